@@ -220,8 +220,9 @@ def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallR
         call = read_form(routed.route, routed.params, b"", form, bounds)
     else:
         kind, messages = routed.form if routed.metered else b"", exchange.connection.messages
+        params = {**routed.params, **exchange.says} if exchange.says else routed.params
         call = read_call(
-            routed.route, routed.params, body, bounds, reads=reads, look=look, form=kind, messages=messages
+            routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages
         )
     if routed.form and not routed.metered:
         content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches

@@ -23,7 +23,9 @@ from gateway.core.accounts.jobs import (
     MARK,
     METADATA_MAX,
     RUNNING,
+    SECONDS,
     SERVICE_TIER,
+    VIDEO,
     BatchLine,
     BatchResult,
     Job,
@@ -41,9 +43,9 @@ from gateway.core.calls.claims import budget_claim, read_call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import CallPrices, charge_of
-from gateway.core.families.family import BatchPaths
+from gateway.core.families.family import BatchPaths, JobPaths
 from gateway.core.families.objects import ObjectAccess, read_objects
-from gateway.core.families.registry import FAMILIES, JOBS
+from gateway.core.families.registry import FAMILIES, JOBS, RESULTS
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
@@ -137,8 +139,8 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     upstreams = exchange.worker.upstreams
     names = [one.upstream for one in admitted.call.targets] or [exchange.upstream_name]
     if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
-        raise InvalidRequest("background: nobody can look at its result on this route.", param="background")
-    job = _job_of(exchange, admitted, paths.kind)
+        raise InvalidRequest("Nobody can look at its result on this route.", param="background")
+    job = _job_of(exchange, admitted, paths)
     await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
     exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
     try:
@@ -151,14 +153,24 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     await OVER
 
 
-def _job_of(exchange: Exchange, admitted: AdmittedCall, kind: str) -> Job:
+async def remake(exchange: Exchange) -> None:
+    """Have one more made of an earlier job, whose model and length are its own."""
+    caller = known(exchange) or await identify(exchange)
+    job = await _jobs(exchange).find(caller, exchange.routed.params["id"])
+    if job is not None and job.kind == VIDEO:
+        exchange.says = {"model": job.model, "seconds": str(job.seconds)}
+    await run_later(exchange, await admit(exchange, caller))
+
+
+def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
     claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
     budgets = admitted.budgets
     job = _job(
         exchange, admitted.caller, exchange.request_id, admitted.user, admitted.service, decision, prices,
         exchange.worker.ports.refusals.now_ms(),
     )  # fmt: skip
-    job.kind, job.endpoint, job.model = kind, exchange.routed.label, admitted.call.model
+    job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
+    job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
     return job
@@ -190,13 +202,13 @@ async def tell_job(exchange: Exchange) -> None:
     jobs, paths = exchange.worker.ports.jobs, FAMILIES[exchange.routed.family].batches
     if admitted.call.named and jobs is not None:
         id_ = admitted.call.named[0]
-        if exchange.routed.method == b"DELETE" and not await _looked(jobs, caller, id_, []):
-            raise InvalidRequest("It is not over, so it cannot be deleted: cancel it first.")
-        exchange.before_end = partial(_tell_nothing_uncharged, jobs, caller, id_)
-        if paths is not None and exchange.routed.label == paths.results:
-            if not await _looked(jobs, caller, id_, []):
-                raise InvalidRequest("This batch is not over, so it has no results.")
-        elif paths is not None and paths.results and exchange.routed.method == b"GET":
+        shows = exchange.routed.label in RESULTS
+        if (shows or exchange.routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
+            what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
+            raise InvalidRequest(f"It is not over, so it {what}.")
+        if not shows:
+            exchange.before_end = partial(_tell_nothing_uncharged, jobs, caller, id_)
+        if paths is not None and paths.results and exchange.routed.method == b"GET":
             await _told(exchange, admitted, jobs, paths)
             return
     answer = await forward(exchange, admitted)
@@ -497,10 +509,12 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     """What a result costs by the use that it reports; None where it reports none."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
     call.reports = True
+    if job.kind == VIDEO:
+        call.choices, call.measured = job.videos, {SECONDS: job.seconds}
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     usage, detail = meter.usage(), meter.detail
-    if not usage.reported or not usage.total:
+    if not usage.reported or not (usage.total or job.kind == VIDEO):
         return None
     if job.kind == BATCH:
         detail.service_tier = SERVICE_TIER

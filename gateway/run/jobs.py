@@ -33,7 +33,7 @@ from gateway.core.accounts.jobs import (
 )
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.family import BatchPaths
-from gateway.core.families.registry import FAMILIES
+from gateway.core.families.registry import FAMILIES, JOBS
 from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.core.wait import Wait, run_in_task
 from gateway.counters.admission.jobs import StoredJobs
@@ -249,7 +249,7 @@ class Jobs:
                 await self._charge_as_held(job, "failed")
             return
         async with self._fetches:
-            path = f"{job.endpoint}/{quote(job.id, safe='')}"
+            path = JOBS[job.endpoint].of(job.sent or job.model, job.id)
             status, said = await self._ask(job.upstream, path, bytes_max=RESULT_BYTES_MAX)
             if status in _GONE:
                 await self._charge_as_held(job, "failed")
@@ -261,7 +261,7 @@ class Jobs:
             if service is None or route is None:
                 raise CountersUnavailable
             if ended:
-                free = ended == "failed"
+                free = ended in {"failed", "expired"}
                 settlement, job.cost = call_charge(ports, job, service, route, said, free, plane.bounds)
                 await run_in_task(_settled(ports, settlement))
                 await self._end(job, ended)

@@ -21,9 +21,11 @@ from gateway.core.model import Caller
 from gateway.errors import InvalidRequest
 
 BATCH: Final = "batch"
+VIDEO: Final = "video"
 RESPONSE: Final = "response"
 BATCH_PURPOSE: Final = "batch"
 SERVICE_TIER: Final = "batch"
+SECONDS: Final = "video_second"
 # What a batch may have.
 LINES_MAX: Final = 50_000
 LINE_ID_CHARACTERS_MAX: Final = 512
@@ -46,7 +48,7 @@ RESULT_BYTES_MAX: Final = 256 << 20
 # What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
 OPENING, RUNNING = "opening", "in_progress"
 ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
-KINDS: Final = (BATCH, "video", RESPONSE)
+KINDS: Final = (BATCH, VIDEO, RESPONSE)
 STATUSES: Final = (RUNNING, *sorted(ENDED))
 
 _BOUNDARY = re.compile(
@@ -62,7 +64,8 @@ class Job(msgspec.Struct):
     amounts are what its hold took of each account. `settled_ms` is 0 while it is not settled. The charges of
     its lines stand in the late queue between two places, `lines_after` and `lines_until`: the first is there
     once a line may be charged, the second once all are. Then it ends as `ended`. A single call has one line,
-    whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is.
+    whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is. One
+    that makes so many `videos` was held for their `seconds`, all together.
     """
 
     hold_id: str
@@ -101,6 +104,8 @@ class Job(msgspec.Struct):
     lines_until: str = ""
     ended: str = ""
     sent: str = ""
+    videos: int = 1
+    seconds: int = 0
 
     @property
     def is_charged(self) -> bool:
@@ -317,13 +322,17 @@ class BatchState(msgspec.Struct):
 
 
 class CallState(msgspec.Struct):
-    """A call in the background, as its upstream tells of it."""
+    """A call in the background, as its upstream tells of it: by its status, or whether it is done."""
 
     status: str = ""
+    done: bool = False
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
     @property
     def ended_as(self) -> str:
         """The status of its job; empty while it is not over."""
+        if self.done:
+            return "completed" if bytes(self.error) == b"null" else "failed"
         return "completed" if self.status == "incomplete" else self.status if self.status in ENDED else ""
 
 

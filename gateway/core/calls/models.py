@@ -159,6 +159,8 @@ def is_repeatable(call: CallRequest) -> bool:
     document = call.document
     if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
         return False
+    if call.background:  # the first one would go on, and nobody hear of it
+        return False
     return all(_is_harmless(tool) for tool in call.tools)
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
+from urllib.parse import quote
 
 import msgspec
 
@@ -290,15 +291,27 @@ class BatchPaths:
 
 @dataclass(frozen=True, slots=True)
 class JobPaths:
-    """Where an API takes calls that it works off later, and tells of each: all jobs of a `kind`."""
+    """Where an API takes calls that it works off later, and tells of each: all jobs of a `kind`.
+
+    `remake` makes one more of an earlier one, and `results` has what came of one. One job is `shown` below
+    its `path`, where nothing else is said.
+    """
 
     kind: str
     path: str
+    remake: str = ""
+    results: str = ""
+    shown: str = ""
 
     @property
     def one(self) -> str:
         """The template of one job."""
-        return f"{self.path}/{{id}}"
+        return self.shown or f"{self.path}/{{id}}"
+
+    def of(self, model: str, id_: str) -> str:
+        """The path of one job, whose id may be its own path there."""
+        named = self.one.replace("{model}", quote(model, safe=""))
+        return named.replace("{id}", quote(id_.rpartition("/")[2], safe=""))
 
     @property
     def cancel(self) -> str:

@@ -20,7 +20,11 @@ BATCHES: tuple[BatchPaths, ...] = tuple([one.batches for one in ALL if one.batch
 LISTS: tuple[ObjectLists, ...] = tuple(
     [one.objects.lists for one in ALL if one.objects and one.objects.lists]
 )
-JOBS: Mapping[str, JobPaths] = {jobs.path: jobs for one in ALL for jobs in one.jobs}
+JOBS: Mapping[str, JobPaths] = {
+    path: jobs for one in ALL for jobs in one.jobs for path in (jobs.path, jobs.remake) if path
+}
+# Paths of the results of jobs.
+RESULTS = frozenset({one.results for one in BATCHES} | {one.results for one in JOBS.values()}) - {""}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}
 # Whose clients send such a field, the surest first: a version or an SDK, then a name that a key has nowhere
 # else.

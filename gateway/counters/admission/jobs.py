@@ -10,14 +10,14 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Final, cast
 
-from gateway.core.accounts.jobs import BATCH, HOLD_S_MAX, Job, read_job, write_job
+from gateway.core.accounts.jobs import HOLD_S_MAX, RESPONSE, Job, read_job, write_job
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 
-# So long a settled job is remembered: a look at it charges nothing. Of single calls there are many.
+# So long a settled job is remembered: a look at it charges nothing. Of responses there are many.
 SETTLED_S: Final = 7 * 86_400
 CALL_SETTLED_S: Final = 3_600
 # Before all places of a queue.
@@ -48,7 +48,7 @@ class StoredJobs:
 
     async def _keep(self, job: Job) -> None:
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
-        remembered_s = SETTLED_S if job.kind == BATCH else CALL_SETTLED_S
+        remembered_s = CALL_SETTLED_S if job.kind == RESPONSE else SETTLED_S
         ends = (b"EX", b"%d" % remembered_s) if job.settled_ms else ()
         sent = [wire.send(encode(b"SET", name, write_job(job), *ends))]
         listed = keys.jobs(job.partition).encode()
@@ -63,7 +63,7 @@ class StoredJobs:
     async def _own(self, job: Job, id_: str) -> bool:
         partition, name = _owner(job.upstream, id_)
         wire, owner = self._wires.of(partition), job.hold_id.encode()
-        owned_s = OWNED_S if job.kind == BATCH else HOLD_S_MAX
+        owned_s = HOLD_S_MAX if job.kind == RESPONSE else OWNED_S
         if await wire.send(encode(b"SET", name, owner, b"NX", b"EX", b"%d" % owned_s)) is not None:
             return True
         return await wire.send(encode(b"GET", name)) == owner

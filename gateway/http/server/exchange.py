@@ -257,16 +257,16 @@ class Exchange(RequestDriver):
     the credential, and `begins` is how the request begins where its head alone does not say that.
     A form that is `long` passes as it comes, behind its texts. `passed_over` are the upstreams that failed it
     before, each with the cause; `read` says that one of them took the whole request, and did not answer in
-    time. It `waits` for its upstream's capacity, or has done so for `waited_ms`.
+    time. It `waits` for its upstream's capacity, or has done so for `waited_ms`. The job that
+    its path names `says` more parameters of its path.
     """
 
     __slots__ = (
         "_on_end", "before_end", "began_upstream", "begins", "body_failure", "body_length", "broken",
         "call", "caller", "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded",
         "gone", "head", "invited", "keep_alive", "key", "link", "long", "model_sent", "opened", "passed_over",
-        "read", "reason", "request_id", "routed", "started", "status", "trace", "until_close", "upstream",
-        "upstream_name", "waited_ms", "waits",
-        "worker",
+        "read", "reason", "request_id", "routed", "says", "started", "status", "trace", "until_close",
+        "upstream", "upstream_name", "waited_ms", "waits", "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -307,6 +307,7 @@ class Exchange(RequestDriver):
         self.passed_over: tuple[tuple[str, str], ...] = ()
         self.long = False
         self.read = False
+        self.says: Mapping[str, str] = {}
 
     def ended(self, error: BaseException | None) -> None:
         """Tell the worker, then leave the connection."""

@@ -20,7 +20,7 @@ from gateway.http.capacity import CapacityQueues
 from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
-from gateway.http.jobs import create_batch, tell_job
+from gateway.http.jobs import create_batch, remake, tell_job
 from gateway.http.lists import list_objects
 from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
@@ -275,7 +275,8 @@ HANDLERS = {
     METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{path: at_collection for one in LISTS for path in one.paths},
     **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
-    **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel)},
+    **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel, one.results) if path},
+    **{one.remake: remake for one in JOBS.values() if one.remake},
 }  # fmt: skip
 
 

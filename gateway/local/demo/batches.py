@@ -1,8 +1,8 @@
-"""Files, batches and background responses of the demo upstream, kept in memory, for tests.
+"""Files, batches, videos and background responses of the demo upstream, kept in memory, for tests.
 
 A batch's `metadata`, of Anthropic's the `metadata` of its first call, may dictate what becomes of it:
 `demo_status` (`completed`, `failed`, `expired`) at its end, `demo_after_s` seconds until then, `demo_lines`
-that are worked off (of a cancelled one half).
+that are worked off (of a cancelled one half). The first two may stand in a video's prompt, as `NAME=VALUE`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from uuid import uuid4
 # Kept of each kind; the oldest go.
 KEPT_MAX: Final = 1_000
 _PATH = re.compile(
-    r"/v1/(files|batches|messages/batches|responses)(?:/([^/]+))?(?:/(content|cancel|results))?"
+    r"/v1/(files|batches|messages/batches|responses|videos)(?:/([^/]+))?(?:/(content|cancel|results|remix))?"
 )
 _NAME = re.compile(rb'name="?([a-z_]+)"?', re.IGNORECASE)
+
+_LONG_RUNNING = re.compile(r"/v1beta/models/([^/:]+)(?::predictLongRunning|/operations/([^/]+))")
+_WISH = re.compile(r"(demo_\w+)=(\S+)")
 
 _MESSAGES = "https://api.anthropic.com/v1/messages/batches"
 
@@ -47,17 +50,23 @@ class Batches:
 
     files: dict[str, bytes] = field(default_factory=dict)
     batches: dict[str, _DemoBatch] = field(default_factory=dict)
+    videos: dict[str, _DemoBatch] = field(default_factory=dict)
 
     def answer(  # a request, and who answers its calls
         self, method: str, path: str, query: dict[str, list[str]], content: bytes, work: Work
     ) -> Told | None:
         """The answer of such a path; None of any other."""
+        long_running = _LONG_RUNNING.fullmatch(path)
+        if long_running is not None:
+            return self._operation(long_running[1], long_running[2], content)
         place = _PATH.fullmatch(path)
         if place is None:
             return None
         kind, id_, more = place.groups()
         if kind == "responses":
             return self._response(method, id_ or "", more, content, work)
+        if kind == "videos":
+            return self._video(method, id_ or "", more, query, content)
         if kind == "messages/batches":
             return self._messages(method, id_ or "", more, query, content, work)
         if method == "POST" and not id_:
@@ -125,14 +134,65 @@ class Batches:
         done = self.files.get(said["output_file_id"] or "")
         return 200, (json.loads(done)["response"]["body"] if done else {}) | _as_response(said)
 
+    def _video(
+        self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes
+    ) -> Told:
+        """A video, whose content is its prompt."""
+        video = self.videos.get(id_)
+        if id_ and video is None:
+            return _missing()
+        if video is not None and time.time() >= video.ends_at and video.said["status"] == "queued":
+            video.said["status"] = video.end
+        if method == "POST":
+            form = content.startswith(b"--")
+            said = (
+                {name.decode(): value.decode("utf-8", "replace") for name, value in _fields(content).items()}
+                if form
+                else {}
+            )
+            said = said or json.loads(content)
+            before = {"model": "sora-2", "seconds": "4"} if video is None else video.said
+            return 200, self._begin({**before, **said})
+        if video is None:
+            return 200, {"object": "list"} | _page([one.said for one in self.videos.values()], query, "after")
+        if method == "DELETE":
+            del self.videos[id_]
+            return 200, {"id": id_, "object": "video.deleted", "deleted": True}
+        if more != "content":
+            return 200, video.said
+        return (200, video.said["prompt"].encode()) if video.said["status"] == "completed" else _missing()
+
+    def _operation(self, model: str, id_: str | None, content: bytes) -> Told:
+        """Videos of Gemini's API."""
+        if id_ is None:
+            asked = json.loads(content)
+            said = {"prompt": asked["instances"][0]["prompt"], "seconds": 8, "model": model}
+            video = self._begin(said | asked.get("parameters", {}))
+            return 200, {"name": f"models/{model}/operations/{video['id']}"}
+        status, video = self._video("GET", id_, None, {}, b"")
+        told = {"name": f"models/{model}/operations/{id_}", "done": video.get("status") != "queued"}
+        if video.get("status") == "failed":
+            told["error"] = {"code": 13, "message": "failed"}
+        elif told["done"]:
+            told["response"] = {
+                "generateVideoResponse": {"generatedSamples": [{}] * video.get("sampleCount", 1)}
+            }
+        return status, told
+
+    def _begin(self, asked: dict[str, Any]) -> dict[str, Any]:
+        wishes, now = dict(_WISH.findall(asked["prompt"])), time.time()
+        said = {"size": "720x1280", **asked} | {
+            "id": f"video_{uuid4().hex}", "object": "video", "status": "queued", "progress": 0, "error": None,
+            "created_at": int(now), "seconds": str(asked["seconds"]),
+        }  # fmt: skip
+        ends_at = now + float(wishes.get("demo_after_s", 0))
+        self.videos[said["id"]] = _DemoBatch(said, [], ends_at, wishes.get("demo_status", "completed"))
+        while len(self.videos) > KEPT_MAX:
+            del self.videos[next(iter(self.videos))]
+        return said
+
     def _store(self, form: bytes) -> Told:
-        delimiter = form.partition(b"\r\n")[0]
-        fields: dict[bytes, bytes] = {}
-        for part in form.split(delimiter)[1:-1]:
-            head, _, body = part.partition(b"\r\n\r\n")
-            name = _NAME.search(head)
-            if name is not None:
-                fields[name[1]] = body.removesuffix(b"\r\n")
+        fields = _fields(form)
         return 200, self._kept(fields.get(b"file", b""), fields.get(b"purpose", b"").decode())
 
     def _kept(self, content: bytes, purpose: str) -> dict[str, Any]:
@@ -195,6 +255,17 @@ class Batches:
         if written:
             kept = self._kept("\n".join(written).encode(), "batch_output")
             batch.said["output_file_id"] = kept["id"]
+
+
+def _fields(form: bytes) -> dict[bytes, bytes]:
+    """The values of a form."""
+    fields: dict[bytes, bytes] = {}
+    for part in form.split(form.partition(b"\r\n")[0])[1:-1]:
+        head, _, body = part.partition(b"\r\n\r\n")
+        name = _NAME.search(head)
+        if name is not None:
+            fields[name[1]] = body.removesuffix(b"\r\n")
+    return fields
 
 
 def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) -> dict[str, Any]:

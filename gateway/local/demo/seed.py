@@ -44,6 +44,7 @@ SERVICES = {
     "images": "Pictures (OpenAI)",
     "speech": "Speech (OpenAI)",
     "transcriptions": "Transcripts (OpenAI)",
+    "videos": "Videos (OpenAI, Gemini)",
     "mcp": "MCP tools",
     "echo": "Echo (the demo upstream, one unit a request)",
 }

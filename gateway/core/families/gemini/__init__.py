@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, CallKind, Listing, SdkExample, target
+from gateway.core.families.family import ApiFamily, CallKind, JobPaths, Listing, SdkExample, target
 from gateway.core.families.gemini import answers, calls
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import EXCLUSIONS, OBJECTS
@@ -41,6 +41,13 @@ def _shape(*, streamed: bool) -> CallKind:
     )  # fmt: skip
 
 
+VIDEOS = JobPaths(
+    "video",
+    "/v1beta/models/{model}:predictLongRunning",
+    shown="/v1beta/models/{model}/operations/{id}",
+)
+
+
 def _routes() -> Iterator[Route]:
     for version in ("v1beta", "v1"):
         for action, meter in (
@@ -50,6 +57,8 @@ def _routes() -> Iterator[Route]:
             service = "" if meter == "none" else NAME
             yield Route(("POST",), f"/{version}/models/{{model}}:{action}", NAME, service, NAME, meter)
     yield Route(("POST",), "/v1beta/cachedContents", NAME, NAME, NAME, "gemini_cache")
+    yield Route(("POST",), VIDEOS.path, NAME, "videos", NAME, "gemini_videos")
+    yield Route(("GET",), VIDEOS.one, NAME, family=NAME)
     for methods, path in (
         ("GET", "cachedContents"), ("GET DELETE", "cachedContents/{id}"),
         ("GET POST", "fileSearchStores"), ("GET DELETE", "fileSearchStores/{id}"),
@@ -88,6 +97,9 @@ FAMILY = ApiFamily(
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
         "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings"),
+        "gemini_videos": CallKind(
+            calls.read_video, answers.VIDEO, keeps=lambda document: True, operation="generate_content"
+        ),
         "gemini_cache": CallKind(
             calls.read_cache,
             answers.CACHED,
@@ -111,6 +123,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
+    jobs=(VIDEOS,),
     exclusions=EXCLUSIONS,
     free_tools=frozenset({"functiondeclarations", "codeexecution", "urlcontext"}),
     lists=Listing(

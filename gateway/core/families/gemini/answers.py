@@ -272,5 +272,21 @@ def _read_cached(meter: Meter, document: bytes) -> None:
         meter.report(total, 0, 0, 0, total, final=True)
 
 
+def _read_video(meter: Meter, document: bytes) -> None:
+    """Videos that are made, by the length they were asked for; those that its provider held back are free."""
+    said = loose_document(document)
+    meter.failed = said.get("error") is not None
+    if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
+        return
+    made = object_in(object_in(said, "response"), "generateVideoResponse")
+    samples, asked = made.get("generatedSamples"), meter.call.choices
+    held = (meter.call.measured or {}).get("video_second", 0)
+    number = min(len(samples), asked) if isinstance(samples, list) else 0 if made else asked
+    meter.detail.used_tool("video_second", held // asked * number)
+    meter.report(0, 0, 0, 0, 0, final=True)
+
+
+VIDEO = Dialect(_read_video, lambda meter, data: False, lambda meter: b"")
+
 # Of contents that are kept: all their tokens were read.
 CACHED = Dialect(_read_cached, lambda meter, data: False, lambda meter: b"")

@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 _GENERATE = ControlledNames("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
 _CACHE = ControlledNames("model", "name", "ttl", "expireTime", "expire_time", *OF_EVERY_FAMILY)
+# By these a medium is somewhere else: its provider would read or write it with the gateway's credential.
+_ELSEWHERE = frozenset({"uri", "gcsUri", "fileUri", "storageUri"})
 _EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
 # By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
 _CHOOSING = (
@@ -87,6 +89,31 @@ def read_cache(call: CallRequest, document: Document, params: PathParams, bounds
     call.model, call.output_max = model_name(model.removeprefix("models/")), 0
     if document.get("name"):
         raise InvalidRequest("The upstream chooses name: leave it out.", param="name")
+
+
+_VIDEO = ControlledNames("model", "instances", "parameters", *OF_EVERY_FAMILY)
+_VIDEO_PARAMETERS = ControlledNames("durationSeconds", "sampleCount", "numberOfVideos", "storageUri")
+# Of a video whose length nobody states, the most that its provider documents; and the most one may ask for.
+VIDEO_SECONDS, VIDEO_SECONDS_MAX, VIDEOS_MAX = 8, 600, 4
+
+
+def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Videos of one prompt, which are made later."""
+    _VIDEO.check(document)
+    call.model, call.output_max, call.background = model_in_path(document, params.get("model")), 0, True
+    asked = elements(document, "instances")
+    if len(asked) != 1:
+        raise InvalidRequest("instances must have one object.", param="instances")
+    parameters = inner(document, "parameters", _VIDEO_PARAMETERS) or {}
+    for place in (parameters, *(one for one in asked[0].values() if isinstance(one, dict))):
+        for name in _ELSEWHERE & place.keys():
+            raise InvalidRequest(f"{name} is not accepted: send the bytes.", param=name)
+    numbers = [
+        choices(parameters, name, VIDEOS_MAX, "parameters.") for name in ("sampleCount", "numberOfVideos")
+    ]
+    call.choices = max(numbers)
+    seconds = maximum(parameters, "durationSeconds", VIDEO_SECONDS_MAX, "parameters.")
+    call.measured = {"video_second": call.choices * (VIDEO_SECONDS if seconds is None else seconds)}
 
 
 def config_of(document: Document) -> Document:

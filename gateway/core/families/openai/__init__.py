@@ -101,6 +101,13 @@ _SHAPES = {
     "openai_speech": CallKind(
         media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
     ),
+    "openai_videos": CallKind(
+        media.read_video,
+        media.VIDEO,
+        keeps=lambda document: True,
+        operation="generate_content",
+        form=media.VIDEO_FORM,
+    ),
     # Of Mistral, which speaks this API: it takes no `stream_options`, and always tells its use.
     "mistral_fim": CallKind(
         calls.read_completions,
@@ -128,6 +135,7 @@ BATCHES = BatchPaths(
 
 
 RESPONSES = JobPaths("response", "/v1/responses")
+VIDEOS = JobPaths("video", "/v1/videos", "/v1/videos/{id}/remix", "/v1/videos/{id}/content")
 
 
 # Stored things, and parts of them: what costs nothing. What runs models (evals, fine-tuning) is no route.
@@ -192,6 +200,11 @@ def _routes() -> Iterator[Route]:
     yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
     yield Route(("GET", "DELETE"), RESPONSES.one, NAME, family=NAME)
     yield Route(("POST",), RESPONSES.cancel, NAME, family=NAME)
+    for path in (VIDEOS.path, VIDEOS.remake):
+        yield Route(("POST",), path, NAME, "videos", NAME, "openai_videos")
+    yield Route(("GET",), VIDEOS.path, NAME, family=NAME)
+    yield Route(("GET", "DELETE"), VIDEOS.one, NAME, family=NAME)
+    yield Route(("GET",), VIDEOS.results, NAME, family=NAME, queries=("variant",))
     yield Route(("POST",), "/v1/responses/compact", NAME, "responses", NAME, "openai_responses")
     for path, service in _UNITS:
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, "openai_stored")
@@ -221,7 +234,7 @@ FAMILY = ApiFamily(
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
     batches=BATCHES,
-    jobs=(RESPONSES,),
+    jobs=(RESPONSES, VIDEOS),
     exclusions=EXCLUSIONS,
     free_tools=frozenset(
         {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}

@@ -219,6 +219,9 @@ OBJECTS = ObjectRules(
         "/v1/chat/completions/{id}": frozenset({"metadata"}),
     },
     lists=ObjectLists(
-        ("/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/containers", "/v1/skills", "/v1/evals")
+        (
+            "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/containers", "/v1/skills", "/v1/evals",
+            "/v1/videos",
+        )
     ),
 )  # fmt: skip

@@ -31,7 +31,7 @@ from gateway.core.families.openai.calls import model_of
 from gateway.core.families.openai.responses import report
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, ObjectNotFound
 
 _IMAGES = ControlledNames("model", "n", "size", "quality", "stream", "user", *OF_EVERY_FAMILY)
 _SPEECH = ControlledNames("model", "stream_format", *OF_EVERY_FAMILY)
@@ -61,6 +61,10 @@ EDIT_FORM: Final = FormKind(
     numbers=frozenset({"n"}),
     flags=frozenset({"stream"}),
 )
+_VIDEO = ControlledNames("model", "seconds", "size", "n", "user", "input_reference", *OF_EVERY_FAMILY)
+VIDEO_FORM: Final = FormKind(_VIDEO, frozenset({"input_reference"}), numbers=frozenset({"n"}))
+# Of a video whose length nobody states, as OpenAI documents it; and the most one may ask for.
+VIDEO_SECONDS, VIDEO_SECONDS_MAX = 4, 600
 _HEARD = ControlledNames("model", "stream", "response_format", "file", "user", *OF_EVERY_FAMILY)
 HEARD_FORM: Final = FormKind(
     _HEARD,
@@ -128,6 +132,49 @@ def read_speech(
         raise InvalidRequest("input must be a text.", param="input")
     call.streamed, call.output_max = True, 0
     call.measured = {"character": len(said)}
+
+
+def read_video(
+    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
+) -> None:
+    """A video, which is made later; one of another has the model and the length of that."""
+    _VIDEO.check(document)
+    stated, own = document.get("seconds"), path_params.get("seconds")
+    if "id" in path_params and own is None:
+        raise ObjectNotFound("Nobody here knows the length of that video any more.")
+    call.model, call.output_max, call.background = model_of(call, document, path_params), 0, True
+    call.user = stated_user(document.get("user"))
+    if choices(document, "n", bounds.choices_max) != 1:
+        raise InvalidRequest("n must be 1: a call makes one video.", param="n")
+    if own is not None and stated is not None:
+        raise InvalidRequest("seconds is not accepted: the length stays as it is.", param="seconds")
+    stated = own if stated is None else stated
+    call.measured = {"video_second": VIDEO_SECONDS if stated is None else _seconds(stated)}
+
+
+def _seconds(stated: object) -> int:
+    text = str(stated) if type(stated) in {int, str} else ""
+    if text.isascii() and text.isdigit() and len(text) < 4 and 0 < int(text) <= VIDEO_SECONDS_MAX:
+        return int(text)
+    raise InvalidRequest(f"seconds must be a whole number from 1 to {VIDEO_SECONDS_MAX}.", param="seconds")
+
+
+def _read_whole_video(meter: Meter, document: bytes) -> None:
+    """A video that is there is paid by its seconds: as its upstream says, else as they were asked for."""
+    said = loose_document(document)
+    meter.failed = said.get("error") is not None
+    meter.detail.answered_by(said.get("model"))
+    there = said.get("status") == "completed" or integer(said.get("completed_at")) is not None
+    if not there or not 200 <= meter.status < 300:
+        return
+    stated = said.get("seconds")
+    if isinstance(stated, str) and stated.isascii() and stated.isdigit() and len(stated) < 10:
+        stated = int(stated)
+    seconds = integer(stated)
+    if seconds is None or seconds <= 0:
+        seconds = (meter.call.measured or {}).get("video_second", 0)
+    meter.detail.used_tool("video_second", seconds)
+    meter.report(0, 0, 0, 0, 0, final=True)
 
 
 def read_ocr(
@@ -242,4 +289,5 @@ def _told(said: dict[str, object], name: str, asked: str) -> str:
 
 DIALECT = Dialect(_read_whole, _read_event, lambda meter: b"")
 HEARD = Dialect(_read_whole_heard, _read_event_heard, lambda meter: b"")
+VIDEO = Dialect(_read_whole_video, lambda meter, data: False, lambda meter: b"")
 OCR = Dialect(_read_ocr, lambda meter, data: False, lambda meter: b"")
