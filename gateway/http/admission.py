@@ -53,8 +53,10 @@ from gateway.errors import (
 )
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import check_circuit
+from gateway.http.identity import passed_digest
 from gateway.http.ports import DirectoryPort, Ports
 from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
+from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Exchange
 
@@ -606,9 +608,16 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
 def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
-    """The head of a call that carries no key, with that of its workload; else the refusal it has earned."""
+    """The head of a call that carries no key, with that of its workload, or of the upload that it sends a
+    file to; else the refusal it has earned.
+    """
     head, keys = exchange.head, exchange.worker.workloads
     missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
+    if missing and head.routed.route is not None:
+        upload, said = upload_named(head.routed.query, head.routed.route)
+        digest = passed_digest(said, upload, exchange.worker.heads.pepper)
+        if digest:
+            return _routed_as(head, head.routed, HeaderCredential(digest))
     if not keys or head.routed.query_refusal is not None or not missing:
         raise refusal
     digests = keys.get(exchange.connection.transport.get_extra_info(WORKLOAD) or "")

@@ -73,6 +73,18 @@ def key_digests(credential: bytes, peppers: tuple[bytes, ...]) -> tuple[str, ...
     return tuple([key_digest(credential, pepper) for pepper in peppers])
 
 
+def upload_pass(upload: str, digest: str, pepper: bytes) -> str:
+    """What the address of an upload has instead of the key, known by its digest, that began it."""
+    return f"{digest}.{key_digest(f'{upload} {digest}'.encode(), pepper)}"
+
+
+def passed_digest(said: str, upload: str, pepper: bytes) -> str:
+    """The digest of the key that an upload was begun with; empty where nobody here has said so."""
+    digest = said.partition(".")[0]
+    known = upload_pass(upload, digest, pepper)
+    return digest if hmac.compare_digest(said.encode(), known.encode()) else ""
+
+
 def _plain(name: bytes) -> bytes:
     """The name of a parameter as an API that is not strict with it may take it."""
     plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")

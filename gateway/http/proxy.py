@@ -14,8 +14,7 @@ from gateway.errors import UnknownRoute
 from gateway.http.admission import admit, identify, known
 from gateway.http.forward import forward
 from gateway.http.jobs import run_later
-from gateway.http.relay import own_answer, relay
-from gateway.http.reply import origin_of
+from gateway.http.relay import origin_of, own_answer, relay
 from gateway.http.server.exchange import Exchange
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]

@@ -12,10 +12,12 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.routes import Route
 from gateway.core.families.family import TOLD_MAX
 from gateway.core.families.objects import session_of
 from gateway.core.families.refusal import HELD_OFF, render
@@ -26,8 +28,10 @@ from gateway.core.model import Decision
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import leave_alone
+from gateway.http.identity import upload_pass
 from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
+from gateway.http.routing.routes import UPLOAD_PASS, uploads_of
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.pool import Link
 
@@ -50,6 +54,8 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         # Whose it is is noted before its id is known.
         session = session_of(route.upstream, answer.session)
         await exchange.worker.ports.objects.keep(admitted.caller, [session])
+    if answer.address and route is not None:
+        await _lead_here(exchange, admitted, answer, route)
     altered = call.strip_usage and 200 <= status < 300
     outlet = Outlet(exchange, answer, admitted.limits_shown, altered, meter)
     exchange.fail = outlet.fail
@@ -81,6 +87,28 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
             raise CountersUnavailable(retry_after_s=1)
         outlet.end(tail)
     exchange.leave_upstream()
+
+
+async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, route: Route) -> None:
+    """Have a file be sent here that its upstream wants at its own address; an upload is its caller's."""
+    uploads, asked = uploads_of(route), dict(parse_qsl(urlsplit(answer.address.decode("latin-1")).query))
+    if uploads is not None and asked.get(uploads.id):
+        session = session_of(route.upstream, asked[uploads.id].encode())
+        await exchange.worker.ports.objects.keep(admitted.caller, [session])
+        kept, proof = {name: asked[name] for name in route.queries if name in asked}, exchange.head.proof
+        if not proof.token:
+            kept[UPLOAD_PASS] = upload_pass(asked[uploads.id], proof.digest, exchange.worker.heads.pepper)
+        address = f"{origin_of(exchange)}{exchange.routed.sent}?{urlencode(kept)}"
+        answer.lines.append(b"%b: %b" % (uploads.address, address.encode()))
+
+
+def origin_of(exchange: Exchange) -> str:
+    """What this gateway is called by its clients: as settings say, else as this one does."""
+    public = exchange.worker.limits.public_url
+    if public:
+        return public
+    tls = exchange.connection.transport.get_extra_info("sslcontext") is not None
+    return f"http{'s' if tls else ''}://{exchange.routed.host.decode('latin-1')}"
 
 
 async def _relay_body(

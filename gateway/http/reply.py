@@ -23,7 +23,7 @@ from gateway.errors import (
 from gateway.http.admission import by_head
 from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Log
-from gateway.http.relay import CLIENT_GONE, own_answer
+from gateway.http.relay import CLIENT_GONE, origin_of, own_answer
 from gateway.http.routing.head import CallHead, Preflight, RoutedHead
 from gateway.http.routing.routes import METADATA_PATH, OWN_PATHS
 from gateway.http.server.buffers import bare
@@ -163,15 +163,6 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     if exchange.routed.allow:
         fields.append((b"allow", ", ".join(exchange.routed.allow).encode()))
     own_answer(exchange, refusal.status, fields, body)
-
-
-def origin_of(exchange: Exchange) -> str:
-    """What this gateway is called by its clients: as settings say, else as this one does."""
-    public = exchange.worker.limits.public_url
-    if public:
-        return public
-    tls = exchange.connection.transport.get_extra_info("sslcontext") is not None
-    return f"http{'s' if tls else ''}://{exchange.routed.host.decode('latin-1')}"
 
 
 def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:

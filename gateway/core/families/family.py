@@ -222,6 +222,22 @@ class ObjectRules:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadRules:
+    """Files that are sent to an address that an upstream hands out in the field `address` of an answer.
+
+    The address is of a path below `path`, and names an upload by its parameter `id`: what is sent to it is
+    no JSON. Fields that begin with `fields` say what a request does with an upload. `hidden` are addresses
+    that no client is told of.
+    """
+
+    path: str
+    address: bytes
+    id: str
+    fields: bytes
+    hidden: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """How models are listed: the field of the list, that of a name in it, and the prefix of a name.
 
@@ -357,8 +373,9 @@ class ApiFamily:
     without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
     nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much
     of a budget is used, with an answer or with the refusal they are given. `session_field` names a session
-    that an upstream has opened, in requests and answers: it belongs to who opened it. Fields `said_twice` say
-    what a body does as well, and are read with it. `example` shows how to call it.
+    that an upstream has opened, in requests and answers: it belongs to who opened it, and so does one of the
+    `uploads`. Fields `said_twice` say what a body does as well, and are read with it. `example` shows how to
+    call it.
     """
 
     name: Family
@@ -394,6 +411,7 @@ class ApiFamily:
     provider: str = ""
     budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None
     session_field: bytes = b""
+    uploads: UploadRules | None = None
     said_twice: tuple[bytes, ...] = ()
     example: SdkExample | None = None
 

@@ -73,6 +73,7 @@ USAGE_AMOUNT: Final = 9
 DATE: Final = 10
 LIMITS: Final = 11
 SESSION: Final = 12
+ADDRESS: Final = 13
 
 _KINDS = {
     b"connection": CONNECTION,
@@ -85,6 +86,8 @@ _KINDS = {
     b"x-usage-amount": USAGE_AMOUNT,
     b"date": DATE,
 } | {one.session_field: SESSION for one in ALL if one.session_field}
+_KINDS |= {one.uploads.address: ADDRESS for one in ALL if one.uploads is not None}
+_KINDS |= {name: DROP for one in ALL if one.uploads is not None for name in one.uploads.hidden}
 # What a page may read of an answer's fields, beside those that any may.
 EXPOSED = (
     b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
@@ -101,12 +104,13 @@ class AnswerHead:
 
     `lines` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
     None where none is stated; with neither `length` nor `chunked` the body ends with the
-    connection. `limits` are those of its lines that tell of its upstream's own limits.
+    connection. `limits` are those of its lines that tell of its upstream's own limits. An `address` where
+    a file is to be sent does not pass as it is.
     """
 
     __slots__ = (
-        "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limits", "lines",
-        "plain_request_id", "request_id", "session", "status", "usage_amount",
+        "address", "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limits",
+        "lines", "plain_request_id", "request_id", "session", "status", "usage_amount",
     )  # fmt: skip
 
     def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
@@ -117,7 +121,8 @@ class AnswerHead:
         self.chunked = self.dated = False
         self.limits: tuple[bytes, ...] = ()
         self.content_type = self.content_encoding = b""
-        self.request_id = self.plain_request_id = self.usage_amount = self.session = b""
+        self.request_id = self.plain_request_id = self.usage_amount = b""
+        self.session = self.address = b""
 
 
 def read_answer_head(head: bytes) -> AnswerHead:
@@ -228,6 +233,8 @@ def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) 
     elif kind == SESSION:
         answer.session = value
         answer.lines.append(line)
+    elif kind == ADDRESS:
+        answer.address = value
     else:
         if answer.chunked or value.lower() != b"chunked" or minor == 0:
             raise Malformed("the transfer-encoding is not chunked, once, in HTTP/1.1")

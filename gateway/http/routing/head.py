@@ -579,7 +579,7 @@ class HeadReader:
         self._cors = cors
         self.bindings = router.bindings
         self.router = self._router = router
-        self._pepper = pepper
+        self.pepper = self._pepper = pepper
         self._earlier = earlier
         self._limits = limits
         self._traced = traced

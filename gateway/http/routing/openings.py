@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 
 from gateway.core.calls.routes import AWS_FIELDS, PARAMETER, Route, UpstreamTarget, own_path, own_query
 from gateway.http.protocol.request import PASSES, field_kind
-from gateway.http.routing.routes import JSON_TYPE, is_rewritten
+from gateway.http.routing.routes import JSON_TYPE, is_rewritten, without_pass
 
 _AWS_FIELDS = (*(name.encode() for name in AWS_FIELDS), b"x-amz-content-sha256")
 
@@ -37,7 +37,8 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     A `form` has the type that it came with.
     """
     prefix, host = _place(target.base_url)
-    written = (own_path(target, route, path, model) + own_query(target, query)).encode("ascii")
+    query = own_query(target, without_pass(query, route))
+    written = (own_path(target, route, path, model) + query).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
     names = {name.encode() for name, _ in target.told}
     closings: list[bytes] = []

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
@@ -14,7 +14,7 @@ from gateway.core.calls.forms import boundary_of
 from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import ApiFamily, is_list, one_of
+from gateway.core.families.family import ApiFamily, UploadRules, is_list, one_of
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEAKERS
 from gateway.core.model import GENERIC, Family, Service
@@ -370,7 +370,7 @@ _OF_LISTS = frozenset(
     b"limit after before after_id before_id order pageSize pageToken page_size page_token page filter include"
     b" include[] include%5B%5D include%5b%5d purpose type starting_after include_obfuscation stream model"
     b" return_partial_success returnPartialSuccess updateMask scope_id include_archived created_after"
-    b" created_before order_by status source".split()
+    b" created_before order_by status source force".split()
 )
 _EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
 _LISTS = ("[]", "%5B%5D", "%5b%5d")
@@ -428,7 +428,7 @@ def check_query(query: bytes, route: Route) -> None:
             raise InvalidRequest(f"The query parameter {text} appears twice.", param=text)
         seen.add(name)
         values = known.get(name)
-        if values is not None and value not in values:
+        if values is not None and value not in values and text not in route.queries:
             right = " or ".join(sorted(one.decode() for one in values))
             raise InvalidRequest(f"The query parameter {text} must be {right}.", param=text)
         if values is None and name in known and _PLAIN.fullmatch(value) is None:
@@ -451,7 +451,36 @@ def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozense
         names -= OF_BODIES
     elif form:
         names -= {b"content-type"}
-    return frozenset(kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names))
+    found = [kind.lower for kind, _ in head.fields if is_withheld(kind.plain, names)]
+    uploads = uploads_of(route)
+    return frozenset(one for one in found if uploads is None or not one.startswith(uploads.fields))
+
+
+# By this parameter of an address here a file is sent without a key: clients take such an address for one.
+UPLOAD_PASS = "upload_pass"  # noqa: S105  # a name
+
+
+def uploads_of(route: Route) -> UploadRules | None:
+    """How files are sent on a route; None where it takes none that an address is handed out for."""
+    uploads = FAMILIES[route.family].uploads
+    return uploads if uploads is not None and route.path.startswith(uploads.path) else None
+
+
+def upload_named(query: str, route: Route) -> tuple[str, str]:
+    """The upload that a query names a file for, and the pass of its address; empty where it names none."""
+    uploads = uploads_of(route)
+    if uploads is None:
+        return "", ""
+    asked = dict(parse_qsl(query[1:]))
+    return asked.get(uploads.id, ""), asked.get(UPLOAD_PASS, "")
+
+
+def without_pass(query: str, route: Route) -> str:
+    """A query as its upstream gets it: what an address here has more is nothing to it."""
+    if uploads_of(route) is None:
+        return query
+    kept = [pair for pair in query[1:].split("&") if not pair.startswith(f"{UPLOAD_PASS}=")]
+    return "?" + "&".join(kept) if any(kept) else ""
 
 
 def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
@@ -519,6 +548,9 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
         return ObjectAccess(ids, None if shape is None else shape.keeps)
+    upload, _ = upload_named(head.query.decode("ascii"), route)
+    if upload:  # what is sent is a file, and the answer to the last of it tells of that
+        return ObjectAccess((session_of(route.upstream, upload.encode()),), _always)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
     rules = FAMILIES[route.family].objects

@@ -143,7 +143,8 @@ def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: 
     shared = tuple(replace(route, objects="shared") for route in DEFAULT_ROUTES)
     why = bound(replace(SMS, upstream="raw"), targets=(raw,), routes=shared).refusal_of(path)
     # What makes these is metered.
-    assert bool(why) is path.lower().startswith(("/containers", "/vector_stores", "/v1beta/cached"))
+    metered = ("/containers", "/vector_stores", "/v1beta/cached", "/cached")
+    assert bool(why) is path.lower().startswith(metered)
 
 
 def test_a_word_alone_is_a_services_where_its_paths_say_so() -> None:

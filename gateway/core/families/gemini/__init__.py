@@ -7,8 +7,16 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.family import ApiFamily, CallKind, JobPaths, Listing, SdkExample, target
-from gateway.core.families.gemini import answers, calls
+from gateway.core.families.family import (
+    ApiFamily,
+    CallKind,
+    JobPaths,
+    Listing,
+    SdkExample,
+    UploadRules,
+    target,
+)
+from gateway.core.families.gemini import answers, calls, interactions
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import EXCLUSIONS, OBJECTS
 from gateway.core.model import Family
@@ -30,6 +38,7 @@ _STATUSES = {
 }
 
 _INLINE = MediaPart(("data",), states=("mimeType", "mime_type"))
+_TYPED = MediaPart(("data",), states=("mime_type",))
 
 
 def _shape(*, streamed: bool) -> CallKind:
@@ -46,6 +55,29 @@ VIDEOS = JobPaths(
     "/v1beta/models/{model}:predictLongRunning",
     shown="/v1beta/models/{model}/operations/{id}",
 )
+# Stored things, and parts of them: what costs nothing.
+_STORED = {
+    "cachedContents": "GET",
+    "cachedContents/{id}": "GET DELETE",
+    "fileSearchStores": "GET POST",
+    "fileSearchStores/{id}": "GET DELETE",
+    "fileSearchStores/{id}/operations/{operation}": "GET",
+    "fileSearchStores/{id}/documents": "GET",
+    "fileSearchStores/{id}/documents/{document}": "GET DELETE",
+    "files": "GET",
+    "files/{id}": "GET DELETE",
+    "files/{id}:download": "GET",
+    "files:register": "POST",
+    "tunedModels": "GET",
+    "interactions/{id}": "GET DELETE",
+    "interactions/{id}/cancel": "POST",
+}
+# Calls of a model, and changes by which something lasts longer or has more in it: their provider bills both.
+_UNITS = (
+    ("POST", "cachedContents", "gemini_cache"), ("PATCH", "cachedContents/{id}", "gemini_stored"),
+    ("POST", "fileSearchStores/{id}:importFile", "gemini_stored"),
+    ("POST", "interactions", "gemini_interactions"), ("POST", "models/{model}:predict", "gemini_predict"),
+)  # fmt: skip
 
 
 def _routes() -> Iterator[Route]:
@@ -56,14 +88,16 @@ def _routes() -> Iterator[Route]:
         ):  # fmt: skip
             service = "" if meter == "none" else NAME
             yield Route(("POST",), f"/{version}/models/{{model}}:{action}", NAME, service, NAME, meter)
-    yield Route(("POST",), "/v1beta/cachedContents", NAME, NAME, NAME, "gemini_cache")
+        for method, path, meter in _UNITS:
+            yield Route((method,), f"/{version}/{path}", NAME, NAME, NAME, meter)
+        for path, methods in _STORED.items():
+            if version == "v1beta" or not path.startswith("files"):  # of OpenAI's
+                queries = ("alt",) * path.endswith(":download")
+                yield Route(tuple(methods.split()), f"/{version}/{path}", NAME, family=NAME, queries=queries)
     yield Route(("POST",), VIDEOS.path, NAME, "videos", NAME, "gemini_videos")
     yield Route(("GET",), VIDEOS.one, NAME, family=NAME)
-    for methods, path in (
-        ("GET", "cachedContents"), ("GET DELETE", "cachedContents/{id}"),
-        ("GET POST", "fileSearchStores"), ("GET DELETE", "fileSearchStores/{id}"),
-    ):  # fmt: skip
-        yield Route(tuple(methods.split()), f"/v1beta/{path}", NAME, family=NAME)
+    of_uploads = ("upload_id", "upload_protocol", "upload_pass")
+    yield Route(("POST",), "/upload/v1beta/files", NAME, family=NAME, queries=of_uploads)
     for path in ("models", "models/{id}"):
         yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
 
@@ -96,6 +130,21 @@ FAMILY = ApiFamily(
     shapes={
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
+        "gemini_stored": CallKind(
+            calls.read_stored, answers.STORED, keeps=lambda document: True, operation="generate_content"
+        ),
+        "gemini_predict": CallKind(calls.read_predict, answers.PREDICTED, operation="generate_content"),
+        "gemini_interactions": CallKind(
+            interactions.read_interaction,
+            interactions.DIALECT,
+            "max_output_tokens",
+            interactions.config_of,
+            always_reports=True,
+            keeps=lambda document: True,
+            operation="generate_content",
+            numbers=frozenset({"max_output_tokens"}),
+            media=MediaPlaces("input", dict.fromkeys(("image", "audio", "video", "document"), _TYPED)),
+        ),
         "gemini_embed": CallKind(calls.read_embed, answers.DIALECT, operation="embeddings"),
         "gemini_videos": CallKind(
             calls.read_video, answers.VIDEO, keeps=lambda document: True, operation="generate_content"
@@ -124,8 +173,15 @@ FAMILY = ApiFamily(
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
     jobs=(VIDEOS,),
+    uploads=UploadRules(
+        "/upload/",
+        b"x-goog-upload-url",
+        "upload_id",
+        b"x-goog-upload-",
+        frozenset({b"x-goog-upload-control-url"}),
+    ),
     exclusions=EXCLUSIONS,
-    free_tools=frozenset({"functiondeclarations", "codeexecution", "urlcontext"}),
+    free_tools=frozenset({"functiondeclarations", "function", "mcpserver", "codeexecution", "urlcontext"}),
     lists=Listing(
         "models",
         "name",

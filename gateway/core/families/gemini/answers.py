@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.families.family import object_in
+from gateway.core.families.family import object_in, objects_in
 from gateway.core.metering.meter import Detail, Dialect, Meter
 from gateway.core.metering.reading import (
     UNREADABLE,
@@ -166,7 +166,7 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         final = True
         meter.finished += 1
     if is_there(read.usage_metadata):
-        _report(meter, bytes(read.usage_metadata), final)
+        report(meter, bytes(read.usage_metadata), final)
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:
@@ -186,7 +186,8 @@ def _see_more(meter: Meter, document: bytes, seen: int) -> None:
         see_content(meter, [one.get("content") for one in candidates if isinstance(one, dict)], seen)
 
 
-def _report(meter: Meter, raw: bytes, final: bool) -> None:
+def report(meter: Meter, raw: bytes, final: bool) -> None:
+    """Take a report as `usageMetadata` has it."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
@@ -237,7 +238,7 @@ def _report_loose(meter: Meter, document: bytes) -> None:
     meter.detail.answered_by(answer.get("modelVersion"))
     usage = answer.get("usageMetadata")
     if isinstance(usage, dict):
-        _report(meter, msgspec.json.encode(usage), True)
+        report(meter, msgspec.json.encode(usage), True)
         meter.marked = True
 
 
@@ -290,3 +291,30 @@ VIDEO = Dialect(_read_video, lambda meter, data: False, lambda meter: b"")
 
 # Of contents that are kept: all their tokens were read.
 CACHED = Dialect(_read_cached, lambda meter, data: False, lambda meter: b"")
+
+
+def _count_once(meter: Meter, document: bytes) -> None:
+    if 200 <= meter.status < 300:
+        meter.report(0, 0, 0, 0, 0, final=True)
+
+
+STORED = Dialect(_count_once, lambda meter, data: False, lambda meter: b"")
+
+
+def _read_predicted(meter: Meter, document: bytes) -> None:
+    """Take pictures that were made, or the tokens of texts that were embedded."""
+    said = loose_document(document)
+    meter.failed = said.get("error") is not None
+    made = objects_in(said, "predictions")
+    if meter.failed or "predictions" not in said or not 200 <= meter.status < 300:
+        return
+    embedded = [object_in(object_in(one, "embeddings"), "statistics").get("token_count") for one in made]
+    tokens = sum([integer(one) or 0 for one in embedded])
+    drawn = sum([isinstance(one.get("bytesBase64Encoded") or one.get("gcsUri"), str) for one in made])
+    for name in meter.call.measured or ():
+        meter.detail.used_tool(name, drawn)
+    meter.call.measured = None
+    meter.report(tokens, 0, 0, 0, tokens, final=True)
+
+
+PREDICTED = Dialect(_read_predicted, lambda meter, data: False, lambda meter: b"")

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from unicodedata import normalize
 from urllib.parse import unquote
 
+from gateway.core.billing.price_book import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -23,7 +24,15 @@ from gateway.core.families.controlled import (
     model_in_path,
     model_name,
 )
-from gateway.core.families.family import BodyIds, Exclusions, ObjectLists, ObjectRules, object_in
+from gateway.core.families.family import (
+    BodyIds,
+    Exclusions,
+    ObjectLists,
+    ObjectRules,
+    ids_of,
+    object_in,
+    only_text,
+)
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -33,6 +42,11 @@ _CACHE = ControlledNames("model", "name", "ttl", "expireTime", "expire_time", *O
 # By these a medium is somewhere else: its provider would read or write it with the gateway's credential.
 _ELSEWHERE = frozenset({"uri", "gcsUri", "fileUri", "storageUri"})
 _EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
+_STORED = ControlledNames(*OF_EVERY_FAMILY)
+_PREDICT = ControlledNames("instances", "parameters", *OF_EVERY_FAMILY)
+_PARAMETERS = ControlledNames("sampleCount", "sampleImageSize", "storageUri")
+# What a prompt makes that says no number.
+_PICTURES: Final = 4
 # By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
 _CHOOSING = (
     "routingConfig", "routing_config", "modelConfig", "model_config", "modelSelectionConfig",
@@ -105,15 +119,50 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
     if len(asked) != 1:
         raise InvalidRequest("instances must have one object.", param="instances")
     parameters = inner(document, "parameters", _VIDEO_PARAMETERS) or {}
-    for place in (parameters, *(one for one in asked[0].values() if isinstance(one, dict))):
-        for name in _ELSEWHERE & place.keys():
-            raise InvalidRequest(f"{name} is not accepted: send the bytes.", param=name)
+    _check_here([asked, parameters])
     numbers = [
         choices(parameters, name, VIDEOS_MAX, "parameters.") for name in ("sampleCount", "numberOfVideos")
     ]
     call.choices = max(numbers)
     seconds = maximum(parameters, "durationSeconds", VIDEO_SECONDS_MAX, "parameters.")
     call.measured = {"video_second": call.choices * (VIDEO_SECONDS if seconds is None else seconds)}
+
+
+def _check_here(waiting: list[object]) -> None:
+    """Refuse a medium that is somewhere else, at any depth of these values."""
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            for name in _ELSEWHERE & value.keys():
+                raise InvalidRequest(f"{name} is not accepted: send the bytes.", param=name)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Something kept that lasts longer by it, or has more in it: it names no model, and counts once."""
+    _STORED.check(document)
+    call.output_max = 0
+
+
+def read_predict(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Pictures of a prompt, as many as are asked for, or embeddings of texts."""
+    _PREDICT.check(document)
+    call.model, call.output_max = model_in_path(document, params.get("model")), 0
+    instances = elements(document, "instances")
+    if not instances or not all(("prompt" in one) != ("content" in one) for one in instances):
+        raise InvalidRequest(
+            "instances must be a list of objects with a prompt or a content.", param="instances"
+        )
+    config = inner(document, "parameters", _PARAMETERS) or {}
+    _check_here([instances, config])
+    drawn = sum("prompt" in one for one in instances)
+    if drawn:
+        each = choices(config, "sampleCount", bounds.choices_max, "parameters.")
+        size = config.get("sampleImageSize")
+        word = size.lower() if isinstance(size, str) and size.isalnum() else AUTO
+        call.measured = {f"{IMAGES}{word}/{AUTO}": drawn * (each if "sampleCount" in config else _PICTURES)}
 
 
 def config_of(document: Document) -> Document:
@@ -147,7 +196,9 @@ _TEXTUAL: Final = frozenset(
     }
 )  # fmt: skip
 _FUNCTIONS: Final = frozenset({"functionDeclarations", "function_declarations"})
-_KEPT: Final = frozenset({"cachedContent", "cached_content"})
+_KEPT: Final = frozenset({"cachedContent", "cached_content", "previous_interaction_id"})
+# By these an interaction is asked for more than text.
+_SPOKEN: Final = frozenset({"response_modalities", "response_format"})
 
 
 def _no_media(document: Document, names: FieldNames) -> bool:
@@ -158,7 +209,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
         isinstance(tools, list) and all(isinstance(one, dict) and one.keys() <= _FUNCTIONS for one in tools)
     )
     said = (document.get(name) for name in ("contents", "systemInstruction", "system_instruction"))
-    return own and all(map(_is_text, said))
+    return own and all(map(_is_text, said)) and only_text(document.get("input"))
 
 
 def _is_text(said: object) -> bool:
@@ -189,10 +240,14 @@ def _listed(value: list[object] | Document) -> list[object]:
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
     """Text alone is what an answer is where nothing else is asked for."""
+    if not _SPOKEN.isdisjoint(document):
+        return False
     for name in ("generationConfig", "generation_config"):
         config = document.get(name)
         if not isinstance(config, dict):
             continue
+        if "input" in document and "speech_config" in config:
+            return False
         for field in ("responseModalities", "response_modalities"):
             asked = config.get(field)
             if asked is not None and not (isinstance(asked, list) and all(map(_is_silent, asked))):
@@ -214,17 +269,19 @@ EXCLUSIONS = Exclusions(
 )
 
 
-# Objects that Gemini's upstreams keep: cached contents, files, file search stores, batches.
+# Objects that Gemini's upstreams keep: cached contents, files, file search stores, batches, interactions.
 #
-# Objects have names, which are their paths; ids number calls of functions. Names of fields are compared
-# without case and underscores, as the most lenient reader would.
+# Objects have names, which are their paths; ids number calls of functions, and name interactions. Names of
+# fields are compared without case and underscores, as the most lenient reader would.
 
-_NAMES = frozenset({"cachedcontent", "fileuri", "filename"})
-_LIST = "filesearchstorenames"
+_NAMES = frozenset({"cachedcontent", "fileuri", "filename", "uri"})
+_INTERACTIONS = "interactions"
+_LISTS = frozenset({"filesearchstorenames", "uris"})
 _COLLECTIONS = (
     "cachedContents", "files", "batches", "fileSearchStores", "tunedModels", "corpora", "operations",
+    _INTERACTIONS,
 )  # fmt: skip
-_MARK = re.compile(rb'"(?i:file_?uri|file_?name|cached_?content)":')
+_MARK = re.compile(rb'"(?i:(?:file_?)?uri|file_?name|cached_?content)":')
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
 # The text before and behind it in a name that can be read in one way alone.
 _BEFORE = re.compile(r"(?:https?://[\w.:-]+/+)?/?(?:[\w-][\w.-]*/)*")
@@ -234,6 +291,7 @@ _GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a UR
 
 
 def _told(document: Document) -> Iterator[str]:
+    yield from (f"{_INTERACTIONS}/{one}" for one in ids_of(document.get("id")))
     for one in (document, object_in(document, "file")):
         for name in ("name", "uri"):
             value = one.get(name)
@@ -246,8 +304,10 @@ def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
         found.named.append(_normal(id_in(inside, name)))
-    elif folded == _LIST:
+    elif folded in _LISTS:
         found.named += map(_normal, ids_in(inside, name))
+    elif folded == "previousinteractionid" and isinstance(id_in(inside, name), str):
+        found.named.append(f"{_INTERACTIONS}/{inside}")
 
 
 def _normal(value: object) -> object:
@@ -276,10 +336,20 @@ OBJECTS = ObjectRules(
     may_name=lambda body, names: _MARK.search(body) is not None,
     add=_add,
     told=_told,
-    is_free=lambda name, holder: name == "response",
+    is_free=lambda name, holder: name == "response" or (name == "result" and "call_id" in holder),
     chosen=_chosen,
     by_path=True,
     lists=ObjectLists(
-        ("/v1beta/cachedContents", "/v1beta/fileSearchStores"), "pageToken", size="pageSize", name="name"
+        (
+            "/v1beta/files",
+            *(
+                f"/{version}/{one}"
+                for version in ("v1beta", "v1")
+                for one in ("cachedContents", "fileSearchStores", "tunedModels")
+            ),
+        ),
+        "pageToken",
+        size="pageSize",
+        name="name",
     ),
 )

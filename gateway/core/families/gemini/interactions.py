@@ -1,0 +1,170 @@
+"""Gemini's interactions: what they ask for, and how one document or typed events tell what was used.
+
+Tokens are `usage.total_tokens`, counted as those of `usageMetadata` are. What an agent does, or a machine of
+the provider's, or what goes on in the background, is refused: no answer says which models that used.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    PathParams,
+    elements,
+    flag,
+    inner,
+    maximum,
+    model_name,
+)
+from gateway.core.families.family import object_in, objects_in, told_of
+from gateway.core.families.gemini.answers import report
+from gateway.core.families.gemini.calls import OBJECTS
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import integer, loose_document
+from gateway.core.metering.report import may_hold_more, see_content
+from gateway.errors import InvalidRequest
+
+_ELSEWHERE: Final = ("agent", "agent_config", "background", "environment", "webhook_config")
+_INTERACTION = ControlledNames(
+    "model", "stream", "generation_config", "previous_interaction_id", "continuation_token",
+    "response_modalities", *_ELSEWHERE, *OF_EVERY_FAMILY,
+)  # fmt: skip
+_CONFIG = ControlledNames("max_output_tokens")
+# Counts of a report, and what tokens are made of, as `usageMetadata` calls them.
+_NAMES: Final = {
+    "total_input_tokens": "promptTokenCount", "total_tool_use_tokens": "toolUsePromptTokenCount",
+    "total_output_tokens": "candidatesTokenCount", "total_thought_tokens": "thoughtsTokenCount",
+    "total_cached_tokens": "cachedContentTokenCount", "total_tokens": "totalTokenCount",
+    "input_tokens_by_modality": "promptTokensDetails", "cached_tokens_by_modality": "cacheTokensDetails",
+    "tool_use_tokens_by_modality": "toolUsePromptTokensDetails",
+    "output_tokens_by_modality": "candidatesTokensDetails",
+}  # fmt: skip
+_GROUNDED: Final = "grounding_tool_count"
+# Counts beside tokens, and one that is in `total_input_tokens`.
+_WITHIN: Final = frozenset({_GROUNDED, "initial_input_tokens"})
+_COMPLETED: Final = "interaction.completed"
+
+
+def read_interaction(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """One turn of a model, which may go on from another."""
+    _check_spelling(document, _INTERACTION)
+    for name in _ELSEWHERE:
+        if document.get(name):
+            raise InvalidRequest(
+                f"{name} is not accepted: nobody says which models answer there.", param=name
+            )
+    model = document.get("model")
+    call.model = model_name(model.removeprefix("models/") if isinstance(model, str) else model)
+    call.streamed = flag(document, "stream")
+    config = inner(document, "generation_config", _CONFIG)
+    if config is not None:
+        _check_spelling(config, _CONFIG, "generation_config.")
+        call.output_max = maximum(config, "max_output_tokens", bounds.usage_tokens_max, "generation_config.")
+    if any(one.get("type") == "retrieval" for one in elements(document, "tools")):
+        raise InvalidRequest("tools: retrieval is not accepted, its stores are no caller's.", param="tools")
+
+
+def _check_spelling(document: Document, names: ControlledNames, path: str = "") -> None:
+    """Refuse the other spelling of proto3 JSON, in which nothing is read here."""
+    names.check(document, path)
+    plain = {name.replace("_", ""): name for name in names.exact}
+    for name in document:
+        known = plain.get(name.casefold().replace("_", ""))
+        if known is not None and name not in names.exact:
+            raise InvalidRequest(f"The field {path}{name} must be written {path}{known}.", param=path + known)
+
+
+def config_of(document: Document) -> Document:
+    """Where an interaction has its maximum, made where there is none."""
+    config = document.get("generation_config")
+    if not isinstance(config, dict):
+        config = document["generation_config"] = {}
+    return config
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    _take(meter, loose_document(document), final=True)
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    event = loose_document(data)
+    kind, before = event.get("event_type"), meter.text_bytes
+    if kind == "error":
+        meter.failed = True
+        return False
+    delta, interaction = object_in(event, "delta"), object_in(event, "interaction")
+    text = delta.get("text")
+    if isinstance(text, str) and text:
+        meter.saw(text)
+        meter.content_events += 1
+    if may_hold_more(data, meter.text_bytes - before):
+        see_content(meter, delta or object_in(event, "step"), meter.text_bytes - before)
+    _report(meter, object_in(object_in(event, "metadata"), "total_usage"), final=False)
+    if interaction:
+        if meter.call.keeps:
+            meter.told += told_of(OBJECTS, interaction, meter.call.named)
+        _take(meter, interaction, final=kind == _COMPLETED)
+    if kind == _COMPLETED:
+        meter.phase = CLOSED
+    return False
+
+
+def _take(meter: Meter, said: Document, *, final: bool) -> None:
+    if said.get("status") == "failed" or said.get("error") is not None:
+        meter.failed = True
+    meter.detail.answered_by(said.get("model"))
+    meter.detail.served_as(said.get("service_tier"))
+    _report(meter, object_in(said, "usage"), final=final)
+
+
+def _report(meter: Meter, usage: Document, *, final: bool) -> None:
+    if not usage:
+        return
+    for one in objects_in(usage, _GROUNDED):
+        name = str(one.get("type")).replace("google_search", "web_search")
+        meter.detail.used_tool(name, integer(one.get("count")) or 0)
+    said = {_NAMES.get(name, name): _parts(value) for name, value in usage.items() if name not in _WITHIN}
+    report(meter, msgspec.json.encode(said), final)
+
+
+def _parts(value: object) -> object:
+    """Tokens by modality as `usageMetadata` has them; any other value as it is."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {"modality": str(one.get("modality")).upper(), "tokenCount": one.get("tokens")}
+        for one in value
+        if isinstance(one, dict)
+    ]
+
+
+def _closing(meter: Meter) -> bytes:
+    """End the interaction as incomplete, as if its maximum had been reached."""
+    counted = meter.usage()
+    usage = {
+        "total_input_tokens": counted.input, "total_output_tokens": counted.output,
+        "total_tokens": counted.total,
+    }  # fmt: skip
+    interaction = object_in(loose_document(meter.opening or b""), "interaction")
+    return _event(
+        {"event_type": _COMPLETED, "interaction": {**interaction, "status": "incomplete", "usage": usage}}
+    )
+
+
+def _failing(meter: Meter, body: bytes) -> bytes:
+    error = object_in(loose_document(body), "error")
+    said = {"code": str(error.get("status")).lower(), "message": error.get("message")}
+    return _event({"event_type": "error", "error": said})
+
+
+def _event(said: Document) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (str(said["event_type"]).encode(), msgspec.json.encode(said))
+
+
+DIALECT: Final = Dialect(_read_whole, _read_event, _closing, _failing)
