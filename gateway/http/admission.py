@@ -133,7 +133,8 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
             )
         body = b"" if exchange.long else connection.body.take_parts()
     messages = connection.messages
-    look = look_out_of_turn(body)
+    shape = SHAPES.get(routed.route.meter) if body and routed.route is not None else None
+    look = look_out_of_turn(body, shape is not None and shape.skips_texts)
     light = look is not None and look.light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
         held = await by_head(exchange, caller)

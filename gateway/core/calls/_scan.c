@@ -1,8 +1,11 @@
 /* One look at the body of a call, before it is decoded: is it written as we would write it?
 
    `scan(body)` is None unless body is the bytes that msgspec writes of the JSON object in it, all parsers read the
-   same in it, and it is within the maxima of call.py. Then it is (flags, files, rare, marks): what `names_in` finds
-   in the document, the bytes that are no ASCII, and how many commas, brackets that open and backslashes it has.
+   same in it, and it is within the maxima of call.py. Then it is (flags, files, rare, marks, rest, cuts, left):
+   what `names_in` finds in the document, the bytes that are no ASCII, and how many commas, brackets that open and
+   backslashes it has. `rest` is the body with U+0001 for each longer text of a message or a tool, whose beginnings
+   and ends in the body are in `cuts`, each as four bytes, and `left` are its marks; the first two are None where
+   nothing was cut.
    None says nothing of a body but that call.py has to look itself: that is the definition, this is the short way.
 
    It is linear in time, allocates nothing but the answer, and calls nothing that could fail in between. A bytes
@@ -10,6 +13,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__SSE2__) && !defined(WITHOUT_SSE2)
@@ -30,10 +34,14 @@
 #define OPEN_NAMES_MAX 1024  /* of all objects around one value */
 #define INTEGER_DIGITS_MAX 18
 #define DECIMAL_DIGITS_MAX 15 /* so many a double holds exactly, in its shortest form as well */
+#define CUTS_MAX 2048         /* further texts stay where they are */
+#define CUT_DEPTH_MIN 2       /* of the object: what stands further out may be a field that decides */
+#define CUT_BYTES_MIN 32
+#define CUT "\\u0001"         /* a body that has this itself is not cut */
 #define ZEROS_MAX 4           /* in front of a small decimal's digits: it is written without an exponent */
 
 enum { IDS = 1, CACHES = 2, LONG_CACHES = 4, MEDIA = 8 };
-enum { NAMES_FILE = 1, NAMES_LIFETIME = 2 };
+enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3 };
 
 typedef unsigned char byte;
 
@@ -44,8 +52,13 @@ typedef struct {
 } Level;
 
 typedef struct {
-    Py_ssize_t strings, objects, commas, backslashes, rare, inside, files;
-    int flags;
+    uint32_t from, to;
+} Cut;
+
+typedef struct {
+    Py_ssize_t strings, objects, commas, backslashes, rare, inside, files, cut_bytes, cut_backslashes;
+    int flags, cuts, has_cut;
+    Cut cut[CUTS_MAX]; /* not cleared */
 } Found;
 
 static inline int is_lower_hex(byte c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); }
@@ -85,7 +98,7 @@ static inline int letter(const byte *at)
 }
 
 /* The bytes of the escape that begins here, 0 where msgspec writes the letter otherwise. */
-static inline int escape(const byte *at)
+static inline int escape(const byte *at, Found *found)
 {
     static const byte letters[256] = {['"'] = 1, ['\\'] = 1, ['b'] = 1, ['f'] = 1, ['n'] = 1, ['r'] = 1, ['t'] = 1};
     if (letters[at[1]])
@@ -93,6 +106,7 @@ static inline int escape(const byte *at)
     if (at[1] != 'u' || at[2] != '0' || at[3] != '0' || (at[4] != '0' && at[4] != '1')
         || !is_lower_hex(at[5]))
         return 0;
+    found->has_cut |= at[4] == '0' && at[5] == '1';
     return at[4] == '0' && strchr("89acd", at[5]) != NULL ? 0 : 6; /* these have a letter */
 }
 
@@ -111,7 +125,7 @@ static inline const byte *string_end(const byte *at, const byte *end, int is_nam
                     at += one;
                     goto stop;
                 }
-                size = is_name ? 0 : escape(at + one);
+                size = is_name ? 0 : escape(at + one, found);
                 if (size == 0)
                     return NULL;
                 found->backslashes += 1 + (at[one + 1] == '\\');
@@ -137,7 +151,7 @@ static inline const byte *string_end(const byte *at, const byte *end, int is_nam
         while (*at >= 0x20 && *at < 0x80 && *at != '"' && *at != '\\')
             at++;
         if (*at == '\\') {
-            size = is_name ? 0 : escape(at);
+            size = is_name ? 0 : escape(at, found);
             if (size == 0)
                 return NULL;
             found->backslashes += 1 + (at[1] == '\\');
@@ -223,6 +237,21 @@ static inline int ends(const byte *end, Py_ssize_t size, const char *by)
     return size >= length && memcmp(end - length, by, (size_t)length) == 0;
 }
 
+/* Whether a text under this name decides nothing, wherever it stands in a message or a tool. */
+static inline int is_text(const byte *name, Py_ssize_t size)
+{
+    switch (size) {
+    case 4: return memcmp(name, "text", 4) == 0;
+    case 6: return memcmp(name, "output", 6) == 0;
+    case 7: return memcmp(name, "content", 7) == 0;
+    case 8: return memcmp(name, "thinking", 8) == 0;
+    case 9: return memcmp(name, "arguments", 9) == 0 || memcmp(name, "signature", 9) == 0;
+    case 11: return memcmp(name, "description", 11) == 0;
+    case 17: return memcmp(name, "reasoning_content", 17) == 0 || memcmp(name, "encrypted_content", 17) == 0;
+    default: return 0;
+    }
+}
+
 /* What a name says, as `_kind` does. No letter beyond ASCII becomes one of these when it is made small. */
 static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
 {
@@ -238,6 +267,8 @@ static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
         kind = NAMES_FILE;
     else if (size == 3 && memcmp(name, "ttl", 3) == 0)
         kind = NAMES_LIFETIME;
+    else if (is_text(name, size))
+        kind = NAMES_TEXT;
     if (size > 3 && folded(name[0]) == 'c' && folded(name[1]) == 'a' && folded(name[2]) == 'c' && folded(name[3]) == 'h')
         found->flags |= CACHES;
     return kind;
@@ -258,7 +289,7 @@ static int is_medium(const byte *text, Py_ssize_t size)
         return 0;
     while (text < end && characters < MEDIA_BYTES_MIN) {
         characters += !is_behind(*text);
-        text += *text == '\\' ? escape(text) : 1;
+        text += *text != '\\' ? 1 : text[1] == 'u' ? 6 : 2;
     }
     return characters >= MEDIA_BYTES_MIN;
 }
@@ -266,10 +297,12 @@ static int is_medium(const byte *text, Py_ssize_t size)
 /* Whether the bytes up to `end` are one object that is written as we would write it. */
 static int look(const byte *at, const byte *end, Found *found)
 {
+    const byte *const begin = at;
     Level levels[DEPTH_MAX];
     uint64_t names[OPEN_NAMES_MAX];
     int depth = -1, named = 0, kind = 0;
     const byte *from, *to;
+    Py_ssize_t backslashes;
 
     if (*at != '{')
         return 0;
@@ -289,6 +322,7 @@ value:
         goto name;
     case '"':
         from = at + 1;
+        backslashes = found->backslashes;
         to = string_end(from, end, 0, found);
         if (to == NULL)
             return 0;
@@ -299,6 +333,11 @@ value:
             found->files++;
         else if (kind == NAMES_LIFETIME && to - from == 2 && from[0] == '1' && from[1] == 'h')
             found->flags |= LONG_CACHES;
+        else if (kind == NAMES_TEXT && depth >= CUT_DEPTH_MIN && to - from >= CUT_BYTES_MIN && found->cuts < CUTS_MAX) {
+            found->cut[found->cuts++] = (Cut){(uint32_t)(from - begin), (uint32_t)(to - begin)};
+            found->cut_bytes += to - from;
+            found->cut_backslashes += found->backslashes - backslashes;
+        }
         if (to - from >= MEDIA_BYTES_MIN && !levels[depth].is_list && is_medium(from, to - from))
             found->flags |= MEDIA;
         goto after;
@@ -354,11 +393,32 @@ name:
     goto value;
 }
 
+/* A body without its longer texts, NULL where Python has no memory for it. */
+static PyObject *rest_of(const byte *body, Py_ssize_t size, const Found *found)
+{
+    const Py_ssize_t width = (Py_ssize_t)strlen(CUT);
+    PyObject *rest = PyBytes_FromStringAndSize(NULL, size - found->cut_bytes + found->cuts * width);
+    uint32_t from = 0;
+    if (rest == NULL)
+        return NULL;
+    char *to = PyBytes_AS_STRING(rest);
+    for (int one = 0; one < found->cuts; one++) {
+        uint32_t until = found->cut[one].from;
+        memcpy(to, body + from, until - from);
+        to += until - from;
+        memcpy(to, CUT, (size_t)width);
+        to += width;
+        from = found->cut[one].to;
+    }
+    memcpy(to, body + from, (size_t)size - from);
+    return rest;
+}
+
 static PyObject *scan(PyObject *module, PyObject *body)
 {
-    Found found = {0};
-    PyObject *answer;
+    Found found;
     (void)module;
+    memset(&found, 0, offsetof(Found, cut));
     if (PyBytes_CheckExact(body)) {
         const byte *begin = (const byte *)PyBytes_AS_STRING(body);
         Py_ssize_t size = PyBytes_GET_SIZE(body), marks;
@@ -366,15 +426,20 @@ static PyObject *scan(PyObject *module, PyObject *body)
             && found.commas <= STRINGS_MAX + OBJECTS_MAX + NUMBERS_MAX && found.backslashes <= BACKSLASHES_MAX
             && size - found.inside <= OUTSIDE_BYTES_MAX) {
             marks = found.commas + found.objects + found.backslashes;
-            answer = Py_BuildValue("(innn)", found.flags, found.files, found.rare, marks);
-            return answer;
+            if (found.cuts == 0 || found.has_cut || size > UINT32_MAX)
+                return Py_BuildValue("(innnOOn)", found.flags, found.files, found.rare, marks, Py_None, Py_None, marks);
+            PyObject *rest = rest_of(begin, size, &found);
+            if (rest == NULL)
+                return NULL;
+            return Py_BuildValue("(innnNy#n)", found.flags, found.files, found.rare, marks, rest,
+                (const char *)found.cut, (Py_ssize_t)sizeof(Cut) * found.cuts, marks - found.cut_backslashes);
         }
     }
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"scan", scan, METH_O, "None, or (flags, files, rare, marks) of a body that is written as we would write it."},
+    {"scan", scan, METH_O, "None, or (flags, files, rare, marks, rest, cuts, left) of a body that is written as we would write it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -50,40 +51,69 @@ _STRIDE = LONG_DIGITS_MAX // 8
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b',[{\\"')
 
 
+_CUT = b"\\u0001"
+
 # One pass in C over a body, where that is compiled. The code without it is the definition.
-_scan: Callable[[bytes], tuple[int, int, int, int] | None] | None
+_scan: Callable[[bytes], tuple[int, int, int, int, bytes | None, bytes | None, int] | None] | None
 try:
     _scan = import_module("gateway.core.calls._scan").scan
 except ImportError:
     _scan = None
 
 
+class CutTexts:
+    """Texts of a body that are not decoded: longer ones of messages and tools, by which nothing is decided.
+
+    `rest` is the body with U+0001 for each of them, which it has nowhere else. It has so many `marks`.
+    """
+
+    __slots__ = ("_body", "_places", "marks", "rest")
+
+    def __init__(self, body: bytes, rest: bytes, places: bytes, marks: int) -> None:
+        self._body, self.rest, self._places, self.marks = body, rest, places, marks
+
+    def put_back(self, written: bytes) -> bytes:
+        """The whole of a body whose rest is `written` again, with each text still in its turn."""
+        texts = [self._body[start:end] for start, end in struct.iter_unpack("=II", self._places)]
+        parts = zip(written.split(_CUT), [*texts, b""], strict=True)
+        return b"".join([each for pair in parts for each in pair])
+
+
 class BodyLook:
     """Facts of a body before it is decoded.
 
     A `light` one is read in about a millisecond, whatever is in it. A `plain` one is as it is written here,
-    with each name once in its object and not too much of anything: its `names` and `rare_bytes` are known.
+    with each name once in its object and not too much of anything: its `names` and `rare_bytes` are known,
+    and its `cut` texts, where it has any.
     """
 
-    __slots__ = ("light", "names", "plain", "rare_bytes")
+    __slots__ = ("cut", "light", "names", "plain", "rare_bytes")
 
     def __init__(self, body: bytes) -> None:
         size, found = len(body), None if _scan is None else _scan(body)
         self.plain, self.light = found is not None, size <= UNCOUNTED_BYTES_MAX
         self.names, self.rare_bytes = NO_NAMES, 0
+        self.cut: CutTexts | None = None
         if found is not None:
-            said, files, self.rare_bytes, marks = found
+            said, files, self.rare_bytes, marks, rest, places, left = found
+            if rest is not None and places is not None:
+                self.cut = CutTexts(body, rest, places, left)
             names = self.names = FieldNames(said & 1 > 0, files, said & 2 > 0)
             names.long_caches, names.media = said & 4 > 0, said & 8 > 0
             self.light = self.light or (size <= LIGHT_BYTES_MAX and marks <= LIGHT_MARKS_MAX)
 
 
-def look_out_of_turn(body: bytes) -> BodyLook | None:
-    """Look at a body that may be light; None where it is too long for that."""
+def look_out_of_turn(body: bytes, skips_texts: bool = False) -> BodyLook | None:
+    """Look at a body that may be light; None where it is too long for that.
+
+    One whose call `skips_texts` is as heavy as what is left of it.
+    """
     if len(body) > LIGHT_BYTES_MAX:
         return None
     look = BodyLook(body)
-    if not look.light and not look.plain:
+    if skips_texts and look.cut is not None and not look.names.media:
+        look.light = look.light or look.cut.marks <= LIGHT_MARKS_MAX
+    elif not look.light and not look.plain:
         marks = body.translate(None, _NO_MARKS)
         look.light = len(marks) - marks.count(b'"') <= LIGHT_MARKS_MAX
     return look
@@ -92,7 +122,7 @@ def look_out_of_turn(body: bytes) -> BodyLook | None:
 def read_document(body: bytes, look: BodyLook | None = None) -> dict[str, object]:
     """Read one JSON object; `InvalidRequest` or `RequestTooLarge` names what is wrong.
 
-    Nobody has to count the parts of one that a `look` knows to be light or plain.
+    Nobody has to count the parts of one, or of its rest, that a `look` knows to be light or plain.
     """
     known, light = (False, False) if look is None else (look.plain, look.light)
     if not known and len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
@@ -494,6 +524,7 @@ class CallRequest:
     does not say others. One in the `background` is answered at once, and has its result later. A message to a
     `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`. A form has
     `files`, and the name of its model stands in its body `model_at`: but for that, it is sent as it came.
+    The document has not the texts that are `cut`.
     """
 
     meter: str
@@ -541,6 +572,7 @@ class CallRequest:
     reply_to: str | int | None = None
     files: Sequence[FormFile] = ()
     model_at: tuple[int, int] | None = None
+    cut: CutTexts | None = None
 
     @property
     def has_input(self) -> bool:
@@ -562,7 +594,7 @@ class CallRequest:
         """The body to send, written for the last time; the document is let go."""
         body = self.body
         if self.document is not None and self.changed and self.model_at is None:
-            body = write_document(self.document)
+            body = self.written(self.document)
         self.let_go(body)
         return body
 
@@ -582,14 +614,19 @@ class CallRequest:
                     in_path = place["model"] == f"models/{before}"
                     place["model"], self.changed = f"models/{model}" if in_path else model, True
             self.written_as = model
-        return write_document(document) if self.changed else self.body
+        return self.written(document) if self.changed else self.body
+
+    def written(self, document: Document) -> bytes:
+        """Its document as a body, with all of its texts."""
+        written = write_document(document)
+        return written if self.cut is None else self.cut.put_back(written)
 
     def let_go(self, body: bytes) -> None:
         """The body was sent for the last time."""
         if self.document is not None:
             # A prompt may have to be counted at the end of the answer.
             self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
-        self.document, self.tools, self.plugins = None, (), ()
+        self.document, self.tools, self.plugins, self.cut = None, (), (), None
 
 
 def _whole(tokens: float) -> int:

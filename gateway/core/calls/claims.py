@@ -514,10 +514,11 @@ def read_call(
     if shape.of_tools and body.lstrip()[:1] == b"[":
         raise InvalidRequest("A batch is not taken: send each message by itself.")
     look = look or BodyLook(body)
-    document = read_document(body, look)
+    cut = look.cut if shape.skips_texts and messages is None and not look.names.media else None
+    document = read_document(body if cut is None else cut.rest, look)
     if messages is not None:
         body, look = _asked_by(messages, document, body, look)
-    call = CallRequest(route.meter, route.family, b"", document=document)
+    call = CallRequest(route.meter, route.family, b"", document=document, cut=cut)
     if shape.of_tools:
         call.server = route.upstream
         shape.read(call, document, path_params, bounds)
@@ -585,7 +586,7 @@ def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, a
     if look.plain:
         call.names, call.rare_bytes, written = look.names, look.rare_bytes, body
         if call.strip_usage:
-            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else write_document(document)
+            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else call.written(document)
     else:
         written = write_document(document)
         check_names(body, written, added)

@@ -237,11 +237,11 @@ def _shape(*, invoke: bool, streamed: bool) -> CallKind:
         return CallKind(
             read_invoke, dialect, "max_tokens", always_reports=True, unframed=unframed,
             numbers=_ANTHROPIC.numbers, media=_ANTHROPIC.media, tool_uses=_ANTHROPIC.tool_uses,
-            limited_tools=_ANTHROPIC.limited_tools,
+            limited_tools=_ANTHROPIC.limited_tools, skips_texts=True,
         )  # fmt: skip
     return CallKind(
         read_converse, dialect, "maxTokens", _config_of, always_reports=True, unframed=unframed,
-        numbers=frozenset({"maxTokens"}), media=_MEDIA,
+        numbers=frozenset({"maxTokens"}), media=_MEDIA, skips_texts=True,
     )  # fmt: skip
 
 

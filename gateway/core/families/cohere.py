@@ -131,6 +131,7 @@ FAMILY = ApiFamily(
         "cohere_chat": CallKind(
             read_chat, DIALECT, "max_tokens", always_reports=True, numbers=frozenset({"max_tokens"}),
             media=MediaPlaces("messages", {"image_url": MediaPart(("image_url", "url"))}),
+            skips_texts=True,
         ),
         "cohere_embed": CallKind(read_embed, DIALECT, always_reports=True, operation="embeddings"),
         "cohere_rerank": CallKind(read_rerank, DIALECT, operation="embeddings"),

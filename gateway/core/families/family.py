@@ -139,7 +139,9 @@ class CallKind:
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
     pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
     Its body may be a `form`.
-    Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection.
+    Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
+    `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its API goes by
+    what these say.
     """
 
     read: Reader
@@ -159,6 +161,7 @@ class CallKind:
     of_tools: bool = False
     form: FormKind | None = None
     messages: Callable[[], SocketMessages] | None = None
+    skips_texts: bool = False
 
 
 @dataclass(slots=True)

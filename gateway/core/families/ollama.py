@@ -100,7 +100,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 def _shape(operation: str) -> CallKind:
     return CallKind(
         read_call, DIALECT, "num_predict", _options_of, unframed=partial(LinesMeter, dialect=DIALECT),
-        operation=operation, numbers=frozenset({"num_predict"}),
+        operation=operation, numbers=frozenset({"num_predict"}), skips_texts=True,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ by which a client knows that it has everything wait in the meter until `finish`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -168,12 +169,15 @@ class Dialect:
     whether that event is only a usage frame, `closing` the events that end a cut stream well, and `failing`
     the event that says a refusal's body in the middle of a stream.
     `read_event` counts in `Meter.finished` what finishes a choice, and sets `Meter.phase` to CLOSED.
+    `texts` finds where a text begins that is produced: an event that differs from one before it by that
+    alone is not decoded. Without it, every event is.
     """
 
     read_whole: Callable[[Meter, bytes], None]
     read_event: Callable[[Meter, bytes], bool]
     closing: Callable[[Meter], bytes]
     failing: Callable[[Meter, bytes], bytes] = lambda meter, body: b"data: %b\n\n" % body
+    texts: re.Pattern[bytes] | None = None
 
 
 class Meter:

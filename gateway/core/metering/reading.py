@@ -204,7 +204,7 @@ class Reports(Generic[T]):
 
 # A value stays as it came until it is known what it is to be: one nobody reads cannot be wrong.
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_text = msgspec.json.Decoder(str).decode
+text_of = msgspec.json.Decoder(str).decode
 
 
 class _Fit:
@@ -240,7 +240,7 @@ class _Fit:
             self.wrong = self.wrong or count is None or not isinstance(number, int)
             return NO_COUNT if count is None else count
         if kind is str:
-            return _read(_text, raw)
+            return _read(text_of, raw)
         if get_origin(kind) is list:
             elements = _read(_elements, raw)
             return elements and self._each(get_args(kind)[0], elements)

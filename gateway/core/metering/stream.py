@@ -11,6 +11,8 @@ import re
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
+from gateway.core.metering.reading import UNREADABLE, text_of
+from gateway.core.metering.report import ENVELOPE_BYTES
 
 # Split a server-sent event stream into events without changing a byte.
 #
@@ -326,13 +328,24 @@ def _object_end(window: bytes, start: int) -> int:
     return 0
 
 
+# Most events of a stream differ from the one before by a text alone. The bytes before and behind that text are
+# kept of the last event that was decoded, once another text was tried out in them: its dialect must read that
+# text there, and no more. Then an event with these bytes around one text of JSON is counted by the text. Any
+# other event is decoded, and tried out in its turn.
+
 OPENING_BYTES_MAX = 4096
+TRIALS_AT_ONCE = 4
+EVENTS_A_TRIAL = 16  # beyond these: one costs as much as three events
+_TRIED = b"tried"
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
 class StreamMeter(Meter):
     """Read each event once it is complete."""
 
     __slots__ = (
+        "_after_text",
+        "_before_text",
         "_behind",
         "_dialect",
         "_held",
@@ -341,6 +354,7 @@ class StreamMeter(Meter):
         "_shortened",
         "_splitter",
         "_strip",
+        "_trials",
         "_unread",
     )
 
@@ -354,13 +368,18 @@ class StreamMeter(Meter):
         self._oversized: Tail | None = None
         self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
-        self._held_bytes = self._behind = self._unread = 0
+        self._held_bytes = self._behind = self._unread = self._trials = 0
+        self._before_text = self._after_text = b""
 
     def feed(self, chunk: bytes) -> bytes:
         """Read the events this chunk completes; return what passes now."""
+        splitter = self._splitter
+        if self._before_text and not (splitter.pending or self._held_bytes) and self._oversized is None:
+            known = self._see_known(chunk)
+            if known:
+                return chunk if known == len(chunk) else chunk[:known] + self.feed(chunk[known:])
         if self.opening is None:
             self._unread += len(chunk)
-        splitter = self._splitter
         events = splitter.feed(chunk)
         if len(events) == 1 and events[0] is chunk and not self._held_bytes and self._oversized is None:
             left_out = self._read(chunk)
@@ -445,6 +464,8 @@ class StreamMeter(Meter):
 
     def _read(self, event: bytes) -> bool:
         """Read one event; say whether it is a usage frame to be left out."""
+        if self._before_text and self._see_known(event):
+            return False
         if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
             return False
         if says_end(event):
@@ -463,7 +484,66 @@ class StreamMeter(Meter):
                 self.phase = FINISHED
             elif self.content_events > content:
                 self.phase = OPEN
+                if self.content_events >= (self._trials - TRIALS_AT_ONCE) * EVENTS_A_TRIAL:
+                    self._try(event)
         return left_out and self._strip
+
+    def _see_known(self, chunk: bytes) -> int:
+        """Count the events at the beginning that differ by their text alone from one that was tried out.
+
+        The place behind them.
+        """
+        at, before, after = 0, self._before_text, self._after_text
+        while self.phase == OPEN and chunk.startswith(before, at):
+            start = at + len(before)
+            end = chunk.find(after, start)
+            if end <= start:
+                break
+            try:
+                self.saw(text_of(chunk[start - 1 : end + 1]))
+            except UNREADABLE:
+                break
+            self.content_events += 1
+            at = end + len(after)
+        return at
+
+    def _try(self, event: bytes) -> None:
+        """Keep what an event has around its text, where another text there is all that its dialect reads."""
+        texts = self._dialect.texts
+        self._before_text = b""
+        if texts is None:
+            return
+        self._trials += 1
+        for found in texts.finditer(event):
+            inside = _INSIDE.match(event, found.end())
+            assert inside is not None
+            before, after = event[: found.end()], event[inside.end() :]
+            if not inside[0] or len(before) + len(after) > ENVELOPE_BYTES or not after.endswith(_EVENT_ENDS):
+                continue
+            tried = Meter(self.call, self.status, self.bounds)
+            tried.told, tried.position = list(self.told), self.position
+            texts_said = None if tried.texts is None else [_TRIED.decode()]
+            left_out = self._dialect.read_event(tried, data_of(before + _TRIED + after))
+            if not left_out and tried.texts == texts_said and self._adds_text_alone(tried):
+                self._before_text, self._after_text = before, after
+                return
+
+    def _adds_text_alone(self, tried: Meter) -> bool:
+        """Whether an event that was tried out says its text, and else nothing that was not read before."""
+        detail, known = tried.detail, self.detail
+        said = (
+            tried.reported or tried.failed or tried.marked or tried.partial or tried.unread or tried.finished
+        )
+        return (
+            not (said or tried.said or detail.tools or detail.says_more)
+            and tried.text_bytes == len(_TRIED)
+            and tried.content_events == 1
+            and tried.phase == OPEN
+            and tried.told == self.told
+            and tried.position == self.position
+            and detail.model in {"", known.model}
+            and detail.service_tier in {"", known.service_tier}
+        )
 
     def _hold(self, event: bytes, left_out: bool) -> None:
         if self._held_bytes:

@@ -15,18 +15,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.billing.vector import Vector
 from gateway.core.calls import call as module
-from gateway.core.calls.call import _ALL_BEGINNINGS, MEDIA_BYTES_MIN, CallRequest, FieldNames, names_in
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.call import (
+    _ALL_BEGINNINGS,
+    MEDIA_BYTES_MIN,
+    CallRequest,
+    CutTexts,
+    FieldNames,
+    names_in,
+)
+from gateway.core.calls.claims import (
+    check_numbers,
+    limit_output,
+    limit_uses,
+    read_call,
+    unpriced_tools,
+    uses_of,
+)
+from gateway.core.calls.estimate import answers_within, limit_models
+from gateway.core.calls.models import is_repeatable
 from gateway.core.calls.routes import Route
-from gateway.core.families.registry import OF_METER
+from gateway.core.families.objects import ObjectAccess, read_objects
+from gateway.core.families.registry import FAMILIES, OF_METER, SHAPES
 from gateway.core.model import Family
 from gateway.errors import Refusal
 from tests.contract.test_compiled import compiler
 from tests.tree import ROOT
 
 SOURCE = ROOT / "gateway" / "core" / "calls" / "_scan.c"
-Scan = Callable[[bytes], tuple[int, int, int, int] | None]
+Scan = Callable[[bytes], tuple[int, int, int, int, bytes | None, bytes | None, int] | None]
 METERS = (
     "openai_chat",
     "openai_completions",
@@ -36,6 +54,8 @@ METERS = (
     "gemini_stream",
     "cohere_chat",
     "ollama_chat",
+    "bedrock_converse",
+    "bedrock_invoke",
     "generic",
 )
 
@@ -73,12 +93,52 @@ def read(meter: str, body: bytes, by: Scan | None) -> dict[str, Any]:
     before, module._scan = module._scan, by
     try:
         call = read_call(route, {"model": "m"}, body, reads=meter == "generic")
+        decided = decided_of(call)
     except Refusal as refusal:
         return {"refused": type(refusal), "message": refusal.message, "param": refusal.param}
     finally:
         module._scan = before
     found = {one.name: getattr(call, one.name) for one in fields(CallRequest)}
-    return found | {"names": said(call.names), "sent": call.write_for("another"), "last": call.take_body()}
+    shown = ("cut", "document", "tools", "plugins")  # texts are cut out of them, and are in what is sent
+    found = {name: value for name, value in found.items() if name not in shown} | decided
+    found |= {"names": said(call.names), "sent": call.write_for("another")}
+    for write in (
+        limit_output,
+        lambda one, tokens: limit_uses(one, (TOOLED,)),
+        lambda one, tokens: limit_models(one),
+    ):
+        write(call, 17)
+        found["sent"] += call.write_for("a third")
+    return found | {"last": call.take_body()}
+
+
+def decided_of(call: CallRequest) -> dict[str, Any]:
+    """What is decided by a call that was read, up to which upstream it may be sent to."""
+    document, family = call.document, FAMILIES[call.family]
+    if document is None:
+        return {}
+    excluded, shape = family.exclusions, SHAPES.get(call.meter)
+    found: dict[str, Any] = {
+        "excluded": [rule(document, call.names) for rule in (excluded.cache, excluded.media, excluded.sound)],
+        "tiers": [excluded.tier(document, "priority"), excluded.asked_tiers(document)],
+        "uses": uses_of(call, document, TOOLED.tools), "unpriced": unpriced_tools(call, (TOOLED,)),
+        "within": within(call), "repeatable": is_repeatable(call), "fields": list(document),
+        "keeps": shape is not None and shape.keeps is not None and shape.keeps(document),
+    }  # fmt: skip
+    for name, judged in (
+        ("numbers", lambda: check_numbers(call, frozenset())),
+        ("objects", lambda: read_objects(ObjectAccess(("path",), shape and shape.keeps), call)),
+    ):
+        try:
+            judged()
+        except Refusal as refusal:
+            found[name] = type(refusal), refusal.message, refusal.param
+    return found
+
+
+def within(call: CallRequest) -> object:
+    found = answers_within(call)
+    return found and (found.models, found.compactions)
 
 
 def said(names: FieldNames) -> tuple[object, ...]:
@@ -95,13 +155,43 @@ def judge(scan: Scan, body: bytes) -> bool:
     document = msgspec.json.decode(body)
     assert msgspec.json.encode(document) == body
     assert document == json.loads(body, object_pairs_hook=once)
-    flags, files, rare, marks = found
+    flags, files, rare, marks, rest, cuts, left = found
     flagged = tuple(bool(flags & bit) for bit in (1, 2, 4, 8))
     ids, named, caches, long_caches, media = said(names_in(document))
     assert (*flagged, files) == (ids, caches, long_caches, media, named)
     assert rare == sum(byte > 0x7F for byte in body)
     assert marks <= sum(body.count(mark) for mark in (b",", b"[", b"{", b"\\"))
+    if rest is None:
+        assert (cuts, left) == (None, marks)
+    else:
+        assert cuts is not None
+        assert left <= sum(rest.count(mark) for mark in (b",", b"[", b"{", b"\\"))
+        assert CutTexts(body, rest, cuts, left).put_back(plain(msgspec.json.decode(rest))) == body
+        assert is_cut(msgspec.json.decode(rest), document)
     return True
+
+
+def is_cut(rest: object, whole: object, name: str = "", depth: int = 0) -> bool:
+    """Whether nothing but long texts by certain names, within something in the body, is not as it was."""
+    if isinstance(rest, dict):
+        assert isinstance(whole, dict)
+        assert list(rest) == list(whole)
+        return all(is_cut(each, whole[one], one, depth + 1) for one, each in rest.items())
+    if isinstance(rest, list):
+        assert isinstance(whole, list)
+        return all(is_cut(*both, "", depth + 1) for both in zip(rest, whole, strict=True))
+    if rest == whole:
+        return True
+    assert rest == "\1"
+    assert isinstance(whole, str)
+    return name in TEXTS and depth > 2 and len(plain(whole)) > 32
+
+
+TEXTS = {
+    *("text", "output", "content", "thinking", "arguments", "signature", "description"),
+    *("reasoning_content", "encrypted_content"),
+}
+TOOLED = Vector(1, "USD", (1,), tools={"web_search": 1})
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,8 +251,49 @@ CHAT = {
         }
     ],
 }
+TURNS: list[Any] = [
+    {"role": "user", "content": "What is owed? " * 9},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a":"b"}' * 9}},
+            {"id": "call_2", "type": "other", "function": {"name": "f", "arguments": "x" * 99}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": "3" * 99, "file_id": "file_" + "4" * 99},
+    {
+        "type": "message",
+        "id": "msg_1",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "y" * 64}],
+    },
+    {"type": "reasoning", "id": "rs_1", "encrypted_content": "z" * 64, "content": "9" * 32},
+]
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "description": "model " * 20, "parameters": {}}},
+    {"type": "web_search_20250305", "name": "n" * 99, "description": "web_search " * 9},
+    {"type": "advisor_20260301", "name": "a", "model": "other", "text": "t" * 99},
+]
 CALLS = [
     AGENT,
+    {"model": "m", "messages": TURNS, "tools": TOOLS},
+    {"model": "m", "stream": True, "messages": TURNS, "tools": TOOLS[:1], "max_tokens": 0},
+    {
+        "model": "m",
+        "stream": True,
+        "stream_options": None,
+        "input": TURNS,
+        "tools": TOOLS,
+        "content": "8" * 99,
+    },
+    {"model": "m", "input": TURNS, "text": {"content": "5" * 64}, "generationConfig": {"text": "6" * 64}},
+    {"model": "m", "messages": [[{"content": "7" * 99}]], "arguments": ["8" * 99], "output": [[["9" * 99]]]},
+    {
+        "model": "m",
+        "messages": [{"content": "\1" + "a" * 99}, {"content": "\1"}],
+        "tools": [{"text": "b" * 99}],
+    },
     CHAT,
     CHAT | {"stream_options": {}},
     CHAT | {"stream_options": None},
@@ -398,7 +529,9 @@ def test_its_constants_are_those_of_the_definition() -> None:
 
 
 _TEXTS = st.one_of(
-    st.text(max_size=40), st.sampled_from(["", "1h", "url", "é\n", "\x00", "a" * 2100, "data:" + "a" * 2100])
+    st.text(max_size=40),
+    st.sampled_from(["", "1h", "url", "é\n", "\x00", "a" * 2100, "data:" + "a" * 2100]),
+    st.sampled_from(["7" * 40, "\x01" * 33, "web_search" * 9, '"\\\n' * 9, "é" * 20, "function" + " " * 40]),
 )
 _NAMES = st.one_of(
     st.sampled_from(
@@ -416,8 +549,11 @@ _NAMES = st.one_of(
             "messages",
             "tools",
             "type",
-            "text",
-            "content",
+            *sorted(TEXTS),
+            "input",
+            "tool_calls",
+            "function",
+            "max_uses",
             "a:b",
             "é",
         ]
@@ -483,3 +619,26 @@ def test_names_in_great_number_are_looked_at_once(scan: Scan) -> None:
     assert scan(b'{"a":' + wide + b"}") is not None
     many = b"{" + b",".join(b'"%d":1' % one for one in range(200_000)) + b"}"
     assert scan(many) is None
+
+
+def test_a_body_is_as_heavy_as_what_is_read_of_it(scan: Scan) -> None:
+    texts = plain({"messages": [{"content": "a\n" * 50_000}]})
+    fields_ = plain({"messages": [{"other": "a\n" * 50_000}]})
+    picture = plain({"messages": [{"content": "a\n" * 50_000, "data": PICTURE}]})
+    before = module._scan
+    try:
+        module._scan = scan
+        light = {
+            skips: [is_light(body, skips) for body in (texts, fields_, picture)] for skips in (True, False)
+        }
+        module._scan = None
+        light[None] = [is_light(texts, skips=True)]
+    finally:
+        module._scan = before
+    assert light == {True: [True, False, False], False: [False, False, False], None: [False]}
+
+
+def is_light(body: bytes, skips: bool) -> bool:
+    look = module.look_out_of_turn(body, skips)
+    assert look is not None
+    return look.light

@@ -96,6 +96,7 @@ FAMILY = ApiFamily(
             numbers=frozenset({"max_tokens"}),
             tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
             media=MediaPlaces("messages", {"image": _BASE64, "document": _BASE64}),
+            skips_texts=True,
         )
     },
     routes=(

@@ -7,6 +7,7 @@ nothing; an `error` event ends the stream.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -275,4 +276,5 @@ def _failing(meter: Meter, body: bytes) -> bytes:
     return b"event: error\ndata: %b\n\n" % body
 
 
-DIALECT = Dialect(_read_whole, _read_event, _closing, _failing)
+_TEXTS = re.compile(rb'"(?:text|thinking|partial_json)"[ \t]*:[ \t]*"')
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS)

@@ -47,6 +47,7 @@ def _shape(*, streamed: bool) -> CallKind:
         always_reports=True, unframed=ArrayMeter if streamed else None, operation="generate_content",
         numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),
         media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
+        skips_texts=True,
     )  # fmt: skip
 
 

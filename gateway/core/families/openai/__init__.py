@@ -59,6 +59,7 @@ _SHAPES = {
         "max_completion_tokens",
         asks_for_usage=True,
         keeps=keeps_chat,
+        skips_texts=True,
         numbers=frozenset({"n", "max_tokens", "max_completion_tokens"}),
         media=_CHAT_MEDIA,
     ),
@@ -79,6 +80,7 @@ _SHAPES = {
         numbers=frozenset({"max_output_tokens", "max_tool_calls"}),
         media=_RESPONSES_MEDIA,
         messages=ResponseMessages,
+        skips_texts=True,
     ),
     "openai_embeddings": CallKind(calls.read_embeddings, chat.DIALECT, operation="embeddings"),
     "openai_moderations": CallKind(

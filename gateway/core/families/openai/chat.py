@@ -8,6 +8,8 @@ that finishes the choice.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from gateway.core.families.family import told_of
@@ -207,4 +209,5 @@ def _closing(meter: Meter) -> bytes:
     return end + DONE
 
 
-DIALECT = Dialect(_read_whole, _read_event, _closing)
+_TEXTS = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)"[ \t]*:[ \t]*"')
+DIALECT = Dialect(_read_whole, _read_event, _closing, texts=_TEXTS)

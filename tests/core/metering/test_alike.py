@@ -1,0 +1,173 @@
+"""An event that differs from one before by its text alone is counted as if it were decoded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest
+from gateway.core.families.anthropic import messages
+from gateway.core.families.openai import chat
+from gateway.core.metering.meter import Detail, Dialect, Meter
+from gateway.core.metering.stream import StreamMeter
+from gateway.core.model import Family
+from tests.core.meter.recorded import RECORDED, SSE, chat_chunk, delta, frame
+from tests.recorded.answers import answers
+
+DIALECTS = {
+    "openai_chat": chat.DIALECT,
+    "openai_completions": chat.DIALECT,
+    "anthropic_messages": messages.DIALECT,
+}
+
+
+class Counted(StreamMeter):
+    """Counts the events that are decoded."""
+
+    def __init__(self, call: CallRequest, dialect: Dialect) -> None:
+        self.decoded = 0
+
+        def read(meter: Meter, data: bytes) -> bool:
+            self.decoded += meter is self
+            return dialect.read_event(meter, data)
+
+        super().__init__(call, 200, DEFAULT_BOUNDS, replace(dialect, read_event=read))
+
+
+def call_of(meter: str, *, tokens: bool, strip: bool, keeps: bool = False) -> CallRequest:
+    call = CallRequest(meter, Family(meter.partition("_")[0]), b"{}", "m", True, None, 1, 300, 0, strip)
+    call.tokens_of, call.keeps = (len if tokens else None), keeps
+    return call
+
+
+def state(meter: Meter) -> dict[str, Any]:
+    """All that a meter has read."""
+    names = set(chain(Meter.__slots__, ("withheld",))) - {"call", "detail", "bounds"}
+    found = {name: getattr(meter, name) for name in names}
+    of_detail = {name: getattr(meter.detail, name) for name in Detail.__slots__}
+    return {**found, **of_detail, "texts": None if meter.texts is None else "".join(meter.texts)}
+
+
+def judge(meter: str, chunks: list[bytes], **said: bool) -> int:
+    """Hold what a meter reads of chunks against one that decodes each event; how many it did not decode."""
+    dialect = DIALECTS[meter]
+    one = Counted(call_of(meter, **said), dialect)  # type: ignore[arg-type]  # its flags
+    other = Counted(call_of(meter, **said), replace(dialect, texts=None))  # type: ignore[arg-type]
+    for chunk in chunks:
+        assert one.feed(chunk) == other.feed(chunk)
+        assert state(one) == state(other)
+        assert (one.observed(), one.so_far(), one.kept) == (other.observed(), other.so_far(), other.kept)
+    assert one.finish() == other.finish()
+    assert state(one) == state(other)
+    assert one.usage() == other.usage()
+    return other.decoded - one.decoded
+
+
+def test_recorded_streams_are_counted_alike() -> None:
+    streams = [(one.call.meter, one.frames) for one in RECORDED if one.content_type == SSE]
+    streams += [
+        (one.call.meter, one.body.splitlines(keepends=True)) for one in answers() if one.mode == "sse"
+    ]
+    skipped = 0
+    for meter, chunks in streams:
+        if meter in DIALECTS:
+            for said in ({"tokens": True, "strip": False}, {"tokens": False, "strip": True, "keeps": True}):
+                skipped += judge(meter, chunks, **said)
+                judge(meter, [b"".join(chunks)], **said)
+    assert skipped > 100
+
+
+def test_all_but_the_first_of_events_that_differ_by_their_text_are_not_decoded() -> None:
+    words = ["Tolls", " are öld", ' \n\t"quoted"\\ \x01', "\U0001f6e3", "[DONE]", "data: [DONE]"] * 20
+    events = [frame(delta(word)) for word in words]
+    assert judge("openai_chat", events, tokens=True, strip=True) == len(words) - 1
+    assert judge("openai_chat", [b"".join(events)], tokens=True, strip=True) == len(words) - 1
+
+
+def block(index: int, **fields: object) -> bytes:
+    return frame({"type": "content_block_delta", "index": index, "delta": fields}, "content_block_delta")
+
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 500, "total_tokens": 503}
+ODD = [
+    b'"us\\u0061ge":{"prompt_tokens":3,"completion_tokens":500}', b'"usage":{"completion_tokens":9}',
+    b'"error":{}', b'"id":"resp_2"', b'"finish_reason":"stop"',
+    b'"model":"other"', b'"cont\\u0065nt":"much more"', b'"content":"twice"', b'"service_tier":"priority"',
+    b'"text":"x"', b'"x":"\\ud800"', b'"x":NaN', b'"type":"message_stop"',
+]  # fmt: skip
+TEXT = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        ["", "stop", "message_stop", 'x","usage":{"completion_tokens":9},"y":"', "\\", "x" * 900]
+    ),
+)
+
+
+def odd(event: bytes, more: bytes, place: int) -> bytes:
+    """An event with one more member, in front of the place of another."""
+    places = [at for at in range(len(event)) if event[at : at + 1] == b"{"]
+    at = places[place % len(places)] + 1 if places else 0
+    return event[:at] + more + b"," + event[at:]
+
+
+CHATS = st.one_of(
+    st.builds(lambda text: frame(delta(text)), TEXT),
+    st.builds(lambda text, index: frame(delta(text, index)), TEXT, st.integers(0, 1)),
+    st.builds(
+        lambda text, more: frame(chat_chunk(choices=[{"index": 0, "delta": {"content": text, **more}}])),
+        TEXT,
+        st.sampled_from(
+            [{}, {"reasoning": "a"}, {"tool_calls": [{"function": {"arguments": "{}"}}]}, {"audio": {}}]
+        ),
+    ),
+    st.builds(lambda text: frame(chat_chunk(choices=[{"index": 0, "text": text}])), TEXT),
+    st.builds(lambda text: frame({"content": text, "x": "y"}), TEXT),
+    st.sampled_from(
+        [
+            frame(chat_chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])),
+            frame(chat_chunk(choices=[], usage=USAGE)), frame("[DONE]"), b": ping\n\n",
+            frame(chat_chunk(choices=[{"delta": {"content": "x" * 600}}])),
+        ]
+    ),
+)  # fmt: skip
+MESSAGES = st.one_of(
+    st.builds(lambda index, text: block(index, type="text_delta", text=text), st.integers(0, 1), TEXT),
+    st.builds(lambda text: block(0, type="input_json_delta", partial_json=text), TEXT),
+    st.builds(lambda text: block(0, type="thinking_delta", thinking=text, container={"id": "c"}), TEXT),
+    st.builds(lambda text: block(0, type="new_delta", new=text), TEXT),
+    st.sampled_from(
+        [
+            frame({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}}),
+            frame({"type": "content_block_stop", "index": 1}),
+            frame({"type": "message_stop"}, "message_stop"),
+            frame({"type": "message_delta", "delta": {"stop_reason": "x"}, "usage": {"output_tokens": 7}}),
+        ]
+    ),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from([("openai_chat", CHATS), ("anthropic_messages", MESSAGES)]), st.data())
+def test_any_stream_is_counted_alike(api: tuple[str, st.SearchStrategy[bytes]], data: st.DataObject) -> None:
+    meter, kinds = api
+    events: list[bytes] = []
+    for event in data.draw(st.lists(kinds, max_size=8)):
+        kind, sent = data.draw(st.integers(0, 3)), event
+        if kind == 1:
+            sent = odd(event, data.draw(st.sampled_from(ODD)), data.draw(st.integers(0, 3)))
+        elif kind == 2:
+            at = data.draw(st.integers(0, len(event)))
+            sent = event[:at] + data.draw(st.binary(max_size=2)) + event[at + data.draw(st.integers(0, 1)) :]
+        events += [sent] * data.draw(st.integers(1, 3))
+    said = {
+        "tokens": data.draw(st.booleans()),
+        "strip": data.draw(st.booleans()),
+        "keeps": data.draw(st.booleans()),
+    }
+    judge(meter, events, **said)
+    stream, size = b"".join(events), data.draw(st.integers(1, 300))
+    judge(meter, [stream[at : at + size] for at in range(0, len(stream), size)], **said)
