@@ -328,10 +328,10 @@ def _object_end(window: bytes, start: int) -> int:
     return 0
 
 
-# Most events of a stream differ from the one before by a text alone. The bytes before and behind that text are
-# kept of the last event that was decoded, once another text was tried out in them: its dialect must read that
-# text there, and no more. Then an event with these bytes around one text of JSON is counted by the text. Any
-# other event is decoded, and tried out in its turn.
+# Most events of a stream differ from the one before by a text alone. The bytes before and behind that text
+# are kept of the last event that was decoded, once another text was tried out in them: its dialect must read
+# that text there, and no more. Then an event with these bytes around one text of JSON is counted by the
+# text. Any other event is decoded, and tried out in its turn.
 
 OPENING_BYTES_MAX = 4096
 TRIALS_AT_ONCE = 4
