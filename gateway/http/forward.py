@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from base64 import b64encode
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import unquote_to_bytes
+from uuid import UUID
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.models import check_word
@@ -44,6 +46,9 @@ _FORM: Final = b"alt"
 # For so long a key is left alone that is refused without a word of how long, where there are others.
 KEY_LEFT_ALONE_S: Final = 5.0
 _ACCEPT: Final = b"accept:"
+UPGRADE: Final = (
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
+)
 
 
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
@@ -93,7 +98,12 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
     """Send what of a request is here; what is still arriving follows by itself."""
     routed, connection, side = exchange.routed, exchange.connection, link.side
     signer = None if exchange.upstream is None else exchange.upstream.signer
-    if routed.buffered and not exchange.long:
+    if routed.accept:
+        side.upgrades = True
+        if signer is not None:
+            opening += signer.sign(opening, b"")
+        link.begin_request(side.ask(b"%b%b%b\r\n" % (opening, UPGRADE, socket_key(exchange)), None, False))
+    elif routed.buffered and not exchange.long:
         body = call.write_for(exchange.model_sent) if call.targets else call.take_body()
         if signer is not None:
             opening += signer.sign(opening, body)
@@ -124,6 +134,11 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
         link.begin_request(side.ask_in_parts(opening, length, parts, routed.method == b"HEAD"))
         exchange.invite_body()
         connection.stream_body(link)
+
+
+def socket_key(exchange: Exchange) -> bytes:
+    """By which its upstream shows that it opens a WebSocket: another one each time (RFC 6455, 4.1)."""
+    return b64encode(UUID(exchange.request_id).bytes)
 
 
 def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:

@@ -18,7 +18,9 @@ from gateway.errors import InvalidApiKey, InvalidRequest
 from gateway.http.protocol.request import (
     BAGGAGE_FIELD,
     CREDENTIAL_FIELDS,
+    KEY_PROTOCOLS,
     OURS_PREFIX,
+    PROTOCOLS_FIELD,
     SESSION_FIELDS,
     Values,
 )
@@ -47,10 +49,10 @@ def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
     `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are two that differ.
     """
     found = {
-        _bearer(value) if name == b"authorization" else value
+        key
         for name in CREDENTIAL_FIELDS & said.keys()
         for value in said[name]
-        if value
+        if (key := _key_in(name, value))
     }
     if len(found) > 1:
         raise InvalidRequest("The request carries two different credentials.")
@@ -89,6 +91,16 @@ def _plain(name: bytes) -> bytes:
     """The name of a parameter as an API that is not strict with it may take it."""
     plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")
     return plain.replace(b"_", b"").replace(b"-", b"")
+
+
+def _key_in(name: bytes, value: bytes) -> bytes:
+    """The key in a field's value, empty where it has none."""
+    if name == PROTOCOLS_FIELD:
+        named = [one.strip(b" \t") for one in value.split(b",")]
+        return b" ".join(
+            [one.removeprefix(begun) for one in named for begun in KEY_PROTOCOLS if one.startswith(begun)]
+        )
+    return _bearer(value) if name == b"authorization" and value else value
 
 
 def _bearer(value: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A client's WebSocket: each of its messages is a call by HTTP, and the events of the answer are messages.
+"""A client's WebSocket. Of responses each message is a call by HTTP, each event of its answer a message.
 
 Nothing here admits, meters or charges. A socket stands between its client, who speaks in frames, and a
 `ClientConnection`, which is given requests and writes answers as ever. So a call by a message is checked,
@@ -28,6 +28,7 @@ from gateway.core.model import Caller
 from gateway.core.wait import OVER
 from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
 from gateway.http.admission import identify, known
+from gateway.http.protocol.request import KEY_PROTOCOLS, PROTOCOLS_FIELD
 from gateway.http.server.buffers import full
 from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import Exchange
@@ -35,15 +36,17 @@ from gateway.http.server.exchange import Exchange
 # Codes of RFC 6455, 7.4.1, and IANA's 1013.
 _AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
 # Why a socket is not read: its connection wants nothing, its client takes nothing, others have their turn.
-_INNER, _BLOCKED, _TURN = 1, 2, 4
+# Of others: a message waits for a turn, the upstream reads slowly.
+INNER, _BLOCKED, _TURN, WAITING, SLOW = 1, 2, 4, 8, 16
+_HELD = WAITING | SLOW
 # Frames of one read that are dealt with at once.
 FRAMES_AT_ONCE: Final = 64
 # Of an answer that is no stream: a refusal, ours or the upstream's.
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 # Lines of the head that opens a socket which are of that alone, or of the body of a request.
 _OF_OPENING = (
-    b"connection:", b"upgrade:", b"sec-websocket-", b"content-type:", b"content-length:", b"expect:",
-    b"http2-settings:",
+    b"connection:", b"upgrade:", b"sec-websocket-key:", b"sec-websocket-version:",
+    b"sec-websocket-extensions:", b"content-type:", b"content-length:", b"expect:", b"http2-settings:",
 )  # fmt: skip
 # What of the head of a refusal its client is told.
 _TOLD = (b"retry-after", b"x-request-id", b"x-should-retry", b"x-tollkeeper-", b"x-ratelimit-", b"ratelimit")
@@ -53,41 +56,53 @@ _EVENTS = b"text/event-stream"
 async def open_socket(exchange: Exchange) -> None:
     """Accept a socket of somebody who is known, unless there are too many."""
     caller = known(exchange) or await identify(exchange)
-    connection, worker = exchange.connection, exchange.worker
+    take_place(exchange, caller)
+    open_as(ResponseSocket(exchange, caller), exchange)
+    await OVER
+
+
+def take_place(exchange: Exchange, caller: Caller) -> None:
+    """Count one socket more, or raise the `Refusal` that its opening earns."""
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
     if exchange.body_length:
         raise InvalidRequest("A WebSocket is opened by a request without a body.")
     if not exchange.decide_keep_alive():
         raise Overloaded("This gateway is stopping: connect again.", retry_after_s=1)
-    if not worker.sockets.acquire(caller.organization_id):
+    if not exchange.worker.sockets.acquire(caller.organization_id):
         raise Overloaded("There are too many WebSockets at this gateway.", retry_after_s=1)
-    socket = WebSocket(exchange, caller)
+
+
+def open_as(socket: WebSocket, exchange: Exchange) -> None:
+    """Answer that a socket is open, by the first protocol that is offered, and go on by it."""
+    lines = [line.partition(b":") for line in exchange.connection.opened_by.split(b"\r\n")]
+    offered = [said.split(b",") for name, _, said in lines if name.lower() == PROTOCOLS_FIELD]
+    named = [one for each in offered for said in each if not (one := said.strip()).startswith(KEY_PROTOCOLS)]
     exchange.status = 101
     exchange.write(
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-        b"sec-websocket-accept: %b\r\nx-request-id: %b\r\n\r\n"
-        % (exchange.routed.accept, exchange.request_id.encode())
+        b"sec-websocket-accept: %b\r\n%bx-request-id: %b\r\n\r\n"
+        % (
+            exchange.routed.accept,
+            b"sec-websocket-protocol: %b\r\n" % named[0] if named else b"",
+            exchange.request_id.encode(),
+        )
     )
-    limits = replace(worker.limits, keep_alive_s=worker.limits.socket_idle_s)
-    socket.begin(connection.splice(socket, limits))
-    await OVER
+    limits = exchange.worker.limits
+    socket.begin(exchange.connection.splice(socket, replace(limits, keep_alive_s=limits.socket_idle_s)))
 
 
 class WebSocket(asyncio.Protocol):
     """The protocol of a client's socket, and the transport of its connection."""
 
+    busy = ""
+
     def __init__(self, exchange: Exchange, caller: Caller) -> None:
         routed = exchange.routed
-        assert routed.route is not None
         self._caller, self._worker, self._limits = caller, exchange.worker, exchange.worker.limits
         self._connection = exchange.connection
         self._transport = exchange.connection.transport
         self.family = routed.family
-        messages = SHAPES[routed.route.meter].messages
-        assert messages is not None
-        self._messages, self._remembered = messages(), 0
-        self._head = turn_head(exchange.connection.opened_by)
         self._reading = ReadPause(self._transport)
         self._frames = Connection(ConnectionType.SERVER)
         self._message = bytearray()
@@ -100,7 +115,7 @@ class WebSocket(asyncio.Protocol):
         """Take over from the connection, with what was sent before it could be."""
         self._transport.set_protocol(self)
         if not self._transport.is_reading():
-            self._reading.paused = _INNER
+            self._reading.paused = INNER
         if early:
             asyncio.get_running_loop().call_soon(self.data_received, early)
 
@@ -125,8 +140,6 @@ class WebSocket(asyncio.Protocol):
         self._let_go()
         if self._answer is not None:
             self.keep(-self._answer.kept)
-        self._messages.forget()
-        self._remember()
         self._worker.sockets.release(self._caller.organization_id)
         self._connection.connection_lost(error)
 
@@ -155,14 +168,11 @@ class WebSocket(asyncio.Protocol):
             return
         events = answer.feed(data)
         written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
-        for one in events:
-            self._messages.hear(one)
         if answer.over:
             self._answer = None
-            self._messages.end()
-        self._remember()
         if written:
             self._transport.write(written)
+        self._passed(events, answer)
         if answer.kept > self._limits.socket_event_bytes_max:
             self.close()
 
@@ -184,11 +194,11 @@ class WebSocket(asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Read no further."""
-        self._reading.pause(_INNER)
+        self._reading.pause(INNER)
 
     def resume_reading(self) -> None:
         """Read on."""
-        self._reading.resume(_INNER)
+        self._reading.resume(INNER)
 
     def get_write_buffer_size(self) -> int:
         """How many bytes wait to be sent, or to be more of an event."""
@@ -197,6 +207,11 @@ class WebSocket(asyncio.Protocol):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Facts of the socket."""
         return self._transport.get_extra_info(name, default)
+
+    @property
+    def event_bytes_max(self) -> int:
+        """How long an event may be that is read."""
+        return self._worker.bounds.event_bytes_max
 
     def keep(self, size: int) -> None:
         """So many bytes more are kept for the client, or fewer."""
@@ -209,11 +224,11 @@ class WebSocket(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Deal with some frames; others have their turns before the rest, and a slow client reads first."""
-        if self._transport.is_closing() or self._reading.paused & _BLOCKED:
+        if self._transport.is_closing() or self._reading.paused & (_BLOCKED | _HELD):
             return
         for count, event in enumerate(self._frames.events(), 1):
             self._take(event)
-            blocked = self._reading.paused & _BLOCKED
+            blocked = self._reading.paused & (_BLOCKED | _HELD)
             if (blocked or count == FRAMES_AT_ONCE) and not self._closed:
                 self._reading.pause(_TURN)
                 if not blocked:
@@ -239,10 +254,9 @@ class WebSocket(asyncio.Protocol):
         part = data.encode() if isinstance(data, str) else bytes(data)
         self._frames_here += event.frame_finished
         self._size += len(part)
-        if not self._dropped and (self._answer is not None or not isinstance(data, str)):
+        if not self._dropped and ((self.busy and self._answer is not None) or not isinstance(data, str)):
             self._dropped = True
-            busy = "A response is being made on this connection: wait for its end."
-            self._refuse(InvalidRequest(busy if isinstance(data, str) else "A message must be text."))
+            self._refuse(InvalidRequest(self.busy if isinstance(data, str) else "A message must be text."))
         if self._dropped:
             part = b""
         if self._size > limits.body_bytes_max or self._frames_here > limits.socket_frames_max:
@@ -252,24 +266,80 @@ class WebSocket(asyncio.Protocol):
         else:
             self._message += part
             if event.message_finished:
-                self._ask()
+                dropped, body = self._dropped, bytes(self._message)
+                self._let_go()
+                self._size, self._frames_here, self._dropped = 0, 0, False
+                if not dropped:
+                    self._ask(body)
 
-    def _ask(self) -> None:
-        """Make a request of the message that is here."""
-        dropped, body = self._dropped, bytes(self._message)
-        self._let_go()
-        self._size, self._frames_here, self._dropped = 0, 0, False
-        if dropped:
-            return
-        self._answer = SocketAnswer(self)
-        self._connection.messages = self._messages
-        self._connection.data_received(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+    def _ask(self, body: bytes) -> None:
+        """A message is here."""
+        raise NotImplementedError
+
+    def _passed(self, events: list[str], answer: SocketAnswer) -> None:
+        """These events of an answer were sent, its last ones where it is over."""
 
     def _let_go(self) -> None:
         """The message is kept no longer."""
         if self._message:
             self._worker.buffers.release(self._caller, len(self._message))
             self._message = bytearray()
+
+    def _refuse(self, refusal: Refusal, code: int = 0) -> None:
+        """Say why a message is no call; the socket stays open but for a `code`."""
+        fields, body = render(refusal, self.family, "")
+        told = refusal_event(refusal.status, fields, body)
+        self._transport.write(self._frames.send(TextMessage(data=told)))
+        if code:
+            self._close(code)
+
+    def _close(self, code: int, why: str | None = None) -> None:
+        if not self._closed:
+            self._say_end(CloseConnection(code=code, reason=why))
+
+    def _say_end(self, event: CloseConnection) -> None:
+        """Send the last frame; a client that does not take it, nor says the same, is left after a while."""
+        self._closed = True
+        self._let_go()
+        self._transport.write(self._frames.send(event))
+        self._end = asyncio.get_running_loop().call_later(self._limits.linger_s, self._leave)
+
+    def _leave(self) -> None:
+        if not self._connection.blocked:  # else its connection has set it a time
+            self._transport.abort()
+
+
+class ResponseSocket(WebSocket):
+    """A socket by which responses are asked for: a message is the body of a request by HTTP."""
+
+    busy = "A response is being made on this connection: wait for its end."
+
+    def __init__(self, exchange: Exchange, caller: Caller) -> None:
+        super().__init__(exchange, caller)
+        route = exchange.routed.route
+        made = None if route is None else SHAPES[route.meter].messages
+        assert made is not None
+        self._messages, self._remembered = made(), 0
+        self._head = turn_head(exchange.connection.opened_by)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Nothing is remembered any more."""
+        self._messages.forget()
+        self._remember()
+        super().connection_lost(error)
+
+    def _ask(self, body: bytes) -> None:
+        """Make a request of the message that is here."""
+        self._answer = SocketAnswer(self)
+        self._connection.messages = self._messages
+        self._connection.data_received(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+
+    def _passed(self, events: list[str], answer: SocketAnswer) -> None:
+        for one in events:
+            self._messages.hear(one)
+        if answer.over:
+            self._messages.end()
+        self._remember()
 
     def _remember(self) -> None:
         """Count what is remembered of responses; where there is no room for that, it is forgotten."""
@@ -282,29 +352,6 @@ class WebSocket(asyncio.Protocol):
         if self._remembered and not shares.acquire(organization_id, self._remembered):
             self._messages.forget()
             self._remembered = 0
-
-    def _refuse(self, refusal: Refusal, code: int = 0) -> None:
-        """Say why a message is no call; the socket stays open but for a `code`."""
-        fields, body = render(refusal, self.family, "")
-        told = refusal_event(refusal.status, fields, body)
-        self._transport.write(self._frames.send(TextMessage(data=told)))
-        if code:
-            self._close(code)
-
-    def _close(self, code: int) -> None:
-        if not self._closed:
-            self._say_end(CloseConnection(code=code))
-
-    def _say_end(self, event: CloseConnection) -> None:
-        """Send the last frame; a client that does not take it, nor says the same, is left after a while."""
-        self._closed = True
-        self._let_go()
-        self._transport.write(self._frames.send(event))
-        self._end = asyncio.get_running_loop().call_later(self._limits.linger_s, self._leave)
-
-    def _leave(self) -> None:
-        if not self._connection.blocked:  # else its connection has set it a time
-            self._transport.abort()
 
 
 def turn_head(head: bytes) -> bytes:
@@ -336,17 +383,19 @@ def _is_told(name: bytes) -> bool:
 
 
 class SocketAnswer:
-    """An answer of HTTP that becomes events. `kept` bytes of it are none yet; at its end it is `over`."""
+    """An answer of HTTP that becomes events. `kept` bytes of it are none yet; at its end it is `over`.
+
+    One that is no stream is a refusal, in one event.
+    """
 
     def __init__(self, socket: WebSocket) -> None:
-        self.over = False
+        self.over = self.is_stream = False
         self.kept = 0
         self._socket = socket
         self._parser: Any = httptools.HttpResponseParser(self)
         self._splitter = Splitter()
         self._fields: list[tuple[bytes, bytes]] = []
         self._status = 0
-        self._is_stream = False
         self._parts: list[bytes] = []
         self._tail = b""
         self._events: list[str] = []
@@ -369,13 +418,13 @@ class SocketAnswer:
         """Note what kind of answer it is."""
         self._status = self._parser.get_status_code()
         kind = next((value for name, value in self._fields if name == b"content-type"), b"")
-        self._is_stream = self._status == HTTPStatus.OK and kind.lower().startswith(_EVENTS)
+        self.is_stream = self._status == HTTPStatus.OK and kind.lower().startswith(_EVENTS)
 
     def on_body(self, data: bytes) -> None:
         """Read on. A long event is put together once its end is here."""
         self._keep(len(data))
         self._parts.append(data)
-        if self._is_stream:
+        if self.is_stream:
             ending = self._tail + data
             self._tail = ending[-3:]
             if b"\n\n" in ending or b"\r" in ending:
@@ -389,7 +438,7 @@ class SocketAnswer:
         """The answer is all here."""
         self.over = True
         rest = self._take_parts()
-        if self._is_stream:
+        if self.is_stream:
             self._events += _texts([*self._splitter.feed(rest), self._splitter.take()])
         elif self._status < HTTPStatus.MULTIPLE_CHOICES:
             fault = UpstreamUnreachable("The upstream's answer is no stream of events.")

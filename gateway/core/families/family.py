@@ -126,6 +126,30 @@ class SocketMessages(Protocol):
     def forget(self) -> None: ...
 
 
+class LiveSession(Protocol):
+    """A WebSocket that passes to its upstream: what its client asks for there, and what that reports.
+
+    Each of its turns is a call for `model`, empty until a message names it; its body is `document`, its
+    input `tokens`, and `models` may answer beside it. `pending` says that something was asked for, and is
+    not reported yet.
+    """
+
+    refuses_by_event: bool
+    model: str
+    models: tuple[str, ...]
+
+    @property
+    def pending(self) -> bool: ...
+    @property
+    def tokens(self) -> int: ...
+    def document(self) -> Document:
+        """The body of the call that the next turn is."""
+    def ask(self, message: Document, size: int) -> None:
+        """Take a message of the client's, of so many bytes; `InvalidRequest` where it may not pass."""
+    def hear(self, event: bytes) -> tuple[bool, bool]:
+        """Take an event of the upstream's: whether it may pass between turns, and whether it ends one."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallKind:
     """One kind of metered call: `read` takes its body, `dialect` its answers.
@@ -140,8 +164,9 @@ class CallKind:
     pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
     Its body may be a `form`.
     Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
-    `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its API goes by
-    what these say.
+    is asked for by a WebSocket alone is `live`: that makes the session, given the parameters of its query.
+    One that `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its API
+    goes by what these say.
     """
 
     read: Reader
@@ -162,6 +187,7 @@ class CallKind:
     form: FormKind | None = None
     messages: Callable[[], SocketMessages] | None = None
     skips_texts: bool = False
+    live: Callable[[Mapping[str, str]], LiveSession] | None = None
 
 
 @dataclass(slots=True)
@@ -362,6 +388,7 @@ class ApiFamily:
     `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
     known on a path of several families (`shares_paths`), and on paths that it has `also`, as
     another has them, and below: each ends in a slash here. `segment` is what a parameter of a path matches.
+    A protocol of a WebSocket that begins with `key_protocol` is a key, as its clients in browsers send one.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
     `withheld` are fields of a metered call that do not pass; none passes that begins with
     `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,
@@ -394,6 +421,7 @@ class ApiFamily:
     shares_paths: bool = False
     also: tuple[str, ...] = ()
     spoken_by: bytes = b""
+    key_protocol: bytes = b""
     segment: str = SEGMENT
     queries: Mapping[bytes, frozenset[bytes] | None] = field(default_factory=dict)
     withheld: frozenset[bytes] = frozenset()

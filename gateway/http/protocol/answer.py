@@ -175,7 +175,9 @@ def _judge(head: bytes) -> None:
     parser: Any = httptools.HttpResponseParser(object())
     try:
         parser.feed_data(head)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+    except httptools.HttpParserUpgrade:
+        pass  # whether anybody asked for one is known elsewhere
+    except httptools.HttpParserError as error:
         raise Malformed(str(error)) from error
 
 
@@ -267,16 +269,17 @@ class UpstreamSide:
     """The exchanges of one connection, one after the other.
 
     `request` is a state of `OUTGOING`, `answering` one of `ANSWER`; `answer` is the final head once
-    it is here.
+    it is here. One that `upgrades` may be answered by 101: what follows is another protocol's.
     """
 
     __slots__ = (
         "_answers_head", "_buffer", "_chunked", "_interim", "_left", "_limits", "_promised", "_says_close",
-        "answer", "answering", "request", "surplus",
+        "answer", "answering", "request", "surplus", "upgrades",
     )  # fmt: skip
 
     def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
+        self.upgrades = False
         self._answers_head = self._says_close = self.surplus = False
         self._buffer = b""
         self._interim = 0
@@ -389,6 +392,10 @@ class UpstreamSide:
         at += 4
         answer = read_answer_head(data[:at])
         status = answer.status
+        if status == 101 and self.upgrades:
+            self.answer, self._left = answer, None
+            self.answering = ANSWER[self.answering][HEAD]
+            return data[at:]
         if status < 200:
             self._interim += 1
             if status == 101 or self._interim > limits.interim_answers_max:

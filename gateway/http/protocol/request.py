@@ -116,7 +116,10 @@ class LruParseCache(LruCache[K, U]):
 # end here too. Each spelling of a short name is looked at once and remembered, within bounds: who
 # sends it is not known yet.
 
-CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials)
+# Browsers can send a key by the protocols of a WebSocket alone: behind one of these.
+PROTOCOLS_FIELD: Final = b"sec-websocket-protocol"
+KEY_PROTOCOLS: Final = tuple(one.key_protocol for one in ALL if one.key_protocol)
+CREDENTIAL_FIELDS = frozenset(name for one in ALL for name in one.credentials) | {PROTOCOLS_FIELD}
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
     b"transfer-encoding upgrade http2-settings".split()
@@ -142,7 +145,7 @@ _READ = CREDENTIAL_FIELDS | frozenset(
 _ENDED = HOP_BY_HOP | frozenset(
     b"x-request-id forwarded x-real-ip x-client-ip client-ip true-client-ip cf-connecting-ip "
     b"x-cluster-client-ip x-original-url x-rewrite-url x-http-method-override x-original-host via "
-    b"sec-websocket-extensions sec-websocket-protocol".split()
+    b"sec-websocket-extensions".split()
 )
 # An underscore must not smuggle in a second spelling of a name that decides something.
 _CONTROLLED = (
@@ -497,14 +500,19 @@ def _read_connection(head: RequestHead) -> None:
 def accept_of(head: RequestHead) -> bytes:
     """What a client that asks for a WebSocket is answered, to show that it was understood (RFC 6455, 4.2)."""
     keys = head.all(b"sec-websocket-key")
-    if head.all(b"sec-websocket-version") != [b"13"]:
+    if not head.upgrades or head.all(b"sec-websocket-version") != [b"13"]:
         version = (b"sec-websocket-version", b"13")
-        raise UpgradeRefused("The Sec-WebSocket-Version must be 13.", version)
+        raise UpgradeRefused("This is a WebSocket, whose Sec-WebSocket-Version must be 13.", version)
     if head.method != b"GET" or head.minor != 1 or head.chunked or head.length or not head.keep_alive:
         raise MalformedRequest("A WebSocket is opened by a GET of HTTP/1.1 without a body.")
     if len(keys) != 1 or _SOCKET_KEY.fullmatch(keys[0]) is None:
         raise MalformedRequest("The Sec-WebSocket-Key must be 16 bytes in base64.")
-    return b64encode(sha1(keys[0] + _SOCKET_ACCEPTS).digest())  # noqa: S324  # as RFC 6455 says: no secret
+    return accepted(keys[0])
+
+
+def accepted(key: bytes) -> bytes:
+    """What shows that this key was read (RFC 6455, 4.2.2)."""
+    return b64encode(sha1(key + _SOCKET_ACCEPTS).digest())  # noqa: S324  # as RFC 6455 says: no secret
 
 
 # Request ids: UUIDs of version 7 as text (RFC 9562), made a batch at a time, so that they order by time.

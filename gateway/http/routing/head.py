@@ -63,6 +63,7 @@ from gateway.http.routing.routes import (
     check_upgrade,
     family_of,
     family_of_head,
+    is_live,
     is_shared,
     meant_for,
     misplaced,
@@ -189,9 +190,8 @@ class HeadRouter:
             return False
 
     def _routed(self, head: RequestHead) -> RoutedHead:
-        method = "POST" if head.upgrades else head.method.decode("ascii")
-        routed = self._matched(head, self._table.match(method, head.path.decode("ascii")))
-        if head.upgrades:
+        routed = self._matched(head, self._table.match_of(head))
+        if head.upgrades or is_live(routed.route):
             try:
                 check_upgrade(None if routed.asked else routed.route)
                 routed.accept = accept_of(head)

@@ -8,8 +8,10 @@ from urllib.parse import quote, urlsplit
 
 from gateway.core.calls.routes import AWS_FIELDS, PARAMETER, Route, UpstreamTarget, own_path, own_query
 from gateway.http.protocol.request import PASSES, field_kind
-from gateway.http.routing.routes import JSON_TYPE, is_rewritten, without_pass
+from gateway.http.routing.routes import JSON_TYPE, is_live, is_rewritten, without_pass
 
+# What names the model of a WebSocket in its query: that, or its deployment at Azure.
+MODEL_QUERIES = ("model", "deployment")
 _AWS_FIELDS = (*(name.encode() for name in AWS_FIELDS), b"x-amz-content-sha256")
 
 
@@ -37,7 +39,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     A `form` has the type that it came with.
     """
     prefix, host = _place(target.base_url)
-    query = own_query(target, without_pass(query, route))
+    query = own_query(target, _named_query(route, without_pass(query, route), model))
     written = (own_path(target, route, path, model) + query).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
     names = {name.encode() for name, _ in target.told}
@@ -65,6 +67,17 @@ def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -
     return PARAMETER.sub(
         lambda found: quote(words[found[2]], safe="@/" if found[1] and found[2] != "model" else "@"),
         route.path,
+    )
+
+
+def _named_query(route: Route, query: str, model: str) -> str:
+    """The query of a WebSocket, with the name that its upstream has for the model."""
+    if not model or not query or not is_live(route):
+        return query
+    pairs = [pair.partition("=") for pair in query[1:].split("&")]
+    return "?" + "&".join(
+        f"{name}={quote(model, safe='')}" if name in MODEL_QUERIES else f"{name}{mark}{value}"
+        for name, mark, value in pairs
     )
 
 

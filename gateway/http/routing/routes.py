@@ -63,6 +63,8 @@ _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
 # More than what all paths of one family begin with.
 ALIKE_CHARS_MIN = len("/v1beta/")
+# Tokens and calls by which a client talks to its provider itself: by WebRTC, by SIP, or from a browser.
+_PAST = re.compile(r"/realtime/(?:client_secrets|calls|sessions|transcription_sessions)\b|/auth_?[tT]okens\b")
 # Of a path nobody serves, in what is said of it.
 PATH_CHARS_SHOWN = 200
 
@@ -122,6 +124,14 @@ class RouteTable:
                 return template
         alike = max(self._lower, key=lambda lower: _alike(lower, asked))
         return self._lower[alike] if _alike(alike, asked) > ALIKE_CHARS_MIN else ""
+
+    def match_of(self, head: RequestHead) -> Match | None:
+        """Find the route of a head. One that asks for a WebSocket has that of the calls of its messages."""
+        path = head.path.decode("ascii")
+        if not head.upgrades:
+            return self.match(head.method.decode("ascii"), path)
+        found = self.match("POST", path)
+        return self.match("GET", path) if found is None or found.route is None else found
 
     def match(self, method: str, path: str) -> Match | None:
         """Find the route of a request; None for a path that is not on the list.
@@ -197,6 +207,11 @@ def unknown_path(path: str, nearest: str) -> Refusal:
     if slashes_decoded(path) != path:
         return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
     shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
+    if _PAST.search(path):
+        return UnknownRoute(
+            f"{shown} is not served: who has its answer talks to the provider past this gateway, unmetered."
+            " Open a WebSocket here instead."
+        )
     meant = f" Did you mean {nearest}?" if nearest else ""
     return UnknownRoute(f"No route is configured for {shown}.{meant}")
 
@@ -504,6 +519,8 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
         return UnknownRoute(
             "Calls of tools are not authorized, as nobody here sees whose their sessions are: send them here."
         )
+    if is_live(route):
+        return UnknownRoute("A WebSocket is not authorized, as nobody here sees what passes: open it here.")
     said = sorted(name.decode("latin-1") for name in withheld(head, route) - OF_BODIES - _OF_QUESTIONS)
     if said:
         return InvalidRequest(f"The field {said[0]} may not reach the upstream: leave it out.", param=said[0])
@@ -513,8 +530,13 @@ def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
 def check_upgrade(route: Route | None) -> None:
     """Refuse a WebSocket for a route whose calls no message asks for."""
     shape = SHAPES.get(route.meter) if route else None
-    if shape is None or shape.messages is None or not is_installed("websockets"):
+    if shape is None or not (shape.messages or shape.live) or not is_installed("websockets"):
         raise UpgradeRefused
+
+
+def is_live(route: Route | None) -> bool:
+    """Whether a route is a WebSocket that passes to its upstream, and nothing else."""
+    return route is not None and route.meter in SHAPES and SHAPES[route.meter].live is not None
 
 
 def is_rewritten(route: Route) -> bool:

@@ -210,6 +210,7 @@ class _Client(Protocol):
     body: RequestBody
     opened_by: bytes
     messages: SocketMessages | None
+    exchange: Exchange | None
 
     @property
     def body_complete(self) -> bool: ...

@@ -39,6 +39,7 @@ from gateway.http.routing.routes import (
     RUN_PATH,
     USAGE_PATH,
     WorkerBindings,
+    is_live,
 )
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
@@ -282,9 +283,9 @@ HANDLERS = {
 
 def open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
     """Go on with a client by a WebSocket."""
-    from gateway.http.sockets import open_socket as opening  # noqa: PLC0415  # heavy: few clients want one
+    from gateway.http import live, sockets  # noqa: PLC0415  # heavy: few clients want one
 
-    return opening(exchange)
+    return (live.open_live if is_live(exchange.routed.route) else sockets.open_socket)(exchange)
 
 
 class DataPlane:

@@ -347,6 +347,10 @@ class _BodySource(Protocol):
     def resume_body(self) -> None: ...
 
 
+def _unnoticed(link: Link) -> None:
+    """It is in no pool."""
+
+
 # One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
 _BUFFER = memoryview(bytearray(16 * 1024))
 
@@ -383,6 +387,10 @@ class Link(asyncio.BufferedProtocol):
         self.answer: AnswerHead | None = None
         self.failure: Refusal | None = None
         self.source: _BodySource | None = None
+
+    def beside(self) -> Link:
+        """Another one, for what comes by this connection in another protocol: it has no transport yet."""
+        return Link(self._clock, self._turns, self._limits, _unnoticed)
 
     @property
     def open(self) -> bool:

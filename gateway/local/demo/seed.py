@@ -45,6 +45,7 @@ SERVICES = {
     "speech": "Speech (OpenAI)",
     "transcriptions": "Transcripts (OpenAI)",
     "videos": "Videos (OpenAI, Gemini)",
+    "realtime": "Realtime (OpenAI)",
     "mcp": "MCP tools",
     "echo": "Echo (the demo upstream, one unit a request)",
 }

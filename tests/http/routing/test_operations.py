@@ -29,6 +29,11 @@ KEYS = {
     "Gemini": b"x-goog-api-key: k\r\n",
     "Azure OpenAI": b"api-key: k\r\n",
 }
+# What opens a WebSocket, by the method `WS`.
+SOCKET = (
+    b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
 OPERATIONS_MIN = 299
 _COUNTS = re.compile(r".*(?:count_tokens|:countTokens|input_tokens|tokenize)")
 
@@ -69,7 +74,9 @@ def routed_by(vendor: str, file: str) -> Iterator[tuple[str, str]]:
     router = HeadRouter(settings.routes, targets, bindings, HttpLimits())
     key = KEYS.get(vendor, b"authorization: Bearer k\r\n")
     for listed, method, path in operations()[f"{vendor} | {file}"]:
-        head = b"%b %b HTTP/1.1\r\nhost: gateway\r\n%b\r\n" % (method.encode(), path.encode(), key)
+        asked = key + SOCKET if method == "WS" else key
+        verb = method.replace("WS", "GET").encode()
+        head = b"%b %b HTTP/1.1\r\nhost: gateway\r\n%b\r\n" % (verb, path.encode(), asked)
         found = outcome_of(router.route(head))
         yield f"{method} {path}: {listed}", f"{method} {path}: {found}"
 

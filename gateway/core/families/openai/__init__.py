@@ -15,7 +15,7 @@ from gateway.core.families.family import (
     SdkExample,
     target,
 )
-from gateway.core.families.openai import calls, chat, media, responses
+from gateway.core.families.openai import calls, chat, media, realtime, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.families.openai.sockets import ResponseMessages
 from gateway.core.metering.stream import OpaqueMeter
@@ -110,6 +110,7 @@ _SHAPES = {
         operation="generate_content",
         form=media.VIDEO_FORM,
     ),
+    "openai_realtime": CallKind(realtime.read_turn, realtime.REALTIME, live=realtime.RealtimeSession),
     # Of Mistral, which speaks this API: it takes no `stream_options`, and always tells its use.
     "mistral_fim": CallKind(
         calls.read_completions,
@@ -188,6 +189,9 @@ def _routes() -> Iterator[Route]:
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
     for path, service in (("images/generations", "images"), ("audio/speech", "speech")):
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, f"openai_{service}")
+    yield Route(
+        ("GET",), "/v1/realtime", NAME, "realtime", NAME, "openai_realtime", queries=("model", "api-version")
+    )
     for path in ("edits", "variations"):
         yield Route(("POST",), f"/v1/images/{path}", NAME, "images", NAME, "openai_image_edits")
     for path in ("transcriptions", "translations"):
@@ -233,6 +237,7 @@ FAMILY = ApiFamily(
     shares_paths=True,
     credentials=(b"authorization", b"api-key"),
     queries={b"api-version": None},
+    key_protocol=b"openai-insecure-api-key.",
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
     batches=BATCHES,
@@ -267,6 +272,7 @@ print(answer.choices[0].message.content)
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
         "gpt-5": 128_000, "o1": 100_000, "o3": 100_000, "o4": 100_000, "text-embedding": 0,
+        "gpt-realtime": 4_096, "gpt-4o-realtime": 4_096, "gpt-4o-mini-realtime": 4_096,
         "gpt-4o-transcribe": 2_000, "gpt-4o-mini-transcribe": 2_000, "whisper": 0,
         "omni-moderation": 0, "text-moderation": 0,
     },

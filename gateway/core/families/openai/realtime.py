@@ -1,0 +1,233 @@
+"""OpenAI's Realtime API by a WebSocket: what a client asks for, what events report, and what a turn may use.
+
+Sources: the reference of client and server events, and the guide to costs of the Realtime API. Each response
+reports its use, and so does each transcript of the sound that is heard, by the model that wrote it down. So
+either ends a turn, which is a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    PathParams,
+    elements,
+    maximum,
+    model_name,
+    models_beside,
+)
+from gateway.core.families.family import object_in
+from gateway.core.families.openai.responses import report
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import UNREADABLE, decoded, integer, loose_document
+from gateway.errors import InvalidRequest
+
+_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
+# Events that a client may send.
+_ASKED: Final = frozenset(
+    f"conversation.item.{action}" for action in ("create", "delete", "retrieve", "truncate")
+) | frozenset(f"input_audio_buffer.{action}" for action in ("append", "clear", "commit"))
+_UPDATE, _CREATE, _CANCEL = "session.update", "response.create", "response.cancel"
+_CLIENT: Final = _ASKED | {_UPDATE, _CREATE, _CANCEL, "output_audio_buffer.clear"}
+_NAMES = ControlledNames("type", "session", "response", "item", "audio")
+_SESSION = ControlledNames("type", "model", "tools", "audio", "input_audio_transcription")
+# Tools of a session: the client runs them, or a server that it names.
+_TOOLS: Final = frozenset({"function", "mcp"})
+# What events of the upstream open and close of `pending`; those that report a use end a turn.
+_HEARD: Final = "conversation.item.input_audio_transcription."
+_DONE, _HEARD_DONE = "response.done", f"{_HEARD}completed"
+_OPEN: Final = {"response.created": "response", "input_audio_buffer.committed": "transcript"}
+_CLOSE: Final = {
+    _DONE: "response", _HEARD_DONE: "transcript", f"{_HEARD}failed": "transcript",
+    "response.created": "asked", "error": "asked",
+}  # fmt: skip
+_REPORTING: Final = frozenset({_DONE, _HEARD_DONE})
+# Events that cost nothing: they may pass while no turn is held for.
+_BETWEEN: Final = (
+    "session.",
+    "conversation.",
+    "input_audio_buffer.",
+    "rate_limits.",
+    "mcp_list_tools.",
+    "error",
+)
+MODELS_MAX: Final = 8
+# A token of sound is 100 ms that are said, 50 ms that are made, as base64 of 16 bits at 24 kHz.
+_SAID_CHARACTERS: Final = 6_400
+_MADE_CHARACTERS: Final = 3_200
+_BYTES_PER_TOKEN: Final = 3
+
+
+class _LiveEvent(msgspec.Struct):
+    type: str = ""
+    delta: Any = None
+
+
+_event = msgspec.json.Decoder(_LiveEvent).decode
+
+
+class RealtimeSession:
+    """One connection; `tokens` are those of its conversation, as far as the last response told them."""
+
+    refuses_by_event = True
+
+    def __init__(self, query: Mapping[str, str]) -> None:
+        self.model = query.get("model") or query.get("deployment") or ""
+        self.models: tuple[str, ...] = ()
+        self.tokens = 0
+        self._transcribes = False
+        self._open: set[str] = set()
+
+    @property
+    def pending(self) -> bool:
+        """Whether a response or a transcript is on its way."""
+        return bool(self._open)
+
+    def document(self) -> Document:
+        """The body of the call that the next turn is: it may hear, and answer by sound."""
+        beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
+        return {"model": self.model, "input_tokens": self.tokens, "audio": {}, **beside}
+
+    def ask(self, message: Document, size: int) -> None:
+        """Take a message: one of the events there are, for the model of the connection alone."""
+        _NAMES.check(message)
+        kind = message.get("type")
+        if kind not in _CLIENT:
+            right = ", ".join(sorted(_CLIENT))
+            raise InvalidRequest(f"type must be one of these: {right}.", param="type")
+        written: tuple[str, ...] = ()
+        if kind == _UPDATE:
+            written = self._update(object_in(message, "session"))
+        _check_tools(object_in(message, "session"), "session.")
+        _check_tools(object_in(message, "response"), "response.")
+        for model in models_beside(message):
+            if model != self.model and model not in written:
+                raise InvalidRequest(
+                    f"The model {model} cannot be asked for on this connection, which is for {self.model}:"
+                    " open another.", param="model",
+                )  # fmt: skip
+        found = dict.fromkeys((*self.models, *written))
+        if len(found) > MODELS_MAX:
+            raise InvalidRequest(
+                f"A connection may name {MODELS_MAX} models of transcripts.", param="session"
+            )
+        self.models = tuple(found)
+        if kind == _CREATE:
+            self._open.add("asked")
+        sound = message.get("audio")
+        self.tokens += (
+            len(sound) // _SAID_CHARACTERS + 1 if isinstance(sound, str) else size // _BYTES_PER_TOKEN
+        )
+
+    def hear(self, event: bytes) -> tuple[bool, bool]:
+        """Take an event of the upstream's."""
+        try:
+            kind = decoded(_event, event).type
+        except UNREADABLE:
+            return False, False
+        opens = _OPEN.get(kind)
+        if opens is not None and (opens != "transcript" or self._transcribes):
+            self._open.add(opens)
+        self._open.discard(_CLOSE.get(kind, ""))
+        if kind in {"session.created", "session.updated"}:
+            named = _transcribers(object_in(loose_document(event), "session"))
+            self._transcribes = bool(named)
+        if kind == _DONE:
+            usage = object_in(object_in(loose_document(event), "response"), "usage")
+            self.tokens = integer(usage.get("total_tokens")) or self.tokens
+        ends = kind in _REPORTING
+        return not ends and kind.startswith(_BETWEEN), ends
+
+    def _update(self, session: Document) -> tuple[str, ...]:
+        """The models of transcripts that an update of the session names."""
+        _SESSION.check(session, "session.")
+        if session.get("type") not in {None, "realtime"}:
+            raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
+        return _transcribers(session)
+
+
+def _transcribers(session: Document) -> tuple[str, ...]:
+    """The models that write down what is said, where a session names them."""
+    heard = object_in(object_in(session, "audio"), "input")
+    places = object_in(heard, "transcription"), object_in(session, "input_audio_transcription")
+    return tuple([model_name(place["model"]) for place in places if place.get("model") is not None])
+
+
+def _check_tools(holder: Document, path: str) -> None:
+    for tool in elements(holder, "tools", path):
+        if tool.get("type", "function") not in _TOOLS:
+            right = " or ".join(sorted(_TOOLS))
+            raise InvalidRequest(f"The type of each of {path}tools must be {right}.", param=f"{path}tools")
+
+
+def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """One turn of a session: its model, and its input as far as that is known."""
+    _TURN.check(document)
+    call.model, call.streamed = model_name(document.get("model")), True
+    call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    try:
+        read = decoded(_event, data)
+    except UNREADABLE:
+        return False
+    kind = read.type
+    if kind in _REPORTING:
+        event = loose_document(data)
+        if kind == _DONE:
+            response = object_in(event, "response")
+            meter.failed = response.get("status") == "failed"
+            _take(meter, object_in(response, "usage"))
+        else:
+            others = meter.call.models_beside
+            if len(others) == 1:
+                meter.detail.answered_by(others[0])
+            _take(meter, object_in(event, "usage"))
+        meter.phase = CLOSED
+    elif kind.startswith("response.") and isinstance(read.delta, str):
+        meter.content_events += 1
+        if "audio.delta" in kind:
+            meter.text_bytes += 4 * (len(read.delta) // _MADE_CHARACTERS)
+        else:
+            meter.saw(read.delta)
+    return False
+
+
+def _take(meter: Meter, usage: Document) -> None:
+    """Take the use of a response, or of a transcript: tokens, or seconds of sound."""
+    seconds = usage.get("seconds")
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0:
+        meter.detail.used_tool("audio_second", -int(-seconds // 1))
+        meter.report(0, 0, 0, 0, 0, final=True)
+        return
+    read, made = dict(object_in(usage, "input_token_details")), object_in(usage, "output_token_details")
+    cached = object_in(read, "cached_tokens_details")
+    read.pop("cached_tokens_details", None)
+    for name in ("audio_tokens", "image_tokens"):  # those of the cache have the cache's price
+        if cached.get(name):
+            read[name] = max(0, (integer(read.get(name)) or 0) - (integer(cached.get(name)) or 0))
+    told = {name: usage.get(name) for name in ("input_tokens", "output_tokens", "total_tokens")}
+    report(
+        meter,
+        msgspec.json.encode({**told, "input_tokens_details": read, "output_tokens_details": made}),
+    )
+
+
+def _closing(meter: Meter) -> bytes:
+    """Say that what covers the turn is used up."""
+    error = {
+        "type": "insufficient_quota", "code": "insufficient_quota", "param": None,
+        "message": "What covered this connection is used up.",
+    }  # fmt: skip
+    return b"data: %b\n\n" % msgspec.json.encode({"type": "error", "error": error})
+
+
+REALTIME = Dialect(lambda meter, document: None, _read_event, _closing)

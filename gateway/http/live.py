@@ -1,0 +1,467 @@
+"""A WebSocket that passes to its upstream, as one of the Realtime API: each turn of it is a call.
+
+Nothing here admits, meters or charges. A turn begins with a message of the client's, or with an event that
+may cost: then the head that opened the socket is said again to its connection, so a turn is identified,
+checked, held for and refused as a request is. The events are the stream of its answer, up to one that reports
+a use, which the client has once that is charged. What passes meanwhile, and to which model, a `LiveSession`
+says, which is a family's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+from urllib.parse import unquote
+
+from wsproto import ConnectionType
+from wsproto.connection import Connection
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+
+from gateway.core.calls.call import BodyLook, read_document, write_document, written_of
+from gateway.core.families.family import LiveSession
+from gateway.core.families.registry import SHAPES
+from gateway.core.metering.meters import make_meter
+from gateway.core.model import Caller
+from gateway.errors import ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
+from gateway.http.admission import admit, identify, judge, known, prices_of
+from gateway.http.charge import AdmittedCall
+from gateway.http.forward import forward, socket_key
+from gateway.http.protocol.answer import AnswerHead
+from gateway.http.protocol.framing import LAST_CHUNK, chunk
+from gateway.http.protocol.request import accepted
+from gateway.http.relay import relay
+from gateway.http.server.connection import ReadPause
+from gateway.http.server.exchange import ClientGone, Exchange
+from gateway.http.sockets import INNER, SLOW, WAITING, SocketAnswer, WebSocket, open_as, take_place
+from gateway.http.tally import NEVER
+from gateway.http.upstream.pool import Link
+
+# Codes of RFC 6455, 7.4.1, and why an upstream's socket is not read: its events wait for a turn, or for the
+# client, or for the call that they are the answer of.
+_USUAL, _AWAY, _NO_CODE, _BAD, _REFUSED, _TOO_LARGE, _BROKEN = 1000, 1001, 1005, 1007, 1008, 1009, 1011
+_OWN_CODES = 3000  # from here on they are an application's
+_WAITING, _SLOW, _LINK = 1, 2, 4
+# Codes that a close frame may have which an upstream sent.
+_SENT_CODES: Final = frozenset({1000, 1001, 1007, 1008, 1009, 1011, 1012, 1013})
+# Of one message of a client's, with a picture or with sound in it.
+MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
+REASON_BYTES_MAX: Final = 123
+LOOK_S: Final = 1.0
+_HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+_EVENTS: Final = b"text/event-stream"
+_LINES: Final = bytes.maketrans(b"\r\n", b"  ")
+
+
+async def open_live(exchange: Exchange) -> None:
+    """Open a socket by its first turn, or go on with its next one."""
+    caller = known(exchange) or await identify(exchange)
+    there = exchange.connection.transport
+    if isinstance(there, LiveSocket):
+        await there.turn(exchange, caller)
+        return
+    take_place(exchange, caller)
+    route = exchange.routed.route
+    made = None if route is None else SHAPES[route.meter].live
+    assert made is not None
+    pairs = [one.partition("=") for one in exchange.routed.query[1:].split("&")]
+    socket = LiveSocket(exchange, caller, made({name: unquote(value) for name, _, value in pairs}))
+    try:
+        await socket.turn(exchange, caller)
+    finally:
+        if exchange.connection.transport is not socket:
+            exchange.worker.sockets.release(caller.organization_id)
+
+
+class LiveSocket(WebSocket):
+    """The client's socket of a session, and what waits on either side for its turn."""
+
+    def __init__(self, exchange: Exchange, caller: Caller, session: LiveSession) -> None:
+        super().__init__(exchange, caller)
+        self._session = session
+        self._upstream: UpstreamSocket | None = None
+        self._aimed, self._key = ("", ""), 0
+        # The present turn's, from when its call is admitted until an event ends it; whether there is a turn.
+        self._link: Link | None = None
+        self._turning = False
+        self._asked: list[bytes] = []
+        self._heard: list[tuple[bytes, bool, bool]] = []
+        self._ends: tuple[int, str] | None = None
+        self._seen_at = asyncio.get_running_loop().time()
+        self._look: asyncio.TimerHandle | None = None
+        self._gone = False
+
+    # one turn
+
+    async def turn(self, exchange: Exchange, caller: Caller) -> None:
+        """Admit a call, pass on what it may, and charge what the event reports that ends it."""
+        self._turning, self._caller = True, caller
+        try:
+            exchange.connection.body.add(write_document(self._session.document()))
+            admitted = await admit(exchange, caller)
+            if self._upstream is None:
+                answer = await forward(exchange, admitted)
+                if answer.status != 101:
+                    await relay(exchange, admitted, answer)
+                    return
+                self._take_upstream(exchange, answer)
+            else:
+                await self._aim(exchange, admitted)
+            if self._ends is not None or exchange.gone:
+                raise ClientGone
+            link = self._begin_turn(exchange, admitted)
+            assert link.answer is not None
+            await relay(exchange, admitted, link.answer)
+            if not link.complete and not exchange.gone:  # what covered it is used up
+                self._close(_REFUSED)
+        finally:
+            self._link = None
+
+    def _take_upstream(self, exchange: Exchange, answer: AnswerHead) -> None:
+        """Go on with an upstream that opened a socket, and open the client's."""
+        link, upstream = exchange.link, exchange.upstream
+        assert link is not None
+        assert upstream is not None
+        shown = b"sec-websocket-accept:%b" % accepted(socket_key(exchange))
+        if not any(line.replace(b" ", b"").lower() == shown.lower() for line in answer.lines):
+            raise UpstreamUnreachable("The upstream does not open a WebSocket as it was asked to.")
+        released = partial(upstream.release, self._caller.organization_id, None)
+        self._upstream = UpstreamSocket(self, link, released)
+        self._aimed, self._key = (exchange.upstream_name, exchange.model_sent), exchange.key
+        exchange.link = exchange.upstream = None
+        if exchange.connection.transport is not self:
+            self._answer = SocketAnswer(self)
+            open_as(self, exchange)
+            exchange.opened = False  # its answer, as events, is still to begin
+        self._upstream.begin()
+
+    async def _aim(self, exchange: Exchange, admitted: AdmittedCall) -> None:
+        """Have a later turn go where the socket does; refuse it where its model leads elsewhere by now."""
+        targets = [(one.upstream, one.model) for one in admitted.call.targets]
+        there = targets or [(exchange.upstream_name, exchange.model_sent)]
+        if self._aimed not in there:
+            raise ModelNotAllowed(f"The model {admitted.call.model} leads elsewhere by now: connect again.")
+        if targets:
+            admitted.answered_by(targets.index(self._aimed))
+        (exchange.upstream_name, exchange.model_sent), exchange.key = self._aimed, self._key
+        upstream = exchange.worker.upstreams.get(exchange.upstream_name)
+        if upstream is not None and upstream.capacity is not None and admitted.charges:
+            await exchange.worker.capacity.take(exchange, admitted, upstream, True)
+
+    def _begin_turn(self, exchange: Exchange, admitted: AdmittedCall) -> Link:
+        """Let pass what waits: from now on it is the call's."""
+        upstream, worker = self._upstream, exchange.worker
+        assert upstream is not None
+        link = exchange.link = self._link = upstream.turn()
+        admitted.meter = make_meter(admitted.call, 200, _EVENTS, b"", worker.bounds)
+        exchange.status, exchange.forwarded, exchange.began_upstream = 200, True, worker.ports.seconds()
+        self._send()
+        asyncio.get_running_loop().call_soon(self._flow)
+        return link
+
+    def _ask_for_turn(self) -> None:
+        """Say the opening again: the connection reads it once the turn before is over."""
+        if not self._turning and not self.is_closing():
+            self._turning = True
+            self._answer = SocketAnswer(self)
+            self._connection.data_received(self._connection.opened_by)
+
+    def _end_turn(self, code: int, why: str = "") -> None:
+        """End the socket. A turn in which nothing was asked for costs nothing."""
+        self._ends = self._ends or (code, why)
+        exchange, link = self._connection.exchange, self._link
+        if not self._turning:
+            self._close(*self._ends)
+        elif link is not None and self._session.pending:
+            self._link = None
+            if code in {_USUAL, _AWAY}:
+                self._ends = _BROKEN, ""
+            link.connection_lost(None)
+        elif exchange is not None:
+            exchange.forwarded = False
+            exchange.interrupt(ClientGone())
+
+    # what the client says
+
+    def begin(self, early: bytes) -> None:
+        """Take over from the connection."""
+        super().begin(early)
+        self._reading.resume(INNER)  # its connection answers the opening as long as the first turn takes
+        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_after)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone: what it asked for is drained as its route says; else the turn costs nothing."""
+        exchange = self._connection.exchange
+        if exchange is not None:
+            exchange.forwarded = exchange.forwarded and self._session.pending
+        super().connection_lost(error)
+        self._gone = True
+        self._look_after()
+
+    def pause_writing(self) -> None:
+        """The client reads slowly."""
+        super().pause_writing()
+        if self._upstream is not None:
+            self._upstream.reading.pause(_SLOW)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self._upstream is not None:
+            self._upstream.reading.resume(_SLOW)
+
+    def close(self) -> None:
+        """Say why this is the end."""
+        usual, self._turning = _AWAY if self._answer is None else _BROKEN, False
+        self._close(*(self._ends or (usual, "")))
+
+    def hold(self, reason: int) -> None:
+        """Take no more messages for now."""
+        self._reading.pause(reason)
+
+    def go_on(self, reason: int) -> None:
+        """Take messages again."""
+        if self._reading.paused & reason:
+            self._reading.resume(reason)
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _ask(self, body: bytes) -> None:
+        session, before = self._session, self._session.models
+        if len(body) > MESSAGE_BYTES_MAX:
+            self._refuse(RequestTooLarge(f"A message here may have {MESSAGE_BYTES_MAX} bytes."), _TOO_LARGE)
+            return
+        self._seen_at = asyncio.get_running_loop().time()
+        try:
+            document = read_document(body)
+            written = written_of(document, body, BodyLook(body))
+            session.ask(document, len(body))
+            if session.models != before:
+                self._judge()
+        except Refusal as refusal:
+            session.models = before
+            self._refuse(refusal)
+            return
+        self._asked.append(written)
+        if self._link is None:
+            self.hold(WAITING)
+            self._ask_for_turn()
+        else:
+            self._send()
+
+    def _judge(self) -> None:
+        """Whether the models that a message names may answer too; a turn that is not admitted asks itself."""
+        exchange = self._connection.exchange
+        call = None if exchange is None else exchange.call
+        charge = None if exchange is None else exchange.charge
+        if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
+            return
+        before, call.models_beside = call.models_beside, self._session.models
+        try:
+            judge(exchange, charge.caller, call, charge.user)
+            prices = prices_of(exchange.worker.ports, charge.caller, charge.service, call, charge.budgets)
+        except Refusal:
+            call.models_beside = before
+            raise
+        charge.prices = prices
+        targets = [(one.upstream, one.model) for one in call.targets]
+        if targets:
+            charge.answered_by(targets.index(self._aimed))
+
+    def _send(self) -> None:
+        """Send what the client asked."""
+        asked, self._asked = self._asked, []
+        exchange, upstream = self._connection.exchange, self._upstream
+        if exchange is not None and exchange.call is not None:
+            exchange.call.blob_tokens = self._session.tokens
+        if upstream is not None:
+            for one in asked:
+                upstream.send(one)
+        self.go_on(WAITING)
+
+    def _refuse(self, refusal: Refusal, code: int = 0) -> None:
+        if self._session.refuses_by_event:
+            super()._refuse(refusal, code)
+        else:
+            self._close(code or _BAD, refusal.told)
+
+    def _passed(self, events: list[str], answer: SocketAnswer) -> None:
+        """A turn that is refused ends the socket, once its client was told why."""
+        if answer.over:
+            self._turning = False
+            if not answer.is_stream:
+                self._close(_REFUSED)
+            asyncio.get_running_loop().call_soon(self._flow)
+
+    def _say_end(self, event: CloseConnection) -> None:
+        super()._say_end(event)
+        self._flow()
+
+    def _close(self, code: int, why: str | None = None) -> None:
+        said = (why or "").encode()[:REASON_BYTES_MAX].decode(errors="ignore")
+        super()._close(code, said or None)
+
+    def _look_after(self) -> None:
+        """End a socket that is idle, or whose gateway stops, where nobody waits for an answer.
+
+        The upstream's ends with the call of a client that is gone.
+        """
+        loop, connection = asyncio.get_running_loop(), self._connection
+        if self._look is not None:
+            self._look.cancel()
+        if self._gone and connection.exchange is None:
+            self._turning = False
+            self._flow()
+            return
+        self._look = loop.call_later(LOOK_S, self._look_after)
+        idle = loop.time() - self._seen_at > self._limits.socket_idle_s
+        if self._turning and not self._session.pending and (idle or not connection.reusable):
+            self._end_turn(_AWAY)
+
+    # what the upstream says
+
+    def hear(self, event: bytes) -> None:
+        """Take an event of the upstream's."""
+        self._seen_at = asyncio.get_running_loop().time()
+        self._heard.append((event, *self._session.hear(event)))
+        self._flow()
+
+    def upstream_ended(self, code: int, why: str) -> None:
+        """The upstream closed: so is the client's, once it has what came before."""
+        usual = _USUAL if code == _NO_CODE else _BROKEN
+        self._ends = self._ends or (code if code in _SENT_CODES or code >= _OWN_CODES else usual, why)
+        self._flow()
+
+    def _flow(self) -> None:
+        """Pass on what is here, as far as a turn covers it or it costs nothing."""
+        upstream, closed = self._upstream, self.is_closing()
+        while self._heard:
+            event, is_free, ends = self._heard[0]
+            link = self._link
+            if link is None and (self._turning or (not is_free and not closed)):
+                break
+            self._heard.pop(0)
+            if link is not None:
+                if ends:
+                    self._link = None
+                part = chunk(b"data: %b\n\n" % event.translate(_LINES))
+                link.data_received(part + LAST_CHUNK if ends else part)
+            elif is_free and not closed:
+                self._transport.write(self._frames.send(TextMessage(data=event.decode("utf-8", "replace"))))
+        if upstream is None:
+            return
+        if self._heard:
+            upstream.reading.pause(_WAITING)
+        else:
+            upstream.reading.resume(_WAITING)
+        if closed and not self._turning:
+            upstream.close()
+        elif self._ends is not None and not self._heard:
+            self._end_turn(*self._ends)
+        elif (self._heard or self._asked) and self._link is None:
+            self._ask_for_turn()
+
+
+class UpstreamSocket(asyncio.Protocol):
+    """The upstream's socket of a session, and the transport of the links that its turns are."""
+
+    def __init__(self, client: LiveSocket, link: Link, released: Callable[[], None]) -> None:
+        self._client, self._opened, self._released = client, link, released
+        self._transport: Any = link.transport
+        self._frames = Connection(ConnectionType.CLIENT)
+        self._message = bytearray()
+        self._closed = False
+        self._most = client.event_bytes_max
+        self.reading = ReadPause(self._transport)
+
+    def begin(self) -> None:
+        """Take over from the link that opened it."""
+        early, self._opened.deadline = self._opened.take_payload(), NEVER
+        self._transport.set_protocol(self)
+        if not self._transport.is_reading():
+            self._transport.resume_reading()
+        if early:
+            asyncio.get_running_loop().call_soon(self.data_received, early)
+
+    def turn(self) -> Link:
+        """The link of one turn: its answer has begun, and its body is to come."""
+        link = self._opened.beside()
+        link.connection_made(self)
+        link.begin_request(link.side.ask(b"", None, False))
+        link.data_received(_HEAD)
+        return link
+
+    def send(self, message: bytes) -> None:
+        """Send a message."""
+        if not self._closed:
+            self._transport.write(self._frames.send(TextMessage(data=message.decode())))
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        if not self._closed:
+            self._closed = True
+            self._transport.write(self._frames.send(CloseConnection(code=1000)))
+            self._transport.close()
+
+    # the protocol of the upstream's socket
+
+    def data_received(self, data: bytes) -> None:
+        """Take in frames."""
+        if not self._closed:
+            self._frames.receive_data(data)
+            for event in self._frames.events():
+                self._take(event)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The upstream is gone."""
+        self._closed = True
+        self.reading.close()
+        self._released()
+        self._opened.connection_lost(error)
+        self._client.upstream_ended(0, "")
+
+    def pause_writing(self) -> None:
+        """The upstream reads slowly: so does the gateway of its client."""
+        self._client.hold(SLOW)
+
+    def resume_writing(self) -> None:
+        """The upstream has caught up."""
+        self._client.go_on(SLOW)
+
+    # the transport of a turn's link, whose request is messages
+
+    def write(self, data: bytes) -> None:
+        """The head of a turn's request is sent to nobody."""
+
+    def abort(self) -> None:
+        """The turn is over before its end: others may follow."""
+
+    def pause_reading(self) -> None:
+        """Read no further."""
+        self.reading.pause(_LINK)
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self.reading.resume(_LINK)
+
+    def _take(self, event: Event) -> None:
+        if self._closed:
+            return
+        if isinstance(event, TextMessage | BytesMessage):
+            data = event.data
+            self._message += data.encode() if isinstance(data, str) else data
+            if len(self._message) > self._most:
+                self._leave(_TOO_LARGE)
+            elif event.message_finished:
+                message, self._message = bytes(self._message), bytearray()
+                self._client.hear(message)
+        elif isinstance(event, Ping):
+            self._transport.write(self._frames.send(event.response()))
+        elif isinstance(event, CloseConnection):
+            self._transport.write(self._frames.send(event.response()))
+            self._leave(int(event.code), event.reason or "")
+
+    def _leave(self, code: int, why: str = "") -> None:
+        self._closed = True
+        self._transport.close()
+        self._client.upstream_ended(code, why)

@@ -1,0 +1,408 @@
+"""The Realtime API by a WebSocket: each turn is a call, whose use an event reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+from openai import AsyncAzureOpenAI, AsyncOpenAI
+from websockets.exceptions import InvalidStatus
+
+from gateway.core.accounts.outbox import read_facts
+from gateway.core.calls.routes import Route
+from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from tests.http.fakes import CALLER, KEY, answer
+from tests.http.live_upstream import LiveUpstream, Script, playing
+from tests.http.stage import WITHIN_S, Stage, staged
+from tests.waiting import eventually
+
+OPENAI = Family("openai")
+ROUTES = (
+    Route(("GET",), "/v1/realtime", "up", "chat", OPENAI, "openai_realtime", queries=("model",)),
+    Route(("GET",), "/openai/realtime", "up", "chat", OPENAI, "openai_realtime", queries=("deployment",)),
+)
+KEY_FIELD = {"authorization": f"Bearer {KEY}"}
+CREATED = {"type": "session.created", "session": {"type": "realtime", "model": "m"}}
+BEGUN = {"type": "response.created", "response": {"id": "resp_1", "status": "in_progress"}}
+DELTA = {"type": "response.output_text.delta", "delta": "word"}
+LIMITS = {"type": "rate_limits.updated", "rate_limits": []}
+USAGE = {
+    "total_tokens": 253, "input_tokens": 132, "output_tokens": 121,
+    "input_token_details": {
+        "text_tokens": 99, "audio_tokens": 33, "cached_tokens": 84,
+        "cached_tokens_details": {"text_tokens": 64, "audio_tokens": 20},
+    },
+    "output_token_details": {"text_tokens": 30, "audio_tokens": 91},
+}  # fmt: skip
+HEARD = "conversation.item.input_audio_transcription.completed"
+CREATE = {"type": "response.create", "response": {"output_modalities": ["text"]}}
+REFUSAL = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
+
+
+def done(status: str = "completed", usage: dict[str, Any] | None = USAGE) -> dict[str, Any]:
+    return {"type": "response.done", "response": {"id": "resp_1", "status": status, "usage": usage}}
+
+
+async def responding(socket: LiveUpstream) -> None:
+    """Answer each request for a response, as the API does."""
+    await socket.send(CREATED)
+    while True:
+        await socket.until("response.create")
+        await socket.send(BEGUN, DELTA, done(), LIMITS)
+
+
+@asynccontextmanager
+async def live(script: Script = responding, **limits: Any) -> AsyncIterator[tuple[Stage, list[LiveUpstream]]]:
+    sockets: list[LiveUpstream] = []
+    async with staged(ROUTES, **limits) as stage:
+        stage.upstream.handler = playing(script, sockets)
+        yield stage, sockets
+        await eventually(lambda: stage.plane.sockets.used == 0)
+        await eventually(lambda: not stage.upstream.open)
+
+
+@asynccontextmanager
+async def connected(
+    stage: Stage, target: str = "/v1/realtime?model=m", **more: Any
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    url = f"http://127.0.0.1:{stage.port}{target}"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(url, headers=more.pop("headers", KEY_FIELD), **more) as socket,
+    ):
+        yield socket
+
+
+async def received(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    said: dict[str, Any] = await socket.receive_json(timeout=WITHIN_S)
+    return said
+
+
+async def until(socket: aiohttp.ClientWebSocketResponse, kind: str) -> list[str]:
+    """The types of events up to one of this type."""
+    types: list[str] = []
+    while not types or types[-1] != kind:
+        types.append((await received(socket))["type"])
+    return types
+
+
+def counts(stage: Stage, number: int) -> dict[str, int]:
+    facts = read_facts(stage.counters.charges[number].metadata)
+    assert facts is not None
+    names = (
+        "input", "cache_read", "cache_write", "cache_write_1h", "output", "reasoning", "audio_input",
+        "audio_output",
+    )  # fmt: skip
+    return {name: many for name, many in zip(names, facts.counts, strict=False) if many}
+
+
+async def test_each_response_is_a_call_that_is_charged_before_its_end() -> None:
+    async with live() as (stage, sockets):
+        async with connected(stage, "/v1/realtime?model=m") as socket:
+            assert await until(socket, "session.created") == ["session.created"]
+            for number in (1, 2):
+                await socket.send_json(CREATE)
+                types = await until(socket, "response.done")
+                assert types[-3:] == ["response.created", "response.output_text.delta", "response.done"]
+                assert len(stage.counters.charges) == number
+        assert [one.tokens for one in stage.counters.charges] == [253, 253]
+        assert counts(stage, 0) == {
+            "input": 48, "cache_read": 84, "output": 121, "audio_input": 13, "audio_output": 91
+        }  # fmt: skip
+        opened = sockets[0].opened
+        assert opened.startswith(b"GET /v1/realtime?model=m HTTP/1.1\r\n")
+        assert b"authorization: Bearer upstream-secret" in opened
+        assert KEY.encode() not in opened
+        assert [one["type"] for one in sockets[0].heard] == ["response.create"] * 2
+
+
+async def test_openais_own_clients_talk_by_it() -> None:
+    async with live() as (stage, sockets):
+        base = f"http://127.0.0.1:{stage.port}"
+        plain = AsyncOpenAI(api_key=KEY, base_url=f"{base}/v1")
+        azure = AsyncAzureOpenAI(api_key=KEY, azure_endpoint=base, api_version="2025-04-01-preview")
+        azure_socket = f"ws://127.0.0.1:{stage.port}/openai"
+        for client in (plain, azure.with_options(websocket_base_url=azure_socket)):
+            async with client, client.realtime.connect(model="m") as socket:
+                await socket.session.update(session={"type": "realtime", "instructions": "Be brief."})
+                await socket.response.create()
+                types = [event.type async for event in until_done(socket)]
+                assert types[-1] == "response.done"
+        assert [one.tokens for one in stage.counters.charges] == [253, 253]
+        targets = [one.opened.split(b" ")[1] for one in sockets]
+        assert targets[0] == b"/v1/realtime?model=m"
+        assert sorted(targets[1].partition(b"?")[2].split(b"&")) == [
+            b"api-version=2025-04-01-preview", b"deployment=m",
+        ]  # fmt: skip
+        stage.counters.decision = REFUSAL
+        with pytest.raises(InvalidStatus) as caught:
+            async with plain.realtime.connect(model="m"):
+                pass
+        assert caught.value.response.status_code == 429
+
+
+async def until_done(socket: Any) -> AsyncIterator[Any]:
+    async for event in socket:
+        yield event
+        if event.type == "response.done":
+            return
+
+
+async def test_a_browser_sends_its_key_by_a_protocol_which_goes_no_further() -> None:
+    async with live() as (stage, sockets):
+        protocols = ("realtime", f"openai-insecure-api-key.{KEY}")
+        async with connected(stage, headers={}, protocols=protocols) as socket:
+            assert socket.protocol == "realtime"
+            await socket.send_json(CREATE)
+            await until(socket, "response.done")
+        assert KEY.encode() not in sockets[0].opened
+        assert b"sec-websocket-protocol" not in sockets[0].opened.lower()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage, headers={"authorization": "Bearer other"}, protocols=protocols):
+                pass
+        assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("/v1/realtime", 400),
+        ("/v1/realtime?model=other", 403),
+        ("/v1/realtime?intent=transcription", 400),
+        ("/v1/realtime?model=m&call_id=rtc_1", 400),
+        ("/v1/realtime?model=m&model=other", 400),
+        ("/v1/realtime/translations?model=m", 426),
+    ],
+)
+async def test_a_model_that_is_not_known_or_not_on_the_list_opens_nothing(target: str, status: int) -> None:
+    async with live() as (stage, sockets):
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage, target):
+                pass
+        assert caught.value.status == status
+        assert not sockets
+        assert not stage.counters.charges
+
+
+async def test_it_is_nothing_but_a_websocket() -> None:
+    async with live() as (stage, sockets), aiohttp.ClientSession(headers=KEY_FIELD) as session:
+        for method in ("GET", "POST"):
+            url = f"http://127.0.0.1:{stage.port}/v1/realtime?model=m"
+            async with session.request(method, url, json={"model": "m"}) as refused:
+                assert refused.status == (426 if method == "GET" else 405)
+        assert not sockets
+
+
+async def test_an_upstream_that_opens_no_socket_is_told_of_as_it_is() -> None:
+    async with staged(ROUTES) as stage:
+        stage.upstream.scripts = [
+            [answer(b'{"error":{"message":"No such model."}}', status=b"404 Not Found")]
+        ]
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage):
+                pass
+        assert caught.value.status == 404
+        assert not stage.counters.charges
+        assert stage.plane.sockets.used == 0
+
+
+async def test_a_turn_that_is_refused_is_told_of_and_ends_the_socket() -> None:
+    async with live() as (stage, sockets), connected(stage) as socket:
+        await socket.send_json(CREATE)
+        await until(socket, "response.done")
+        stage.counters.decision = REFUSAL
+        await socket.send_json(CREATE)
+        types = await until(socket, "error")
+        assert types in (["error"], ["rate_limits.updated", "error"])
+        end = await socket.receive(WITHIN_S)
+        assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1008)
+        assert [one["type"] for one in sockets[0].heard] == ["response.create"]
+        assert len(stage.counters.charges) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"type": "session.update", "session": {"model": "dearer"}}, "model"),
+        ({"type": "session.update", "session": {"type": "transcription"}}, "session.type"),
+        ({"type": "session.update", "session": {"Model": "dearer"}}, "session.model"),
+        ({"type": "response.create", "response": {"model": "dearer"}}, "model"),
+        ({"type": "response.create", "response": {"tools": [{"type": "web_search"}]}}, "response.tools"),
+        ({"type": "transcription_session.update"}, "type"),
+        (
+            {"type": "session.update", "session": {"audio": {"input": {"transcription": {"model": "dear"}}}}},
+            None,
+        ),
+        ([], None),
+    ],
+)
+async def test_what_may_not_pass_is_refused_and_the_socket_stays_open(
+    message: Any, param: str | None
+) -> None:
+    async with live() as (stage, sockets):
+        stage.directory.caller = replace(CALLER, models=frozenset({"m", "cheap"}))
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(message)
+            said = await received(socket)
+            assert (said["type"], said["error"].get("param")) == ("error", param)
+            await socket.send_json(CREATE)
+            await until(socket, "response.done")
+        assert [one["type"] for one in sockets[0].heard] == ["response.create"]
+
+
+async def test_a_transcript_is_a_call_by_the_model_that_wrote_it() -> None:
+    heard = {"audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+    tokens = {"type": "tokens", "input_tokens": 13, "output_tokens": 9, "total_tokens": 22}
+    tokens |= {"input_token_details": {"audio_tokens": 13}}
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        await socket.until("session.update")
+        await socket.send({"type": "session.updated", "session": heard})
+        for usage in (tokens, {"type": "duration", "seconds": 2.2}):
+            await socket.until("input_audio_buffer.append")
+            await socket.send({"type": "input_audio_buffer.committed"}, BEGUN, DELTA)
+            await socket.send({"type": HEARD, "transcript": "hi", "usage": usage}, done())
+        await socket.receive()
+
+    async with live(script) as (stage, _):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json({"type": "session.update", "session": heard})
+            for _ in range(2):
+                await socket.send_json({"type": "input_audio_buffer.append", "audio": "A" * 6_400})
+                await until(socket, "response.done")
+        facts = [read_facts(one.metadata) for one in stage.counters.charges]
+        said = [(one.total, one.tools, one.response_model) for one in facts if one is not None]
+        assert said == [
+            (22, {}, "whisper-1"), (253, {}, ""), (0, {"audio_second": 3}, "whisper-1"), (253, {}, ""),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_a_client_gone_in_the_middle_is_charged_for_what_it_asked(asks: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        if asks:
+            await socket.until("response.create")
+            await socket.send(BEGUN, DELTA)
+            await go_on.wait()
+            await socket.send(done())
+        await socket.until("")
+
+    async with live(script) as (stage, _):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            if asks:
+                await socket.send_json(CREATE)
+                await until(socket, "response.output_text.delta")
+            socket._writer.transport.abort()
+        await eventually(lambda: not stage.connections)
+        go_on.set()
+        await stage.settled()
+        assert [one.tokens for one in stage.counters.charges] == ([253] if asks else [])
+
+
+async def test_where_its_route_says_abort_it_is_charged_its_input_at_once() -> None:
+    async def script(socket: LiveUpstream) -> None:
+        await socket.until("response.create")
+        await socket.send(BEGUN)
+        await socket.until("")
+
+    sockets: list[LiveUpstream] = []
+    async with staged((replace(ROUTES[0], on_disconnect="abort"),)) as stage:
+        stage.upstream.handler = playing(script, sockets)
+        async with connected(stage) as socket:
+            item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x" * 300}]}
+            await socket.send_json({"type": "conversation.item.create", "item": item})
+            await socket.send_json(CREATE)
+            await until(socket, "response.created")
+        await stage.settled()
+        (charge,) = stage.counters.charges
+        assert charge.tokens > 100
+        await eventually(lambda: not stage.upstream.open)
+
+
+@pytest.mark.parametrize(("asks", "code"), [(True, 1011), (False, 1000)])
+async def test_an_upstream_that_closes_closes_the_client_too(asks: bool, code: int) -> None:
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        if asks:
+            await socket.until("response.create")
+            await socket.send(BEGUN, DELTA)
+        await socket.close(1000, "over")
+        await socket.until("")
+
+    async with live(script) as (stage, _):
+        async with connected(stage) as socket:
+            if asks:
+                await socket.send_json(CREATE)
+                await until(socket, "response.output_text.delta")
+            else:
+                await until(socket, "session.created")
+            end = await socket.receive(WITHIN_S)
+            assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, code)
+        await stage.settled()
+        assert [one.estimated for one in map(facts_of, stage.counters.charges)] == ([True] if asks else [])
+
+
+def facts_of(charge: Any) -> Any:
+    return read_facts(charge.metadata)
+
+
+async def test_messages_have_a_bound_on_both_sides() -> None:
+    async def script(socket: LiveUpstream) -> None:
+        await socket.until("response.create")
+        await socket.send(BEGUN | {"padding": "x" * (5 << 20)})
+        await socket.until("")
+
+    async with live(script, body_bytes_max=1 << 20) as (stage, _):
+        async with connected(stage, max_msg_size=0) as socket:
+            await socket.send_json({"type": "input_audio_buffer.append", "audio": "A" * (2 << 20)})
+            assert (await received(socket))["status"] == 413
+            assert (await socket.receive(WITHIN_S)).data == 1009
+        async with connected(stage, max_msg_size=0) as socket:
+            await socket.send_json(CREATE)
+            assert (await socket.receive(WITHIN_S)).data == 1009
+        assert not stage.counters.charges
+
+
+async def test_an_idle_socket_holds_nothing_for_long() -> None:
+    async with live(socket_idle_s=0.05) as (stage, _), connected(stage) as socket:
+        await until(socket, "session.created")
+        assert (await socket.receive(WITHIN_S)).data == 1001
+    assert not stage.counters.charges
+
+
+async def test_two_sockets_at_once_get_what_funds_for_one_let_through() -> None:
+    async with live() as (stage, _):
+        left, admitted, reserve = 1, stage.counters.decision, stage.counters.reserve
+
+        async def limited(request: Any) -> Decision:
+            nonlocal left
+            left -= 1
+            stage.counters.decision = admitted if left >= 0 else REFUSAL
+            return await reserve(request)
+
+        stage.counters.reserve = limited  # type: ignore[method-assign]  # a fake may
+
+        async def talk() -> int:
+            try:
+                async with connected(stage) as socket:
+                    await socket.send_json(CREATE)
+                    await until(socket, "response.done")
+                    return 101
+            except aiohttp.WSServerHandshakeError as refused:
+                return refused.status
+
+        assert sorted(await asyncio.gather(talk(), talk())) == [101, 429]
+        assert len(stage.counters.charges) == 1
