@@ -165,8 +165,8 @@ class CallKind:
     Its body may be a `form`.
     Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
     is asked for by a WebSocket alone is `live`: that makes the session, given the parameters of its query.
-    One that `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its API
-    goes by what these say.
+    One that `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its
+    API goes by what these say.
     """
 
     read: Reader
