@@ -30,9 +30,9 @@ from gateway.core.accounts.jobs import (
     BatchResult,
     Job,
     batch_lines,
+    calls_of,
     id_of,
     inline_lines,
-    model_of,
 )
 from gateway.core.accounts.outbox import NONE, TEXT_CHARACTERS_MAX, CallFacts, write_facts
 from gateway.core.accounts.plans import Weights
@@ -297,11 +297,12 @@ async def _lines(
 ) -> tuple[str, Route, list[BatchLine]]:
     """The input of a batch, the route its calls would take, and these, where they stand."""
     paths, upstream = FAMILIES[exchange.routed.family].batches, exchange.routed.upstream
+    model = exchange.routed.params.get("model", "")
     if paths is None:
         raise UnknownRoute
     input_id, endpoint = document.get("input_file_id"), document.get("endpoint")
     if paths.inline:
-        input_id, endpoint = "", next(iter(paths.calls))
+        input_id, endpoint = "", paths.makers.get(exchange.routed.label) or next(iter(paths.calls))
     elif not isinstance(input_id, str) or not input_id:
         raise InvalidRequest("input_file_id must name a file.", param="input_file_id")
     if endpoint not in paths.calls:
@@ -309,7 +310,9 @@ async def _lines(
     route = exchange.worker.heads.router.route_of("POST", str(endpoint))
     if route is None or route.meter != paths.calls[route.path]:
         raise ServiceNotIncluded(f"Nothing here serves {endpoint}.")
-    if paths.inline:
+    if paths.makers:
+        read = partial(calls_of, document, route.path, paths.inline, model)
+    elif paths.inline:
         read = partial(inline_lines, document.get(paths.inline), route.path, paths.inline)
     else:
         content = await jobs.fetch(
@@ -328,7 +331,8 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     service = ports.directory.resolve(caller, route.service)
     if service is None:
         raise ServiceNotIncluded
-    first = _call_of(route, lines[0], 1, worker.bounds)
+    params = exchange.routed.params
+    first = _call_of(route, lines[0], 1, worker.bounds, params)
     asked, run = attribution.run, None
     policies = run_policies(exchange, caller, asked)
     if asked is not None:
@@ -349,7 +353,7 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
         if read >= _AT_ONCE:
             read = 0
             await _turn()
-        one = _call_of(route, line, number, worker.bounds)
+        one = _call_of(route, line, number, worker.bounds, params)
         check_batch_models(exchange, caller, one, number)
         if caller.acts_for(attribution.user, one.user) != user:
             raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
@@ -362,7 +366,7 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     decision = await ports.counters.reserve(request)
     check_admitted(decision, budgets, ports.tally)
     job = _job(exchange, caller, hold_id, user, service, decision, prices, created_ms)
-    job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, model_of(lines[0]), input_id
+    job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
         await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
@@ -388,9 +392,11 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
     )  # fmt: skip
 
 
-def _call_of(route: Route, line: BatchLine, number: int, bounds: UsageBounds) -> CallRequest:
+def _call_of(
+    route: Route, line: BatchLine, number: int, bounds: UsageBounds, params: Mapping[str, str]
+) -> CallRequest:
     try:
-        call = read_call(route, {}, bytes(line.body), bounds)
+        call = read_call(route, params, bytes(line.body), bounds)
     except InvalidRequest as error:
         raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
     if call.streamed:

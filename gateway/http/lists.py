@@ -44,11 +44,11 @@ async def list_objects(exchange: Exchange) -> None:
         raise ObjectNotFound
     found: list[Any] = []
     more, document = False, dict[str, object]()
-    kind = path.rpartition("/")[2] if lists.size != "limit" else "data"
+    kind = lists.fields.get(path) or (path.rpartition("/")[2] if lists.size != "limit" else "data")
     place = {lists.after: after} if after and kind == "data" else {}
     behind = not after or kind == "data"  # else it is looked for from the first page on
     for _ in range(PAGES_MAX):
-        query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place)
+        query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place) + lists.asks.get(path, "")
         status, said = await ports.jobs.ask(exchange.routed.upstream, f"{path}?{query}", lists.headers)
         if status != 200:
             await admitted.settle(status, True)
@@ -65,7 +65,7 @@ async def list_objects(exchange: Exchange) -> None:
                 more = len(found) == limit
                 if more:
                     break
-                found.append(one)
+                found.append(_shown(one, lists))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
         if more or not page or not (token or document.get("has_more")):
             break
@@ -96,6 +96,16 @@ def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
                 f"The query parameter {name} is not accepted on this list: {right}.", param=name
             )
     return int(limit), place, asked
+
+
+def _shown(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
+    """An object as it is listed, without its calls and results."""
+    for place, names in lists.apart.items():
+        inside = one.get(place) if place else one
+        if isinstance(inside, dict):
+            for name in names & inside.keys():
+                del inside[name]
+    return one
 
 
 def _id_of(one: Any, lists: ObjectLists) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Final, TypeVar
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -21,6 +22,7 @@ from gateway.core.accounts.jobs import (
     HOLD_S_MAX,
     JOB_S_MAX,
     OPENING,
+    OPERATIONS,
     PAGES_MAX,
     RESULT_BYTES_MAX,
     RUNNING,
@@ -28,6 +30,8 @@ from gateway.core.accounts.jobs import (
     Job,
     read_call_state,
     read_list,
+    read_operation,
+    read_operations,
     read_state,
     results,
 )
@@ -48,8 +52,10 @@ CONNECT_S: Final = 10.0
 WITHIN_S: Final = 300.0
 # The most that is read of an answer about batches: a list of 100 has some 100 KiB.
 SAID_BYTES_MAX: Final = 4 << 20
-# Results that are fetched and charged at once, of all organizations; the others wait.
-FETCHES_MAX: Final = 2
+# Jobs of one upstream that are looked at at once, by nobody's wish.
+LOOKS_MAX: Final = 4
+# Results that are fetched and charged at once, of all organizations, and of one upstream; the others wait.
+FETCHES_MAX, FETCHES_EACH_MAX = 4, 2
 # Answers that are read for callers at once; the others wait.
 ASKS_MAX: Final = 8
 # How often it is looked whether the lines of a job are charged, so that its hold may end, and of how many.
@@ -69,6 +75,8 @@ class Jobs:
         self._looking: dict[str, asyncio.Task[bool]] = {}
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._fetches, self._asks = asyncio.Semaphore(FETCHES_MAX), asyncio.Semaphore(ASKS_MAX)
+        self._fetches_each = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(FETCHES_EACH_MAX))
+        self._rounds: dict[str, asyncio.Future[Any]] = {}
 
     def serve(self, plane: DataPlane, ports: Ports) -> None:
         """Look by the upstreams of this plane."""
@@ -107,14 +115,33 @@ class Jobs:
         return asyncio.shield(task)
 
     async def keep_looking(self) -> None:
-        """Look at all jobs now and then, until cancelled."""
-        while True:
-            interval_s = self._settings.jobs_interval_s
-            await asyncio.sleep(interval_s)
-            for job in await self._stored.open():
-                if await self._stored.claim(job, max(1, int(interval_s))):
-                    with suppress(Refusal):  # a look says why it failed
+        """Look at all jobs now and then, until cancelled; those of a slow upstream hold up no others."""
+        try:
+            while True:
+                interval_s = self._settings.jobs_interval_s
+                await asyncio.sleep(interval_s)
+                found: dict[str, list[Job]] = {}
+                for job in await self._stored.open():
+                    found.setdefault(job.upstream, []).append(job)
+                for upstream, jobs in found.items():
+                    if upstream not in self._rounds:
+                        self._begin_round(upstream, iter(jobs), max(1, int(interval_s)))
+        finally:
+            for one in self._rounds.values():
+                one.cancel()
+
+    def _begin_round(self, upstream: str, jobs: Iterator[Job], within_s: int) -> None:
+        """Look at jobs of an upstream, several at once."""
+
+        async def look_at_each() -> None:
+            for job in jobs:
+                with suppress(Refusal):  # a look says why it failed
+                    if await self._stored.claim(job, within_s):
                         await self.look(job)
+
+        looking = asyncio.gather(*(look_at_each() for _ in range(LOOKS_MAX)))
+        self._rounds[upstream] = looking
+        looking.add_done_callback(lambda _: self._rounds.pop(upstream, None))
 
     async def _asked(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
@@ -214,7 +241,10 @@ class Jobs:
             raise CountersUnavailable
         if not job.id and not await self._was_made(job, paths):
             return
-        id_ = quote(job.id, safe="")
+        id_ = quote(job.id.rpartition("/")[2], safe="")
+        if paths.makers:
+            await self._look_at_operation(job, paths, f"{paths.batches}/{id_}")
+            return
         status, said = await self._ask(job.upstream, f"{paths.batches}/{id_}", paths.headers)
         if status in _GONE:
             await self._charge_as_held(job, "failed")
@@ -230,12 +260,35 @@ class Jobs:
                 await self._settle(job, ended, b"", state.answered)
                 return
             path = f"{paths.files}/{quote(state.output_file_id, safe='')}/content"
-        async with self._fetches:  # a result is kept until its lines are charged
+        async with self._fetching(job.upstream):  # a result is kept until its lines are charged
             status, content = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
             if status not in _GONE and status != 200:
                 raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
             if status in _GONE:
                 await self._charge_as_held(job, ended)
+            else:
+                await self._settle(job, ended, content, state.answered)
+
+    async def _look_at_operation(self, job: Job, paths: BatchPaths, path: str) -> None:
+        """The same of a batch that has its results in it, or names their file."""
+        async with self._fetching(job.upstream):
+            status, said = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
+            if status in _GONE:
+                await self._charge_as_held(job, "failed")
+                return
+            if status != 200:
+                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a batch.")
+            state = self._read(said, read_operation)
+            ended, content, file = state.ended_as, state.lines or b"", state.output_file_id
+            if not ended:
+                return
+            if file:
+                path = f"/download/v1beta/files/{quote(file.rpartition('/')[2], safe='')}:download?alt=media"
+                status, content = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
+            if status in _GONE:
+                await self._charge_as_held(job, ended)
+            elif status != 200:
+                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
             else:
                 await self._settle(job, ended, content, state.answered)
 
@@ -248,7 +301,7 @@ class Jobs:
             if self._age_s(job) > UNANSWERED_S_MAX:
                 await self._charge_as_held(job, "failed")
             return
-        async with self._fetches:
+        async with self._fetching(job.upstream):
             path = JOBS[job.endpoint].of(job.sent or job.model, job.id)
             status, said = await self._ask(job.upstream, path, bytes_max=RESULT_BYTES_MAX)
             if status in _GONE:
@@ -266,6 +319,11 @@ class Jobs:
                 await run_in_task(_settled(ports, settlement))
                 await self._end(job, ended)
 
+    @asynccontextmanager
+    async def _fetching(self, upstream: str) -> AsyncIterator[None]:
+        async with self._fetches_each[upstream], self._fetches:
+            yield
+
     def _read(self, said: bytes, read: Callable[[bytes], StateT]) -> StateT:
         try:
             return read(said)
@@ -279,12 +337,13 @@ class Jobs:
         account without any of these never had it.
         """
         after, may_be = "", False
+        asks = f"pageSize=100&{OPERATIONS}" if paths.makers else "limit=100"
         for _ in range(PAGES_MAX):
-            path = f"{paths.batches}?limit=100{after}"
+            path = f"{paths.batches}?{asks}{after}"
             status, said = await self._ask(job.upstream, path, paths.headers)
             if status != 200:
                 raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for batches.")
-            page = read_list(said)
+            page = (read_operations if paths.makers else read_list)(said)
             for one in page.data:
                 if one.is_marked(job) and await self._is_own(job, one.id):
                     job.id, job.status = one.id, RUNNING
@@ -296,7 +355,7 @@ class Jobs:
                 if not may_be and self._age_s(job) > UNANSWERED_S_MAX:
                     await self._settle(job, "failed", b"", 0)
                 return False
-            after = f"&{paths.after}={quote(page.data[-1].id, safe='')}"
+            after = f"&{paths.after}={quote(page.token or page.data[-1].id, safe='')}"
         return False
 
     async def _is_own(self, job: Job, id_: str) -> bool:
@@ -312,7 +371,7 @@ class Jobs:
     async def _kept(self, job: Job) -> None:
         await self._stored.keep(job)
 
-    async def _settle(self, job: Job, status: str, content: bytes, answered: int) -> None:
+    async def _settle(self, job: Job, status: str, content: bytes | Sequence[bytes], answered: int) -> None:
         """Charge the lines of a result; the hold ends behind them."""
         ports, plane = self._ports, self._plane
         assert ports is not None

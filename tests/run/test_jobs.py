@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.accounts.jobs import MARK, OPENING, RUNNING, UNANSWERED_S_MAX, Job
 from gateway.core.families.family import BatchPaths
-from gateway.run.jobs import Jobs
+from gateway.run.jobs import LOOKS_MAX, Jobs
 from gateway.settings.settings import Settings
 
 CREATED_S = 1_700_000_000
@@ -76,3 +76,37 @@ def test_a_batch_is_taken_by_its_mark(
     )  # fmt: skip
     asyncio.run(Listed(pages, other)._was_made(job, PATHS))
     assert (job.status, job.id) == (status, id_)
+
+
+class Slow(Jobs):
+    """Jobs of two upstreams, one of which never answers."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        stored = SimpleNamespace(open=lambda: later(jobs), claim=lambda *_: later(True))
+        super().__init__(cast("Any", stored), cast("Settings", SimpleNamespace(jobs_interval_s=0)), print)
+        self.begun: list[str] = []
+        self.rounds = asyncio.Event()
+
+    def look(self, job: Job) -> asyncio.Future[bool]:
+        self.begun.append(job.upstream)
+        looked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if job.upstream == "fast":
+            looked.set_result(True)
+            if self.begun.count("fast") > 30:
+                self.rounds.set()
+        return looked
+
+
+async def later(value: Any) -> Any:
+    return value
+
+
+async def test_a_slow_upstream_holds_up_its_own_jobs_alone() -> None:
+    jobs = Slow([
+        Job("hold", 1, 2, 3, 0, "", "chat", upstream, "/v1/messages", "m", "", 3, 1000 * CREATED_S, 0)
+        for upstream in ("slow",) * 10 + ("fast",) * 10
+    ])  # fmt: skip
+    looking = asyncio.create_task(jobs.keep_looking())
+    await asyncio.wait_for(jobs.rounds.wait(), 30)
+    looking.cancel()
+    assert jobs.begun.count("slow") == LOOKS_MAX

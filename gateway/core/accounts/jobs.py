@@ -7,7 +7,7 @@ often it is charged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
 from io import BytesIO
@@ -162,6 +162,12 @@ class _InlineCall(msgspec.Struct):
     params: dict[str, Any]
 
 
+class _OperatedCall(msgspec.Struct):
+    """A call of the model in the path that makes its batch."""
+
+    request: dict[str, Any]
+
+
 class _NamedModel(msgspec.Struct):
     model: str
 
@@ -215,6 +221,36 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
 
     listed = calls if isinstance(calls, list) else []
     return _checked(((number, call, read) for number, call in enumerate(listed, 1)), (endpoint,), field)
+
+
+def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
+    """The same of calls of the model in a path, in a field of the body that is behind others.
+
+    Names may be written in two ways (proto3 JSON), and each is there once.
+    """
+
+    def read(call: tuple[int, object]) -> BatchLine:
+        said = {"model": f"models/{model}"} | msgspec.convert(call[1], _OperatedCall).request
+        return BatchLine(str(call[0]), "POST", endpoint, msgspec.Raw(msgspec.json.encode(said)))
+
+    place = document
+    for name in field.split("."):
+        if _member(place, "fileName") is not None:
+            raise InvalidRequest(f"fileName is not accepted: send the calls in {field}.", param="fileName")
+        if _member(place, "model") not in (None, f"models/{model}"):
+            raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
+        place = _member(place, name)
+    listed = enumerate(place if isinstance(place, list) else (), 1)
+    return _checked(((number, (number, call), read) for number, call in listed), (endpoint,), field)
+
+
+def _member(place: object, name: str) -> object:
+    """A member of an object, None where there is none."""
+    there = place if isinstance(place, dict) else {}
+    found = [each for each in there if str(each).replace("_", "").lower() == name.lower()]
+    if len(found) > 1:
+        raise InvalidRequest(f"The field {name} appears twice.", param=name)
+    return there[found[0]] if found else None
 
 
 def _checked(
@@ -285,6 +321,7 @@ class BatchState(msgspec.Struct):
     created_at: int | datetime = 0
     request_counts: dict[str, int] | None = None
     metadata: dict[str, Any] | None = None
+    lines: list[bytes] = []
 
     @property
     def made_s(self) -> float:
@@ -321,6 +358,74 @@ class BatchState(msgspec.Struct):
         return sum((self.request_counts or {}).values()) == job.lines
 
 
+class _Inlined(msgspec.Struct, rename="camel"):
+    inlined_responses: list[msgspec.Raw] = []
+
+
+class _Output(msgspec.Struct, rename="camel"):
+    responses_file: str = ""
+    inlined_responses: _Inlined = msgspec.field(default_factory=_Inlined)
+    inlined_embed_content_responses: _Inlined = msgspec.field(default_factory=_Inlined)
+
+
+class _Counts(msgspec.Struct, rename="camel"):
+    request_count: int = 0
+    successful_request_count: int = 0
+
+
+class _Operated(msgspec.Struct, rename="camel"):
+    state: str = ""
+    create_time: datetime | None = None
+    batch_stats: _Counts = msgspec.field(default_factory=_Counts)
+    output: _Output | None = None
+
+
+class _Operation(msgspec.Struct):
+    name: str = ""
+    done: bool = False
+    error: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: _Operated = msgspec.field(default_factory=_Operated)
+    response: _Output | None = None
+
+
+class _Operations(msgspec.Struct, rename="camel"):
+    operations: list[_Operation] = []
+    next_page_token: str = ""
+
+
+# Fields of a list of operations: without them it has all their calls and results.
+OPERATIONS: Final = (
+    "fields=nextPageToken,operations(name,done,error,"
+    "metadata(state,createTime,batchStats,name,model,displayName))"
+)
+
+
+def read_operation(said: bytes) -> BatchState:
+    """A batch that is an operation, with the lines of its results, or their file."""
+    return _batch_of(_operation(said))
+
+
+def read_operations(said: bytes) -> BatchList:
+    """A page of such batches."""
+    page = _operations(said)
+    listed = [_batch_of(one) for one in page.operations]
+    return BatchList(listed, bool(page.next_page_token), page.next_page_token)
+
+
+def _batch_of(one: _Operation) -> BatchState:
+    found, output = one.metadata, one.response or one.metadata.output or _Output()
+    ended = found.state.rpartition("STATE_")[2].lower()
+    if ended not in ENDED:
+        ended = "completed" if bytes(one.error) == b"null" else "failed"
+    done, total = found.batch_stats.successful_request_count, found.batch_stats.request_count
+    state = BatchState(one.name, ended if one.done else RUNNING, output_file_id=output.responses_file or None)
+    state.created_at = found.create_time or 0
+    state.request_counts = {"succeeded": done, "others": total - done}
+    inlined = (output.inlined_responses, output.inlined_embed_content_responses)
+    state.lines = [bytes(line) for each in inlined for line in each.inlined_responses]
+    return state
+
+
 class CallState(msgspec.Struct):
     """A call in the background, as its upstream tells of it: by its status, or whether it is done."""
 
@@ -341,6 +446,7 @@ class BatchList(msgspec.Struct):
 
     data: list[BatchState] = []
     has_more: bool = False
+    token: str = ""
 
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -349,15 +455,20 @@ _UNDONE: Final = frozenset({"errored", "canceled", "expired"})
 read_state = msgspec.json.Decoder(BatchState).decode
 read_call_state = msgspec.json.Decoder(CallState).decode
 read_list = msgspec.json.Decoder(BatchList).decode
+# Counts are texts in JSON of proto3.
+_operation = msgspec.json.Decoder(_Operation, strict=False).decode
+_operations = msgspec.json.Decoder(_Operations, strict=False).decode
 
 
-def results(content: bytes) -> Iterator[BatchResult]:
+def results(content: bytes | Sequence[bytes]) -> Iterator[BatchResult]:
     """The lines of a result, each with what of it can be read."""
-    for _, raw in _numbered(content):
+    for _, raw in _numbered(content) if isinstance(content, bytes) else enumerate(content):
         line = _members_of(raw)
         response, result = _members_of(line.get("response", b"")), _members_of(line.get("result", b""))
         status = integer(_value(response.get("status_code", b""))) or 200
         body = result.get("message", response.get("body", b""))
+        if response and response.keys().isdisjoint(("body", "status_code")):  # the answer itself
+            body = line["response"]
         failed = not body and line.get("error", b"null") != b"null"
         free = failed or status >= 400 or _text(result.get("type", b"")) in _UNDONE
         yield BatchResult(

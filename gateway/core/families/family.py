@@ -204,7 +204,8 @@ class ObjectLists:
 
     `after` names the object that a page begins behind, `size` how many it has, `name` an object's id;
     `headers` are sent where a page is asked for. Pages that go on by a token tell it, and are in the field of
-    the path's last word.
+    the path's last word, or that of `fields`. Members `apart` are not listed, and a path
+    `asks` for no more than the rest.
     """
 
     paths: tuple[str, ...]
@@ -212,6 +213,9 @@ class ObjectLists:
     headers: tuple[tuple[str, str], ...] = ()
     size: str = "limit"
     name: str = "id"
+    fields: Mapping[str, str] = field(default_factory=dict)
+    apart: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    asks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +229,9 @@ class ObjectRules:
     bytes `tell` it tells of none. The answer that makes an object tells of it; what it `refers` to was
     there before, and is kept for longer where the request named it. One of `results` has the ids that its
     upstream made of it since, in any answer that shows it. `actions` are paths of actions on a collection,
-    where an id would stand: they make nothing that is kept. A POST to a path of `within`, below an object,
-    makes another. A free POST to a path of `takes` may say these fields alone.
+    where an id would stand: they make nothing that is kept. Routes of `makers` make an object elsewhere.
+    A POST to a path of `within`, below an object, makes another. A free POST to a path of `takes` may say
+    these fields alone.
     """
 
     collections: tuple[str, ...]
@@ -239,6 +244,7 @@ class ObjectRules:
     results: frozenset[str] = frozenset()
     actions: frozenset[str] = frozenset()
     within: frozenset[str] = frozenset()
+    makers: frozenset[str] = frozenset()
     takes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     lists: ObjectLists | None = None
     tell: tuple[bytes, ...] = ()
@@ -308,7 +314,8 @@ class BatchPaths:
 
     `calls` has the meter of each. An API without files has the calls in the body that makes a batch, in its
     field `inline`, and a path of the results. `headers` are sent where a batch is asked for, and `after`
-    names the batch that a page of a list begins behind.
+    names the batch that a page of a list begins behind. Where batches are made of calls of the model in a
+    path, `makers` has by that path the path of the calls: such a batch is an operation, with its results.
     """
 
     files: str
@@ -317,6 +324,7 @@ class BatchPaths:
     inline: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     after: str = "after"
+    makers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def one(self) -> str:
@@ -326,12 +334,12 @@ class BatchPaths:
     @property
     def cancel(self) -> str:
         """The template that cancels it."""
-        return f"{self.one}/cancel"
+        return f"{self.one}:cancel" if self.makers else f"{self.one}/cancel"
 
     @property
     def results(self) -> str:
-        """The template of its results, where these are no file."""
-        return f"{self.one}/results" if self.inline else ""
+        """The template of its results, where these are neither a file nor a part of it."""
+        return f"{self.one}/results" if self.inline and not self.makers else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -584,6 +584,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     reads = has_body and _is_json(head, forms=all(place.collection in _WITH_FORMS for place in places))
     if head.method == b"POST":
         tells = bool(places) and all(place.makes for place in places)
+        tells = tells or (rules is not None and route.path in rules.makers)
     else:
         tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
     takes = rules.takes.get(route.path) if rules is not None and has_body else None

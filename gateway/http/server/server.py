@@ -277,6 +277,7 @@ HANDLERS = {
     **{path: at_collection for one in LISTS for path in one.paths},
     **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
     **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel, one.results) if path},
+    **{path: create_batch for one in BATCHES for path in one.makers},
     **{one.remake: remake for one in JOBS.values() if one.remake},
 }  # fmt: skip
 

@@ -24,6 +24,9 @@ _PATH = re.compile(
 _NAME = re.compile(rb'name="?([a-z_]+)"?', re.IGNORECASE)
 
 _LONG_RUNNING = re.compile(r"/v1beta/models/([^/:]+)(?::predictLongRunning|/operations/([^/]+))")
+_OPERATIONS = re.compile(
+    r"/v1beta/(?:models/([^/:]+):(?:batchGenerateContent|asyncBatchEmbedContent)|batches(?:/([^/:]+)(?::(cancel))?)?)"
+)
 _WISH = re.compile(r"(demo_\w+)=(\S+)")
 
 _MESSAGES = "https://api.anthropic.com/v1/messages/batches"
@@ -59,6 +62,10 @@ class Batches:
         long_running = _LONG_RUNNING.fullmatch(path)
         if long_running is not None:
             return self._operation(long_running[1], long_running[2], content)
+        operation = _OPERATIONS.fullmatch(path)
+        if operation is not None:
+            model, id_, cancel = operation.groups()
+            return self._batch_operation(method, model, id_, cancel, query, content, work)
         place = _PATH.fullmatch(path)
         if place is None:
             return None
@@ -161,6 +168,47 @@ class Batches:
         if more != "content":
             return 200, video.said
         return (200, video.said["prompt"].encode()) if video.said["status"] == "completed" else _missing()
+
+    def _batch_operation(  # noqa: PLR0917  # as `answer`
+        self, method: str, model: str | None, id_: str | None, more: str | None,
+        query: dict[str, list[str]], content: bytes, work: Work,
+    ) -> Told:  # fmt: skip
+        """Batches of Gemini's API, whose `displayName` has wishes."""
+        if model is not None:
+            batch = json.loads(content)["batch"]
+            calls = batch["inputConfig"]["requests"]["requests"]
+            url = f"/v1beta/models/{model}:generateContent"
+            lines = [{"custom_id": "", "url": url, "body": one["request"]} for one in calls]
+            return 200, self._as_operation(
+                self._made(lines, dict(_WISH.findall(batch.get("displayName", ""))))
+            )
+        if id_ is None:
+            size = int(query.get("pageSize", ["20"])[0])
+            there = [self._now(one, work) for one in [*self.batches.values()][::-1][:size]]
+            return 200, {"operations": [self._as_operation(one) for one in there]}
+        found = self.batches.get(f"batch_{id_}")
+        if found is None:
+            return _missing()
+        said = self._as_operation(self._now(found, work, more))
+        if method == "DELETE":
+            del self.batches[f"batch_{id_}"]
+            return 200, {}
+        return 200, said
+
+    def _as_operation(self, said: dict[str, Any]) -> dict[str, Any]:
+        """A batch as Gemini tells of it."""
+        total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
+        state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
+        stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
+        created = datetime.fromtimestamp(said["created_at"], UTC).isoformat()
+        metadata = {"state": f"BATCH_STATE_{state}", "batchStats": stats, "createTime": created}
+        told = {"name": f"batches/{said['id'].removeprefix('batch_')}", "metadata": metadata}
+        if over == "in_progress":
+            return told
+        written = self.files.get(said["output_file_id"] or "", b"").splitlines()
+        inlined = [{"response": json.loads(one)["response"]["body"]} for one in written]
+        inlined += [{"error": {"code": 13, "message": over}}] * (total - done)
+        return told | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
 
     def _operation(self, model: str, id_: str | None, content: bytes) -> Told:
         """Videos of Gemini's API."""

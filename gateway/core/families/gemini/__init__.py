@@ -18,7 +18,7 @@ from gateway.core.families.family import (
 )
 from gateway.core.families.gemini import answers, calls, interactions
 from gateway.core.families.gemini.array import ArrayMeter
-from gateway.core.families.gemini.calls import EXCLUSIONS, OBJECTS
+from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -99,6 +99,11 @@ def _routes() -> Iterator[Route]:
     yield Route(("GET",), VIDEOS.one, NAME, family=NAME)
     of_uploads = ("upload_id", "upload_protocol", "upload_pass")
     yield Route(("POST",), "/upload/v1beta/files", NAME, family=NAME, queries=of_uploads)
+    for path in BATCHES.makers:
+        yield Route(("POST",), path, NAME, family=NAME)
+    yield Route(("GET",), BATCHES.batches, NAME, family=NAME)
+    yield Route(("GET", "DELETE"), BATCHES.one, NAME, family=NAME)
+    yield Route(("POST",), BATCHES.cancel, NAME, family=NAME)
     for path in ("models", "models/{id}"):
         yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
 
@@ -173,6 +178,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
+    batches=BATCHES,
     jobs=(VIDEOS,),
     uploads=UploadRules(
         "/upload/",

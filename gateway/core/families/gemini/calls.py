@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from unicodedata import normalize
 from urllib.parse import unquote
 
+from gateway.core.accounts.jobs import OPERATIONS
 from gateway.core.billing.price_book import AUTO, IMAGES
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
 from gateway.core.families.controlled import (
@@ -25,6 +26,7 @@ from gateway.core.families.controlled import (
     model_name,
 )
 from gateway.core.families.family import (
+    BatchPaths,
     BodyIds,
     Exclusions,
     ObjectLists,
@@ -290,6 +292,20 @@ _WEB = re.compile(r"https?://[^\\]*\Z")
 _GOOGLE = re.compile(r"googleapis", re.IGNORECASE)  # wherever it stands in a URL, escaped or not
 
 
+BATCHES = BatchPaths(
+    "", "/v1beta/batches",
+    {
+        "/v1beta/models/{model}:generateContent": "gemini_generate",
+        "/v1beta/models/{model}:embedContent": "gemini_embed",
+    },
+    "batch.inputConfig.requests.requests", after="pageToken",
+    makers={
+        "/v1beta/models/{model}:batchGenerateContent": "/v1beta/models/{model}:generateContent",
+        "/v1beta/models/{model}:asyncBatchEmbedContent": "/v1beta/models/{model}:embedContent",
+    },
+)  # fmt: skip
+
+
 def _told(document: Document) -> Iterator[str]:
     yield from (f"{_INTERACTIONS}/{one}" for one in ids_of(document.get("id")))
     for one in (document, object_in(document, "file")):
@@ -342,14 +358,16 @@ OBJECTS = ObjectRules(
     lists=ObjectLists(
         (
             "/v1beta/files",
+            BATCHES.batches,
             *(
                 f"/{version}/{one}"
                 for version in ("v1beta", "v1")
                 for one in ("cachedContents", "fileSearchStores", "tunedModels")
             ),
         ),
-        "pageToken",
-        size="pageSize",
-        name="name",
+        "pageToken", size="pageSize", name="name", fields={BATCHES.batches: "operations"},
+        asks={BATCHES.batches: f"&{OPERATIONS}"},
+        apart={"": frozenset({"response"}), "metadata": frozenset({"inputConfig", "output"})},
     ),
-)
+    makers=frozenset(BATCHES.makers),
+)  # fmt: skip
