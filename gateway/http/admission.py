@@ -384,7 +384,7 @@ def prices_of(
         vectors = [one.vector for one in prices.named if one.vector is not None]
         found = unpriced_tools(call, vectors)
         if found:
-            of = " or ".join([one.model for one in prices.named])
+            of = " or ".join([one.model for one in prices.named]) or "any model"
             raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
     return prices
 

@@ -35,7 +35,7 @@ from gateway.core.accounts.jobs import (
     read_state,
     results,
 )
-from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.calls.routes import UpstreamTarget, own_query
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.registry import FAMILIES, JOBS
 from gateway.core.model import Caller, Settlement, SettleResult
@@ -165,6 +165,8 @@ class Jobs:
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
         target = self._target(upstream)
+        plain, mark, query = path.partition("?")
+        path = plain + own_query(target, mark + query)
         headers = dict(more) | dict(target.headers) | dict(target.keys[0] if target.keys else ())
         signer = None if self._plane is None else dict(self._plane.signers()).get(upstream)
         if signer is not None:

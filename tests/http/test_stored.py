@@ -8,14 +8,19 @@ from dataclasses import replace
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
+import anthropic as anthropic_sdk
 import openai
 import pytest
 
+from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.outbox import read_facts
+from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families import anthropic, gemini
 from gateway.core.families import openai as family
 from gateway.core.model import Service
 from gateway.http.ports import JobsPort
+from tests.core.billing.prices import price_row
 from tests.http.fakes import CALLER, KEY, answer, get, post
 from tests.http.stage import Stage, staged
 
@@ -24,11 +29,13 @@ ROUTES: tuple[Route, ...] = tuple(
     for one in (family.FAMILY, anthropic.FAMILY, gemini.FAMILY)
     for route in one.routes
 )
+HERE = tuple(replace(route, upstream="up") for route in ROUTES)
 OTHERS = replace(CALLER, organization_id=99)
 JSON = b"content-type: application/json\r\n"
+MONEY = Budget(1, "money", "money", 10**12, "day")
 TYPE = {"content-type": "application/json"}
 SPEAKS = b"authorization: Bearer %b\r\nanthropic-version: 2023-06-01\r\n" % KEY.encode()
-UNITS = ("vector_stores", "containers")
+UNITS = ("vector_stores", "containers", "fine_tuning", "evals")
 
 
 class Pages:
@@ -78,9 +85,9 @@ def mine(stage: Stage, *ids: str) -> None:
 async def test_the_sdk_gets_at_its_own_and_others_at_nothing(stage: Stage) -> None:
     ask = sdk(stage)
     mine(stage, "vs_1", "conv_1", "cntr_1", "upload_1", "eval_1", "chat_1", "file_1", "part_1", "skill_1")
+    mine(stage, "ftjob_1")
     calls = [
         lambda: ask.vector_stores.retrieve("vs_1"),
-        lambda: ask.vector_stores.update("vs_1", name="x"),
         lambda: ask.vector_stores.delete("vs_1"),
         lambda: ask.vector_stores.files.retrieve("file_9", vector_store_id="vs_1"),
         lambda: ask.vector_stores.files.update("file_9", vector_store_id="vs_1", attributes={}),
@@ -99,6 +106,11 @@ async def test_the_sdk_gets_at_its_own_and_others_at_nothing(stage: Stage) -> No
         lambda: ask.uploads.parts.create("upload_1", data=b"x"),
         lambda: ask.uploads.complete("upload_1", part_ids=["part_1"]),
         lambda: ask.evals.retrieve("eval_1"),
+        lambda: ask.evals.runs.retrieve("run_9", eval_id="eval_1"),
+        lambda: ask.evals.runs.cancel("run_9", eval_id="eval_1"),
+        lambda: ask.fine_tuning.jobs.retrieve("ftjob_1"),
+        lambda: ask.fine_tuning.jobs.pause("ftjob_1"),
+        lambda: ask.fine_tuning.jobs.list_events("ftjob_1"),
         lambda: ask.skills.retrieve("skill_1"),
         lambda: ask.chat.completions.update("chat_1", metadata={}),
     ]  # fmt: skip
@@ -122,6 +134,13 @@ async def test_the_sdk_gets_at_its_own_and_others_at_nothing(stage: Stage) -> No
         ("/v1/vector_stores/vs_1/files", {"file_id": "file_1"}, "vector_stores"),
         ("/v1/vector_stores/vs_1/file_batches", {"files": [{"file_id": "file_1"}]}, "vector_stores"),
         ("/v1/vector_stores/vs_1/search", {"query": "file_1"}, "vector_stores"),
+        (
+            "/v1/vector_stores/vs_1",
+            {"expires_after": {"anchor": "last_active_at", "days": 99}},
+            "vector_stores",
+        ),
+        ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file_1"}, "fine_tuning"),
+        ("/v1/evals/vs_1/runs", {"data_source": {"source": {"id": "file_1"}, "model": "m"}}, "evals"),
     ],
 )
 async def test_what_its_provider_bills_beside_tokens_counts_a_unit(
@@ -129,7 +148,7 @@ async def test_what_its_provider_bills_beside_tokens_counts_a_unit(
 ) -> None:
     request = post(json.dumps(body).encode(), path.encode(), JSON)
     mine(stage, "vs_1")
-    if "query" not in body:
+    if "query" not in body and "expires_after" not in body:
         assert (await stage.ask(request)).reason == "object_not_found"
     mine(stage, "file_1")
     stage.upstream.scripts = [[answer(b'{"id":"made_1","usage_bytes":0}')], [answer(b"{}", status=b"500 x")]]
@@ -157,8 +176,10 @@ async def test_what_its_provider_bills_beside_tokens_counts_a_unit(
         ("/v1/vector_stores/vs_1%2F../vs_9/files/x", {"attributes": {}}, "invalid_request"),
         ("/v1/vector_stores/vs_9;vs_1", {"name": "x"}, "invalid_request"),
         ("/v1/containers/cntr_1/files", {"file_id": "file_of_another"}, "object_not_found"),
-        ("/v1/evals/eval_1/runs", {}, "unknown_route"),
-        ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file_1"}, "unknown_route"),
+        ("/v1/evals/eval_2/runs", {}, "object_not_found"),
+        ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file_of_another"}, "object_not_found"),
+        ("/v1/fine_tuning/jobs", {"training_file": "file_1"}, "invalid_request"),
+        ("/v1/sessions", {"agent": "agent_1"}, "unknown_route"),
         ("/v1beta/cachedContents", {"model": "models/m", "name": "cachedContents/theirs"}, "invalid_request"),
         ("/v1beta/cachedContents", {"model": "m"}, "invalid_request"),
     ],
@@ -236,3 +257,64 @@ async def test_files_are_of_the_api_that_its_client_speaks(stage: Stage, pages: 
         google = SPEAKS.replace(b"anthropic-version: 2023-06-01", b"x-goog-api-client: x")
         assert (await stage.ask(get(path, google), "GET")).reason == "unknown_route"
     assert not stage.upstream.received
+
+
+TRAINS = post(b'{"model":"m","training_file":"file_1"}', b"/v1/fine_tuning/jobs", JSON)
+RUNS = post(b'{"data_source":{"type":"jsonl","model":"m"}}', b"/v1/evals/eval_1/runs", JSON)
+
+
+@pytest.mark.parametrize(("request_", "unit"), [(TRAINS, "fine_tuning_job"), (RUNS, "eval_run")])
+async def test_what_is_worked_off_by_models_says_that_it_has_no_price(
+    stage: Stage, request_: bytes, unit: str
+) -> None:
+    """Nobody knows at its beginning how many tokens it takes: where money decides only a price lets it in."""
+    mine(stage, "file_1", "eval_1")
+    assert (await stage.ask(request_)).status == 200
+    found = read_facts(stage.counters.charges[-1].metadata)
+    assert found is not None
+    assert (found.tools, found.cost, found.lacks_price) == ({unit: 1}, None, True)
+    assert sum(dict(stage.tally.snapshot()["unpriced_calls"]).values()) == 1
+    vector = read_price(price_row(id=5, model="m", input="1")).vector
+    for prices, status in (({}, 403), ({"m": vector}, 403), ({"m": vector._replace(tools={unit: 5})}, 200)):
+        stage.directory.prices, stage.directory.budgets_there = prices, [MONEY]
+        got = await stage.ask(request_)
+        assert got.status == (403 if unit == "eval_run" else status), got.body
+    stage.directory.budgets_there = []
+    stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
+    assert (await stage.ask(request_)).reason == "model_not_allowed"
+    stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+    assert (await stage.ask(request_)).status == (403 if unit == "eval_run" else 200)
+
+
+@pytest.mark.parametrize("unit", [TRAINS, RUNS])
+async def test_where_calls_without_a_price_are_refused_so_are_these(unit: bytes) -> None:
+    async with staged(HERE, refuses_unpriced=True) as stage:
+        mine(stage, "file_1", "eval_1")
+        for key in UNITS:
+            stage.directory.services[key] = Service(91, key, "subscription")
+        assert (await stage.ask(unit)).reason == "model_not_priced"
+        assert not stage.upstream.received
+
+
+async def test_a_job_of_training_tells_of_its_files(stage: Stage) -> None:
+    mine(stage, "ftjob_1")
+    stage.upstream.scripts = [[answer(b'{"id":"ftjob_1","result_files":["file_r"],"status":"succeeded"}')]]
+    await sdk(stage).fine_tuning.jobs.retrieve("ftjob_1")
+    assert (CALLER.organization_id, "file_r") in stage.objects.kept
+
+
+@pytest.mark.parametrize("kind", ["agents", "environments", "vaults", "memory_stores"])
+async def test_stored_things_of_agents_are_their_organizations(pages: Pages, kind: str) -> None:
+    path = f"/v1/{kind}".encode()
+    async with staged(HERE, jobs=cast("JobsPort", pages)) as stage:
+        stage.upstream.scripts = [[answer(b'{"id":"made_1","type":"thing"}')]]
+        assert (await stage.ask(post(b'{"name":"x"}', path, JSON))).status == 200
+        assert (CALLER.organization_id, "made_1") in stage.objects.kept
+        base = f"http://127.0.0.1:{stage.port}"
+        client = anthropic_sdk.AsyncAnthropic(base_url=base, api_key=KEY, max_retries=0)
+        await getattr(client.beta, kind).retrieve("made_1")
+        assert stage.upstream.received[-1].target.partition(b"?")[0] == path + b"/made_1"
+        pages.ids = ["made_1", "made_of_another"]
+        got = await stage.ask(get(path), "GET")
+        assert [one["id"] for one in json.loads(got.body)["data"]] == ["made_1"]
+        assert (await stage.ask(get(path + b"/made_of_another"), "GET")).reason == "object_not_found"

@@ -118,6 +118,8 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Provider tools that a call may use, and that have no price for at least one model that may answer."""
     document, family = call.document, OF_METER.get(call.meter)
+    if call.measured and not vectors:
+        return list(call.measured)
     if call.measured:
         return list(dict.fromkeys(name for one in vectors for name in unpriced(one, call.measured)))
     if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):

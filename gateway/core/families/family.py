@@ -162,7 +162,7 @@ class CallKind:
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
     pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
-    Its body may be a `form`.
+    Its body may be a `form`. One of `any_model` has models answer that its body does not name.
     Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
     is asked for by a WebSocket alone is `live`: that makes the session, given the parameters of its query.
     One that `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its
@@ -184,6 +184,7 @@ class CallKind:
     numbers: frozenset[str] = frozenset()
     media: MediaPlaces = field(default_factory=MediaPlaces)
     of_tools: bool = False
+    any_model: bool = False
     form: FormKind | None = None
     messages: Callable[[], SocketMessages] | None = None
     skips_texts: bool = False

@@ -17,7 +17,7 @@ from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
 from gateway.core.families.family import Listing, is_list, one_of
 from gateway.core.families.objects import ObjectAccess
-from gateway.core.families.registry import FAMILIES
+from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
 from gateway.core.lru import LruEntry
@@ -286,7 +286,7 @@ class HeadRouter:
     def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
         """Whether a route charges for calls where models are, and does not read which one is asked for."""
         if not routed.metered or route.meter not in UNREAD_METERS or route.models:
-            return False
+            return route.meter in SHAPES and SHAPES[route.meter].any_model
         if routed.service_key in self.bindings.unread or routed.upstream not in self._targets:
             return False
         place, _ = place_of(self._targets[routed.upstream].base_url)

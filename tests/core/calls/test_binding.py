@@ -143,7 +143,7 @@ def test_objects_that_a_familys_upstream_keeps_are_no_services(base: str, path: 
     shared = tuple(replace(route, objects="shared") for route in DEFAULT_ROUTES)
     why = bound(replace(SMS, upstream="raw"), targets=(raw,), routes=shared).refusal_of(path)
     # What makes these is metered.
-    metered = ("/containers", "/vector_stores", "/v1beta/cached", "/cached")
+    metered = ("/containers", "/vector_stores", "/v1beta/cached", "/cached", "/fine_tuning")
     assert bool(why) is path.lower().startswith(metered)
 
 

@@ -8,7 +8,7 @@ from gateway.core.accounts.budgets import DAY, FLAG_MONEY, MONTH, WEEK
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
-from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS
+from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
@@ -86,6 +86,15 @@ BATCHES = BatchPaths(
     (("anthropic-version", "2023-06-01"),),
     after="after_id",
 )  # fmt: skip
+# Stored things of agents. Their sessions run models, whose use no answer tells: they are no routes.
+_STORED = (
+    ("agents", "GET POST"), ("agents/{id}", "GET POST"), ("agents/{id}/versions", "GET"),
+    ("vaults/{id}/credentials", "GET POST"), ("vaults/{id}/credentials/{credential}", "GET POST DELETE"),
+    ("memory_stores/{id}/memories", "GET POST"), ("memory_stores/{id}/memories/{memory}", "GET POST DELETE"),
+    *((name, "GET POST") for name in OF_AGENTS),
+    *((f"{name}/{{id}}", "GET POST DELETE") for name in OF_AGENTS),
+    *((f"{name}/{{id}}/archive", "POST") for name in ("agents", *OF_AGENTS)),
+)  # fmt: skip
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -106,6 +115,7 @@ FAMILY = ApiFamily(
         Route(("GET", "DELETE"), BATCHES.one, NAME, family=NAME),
         Route(("POST",), BATCHES.cancel, NAME, family=NAME),
         Route(("GET",), BATCHES.results, NAME, family=NAME),
+        *(Route(tuple(methods.split()), f"/v1/{path}", NAME, family=NAME) for path, methods in _STORED),
     ),
     key_field=("x-api-key", ""),
     target=target(NAME, "https://api.anthropic.com", "ANTHROPIC_API_KEY", "x-api-key"),

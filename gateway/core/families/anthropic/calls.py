@@ -130,19 +130,23 @@ def _is_free(name: str, holder: Document) -> bool:
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 
 
+OF_AGENTS: Final = ("environments", "vaults", "memory_stores")
 OBJECTS = ObjectRules(
-    collections=("messages/batches", "files", "skills"),
+    collections=("messages/batches", "files", "skills", "agents", *OF_AGENTS),
     may_name=may_name_ids,
     add=_add_objects,
     told=_told,
     is_free=_is_free,
     tell=_TELL,
     lists=ObjectLists(
-        ("/v1/messages/batches", "/v1/files", "/v1/skills"),
+        (
+            "/v1/messages/batches",
+            *(f"/v1/{one}" for one in ("files", "skills", "agents", *OF_AGENTS)),
+        ),
         "after_id",
         (
             ("anthropic-version", "2023-06-01"),
-            ("anthropic-beta", "files-api-2025-04-14,skills-2025-10-02"),
+            ("anthropic-beta", "files-api-2025-04-14,skills-2025-10-02,managed-agents-2026-04-01"),
         ),
     ),
 )

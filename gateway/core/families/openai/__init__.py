@@ -121,6 +121,16 @@ _SHAPES = {
         numbers=frozenset({"max_tokens"}),
     ),
     "mistral_ocr": CallKind(media.read_ocr, media.OCR, operation="generate_content"),
+    "openai_training": CallKind(
+        calls.read_training, calls.STORED, keeps=lambda document: True, operation="generate_content"
+    ),
+    "openai_runs": CallKind(
+        calls.read_run,
+        calls.STORED,
+        keeps=lambda document: True,
+        operation="generate_content",
+        any_model=True,
+    ),
     "openai_stored": CallKind(
         calls.read_stored, calls.STORED, keeps=lambda document: True, operation="generate_content"
     ),
@@ -141,7 +151,7 @@ RESPONSES = JobPaths("response", "/v1/responses")
 VIDEOS = JobPaths("video", "/v1/videos", "/v1/videos/{id}/remix", "/v1/videos/{id}/content")
 
 
-# Stored things, and parts of them: what costs nothing. What runs models (evals, fine-tuning) is no route.
+# Stored things, and parts of them: what costs nothing.
 _STORED = {
     "responses/{id}/input_items": "GET",
     "responses/input_tokens": "POST",
@@ -152,7 +162,7 @@ _STORED = {
     "conversations/{id}/items": "GET POST",
     "conversations/{id}/items/{item}": "GET DELETE",
     "vector_stores": "GET",
-    "vector_stores/{id}": "GET POST DELETE",
+    "vector_stores/{id}": "GET DELETE",
     "vector_stores/{id}/files": "GET",
     "vector_stores/{id}/files/{file}": "GET POST DELETE",
     "vector_stores/{id}/files/{file}/content": "GET",
@@ -172,12 +182,27 @@ _STORED = {
     "skills/{id}": "GET DELETE",
     "evals": "GET POST",
     "evals/{id}": "GET POST DELETE",
+    "evals/{id}/runs": "GET",
+    "evals/{id}/runs/{run}": "GET POST DELETE",
+    "evals/{id}/runs/{run}/cancel": "POST",
+    "evals/{id}/runs/{run}/output_items": "GET",
+    "evals/{id}/runs/{run}/output_items/{item}": "GET",
+    "fine_tuning/jobs": "GET",
+    "fine_tuning/jobs/{id}": "GET",
+    "fine_tuning/jobs/{id}/events": "GET",
+    "fine_tuning/jobs/{id}/checkpoints": "GET",
+    "fine_tuning/jobs/{id}/cancel": "POST",
+    "fine_tuning/jobs/{id}/pause": "POST",
+    "fine_tuning/jobs/{id}/resume": "POST",
 }
-# The same where each call is a unit of a service: its provider bills space or searches.
+# The same where each call is a unit of a service: its provider bills space, time, searches or training.
 _UNITS = (
     ("containers", "containers"), ("vector_stores", "vector_stores"),
     ("vector_stores/{id}/search", "vector_stores"), ("vector_stores/{id}/files", "vector_stores"),
-    ("vector_stores/{id}/file_batches", "vector_stores"),
+    ("vector_stores/{id}/file_batches", "vector_stores"), ("vector_stores/{id}", "vector_stores"),
+)  # fmt: skip
+_RUNS = (
+    ("fine_tuning/jobs", "fine_tuning", "openai_training"), ("evals/{id}/runs", "evals", "openai_runs"),
 )  # fmt: skip
 
 
@@ -212,8 +237,8 @@ def _routes() -> Iterator[Route]:
     yield Route(("GET", "DELETE"), VIDEOS.one, NAME, family=NAME)
     yield Route(("GET",), VIDEOS.results, NAME, family=NAME, queries=("variant",))
     yield Route(("POST",), "/v1/responses/compact", NAME, "responses", NAME, "openai_responses")
-    for path, service in _UNITS:
-        yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, "openai_stored")
+    for path, service, meter in (*((*one, "openai_stored") for one in _UNITS), *_RUNS):
+        yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, meter)
     for path, methods in _STORED.items():
         yield Route(tuple(methods.split()), f"/v1/{path}", NAME, family=NAME)
 

@@ -48,6 +48,7 @@ _RESPONSES = ControlledNames(
 _PROMPT = ControlledNames("id", "version", "variables")
 _EMBEDDINGS = ControlledNames("model", "encoding_format", "user", "safety_identifier", *OF_EVERY_FAMILY)
 _STORED = ControlledNames(*OF_EVERY_FAMILY)
+_TRAINING = ControlledNames("model", "training_file", "validation_file", *OF_EVERY_FAMILY)
 _MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_FAMILY)
 # Of any other a JSON document may be no answer, and its use stand where nobody reads it.
 _ENCODINGS = (None, "float", "base64")
@@ -96,6 +97,19 @@ def read_stored(call: CallRequest, document: Document, params: PathParams, bound
     """Something that is made, or searched: it names no model, and counts once."""
     _STORED.check(document)
     call.output_max = 0
+
+
+def read_training(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """A job that trains a model: what that takes is known when it is over, so the job is a unit."""
+    _TRAINING.check(document)
+    call.model, call.output_max = model_name(document.get("model")), 0
+    call.measured = {"fine_tuning_job": 1}
+
+
+def read_run(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """A run of an eval, whose models may be named there: the run is a unit."""
+    read_stored(call, document, params, bounds)
+    call.measured = {"eval_run": 1}
 
 
 def _count_once(meter: Meter, document: bytes) -> None:
@@ -173,6 +187,9 @@ def _told(document: Document) -> Iterator[str]:
     """
     for name in ("id", "output_file_id", "error_file_id"):
         yield from ids_of(document.get(name))
+    files = document.get("result_files")  # of training
+    for one in files if isinstance(files, list) else ():
+        yield from ids_of(one)
     yield from ids_of(object_in(document, "file").get("id"))  # of an upload that is complete
     for item in objects_in(document, "output"):
         yield from _ids_in_item(item)
@@ -207,7 +224,7 @@ OBJECTS = ObjectRules(
     may_name=may_name_ids,
     add=add_ids,
     told=_told,
-    results=frozenset({"batches"}),
+    results=frozenset({"batches", "fine_tuning/jobs"}),
     refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
     actions=frozenset({"responses/compact", "responses/input_tokens", "threads/runs"}),
     within=frozenset({"uploads/parts", "uploads/complete"}),
@@ -219,9 +236,13 @@ OBJECTS = ObjectRules(
         "/v1/chat/completions/{id}": frozenset({"metadata"}),
     },
     lists=ObjectLists(
-        (
-            "/v1/files", "/v1/batches", "/v1/vector_stores", "/v1/containers", "/v1/skills", "/v1/evals",
-            "/v1/videos",
+        tuple(
+            f"{front}/{one}"
+            for front in ("/v1", "/openai", "/openai/v1")
+            for one in (
+                "files", "batches", "vector_stores", "containers", "skills", "evals", "videos",
+                "fine_tuning/jobs",
+            )
         )
     ),
 )  # fmt: skip
