@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tests.faults import (
     rows_cluster,
+    rows_fallback,
     rows_history,
     rows_postgres,
     rows_processes,
@@ -19,7 +20,7 @@ from tests.faults.world import World
 
 LOG_TAIL = 1_500
 OTHER_DATA = '"redis data was replaced"'
-PARTS = (rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic)
+PARTS = (rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic, rows_fallback)
 # Every row by its name, part by part.
 ROWS: dict[str, Row] = {
     one.name: one for part in PARTS for one in NAMED.values() if one.play.__module__ == part.__name__
