@@ -141,12 +141,13 @@ def finalize(module: Path) -> None:
 
 
 def with_final_constants(text: str) -> str:
-    """The module with its constants `Final`: upper-case names assigned at the top, alone or in a row."""
-    lines = text.splitlines()
-    for node in reversed(ast.parse(text).body):
+    """The module with its constants `Final`: upper-case names assigned once at the top, alone or in a row."""
+    lines, tree = text.splitlines(), ast.parse(text).body
+    later = {ast.unparse(one.target) for one in tree if isinstance(one, ast.AugAssign)}
+    for node in reversed(tree):
         if not isinstance(node, ast.Assign) or _called(node.value) == "TypeVar":
             continue
-        stated = _assigned(node)
+        stated = [] if later & {name for name, _ in _assigned(node)} else _assigned(node)
         if stated and all(_CONSTANT.fullmatch(name) for name, _ in stated):
             lines[node.lineno - 1 : node.end_lineno] = [f"{name}: _Final = {value}" for name, value in stated]
     final = "\n".join(lines) + "\n"
@@ -184,7 +185,7 @@ def begun_plainly(text: str) -> str:
         if not isinstance(node, ast.ClassDef) or _decorators(node) != [_PLAIN]:
             continue
         fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
-        if any(one.value is not None and isinstance(one.value, ast.Call) for one in fields):
+        if any(one.value is not None and _called(one.value) == "field" for one in fields):
             continue  # made again each time
         stated = [ast.unparse(one) for one in fields]
         names = [ast.unparse(one.target) for one in fields]

@@ -86,13 +86,14 @@ def test_constants_are_final_for_the_compiler() -> None:
         "from __future__ import annotations\n"
         "T = TypeVar('T')\nNEVER = float('inf')\n_A, B = 'a', 2\nC, D = range(2)\nSTEPS = (0.5, 1.0)\n"
         "CALLS_MAX = 3\n_HELD_MAX = 4\nWAIT_S = LOOK_S = 0.5\nlower = 1\n_TABLE = {\n    1: 'one',\n}\n"
+        "GROWS = {}\nGROWS |= _TABLE\n"
     )
     assert compiler().with_final_constants(text) == (  # type: ignore[attr-defined]  # a script, loaded by its path
         "from __future__ import annotations\nfrom typing import Final as _Final\n"
         "T = TypeVar('T')\nNEVER: _Final = float('inf')\n_A: _Final = 'a'\nB: _Final = 2\n"
         "C: _Final = 0\nD: _Final = 1\nSTEPS = (0.5, 1.0)\n"
         "CALLS_MAX: _Final = 3\n_HELD_MAX: _Final = 4\nWAIT_S = LOOK_S = 0.5\nlower = 1\n"
-        "_TABLE: _Final = {1: 'one'}\n"
+        "_TABLE: _Final = {1: 'one'}\nGROWS = {}\nGROWS |= _TABLE\n"
     )
 
 
@@ -101,7 +102,8 @@ def test_what_a_dataclass_begins_with_is_written_out_for_the_compiler() -> None:
         "@dataclass(slots=True)\nclass Plain:\n    one: int\n    two: str | None = None\n\n"
         "    @property\n    def three(self) -> int:\n        return 3\n\n\n"
         "@dataclass(frozen=True, slots=True)\nclass Frozen:\n    one: int\n\n\n"
-        "@dataclass(slots=True)\nclass Made:\n    one: list[int] = field(default_factory=list)\n"
+        "@dataclass(slots=True)\nclass Made:\n    one: list[int] = field(default_factory=list)\n\n\n"
+        "@dataclass(slots=True)\nclass Shared:\n    one: frozenset[int] = frozenset()\n"
     )
     plainly = compiler().begun_plainly(text)  # type: ignore[attr-defined]  # a script, loaded by its path
     space: dict[str, object] = {}
@@ -109,5 +111,5 @@ def test_what_a_dataclass_begins_with_is_written_out_for_the_compiler() -> None:
     plain = space["Plain"](1, two="b")  # type: ignore[operator]  # a class of the text
     assert (plain.one, plain.two, plain.three, repr(plain)) == (1, "b", 3, "Plain(one=1, two='b')")
     assert plain == space["Plain"](1, "b")  # type: ignore[operator]  # a class of the text
-    assert plainly.count("init=False") == 1
+    assert plainly.count("init=False") == 2
     assert plainly.count("def __init__(self, one: int, two: str | None = None) -> None:") == 1

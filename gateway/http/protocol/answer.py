@@ -85,9 +85,10 @@ _KINDS = {
     b"request-id": PLAIN_REQUEST_ID,
     b"x-usage-amount": USAGE_AMOUNT,
     b"date": DATE,
-} | {one.session_field: SESSION for one in ALL if one.session_field}
-_KINDS |= {one.uploads.address: ADDRESS for one in ALL if one.uploads is not None}
-_KINDS |= {name: DROP for one in ALL if one.uploads is not None for name in one.uploads.hidden}
+    **{one.session_field: SESSION for one in ALL if one.session_field},
+    **{one.uploads.address: ADDRESS for one in ALL if one.uploads is not None},
+    **{name: DROP for one in ALL if one.uploads is not None for name in one.uploads.hidden},
+}
 # What a page may read of an answer's fields, beside those that any may.
 EXPOSED = (
     b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
