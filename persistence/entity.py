@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    and_,
     bindparam,
     false,
     func,
@@ -56,6 +57,7 @@ from persistence.tables import (
     api_key,
     budget,
     business_model,
+    call,
     control_write,
     exchange_rate,
     invoice,
@@ -85,6 +87,10 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
     if realm.tenant_id is not None:
         if table is tenant:
             return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
+        if table is call:
+            # All that the index of its owners begins with.
+            key = () if realm.api_key_id is None else (call.c.api_key_id == realm.api_key_id,)
+            return and_(call.c[OWNER] == realm.organization_id, call.c[TENANT] == realm.tenant_id, *key)
         if realm.api_key_id is not None and table not in EVERYBODYS:
             return _of_key(table, realm.api_key_id)
         if TENANT in table.c:
@@ -276,6 +282,7 @@ class Entity:
     writes the control writes, on a change only where one of the `defining` fields is in it. `told` is what a
     caller of one organization is told of a row. `veiled` are the filters by what that hides where another's
     did it: for such a caller they find those rows alone in which this column names its organization.
+    `implied` selects, for a filter, what else holds of its rows: PostgreSQL then knows how many there are.
     """
 
     table: Table
@@ -293,6 +300,7 @@ class Entity:
     told: Callable[[Row, int], Row] = lambda row, _: row
     veiled: Mapping[str, ColumnElement[int]] = field(default_factory=dict)
     defining: frozenset[str] = frozenset()
+    implied: Mapping[str, Callable[[Any], Select[Any]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> Select[Any]:
@@ -419,7 +427,7 @@ def fitted(table: Table, values: Row) -> dict[str, Any]:
 
 # Rows of a subject as lists show them: a page after a cursor, and how many there are.
 def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
-    found = _matching(subject, query)
+    found = _matching(connection, subject, query)
     columns = [subject.table.c[name] for name in subject.order]
     if query.after is not None:
         here, there = tuple_(*columns), tuple_(*_literals(query.after, columns))
@@ -454,7 +462,7 @@ def count_rows(
     connection: Connection, subject: Entity, query: Query, most: int, within_ms: int
 ) -> int | None:
     """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
-    some = _matching(subject, query).with_only_columns(literal(1), maintain_column_froms=True)
+    some = _matching(connection, subject, query).with_only_columns(literal(1), maintain_column_froms=True)
     counted = select(func.count()).select_from(some.limit(most + 1).subquery())
     try:
         with connection.begin_nested():
@@ -466,9 +474,12 @@ def count_rows(
         return None
 
 
-def _matching(subject: Entity, query: Query) -> Select[Any]:
+def _matching(connection: Connection, subject: Entity, query: Query) -> Select[Any]:
     """The rows that a list's filters and its span of time let through."""
     found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
+    for name in subject.implied.keys() & query.filters.keys():
+        known = connection.execute(subject.implied[name](query.filters[name])).mappings().first()
+        found = found.where(*(subject.table.c[each] == value for each, value in (known or {}).items()))
     if query.since is not None:
         found = found.where(subject.table.c[subject.time] >= query.since)
     if query.until is not None:

@@ -464,6 +464,14 @@ CALLS = Entity(
         ),
     ),
     conditions={"request_id": _of_request(call, "created_at")},
+    implied={
+        "tenant_id": lambda value: select(tenant.c.organization_id).where(tenant.c.id == value),
+        "api_key_id": lambda value: (
+            select(tenant.c.organization_id, api_key.c.tenant_id)
+            .join(tenant, tenant.c.id == api_key.c.tenant_id)
+            .where(api_key.c.id == value)
+        ),
+    },
     # Ids come in blocks, one for each session of a keeper: alone they say nothing of time.
     order=("created_at", "id"),
 )

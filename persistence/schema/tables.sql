@@ -1028,6 +1028,7 @@ CREATE TABLE call (
 CREATE INDEX call_id_idx ON call USING brin (id) WITH (autosummarize = on);
 CREATE INDEX call_request_id_idx ON call (request_id);
 CREATE INDEX call_created_at_idx ON call (created_at, id);
+CREATE INDEX call_owner_idx ON call (organization_id, tenant_id, created_at, id);
 CREATE INDEX call_user_id_idx ON call (user_id, created_at, id) WHERE user_id IS NOT NULL;
 CREATE INDEX call_project_id_idx ON call (project_id, created_at, id) WHERE project_id IS NOT NULL;
 

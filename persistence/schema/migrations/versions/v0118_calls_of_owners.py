@@ -1,0 +1,15 @@
+"""Calls are found by who made them."""
+
+from alembic import op
+
+revision = "0118"
+down_revision = "0117"
+alters = ("call",)
+runs_from = "0100"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the index that lists of an organization, a tenant and a key read; programs of before do not ask."""
+    op.execute("CREATE INDEX call_owner_idx ON call (organization_id, tenant_id, created_at, id)")
