@@ -62,26 +62,20 @@ async def spent(
 ) -> SpendSummary:
     """Add up what is asked; its interval is the chart's, by `measure`, if money in one currency.
 
-    Of more than `items_max` groups and times those with most are read by themselves; more groups are refused.
+    Those with most are read over time; more than `items_max` groups are refused.
     """
     asked = replace(asked, rows_max=items_max + 1)
-    whole = replace(asked, interval="none")
-    if asked.interval == "none":
-        groups = added(await _some(store, whole), asked.groups)
-        return SpendSummary(groups, added(groups, ()), None)
-    over_time = await store.used(asked)
-    found = over_time if len(over_time) <= items_max else await _some(store, whole)
-    groups = added(found, asked.groups)
+    groups = added(await _some(store, replace(asked, interval="none")), asked.groups)
     totals = added(groups, ())
+    if asked.interval == "none":
+        return SpendSummary(groups, totals, None)
     currency = currency or (str(totals[0]["currency"]) if totals and measure == "cost" else "")
     drawn = [row for row in groups if measure != "cost" or row["currency"] == currency]
-    if found is not over_time:
-        top = sorted(drawn, key=lambda row: amount_of(row, measure), reverse=True)[: SERIES_MAX - 1]
-        used = await _most(store, asked, top, measure, currency)
-    else:
-        used = _groups_of(over_time, asked.groups, measure, currency)
+    drawn = sorted(drawn, key=lambda row: amount_of(row, measure), reverse=True)
+    top = drawn if len(drawn) <= SERIES_MAX else drawn[: SERIES_MAX - 1]
+    used = await _over_time(store, asked, top, measure, currency, is_cut=top is not drawn) if drawn else []
     names: dict[Hashable, str] = {(): REST}
-    names |= {group_key(row, asked.groups): name_of(row, asked.groups) for row in drawn}
+    names |= {group_key(row, asked.groups): name_of(row, asked.groups) for row in top}
     chart = stacked(
         used, list(starts(asked)), names,
         unit=measure, currency=currency if measure == "cost" else "", interval=asked.interval,
@@ -143,24 +137,25 @@ async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
     return found
 
 
-async def _most(
-    store: Store, asked: UsageQuery, top: Sequence[Row], measure: str, currency: str
+async def _over_time(
+    store: Store, asked: UsageQuery, top: Sequence[Row], measure: str, currency: str, *, is_cut: bool
 ) -> list[Used]:
-    """A few groups over time, each asked for by itself, and what all others are beside them."""
-    everything = replace(asked, groups=())
-    each = [replace(everything, filters={**asked.filters, **_only(row, asked.groups)}) for row in top]
-    found = await asyncio.gather(*(store.used(query) for query in (everything, *each)))
-    used: list[Used] = _groups_of(found[0], (), measure, currency)
-    for row, rows in zip(top, found[1:], strict=True):
-        key = group_key(row, asked.groups)
-        for at, _, amount in _groups_of(rows, (), measure, currency):
-            used += [(at, key, amount), (at, (), -amount)]
+    """Groups over time; where these are not all, the others as one beside them."""
+    only = tuple({_stored(row, asked.groups): None for row in top}) if asked.groups else ()
+    asking = [store.used(replace(asked, only=only))]
+    asking += [store.used(replace(asked, groups=()))] if is_cut else []
+    found = await asyncio.gather(*asking)
+    used = _groups_of(found[0], asked.groups, measure, currency)
+    if is_cut:
+        used += [(at, (), -amount) for at, _, amount in used]
+        used += _groups_of(found[1], (), measure, currency)
     return used
 
 
-def _only(row: Row, groups: Sequence[str]) -> dict[str, object]:
+def _stored(row: Row, groups: Sequence[str]) -> tuple[object, ...]:
+    """What the roll-ups have of a row's groups."""
     columns = [GROUPS[group] for group in groups]
-    return {name: row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns}
+    return tuple(row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns)
 
 
 def _groups_of(rows: Iterable[Row], groups: Sequence[str], measure: str, currency: str) -> list[Used]:
@@ -295,8 +290,8 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     choices = await desk.choices({"services"})
     return desk.answer(
         request, signed, "usage.html", 422 if errors else 200,
-        asked=asked, errors=errors, found=found, lines=lines[:ROWS_MAX], more=max(0, len(lines) - ROWS_MAX),
-        places=_places(found.groups), labels=[(name, label_of(name)) for name in COLUMNS],
+        asked=asked, errors=errors, found=found, lines=lines, more=max(0, len(found.groups) - ROWS_MAX),
+        places=_places([line.row for line in lines]), labels=[(name, label_of(name)) for name in COLUMNS],
         chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
         ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,
         typed=typed, titles={group: label_of(column) for group, column in GROUPS.items()},
@@ -311,7 +306,7 @@ def _files(interval: str) -> list[tuple[str, str]]:
 
 def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
     whole = {row["currency"]: amount_of(row, "cost") for row in found.totals}
-    rows = sorted(found.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)
+    rows = sorted(found.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)[:ROWS_MAX]
     return [
         ReportRow(
             row,
