@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Endpoint, Resource
-from gateway.core.accounts.administration import CREATE, Actor, refused_read, refused_write
+from gateway.core.accounts.administration import (
+    CHANGE,
+    CREATE,
+    DELETE,
+    Actor,
+    refused_read,
+    refused_write,
+)
 from gateway.feature import features
 
 
@@ -32,7 +39,8 @@ class Screen:
 
     `columns` are fields of its rows, the first one links to the row's page; people are offered the
     filters of the resource, or `only` some. `next_step` is the button of an empty list that has no form: its
-    text and its address. The form of a new row begins with its `sentence`.
+    text and its address. The form of a new row begins with its `sentence`. One that `is_staffs` is in
+    the menu of people of one organization only if they may change something there.
     """
 
     heading: str
@@ -48,6 +56,7 @@ class Screen:
     is_more: bool = False
     next_step: tuple[str, str] = ("See the overview", "/")
     sentence: tuple[Slot, ...] = ()
+    is_staffs: bool = False
 
     @property
     def resource(self) -> Resource:
@@ -149,6 +158,7 @@ SCREENS = {
                 "created_at",
             ),
             empty="No plan yet. A tenant without one is counted but not limited.",
+            is_staffs=True,
         ),
         Screen(
             "Catalogue", "subscription-plans", "Subscription plans", "subscription plan",
@@ -164,20 +174,24 @@ SCREENS = {
             "Catalogue", "exchange-rates", "Exchange rates", "exchange rate",
             ("currency", "base", "rate", "effective_from", "created_at"),
             empty="No exchange rate yet. Organizations in other currencies need prices of their own.",
+            is_staffs=True,
         ),
         Screen(
             "Catalogue", "models", "Models", "model", ("name", "targets", "fallback", "organization_id"),
             empty="No model yet: calls go where their paths say.", newest_first=False,
+            is_staffs=True,
         ),
         Screen(
             "Catalogue", "shares", "Shares of capacity", "share",
             ("upstream", "model", "organization_id", "tenant_id", "weight", "guaranteed", "priority"),
             empty="No share yet: callers share an upstream's capacity alike.",
             newest_first=False,
+            is_staffs=True,
         ),
         Screen(
             "Catalogue", "business-models", "Business models", "business model",
             ("name", "display_name", "meter", "description"), newest_first=False, is_more=True,
+            is_staffs=True,
         ),
         Screen(
             "Catalogue", "organization-services", "Negotiated prices", "negotiated price",
@@ -273,12 +287,14 @@ SCREENS = {
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is in quarantine. All is well.",
             next_step=("See the drift", "/reconciliation"),
+            is_staffs=True,
         ),
         Screen(
             "Health", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="No dead letter. All is well.",
             next_step=("See the drift", "/reconciliation"),
+            is_staffs=True,
         ),
         Screen(
             "Health", "webhooks", "Webhooks", "webhook",
@@ -358,10 +374,20 @@ def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
         if page.is_for(actor):
             found[page.heading][page.is_more].append((page.name, page.title, page.address))
     for screen in SCREENS.values():
-        if screen.name not in off and _is_read(actor, screen.resource):
+        if screen.name not in off and _is_for(actor, screen):
             found[screen.heading][screen.is_more].append((screen.name, screen.title, f"/{screen.name}"))
     return {heading: part for heading, part in found.items() if part.shown or part.more}
 
 
 def _is_read(actor: Actor, answered: Endpoint) -> bool:
     return refused_read(actor, answered.name, answered.access) is None
+
+
+def _is_for(actor: Actor, screen: Screen) -> bool:
+    """Whether a list is in somebody's menu."""
+    resource = screen.resource
+    if not _is_read(actor, resource) or not screen.is_staffs or actor.organization_id is None:
+        return _is_read(actor, resource)
+    verbs = [CREATE] * (resource.create is not None) + [CHANGE] * (resource.patch is not None)
+    verbs += [DELETE] * resource.deletable + [action.name for action in resource.actions]
+    return any(refused_write(actor, resource.name, resource.access, verb) is None for verb in verbs)

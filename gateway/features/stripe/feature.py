@@ -51,6 +51,7 @@ def _screens() -> Sequence[Screen]:
              "created_at"),
             empty="Nothing to sync yet. Final documents of organizations with a Stripe customer are synced.",
             next_step=("See the invoices", "/invoices"),
+            is_staffs=True,
         ),
         Screen(
             "Billing", "handover-events", "Stripe events", "event",
@@ -59,6 +60,7 @@ def _screens() -> Sequence[Screen]:
             empty="Stripe has sent no event yet.",
             is_more=True,
             next_step=("See the invoices", "/invoices"),
+            is_staffs=True,
         ),
     )  # fmt: skip
 

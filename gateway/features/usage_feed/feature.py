@@ -63,6 +63,7 @@ def _screens() -> Sequence[Screen]:
             "usage event",
             ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
             empty="No event is waiting.",
+            is_staffs=True,
         ),
     )
 

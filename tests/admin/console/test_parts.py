@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -116,6 +117,22 @@ def test_what_nobody_configured_is_not_in_the_menu() -> None:
     named = {name for part in found.values() for name, _, _ in (*part.shown, *part.more)}
     assert named == {*SCREENS, *(page.name for page in PAGES)} - off - OF_OTHERS
     assert screens_off(Settings(stripe_api_key="sk", usage_feed="file", dunning_block_days=9)) == frozenset()
+
+
+@pytest.mark.parametrize("role", ["admin", "billing", "operator", "member", "readonly"])
+def test_people_of_an_organization_find_no_lists_of_staff(role: str) -> None:
+    staffs = {
+        "token-plans", "exchange-rates", "models", "shares", "business-models", "quarantine", "dead-letters",
+        "handovers", "handover-events", "usage-events",
+    }  # fmt: skip
+    customer = Actor("token:1", role, organization_id=5)
+    found = menu(customer)
+    named = {name for part in found.values() for name, _, _ in (*part.shown, *part.more)}
+    assert not named & staffs
+    assert {name for name, _, _ in found["Catalogue"].shown} == {"services", "subscription-plans", "prices"}
+    health = {"quarantine", "dead-letters"} if role in {"admin", "operator"} else set()
+    theirs = menu(replace(customer, is_ours=True))["Health"]
+    assert {name for name, _, _ in theirs.shown} == {"webhooks", *health}
 
 
 def test_every_empty_list_has_a_next_step() -> None:
