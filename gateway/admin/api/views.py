@@ -44,7 +44,6 @@ from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
 from gateway.admin.resources.integrity import (
     DEAD_LETTERS,
     DECIDED_USUALLY,
-    RUN_S_MAX,
     SCHEMA,
     ConfigurationApply,
     LettersDecide,
@@ -56,6 +55,7 @@ from gateway.admin.resources.values import TEXT_CHARS_MAX
 from gateway.core.accounts.administration import (
     CREATE,
     DELETE,
+    LETTERS_S_MAX,
     READONLY,
     REQUEST_S_MAX,
     Actor,
@@ -223,9 +223,9 @@ def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
         claim = claim_of(request, mine.actor, sent)
         values = await checked(mine.store, LettersDecide, sent, claim)
         loop = asyncio.get_running_loop()
-        request[DEADLINE].reschedule(loop.time() + RUN_S_MAX + REQUEST_S_MAX)
+        request[DEADLINE].reschedule(loop.time() + LETTERS_S_MAX + REQUEST_S_MAX)
         if claim is not None:
-            claim = replace(claim, running_s_max=RUN_S_MAX + 2 * REQUEST_S_MAX)
+            claim = replace(claim, running_s_max=LETTERS_S_MAX + 2 * REQUEST_S_MAX)
         found, replayed = await _decided(mine, request[REQUEST_ID], claim, values)
         return answer(200, found, {"Idempotent-Replayed": "true"} if replayed else None)
 
@@ -265,7 +265,7 @@ async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
     after, limit = int(str(values.get("after_id") or 0)), int(str(values.get("limit") or DECIDED_USUALLY))
     query = Query({**filters, many.still_open: False}, None, None, (after,), limit)
     rows, _ = await operations.list(query)
-    until = asyncio.get_running_loop().time() + RUN_S_MAX
+    until = asyncio.get_running_loop().time() + LETTERS_S_MAX
     done: list[int] = []
     refused: list[Row] = []
     for row in rows:

@@ -20,9 +20,9 @@ from gateway.admin.http.requests import may_write, require_read, require_write
 from gateway.admin.live import push
 from gateway.admin.operations import WriteResult, finish, mint
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.core.accounts.administration import (
     CREATE,
+    DEFAULT_NAME,
     DELETE,
     Claim,
     Command,

@@ -38,10 +38,9 @@ from gateway.admin.configuration.words import KINDS, declared, model, references
 from gateway.admin.http.guard import in_thread
 from gateway.admin.http.requests import canonical, require_read
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.integrity import DEFAULT_NAME
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
-from gateway.core.accounts.administration import CREATE, DELETE, Actor, Mark, NewRowId, Row
+from gateway.core.accounts.administration import CREATE, DEFAULT_NAME, DELETE, Actor, Mark, NewRowId, Row
 from gateway.errors import Unprocessable
 
 if TYPE_CHECKING:

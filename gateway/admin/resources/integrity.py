@@ -23,7 +23,14 @@ from gateway.admin.resources.resource import (
     filters,
 )
 from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
-from gateway.core.accounts.administration import BILLING, OPERATOR, READONLY, RowScope, access
+from gateway.core.accounts.administration import (
+    BILLING,
+    DEFAULT_NAME,
+    OPERATOR,
+    READONLY,
+    RowScope,
+    access,
+)
 from gateway.core.accounts.outbox import PRICED, MalformedEvent, decode
 from gateway.core.billing.money import read_tiers
 from gateway.core.model import PARTITIONS
@@ -237,8 +244,6 @@ RESOURCES = (
 # Waiting decisions, made many at once.
 
 DECIDED_MAX, DECIDED_USUALLY = 500, 100
-# A call takes no new row after so long: the next call goes on.
-RUN_S_MAX = 60.0
 DEAD_LETTERS = "dead_letters"
 # What filters, or says how, for one of the two alone.
 _OF_ONE = {"partition": DEAD_LETTERS, "kind": "quarantine", "account": "quarantine", "accept": "quarantine"}
@@ -349,7 +354,6 @@ PROGRAMS_REPORT = ReportEndpoint(
 
 # Configuration as files say it: what of the resources is written down, planned and applied.
 
-DEFAULT_NAME = "default"
 SCHEMA = "/schema.json"
 DIGEST = "^[0-9a-f]{64}$"
 

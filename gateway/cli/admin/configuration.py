@@ -20,10 +20,10 @@ import typer
 import yaml
 
 from gateway import yaml_reader
-from gateway.admin.configuration.words import KINDS, schema
-from gateway.admin.resources.integrity import DEFAULT_NAME
+from gateway.cli.admin import described
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, say, waiting
+from gateway.core.accounts.administration import DEFAULT_NAME
 from gateway.yaml_reader import UnreadableYaml, YamlDocument
 
 # YAML of configuration that is applied: read as all YAML is here, and written so that it reads the same.
@@ -432,12 +432,13 @@ def export(
 ) -> None:
     """Write down all that is configuration, as apply reads it; secrets are not part of it."""
     if only_schema:
+        from gateway.admin.configuration.words import schema  # noqa: PLC0415  # heavy
+
         typer.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
     with admin() as api:
-        unknown = [each for each in kind or () if each not in KINDS]
-        if unknown:
-            raise CommandFailed(f"There is no kind {unknown[0]!r}: known are {', '.join(KINDS)}.")
+        if kind:
+            _require_known(kind)
         found = replace(api, timeout_s=TIMEOUT_S).get(WHERE)
         objects = {each: some for each, some in found["objects"].items() if not kind or each in kind}
         for line in found["left_out"]:
@@ -448,6 +449,13 @@ def export(
             typer.echo(written(objects), nl=False)
         else:
             _write(to, objects)
+
+
+def _require_known(kinds: Sequence[str]) -> None:
+    from gateway.admin.configuration.words import KINDS  # noqa: PLC0415  # heavy
+
+    if unknown := [each for each in kinds if each not in KINDS]:
+        raise CommandFailed(f"There is no kind {unknown[0]!r}: known are {', '.join(KINDS)}.")
 
 
 def _write(to: Path, objects: Mapping[str, object]) -> None:
@@ -476,7 +484,7 @@ def _with_secrets(plan: Json) -> list[Json]:
         each
         for each in plan["changes"]
         if each["change"] == "create"
-        and (secret := KINDS[each["resource"]].secret) is not None
+        and (secret := described.resource(each["resource"]).secret) is not None
         and secret.is_made({name: field["after"] for name, field in each["fields"].items()})
     ]
 

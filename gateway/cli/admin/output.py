@@ -108,11 +108,10 @@ def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def waiting(title: str) -> Iterator[None]:
     """Show on a terminal that something is going on."""
-    out = console(error=True)
-    if out.is_terminal:
-        with out.status(title):
-            yield
-    else:
+    if not sys.stderr.isatty() and not os.environ.get("FORCE_COLOR"):
+        yield  # the network is asked before rich is loaded
+        return
+    with console(error=True).status(title):
         yield
 
 

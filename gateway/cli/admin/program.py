@@ -6,20 +6,22 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.admin.resources.integrity import RUN_S_MAX
-from gateway.admin.resources.values import show_instant
-from gateway.cli.admin import commands, configuration, explain, litellm, usage
+from gateway.cli.admin import commands, described
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
-from gateway.cli.admin.configuration import TIMEOUT_S, WHERE
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
-from gateway.core.billing.price_book import BUNDLED, folded
-from gateway.core.billing.price_changes import SAID, PriceChange, changes
+from gateway.cli.admin.sections import section_of
+from gateway.core.accounts.administration import LETTERS_S_MAX
+from gateway.core.times import rfc3339
 from gateway.feature import features
+
+if TYPE_CHECKING:
+    from gateway.core.billing.price_changes import PriceChange
 
 # `tollkeeper invoice create, show, run`: a month's draft, its documents, and all of a month.
 
@@ -211,7 +213,7 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
 def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
     """Go through all until nothing more fits; how many were decided, and how many are left."""
     # A call of this goes on for so long, and as long as any other behind that.
-    api = replace(api, timeout_s=RUN_S_MAX + api.timeout_s)
+    api = replace(api, timeout_s=LETTERS_S_MAX + api.timeout_s)
     done = 0
     refused: list[Json] = []
     for _ in range(PASSES_MAX):
@@ -294,7 +296,9 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show how the bundled price list and the database differ; what is gone stays in force."""
-    from gateway.run.bundled_prices import read_bundle  # noqa: PLC0415  # only asked here
+    from gateway.core.billing.price_book import BUNDLED, folded  # noqa: PLC0415  # only asked here
+    from gateway.core.billing.price_changes import changes  # noqa: PLC0415  # as above
+    from gateway.run.bundled_prices import read_bundle  # noqa: PLC0415  # as above
 
     with admin() as api:
         at = _moment(since)
@@ -321,11 +325,15 @@ def diff(
 
 def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
     """Make all prices in one transaction, so that gateways read the book once."""
+    from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # noqa: PLC0415  # only asked here
+    from gateway.core.billing.price_book import BUNDLED  # noqa: PLC0415  # as above
+    from gateway.core.billing.price_changes import SAID  # noqa: PLC0415  # as above
+
     prices = [
         {
             **{name: change.row[name] for name in SAID if change.row.get(name) is not None},
             **{name: change.row[name] for name in NAMING},
-            "source": BUNDLED, "effective_from": show_instant(change.at),
+            "source": BUNDLED, "effective_from": rfc3339(change.at),
         }
         for change in found
     ]  # fmt: skip
@@ -346,7 +354,7 @@ def _shown(change: PriceChange, *, as_json: bool) -> Json:
         said = [f"{name} {_cell(each['before'])} → {_cell(each['after'])}" for name, each in says.items()]
         says = ", ".join(said)
     names = {name: change.row[name] for name in NAMING}
-    return {"change": change.kind, **names, "effective_from": show_instant(change.at), "says": says}
+    return {"change": change.kind, **names, "effective_from": rfc3339(change.at), "says": says}
 
 
 def _cell(value: object) -> str:
@@ -378,21 +386,37 @@ def _moment(since: str | None) -> datetime:
     return at.astimezone(UTC)
 
 
+# Commands of modules of their own: the module, and its function or what makes its section.
+_ELSEWHERE = {
+    "apply": ("configuration", "apply"), "diff": ("configuration", "diff"),
+    "export": ("configuration", "export"), "usage": ("usage", "usage"), "top": ("usage", "top"),
+    "explain": ("explain", "explain"), "import": ("litellm", "import_section"),
+}  # fmt: skip
+# Sections that are added to.
+_HERE = {"invoice": (create, show, run), "letters": (redrive, release)}
+
+
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
-    """Add the administration commands to the program's: all, or those of the sections `asked`."""
+    """Add the administration commands to the program's: all, or those that `asked` may name.
+
+    A word of this program loads its own module alone; any other may be a feature's, or a mistake.
+    """
     made = commands.mount(app, asked)
-    for function in (create, show, run):
-        made["invoice"].command(function.__name__)(function)
-    for decision in (redrive, release):
-        made["letters"].command(decision.__name__)(decision)
+    for section, functions in _HERE.items():
+        for function in functions:
+            made[section].command(function.__name__)(function)
     made["reconciliation"].command("run")(reconcile)
     app.add_typer(prices_section(), name="prices")
-    app.add_typer(litellm.import_section(), name="import")
-    for each in (configuration.apply, configuration.diff, configuration.export):
-        app.command(each.__name__)(each)
-    app.command("usage")(usage.usage)
-    app.command("explain")(explain.explain)
-    app.command("top")(usage.top)
     app.command("reconcile")(reconcile)
+    own = {*_ELSEWHERE, "prices", "reconcile", *map(section_of, described.resources())}
+    own |= {one.name for one in described.reports()}
+    is_own = asked is not None and own.issuperset(asked)
+    for name, (module, attribute) in _ELSEWHERE.items():
+        if not is_own or name in (asked or ()):
+            found = getattr(import_module(f"gateway.cli.admin.{module}"), attribute)
+            if name == "import":
+                app.add_typer(found(), name=name)
+            else:
+                app.command(name)(found)
     for feature in features():
         feature.admin_commands(app)

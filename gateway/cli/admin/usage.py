@@ -14,18 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, rows
 from gateway.core.accounts.usage import GROUPS, SUMS
 from gateway.core.histograms import quantile_of
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
 
 COLUMNS = (
     "tenant_id", "tenant", "tokens_used", "tokens_remaining", "tokens_held", "is_blocked", "next_reset_at",
@@ -181,6 +181,8 @@ def _watch(
     first: tuple[Json, Scrape],
 ) -> None:
     """Show one look after the other until a key says stop; a look that fails is said and tried again."""
+    from rich.live import Live  # noqa: PLC0415  # the network is asked before it is loaded
+
     look, scrape = first
     failed = ""
     with Live(console=console(), screen=True, auto_refresh=False) as live, _keys() as key:
@@ -231,6 +233,10 @@ def _rates(counts: Json, seconds: float) -> Json:
 
 def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
     """The look as people read it, within so many columns."""
+    from rich.console import Group  # noqa: PLC0415  # as above
+    from rich.table import Table  # noqa: PLC0415  # as above
+    from rich.text import Text  # noqa: PLC0415  # as above
+
     latency, outbox = look["latency_s"], look["outbox"]
     head = Text.assemble(("tollkeeper ", "bold"), f"{url}, last {look['window_s']:.0f} s")
     if keys:
@@ -267,6 +273,8 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
 
 def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
     """Facts in lines that break between them alone."""
+    from rich.text import Text  # noqa: PLC0415  # as above
+
     lines = [Text()]
     for name, value in facts:
         fact = Text.assemble((f"{name} ", "dim"), (value, "bold"))

@@ -24,6 +24,10 @@ Place = tuple[int | str, ...]
 
 # Longer than any request of the Admin API lives that does not say otherwise.
 REQUEST_S_MAX = 35.0
+# A request that decides on letters takes no new one after so long: the next request goes on.
+LETTERS_S_MAX = 60.0
+# The set of files that configuration is applied as, where none is named.
+DEFAULT_NAME = "default"
 
 # How long two keys are good where one was made in the place of the other: most deploys take less than a day,
 # what is changed by hand may take a month.

@@ -10,7 +10,6 @@ from uuid import UUID
 import typer
 
 from gateway.admin.resources.form_fields import FormField
-from gateway.admin.resources.values import read_instant
 from gateway.cli.admin import output
 from gateway.cli.admin.client import ID_DIGITS_MAX, Json
 from gateway.cli.admin.commands import ListSource, read_option
@@ -67,6 +66,8 @@ def _number(said: str) -> int:
 
 
 def _moment(name: str, said: str) -> datetime:
+    from gateway.admin.resources.values import read_instant  # noqa: PLC0415  # heavy, as above
+
     found = read_option(name, said, read_instant)
     assert isinstance(found, datetime)
     return found
