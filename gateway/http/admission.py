@@ -25,7 +25,7 @@ from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf,
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
-from gateway.core.families.registry import FAMILIES, SHAPES
+from gateway.core.families.registry import BATCH_AT, SHAPES
 from gateway.core.model import (
     GENERIC,
     INTERACTIVE,
@@ -228,7 +228,7 @@ def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallR
             routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages
         )
     if routed.form and not routed.metered:
-        content, paths = uploaded(routed.form, body), FAMILIES[routed.family].batches
+        content, paths = uploaded(routed.form, body), BATCH_AT.get(routed.label)
         if content is not None and paths is not None:
             lines, caller = batch_lines(content, paths.calls), exchange.caller
             if caller is not None:

@@ -45,7 +45,7 @@ from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import CallPrices, charge_of
 from gateway.core.families.family import BatchPaths, JobPaths
 from gateway.core.families.objects import ObjectAccess, read_objects
-from gateway.core.families.registry import FAMILIES, JOBS, RESULTS
+from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
@@ -103,7 +103,7 @@ async def create_batch(exchange: Exchange) -> None:
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs = _jobs(exchange)
-    paths = FAMILIES[exchange.routed.family].batches
+    paths = BATCH_AT.get(exchange.routed.label)
     fetches = paths is not None and not paths.inline
     if fetches:
         _check_metadata(admitted.call)
@@ -199,7 +199,7 @@ async def tell_job(exchange: Exchange) -> None:
     """Pass on what a job is, or cancel it; nobody is told of a result that is not charged."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    jobs, paths = exchange.worker.ports.jobs, FAMILIES[exchange.routed.family].batches
+    jobs, paths = exchange.worker.ports.jobs, BATCH_AT.get(exchange.routed.label)
     if admitted.call.named and jobs is not None:
         id_ = admitted.call.named[0]
         shows = exchange.routed.label in RESULTS
@@ -296,7 +296,7 @@ async def _lines(
     exchange: Exchange, document: Mapping[str, object], jobs: JobsPort
 ) -> tuple[str, Route, list[BatchLine]]:
     """The input of a batch, the route its calls would take, and these, where they stand."""
-    paths, upstream = FAMILIES[exchange.routed.family].batches, exchange.routed.upstream
+    paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
     model = exchange.routed.params.get("model", "")
     if paths is None:
         raise UnknownRoute
@@ -367,6 +367,7 @@ async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: Jo
     check_admitted(decision, budgets, ports.tally)
     job = _job(exchange, caller, hold_id, user, service, decision, prices, created_ms)
     job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
+    job.batches = BATCH_AT[exchange.routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
         await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time

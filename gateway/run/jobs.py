@@ -35,9 +35,9 @@ from gateway.core.accounts.jobs import (
     read_state,
     results,
 )
-from gateway.core.calls.routes import UpstreamTarget, own_query
+from gateway.core.calls.routes import UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths
-from gateway.core.families.registry import FAMILIES, JOBS
+from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
 from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.core.wait import Wait, run_in_task
 from gateway.counters.admission.jobs import StoredJobs
@@ -166,6 +166,9 @@ class Jobs:
 
         target = self._target(upstream)
         plain, mark, query = path.partition("?")
+        route = None if self._plane is None else self._plane.route_of("GET", plain)
+        if route is not None:
+            plain = own_path(target, route, plain, "")
         path = plain + own_query(target, mark + query)
         headers = dict(more) | dict(target.headers) | dict(target.keys[0] if target.keys else ())
         signer = None if self._plane is None else dict(self._plane.signers()).get(upstream)
@@ -238,9 +241,9 @@ class Jobs:
     async def _look_at_batch(self, job: Job) -> None:
         assert self._plane is not None
         route = self._plane.route_of("POST", job.endpoint)
-        paths = None if route is None else FAMILIES[route.family].batches
-        if paths is None:
+        if route is None:
             raise CountersUnavailable
+        paths = BATCH_AT.get(job.batches) or FAMILIES[route.family].batches[0]
         if not job.id and not await self._was_made(job, paths):
             return
         id_ = quote(job.id.rpartition("/")[2], safe="")

@@ -766,7 +766,8 @@ def _route(written: _Route) -> Route:
         "methods": methods, "path": path, "family": family, "meter": str(written.meter),
     }  # fmt: skip
     route = Route(**fields)
-    if route.meter != "generic" and makes_batches(route):
+    charged = {paths.batches for paths in FAMILIES[route.family].batches[1:]}  # the first are default routes
+    if route.meter != "generic" and makes_batches(route) and route.path not in charged:
         raise SettingError(
             f"routes {written.path}: a batch is many calls of models, and nothing here meters what it uses: "
             "leave the route out, or have it cost units of a service (meter: generic)"

@@ -65,7 +65,7 @@ class Job(msgspec.Struct):
     its lines stand in the late queue between two places, `lines_after` and `lines_until`: the first is there
     once a line may be charged, the second once all are. Then it ends as `ended`. A single call has one line,
     whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is. One
-    that makes so many `videos` was held for their `seconds`, all together.
+    that makes so many `videos` was held for their `seconds`, all together. A batch stands at `batches`.
     """
 
     hold_id: str
@@ -106,6 +106,7 @@ class Job(msgspec.Struct):
     sent: str = ""
     videos: int = 1
     seconds: int = 0
+    batches: str = ""
 
     @property
     def is_charged(self) -> bool:

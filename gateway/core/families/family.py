@@ -444,7 +444,7 @@ class ApiFamily:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     pictures: Mapping[str, int] = field(default_factory=dict)
     lists: Listing | None = None
-    batches: BatchPaths | None = None
+    batches: tuple[BatchPaths, ...] = ()
     jobs: tuple[JobPaths, ...] = ()
     exclusions: Exclusions = NONE
     free_tools: frozenset[str] = frozenset()

@@ -16,7 +16,13 @@ ALL: tuple[ApiFamily, ...] = (
 
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
-BATCHES: tuple[BatchPaths, ...] = tuple([one.batches for one in ALL if one.batches is not None])
+BATCHES: tuple[BatchPaths, ...] = tuple([paths for one in ALL for paths in one.batches])
+BATCH_AT: Mapping[str, BatchPaths] = {
+    path: one
+    for one in BATCHES
+    for path in (one.files, one.batches, one.one, one.cancel, one.results, *one.makers)
+    if path
+}
 LISTS: tuple[ObjectLists, ...] = tuple(
     [one.objects.lists for one in ALL if one.objects and one.objects.lists]
 )

@@ -17,7 +17,7 @@ from gateway.core.calls.binding import UNREAD_METERS, Binding, is_bound
 from gateway.core.calls.routes import Route, UpstreamTarget, place_of
 from gateway.core.families.family import Listing, is_list, one_of
 from gateway.core.families.objects import ObjectAccess
-from gateway.core.families.registry import FAMILIES, SHAPES
+from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
 from gateway.core.lru import LruEntry
@@ -267,7 +267,7 @@ class HeadRouter:
         try:
             routed.owned = owned_by(head, route)
             routed.buffered = routed.buffered or (routed.owned is not None and routed.owned.reads)
-            paths = FAMILIES[route.family].batches
+            paths = BATCH_AT.get(route.path)
             uploads = paths is not None and route.path == paths.files and head.method == b"POST"
             if uploads and not routed.buffered:
                 routed.form, routed.buffered = b"".join(head.all(b"content-type")), True

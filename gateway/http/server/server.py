@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.families.registry import BATCHES, FAMILIES, JOBS, LISTS
+from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
 from gateway.core.http_limits import HttpLimits
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.capacity import CapacityQueues
@@ -263,7 +263,7 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
         return list_objects(exchange)
     if routed.metered:
         return proxy(exchange)
-    paths = FAMILIES[routed.family].batches
+    paths = BATCH_AT.get(routed.label)
     makes_batch = paths is not None and routed.label == paths.batches
     return create_batch(exchange) if makes_batch else proxy(exchange)
 

@@ -128,7 +128,7 @@ FAMILY = ApiFamily(
     names_requests=True,
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,
-    batches=BATCHES,
+    batches=(BATCHES,),
     exclusions=EXCLUSIONS,
     # The first five its clients run; an advisor is charged by its tokens.
     free_tools=frozenset(

@@ -178,7 +178,7 @@ FAMILY = ApiFamily(
     queries={b"api-version": None, b"alt": frozenset({b"json", b"sse"})},
     withheld=frozenset({b"accept"}),
     objects=OBJECTS,
-    batches=BATCHES,
+    batches=(BATCHES,),
     jobs=(VIDEOS,),
     uploads=UploadRules(
         "/upload/",

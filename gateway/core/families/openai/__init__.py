@@ -137,14 +137,13 @@ _SHAPES = {
 }
 
 
-BATCHES = BatchPaths(
-    "/v1/files",
-    "/v1/batches",
-    {
-        "/v1/chat/completions": "openai_chat", "/v1/completions": "openai_completions",
-        "/v1/responses": "openai_responses", "/v1/embeddings": "openai_embeddings",
-    },
-)  # fmt: skip
+_CALLS = {
+    "/v1/chat/completions": "openai_chat", "/v1/completions": "openai_completions",
+    "/v1/responses": "openai_responses", "/v1/embeddings": "openai_embeddings",
+}  # fmt: skip
+BATCHES = BatchPaths("/v1/files", "/v1/batches", _CALLS)
+# At Azure and Groq, where lines of a file name the same paths.
+AT_AZURE = tuple([BatchPaths(f"{one}/files", f"{one}/batches", _CALLS) for one in ("/openai/v1", "/openai")])
 
 
 RESPONSES = JobPaths("response", "/v1/responses")
@@ -265,7 +264,7 @@ FAMILY = ApiFamily(
     key_protocol=b"openai-insecure-api-key.",
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
-    batches=BATCHES,
+    batches=(BATCHES, *AT_AZURE),
     jobs=(RESPONSES, VIDEOS),
     exclusions=EXCLUSIONS,
     free_tools=frozenset(

@@ -1,0 +1,164 @@
+"""Jobs through a worker: what is held for a video and for batches, against a table by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.jobs import OPENING, RUNNING, Job
+from gateway.core.accounts.outbox import read_facts
+from gateway.core.billing.price_book import read_price
+from gateway.core.calls.call import DEFAULT_BOUNDS
+from gateway.core.calls.routes import Route
+from gateway.core.families import gemini, openai
+from gateway.core.model import Caller, Service
+from gateway.http.jobs import call_charge
+from gateway.http.ports import JobsPort
+from tests.core.billing.prices import price_row
+from tests.http.fakes import answer, post
+from tests.http.stage import Stage, staged
+
+AZURE = tuple(
+    Route(("POST",), path, "up", family=openai.NAME) for path in ("/openai/v1/batches", "/openai/v1/files")
+)
+ROUTES = (
+    *(replace(route, upstream="up") for one in (openai.FAMILY, gemini.FAMILY) for route in one.routes),
+    *AZURE,
+)
+MONEY = Budget(1, "money", "money", 10**12, "day")
+VEO = b"/v1beta/models/draw:predictLongRunning"
+BATCH = b"/v1beta/models/draw:batchGenerateContent"
+
+
+class FakeJobs:
+    """Jobs that are kept as they were when they were kept last."""
+
+    def __init__(self) -> None:
+        self.kept: list[Job] = []
+        self.file = b""
+
+    async def keep(self, job: Job) -> None:
+        self.kept = [one for one in self.kept if one.hold_id != job.hold_id] + [job]
+
+    async def drop(self, job: Job) -> None:
+        self.kept.remove(job)
+
+    async def own(self, job: Job, id_: str) -> bool:
+        return True
+
+    async def find(self, caller: Caller, id_: str) -> Job | None:
+        return next((one for one in self.kept if one.id == id_), None)
+
+    async def fetch(self, upstream: str, path: str, bytes_max: int) -> bytes:
+        return self.file
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with staged(ROUTES, jobs=cast("JobsPort", FakeJobs())) as made:
+        for number, key in enumerate(("videos", "gemini", "chat"), 91):
+            made.directory.services[key] = Service(number, key, "subscription")
+        price = price_row(id=5, model="draw", video_second="0.1", input="1", output="2")
+        made.directory.prices["draw"] = read_price(price).vector
+        made.directory.budgets_there = [MONEY]
+        yield made
+
+
+def jobs(stage: Stage) -> FakeJobs:
+    return cast("FakeJobs", stage.ports().jobs or stage.plane._ports.jobs)
+
+
+async def asked(stage: Stage, path: bytes, said: dict[str, Any], told: dict[str, Any]) -> Job:
+    stage.upstream.scripts.append([answer(json.dumps(told).encode())])
+    got = await stage.ask(post(json.dumps(said).encode(), path))
+    assert got.status == 200, got.body
+    return jobs(stage).kept[-1]
+
+
+async def test_a_video_is_held_for_until_it_is_there(stage: Stage) -> None:
+    told = {"id": "video_1", "object": "video", "status": "queued", "model": "draw", "seconds": "8"}
+    job = await asked(stage, b"/v1/videos", {"model": "draw", "prompt": "a", "seconds": 8}, told)
+    assert (job.id, job.status, job.seconds, job.endpoint) == ("video_1", RUNNING, 8, "/v1/videos")
+    # 8 s × 0.1, and a token or two of the prompt at a millionth
+    assert 800_000_000 <= stage.counters.holds[-1].money <= 800_100_000
+    assert not stage.counters.charges
+    again = await asked(stage, b"/v1/videos/video_1/remix", {"prompt": "b"}, told | {"id": "video_2"})
+    assert (again.id, again.model, again.seconds) == ("video_2", "draw", 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "nano"),
+    [
+        ({"status": "completed", "seconds": "6"}, 600_000_000),
+        ({"status": "completed", "seconds": 12}, 1_200_000_000),
+        ({"status": "completed"}, 800_000_000),
+        ({"status": "expired", "completed_at": 5, "seconds": "4"}, 400_000_000),
+        ({"status": "failed", "seconds": "4"}, 0),
+    ],
+)
+async def test_a_video_costs_the_seconds_that_it_has(stage: Stage, said: dict[str, Any], nano: int) -> None:
+    told = {"id": "video_1", "status": "queued"}
+    job = await asked(stage, b"/v1/videos", {"model": "draw", "prompt": "a", "seconds": "8"}, told)
+    await charges(stage, job, "openai_videos", said, nano)
+
+
+@pytest.mark.parametrize(
+    ("response", "nano"),
+    [
+        ({"generateVideoResponse": {"generatedSamples": [{}, {}]}}, 1_200_000_000),
+        ({"generateVideoResponse": {"generatedSamples": [{}], "raiMediaFilteredCount": 1}}, 600_000_000),
+        ({"generateVideoResponse": {"raiMediaFilteredCount": 2}}, 0),
+        ({}, 1_200_000_000),
+    ],
+)
+async def test_videos_of_gemini_cost_as_many_as_were_made(
+    stage: Stage, response: dict[str, Any], nano: int
+) -> None:
+    said = {"instances": [{"prompt": "a"}], "parameters": {"sampleCount": 2, "durationSeconds": 6}}
+    job = await asked(stage, VEO, said, {"name": "models/draw/operations/op"})
+    assert (job.id, job.videos, job.seconds) == ("operations/op", 2, 12)
+    over = {"name": "x", "done": True, "response": response}
+    await charges(stage, job, "gemini_videos", over, nano)
+
+
+async def charges(stage: Stage, job: Job, meter: str, said: dict[str, Any], nano: int) -> None:
+    """What a result is charged, by the table."""
+    route = next(one for one in ROUTES if one.meter == meter)
+    service, free = stage.directory.services["videos"], said.get("status") == "failed"
+    body = json.dumps(said).encode()
+    charge, cost = call_charge(stage.plane._ports, job, service, route, body, free, DEFAULT_BOUNDS)
+    assert (charge.money, cost, charge.request_id) == (nano, nano, job.hold_id)
+    if nano:
+        facts = read_facts(charge.metadata)
+        assert facts is not None
+        assert (facts.tools, facts.estimated) == ({"video_second": nano // 10**8}, False)
+
+
+async def test_a_batch_of_gemini_holds_what_its_calls_would(stage: Stage) -> None:
+    call = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 100}}
+    calls = {"requests": [{"request": call}] * 3}
+    said = {"batch": {"displayName": "x", "input_config": {"requests": calls}}}
+    job = await asked(stage, BATCH, said, {"name": "batches/b1", "metadata": {}})
+    assert (job.id, job.status, job.lines, job.model) == ("batches/b1", RUNNING, 3, "draw")
+    assert job.endpoint == "/v1beta/models/{model}:generateContent"
+    # three times at most 100 tokens at 2 millionths, and what is read
+    assert 0 < job.held <= 3 * 300_000
+    for wrong in ({"model": "models/dear"}, {"inputConfig": {"requests": calls}}):
+        got = await stage.ask(post(json.dumps({"batch": said["batch"] | wrong}).encode(), BATCH))
+        assert (got.status, got.reason) == (400, "invalid_request")
+
+
+async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:
+    body = {"model": "draw", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    jobs(stage).file = json.dumps(line).encode()
+    stage.objects.kept.add((stage.directory.caller.organization_id, "file-1"))
+    said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+    job = await asked(stage, b"/openai/v1/batches", said, {"id": "batch_1", "status": "validating"})
+    assert (job.id, job.batches, job.lines) == ("batch_1", "/openai/v1/batches", 1)
+    assert OPENING not in job.status
