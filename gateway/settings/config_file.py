@@ -767,7 +767,7 @@ def _route(written: _Route) -> Route:
     }  # fmt: skip
     route = Route(**fields)
     charged = {paths.batches for paths in FAMILIES[route.family].batches[1:]}  # the first are default routes
-    if route.meter != "generic" and makes_batches(route) and route.path not in charged:
+    if route.meter not in {"generic", "vllm_chats"} and makes_batches(route) and route.path not in charged:
         raise SettingError(
             f"routes {written.path}: a batch is many calls of models, and nothing here meters what it uses: "
             "leave the route out, or have it cost units of a service (meter: generic)"

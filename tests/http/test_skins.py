@@ -233,7 +233,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], int, str]] = [
         400,
         "document_annotation",
     ),
-    ("mistral", "/v1/agents/completions", {"model": "m"}, 404, "No route"),
+    ("mistral", "/v1/agents/completions", {"model": "m"}, 400, "agent_id"),
     ("ollama", "/api/chat", {"model": "qwen3", "options": {"num_predict": -1}}, 400, "num_predict"),
     ("ollama", "/api/pull", {"model": "qwen3"}, 404, "No route"),
 ]

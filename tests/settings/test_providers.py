@@ -23,6 +23,7 @@ SENT = {
     "groq": ("groq/qwen", "qwen", f"https://api.groq.com/openai{CHAT}"),
     "mistral": ("mistral-large", "mistral-large", f"https://api.mistral.ai{CHAT}"),
     "openrouter": ("openrouter/a/b", "a/b", f"https://openrouter.ai/api{CHAT}"),
+    "perplexity": ("sonar-pro", "sonar-pro", "https://api.perplexity.ai/chat/completions"),
     "vertex-openai": (
         "google/gemini", "google/gemini",
         "https://eu-1-aiplatform.googleapis.com/v1/projects/p/locations/eu-1/endpoints/openapi/chat/completions",
@@ -50,7 +51,7 @@ OWN = {
 }  # fmt: skip
 KEYS = (
     "AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY",
-    "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY", "GEMINI_API_KEY",
+    "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY", "GEMINI_API_KEY", "PERPLEXITY_API_KEY",
 )  # fmt: skip
 
 ENVIRON = dict.fromkeys(KEYS, "k") | {

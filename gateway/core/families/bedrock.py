@@ -16,15 +16,18 @@ from gateway.core.calls.call import CallRequest, FieldNames, MediaPart, MediaPla
 from gateway.core.calls.routes import Route
 from gateway.core.families import anthropic
 from gateway.core.families.anthropic import calls, messages
+from gateway.core.families.cohere import searches_of
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
     PathParams,
+    elements,
     id_in,
     inner,
     maximum,
     model_in_path,
+    model_name,
 )
 from gateway.core.families.family import (
     ApiFamily,
@@ -37,9 +40,10 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
+from gateway.core.families.openai.calls import STORED
 from gateway.core.metering.eventstream import EventStreamMeter
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.reading import Reports, loose_document, summed
+from gateway.core.metering.reading import Reports, integer, loose_document, summed
 from gateway.core.metering.report import UsageShape, see_content
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, Refusal
@@ -51,6 +55,15 @@ _CONVERSE = ControlledNames(
     "performanceConfig", "serviceTier", *OF_EVERY_FAMILY,
 )  # fmt: skip
 _INFERENCE = ControlledNames("maxTokens")
+_RERANK = ControlledNames("queries", "sources", "rerankingConfiguration", "nextToken", *OF_EVERY_FAMILY)
+_CHECKED = ControlledNames("source", "content", "outputScope", *OF_EVERY_FAMILY)
+# Policies of a guardrail as its answers name them, and prices do; a unit of theirs has so many characters.
+_POLICIES: Final = {
+    "topicPolicyUnits": "guardrail_topic", "contentPolicyUnits": "guardrail_content",
+    "wordPolicyUnits": "guardrail_word", "sensitiveInformationPolicyUnits": "guardrail_sensitive",
+    "contextualGroundingPolicyUnits": "guardrail_grounding",
+}  # fmt: skip
+_UNIT_CHARACTERS: Final = 1_000
 # They cost more than tokens, or fill in a stored prompt, which may name another model.
 _UNMETERED: Final = ("guardrailConfig", "promptVariables")
 # Fields of a model's own that change neither its maximum nor what is charged.
@@ -95,6 +108,36 @@ def read_converse(call: CallRequest, document: Document, params: PathParams, bou
         raise InvalidRequest(
             "toolConfig.tools: a systemTool is not accepted, its uses cannot be metered.", param="toolConfig"
         )
+
+
+def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """A reranking by a model, in search units as its documents are counted."""
+    _RERANK.check(document)
+    config = object_in(object_in(document, "rerankingConfiguration"), "bedrockRerankingConfiguration")
+    call.model = model_name(object_in(config, "modelConfiguration").get("modelArn"), "modelArn")
+    sources, queries = document.get("sources"), document.get("queries")
+    if not isinstance(sources, list) or not sources or not isinstance(queries, list) or not queries:
+        raise InvalidRequest("sources and queries must be lists.", param="sources")
+    call.output_max, call.measured = 0, {"search": searches_of(sources) * len(queries)}
+
+
+def read_guardrail(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Contents that a guardrail checks: each of its policies counts them in units of text."""
+    _CHECKED.check(document)
+    call.model, call.output_max = model_name(f"guardrail/{params.get('guardrail', '')}"), 0
+    size = sum(len(str(one)) for one in elements(document, "content"))
+    call.measured = dict.fromkeys(_POLICIES.values(), 1 + size // _UNIT_CHARACTERS)
+
+
+def _read_checked(meter: Meter, document: bytes) -> None:
+    usage = object_in(loose_document(document), "usage")
+    if not usage or not 200 <= meter.status < 300:
+        return
+    for name, units in usage.items():
+        if not name.endswith("FreeUnits"):
+            meter.detail.used_tool(_POLICIES.get(name, name), integer(units) or 0)
+    meter.call.measured = None
+    meter.report(0, 0, 0, 0, 0, final=True)
 
 
 # A file in a bucket is read with the credentials of the upstream, so it is nobody's to name.
@@ -208,6 +251,7 @@ def _take(meter: Meter, said: Document) -> None:
     meter.report(used, output, read, 0, used + output, final=True)
 
 
+CHECKED: Final = Dialect(_read_checked, lambda meter, data: False, lambda meter: b"")
 CONVERSE: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
 _MEDIA: Final = MediaPlaces(
     "messages",
@@ -246,7 +290,11 @@ def _shape(*, invoke: bool, streamed: bool) -> CallKind:
 
 
 def _routes(upstream: str) -> tuple[Route, ...]:
-    return tuple(
+    checks = Route(
+        ("POST",), "/guardrail/{guardrail}/version/{version}/apply", upstream, "guardrails", NAME,
+        "bedrock_guardrail",
+    )  # fmt: skip
+    return checks, *tuple(
         Route(("POST",), f"/model/{{+model}}/{path}", upstream, service, NAME, meter)
         for path, service, meter in (
             ("converse", "chat", "bedrock_converse"),
@@ -261,6 +309,8 @@ FAMILY = ApiFamily(
     NAME,
     _refusal,
     shapes={
+        "bedrock_rerank": CallKind(read_rerank, STORED, operation="embeddings"),
+        "bedrock_guardrail": CallKind(read_guardrail, CHECKED, operation="generate_content"),
         "bedrock_converse": _shape(invoke=False, streamed=False),
         "bedrock_converse_stream": _shape(invoke=False, streamed=True),
         "bedrock_invoke": _shape(invoke=True, streamed=False),

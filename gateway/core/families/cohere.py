@@ -1,11 +1,12 @@
-"""Cohere's API v2: chats, embeddings and rerankings, by what Cohere bills.
+"""Cohere's API, v2 and v1: chats, embeddings, rerankings and classifications, by what Cohere bills.
 
-That is `billed_units`: tokens, images, and search units of a reranking. An upstream of this family brings its
-routes.
+That is `billed_units`: tokens, images, search units of a reranking, and texts that are classified. An
+upstream of this family brings its routes.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from gateway.core.billing.price_book import IMAGES
@@ -21,6 +22,7 @@ from gateway.core.families.controlled import (
     model_name,
 )
 from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.metering.eventstream import LinesMeter
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.core.metering.report import see_content
@@ -29,8 +31,8 @@ from gateway.errors import InvalidRequest, Refusal
 
 NAME = Family("cohere")
 
-_CHAT = ControlledNames("model", "stream", "max_tokens", *OF_EVERY_FAMILY)
-_PLAIN = ControlledNames("model", "documents", *OF_EVERY_FAMILY)
+_CHAT = ControlledNames("model", "stream", "max_tokens", "connectors", *OF_EVERY_FAMILY)
+_PLAIN = ControlledNames("model", "documents", "inputs", *OF_EVERY_FAMILY)
 # A search unit is a query with up to so many documents; a longer one counts once for each part of it.
 _DOCUMENTS: Final = 100
 _PART_BYTES: Final = 1_500
@@ -44,6 +46,19 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
     call.model = model_name(document.get("model"))
     call.streamed = flag(document, "stream")
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+    if document.get("connectors"):  # of v1
+        raise InvalidRequest(
+            "connectors is not accepted: no answer tells their searches.", param="connectors"
+        )
+
+
+def read_classify(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Texts that are classified: each counts."""
+    read_embed(call, document, params, bounds)
+    texts = document.get("inputs")
+    if not isinstance(texts, list) or not texts:
+        raise InvalidRequest("inputs must be a list of texts.", param="inputs")
+    call.measured = {"classification": len(texts)}
 
 
 def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -58,8 +73,13 @@ def read_rerank(call: CallRequest, document: Document, params: PathParams, bound
     documents = document.get("documents")
     if not isinstance(documents, list) or not documents:
         raise InvalidRequest("documents must be a list of texts.", param="documents")
+    call.measured = {"search": searches_of(documents)}
+
+
+def searches_of(documents: list[object]) -> int:
+    """The search units of a query with these documents."""
     parts = sum(1 + len(str(one).encode("utf-8", "replace")) // _PART_BYTES for one in documents)
-    call.measured = {"search": -(-parts // _DOCUMENTS)}
+    return -(-parts // _DOCUMENTS)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -71,6 +91,11 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 def _read_event(meter: Meter, data: bytes) -> bool:
     event = loose_document(data)
     kind, delta = event.get("type"), object_in(event, "delta")
+    if event.get("event_type") == "stream-end":  # of v1, whose events have their text themselves
+        kind, delta = "message-end", {"usage": object_in(event, "response").get("meta")}
+    elif isinstance(event.get("text"), str):
+        meter.saw(str(event["text"]))
+        meter.content_events += 1
     if kind in _CONTENT:
         text = object_in(object_in(delta, "message"), "content").get("text")
         if isinstance(text, str):
@@ -101,6 +126,7 @@ def _take(meter: Meter, said: Document) -> None:
         used = pictures
     meter.detail.image_input = pictures
     meter.detail.used_tool("search", counts.get("search_units", 0))
+    meter.detail.used_tool("classification", counts.get("classifications", 0))
     meter.detail.used_tool(f"{IMAGES}auto/auto", 0 if pictures else counts.get("images", 0))
     cached = integer(said.get("cached_tokens")) or 0
     meter.report(used, output, cached, 0, used + output, final=True)
@@ -120,6 +146,8 @@ def _routes(upstream: str) -> tuple[Route, ...]:
             for path, service in (("chat", "chat"), ("embed", "embeddings"), ("rerank", "rerank"))
             for version in (("v2",) if path == "chat" else ("v2", "v1"))
         ),
+        Route(("POST",), "/v1/chat", upstream, "chat", NAME, "cohere_chat_v1"),
+        Route(("POST",), "/v1/classify", upstream, "embeddings", NAME, "cohere_classify"),
         *(Route(("POST",), f"/v1/{path}", upstream, family=NAME) for path in ("tokenize", "detokenize")),
     )
 
@@ -133,6 +161,11 @@ FAMILY = ApiFamily(
             media=MediaPlaces("messages", {"image_url": MediaPart(("image_url", "url"))}),
             skips_texts=True,
         ),
+        "cohere_chat_v1": CallKind(
+            read_chat, DIALECT, "max_tokens", always_reports=True, numbers=frozenset({"max_tokens"}),
+            unframed=partial(LinesMeter, dialect=DIALECT),
+        ),
+        "cohere_classify": CallKind(read_classify, DIALECT, operation="embeddings"),
         "cohere_embed": CallKind(read_embed, DIALECT, always_reports=True, operation="embeddings"),
         "cohere_rerank": CallKind(read_rerank, DIALECT, operation="embeddings"),
     },

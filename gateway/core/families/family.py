@@ -551,7 +551,7 @@ _NAMES = frozenset({"conversation", "container", "training_file", "validation_fi
 # Names that end like the name of an object and are none: callers' own numbers, and public values.
 _OTHER_IDS = frozenset(
     {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
-    | {"custom_id"}
+    | {"custom_id", "agent_id"}
 )
 # An object that stands whole in a request has an id of its own that names nothing. It is an element of such
 # a list, of a type that the list's API documents: by both, the member that makes it whole.

@@ -15,7 +15,7 @@ from gateway.core.families.family import (
     SdkExample,
     target,
 )
-from gateway.core.families.openai import calls, chat, media, realtime, responses
+from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
 from gateway.core.families.openai.sockets import ResponseMessages
 from gateway.core.metering.stream import OpaqueMeter
@@ -121,6 +121,31 @@ _SHAPES = {
         numbers=frozenset({"max_tokens"}),
     ),
     "mistral_ocr": CallKind(media.read_ocr, media.OCR, operation="generate_content"),
+    "mistral_agents": CallKind(
+        mistral.read_agent,
+        chat.DIALECT,
+        "max_tokens",
+        always_reports=True,
+        numbers=frozenset({"n", "max_tokens"}),
+        media=_CHAT_MEDIA,
+    ),
+    "mistral_conversations": CallKind(
+        mistral.read_conversation,
+        mistral.DIALECT,
+        "max_tokens",
+        mistral.arguments_of,
+        always_reports=True,
+        keeps=lambda document: True,
+        numbers=frozenset({"max_tokens"}),
+    ),
+    # Of vLLM: a list of chats in one.
+    "vllm_chats": CallKind(
+        calls.read_chats,
+        chat.DIALECT,
+        "max_completion_tokens",
+        numbers=frozenset({"n", "max_tokens", "max_completion_tokens"}),
+        media=_CHAT_MEDIA,
+    ),
     "openai_training": CallKind(
         calls.read_training, calls.STORED, keeps=lambda document: True, operation="generate_content"
     ),

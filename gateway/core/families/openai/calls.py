@@ -32,6 +32,7 @@ from gateway.core.families.family import (
     only_text,
 )
 from gateway.core.metering.meter import Dialect, Meter
+from gateway.core.model import INTEGER_MAX
 from gateway.errors import InvalidRequest
 
 _CHAT = ControlledNames(
@@ -60,6 +61,15 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
     call.output_max = newer if older is None else older if newer is None else max(older, newer)
     call.choices = choices(document, "n", bounds.choices_max)
+
+
+def read_chats(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """Several chats with the same parameters: each makes its own choices."""
+    chats = document.get("messages")
+    if not isinstance(chats, list) or not chats or not all(isinstance(one, list) for one in chats):
+        raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
+    read_chat(call, document, params, bounds)
+    call.choices = min(call.choices * len(chats), INTEGER_MAX)
 
 
 def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -185,7 +195,7 @@ def _told(document: Document) -> Iterator[str]:
     Text of a model or a tool is no place, and a list is none, which may hold a caller's text. An earlier
     object is none either, such as a response's conversation.
     """
-    for name in ("id", "output_file_id", "error_file_id"):
+    for name in ("id", "output_file_id", "error_file_id", "conversation_id"):
         yield from ids_of(document.get(name))
     files = document.get("result_files")  # of training
     for one in files if isinstance(files, list) else ():
@@ -220,6 +230,7 @@ OBJECTS = ObjectRules(
     collections=(
         "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
         "vector_stores", "containers", "uploads", "assistants", "threads", "videos", "evals", "skills",
+        "libraries",
     ),
     may_name=may_name_ids,
     add=add_ids,

@@ -1,0 +1,111 @@
+"""Mistral's agents and conversations: an agent that its provider keeps stands for the model, by its id.
+
+Tokens are those of the prompt, of connectors, which were read as well, and of the answer. Connectors are
+tools of the provider's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    PathParams,
+    choices,
+    flag,
+    inner,
+    maximum,
+    model_name,
+)
+from gateway.core.families.family import ids_of, object_in
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import integer, loose_document
+from gateway.core.metering.report import may_hold_more, see_content
+from gateway.errors import InvalidRequest
+
+_AGENT = ControlledNames("agent_id", "model", "stream", "n", "max_tokens", *OF_EVERY_FAMILY)
+_CONVERSATION = ControlledNames(
+    "agent_id", "model", "stream", "completion_args", "inputs", "handoff_execution", *OF_EVERY_FAMILY
+)
+_ARGUMENTS = ControlledNames("max_tokens")
+_DONE: Final = "conversation.response.done"
+
+
+def read_agent(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """A chat with an agent."""
+    _AGENT.check(document)
+    call.model = _answering(document, agents_alone=True)
+    call.streamed = flag(document, "stream")
+    call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+    call.choices = choices(document, "n", bounds.choices_max)
+
+
+def read_conversation(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """The first turn of a conversation with a model, or with an agent that hands over to no other one."""
+    _CONVERSATION.check(document)
+    call.model = _answering(document, agents_alone=False)
+    call.streamed = flag(document, "stream")
+    if document.get("agent_id") is not None and document.get("handoff_execution") != "client":
+        raise InvalidRequest(
+            'handoff_execution must be "client": else agents that nobody names may answer.',
+            param="handoff_execution",
+        )
+    arguments = inner(document, "completion_args", _ARGUMENTS)
+    if arguments is not None:
+        call.output_max = maximum(arguments, "max_tokens", bounds.usage_tokens_max, "completion_args.")
+
+
+def _answering(document: Document, *, agents_alone: bool) -> str:
+    agent, model = document.get("agent_id"), document.get("model")
+    if agent is not None and model is not None:
+        raise InvalidRequest("The field model is not accepted beside agent_id.", param="model")
+    return model_name(model) if agent is None and not agents_alone else model_name(agent, "agent_id")
+
+
+def arguments_of(document: Document) -> Document:
+    """Where a conversation has its maximum, made where there is none."""
+    arguments = document.get("completion_args")
+    if not isinstance(arguments, dict):
+        arguments = document["completion_args"] = {}
+    return arguments
+
+
+def _read_whole(meter: Meter, document: bytes) -> None:
+    said = loose_document(document)
+    meter.detail.answered_by(said.get("model"))
+    _take(meter, object_in(said, "usage"))
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    event, before = loose_document(data), meter.text_bytes
+    kind, content = event.get("type"), event.get("content")
+    if kind == "conversation.response.error":
+        meter.failed = True
+    elif kind == "conversation.response.started":
+        meter.told += ids_of(event.get("conversation_id"))
+    elif kind == _DONE:
+        _take(meter, object_in(event, "usage"))
+        meter.phase = CLOSED
+    elif isinstance(content, str):
+        meter.detail.answered_by(event.get("model"))
+        meter.saw(content)
+        meter.content_events += 1
+    elif may_hold_more(data, before):
+        see_content(meter, event, 0)
+    return False
+
+
+def _take(meter: Meter, usage: Document) -> None:
+    read, written = integer(usage.get("prompt_tokens")), integer(usage.get("completion_tokens"))
+    if read is None or written is None:
+        return
+    for name, uses in object_in(usage, "connectors").items():
+        meter.detail.used_tool(name, integer(uses) or 0)
+    read += integer(usage.get("connector_tokens")) or 0
+    meter.report(read, written, 0, 0, read + written, final=True)
+
+
+DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
