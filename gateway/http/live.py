@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
+import msgspec
 from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
@@ -66,7 +67,11 @@ async def open_live(exchange: Exchange) -> None:
     made = None if route is None else SHAPES[route.meter].live
     assert made is not None
     pairs = [one.partition("=") for one in exchange.routed.query[1:].split("&")]
-    socket = LiveSocket(exchange, caller, made({name: unquote(value) for name, _, value in pairs}))
+    session = made({name: unquote(value) for name, _, value in pairs})
+    socket = LiveSocket(exchange, caller, session)
+    if session.named_later:
+        open_as(socket, exchange)
+        return
     try:
         await socket.turn(exchange, caller)
     finally:
@@ -106,6 +111,7 @@ class LiveSocket(WebSocket):
                     await relay(exchange, admitted, answer)
                     return
                 self._take_upstream(exchange, answer)
+                self._name(exchange)
             else:
                 await self._aim(exchange, admitted)
             if self._ends is not None or exchange.gone:
@@ -135,6 +141,12 @@ class LiveSocket(WebSocket):
             open_as(self, exchange)
             exchange.opened = False  # its answer, as events, is still to begin
         self._upstream.begin()
+
+    def _name(self, exchange: Exchange) -> None:
+        """Have the first message name the model as its upstream does."""
+        upstream = exchange.worker.upstreams[exchange.upstream_name]
+        if self._asked:
+            self._asked[0] = self._session.sent_as(self._asked[0], exchange.model_sent, upstream.target)
 
     async def _aim(self, exchange: Exchange, admitted: AdmittedCall) -> None:
         """Have a later turn go where the socket does; refuse it where its model leads elsewhere by now."""
@@ -285,12 +297,16 @@ class LiveSocket(WebSocket):
         else:
             self._close(code or _BAD, refusal.told)
 
+    def _told(self, refused: str) -> list[str]:
+        return [refused] if self._session.refuses_by_event else []
+
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         """A turn that is refused ends the socket, once its client was told why."""
         if answer.over:
             self._turning = False
             if not answer.is_stream:
-                self._close(_REFUSED)
+                error = msgspec.json.decode(answer.refused)["error"]
+                self._close(_REFUSED, "" if self._session.refuses_by_event else str(error.get("message", "")))
             asyncio.get_running_loop().call_soon(self._flow)
 
     def _say_end(self, event: CloseConnection) -> None:

@@ -167,6 +167,8 @@ class WebSocket(asyncio.Protocol):
         if answer is None or self._closed:
             return
         events = answer.feed(data)
+        if answer.over and answer.refused:
+            events += self._told(answer.refused)
         written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
         if answer.over:
             self._answer = None
@@ -275,6 +277,10 @@ class WebSocket(asyncio.Protocol):
     def _ask(self, body: bytes) -> None:
         """A message is here."""
         raise NotImplementedError
+
+    def _told(self, refused: str) -> list[str]:
+        """The events by which a client is told of a refusal."""
+        return [refused]
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         """These events of an answer were sent, its last ones where it is over."""
@@ -385,11 +391,12 @@ def _is_told(name: bytes) -> bool:
 class SocketAnswer:
     """An answer of HTTP that becomes events. `kept` bytes of it are none yet; at its end it is `over`.
 
-    One that is no stream is a refusal, in one event.
+    One that is no stream is a refusal, which is `refused` in one event.
     """
 
     def __init__(self, socket: WebSocket) -> None:
         self.over = self.is_stream = False
+        self.refused = ""
         self.kept = 0
         self._socket = socket
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -443,9 +450,9 @@ class SocketAnswer:
         elif self._status < HTTPStatus.MULTIPLE_CHOICES:
             fault = UpstreamUnreachable("The upstream's answer is no stream of events.")
             fields, rest = render(fault, self._socket.family, "")
-            self._events.append(refusal_event(fault.status, fields, rest))
+            self.refused = refusal_event(fault.status, fields, rest)
         else:
-            self._events.append(refusal_event(self._status, self._fields, rest))
+            self.refused = refusal_event(self._status, self._fields, rest)
 
     def _keep(self, size: int) -> None:
         self.kept += size

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import trustme
+from google import genai
+from google.genai import types
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from websockets.exceptions import InvalidStatus
 
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.calls.routes import Route
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
+from tests.certificates import issued, trusting
 from tests.http.fakes import CALLER, KEY, answer
 from tests.http.live_upstream import LiveUpstream, Script, playing
-from tests.http.stage import WITHIN_S, Stage, staged
+from tests.http.stage import OVER, WITHIN_S, Stage, Tls, staged
 from tests.waiting import eventually
 
 OPENAI = Family("openai")
@@ -406,3 +412,125 @@ async def test_two_sockets_at_once_get_what_funds_for_one_let_through() -> None:
 
         assert sorted(await asyncio.gather(talk(), talk())) == [101, 429]
         assert len(stage.counters.charges) == 1
+
+
+GEMINI = Family("gemini")
+LIVE = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+VERTEX = "/ws/google.cloud.aiplatform.v1beta1.LlmBidiService/BidiGenerateContent"
+GEMINI_ROUTES = tuple(
+    Route(("GET",), path, "up", "chat", GEMINI, "gemini_live")
+    for path in (LIVE, LIVE.replace("v1beta", "v1"), VERTEX)
+)
+GEMINI_USAGE = {
+    "promptTokenCount": 80, "responseTokenCount": 40, "totalTokenCount": 120, "cachedContentTokenCount": 10,
+    "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 50}, {"modality": "AUDIO", "tokenCount": 30}],
+    "responseTokensDetails": [{"modality": "AUDIO", "tokenCount": 40}],
+}  # fmt: skip
+SPOKEN = {"serverContent": {"modelTurn": {"parts": [{"text": "hi"}]}}}
+SETUP = {"setup": {"model": "models/m"}}
+
+
+async def speaking(socket: LiveUpstream) -> None:
+    """Answer the setup and each content, as the Live API does: the use comes with the end, or behind it."""
+    await socket.receive()
+    await socket.send({"setupComplete": {}})
+    for number in range(9):
+        await socket.receive()
+        over: dict[str, Any] = {"serverContent": {"turnComplete": True}}
+        if number % 2:
+            await socket.send(SPOKEN, over, {"usageMetadata": GEMINI_USAGE})
+        else:
+            await socket.send(SPOKEN, over | {"usageMetadata": GEMINI_USAGE})
+
+
+@asynccontextmanager
+async def talking(script: Script = speaking) -> AsyncIterator[tuple[Stage, list[LiveUpstream]]]:
+    sockets: list[LiveUpstream] = []
+    async with staged(GEMINI_ROUTES) as stage:
+        stage.upstream.handler = playing(script, sockets)
+        yield stage, sockets
+        await eventually(lambda: not stage.upstream.open and stage.plane.sockets.used == 0)
+
+
+@pytest.fixture
+def trusts(tmp_path: Path) -> Iterator[ssl.SSLContext]:
+    """The gateway speaks TLS: Google's client sends a key to nobody else."""
+    made = trustme.CA()
+    reset = OVER.set(Tls(issued(tmp_path, made), trusting(made)))
+    yield trusting(made)
+    OVER.reset(reset)
+
+
+async def test_googles_own_client_talks_by_it(trusts: ssl.SSLContext) -> None:
+    async with talking() as (stage, sockets):
+        base = f"https://127.0.0.1:{stage.port}"
+        options = types.HttpOptions(base_url=base, async_client_args={"ssl": trusts})
+        client = genai.Client(api_key=KEY, http_options=options)
+        async with client.aio.live.connect(model="m", config={"response_modalities": ["AUDIO"]}) as session:
+            for number in (1, 2, 3):
+                content = types.Content(role="user", parts=[types.Part(text="hello")])
+                await session.send_client_content(turns=content)
+                said = [one async for one in session.receive()]
+                assert [one.text for one in said if one.text] == ["hi"]
+                await stage.settled(number)
+        assert [one.tokens for one in stage.counters.charges] == [120] * 3
+        assert counts(stage, 0) == {
+            "input": 70, "cache_read": 10, "output": 40, "audio_input": 30, "audio_output": 40
+        }  # fmt: skip
+        assert sockets[0].opened.startswith(b"GET /ws/google.ai.generativelanguage.v1.")
+        assert KEY.encode() not in sockets[0].opened
+        assert sockets[0].heard[0]["setup"]["model"] == "models/m"
+
+
+async def test_a_key_in_the_address_of_a_live_session_goes_no_further() -> None:
+    async with talking() as (stage, sockets), connected(stage, f"{LIVE}?key={KEY}", headers={}) as socket:
+        await socket.send_json(SETUP)
+        assert await received(socket) == {"setupComplete": {}}
+        assert KEY.encode() not in sockets[0].opened
+        await socket.close()
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage, f"{LIVE}?key={KEY}", headers={"x-goog-api-key": "other"}):
+                pass
+        assert caught.value.status == 400
+        stage.directory.known = False
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage, f"{LIVE}?key=wrong", headers={}):
+                pass
+        assert caught.value.status == 401
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "words"),
+    [
+        ({"setup": {"model": "models/dear"}}, 1008, "may not use the model dear"),
+        ({"setup": {}}, 1007, "setup.model must be a model"),
+        ({"clientContent": {}}, 1007, "The setup is the first message"),
+        (SETUP | {"clientContent": {}}, 1007, "A message must be one of"),
+        ({"setup": SETUP["setup"] | {"sessionResumption": {"handle": "h"}}}, 1007, "handle is not accepted"),
+        ({"setup": SETUP["setup"] | {"generationConfig": {"routing_config": {}}}}, 1007, "is not accepted"),
+    ],
+)
+async def test_a_setup_that_may_not_pass_opens_nothing_there(message: Any, code: int, words: str) -> None:
+    async with talking() as (stage, sockets):
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        async with connected(stage, LIVE, headers={"x-goog-api-key": KEY}) as socket:
+            await socket.send_json(message)
+            end = await socket.receive(WITHIN_S)
+            assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, code)
+            assert words in str(end.extra)
+        assert not sockets
+
+
+async def test_vertex_gets_its_own_name_of_the_model() -> None:
+    sockets: list[LiveUpstream] = []
+    place: dict[str, object] = {"project": "ours", "region": "here", "path": "/v1/models/{model}:{operation}"}
+    async with staged(GEMINI_ROUTES, of_target=place) as stage:
+        stage.upstream.handler = playing(speaking, sockets)
+        async with connected(stage, VERTEX) as socket:
+            named = "projects/any/locations/any/publishers/google/models/m"
+            await socket.send_json({"setup": {"model": named}})
+            await received(socket)
+        assert sockets[0].opened.startswith(f"GET {VERTEX} ".encode())
+        assert (
+            sockets[0].heard[0]["setup"]["model"] == "projects/ours/locations/here/publishers/google/models/m"
+        )

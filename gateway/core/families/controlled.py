@@ -6,7 +6,7 @@ depends on it. It has one spelling and one type; whatever is not named here pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import msgspec
 
@@ -206,6 +206,26 @@ def models_beside(document: Document) -> tuple[str, ...]:
         elif isinstance(value, str) and name.casefold().endswith(_NAMING):
             _add_models(value, name, found)
     return tuple(found)
+
+
+def refuse_inside(value: object, names: Collection[str], path: str, depth: int = _DEPTH_MAX) -> None:
+    """`InvalidRequest` where a name stands anywhere in a value, in any case and with any underscores.
+
+    No message of any API is nested deeper than that.
+    """
+    if depth == 0:
+        raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
+    if isinstance(value, list):
+        for each in value:
+            if isinstance(each, list | dict):
+                refuse_inside(each, names, path, depth - 1)
+    elif isinstance(value, dict):
+        for name, inside in value.items():
+            if name.replace("_", "").casefold() in names:
+                param = path + name
+                raise InvalidRequest(f"{param} is not accepted here: leave it out.", param=param)
+            if name not in _OWN_NAMES and isinstance(inside, list | dict):
+                refuse_inside(inside, names, f"{path}{name}.", depth - 1)
 
 
 def models_of(tool: Document, path: str) -> list[str]:

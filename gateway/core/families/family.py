@@ -129,12 +129,13 @@ class SocketMessages(Protocol):
 class LiveSession(Protocol):
     """A WebSocket that passes to its upstream: what its client asks for there, and what that reports.
 
-    Each of its turns is a call for `model`, empty until a message names it; its body is `document`, its
-    input `tokens`, and `models` may answer beside it. `pending` says that something was asked for, and is
-    not reported yet.
+    Each of its turns is a call for `model`, which the first message names where it is `named_later`; its body
+    is `document`, its input `tokens`, and `models` may answer beside it. `pending` says that something was
+    asked for, and is not reported yet.
     """
 
     refuses_by_event: bool
+    named_later: bool
     model: str
     models: tuple[str, ...]
 
@@ -148,6 +149,8 @@ class LiveSession(Protocol):
         """Take a message of the client's, of so many bytes; `InvalidRequest` where it may not pass."""
     def hear(self, event: bytes) -> tuple[bool, bool]:
         """Take an event of the upstream's: whether it may pass between turns, and whether it ends one."""
+    def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
+        """The first message, for an upstream that has this name for the model; empty is the asked one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,7 +400,8 @@ class ApiFamily:
     `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
     known on a path of several families (`shares_paths`), and on paths that it has `also`, as
     another has them, and below: each ends in a slash here. `segment` is what a parameter of a path matches.
-    A protocol of a WebSocket that begins with `key_protocol` is a key, as its clients in browsers send one.
+    A protocol of a WebSocket that begins with `key_protocol` is a key, as its clients in browsers send it.
+    The parameter `key_query` of its address is one too.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
     `withheld` are fields of a metered call that do not pass; none passes that begins with
     `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,
@@ -431,6 +435,7 @@ class ApiFamily:
     also: tuple[str, ...] = ()
     spoken_by: bytes = b""
     key_protocol: bytes = b""
+    key_query: bytes = b""
     segment: str = SEGMENT
     queries: Mapping[bytes, frozenset[bytes] | None] = field(default_factory=dict)
     withheld: frozenset[bytes] = frozenset()

@@ -70,6 +70,7 @@ from gateway.http.routing.routes import (
     owned_by,
     said_twice,
     spoken_in,
+    take_key,
     take_type,
     unauthorized,
     unknown_path,
@@ -100,7 +101,8 @@ class RoutedHead(LruEntry):
     shows models: the one `listed`, else all that there are. `sent` is its path as it goes on, and `query` its
     query; one that `varies` goes where its model says, or with one of several keys. `form` is the type of a
     form that is read, as a call or for calls of a batch, `asked` this head as that of the call that another
-    gateway asks for, `host` what the client calls this gateway. One with `accept` opens a WebSocket.
+    gateway asks for, `host` what the client calls this gateway. One with `accept` opens a WebSocket. `key` is
+    a field with the key that its address has.
     """
 
     family: Family
@@ -142,6 +144,7 @@ class RoutedHead(LruEntry):
     asked: RoutedHead | None = None
     host: bytes = b""
     accept: bytes = b""
+    key: bytes = b""
 
 
 class HeadRouter:
@@ -231,7 +234,7 @@ class HeadRouter:
     def _accept(
         self, routed: RoutedHead, head: RequestHead, match: Match, route: Route, spoken: Family | None
     ) -> None:
-        routed.route, routed.label = route, route.path
+        routed.route, routed.label, routed.key = route, route.path, take_key(head, route)
         routed.params = match.params | said_twice(head, route)
         routed.service_key = match.params.get("service_key") or route.service
         routed.metered = route.meter != "none"
@@ -663,17 +666,15 @@ class HeadReader:
         if routed.refusal is not None:
             call = CallHead(routed)
         else:
+            if routed.key:
+                reading.proving = _with(reading.proving, routed.key)
             said = self._say(reading, routed.family) if reading.saying else NOTHING
             call = CallHead(routed, self._prove(reading), said)
             if reading.traces or self._traced:
                 self._trace(call, said, reading)
             call.passed = _passed(routed, reading.passing)
-            if (
-                reading.is_news
-                and not routed.accept
-                and call.refusal is None
-                and call.identity_refusal is None
-            ):
+            refused = call.refusal is not None or call.identity_refusal is not None
+            if reading.is_news and not routed.accept and not refused:
                 call.news = reading
         return call
 

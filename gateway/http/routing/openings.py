@@ -40,7 +40,9 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     """
     prefix, host = _place(target.base_url)
     query = own_query(target, _named_query(route, without_pass(query, route), model))
-    written = (own_path(target, route, path, model) + query).encode("ascii")
+    if not (target.by_model and is_live(route)):  # such a template is one of requests
+        path = own_path(target, route, path, model)
+    written = (path + query).encode("ascii")
     begun = b"%b %b%b HTTP/1.1\r\n%b\r\n" % (method, prefix, written, host)
     names = {name.encode() for name, _ in target.told}
     closings: list[bytes] = []

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
 from gateway.core.calls import binding
 from gateway.core.calls.binding import UNREAD_METERS, Binding
@@ -508,6 +508,22 @@ def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
 
 # The time that Envoy gives its question, and no field of its client's.
 _OF_QUESTIONS = frozenset({b"x-envoy-expected-rq-timeout-ms"})
+
+
+def take_key(head: RequestHead, route: Route) -> bytes:
+    """The key in the address of a WebSocket, as a field: browsers send none. The query has it no more."""
+    family = FAMILIES[route.family]
+    name, kept = family.key_query + b"=", list[bytes]()
+    if not head.query or not head.upgrades or not family.key_query or not is_live(route):
+        return b""
+    found = b""
+    for pair in head.query[1:].split(b"&"):
+        if pair.startswith(name) and not found:
+            found = b"%b: %b" % (family.credentials[0], unquote_to_bytes(pair[len(name) :]))
+        else:
+            kept.append(pair)
+    head.query = b"?" + b"&".join(kept) if kept else b""
+    return found if found.isascii() and b"\r" not in found and b"\n" not in found else b""
 
 
 def unauthorized(head: RequestHead, route: Route) -> Refusal | None:

@@ -16,7 +16,7 @@ from gateway.core.families.family import (
     UploadRules,
     target,
 )
-from gateway.core.families.gemini import answers, calls, interactions
+from gateway.core.families.gemini import answers, calls, interactions, live
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
 from gateway.core.model import Family
@@ -95,6 +95,9 @@ def _routes() -> Iterator[Route]:
             if version == "v1beta" or not path.startswith("files"):  # of OpenAI's
                 queries = ("alt",) * path.endswith(":download")
                 yield Route(tuple(methods.split()), f"/{version}/{path}", NAME, family=NAME, queries=queries)
+    for version in ("v1beta", "v1", "v1alpha"):
+        path = f"/ws/google.ai.generativelanguage.{version}.GenerativeService.BidiGenerateContent"
+        yield Route(("GET",), path, NAME, NAME, NAME, "gemini_live")
     yield Route(("POST",), VIDEOS.path, NAME, "videos", NAME, "gemini_videos")
     yield Route(("GET",), VIDEOS.one, NAME, family=NAME)
     of_uploads = ("upload_id", "upload_protocol", "upload_pass")
@@ -139,6 +142,7 @@ FAMILY = ApiFamily(
         "gemini_stored": CallKind(
             calls.read_stored, answers.STORED, keeps=lambda document: True, operation="generate_content"
         ),
+        "gemini_live": CallKind(live.read_turn, live.LIVE, live=live.GeminiLiveSession),
         "gemini_predict": CallKind(calls.read_predict, answers.PREDICTED, operation="generate_content"),
         "gemini_interactions": CallKind(
             interactions.read_interaction,
@@ -166,10 +170,11 @@ FAMILY = ApiFamily(
     routes=tuple(_routes()),
     key_field=("x-goog-api-key", ""),
     target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),
-    prefixes=("/v1beta/",),
+    prefixes=("/v1beta/", "/ws/google."),
     # What it does with a model: others have colons in names (`ft:…`, `llama3:latest`).
     own_paths=re.compile(r"/v1/models/[^/:]+:(?:\w+(?:Contents?|Tokens)|predict\w*)\Z"),
     spoken_by=b"x-goog-api-client",
+    key_query=b"key",
     also=("/v1/models/",),
     # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",

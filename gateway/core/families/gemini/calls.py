@@ -50,12 +50,12 @@ _PARAMETERS = ControlledNames("sampleCount", "sampleImageSize", "storageUri")
 # What a prompt makes that says no number.
 _PICTURES: Final = 4
 # By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
-_CHOOSING = (
+CHOOSING = (
     "routingConfig", "routing_config", "modelConfig", "model_config", "modelSelectionConfig",
     "model_selection_config",
 )  # fmt: skip
 _GENERATION_CONFIG = ControlledNames(
-    "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count", *_CHOOSING
+    "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count", *CHOOSING
 )
 
 
@@ -71,7 +71,7 @@ def read_generate(call: CallRequest, document: Document, params: PathParams, bou
         raise InvalidRequest("tools.retrieval is not accepted: its stores are no caller's.", param="tools")
     if config is not None:
         inside = "generationConfig."
-        for name in _CHOOSING:
+        for name in CHOOSING:
             if config.get(name) is not None:
                 param = inside + name
                 raise InvalidRequest(f"The field {param} is not accepted: name the model.", param=param)

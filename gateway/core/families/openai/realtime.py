@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -22,6 +23,7 @@ from gateway.core.families.controlled import (
     maximum,
     model_name,
     models_beside,
+    refuse_inside,
 )
 from gateway.core.families.family import object_in
 from gateway.core.families.openai.responses import report
@@ -40,6 +42,8 @@ _NAMES = ControlledNames("type", "session", "response", "item", "audio")
 _SESSION = ControlledNames("type", "model", "tools", "audio", "input_audio_transcription")
 # Tools of a session: the client runs them, or a server that it names.
 _TOOLS: Final = frozenset({"function", "mcp"})
+# Files and stores that another caller of the account may have made.
+_OTHERS: Final = frozenset({"fileid", "fileids", "vectorstoreid", "vectorstoreids", "containerid"})
 # What events of the upstream open and close of `pending`; those that report a use end a turn.
 _HEARD: Final = "conversation.item.input_audio_transcription."
 _DONE, _HEARD_DONE = "response.done", f"{_HEARD}completed"
@@ -77,6 +81,7 @@ class RealtimeSession:
     """One connection; `tokens` are those of its conversation, as far as the last response told them."""
 
     refuses_by_event = True
+    named_later = False
 
     def __init__(self, query: Mapping[str, str]) -> None:
         self.model = query.get("model") or query.get("deployment") or ""
@@ -121,6 +126,7 @@ class RealtimeSession:
         self.models = tuple(found)
         if kind == _CREATE:
             self._open.add("asked")
+        refuse_inside(message, _OTHERS, "")
         sound = message.get("audio")
         self.tokens += (
             len(sound) // _SAID_CHARACTERS + 1 if isinstance(sound, str) else size // _BYTES_PER_TOKEN
@@ -144,6 +150,10 @@ class RealtimeSession:
             self.tokens = integer(usage.get("total_tokens")) or self.tokens
         ends = kind in _REPORTING
         return not ends and kind.startswith(_BETWEEN), ends
+
+    def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
+        """The query names the model: no message does."""
+        return message
 
     def _update(self, session: Document) -> tuple[str, ...]:
         """The models of transcripts that an update of the session names."""

@@ -1,0 +1,184 @@
+"""Gemini's Live API by a WebSocket: what a client asks for, what messages report, and what a turn may use.
+
+Source: the reference of the Live API, `BidiGenerateContent`. The first message names the model. A turn ends
+where its use was reported, and the model has said all, was interrupted, or waits for its tools.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds, media_in
+from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    PathParams,
+    elements,
+    maximum,
+    model_name,
+    models_beside,
+    refuse_inside,
+)
+from gateway.core.families.family import object_in, objects_in
+from gateway.core.families.gemini.answers import report
+from gateway.core.families.gemini.calls import CHOOSING
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.reading import integer, loose_document
+from gateway.errors import InvalidRequest
+
+_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
+# Kinds of messages, in both spellings of proto3 JSON.
+_SETUP, _CONTENT, _INPUT, _TOOLS, _CONTEXT = (
+    "setup", "clientContent", "realtimeInput", "toolResponse", "contextUpdate",
+)  # fmt: skip
+_KINDS: Final = {
+    name: kind
+    for kind in (_SETUP, _CONTENT, _INPUT, _TOOLS, _CONTEXT)
+    for name in (kind, re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", kind))
+}
+# Messages that cost nothing: they may pass while no turn is held for.
+_FREE: Final = frozenset(
+    {
+        "setupComplete", "goAway", "sessionResumptionUpdate", "toolCallCancellation", "voiceActivity",
+        "voiceActivityDetectionSignal",
+    }
+)  # fmt: skip
+# By which the model has said all for now.
+_OVER: Final = ("turnComplete", "interrupted")
+# Files, and sessions, that another caller of the account may have made.
+_OTHERS: Final = frozenset({"handle", "filedata", "cachedcontent", "retrieval", *map(str.lower, CHOOSING)})
+_MODEL = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)?(?:models/)?([^/]+)")
+_INLINE = MediaPart(("data",), states=("mimeType", "mime_type"))
+_MEDIA = MediaPlaces("said", by_name={"inlineData": _INLINE, "inline_data": _INLINE})
+# A second of sound is 32 tokens at most, as base64 of 16 bits at 16 kHz; of a model, 25 at 24 kHz.
+_SAID_CHARACTERS: Final = 1_333
+_MADE_CHARACTERS: Final = 2_560
+_BYTES_PER_TOKEN: Final = 3
+
+
+class GeminiLiveSession:
+    """One connection; `tokens` are those of its context, as far as the last report told them."""
+
+    refuses_by_event = False
+    named_later = True
+
+    def __init__(self, query: Mapping[str, str]) -> None:
+        self.model = ""
+        self.models: tuple[str, ...] = ()
+        self.tokens = 0
+        self.pending = False
+        self._tools: list[Document] = []
+        self._reported = self._over = False
+
+    def document(self) -> Document:
+        """The body of the call that the next turn is: it may hear, and answer by sound."""
+        sound = {"responseModalities": ["AUDIO"]}
+        return {
+            "model": self.model, "input_tokens": self.tokens, "generationConfig": sound, "tools": self._tools,
+            "contents": [{"parts": [{"inlineData": {}}]}],
+        }  # fmt: skip
+
+    def ask(self, message: Document, size: int) -> None:
+        """Take a message: the setup first, and once."""
+        name = next(iter(message), "")
+        kind, said = _KINDS.get(name, ""), object_in(message, name)
+        if len(message) != 1 or not kind or name not in message or not isinstance(message[name], dict):
+            raise InvalidRequest(f"A message must be one of {', '.join(sorted(_KINDS))}.", param=name or None)
+        if (kind == _SETUP) is bool(self.model):
+            raise InvalidRequest("The setup is the first message, and there is one.", param=_SETUP)
+        refuse_inside(said, _OTHERS, f"{name}.")
+        tools = elements(object_in(said, "tools") if kind == _CONTEXT else said, "tools", f"{name}.")
+        stated = _MODEL.fullmatch(str(said.get("model", ""))) if kind == _SETUP else None
+        others = models_beside({**said, "tools": tools} if kind != _TOOLS else {})
+        if others:
+            raise InvalidRequest(f"{name} names the model {others[0]} beside its own.", param=name)
+        if kind == _SETUP:
+            if stated is None:
+                raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
+            self.model = model_name(stated[1])
+        self._tools = [*self._tools, *tools]
+        self.pending = self.pending or _asks(kind, said)
+        if kind == _INPUT and "text" not in said:
+            self.tokens += size // _SAID_CHARACTERS + 1
+        else:
+            media = media_in({"said": said}, _MEDIA)
+            self.tokens += (size - media.size) // _BYTES_PER_TOKEN + media.tokens
+
+    def hear(self, event: bytes) -> tuple[bool, bool]:
+        """Take a message of the upstream's."""
+        said = loose_document(event)
+        content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
+        if usage:
+            self._reported = True
+            told = integer(usage.get("promptTokenCount")), integer(usage.get("responseTokenCount"))
+            self.tokens = sum(one for one in told if one) or self.tokens
+        if content.get("modelTurn") is not None:
+            self.pending = True
+        self._over = self._over or _is_over(said, content)
+        ends = self._reported and self._over
+        if ends:
+            self._reported = self._over = self.pending = False
+        return bool(said) and said.keys() <= _FREE, ends
+
+    def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
+        """The setup with its upstream's own name of the model."""
+        document = msgspec.json.decode(message)
+        name = f"models/{model or self.model}"
+        if target.project:
+            name = f"projects/{target.project}/locations/{target.region}/publishers/google/{name}"
+        document[_SETUP]["model"] = name
+        return msgspec.json.encode(document)
+
+
+def _asks(kind: str, said: Document) -> bool:
+    """Whether a message asks the model to speak."""
+    if kind == _CONTENT:
+        return said.get("turnComplete", said.get("turn_complete")) is not False
+    ended = ("text", "activityEnd", "activity_end", "audioStreamEnd", "audio_stream_end")
+    return kind == _TOOLS or (kind == _INPUT and any(name in said for name in ended))
+
+
+def _is_over(said: Document, content: Document) -> bool:
+    return "toolCall" in said or any(content.get(name) is True for name in _OVER)
+
+
+def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """One turn of a session: its model, and its input as far as that is known."""
+    _TURN.check(document)
+    call.model, call.streamed = model_name(document.get("model")), True
+    call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
+
+
+def _read_event(meter: Meter, data: bytes) -> bool:
+    said = loose_document(data)
+    content = object_in(said, "serverContent")
+    for part in objects_in(object_in(content, "modelTurn"), "parts"):
+        text, sound = part.get("text"), object_in(part, "inlineData").get("data")
+        meter.content_events += 1
+        if isinstance(text, str):
+            meter.saw(text)
+        elif isinstance(sound, str):
+            meter.text_bytes += 4 * (len(sound) // _MADE_CHARACTERS)
+    queries = object_in(content, "groundingMetadata").get("webSearchQueries")
+    if isinstance(queries, list):
+        meter.detail.used_tool_in("", "web_search", len(queries))
+    usage = dict(object_in(said, "usageMetadata"))
+    if usage:
+        for name in ("TokenCount", "TokensDetails"):
+            if f"response{name}" in usage:
+                usage[f"candidates{name}"] = usage.pop(f"response{name}")
+        report(meter, msgspec.json.encode(usage), True)
+    if _is_over(said, content):
+        meter.position = 0
+    if meter.reported and meter.position == 0:
+        meter.phase = CLOSED
+    return False
+
+
+LIVE = Dialect(lambda meter, document: None, _read_event, lambda meter: b"")
