@@ -202,6 +202,9 @@ async def tell_job(exchange: Exchange) -> None:
     jobs, paths = exchange.worker.ports.jobs, BATCH_AT.get(exchange.routed.label)
     if admitted.call.named and jobs is not None:
         id_ = admitted.call.named[0]
+        job = await jobs.find(caller, id_)
+        if job is not None and job.upstream != exchange.upstream_name:
+            admitted.call.targets = (ModelTarget(job.upstream, ""),)
         shows = exchange.routed.label in RESULTS
         if (shows or exchange.routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"

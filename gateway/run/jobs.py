@@ -55,7 +55,7 @@ SAID_BYTES_MAX: Final = 4 << 20
 # Jobs of one upstream that are looked at at once, by nobody's wish.
 LOOKS_MAX: Final = 4
 # Results that are fetched and charged at once, of all organizations, and of one upstream; the others wait.
-FETCHES_MAX, FETCHES_EACH_MAX = 4, 2
+FETCHES_MAX, FETCHES_EACH_MAX = 3, 2
 # Answers that are read for callers at once; the others wait.
 ASKS_MAX: Final = 8
 # How often it is looked whether the lines of a job are charged, so that its hold may end, and of how many.

@@ -14,14 +14,14 @@ from gateway.core.accounts.jobs import OPENING, RUNNING, Job
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS
-from gateway.core.calls.routes import Route
+from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
 from gateway.core.families import gemini, openai
 from gateway.core.model import Caller, Service
 from gateway.http.jobs import call_charge
 from gateway.http.ports import JobsPort
 from tests.core.billing.prices import price_row
-from tests.http.fakes import answer, post
-from tests.http.stage import Stage, staged
+from tests.http.fakes import answer, get, post
+from tests.http.stage import FakeUpstream, Stage, staged
 
 AZURE = tuple(
     Route(("POST",), path, "up", family=openai.NAME) for path in ("/openai/v1/batches", "/openai/v1/files")
@@ -54,6 +54,9 @@ class FakeJobs:
     async def find(self, caller: Caller, id_: str) -> Job | None:
         return next((one for one in self.kept if one.id == id_), None)
 
+    async def look(self, job: Job) -> bool:
+        return False
+
     async def fetch(self, upstream: str, path: str, bytes_max: int) -> bytes:
         return self.file
 
@@ -78,6 +81,30 @@ async def asked(stage: Stage, path: bytes, said: dict[str, Any], told: dict[str,
     got = await stage.ask(post(json.dumps(said).encode(), path))
     assert got.status == 200, got.body
     return jobs(stage).kept[-1]
+
+
+async def test_a_job_is_told_by_the_upstream_that_has_it() -> None:
+    other = FakeUpstream()
+    await other.start()
+    target = UpstreamTarget("other", f"http://127.0.0.1:{other.port}", (("authorization", "Bearer theirs"),))
+    rule = ModelRule("film", False, (ModelTarget("other", "draw"), ModelTarget("up", "draw")))
+    async with staged(ROUTES, jobs=cast("JobsPort", FakeJobs()), others=(target,), models=(rule,)) as stage:
+        stage.directory.services["videos"] = Service(91, "videos", "subscription")
+        told = json.dumps({"id": "video_1", "status": "queued"}).encode()
+        other.scripts += [
+            [answer(b"{}", status=b"500 Internal Server Error")],
+            [answer(told)],
+            [answer(told)],
+        ]
+        asked = post(b'{"model": "film", "prompt": "a"}', b"/v1/videos")
+        assert (await stage.ask(asked)).status == 500, "it may have been begun, so nobody else is asked"
+        assert not jobs(stage).kept
+        assert (await stage.ask(asked)).status == 200
+        assert (jobs(stage).kept[-1].upstream, jobs(stage).kept[-1].sent) == ("other", "draw")
+        assert (await stage.ask(get(b"/v1/videos/video_1"), "GET")).status == 200
+        assert other.received[-1].all(b"authorization") == [b"Bearer theirs"]
+        assert not stage.upstream.received
+    await other.stop()
 
 
 async def test_a_video_is_held_for_until_it_is_there(stage: Stage) -> None:

@@ -395,10 +395,7 @@ class _Operations(msgspec.Struct, rename="camel"):
 
 
 # Fields of a list of operations: without them it has all their calls and results.
-OPERATIONS: Final = (
-    "fields=nextPageToken,operations(name,done,error,"
-    "metadata(state,createTime,batchStats,name,model,displayName))"
-)
+OPERATIONS: Final = "fields=nextPageToken,operations(name,done,error,metadata)"
 
 
 def read_operation(said: bytes) -> BatchState:
