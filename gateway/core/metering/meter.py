@@ -169,8 +169,9 @@ class Dialect:
     whether that event is only a usage frame, `closing` the events that end a cut stream well, and `failing`
     the event that says a refusal's body in the middle of a stream.
     `read_event` counts in `Meter.finished` what finishes a choice, and sets `Meter.phase` to CLOSED.
-    `texts` finds where a text begins that is produced: an event that differs from one before it by that
-    alone is not decoded. Without it, every event is.
+    `texts` finds where a text begins that is produced, or padding or a number that may differ beside it, by
+    groups of these names: an event that differs from one before it by these alone is not decoded. Without it,
+    every event is.
     """
 
     read_whole: Callable[[Meter, bytes], None]

@@ -43,7 +43,12 @@ _DATA = frozenset(
 
 def may_hold_more(data: bytes, seen: int) -> bool:
     """Whether an event with so many bytes of text seen may hold more than these."""
-    return not seen or len(data) > ENVELOPE_BYTES + 4 * seen
+    return may_be_more(len(data), seen)
+
+
+def may_be_more(size: int, seen: int) -> bool:
+    """The same of an event of so many bytes."""
+    return not seen or size > ENVELOPE_BYTES + 4 * seen
 
 
 def see_content(meter: Meter, holder: object, seen: int) -> None:

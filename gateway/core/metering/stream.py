@@ -12,7 +12,7 @@ import re
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
 from gateway.core.metering.reading import UNREADABLE, text_of
-from gateway.core.metering.report import ENVELOPE_BYTES
+from gateway.core.metering.report import may_be_more
 
 # Split a server-sent event stream into events without changing a byte.
 #
@@ -328,15 +328,20 @@ def _object_end(window: bytes, start: int) -> int:
     return 0
 
 
-# Most events of a stream differ from the one before by a text alone. The bytes before and behind that text
-# are kept of the last event that was decoded, once another text was tried out in them: its dialect must read
-# that text there, and no more. Then an event with these bytes around one text of JSON is counted by the
-# text. Any other event is decoded, and tried out in its turn.
+# Most events of a stream differ from the one before by a text alone, some by a number and by padding as well.
+# The bytes around these are kept of the last event that was decoded, once others were tried out in them: its
+# dialect must read that text and that number there, and no more. Then an event with these bytes around is
+# counted by its text. Any other event is decoded, and tried out in its turn.
 
 OPENING_BYTES_MAX = 4096
 TRIALS_AT_ONCE = 4
 EVENTS_A_TRIAL = 16  # beyond these: one costs as much as three events
-_TRIED = b"tried"
+# Parts that may differ, by the names of groups of `Dialect.texts`, and the bytes that are tried out there.
+_TEXT_PART, _NUMBER_PART, _PADDING = "text", "number", "padding"
+_TRIED, _TRIED_AT = 'triéd"', 77  # an event that cannot be decoded counts escapes otherwise
+_TRIED_BYTES = len(_TRIED.encode())
+_TRIED_PARTS = {_TEXT_PART: 'triéd\\"'.encode(), _NUMBER_PART: b"%d" % _TRIED_AT, _PADDING: b"x"}
+_DIGITS = re.compile(rb"(?:0|[1-9][0-9]{0,14})(?![0-9.eE])")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
@@ -344,13 +349,14 @@ class StreamMeter(Meter):
     """Read each event once it is complete."""
 
     __slots__ = (
-        "_after_text",
-        "_before_text",
         "_behind",
         "_dialect",
+        "_differs",
+        "_first",
         "_held",
         "_held_bytes",
         "_oversized",
+        "_said_at",
         "_shortened",
         "_splitter",
         "_strip",
@@ -369,12 +375,15 @@ class StreamMeter(Meter):
         self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
         self._held_bytes = self._behind = self._unread = self._trials = 0
-        self._before_text = self._after_text = b""
+        # How known events begin, what differs in them, each with the bytes behind it, and whose size it is.
+        self._first = b""
+        self._differs: list[tuple[str, bytes]] = []
+        self._said_at: tuple[int, str] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         """Read the events this chunk completes; return what passes now."""
         splitter = self._splitter
-        if self._before_text and not (splitter.pending or self._held_bytes) and self._oversized is None:
+        if self._first and not (splitter.pending or self._held_bytes) and self._oversized is None:
             known = self._see_known(chunk)
             if known:
                 return chunk if known == len(chunk) else chunk[:known] + self.feed(chunk[known:])
@@ -464,7 +473,7 @@ class StreamMeter(Meter):
 
     def _read(self, event: bytes) -> bool:
         """Read one event; say whether it is a usage frame to be left out."""
-        if self._before_text and self._see_known(event):
+        if self._first and self._see_known(event):
             return False
         if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
             return False
@@ -489,58 +498,82 @@ class StreamMeter(Meter):
         return left_out and self._strip
 
     def _see_known(self, chunk: bytes) -> int:
-        """Count the events at the beginning that differ by their text alone from one that was tried out.
-
-        The place behind them.
-        """
-        at, before, after = 0, self._before_text, self._after_text
-        while self.phase == OPEN and chunk.startswith(before, at):
-            start = at + len(before)
-            end = chunk.find(after, start)
-            if end <= start:
-                break
-            try:
-                self.saw(text_of(chunk[start - 1 : end + 1]))
-            except UNREADABLE:
-                break
+        """Count the events at the beginning that are like one that was tried out; the place behind them."""
+        at, first, said_at = 0, self._first, self._said_at
+        while self.phase == OPEN and chunk.startswith(first, at):
+            place, text, number = at + len(first), "", -1
+            for kind, behind in self._differs:
+                end = chunk.find(behind, place)
+                if end < 0:
+                    return at
+                if kind == _NUMBER_PART:
+                    if _DIGITS.fullmatch(chunk, place, end) is None:
+                        return at
+                    number = int(chunk[place:end])
+                else:
+                    try:
+                        said = text_of(chunk[place - 1 : end + 1])
+                    except UNREADABLE:
+                        return at
+                    if kind == _TEXT_PART:
+                        text = said
+                place = end + len(behind)
+            seen = len(text) if text.isascii() else len(text.encode())
+            if may_be_more(place - at, seen):
+                return at
+            self.saw(text)
             self.content_events += 1
-            at = end + len(after)
+            if number >= 0:
+                self.position = number
+            if said_at is not None:
+                self.said[said_at] += seen
+            at = place
         return at
 
     def _try(self, event: bytes) -> None:
-        """Keep what an event has around its text, where another text there is all that its dialect reads."""
-        texts = self._dialect.texts
-        self._before_text = b""
-        if texts is None:
+        """Keep what an event has around what differs, where that is all that its dialect reads there."""
+        self._first, texts = b"", self._dialect.texts
+        if texts is None or not event.endswith(_EVENT_ENDS):
             return
         self._trials += 1
+        parts: list[tuple[str, int, int]] = []
         for found in texts.finditer(event):
-            inside = _INSIDE.match(event, found.end())
-            assert inside is not None
-            before, after = event[: found.end()], event[inside.end() :]
-            if not inside[0] or len(before) + len(after) > ENVELOPE_BYTES or not after.endswith(_EVENT_ENDS):
+            kind, start = found.lastgroup or "", found.end()
+            inside = (_DIGITS if kind == _NUMBER_PART else _INSIDE).match(event, start)
+            if inside is None or any(kind == other for other, _, _ in parts):
                 continue
-            tried = Meter(self.call, self.status, self.bounds)
-            tried.told, tried.position = list(self.told), self.position
-            texts_said = None if tried.texts is None else [_TRIED.decode()]
-            left_out = self._dialect.read_event(tried, data_of(before + _TRIED + after))
-            if not left_out and tried.texts == texts_said and self._adds_text_alone(tried):
-                self._before_text, self._after_text = before, after
-                return
+            if inside[0] or kind == _PADDING:
+                parts.append((kind, start, inside.end()))
+        if not any(kind == _TEXT_PART for kind, _, _ in parts):
+            return
+        ends = [*[start for _, start, _ in parts[1:]], len(event)]
+        differs = [(kind, event[end:until]) for (kind, _, end), until in zip(parts, ends, strict=True)]
+        first = event[: parts[0][1]]
+        tried = first + b"".join([_TRIED_PARTS[kind] + behind for kind, behind in differs])
+        if self._is_read(tried, any(kind == _NUMBER_PART for kind, _, _ in parts)):
+            self._first, self._differs = first, differs
 
-    def _adds_text_alone(self, tried: Meter) -> bool:
-        """Whether an event that was tried out says its text, and else nothing that was not read before."""
-        detail, known = tried.detail, self.detail
-        said = (
+    def _is_read(self, event: bytes, numbered: bool) -> bool:
+        """Whether all that an event says is what was tried out in it, beside what was read before."""
+        tried = Meter(self.call, self.status, self.bounds)
+        texts = None if tried.texts is None else [_TRIED]
+        tried.told, tried.position = list(self.told), self.position
+        if self._dialect.read_event(tried, data_of(event)):
+            return False
+        detail, known, said = tried.detail, self.detail, tried.said
+        self._said_at = next(iter(said), None)
+        more = (
             tried.reported or tried.failed or tried.marked or tried.partial or tried.unread or tried.finished
         )
         return (
-            not (said or tried.said or detail.tools or detail.says_more)
-            and tried.text_bytes == len(_TRIED)
+            not (more or detail.tools or detail.says_more)
+            and (not said or (said == {self._said_at: _TRIED_BYTES} and self._said_at in self.said))
+            and tried.texts == texts
+            and tried.text_bytes == _TRIED_BYTES
             and tried.content_events == 1
             and tried.phase == OPEN
             and tried.told == self.told
-            and tried.position == self.position
+            and tried.position == (_TRIED_AT if numbered else self.position)
             and detail.model in {"", known.model}
             and detail.service_tier in {"", known.service_tier}
         )

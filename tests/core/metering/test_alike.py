@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest
 from gateway.core.families.anthropic import messages
-from gateway.core.families.openai import chat
+from gateway.core.families.openai import chat, responses
 from gateway.core.metering.meter import Detail, Dialect, Meter
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import Family
 from tests.core.meter.recorded import RECORDED, SSE, chat_chunk, delta, frame
-from tests.recorded.answers import answers
+from tests.recorded.answers import METERS, answers
 
 DIALECTS = {
     "openai_chat": chat.DIALECT,
     "openai_completions": chat.DIALECT,
+    "openai_responses": responses.DIALECT,
     "anthropic_messages": messages.DIALECT,
 }
 
@@ -70,7 +71,9 @@ def judge(meter: str, chunks: list[bytes], **said: bool) -> int:
 def test_recorded_streams_are_counted_alike() -> None:
     streams = [(one.call.meter, one.frames) for one in RECORDED if one.content_type == SSE]
     streams += [
-        (one.call.meter, one.body.splitlines(keepends=True)) for one in answers() if one.mode == "sse"
+        (one.call.meter, one.body.splitlines(keepends=True))
+        for one in answers()
+        if one.mode == "sse" and one.api in METERS
     ]
     skipped = 0
     for meter, chunks in streams:
@@ -88,6 +91,23 @@ def test_all_but_the_first_of_events_that_differ_by_their_text_are_not_decoded()
     assert judge("openai_chat", [b"".join(events)], tokens=True, strip=True) == len(words) - 1
 
 
+def test_events_may_differ_by_their_number_and_by_padding_as_well() -> None:
+    words = ["Tolls", " are öld", ' "quoted"'] * 9
+    chats = [frame({**delta(word), "obfuscation": "x" * (at % 5)}) for at, word in enumerate(words)]
+    said = [response(at, word, "x" * (at % 5)) for at, word in enumerate(words)]
+    assert judge("openai_chat", chats, tokens=True, strip=False) == len(words) - 1
+    assert judge("openai_responses", said, tokens=True, strip=False) == len(words) - 1
+    assert judge("openai_responses", [b"".join(said)], tokens=True, strip=False) == len(words) - 1
+
+
+def response(number: int, text: str, padding: str, index: int = 0, kind: str = "output_text.delta") -> bytes:
+    return frame(
+        {"type": f"response.{kind}", "sequence_number": number, "item_id": "msg_1", "output_index": index,
+         "content_index": 0, "delta": text, "logprobs": [], "obfuscation": padding},
+        f"response.{kind}",
+    )  # fmt: skip
+
+
 def block(index: int, **fields: object) -> bytes:
     return frame({"type": "content_block_delta", "index": index, "delta": fields}, "content_block_delta")
 
@@ -101,6 +121,7 @@ ODD = [
 ]  # fmt: skip
 TEXT = st.one_of(
     st.text(max_size=12),
+    st.text("\x01\n", min_size=40, max_size=200),
     st.sampled_from(
         ["", "stop", "message_stop", 'x","usage":{"completion_tokens":9},"y":"', "\\", "x" * 900]
     ),
@@ -121,7 +142,10 @@ CHATS = st.one_of(
         lambda text, more: frame(chat_chunk(choices=[{"index": 0, "delta": {"content": text, **more}}])),
         TEXT,
         st.sampled_from(
-            [{}, {"reasoning": "a"}, {"tool_calls": [{"function": {"arguments": "{}"}}]}, {"audio": {}}]
+            [
+                {}, {"custom": "kept"}, {"reasoning": "a"}, {"audio": {}},
+                {"tool_calls": [{"function": {"arguments": "{}"}}]},
+            ]
         ),
     ),
     st.builds(lambda text: frame(chat_chunk(choices=[{"index": 0, "text": text}])), TEXT),
@@ -150,10 +174,30 @@ MESSAGES = st.one_of(
 )  # fmt: skip
 
 
+RESPONSES = st.one_of(
+    st.builds(
+        response,
+        st.integers(-1, 99),
+        TEXT,
+        st.text(max_size=3),
+        st.integers(0, 1),
+        st.sampled_from(["output_text.delta", "function_call_arguments.delta", "new.delta", "new.done"]),
+    ),
+    st.sampled_from(
+        [
+            frame({"type": "response.completed", "response": {"usage": {"output_tokens": 7}}}),
+            frame({"type": "response.output_text.done", "output_index": 0, "text": "a" * 99}),
+            frame({"type": "response.output_item.done", "item": {"type": "web_search_call"}}),
+        ]
+    ),
+)
+APIS = {"openai_chat": CHATS, "anthropic_messages": MESSAGES, "openai_responses": RESPONSES}
+
+
 @settings(deadline=None, max_examples=300)
-@given(st.sampled_from([("openai_chat", CHATS), ("anthropic_messages", MESSAGES)]), st.data())
-def test_any_stream_is_counted_alike(api: tuple[str, st.SearchStrategy[bytes]], data: st.DataObject) -> None:
-    meter, kinds = api
+@given(st.sampled_from(sorted(APIS)), st.data())
+def test_any_stream_is_counted_alike(meter: str, data: st.DataObject) -> None:
+    kinds = APIS[meter]
     events: list[bytes] = []
     for event in data.draw(st.lists(kinds, max_size=8)):
         kind, sent = data.draw(st.integers(0, 3)), event

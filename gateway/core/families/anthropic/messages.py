@@ -276,5 +276,5 @@ def _failing(meter: Meter, body: bytes) -> bytes:
     return b"event: error\ndata: %b\n\n" % body
 
 
-_TEXTS = re.compile(rb'"(?:text|thinking|partial_json)"[ \t]*:[ \t]*"')
+_TEXTS = re.compile(rb'"(?P<text>text|thinking|partial_json)"[ \t]*:[ \t]*"')
 DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS)

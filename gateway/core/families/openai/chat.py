@@ -209,5 +209,8 @@ def _closing(meter: Meter) -> bytes:
     return end + DONE
 
 
-_TEXTS = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments)"[ \t]*:[ \t]*"')
+_TEXTS = re.compile(
+    rb'"(?:(?P<text>content|text|reasoning_content|reasoning|arguments)|(?P<padding>obfuscation))"'
+    rb'[ \t]*:[ \t]*"'
+)
 DIALECT = Dialect(_read_whole, _read_event, _closing, texts=_TEXTS)

@@ -6,6 +6,7 @@ Tokens are `usage.input_tokens` + `usage.output_tokens`, in the response itself 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -258,4 +259,8 @@ def _failing(meter: Meter, body: bytes) -> bytes:
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event)
 
 
-DIALECT = Dialect(_read_whole, _read_event, _closing, _failing)
+_TEXTS = re.compile(
+    rb'"(?:(?P<text>delta)|(?P<padding>obfuscation))"[ \t]*:[ \t]*"'
+    rb'|"(?P<number>sequence_number)"[ \t]*:[ \t]*'
+)
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS)
