@@ -251,8 +251,8 @@ def _take(meter: Meter, said: Document) -> None:
     meter.report(used, output, read, 0, used + output, final=True)
 
 
-CHECKED: Final = Dialect(_read_checked, lambda meter, data: False, lambda meter: b"")
-CONVERSE: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
+CHECKED: Final = Dialect(_read_checked)
+CONVERSE: Final = Dialect(_read_whole, _read_event)
 _MEDIA: Final = MediaPlaces(
     "messages",
     by_name={

@@ -16,7 +16,16 @@ import msgspec
 from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.routes import Route, UpstreamTarget
-from gateway.core.families.controlled import Document, PathParams, id_in, ids_in
+from gateway.core.families.controlled import (
+    OF_EVERY_FAMILY,
+    ControlledNames,
+    Document,
+    PathParams,
+    id_in,
+    ids_in,
+    maximum,
+    model_name,
+)
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
@@ -151,6 +160,16 @@ class LiveSession(Protocol):
         """Take an event of the upstream's: whether it may pass between turns, and whether it ends one."""
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """The first message, for an upstream that has this name for the model; empty is the asked one."""
+
+
+_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
+
+
+def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+    """One turn of a `LiveSession`: its model, and its input as far as that is known."""
+    _TURN.check(document)
+    call.model, call.streamed = model_name(document.get("model")), True
+    call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ FAMILY = ApiFamily(
     shapes={
         "mcp": CallKind(
             read_message,
-            Dialect(_read_whole, _read_event, lambda meter: b""),
+            Dialect(_read_whole, _read_event),
             operation="execute_tool",
             of_tools=True,
         )

@@ -90,7 +90,7 @@ def _report(meter: Meter, said: Document) -> None:
         meter.report(used, output, 0, 0, used + output, final=True)
 
 
-DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
+DIALECT: Final = Dialect(_read_whole, _read_event)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:

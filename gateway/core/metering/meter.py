@@ -167,7 +167,7 @@ class Dialect:
 
     `read_whole` takes a complete JSON answer, `read_event` the data of one event and says
     whether that event is only a usage frame, `closing` the events that end a cut stream well, and `failing`
-    the event that says a refusal's body in the middle of a stream.
+    the event that says a refusal's body in the middle of a stream. An API that streams nothing has the first.
     `read_event` counts in `Meter.finished` what finishes a choice, and sets `Meter.phase` to CLOSED.
     `texts` finds where a text begins that is produced, or padding or a number that may differ beside it, by
     groups of these names: an event that differs from one before it by these alone is not decoded. Without it,
@@ -175,8 +175,8 @@ class Dialect:
     """
 
     read_whole: Callable[[Meter, bytes], None]
-    read_event: Callable[[Meter, bytes], bool]
-    closing: Callable[[Meter], bytes]
+    read_event: Callable[[Meter, bytes], bool] = lambda meter, data: False
+    closing: Callable[[Meter], bytes] = lambda meter: b""
     failing: Callable[[Meter, bytes], bytes] = lambda meter, body: b"data: %b\n\n" % body
     texts: re.Pattern[bytes] | None = None
 

@@ -14,11 +14,13 @@ from gateway.core.families.family import (
     Listing,
     SdkExample,
     UploadRules,
+    read_turn,
     target,
 )
 from gateway.core.families.gemini import answers, calls, interactions, live
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
+from gateway.core.families.openai.calls import STORED, read_stored
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -140,9 +142,9 @@ FAMILY = ApiFamily(
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
         "gemini_stored": CallKind(
-            calls.read_stored, answers.STORED, keeps=lambda document: True, operation="generate_content"
+            read_stored, STORED, keeps=lambda document: True, operation="generate_content"
         ),
-        "gemini_live": CallKind(live.read_turn, live.LIVE, live=live.GeminiLiveSession),
+        "gemini_live": CallKind(read_turn, live.LIVE, live=live.GeminiLiveSession),
         "gemini_predict": CallKind(calls.read_predict, answers.PREDICTED, operation="generate_content"),
         "gemini_interactions": CallKind(
             interactions.read_interaction,

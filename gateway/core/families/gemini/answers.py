@@ -287,18 +287,10 @@ def _read_video(meter: Meter, document: bytes) -> None:
     meter.report(0, 0, 0, 0, 0, final=True)
 
 
-VIDEO = Dialect(_read_video, lambda meter, data: False, lambda meter: b"")
+VIDEO = Dialect(_read_video)
 
 # Of contents that are kept: all their tokens were read.
-CACHED = Dialect(_read_cached, lambda meter, data: False, lambda meter: b"")
-
-
-def _count_once(meter: Meter, document: bytes) -> None:
-    if 200 <= meter.status < 300:
-        meter.report(0, 0, 0, 0, 0, final=True)
-
-
-STORED = Dialect(_count_once, lambda meter, data: False, lambda meter: b"")
+CACHED = Dialect(_read_cached)
 
 
 def _read_predicted(meter: Meter, document: bytes) -> None:
@@ -317,4 +309,4 @@ def _read_predicted(meter: Meter, document: bytes) -> None:
     meter.report(tokens, 0, 0, 0, tokens, final=True)
 
 
-PREDICTED = Dialect(_read_predicted, lambda meter, data: False, lambda meter: b"")
+PREDICTED = Dialect(_read_predicted)

@@ -24,6 +24,7 @@ from gateway.core.families.controlled import (
     maximum,
     model_in_path,
     model_name,
+    refuse_inside,
 )
 from gateway.core.families.family import (
     BatchPaths,
@@ -42,9 +43,8 @@ T = TypeVar("T")
 _GENERATE = ControlledNames("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
 _CACHE = ControlledNames("model", "name", "ttl", "expireTime", "expire_time", *OF_EVERY_FAMILY)
 # By these a medium is somewhere else: its provider would read or write it with the gateway's credential.
-_ELSEWHERE = frozenset({"uri", "gcsUri", "fileUri", "storageUri"})
+_ELSEWHERE = frozenset({"uri", "gcsuri", "fileuri", "storageuri"})
 _EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
-_STORED = ControlledNames(*OF_EVERY_FAMILY)
 _PREDICT = ControlledNames("instances", "parameters", *OF_EVERY_FAMILY)
 _PARAMETERS = ControlledNames("sampleCount", "sampleImageSize", "storageUri")
 # What a prompt makes that says no number.
@@ -121,31 +121,13 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
     if len(asked) != 1:
         raise InvalidRequest("instances must have one object.", param="instances")
     parameters = inner(document, "parameters", _VIDEO_PARAMETERS) or {}
-    _check_here([asked, parameters])
+    refuse_inside([asked, parameters], _ELSEWHERE, "")
     numbers = [
         choices(parameters, name, VIDEOS_MAX, "parameters.") for name in ("sampleCount", "numberOfVideos")
     ]
     call.choices = max(numbers)
     seconds = maximum(parameters, "durationSeconds", VIDEO_SECONDS_MAX, "parameters.")
     call.measured = {"video_second": call.choices * (VIDEO_SECONDS if seconds is None else seconds)}
-
-
-def _check_here(waiting: list[object]) -> None:
-    """Refuse a medium that is somewhere else, at any depth of these values."""
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            for name in _ELSEWHERE & value.keys():
-                raise InvalidRequest(f"{name} is not accepted: send the bytes.", param=name)
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-
-
-def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Something kept that lasts longer by it, or has more in it: it names no model, and counts once."""
-    _STORED.check(document)
-    call.output_max = 0
 
 
 def read_predict(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -158,7 +140,7 @@ def read_predict(call: CallRequest, document: Document, params: PathParams, boun
             "instances must be a list of objects with a prompt or a content.", param="instances"
         )
     config = inner(document, "parameters", _PARAMETERS) or {}
-    _check_here([instances, config])
+    refuse_inside([instances, config], _ELSEWHERE, "")
     drawn = sum("prompt" in one for one in instances)
     if drawn:
         each = choices(config, "sampleCount", bounds.choices_max, "parameters.")

@@ -12,19 +12,9 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds, media_in
+from gateway.core.calls.call import MediaPart, MediaPlaces, media_in
 from gateway.core.calls.routes import UpstreamTarget
-from gateway.core.families.controlled import (
-    OF_EVERY_FAMILY,
-    ControlledNames,
-    Document,
-    PathParams,
-    elements,
-    maximum,
-    model_name,
-    models_beside,
-    refuse_inside,
-)
+from gateway.core.families.controlled import Document, elements, model_name, models_beside, refuse_inside
 from gateway.core.families.family import object_in, objects_in
 from gateway.core.families.gemini.answers import report
 from gateway.core.families.gemini.calls import CHOOSING
@@ -32,7 +22,6 @@ from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.errors import InvalidRequest
 
-_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
 # Kinds of messages, in both spellings of proto3 JSON.
 _SETUP, _CONTENT, _INPUT, _TOOLS, _CONTEXT = (
     "setup", "clientContent", "realtimeInput", "toolResponse", "contextUpdate",
@@ -148,13 +137,6 @@ def _is_over(said: Document, content: Document) -> bool:
     return "toolCall" in said or any(content.get(name) is True for name in _OVER)
 
 
-def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """One turn of a session: its model, and its input as far as that is known."""
-    _TURN.check(document)
-    call.model, call.streamed = model_name(document.get("model")), True
-    call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
-
-
 def _read_event(meter: Meter, data: bytes) -> bool:
     said = loose_document(data)
     content = object_in(said, "serverContent")
@@ -181,4 +163,4 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return False
 
 
-LIVE = Dialect(lambda meter, document: None, _read_event, lambda meter: b"")
+LIVE = Dialect(lambda meter, document: None, _read_event)

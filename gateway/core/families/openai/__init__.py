@@ -13,6 +13,7 @@ from gateway.core.families.family import (
     JobPaths,
     Listing,
     SdkExample,
+    read_turn,
     target,
 )
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
@@ -110,7 +111,7 @@ _SHAPES = {
         operation="generate_content",
         form=media.VIDEO_FORM,
     ),
-    "openai_realtime": CallKind(realtime.read_turn, realtime.REALTIME, live=realtime.RealtimeSession),
+    "openai_realtime": CallKind(read_turn, realtime.REALTIME, live=realtime.RealtimeSession),
     # Of Mistral, which speaks this API: it takes no `stream_options`, and always tells its use.
     "mistral_fim": CallKind(
         calls.read_completions,

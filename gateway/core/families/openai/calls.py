@@ -104,7 +104,7 @@ def read_moderations(call: CallRequest, document: Document, params: PathParams, 
 
 
 def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Something that is made, or searched: it names no model, and counts once."""
+    """Something that is made, searched, or kept for longer: it names no model, and counts once."""
     _STORED.check(document)
     call.output_max = 0
 
@@ -127,7 +127,7 @@ def _count_once(meter: Meter, document: bytes) -> None:
         meter.report(0, 0, 0, 0, 0, final=True)
 
 
-STORED: Final = Dialect(_count_once, lambda meter, data: False, lambda meter: b"")
+STORED: Final = Dialect(_count_once)
 
 
 def model_of(call: CallRequest, document: Document, params: PathParams) -> str:

@@ -287,7 +287,7 @@ def _told(said: dict[str, object], name: str, asked: str) -> str:
     return value.lower() if isinstance(value, str) and _WORD.fullmatch(value) is not None else asked
 
 
-DIALECT = Dialect(_read_whole, _read_event, lambda meter: b"")
-HEARD = Dialect(_read_whole_heard, _read_event_heard, lambda meter: b"")
-VIDEO = Dialect(_read_whole_video, lambda meter, data: False, lambda meter: b"")
-OCR = Dialect(_read_ocr, lambda meter, data: False, lambda meter: b"")
+DIALECT = Dialect(_read_whole, _read_event)
+HEARD = Dialect(_read_whole_heard, _read_event_heard)
+VIDEO = Dialect(_read_whole_video)
+OCR = Dialect(_read_ocr)

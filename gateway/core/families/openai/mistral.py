@@ -108,4 +108,4 @@ def _take(meter: Meter, usage: Document) -> None:
     meter.report(read, written, 0, 0, read + written, final=True)
 
 
-DIALECT: Final = Dialect(_read_whole, _read_event, lambda meter: b"")
+DIALECT: Final = Dialect(_read_whole, _read_event)

@@ -12,15 +12,11 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.families.controlled import (
-    OF_EVERY_FAMILY,
     ControlledNames,
     Document,
-    PathParams,
     elements,
-    maximum,
     model_name,
     models_beside,
     refuse_inside,
@@ -31,7 +27,6 @@ from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded, integer, loose_document
 from gateway.errors import InvalidRequest
 
-_TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
 # Events that a client may send.
 _ASKED: Final = frozenset(
     f"conversation.item.{action}" for action in ("create", "delete", "retrieve", "truncate")
@@ -175,13 +170,6 @@ def _check_tools(holder: Document, path: str) -> None:
         if tool.get("type", "function") not in _TOOLS:
             right = " or ".join(sorted(_TOOLS))
             raise InvalidRequest(f"The type of each of {path}tools must be {right}.", param=f"{path}tools")
-
-
-def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """One turn of a session: its model, and its input as far as that is known."""
-    _TURN.check(document)
-    call.model, call.streamed = model_name(document.get("model")), True
-    call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
