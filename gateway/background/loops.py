@@ -160,12 +160,14 @@ class Agenda:
     """Which loops have something to do: `ask` is one question for all of them, while any waits.
 
     An answer is good for those who waited when it was asked for. What `ask` raises, each of them raises.
+    `written` says how often there was anything new, for any loop.
     """
 
     def __init__(
         self, ask: Callable[[], Awaitable[Collection[str]]], *, look_s: float = AGENDA_S,
-        look_s_min: float = AGENDA_S_MIN,
+        look_s_min: float = AGENDA_S_MIN, written: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
+        self.written = written
         self._ask, self._look_s, self._look_s_min = ask, look_s, look_s_min
         self._hurried = asyncio.Event()
         self._looking: asyncio.Task[Collection[str]] | None = None
@@ -184,9 +186,18 @@ class Agenda:
         """Wait until a loop has something to do."""
         found: Collection[str] = ()
         while name not in found:
-            if self._looking is None:
-                self._looking = asyncio.create_task(self._look())
-            found = await asyncio.shield(self._looking)
+            found = await self._next()
+
+    async def until_written(self, seen: int) -> None:
+        """Wait until `written` is more: what a pass that began with so many found may be otherwise now."""
+        while self.written() <= seen:
+            await self._next()
+
+    async def _next(self) -> Collection[str]:
+        """The answer of the next look."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+        return await asyncio.shield(self._looking)
 
     async def _look(self) -> Collection[str]:
         clock = asyncio.get_running_loop().time
@@ -208,7 +219,8 @@ class Loop:
     """`again`: at once, after a pass that did something. `quiet`: errors that end a pass and are no failure.
 
     A pause is `rest` times as long as the pass before it, and the interval at least. Behind a pass that did
-    nothing the loop waits until it is on the `agenda`, where there is one.
+    nothing the loop waits until it is on the `agenda`, where there is one. Or until something is `written`:
+    of a loop that finds the same as before where nobody has written.
     """
 
     name: str
@@ -218,6 +230,7 @@ class Loop:
     quiet: tuple[type[Exception], ...] = ()
     rest: float = 0.0
     agenda: Agenda | None = None
+    writes: Agenda | None = None
 
     async def turn(self, isolation: Isolation | None = None) -> int:
         """Make one pass; answers with how many items something was done."""
@@ -228,6 +241,7 @@ class Loop:
         clock = asyncio.get_running_loop().time
         while True:
             began, done = clock(), 0
+            seen = 0 if self.writes is None else self.writes.written()
             with suppress(*self.quiet):
                 done = await self.turn(isolation)
             await asyncio.sleep(0 if self.again and done else self.pause_s(clock() - began))
@@ -236,6 +250,8 @@ class Loop:
                     self.agenda.hurry()
                 else:
                     await self.agenda.until(self.name)
+            if self.writes is not None and not done:
+                await self.writes.until_written(seen)
 
     def pause_s(self, took_s: float) -> float:
         return max(self.interval_s, self.rest * took_s)

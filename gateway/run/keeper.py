@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
 from importlib.metadata import version
@@ -127,6 +128,8 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
 ACCOUNTS_SAID_MAX = 20
+# Loops that find what they found before where nobody has written to PostgreSQL, but for a few seconds' delay.
+OF_WRITES = frozenset({"clock changes", "dunning", "payments", "rating", "reconciler", "watcher"})
 APPLICATION = "tollkeeper-keeper"
 
 
@@ -148,7 +151,8 @@ class Keeper:
         self._quarantines, moved = Quarantines(self._engine), self._counters.moved
         self._sweeps = Sweeps(self._engine)
         now = partial(datetime.now, UTC)
-        self._agenda = agenda = Agenda(AgendaReader(self._engine, self._sweeps.since, now).read)
+        reader = AgendaReader(self._engine, self._sweeps.since, now)
+        self._agenda = agenda = Agenda(reader.read, written=lambda: reader.written)
         shared = LoopContext(
             settings, self._engine, self._wires, self._fences, self._counters, moved, self._log,
             first=self._moves.take_up, flushed=self._flushed, verified=self._verified,
@@ -213,7 +217,7 @@ class Keeper:
             ).keep_saying,
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
-            "schema": partial(self.programs.keep_to_schema, stop),
+            "schema": partial(self.programs.keep_to_schema, stop, self._agenda),
             "webhooks": self._webhook_deliveries.run,
             "prices": self._price_list.run,
             "settings": self._later.keep,
@@ -237,7 +241,7 @@ class Keeper:
         now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
         members_s = 1.0 if isinstance(self._wires, RedisConnection) else 0.1  # one alone gives nothing away
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
-        return (
+        rows = (
             sweeper(self._sweeps, self._counters, agenda),
             expirer(Allocations(billing), self._counters, partition_of, agenda),
             clock_changes(ClockReports(engine, partition_of), now),
@@ -257,6 +261,7 @@ class Keeper:
             # Some commands to each server of Redis.
             Loop("waiting", 2.0, (call(self._count_waiting),)),
         )
+        return [replace(row, writes=agenda) if row.name in OF_WRITES else row for row in rows]
 
     async def stop(self) -> None:
         """Stop people first, then the loops; what waits in the outbox is flushed last."""

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from gateway.background.loops import Isolation, Loop
+from gateway.background.loops import Agenda, Isolation, Loop
 from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.administration import Row
@@ -261,10 +261,15 @@ class ProgramList(ProgramRegistry):
                 say("layout may be taken up" if not said else "layout waits", layout=LAYOUT, why=said)
             await asyncio.sleep(look_s)
 
-    async def keep_to_schema(self, stop: asyncio.Event, look_s: float = SCHEMA_LOOK_S) -> None:
+    async def keep_to_schema(
+        self, stop: asyncio.Event, writes: Agenda, look_s: float = SCHEMA_LOOK_S
+    ) -> None:
         """Have this keeper `stop` once the schema is one that does not serve it: `outgrown` says why."""
+        seen = 0
         while not self.outgrown:
             await asyncio.sleep(look_s)
+            await writes.until_written(seen)
+            seen = writes.written()
             self.outgrown = await outgrown(self._engine)
         stop.set()
         await asyncio.Event().wait()  # until it is cancelled

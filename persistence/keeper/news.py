@@ -569,8 +569,8 @@ LEASE_S = 60
 
 DELIVERIES_DUE = """
 SELECT FROM webhook AS w CROSS JOIN LATERAL (
-    SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending' AND next_attempt_at <= now()
-     LIMIT 1) AS d"""
+    SELECT FROM webhook_delivery WHERE webhook_id = w.id AND state = 'pending'
+        AND next_attempt_at <= now() + make_interval(secs => :ahead_s) LIMIT 1) AS d"""
 # Of each webhook some, and of webhooks any: none that is slow, or has much to hear, is always first.
 # Materialized: else PostgreSQL may look for due ones again for each row it joins, and find more each time.
 _TAKE = text("""

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Row, text
+from sqlalchemy import CursorResult, Row, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -43,7 +43,9 @@ from persistence.schema.database import NEEDED
 # come to the same, and who begins in the place of another has its part. Where two look at different moments,
 # it stays whose it is.
 
-_KEEP = text("""
+# What others say of themselves, in few characters.
+_OTHERS = "coalesce(md5(string_agg(concat_ws(' ', id, place, reached), ',' ORDER BY id)), '')"
+_KEEP = text(f"""
 WITH here AS (
     INSERT INTO keeper (id, place, reached, until, schema_version)
     VALUES (:id, :place, cast(:reached AS smallint[]),
@@ -77,9 +79,17 @@ WITH here AS (
      WHERE keeper_id = :id AND partition NOT IN (SELECT partition FROM given)
      UNION SELECT partition FROM taken
 )
-SELECT partition, m.partition IS NOT NULL AS is_mine, d.keeper_id IS NULL OR d.keeper_id = :id AS is_due
+SELECT partition, m.partition IS NOT NULL AS is_mine, d.keeper_id IS NULL OR d.keeper_id = :id AS is_due,
+       (SELECT {_OTHERS} FROM other) AS others
   FROM mine AS m FULL JOIN due AS d USING (partition)
- WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")
+ WHERE m.partition IS NOT NULL OR d.keeper_id = :id""")  # noqa: S608  # our own words
+# The same where all is as it was told last: every keeper is there, and has what it is to have.
+_RENEW = text(f"""
+UPDATE keeper SET until = clock_timestamp() + make_interval(secs => :held_s)
+ WHERE id = :id AND NOT EXISTS (SELECT FROM keeper WHERE until <= clock_timestamp())
+   AND (SELECT {_OTHERS} FROM keeper WHERE id <> :id) = :others
+   AND ARRAY(SELECT partition FROM keeper_partition WHERE keeper_id = :id ORDER BY partition)
+       = cast(:own AS smallint[])""")  # noqa: S608  # our own words
 _LEAVE = text("""
 WITH gone AS (DELETE FROM keeper WHERE id = :id)
 DELETE FROM keeper_partition WHERE keeper_id = :id""")
@@ -94,6 +104,8 @@ class KeeperShares:
     def __init__(self, engine: AsyncEngine, port: int) -> None:
         self._engine, self.id, self._first = engine, uuid4(), True
         self._place = f"{socket.gethostname()}:{port}" if port else str(self.id)
+        # While nothing is on its way between keepers: the partitions reached, others' words, the answer.
+        self._settled: tuple[frozenset[int], str, PartitionAssignment] | None = None
 
     async def keep(
         self, reached: Collection[int], left: Collection[int], held_s: float
@@ -102,17 +114,26 @@ class KeeperShares:
 
         Who was in this place before this keeper began is there no more.
         """
+        if self._settled is not None and not left and frozenset(reached) == self._settled[0]:
+            _, others, told = self._settled
+            values = {"id": self.id, "held_s": held_s, "others": others, "own": sorted(told.own)}
+            if (await self._run(_RENEW, values)).rowcount:
+                return told
+        self._settled = None
         values = {
             "id": self.id, "place": self._place, "reached": sorted(reached), "given": sorted(left),
             "held_s": held_s, "first": self._first, "known": NEEDED,
         }  # fmt: skip
-        found = await self._run(values)
+        found = (await self._run(_KEEP, values)).all()
         self._first = False
-        return PartitionAssignment(
-            frozenset(p for p, is_mine, is_due in found if is_mine and is_due),
-            frozenset(p for p, is_mine, is_due in found if is_mine and not is_due),
-            frozenset(p for p, is_mine, _ in found if not is_mine),
+        told = PartitionAssignment(
+            frozenset(row.partition for row in found if row.is_mine and row.is_due),
+            frozenset(row.partition for row in found if row.is_mine and not row.is_due),
+            frozenset(row.partition for row in found if not row.is_mine),
         )
+        if told.own and not left and not told.leaving and not told.lacking:
+            self._settled = frozenset(reached), found[0].others, told
+        return told
 
     async def leave(self) -> None:
         try:
@@ -121,12 +142,11 @@ class KeeperShares:
         except (SQLAlchemyError, OSError) as error:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
-    async def _run(self, values: dict[str, object]) -> list[tuple[int, bool, bool]]:
+    async def _run(self, statement: TextClause, values: dict[str, object]) -> CursorResult[Any]:
         """One statement, which ends by itself: nobody who stands still meanwhile keeps others waiting."""
         try:
             async with looking(self._engine) as connection:
-                found = await connection.execute(_KEEP, values)
-                return [(row.partition, row.is_mine, row.is_due) for row in found]
+                return await connection.execute(statement, values)
         except (SQLAlchemyError, OSError) as error:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
@@ -399,10 +419,10 @@ class Sweeps:
         self._engine = engine
         self._looks, self._since, self._asks = 0, _FIRST, 0
 
-    def since(self) -> datetime:
+    def since(self, whole: bool = False) -> datetime:
         """From when on resets are asked for that are due; a look at them begins there too."""
         self._asks += 1
-        if self._asks % LOOKS_A_ROUND:
+        if self._asks % LOOKS_A_ROUND and not whole:
             return self._since
         self._looks = 0
         return _FIRST

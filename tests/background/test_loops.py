@@ -171,6 +171,32 @@ async def test_a_loop_that_has_nothing_to_do_waits_until_it_is_on_the_agenda() -
         await asyncio.gather(*running, return_exceptions=True)
 
 
+async def test_a_loop_of_writes_waits_until_there_are_any_behind_a_pass_that_found_nothing() -> None:
+    written, passes = [1], list[int]()
+
+    async def ask() -> set[str]:
+        return set()
+
+    async def work() -> int:
+        passes.append(written[0])
+        if len(passes) == 1:
+            written[0] += 1  # while it looks: it may not have seen that
+        return len(passes) == 3
+
+    agenda = Agenda(ask, look_s=0.001, look_s_min=0.0, written=lambda: written[0])
+    running = asyncio.create_task(Loop("one", 0.0, (call(work),), writes=agenda).run())
+    try:
+        await eventually(lambda: len(passes) == 2)
+        await agenda.until_written(1)
+        assert passes == [1, 2]
+        written[0] += 1
+        await eventually(lambda: len(passes) == 4)  # and once more behind the one that did something
+        assert passes == [1, 2, 3, 3]
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_one_question_is_asked_for_all_who_wait_and_what_it_raises_they_raise() -> None:
     asked = list[int]()
 

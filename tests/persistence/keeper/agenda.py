@@ -13,12 +13,15 @@ from persistence.keeper.agenda import QUESTIONS, AgendaReader
 
 
 def on_agenda(
-    loop: Loop, engine: AsyncEngine, now: Callable[[], datetime], since: Callable[[], datetime] | None = None
+    loop: Loop,
+    engine: AsyncEngine,
+    now: Callable[[], datetime],
+    since: Callable[[bool], datetime] | None = None,
 ) -> Loop:
     """The same loop, which fails where it does something that is not on the agenda."""
     if loop.name not in QUESTIONS:
         return loop
-    agenda = AgendaReader(engine, since or (lambda: datetime.min.replace(tzinfo=UTC)), now)
+    agenda = AgendaReader(engine, since or (lambda _: datetime.min.replace(tzinfo=UTC)), now)
 
     async def step(isolation: Isolation, _name: str) -> int:
         due = await agenda.read()

@@ -70,6 +70,20 @@ async def test_who_is_alone_has_all_and_the_next_ones_have_their_part(engine: As
     assert await settled(first, third) == [32, 32]
 
 
+async def test_who_has_all_it_is_to_have_writes_of_itself_alone(engine: AsyncEngine, migrated: str) -> None:
+    first, second = Member(engine), Member(engine)
+    await settled(first, second)
+    with psycopg.connect(migrated, autocommit=True) as connection:
+        rows = connection.execute("SELECT partition, xmin, xmax FROM keeper_partition").fetchall()
+        [ends] = connection.execute("SELECT min(until) FROM keeper").fetchone() or [None]
+        assert [len(await one.say()) for one in (first, second)] == [32, 32]
+        assert connection.execute("SELECT partition, xmin, xmax FROM keeper_partition").fetchall() == rows
+        assert connection.execute("SELECT min(until) > %s FROM keeper", [ends]).fetchone() == (True,)
+        connection.execute("UPDATE keeper_partition SET keeper_id = %s", [second.ledger.id])
+    assert await first.say() == frozenset(), "what somebody else took is not believed to be its own"
+    assert await settled(first, second) == [32, 32]
+
+
 async def test_what_is_in_hand_is_given_away_no_sooner_than_it_is_stored(engine: AsyncEngine) -> None:
     first, second = Member(engine), Member(engine)
     await first.say()
