@@ -70,9 +70,8 @@ def _worker(role: str) -> int:
     import faulthandler  # noqa: PLC0415  # loaded where it is needed
     import signal  # noqa: PLC0415  # loaded where it is needed
 
-    import uvloop  # noqa: PLC0415  # loaded where it is needed
-
     from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
     from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
@@ -93,7 +92,7 @@ def _worker(role: str) -> int:
         work = run_administration(settings, parent_pipe)
     else:
         work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings, parent_pipe)
-    run_to_end(uvloop.run, _to_its_end(work))
+    run_to_end(coarse_loop.run, _to_its_end(work))
     return 0
 
 

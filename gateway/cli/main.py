@@ -290,9 +290,8 @@ def keeper(
     database_url: DatabaseOption = None,
 ) -> None:
     """Run the keeper: flusher, reclaimer, verifier, Admin API."""
-    import uvloop  # noqa: PLC0415  # each command loads what it needs
-
     from gateway.app import run_keeper  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
@@ -303,7 +302,7 @@ def keeper(
     settings.require("redis_url", "database_url", "admin_token", "key_pepper")
     logs.configure(settings.log_level)
     tell_overruled(settings, partial(logs.logger("tollkeeper.keeper"), level="warning"))
-    run_to_end(uvloop.run, run_keeper(settings, read))
+    run_to_end(coarse_loop.run, run_keeper(settings, read))
 
 
 @app.command()

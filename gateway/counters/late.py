@@ -436,6 +436,8 @@ class ReclaimClient:
         due: list[Reply] = [None] * len(asked)
         if await are_any_there(self._client, [keys.deadlines(one) for one in asked]):
             due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
+        elif not self._begun and not self._client.left_alone.count("hold"):
+            return []
         found: list[ExpiredHold] = []
         for partition, first in zip(asked, due, strict=True):
             found += await self._look_through(partition, first, until, count)

@@ -38,7 +38,7 @@ from gateway.local import heartbeat
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 
-LOOK_S = 0.25
+LOOK_S = 0.5  # ticks of `coarse_loop.py`, so that a timer that goes off late is late by nothing but the loop
 FILES_LOOK_S = 5.0
 # Of the files that a process may have open, what may be: then there is hardly one left.
 FILES_SHARE_MAX = 0.9
@@ -80,12 +80,12 @@ class ProcessVitals:
         self.files, self.files_max = heartbeat.count_open_files(), heartbeat.open_files_limit()
 
     async def keep_looking(self) -> None:
-        files_at = 0.0
+        files_at, clock = 0.0, asyncio.get_running_loop().time
         while True:
-            before = time.monotonic()
-            await asyncio.sleep(LOOK_S)
-            now = time.monotonic()
-            self.seconds.observe(max(0.0, now - before - LOOK_S))
+            due = (clock() // LOOK_S + 1) * LOOK_S
+            await asyncio.sleep(due - clock())
+            now = clock()
+            self.seconds.observe(max(0.0, now - due))
             if now - files_at >= FILES_LOOK_S:
                 self.files, files_at = heartbeat.count_open_files(), now
 

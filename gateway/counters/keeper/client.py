@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeVar, cast
 
 from gateway.core.accounts.holds import MovementRange
@@ -90,6 +91,8 @@ TOGETHER_MAX = 1_000
 # Where a command's key is, of those where it is not the first that is said.
 KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
+# Commands, and markers, that are kept as they were written or read last: some of each loop.
+ASKED_MAX, MARKERS_MAX = 32, 256
 # Codes of the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
@@ -340,6 +343,10 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
     return found
 
 
+# The contents of a marker, by its bytes: most partitions have the same. A newer version's raises each time.
+read_marker = lru_cache(MARKERS_MAX)(packing.read_marker)
+
+
 # What loops ask of all partitions, again and again: in one question, where one may have keys of all slots.
 #
 # A cluster is asked of each, and so is a server that refuses the question: a key of another type troubles its
@@ -352,21 +359,22 @@ Read = list[tuple[bytes, bytes]] | CountersRefused
 async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Reply]:
     """The markers of partitions as they stand; None of one that is not there or is of another type."""
     asked = list(partitions)
-    if not client.wire.is_one:
+    if not client.wire.is_one or not asked:
         return dict(zip(asked, await client.ask_each(_each_marker(asked)), strict=True))
-    return dict(zip(asked, await client.states([keys.marker(one) for one in asked]), strict=True))
+    found = await in_task(client.wire.send(_asking(b"MGET", *(keys.marker(one) for one in asked))))
+    assert isinstance(found, list)
+    return {one: raw if isinstance(raw, bytes) else None for one, raw in zip(asked, found, strict=True)}
 
 
 async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> list[Read]:
     """Up to `count` entries of each stream behind an id, b"" being its start, in the order asked."""
     if client.wire.is_one and after:
-        names = [name.encode() for name in after]
         behind = (one or b"0" for one in after.values())
         with suppress(CountersRefused):
-            words = (b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *names, *behind)
-            answer = cast("list[list[Reply]] | None", await in_task(client.wire.send(encode(*words))))
-            found = {cast("bytes", name): entries for name, entries in answer or ()}
-            return [entries_in(found.get(name)) for name in names]
+            asked = _asking(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *after, *behind)
+            answer = cast("list[list[Reply]] | None", await in_task(client.wire.send(asked)))
+            found = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
+            return [entries_in(found.get(name)) for name in after]
     answers = await each([client.send(*entries_behind(name, one, count)) for name, one in after.items()])
     return [one if isinstance(one, CountersRefused) else entries_in(one) for one in answers]
 
@@ -375,8 +383,7 @@ async def are_any_there(client: Client, names: Sequence[str]) -> bool:
     """Whether there is any of these keys; also where that is not known."""
     if client.wire.is_one and names:
         with suppress(CountersRefused):
-            asked = encode(b"EXISTS", *(name.encode() for name in names))
-            return await in_task(client.wire.send(asked)) != 0
+            return await in_task(client.wire.send(_asking(b"EXISTS", *names))) != 0
     return bool(names)
 
 
@@ -385,6 +392,12 @@ async def with_late(client: Client) -> list[tuple[int, Read]]:
     asked = list(client.partitions)
     found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
     return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]
+
+
+@lru_cache(ASKED_MAX)
+def _asking(*words: bytes | str) -> bytes:
+    """A command that is given again and again while nothing happens, with the names of many keys."""
+    return encode(*(word.encode() if isinstance(word, str) else word for word in words))
 
 
 def _each_marker(partitions: Collection[int]) -> Iterable[tuple[bytes, bytes]]:

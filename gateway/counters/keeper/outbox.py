@@ -36,6 +36,7 @@ from gateway.counters.keeper.client import (
     entry_of,
     fields_of,
     markers_of,
+    read_marker,
 )
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import Call
@@ -256,7 +257,7 @@ class Outbox:
         if not isinstance(marker, bytes):
             return True
         try:
-            return packing.read_marker(marker)[0] == self.read_under
+            return read_marker(marker)[0] == self.read_under
         except NewerLayout as error:
             self._client.left_alone.note("partition", str(partition), error.message)
             return False

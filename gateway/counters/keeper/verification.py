@@ -14,7 +14,14 @@ from gateway.core.text import batched
 from gateway.counters.admission.stored import version_standing
 from gateway.counters.history_guard import NOBODY
 from gateway.counters.keeper import control, status
-from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, fields_of, markers_of, with_late
+from gateway.counters.keeper.client import (
+    APPLIED,
+    TOGETHER_MAX,
+    fields_of,
+    markers_of,
+    read_marker,
+    with_late,
+)
 from gateway.counters.keeper.control import BudgetAccounts, BulkLoader
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.layouts import packing, states
@@ -37,7 +44,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         for partition, raw in markers.items():
             marker = raw if isinstance(raw, bytes) else b""
             try:
-                run_id, epoch, catalogue = packing.read_marker(raw)
+                run_id, epoch, catalogue = read_marker(marker)
             except NewerLayout as error:
                 self.left_alone.note("partition", str(partition), error.message)
                 found.others.append(partition)

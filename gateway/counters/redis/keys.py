@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 from typing import Final
@@ -77,7 +78,7 @@ def _of_server(name: str) -> Callable[[int], str]:
 
 
 def _of_partition(letter: str) -> Callable[[int], str]:
-    return lambda partition: f"tk:{{p{partition:02d}}}:{letter}"
+    return lru_cache(PARTITIONS)(lambda partition: f"tk:{{p{partition:02d}}}:{letter}")
 
 
 def _of_account(letter: str) -> Callable[[int, int], str]:
