@@ -91,6 +91,8 @@ class LiveSocket(WebSocket):
         self._link: Link | None = None
         self._turning = False
         self._asked: list[bytes] = []
+        # Bytes of messages that are kept until the upstream has them.
+        self._owed = 0
         self._heard: list[tuple[bytes, bool, bool]] = []
         self._ends: tuple[int, str] | None = None
         self._seen_at = asyncio.get_running_loop().time()
@@ -208,7 +210,8 @@ class LiveSocket(WebSocket):
         if exchange is not None:
             exchange.forwarded = exchange.forwarded and self._session.pending
         super().connection_lost(error)
-        self._gone = True
+        self.keep(-self._owed)
+        self._owed, self._gone = 0, True
         self._look_after()
 
     def pause_writing(self) -> None:
@@ -234,6 +237,9 @@ class LiveSocket(WebSocket):
 
     def go_on(self, reason: int) -> None:
         """Take messages again."""
+        if not self._asked and (reason == SLOW or not self._reading.paused & SLOW):
+            self.keep(-self._owed)
+            self._owed = 0
         if self._reading.paused & reason:
             self._reading.resume(reason)
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -255,6 +261,8 @@ class LiveSocket(WebSocket):
             self._refuse(refusal)
             return
         self._asked.append(written)
+        self.keep(len(body))
+        self._owed += len(body)
         if self._link is None:
             self.hold(WAITING)
             self._ask_for_turn()

@@ -19,7 +19,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from websockets.exceptions import InvalidStatus
 
 from gateway.core.accounts.outbox import read_facts
-from gateway.core.calls.routes import Route
+from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from tests.certificates import issued, trusting
 from tests.http.fakes import CALLER, KEY, answer
@@ -412,6 +412,25 @@ async def test_two_sockets_at_once_get_what_funds_for_one_let_through() -> None:
 
         assert sorted(await asyncio.gather(talk(), talk())) == [101, 429]
         assert len(stage.counters.charges) == 1
+
+
+async def test_a_model_leads_to_the_first_of_its_targets_that_opens_a_socket() -> None:
+    sockets: list[LiveUpstream] = []
+    down = UpstreamTarget("down", "http://127.0.0.1:9", family="openai")
+    targets = ModelTarget("down", "x"), ModelTarget("up", "deployed 1")
+    rule = ModelRule("fast", False, targets)
+    async with staged(ROUTES, others=(down,), models=(rule,)) as stage:
+        stage.upstream.handler = playing(responding, sockets)
+        async with connected(stage, "/v1/realtime?model=fast") as socket:
+            for _ in range(2):
+                await socket.send_json(CREATE)
+                await until(socket, "response.done")
+            await socket.send_json({"type": "input_audio_buffer.append", "audio": "A" * 300_000})
+            await eventually(lambda: sockets[0].heard[-1]["type"] == "input_audio_buffer.append")
+        assert sockets[0].opened.startswith(b"GET /v1/realtime?model=deployed%201 HTTP/1.1")
+        assert [facts_of(one).model for one in stage.counters.charges] == ["fast", "fast"]
+        assert len(sockets) == 1
+        await eventually(lambda: stage.plane.buffers.used == 0)
 
 
 GEMINI = Family("gemini")

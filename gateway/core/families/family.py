@@ -140,7 +140,10 @@ class LiveSession(Protocol):
 
     Each of its turns is a call for `model`, which the first message names where it is `named_later`; its body
     is `document`, its input `tokens`, and `models` may answer beside it. `pending` says that something was
-    asked for, and is not reported yet.
+    asked for, and is not reported yet. It is given each message of the client's to `ask`, with its size, and
+    raises `InvalidRequest` where that may not pass; and each event of the upstream's to `hear`, which says
+    whether it may pass between turns, and whether it ends one. `sent_as` is the first message for an upstream
+    that has this name for the model, empty for the same one.
     """
 
     refuses_by_event: bool
@@ -152,14 +155,10 @@ class LiveSession(Protocol):
     def pending(self) -> bool: ...
     @property
     def tokens(self) -> int: ...
-    def document(self) -> Document:
-        """The body of the call that the next turn is."""
-    def ask(self, message: Document, size: int) -> None:
-        """Take a message of the client's, of so many bytes; `InvalidRequest` where it may not pass."""
-    def hear(self, event: bytes) -> tuple[bool, bool]:
-        """Take an event of the upstream's: whether it may pass between turns, and whether it ends one."""
-    def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
-        """The first message, for an upstream that has this name for the model; empty is the asked one."""
+    def document(self) -> Document: ...
+    def ask(self, message: Document, size: int) -> None: ...
+    def hear(self, event: bytes) -> tuple[bool, bool]: ...
+    def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes: ...
 
 
 _TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)

@@ -144,7 +144,7 @@ class RealtimeSession:
             usage = object_in(object_in(loose_document(event), "response"), "usage")
             self.tokens = integer(usage.get("total_tokens")) or self.tokens
         ends = kind in _REPORTING
-        return not ends and kind.startswith(_BETWEEN), ends
+        return kind.startswith(_BETWEEN) and not kind.startswith(_HEARD), ends
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """The query names the model: no message does."""
