@@ -9,7 +9,7 @@ when it is handed the pending `Wait`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -100,11 +100,12 @@ async def in_task(wait: Wait[T]) -> T:
     return await wait
 
 
-async def run_in_task(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run what awaits `Wait`s, and nothing else, in an asyncio task."""
+async def run_in_task(awaitable: Awaitable[T]) -> T:
+    """Await what awaits `Wait`s, and nothing else, or is one, in an asyncio task."""
+    steps = awaitable.__await__()
     while True:
         try:
-            wait = coroutine.send(None)
+            wait = steps.send(None)
         except StopIteration as over:
             value: T = over.value
             return value

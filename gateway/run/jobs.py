@@ -1,4 +1,4 @@
-"""Looks at jobs with the upstream's own credential, and charges what they did.
+"""Looks at jobs with the upstream's own credential (polling), and charges what they did.
 
 Part of the composition root: it introduces upstreams to the stored jobs. A worker looks when a caller asks
 for a job, and all look now and then at those that nobody asks for.
@@ -27,6 +27,7 @@ from gateway.core.accounts.jobs import (
     RESULT_BYTES_MAX,
     RUNNING,
     UNANSWERED_S_MAX,
+    BatchState,
     Job,
     read_call_state,
     read_list,
@@ -35,10 +36,11 @@ from gateway.core.accounts.jobs import (
     read_state,
     results,
 )
-from gateway.core.calls.routes import UpstreamTarget, own_path, own_query
+from gateway.core.calls.call import UsageBounds
+from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
-from gateway.core.model import Caller, Settlement, SettleResult
+from gateway.core.model import Caller, Service, SettleResult
 from gateway.core.wait import Wait, run_in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
@@ -228,8 +230,8 @@ class Jobs:
         return (self._ports.refusals.now_ms() - job.created_ms) / 1000
 
     async def _look_up(self, job: Job) -> None:
-        assert self._plane is not None
-        await run_in_task(self._known(job))
+        assert self._ports is not None
+        await run_in_task(self._ports.directory.know(job.organization_id))
         if job.lines_until:
             await self._release(job)
             return
@@ -250,79 +252,70 @@ class Jobs:
         if paths.makers:
             await self._look_at_operation(job, paths, f"{paths.batches}/{id_}")
             return
-        status, said = await self._ask(job.upstream, f"{paths.batches}/{id_}", paths.headers)
-        if status in _GONE:
-            await self._charge_as_held(job, "failed")
-            return
-        if status != 200:
-            raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a batch.")
-        state = self._read(said, read_state)
+        said = await self._told(job, f"{paths.batches}/{id_}", "failed", paths.headers, SAID_BYTES_MAX)
+        state = BatchState() if said is None else self._read(said, read_state)
         ended, path = state.ended_as, paths.results.replace("{id}", id_)
-        if not ended:
-            return
-        if not paths.results:
-            if not state.output_file_id:
-                await self._settle(job, ended, b"", state.answered)
-                return
+        if not path and state.output_file_id:
             path = f"{paths.files}/{quote(state.output_file_id, safe='')}/content"
-        async with self._fetching(job.upstream):  # a result is kept until its lines are charged
-            status, content = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
-            if status not in _GONE and status != 200:
-                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
-            if status in _GONE:
-                await self._charge_as_held(job, ended)
-            else:
-                await self._settle(job, ended, content, state.answered)
+        if ended and not path:
+            await self._settle(job, ended, b"", state.answered)
+        elif ended:
+            async with self._fetching(job.upstream):  # a result is kept until its lines are charged
+                content = await self._told(job, path, ended, paths.headers)
+                if content is not None:
+                    await self._settle(job, ended, content, state.answered)
 
     async def _look_at_operation(self, job: Job, paths: BatchPaths, path: str) -> None:
         """The same of a batch that has its results in it, or names their file."""
         async with self._fetching(job.upstream):
-            status, said = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
-            if status in _GONE:
-                await self._charge_as_held(job, "failed")
-                return
-            if status != 200:
-                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a batch.")
-            state = self._read(said, read_operation)
-            ended, content, file = state.ended_as, state.lines or b"", state.output_file_id
-            if not ended:
-                return
-            if file:
-                path = f"/download/v1beta/files/{quote(file.rpartition('/')[2], safe='')}:download?alt=media"
-                status, content = await self._ask(job.upstream, path, paths.headers, RESULT_BYTES_MAX)
-            if status in _GONE:
-                await self._charge_as_held(job, ended)
-            elif status != 200:
-                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a result.")
-            else:
-                await self._settle(job, ended, content, state.answered)
+            said = await self._told(job, path, "failed", paths.headers)
+            state = BatchState() if said is None else self._read(said, read_operation)
+            content: bytes | Sequence[bytes] | None = state.lines or b""
+            if state.ended_as and state.output_file_id:
+                name = quote(state.output_file_id.rpartition("/")[2], safe="")
+                path = f"/download/v1beta/files/{name}:download?alt=media"
+                content = await self._told(job, path, state.ended_as, paths.headers)
+            if state.ended_as and content is not None:
+                await self._settle(job, state.ended_as, content, state.answered)
+
+    async def _told(
+        self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
+        bytes_max: int = RESULT_BYTES_MAX,
+    ) -> bytes | None:  # fmt: skip
+        """What is there; None where nothing is: the job is charged as held then, and ends as `gone`."""
+        status, said = await self._ask(job.upstream, path, headers, bytes_max)
+        if status in _GONE:
+            await self._charge_as_held(job, gone)
+            return None
+        if status != 200:
+            raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a job.")
+        return said
 
     async def _look_at_call(self, job: Job) -> None:
         """The same of a call in the background: its result is what its upstream tells of it."""
-        ports, plane = self._ports, self._plane
-        assert ports is not None
-        assert plane is not None
         if not job.id:  # nobody knows whether it was begun
             if self._age_s(job) > UNANSWERED_S_MAX:
                 await self._charge_as_held(job, "failed")
             return
         async with self._fetching(job.upstream):
-            path = JOBS[job.endpoint].of(job.sent or job.model, job.id)
-            status, said = await self._ask(job.upstream, path, bytes_max=RESULT_BYTES_MAX)
-            if status in _GONE:
-                await self._charge_as_held(job, "failed")
-                return
-            if status != 200:
-                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a call.")
-            ended = self._read(said, read_call_state).ended_as
-            service, route = service_of(ports, job), plane.route_of("POST", job.endpoint)
-            if service is None or route is None:
-                raise CountersUnavailable
-            if ended:
+            said = await self._told(job, JOBS[job.endpoint].of(job.sent or job.model, job.id), "failed")
+            ended = "" if said is None else self._read(said, read_call_state).ended_as
+            if said is not None and ended:
+                ports, service, route, bounds = self._charging(job)
                 free = ended in {"failed", "expired"}
-                settlement, job.cost = call_charge(ports, job, service, route, said, free, plane.bounds)
-                await run_in_task(_settled(ports, settlement))
+                settlement, job.cost = call_charge(ports, job, service, route, said, free, bounds)
+                await run_in_task(ports.counters.settle(settlement))
                 await self._end(job, ended)
+
+    def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
+        """By which the result of a job is charged; `CountersUnavailable` where its service is not known."""
+        ports, plane = self._ports, self._plane
+        assert ports is not None
+        assert plane is not None
+        service, route = service_of(ports, job), plane.route_of("POST", job.endpoint)
+        if service is None or route is None:
+            raise CountersUnavailable
+        return ports, service, route, plane.bounds
 
     @asynccontextmanager
     async def _fetching(self, upstream: str) -> AsyncIterator[None]:
@@ -350,9 +343,9 @@ class Jobs:
                 raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for batches.")
             page = (read_operations if paths.makers else read_list)(said)
             for one in page.data:
-                if one.is_marked(job) and await self._is_own(job, one.id):
+                if one.is_marked(job) and await run_in_task(self._stored.own(job, one.id)):
                     job.id, job.status = one.id, RUNNING
-                    await run_in_task(self._kept(job))
+                    await run_in_task(self._stored.keep(job))
                     return True
                 may_be = may_be or (one.may_be_of(job) and not await self._stored.is_owned(job, one.id))
             oldest_s = min((one.made_s for one in page.data), default=0)
@@ -363,41 +356,23 @@ class Jobs:
             after = f"&{paths.after}={quote(page.token or page.data[-1].id, safe='')}"
         return False
 
-    async def _is_own(self, job: Job, id_: str) -> bool:
-        async def own() -> bool:
-            return await self._stored.own(job, id_)
-
-        return await run_in_task(own())
-
-    async def _known(self, job: Job) -> None:
-        assert self._ports is not None
-        await self._ports.directory.know(job.organization_id)
-
-    async def _kept(self, job: Job) -> None:
-        await self._stored.keep(job)
-
     async def _settle(self, job: Job, status: str, content: bytes | Sequence[bytes], answered: int) -> None:
         """Charge the lines of a result; the hold ends behind them."""
-        ports, plane = self._ports, self._plane
-        assert ports is not None
-        assert plane is not None
-        service, route = service_of(ports, job), plane.route_of("POST", job.endpoint)
-        if service is None or route is None:
-            raise CountersUnavailable
+        ports, service, route, bounds = self._charging(job)
         if not job.lines_after:
             job.lines_after = await self._stored.place(job.partition)
-            await run_in_task(self._kept(job))
+            await run_in_task(self._stored.keep(job))
         cost = 0
-        lines = line_charges(ports, job, service, route, results(content), answered, plane.bounds)
+        lines = line_charges(ports, job, service, route, results(content), answered, bounds)
         for settlement, each in lines:
             cost += each
             if settlement is None:
                 await asyncio.sleep(0)
-            elif await run_in_task(_settled(ports, settlement)) is SettleResult.SPOOLED:
+            elif await run_in_task(ports.counters.settle(settlement)) is SettleResult.SPOOLED:
                 raise CountersUnavailable  # who looks next charges it again, and it counts once
         job.cost, job.ended = cost, "failed" if job.status == OPENING else status
         job.lines_until = await self._stored.place(job.partition)
-        await run_in_task(self._kept(job))
+        await run_in_task(self._stored.keep(job))
         if not await self._release(job) and len(self._followed) < FOLLOWED_MAX:
             follows = self._followed[job.hold_id] = asyncio.create_task(self._follow(job))
             follows.add_done_callback(lambda _: self._followed.pop(job.hold_id, None))
@@ -421,7 +396,7 @@ class Jobs:
         service = service_of(ports, job)
         if service is None:
             raise CountersUnavailable
-        await run_in_task(_settled(ports, release_of(job, service)))
+        await run_in_task(ports.counters.settle(release_of(job, service)))
         await self._end(job, job.ended)
         return True
 
@@ -436,7 +411,7 @@ class Jobs:
             return
         if service is not None:
             settlement, job.cost = unread_charge(job, service)
-            await run_in_task(_settled(ports, settlement))
+            await run_in_task(ports.counters.settle(settlement))
         elif self._age_s(job) <= HOLD_S_MAX:
             raise CountersUnavailable
         await self._end(job, status)
@@ -444,9 +419,5 @@ class Jobs:
     async def _end(self, job: Job, status: str) -> None:
         assert self._ports is not None
         job.status, job.settled_ms = status, self._ports.refusals.now_ms()
-        await run_in_task(self._kept(job))
+        await run_in_task(self._stored.keep(job))
         self._log("job settled", job=job.id, status=job.status, lines=job.lines, level="info")
-
-
-async def _settled(ports: Ports, settlement: Settlement) -> SettleResult:
-    return await ports.counters.settle(settlement)
