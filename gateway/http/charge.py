@@ -360,8 +360,8 @@ class AdmittedCall:
             unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
             reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
             unpriced=""
-            if price is None or not detail.tools
-            else named_unpriced(unpriced(price, detail.tools, counts)),
+            if not detail.tools
+            else named_unpriced(detail.tools if price is None else unpriced(price, detail.tools, counts)),
             exchange_rate="" if price is None else price.rate,
         )
 

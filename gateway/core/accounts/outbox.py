@@ -79,7 +79,7 @@ class CallFacts(msgspec.Struct, array_like=True):
 
     @property
     def lacks_price(self) -> bool:
-        return bool(self.unpriced) or (self.cost is None and (self.total > 0 or bool(self.tools)))
+        return bool(self.unpriced) or (self.cost is None and self.total > 0)
 
 
 def named_unpriced(names: Iterable[str]) -> str:
