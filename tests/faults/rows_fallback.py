@@ -15,7 +15,8 @@ from tests.faults.truth import Upstream
 from tests.faults.workload import Kind
 
 ROUNDS_SHORT, ROUNDS_LONG = 3, 20
-CALLS_SHORT, CALLS_LONG = 24, 400
+CALLS_SHORT, CALLS_LONG = 24, 200
+CALLERS_SHORT, CALLERS_LONG = 8, 32
 FIRST_BYTE_S = 3.0
 FLIP_S = 0.2
 # A worker whose Redis has not answered within its second refuses, whichever upstream is well.
@@ -105,7 +106,8 @@ async def fallback(scene: Scene) -> Figures:
                 async with scene.load(
                     lambda draw: cast.ask(
                         draw.choice((Kind.CHAT, Kind.STREAM)), draw.choice(cast.tenants[:2]), draw
-                    )
+                    ),
+                    callers=CALLERS_LONG if scene.long else CALLERS_SHORT,
                 ) as load:
                     await load.more(calls)
             finally:
