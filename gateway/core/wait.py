@@ -9,7 +9,7 @@ when it is handed the pending `Wait`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -91,16 +91,7 @@ class Wait(Generic[T]):
 OVER: Wait[None] = Wait()
 
 
-async def in_task(wait: Wait[T]) -> T:
-    """Await a `Wait` from an asyncio task, which knows futures only."""
-    if not wait.done:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        wait.then(lambda: None if future.done() else future.set_result(None))
-        await future
-    return await wait
-
-
-async def run_in_task(awaitable: Awaitable[T]) -> T:
+async def in_task(awaitable: Awaitable[T]) -> T:
     """Await what awaits `Wait`s, and nothing else, or is one, in an asyncio task."""
     steps = awaitable.__await__()
     while True:
@@ -115,13 +106,14 @@ async def run_in_task(awaitable: Awaitable[T]) -> T:
             await future
 
 
-def begin(coroutine: Coroutine[Any, Any, T]) -> Wait[T]:
+def begin(awaitable: Awaitable[T]) -> Wait[T]:
     """Run what awaits `Wait`s, and nothing else. It goes on where nobody awaits its end."""
     over: Wait[T] = Wait()
+    steps = awaitable.__await__()
 
     def go_on() -> None:
         try:
-            wait = coroutine.send(None)
+            wait = steps.send(None)
         except StopIteration as end:
             over.set(end.value)
         except Exception as error:  # noqa: BLE001  # who awaits the end gets it

@@ -148,7 +148,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
         await relay(exchange, admitted, answer)
     except BaseException:
         if admitted.due:  # it is settled as any call that came to nothing
-            begin(_dropped(job, jobs))
+            begin(jobs.drop(job))
         raise
     await OVER
 
@@ -210,7 +210,7 @@ async def tell_job(exchange: Exchange) -> None:
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
             raise InvalidRequest(f"It is not over, so it {what}.")
         if not shows:
-            exchange.before_end = partial(_tell_nothing_uncharged, jobs, caller, id_)
+            exchange.before_end = partial(_looked, jobs, caller, id_)
         if paths is not None and paths.results and exchange.routed.method == b"GET":
             await _told(exchange, admitted, jobs, paths)
             return
@@ -279,16 +279,8 @@ async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> 
     return False
 
 
-async def _tell_nothing_uncharged(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> None:
-    await _looked(jobs, caller, id_, told)
-
-
-async def _dropped(job: Job, jobs: JobsPort) -> None:
-    await jobs.drop(job)
-
-
 async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
-    await _dropped(job, jobs)
+    await jobs.drop(job)
     service = service_of(ports, job)
     if service is not None:
         await ports.counters.settle(release_of(job, service))

@@ -41,7 +41,7 @@ from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
 from gateway.core.model import Caller, Service, SettleResult
-from gateway.core.wait import Wait, run_in_task
+from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
 from gateway.files import https_with
@@ -231,7 +231,7 @@ class Jobs:
 
     async def _look_up(self, job: Job) -> None:
         assert self._ports is not None
-        await run_in_task(self._ports.directory.know(job.organization_id))
+        await in_task(self._ports.directory.know(job.organization_id))
         if job.lines_until:
             await self._release(job)
             return
@@ -304,7 +304,7 @@ class Jobs:
                 ports, service, route, bounds = self._charging(job)
                 free = ended in {"failed", "expired"}
                 settlement, job.cost = call_charge(ports, job, service, route, said, free, bounds)
-                await run_in_task(ports.counters.settle(settlement))
+                await in_task(ports.counters.settle(settlement))
                 await self._end(job, ended)
 
     def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
@@ -343,9 +343,9 @@ class Jobs:
                 raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for batches.")
             page = (read_operations if paths.makers else read_list)(said)
             for one in page.data:
-                if one.is_marked(job) and await run_in_task(self._stored.own(job, one.id)):
+                if one.is_marked(job) and await in_task(self._stored.own(job, one.id)):
                     job.id, job.status = one.id, RUNNING
-                    await run_in_task(self._stored.keep(job))
+                    await in_task(self._stored.keep(job))
                     return True
                 may_be = may_be or (one.may_be_of(job) and not await self._stored.is_owned(job, one.id))
             oldest_s = min((one.made_s for one in page.data), default=0)
@@ -361,18 +361,18 @@ class Jobs:
         ports, service, route, bounds = self._charging(job)
         if not job.lines_after:
             job.lines_after = await self._stored.place(job.partition)
-            await run_in_task(self._stored.keep(job))
+            await in_task(self._stored.keep(job))
         cost = 0
         lines = line_charges(ports, job, service, route, results(content), answered, bounds)
         for settlement, each in lines:
             cost += each
             if settlement is None:
                 await asyncio.sleep(0)
-            elif await run_in_task(ports.counters.settle(settlement)) is SettleResult.SPOOLED:
+            elif await in_task(ports.counters.settle(settlement)) is SettleResult.SPOOLED:
                 raise CountersUnavailable  # who looks next charges it again, and it counts once
         job.cost, job.ended = cost, "failed" if job.status == OPENING else status
         job.lines_until = await self._stored.place(job.partition)
-        await run_in_task(self._stored.keep(job))
+        await in_task(self._stored.keep(job))
         if not await self._release(job) and len(self._followed) < FOLLOWED_MAX:
             follows = self._followed[job.hold_id] = asyncio.create_task(self._follow(job))
             follows.add_done_callback(lambda _: self._followed.pop(job.hold_id, None))
@@ -396,7 +396,7 @@ class Jobs:
         service = service_of(ports, job)
         if service is None:
             raise CountersUnavailable
-        await run_in_task(ports.counters.settle(release_of(job, service)))
+        await in_task(ports.counters.settle(release_of(job, service)))
         await self._end(job, job.ended)
         return True
 
@@ -411,7 +411,7 @@ class Jobs:
             return
         if service is not None:
             settlement, job.cost = unread_charge(job, service)
-            await run_in_task(ports.counters.settle(settlement))
+            await in_task(ports.counters.settle(settlement))
         elif self._age_s(job) <= HOLD_S_MAX:
             raise CountersUnavailable
         await self._end(job, status)
@@ -419,5 +419,5 @@ class Jobs:
     async def _end(self, job: Job, status: str) -> None:
         assert self._ports is not None
         job.status, job.settled_ms = status, self._ports.refusals.now_ms()
-        await run_in_task(self._stored.keep(job))
+        await in_task(self._stored.keep(job))
         self._log("job settled", job=job.id, status=job.status, lines=job.lines, level="info")

@@ -28,7 +28,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache
 from gateway.core.model import Attribution, Caller, Service
-from gateway.core.wait import run_in_task
+from gateway.core.wait import in_task
 from gateway.counters.admission.cache import (
     BOUNDS,
     NEVER,
@@ -93,7 +93,7 @@ class CallerRefresh:
             some = list(islice(self.due, AT_ONCE_MAX))
             for digest in some:
                 del self.due[digest]
-            await run_in_task(self._compare(some))
+            await in_task(self._compare(some))
 
     async def _compare(self, digests: list[str]) -> None:
         """Ask for what is known of these, and for their terms, where that was read long ago."""

@@ -301,7 +301,7 @@ class Exchange(RequestDriver):
         self.upstream: Upstream | None = None
         self.link: Link | None = None
         self.fail: Callable[[Refusal], bool] | None = None
-        self.before_end: Callable[[list[str]], Awaitable[None]] | None = None
+        self.before_end: Callable[[list[str]], Awaitable[object]] | None = None
         self.trace: Trace | None = None
         self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
         self.begins: UpstreamOpening | None = None

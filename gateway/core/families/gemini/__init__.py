@@ -20,7 +20,7 @@ from gateway.core.families.family import (
 from gateway.core.families.gemini import answers, calls, interactions, live
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
-from gateway.core.families.openai.calls import STORED, read_stored
+from gateway.core.families.openai.calls import read_stored, unit
 from gateway.core.model import Family
 from gateway.errors import Refusal
 
@@ -141,9 +141,7 @@ FAMILY = ApiFamily(
     shapes={
         "gemini_generate": _shape(streamed=False),
         "gemini_stream": _shape(streamed=True),
-        "gemini_stored": CallKind(
-            read_stored, STORED, keeps=lambda document: True, operation="generate_content"
-        ),
+        "gemini_stored": unit(read_stored),
         "gemini_live": CallKind(read_turn, live.LIVE, live=live.GeminiLiveSession),
         "gemini_predict": CallKind(calls.read_predict, answers.PREDICTED, operation="generate_content"),
         "gemini_interactions": CallKind(

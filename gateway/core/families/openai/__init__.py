@@ -147,19 +147,9 @@ _SHAPES = {
         numbers=frozenset({"n", "max_tokens", "max_completion_tokens"}),
         media=_CHAT_MEDIA,
     ),
-    "openai_training": CallKind(
-        calls.read_training, calls.STORED, keeps=lambda document: True, operation="generate_content"
-    ),
-    "openai_runs": CallKind(
-        calls.read_run,
-        calls.STORED,
-        keeps=lambda document: True,
-        operation="generate_content",
-        any_model=True,
-    ),
-    "openai_stored": CallKind(
-        calls.read_stored, calls.STORED, keeps=lambda document: True, operation="generate_content"
-    ),
+    "openai_training": calls.unit(calls.read_training),
+    "openai_runs": calls.unit(calls.read_run, any_model=True),
+    "openai_stored": calls.unit(calls.read_stored),
 }
 
 

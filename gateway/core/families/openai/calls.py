@@ -20,9 +20,11 @@ from gateway.core.families.controlled import (
     stated_user,
 )
 from gateway.core.families.family import (
+    CallKind,
     Exclusions,
     ObjectLists,
     ObjectRules,
+    Reader,
     add_ids,
     ids_of,
     may_name_ids,
@@ -128,6 +130,13 @@ def _count_once(meter: Meter, document: bytes) -> None:
 
 
 STORED: Final = Dialect(_count_once)
+
+
+def unit(read: Reader, *, any_model: bool = False) -> CallKind:
+    """A call that makes or keeps something, and is one unit of its service."""
+    return CallKind(
+        read, STORED, keeps=lambda document: True, operation="generate_content", any_model=any_model
+    )
 
 
 def model_of(call: CallRequest, document: Document, params: PathParams) -> str:

@@ -149,14 +149,17 @@ def read_video(
     if own is not None and stated is not None:
         raise InvalidRequest("seconds is not accepted: the length stays as it is.", param="seconds")
     stated = own if stated is None else stated
-    call.measured = {"video_second": VIDEO_SECONDS if stated is None else _seconds(stated)}
+    seconds = VIDEO_SECONDS if stated is None else _seconds(stated)
+    if not 0 < seconds <= VIDEO_SECONDS_MAX:
+        right = f"a whole number from 1 to {VIDEO_SECONDS_MAX}"
+        raise InvalidRequest(f"seconds must be {right}.", param="seconds")
+    call.measured = {"video_second": seconds}
 
 
 def _seconds(stated: object) -> int:
+    """A number of seconds, or its text; 0 for anything else."""
     text = str(stated) if type(stated) in {int, str} else ""
-    if text.isascii() and text.isdigit() and len(text) < 4 and 0 < int(text) <= VIDEO_SECONDS_MAX:
-        return int(text)
-    raise InvalidRequest(f"seconds must be a whole number from 1 to {VIDEO_SECONDS_MAX}.", param="seconds")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _read_whole_video(meter: Meter, document: bytes) -> None:
@@ -167,12 +170,7 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
     there = said.get("status") == "completed" or integer(said.get("completed_at")) is not None
     if not there or not 200 <= meter.status < 300:
         return
-    stated = said.get("seconds")
-    if isinstance(stated, str) and stated.isascii() and stated.isdigit() and len(stated) < 10:
-        stated = int(stated)
-    seconds = integer(stated)
-    if seconds is None or seconds <= 0:
-        seconds = (meter.call.measured or {}).get("video_second", 0)
+    seconds = _seconds(said.get("seconds")) or (meter.call.measured or {}).get("video_second", 0)
     meter.detail.used_tool("video_second", seconds)
     meter.report(0, 0, 0, 0, 0, final=True)
 
