@@ -282,7 +282,7 @@ class Jobs:
         self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
         bytes_max: int = RESULT_BYTES_MAX,
     ) -> bytes | None:  # fmt: skip
-        """What is there; None where nothing is: the job is charged as held then, and ends as `gone`."""
+        """A result; None where there is none: the job is charged as held then, and ends as `gone`."""
         status, said = await self._ask(job.upstream, path, headers, bytes_max)
         if status in _GONE:
             await self._charge_as_held(job, gone)

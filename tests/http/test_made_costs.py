@@ -126,6 +126,7 @@ async def test_every_made_answer_costs_what_the_table_says() -> None:
             {"model": "m", "message": "hi", "connectors": [{"id": "web-search"}]},
             "connectors",
         ),
+        ("cohere_chat_v1", {"model": "m", "message": "hi", "conversation_id": "c"}, "conversation_id"),
         ("cohere_classify", {"model": "m", "inputs": []}, "inputs"),
         ("mistral_conversations", {"agent_id": "ag_1", "inputs": "hi"}, "handoff_execution"),
         ("mistral_conversations", {"agent_id": "ag_1", "model": "m", "inputs": "hi"}, "model"),

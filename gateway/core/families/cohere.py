@@ -31,7 +31,12 @@ from gateway.errors import InvalidRequest, Refusal
 
 NAME = Family("cohere")
 
-_CHAT = ControlledNames("model", "stream", "max_tokens", "connectors", *OF_EVERY_FAMILY)
+# Of v1.
+_REFUSED: Final = {
+    "connectors": "no answer tells their searches",
+    "conversation_id": "callers choose it, so it may be another's; send the chat_history",
+}
+_CHAT = ControlledNames("model", "stream", "max_tokens", *_REFUSED, *OF_EVERY_FAMILY)
 _PLAIN = ControlledNames("model", "documents", "inputs", *OF_EVERY_FAMILY)
 # A search unit is a query with up to so many documents; a longer one counts once for each part of it.
 _DOCUMENTS: Final = 100
@@ -46,10 +51,9 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
     call.model = model_name(document.get("model"))
     call.streamed = flag(document, "stream")
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
-    if document.get("connectors"):  # of v1
-        raise InvalidRequest(
-            "connectors is not accepted: no answer tells their searches.", param="connectors"
-        )
+    for name, why in _REFUSED.items():
+        if document.get(name):
+            raise InvalidRequest(f"{name} is not accepted: {why}.", param=name)
 
 
 def read_classify(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
