@@ -85,13 +85,21 @@ def _worker(role: str) -> int:
     heartbeat.allow_many_files()
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
-    from gateway.app import run_administration, run_gateway, run_keeper  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # loaded where it is needed
 
+    # Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
     if role == "admin":
+        from gateway.run.administration import run_administration  # noqa: PLC0415  # as said
+
         work = run_administration(settings, parent_pipe)
+    elif role == "keeper":
+        from gateway.run.keeper import run_keeper  # noqa: PLC0415  # as said
+
+        work = run_keeper(settings, parent_pipe)
     else:
-        work = run_gateway(settings, parent_pipe) if role == "serve" else run_keeper(settings, parent_pipe)
+        from gateway.app import run_gateway  # noqa: PLC0415  # as said
+
+        work = run_gateway(settings, parent_pipe)
     run_to_end(coarse_loop.run, _to_its_end(work))
     return 0
 

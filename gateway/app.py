@@ -52,13 +52,11 @@ from gateway.run.lifecycle import (
     ParentPipe,
     all_within,
     cancel,
-    ended,
     forever,
     give_back_memory,
     redis_reached,
     stop_signal,
     this_program,
-    until_stopped,
 )
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
@@ -77,10 +75,6 @@ REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM", "maxmemory-policy")
 SCRIPTS = ("reserve", "settle", "extend", "lease")
 # Once its calls are settled a worker tells what it alone knows, and gives back what it has, within this.
 LEAVING_S_MAX = 1.5
-# Behind its grace a keeper ends, whatever it waits for.
-ENDING_S_MAX = 4.0
-# Its process for people gives requests that are under way ten seconds.
-PEOPLE_END_S_MAX = 12.0
 
 Log = Callable[..., None]
 
@@ -252,32 +246,6 @@ def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
         wall=time.time,
         say=log,
     )
-
-
-async def run_keeper(settings: Settings, source: ParentPipe | Callable[[], Settings] | None = None) -> None:
-    """Run the keeper until SIGTERM or SIGINT, then flush what is there; `source` has later settings."""
-    from gateway.run.keeper import Keeper  # noqa: PLC0415  # gateway workers never load PostgreSQL's libraries
-
-    stop, keeper = stop_signal(), Keeper(settings, source)
-    try:
-        if await keeper.start(stop):
-            await stop.wait()
-    finally:
-        await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
-    if keeper.programs.outgrown:
-        raise StartError(keeper.programs.outgrown)
-
-
-async def run_administration(settings: Settings, pipe: ParentPipe) -> None:
-    """Run a keeper's process for people until it is told to stop, which is when its keeper ends."""
-    from gateway.run.administration import NICENESS, Administration  # noqa: PLC0415  # nor what people ask with
-
-    os.nice(NICENESS)
-    stop, administration = stop_signal(), Administration(settings, pipe)
-    try:
-        await until_stopped(administration.start(), stop)
-    finally:
-        await ended(administration.stop, PEOPLE_END_S_MAX, logs.logger("tollkeeper.admin"))
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:

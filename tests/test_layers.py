@@ -73,11 +73,22 @@ def test_no_door_knows_a_vendor(door: str) -> None:
 @pytest.mark.parametrize(
     ("process", "others"),
     [
-        ("gateway.run.keeper", ("pydantic", "aiohttp.web", "jinja2", "gateway.admin.application")),
+        (
+            "gateway.run.keeper",
+            (
+                "pydantic",
+                "aiohttp.web",
+                "jinja2",
+                "gateway.admin.application",
+                "gateway.app",
+                "gateway.http.proxy",
+            ),
+        ),
+        ("gateway.app", ("sqlalchemy", "psycopg", "aiohttp", "pydantic", "persistence.engine")),
         ("gateway.run.administration", ("gateway.background.flushing.flusher", "persistence.ledger.writer")),
     ],
 )
-def test_neither_process_of_a_keeper_loads_what_the_other_runs(process: str, others: tuple[str, ...]) -> None:
+def test_no_process_loads_what_another_one_runs(process: str, others: tuple[str, ...]) -> None:
     code = f"import sys, {process}; print([one for one in {others!r} if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ on another core or before it. What they know is told each second (`admin_process
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +57,7 @@ from gateway.run.keeper_doors import (
     store_over,
 )
 from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import ParentPipe, cancel
+from gateway.run.lifecycle import ParentPipe, cancel, ended, stop_signal, until_stopped
 from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
@@ -164,6 +165,20 @@ NICENESS = 5
 # Redis is there as a rule when people are let in. Without it they are all the same.
 CONNECTED_S_MAX = 3.0
 STALE, COMPARED, VERIFIED = "configuration_stale", "reconciliation_timestamp_seconds", "counters_verified"
+
+
+# Requests that are under way have ten seconds.
+PEOPLE_END_S_MAX = 12.0
+
+
+async def run_administration(settings: Settings, pipe: ParentPipe) -> None:
+    """Run a keeper's process for people until it is told to stop, which is when its keeper ends."""
+    os.nice(NICENESS)
+    stop, administration = stop_signal(), Administration(settings, pipe)
+    try:
+        await until_stopped(administration.start(), stop)
+    finally:
+        await ended(administration.stop, PEOPLE_END_S_MAX, logs.logger("tollkeeper.admin"))
 
 
 class Administration:

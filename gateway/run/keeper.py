@@ -34,7 +34,7 @@ from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
 from gateway.outbound.client import Outgoing
 from gateway.run import shard_loops
@@ -57,7 +57,7 @@ from gateway.run.keeper_doors import (
     store_over,
 )
 from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import cancel, reached, redis_reached
+from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
@@ -131,6 +131,22 @@ ACCOUNTS_SAID_MAX = 20
 # Loops that find what they found before where nobody has written to PostgreSQL, but for a few seconds' delay.
 OF_WRITES = frozenset({"clock changes", "dunning", "payments", "rating", "reconciler", "watcher"})
 APPLICATION = "tollkeeper-keeper"
+
+
+# Behind its grace a keeper ends, whatever it waits for.
+ENDING_S_MAX = 4.0
+
+
+async def run_keeper(settings: Settings, source: Source = None) -> None:
+    """Run the keeper until SIGTERM or SIGINT, then flush what is there; `source` has later settings."""
+    stop, keeper = stop_signal(), Keeper(settings, source)
+    try:
+        if await keeper.start(stop):
+            await stop.wait()
+    finally:
+        await ended(keeper.stop, settings.shutdown_grace_s + ENDING_S_MAX, logs.logger("tollkeeper.keeper"))
+    if keeper.programs.outgrown:
+        raise StartError(keeper.programs.outgrown)
 
 
 class Keeper:

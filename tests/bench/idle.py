@@ -42,7 +42,7 @@ SERVERS = ("PostgreSQL", "Valkey")  # their children come and go
 # What each program loads before it does anything, and commands until they would ask the network.
 PROGRAMS: Mapping[str, Sequence[str]] = {
     "a gateway worker's imports": ("-c", "import uvloop, gateway.__main__, gateway.app"),
-    "the keeper's loops' imports": ("-c", "import uvloop, gateway.__main__, gateway.app, gateway.run.keeper"),
+    "the keeper's loops' imports": ("-c", "import uvloop, gateway.__main__, gateway.run.keeper"),
     "`tollkeeper --version`": ("-m", "gateway", "--version"),
     "`tollkeeper --help`": ("-m", "gateway", "--help"),
     "`tollkeeper tenant list`": ("-m", "gateway", "tenant", "list"),

@@ -130,9 +130,9 @@ def gateway(plan: Plan) -> None:
 
 def keeper(plan: Plan) -> None:
     """Have the loops of this process's keeper stepped."""
-    from gateway import app
+    from gateway.run import keeper as loops
 
-    run = app.run_keeper
+    run = loops.run_keeper
 
     def made(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         name = getattr(coroutine, "__qualname__", "")
@@ -144,7 +144,7 @@ def keeper(plan: Plan) -> None:
         asyncio.get_running_loop().set_task_factory(made)
         await run(settings, source)
 
-    app.run_keeper = watched
+    loops.run_keeper = watched
 
 
 def main() -> int:
