@@ -205,6 +205,21 @@ async def test_it_is_nothing_but_a_websocket() -> None:
         assert not sockets
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/realtime/client_secrets", "/v1/realtime/calls/x1/accept", "/v1/realtime/sessions",
+        "/openai/v1/realtime/client_secrets", "/v1alpha/auth_tokens",
+    ],
+)  # fmt: skip
+async def test_what_leads_past_the_gateway_is_refused_and_says_so(path: str) -> None:
+    async with live() as (stage, _), aiohttp.ClientSession(headers=KEY_FIELD) as session:
+        async with session.post(f"http://127.0.0.1:{stage.port}{path}", json={"model": "m"}) as refused:
+            assert (refused.status, refused.headers["x-tollkeeper-reason"]) == (404, "unknown_route")
+            assert "past this gateway" in await refused.text()
+        assert not stage.upstream.connections
+
+
 async def test_an_upstream_that_opens_no_socket_is_told_of_as_it_is() -> None:
     async with staged(ROUTES) as stage:
         stage.upstream.scripts = [
@@ -485,7 +500,9 @@ async def test_googles_own_client_talks_by_it(trusts: ssl.SSLContext) -> None:
         base = f"https://127.0.0.1:{stage.port}"
         options = types.HttpOptions(base_url=base, async_client_args={"ssl": trusts})
         client = genai.Client(api_key=KEY, http_options=options)
-        async with client.aio.live.connect(model="m", config={"response_modalities": ["AUDIO"]}) as session:
+        async with client.aio.live.connect(
+            model="m", config=types.LiveConnectConfig(response_modalities=[types.Modality.AUDIO])
+        ) as session:
             for number in (1, 2, 3):
                 content = types.Content(role="user", parts=[types.Part(text="hello")])
                 await session.send_client_content(turns=content)
