@@ -28,6 +28,7 @@ from gateway.core.families.controlled import (
     maximum,
     model_in_path,
     model_name,
+    object_at,
 )
 from gateway.core.families.family import (
     ApiFamily,
@@ -163,14 +164,6 @@ OBJECTS: Final = ObjectRules(
 )
 
 
-def _config_of(document: Document) -> Document:
-    """Where Converse has its maximum, made where there is none."""
-    config = document.get("inferenceConfig")
-    if not isinstance(config, dict):
-        config = document["inferenceConfig"] = {}
-    return config
-
-
 def _no_media(document: Document, names: FieldNames) -> bool:
     said = only_text(document.get("messages")) and only_text(document.get("system"))
     return said and only_own_tools(document) and "container" not in document
@@ -284,8 +277,8 @@ def _shape(*, invoke: bool, streamed: bool) -> CallKind:
             limited_tools=_ANTHROPIC.limited_tools, skips_texts=True,
         )  # fmt: skip
     return CallKind(
-        read_converse, dialect, "maxTokens", _config_of, always_reports=True, unframed=unframed,
-        numbers=frozenset({"maxTokens"}), media=_MEDIA, skips_texts=True,
+        read_converse, dialect, "maxTokens", object_at("inferenceConfig"), always_reports=True,
+        unframed=unframed, numbers=frozenset({"maxTokens"}), media=_MEDIA, skips_texts=True,
     )  # fmt: skip
 
 

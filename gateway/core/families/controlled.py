@@ -134,6 +134,21 @@ def inner(document: Document, name: str, names: ControlledNames) -> Document | N
     return value
 
 
+def object_at(*names: str) -> Callable[[Document], Document]:
+    """Finds the object of one of these names in a document, made under the last where there is none."""
+
+    def find(document: Document) -> Document:
+        for name in names:
+            value = document.get(name)
+            if isinstance(value, dict):
+                return value
+        made: Document = {}
+        document[names[-1]] = made
+        return made
+
+    return find
+
+
 def elements(document: Document, name: str, path: str = "") -> list[Document]:
     """The objects of a list, none where it is absent or null.
 

@@ -19,6 +19,7 @@ from gateway.core.families.controlled import (
     inner,
     maximum,
     model_name,
+    object_at,
 )
 from gateway.core.families.family import ApiFamily, CallKind, object_in
 from gateway.core.metering.eventstream import LinesMeter
@@ -48,14 +49,6 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
     """Embeddings, which produce no tokens."""
     _CALL.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
-
-
-def _options_of(document: Document) -> Document:
-    """Where a call has its maximum, made where there is none."""
-    options = document.get("options")
-    if not isinstance(options, dict):
-        options = document["options"] = {}
-    return options
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -99,8 +92,8 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 def _shape(operation: str) -> CallKind:
     return CallKind(
-        read_call, DIALECT, "num_predict", _options_of, unframed=partial(LinesMeter, dialect=DIALECT),
-        operation=operation, numbers=frozenset({"num_predict"}), skips_texts=True,
+        read_call, DIALECT, "num_predict", object_at("options"), operation=operation, skips_texts=True,
+        unframed=partial(LinesMeter, dialect=DIALECT), numbers=frozenset({"num_predict"}),
     )  # fmt: skip
 
 

@@ -151,15 +151,10 @@ class Batches:
         if video is not None and time.time() >= video.ends_at and video.said["status"] == "queued":
             video.said["status"] = video.end
         if method == "POST":
-            form = content.startswith(b"--")
-            said = (
-                {name.decode(): value.decode("utf-8", "replace") for name, value in _fields(content).items()}
-                if form
-                else {}
-            )
-            said = said or json.loads(content)
+            fields = _fields(content) if content.startswith(b"--") else {}
+            said = {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
             before = {"model": "sora-2", "seconds": "4"} if video is None else video.said
-            return 200, self._begin({**before, **said})
+            return 200, self._begin({**before, **(said or json.loads(content))})
         if video is None:
             return 200, {"object": "list"} | _page([one.said for one in self.videos.values()], query, "after")
         if method == "DELETE":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
+from gateway.core.families.controlled import object_at
 from gateway.core.families.family import (
     ApiFamily,
     CallKind,
@@ -39,16 +40,16 @@ _STATUSES = {
     504: "DEADLINE_EXCEEDED",
 }
 
-_INLINE = MediaPart(("data",), states=("mimeType", "mime_type"))
 _TYPED = MediaPart(("data",), states=("mime_type",))
 
 
 def _shape(*, streamed: bool) -> CallKind:
     return CallKind(
-        calls.read_generate, answers.DIALECT, "maxOutputTokens", calls.config_of,
-        always_reports=True, unframed=ArrayMeter if streamed else None, operation="generate_content",
+        calls.read_generate, answers.DIALECT, "maxOutputTokens",
+        object_at("generation_config", "generationConfig"), always_reports=True,
+        unframed=ArrayMeter if streamed else None, operation="generate_content",
         numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),
-        media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
+        media=MediaPlaces("contents", by_name=live.INLINE),
         skips_texts=True,
     )  # fmt: skip
 
@@ -148,7 +149,7 @@ FAMILY = ApiFamily(
             interactions.read_interaction,
             interactions.DIALECT,
             "max_output_tokens",
-            interactions.config_of,
+            object_at("generation_config"),
             always_reports=True,
             keeps=lambda document: True,
             operation="generate_content",
@@ -164,7 +165,7 @@ FAMILY = ApiFamily(
             answers.CACHED,
             keeps=lambda document: True,
             operation="generate_content",
-            media=MediaPlaces("contents", by_name={"inlineData": _INLINE, "inline_data": _INLINE}),
+            media=MediaPlaces("contents", by_name=live.INLINE),
         ),
     },
     routes=tuple(_routes()),

@@ -149,17 +149,6 @@ def read_predict(call: CallRequest, document: Document, params: PathParams, boun
         call.measured = {f"{IMAGES}{word}/{AUTO}": drawn * (each if "sampleCount" in config else _PICTURES)}
 
 
-def config_of(document: Document) -> Document:
-    """Gemini's configuration in the spelling the call has it, made where it has none."""
-    for name in ("generation_config", "generationConfig"):
-        config = document.get(name)
-        if isinstance(config, dict):
-            return config
-    made: Document = {}
-    document["generationConfig"] = made
-    return made
-
-
 def _one(camel: T | None, snake: T | None, param: str) -> T | None:
     """Both spellings of proto3 JSON are one field: refuse it given in both."""
     if camel is not None and snake is not None:

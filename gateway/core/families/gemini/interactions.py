@@ -80,14 +80,6 @@ def _check_spelling(document: Document, names: ControlledNames, path: str = "") 
             raise InvalidRequest(f"The field {path}{name} must be written {path}{known}.", param=path + known)
 
 
-def config_of(document: Document) -> Document:
-    """Where an interaction has its maximum, made where there is none."""
-    config = document.get("generation_config")
-    if not isinstance(config, dict):
-        config = document["generation_config"] = {}
-    return config
-
-
 def _read_whole(meter: Meter, document: bytes) -> None:
     _take(meter, loose_document(document), final=True)
 

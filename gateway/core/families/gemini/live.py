@@ -43,8 +43,10 @@ _OVER: Final = ("turnComplete", "interrupted")
 # Files, and sessions, that another caller of the account may have made.
 _OTHERS: Final = frozenset({"handle", "filedata", "cachedcontent", "retrieval", *map(str.lower, CHOOSING)})
 _MODEL = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/google/)?(?:models/)?([^/]+)")
-_INLINE = MediaPart(("data",), states=("mimeType", "mime_type"))
-_MEDIA = MediaPlaces("said", by_name={"inlineData": _INLINE, "inline_data": _INLINE})
+INLINE: Final = dict.fromkeys(
+    ("inlineData", "inline_data"), MediaPart(("data",), states=("mimeType", "mime_type"))
+)
+_MEDIA = MediaPlaces("said", by_name=INLINE)
 # A second of sound is 32 tokens at most, as base64 of 16 bits at 16 kHz; of a model, 25 at 24 kHz.
 _SAID_CHARACTERS: Final = 1_333
 _MADE_CHARACTERS: Final = 2_560

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
+from gateway.core.families.controlled import object_at
 from gateway.core.families.family import (
     ApiFamily,
     BatchPaths,
@@ -134,7 +135,7 @@ _SHAPES = {
         mistral.read_conversation,
         mistral.DIALECT,
         "max_tokens",
-        mistral.arguments_of,
+        object_at("completion_args"),
         always_reports=True,
         keeps=lambda document: True,
         numbers=frozenset({"max_tokens"}),

@@ -65,14 +65,6 @@ def _answering(document: Document, *, agents_alone: bool) -> str:
     return model_name(model) if agent is None and not agents_alone else model_name(agent, "agent_id")
 
 
-def arguments_of(document: Document) -> Document:
-    """Where a conversation has its maximum, made where there is none."""
-    arguments = document.get("completion_args")
-    if not isinstance(arguments, dict):
-        arguments = document["completion_args"] = {}
-    return arguments
-
-
 def _read_whole(meter: Meter, document: bytes) -> None:
     said = loose_document(document)
     meter.detail.answered_by(said.get("model"))
