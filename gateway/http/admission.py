@@ -609,9 +609,7 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
 def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
-    """The head of a call that carries no key, with that of its workload, or of the upload that it sends a
-    file to; else the refusal it has earned.
-    """
+    """The head of a call without a key, with that of its workload or of its upload; else what refuses it."""
     head, keys = exchange.head, exchange.worker.workloads
     missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
     if missing and head.routed.route is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,11 @@ async def responding(socket: LiveUpstream) -> None:
 
 
 @asynccontextmanager
-async def live(script: Script = responding, **limits: Any) -> AsyncIterator[tuple[Stage, list[LiveUpstream]]]:
+async def live(
+    script: Script = responding, routes: tuple[Route, ...] = ROUTES, **more: Any
+) -> AsyncIterator[tuple[Stage, list[LiveUpstream]]]:
     sockets: list[LiveUpstream] = []
-    async with staged(ROUTES, **limits) as stage:
+    async with staged(routes, **more) as stage:
         stage.upstream.handler = playing(script, sockets)
         yield stage, sockets
         await eventually(lambda: stage.plane.sockets.used == 0)
@@ -339,9 +341,7 @@ async def test_where_its_route_says_abort_it_is_charged_its_input_at_once() -> N
         await socket.send(BEGUN)
         await socket.until("")
 
-    sockets: list[LiveUpstream] = []
-    async with staged((replace(ROUTES[0], on_disconnect="abort"),)) as stage:
-        stage.upstream.handler = playing(script, sockets)
+    async with live(script, (replace(ROUTES[0], on_disconnect="abort"),)) as (stage, _):
         async with connected(stage) as socket:
             item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x" * 300}]}
             await socket.send_json({"type": "conversation.item.create", "item": item})
@@ -477,13 +477,8 @@ async def speaking(socket: LiveUpstream) -> None:
             await socket.send(SPOKEN, over | {"usageMetadata": GEMINI_USAGE})
 
 
-@asynccontextmanager
-async def talking(script: Script = speaking) -> AsyncIterator[tuple[Stage, list[LiveUpstream]]]:
-    sockets: list[LiveUpstream] = []
-    async with staged(GEMINI_ROUTES) as stage:
-        stage.upstream.handler = playing(script, sockets)
-        yield stage, sockets
-        await eventually(lambda: not stage.upstream.open and stage.plane.sockets.used == 0)
+def talking() -> AbstractAsyncContextManager[tuple[Stage, list[LiveUpstream]]]:
+    return live(speaking, GEMINI_ROUTES)
 
 
 @pytest.fixture
@@ -558,10 +553,8 @@ async def test_a_setup_that_may_not_pass_opens_nothing_there(message: Any, code:
 
 
 async def test_vertex_gets_its_own_name_of_the_model() -> None:
-    sockets: list[LiveUpstream] = []
     place: dict[str, object] = {"project": "ours", "region": "here", "path": "/v1/models/{model}:{operation}"}
-    async with staged(GEMINI_ROUTES, of_target=place) as stage:
-        stage.upstream.handler = playing(speaking, sockets)
+    async with live(speaking, GEMINI_ROUTES, of_target=place) as (stage, sockets):
         async with connected(stage, VERTEX) as socket:
             named = "projects/any/locations/any/publishers/google/models/m"
             await socket.send_json({"setup": {"model": named}})

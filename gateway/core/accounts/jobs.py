@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from gateway.core.metering.reading import UNREADABLE, decoded, integer
 from gateway.core.model import Caller
 from gateway.errors import InvalidRequest
 
+T = TypeVar("T")
 BATCH: Final = "batch"
 VIDEO: Final = "video"
 RESPONSE: Final = "response"
@@ -210,7 +211,7 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
 
     The refusal names the line.
     """
-    return _checked(((number, raw, _line) for number, raw in _numbered(content)), endpoints, "file")
+    return _checked(_numbered(content), _line, endpoints, "file")
 
 
 def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
@@ -221,7 +222,7 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
         return BatchLine(one.custom_id, "POST", endpoint, msgspec.Raw(msgspec.json.encode(one.params)))
 
     listed = calls if isinstance(calls, list) else []
-    return _checked(((number, call, read) for number, call in enumerate(listed, 1)), (endpoint,), field)
+    return _checked(enumerate(listed, 1), read, (endpoint,), field)
 
 
 def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
@@ -242,7 +243,7 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> list[Ba
             raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
         place = _member(place, name)
     listed = enumerate(place if isinstance(place, list) else (), 1)
-    return _checked(((number, (number, call), read) for number, call in listed), (endpoint,), field)
+    return _checked(((number, (number, call)) for number, call in listed), read, (endpoint,), field)
 
 
 def _member(place: object, name: str) -> object:
@@ -255,12 +256,12 @@ def _member(place: object, name: str) -> object:
 
 
 def _checked(
-    found: Iterable[tuple[int, Any, Callable[[Any], BatchLine]]], endpoints: Collection[str], field: str
+    found: Iterable[tuple[int, T]], read: Callable[[T], BatchLine], endpoints: Collection[str], field: str
 ) -> list[BatchLine]:
     lines: list[BatchLine] = []
     seen: set[str] = set()
     first = ""
-    for number, raw, read in found:
+    for number, raw in found:
         if len(lines) == LINES_MAX:
             raise InvalidRequest(f"Line {number}: a batch has at most {LINES_MAX} lines.", param=field)
         try:
