@@ -193,7 +193,7 @@ async def test_what_up_left_in_the_data_directory_is_found(run: Run, api: Api, t
         ),
         (("org", "create", "x", "--currency", "euro"), {}, "currency: must be an ISO 4217 code"),
         (("tenant", "show", "nobody"), {}, "There is no tenant named 'nobody'"),
-        (("tenant", "show", "99"), {}, "tenants/99 was not found"),
+        (("tenant", "show", "99"), {}, "There is no tenant 99; `tollkeeper tenant list` shows all."),
         (("tenant", "recharge", "1", "0"), {}, "equal to 1"),
         (("plan", "create", "x", "--total", "many"), {}, "--total"),
         (("plan", "change", "1"), {}, "Nothing to change"),

@@ -14,6 +14,7 @@ __all__ = ["run"]  # a fixture
 
 ADMITTED = "00000000-0000-4000-8000-000000000001"
 REFUSED = "00000000-0000-4000-8000-000000000002"
+RUN_SPENT = "00000000-0000-4000-8000-000000000003"
 
 
 @pytest.fixture
@@ -33,17 +34,22 @@ async def ids(api: Api) -> dict[str, Any]:
     await api.make("budgets", **money, name="search", tenant_id=tenant["id"], amount="20")
     await api.make("budgets", **money, name="keys", each="key", amount="5", mode="audit")
     await api.make("budgets", **money, name="shop", tenant_id=other["id"], amount="7")
+    chat = await api.make(
+        "services", name="Talk", key="talk", credits=0, service_type="Pay-As-You-Go", business_model_id=1
+    )
     who = {
         "organization": owner["id"],
         "tenant": tenant["id"],
         "api_key_id": key["id"],
         "route": "/v1/chat/completions",
+        "service_id": chat["id"],
     }
     call(
         api, ADMITTED, **who, model="gpt-4o", response_model="gpt-4o-2024", input=1000, output=200,
         tokens=1200, cost=4_500_000, currency="USD", price_id=price["id"],
     )  # fmt: skip
     call(api, REFUSED, **who, model="gpt-4o", status=429, reason="budget_exceeded", refused=True)
+    call(api, RUN_SPENT, **who, model="gpt-4o", status=429, reason="run_exceeded", refused=True)
     return {"organization": owner["id"], "price": price["id"]}
 
 
@@ -56,6 +62,7 @@ async def test_a_cost_is_told_line_by_line(run: Run, ids: dict[str, Any]) -> Non
     found = await from_json(run, "explain", ADMITTED)
     assert "organization Acme" in step(found, "caller")["says"]
     assert "key laptop" in step(found, "caller")["says"]
+    assert step(found, "service")["says"].startswith("talk, sold as ")
     assert step(found, "limits")["facts"] == ["key: requests per minute 60"]
     assert "answered by gpt-4o-2024" in step(found, "request")["says"]
     assert step(found, "price")["says"].startswith(f"0.0045 USD by price {ids['price']} of gpt-4o")
@@ -79,6 +86,11 @@ async def test_a_refusal_is_told_at_its_step_with_what_is_left(run: Run, ids: di
     assert step(found, "outcome")["says"] == "Refused: budget_exceeded. A budget's amount is used up."
     shown = (await run("explain", REFUSED)).stdout
     assert [line for line in shown.splitlines() if "Budgets" in line and "REFUSED HERE" in line]
+
+
+async def test_a_refusal_without_a_step_is_told_at_the_outcome(run: Run, ids: dict[str, Any]) -> None:
+    found = await from_json(run, "explain", RUN_SPENT)
+    assert [each["step"] for each in found["steps"] if each["refused"]] == ["outcome"]
 
 
 async def test_a_call_of_others_and_no_id_are_refused(run: Run, api: Api, ids: dict[str, Any]) -> None:

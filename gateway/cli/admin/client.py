@@ -19,6 +19,7 @@ from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, bui
 from uuid import uuid4
 
 from gateway.cli.admin import described
+from gateway.cli.admin.sections import section_of
 from gateway.core.credentials import TlsFiles
 from gateway.core.network import without_password
 from gateway.core.text import read_json
@@ -305,7 +306,8 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     try:
         problem = read_json(error.read())
         fields = [
-            f"  {_called(item['field'], called)}: {item['message']}" for item in problem.get("errors", ())
+            f"  {_called(item['field'], called)}: {item['message'].replace(' in a string,', ',')}"
+            for item in problem.get("errors", ())
         ]
         said = "\n".join([str(problem["detail"]), *fields])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
@@ -313,7 +315,10 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     if error.code == 401:
         said = "The admin token is not accepted."
     elif error.code == 404:
-        said = f"{path.partition('?')[0]} was not found; the command's `list` shows all."
+        resource, _, row = path.partition("?")[0].partition("/")
+        said, section = f"{path.partition('?')[0]} was not found.", section_of(resource)
+        if (number := row.partition("/")[0]).isdecimal():
+            said = f"There is no {section} {number}; `tollkeeper {section} list` shows all."
     return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said
 
 

@@ -51,17 +51,7 @@ def words_argument(fields: Sequence[FormField]) -> Any:
 
 
 def option_of(field: FormField) -> Any:
-    long = spelled(field.name)
-    outer, _, inner = field.name.partition(".")
-    names = [f"--{long}"]
-    if inner:
-        prefix = outer.removesuffix("limits").replace("_", "-")
-        names = [
-            f"--{prefix}{client.SHORT.get(spelled(inner), spelled(inner))}",
-            *names,
-        ]
-    elif long in client.SHORT:
-        names.insert(0, f"--{client.SHORT[long]}")
+    names, inner = names_of(field.name), field.name.partition(".")[2]
     says = [field.hint, "Id or name." if field.refers else "", "0 is no limit." if inner else ""]
     says += [
         f"By default {field.default}." if field.default else "",
@@ -85,6 +75,23 @@ def option_of(field: FormField) -> Any:
     elif field.kind == "choice":
         kind = str | None if field.nullable else _choice(field) | None
     return Annotated[kind, told]
+
+
+def names_of(name: str) -> list[str]:
+    """The options of a field: a short one if there is one, and its own."""
+    long = spelled(name)
+    outer, _, inner = name.partition(".")
+    if inner:
+        prefix = outer.removesuffix("limits").replace("_", "-")
+        return [f"--{prefix}{client.SHORT.get(spelled(inner), spelled(inner))}", f"--{long}"]
+    return [*([f"--{client.SHORT[long]}"] if long in client.SHORT else []), f"--{long}"]
+
+
+def typed_as(name: str) -> str:
+    """The option of a field that was typed, else the first."""
+    names = names_of(name)
+    words = {word.partition("=")[0] for word in sys.argv}
+    return next((each for each in names if each in words), names[0])
 
 
 def usual(field: FormField) -> Any:
@@ -179,7 +186,8 @@ class CliCommand:
                     found = source.rows(self.resource, self.fields, typed)
                     output.rows(found, self.resource.columns, as_json=bool(typed["as_json"]))
                     return
-            called = {field.name: f"--{spelled(field.name)}" for field in self.fields}
+            called = {"from": "--since", "to": "--until"} if self.does == "list" else {}
+            called |= {field.name: typed_as(field.name) for field in self.fields}
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)
 
@@ -393,7 +401,7 @@ def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) 
             return None
         return _document(said, field) if field.kind == "json" else [_item(each) for each in said]
     except ValueError as error:
-        raise CommandFailed(f"--{spelled(field.name)} {error}.") from error
+        raise CommandFailed(f"{typed_as(field.name)} {error}.") from error
 
 
 def spelled(name: str) -> str:

@@ -117,7 +117,7 @@ class Explanation:
                 step.refused = self._is_refused and _REFUSES.get(self._reason) == step.step
                 yield step
         if self._is_refused:
-            refused = _REFUSES.get(self._reason) == "price"
+            refused = _REFUSES.get(self._reason, "price") == "price"  # no step above is about it
             yield ExplainedStep(
                 "outcome", f"Refused: {self._reason}. {_refusals()[self._reason]}", refused=refused
             )
@@ -181,11 +181,9 @@ class Explanation:
     def _service(self) -> ExplainedStep | None:
         if not (row := self._read("services", self._call["service_id"])):
             return None
-        tier = self._call["service_tier"]
-        return ExplainedStep(
-            "service",
-            f"{row['key']}, sold as {row['business_model']}" + (f", service tier {tier}." if tier else "."),
-        )
+        tier, sold = self._call["service_tier"], self._read("business-models", row["business_model_id"])
+        says = f"{row['key']}, sold as {sold['name']}" if sold else row["key"]
+        return ExplainedStep("service", says + (f", service tier {tier}." if tier else "."))
 
     def _limits(self) -> ExplainedStep:
         owners = (

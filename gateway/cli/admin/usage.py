@@ -11,7 +11,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +35,10 @@ RECENT = (
 )  # fmt: skip
 # Columns of a table of sums; JSON and CSV have all of it.
 ADDED = ("requests", "input", "cache_read", "output", "tokens", "cost", "currency")
+# What the options of a report are called in its query.
+CALLED = {
+    "from": "--from", "to": "--to", "group_by": "--by", "interval": "--interval", "tenant_id": "--tenant",
+}  # fmt: skip
 LEDGERS_READ_MAX = 20
 ITEMS_MAX = 10_000
 
@@ -56,7 +60,8 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """Show what was used and what it cost; without --by and its like, quotas and the latest ledger rows."""
-    with admin() as api:
+    with admin() as found:
+        api = replace(found, called=CALLED)
         tenant_id = api.id_of("tenants", tenant) if tenant else None
         asked: Json = {
             "group_by": by, "from_": since, "to": until, "interval": interval, "tenant_id": tenant_id,
