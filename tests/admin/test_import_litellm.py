@@ -91,6 +91,7 @@ async def test_what_is_made_is_read_and_applied(run: Run, api: Api, source: Path
         "/openai/deployments/{model}/{operation}", (("api-version", "2024-10-21"),),
     )  # fmt: skip
     assert upstreams["hosted-vllm"].base_url == "http://127.0.0.1:8000"
+    assert {"azure", "azure-2"} <= upstreams.keys()  # an account each
     text = (to / "tollkeeper.yaml").read_text() + (to / "objects.yaml").read_text() + done.output
     assert "sk-plain-text" not in text
     [secret] = (to / "keys").iterdir()

@@ -120,7 +120,8 @@ _WHY = (
     (r"model_list.*\.(?:temperature|max_tokens|top_p|.*_params)", "bodies pass as callers send them"),
     (r".*drop_params|.*modify_params", "bodies pass as callers send them"),
     (r"environment_variables.*", "set them in the environment of the gateway"),
-    (r"mcp_servers.*|.*mcp.*", "Tollkeeper serves no tools"),
+    (r"mcp_servers.*|.*mcp.*", "make each server an upstream with family: mcp"),
+    (r"general_settings\.(?:enable_jwt_auth|litellm_jwtauth.*)", "name the issuer of tokens under issuers"),
     (r".*provider_budget_config.*", "a budget is of callers or models, not of a provider"),
 )  # fmt: skip
 
@@ -213,39 +214,30 @@ class _Translation:
             headers["openai-organization"] = organization
         if headers:
             upstream["headers"] = upstream.get("headers", {}) | headers
-        name = self._upstream(provider, upstream)
-        if not known.auth:
-            self._key(name, known, params.pop("api_key", None))
-        return {"upstream": name, "model": model}
+        if not known.auth and (key := self._key(provider, known, params.pop("api_key", None))):
+            upstream["keys"] = [key]
+        return {"upstream": self._upstream(provider, upstream), "model": model}
 
     def _upstream(self, provider: str, wanted: Json) -> str:
-        """The name of this upstream, which may be there already."""
+        """The name of this upstream, which may be there already; one with another key is another account."""
         for number in range(1, len(self._upstreams) + 2):
             name = provider.replace("_", "-") + (f"-{number}" if number > 1 else "")
-            known = self._upstreams.setdefault(name, dict(wanted))
-            if {each: known[each] for each in known if each != "keys"} == wanted:
+            if self._upstreams.setdefault(name, wanted) == wanted:
                 return name
         raise AssertionError(provider)
 
-    def _key(self, name: str, known: Provider, said: object) -> None:
-        """Add a key to an upstream: by its variable, or by a file where the source has it in plain text."""
-        keys: list[Json] = self._upstreams[name].setdefault("keys", [])
+    def _key(self, provider: str, known: Provider, said: object) -> Json:
+        """Where a key is: its variable, or a file where the source has it in plain text; nothing for none."""
         text = str(said or "")
         if text.startswith(ENVIRON):
-            key = {"env": text.removeprefix(ENVIRON)}
-        elif text:
-            secrets = self._made.secrets
-            file = next((file for file, kept in secrets.items() if kept == text), f"{name}-{len(keys) + 1}")
-            secrets[file] = text
-            key = {"file": str(self._directory / KEYS / file)}
-        elif known.variable:
-            key = {"env": known.variable}
-        else:
-            key = {}
-        if key and key not in keys:
-            keys.append(key)
-        if not keys:
-            del self._upstreams[name]["keys"]
+            return {"env": text.removeprefix(ENVIRON)}
+        if not text:
+            return {"env": known.variable} if known.variable else {}
+        secrets = self._made.secrets
+        file = next((file for file, kept in secrets.items() if kept == text), "")
+        file = file or f"{provider.replace('_', '-')}-{len(secrets) + 1}"
+        secrets[file] = text
+        return {"file": str(self._directory / KEYS / file)}
 
     def _fallbacks(self, place: str) -> None:
         """Targets of other names behind a name's own."""
