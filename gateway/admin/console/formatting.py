@@ -175,7 +175,9 @@ LIMIT_REACHED, WRONG_REQUEST = Outcome("limit reached", "warn"), Outcome("wrong 
 FAILED = Outcome("failed", "bad")
 _OUTCOMES = {401: NOT_ALLOWED, 402: LIMIT_REACHED, 403: NOT_ALLOWED, 429: LIMIT_REACHED}
 # What each reason of a refusal means, in a sentence.
-REASONS = {refusal.reason: (refusal.__doc__ or "").partition("\n")[0] for refusal in Refusal.__subclasses__()}
+_REFUSALS: list[type[Refusal]] = Refusal.__subclasses__()
+_REFUSALS = [each for one in _REFUSALS for each in one.__subclasses__()] + _REFUSALS
+REASONS = {refusal.reason: (refusal.__doc__ or "").partition("\n")[0] for refusal in _REFUSALS}
 
 
 def outcome_of(status: int) -> Outcome:
@@ -340,6 +342,8 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
         sign, tone = ("+", "good") if row["direction"] == "IN" else ("−", "plain")
         return Cell("number", f"{sign}{number(row['amount'])}", tone=tone)
     value: Any = row.get(column)
+    if column == "last_used_at" and screen.name == "api-keys" and value:
+        return Cell("time", day(value))
     if column == "resource_id":
         return Cell("code", str(value or NOTHING_TO_SHOW), _page_of(row.get("resource"), value))
     if column == "request_id" and value and screen.name != "calls":

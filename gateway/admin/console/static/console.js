@@ -77,7 +77,7 @@
   }
 
   function short(value) {
-    if (value == null) return "—";
+    if (value == null) return "";
     const at = [[1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([step]) => Math.abs(value) >= step);
     if (!at) return value >= 100 ? value.toFixed(0) : value.toFixed(value < 10 && value % 1 ? 1 : 0);
     return `${(value / at[0]).toFixed(1).replace(".0", "")} ${at[1]}`;
@@ -123,7 +123,7 @@
       }));
       this.chart = new uPlot({
         ...this.size(),
-        series: [{ label: "UTC", value: (_, time) => (time == null ? "—" : clock(time)) }, ...series],
+        series: [{ label: "UTC", value: (_, time) => (time == null ? "" : clock(time)) }, ...series],
         axes: [{ ...axis, space: 80, size: 32, values: (_, times) => times.map(clock) }, { ...axis, size: 56, values: (_, values) => values.map(short) }],
         scales: { x: { range: (_, low, high) => [Math.min(low, high - 60), high] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
         cursor: { drag: { x: false, y: false } },
@@ -206,13 +206,13 @@
       const series = order.map((at) => ({
         label: this.names[at][0], stroke: colour(this.names[at][1]), width: this.stacks ? 0 : 1.5, paths,
         fill: this.stacks ? colour(this.names[at][1]) : undefined, points: { show: !this.stacks && this.times.length < 2 },
-        value: (_, __, ___, time) => (time == null ? "—" : this.said(this.amounts[at][time])),
+        value: (_, __, ___, time) => (time == null ? "" : this.said(this.amounts[at][time])),
       }));
       const step = this.times[1] - this.times[0] || 86400;
       this.chart = new uPlot({
         ...this.size(),
         tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
-        series: [{ label: "UTC", value: (_, __, ___, time) => (time == null ? "—" : this.labels.get(this.times[time])) }, ...series],
+        series: [{ label: "UTC", value: (_, __, ___, time) => (time == null ? "" : this.labels.get(this.times[time])) }, ...series],
         axes: [{ ...axis, space: 72, size: 32, incrs: [1, 2, 3, 4, 6, 7, 12, 14, 24, 30, 48, 60, 90, 180, 365].map((times) => times * step), values: (_, times) => times.map((time) => this.day(time)) }, { ...axis, size: (_, said) => Math.max(64, 12 + 7 * Math.max(0, ...(said ?? []).map((text) => text.length))), values: (_, values) => values.map((value) => this.said(value)) }],
         scales: {
           x: { time: true, range: (_, low, high) => (this.stacks ? [low - step / 2, high + step / 2] : [low, high > low ? high : low + step]) },
