@@ -14,7 +14,7 @@ from http import HTTPStatus
 import msgspec
 
 from gateway import errors
-from gateway.core.accounts.budgets import MONEY, UNIT_OF, shown, shown_amount
+from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.runs import is_run
 from gateway.core.families.registry import FAMILIES
@@ -143,7 +143,7 @@ def _of_budget(decision: Decision) -> str:
     left, limit = _shown(unit, window.left, window.currency), _shown(unit, window.limit, window.currency)
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
     said = f'{what} "{window.name}": {left} of {limit} left'
-    if window.need:
+    if window.need and unit != REQUESTS:  # a request needs one
         said += f"; this request may need {_shown(unit, window.need, window.currency)}"
     return said
 
