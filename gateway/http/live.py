@@ -93,6 +93,7 @@ class LiveSocket(WebSocket):
         self._asked: list[bytes] = []
         # Bytes of messages that are kept until the upstream has them.
         self._owed = 0
+        self._kept = b""  # a message that waits for the end of an answer
         self._heard: list[tuple[bytes, bool, bool]] = []
         self._ends: tuple[int, str] | None = None
         self._seen_at = asyncio.get_running_loop().time()
@@ -237,7 +238,7 @@ class LiveSocket(WebSocket):
 
     def go_on(self, reason: int) -> None:
         """Take messages again."""
-        if not self._asked and (reason == SLOW or not self._reading.paused & SLOW):
+        if not (self._asked or self._kept) and (reason == SLOW or not self._reading.paused & SLOW):
             self.keep(-self._owed)
             self._owed = 0
         if self._reading.paused & reason:
@@ -252,6 +253,11 @@ class LiveSocket(WebSocket):
         self._seen_at = asyncio.get_running_loop().time()
         try:
             document = read_document(body)
+            if session.waits(document):
+                self._kept = body
+                self._owe(len(body))
+                self.hold(WAITING)
+                return
             written = written_of(document, body, BodyLook(body))
             session.ask(document, len(body))
             if session.models != before:
@@ -261,13 +267,17 @@ class LiveSocket(WebSocket):
             self._refuse(refusal)
             return
         self._asked.append(written)
-        self.keep(len(body))
-        self._owed += len(body)
+        self._owe(len(body))
         if self._link is None:
             self.hold(WAITING)
             self._ask_for_turn()
         else:
             self._send()
+
+    def _owe(self, size: int) -> None:
+        """So many bytes more of messages are kept, or fewer."""
+        self.keep(size)
+        self._owed += size
 
     def _judge(self) -> None:
         """Whether the models that a message names may answer too; a turn that is not admitted asks itself."""
@@ -297,7 +307,19 @@ class LiveSocket(WebSocket):
         if upstream is not None:
             for one in asked:
                 upstream.send(one)
-        self.go_on(WAITING)
+        if not self._kept:
+            self.go_on(WAITING)
+
+    def _ask_kept(self) -> None:
+        """Take the message that waited, once its client has heard the end; what came behind it comes next."""
+        ending = self._ends is not None or (self._link is None and self._turning)
+        if not self._kept or ending or self._heard or self._session.busy or self.is_closing():
+            return
+        body, self._kept = self._kept, b""
+        self._owe(-len(body))
+        self._ask(body)
+        if not self._asked:
+            self.go_on(WAITING)
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
         if self._session.refuses_by_event:
@@ -378,12 +400,13 @@ class LiveSocket(WebSocket):
             upstream.reading.pause(_WAITING)
         else:
             upstream.reading.resume(_WAITING)
+        self._ask_kept()
         if closed and not self._turning:
             upstream.close()
         elif self._ends is not None and not self._heard:
             self._end_turn(*self._ends)
-        elif (self._heard or self._asked) and self._link is None:
-            self._ask_for_turn()
+        elif (self._heard or self._asked or self._session.pending) and self._link is None:
+            self._ask_for_turn()  # what is still on its way is a call, though nothing of it is here
 
 
 class UpstreamSocket(asyncio.Protocol):

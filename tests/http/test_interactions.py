@@ -123,7 +123,7 @@ async def test_a_stream_of_an_interaction_costs_what_its_last_event_reports(stag
     ("said", "param"),
     [
         ({"model": None, "agent": "deep-research"}, "agent"), ({"background": True}, "background"),
-        ({"environment": {"type": "remote"}}, "environment"),
+        ({"environment": {"type": "remote"}}, "environment"), ({"environment": {}}, "environment"),
         ({"webhook_config": {"uris": ["x"]}}, "webhook_config"),
         ({"previousInteractionId": "v1_z"}, "previous_interaction_id"),
         ({"generationConfig": {"maxOutputTokens": 9}}, "generation_config"),

@@ -153,6 +153,26 @@ async def test_videos_of_gemini_cost_as_many_as_were_made(
     await charges(stage, job, "gemini_videos", over, nano)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "instance"),
+    [
+        ({"durationSeconds": 4, "duration_seconds": 8}, {}),
+        ({"sample_count": 4}, {}),
+        ({"number_of_videos": 4}, {}),
+        ({"storage_uri": "gs://b"}, {}),
+        ({}, {"image": {"gcs_uri": "gs://b/x"}}),
+    ],
+)
+async def test_a_number_or_a_place_in_another_spelling_is_refused(
+    stage: Stage, parameters: dict[str, Any], instance: dict[str, Any]
+) -> None:
+    said = json.dumps({"instances": [{"prompt": "a", **instance}], "parameters": parameters}).encode()
+    for path in (VEO, b"/v1beta/models/draw:predict"):
+        if path == VEO or not parameters.keys() & {"durationSeconds", "number_of_videos"}:
+            assert (await stage.ask(post(said, path))).reason == "invalid_request"
+    assert not stage.upstream.received
+
+
 async def charges(stage: Stage, job: Job, meter: str, said: dict[str, Any], nano: int) -> None:
     """What a result is charged, by the table."""
     route = next(one for one in ROUTES if one.meter == meter)

@@ -257,6 +257,18 @@ async def test_a_turn_that_is_refused_is_told_of_and_ends_the_socket() -> None:
         ({"type": "session.update", "session": {"Model": "dearer"}}, "session.model"),
         ({"type": "response.create", "response": {"model": "dearer"}}, "model"),
         ({"type": "response.create", "response": {"tools": [{"type": "web_search"}]}}, "response.tools"),
+        ({"type": "response.create", "response": {"prompt": {"id": "pmpt_1"}}}, "response.prompt"),
+        ({"type": "session.update", "session": {"prompt": {"id": "pmpt_1"}}}, "session.prompt"),
+        ({"type": "response.create", "response": {"conversation": "conv_1"}}, "response.conversation"),
+        (
+            {"type": "response.create", "response": {"previous_response_id": "resp_1"}},
+            "response.previous_response_id",
+        ),
+        (
+            {"type": "session.update", "session": {"audio": {"input": {"transcription": {"prompt": "x"}}}}},
+            "transcription.model",
+        ),
+        ({"type": "session.update", "session": {"input_audio_transcription": {}}}, "transcription.model"),
         ({"type": "transcription_session.update"}, "type"),
         (
             {"type": "session.update", "session": {"audio": {"input": {"transcription": {"model": "dear"}}}}},
@@ -333,6 +345,67 @@ async def test_a_client_gone_in_the_middle_is_charged_for_what_it_asked(asks: bo
         go_on.set()
         await stage.settled()
         assert [one.tokens for one in stage.counters.charges] == ([253] if asks else [])
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_each_of_several_responses_at_once_is_charged_though_its_client_leaves(begins: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        await socket.until("response.create")
+        await socket.send(BEGUN, BEGUN, DELTA, done(), *([DELTA] if begins else []))
+        await go_on.wait()
+        await socket.send(done())
+        await socket.until("")
+
+    async with live(script) as (stage, _):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(CREATE)
+            await until(socket, "response.done")
+            await eventually(lambda: len(stage.counters.holds) == 2)
+            socket._writer.transport.abort()
+        await eventually(lambda: not stage.connections)
+        go_on.set()
+        await stage.settled(2)
+        assert [one.tokens for one in stage.counters.charges] == [253, 253]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_response_that_is_asked_for_meanwhile_waits_for_its_own_hold(refused: bool) -> None:
+    go_on = asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        await socket.until("response.create")
+        await socket.send(BEGUN, DELTA)
+        await socket.until("input_audio_buffer.clear")
+        await go_on.wait()
+        await socket.send(done())
+        await responding(socket)
+
+    async with live(script) as (stage, sockets), connected(stage) as socket:
+        beside = {"type": "response.create", "response": {"conversation": "none"}}
+        wrong = {"type": "response.create", "response": {"model": "dear"}}
+        clear = {"type": "input_audio_buffer.clear"}
+        for one in (CREATE, clear, wrong, beside, clear):
+            await socket.send_json(one)
+        await until(socket, "response.output_text.delta")
+        await eventually(lambda: len(sockets[0].heard) == 2)
+        if refused:
+            stage.counters.decision = REFUSAL
+        go_on.set()
+        await until(socket, "response.done")
+        await until(socket, "error")
+        if refused:
+            await until(socket, "error")
+        else:
+            await until(socket, "response.done")
+        await eventually(lambda: len(sockets[0].heard) == (2 if refused else 4))
+        asked = ["response.create", "input_audio_buffer.clear"] * (1 if refused else 2)
+        assert [one["type"] for one in sockets[0].heard] == asked
+        assert [one.tokens for one in stage.counters.charges] == [253] * (1 if refused else 2)
 
 
 async def test_where_its_route_says_abort_it_is_charged_its_input_at_once() -> None:

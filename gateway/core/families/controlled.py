@@ -99,6 +99,17 @@ class ControlledNames:
                         f"The field {path}{name} must be written {path}{known}.", param=path + known
                     )
 
+    def check_spelling(self, document: Document, path: str = "") -> None:
+        """The same, and refuse the other spelling of proto3 JSON, in which nothing is read here."""
+        self.check(document, path)
+        plain = {name.replace("_", "").casefold(): name for name in self.exact}
+        for name in document:
+            known = plain.get(name.replace("_", "").casefold())
+            if known is not None and name not in self.exact:
+                raise InvalidRequest(
+                    f"The field {path}{name} must be written {path}{known}.", param=path + known
+                )
+
 
 STREAM_OPTIONS = ControlledNames("include_usage")
 

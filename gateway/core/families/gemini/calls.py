@@ -121,6 +121,7 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
     if len(asked) != 1:
         raise InvalidRequest("instances must have one object.", param="instances")
     parameters = inner(document, "parameters", _VIDEO_PARAMETERS) or {}
+    _VIDEO_PARAMETERS.check_spelling(parameters, "parameters.")
     refuse_inside([asked, parameters], _ELSEWHERE, "")
     numbers = [
         choices(parameters, name, VIDEOS_MAX, "parameters.") for name in ("sampleCount", "numberOfVideos")
@@ -140,6 +141,7 @@ def read_predict(call: CallRequest, document: Document, params: PathParams, boun
             "instances must be a list of objects with a prompt or a content.", param="instances"
         )
     config = inner(document, "parameters", _PARAMETERS) or {}
+    _PARAMETERS.check_spelling(config, "parameters.")
     refuse_inside([instances, config], _ELSEWHERE, "")
     drawn = sum("prompt" in one for one in instances)
     if drawn:

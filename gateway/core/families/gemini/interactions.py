@@ -31,6 +31,7 @@ from gateway.core.metering.report import may_hold_more, see_content
 from gateway.errors import InvalidRequest
 
 _ELSEWHERE: Final = ("agent", "agent_config", "background", "environment", "webhook_config")
+_NOTHING: Final = (None, False)
 _INTERACTION = ControlledNames(
     "model", "stream", "generation_config", "previous_interaction_id", "continuation_token",
     "response_modalities", *_ELSEWHERE, *OF_EVERY_FAMILY,
@@ -53,9 +54,9 @@ _COMPLETED: Final = "interaction.completed"
 
 def read_interaction(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """One turn of a model, which may go on from another."""
-    _check_spelling(document, _INTERACTION)
+    _INTERACTION.check_spelling(document)
     for name in _ELSEWHERE:
-        if document.get(name):
+        if document.get(name) not in _NOTHING:
             raise InvalidRequest(
                 f"{name} is not accepted: nobody says which models answer there.", param=name
             )
@@ -64,20 +65,10 @@ def read_interaction(call: CallRequest, document: Document, params: PathParams, 
     call.streamed = flag(document, "stream")
     config = inner(document, "generation_config", _CONFIG)
     if config is not None:
-        _check_spelling(config, _CONFIG, "generation_config.")
+        _CONFIG.check_spelling(config, "generation_config.")
         call.output_max = maximum(config, "max_output_tokens", bounds.usage_tokens_max, "generation_config.")
     if any(one.get("type") == "retrieval" for one in elements(document, "tools")):
         raise InvalidRequest("tools: retrieval is not accepted, its stores are no caller's.", param="tools")
-
-
-def _check_spelling(document: Document, names: ControlledNames, path: str = "") -> None:
-    """Refuse the other spelling of proto3 JSON, in which nothing is read here."""
-    names.check(document, path)
-    plain = {name.replace("_", ""): name for name in names.exact}
-    for name in document:
-        known = plain.get(name.casefold().replace("_", ""))
-        if known is not None and name not in names.exact:
-            raise InvalidRequest(f"The field {path}{name} must be written {path}{known}.", param=path + known)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:

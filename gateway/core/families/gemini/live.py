@@ -58,6 +58,8 @@ class GeminiLiveSession:
 
     refuses_by_event = False
     named_later = True
+    # There is one answer at a time: more that is said interrupts it.
+    busy = False
 
     def __init__(self, query: Mapping[str, str]) -> None:
         self.model = ""
@@ -66,6 +68,10 @@ class GeminiLiveSession:
         self.pending = False
         self._tools: list[Document] = []
         self._reported = self._over = False
+
+    def waits(self, message: Document) -> bool:
+        """No message has to."""
+        return False
 
     def document(self) -> Document:
         """The body of the call that the next turn is: it may hear, and answer by sound."""

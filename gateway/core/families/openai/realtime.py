@@ -7,6 +7,7 @@ either ends a turn, which is a call.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -37,8 +38,12 @@ _NAMES = ControlledNames("type", "session", "response", "item", "audio")
 _SESSION = ControlledNames("type", "model", "tools", "audio", "input_audio_transcription")
 # Tools of a session: the client runs them, or a server that it names.
 _TOOLS: Final = frozenset({"function", "mcp"})
-# Files and stores that another caller of the account may have made.
-_OTHERS: Final = frozenset({"fileid", "fileids", "vectorstoreid", "vectorstoreids", "containerid"})
+# Files, stores and responses that another caller of the account may have made.
+_OTHERS: Final = frozenset(
+    {"fileid", "fileids", "vectorstoreid", "vectorstoreids", "containerid", "previousresponseid"}
+)
+# What a response may say of the conversation: another one is kept by the upstream.
+_CONVERSATIONS: Final = (None, "auto", "none")
 # What events of the upstream open and close of `pending`; those that report a use end a turn.
 _HEARD: Final = "conversation.item.input_audio_transcription."
 _DONE, _HEARD_DONE = "response.done", f"{_HEARD}completed"
@@ -83,12 +88,22 @@ class RealtimeSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self._transcribes = False
-        self._open: set[str] = set()
+        # How many of each are on their way: the upstream may make several responses at once.
+        self._open: Counter[str] = Counter()
 
     @property
     def pending(self) -> bool:
         """Whether a response or a transcript is on its way."""
         return bool(self._open)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a response is on its way."""
+        return self._open["asked"] > 0 or self._open["response"] > 0
+
+    def waits(self, message: Document) -> bool:
+        """Those that ask for a response wait for the one before, which alone is held for."""
+        return message.get("type") == _CREATE and self.busy
 
     def document(self) -> Document:
         """The body of the call that the next turn is: it may hear, and answer by sound."""
@@ -105,8 +120,8 @@ class RealtimeSession:
         written: tuple[str, ...] = ()
         if kind == _UPDATE:
             written = self._update(object_in(message, "session"))
-        _check_tools(object_in(message, "session"), "session.")
-        _check_tools(object_in(message, "response"), "response.")
+        for place in ("session", "response"):
+            _check_inside(object_in(message, place), f"{place}.")
         for model in models_beside(message):
             if model != self.model and model not in written:
                 raise InvalidRequest(
@@ -118,10 +133,10 @@ class RealtimeSession:
             raise InvalidRequest(
                 f"A connection may name {MODELS_MAX} models of transcripts.", param="session"
             )
+        refuse_inside(message, _OTHERS, "")
         self.models = tuple(found)
         if kind == _CREATE:
-            self._open.add("asked")
-        refuse_inside(message, _OTHERS, "")
+            self._open["asked"] += 1
         sound = message.get("audio")
         self.tokens += (
             len(sound) // _SAID_CHARACTERS + 1 if isinstance(sound, str) else size // _BYTES_PER_TOKEN
@@ -135,8 +150,11 @@ class RealtimeSession:
             return False, False
         opens = _OPEN.get(kind)
         if opens is not None and (opens != "transcript" or self._transcribes):
-            self._open.add(opens)
-        self._open.discard(_CLOSE.get(kind, ""))
+            self._open[opens] += 1
+        closes = _CLOSE.get(kind, "")
+        left = self._open.pop(closes, 0) - 1
+        if left > 0:
+            self._open[closes] = left
         if kind in {"session.created", "session.updated"}:
             named = _transcribers(object_in(loose_document(event), "session"))
             self._transcribes = bool(named)
@@ -155,6 +173,10 @@ class RealtimeSession:
         _SESSION.check(session, "session.")
         if session.get("type") not in {None, "realtime"}:
             raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
+        heard = object_in(object_in(session, "audio"), "input")
+        for place in (heard.get("transcription"), session.get("input_audio_transcription")):
+            if isinstance(place, dict) and place.get("model") is None:
+                raise InvalidRequest("transcription must name its model.", param="transcription.model")
         return _transcribers(session)
 
 
@@ -165,7 +187,12 @@ def _transcribers(session: Document) -> tuple[str, ...]:
     return tuple([model_name(place["model"]) for place in places if place.get("model") is not None])
 
 
-def _check_tools(holder: Document, path: str) -> None:
+def _check_inside(holder: Document, path: str) -> None:
+    """Refuse what another caller of the account may have made, and tools that nobody here counts."""
+    if isinstance(holder.get("prompt"), dict):
+        raise InvalidRequest(f"{path}prompt is not accepted here: send its text.", param=f"{path}prompt")
+    if holder.get("conversation") not in _CONVERSATIONS:
+        raise InvalidRequest(f'{path}conversation must be "auto" or "none".', param=f"{path}conversation")
     for tool in elements(holder, "tools", path):
         if tool.get("type", "function") not in _TOOLS:
             right = " or ".join(sorted(_TOOLS))
