@@ -445,6 +445,7 @@ def read_stand_ins(text: str) -> StandIns:
 # Everything is an exact integer up to the one rounding of a call, half up. Pure.
 
 # Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
+_WRITES: Final = KINDS.index("output")
 _DRAWN: Final = KINDS.index("image_output")
 _HEARD: Final = KINDS.index("audio_input")
 # Seconds of sound, and a recording whose seconds nobody knows.
@@ -535,9 +536,9 @@ def use_price(vector: Vector, name: str) -> int:
 def unpriced(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None) -> list[str]:
     """Names of tools, and of units, whose uses no price covers.
 
-    Pictures may be paid by their tokens, and so may sound where any were counted: None is before that.
+    Pictures may be paid by their tokens, and so may sound, where any were counted: None is before that.
     """
-    drawn = vector.prices[_DRAWN] > 0
+    drawn = vector.prices[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)
     heard = vector.prices[_HEARD] > 0 and (counts is None or counts[0] > 0)
     return [
         name

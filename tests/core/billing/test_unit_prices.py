@@ -87,6 +87,13 @@ def test_what_no_price_covers_is_named_and_never_silently_free() -> None:
     assert unpriced(bare, used) == ["images.512x512/high", "character", "page", "image_generation"]
 
 
+def test_pictures_are_paid_by_their_tokens_where_an_answer_has_any() -> None:
+    vector, used = read_price(price_row(input="1", output="2")).vector, {"images.auto/auto": 10}
+    assert unpriced(vector, used) == []
+    assert unpriced(vector, used, (26, *NO_COUNTS[1:])) == ["images.auto/auto"]
+    assert unpriced(vector, used, (26, 0, 0, 0, 4_160, *NO_COUNTS[5:])) == []
+
+
 class _Before(msgspec.Struct):
     """Prices as a program reads them that knows of tokens and tools alone."""
 
