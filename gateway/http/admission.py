@@ -16,6 +16,7 @@ from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.billing.money import ServicePricing
+from gateway.core.billing.price_book import pictures_by_tokens
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.forms import FormReader, boundary_of
@@ -386,6 +387,8 @@ def prices_of(
         if found:
             of = " or ".join([one.model for one in prices.named]) or "any model"
             raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
+        # Pictures that are paid by their tokens cost what was held where their answer does not say how many.
+        call.reports = call.reports or any(pictures_by_tokens(one, call.measured) for one in vectors)
     return prices
 
 

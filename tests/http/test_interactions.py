@@ -124,6 +124,7 @@ async def test_a_stream_of_an_interaction_costs_what_its_last_event_reports(stag
     [
         ({"model": None, "agent": "deep-research"}, "agent"), ({"background": True}, "background"),
         ({"environment": {"type": "remote"}}, "environment"), ({"environment": {}}, "environment"),
+        ({"continuation_token": "ct_1"}, "continuation_token"),
         ({"webhook_config": {"uris": ["x"]}}, "webhook_config"),
         ({"previousInteractionId": "v1_z"}, "previous_interaction_id"),
         ({"generationConfig": {"maxOutputTokens": 9}}, "generation_config"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,6 +21,7 @@ from websockets.exceptions import InvalidStatus
 
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
+from gateway.core.families.gemini.live import GeminiLiveSession
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from tests.certificates import issued, trusting
 from tests.http.fakes import CALLER, KEY, answer
@@ -636,3 +638,16 @@ async def test_vertex_gets_its_own_name_of_the_model() -> None:
         assert (
             sockets[0].heard[0]["setup"]["model"] == "projects/ours/locations/here/publishers/google/models/m"
         )
+
+
+def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answer_is_here() -> None:
+    session = GeminiLiveSession({})
+    session.ask(SETUP, 60)
+    said = {"clientContent": {"turns": [{"parts": [{"text": "hi"}]}], "turnComplete": True}}
+    session.ask(said, 60)
+    session.ask(said, 60)
+    usage = {"promptTokenCount": 3, "responseTokenCount": 2}
+    for word, pending in (("interrupted", True), ("turnComplete", False)):
+        event = json.dumps({"serverContent": {"modelTurn": {}, word: True}, "usageMetadata": usage})
+        assert session.hear(event.encode()) == (False, True)
+        assert session.pending is pending

@@ -30,11 +30,13 @@ from gateway.core.metering.reading import integer, loose_document
 from gateway.core.metering.report import may_hold_more, see_content
 from gateway.errors import InvalidRequest
 
-_ELSEWHERE: Final = ("agent", "agent_config", "background", "environment", "webhook_config")
+_ELSEWHERE: Final = (
+    "agent", "agent_config", "background", "continuation_token", "environment", "webhook_config",
+)  # fmt: skip
 _NOTHING: Final = (None, False)
 _INTERACTION = ControlledNames(
-    "model", "stream", "generation_config", "previous_interaction_id", "continuation_token",
-    "response_modalities", *_ELSEWHERE, *OF_EVERY_FAMILY,
+    "model", "stream", "generation_config", "previous_interaction_id", "response_modalities",
+    *_ELSEWHERE, *OF_EVERY_FAMILY,
 )  # fmt: skip
 _CONFIG = ControlledNames("max_output_tokens")
 # Counts of a report, and what tokens are made of, as `usageMetadata` calls them.
@@ -58,7 +60,7 @@ def read_interaction(call: CallRequest, document: Document, params: PathParams, 
     for name in _ELSEWHERE:
         if document.get(name) not in _NOTHING:
             raise InvalidRequest(
-                f"{name} is not accepted: nobody says which models answer there.", param=name
+                f"{name} is not accepted: nobody says whose it is, or which models answer there.", param=name
             )
     model = document.get("model")
     call.model = model_name(model.removeprefix("models/") if isinstance(model, str) else model)

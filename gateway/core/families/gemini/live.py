@@ -67,7 +67,7 @@ class GeminiLiveSession:
         self.tokens = 0
         self.pending = False
         self._tools: list[Document] = []
-        self._reported = self._over = False
+        self._reported = self._over = self._interrupts = False
 
     def waits(self, message: Document) -> bool:
         """No message has to."""
@@ -100,7 +100,9 @@ class GeminiLiveSession:
                 raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
             self.model = model_name(stated[1])
         self._tools = [*self._tools, *tools]
-        self.pending = self.pending or _asks(kind, said)
+        asks = _asks(kind, said)
+        self._interrupts = self._interrupts or (self.pending and asks and kind == _CONTENT)
+        self.pending = self.pending or asks
         if kind == _INPUT and "text" not in said:
             self.tokens += size // _SAID_CHARACTERS + 1
         else:
@@ -119,8 +121,8 @@ class GeminiLiveSession:
             self.pending = True
         self._over = self._over or _is_over(said, content)
         ends = self._reported and self._over
-        if ends:
-            self._reported = self._over = self.pending = False
+        if ends:  # what interrupted an answer has one of its own
+            self.pending, self._reported, self._over, self._interrupts = self._interrupts, False, False, False
         return bool(said) and said.keys() <= _FREE, ends
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
