@@ -293,7 +293,7 @@ def test_codex_sends_its_turns_over_a_websocket(stack: Stack, tmp_path: Path) ->
     assert code == 0, said
     assert "You said:" in said
     # It first has the connection warmed up, which is refused and costs nothing: nobody asks for that by HTTP.
-    rows = calls(a, 3)[::-1]  # oldest first
+    rows = sorted(calls(a, 3), key=lambda one: str(one["created_at"]))
     assert [(row["status"], row["model"], row["tokens"] > 0) for row in rows] == [
         (400, None, False), (200, "gpt-5-codex", True), (200, "gpt-5-codex", True),
     ]  # fmt: skip
