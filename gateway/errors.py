@@ -161,6 +161,57 @@ class InvalidRequest(Refusal):
     status = 400
 
 
+class MalformedRequest(InvalidRequest):
+    """The request is not HTTP/1.1 as this gateway accepts it."""
+
+
+class FieldsTooLarge(MalformedRequest):
+    """The header fields are larger or more than this gateway accepts."""
+
+    status = 431
+
+
+class TargetTooLong(MalformedRequest):
+    """The request line is longer than this gateway accepts."""
+
+    status = 414
+
+
+class UnknownMethod(MalformedRequest):
+    """This gateway does not know this method."""
+
+    status = 501
+
+
+class UnsupportedVersion(MalformedRequest):
+    """Only HTTP/1.0 and HTTP/1.1 are spoken here."""
+
+    status = 505
+
+
+class ExpectationFailed(MalformedRequest):
+    """The only expectation this gateway can meet is 100-continue."""
+
+    status = 417
+
+
+class UpgradeRefused(MalformedRequest):
+    """WebSocket connections are not served here: send the request by HTTP/1.1."""
+
+    status = 426
+
+    def __init__(self, message: str | None = None, *versions: tuple[bytes, bytes]) -> None:
+        super().__init__(message)
+        protocol = b"websocket" if versions else b"HTTP/1.1"
+        self.fields = ((b"upgrade", protocol), (b"connection", b"upgrade"), *versions)
+
+
+class RequestTimeout(MalformedRequest):
+    """The request did not arrive in time."""
+
+    status = 408
+
+
 class TooManyBudgets(InvalidRequest):
     """Budgets of more models are about this call than it may take from: ask for fewer models at once."""
 

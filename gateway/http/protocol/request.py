@@ -22,7 +22,17 @@ from gateway.core.families.registry import ALL
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.traces import FIELD as TRACE_FIELD
-from gateway.errors import InvalidRequest, Refusal, RequestTooLarge
+from gateway.errors import (
+    ExpectationFailed,
+    FieldsTooLarge,
+    MalformedRequest,
+    Refusal,
+    RequestTooLarge,
+    TargetTooLong,
+    UnknownMethod,
+    UnsupportedVersion,
+    UpgradeRefused,
+)
 from gateway.http.protocol.framing import (
     ANSWERED,
     BARE,
@@ -272,57 +282,6 @@ _LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _SOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _SOCKET_ACCEPTS = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONNECTION_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
-
-
-class MalformedRequest(InvalidRequest):
-    """The request is not HTTP/1.1 as this gateway accepts it."""
-
-
-class FieldsTooLarge(MalformedRequest):
-    """The header fields are larger or more than this gateway accepts."""
-
-    status = 431
-
-
-class TargetTooLong(MalformedRequest):
-    """The request line is longer than this gateway accepts."""
-
-    status = 414
-
-
-class UnknownMethod(MalformedRequest):
-    """This gateway does not know this method."""
-
-    status = 501
-
-
-class UnsupportedVersion(MalformedRequest):
-    """Only HTTP/1.0 and HTTP/1.1 are spoken here."""
-
-    status = 505
-
-
-class ExpectationFailed(MalformedRequest):
-    """The only expectation this gateway can meet is 100-continue."""
-
-    status = 417
-
-
-class UpgradeRefused(MalformedRequest):
-    """WebSocket connections are not served here: send the request by HTTP/1.1."""
-
-    status = 426
-
-    def __init__(self, message: str | None = None, *versions: tuple[bytes, bytes]) -> None:
-        super().__init__(message)
-        protocol = b"websocket" if versions else b"HTTP/1.1"
-        self.fields = ((b"upgrade", protocol), (b"connection", b"upgrade"), *versions)
-
-
-class RequestTimeout(MalformedRequest):
-    """The request did not arrive in time."""
-
-    status = 408
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from gateway.core.issuers import TOKEN_BYTES_MAX
 from gateway.core.lru import LruEntry
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id, read_usual_line
-from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
+from gateway.errors import CountersUnavailable, MalformedRequest, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.identity import (
     check_query_names,
     credential_of,
@@ -43,7 +43,6 @@ from gateway.http.protocol.request import (
     TRACES,
     VARIES,
     LruParseCache,
-    MalformedRequest,
     RequestHead,
     Values,
     accept_of,

@@ -18,7 +18,7 @@ from gateway.core.families.family import ApiFamily, UploadRules, is_list, one_of
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEAKERS
 from gateway.core.model import GENERIC, Family, Service
-from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute
+from gateway.errors import InvalidRequest, ObjectNotFound, Refusal, UnknownRoute, UpgradeRefused
 from gateway.extras import is_installed
 from gateway.http.ports import DirectoryPort, Log
 from gateway.http.protocol.request import (
@@ -27,7 +27,6 @@ from gateway.http.protocol.request import (
     OVERRIDES,
     WITHHELD,
     RequestHead,
-    UpgradeRefused,
     is_withheld,
 )
 

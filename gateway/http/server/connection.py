@@ -19,10 +19,10 @@ from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
-from gateway.errors import Refusal, RequestTooLarge
+from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
 from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.protocol.request import ClientSide, MalformedRequest, RequestTimeout, cut_length
+from gateway.http.protocol.request import ClientSide, cut_length
 from gateway.http.routing.head import CallHead, HeadReader, unreadable
 from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
-from gateway.errors import Refusal
+from gateway.errors import MalformedRequest, Refusal
 from gateway.http.protocol.framing import (
     BODY,
     BROKEN,
@@ -18,7 +18,7 @@ from gateway.http.protocol.framing import (
     WHOLE,
     IllegalEvent,
 )
-from gateway.http.protocol.request import ClientSide, MalformedRequest
+from gateway.http.protocol.request import ClientSide
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n\r\n"
 CHUNKS = b"3\r\nabc\r\n2;e=1\r\nde\r\n0\r\nt: x\r\n\r\n"

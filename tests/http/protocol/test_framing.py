@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.core.http_limits import HttpLimits
 from gateway.core.times import began
+from gateway.errors import MalformedRequest
 from gateway.http.protocol.answer import read_answer_head
 from gateway.http.protocol.framing import (
     LENGTH_DIGITS_MAX,
@@ -22,7 +23,7 @@ from gateway.http.protocol.framing import (
     decimal,
     has_bare_newline,
 )
-from gateway.http.protocol.request import MalformedRequest, RequestIds, cut_length, read_request_head
+from gateway.http.protocol.request import RequestIds, cut_length, read_request_head
 
 LIMITS = HttpLimits()
 FEW = HttpLimits(chunk_extension_bytes_max=1024, trailer_bytes_max=1024)

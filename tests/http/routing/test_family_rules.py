@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.calls.routes import Route
 from gateway.core.model import Family
-from gateway.http.protocol.request import InvalidRequest
+from gateway.errors import InvalidRequest
 from gateway.http.routing.routes import check_query
 from tests.http.fakes import AUTH, CHAT, ROUTES, get, post
 from tests.http.stage import staged
