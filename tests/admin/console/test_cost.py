@@ -66,7 +66,7 @@ async def test_an_organization_shows_what_it_spent_this_month(api: Api, reader: 
     page = await reader.open(address)
     well_formed(page)
     assert "€12.35" in page.text
-    assert "1 requests, 4 k tokens" in page.text
+    assert "1 request, 4 k tokens" in page.text
 
 
 async def test_a_call_is_listed_under_its_model(api: Api, reader: Person) -> None:
