@@ -199,11 +199,7 @@ class UpgradeRefused(MalformedRequest):
     """WebSocket connections are not served here: send the request by HTTP/1.1."""
 
     status = 426
-
-    def __init__(self, message: str | None = None, *versions: tuple[bytes, bytes]) -> None:
-        super().__init__(message)
-        protocol = b"websocket" if versions else b"HTTP/1.1"
-        self.fields = ((b"upgrade", protocol), (b"connection", b"upgrade"), *versions)
+    fields: tuple[tuple[bytes, bytes], ...] = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"))
 
 
 class RequestTimeout(MalformedRequest):

@@ -460,8 +460,11 @@ def accept_of(head: RequestHead) -> bytes:
     """What a client that asks for a WebSocket is answered, to show that it was understood (RFC 6455, 4.2)."""
     keys = head.all(b"sec-websocket-key")
     if not head.upgrades or head.all(b"sec-websocket-version") != [b"13"]:
-        version = (b"sec-websocket-version", b"13")
-        raise UpgradeRefused("This is a WebSocket, whose Sec-WebSocket-Version must be 13.", version)
+        refusal = UpgradeRefused("This is a WebSocket, whose Sec-WebSocket-Version must be 13.")
+        refusal.fields = (
+            (b"upgrade", b"websocket"), (b"connection", b"upgrade"), (b"sec-websocket-version", b"13"),
+        )  # fmt: skip
+        raise refusal
     if head.method != b"GET" or head.minor != 1 or head.chunked or head.length or not head.keep_alive:
         raise MalformedRequest("A WebSocket is opened by a GET of HTTP/1.1 without a body.")
     if len(keys) != 1 or _SOCKET_KEY.fullmatch(keys[0]) is None:
