@@ -388,7 +388,8 @@ def prices_of(
             of = " or ".join([one.model for one in prices.named]) or "any model"
             raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
         # Pictures that are paid by their tokens cost what was held where their answer does not say how many.
-        call.reports = call.reports or any(pictures_by_tokens(one, call.measured) for one in vectors)
+        if call.measured and not call.reports:
+            call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
     return prices
 
 

@@ -311,7 +311,7 @@ async def _lines(
         read = partial(inline_lines, document.get(paths.inline), route.path, paths.inline)
     else:
         content = await jobs.fetch(
-            upstream, f"{paths.files}/{quote(input_id, safe='')}/content",
+            upstream, paths.content(input_id),
             exchange.worker.limits.body_bytes_max,
         )  # fmt: skip
         read = partial(batch_lines, content, (route.path,))

@@ -256,7 +256,7 @@ class Jobs:
         state = BatchState() if said is None else self._read(said, read_state)
         ended, path = state.ended_as, paths.results.replace("{id}", id_)
         if not path and state.output_file_id:
-            path = f"{paths.files}/{quote(state.output_file_id, safe='')}/content"
+            path = paths.content(state.output_file_id)
         if ended and not path:
             await self._settle(job, ended, b"", state.answered)
         elif ended:
@@ -272,8 +272,7 @@ class Jobs:
             state = BatchState() if said is None else self._read(said, read_operation)
             content: bytes | Sequence[bytes] | None = state.lines or b""
             if state.ended_as and state.output_file_id:
-                name = quote(state.output_file_id.rpartition("/")[2], safe="")
-                path = f"/download/v1beta/files/{name}:download?alt=media"
+                path = paths.content(state.output_file_id.rpartition("/")[2])
                 content = await self._told(job, path, state.ended_as, paths.headers)
             if state.ended_as and content is not None:
                 await self._settle(job, state.ended_as, content, state.answered)

@@ -79,7 +79,7 @@ def test_a_batch_is_taken_by_its_mark(
 
 
 class Slow(Jobs):
-    """Jobs of two upstreams, one of which never answers."""
+    """Jobs of two upstreams. Only one of them answers."""
 
     def __init__(self, jobs: list[Job]) -> None:
         stored = SimpleNamespace(open=lambda: later(jobs), claim=lambda *_: later(True))

@@ -386,8 +386,10 @@ def _is_read(actor: Actor, answered: Endpoint) -> bool:
 def _is_for(actor: Actor, screen: Screen) -> bool:
     """Whether a list is in somebody's menu."""
     resource = screen.resource
-    if not _is_read(actor, resource) or not screen.is_staffs or actor.organization_id is None:
-        return _is_read(actor, resource)
+    if not _is_read(actor, resource):
+        return False
+    if not screen.is_staffs or actor.organization_id is None:
+        return True
     verbs = [CREATE] * (resource.create is not None) + [CHANGE] * (resource.patch is not None)
     verbs += [DELETE] * resource.deletable + [action.name for action in resource.actions]
     return any(refused_write(actor, resource.name, resource.access, verb) is None for verb in verbs)

@@ -552,9 +552,9 @@ def unpriced(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | N
     ]
 
 
-def pictures_by_tokens(vector: Vector, units: Mapping[str, int] | None) -> bool:
+def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
     """Whether one of the pictures that are asked for has a price of its tokens alone."""
-    return any(name.startswith(IMAGES) for name in unpriced(vector, units or {}, NO_COUNTS))
+    return any(name.startswith(IMAGES) for name in unpriced(vector, units, NO_COUNTS))
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:

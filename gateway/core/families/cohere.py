@@ -59,10 +59,7 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
 def read_classify(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Texts that are classified: each counts."""
     read_embed(call, document, params, bounds)
-    texts = document.get("inputs")
-    if not isinstance(texts, list) or not texts:
-        raise InvalidRequest("inputs must be a list of texts.", param="inputs")
-    call.measured = {"classification": len(texts)}
+    call.measured = {"classification": len(_texts(document, "inputs"))}
 
 
 def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -74,10 +71,15 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
 def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A reranking: it holds the search units that its documents can be."""
     read_embed(call, document, params, bounds)
-    documents = document.get("documents")
-    if not isinstance(documents, list) or not documents:
-        raise InvalidRequest("documents must be a list of texts.", param="documents")
-    call.measured = {"search": searches_of(documents)}
+    call.measured = {"search": searches_of(_texts(document, "documents"))}
+
+
+def _texts(document: Document, name: str) -> list[object]:
+    """A list that a call is paid by: it has to be there, and something in it."""
+    texts = document.get(name)
+    if not isinstance(texts, list) or not texts:
+        raise InvalidRequest(f"{name} must be a list of texts.", param=name)
+    return texts
 
 
 def searches_of(documents: list[object]) -> int:

@@ -342,6 +342,7 @@ class BatchPaths:
     field `inline`, and a path of the results. `headers` are sent where a batch is asked for, and `after`
     names the batch that a page of a list begins behind. Where batches are made of calls of the model in a
     path, `makers` has by that path the path of the calls: such a batch is an operation, with its results.
+    The content of a file is at `download`, else below the file.
     """
 
     files: str
@@ -351,6 +352,12 @@ class BatchPaths:
     headers: tuple[tuple[str, str], ...] = ()
     after: str = "after"
     makers: Mapping[str, str] = field(default_factory=dict)
+    download: str = ""
+
+    def content(self, file_id: str) -> str:
+        """The path of the content of a file."""
+        template = self.download or f"{self.files}/{{id}}/content"
+        return template.replace("{id}", quote(file_id, safe=""))
 
     @property
     def one(self) -> str:

@@ -581,7 +581,7 @@ class HeadReader:
         self._cors = cors
         self.bindings = router.bindings
         self.router = self._router = router
-        self.pepper = self._pepper = pepper
+        self.pepper = pepper
         self._earlier = earlier
         self._limits = limits
         self._traced = traced
@@ -695,7 +695,7 @@ class HeadReader:
         try:
             credential, signed = credential_of(_values(reading.proving), self._tokens)
             token = credential if signed else b""
-            proof = HeaderCredential(key_digest(credential, self._pepper), token=token)
+            proof = HeaderCredential(key_digest(credential, self.pepper), token=token)
             if not signed:
                 proof.others = key_digests(credential, self._earlier)
         except Refusal as refusal:

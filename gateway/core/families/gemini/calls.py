@@ -276,6 +276,7 @@ BATCHES = BatchPaths(
         "/v1beta/models/{model}:batchGenerateContent": "/v1beta/models/{model}:generateContent",
         "/v1beta/models/{model}:asyncBatchEmbedContent": "/v1beta/models/{model}:embedContent",
     },
+    download="/download/v1beta/files/{id}:download?alt=media",
 )  # fmt: skip
 
 
