@@ -1,10 +1,12 @@
 /* One look at the body of a call, before it is decoded: is it written as we would write it?
 
    `scan(body)` is None unless body is the bytes that msgspec writes of the JSON object in it, all parsers read the
-   same in it, and it is within the maxima of call.py. Then it is (flags, files, rare, marks, rest, cuts, left):
+   same in it, and it is within the maxima of call.py. Then it is (flags, files, rare, marks, rest, cuts, left, ids):
    what `names_in` finds in the document, the bytes that are no ASCII, and how many commas, brackets that open and
-   backslashes it has. `rest` is the body with U+0001 for each longer text of a message or a tool, whose beginnings
-   and ends in the body are in `cuts`, each as four bytes, and `left` are its marks; the first two are None where
+   backslashes it has. `rest` is the body without what decides nothing, whose beginnings and ends in the body are in
+   `cuts`, each as four bytes. U+0001 stands for a longer text of a message or a tool. An object with U+0002 as its
+   role stands for messages of nothing but texts and calls of functions, and for what a tool says of its function.
+   `left` are its marks, and `ids` has the places of ids that such messages bring themselves. All three are None where
    nothing was cut.
    None says nothing of a body but that call.py has to look itself: that is the definition, this is the short way.
 
@@ -37,7 +39,11 @@
 #define CUTS_MAX 2048         /* further texts stay where they are */
 #define CUT_DEPTH_MIN 2       /* of the object: what stands further out may be a field that decides */
 #define CUT_BYTES_MIN 32
-#define CUT "\\u0001"         /* a body that has this itself is not cut */
+#define CUT "\\u0001"         /* a body that has this itself, or the next, is not cut */
+#define CUT_OBJECT "role\":\"\\u0002\"" /* between the brackets of one */
+#define CUT_SIZE ((Py_ssize_t)sizeof CUT - 1)
+#define CUT_OBJECT_SIZE ((Py_ssize_t)sizeof CUT_OBJECT - 1)
+#define IDS_MAX 2048          /* messages with further ones stay where they are */
 #define ZEROS_MAX 4           /* in front of a small decimal's digits: it is written without an exponent */
 
 enum { IDS = 1, CACHES = 2, LONG_CACHES = 4, MEDIA = 8 };
@@ -45,20 +51,48 @@ enum { NAMES_FILE = 1, NAMES_LIFETIME = 2, NAMES_TEXT = 3 };
 
 typedef unsigned char byte;
 
+/* Objects and lists of which it is known what may stand in them so that it decides nothing. */
+typedef enum {
+    UNKNOWN, TOP, TOOLS, TOOL, CHAT, ITEMS, /* those are not cut themselves */
+    MESSAGE, CALLS, CALL, CALLED, CONTENT, PARTS, PART, HINT, NOTHING, GIVEN, FUNCTION, ANYTHING
+} Place;
+enum { TEXT = 1, NONE = 2, OTHER = 4, ANY = TEXT | NONE | OTHER }; /* plain values */
+enum { ID = 1, TYPE = 2, ROLE = 4, SAYS = 8, ARGUMENTS = 16, OUTPUT = 32, CODED = 64, INPUT = 128, CALLS_ONE = 256 };
+enum { MAY_BE_EMPTY = ID | TYPE | ROLE | ARGUMENTS | OUTPUT | INPUT };
+typedef enum { NO_TYPE, OF_MESSAGE, OF_CALL, OF_RESULT, OF_REASONING, OF_USE, OF_TEXT, OF_FUNCTION, OF_OTHERS } Type;
+
+typedef struct {
+    const char *name;
+    int plain;          /* which plain values it may have */
+    Place object, list; /* what an object or a list is there, UNKNOWN where it may be none */
+    int says;
+} Member;
+
 typedef struct {
     uint64_t seen; /* a bit for the hash of each name */
     int first;     /* its names' place in `names` */
     int is_list;
+    Place place;
+    Type type;
+    int says;
 } Level;
 
 typedef struct {
     uint32_t from, to;
-} Cut;
+} Span;
 
 typedef struct {
-    Py_ssize_t strings, objects, commas, backslashes, rare, inside, files, cut_bytes, cut_backslashes;
-    int flags, cuts, has_cut;
-    Cut cut[CUTS_MAX]; /* not cleared */
+    Py_ssize_t bytes, marks; /* that are not in the rest */
+    int cuts, ids;
+} Left;
+
+typedef struct {
+    Py_ssize_t strings, objects, commas, backslashes, rare, inside, files;
+    int flags, has_cut;
+    Left out;
+    Span cut[CUTS_MAX]; /* not cleared, as what follows */
+    Span id[IDS_MAX];
+    byte is_object[CUTS_MAX];
 } Found;
 
 static inline int is_lower_hex(byte c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); }
@@ -106,7 +140,7 @@ static inline int escape(const byte *at, Found *found)
     if (at[1] != 'u' || at[2] != '0' || at[3] != '0' || (at[4] != '0' && at[4] != '1')
         || !is_lower_hex(at[5]))
         return 0;
-    found->has_cut |= at[4] == '0' && at[5] == '1';
+    found->has_cut |= at[4] == '0' && (at[5] == '1' || at[5] == '2');
     return at[4] == '0' && strchr("89acd", at[5]) != NULL ? 0 : 6; /* these have a letter */
 }
 
@@ -252,6 +286,155 @@ static inline int is_text(const byte *name, Py_ssize_t size)
     }
 }
 
+/* What may stand at each place so that `only_text` holds, and no family finds an id there but those that a whole
+   object has of its own: as `_BESIDE` of family.py and `_WHOLE` there say. */
+static const Member TOP_MEMBERS[] = {
+    {"messages", 0, UNKNOWN, CHAT, 0}, {"input", 0, UNKNOWN, ITEMS, 0}, {"tools", 0, UNKNOWN, TOOLS, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member TOOL_MEMBERS[] = {
+    {"function", 0, FUNCTION, UNKNOWN, 0}, {"input_schema", 0, ANYTHING, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member MESSAGE_MEMBERS[] = {
+    {"role", TEXT, UNKNOWN, UNKNOWN, ROLE}, {"content", TEXT | NONE, UNKNOWN, CONTENT, SAYS},
+    {"type", TEXT, UNKNOWN, UNKNOWN, TYPE}, {"tool_calls", NONE, UNKNOWN, CALLS, 0},
+    {"tool_call_id", TEXT, UNKNOWN, UNKNOWN, 0}, {"call_id", TEXT, UNKNOWN, UNKNOWN, 0},
+    {"id", TEXT, UNKNOWN, UNKNOWN, ID}, {"name", TEXT, UNKNOWN, UNKNOWN, 0},
+    {"arguments", TEXT, UNKNOWN, UNKNOWN, ARGUMENTS}, {"output", TEXT, UNKNOWN, PARTS, OUTPUT},
+    {"status", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"phase", TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {"refusal", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"reasoning", TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {"reasoning_content", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"function_call", NONE, UNKNOWN, UNKNOWN, 0},
+    {"encrypted_content", TEXT | NONE, UNKNOWN, UNKNOWN, CODED}, {"summary", 0, UNKNOWN, PARTS, 0},
+    {"annotations", NONE, UNKNOWN, NOTHING, 0}, {"cache_control", NONE, HINT, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member PART_MEMBERS[] = {
+    {"type", TEXT, UNKNOWN, UNKNOWN, TYPE}, {"text", TEXT, UNKNOWN, UNKNOWN, 0}, {"id", TEXT, UNKNOWN, UNKNOWN, ID},
+    {"name", TEXT, UNKNOWN, UNKNOWN, 0}, {"input", TEXT, GIVEN, UNKNOWN, INPUT},
+    {"tool_use_id", TEXT, UNKNOWN, UNKNOWN, 0}, {"content", TEXT | NONE, UNKNOWN, CONTENT, 0},
+    {"is_error", NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {"thinking", TEXT, UNKNOWN, UNKNOWN, 0},
+    {"signature", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"data", TEXT, UNKNOWN, UNKNOWN, 0},
+    {"refusal", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"annotations", NONE, UNKNOWN, NOTHING, 0},
+    {"logprobs", NONE, UNKNOWN, NOTHING, 0}, {"cache_control", NONE, HINT, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member CALL_MEMBERS[] = {
+    {"id", TEXT, UNKNOWN, UNKNOWN, ID}, {"type", TEXT, UNKNOWN, UNKNOWN, TYPE},
+    {"function", 0, CALLED, UNKNOWN, CALLS_ONE}, {"index", OTHER, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member CALLED_MEMBERS[] = {
+    {"name", TEXT, UNKNOWN, UNKNOWN, 0}, {"arguments", TEXT, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member HINT_MEMBERS[] = {
+    {"type", TEXT, UNKNOWN, UNKNOWN, 0}, {"ttl", TEXT, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member FUNCTION_MEMBERS[] = {
+    {"name", TEXT, UNKNOWN, UNKNOWN, 0}, {"description", TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {"parameters", NONE, ANYTHING, UNKNOWN, 0}, {"strict", NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+};
+static const Member ANY_MEMBERS[] = {{NULL, ANY, ANYTHING, ANYTHING, 0}};
+static const Member GIVEN_MEMBERS[] = {{NULL, ANY, GIVEN, GIVEN, 0}};
+static const Member *const MEMBERS[ANYTHING + 1] = {
+    [TOP] = TOP_MEMBERS, [TOOL] = TOOL_MEMBERS, [MESSAGE] = MESSAGE_MEMBERS, [CALL] = CALL_MEMBERS,
+    [CALLED] = CALLED_MEMBERS, [PART] = PART_MEMBERS, [HINT] = HINT_MEMBERS, [FUNCTION] = FUNCTION_MEMBERS,
+};
+
+/* Whether a name within what a function was given could name an object: as any family may spell it. */
+static int may_name(const byte *name, Py_ssize_t size)
+{
+    static const char *const naming[] = {"conversation", "container", "trainingfile", "validationfile", "cachedcontent",
+        "fileuri", "filename", "uri", "uris", "filesearchstorenames", "previousinteractionid", "s3location"};
+    char plain[24];
+    size_t length = 0;
+    for (Py_ssize_t one = 0; one < size; one++)
+        if (name[one] != '_') {
+            if (length == sizeof plain - 1)
+                return 0;
+            plain[length++] = (char)folded(name[one]);
+        }
+    plain[length] = 0;
+    for (size_t one = 0; one < sizeof naming / sizeof *naming; one++)
+        if (strcmp(plain, naming[one]) == 0)
+            return 1;
+    return 0;
+}
+
+static inline int is_id(const byte *end, Py_ssize_t size)
+{
+    if (size < 2)
+        return 0;
+    if (folded(end[-1]) == 'd' && folded(end[-2]) == 'i' && (size == 2 || end[-3] == '_'))
+        return 1;
+    return size > 3 && folded(end[-1]) == 's' && folded(end[-2]) == 'd' && folded(end[-3]) == 'i' && end[-4] == '_';
+}
+
+/* What may stand under a name, NULL where nobody knows. */
+static const Member *member_of(Place place, const byte *name, Py_ssize_t size)
+{
+    if (place == ANYTHING)
+        return ANY_MEMBERS;
+    if (place == GIVEN)
+        return is_id(name + size, size) || may_name(name, size) ? NULL : GIVEN_MEMBERS;
+    for (const Member *one = MEMBERS[place]; one != NULL && one->name != NULL; one++)
+        if (strlen(one->name) == (size_t)size && memcmp(one->name, name, (size_t)size) == 0)
+            return one;
+    return NULL;
+}
+
+/* What an element of a list may be. */
+static inline Place element_of(Place list)
+{
+    switch (list) {
+    case TOOLS: return TOOL;
+    case CHAT: case ITEMS: return MESSAGE;
+    case CALLS: return CALL;
+    case CONTENT: case PARTS: return PART;
+    case GIVEN: case ANYTHING: return list;
+    default: return UNKNOWN;
+    }
+}
+
+static Type type_of(const byte *text, Py_ssize_t size)
+{
+    static const struct {
+        const char *name;
+        Type type;
+    } types[] = {
+        {"text", OF_TEXT}, {"tool_use", OF_USE}, {"tool_result", OF_TEXT}, {"function", OF_FUNCTION},
+        {"message", OF_MESSAGE}, {"input_text", OF_TEXT}, {"output_text", OF_TEXT}, {"function_call", OF_CALL},
+        {"function_call_output", OF_RESULT}, {"reasoning", OF_REASONING}, {"summary_text", OF_TEXT},
+        {"reasoning_text", OF_TEXT}, {"thinking", OF_TEXT}, {"redacted_thinking", OF_TEXT}, {"refusal", OF_TEXT},
+    };
+    for (size_t one = 0; one < sizeof types / sizeof *types; one++)
+        if (strlen(types[one].name) == (size_t)size && memcmp(types[one].name, text, (size_t)size) == 0)
+            return types[one].type;
+    return OF_OTHERS;
+}
+
+/* Whether an object decides nothing, now that all of its members are known: what it is, and whose its id is. */
+static int is_plain(const Level *level, Place outside)
+{
+    Type type = level->type;
+    int says = level->says;
+    switch (level->place) {
+    case MESSAGE:
+        if (type == OF_FUNCTION || type == OF_OTHERS)
+            return 0;
+        if (!(says & ID))
+            return 1;
+        if (type == NO_TYPE || type == OF_MESSAGE)
+            return (says & ROLE) && (says & SAYS);
+        return outside == ITEMS
+            && ((type == OF_CALL && (says & ARGUMENTS)) || (type == OF_RESULT && (says & OUTPUT))
+                || (type == OF_REASONING && (says & CODED)));
+    case PART:
+        if (type == OF_FUNCTION || type == OF_OTHERS)
+            return 0;
+        return !(says & ID) || (outside == CONTENT && type == OF_USE && (says & INPUT));
+    case CALL:
+        return (type == NO_TYPE || type == OF_FUNCTION) && (!(says & ID) || (says & CALLS_ONE));
+    default:
+        return 1;
+    }
+}
+
 /* What a name says, as `_kind` does. No letter beyond ASCII becomes one of these when it is made small. */
 static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
 {
@@ -259,9 +442,7 @@ static inline int kind_of(const byte *name, Py_ssize_t size, Found *found)
     int kind = 0;
     if (size < 2)
         return 0;
-    if (folded(end[-1]) == 'd' && folded(end[-2]) == 'i' && (size == 2 || end[-3] == '_'))
-        found->flags |= IDS;
-    else if (size > 3 && folded(end[-1]) == 's' && folded(end[-2]) == 'd' && folded(end[-3]) == 'i' && end[-4] == '_')
+    if (is_id(end, size))
         found->flags |= IDS;
     if (ends(end, size, "url") || ends(end, size, "ri") || ends(end, size, "file_id"))
         kind = NAMES_FILE;
@@ -294,6 +475,31 @@ static int is_medium(const byte *text, Py_ssize_t size)
     return characters >= MEDIA_BYTES_MIN;
 }
 
+/* Cut an object that ends here, if that is worth it, with those in front of it in the same list; or say that it is
+   left as it is. `before` is what was cut out before it began, and `marks` are those in it. */
+static int cut_object(Found *found, Left before, uint32_t from, uint32_t to, Py_ssize_t marks)
+{
+    int last = before.cuts - 1, ids = found->out.ids;
+    int follows = last >= 0 && found->is_object[last] && found->cut[last].to + strlen("},{\"") == from;
+    if (!follows && (to - from <= CUT_OBJECT_SIZE || before.cuts == CUTS_MAX))
+        return 0;
+    found->out = before;
+    found->out.ids = ids;
+    if (follows) {
+        found->out.bytes += to - found->cut[last].to;
+        found->out.marks += marks + 1;
+        found->cut[last].to = to;
+    } else {
+        found->out.bytes += to - from - CUT_OBJECT_SIZE;
+        found->out.marks += marks - 1;
+        found->is_object[before.cuts] = 1;
+        found->cut[found->out.cuts++] = (Span){from, to};
+    }
+    return 1;
+}
+
+#define SPOILT (cuts_at = 0, found->out.ids = before.ids)
+
 /* Whether the bytes up to `end` are one object that is written as we would write it. */
 static int look(const byte *at, const byte *end, Found *found)
 {
@@ -303,6 +509,13 @@ static int look(const byte *at, const byte *end, Found *found)
     int depth = -1, named = 0, kind = 0;
     const byte *from, *to;
     Py_ssize_t backslashes;
+    /* An object that is cut if it holds nothing else than it may: its depth, 0 for none. */
+    int cuts_at = 0, plain = 0;
+    const byte *cuts_from = NULL;
+    Py_ssize_t marks_before = 0;
+    const Member *member = NULL;
+    Place place;
+    Left before = found->out;
 
     if (*at != '{')
         return 0;
@@ -310,10 +523,30 @@ value:
     switch (*at) {
     case '{':
     case '[':
+        place = depth < 0 ? TOP : UNKNOWN;
+        if (depth >= 0 && levels[depth].is_list)
+            place = *at == '{' || levels[depth].place >= GIVEN ? element_of(levels[depth].place) : UNKNOWN;
+        else if (member != NULL) {
+            place = *at == '{' ? member->object : member->list;
+            if (cuts_at && ((member->says & MAY_BE_EMPTY) || (at[1] != '}' && at[1] != ']')))
+                levels[depth].says |= member->says;
+        }
+        if (cuts_at) {
+            if (place == UNKNOWN)
+                SPOILT;
+        } else if (place >= MESSAGE) {
+            if ((place == MESSAGE || levels[depth].place == TOOL) && *at == '{' && at[1] == '"') {
+                cuts_at = depth + 1, cuts_from = at + 2, before = found->out;
+                marks_before = found->commas + found->objects + found->backslashes;
+            } else
+                place = UNKNOWN;
+        }
         if (++depth == DEPTH_MAX)
             return 0;
         found->objects++;
-        levels[depth] = (Level){0, named, *at == '['};
+        levels[depth] = (Level){0, named, *at == '[', place, NO_TYPE, 0};
+        member = NULL;
+        plain = place == GIVEN || place == ANYTHING ? ANY : 0; /* of a list's first element */
         at++;
         if (*at == (levels[depth].is_list ? ']' : '}'))
             goto close;
@@ -333,18 +566,33 @@ value:
             found->files++;
         else if (kind == NAMES_LIFETIME && to - from == 2 && from[0] == '1' && from[1] == 'h')
             found->flags |= LONG_CACHES;
-        else if (kind == NAMES_TEXT && depth >= CUT_DEPTH_MIN && to - from >= CUT_BYTES_MIN && found->cuts < CUTS_MAX) {
-            found->cut[found->cuts++] = (Cut){(uint32_t)(from - begin), (uint32_t)(to - begin)};
-            found->cut_bytes += to - from;
-            found->cut_backslashes += found->backslashes - backslashes;
+        else if (kind == NAMES_TEXT && depth >= CUT_DEPTH_MIN && to - from >= CUT_BYTES_MIN && found->out.cuts < CUTS_MAX) {
+            found->is_object[found->out.cuts] = 0;
+            found->cut[found->out.cuts++] = (Span){(uint32_t)(from - begin), (uint32_t)(to - begin)};
+            found->out.bytes += to - from - CUT_SIZE;
+            found->out.marks += found->backslashes - backslashes;
+        }
+        if (cuts_at) {
+            int says = member == NULL || (to == from && !(member->says & MAY_BE_EMPTY)) ? 0 : member->says;
+            levels[depth].says |= says;
+            if (says == TYPE)
+                levels[depth].type = type_of(from, to - from);
+            if (!(plain & TEXT) || (says == ID && found->out.ids == IDS_MAX))
+                SPOILT;
+            else if (says == ID)
+                found->id[found->out.ids++] = (Span){(uint32_t)(from - begin), (uint32_t)(to - begin)};
         }
         if (to - from >= MEDIA_BYTES_MIN && !levels[depth].is_list && is_medium(from, to - from))
             found->flags |= MEDIA;
         goto after;
     case 't': case 'f': case 'n':
+        if (cuts_at && !(plain & (*at == 'n' ? NONE : OTHER)))
+            SPOILT;
         at = word_end(at);
         break;
     default:
+        if (cuts_at && !(plain & OTHER))
+            SPOILT;
         at = number_end(at);
     }
     if (at == NULL)
@@ -354,14 +602,27 @@ after:
     if (*at == ',') {
         found->commas++;
         at++;
-        if (levels[depth].is_list)
+        if (levels[depth].is_list) {
+            member = NULL;
+            plain = levels[depth].place >= GIVEN ? ANY : 0;
             goto value;
+        }
         goto name;
     }
     if (*at != (levels[depth].is_list ? ']' : '}'))
         return 0;
 close:
     at++;
+    if (cuts_at) {
+        Py_ssize_t marks = found->commas + found->objects + found->backslashes - marks_before;
+        if (!levels[depth].is_list && !is_plain(&levels[depth], levels[depth - 1].place))
+            SPOILT;
+        else if (cuts_at == depth) {
+            if (!cut_object(found, before, (uint32_t)(cuts_from - begin), (uint32_t)(at - 1 - begin), marks))
+                SPOILT;
+            cuts_at = 0;
+        }
+    }
     named = levels[depth].first;
     if (depth-- == 0)
         return at == end;
@@ -385,6 +646,11 @@ name:
         names[named++] = hash;
     }
     kind = kind_of(from, to - from, found);
+    place = levels[depth].place;
+    member = cuts_at || place == TOP || place == TOOL ? member_of(place, from, to - from) : NULL;
+    if (cuts_at && member == NULL)
+        SPOILT;
+    plain = member == NULL ? 0 : member->plain;
     found->strings++;
     found->inside += to - from + 2;
     at = to + 2;
@@ -393,20 +659,20 @@ name:
     goto value;
 }
 
-/* A body without its longer texts, NULL where Python has no memory for it. */
+/* A body without what was cut, NULL where Python has no memory for it. */
 static PyObject *rest_of(const byte *body, Py_ssize_t size, const Found *found)
 {
-    const Py_ssize_t width = (Py_ssize_t)strlen(CUT);
-    PyObject *rest = PyBytes_FromStringAndSize(NULL, size - found->cut_bytes + found->cuts * width);
+    PyObject *rest = PyBytes_FromStringAndSize(NULL, size - found->out.bytes);
     uint32_t from = 0;
     if (rest == NULL)
         return NULL;
     char *to = PyBytes_AS_STRING(rest);
-    for (int one = 0; one < found->cuts; one++) {
+    for (int one = 0; one < found->out.cuts; one++) {
         uint32_t until = found->cut[one].from;
+        size_t width = (size_t)(found->is_object[one] ? CUT_OBJECT_SIZE : CUT_SIZE);
         memcpy(to, body + from, until - from);
         to += until - from;
-        memcpy(to, CUT, (size_t)width);
+        memcpy(to, found->is_object[one] ? CUT_OBJECT : CUT, width);
         to += width;
         from = found->cut[one].to;
     }
@@ -426,20 +692,22 @@ static PyObject *scan(PyObject *module, PyObject *body)
             && found.commas <= STRINGS_MAX + OBJECTS_MAX + NUMBERS_MAX && found.backslashes <= BACKSLASHES_MAX
             && size - found.inside <= OUTSIDE_BYTES_MAX) {
             marks = found.commas + found.objects + found.backslashes;
-            if (found.cuts == 0 || found.has_cut || size > UINT32_MAX)
-                return Py_BuildValue("(innnOOn)", found.flags, found.files, found.rare, marks, Py_None, Py_None, marks);
+            if (found.out.cuts == 0 || found.has_cut || size > UINT32_MAX)
+                return Py_BuildValue("(innnOOnO)", found.flags, found.files, found.rare, marks, Py_None, Py_None, marks,
+                    Py_None);
             PyObject *rest = rest_of(begin, size, &found);
             if (rest == NULL)
                 return NULL;
-            return Py_BuildValue("(innnNy#n)", found.flags, found.files, found.rare, marks, rest,
-                (const char *)found.cut, (Py_ssize_t)sizeof(Cut) * found.cuts, marks - found.cut_backslashes);
+            return Py_BuildValue("(innnNy#ny#)", found.flags, found.files, found.rare, marks, rest,
+                (const char *)found.cut, (Py_ssize_t)sizeof(Span) * found.out.cuts, marks - found.out.marks,
+                (const char *)found.id, (Py_ssize_t)sizeof(Span) * found.out.ids);
         }
     }
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
-    {"scan", scan, METH_O, "None, or (flags, files, rare, marks, rest, cuts, left) of a body that is written as we would write it."},
+    {"scan", scan, METH_O, "None, or (flags, files, rare, marks, rest, cuts, left, ids) of a body that is written as we would write it."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -51,32 +51,43 @@ _STRIDE = LONG_DIGITS_MAX // 8
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b',[{\\"')
 
 
-_CUT = b"\\u0001"
+_CUT, _CUT_OBJECT = b"\\u0001", b'role":"\\u0002"'
 
 # One pass in C over a body, where that is compiled. The code without it is the definition.
-_scan: Callable[[bytes], tuple[int, int, int, int, bytes | None, bytes | None, int] | None] | None
+_Scanned = tuple[int, int, int, int, bytes | None, bytes | None, int, bytes | None]
+_scan: Callable[[bytes], _Scanned | None] | None
 try:
     _scan = import_module("gateway.core.calls._scan").scan
 except ImportError:
     _scan = None
 
 
-class CutTexts:
-    """Texts of a body that are not decoded: longer ones of messages and tools, by which nothing is decided.
+class CutParts:
+    """Parts of a body that are not decoded, for nothing is decided by them: longer texts of messages and
+    tools, messages that hold nothing but texts and calls of functions, and what a tool says of its function.
 
-    `rest` is the body with U+0001 for each of them, which it has nowhere else. It has so many `marks`.
+    `rest` is the body with U+0001 for each of these texts, and a role U+0002 for each of these objects, or
+    for those in a row. It has these two nowhere else, and so many `marks`.
     """
 
-    __slots__ = ("_body", "_places", "marks", "rest")
+    __slots__ = ("_body", "_ids", "_places", "marks", "rest")
 
-    def __init__(self, body: bytes, rest: bytes, places: bytes, marks: int) -> None:
-        self._body, self.rest, self._places, self.marks = body, rest, places, marks
+    def __init__(self, body: bytes, rest: bytes, places: bytes, ids: bytes, marks: int) -> None:
+        self._body, self.rest, self._places, self._ids, self.marks = body, rest, places, ids, marks
 
     def put_back(self, written: bytes) -> bytes:
-        """The whole of a body whose rest is `written` again, with each text still in its turn."""
-        texts = [self._body[start:end] for start, end in struct.iter_unpack("=II", self._places)]
-        parts = zip(written.split(_CUT), [*texts, b""], strict=True)
-        return b"".join([each for pair in parts for each in pair])
+        """The whole of a body whose rest is `written` again, with each part still in its turn."""
+        left, cut = written.replace(_CUT_OBJECT, _CUT).split(_CUT), self._at(self._places)
+        return b"".join([each for pair in zip(left, [*cut, b""], strict=True) for each in pair])
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of objects that stand whole in messages which were cut: these name nothing else."""
+        return [_decode(b'"%b"' % one) for one in self._at(self._ids)]
+
+    def _at(self, places: bytes) -> list[bytes]:
+        body = self._body
+        return [body[start:end] for start, end in struct.iter_unpack("=II", places)]
 
 
 class BodyLook:
@@ -84,7 +95,7 @@ class BodyLook:
 
     A `light` one is read in about a millisecond, whatever is in it. A `plain` one is as it is written here,
     with each name once in its object and not too much of anything: its `names` and `rare_bytes` are known,
-    and its `cut` texts, where it has any.
+    and its `cut` parts, where it has any.
     """
 
     __slots__ = ("cut", "light", "names", "plain", "rare_bytes")
@@ -93,11 +104,11 @@ class BodyLook:
         size, found = len(body), None if _scan is None else _scan(body)
         self.plain, self.light = found is not None, size <= UNCOUNTED_BYTES_MAX
         self.names, self.rare_bytes = NO_NAMES, 0
-        self.cut: CutTexts | None = None
+        self.cut: CutParts | None = None
         if found is not None:
-            said, files, self.rare_bytes, marks, rest, places, left = found
-            if rest is not None and places is not None:
-                self.cut = CutTexts(body, rest, places, left)
+            said, files, self.rare_bytes, marks, rest, places, left, ids = found
+            if rest is not None and places is not None and ids is not None:
+                self.cut = CutParts(body, rest, places, ids, left)
             names = self.names = FieldNames(said & 1 > 0, files, said & 2 > 0)
             names.long_caches, names.media = said & 4 > 0, said & 8 > 0
             self.light = self.light or (size <= LIGHT_BYTES_MAX and marks <= LIGHT_MARKS_MAX)
@@ -524,7 +535,7 @@ class CallRequest:
     does not say others. One in the `background` is answered at once, and has its result later. A message to a
     `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`. A form has
     `files`, and the name of its model stands in its body `model_at`: but for that, it is sent as it came.
-    The document has not the texts that are `cut`.
+    The document has not the parts that are `cut`.
     """
 
     meter: str
@@ -572,7 +583,7 @@ class CallRequest:
     reply_to: str | int | None = None
     files: Sequence[FormFile] = ()
     model_at: tuple[int, int] | None = None
-    cut: CutTexts | None = None
+    cut: CutParts | None = None
 
     @property
     def has_input(self) -> bool:

@@ -86,7 +86,7 @@ _BESIDE: Final = frozenset(
         "phase", *_INSIDE,
     }
 )  # fmt: skip
-_OF_CLIENT: Final = frozenset({"function", "custom"})
+_OF_CLIENT: Final = ("function", "custom")
 
 
 def only_text(said: object) -> bool:
@@ -95,7 +95,8 @@ def only_text(said: object) -> bool:
         return all(map(only_text, said))
     if not isinstance(said, dict):
         return True
-    if said.get("type", "message") not in _TEXTUAL or not said.keys() <= _BESIDE:
+    kind = said.get("type", "message")
+    if not isinstance(kind, str) or kind not in _TEXTUAL or not said.keys() <= _BESIDE:
         return False
     return all(only_text(said[name]) for name in _INSIDE if name in said)
 
@@ -190,8 +191,8 @@ class CallKind:
     Its body may be a `form`. One of `any_model` has models answer that its body does not name.
     Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
     is asked for by a WebSocket alone is `live`: that makes the session, given the parameters of its query.
-    One that `skips_texts` is not shown the longer texts of messages and tools (`CutTexts`): no rule of its
-    API goes by what these say.
+    One that `skips_texts` is not shown the longer texts of messages and tools, nor messages of nothing but
+    texts and calls of functions (`CutParts`): no rule of its API goes by what these say.
     """
 
     read: Reader

@@ -52,6 +52,8 @@ _FREE = frozenset(
         "attributes", "customMetadata", "client_metadata",
     }
 )  # fmt: skip
+# In the place of each object that was cut from a body with an id of its own.
+_WHOLE: Document = {"type": "tool_use", "input": ""}
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}
 _NOTHING: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
 # Each collection as its family writes it.
@@ -149,7 +151,8 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     chosen = objects.chosen(document) if owned.reads and owned.makes else None
     if chosen is not None:
         raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
-    passed = _PLAIN if objects.may_name(call.body, call.names) else _PLAIN_OR_SAID
+    looks = objects.may_name(call.body, call.names)
+    passed = _PLAIN if looks else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
         asked["tools"] = [one for one in call.tools if one.keys() - _PLAIN_OF_TOOL]
@@ -168,7 +171,10 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     if len(ids) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
     call.named += tuple(ids)
-    call.brought = frozenset(one for value in found.brought for one in ids_of(value))
+    if call.keeps:  # else its answer tells of none
+        for one in call.cut.ids if looks and call.cut is not None else ():
+            objects.add("id", one, _WHOLE, "content", found)
+        call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
 
 
 def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:

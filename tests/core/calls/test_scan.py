@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from gateway.core.calls.call import (
     _ALL_BEGINNINGS,
     MEDIA_BYTES_MIN,
     CallRequest,
-    CutTexts,
+    CutParts,
     FieldNames,
     names_in,
 )
@@ -36,6 +37,8 @@ from gateway.core.calls.claims import (
 from gateway.core.calls.estimate import answers_within, limit_models
 from gateway.core.calls.models import is_repeatable
 from gateway.core.calls.routes import Route
+from gateway.core.families import objects
+from gateway.core.families.family import BodyIds, only_text
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES, OF_METER, SHAPES
 from gateway.core.model import Family
@@ -44,7 +47,7 @@ from tests.contract.test_compiled import compiler
 from tests.tree import ROOT
 
 SOURCE = ROOT / "gateway" / "core" / "calls" / "_scan.c"
-Scan = Callable[[bytes], tuple[int, int, int, int, bytes | None, bytes | None, int] | None]
+Scan = Callable[[bytes], tuple[int, int, int, int, bytes | None, bytes | None, int, bytes | None] | None]
 METERS = (
     "openai_chat",
     "openai_completions",
@@ -155,36 +158,93 @@ def judge(scan: Scan, body: bytes) -> bool:
     document = msgspec.json.decode(body)
     assert msgspec.json.encode(document) == body
     assert document == json.loads(body, object_pairs_hook=once)
-    flags, files, rare, marks, rest, cuts, left = found
+    flags, files, rare, marks, rest, cuts, left, ids = found
     flagged = tuple(bool(flags & bit) for bit in (1, 2, 4, 8))
-    ids, named, caches, long_caches, media = said(names_in(document))
-    assert (*flagged, files) == (ids, caches, long_caches, media, named)
+    has_ids, named, caches, long_caches, media = said(names_in(document))
+    assert (*flagged, files) == (has_ids, caches, long_caches, media, named)
     assert rare == sum(byte > 0x7F for byte in body)
     assert marks <= sum(body.count(mark) for mark in (b",", b"[", b"{", b"\\"))
     if rest is None:
-        assert (cuts, left) == (None, marks)
+        assert (cuts, left, ids) == (None, marks, None)
     else:
         assert cuts is not None
+        assert ids is not None
         assert left <= sum(rest.count(mark) for mark in (b",", b"[", b"{", b"\\"))
-        assert CutTexts(body, rest, cuts, left).put_back(plain(msgspec.json.decode(rest))) == body
-        assert is_cut(msgspec.json.decode(rest), document)
+        parts = CutParts(body, rest, cuts, ids, left)
+        assert parts.put_back(plain(msgspec.json.decode(rest))) == body
+        spans = [
+            body[start:end] for start, end in struct.iter_unpack("=II", cuts) if body[:start].endswith(b'{"')
+        ]
+        runs: list[Any] = [msgspec.json.decode(b'[{"%b}]' % span) for span in spans]
+        messages: list[Any] = []
+        assert is_cut(msgspec.json.decode(rest), document, (runs, messages))
+        assert not runs
+        assert parts.ids == list(ids_in(messages))
     return True
 
 
-def is_cut(rest: object, whole: object, name: str = "", depth: int = 0) -> bool:
-    """Whether nothing but long texts by certain names, within something in the body, is not as it was."""
+OBJECT = {"role": "\2"}
+_NAMING = [family.objects for family in FAMILIES.values() if family.objects is not None]
+
+
+def ids_in(value: Any) -> Iterator[str]:
+    """The ids of objects in a message that was cut, as they stand there."""
+    for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+        if name == "id":
+            yield each
+        elif isinstance(each, dict | list):
+            yield from ids_in(each)
+
+
+Cut = tuple[list[Any], list[Any]]
+
+
+def is_cut(rest: object, whole: object, cut: Cut, name: str = "", depth: int = 0) -> bool:
+    """Whether nothing is not as it was but long texts by certain names, within something in the body, and
+    objects in a row that decide nothing: `cut` are those still to come, and the messages among the others.
+    """
+    runs, messages = cut
     if isinstance(rest, dict):
         assert isinstance(whole, dict)
+        if rest == OBJECT != whole:
+            assert [whole] == runs.pop(0)
+            return (depth, name) == (3, "input_schema") or declares(whole)
         assert list(rest) == list(whole)
-        return all(is_cut(each, whole[one], one, depth + 1) for one, each in rest.items())
+        return all(is_cut(each, whole[one], cut, one, depth + 1) for one, each in rest.items())
     if isinstance(rest, list):
         assert isinstance(whole, list)
-        return all(is_cut(*both, "", depth + 1) for both in zip(rest, whole, strict=True))
+        at = 0
+        for each in rest:
+            if depth == 1 and name in {"messages", "input"} and each == OBJECT:
+                run = runs.pop(0)
+                assert run == whole[at : at + len(run)]
+                assert all(decides_nothing(one, name) for one in run)
+                at, messages[len(messages) :] = at + len(run), run
+            else:
+                assert is_cut(each, whole[at], cut, "", depth + 1)
+                at += 1
+        return at == len(whole)
     if rest == whole:
         return True
     assert rest == "\1"
     assert isinstance(whole, str)
     return name in TEXTS and depth > 2 and len(plain(whole)) > 32
+
+
+def decides_nothing(message: Any, place: str) -> bool:
+    """Whether a message is known to hold no medium, and names no object to any family."""
+    found = [BodyIds() for _ in _NAMING]
+    for rules, each in zip(_NAMING, found, strict=True):
+        objects._look(rules, [message], place, each)
+    return only_text(message) and not any(each.named for each in found)
+
+
+def declares(function: Any) -> bool:
+    """Whether nothing of what a tool says of its function can name an object."""
+    rest = {name: value for name, value in function.items() if name != "parameters"}
+    return rest.keys() <= {"name", "description", "strict"} and not any(
+        isinstance(one, dict | list) for one in rest.values()
+    )
 
 
 TEXTS = {
@@ -275,8 +335,46 @@ TOOLS = [
     {"type": "web_search_20250305", "name": "n" * 99, "description": "web_search " * 9},
     {"type": "advisor_20260301", "name": "a", "model": "other", "text": "t" * 99},
 ]
+SAID: list[Any] = [
+    *TURNS,
+    *AGENT["messages"],
+    {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": ""},
+    {"type": "function_call_output", "id": "fo_1", "call_id": "c", "output": [{"type": "text", "text": "t"}]},
+    {
+        "type": "reasoning",
+        "id": "r",
+        "summary": [{"type": "summary_text", "text": "s"}],
+        "encrypted_content": "e",
+    },
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "t", "signature": "s"},
+            {"type": "tool_use", "id": "tu", "name": "n", "input": {"path": "a", "list": [1, {"x": "y"}]}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": "tu", "content": [{"type": "text", "text": "r"}]}],
+    },
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "c", "function": {"arguments": "{}"}, "index": 0}],
+    },
+]
+MEMBERS: dict[str, Any] = {
+    "id": "id_1", "file_id": "f", "x_ids": ["a"], "ID": "b", "type": "image", "role": None, "content": [],
+    "input": {}, "container": "c", "fileUri": "files/x", "Conversation": "d", "s3Location": {"uri": "u"},
+    "variables": {"id": "v"}, "input_schema": {"id": "s"}, "function": {}, "arguments": {"id": "a"}, "n": 1,
+    "output": "", "summary": [{"id": "e"}], "tool_calls": [{"id": "g", "type": "custom"}], "text": ["x"],
+    "cache_control": {"type": "ephemeral"},
+}  # fmt: skip
 CALLS = [
     AGENT,
+    {"model": "m", "messages": SAID, "tools": TOOLS, "store": True},
+    {"model": "m", "messages": [{"type": ["x"]}], "tools": [{"type": {}}], "modalities": [["text"]]},
+    {"model": "m", "input": SAID, "tools": [{"name": "r", "input_schema": {"properties": {"file_id": {}}}}]},
     {"model": "m", "messages": TURNS, "tools": TOOLS},
     {"model": "m", "stream": True, "messages": TURNS, "tools": TOOLS[:1], "max_tokens": 0},
     {
@@ -609,6 +707,38 @@ def test_any_body_is_read_alike(quickest: Scan, document: dict[str, Any], data: 
         put = data.draw(st.one_of(st.binary(max_size=3), st.just(body[at : at + 12])))
         body = body[:to] + put + body[to + data.draw(st.integers(0, 3)) :]
     judge(quickest, body)
+
+
+def spoilt(value: Any, data: st.DataObject) -> Any:
+    """Something with members that are put in or taken out, wherever that is drawn."""
+    if isinstance(value, list):
+        return [spoilt(each, data) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: spoilt(each, data) for name, each in value.items()}
+    what = data.draw(st.integers(0, 9))
+    if what == 0:
+        found |= data.draw(st.sampled_from([{name: each} for name, each in MEMBERS.items()]))
+    elif what == 1 and found:
+        del found[data.draw(st.sampled_from(list(found)))]
+    return found
+
+
+@MANY
+@given(
+    st.lists(st.sampled_from(SAID), max_size=5), st.sampled_from(["messages", "input", "items"]), st.data()
+)
+def test_messages_are_cut_where_they_decide_nothing(
+    quickest: Scan, said: list[Any], name: str, data: st.DataObject
+) -> None:
+    document = {"model": "m", name: spoilt(said, data), "tools": spoilt(TOOLS, data)}
+    judge(quickest, plain(document | {"store": True} if data.draw(st.booleans()) else document))
+
+
+def test_an_agents_body_is_all_but_cut(scan: Scan) -> None:
+    found = scan(plain({"model": "m", "messages": SAID[-3:] * 50}))
+    assert found is not None
+    assert found[4] == b'{"model":"m","messages":[{"role":"\\u0002"}]}'
 
 
 def test_names_in_great_number_are_looked_at_once(scan: Scan) -> None:

@@ -184,7 +184,7 @@ def _no_sound(document: Document, names: FieldNames) -> bool:
     asked = document.get("modalities")
     if asked is None:
         return "audio" not in document
-    return isinstance(asked, list) and all(one in {"text", "image"} for one in asked)
+    return isinstance(asked, list) and all(one in ("text", "image") for one in asked)
 
 
 def _no_tier(document: Document, tier: str) -> bool:
