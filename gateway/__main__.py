@@ -13,10 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.errors import TollkeeperError
+from gateway.errors import StartError, TollkeeperError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
+
+    from gateway.run.lifecycle import ParentPipe
+    from gateway.settings.settings import Settings
 
 # A gateway worker, a keeper, and that one's process for people.
 WORKERS = frozenset({"serve", "keeper", "admin"})
@@ -70,8 +73,36 @@ def _worker(role: str) -> int:
     import faulthandler  # noqa: PLC0415  # loaded where it is needed
     import signal  # noqa: PLC0415  # loaded where it is needed
 
-    from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
+
+    faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
+    run_to_end(coarse_loop.run, _to_its_end(_worked(role)))
+    return 0
+
+
+async def _worked(role: str) -> None:
+    """Load the code first, and then read the settings: they come once what they name is there."""
+    import asyncio  # noqa: PLC0415  # loaded where it is needed
+    from functools import partial  # noqa: PLC0415  # loaded where it is needed
+
+    from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
+
+    people = None
+    if role == "keeper":
+        from gateway.run import people_process  # noqa: PLC0415  # as said
+
+        people = await people_process.loading()
+    # Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
+    run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]
+    if role == "admin":
+        from gateway.run.administration import run_administration as run  # noqa: PLC0415  # as said
+    elif role == "keeper":
+        from gateway.run.keeper import run_keeper  # noqa: PLC0415  # as said
+
+        run = partial(run_keeper, people=people)
+    else:
+        from gateway.app import run_gateway as run  # noqa: PLC0415  # as said
     from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
     from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
@@ -79,42 +110,22 @@ def _worker(role: str) -> int:
     parent_pipe = ParentPipe(sys.stdin.fileno())
     line = parent_pipe.first()
     if not line.endswith(b"\n"):
-        return _failed("the supervisor went away before it said the settings")
+        raise StartError("the supervisor went away before it said the settings")
     settings = from_json(line)
     parent_pipe.hold(settings.shutdown_grace_s + 10.0)
     heartbeat.allow_many_files()
-    faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
     logs.configure(settings.log_level)
-    from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # loaded where it is needed
-
-    # Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
-    if role == "admin":
-        from gateway.run.administration import run_administration  # noqa: PLC0415  # as said
-
-        work = run_administration(settings, parent_pipe)
-    elif role == "keeper":
-        from gateway.run.keeper import run_keeper  # noqa: PLC0415  # as said
-
-        work = run_keeper(settings, parent_pipe)
-    else:
-        from gateway.app import run_gateway  # noqa: PLC0415  # as said
-
-        work = run_gateway(settings, parent_pipe)
-    run_to_end(coarse_loop.run, _to_its_end(work))
-    return 0
+    beating = asyncio.create_task(heartbeat.keep_beating())
+    await run(settings, parent_pipe)
+    beating.cancel()
 
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Run it, telling its supervisor that its loop turns; end the process at once if it fails."""
-    import asyncio  # noqa: PLC0415  # loaded where it is needed
+    """Run it; end the process at once if it fails."""
     import traceback  # noqa: PLC0415  # loaded where it is needed
 
-    from gateway.local.heartbeat import keep_beating  # noqa: PLC0415  # loaded where it is needed
-
-    beating = asyncio.create_task(keep_beating())
     try:
         await work
-        beating.cancel()
     except TollkeeperError as error:
         os._exit(_failed(error.message))
     except Exception:  # noqa: BLE001  # the supervisor starts a new one

@@ -14,18 +14,17 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url, text
 
 from gateway.errors import BackupFailed, StartError
+from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.engine import (
     ASK_OWNER,
-    CONNECT_TIMEOUT_S,
     Engine,
     create,
-    dialect_url,
-    plain_url,
     shares_sessions,
 )
 from persistence.error_mapping import complaint
 from persistence.ledger import checkpoints
 from persistence.schema import database as schema
+from persistence.schema import standing
 from persistence.tables import metadata
 
 TABLES = tuple(table.name for table in metadata.sorted_tables)
@@ -212,9 +211,9 @@ def refuse_unless_provable(url: str) -> None:
     """`BackupFailed` where no backup of this database could be proven: nothing needs to be written then."""
     with _connected(url) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
-            version, runs_from = connection.execute(schema.STATUS).fetchone() or (None, "")
+            version, runs_from = connection.execute(standing.STATUS).fetchone() or (None, "")
             try:
-                schema.refuse_other(schema.SchemaStatus(str(version) if version else None, str(runs_from)))
+                schema.refuse_other(standing.SchemaStatus(str(version) if version else None, str(runs_from)))
             except StartError as error:
                 raise BackupFailed(f"no backup of it can be proven: {error}") from error
         if connection.execute(_MAY_CREATE).fetchone() != (True,):

@@ -12,7 +12,6 @@ that began at the replica fails with it; no other read does.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -30,6 +29,7 @@ from sqlalchemy.pool import NullPool
 from gateway.core.accounts.administration import count_rows
 from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile, is_readable
+from persistence.address import CONNECT, dialect_url, plain_url
 from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated
 
 # The connections to PostgreSQL, counted: how many are busy, who waits for one, and what fails.
@@ -116,30 +116,14 @@ ORGANIZATIONS_CONNECTIONS_MAX = 4
 PROBE_CONNECTIONS_MAX = 1
 # No statement of an organization's request takes longer: it is over by then.
 STATEMENT_S_MAX = 30
-CONNECT_TIMEOUT_S = 5
 POOL_WAIT_S = 10
-# No prepared statements: the next transaction may be in another session. Who is silent is asked whether it is
-# there: a server that vanished with its host is noticed in half a minute, and not after hours.
-CONNECT: dict[str, Any] = {
-    "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
-    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
-    "fallback_application_name": "tollkeeper",
-}  # fmt: skip
 
-
-# One of several hosts of an address.
-_PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
 
 # Under which an engine has what its address is read from.
 _FILE = "tollkeeper_url"
 # For code that hands one on and asks it nothing.
 Engine = AsyncEngine
 __all__ = ["Connection", "Engine"]
-
-
-def be_known_as(name: str) -> None:
-    """Have this process seen in `pg_stat_activity` so, unless its address or `PGAPPNAME` names it."""
-    CONNECT["fallback_application_name"] = name
 
 
 def create(
@@ -287,40 +271,6 @@ def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
         now = make_url(dialect_url(url.url()))
         said = {"user": now.username, "password": now.password}
         parameters.update({name: value for name, value in said.items() if value is not None})
-
-
-def dialect_url(url: str) -> str:
-    """The same address in SQLAlchemy's spelling, naming psycopg 3."""
-    return f"postgresql+psycopg://{_spelt(url)}"
-
-
-def plain_url(url: str) -> str:
-    """The same address as psycopg and libpq read it."""
-    # SQLAlchemy writes a blank of a password as it is, which libpq does not take.
-    return "postgresql://" + _spelt(url).replace(" ", "%20")
-
-
-def _spelt(url: str) -> str:
-    """An address behind its scheme; several hosts are parameters, as both read them."""
-    scheme, _, rest = url.partition("://")
-    if scheme.split("+")[0] not in ("postgresql", "postgres"):
-        raise ValueError(f"not a PostgreSQL address: {scheme}://…")
-    before, _, query = rest.partition("?")
-    authority, _, path = before.partition("/")
-    user, at, hosts = authority.rpartition("@")
-    if "," not in hosts:
-        return rest
-    places = [_place(one) for one in hosts.split(",")]
-    names = ",".join(one["host"].strip("[]") for one in places)
-    ports = ",".join(one["port"] or "5432" for one in places)
-    return f"{user}{at}/{path}?host={names}&port={ports}" + (f"&{query}" if query else "")
-
-
-def _place(host: str) -> re.Match[str]:
-    found = _PLACE.fullmatch(host)
-    if found is None or not found["host"]:
-        raise ValueError(f"not a host of PostgreSQL, HOST or HOST:PORT: {host!r}")
-    return found
 
 
 # Whether a pooler between here and PostgreSQL gives a session to several clients, a transaction at a time.

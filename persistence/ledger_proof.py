@@ -35,7 +35,7 @@ from gateway.features.ledger_proof.tree import (
     root,
     text_of_head,
 )
-from persistence.engine import CONNECT, plain_url
+from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint
 
 # A head is signed once the last one is so old.

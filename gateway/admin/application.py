@@ -83,18 +83,19 @@ async def _count_tasks(_: web.Application) -> None:
 
 
 def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
-    written, page = _documents(ports.version)
-
-    async def openapi(_: web.Request) -> web.Response:  # anybody may ask, so it costs nothing to answer
+    async def openapi(_: web.Request) -> web.Response:  # anybody may ask, so it is made once
+        written, _page = _documents(ports.version)
         return web.Response(body=written, content_type="application/json", charset="utf-8")
 
     app.router.add_get(f"{ROOT}/openapi.json", openapi)
-    mount_docs(app, page)
+    mount_docs(app, lambda: _documents(ports.version)[1])
 
 
 @cache
 def _documents(version: str) -> tuple[bytes, str]:
-    """The OpenAPI document and its page: they follow from the resources, so a process makes them once."""
+    """The OpenAPI document and its page: they follow from the resources, so a process makes them once, and
+    not while it starts: that would be a quarter of a start's time.
+    """
     described = document(RESOURCES, REPORTS, version=version)
     return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(), render(described)
 

@@ -290,9 +290,9 @@ def keeper(
     database_url: DatabaseOption = None,
 ) -> None:
     """Run the keeper: flusher, reclaimer, verifier, Admin API."""
+    from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.serving import resolved, tell_overruled  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from gateway.errors import StartError
 from gateway.local import heartbeat
@@ -55,6 +58,11 @@ class ProcessSpec:
     reason: Callable[[str], str | None] = lambda _: None
 
 
+def command(*words: str) -> tuple[str, ...]:
+    """The command line of this very program in a process of its own."""
+    return (sys.executable, "-P", "-m", "gateway", *words)
+
+
 class Child:
     """A program kept running. `changed` is called whenever its process id changes.
 
@@ -70,16 +78,27 @@ class Child:
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._loading: asyncio.subprocess.Process | None = None
 
     @property
     def is_ready(self) -> bool:
         return self.pid is not None and self._heartbeat is not None and self._heartbeat.is_ready()
 
+    async def load(self) -> None:
+        """Start it without its settings: it loads its code meanwhile. `start` tells them."""
+        program, self.program = self.program, replace(self.program, stdin=b"")
+        self._loading = await self._spawn()
+        self.program = program
+
     async def start(self) -> None:
         """Start it and wait until it answers; `StartError`, on one line, if it does not."""
         log = self.program.log
         log_from = log.stat().st_size if log is not None and log.exists() else 0
-        process = await self._spawn()
+        process, self._loading = self._loading, None
+        if process is None:
+            process = await self._spawn()
+        else:
+            await self._say_settings(process)
         try:
             await self._until_ready(process, log_from)
         except BaseException:
@@ -201,7 +220,7 @@ class Child:
 
     async def _say_settings(self, process: asyncio.subprocess.Process) -> None:
         line = self.program.stdin  # the latest: it may be told another one while it is being started
-        if line is not None:
+        if line:
             await _written(process, line)
 
     async def _until_ready(self, process: asyncio.subprocess.Process, log_from: int) -> None:
@@ -282,3 +301,45 @@ def _ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"exited with status {code}"
+
+
+# How our own processes end: all that one does is over, or it is forced to.
+
+# How long threads may take to end once all else has.
+THREADS_S_MAX = 10.0
+
+
+def run_to_end(
+    run: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine[Any, Any, None],
+    threads_s_max: float = THREADS_S_MAX,
+) -> None:  # fmt: skip
+    """Run all that a process does. A thread that does not end then, such as a read, ends with it.
+
+    What failed before is told with that: nobody else hears of it.
+    """
+    status = 1
+    failure: Exception | None = None
+
+    def leave() -> None:
+        why = "forced to exit: a thread does not end"
+        logging.getLogger("tollkeeper").warning(why, exc_info=failure)
+        os._exit(status)
+
+    late = threading.Timer(threads_s_max, leave)
+    late.daemon = True
+
+    async def whole() -> None:
+        nonlocal status, failure
+        try:
+            await main
+            status = 0
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            late.start()
+
+    try:
+        run(whole())
+    finally:
+        late.cancel()

@@ -251,8 +251,9 @@ def _day(moment: float) -> str:
 async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
     """The database as the keeper's user sees it, and its owner where that is another."""
     from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
-    from persistence.schema.database import NEEDED, refuse_other  # noqa: PLC0415  # heavy to load
+    from persistence.schema.database import refuse_other  # noqa: PLC0415  # heavy to load
     from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
+    from persistence.schema.standing import NEEDED  # noqa: PLC0415  # as above
 
     url = settings.database_url
     shown = without_password(url)

@@ -17,9 +17,10 @@ import msgspec
 
 from gateway.errors import LoopsSilent, StartError
 from gateway.local import ports
-from gateway.local.processes import Child, ProcessSpec
+from gateway.local.processes import Child
+from gateway.run import people_process
 from gateway.run.lifecycle import ParentPipe, cancel
-from gateway.run.serving import command, restarts_of
+from gateway.run.serving import restarts_of
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import metrics
 
@@ -78,36 +79,34 @@ class FactsReader:
 # How long the port of a keeper that was killed may still be had by its process for people.
 LEFT_S_MAX = 5.0
 LOOK_S = 0.1
-# It loads its code, and is told that the loops have begun, before it listens.
-READY_S_MAX = 90.0
-# Requests that are under way have ten seconds.
-STOP_S_MAX = 13.0
+Loading = tuple[ports.ReservedPort, Child] | None
 
 
 class AdminProcess:
-    """The process; `facts` are what the loops tell it."""
+    """The process; `facts` are what the loops tell it. It may be `loading` its code on its port already."""
 
     def __init__(
         self, settings: Settings, facts: Callable[[], Awaitable[LoopFacts]], log: Callable[..., None],
-        *, left_s_max: float = LEFT_S_MAX,
+        *, loading: Loading = None, left_s_max: float = LEFT_S_MAX,
     ) -> None:  # fmt: skip
         self._settings, self._facts, self._log, self._left_s_max = settings, facts, log, left_s_max
         self._port: ports.ReservedPort | None = None
         self._child: Child | None = None
+        if loading is not None:
+            self._port, self._child = loading
         self._has_begun = asyncio.Event()
 
     async def begin(self) -> int:
         """Have the port, and the process loaded; `StartError` names a port that is taken."""
-        self._port = port = await self._held()
-        given, told = port.given(0, 1)
-        program = ProcessSpec(
-            "the process for people", command("admin", "--worker"), ready_max_s=READY_S_MAX,
-            stdin=to_json(self._settings), stop_max_s=STOP_S_MAX, given=given, environment=told,
-            silent_s_max=self._settings.worker_silent_s_max,
-        )  # fmt: skip
-        self._child = Child(program, partial(self._log, level="warning"), lambda: None)
+        if self._port is None:
+            self._port = await self._held()
+        settings = self._settings
+        program = people_process.program(self._port, to_json(settings), settings.worker_silent_s_max)
+        if self._child is None:
+            self._child = Child(program, partial(self._log, level="warning"), lambda: None)
+        self._child.program = program
         self._starting = asyncio.create_task(self._child.start())
-        return port.number
+        return self._port.number
 
     async def open(self) -> None:
         self._has_begun.set()

@@ -62,6 +62,7 @@ from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
 from gateway.telemetry import logs, metrics
+from persistence import address
 from persistence import engine as engines
 from persistence.engine import PeoplePools, Replica
 from persistence.keeper.definitions import Pushes
@@ -185,7 +186,7 @@ class Administration:
     """Everything people ask. `pipe` has what the loops tell, and later settings."""
 
     def __init__(self, settings: Settings, pipe: ParentPipe) -> None:
-        engines.be_known_as(APPLICATION)
+        address.be_known_as(APPLICATION)
         loop, self._loops_begun = asyncio.get_running_loop(), asyncio.Event()
         self._settings, self._log = settings, logs.logger("tollkeeper.admin")
         self._facts = FactsReader(

@@ -38,7 +38,7 @@ from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
 from gateway.outbound.client import Outgoing
 from gateway.run import shard_loops
-from gateway.run.admin_process import AdminProcess, LoopFacts
+from gateway.run.admin_process import AdminProcess, Loading, LoopFacts
 from gateway.run.health import (
     EVERY_PARTITION,
     DiskWatch,
@@ -71,6 +71,7 @@ from gateway.run.timed_loops import (
 from gateway.run.tls_port import check_files
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
+from persistence import address
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
@@ -137,9 +138,12 @@ APPLICATION = "tollkeeper-keeper"
 ENDING_S_MAX = 4.0
 
 
-async def run_keeper(settings: Settings, source: Source = None) -> None:
-    """Run the keeper until SIGTERM or SIGINT, then flush what is there; `source` has later settings."""
-    stop, keeper = stop_signal(), Keeper(settings, source)
+async def run_keeper(settings: Settings, source: Source = None, people: Loading = None) -> None:
+    """Run the keeper until SIGTERM or SIGINT, then flush what is there; `source` has later settings.
+
+    Its process for people may be loading already.
+    """
+    stop, keeper = stop_signal(), Keeper(settings, source, people)
     try:
         if await keeper.start(stop):
             await stop.wait()
@@ -152,12 +156,12 @@ async def run_keeper(settings: Settings, source: Source = None) -> None:
 class Keeper:
     """Everything the clock does."""
 
-    def __init__(self, settings: Settings, source: Source = None) -> None:
-        engines.be_known_as(APPLICATION)
+    def __init__(self, settings: Settings, source: Source = None, people: Loading = None) -> None:
+        address.be_known_as(APPLICATION)
         check_files(settings, "admin")  # that one is no use to the process for people is told here
         self._settings, log = settings, logs.logger("tollkeeper.keeper")
         self._log = log
-        self._people = AdminProcess(settings, self._facts, log)
+        self._people = AdminProcess(settings, self._facts, log, loading=people)
         later = self._later = KeeperSettings(settings, source, log, self._people.renew)
         self._pools = engines.Pools.create(settings.url_file("database_url"), settings.invoices_at_once)
         self._engine, doors = self._pools.loops, KeeperDoors(settings, log, UnsupportedVersions(log))

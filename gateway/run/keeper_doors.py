@@ -53,7 +53,8 @@ from persistence.engine import Engine, Replica
 from persistence.error_mapping import is_away
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
-from persistence.schema.database import NEEDED, outgrown, status
+from persistence.schema.database import outgrown, status
+from persistence.schema.standing import NEEDED
 from persistence.store import FontCoverage, Store
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import logging
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 from gateway.core.circuit_breaker import is_worth_a_line
@@ -129,8 +128,6 @@ async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
 RESTART_S = 1.0
 # A loop that ran so long before it failed was well.
 WELL_AGAIN_S = 60.0
-# How long threads may take to end once all else has.
-THREADS_S_MAX = 10.0
 
 
 def stop_signal() -> asyncio.Event:
@@ -139,42 +136,6 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
-
-
-def run_to_end(
-    run: Callable[[Coroutine[Any, Any, None]], None], main: Coroutine[Any, Any, None],
-    threads_s_max: float = THREADS_S_MAX,
-) -> None:  # fmt: skip
-    """Run all that a process does. A thread that does not end then, such as a read, ends with it.
-
-    What failed before is told with that: nobody else hears of it.
-    """
-    status = 1
-    failure: Exception | None = None
-
-    def leave() -> None:
-        why = "forced to exit: a thread does not end"
-        logging.getLogger("tollkeeper").warning(why, exc_info=failure)
-        os._exit(status)
-
-    late = threading.Timer(threads_s_max, leave)
-    late.daemon = True
-
-    async def whole() -> None:
-        nonlocal status, failure
-        try:
-            await main
-            status = 0
-        except Exception as error:
-            failure = error
-            raise
-        finally:
-            late.start()
-
-    try:
-        run(whole())
-    finally:
-        late.cancel()
 
 
 @contextmanager

@@ -15,7 +15,11 @@ def migrate(
 
     Keepers it serves no longer are refused if they are there after `wait_s`, or end by it (`end_older`).
     """
-    from persistence.schema.migrate import upgrade  # noqa: PLC0415  # heavy, and only two commands need it
+    from persistence.schema import standing  # noqa: PLC0415  # only two commands need it
+
+    if standing.is_current(url):
+        return standing.NEEDED
+    from persistence.schema.migrate import upgrade  # noqa: PLC0415  # heavy, and little is to do as a rule
 
     try:
         return upgrade(url, told, end_older=end_older, wait_s=wait_s)
@@ -25,6 +29,6 @@ def migrate(
 
 def admit_writer(url: str, password: str) -> str:
     """Give the keeper's user of our own PostgreSQL a password; the database's URL for it."""
-    from persistence.schema import roles  # noqa: PLC0415  # heavy, and one command needs it
+    from persistence.schema import standing  # noqa: PLC0415  # one command needs it
 
-    return roles.admit_writer(url, password)
+    return standing.admit_writer(url, password)

@@ -19,9 +19,9 @@ from pathlib import Path
 from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
-from gateway.local.processes import DIED, HUNG, Child, ProcessSpec
+from gateway.local.processes import DIED, HUNG, Child, ProcessSpec, command, run_to_end
 from gateway.run.health import DiskWatch, Ops, disks, few_files, listen, of_gateway
-from gateway.run.lifecycle import forever, give_back_memory, run_to_end, stop_signal, until_stopped
+from gateway.run.lifecycle import forever, give_back_memory, stop_signal, until_stopped
 from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.secret_files import SUFFIX
@@ -199,11 +199,6 @@ def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
     """Say which settings of the file do not count, by their names alone; nothing where there are none."""
     if names := ", ".join(PREFIX + name.upper() for name in settings.overruled):
         warn(f"the environment or an option overrides what {settings.config_path} sets: {names}")
-
-
-def command(*words: str) -> tuple[str, ...]:
-    """The command line of this very program in a process of its own."""
-    return (sys.executable, "-P", "-m", "gateway", *words)
 
 
 def _metrics(settings: Settings, tls: TlsPort, accept: str) -> tuple[bytes, str]:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,9 +28,9 @@ from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres, valkey
 from gateway.local.ports import JsonVoice, ReservedPort, Voice
-from gateway.local.processes import Child, ProcessSpec
+from gateway.local.processes import Child, ProcessSpec, command, run_to_end
 from gateway.run.health import few_files
-from gateway.run.lifecycle import forever, run_to_end, until_stopped
+from gateway.run.lifecycle import forever, until_stopped
 from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,
@@ -43,7 +42,6 @@ from gateway.run.reload import (
 )
 from gateway.run.schema import admit_writer, migrate
 from gateway.run.serving import (
-    command,
     find_home,
     gateway_port,
     gateway_workers,
@@ -130,25 +128,28 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     data, voice, settings = supervisor.data, supervisor.voice, options.settings
     check(settings)
     ports.refuse_unknown((settings.gateway_port,))
-    held = supervisor.held = locks.enter_context(gateway_port(settings))
-    with ports.held_port(settings.admin_host, settings.admin_port, "Admin API (--admin-port)") as admin:
-        admin_port = admin.number
+    held = locks.enter_context(gateway_port(settings))
+    admin = locks.enter_context(
+        ports.held_port(settings.admin_host, settings.admin_port, "Admin API (--admin-port)")
+    )
+    supervisor.held = (held, admin)
     if data.read("processes.json"):
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
-    warming = asyncio.create_task(asyncio.to_thread(import_module, "persistence.schema.migrate"))
+    programs = _ours(options, settings.with_values(admin_port=admin.number), held, admin)
+    for role, program in programs:  # they load their code while the servers start
+        await supervisor.load(role, program)
     redis_url, near_url, database_url, upstream_url = await start_servers(supervisor, options, secrets)
-    await warming
     voice.step("bringing the schema up to date")
     keeper_url = await _migrate(options, database_url, secrets["writer_password"])
     here = partial(
         _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
         proxies=None if options.upstream else DIRECT, redis_url=near_url,
-        database_url=keeper_url, gateway_port=held.number, admin_port=admin_port, data_dir=str(data.path),
+        database_url=keeper_url, gateway_port=held.number, admin_port=admin.number, data_dir=str(data.path),
         seller=demo.DEMO_SELLER if options.demo else {},
     )  # fmt: skip
     settings = here(settings)
-    await _start_ours(supervisor, options, settings, held)
+    await _start_ours(supervisor, options, settings, held, admin)
     gateway_url, admin_url = gateway_url_of(settings), admin_url_of(settings)
     key = ""
     if options.demo:
@@ -269,24 +270,33 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
         raise StartError(f"the schema cannot be brought up to date: {lines[0]}") from error
 
 
-async def _start_ours(
-    supervisor: Supervisor, options: Options, settings: Settings, held: ports.ReservedPort
-) -> None:
-    """Start the keeper and the gateways side by side. What a gateway does not know, nobody gets from it."""
-    workers = settings.workers
-    supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
+def _ours(
+    options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
+) -> list[tuple[str, ProcessSpec]]:
+    """The keeper and the gateways, each with its role. What a gateway does not know, nobody gets from it."""
     url, opener = f"{admin_url_of(settings)}/readyz", opener_of(settings, "admin")
 
     async def ready(_pid: int) -> bool:
         return await asyncio.to_thread(demo.status_of, url, None, opener) == 200
 
-    keeper = options.command("keeper", "--worker")
+    given, told = admin.given(0, 1)
+    keeper = ProcessSpec(
+        "keeper", options.command("keeper", "--worker"), ready, READY_S_MAX, stdin=to_json(settings),
+        given=given, environment=told,
+    )  # fmt: skip
+    workers = gateway_workers(options.command("serve", "--worker"), settings, held, READY_S_MAX)
+    return [("keeper", keeper), *(("gateway", one) for one in workers)]
+
+
+async def _start_ours(
+    supervisor: Supervisor, options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
+) -> None:
+    """Tell the keeper and the gateways their settings, and wait until all of them are ready."""
+    workers = settings.workers
+    supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
     async with asyncio.TaskGroup() as group:
-        program = ProcessSpec("keeper", keeper, ready, READY_S_MAX, stdin=to_json(settings))
-        group.create_task(supervisor.run("keeper", program))
-        worker = options.command("serve", "--worker")
-        for program in gateway_workers(worker, settings, held, READY_S_MAX):
-            group.create_task(supervisor.run("gateway", program))
+        for role, program in _ours(options, settings, held, admin):
+            group.create_task(supervisor.run(role, program))
 
 
 async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: int) -> None:
@@ -312,14 +322,23 @@ class Supervisor:
     def __init__(self, data: DataDirectory, voice: Voice) -> None:
         self.data = data
         self.voice = voice
-        self.held: ReservedPort | None = None
+        self.held: Sequence[ReservedPort] = ()
         self._children: list[tuple[str, Child]] = []
         self._complete = False
 
-    async def run(self, role: str, program: ProcessSpec) -> None:
-        """Start a program and keep it running until `stop`."""
+    async def load(self, role: str, program: ProcessSpec) -> None:
+        """Start a program without its settings: it loads its code until it is `run`."""
         child = Child(program, self.voice.say, self._note)
         self._children.append((role, child))
+        await child.load()
+
+    async def run(self, role: str, program: ProcessSpec) -> None:
+        """Start a program and keep it running until `stop`."""
+        child = next((one for one in self.children(role) if one.program.name == program.name), None)
+        if child is None:
+            child = Child(program, self.voice.say, self._note)
+            self._children.append((role, child))
+        child.program = program
         try:
             await child.start()
         except StartError:
@@ -344,9 +363,9 @@ class Supervisor:
         return [child for each, child in self._children if each == role]
 
     async def stop(self) -> None:
-        """Stop all children, role by role. The gateway's port is its workers' alone from now on."""
-        if self.held is not None:
-            self.held.close()
+        """Stop all children, role by role. The ports are theirs alone from now on."""
+        for port in self.held:
+            port.close()
         for role in self.STOP_ORDER:
             async with AsyncExitStack() as stack:
                 for each, child in self._children:

@@ -19,10 +19,11 @@ import psycopg
 from sqlalchemy import BigInteger, Boolean, Column, DateTime, Table, text
 
 from gateway.errors import ArchiveFailed
-from persistence.engine import ASK_OWNER, CONNECT, Engine, plain_url, shares_sessions
+from persistence.address import CONNECT, plain_url
+from persistence.engine import ASK_OWNER, Engine, shares_sessions
 from persistence.error_mapping import complaint
 from persistence.ledger.checkpoints import INVARIANTS, MORE, VIOLATIONS_MAX
-from persistence.schema import database as schema
+from persistence.schema import standing
 from persistence.schema.database import UNBILLED, end_of, first_of, named
 from persistence.tables import audit_log, call, credit_transaction, feature_usage, token_ledger
 
@@ -153,9 +154,9 @@ def identity(connection: Connection) -> UUID:
 def _refuse_schema(connection: Connection) -> None:
     there = one(connection, "SELECT to_regclass('alembic_version') IS NOT NULL")[0]
     found = one(connection, "SELECT version_num FROM alembic_version")[0] if there else None
-    if found != schema.NEEDED:
+    if found != standing.NEEDED:
         raise ArchiveFailed(
-            f"the database has schema version {found or 'none'}, {schema.NEEDED} is needed:"
+            f"the database has schema version {found or 'none'}, {standing.NEEDED} is needed:"
             " run tollkeeper migrate"
         )
 

@@ -29,12 +29,13 @@ from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.credentials import not_after
 from gateway.core.integrity.reconciliation import DifferenceKind
 from gateway.errors import LedgerUnavailable
-from persistence.engine import looking, plain_url
+from persistence.address import plain_url
+from persistence.engine import looking
 from persistence.error_mapping import complaint
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
 from persistence.ledger import listeners, rollup, statements
-from persistence.schema.database import NEEDED
+from persistence.schema.standing import NEEDED
 
 # Which keepers are there, and which of them flushes a partition, in PostgreSQL.
 #

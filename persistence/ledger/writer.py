@@ -32,7 +32,8 @@ from gateway.core.accounts.outbox import (
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from gateway.files import UrlFile
-from persistence.engine import CONNECT, plain_url, url_file
+from persistence.address import CONNECT, plain_url
+from persistence.engine import url_file
 from persistence.error_mapping import complaint
 from persistence.ledger import accounts, rows, statements
 from persistence.ledger.copying import NEW_USERS_A_DAY_MAX, Copies, Name, Place, Unstorable, Users

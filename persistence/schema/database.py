@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.errors import StartError
 from persistence.engine import looking
+from persistence.schema.standing import KNOWN, MONTHS_AHEAD, STATUS, THERE, SchemaStatus
 
-MONTHS_AHEAD = 3
 ENSURE_PARTITIONS = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
 DROP = text("""
 SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
@@ -66,18 +65,6 @@ SELECT 'organization ' || organization_id, 'the end of a plan' FROM plan_end
 SELECT 'invoice ' || id, 'from ' || period_start::text FROM invoice
  WHERE status = 'draft' AND period_start < %(end)s""",
 }
-# The versions this program knows, oldest first: it runs on the newest.
-KNOWN = tuple(
-    sorted(path.name[1:5] for path in (Path(__file__).parent / "migrations" / "versions").glob("v????_*.py"))
-)
-NEEDED = KNOWN[-1]
-
-# The comment says since which version programs run on it: it is there in backups too, and anybody reads it.
-THERE = "SELECT to_regclass('alembic_version') IS NOT NULL"
-STATUS = """
-SELECT version_num,
-       coalesce(substring(obj_description('alembic_version'::regclass) FROM '^runs from ([0-9]{4})$'), '')
-  FROM alembic_version"""
 
 
 def end_of(month: date) -> date:
@@ -176,20 +163,6 @@ async def _drop(engine: AsyncEngine, ledger: str, days: int, until: date | None 
     async with engine.begin() as connection:
         values = {"ledger": ledger, "days": days, "until": until}
         return [str(name) for name in (await connection.execute(DROP, values)).scalars()]
-
-
-class SchemaStatus(NamedTuple):
-    """The version a database has, None where nothing was migrated; and since which one programs run on it.
-
-    `runs_from` is empty where the schema does not say it. `clock` is the server's Unix time as it answered.
-    """
-
-    version: str | None
-    runs_from: str = ""
-    clock: float | None = None
-
-    def is_newer(self, known: Sequence[str] = KNOWN) -> bool:
-        return self.version is not None and self.version not in known and self.version > known[0]
 
 
 async def status(engine: AsyncEngine) -> SchemaStatus:

@@ -29,19 +29,13 @@ from sqlalchemy.pool import NullPool
 
 from gateway.core.credentials import UnreadableCertificate
 from gateway.errors import SchemaUnavailable, StartError
-from persistence.engine import CONNECT_TIMEOUT_S, dialect_url, plain_url
+from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.error_mapping import complaint, origin, quiet
 from persistence.keeper.sweeps import certificate_end
 from persistence.schema import database, roles
-from persistence.schema.database import KNOWN, STATUS, THERE, SchemaStatus, refuse_other
+from persistence.schema.database import refuse_other
+from persistence.schema.standing import KNOWN, MONTHS_AHEAD, SCHEMA_LOCK, STATUS, THERE, SchemaStatus
 
-# Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
-# 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
-# 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
-# 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes,
-# 7813 a comparison of everybody, 7814 addresses that are asked,
-# 7815 heads of the ledger.
-SCHEMA_LOCK = (7801, 1)
 HERE = Path(__file__).parent
 MIGRATIONS = HERE / "migrations"
 # Today's schema, and its constant rows, in the order in which they are run.
@@ -155,7 +149,7 @@ def _upgraded(
         since = runs_from(scripts)
         if _status(connection).runs_from != since:
             connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
-        connection.execute(database.ENSURE_PARTITIONS, {"months_ahead": database.MONTHS_AHEAD, "by": ""})
+        connection.execute(database.ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
         if missing := roles.apply_grants(connection):
             told(missing)
         return _version(connection) or ""

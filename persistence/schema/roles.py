@@ -3,85 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, product
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote, urlsplit
+from itertools import groupby
 
 import psycopg
-from psycopg import sql
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SchemaUnavailable, StartError
-from persistence.engine import CONNECT, plain_url
+from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint, origin
 from persistence.schema.database import refuse_other, status
+from persistence.schema.standing import (
+    EVERYBODY,
+    FOUND,
+    WANTED,
+    WRITER,
+    RoleGrant,
+    found_grants,
+    roles_of,
+    writer_of,
+    writes,
+)
 
-# Who may do what in PostgreSQL, as `grants.sql` says: each migrate grants and revokes what differs.
-#
-# Writer and reader are roles named after the database, since a server shares its roles among databases.
-
-WRITER, READER = "writer", "reader"
-EVERYBODY = ""
 # A longer name would be cut off by PostgreSQL, and be that of another database's role too.
 NAME_BYTES_MAX = 63
 # Obstacles to making a role: it is there since a moment ago, or this user may not.
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 
-class RoleGrant(NamedTuple):
-    """A right of a role, or of everybody, on a table or view, a function, or the schema."""
-
-    role: str
-    right: str
-    kind: str
-    name: str
-
-
-def _read(said: str) -> Iterator[RoleGrant]:
-    for rights, kind, names, roles in _STATEMENT.findall(said):
-        for name, right, role in product(_NAMES.split(names.strip()), rights.split(", "), roles.split(", ")):
-            object_ = "" if kind == "SCHEMA" else name
-            yield RoleGrant(role.removeprefix(":"), right, kind or "TABLE", object_)
-
-
-_STATEMENT = re.compile(
-    r"^GRANT ([A-Z, ]+) ON\s+(?:(SCHEMA|FUNCTION)\s+)?([^;]+?)\s+TO ([^;]+);", re.MULTILINE
-)
-# Between names, not within the arguments of a function.
-_NAMES = re.compile(r",\s+(?![^(]*\))")
-# Everything writer and reader may do.
-WANTED = frozenset(_read((Path(__file__).parent / "grants.sql").read_text(encoding="utf-8")))
-_FOUND = text("""
-SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
-    SELECT 'TABLE' AS kind, relname::text AS name, relacl AS acl FROM pg_class
-     WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v')
-    UNION ALL
-    SELECT 'FUNCTION', oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner)) FROM pg_proc
-     WHERE pronamespace = current_schema()::regnamespace
-    UNION ALL
-    SELECT 'SCHEMA', '', nspacl FROM pg_namespace WHERE oid = current_schema()::regnamespace) AS o,
-  aclexplode(o.acl) AS a LEFT JOIN pg_roles AS r ON r.oid = a.grantee""")
+_FOUND = text(FOUND)
 _THERE = text("SELECT count(*) FROM pg_roles WHERE rolname = :name")
 _AS_IT_STANDS = {"no_parameters": True}
 _HERE = text("SELECT current_database(), quote_ident(current_schema())")
-
-
-def roles_of(database: str) -> dict[str, str]:
-    return {role: f"{database}_{role}" for role in (WRITER, READER)}
-
-
-def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
-    for grant in wanted:
-        if (grant.role, grant.kind) == (WRITER, "TABLE"):
-            found[grant.name] = found.get(grant.name, frozenset()) | {grant.right} - {"SELECT"}
-    return found
 
 
 def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) -> str:
@@ -101,7 +57,8 @@ def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) 
         todo = " ".join(f"CREATE ROLE {name};" for name in missing)
         return f"there are no roles for a keeper that owns nothing; an administrator makes them: {todo}"
     quoted = {EVERYBODY: "PUBLIC"} | {role: _quoted(name) for role, name in names.items()}
-    for statement in _statements(_found(connection, names, wanted), wanted, quoted, schema):
+    found = found_grants(connection.execute(_FOUND), database, wanted)
+    for statement in _statements(found, wanted, quoted, schema):
         connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
     return ""
 
@@ -119,18 +76,6 @@ def _made(connection: Connection, name: str) -> bool:
                 raise
             return found.sqlstate != FORBIDDEN
     return True
-
-
-def _found(connection: Connection, names: dict[str, str], wanted: frozenset[RoleGrant]) -> set[RoleGrant]:
-    """What the roles may do now; of everybody's rights only those to functions that act as their owner."""
-    roles = {name: role for role, name in names.items()}
-    ours = {(grant.kind, grant.name) for grant in wanted}
-    found = set()
-    for grantee, right, kind, name in connection.execute(_FOUND):
-        role = EVERYBODY if (grantee, kind) == ("", "FUNCTION") else roles.get(grantee)
-        if role is not None and (kind, name) in ours:
-            found.add(RoleGrant(role, right, kind, name))
-    return found
 
 
 def _statements(
@@ -199,7 +144,7 @@ def privileges(url: str) -> Privileges:
     functions = [grant.name for grant in sorted(WANTED) if grant.kind == "FUNCTION"]
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
-            writer = _writer_of(connection)
+            writer = writer_of(connection)
             kept = [table for table, verbs in writes().items() if verbs == {"INSERT"}]
             who = {"tables": list(writes()), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
             row = connection.execute(_WHO, who).fetchone()
@@ -230,26 +175,6 @@ async def refuse_unfit(engine: AsyncEngine) -> None:
         raise StartError(f"PostgreSQL: {complaint(error)} (tollkeeper doctor says what to do)") from error
     if found.lacking:
         raise StartError(f"PostgreSQL: {found.complaint()}")
-
-
-def admit_writer(url: str, password: str) -> str:
-    """Let the writer of the database at `url`, its owner's, log in with this password; the URL for it."""
-    with psycopg.connect(plain_url(url), **CONNECT) as connection:
-        user = _writer_of(connection)
-        # Hashed here: what the server is told, and might log, is not the password.
-        digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
-        told = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
-        connection.execute(told)
-    parts = urlsplit(plain_url(url))
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()
-
-
-def _writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
-    """By the name the server has for it: a pooler's may be another."""
-    row = connection.execute("SELECT current_database()").fetchone()
-    assert row is not None
-    return roles_of(str(row[0]))[WRITER]
 
 
 # Under which peppers the credentials are that somebody may still use.

@@ -36,8 +36,8 @@ from gateway.run.keeper_doors import AdminParts, KeeperSettings
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.resources.usage import ConsoleQueries
-from persistence.schema import migrate, roles
-from persistence.schema.database import NEEDED
+from persistence.schema import migrate, standing
+from persistence.schema.standing import NEEDED
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
 from tests.persistence.emptying import clear
@@ -295,7 +295,7 @@ def _migrated(postgres: str) -> str:
 @pytest.fixture(scope="session")
 def keeper_login(migrated: str) -> str:
     """The same database as a keeper has it, by the writer's role: what is not granted, no test can do."""
-    return roles.admit_writer(migrated, "a keeper's password")
+    return standing.admit_writer(migrated, "a keeper's password")
 
 
 @pytest.fixture

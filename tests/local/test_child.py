@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ async def test_what_is_told_while_it_starts_is_its_first_line(
     await child.start()
     await child.stop()
     assert said.read_text() == "new\n"
+
+
+async def test_one_that_loads_is_told_its_settings_once_it_is_started(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+
+    async def ready(_pid: int) -> bool:
+        return said.exists() and said.read_text().endswith("\n")
+
+    child = Child(ProcessSpec("reader", (sys.executable, "-c", READS, str(said)), ready), print, lambda: None)
+    await child.load()
+    loading = child.pid
+    child.program = replace(child.program, stdin=b"settings")
+    assert not said.exists()
+    await child.start()
+    assert (child.pid, said.read_text()) == (loading, "settings\n")
+    await child.stop()
 
 
 async def test_a_start_that_fails_is_no_restart(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from gateway.local.ports import usage_line
-from persistence.schema.database import NEEDED
+from persistence.schema.standing import NEEDED
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy.processes import Process
 from tests.run.supervisor.conftest import ROOT, STEP_MAX_S

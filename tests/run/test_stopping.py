@@ -14,7 +14,7 @@ import pytest
 from gateway.errors import CountersUnavailable
 from gateway.local.data_directory import DataDirectory
 from gateway.local.ports import Voice
-from gateway.local.processes import DIED, HUNG
+from gateway.local.processes import DIED, HUNG, run_to_end
 from gateway.run import lifecycle
 from gateway.run.reload import Renewal
 from gateway.run.serving import plain_options, tell_overruled
@@ -73,7 +73,7 @@ def hanging(tmp_path: Path, at_last: str) -> subprocess.CompletedProcess[bytes]:
     os.mkfifo(pipe)
     program = f"""
 import asyncio
-from gateway.run.lifecycle import run_to_end
+from gateway.local.processes import run_to_end
 async def main():
     asyncio.create_task(asyncio.to_thread(open, {str(pipe)!r}))
     await asyncio.sleep(0.1)
@@ -102,7 +102,7 @@ def test_a_process_whose_threads_end_is_left_to_end_by_itself() -> None:
     async def main() -> None:
         done.append(await asyncio.to_thread(lambda: "read"))
 
-    lifecycle.run_to_end(asyncio.run, main())
+    run_to_end(asyncio.run, main())
     assert done == ["read"]
     for timer in [each for each in threading.enumerate() if isinstance(each, threading.Timer)]:
         timer.join(5)

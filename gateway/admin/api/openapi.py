@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -594,11 +594,11 @@ def _operation(
     return operation
 
 
-def mount_docs(app: web.Application, page: str) -> None:
-    """Serve the page that was rendered."""
+def mount_docs(app: web.Application, page: Callable[[], str]) -> None:
+    """Serve the page, which is asked for once somebody does."""
 
     async def docs(_: web.Request) -> web.Response:
-        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": CSP})
+        return web.Response(text=page(), content_type="text/html", headers={"Content-Security-Policy": CSP})
 
     app.router.add_get("/admin/docs", docs)
 

@@ -34,7 +34,7 @@ from persistence.archive.months import (
     MonthlyLedger,
     PartitionedMonth,
 )
-from persistence.schema import database as schema
+from persistence.schema import standing
 from persistence.schema.database import end_of
 
 # What an archive holds, a document a month of a ledger: written last, so what it names was read back.
@@ -73,7 +73,7 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
         {
             "format": FORMAT,
             "program_version": version("tollkeeper"),
-            "schema_version": schema.NEEDED,
+            "schema_version": standing.NEEDED,
             "database": str(manifest.database),
             "month": f"{manifest.month:%Y-%m}",
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),

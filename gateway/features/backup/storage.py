@@ -23,7 +23,7 @@ from typing import IO, Any
 from gateway.core.text import read_json
 from gateway.errors import BackupFailed, PlaceFailed
 from gateway.ops.storage import FileStore, shown
-from persistence.schema import database as schema
+from persistence.schema import standing
 
 # What a backup says it holds. The same words in a file's last member and in a bucket's document.
 
@@ -73,10 +73,10 @@ def read_manifest(found: Any, source: str) -> BackupManifest:
         manifest = BackupManifest(**{**found, "pieces": pieces})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise no_backup_at(source) from error
-    if manifest.format != FORMAT or manifest.schema_version not in schema.KNOWN:
-        known = f"this program knows {schema.NEEDED} at most: use a newer one"
-        if manifest.schema_version < schema.KNOWN[0]:
-            known = f"this program begins at {schema.KNOWN[0]}: restore it with the one that made it"
+    if manifest.format != FORMAT or manifest.schema_version not in standing.KNOWN:
+        known = f"this program knows {standing.NEEDED} at most: use a newer one"
+        if manifest.schema_version < standing.KNOWN[0]:
+            known = f"this program begins at {standing.KNOWN[0]}: restore it with the one that made it"
         raise BackupFailed(
             f"{source} was made by Tollkeeper {manifest.program_version} with schema version"
             f" {manifest.schema_version}; {known}"

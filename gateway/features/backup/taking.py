@@ -23,7 +23,7 @@ from gateway.errors import BackupFailed, StartError
 from gateway.features.backup.storage import FORMAT, Backup, BackupManifest, Backups, BackupWriter
 from gateway.local.embedded import postgres
 from persistence import backup as backups
-from persistence.schema import database as schema
+from persistence.schema import standing
 
 # PostgreSQL's own programs, of a server's major version: those of another write what it cannot read.
 
@@ -118,7 +118,7 @@ def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[BackupManifest
             stdin.write(chunk)
     backups.compare(url, manifest.rows)
     backups.move_ids_ahead(url, ids_ahead)
-    wrong = asyncio.run(backups.contradictions(url)) if manifest.schema_version == schema.NEEDED else []
+    wrong = asyncio.run(backups.contradictions(url)) if manifest.schema_version == standing.NEEDED else []
     return manifest, wrong
 
 

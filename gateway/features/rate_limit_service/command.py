@@ -21,7 +21,7 @@ def rls(
 
     from gateway.extras import loading  # noqa: PLC0415  # as above
     from gateway.features.rate_limit_service.table import read_table  # noqa: PLC0415  # as above
-    from gateway.run.lifecycle import run_to_end  # noqa: PLC0415  # as above
+    from gateway.local.processes import run_to_end  # noqa: PLC0415  # as above
     from gateway.telemetry import logs  # noqa: PLC0415  # as above
 
     with loading("rls"):

@@ -24,8 +24,8 @@ from gateway.features.backup.storage import FORMAT, BackupManifest, Bucket, Piec
 from gateway.features.backup.taking import back_up, restore
 from gateway.ops.storage import FileStore
 from persistence import backup as backups
-from persistence.schema import database as schema
 from persistence.schema import migrate
+from persistence.schema import standing as schema
 from tests.features.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 from tests.tree import ROOT

@@ -23,8 +23,8 @@ from gateway.features.backup.taking import back_up
 from persistence import backup
 from persistence import backup as backups
 from persistence import engine as engines
-from persistence.schema import database as schema
 from persistence.schema import migrate
+from persistence.schema import standing as schema
 from tests.features.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
 from tests.tree import ROOT

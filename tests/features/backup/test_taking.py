@@ -18,8 +18,8 @@ from gateway.errors import BackupFailed
 from gateway.features.backup.storage import Folder, TarBackup
 from gateway.features.backup.taking import back_up, restore
 from persistence.ledger.writer import LedgerWriter
-from persistence.schema import database as schema
 from persistence.schema import migrate
+from persistence.schema import standing as schema
 from tests.persistence.scenario import Account, batch_of, broken, busy, one, rows_of, settle_in
 
 NOW = datetime(2026, 4, 16, 12, tzinfo=UTC)

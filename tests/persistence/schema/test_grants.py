@@ -17,8 +17,7 @@ from persistence.engine import dialect_url
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import database, migrate
 from persistence.schema import roles as schema_roles
-from persistence.schema.database import NEEDED
-from persistence.schema.roles import admit_writer
+from persistence.schema.standing import NEEDED, admit_writer
 from tests.persistence.migrated import LEDGERS
 from tests.persistence.scenario import Account, batch_of, broken, busy, rows_of, settle_in
 

@@ -24,7 +24,7 @@ from sqlalchemy import create_engine, text
 from gateway.errors import StartError
 from persistence import engine
 from persistence.schema import migrate
-from persistence.schema.database import KNOWN, NEEDED
+from persistence.schema.standing import KNOWN, NEEDED
 from tests.persistence.scenario import rows_of
 from tests.persistence.schema.baseline import bring_to_baseline
 from tests.waiting import wait_until
@@ -153,7 +153,7 @@ def held_by(database: str, name: str, query: str) -> Iterator[int]:
 
 
 PERSISTENCE = Path(__file__).parents[3] / "persistence"
-LIST = PERSISTENCE / "schema" / "migrate.py"
+LIST = PERSISTENCE / "schema" / "standing.py"
 _OWNED = re.compile(r"^ *# Advisory lock class (78\d\d): ", re.MULTILINE)
 _TAKEN = re.compile(r"advisory(?:_xact)?_lock\((78\d\d)\b")
 # Those that modules of one work take together; and archiving holds checkpoints still meanwhile.

@@ -22,9 +22,9 @@ from sqlalchemy import create_engine
 from gateway.errors import StartError
 from persistence import engine
 from persistence.keeper.sweeps import KeeperShares
-from persistence.schema import database, migrate, roles
+from persistence.schema import database, migrate, roles, standing
 from persistence.schema import database as schema
-from persistence.schema.database import KNOWN, NEEDED
+from persistence.schema.standing import KNOWN, NEEDED, SchemaStatus
 from persistence.tables import metadata
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
@@ -33,8 +33,8 @@ from tests.persistence.schema.baseline import bring_to_baseline, described
 
 def test_the_versions_known_are_those_of_the_migrations() -> None:
     found = ScriptDirectory(str(migrate.MIGRATIONS))
-    assert found.get_current_head() == schema.NEEDED
-    assert [script.revision for script in found.walk_revisions()] == [*reversed(schema.KNOWN)]
+    assert found.get_current_head() == NEEDED
+    assert [script.revision for script in found.walk_revisions()] == [*reversed(KNOWN)]
 
 
 async def test_the_version_is_read(database: str) -> None:
@@ -43,8 +43,30 @@ async def test_the_version_is_read(database: str) -> None:
     migrate.upgrade(database)
     scripts = ScriptDirectory(str(migrate.MIGRATIONS))
     found = await schema.status(pool)
-    assert found[:2] == (schema.NEEDED, migrate.runs_from(scripts)) == migrate.schema_status(database)[:2]
+    assert found[:2] == (NEEDED, migrate.runs_from(scripts)) == migrate.schema_status(database)[:2]
     await pool.dispose()
+
+
+CHANGES = (
+    "REVOKE INSERT ON call FROM {writer}",
+    "GRANT DELETE ON call TO {writer}",
+    "COMMENT ON TABLE alembic_version IS NULL",
+    "UPDATE alembic_version SET version_num = '0117'",
+)
+
+
+def test_a_start_leaves_alone_what_is_as_migrations_leave_it(cloned: str) -> None:
+    with psycopg.connect(cloned, autocommit=True) as connection:
+        for change in CHANGES:
+            migrate.upgrade(cloned)
+            assert standing.is_current(cloned)
+            connection.execute(change.format(writer=standing.writer_of(connection)))
+            assert not standing.is_current(cloned), change
+
+
+def test_a_database_without_a_schema_or_an_answer_is_not_left_alone(database: str) -> None:
+    assert not standing.is_current(database)
+    assert not standing.is_current(database.replace("@", "nobody@"))
 
 
 def in_future(database: str, comment: str) -> None:
@@ -57,13 +79,13 @@ def in_future(database: str, comment: str) -> None:
 async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrate_changes_nothing(
     cloned: str,
 ) -> None:
-    in_future(cloned, f"runs from {schema.NEEDED}")
+    in_future(cloned, f"runs from {NEEDED}")
     pool = engine.create(cloned)
     await roles.refuse_unfit(pool)
     said: list[str] = []
     assert migrate.upgrade(cloned, said.append) == "9999"
     assert "newer one, on which programs" in said[0]
-    assert (await schema.status(pool))[:2] == ("9999", schema.NEEDED)
+    assert (await schema.status(pool))[:2] == ("9999", NEEDED)
     await pool.dispose()
 
 
@@ -71,22 +93,20 @@ async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrat
 async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(cloned: str, comment: str) -> None:
     in_future(cloned, comment)
     pool = engine.create(cloned)
-    with pytest.raises(StartError, match=f"9999, this program knows {schema.NEEDED} at most"):
+    with pytest.raises(StartError, match=f"9999, this program knows {NEEDED} at most"):
         await roles.refuse_unfit(pool)
     with pytest.raises(StartError, match="9999"):
         migrate.upgrade(cloned)
     await pool.dispose()
 
 
-@pytest.mark.parametrize(
-    ("comment", "goes_on"), [(f"runs from {schema.NEEDED}", True), ("runs from 9999", False)]
-)
+@pytest.mark.parametrize(("comment", "goes_on"), [(f"runs from {NEEDED}", True), ("runs from 9999", False)])
 async def test_a_keeper_goes_on_while_the_schema_serves_it(cloned: str, comment: str, goes_on: bool) -> None:
     pool = engine.create(cloned)
     assert await schema.outgrown(pool) == ""
     in_future(cloned, comment)
     said = await schema.outgrown(pool)
-    assert ("" if goes_on else f"9999, this program knows {schema.NEEDED} at most") in said
+    assert ("" if goes_on else f"9999, this program knows {NEEDED} at most") in said
     assert (said == "") is goes_on
     await pool.dispose()
 
@@ -103,7 +123,7 @@ def tomorrow(tmp_path: Path) -> Path:
     found = tmp_path / "migrations"
     shutil.copytree(migrate.MIGRATIONS, found)
     (found / "versions" / "v9999_tomorrow.py").write_text(
-        f'revision, down_revision = "9999", "{schema.NEEDED}"\n\n\ndef upgrade() -> None:\n    pass\n'
+        f'revision, down_revision = "9999", "{NEEDED}"\n\n\ndef upgrade() -> None:\n    pass\n'
     )
     return found
 
@@ -115,12 +135,12 @@ async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stoppe
     keeper, other = KeeperShares(pool, 8081), KeeperShares(pool, 8082)
     for each in (keeper, other):
         await each.keep([0], [], held_s=3600)
-    said = rf":8081 \(knows {schema.NEEDED}\), .*:8082 \(knows {schema.NEEDED}\): stop them first"
+    said = rf":8081 \(knows {NEEDED}\), .*:8082 \(knows {NEEDED}\): stop them first"
     with pytest.raises(StartError, match=said):
         migrate.upgrade(cloned, migrations=tomorrow)
-    assert (await schema.status(pool)).version == schema.NEEDED
+    assert (await schema.status(pool)).version == NEEDED
     await keeper.leave()
-    with pytest.raises(StartError, match=f"know 9999: [^,]*:8082 .knows {schema.NEEDED}"):
+    with pytest.raises(StartError, match=f"know 9999: [^,]*:8082 .knows {NEEDED}"):
         migrate.upgrade(cloned, wait_s=0.1, migrations=tomorrow)
     await other.keep([0], [], held_s=0)  # as one that was killed, and is silent
     told: list[str] = []
@@ -141,7 +161,7 @@ async def test_keepers_that_the_schema_serves_no_longer_may_end_by_it(cloned: st
     await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, end_older=True, migrations=tomorrow) == "9999"
-    assert re.search(f"8081 .knows {schema.NEEDED}.: they end within seconds", told[0])
+    assert re.search(f"8081 .knows {NEEDED}.: they end within seconds", told[0])
     assert "9999" in await schema.outgrown(pool)
     await pool.dispose()
 
@@ -158,7 +178,7 @@ async def test_who_says_no_schema_knew_the_last_one_that_nobody_said(cloned: str
 
 async def test_keepers_that_the_schema_serves_go_on_over_a_migration(cloned: str, tomorrow: Path) -> None:
     last = tomorrow / "versions" / "v9999_tomorrow.py"
-    last.write_text(last.read_text() + f'\n\nruns_from = "{schema.NEEDED}"\n')
+    last.write_text(last.read_text() + f'\n\nruns_from = "{NEEDED}"\n')
     pool = engine.create(cloned)
     await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     told: list[str] = []
@@ -185,9 +205,9 @@ def test_the_last_migration_that_serves_no_older_program_says_who_runs() -> None
 
 def test_only_the_newest_version_known_is_accepted() -> None:
     known = ("0001", "0002")
-    schema.refuse_other(schema.SchemaStatus("0002"), known)
-    schema.refuse_other(schema.SchemaStatus("0003", "0002"), known)
-    schema.refuse_other(schema.SchemaStatus("0004", "0001"), known)
+    schema.refuse_other(SchemaStatus("0002"), known)
+    schema.refuse_other(SchemaStatus("0003", "0002"), known)
+    schema.refuse_other(SchemaStatus("0004", "0001"), known)
     for found, said in (
         (None, "has no schema, 0002 is needed: run tollkeeper migrate"),
         ("0001", "has schema version 0001, 0002 is needed: run tollkeeper migrate"),
@@ -195,9 +215,9 @@ def test_only_the_newest_version_known_is_accepted() -> None:
         ("0003", "has schema version 0003, this program knows 0002 at most"),
     ):
         with pytest.raises(StartError, match=said):
-            schema.refuse_other(schema.SchemaStatus(found), known)
+            schema.refuse_other(SchemaStatus(found), known)
     with pytest.raises(StartError, match="0004, this program knows 0002 at most"):
-        schema.refuse_other(schema.SchemaStatus("0004", "0003"), known)
+        schema.refuse_other(SchemaStatus("0004", "0003"), known)
 
 
 # --- migrate ----------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.errors import StartError
+from gateway.local import processes
 from gateway.local.ports import JsonVoice
-from gateway.run import serving
 from gateway.run.supervisor import Options, run_up
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 def command(*words: str) -> tuple[str, ...]:
     if words[0] == "demo-upstream":
-        return serving.command(*words)
+        return processes.command(*words)
     role = "gateway" if words[0] == "serve" else "keeper"
     return (sys.executable, str(HERE / "stand_in.py"), role)
 

@@ -1,0 +1,56 @@
+"""How PostgreSQL is reached: its address in each spelling, and what each connection is made with."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+CONNECT_TIMEOUT_S = 5
+# No prepared statements: the next transaction may be in another session. Who is silent is asked whether it is
+# there: a server that vanished with its host is noticed in half a minute, and not after hours.
+CONNECT: dict[str, Any] = {
+    "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
+    "fallback_application_name": "tollkeeper",
+}  # fmt: skip
+# One of several hosts of an address.
+_PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
+
+
+def be_known_as(name: str) -> None:
+    """Have this process seen in `pg_stat_activity` so, unless its address or `PGAPPNAME` names it."""
+    CONNECT["fallback_application_name"] = name
+
+
+def dialect_url(url: str) -> str:
+    """The same address in SQLAlchemy's spelling, naming psycopg 3."""
+    return f"postgresql+psycopg://{_spelt(url)}"
+
+
+def plain_url(url: str) -> str:
+    """The same address as psycopg and libpq read it."""
+    # SQLAlchemy writes a blank of a password as it is, which libpq does not take.
+    return "postgresql://" + _spelt(url).replace(" ", "%20")
+
+
+def _spelt(url: str) -> str:
+    """An address behind its scheme; several hosts are parameters, as both read them."""
+    scheme, _, rest = url.partition("://")
+    if scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise ValueError(f"not a PostgreSQL address: {scheme}://…")
+    before, _, query = rest.partition("?")
+    authority, _, path = before.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return rest
+    places = [_place(one) for one in hosts.split(",")]
+    names = ",".join(one["host"].strip("[]") for one in places)
+    ports = ",".join(one["port"] or "5432" for one in places)
+    return f"{user}{at}/{path}?host={names}&port={ports}" + (f"&{query}" if query else "")
+
+
+def _place(host: str) -> re.Match[str]:
+    found = _PLACE.fullmatch(host)
+    if found is None or not found["host"]:
+        raise ValueError(f"not a host of PostgreSQL, HOST or HOST:PORT: {host!r}")
+    return found

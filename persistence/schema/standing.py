@@ -1,0 +1,164 @@
+"""Where a database stands: its version, and who may do what in it. Asked by psycopg alone.
+
+A start that finds everything as it should be loads neither SQLAlchemy nor the migrations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlsplit
+
+import psycopg
+from psycopg import sql
+
+from persistence.address import CONNECT, plain_url
+
+HERE = Path(__file__).parent
+# The versions this program knows, oldest first: it runs on the newest.
+KNOWN = tuple(sorted(path.name[1:5] for path in (HERE / "migrations" / "versions").glob("v????_*.py")))
+NEEDED = KNOWN[-1]
+
+# The comment says since which version programs run on it: it is there in backups too, and anybody reads it.
+THERE = "SELECT to_regclass('alembic_version') IS NOT NULL"
+STATUS = """
+SELECT version_num,
+       coalesce(substring(obj_description('alembic_version'::regclass) FROM '^runs from ([0-9]{4})$'), '')
+  FROM alembic_version"""
+MONTHS_AHEAD = 3
+# Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
+# 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
+# 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
+# 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes,
+# 7813 a comparison of everybody, 7814 addresses that are asked,
+# 7815 heads of the ledger.
+SCHEMA_LOCK = (7801, 1)
+
+
+class SchemaStatus(NamedTuple):
+    """The version a database has, None where nothing was migrated; and since which one programs run on it.
+
+    `runs_from` is empty where the schema does not say it. `clock` is the server's Unix time as it answered.
+    """
+
+    version: str | None
+    runs_from: str = ""
+    clock: float | None = None
+
+    def is_newer(self, known: Sequence[str] = KNOWN) -> bool:
+        return self.version is not None and self.version not in known and self.version > known[0]
+
+
+# Who may do what in PostgreSQL, as `grants.sql` says: each migrate grants and revokes what differs.
+#
+# Writer and reader are roles named after the database, since a server shares its roles among databases.
+
+WRITER, READER = "writer", "reader"
+EVERYBODY = ""
+
+
+class RoleGrant(NamedTuple):
+    """A right of a role, or of everybody, on a table or view, a function, or the schema."""
+
+    role: str
+    right: str
+    kind: str
+    name: str
+
+
+def _read(said: str) -> Iterator[RoleGrant]:
+    for rights, kind, names, roles in _STATEMENT.findall(said):
+        for name, right, role in product(_NAMES.split(names.strip()), rights.split(", "), roles.split(", ")):
+            object_ = "" if kind == "SCHEMA" else name
+            yield RoleGrant(role.removeprefix(":"), right, kind or "TABLE", object_)
+
+
+_STATEMENT = re.compile(
+    r"^GRANT ([A-Z, ]+) ON\s+(?:(SCHEMA|FUNCTION)\s+)?([^;]+?)\s+TO ([^;]+);", re.MULTILINE
+)
+# Between names, not within the arguments of a function.
+_NAMES = re.compile(r",\s+(?![^(]*\))")
+# Everything writer and reader may do.
+WANTED = frozenset(_read((HERE / "grants.sql").read_text(encoding="utf-8")))
+FOUND = """
+SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
+    SELECT 'TABLE' AS kind, relname::text AS name, relacl AS acl FROM pg_class
+     WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v')
+    UNION ALL
+    SELECT 'FUNCTION', oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner)) FROM pg_proc
+     WHERE pronamespace = current_schema()::regnamespace
+    UNION ALL
+    SELECT 'SCHEMA', '', nspacl FROM pg_namespace WHERE oid = current_schema()::regnamespace) AS o,
+  aclexplode(o.acl) AS a LEFT JOIN pg_roles AS r ON r.oid = a.grantee"""
+
+
+def roles_of(database: str) -> dict[str, str]:
+    return {role: f"{database}_{role}" for role in (WRITER, READER)}
+
+
+def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for grant in wanted:
+        if (grant.role, grant.kind) == (WRITER, "TABLE"):
+            found[grant.name] = found.get(grant.name, frozenset()) | {grant.right} - {"SELECT"}
+    return found
+
+
+def found_grants(
+    rows: Iterable[Iterable[str]], database: str, wanted: frozenset[RoleGrant] = WANTED
+) -> set[RoleGrant]:
+    """What the roles may do now, by what `FOUND` answers; of everybody's rights only those to functions that
+    act as their owner.
+    """
+    roles = {name: role for role, name in roles_of(database).items()}
+    ours = {(grant.kind, grant.name) for grant in wanted}
+    found = set()
+    for grantee, right, kind, name in rows:
+        role = EVERYBODY if (grantee, kind) == ("", "FUNCTION") else roles.get(grantee)
+        if role is not None and (kind, name) in ours:
+            found.add(RoleGrant(role, right, kind, name))
+    return found
+
+
+def is_current(url: str) -> bool:
+    """Whether a database is as `upgrade` of `migrate.py` would leave it, with its partitions made ahead.
+
+    False where anything differs, and where nobody says so: that one tells why, and changes it.
+    """
+    try:
+        with psycopg.connect(plain_url(url), **CONNECT) as connection:
+            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", SCHEMA_LOCK)
+            there = connection.execute(f"SELECT current_database(), ({THERE})").fetchone()
+            if there is None or not there[1]:
+                return False
+            at = SchemaStatus(*connection.execute(STATUS).fetchone() or (None,))
+            grants = found_grants(connection.execute(FOUND), str(there[0]))
+            if at.version != NEEDED or not at.runs_from or grants != WANTED:
+                return False
+            connection.execute("SELECT ensure_partitions(now(), %s, '')", (MONTHS_AHEAD,))
+            return True
+    except psycopg.Error:
+        return False
+
+
+def admit_writer(url: str, password: str) -> str:
+    """Let the writer of the database at `url`, its owner's, log in with this password; the URL for it."""
+    with psycopg.connect(plain_url(url), **CONNECT) as connection:
+        user = writer_of(connection)
+        # Hashed here: what the server is told, and might log, is not the password.
+        digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
+        told = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
+        connection.execute(told)
+    parts = urlsplit(plain_url(url))
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()
+
+
+def writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
+    """By the name the server has for it: a pooler's may be another."""
+    row = connection.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    return roles_of(str(row[0]))[WRITER]
