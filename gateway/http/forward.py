@@ -39,8 +39,8 @@ from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.pool import Link, Upstream
 
-# A longer body is not copied after its head: that takes a millisecond a MiB.
-JOINED_BYTES_MAX: Final = 64 * 1024
+# A longer body is not copied behind its head.
+JOINED_BYTES_MAX: Final = 16 * 1024
 # A query may ask for another form of an answer than JSON by this.
 _FORM: Final = b"alt"
 # For so long a key is left alone that is refused without a word of how long, where there are others.
@@ -110,9 +110,7 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
         if len(body) <= JOINED_BYTES_MAX:
             link.begin_request(side.ask(opening, body, False))
         else:
-            link.begin_request(side.ask_in_parts(opening, len(body), b"", False))
-            link.send_part(body)
-            link.end_request()
+            link.begin_request(side.ask_before(opening, len(body)), body)
         if last and call.targets:
             call.let_go(body)
     elif connection.body_complete:

@@ -263,7 +263,9 @@ def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
 # The driver may know more, but never decides it. There is no socket and no clock.
 
 NO_BODY = frozenset({204, 304})
-_UNCOUNTED = 1 << 62  # small chunks: a streamed answer may be made of them
+_UNCOUNTED = (
+    1 << 61
+)  # compiled, a number without an object; small chunks: a streamed answer may be made of them
 
 
 class UpstreamSide:
@@ -311,6 +313,11 @@ class UpstreamSide:
         if body is None:
             return opening + b"\r\n"
         return b"%bcontent-length: %d\r\n\r\n%b" % (opening, len(body), body)
+
+    def ask_before(self, opening: bytes, length: int) -> bytes:
+        """Send a whole request: the bytes in front of its body of so many, which goes out with them."""
+        self._begin(BARE, False)
+        return b"%bcontent-length: %d\r\n\r\n" % (opening, length)
 
     def ask_in_parts(self, opening: bytes, length: int | None, part: bytes, answers_head: bool) -> bytes:
         """Begin a request whose body goes on, framed by its length or, without one, in chunks."""

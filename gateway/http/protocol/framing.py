@@ -16,6 +16,7 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 SMALL_CHUNK_BYTES = 64
 LENGTH_DIGITS_MAX = 15
+SIZE_DIGITS_MAX = 7  # of a chunk that is looked at as a whole
 _ZERO = ord("0")
 _AT_SIZE, _AT_CHUNK_END, _AT_TRAILER = 0, -1, -2
 
@@ -67,6 +68,10 @@ class ChunkedBody:
         if self._pending:
             data = self._pending + data
             self._pending = b""
+        elif self._left == _AT_SIZE:
+            begins = self._whole(data)
+            if begins:
+                return data[begins:-2]
         parts: list[bytes] = []
         at, size = 0, len(data)
         while at < size and not self.done:
@@ -82,6 +87,26 @@ class ChunkedBody:
             else:
                 at = self._line(data, at)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _whole(self, data: bytes) -> int:
+        """Where the payload begins of one chunk that is here and no more, as most events are; 0: of none."""
+        chunk_size, at, last = 0, 0, len(data) - 4
+        while at <= SIZE_DIGITS_MAX and at < last:  # compiled, this makes no objects
+            digit = data[at]
+            if 48 <= digit <= 57:
+                chunk_size = chunk_size * 16 + digit - 48
+            elif 97 <= digit <= 102:
+                chunk_size = chunk_size * 16 + digit - 87
+            else:
+                break
+            at += 1
+        left = self._small + chunk_size // SMALL_CHUNK_BYTES - 1
+        if not at or chunk_size != last - at or chunk_size == 0 or left < 0:
+            return 0
+        if data[at] != 13 or data[at + 1] != 10 or data[last + 2] != 13 or data[last + 3] != 10:
+            return 0
+        self._small = left
+        return at + 2
 
     def _line(self, data: bytes, at: int) -> int:
         """Read what stands between payloads; the position after it."""

@@ -583,6 +583,9 @@ class ClientSide:
         if not chunked:
             if len(data) >= length:
                 self.state = INCOMING[self.state][BARE]
+                if len(data) == length:  # compiled, a slice is a copy, even of all of it
+                    self.waiting = b""
+                    return data
                 self.waiting = data[length:]
                 return data[:length]
             self._left = length

@@ -404,12 +404,14 @@ class Link(asyncio.BufferedProtocol):
 
     # what the handler asks of its link
 
-    def begin_request(self, request: bytes) -> None:
-        """Send what `side` made of a request, or of the beginning of one."""
+    def begin_request(self, request: bytes, body: bytes = b"") -> None:
+        """Send what `side` made of a request, or of the beginning of one; or a head, and a body as it is."""
         self.answer = None
         self.deadline = self._clock.now + self._limits.upstream_first_byte_s
         if self._gone:
             self._fail(UpstreamUnreachable("The upstream closed its connection."))
+        elif body:
+            self.transport.writelines((request, body))
         else:
             self.transport.write(request)
 

@@ -240,3 +240,24 @@ def test_too_many_small_chunks_are_refused_and_larger_ones_never() -> None:
     large.feed(b"280\r\n%b\r\n" % (b"x" * 10 * SMALL_CHUNK_BYTES))
     large.feed(b"1\r\nx\r\n" * 18 + b"0\r\n\r\n")
     assert large.done
+
+
+@pytest.mark.parametrize("payload", [b"x", b"\r\n\r\n", b"5\r\nx\r\n", b"y" * 4096])
+@pytest.mark.parametrize(
+    "line", ["%x", "%X", "0%x", "0000000%x", "00000000%x", "%x;a=b", "%x ", "-%x", "1%x"]
+)
+def test_a_chunk_that_comes_alone_is_read_as_one_that_comes_in_parts(line: str, payload: bytes) -> None:
+    for end in (b"\r\n", b"\n\n", b"\rx", b"\r\n0\r\n\r\n"):
+        data = (line % len(payload)).encode() + b"\r\n" + payload + end
+        assert told(data, len(data)) == told(data, 1)
+
+
+def told(data: bytes, size: int) -> object:
+    """What comes of data in parts of a size, before more and after it."""
+    body, found = ChunkedBody(FEW, 2), b""
+    try:
+        for part in (*[data[at : at + size] for at in range(0, len(data), size)], b"0\r\n\r\n"):
+            found += b"" if body.done else body.feed(part)
+    except Malformed:
+        return None
+    return found, body.done
