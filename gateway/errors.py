@@ -1,4 +1,4 @@
-"""Every error Tollkeeper raises: one root, each class with its reason and HTTP status.
+"""Every error Tollkeeper raises: one root, each class with its reason and HTTP status, else its base's.
 
 The docstring of a class is its message. Which JSON shape a client sees is decided in
 `core/families/refusal.py`; nothing here knows an API family.
@@ -15,6 +15,12 @@ class TollkeeperError(Exception):
     reason: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
 
+    def __init_subclass__(cls, *, reason: str = "", status: int = 0) -> None:
+        if reason:
+            cls.reason = reason
+        if status:
+            cls.status = status
+
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
 
@@ -24,16 +30,12 @@ class TollkeeperError(Exception):
         return str(self.args[0])
 
 
-class SettingError(TollkeeperError):
+class SettingError(TollkeeperError, reason="invalid_setting"):
     """A setting is unknown or invalid."""
 
-    reason = "invalid_setting"
 
-
-class StartError(TollkeeperError):
+class StartError(TollkeeperError, reason="cannot_start"):
     """Tollkeeper cannot start; the message says why, on one line."""
-
-    reason = "cannot_start"
 
 
 class Refusal(TollkeeperError):
@@ -77,13 +79,10 @@ class Refusal(TollkeeperError):
         return f"{self.param}: {self.told}" if self.param else self.told
 
 
-class InvalidApiKey(Refusal):
+class InvalidApiKey(Refusal, reason="invalid_api_key", status=401):
     """The API key is missing, malformed, unknown, expired or revoked."""
 
-    # `failure` says which, one of `REASONS` in `gateway/core/credentials.py`.
-
-    reason = "invalid_api_key"
-    status = 401
+    # One of `REASONS` in `gateway/core/credentials.py`.
     failure: str = "unknown"
 
 
@@ -91,230 +90,142 @@ class EndedApiKey(InvalidApiKey):
     """The API key has expired or is revoked."""
 
 
-class InsufficientCredits(Refusal):
+class InsufficientCredits(Refusal, reason="insufficient_credits", status=402):
     """The organization's credits do not cover this request."""
 
-    reason = "insufficient_credits"
-    status = 402
 
-
-class SpendCapReached(Refusal):
+class SpendCapReached(Refusal, reason="spend_cap_reached", status=402):
     """The organization's spend cap for this month does not cover this request."""
 
-    reason = "spend_cap_reached"
-    status = 402
 
-
-class TenantBlocked(Refusal):
+class TenantBlocked(Refusal, reason="tenant_blocked", status=403):
     """This tenant was blocked by an administrator."""
 
-    reason = "tenant_blocked"
-    status = 403
 
-
-class ServiceNotIncluded(Refusal):
+class ServiceNotIncluded(Refusal, reason="service_not_included", status=403):
     """This service is not included in the organization's subscription."""
 
-    reason = "service_not_included"
-    status = 403
 
-
-class ModelNotAllowed(Refusal):
+class ModelNotAllowed(Refusal, reason="model_not_allowed", status=403):
     """This API key may not use the requested model."""
 
-    reason = "model_not_allowed"
-    status = 403
 
-
-class ModelNotPriced(Refusal):
+class ModelNotPriced(Refusal, reason="model_not_priced", status=403):
     """The requested model, or a tool of the call, has no price here."""
 
-    reason = "model_not_priced"
-    status = 403
 
-
-class UnknownRoute(Refusal):
+class UnknownRoute(Refusal, reason="unknown_route", status=404):
     """No route is configured for this path."""
 
-    reason = "unknown_route"
-    status = 404
 
-
-class ObjectNotFound(Refusal):
+class ObjectNotFound(Refusal, reason="object_not_found", status=404):
     """No stored object of this id belongs to this organization."""
 
-    reason = "object_not_found"
-    status = 404
 
-
-class MethodNotAllowed(Refusal):
+class MethodNotAllowed(Refusal, reason="method_not_allowed", status=405):
     """This path does not accept this method."""
 
-    reason = "method_not_allowed"
-    status = 405
 
-
-class InvalidRequest(Refusal):
+class InvalidRequest(Refusal, reason="invalid_request", status=400):
     """The request is not valid."""
-
-    reason = "invalid_request"
-    status = 400
 
 
 class MalformedRequest(InvalidRequest):
     """The request is not HTTP/1.1 as this gateway accepts it."""
 
 
-class FieldsTooLarge(MalformedRequest):
+class FieldsTooLarge(MalformedRequest, status=431):
     """The header fields are larger or more than this gateway accepts."""
 
-    status = 431
 
-
-class TargetTooLong(MalformedRequest):
+class TargetTooLong(MalformedRequest, status=414):
     """The request line is longer than this gateway accepts."""
 
-    status = 414
 
-
-class UnknownMethod(MalformedRequest):
+class UnknownMethod(MalformedRequest, status=501):
     """This gateway does not know this method."""
 
-    status = 501
 
-
-class UnsupportedVersion(MalformedRequest):
+class UnsupportedVersion(MalformedRequest, status=505):
     """Only HTTP/1.0 and HTTP/1.1 are spoken here."""
 
-    status = 505
 
-
-class ExpectationFailed(MalformedRequest):
+class ExpectationFailed(MalformedRequest, status=417):
     """The only expectation this gateway can meet is 100-continue."""
 
-    status = 417
 
-
-class UpgradeRefused(MalformedRequest):
+class UpgradeRefused(MalformedRequest, status=426):
     """WebSocket connections are not served here: send the request by HTTP/1.1."""
 
-    status = 426
     fields: tuple[tuple[bytes, bytes], ...] = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"))
 
 
-class RequestTimeout(MalformedRequest):
+class RequestTimeout(MalformedRequest, status=408):
     """The request did not arrive in time."""
-
-    status = 408
 
 
 class TooManyBudgets(InvalidRequest):
     """Budgets of more models are about this call than it may take from: ask for fewer models at once."""
 
 
-class UserRequired(Refusal):
+class UserRequired(Refusal, reason="user_required", status=400):
     """This API key needs a user for each call: name one in the field x-tollkeeper-user."""
 
-    reason = "user_required"
-    status = 400
 
-
-class RunRequired(Refusal):
+class RunRequired(Refusal, reason="run_required", status=400):
     """Each of these calls needs a run: name one in the field x-tollkeeper-run."""
 
-    reason = "run_required"
-    status = 400
 
-
-class RequestTooLarge(Refusal):
+class RequestTooLarge(Refusal, reason="request_too_large", status=413):
     """The request body is larger than this gateway accepts."""
 
-    reason = "request_too_large"
-    status = 413
 
-
-class QuotaExceeded(Refusal):
+class QuotaExceeded(Refusal, reason="quota_exceeded", status=429):
     """The tenant's tokens for this cycle are used up."""
 
-    reason = "quota_exceeded"
-    status = 429
 
-
-class QuotaHeld(Refusal):
+class QuotaHeld(Refusal, reason="quota_held", status=429):
     """What remains is held by calls in flight; retry in a second."""
 
-    reason = "quota_held"
-    status = 429
 
-
-class BudgetExceeded(Refusal):
+class BudgetExceeded(Refusal, reason="budget_exceeded", status=429):
     """A budget's amount is used up."""
 
-    reason = "budget_exceeded"
-    status = 429
 
-
-class RunExceeded(BudgetExceeded):
+class RunExceeded(BudgetExceeded, reason="run_exceeded", status=429):
     """A run's amount, or its number of calls, is used up."""
 
-    reason = "run_exceeded"
-    status = 429
 
-
-class TooManyRuns(Refusal):
+class TooManyRuns(Refusal, reason="too_many_runs", status=429):
     """The tenant has as many runs as may be remembered."""
 
-    reason = "too_many_runs"
-    status = 429
 
-
-class RunEnded(Refusal):
+class RunEnded(Refusal, reason="run_ended", status=409):
     """The run has ended, or one that it draws from has."""
 
-    reason = "run_ended"
-    status = 409
 
-
-class RunConflict(Refusal):
+class RunConflict(Refusal, reason="run_conflict", status=409):
     """The run was opened with another amount, number of calls or parent."""
 
-    reason = "run_conflict"
-    status = 409
 
-
-class RunNotFound(Refusal):
+class RunNotFound(Refusal, reason="run_not_found", status=404):
     """No run of this id is open, or ended lately, in this tenant."""
 
-    reason = "run_not_found"
-    status = 404
 
-
-class HoldNotFound(Refusal):
+class HoldNotFound(Refusal, reason="hold_not_found", status=404):
     """No hold of this id is open, or ended lately, in this tenant."""
 
-    reason = "hold_not_found"
-    status = 404
 
-
-class HoldEnded(Refusal):
+class HoldEnded(Refusal, reason="hold_ended", status=409):
     """The hold has ended: it was settled, released, or its time is over."""
 
-    reason = "hold_ended"
-    status = 409
 
-
-class IdempotencyConflict(Refusal):
+class IdempotencyConflict(Refusal, reason="idempotency_conflict", status=409):
     """The Idempotency-Key was used with another body, or its first request is still running."""
 
-    reason = "idempotency_conflict"
-    status = 409
 
-
-class RateLimited(Refusal):
+class RateLimited(Refusal, reason="rate_limited", status=429):
     """Too many requests or tokens in a minute."""
-
-    reason = "rate_limited"
-    status = 429
 
 
 class UpstreamLimited(RateLimited):
@@ -323,24 +234,16 @@ class UpstreamLimited(RateLimited):
     scope = "upstream"
 
 
-class UpstreamFull(UpstreamLimited):
+class UpstreamFull(UpstreamLimited, reason="capacity_exceeded"):
     """The upstream's capacity is used up, and the call could not wait for its part of it any longer."""
 
-    reason = "capacity_exceeded"
 
-
-class PriorityNotAllowed(Refusal):
+class PriorityNotAllowed(Refusal, reason="priority_not_allowed", status=403):
     """This API key may not claim the priority that its call asks for."""
 
-    reason = "priority_not_allowed"
-    status = 403
 
-
-class ConcurrencyLimited(Refusal):
+class ConcurrencyLimited(Refusal, reason="concurrency_limited", status=429):
     """Too many requests at once."""
-
-    reason = "concurrency_limited"
-    status = 429
 
 
 class UpstreamFailure(Refusal):
@@ -352,42 +255,30 @@ class UpstreamFailure(Refusal):
     detail: str = ""
 
 
-class UpstreamUnreachable(UpstreamFailure):
+class UpstreamUnreachable(UpstreamFailure, reason="upstream_unreachable", status=502):
     """The upstream cannot be reached or gave an answer that is not HTTP."""
 
-    reason = "upstream_unreachable"
-    status = 502
 
-
-class UpstreamTimeout(UpstreamFailure):
+class UpstreamTimeout(UpstreamFailure, reason="upstream_timeout", status=504):
     """The upstream did not answer in time."""
 
-    reason = "upstream_timeout"
-    status = 504
     cause = "timeout"
 
 
-class UpstreamSignedOut(UpstreamFailure):
+class UpstreamSignedOut(UpstreamFailure, reason="upstream_credentials", status=503):
     """The gateway has no valid credentials for the upstream now."""
 
-    reason = "upstream_credentials"
-    status = 503
     cause = "credentials"
 
 
-class IssuerUnavailable(Refusal):
+class IssuerUnavailable(Refusal, reason="issuer_unavailable", status=503):
     """The keys of the token's issuer cannot be read, so nobody knows whether the token is good."""
 
-    reason = "issuer_unavailable"
-    status = 503
 
-
-class CountersUnavailable(Refusal):
+class CountersUnavailable(Refusal, reason="counters_unavailable", status=503):
     """The counters cannot be reached or are not verified yet."""
 
     # What a server said, and where it is, is for logs: a caller reads the same whatever it was.
-    reason = "counters_unavailable"
-    status = 503
 
     @property
     def told(self) -> str:
@@ -403,11 +294,8 @@ class NewerLayout(CountersRefused):
     """A newer version has stored what this one was asked about."""
 
 
-class Overloaded(Refusal):
+class Overloaded(Refusal, reason="overloaded", status=503):
     """This gateway is at its own limit."""
-
-    reason = "overloaded"
-    status = 503
 
 
 class TrialEnded(Overloaded):
@@ -418,89 +306,59 @@ class InternalError(Refusal):
     """Something went wrong inside the gateway; its log has more under this request's id."""
 
 
-class AdminRefusal(TollkeeperError):
+class AdminRefusal(TollkeeperError, reason="invalid_request", status=400):
     """The Admin API refuses this request.
 
     `errors` names the wrong fields, as (field, message) pairs.
     """
-
-    reason = "invalid_request"
-    status = 400
 
     def __init__(self, message: str | None = None, errors: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.errors = errors
 
 
-class Unauthorized(AdminRefusal):
+class Unauthorized(AdminRefusal, reason="unauthorized", status=401):
     """A valid admin token is needed: send `Authorization: Bearer <token>`."""
 
-    reason = "unauthorized"
-    status = 401
     failure: str = "unknown"
 
 
-class SignInRefused(AdminRefusal):
+class SignInRefused(AdminRefusal, reason="sign_in_refused", status=403):
     """The sign-in could not be completed."""
 
-    reason = "sign_in_refused"
-    status = 403
     failure: str = "malformed"
 
 
-class Forbidden(AdminRefusal):
+class Forbidden(AdminRefusal, reason="forbidden", status=403):
     """The role of this token does not allow this."""
 
-    reason = "forbidden"
-    status = 403
 
-
-class ReadOnly(Forbidden):
+class ReadOnly(Forbidden, reason="read_only"):
     """This token may read but not change anything."""
 
-    reason = "read_only"
 
-
-class Forged(AdminRefusal):
+class Forged(AdminRefusal, reason="forged", status=403):
     """This form did not come from a page of this console; load the page again."""
 
-    reason = "forged"
-    status = 403
 
-
-class NotFound(AdminRefusal):
+class NotFound(AdminRefusal, reason="not_found", status=404):
     """There is nothing at this address."""
 
-    reason = "not_found"
-    status = 404
 
-
-class Conflict(AdminRefusal):
+class Conflict(AdminRefusal, reason="conflict", status=409):
     """This contradicts what is stored."""
 
-    reason = "conflict"
-    status = 409
 
-
-class UnsupportedEncoding(AdminRefusal):
+class UnsupportedEncoding(AdminRefusal, reason="unsupported_encoding", status=415):
     """The body must be sent as it is, without a Content-Encoding."""
 
-    reason = "unsupported_encoding"
-    status = 415
 
-
-class UnsupportedMedia(AdminRefusal):
+class UnsupportedMedia(AdminRefusal, reason="unsupported_media_type", status=415):
     """The body is of a type that is not read here."""
 
-    reason = "unsupported_media_type"
-    status = 415
 
-
-class Unprocessable(AdminRefusal):
+class Unprocessable(AdminRefusal, reason="invalid_fields", status=422):
     """Some fields are wrong."""
-
-    reason = "invalid_fields"
-    status = 422
 
 
 class StepRefused(TollkeeperError):
@@ -511,47 +369,34 @@ class StepRefused(TollkeeperError):
         self.number = number
 
 
-class StoreUnavailable(AdminRefusal):
+class StoreUnavailable(AdminRefusal, reason="store_unavailable", status=503):
     """PostgreSQL does not answer; try again in a moment."""
-
-    reason = "store_unavailable"
-    status = 503
 
 
 class StoreTimeout(StoreUnavailable):
     """PostgreSQL took too long."""
 
 
-class TooManyRequests(AdminRefusal):
+class TooManyRequests(AdminRefusal, reason="too_many_requests", status=429):
     """This organization has as much under way as it may: try again in a while."""
 
-    reason = "too_many_requests"
-    status = 429
     retry_after_s: int = 1
 
 
-class HourSpent(TooManyRequests):
+class HourSpent(TooManyRequests, reason="hourly_budget_exceeded"):
     """This organization has used up what may be done for it in an hour."""
-
-    reason = "hourly_budget_exceeded"
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
 
-class LoopsSilent(AdminRefusal):
+class LoopsSilent(AdminRefusal, reason="loops_silent", status=503):
     """The loops of this keeper tell nothing any more."""
 
-    reason = "loops_silent"
-    status = 503
 
-
-class MissingExtra(AdminRefusal):
+class MissingExtra(AdminRefusal, reason="extra_not_installed", status=501):
     """This needs an extra that is not installed; the message says how to install it."""
-
-    reason = "extra_not_installed"
-    status = 501
 
     def __init__(self, extra: str) -> None:
         super().__init__(f"This needs libraries that are not installed: {install(extra)}")
@@ -562,53 +407,33 @@ def install(extra: str) -> str:
     return f"pip install 'tollkeeper[{extra}]'"
 
 
-class CollectorUnavailable(AdminRefusal):
+class CollectorUnavailable(AdminRefusal, reason="collector_unavailable", status=503):
     """The service that collects money does not answer; send it again in a moment."""
 
-    reason = "collector_unavailable"
-    status = 503
 
-
-class LedgerUnavailable(TollkeeperError):
+class LedgerUnavailable(TollkeeperError, reason="ledger_unavailable", status=503):
     """PostgreSQL cannot be reached; the outbox keeps what happens until it is back."""
 
-    reason = "ledger_unavailable"
-    status = 503
 
-
-class SchemaUnavailable(TollkeeperError):
+class SchemaUnavailable(TollkeeperError, reason="schema_unavailable", status=503):
     """The schema cannot be read or brought up to date."""
 
-    reason = "schema_unavailable"
-    status = 503
 
-
-class BackupFailed(TollkeeperError):
+class BackupFailed(TollkeeperError, reason="backup_failed"):
     """A backup cannot be made or restored; the message says why, on one line."""
 
-    reason = "backup_failed"
 
-
-class PlaceFailed(TollkeeperError):
+class PlaceFailed(TollkeeperError, reason="place_failed"):
     """A directory or a bucket does not do what is asked of it; the message says why, on one line."""
 
-    reason = "place_failed"
 
-
-class ArchiveFailed(TollkeeperError):
+class ArchiveFailed(TollkeeperError, reason="archive_failed"):
     """Months cannot be archived, or an archive cannot be read; the message says why, on one line."""
 
-    reason = "archive_failed"
 
-
-class LedgerProofFailed(TollkeeperError):
+class LedgerProofFailed(TollkeeperError, reason="ledger_proof_failed"):
     """The ledger cannot be proven or verified; the message says why, on one line."""
 
-    reason = "ledger_proof_failed"
 
-
-class OutOfRange(TollkeeperError):
+class OutOfRange(TollkeeperError, reason="out_of_range", status=409):
     """This would take the account past 9007199254740991, beyond which numbers are not exact."""
-
-    reason = "out_of_range"
-    status = 409

@@ -21,11 +21,8 @@ VERSION, UTC_TIME = 0xA0, 0x17
 WORKLOAD = "workload"
 
 
-class UnreadableCertificate(TollkeeperError):
+class UnreadableCertificate(TollkeeperError, reason="unreadable_certificate", status=502):
     """This is no X.509 certificate."""
-
-    reason = "unreadable_certificate"
-    status = 502
 
 
 @dataclass(frozen=True, slots=True)

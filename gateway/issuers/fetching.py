@@ -224,11 +224,8 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 _ERROR: Final = re.compile(r"[a-z_]{1,64}", re.ASCII)
 
 
-class TokensRefused(TollkeeperError):
+class TokensRefused(TollkeeperError, reason="tokens_refused", status=502):
     """The provider gives no tokens; the message is its word for why (RFC 6749, 5.2)."""
-
-    reason = "tokens_refused"
-    status = 502
 
 
 def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:

@@ -16,11 +16,8 @@ from gateway.errors import TollkeeperError
 FETCH_S_MAX: Final = 8.0
 
 
-class UnreadableKeys(TollkeeperError):
+class UnreadableKeys(TollkeeperError, reason="unreadable_keys", status=502):
     """These are no keys that a token could be verified by."""
-
-    reason = "unreadable_keys"
-    status = 502
 
 
 @dataclass(frozen=True, slots=True)

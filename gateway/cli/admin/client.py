@@ -109,8 +109,8 @@ ID_DIGITS_MAX = 19
 Json = dict[str, Any]  # JSON as the API answers it
 
 
-class CommandFailed(TollkeeperError):
-    reason = "command_failed"
+class CommandFailed(TollkeeperError, reason="command_failed"):
+    """The command came to nothing; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

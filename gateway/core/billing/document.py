@@ -45,11 +45,8 @@ class InvoiceParty:
     tax_number: str | None = None
 
 
-class UnseenLetters(TollkeeperError):
+class UnseenLetters(TollkeeperError, reason="store_unavailable", status=503):
     """Texts have letters that were not looked for in fonts in time; try again."""
-
-    reason = "store_unavailable"
-    status = 503
 
     def __init__(self, texts: Sequence[str]) -> None:
         super().__init__()

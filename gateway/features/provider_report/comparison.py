@@ -38,10 +38,8 @@ _MONEY = re.compile(r"-?[0-9]{1,60}(\.[0-9]{1,60})?([eE][+-]?[0-9]{1,3})?", re.A
 Amounts = dict[str, Decimal]
 
 
-class BadReport(TollkeeperError):
+class BadReport(TollkeeperError, reason="bad_report"):
     """The report cannot be read."""
-
-    reason = "bad_report"
 
 
 @dataclass(frozen=True, slots=True)
