@@ -2,7 +2,8 @@
 
 A feature is a folder of `gateway/features` with a record `FEATURE` in its `feature.py`. A folder that is not
 there is a feature that is left out. The core imports no feature: it asks `features()` for their parts.
-A record is light. Its functions import what they need, so a process loads no part of another.
+A record is light. Its functions import what they need, and its parts are named by their places, so a process
+loads no part of another.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import typer
 
     from gateway.admin.console.records import InvoiceHistory
-    from gateway.admin.console.screens import Screen
     from gateway.admin.resources.resource import Action, DocumentEndpoint, ReportEndpoint, Resource
     from gateway.cli.admin.commands import ListSource
     from gateway.core.alerts.messages import Delivery
@@ -32,17 +32,42 @@ if TYPE_CHECKING:
     from persistence.ledger.listeners import LedgerListener
 
 
+def load(place: str) -> Any:
+    """The value at a place, `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def at(place: str) -> Callable[..., Any]:
+    """A value at `module:name`, or the outcome of a function there: it is loaded once it is asked for."""
+
+    def ask(*given: object) -> Any:
+        found = load(place)
+        return found(*given) if callable(found) else found
+
+    return ask
+
+
+def commands(*places: str) -> Callable[[typer.Typer], None]:
+    """Adds functions as commands of their own names."""
+
+    def add(app: typer.Typer) -> None:
+        for place in places:
+            app.command()(load(place))
+
+    return add
+
+
+def mounts(**places: str) -> Callable[[AdminParts], Routes]:
+    """Routes whose parts stand at these places, whatever is set."""
+    return lambda _: load("gateway.run.keeper_doors:Routes")(
+        **{name: load(place) for name, place in places.items()}
+    )
+
+
 async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
     return
     yield  # an iterator that ends at once
-
-
-def _no_work(_: KeeperParts) -> Work | None:
-    return None
-
-
-def _no_routes(_: AdminParts) -> Routes | None:
-    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +88,8 @@ class Feature:
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict
-    screens: Callable[[], Sequence[Screen]] = tuple
+    # Fields of a `Screen` of the console.
+    screens: tuple[Mapping[str, Any], ...] = ()
     # Whether settings want it: else its screens are not in the menu.
     is_on: Callable[[Settings], bool] = lambda _: True
     # Finds letters of a text that no font of its documents shows, and may take long; None where it sets none.
@@ -79,9 +105,9 @@ class Feature:
     # Other places from which the command line's lists may be read.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
     # What a keeper's process of the loops does for it; None where settings want nothing.
-    work: Callable[[KeeperParts], Work | None] = _no_work
+    work: Callable[[KeeperParts], Work | None] = lambda _: None
     # What it answers at the admin port besides its resources; None where settings want nothing.
-    routes: Callable[[AdminParts], Routes | None] = _no_routes
+    routes: Callable[[AdminParts], Routes | None] = lambda _: None
     # What it answers at the gateway's own port: routes, and who answers each.
     answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
     # By event, the link that messages to webhooks have.
@@ -92,7 +118,7 @@ class Feature:
 
 def screens_off(settings: Settings) -> frozenset[str]:
     """The names of screens of features that no setting wants."""
-    return frozenset(one.name for each in features() if not each.is_on(settings) for one in each.screens())
+    return frozenset(one["name"] for each in features() if not each.is_on(settings) for one in each.screens)
 
 
 @cache

@@ -61,6 +61,9 @@ def test_what_a_record_names_is_there(feature: Feature) -> None:
     app = typer.Typer()
     feature.commands(app)
     feature.admin_commands(app)
+    for name in ("resources", "reports", "actions", "documents", "verbs", "subjects", "invoice_history",
+                 "listeners", "invoice_listeners", "list_sources"):  # fmt: skip
+        assert iter(getattr(feature, name)())
     assert (
         feature.name
         == Path(sys.modules[f"gateway.features.{feature.name}.feature"].__file__ or "").parent.name

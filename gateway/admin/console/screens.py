@@ -307,7 +307,7 @@ SCREENS = {
             empty="No message was sent yet.", is_more=True,
             next_step=("See the webhooks", "/webhooks"),
         ),
-        *(screen for feature in features() for screen in feature.screens()),
+        *(Screen(**each) for feature in features() for each in feature.screens),
     )
 }  # fmt: skip
 

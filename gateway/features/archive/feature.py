@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.feature import Feature, commands, load
 
 if TYPE_CHECKING:
-    import typer
-
-    from gateway.cli.admin.commands import ListSource
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_doors import KeeperParts, Work
     from gateway.settings.settings import Settings
-
-
-def _commands(app: typer.Typer) -> None:
-    from gateway.features.archive.command import archive  # noqa: PLC0415  # of the command line alone
-
-    app.command()(archive)
-
-
-def _list_sources() -> Sequence[ListSource]:
-    from gateway.features.archive.lists import SOURCE  # noqa: PLC0415  # of the command line alone
-
-    return (SOURCE,)
 
 
 def _work(parts: KeeperParts) -> Work:
@@ -58,8 +43,8 @@ FEATURE = Feature(
     metrics=(
         ("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     ),
-    commands=_commands,
-    list_sources=_list_sources,
+    commands=commands("gateway.features.archive.command:archive"),
+    list_sources=lambda: (load("gateway.features.archive.lists:SOURCE"),),
     work=_work,
     findings=_findings,
 )  # fmt: skip

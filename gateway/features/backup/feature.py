@@ -5,19 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.feature import Feature, commands
 
 if TYPE_CHECKING:
-    import typer
-
     from gateway.run.keeper_doors import KeeperParts, Work
-
-
-def _commands(app: typer.Typer) -> None:
-    from gateway.features.backup.command import backup, restore  # noqa: PLC0415  # of the command line alone
-
-    app.command()(backup)
-    app.command()(restore)
 
 
 def _work(parts: KeeperParts) -> Work:
@@ -34,6 +25,6 @@ FEATURE = Feature(
         ("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted.", ()),
         ("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right.", ()),
     ),
-    commands=_commands,
+    commands=commands("gateway.features.backup.command:backup", "gateway.features.backup.command:restore"),
     work=_work,
 )

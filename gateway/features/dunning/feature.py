@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.feature import Feature, at, load
 
 if TYPE_CHECKING:
-    from gateway.admin.console.screens import Screen
-    from gateway.admin.resources.resource import Resource
     from gateway.background.loops import Loop
     from gateway.run.keeper_doors import KeeperParts, Work
     from persistence.dunning import DunningSchedule
-    from persistence.entity import Entity
     from persistence.store import Store
-
-
-def _resources() -> Sequence[Resource]:
-    from gateway.features.dunning.resources import RESOURCES  # noqa: PLC0415  # of people's processes alone
-
-    return RESOURCES
-
-
-def _subjects() -> Mapping[str, Entity]:
-    from persistence.dunning import SUBJECT  # noqa: PLC0415  # as above
-
-    return {"dunning-steps": SUBJECT}
-
-
-def _screens() -> Sequence[Screen]:
-    from gateway.admin.console.screens import Screen  # noqa: PLC0415  # as above
-
-    return (
-        Screen(
-            "Billing", "dunning-steps", "Dunning", "step",
-            ("created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason"),
-            empty="No reminder or block yet.",
-            spans_time=True,
-            next_step=("See the invoices", "/invoices"),
-        ),
-    )  # fmt: skip
 
 
 def dunning_loop(
@@ -83,9 +54,18 @@ FEATURE = Feature(
     metrics=(
         ("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid.", ()),
     ),
-    resources=_resources,
-    subjects=_subjects,
-    screens=_screens,
+    resources=at("gateway.features.dunning.resources:RESOURCES"),
+    subjects=lambda: {"dunning-steps": load("persistence.dunning:SUBJECT")},
+    screens=(
+        {
+            "heading": "Billing", "name": "dunning-steps", "title": "Dunning", "one": "step",
+            "columns": (
+                "created_at", "organization_id", "invoice_id", "action", "days", "tenant_id", "reason",
+            ),
+            "empty": "No reminder or block yet.", "spans_time": True,
+            "next_step": ("See the invoices", "/invoices"),
+        },
+    ),
     is_on=lambda settings: bool(settings.dunning_reminder_days or settings.dunning_block_days),
     work=_work,
-)
+)  # fmt: skip

@@ -29,13 +29,14 @@ _OF_A_DAY = {
 }
 
 
-def report_section() -> typer.Typer:
+def add_reports(program: typer.Typer) -> None:
+    """Add the section of reports."""
     app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
+    program.add_typer(app, name="report")
     for name, said in _OF_A_DAY.items():
         app.command(name, help=said)(_of_a_day(name))
     for function in (revenue, taxes, ledger):
         app.command()(function)
-    return app
 
 
 def _of_a_day(name: str) -> Callable[..., None]:

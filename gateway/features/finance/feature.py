@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.feature import Feature, at, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import typer
-
     from gateway.admin.resources.resource import DocumentEndpoint
-    from gateway.run.keeper_doors import AdminParts, Routes
 
 
 def _documents() -> Mapping[str, Sequence[DocumentEndpoint]]:
@@ -23,17 +20,9 @@ def _documents() -> Mapping[str, Sequence[DocumentEndpoint]]:
     }
 
 
-def _routes(_: AdminParts) -> Routes:
-    from gateway.features.finance.api import mount_focus  # noqa: PLC0415  # of people's processes alone
-    from gateway.run.keeper_doors import Routes  # noqa: PLC0415  # as above
-
-    return Routes(files=mount_focus)
-
-
-def _commands(app: typer.Typer) -> None:
-    from gateway.features.finance.command import report_section  # noqa: PLC0415  # of the command line alone
-
-    app.add_typer(report_section(), name="report")
-
-
-FEATURE = Feature(name="finance", documents=_documents, admin_commands=_commands, routes=_routes)
+FEATURE = Feature(
+    name="finance",
+    documents=_documents,
+    admin_commands=at("gateway.features.finance.command:add_reports"),
+    routes=mounts(files="gateway.features.finance.api:mount_focus"),
+)

@@ -5,20 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature
+from gateway.feature import Feature, at
 
 if TYPE_CHECKING:
-    import typer
-
     from gateway.run.keeper_doors import KeeperParts, Work
 
 LOOK_S = 60.0
-
-
-def _commands(app: typer.Typer) -> None:
-    from gateway.features.ledger_proof.command import add_to_ledger  # noqa: PLC0415  # of the command line alone
-
-    add_to_ledger(app)
 
 
 def _work(parts: KeeperParts) -> Work | None:
@@ -43,6 +35,6 @@ FEATURE = Feature(
     metrics=(
         ("ledger_head_age_seconds", "gauge", "For how long no head of the ledger proof was signed.", ()),
     ),
-    admin_commands=_commands,
+    admin_commands=at("gateway.features.ledger_proof.command:add_to_ledger"),
     work=_work,
 )

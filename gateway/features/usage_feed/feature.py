@@ -2,76 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from gateway.errors import StartError
-from gateway.feature import Feature
+from gateway.feature import Feature, at, load
 
 if TYPE_CHECKING:
-    from gateway.admin.console.screens import Screen
-    from gateway.admin.resources.resource import Resource
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_doors import KeeperParts, Work
     from gateway.settings.settings import Settings
-    from persistence.entity import Entity
-    from persistence.ledger.listeners import LedgerListener
-
-
-def _resources() -> Sequence[Resource]:
-    from gateway.features.usage_feed.resources import RESOURCES  # noqa: PLC0415  # of people's processes alone
-
-    return RESOURCES
-
-
-def _subjects() -> Mapping[str, Entity]:
-    from persistence.usage_feed.administration import EVENTS, FEEDS  # noqa: PLC0415  # as above
-
-    return {"usage-feeds": FEEDS, "usage-events": EVENTS}
-
-
-def _screens() -> Sequence[Screen]:
-    from gateway.admin.console.screens import Screen  # noqa: PLC0415  # as above
-
-    return (
-        Screen(
-            "Billing",
-            "usage-feeds",
-            "Usage feeds",
-            "usage feed",
-            (
-                "id",
-                "service",
-                "begun_at",
-                "ended_at",
-                "dropped_at",
-                "sent",
-                "waiting",
-                "failed",
-                "paused_until",
-                "error",
-            ),
-            empty="No usage feed. TOLLKEEPER_USAGE_FEED names who is told.",
-        ),
-        Screen(
-            "Billing",
-            "usage-events",
-            "Usage events",
-            "usage event",
-            ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
-            empty="No event is waiting.",
-            is_staffs=True,
-        ),
-    )
-
-
-def _listeners() -> Sequence[LedgerListener]:
-    from persistence.usage_feed.outbox import FeedListener  # noqa: PLC0415  # of processes that write the ledger
-
-    return (FeedListener(),)
 
 
 def _work(parts: KeeperParts) -> Work:
@@ -139,11 +82,28 @@ FEATURE = Feature(
         ("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits.", ()),
         ("usage_feed_sent", "counter", "Usage events that the usage feed delivered.", ()),
     ),
-    resources=_resources,
-    subjects=_subjects,
-    screens=_screens,
+    resources=at("gateway.features.usage_feed.resources:RESOURCES"),
+    subjects=lambda: {
+        "usage-feeds": load("persistence.usage_feed.administration:FEEDS"),
+        "usage-events": load("persistence.usage_feed.administration:EVENTS"),
+    },
+    screens=(
+        {
+            "heading": "Billing", "name": "usage-feeds", "title": "Usage feeds", "one": "usage feed",
+            "columns": (
+                "id", "service", "begun_at", "ended_at", "dropped_at", "sent", "waiting", "failed",
+                "paused_until", "error",
+            ),
+            "empty": "No usage feed. TOLLKEEPER_USAGE_FEED names who is told.",
+        },
+        {
+            "heading": "Billing", "name": "usage-events", "title": "Usage events", "one": "usage event",
+            "columns": ("name", "organization_id", "kind", "state", "at", "model", "tokens", "cost", "error"),
+            "empty": "No event is waiting.", "is_staffs": True,
+        },
+    ),
     is_on=lambda settings: settings.usage_feed != "off",
-    listeners=_listeners,
+    listeners=lambda: (load("persistence.usage_feed.outbox:FeedListener")(),),
     work=_work,
     findings=_findings,
 )  # fmt: skip
