@@ -10,7 +10,7 @@ import calendar
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -464,31 +464,16 @@ def told_amount(unit: str, number: int) -> str | int:
 
 
 def read_budget(row: Mapping[str, Any]) -> Budget:
-    unit, raised_to = row["unit"], row["raised_to"]
+    """A budget as its row says it; what is null there is left out."""
+    unit = row["unit"]
+    said: dict[str, Any] = {
+        one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
+    }
+    said |= {name: counted(unit, said[name]) for name in ("amount", "raised_to") if name in said}
     return Budget(
-        id=row["id"],
-        name=row["name"],
-        unit=unit,
-        amount=counted(unit, row["amount"]),
-        interval=row["interval"],
-        time_zone=row["time_zone"],
-        anchor_day=row["anchor_day"],
-        enforce=row["mode"] == ENFORCE,
-        cut=row["on_exhausted"] == CUT,
-        tenant_id=row["tenant_id"] or 0,
-        user=row["user"] or "",
-        api_key_id=row["api_key_id"] or 0,
-        project_id=row["project_id"],
-        model=row["model"] or "",
-        service_id=row["service_id"] or 0,
-        each=row["each"] or "",
-        created_ms=ms_of(row["created_at"]),
-        raised_to=0 if raised_to is None else counted(unit, raised_to),
-        raised_until_ms=ms_of(row["raised_until"]),
-        hold=row["hold"] or "",
-        tool=row["tool"] or "",
-        server=row["server"] or "",
-    )
+        **said, enforce=row["mode"] == ENFORCE, cut=row["on_exhausted"] == CUT,
+        created_ms=ms_of(row["created_at"]), raised_until_ms=ms_of(row["raised_until"]),
+    )  # fmt: skip
 
 
 # The use of a budget now: the counters' word over PostgreSQL's, window by window. Pure.

@@ -27,28 +27,6 @@ from gateway.core.network import URL_CHARS_MAX, is_full_name
 from gateway.core.text import visible
 from gateway.core.times import rfc3339
 
-EVENTS = (
-    "quota.50",
-    "quota.80",
-    "quota.100",
-    "credits.low",
-    "credits.topped_up",
-    "tenant.blocked",
-    "tenant.unblocked",
-    "invoice.finalized",
-    "invoice.paid",
-    "invoice.overdue",
-    "invoice.uncollectible",
-    "invoice.reminder",
-    "invoice.blocked",
-    "invoice.unblocked",
-    "subscription.ending",
-    "budget.threshold",
-    "budget.exceeded",
-    "budget.forecast",
-    "raise.requested",
-    "usage.sudden",
-)
 TEST_EVENT = "webhook.test"
 # An address is asked whether mail may come.
 CONSENT_EVENT = "webhook.consent"
@@ -327,6 +305,8 @@ _SAID: Final = {
         ),
     ),
 }
+# Those that a webhook may ask for.
+EVENTS = tuple(event for event in _SAID if event not in {TEST_EVENT, CONSENT_EVENT})
 
 
 # The body of a message, in the form of its receiver.

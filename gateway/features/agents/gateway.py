@@ -21,7 +21,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.credentials import Peppers, peppers_of, site_of
 from gateway.core.model import Caller
 from gateway.core.network import DIRECT, Proxies
-from gateway.errors import IssuerUnavailable, Overloaded, RequestTooLarge
+from gateway.errors import IssuerUnavailable, Overloaded
 from gateway.features.agents.origin import (
     ANSWER_BYTES_MAX,
     DEVICE_PATH,
@@ -38,6 +38,7 @@ from gateway.features.agents.origin import (
 from gateway.files import https_with
 from gateway.http.admission import identify, known
 from gateway.http.fair_share import FairShares
+from gateway.http.holds import whole_body
 from gateway.http.identity import credential_of
 from gateway.http.ports import Answerer, Log
 from gateway.http.protocol.request import read_fields
@@ -295,21 +296,6 @@ def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
 
 
 async def _body(exchange: Exchange, caller: Caller, bytes_max: int) -> bytes:
-    """The whole body, kept in a caller's share until it is here; `NOBODY` is remembered of no exchange."""
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
-    buffers, connection = exchange.worker.buffers, exchange.connection
-    if buffers.pressed:
-        buffers.check_new(caller)
-    if exchange.body_failure is not None:
-        raise exchange.body_failure
-    if not connection.body_complete:
-        before, exchange.caller = exchange.caller, caller
-        try:
-            await exchange.late_body(bytes_max)
-        finally:
-            exchange.caller = before
-    body = connection.body.take_parts()
-    if not connection.body_complete or len(body) > bytes_max:
-        raise RequestTooLarge(f"A body here may have {bytes_max} bytes.")
-    return body
+    return await whole_body(exchange, caller, bytes_max)

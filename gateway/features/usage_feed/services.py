@@ -7,9 +7,10 @@ says nothing of the events, such as 503, 429 or 401, is a pause of all of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,11 +23,8 @@ from gateway.features.usage_feed.events import ERROR_CHARS_MAX, SENDING_S_MAX, F
 ABOUT_EVENTS = frozenset({400, 409, 413, 422})
 
 
-class Post(Protocol):
-    """The way out."""
-
-    async def __call__(self, url: str, headers: dict[str, str], body: bytes) -> Answer:
-        """Post once; never raises for what the other side does."""
+# The way out: posts a body with fields to an address, once; what the other side does is told, never raised.
+Post = Callable[[str, dict[str, str], bytes], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +35,22 @@ class Verdicts:
     refused: Mapping[int, str]
 
 
-class FeedApi(Protocol):
-    """How one service is spoken to."""
+class FeedApi(ABC):
+    """How one service is spoken to; `code` says what the events are."""
 
-    path: str
-    content_type: str
+    path = ""
+    content_type = "application/json"
 
     def __init__(self, code: str) -> None:
-        """`code` says what the events are."""
+        self._code = code
 
+    @abstractmethod
     def body(self, events: Sequence[FeedEvent]) -> bytes:
         """A batch as it is sent."""
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
         """What a refusal says of single events; None where it says nothing of them."""
+        return None
 
 
 class UsageEvents:
@@ -142,17 +142,12 @@ class _LagoRefusal(msgspec.Struct):
     error_details: dict[str, Any]
 
 
-class Lago:
+class Lago(FeedApi):
     """How Lago is spoken to; `code` is the billable metric."""
 
     path = "/api/v1/events/batch"
-    content_type = "application/json"
-
-    def __init__(self, code: str) -> None:
-        self._code = code
 
     def body(self, events: Sequence[FeedEvent]) -> bytes:
-        """A batch as it is sent."""
         return msgspec.json.encode({"events": [self._event(event) for event in events]})
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
@@ -189,25 +184,14 @@ class Lago:
 SOURCE = "tollkeeper"
 
 
-class OpenMeter:
-    """How OpenMeter is spoken to; `type_` is what its meters match."""
+class OpenMeter(FeedApi):
+    """How OpenMeter is spoken to; `code` is the type that its meters match. It refuses no single event."""
 
     path = "/api/v1/events"
     content_type = "application/cloudevents-batch+json"
 
-    def __init__(self, type_: str) -> None:
-        self._type = type_
-
     def body(self, events: Sequence[FeedEvent]) -> bytes:
-        """A batch as it is sent."""
-        return msgspec.json.encode([self._event(event) for event in events])
-
-    def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """Nothing: a refusal does not say which event it is about."""
-        return None
-
-    def _event(self, event: FeedEvent) -> dict[str, object]:
-        return cloud_event(event, self._type)
+        return msgspec.json.encode([cloud_event(event, self._code) for event in events])
 
 
 class CloudEventsWebhook(OpenMeter):

@@ -8,7 +8,6 @@ seconds of its file. Tokens are those that the answer reports.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -20,6 +19,7 @@ from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    PathParams,
     choices,
     elements,
     flag,
@@ -78,11 +78,9 @@ _TELLING: Final = (None, "json", "verbose_json", "diarized_json")
 _TEXTS: Final = ("text", "srt", "vtt")
 
 
-def read_images(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_images(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     _IMAGES.check(document)
-    call.model = model_of(call, document, path_params)
+    call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("user"))
     call.choices = choices(document, "n", bounds.choices_max)
@@ -92,22 +90,18 @@ def read_images(
     call.measured = {f"{IMAGES}{size}/{quality}": call.choices}
 
 
-def read_edits(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_edits(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Pictures made of others, which stand in a form, or are named in JSON."""
-    read_images(call, document, path_params, bounds)
+    read_images(call, document, params, bounds)
     if not call.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
     call.blob_tokens = len(call.files) * EDITED_TOKENS
 
 
-def read_heard(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A recording whose words are written down, or translated."""
     _HEARD.check(document)
-    call.model = model_of(call, document, path_params)
+    call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
     call.user = stated_user(document.get("user"))
     written = document.get("response_format")
@@ -121,12 +115,10 @@ def read_heard(
     call.measured = {"audio_second": seconds} if known or written in _TELLING else {"audio_file": 1}
 
 
-def read_speech(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_speech(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Speech, which passes as it comes."""
     _SPEECH.check(document)
-    call.model = model_of(call, document, path_params)
+    call.model = model_of(call, document, params)
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
@@ -134,15 +126,13 @@ def read_speech(
     call.measured = {"character": len(said)}
 
 
-def read_video(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """A video, which is made later; one of another has the model and the length of that."""
     _VIDEO.check(document)
-    stated, own = document.get("seconds"), path_params.get("seconds")
-    if "id" in path_params and own is None:
+    stated, own = document.get("seconds"), params.get("seconds")
+    if "id" in params and own is None:
         raise ObjectNotFound("Nobody here knows the length of that video any more.")
-    call.model, call.output_max, call.background = model_of(call, document, path_params), 0, True
+    call.model, call.output_max, call.background = model_of(call, document, params), 0, True
     call.user = stated_user(document.get("user"))
     if choices(document, "n", bounds.choices_max) != 1:
         raise InvalidRequest("n must be 1: a call makes one video.", param="n")
@@ -175,9 +165,7 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
     meter.report(0, 0, 0, 0, 0, final=True)
 
 
-def read_ocr(
-    call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds
-) -> None:
+def read_ocr(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Pages to read, as Mistral takes them: as many as are named, else as many as a document may have."""
     _OCR.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
