@@ -28,7 +28,6 @@ from gateway.core.accounts.outbox import (
     CARRIED,
     ENTRY,
     HEAD,
-    HEAD_BEFORE,
     LENGTH_1,
     LENGTH_2,
     VERSION,
@@ -96,7 +95,7 @@ def _behind(event: OutboxEntry) -> bytes:
     return CARRIED.pack(event.ahead, event.carried)
 
 
-BLANK = HEAD_BEFORE.pack(1, *[0] * 22) + bytes(5)
+BLANK = HEAD.pack(VERSION, *[0] * 25) + bytes(9)
 
 
 async def driven(awaitable: Awaitable[T]) -> T:

@@ -21,8 +21,8 @@ from gateway.core.accounts.holds import (
 )
 from gateway.core.accounts.outbox import (
     ENTRY,
-    HEAD_BEFORE,
-    LAYOUTS,
+    HEAD,
+    VERSION,
     StreamPlace,
     corrected,
     is_newer,
@@ -92,7 +92,7 @@ def owner_of(entry: Reply) -> int:
     packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
     if isinstance(packed, bytes) and is_newer(packed):
         return ANYBODYS
-    if not isinstance(packed, bytes) or len(packed) < HEAD_BEFORE.size or packed[0] not in LAYOUTS:
+    if not isinstance(packed, bytes) or len(packed) < HEAD.size or packed[0] != VERSION:
         return 0
     (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
     return int(owner) if isfinite(owner) else 0

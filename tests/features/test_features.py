@@ -61,7 +61,7 @@ def test_what_a_record_names_is_there(feature: Feature) -> None:
     app = typer.Typer()
     feature.commands(app)
     feature.admin_commands(app)
-    for name in ("resources", "reports", "actions", "documents", "verbs", "subjects", "invoice_history",
+    for name in ("resources", "actions", "verbs", "subjects", "invoice_history",
                  "listeners", "invoice_listeners", "list_sources"):  # fmt: skip
         assert iter(getattr(feature, name)())
     assert (

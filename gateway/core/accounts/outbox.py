@@ -198,10 +198,7 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-# Layout 1 had one byte for the lengths of user and attribution, 1 and 2 nothing of budgets; an outbox may
-# still hold such entries.
 VERSION = 3
-LAYOUTS = frozenset({1, 2, VERSION})
 
 
 class EventKind(IntEnum):
@@ -248,9 +245,8 @@ PRICED = Layout("PRICED", "f64 before")
 # Ends an entry of credits where parts of one are carried: nano-credits paid ahead after it, and by how much
 # it moved them. Without it both are 0.
 CARRIED = Layout("CARRIED", "f64 ahead carried")
-HEAD, HEAD_BEFORE = ENTRY.struct, ENTRY.part("version", "spent")
-_NOTHING_CARRIED, _NOTHING_BUDGETED = (0, 0), (0, 0, 0)
-# How many numbers every layout has, behind its first four bytes.
+HEAD = ENTRY.struct
+# How many numbers there are in front of those of budgets, behind the first four bytes.
 _SHARED = ENTRY.index("spent") + 1 - 4
 # Of one process; a kilobyte each with four windows, 60 with all 256 there can be. It is for accounts of many
 # calls: those of a hundred thousand callers are never there, which costs their entries 3 µs of 8 to read.
@@ -359,21 +355,15 @@ def is_newer(packed: bytes) -> bool:
 def decode(packed: bytes) -> OutboxEntry:
     """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
     try:
-        version = packed[0] if packed else 0
-        if version not in LAYOUTS:
+        version, kind, flags, note, *said = HEAD.unpack_from(packed)
+        if version != VERSION:
             raise MalformedEvent(f"layout version {version}, expected {VERSION}")
-        layout = HEAD if version == VERSION else HEAD_BEFORE
-        _, kind, flags, note, *numbers = layout.unpack_from(packed)
-        moves = numbers[_SHARED:] or _NOTHING_BUDGETED
-        of_text = LENGTH_1 if version == 1 else LENGTH_2
-        source, at = _text(packed, layout.size, LENGTH_1)
-        user, at = _text(packed, at, of_text)
-        attribution, at = _text(packed, at, of_text)
-        metadata, end = _text(packed, at, LENGTH_2)
-        windows = b""
-        if version == VERSION:
-            windows, end = _text(packed, end, LENGTH_2)
-        last, carried = packed[end:], _NOTHING_CARRIED
+        source, at = _text(packed, HEAD.size, LENGTH_1)
+        user, at = _text(packed, at, LENGTH_2)
+        attribution, at = _text(packed, at, LENGTH_2)
+        metadata, at = _text(packed, at, LENGTH_2)
+        windows, end = _text(packed, at, LENGTH_2)
+        last, carried = packed[end:], (0, 0)
         if last and flags & EventFlag.CREDITS and len(last) == CARRIED.size:
             last, carried = b"", CARRIED.struct.unpack(last)
         elif last and not _is_priced(flags, len(last)):
@@ -382,8 +372,9 @@ def decode(packed: bytes) -> OutboxEntry:
         facts = read_facts(metadata)
         if facts is not None:
             metadata = told_of(facts)
-        rest = (metadata, note, last, facts, *map(int, carried), *map(int, moves), _windows(windows))
-        fields: list[Any] = [kind, flags, *map(int, numbers[:_SHARED]), *texts, *rest]
+        numbers = [*map(int, said)]
+        rest = (metadata, note, last, facts, *map(int, carried), *numbers[_SHARED:], _windows(windows))
+        fields: list[Any] = [kind, flags, *numbers[:_SHARED], *texts, *rest]
         return OutboxEntry(*fields)
     except (struct.error, UnicodeDecodeError, ValueError, OverflowError) as error:
         if isinstance(error, MalformedEvent):

@@ -17,7 +17,6 @@ from msgspec.structs import replace as replaced
 from gateway.core.accounts.outbox import (
     BUDGETED,
     HEAD,
-    HEAD_BEFORE,
     CallFacts,
     EventKind,
     EventNote,
@@ -327,16 +326,6 @@ def test_what_cannot_be_decoded_is_handed_over_without_an_event() -> None:
     [(id_, packed)] = account.take()
     for broken in (b"", b"\x04" + packed[1:], b"\x02" + packed[1:], packed[:-1], packed + b"x", packed[:100]):
         assert fan_out({0: [(id_, broken)]}) == {0: [(id_, broken, None)]}
-
-
-def test_entries_of_layouts_before_are_read() -> None:
-    account = Account(1, 1, 100)
-    event = replace(account.reset(), user="ann", attribution="1\t2\tv3", metadata=b"{}")
-    packed, texts = encode(event), (b"ann", b"1\t2\tv3")
-    head = packed[1 : HEAD_BEFORE.size] + bytes([len(event.source)]) + event.source.encode()
-    first = b"\x01" + head + b"".join(bytes([len(each)]) + each for each in texts) + b"\x02\x00{}"
-    second = b"\x02" + head + b"".join(struct.pack("<H", len(each)) + each for each in (*texts, b"{}"))
-    assert decode(packed) == decode(first) == decode(second) == event
 
 
 def test_an_entry_says_which_windows_it_moves_and_by_how_much() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.outbox import HEAD_BEFORE, decode
+from gateway.core.accounts.outbox import decode
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import park
 from gateway.counters.keeper.verification import KeeperCounters
@@ -86,18 +86,6 @@ async def test_an_organization_waits_for_what_was_moved_aside_of_it(
     assert ids(await keeping.late(10)) == [theirs.id]
     world.run("park", park(world.run_id, (world.p, 1), gone=mine))
     assert call.id in ids(await keeping.late(10))
-
-
-@pytest.mark.parametrize("version", [1, 2])
-async def test_an_organization_waits_for_its_entries_of_layouts_before(
-    world: World, keeping: ReclaimClient, version: int
-) -> None:
-    packed = HEAD_BEFORE.pack(version, 0, 0, 0, 0, 0, 1, *[0] * 16) + bytes(3 + 2 * version)
-    entry: Any = world.client.xadd(keys.outbox(world.p), {"e": packed})
-    call = late_call(world)
-    assert await keeping.late(10) == []
-    stored(world, [entry])
-    assert ids(await keeping.late(10)) == [call.id]
 
 
 async def test_it_never_waits_for_what_came_behind_it(world: World, keeping: ReclaimClient) -> None:
