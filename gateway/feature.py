@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import typer
 
     from gateway.admin.console.records import InvoiceHistory
-    from gateway.admin.resources.resource import Action, DocumentEndpoint, ReportEndpoint, Resource
+    from gateway.admin.resources.resource import Action, Resource
     from gateway.cli.admin.commands import ListSource
     from gateway.core.alerts.messages import Delivery
     from gateway.core.calls.routes import Route as CallRoute
@@ -80,11 +80,10 @@ class Feature:
     # Name, kind, help and labels, as Prometheus has them.
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
-    reports: Callable[[], Sequence[ReportEndpoint]] = tuple
-    # Actions on resources of the core, by the name of the resource; what they do to rows. Files
-    # of rows of a resource, or of a report.
+    # Actions on resources of the core, by the name of the resource; what they do to rows. Files of rows of a
+    # resource, or of a report: fields of a `DocumentEndpoint` each.
     actions: Callable[[], Mapping[str, Sequence[Action]]] = dict
-    documents: Callable[[], Mapping[str, Sequence[DocumentEndpoint]]] = dict
+    documents: Mapping[str, Sequence[tuple[Any, ...]]] = field(default_factory=dict)
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict

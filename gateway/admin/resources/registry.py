@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gateway.admin.resources import billing, catalogue, events, integrity, invoices, people, quota, reports
-from gateway.admin.resources.resource import ReportEndpoint, Resource
+from gateway.admin.resources.resource import DocumentEndpoint, ReportEndpoint, Resource
 from gateway.feature import features
 
 RESOURCES: dict[str, Resource] = {
@@ -21,13 +21,9 @@ for _name, _actions in ((name, more) for feature in features() for name, more in
     _resource = RESOURCES[_name]
     _access = replace(_resource.access, ours=_resource.access.ours | {action.name for action in _actions})
     RESOURCES[_name] = replace(_resource, actions=(*_resource.actions, *_actions), access=_access)
-REPORTS: dict[str, ReportEndpoint] = {
-    **reports.REPORTS,
-    **{report.name: report for feature in features() for report in feature.reports()},
-}
-for _name, _documents in (
-    (name, more) for feature in features() for name, more in feature.documents().items()
-):
+REPORTS: dict[str, ReportEndpoint] = {**reports.REPORTS}
+for _name, _more in ((name, more) for feature in features() for name, more in feature.documents.items()):
+    _documents = tuple(DocumentEndpoint(*one) for one in _more)
     if _name in REPORTS:
         _report = REPORTS[_name]
         REPORTS[_name] = replace(_report, documents=(*_report.documents, *_documents))

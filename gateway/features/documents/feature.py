@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,21 +11,8 @@ from gateway.extras import is_installed
 from gateway.feature import Feature
 
 if TYPE_CHECKING:
-    from gateway.admin.resources.resource import DocumentEndpoint
     from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
-
-
-def _documents() -> Mapping[str, Sequence[DocumentEndpoint]]:
-    from gateway.admin.resources.resource import DocumentEndpoint  # noqa: PLC0415  # of people's processes alone
-
-    summary = "A final invoice as EN 16931 has it: Factur-X, or UBL"
-    return {
-        "invoices": (
-            DocumentEndpoint(".pdf", "application/pdf", "An invoice on paper"),
-            DocumentEndpoint(".xml", "application/xml", summary, formats=("factur-x", "ubl")),
-        )
-    }
 
 
 def _missing_glyphs() -> Callable[[str], str] | None:
@@ -65,8 +52,16 @@ def _routes(parts: AdminParts) -> Routes:
 FEATURE = Feature(
     name="documents",
     settings=("invoice_logo",),
-    documents=_documents,
+    documents={
+        "invoices": (
+            (".pdf", "application/pdf", "An invoice on paper"),
+            (
+                ".xml", "application/xml", "A final invoice as EN 16931 has it: Factur-X, or UBL",
+                ("factur-x", "ubl"),
+            ),
+        )
+    },
     missing_glyphs=_missing_glyphs,
     work=_work,
     routes=_routes,
-)
+)  # fmt: skip
