@@ -244,9 +244,12 @@ def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
         price = EXACT.divide(segment.cost, Decimal(whole)).quantize(
             Decimal(1).scaleb(-UNIT_PRICE_DIGITS), ROUND_HALF_EVEN, EXACT
         )
-    if sign < 0:
-        description += ", given back"
-    return BillLine(FEE, description, quantity, price, exact)
+    return BillLine(FEE, description + _back(sign), quantity, price, exact)
+
+
+def _back(number: int | Decimal) -> str:
+    """What a line says behind itself where it is below zero."""
+    return ", given back" if number < 0 else ""
 
 
 def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
@@ -271,9 +274,8 @@ def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterato
     for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
         if exact:
-            description = f"Up to the minimum commitment, {span(first.day, first.end.astimezone(UTC).date())}"
-            if exact < 0:
-                description += ", given back"
+            days = span(first.day, first.end.astimezone(UTC).date())
+            description = f"Up to the minimum commitment, {days}{_back(exact)}"
             sign = QUANTITY_ONE if exact > 0 else -QUANTITY_ONE
             line = BillLine(COMMITMENT, description, sign, abs(exact), exact)
             yield drawn(line, of_cycle, f"commitment:{first.source_id}")
@@ -355,31 +357,27 @@ def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> Bill
 def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """Tokens used ahead of their days, where a plan ended inside a cycle: one line for each end."""
     for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
-        first, exact, tokens = of_end[0], sum_of(of_end), count_of(of_end)
-        if not exact and not tokens:
-            continue
-        tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
-        days = span(first.day, first.end.astimezone(UTC).date())
-        description = f"Tokens of the plan used ahead of its days, {tenant}, {days}"
-        if tokens < 0:
-            description += ", given back"
-        line = BillLine(EARLY_USE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
-        yield drawn(line, of_end, f"early:{first.tenant_id}")
+        days = span(of_end[0].day, of_end[0].end.astimezone(UTC).date())
+        what = "Tokens of the plan used ahead of its days"
+        yield from _tokens(facts, of_end, EARLY_USE, "early", what, days)
 
 
 def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     for of_cycle in by(charges, lambda each: (each.tenant_id, each.place, each.unit_price)):
-        first, exact, tokens = of_cycle[0], sum_of(of_cycle), count_of(of_cycle)
-        if not exact and not tokens:
-            continue
+        since = f"cycle from {written(min(each.day for each in of_cycle))}"
+        yield from _tokens(facts, of_cycle, OVERAGE, "tokens", "Tokens beyond the plan", since)
+
+
+def _tokens(  # noqa: PLR0917  # whose tokens, and how their line is written
+    facts: InvoiceFacts, charges: Sequence[SupplyCharge], kind: str, basis: str, what: str, when: str
+) -> Iterator[Drawn]:
+    """The line of a tenant's tokens; none where they come to nothing."""
+    first, exact, tokens = charges[0], sum_of(charges), count_of(charges)
+    if exact or tokens:
         tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
-        description = (
-            f"Tokens beyond the plan, {tenant}, cycle from {written(min(each.day for each in of_cycle))}"
-        )
-        if tokens < 0:
-            description += ", given back"
-        line = BillLine(OVERAGE, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
-        yield drawn(line, of_cycle, f"tokens:{first.tenant_id}")
+        description = f"{what}, {tenant}, {when}{_back(tokens)}"
+        line = BillLine(kind, description, tokens, first.unit_price, exact, tenant_id=first.tenant_id)
+        yield drawn(line, charges, f"{basis}:{first.tenant_id}")
 
 
 def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
@@ -402,9 +400,7 @@ def _postpaid(_: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
         if not exact and not quantity:
             continue
         days = span(min(each.day for each in of_price), max(each.day for each in of_price) + ONE_DAY)
-        description = f"Credits used beyond the balance, {days}"
-        if quantity < 0:
-            description += ", given back"
+        description = f"Credits used beyond the balance, {days}{_back(quantity)}"
         yield drawn(BillLine(POSTPAID, description, quantity, first.unit_price, exact), of_price, "postpaid")
 
 
@@ -435,10 +431,10 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
             sorted(portions, key=lambda of: (min(each.place or 0 for each in of), of[0].unit_price)),
         )
         for portion in portions:
-            units, said = count_of(portion), description
-            if units < 0:
-                said += ", given back"
-            elif at >= 0 and (before or len(portions) > 1):  # more may have come back than is billed
+            units = count_of(portion)
+            said = description + _back(units)
+            # More may have come back than is billed.
+            if units >= 0 and at >= 0 and (before or len(portions) > 1):
                 said += f", units {at + 1:,} to {at + units:,}"
             at += units
             said, late = said + late, ""
@@ -459,10 +455,9 @@ def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
 def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
     """Use that is charged what it cost: one line, its price exact to the last unit."""
     exact = sum_of(charges)
-    sign, description = QUANTITY_ONE, f"{description}, at cost"
-    if exact < 0:
-        sign, description = -QUANTITY_ONE, f"{description}, given back"
-    return BillLine(USAGE, description + late, sign, abs(exact), exact, service_id=charges[0].service_id)
+    sign = -QUANTITY_ONE if exact < 0 else QUANTITY_ONE
+    said = f"{description}, at cost{_back(exact)}{late}"
+    return BillLine(USAGE, said, sign, abs(exact), exact, service_id=charges[0].service_id)
 
 
 def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
