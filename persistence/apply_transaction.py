@@ -376,7 +376,9 @@ class ApplyTransaction:
         if not step.may_stay:
             change = self._begins(connection, command, batch)
             row = confined(change)
-            _refuse_changed(change, step)
+            before = change.before
+            if before is not None and any(before.get(name) != each for name, each in step.before.items()):
+                raise Conflict("It was changed meanwhile: plan again.")
             return change, row
         mine = WriteBatch()
         change = self._begins(connection, command, mine)
@@ -402,14 +404,6 @@ def _one_of(column: ColumnElement[Any], values: Collection[object], *, folded: b
     compared: Any = func.lower(collate(column, "C")) if folded else column
     found: ColumnElement[bool] = compared == any_(bindparam(None, known, ARRAY(column.type)))
     return found if len(known) == len(values) else or_(found, column.is_(None))
-
-
-def _refuse_changed(change: EntityWrite, step: Step) -> None:
-    """Raise `Conflict` where the row was changed since it was compared."""
-    if change.before is None:
-        return
-    if any(change.before.get(name) != each for name, each in step.before.items()):
-        raise Conflict("It was changed meanwhile: plan again.")
 
 
 def _once(writes: Sequence[Row]) -> list[Row]:

@@ -141,7 +141,10 @@ def advance(change: EntityWrite) -> Row:
         if row.last_told is not None:
             since = (change.today - row.last_told.astimezone(UTC).date()).days
         if (wanted := schedule.reminder(days, row.told)) is not None:
-            made.append(_remind(change, organization_id, row, wanted, schedule))
+            reason = f"{row.number} was to be paid by {row.due_date}."
+            said = {"invoice_id": row.id, "action": REMINDER, "days": wanted, "reason": reason}
+            made.append(step := _add(change, organization_id, said))
+            _tell(change, "invoice.reminder", step, schedule)
         elif cause is None and schedule.blocks(days, row.told, since):
             cause = row.id
     blocking = change.connection.execute(_BLOCKING_NOW, here).scalar()
@@ -152,14 +155,6 @@ def advance(change: EntityWrite) -> Row:
     if not made:
         raise Conflict("Nothing is due of it.")
     return change.fetch(made[-1])
-
-
-def _remind(change: EntityWrite, organization_id: int, row: Any, days: int, schedule: DunningSchedule) -> int:
-    reason = f"{row.number} was to be paid by {row.due_date}."
-    said = {"invoice_id": row.id, "action": REMINDER, "days": days, "reason": reason}
-    step = _add(change, organization_id, said)
-    _tell(change, "invoice.reminder", step, schedule)
-    return step
 
 
 def _block(

@@ -100,17 +100,11 @@ VALUES (:number, :text, :key, :signature, :at)""")
 _AGE = text("SELECT extract(epoch FROM now() - max(created_at))::float8 FROM ledger_head")
 
 
-def cells_of(ledger: SignedLedger, row: str) -> str:
-    """The columns of a row in PostgreSQL, as they are hashed."""
+def text_in_sql(ledger: SignedLedger, row: str) -> str:
     kinds = dict.fromkeys(ledger.texts, "{}::text")
     kinds[ledger.at] = "(extract(epoch FROM {}) * 1000000)::bigint"
-    return ", ".join(
-        f'{kinds.get(name, "{}").format(f"{row}.{name}")} AS "{name}"' for name in ledger.columns
-    )
-
-
-def text_in_sql(ledger: SignedLedger, row: str) -> str:
-    cells = cells_of(ledger, row)
+    named = (f'{kinds.get(name, "{}").format(f"{row}.{name}")} AS "{name}"' for name in ledger.columns)
+    cells = ", ".join(named)
     return f"row_to_json((SELECT cells FROM (SELECT '{ledger.name}' AS ledger, {cells}) AS cells))::text"  # noqa: S608  # our own words
 
 

@@ -515,17 +515,14 @@ def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor:
             for one in rated
         ],
     )  # fmt: skip
-    change.intend_all([_intended(change, one, reason) for one in rated if one.more])
+    tiers = pack_tiers(IN_MONEY).hex()
+    change.intend_all([
+        correcting_write(change, one.call, {
+            "tokens": 0, "units": -one.more, "tiers": tiers, "corrects": one.call.request_id,
+            "reason": reason, "told_on": one.call.told_on.isoformat(),
+        }) for one in rated if one.more
+    ])  # fmt: skip
     _tell_rerating(connection, int(str(row["id"])), rated)
-
-
-def _intended(change: EntityWrite, one: _RepricedCall, reason: str) -> dict[str, object]:
-    """Have the counters move by the difference."""
-    moves = {
-        "tokens": 0, "units": -one.more, "tiers": pack_tiers(IN_MONEY).hex(),
-        "corrects": one.call.request_id, "reason": reason, "told_on": one.call.told_on.isoformat(),
-    }  # fmt: skip
-    return correcting_write(change, one.call, moves)
 
 
 def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_RepricedCall]) -> None:

@@ -110,11 +110,6 @@ class CreditPrices:
         return None if cost is None else (used_at.astimezone(UTC).date(), cost)
 
 
-def debt_prices(connection: Connection, organization_id: int) -> CreditPrices:
-    rows = connection.execute(_PRICES, {"organization": organization_id}).all()
-    return CreditPrices([row.since for row in rows], [row.unit_cost for row in rows])
-
-
 def keep_debt_price(change: EntityWrite, row: Row) -> None:
     """Note what debt costs from now on, where the command's organization says another price than before."""
     before = None if change.before is None else change.before["credit_unit_cost"]
@@ -131,11 +126,6 @@ def bill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
 def unbill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
     """Note that invoices are void: what additions have covered meanwhile is owed no more."""
     connection.execute(_UNBILL, {"invoices": list(invoice_ids)})
-
-
-def debt_billed_by(connection: Connection, invoice_id: int) -> set[Lot]:
-    """The debt that an invoice has billed: what its payment covers before all else."""
-    return {(row.day, row.unit_price) for row in connection.execute(_BILLED, {"invoice": invoice_id})}
 
 
 def give_credits(change: EntityWrite, invoice: Row) -> None:
@@ -328,14 +318,16 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
     owed: Sequence[Any] = ()
     if any(row.amount > 0 for row in movements):
         owed = connection.execute(_DEBTS, page).all()
-    prices = debt_prices(connection, page["organization"])
+    rows = connection.execute(_PRICES, {"organization": page["organization"]}).all()
+    prices = CreditPrices([row.since for row in rows], [row.unit_cost for row in rows])
     lots = {row.seq: lot for row in movements if row.amount < 0 and (lot := prices.lot_of(row.at))}
     billable = lots | {row.seq: (row.day, row.unit_cost) for row in owed if row.unit_cost is not None}
     allocator, found = Allocator.resume(grants, [(row.seq, row.amount) for row in owed]), []
     for row in movements:
         if row.amount > 0:
             # Credits that came with the payment of an invoice cover the use that it billed.
-            billed = debt_billed_by(connection, row.invoice) if row.invoice else ()
+            debts = connection.execute(_BILLED, {"invoice": row.invoice}) if row.invoice else ()
+            billed = {(debt.day, debt.unit_price) for debt in debts}
             first = {seq for seq, lot in billable.items() if lot in billed}
             found += allocator.add_grant(_grant(row.addition, row), first)
         elif row.amount < 0:

@@ -150,8 +150,10 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
         or in_cycle(connection, now, tenant.id, at)
         or (tenant.carries and carried(connection, tenant.id, at))
     )
-    if service.meter not in {CONSUMPTION, PAY_PER_USE} and not (runs and tenant.has_plan):
-        _check_borne(connection, tenant, at)
+    free = service.meter not in {CONSUMPTION, PAY_PER_USE} and not (runs and tenant.has_plan)
+    if free and not is_borne(connection, tenant.id, at):
+        wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
+        raise Unacceptable("time", wrong)
     use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
     for _, why in tenant.beyond.too_much(use.weighed if service.counts_tokens else 0, use.credits):
         raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
@@ -194,12 +196,6 @@ def _check_time(batch: _Batch, at: datetime) -> None:
         raise Unacceptable("time", f"must not be more than {events.AGE_DAYS_MAX} days ago")
     if batch.kept_since is not None and at < batch.kept_since:
         raise Unacceptable("time", "is before the first call that is kept")
-
-
-def _check_borne(connection: Connection, tenant: _Tenant, at: datetime) -> None:
-    if not is_borne(connection, tenant.id, at):
-        wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
-        raise Unacceptable("time", wrong)
 
 
 def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:

@@ -366,7 +366,13 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
     every = [charge for each in wanted for charge in each.charges]
     ids = [each.organization_id for each in wanted]
     dated = read_tax_rates(connection, ids)
-    fees, names = _fees(connection, every), _all_names(connection, every)
+    named = {
+        "tenant": {charge.tenant_id for charge in every},
+        "service": {charge.service_id for charge in every},
+        "addition": {charge.source_id for charge in every if charge.source == ADDITION},
+    }
+    names = {what: _names(connection, what, its) for what, its in named.items()}
+    fees = _fees(connection, every)
     rest, before = _carried(connection, ids), _units_before(connection, wanted)
     rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
     found = {}
@@ -411,15 +417,6 @@ def _fees(connection: Connection, charges: Iterable[SupplyCharge]) -> dict[int, 
     return {row.id: Fee(segment_of(row), row.name) for row in found}
 
 
-def _all_names(connection: Connection, charges: Sequence[SupplyCharge]) -> dict[str, dict[int, str]]:
-    of = {
-        "tenant": {charge.tenant_id for charge in charges},
-        "service": {charge.service_id for charge in charges},
-        "addition": {charge.source_id for charge in charges if charge.source == ADDITION},
-    }
-    return {what: _names(connection, what, ids) for what, ids in of.items()}
-
-
 def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int, str]:
     wanted = sorted(id_ for id_ in ids if id_)
     found = connection.execute(_LINE_NAMES[what], {"ids": wanted}) if wanted else ()
@@ -432,7 +429,7 @@ def _units_before(
     first = {
         each.organization_id: min(charge.day for charge in each.charges if charge.kind == USAGE)
         for each in wanted
-        if _has_units(each)
+        if any(charge.kind == USAGE for charge in each.charges)
     }
     found = defaultdict[int, dict[tuple[int | None, date], int]](dict)
     if first:
@@ -440,10 +437,6 @@ def _units_before(
         for row in connection.execute(_UNITS_BEFORE, {"organizations": list(first), "since": since}):
             found[row.organization_id][row.service_id, row.month] = row.units
     return found
-
-
-def _has_units(gathered: InvoiceCharges) -> bool:
-    return any(charge.kind == USAGE for charge in gathered.charges)
 
 
 # The charges of an invoice, each with its line: of a final one as stored, of a draft as they would be.

@@ -408,8 +408,10 @@ class InvoiceUsage:
             summed: dict[int, Decimal] = defaultdict(Decimal)
             values = _values(invoice, found)
             for kind, owner, of_account in accounts:
+                lines = dict(_cycles(found, owner))  # of a tenant's cycles that went beyond its plan
+                of = {"owner": owner, "cycles": list(lines), "cycle_lines": list(lines.values())}
                 for box in of_account:
-                    here = values | {"owner": owner} | box._asdict() | _of_tenant(found, owner)
+                    here = values | of | box._asdict()
                     async for piece in self._rows(driver, kind, here, summed):
                         yield piece
             rest = list(remaining_usage_charges(invoice, found, summed))
@@ -501,12 +503,6 @@ def _spans(found: NumberedLines) -> list[Span]:
         until = (month + timedelta(days=31)).replace(day=1) - ONE_DAY
         spans.append((service_id, price, first, until, line))
     return spans
-
-
-def _of_tenant(found: NumberedLines, tenant_id: int) -> Values:
-    """The lines of a tenant's cycles that went beyond its plan."""
-    lines = dict(_cycles(found, tenant_id))
-    return {"cycles": list(lines), "cycle_lines": list(lines.values())}
 
 
 def _cycles(found: NumberedLines, tenant_id: int) -> Iterator[tuple[int, int]]:

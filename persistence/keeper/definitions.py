@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -405,45 +405,27 @@ async def of_accounts(
         elif kind == PRICES_ACCOUNT:
             found[kind] = (await prices(connection),)
         else:
-            found |= {f"{kind}:{name}": (each,) for name, each in await _NAMED[kind](connection, names)}
+            found |= {f"{kind}:{name}": (each,) for name, each in await _named(connection, kind, names)}
     return found
 
 
-async def _named_organizations(connection: AsyncConnection, names: Sequence[str]) -> Named:
-    found = await organizations(connection, "id = ANY(:ids)", _ids(names))
-    return [(str(each.definition.organization_id), each.definition) for each in found]
-
-
-async def _named_tenants(connection: AsyncConnection, names: Sequence[str]) -> Named:
-    found = await tenants(connection, "t.id = ANY(:ids)", _ids(names))
-    return [(str(each.definition.tenant_id), each.definition) for each in found]
-
-
-async def _named_keys(connection: AsyncConnection, names: Sequence[str]) -> Named:
-    found = await keys(connection, "k.id = ANY(:ids)", _ids(names))
-    return [(str(each.key_id), each) for each in found]
-
-
-async def _named_users(connection: AsyncConnection, names: Sequence[str]) -> Named:
-    """Users in their tenants; a name is the tenant's id, and what its callers name the user."""
-    parts = [name.partition(":") for name in names]
-    values = {"tenants": [int(one) for one, _, _ in parts], "externals": [user for _, _, user in parts]}
-    where = """(t.id, u.external_id) IN
+async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
+    """What names of a kind stand for; a user's is the tenant's id, and what its callers name the user."""
+    if kind == "user":
+        parts = [name.partition(":") for name in names]
+        values = {"tenants": [int(one) for one, _, _ in parts], "externals": [user for _, _, user in parts]}
+        where = """(t.id, u.external_id) IN
        (SELECT * FROM unnest(cast(:tenants AS bigint[]), cast(:externals AS text[])))"""
-    found = await users(connection, where, values)
-    return [(f"{each.tenant_id}:{each.user}", each) for each in found]
-
-
-_NAMED: Mapping[str, Callable[[AsyncConnection, Sequence[str]], Awaitable[Named]]] = {
-    "organization": _named_organizations,
-    "tenant": _named_tenants,
-    "key": _named_keys,
-    "user": _named_users,
-}
-
-
-def _ids(names: Sequence[str]) -> Mapping[str, list[int]]:
-    return {"ids": [int(name) for name in names]}
+        found = await users(connection, where, values)
+        return [(f"{each.tenant_id}:{each.user}", each) for each in found]
+    ids = {"ids": [int(name) for name in names]}
+    if kind == "key":
+        return [(str(each.key_id), each) for each in await keys(connection, "k.id = ANY(:ids)", ids)]
+    if kind == "tenant":
+        its = [each.definition for each in await tenants(connection, "t.id = ANY(:ids)", ids)]
+        return [(str(each.tenant_id), each) for each in its]
+    whole = [each.definition for each in await organizations(connection, "id = ANY(:ids)", ids)]
+    return [(str(each.organization_id), each) for each in whole]
 
 
 # Control writes as the pusher takes them: in order, many accounts at a time, with what they define.
@@ -486,8 +468,6 @@ UPDATE control_write AS w SET state = 'refused', result = jsonb_build_object('re
   FROM unnest(cast(:ids AS uuid[]), cast(:reasons AS text[])) AS r (id, reason)
  WHERE w.id = r.id AND w.state = 'pending'""")
 _TENANT = "tenant:"
-# How a version before this one named terms: its writes may still wait, or be pushed again.
-_BEFORE = {"total": "total_amount", "interval": "reset_interval", "policy": "overage_policy"}
 _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 
 
@@ -593,8 +573,7 @@ def _write(
         assert account.startswith("organization:"), account
         organization_id = _number(row)
     if verb == "plan":
-        stated = {_BEFORE.get(name, name): value for name, value in payload.items()}
-        terms = read_terms(stated, now_ms())
+        terms = read_terms(payload, now_ms())
     return ControlWrite(
         id=str(row["id"]),
         position=int(row["position"]),

@@ -203,7 +203,8 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
         rows: list[tuple[object, ...]] = []
         for found in accounts:
             told = AlertState(found.part, found.level, found.exceeded)
-            parts = crossed(_thresholds(found), told, found.used, found.limit)
+            thresholds = [Decimal(str(part)) for part in found.thresholds]
+            parts = crossed(thresholds, told, found.used, found.limit)
             exceeded = exceeds(told, found.used, found.limit)
             news += (_news(found, "budget.threshold", part) for part in parts)
             if exceeded:
@@ -295,10 +296,6 @@ async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[st
 
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
     return {name: [row[at] for row in rows] for at, name in enumerate(names)}
-
-
-def _thresholds(found: Found) -> list[Decimal]:
-    return [Decimal(str(part)) for part in found.thresholds]
 
 
 def _window(found: Found) -> RunningWindow:

@@ -217,8 +217,10 @@ class LedgerReader(BudgetUses):
         """
         found, credentials = dict[int, set[int]](), set[int]()
         async with self._engine.connect() as connection:
-            if known and await self._too_many(connection, min(known.values())):
-                known = {}
+            if known:
+                values = {"position": min(known.values()), "n": self._changes_max + 1}
+                if (await connection.execute(_CHANGES, values)).scalar_one() > self._changes_max:
+                    known = {}
             whole = frozenset(partitions) - known.keys()
             if whole:
                 for (organization_id,) in await connection.execute(_ORGANIZATIONS):
@@ -238,10 +240,6 @@ class LedgerReader(BudgetUses):
                 written = [row for row in changed if row.key_id is not None]
                 credentials |= self._standing(written, known, but_of=partitions)
         return PartitionContents({one: sorted(its) for one, its in found.items()}, sorted(credentials))
-
-    async def _too_many(self, connection: AsyncConnection, position: int) -> bool:
-        values = {"position": position, "n": self._changes_max + 1}
-        return int((await connection.execute(_CHANGES, values)).scalar_one()) > self._changes_max
 
     def _standing(
         self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]

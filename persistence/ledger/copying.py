@@ -130,7 +130,12 @@ def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry])
     for event in events:
         (some if says_when(event.source) else told).append(event)
     found: dict[date, int] = {}
-    for event, moment in [*_of_ids(some), *_of_events(told)]:
+    of_events = [
+        (event, moment_of(event.facts.used_ms))
+        for event in told
+        if event.facts is not None and event.facts.used_ms > event.at_ms + AHEAD_MAX_MS
+    ]
+    for event, moment in [*_of_ids(some), *of_events]:
         found[moment.date()] = min(event.at_ms, found.get(moment.date(), event.at_ms))
     if found:
         days = sorted(found)
@@ -147,12 +152,6 @@ def _of_ids(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, dateti
         moment = began(event.source)
         if moment is not None and began_ms(event.source) > event.at_ms + AHEAD_MAX_MS:
             yield event, moment
-
-
-def _of_events(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, datetime]]:
-    for event in events:
-        if event.facts is not None and event.facts.used_ms > event.at_ms + AHEAD_MAX_MS:
-            yield event, moment_of(event.facts.used_ms)
 
 
 ROWS_A_CHUNK = 500
@@ -200,7 +199,10 @@ class Copies:
         def user(event: OutboxEntry) -> int | None:
             return users.get((event.organization_id, event.user)) if event.user else None
 
-        additions = self._additions(connection)
+        sources = [event_of(placed).source for placed in self._by_table["credit_posting"]]
+        known = [source for source in sources if rows.is_uuid(source)]
+        found = connection.execute(statements.ADDITIONS, {"ids": known}) if known else ()
+        additions: dict[str, rows.Origin] = {write_id: (addition, kind) for write_id, addition, kind in found}
         self._by_table["call"], self._corrections = journal_of(connection, self._fresh, self._noted)
         self._price_reclaimed(connection)
         shapes: dict[str, tuple[str, Callable[[OutboxEntry], bytes]]] = {
@@ -283,12 +285,6 @@ class Copies:
         if table is None or not 0 < number <= len(self._by_table[table]):
             return None
         return self._by_table[table][number - 1], _ACCOUNTS[table]
-
-    def _additions(self, connection: Connection[Any]) -> dict[str, rows.Origin]:
-        sources = [event_of(placed).source for placed in self._by_table["credit_posting"]]
-        known = [source for source in sources if rows.is_uuid(source)]
-        found = connection.execute(statements.ADDITIONS, {"ids": known}) if known else ()
-        return {write_id: (addition_id, kind) for write_id, addition_id, kind in found}
 
 
 def _with(fresh: Sequence[Placed], part: int) -> list[Placed]:

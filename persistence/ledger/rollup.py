@@ -434,14 +434,10 @@ def _add_granted(moves: RollupDelta, event: OutboxEntry) -> None:
         moves.granted.add(event.organization_id)
     if event.kind == RESET:
         moves.resets[event.tenant_id] = event.at_ms
-    if event.flags & TOKENS and _rest_before(event) < 0:
-        moves.beyond.add(event.tenant_id)
-
-
-def _rest_before(event: OutboxEntry) -> int:
-    """What remained of a tenant's tokens before a grant."""
-    left = 0 if event.flags & UNLIMITED else event.remaining
-    return left - event.amount if event.flags & INWARD else left + event.amount
+    if event.flags & TOKENS:
+        left = 0 if event.flags & UNLIMITED else event.remaining
+        if (left - event.amount if event.flags & INWARD else left + event.amount) < 0:  # before the grant
+            moves.beyond.add(event.tenant_id)
 
 
 def _add_priced(moves: RollupDelta, bucket: Bucket, event: OutboxEntry) -> None:

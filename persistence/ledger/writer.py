@@ -75,8 +75,11 @@ class BatchFailures:
         reason = complaint(error)
         named = copies.refused(error)
         if named is not None and isinstance(error, errors.UniqueViolation):
-            fault = _clash(*named, reason)
-            self.stops[fault.account] = fault
+            (partition, (entry_id, _, _)), event = named[0], event_of(named[0])
+            one = moved(event)[named[1]]
+            self.stops[one.account] = QuarantineReason(
+                "conflict", one.account, partition, entry_id, event, one.seq - 1, one.seq, reason
+            )
         elif named is not None and "column metadata" in (error.diag.context or ""):
             self._set_aside(batch, named[0], reason)
         else:
@@ -118,13 +121,6 @@ def _readable(metadata: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return b"\\u0000" not in metadata
-
-
-def _clash(placed: Placed, part: int, reason: str) -> QuarantineReason:
-    partition, (entry_id, _, _) = placed
-    event = event_of(placed)
-    one = moved(event)[part]
-    return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq - 1, one.seq, reason)
 
 
 STATEMENT_TIMEOUT_S = 60

@@ -208,9 +208,10 @@ def audit_entry_of(change: EntityWrite, row: Row) -> dict[str, object]:
     """The audit row of one change; secrets and their digests are never part of it."""
     command = change.command
     after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
+    owner = row["id"] if command.resource == "organizations" else row.get("organization_id", change.within)
     return {
         **_by(command.actor),
-        "organization_id": _whose(change, row),
+        "organization_id": owner,
         "admin_token_id": command.actor.token_id,
         "action": command.verb,
         "resource": command.resource,
@@ -254,12 +255,6 @@ def person_of(actor: Actor) -> dict[str, object]:
         "identity": who.identity if who is not None else None,
         "person": who.name if who is not None else None,
     }
-
-
-def _whose(change: EntityWrite, row: Row) -> object:
-    if change.command.resource == "organizations":
-        return row["id"]
-    return row.get("organization_id", change.within)
 
 
 async def note_failures(engine: AsyncEngine, failed: Sequence[FailureReport]) -> None:

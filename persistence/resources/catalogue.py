@@ -428,7 +428,14 @@ def check_values(change: EntityWrite) -> None:
     """`Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
     connection, values = change.connection, change.command.values
     connection.execute(_LOCK)
-    errors = [*_empty(values), *_unused(connection, str(values["currency"])), *_overlaps(connection, values)]
+    errors = [*_empty(values), *_unused(connection, str(values["currency"]))]
+    same = select(_prices_here.id).where(
+        *(column == value for column, value in zip(_same, _kind(values), strict=True)),
+        _prices_here.effective_from == values["effective_from"],
+    )
+    if (other := connection.execute(same).scalar()) is not None:
+        said = f"price {other} is for the same from then on; name another time"
+        errors.append(("effective_from", said))
     if errors:
         raise Unprocessable(errors=tuple(errors))
     refuse_too_many(change.count(price, lambda: in_force_count(connection, change.now)))
@@ -461,15 +468,6 @@ def _unused(connection: Connection, currency: str) -> Iterator[tuple[str, str]]:
     if currency == BASE_CURRENCY or connection.execute(used).first() or connection.execute(based).first():
         return
     yield "currency", f"no organization's money is in {currency}, and no exchange rate is from it"
-
-
-def _overlaps(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
-    found = select(_prices_here.id).where(
-        *(column == value for column, value in zip(_same, _kind(values), strict=True)),
-        _prices_here.effective_from == values["effective_from"],
-    )
-    if (other := connection.execute(found).scalar()) is not None:
-        yield "effective_from", f"price {other} is for the same from then on; name another time"
 
 
 def _kind(values: Row) -> tuple[object, ...]:

@@ -243,7 +243,11 @@ def create(change: EntityWrite) -> Row:
     values = {name: value for name, value in change.command.values.items() if value is not None}
     change.command = replace(change.command, values=values)
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
-    _check_giver(change, organization_id)
+    if (giver := values.get("added_by_id")) is not None:
+        # Staff may give credits to anybody, an organization's users only be named for their own.
+        whose = select(app_user.c.organization_id).where(app_user.c.id == giver)
+        if change.connection.execute(whose).scalar() not in {None, organization_id}:
+            raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
     _check_times(change, amount)
     # It can be billed: at its own price, and a clawback as debt.
     unit_cost = change.command.values.get("unit_cost")
@@ -283,16 +287,6 @@ def create_ordered(change: EntityWrite) -> Row:
     made = create(change)
     top_ups.top_up_made(change.connection, order, id_in(made, "id"))
     return change.fetch(id_in(made, "id"))
-
-
-def _check_giver(change: EntityWrite, organization_id: int) -> None:
-    """Staff may give credits to anybody, an organization's users only be named for their own."""
-    giver = change.command.values.get("added_by_id")
-    if giver is None:
-        return
-    of = change.connection.execute(select(app_user.c.organization_id).where(app_user.c.id == giver)).scalar()
-    if of not in {None, organization_id}:
-        raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
 
 
 def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:

@@ -50,7 +50,11 @@ def create(change: EntityWrite) -> Row:
     if not least <= times(count, price) <= most:
         said = f"must come to {least:f} to {most:f} {owner['currency']}, at {price.normalize():f} each"
         raise Unprocessable(errors=(("credits", said),))
-    _refuse_many(change, owner_id)
+    here = checkout.c
+    begun = (here.organization_id == owner_id) & here.paid_at.is_(None)
+    open_ = select(func.count()).where(begun, here.created_at > change.now - timedelta(days=1))
+    if change.connection.execute(open_).scalar_one() >= OPEN_MAX:
+        raise Conflict(f"{OPEN_MAX} purchases were begun within a day and not paid: pay one, or go on later.")
     made = {"credits": count, "unit_cost": price, "currency": owner["currency"]}
     with change.connection.begin_nested() as trial:
         _, bill = _billed(replace(change, intents=[]), {**made, "organization_id": owner_id})
@@ -81,14 +85,6 @@ def take(change: EntityWrite) -> Row:
         done = update(checkout).where(here.id == found).values(**kept, paid_at=change.now)
         change.connection.execute(done)
     return change.fetch(found)
-
-
-def _refuse_many(change: EntityWrite, owner_id: int) -> None:
-    here = checkout.c
-    begun = (here.organization_id == owner_id) & here.paid_at.is_(None)
-    count = select(func.count()).where(begun, here.created_at > change.now - timedelta(days=1))
-    if change.connection.execute(count).scalar_one() >= OPEN_MAX:
-        raise Conflict(f"{OPEN_MAX} purchases were begun within a day and not paid: pay one, or go on later.")
 
 
 def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:

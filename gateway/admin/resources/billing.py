@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
@@ -39,6 +38,8 @@ from gateway.admin.resources.values import (
     SignedAmount,
     Text,
     TokenUnitPrice,
+    must,
+    optional,
 )
 from gateway.core.accounts.administration import BILLING, access
 from gateway.core.billing.charges import KINDS, REASONS
@@ -59,17 +60,15 @@ class CreditAdditionCreate(In):
 
     organization_id: Id
     credits_added: SignedAmount = Field(description="Not 0; negative takes back.")
-    added_by_id: Id | None = Field(default=None, description="A user; by default the caller's.")
+    added_by_id: Id | None = optional("A user; by default the caller's.")
     remark: LongText | None = None
-    category: Category | None = Field(
-        default=None, description="By default paid, or correction where credits are taken back."
+    category: Category | None = optional("By default paid, or correction where credits are taken back.")
+    priority: Amount | None = optional("A lower number is used first; 100 by default.")
+    expires_at: Instant | None = optional("The unspent part then is taken back.")
+    unit_cost: Money | None = optional(
+        "What one credit costs; paid ones with a cost are on the next invoice."
     )
-    priority: Amount | None = Field(default=None, description="A lower number is used first; 100 by default.")
-    expires_at: Instant | None = Field(default=None, description="The unspent part then is taken back.")
-    unit_cost: Money | None = Field(
-        default=None, description="What one credit costs; paid ones with a cost are on the next invoice."
-    )
-    timestamp: Instant | None = Field(default=None, description="By default now; not in the future.")
+    timestamp: Instant | None = optional("By default now; not in the future.")
     invoicing: Invoicing = Field(
         default="next",
         description="next: on the next invoice. now: on one of its own, made at once; the credits are in "
@@ -105,35 +104,28 @@ class OrganizationSubscriptionCreate(In):
     organization_id: Id
     plan_id: Id = Field(description="A subscription plan.")
     start_date: Day = Field(description="The first UTC day it is in force; cycles count from it.")
-    end_date: Day | None = Field(
-        default=None,
-        description="The first UTC day it is no longer in force; null: it renews until cancelled.",
+    end_date: Day | None = optional(
+        "The first UTC day it is no longer in force; null: it renews until cancelled."
     )
     billing_interval: Interval = Field(
         default="monthly", description="How long a cycle is; a quarter costs three months."
     )
-    billing: Billing | None = Field(
-        default=None,
-        description="When the fee of a cycle is charged as one: advance, with its first day; arrears, with "
-        "its last. Null: every invoice has the days of its period.",
+    billing: Billing | None = optional(
+        "When the fee of a cycle is charged as one: advance, with its first day; arrears, with "
+        "its last. Null: every invoice has the days of its period."
     )
-    trial_end: Day | None = Field(default=None, description="The first day that is not free.")
-    negotiated_cost: Money | None = Field(
-        default=None, description="What a cycle of the plan costs instead of its price; not of a later plan."
+    trial_end: Day | None = optional("The first day that is not free.")
+    negotiated_cost: Money | None = optional(
+        "What a cycle of the plan costs instead of its price; not of a later plan."
     )
-    overage_unit_price: TokenUnitPrice | None = Field(
-        default=None, description="What a token beyond a plan that bills costs instead of its price."
+    overage_unit_price: TokenUnitPrice | None = optional(
+        "What a token beyond a plan that bills costs instead of its price."
     )
-    discount_rate: Fraction | None = Field(
-        default=None, description="The discount on the fee, as a fraction: 0.20 is 20 %."
-    )
-    discount_end: Day | None = Field(
-        default=None, description="The first day without the discount; null: there is none."
-    )
-    minimum_commitment: Money | None = Field(
-        default=None,
-        description="What fee, discount, overage and use of a cycle come to at least; what is missing is "
-        "charged once it is over.",
+    discount_rate: Fraction | None = optional("The discount on the fee, as a fraction: 0.20 is 20 %.")
+    discount_end: Day | None = optional("The first day without the discount; null: there is none.")
+    minimum_commitment: Money | None = optional(
+        "What fee, discount, overage and use of a cycle come to at least; what is missing is "
+        "charged once it is over."
     )
     quantity: Quantity = Field(
         default=1, description="Quantity, such as seats; the fee is charged for each. Tokens do not change."
@@ -154,16 +146,11 @@ class ChangePlan(In):
 
 
 class _SubscriptionTerms(In):
-    discount: Fraction | None = Field(
-        default=None,
-        description="The discount on the fee, as a fraction, until it is changed; null: nothing.",
+    discount: Fraction | None = optional(
+        "The discount on the fee, as a fraction, until it is changed; null: nothing."
     )
-    minimum: Money | None = Field(
-        default=None, description="What a cycle comes to at least, by day; null: there is none."
-    )
-    negotiated_cost: Money | None = Field(
-        default=None, description="What a cycle of the plan costs; null: its price of the day."
-    )
+    minimum: Money | None = optional("What a cycle comes to at least, by day; null: there is none.")
+    negotiated_cost: Money | None = optional("What a cycle of the plan costs; null: its price of the day.")
     quantity: Quantity = Field(default_factory=int, description="Quantity; the fee is charged for each.")
 
 
@@ -358,16 +345,14 @@ class AmendmentCreate(In):
 
     request_id: RequestId
     reason: Text
-    organization_id: Id | None = Field(default=None, description="Whose call it must be.")
+    organization_id: Id | None = optional("Whose call it must be.")
     direction: Direction = Field(
         default="IN", description="IN takes back part of its charge; OUT charges it more."
     )
-    tokens: Moved | None = Field(default=None, description="Tokens of the call.")
-    credits: Moved | None = Field(
-        default=None, description="Given back as an addition, charged as a use of credits."
-    )
-    units: Moved | None = Field(default=None, description="Of a service with a price a unit.")
-    amount: Money | None = Field(default=None, description="Money, of a call that was charged at cost.")
+    tokens: Moved | None = optional("Tokens of the call.")
+    credits: Moved | None = optional("Given back as an addition, charged as a use of credits.")
+    units: Moved | None = optional("Of a service with a price a unit.")
+    amount: Money | None = optional("Money, of a call that was charged at cost.")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -450,10 +435,10 @@ class TaxRateCreate(In):
     organization_id: Id
     rate: Fraction = Field(description='A fraction, such as "0.20".')
     effective_from: Day = Field(description="The first day of supply it is for; may lie in the past.")
-    category: TaxCategory | None = Field(
-        default=None, description="Of EN 16931. Above zero it is standard; below, why nothing is taxed."
+    category: TaxCategory | None = optional(
+        "Of EN 16931. Above zero it is standard; below, why nothing is taxed."
     )
-    reason: Text | None = Field(default=None, description="Why nothing is taxed, as documents say it.")
+    reason: Text | None = optional("Why nothing is taxed, as documents say it.")
 
 
 TaxRate = answer_of(TaxRateCreate, "What an organization is taxed with, since a day of supply.")
@@ -474,13 +459,7 @@ TAX_RATE_RESOURCES = (
 
 
 # Credits that are bought automatically: the terms an organization has for it.
-def _above_nothing(cost: Decimal) -> Decimal:
-    if not cost:
-        raise ValueError("must be above 0")
-    return cost
-
-
-UnitCost = Annotated[Money, AfterValidator(_above_nothing)]
+UnitCost = Annotated[Money, must(bool, "be above 0")]
 
 
 class AutoTopUp(In):

@@ -49,6 +49,8 @@ from gateway.admin.resources.values import (
     Text,
     UnitPrice,
     UpstreamName,
+    must,
+    optional,
 )
 from gateway.admin.resources.values import (
     Rate as CreditRate,
@@ -78,15 +80,15 @@ class TokenPrice(In):
 
     input: Amount = 0
     output: Amount = 0
-    cache_read: Amount | None = Field(default=None, description="Null is what input costs.")
-    cached: Amount | None = Field(default=None, description="Another name of cache_read.")
-    cache_write: Amount | None = Field(default=None, description="Null is what input costs.")
-    cache_write_1h: Amount | None = Field(default=None, description="Null is what cache_write costs.")
-    reasoning: Amount | None = Field(default=None, description="Null is what output costs.")
-    audio_input: Amount | None = Field(default=None, description="Null is what input costs.")
-    audio_output: Amount | None = Field(default=None, description="Null is what output costs.")
-    image_input: Amount | None = Field(default=None, description="Null is what input costs.")
-    image_output: Amount | None = Field(default=None, description="Null is what output costs.")
+    cache_read: Amount | None = optional("Null is what input costs.")
+    cached: Amount | None = optional("Another name of cache_read.")
+    cache_write: Amount | None = optional("Null is what input costs.")
+    cache_write_1h: Amount | None = optional("Null is what cache_write costs.")
+    reasoning: Amount | None = optional("Null is what output costs.")
+    audio_input: Amount | None = optional("Null is what input costs.")
+    audio_output: Amount | None = optional("Null is what output costs.")
+    image_input: Amount | None = optional("Null is what input costs.")
+    image_output: Amount | None = optional("Null is what output costs.")
 
     @model_validator(mode="after")
     def _read_once(self) -> Self:
@@ -106,8 +108,8 @@ class AtCost(In):
     """What the price book says the call costs, times a markup."""
 
     markup: Markup = Field(default=Decimal(1), description='Such as "1.2".')
-    credits_per_unit: CreditsPerUnit | None = Field(
-        default=None, description="Of Consumption: how many credits a unit of the currency is."
+    credits_per_unit: CreditsPerUnit | None = optional(
+        "Of Consumption: how many credits a unit of the currency is."
     )
 
 
@@ -138,14 +140,10 @@ class Pricing(In):
             AfterValidator(_models),
         ]
         | None
-    ) = Field(default=None, description='By model, exact or as gpt-4o*; "*" is any other.')
-    currency: Currency | None = Field(
-        default=None, description="What tiers are in; null is what each organization pays in."
-    )
-    markup: Markup | None = Field(default=None, description="Of per_million: what it is multiplied by.")
-    at_cost: AtCost | None = Field(
-        default=None, description="In money (Pay-Per-Use), or in credits (Consumption)."
-    )
+    ) = optional('By model, exact or as gpt-4o*; "*" is any other.')
+    currency: Currency | None = optional("What tiers are in; null is what each organization pays in.")
+    markup: Markup | None = optional("Of per_million: what it is multiplied by.")
+    at_cost: AtCost | None = optional("In money (Pay-Per-Use), or in credits (Consumption).")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -190,17 +188,14 @@ class ServiceCreate(In):
     service_type: Literal["Pay-As-You-Go", "One-Time"]
     business_model_id: Id
     description: LongText | None = None
-    counts_tokens: Flag | None = Field(
-        default=None,
-        description="Debit the tenant's tokens; null is as the business model says: Subscription does.",
+    counts_tokens: Flag | None = optional(
+        "Debit the tenant's tokens; null is as the business model says: Subscription does."
     )
     pricing: PricingField | None = None
-    upstream: UpstreamName | None = Field(
-        default=None, description="Where /services/<key>/ goes: an upstream of the gateways' configuration."
+    upstream: UpstreamName | None = optional(
+        "Where /services/<key>/ goes: an upstream of the gateways' configuration."
     )
-    paths: Paths | None = Field(
-        default=None, description="Paths that may be called there, such as /v1/sms/*; null is all."
-    )
+    paths: Paths | None = optional("Paths that may be called there, such as /v1/sms/*; null is all.")
 
 
 Service = answer_of(ServiceCreate, "Something that can be used and is metered.")
@@ -210,9 +205,8 @@ class AnsweringUpstream(In):
     """One upstream that answers for a model."""
 
     upstream: UpstreamName
-    model: AskedModel | None = Field(
-        default=None,
-        description="What it calls the model; null is the name asked for, a * what is behind a prefix.",
+    model: AskedModel | None = optional(
+        "What it calls the model; null is the name asked for, a * what is behind a prefix."
     )
 
 
@@ -222,18 +216,16 @@ Targets = Annotated[list[AnsweringUpstream], Field(min_length=1, max_length=TARG
 class ModelCreate(In):
     """A new model."""
 
-    name: AskedModel | None = Field(
-        default=None, description="What callers ask for; with a * at its end, what such names begin with."
+    name: AskedModel | None = optional(
+        "What callers ask for; with a * at its end, what such names begin with."
     )
-    prefix: AskedModel | None = Field(
-        default=None, description="The same as a name with a * behind it, with or without the *."
-    )
+    prefix: AskedModel | None = optional("The same as a name with a * behind it, with or without the *.")
     targets: Targets = Field(description="The upstreams that answer, in the order they are asked.")
     fallback: Annotated[list[Literal["unreachable", "429", "5xx"]], Field(max_length=3)] = Field(
         default=["unreachable", "429", "5xx"],
         description="The failures that lead to the next target.",
     )
-    organization_id: Id | None = Field(default=None, description="Whose calls; null is everybody's.")
+    organization_id: Id | None = optional("Whose calls; null is everybody's.")
 
 
 Model = answer_of(ModelCreate, "A model that callers ask for, and the upstreams that answer.", name=str)
@@ -253,17 +245,15 @@ class ShareCreate(In):
     """A new share of an upstream's capacity: of an organization, or of one tenant."""
 
     upstream: UpstreamName = Field(description="The upstream, as gateways' configuration names it.")
-    model: AskedModel | None = Field(
-        default=None, description="Of calls of this model, as the upstream calls it; null is every model."
+    model: AskedModel | None = optional(
+        "Of calls of this model, as the upstream calls it; null is every model."
     )
-    organization_id: Id | None = Field(default=None, description="Whose calls, unless it is a tenant's.")
-    tenant_id: Id | None = Field(default=None, description="The tenant whose calls they are.")
+    organization_id: Id | None = optional("Whose calls, unless it is a tenant's.")
+    tenant_id: Id | None = optional("The tenant whose calls they are.")
     weight: Annotated[int, Field(strict=True, ge=1, le=WEIGHT_MAX)] = Field(
         default=1, description="What it has of all that nobody else uses, beside the weights of others."
     )
-    guaranteed: Annotated[GuaranteedPart | None, AS_STORED] = Field(
-        default=None, description="What it has whatever others do."
-    )
+    guaranteed: Annotated[GuaranteedPart | None, AS_STORED] = optional("What it has whatever others do.")
     priority: Priority = Field(
         default="interactive", description="The highest priority of its calls; interactive ones go first."
     )
@@ -278,10 +268,8 @@ class OrganizationServiceCreate(In):
     organization_id: Id
     service_id: Id
     negotiated_credits: Amount
-    business_model_id: Id | None = Field(default=None, description="Instead of the service's own.")
-    counts_tokens: Flag | None = Field(
-        default=None, description="Debit the tenant's tokens; null is as the service says."
-    )
+    business_model_id: Id | None = optional("Instead of the service's own.")
+    counts_tokens: Flag | None = optional("Debit the tenant's tokens; null is as the service says.")
     pricing: PricingField | None = None
 
 
@@ -438,24 +426,6 @@ def _rate(value: object) -> object:
     return value
 
 
-def _ascii(name: str) -> str:
-    if not name.isascii():
-        raise ValueError("must be of ASCII characters: capitals of others are no two systems' same letters")
-    return name
-
-
-def _plain(model: str) -> str:
-    if model.endswith(ANY_NAME):
-        raise ValueError("must be a name without *; say match: prefix for all that begin with it")
-    return model
-
-
-def _lower(name: str) -> str:
-    if name != name.lower():
-        raise ValueError("must be in lower case, as names of tools and tiers are compared")
-    return name
-
-
 def _by_name(prices: dict[str, Decimal]) -> dict[str, str]:
     return {name: _exact(price) for name, price in prices.items()}
 
@@ -468,9 +438,15 @@ Rate = Annotated[
     WithJsonSchema(_PRICE),
 ]
 # Of a model, or of who sells it.
-ModelName = Annotated[ModelText, AfterValidator(_ascii)]
+ModelName = Annotated[
+    ModelText,
+    must(str.isascii, "be of ASCII characters: capitals of others are no two systems' same letters"),
+]
 # Of a provider's tool, or of a tier of service: what answers say is compared in lower case.
-LowerName = Annotated[Text, AfterValidator(_lower)]
+LowerName = Annotated[
+    Text,
+    must(lambda name: name == name.lower(), "be in lower case, as names of tools and tiers are compared"),
+]
 Rates = Annotated[dict[LowerName, Rate], PlainSerializer(_by_name)]
 
 
@@ -492,38 +468,28 @@ Pictures = Annotated[
 class UnitRates(In):
     """Prices of units beside tokens: a decimal string a unit."""
 
-    images: Pictures | None = Field(
-        default=None, description='A picture by size and quality, such as {"1024x1024/high": "0.167"}.'
-    )
-    audio_second: Rate | None = Field(default=None, description="A second of sound.")
-    video_second: Rate | None = Field(default=None, description="A second of video.")
-    character: Rate | None = Field(default=None, description="A character of text.")
-    page: Rate | None = Field(default=None, description="A page.")
-    search: Rate | None = Field(
-        default=None, description="A search; also of a tool that searches and has no price in tools."
-    )
-    container: Rate | None = Field(
-        default=None, description="A container; also of a tool that runs code and has no price in tools."
-    )
+    images: Pictures | None = optional('A picture by size and quality, such as {"1024x1024/high": "0.167"}.')
+    audio_second: Rate | None = optional("A second of sound.")
+    video_second: Rate | None = optional("A second of video.")
+    character: Rate | None = optional("A character of text.")
+    page: Rate | None = optional("A page.")
+    search: Rate | None = optional("A search; also of a tool that searches and has no price in tools.")
+    container: Rate | None = optional("A container; also of a tool that runs code and has no price in tools.")
 
 
 class TokenRates(In):
     """What a million tokens of each kind cost. A kind without a price costs what it falls back to."""
 
-    input: Rate | None = Field(default=None, description="A million tokens read, but for cached ones.")
-    output: Rate | None = Field(default=None, description="A million tokens written.")
-    cache_read: Rate | None = Field(default=None, description="Read from a cache; null is what input costs.")
-    cache_write: Rate | None = Field(
-        default=None, description="Written to a cache for minutes; null is what input costs."
-    )
-    cache_write_1h: Rate | None = Field(
-        default=None, description="Written to it for an hour; null is what cache_write costs."
-    )
-    reasoning: Rate | None = Field(default=None, description="Of the output; null is what output costs.")
-    audio_input: Rate | None = Field(default=None, description="Of the input; null is what input costs.")
-    audio_output: Rate | None = Field(default=None, description="Of the output; null is what output costs.")
-    image_input: Rate | None = Field(default=None, description="Of the input; null is what input costs.")
-    image_output: Rate | None = Field(default=None, description="Of the output; null is what output costs.")
+    input: Rate | None = optional("A million tokens read, but for cached ones.")
+    output: Rate | None = optional("A million tokens written.")
+    cache_read: Rate | None = optional("Read from a cache; null is what input costs.")
+    cache_write: Rate | None = optional("Written to a cache for minutes; null is what input costs.")
+    cache_write_1h: Rate | None = optional("Written to it for an hour; null is what cache_write costs.")
+    reasoning: Rate | None = optional("Of the output; null is what output costs.")
+    audio_input: Rate | None = optional("Of the input; null is what input costs.")
+    audio_output: Rate | None = optional("Of the output; null is what output costs.")
+    image_input: Rate | None = optional("Of the input; null is what input costs.")
+    image_output: Rate | None = optional("Of the output; null is what output costs.")
 
 
 class ContextTier(TokenRates):
@@ -538,17 +504,10 @@ class ContextTier(TokenRates):
         return self
 
 
-def _ascending(tiers: list[ContextTier]) -> list[ContextTier]:
-    ends = [tier.above for tier in tiers]
-    if ends != sorted(set(ends)):
-        raise ValueError("must ascend in above")
-    return tiers
-
-
 ContextTiers = Annotated[
     list[ContextTier],
     Field(min_length=1, max_length=CONTEXT_TIERS_MAX),
-    AfterValidator(_ascending),
+    must(lambda tiers: (ends := [tier.above for tier in tiers]) == sorted(set(ends)), "ascend in above"),
     AS_STORED,
 ]
 
@@ -556,27 +515,29 @@ ContextTiers = Annotated[
 class _Priced(In):
     """What a price is of."""
 
-    model: Annotated[ModelName, AfterValidator(_plain)] = Field(
-        description="A model, or a prefix of models' names (see match). Case is ignored."
-    )
+    model: Annotated[
+        ModelName,
+        must(
+            lambda model: not model.endswith(ANY_NAME),
+            "be a name without *; say match: prefix for all that begin with it",
+        ),
+    ] = Field(description="A model, or a prefix of models' names (see match). Case is ignored.")
     currency: Currency
     effective_from: Instant = Field(description="When it begins; may be in the past.")
-    provider: ModelName | None = Field(default=None, description="Provider of the model; null: any.")
+    provider: ModelName | None = optional("Provider of the model; null: any.")
     match: Literal["exact", "prefix"] = "exact"
 
 
 class PriceCreate(UnitRates, TokenRates, _Priced):
     """A new price. It is never changed; a later one of the same takes its place."""
 
-    request: Rate | None = Field(default=None, description="A call, whatever it uses.")
-    tools: Annotated[Rates, Field(max_length=TOOLS_MAX)] | None = Field(
-        default=None, description="A thousand uses of a provider's tool, by its name."
+    request: Rate | None = optional("A call, whatever it uses.")
+    tools: Annotated[Rates, Field(max_length=TOOLS_MAX)] | None = optional(
+        "A thousand uses of a provider's tool, by its name."
     )
-    context_tiers: ContextTiers | None = Field(
-        default=None, description="Prices of calls that read more tokens than `above`."
-    )
-    service_tiers: Annotated[Rates, Field(max_length=SERVICE_TIERS_MAX)] | None = Field(
-        default=None, description="What tokens and the call cost in a service tier, times the usual."
+    context_tiers: ContextTiers | None = optional("Prices of calls that read more tokens than `above`.")
+    service_tiers: Annotated[Rates, Field(max_length=SERVICE_TIERS_MAX)] | None = optional(
+        "What tokens and the call cost in a service tier, times the usual."
     )
     source: Literal["bundled", "operator"] = Field(
         default="operator", description="Prices of the operator precede the bundled list."
@@ -600,8 +561,8 @@ class QuoteQuery(In):
     """What a call used, and when."""
 
     model: Text
-    at: Instant | None = Field(default=None, description="By default now.")
-    provider: Text | None = Field(default=None, description="Provider of the model; default: its maker.")
+    at: Instant | None = optional("By default now.")
+    provider: Text | None = optional("Provider of the model; default: its maker.")
     currency: Currency = BASE_CURRENCY
     input: Amount = Field(default=0, description="Tokens read, but for cached ones.")
     output: Amount = Field(default=0, description="Tokens written.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import ConfigDict, Field, create_model, model_validator
 
 from gateway.admin.resources.catalogue import TOOLS_MAX, LowerName
 from gateway.admin.resources.form_fields import Secret
@@ -27,6 +27,8 @@ from gateway.admin.resources.values import (
     Out,
     ServiceKey,
     Text,
+    must,
+    optional,
 )
 from gateway.core.accounts.administration import BILLING, access
 from gateway.core.alerts.messages import CONSENT_EVENT, EVENTS, SECRET_PREFIX, TEST_EVENT
@@ -37,18 +39,6 @@ from gateway.core.network import URL_CHARS_MAX
 
 ONE, MANY, PLAIN = "application/cloudevents+json", "application/cloudevents-batch+json", "application/json"
 EXTENSION_CHARS_MAX = 20
-
-
-def _json(value: str) -> str:
-    if value != PLAIN:
-        raise ValueError(f"must be {PLAIN}: data is read as JSON")
-    return value
-
-
-def _single(name: str) -> str:
-    if name.endswith("*"):
-        raise ValueError("must be a model's name, without *")
-    return name
 
 
 Count = Annotated[int, Field(strict=True, ge=0, le=AMOUNT_MAX)]
@@ -62,7 +52,7 @@ UsageIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
     **dict.fromkeys(KINDS, (Count | None, None)),
     tools=(
         Annotated[dict[LowerName, Count], Field(max_length=TOOLS_MAX)] | None,
-        Field(default=None, description="Uses of the provider's tools by name."),
+        optional("Uses of the provider's tools by name."),
     ),
 )
 
@@ -71,9 +61,9 @@ class EventData(In):
     """The use: units, or tokens by kind, or both."""
 
     service: ServiceKey
-    units: Some | None = Field(default=None, description="By default one, where `usage` is told.")
+    units: Some | None = optional("By default one, where `usage` is told.")
     usage: UsageIn | None = None  # type: ignore[valid-type]  # built above
-    model: Annotated[Text, AfterValidator(_single)] | None = None
+    model: Annotated[Text, must(lambda name: name[-1] != "*", "be a model's name, without *")] | None = None
     service_tier: LowerName | None = None
     user: ExternalId | None = None
     project_id: ProjectId | None = None
@@ -98,10 +88,10 @@ class CloudEvent(In):
     subject: Text = Field(
         description="`tenant:ID`; `organization:ID` of one that has one tenant; a tenant's id; either's name."
     )
-    time: Instant | None = Field(
-        default=None, description=f"When it was used, at most {AGE_DAYS_MAX} days ago; by default now."
-    )
-    datacontenttype: Annotated[str, Field(strict=True), AfterValidator(_json)] | None = None
+    time: Instant | None = optional(f"When it was used, at most {AGE_DAYS_MAX} days ago; by default now.")
+    datacontenttype: (
+        Annotated[str, Field(strict=True), must(PLAIN.__eq__, f"be {PLAIN}: data is read as JSON")] | None
+    ) = None
     dataschema: Text | None = None
     data: EventData
 
@@ -192,7 +182,7 @@ Url = Annotated[
 class WebhookCreate(In):
     """An address to be told."""
 
-    organization_id: Id | None = Field(default=None, description="Only of this organization; null: of all.")
+    organization_id: Id | None = optional("Only of this organization; null: of all.")
     url: Url = Field(description="`https:`, or `mailto:` and addresses with commas between.")
     events: Annotated[list[Event], Field(max_length=len(EVENTS))] = Field(
         default=[], description="Which events to send; nothing named is every event."

@@ -22,7 +22,7 @@ from gateway.admin.resources.resource import (
     Resource,
     filters,
 )
-from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text
+from gateway.admin.resources.values import Amount, Flag, Id, In, Instant, Out, SignedOrZero, Text, optional
 from gateway.core.accounts.administration import (
     BILLING,
     DEFAULT_NAME,
@@ -114,8 +114,8 @@ class DeadLetterRedrive(In):
     """How to put it back: as it is, with some facts corrected, or as a whole new entry."""
 
     changes: EventChanges | None = None
-    raw: Annotated[str, Field(strict=True, min_length=1, max_length=RAW_CHARS_MAX)] | None = Field(
-        default=None, description="The whole entry, base64: for one that cannot be read."
+    raw: Annotated[str, Field(strict=True, min_length=1, max_length=RAW_CHARS_MAX)] | None = optional(
+        "The whole entry, base64: for one that cannot be read."
     )
     reason: Text | None = None
 
@@ -265,19 +265,12 @@ class LettersDecide(In):
     reason: Text
     organization_id: Id | None = None
     tenant_id: Id | None = None
-    partition: Annotated[int, Field(strict=True, ge=0, lt=PARTITIONS)] | None = Field(
-        default=None, description="Of letters alone."
-    )
-    account: Text | None = Field(default=None, description="Of quarantine alone.")
-    kind: Literal["gap", "conflict", "unknown_account", "behind"] | None = Field(
-        default=None, description="Of quarantine alone."
-    )
-    accept: Flag | None = Field(
-        default=None,
-        description="Of quarantine alone: list what is missing as lost.",
-    )
+    partition: Annotated[int, Field(strict=True, ge=0, lt=PARTITIONS)] | None = optional("Of letters alone.")
+    account: Text | None = optional("Of quarantine alone.")
+    kind: Literal["gap", "conflict", "unknown_account", "behind"] | None = optional("Of quarantine alone.")
+    accept: Flag | None = optional("Of quarantine alone: list what is missing as lost.")
     limit: Annotated[int, Field(strict=True, ge=1, le=DECIDED_MAX)] = DECIDED_USUALLY
-    after_id: Amount | None = Field(default=None, description="`next_after_id` of the call before.")
+    after_id: Amount | None = optional("`next_after_id` of the call before.")
 
     @model_validator(mode="after")
     def of_what_is_decided(self) -> Self:
@@ -364,8 +357,8 @@ class ConfigurationApply(In):
     objects: dict[str, Any] = Field(
         description="Objects by their kind, such as tenants. Others are named: plan, not plan_id."
     )
-    digest: Annotated[str, Field(strict=True, pattern=DIGEST)] | None = Field(
-        default=None, description="Of the plan that is to be done, just as it was answered."
+    digest: Annotated[str, Field(strict=True, pattern=DIGEST)] | None = optional(
+        "Of the plan that is to be done, just as it was answered."
     )
     trial: Flag = Field(
         default=False, description="Also do it and undo it, which tells what would be refused."

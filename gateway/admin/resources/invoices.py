@@ -17,6 +17,7 @@ from gateway.admin.resources.values import (
     Out,
     Paid,
     Text,
+    optional,
     show_decimal,
 )
 from gateway.core.accounts.administration import BILLING, access
@@ -36,28 +37,27 @@ class InvoiceCreate(In):
     """A draft over whole UTC days that no other invoice of the organization has, or a one-off invoice."""
 
     organization_id: Id
-    period_start: Day | None = Field(default=None, description="The first day; required without `source`.")
-    period_end: Day | None = Field(default=None, description="The day after the last; with period_start.")
-    source: Source | None = Field(
-        default=None,
-        description="A one-off invoice: what this alone owes and no invoice has, as `charges` name it. It "
-        "needs no period, and no other invoice makes way for it.",
+    period_start: Day | None = optional("The first day; required without `source`.")
+    period_end: Day | None = optional("The day after the last; with period_start.")
+    source: Source | None = optional(
+        "A one-off invoice: what this alone owes and no invoice has, as `charges` name it. It "
+        "needs no period, and no other invoice makes way for it."
     )
-    source_id: Id | None = Field(default=None, description="Of one row of the source only.")
+    source_id: Id | None = optional("Of one row of the source only.")
 
 
 class CreditLine(In):
     """A line of the invoice, and how much of it is given back."""
 
     position: Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
-    amount: Money | None = Field(default=None, description="Before tax; left out, what is left of the line.")
+    amount: Money | None = optional("Before tax; left out, what is left of the line.")
 
 
 class CreditNote(In):
     """What to give back of an invoice."""
 
-    lines: Annotated[list[CreditLine], Field(min_length=1, max_length=LINES_MAX)] | None = Field(
-        default=None, description="Some lines, or parts of them; left out, all that is left."
+    lines: Annotated[list[CreditLine], Field(min_length=1, max_length=LINES_MAX)] | None = optional(
+        "Some lines, or parts of them; left out, all that is left."
     )
 
     @model_validator(mode="after")
@@ -95,13 +95,13 @@ class PaymentReversed(In):
     """Money that goes back, and what names that."""
 
     reference: Text = Field(description="The refund's own reference; the same one is recorded once.")
-    amount: Money | None = Field(default=None, description="Default: the rest of the payment.")
+    amount: Money | None = optional("Default: the rest of the payment.")
 
 
 class WriteOff(In):
     """Why nobody hopes for the money any more."""
 
-    reason: Text | None = Field(default=None, description="For the audit log.")
+    reason: Text | None = optional("For the audit log.")
 
 
 class Payment(Out):

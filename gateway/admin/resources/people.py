@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from gateway.admin import credentials
 from gateway.admin.resources.billing import UNBILLED, AutoTopUpField, UnitCost
@@ -40,7 +40,8 @@ from gateway.admin.resources.values import (
     PositiveAmount,
     RunAmount,
     Text,
-    printable,
+    must,
+    optional,
 )
 from gateway.core.accounts.administration import (
     BILLING,
@@ -55,7 +56,6 @@ from gateway.core.accounts.administration import (
     READONLY,
     ROLES,
     TEAM_ROLES,
-    Row,
     access,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS, TTL_S_MAX
@@ -65,14 +65,7 @@ from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.issuers import SUBJECT_CHARACTERS_MAX
 from gateway.core.times import is_zone
 
-
-def _zone(name: str) -> str:
-    if not is_zone(name):
-        raise ValueError("must be a name of the IANA's, such as Europe/Berlin")
-    return name
-
-
-Zone = Annotated[Text, AfterValidator(_zone)]
+Zone = Annotated[Text, must(is_zone, "be a name of the IANA's, such as Europe/Berlin")]
 Models = Annotated[list[ModelText], Field(min_length=1, max_length=MODELS_MAX)]
 MODELS = "The models its calls may ask for, besides other lists; null is any."
 
@@ -80,7 +73,7 @@ MODELS = "The models its calls may ask for, besides other lists; null is any."
 class RunPolicyIn(In):
     """What runs may be that its calls open; what is left out or null has no limit."""
 
-    max: RunAmount | None = Field(default=None, description="Most that one costs, in its currency.")
+    max: RunAmount | None = optional("Most that one costs, in its currency.")
     max_calls: Annotated[int, Field(strict=True, ge=1, lt=ENDLESS_CALLS)] | None = None
     ttl_s: Annotated[int, Field(strict=True, ge=1, le=TTL_S_MAX)] | None = None
     required: Flag = Field(default=False, description="Refuse calls that name no run.")
@@ -98,37 +91,34 @@ class OrganizationCreate(In):
     name: Text
     currency: Currency = Field(default=BASE_CURRENCY, description="The currency, ISO 4217.")
     credit_limit: Amount = Field(default=0, description="Credits it may use beyond its balance.")
-    credit_unit_cost: UnitCost | None = Field(
-        default=None,
-        description="Price of a credit used beyond the balance, from now on; null: free.",
+    credit_unit_cost: UnitCost | None = optional(
+        "Price of a credit used beyond the balance, from now on; null: free."
     )
-    auto_top_up: AutoTopUpField | None = Field(
-        default=None,
-        description="Credits that are bought automatically: at which balance (threshold), how many "
-        "(credits), what one costs (unit_cost), invoicing now or prepaid, how often a month (monthly_max).",
+    auto_top_up: AutoTopUpField | None = optional(
+        "Credits that are bought automatically: at which balance (threshold), how many "
+        "(credits), what one costs (unit_cost), invoicing now or prepaid, how often a month (monthly_max)."
     )
-    spend_cap: Cap | None = Field(default=None, description="Most Pay-Per-Use spend a month.")
+    spend_cap: Cap | None = optional("Most Pay-Per-Use spend a month.")
     services: Literal["all", "listed"] = Field(
         default="all",
         description="All, or those alone that it has a row of organization-services for.",
     )
     limits: LimitsIn | None = None
-    models: Models | None = Field(default=None, description=MODELS)
-    runs: Runs | None = Field(default=None, description=RUNS)
-    due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = Field(
-        default=None, description="Days until its invoices are due; null: the default of the settings."
+    models: Models | None = optional(MODELS)
+    runs: Runs | None = optional(RUNS)
+    due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = optional(
+        "Days until its invoices are due; null: the default of the settings."
     )
     dunning: Flag = Field(
         default=True,
         description="Send reminders and block when invoices stay unpaid.",
     )
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
-    address: Address | None = Field(default=None, description="Below its name on invoices.")
-    country: Country | None = Field(default=None, description="ISO 3166, two letters.")
-    tax_number: Text | None = Field(default=None, description="Such as its VAT identifier.")
-    stripe_customer: StripeCustomer | None = Field(
-        default=None,
-        description="Stripe's customer id, such as cus_…; later final documents are handed over.",
+    address: Address | None = optional("Below its name on invoices.")
+    country: Country | None = optional("ISO 3166, two letters.")
+    tax_number: Text | None = optional("Such as its VAT identifier.")
+    stripe_customer: StripeCustomer | None = optional(
+        "Stripe's customer id, such as cus_…; later final documents are handed over."
     )
     time_zone: Zone = Field(default="UTC", description="An IANA name: where its months end, for invoices.")
 
@@ -159,11 +149,11 @@ class TenantCreate(In):
 
     name: Text
     organization_id: Id | None = None
-    plan_id: Id | None = Field(default=None, description="A token plan.")
+    plan_id: Id | None = optional("A token plan.")
     limits: LimitsIn | None = None
-    user_limits: LimitsIn | None = Field(default=None, description="For each of the tenant's users.")
-    models: Models | None = Field(default=None, description=MODELS)
-    runs: Runs | None = Field(default=None, description=RUNS)
+    user_limits: LimitsIn | None = optional("For each of the tenant's users.")
+    models: Models | None = optional(MODELS)
+    runs: Runs | None = optional(RUNS)
 
 
 Tenant = answer_of(
@@ -193,8 +183,8 @@ class UserCreate(In):
     external_id: ExternalId = Field(description="The caller's own name for this user.")
     organization_id: Id | None = None
     name: Text | None = None
-    limits: LimitsIn | None = Field(default=None, description="Override the tenant's `user_limits`.")
-    models: Models | None = Field(default=None, description=MODELS)
+    limits: LimitsIn | None = optional("Override the tenant's `user_limits`.")
+    models: Models | None = optional(MODELS)
 
 
 User = answer_of(UserCreate, "Someone a request acts for, or a member of staff.")
@@ -274,7 +264,11 @@ RESOURCES = (
 # The text in the place of a secret, where signed tokens are shown.
 TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
-Subject = Annotated[Text, Field(max_length=SUBJECT_CHARACTERS_MAX), AfterValidator(printable)]
+Subject = Annotated[
+    Text,
+    Field(max_length=SUBJECT_CHARACTERS_MAX),
+    must(str.isprintable, "be printable: no token is read that says anything else"),
+]
 Overlap = Annotated[int, Field(strict=True, ge=0, le=OVERLAP_S_MAX)]
 
 
@@ -295,9 +289,7 @@ class ApiKeyCreate(_TokenCredential):
 
     tenant_id: Id
     name: Text | None = None
-    user: ExternalId | None = Field(
-        default=None, description="The user this key belongs to, by the tenant's own id."
-    )
+    user: ExternalId | None = optional("The user this key belongs to, by the tenant's own id.")
     user_header: Literal["accept", "require", "ignore"] = Field(
         default="accept", description="May a request name its user (x-tollkeeper-user) if the key has none?"
     )
@@ -310,16 +302,13 @@ class ApiKeyCreate(_TokenCredential):
         description="The highest priority that its calls may claim (x-tollkeeper-priority).",
     )
     limits: LimitsIn | None = None
-    models: Models | None = Field(default=None, description="The models it may ask for; null is any.")
-    runs: Runs | None = Field(default=None, description=RUNS)
+    models: Models | None = optional("The models it may ask for; null is any.")
+    runs: Runs | None = optional(RUNS)
     expires_at: Instant | None = None
-    issuer: Issuer | None = Field(
-        default=None,
-        description="With `subject`: use signed tokens (JWTs) of this issuer instead of a key.",
+    issuer: Issuer | None = optional(
+        "With `subject`: use signed tokens (JWTs) of this issuer instead of a key."
     )
-    subject: Subject | None = Field(
-        default=None, description="The tokens' subject, as the gateways' rule for the issuer maps it."
-    )
+    subject: Subject | None = optional("The tokens' subject, as the gateways' rule for the issuer maps it.")
 
 
 class Rotate(In):
@@ -328,8 +317,8 @@ class Rotate(In):
     overlap_s: Overlap = Field(
         default=OVERLAP_S, description="Seconds for which both are good; 0 revokes the earlier one at once."
     )
-    expires_at: Instant | None = Field(
-        default=None, description="When the new one ends; if it is not said, when the earlier one would have."
+    expires_at: Instant | None = optional(
+        "When the new one ends; if it is not said, when the earlier one would have."
     )
 
 
@@ -349,28 +338,22 @@ class AdminTokenCreate(_TokenCredential):
 
     name: Text
     role: Literal["admin", "billing", "operator", "member", "readonly"]
-    organization_id: Id | None = Field(
-        default=None, description="Limits the token to this organization; null: all organizations."
+    organization_id: Id | None = optional("Limits the token to this organization; null: all organizations.")
+    tenant_id: Id | None = optional(
+        "Narrows the token to this tenant of its organization: its lead is an operator, an "
+        "engineer a member; null: the whole organization."
     )
-    tenant_id: Id | None = Field(
-        default=None,
-        description="Narrows the token to this tenant of its organization: its lead is an operator, an "
-        "engineer a member; null: the whole organization.",
-    )
-    user_id: Id | None = Field(default=None, description="The user its writes are attributed to.")
+    user_id: Id | None = optional("The user its writes are attributed to.")
     expires_at: Instant | None = None
     ours: Flag = Field(
         default=False,
         description="Of one organization: it may decide what that one owes, and whether it is shut out. "
         "A token of all organizations alone can say so.",
     )
-    issuer: Issuer | None = Field(
-        default=None,
-        description="With `subject`: people of this provider sign in with it, without a token.",
+    issuer: Issuer | None = optional(
+        "With `subject`: people of this provider sign in with it, without a token."
     )
-    subject: Subject | None = Field(
-        default=None, description="The people, as the keepers' rule for the provider maps them."
-    )
+    subject: Subject | None = optional("The people, as the keepers' rule for the provider maps them.")
 
 
 AdminToken = answer_of(
@@ -380,11 +363,6 @@ AdminToken = answer_of(
     revoked_at=Instant | None,
     last_used_at=(Instant | None, Field(description="To a minute.")),
 )
-
-
-def _is_gone(row: Row) -> bool:
-    """Whether another key has its name, or none needs it: it is revoked, or ends after an overlap."""
-    return row["revoked_at"] is not None or row["replaced_by_id"] is not None
 
 
 ACCESS_RESOURCES = (
@@ -420,7 +398,8 @@ ACCESS_RESOURCES = (
         declared=ConfigDeclaration(
             by=("tenant_id", "name"),
             needs=("name",),
-            is_gone=_is_gone,
+            # Another key has its name, or none needs it: it is revoked, or ends after an overlap.
+            is_gone=lambda row: row["revoked_at"] is not None or row["replaced_by_id"] is not None,
             known_by_id=True,
             followed_by="replaced_by_id",
             claims=TOKENS,

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -44,6 +43,8 @@ from gateway.admin.resources.values import (
     Out,
     Text,
     TokenUnitPrice,
+    must,
+    optional,
     read_decimal,
     show_decimal,
 )
@@ -83,16 +84,13 @@ def _asked(term: Term) -> tuple[object, object]:
     return kind, Field(default=term.default, description=term.description or None)
 
 
-def _weight(value: Decimal) -> Decimal:
-    if value > WEIGHT_MAX or value != round(value, WEIGHT_DIGITS_MAX):
-        raise ValueError(f'must be from "0" to "{WEIGHT_MAX}" with at most {WEIGHT_DIGITS_MAX} decimals')
-    return value
-
-
 # With the decimals it was said with.
 Weight = Annotated[
     Money,
-    AfterValidator(_weight),
+    must(
+        lambda value: value <= WEIGHT_MAX and value == round(value, WEIGHT_DIGITS_MAX),
+        f'be from "0" to "{WEIGHT_MAX}" with at most {WEIGHT_DIGITS_MAX} decimals',
+    ),
     PlainSerializer("{:f}".format, when_used="json"),
     WithJsonSchema(
         {
@@ -104,17 +102,17 @@ Weight = Annotated[
 ]
 
 
-def _weighed(kind: str) -> tuple[object, object]:
-    fallback = FALLBACK.get(kind)
-    beside = f"what {fallback} counts" if fallback else "1"
-    return Weight | None, Field(default=None, description=f"Null is {beside}.")
-
-
 WeightsIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
     "Weights",
     __base__=In,
     __doc__="What a token of each kind counts toward the quota.",
-    **{kind: _weighed(kind) for kind in KINDS_OF_TOKENS},
+    **{
+        kind: (
+            Weight | None,
+            optional(f"Null is {f'what {FALLBACK[kind]} counts' if kind in FALLBACK else 1}."),
+        )
+        for kind in KINDS_OF_TOKENS
+    },
 )
 Weights: Any = Annotated[WeightsIn, AS_STORED]
 
@@ -127,17 +125,12 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
     **{one.name: _asked(one) for one in TERMS},
     weights=(
         Weights | None,
-        Field(
-            default=None,
-            description="What a token of a kind counts toward the quota, as decimal strings by kind.",
-        ),
+        optional("What a token of a kind counts toward the quota, as decimal strings by kind."),
     ),
     overage_unit_price=(TokenUnitPrice | None, None),
     currency=(
         Currency | None,
-        Field(
-            default=None, description="What overage_unit_price is in; null is what each organization pays in."
-        ),
+        optional("What overage_unit_price is in; null is what each organization pays in."),
     ),
 )
 
@@ -266,18 +259,6 @@ def _show(amount: Decimal | int) -> str | int:
     return show_decimal(amount) if isinstance(amount, Decimal) else amount
 
 
-def _pattern(model: str) -> str:
-    if ANY_NAME in model[:-1] or model == ANY_NAME:
-        raise ValueError("must be a model's name, or a prefix with one * at its end")
-    return model
-
-
-def _ascending(parts: list[float]) -> list[float]:
-    if any(not 0 < part <= 1 for part in parts) or parts != sorted(set(parts)):
-        raise ValueError("must be above 0, at most 1, and ascend")
-    return parts
-
-
 # Of money a decimal in a string, of tokens and requests a whole number.
 BudgetAmount = Annotated[
     Decimal | int,
@@ -294,11 +275,20 @@ BudgetAmount = Annotated[
     ),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}, mode="serialization"),
 ]
-ModelPattern = Annotated[ModelText, AfterValidator(_pattern)]
+ModelPattern = Annotated[
+    ModelText,
+    must(
+        lambda model: ANY_NAME not in model[:-1] and model != ANY_NAME,
+        "be a model's name, or a prefix with one * at its end",
+    ),
+]
 Thresholds = Annotated[
     list[Annotated[float, Field(strict=True, json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})]],
     Field(max_length=THRESHOLDS_MAX, json_schema_extra={"uniqueItems": True}),
-    AfterValidator(_ascending),
+    must(
+        lambda parts: all(0 < part <= 1 for part in parts) and parts == sorted(set(parts)),
+        "be above 0, at most 1, and ascend",
+    ),
 ]
 
 
@@ -310,19 +300,15 @@ class BudgetCreate(In):
     unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
     amount: BudgetAmount = Field(description="Amount per interval: money such as 12.50, else a whole number.")
     interval: Interval = Field(description="How often it resets. total never resets.")
-    each: Each | None = Field(
-        default=None, description="Give each user, key, project or session this amount; null: share it."
-    )
+    each: Each | None = optional("Give each user, key, project or session this amount; null: share it.")
     tenant_id: Id | None = None
-    user: ExternalId | None = Field(default=None, description="The caller's own name for a user.")
+    user: ExternalId | None = optional("The caller's own name for a user.")
     api_key_id: Id | None = None
     project_id: Amount | None = None
-    model: ModelPattern | None = Field(
-        default=None, description="A model, or a prefix such as claude-opus-*. Case is ignored."
-    )
+    model: ModelPattern | None = optional("A model, or a prefix such as claude-opus-*. Case is ignored.")
     service_id: Id | None = None
-    tool: Text | None = Field(default=None, description="A tool of an MCP server. Case is ignored.")
-    server: Text | None = Field(default=None, description="An MCP server, by its upstream's name.")
+    tool: Text | None = optional("A tool of an MCP server. Case is ignored.")
+    server: Text | None = optional("An MCP server, by its upstream's name.")
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(
         default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
@@ -331,10 +317,9 @@ class BudgetCreate(In):
     on_exhausted: OnExhausted = Field(
         default=FINISH, description="Whether a stream that exhausts the budget may finish or is cut."
     )
-    hold: Holds | None = Field(
-        default=None,
-        description="How much of a call is held: what is likely, or the maximum. null is as its token plan"
-        " admits: the maximum where that is strict, else likely.",
+    hold: Holds | None = optional(
+        "How much of a call is held: what is likely, or the maximum. null is as its token plan"
+        " admits: the maximum where that is strict, else likely."
     )
     thresholds: Thresholds = Field(
         default=list(THRESHOLDS), description="Alert at these shares of the amount (0.8 is 80 %)."
@@ -362,14 +347,14 @@ class Amounts(Out):
 
 # The windows' counts, of a budget and of an account of one.
 COUNTED: dict[str, Any] = {
-    "used": (BudgetAmount | None, Field(default=None, description="In this window, settled.")),
-    "held": (BudgetAmount | None, Field(default=None, description="By calls in flight.")),
-    "remaining": (BudgetAmount | None, Field(default=None, description="Settled; below 0 is passed.")),
+    "used": (BudgetAmount | None, optional("In this window, settled.")),
+    "held": (BudgetAmount | None, optional("By calls in flight.")),
+    "remaining": (BudgetAmount | None, optional("Settled; below 0 is passed.")),
     "resets_at": (
         Instant | None,
-        Field(default=None, description="When the next window begins; null is never."),
+        optional("When the next window begins; null is never."),
     ),
-    "is_current": (bool | None, Field(default=None, description=IS_CURRENT)),
+    "is_current": (bool | None, optional(IS_CURRENT)),
 }
 Budget = answer_of(
     BudgetCreate,
@@ -391,7 +376,7 @@ BudgetAccount = create_model(
     __base__=Amounts,
     __doc__="One account of a budget: everybody of `each` has one.",
     unit=(str, MONEY),
-    who=(str | None, Field(default=None, description="The user, the key's or project's id, the session.")),
+    who=(str | None, optional("The user, the key's or project's id, the session.")),
     shared=(bool, Field(default=False, description="Of all others: there are as many accounts as may be.")),
     **COUNTED,
 )
@@ -457,13 +442,13 @@ class RunRow(Amounts):
     max: BudgetAmount | None = Field(description="null: no limit.")
     max_calls: int | None
     used: BudgetAmount = Field(description="Settled, its children included.")
-    held: BudgetAmount | None = Field(default=None, description="By calls in flight.")
+    held: BudgetAmount | None = optional("By calls in flight.")
     calls: int = Field(description="Settled, its children's included.")
     status: str = Field(description="open, ended or exhausted.")
     created_at: Instant
     expires_at: Instant
     ended_at: Instant | None = Field(description="When a caller ended it.")
-    is_current: bool | None = Field(default=None, description=IS_CURRENT)
+    is_current: bool | None = optional(IS_CURRENT)
 
     @model_validator(mode="before")
     @classmethod

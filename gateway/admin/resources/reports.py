@@ -28,6 +28,7 @@ from gateway.admin.resources.values import (
     Instant,
     Out,
     Text,
+    optional,
     plausible,
     read_moment,
 )
@@ -82,7 +83,7 @@ class FinanceQuery(In):
 class DayQuery(FinanceQuery):
     """At the end of a day."""
 
-    at: Day | None = Field(default=None, description="As it was at the end of this day in UTC; else today.")
+    at: Day | None = optional("As it was at the end of this day in UTC; else today.")
 
 
 class MonthsQuery(FinanceQuery):
@@ -109,8 +110,8 @@ class TaxQuery(MonthsQuery):
 class LedgerQuery(MonthsQuery):
     """Of whole months, with the accounts' codes."""
 
-    accounts: Annotated[Text, AfterValidator(_codes)] | None = Field(
-        default=None, description="Codes of accounts, such as `receivables:1200,bank:1800`."
+    accounts: Annotated[Text, AfterValidator(_codes)] | None = optional(
+        "Codes of accounts, such as `receivables:1200,bank:1800`."
     )
 
 
@@ -364,8 +365,8 @@ class UsageReportQuery(In):
         description="A day, or a time: not included, but for its hour. By default the end of today, in UTC.",
     )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
-    group_by: Annotated[Text, AfterValidator(_groups)] | None = Field(
-        default=None, description=f"Some of {', '.join(GROUPS)}, with commas between."
+    group_by: Annotated[Text, AfterValidator(_groups)] | None = optional(
+        f"Some of {', '.join(GROUPS)}, with commas between."
     )
     organization_id: Id | None = None
     tenant_id: Id | None = None
@@ -390,18 +391,15 @@ class UsageItem(Out):
     tenant_id: int | None = None
     tenant: str | None = None
     user_id: int | None = None
-    user: str | None = Field(default=None, description="The caller's own id of its user.")
+    user: str | None = optional("The caller's own id of its user.")
     api_key_id: int | None = None
     api_key: str | None = None
     project_id: int | None = None
-    project: str | None = Field(
-        default=None, description="`other`: projects beyond the number counted each by itself in a day."
-    )
+    project: str | None = optional("`other`: projects beyond the number counted each by itself in a day.")
     service_id: int | None = None
-    service: str | None = Field(default=None, description="Its key.")
-    model: str | None = Field(
-        default=None,
-        description="As it was asked for; `other`: models beyond the number counted each by itself in a day.",
+    service: str | None = optional("Its key.")
+    model: str | None = optional(
+        "As it was asked for; `other`: models beyond the number counted each by itself in a day."
     )
     requests: int
     refused: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -63,6 +63,22 @@ class Out(BaseModel):
     model_config = ConfigDict(extra="ignore", defer_build=True)
 
 
+def must(holds: Callable[[Any], bool], be: str) -> AfterValidator:
+    """A rule of a value, and in words what the value must be."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"must {be}")
+        return value
+
+    return AfterValidator(check)
+
+
+def optional(description: str, **more: Any) -> Any:
+    """A field that is null where nothing is said."""
+    return Field(default=None, description=description, **more)
+
+
 def _dumped(value: BaseModel | Sequence[BaseModel] | None) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)
@@ -105,10 +121,6 @@ def show_decimal(number: Decimal) -> str:
     return f"{whole}.{part}"
 
 
-def _show_shortest(number: Decimal) -> str:
-    return f"{EXACT.normalize(number):f}"
-
-
 def _instant(value: object) -> object:
     if isinstance(value, datetime):
         return value
@@ -146,31 +158,9 @@ def read_decimal(value: object) -> object:
     return Decimal(value)
 
 
-def _countable(value: Decimal) -> Decimal:
-    if value > INTEGER_MAX // MICRO or value != round(value, 6):
-        raise ValueError(f"must be at most {INTEGER_MAX // MICRO} with at most 6 decimals")
-    return value
-
-
-def _fraction(value: Decimal) -> Decimal:
-    if value > 1 or value != round(value, FRACTION_DIGITS_MAX):
-        raise ValueError('must be a fraction from "0" to "1" with at most 6 decimals')
-    return value
-
-
 def _factor(most: int, digits: int) -> AfterValidator:
-    def check(value: Decimal) -> Decimal:
-        if not 0 < value <= most or value != round(value, digits):
-            raise ValueError(f"must be above 0 and at most {most}, with at most {digits} decimals")
-        return value
-
-    return AfterValidator(check)
-
-
-def _not_zero(value: int) -> int:
-    if value == 0:
-        raise ValueError("must not be 0")
-    return value
+    be = f"be above 0 and at most {most}, with at most {digits} decimals"
+    return must(lambda value: 0 < value <= most and value == round(value, digits), be)
 
 
 def _legible(text: str) -> str:
@@ -260,9 +250,17 @@ Paid = Annotated[
 ]
 # Computed, and written as short as it is exact.
 Exactly = Annotated[
-    Decimal, PlainSerializer(_show_shortest, when_used="json"), WithJsonSchema({"type": "string"})
+    Decimal,
+    PlainSerializer(lambda number: f"{EXACT.normalize(number):f}", when_used="json"),
+    WithJsonSchema({"type": "string"}),
 ]
-Cap = Annotated[Money, AfterValidator(_countable)]
+Cap = Annotated[
+    Money,
+    must(
+        lambda value: value <= INTEGER_MAX // MICRO and value == round(value, 6),
+        f"be at most {INTEGER_MAX // MICRO} with at most 6 decimals",
+    ),
+]
 RunAmount = Annotated[Money, _factor(INTEGER_MAX // NANO, 9)]
 Markup = Annotated[Money, _factor(MARKUP_MAX, 6)]
 # Credits to a unit of a currency.
@@ -284,7 +282,10 @@ CreditsPerUnit = Annotated[
 Fraction = Annotated[
     Decimal,
     BeforeValidator(read_decimal),
-    AfterValidator(_fraction),
+    must(
+        lambda value: value <= 1 and value == round(value, FRACTION_DIGITS_MAX),
+        'be a fraction from "0" to "1" with at most 6 decimals',
+    ),
     PlainSerializer(show_decimal, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^(0(\.\d{1,6})?|1(\.0{1,6})?)$", "examples": ["0.20"]}),
 ]
@@ -322,7 +323,7 @@ LimitsOut = Annotated[
     ),
 ]
 SignedAmount = Annotated[
-    SignedOrZero, Field(json_schema_extra={"not": {"const": 0}}), AfterValidator(_not_zero)
+    SignedOrZero, Field(json_schema_extra={"not": {"const": 0}}), must(lambda value: value != 0, "not be 0")
 ]
 
 
@@ -330,12 +331,6 @@ SignedAmount = Annotated[
 
 EXTERNAL_ID_CHARS_MAX = 128
 ANY_ENDING = "*"
-
-
-def _user(text: str) -> str:
-    if not text.isprintable() or not text.strip():
-        raise ValueError("must be printable and not blank: no call can name such a user")
-    return text
 
 
 def _model(pattern: str) -> str:
@@ -346,15 +341,14 @@ def _model(pattern: str) -> str:
     return pattern
 
 
-def printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must be printable: no token is read that says anything else")
-    return text
-
-
 # What callers call their users.
 ExternalId = Annotated[
-    str, Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX), AfterValidator(_user)
+    str,
+    Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX),
+    must(
+        lambda text: text.isprintable() and bool(text.strip()),
+        "be printable and not blank: no call can name such a user",
+    ),
 ]
 # A model as calls name it, or with a * behind it what such names begin with.
 ModelText = Annotated[Text, AfterValidator(_model)]
@@ -367,29 +361,18 @@ AskedModel = Annotated[
 
 
 # Addresses of customers.
-def _country(text: str) -> str:
-    if text not in countries():
-        raise ValueError('must be the two letters of a country (ISO 3166), such as "DE"')
-    return text
-
-
 Address = Annotated[list[Text], Field(min_length=1, max_length=ADDRESS_LINES_MAX)]
 Country = Annotated[
     str,
     Field(strict=True),
-    AfterValidator(_country),
+    must(lambda text: text in countries(), 'be the two letters of a country (ISO 3166), such as "DE"'),
     WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
 ]
 
 
 # What one unit, or one token, may cost at most: its multiples are counted, and billed.
 def _at_most(most: int) -> AfterValidator:
-    def check(price: Decimal) -> Decimal:
-        if price > most:
-            raise ValueError(f"must be at most {most}")
-        return price
-
-    return AfterValidator(check)
+    return must(lambda price: price <= most, f"be at most {most}")
 
 
 # The counters add units up in millionths.
