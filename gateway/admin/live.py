@@ -178,8 +178,10 @@ async def _quotas(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    peek = ports.counters.peek_balances
-    return await _peeked(peek, rows, "organization_id", _with_balance, "balance_is_current")
+    return await _peeked(
+        ports.counters.peek_balances, rows, "organization_id",
+        lambda row, balance: {**row, "credit_balance": balance}, "balance_is_current",
+    )  # fmt: skip
 
 
 async def _runs(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
@@ -234,10 +236,6 @@ async def _peeked(
         {**(row if (live := known.get(id_)) is None else over(row, live)), mark: id_ in known}
         for row, (_, id_) in zip(rows, pairs, strict=True)
     ]
-
-
-def _with_balance(row: Row, balance: int) -> Row:
-    return {**row, "credit_balance": balance}
 
 
 def _over(row: Row, quota: LiveQuota) -> Row:

@@ -179,12 +179,6 @@ class _ReplicaStatus:
     trouble: str = ""
 
 
-def lacking_replicas(subject: str, info: Mapping[str, str]) -> Iterator[Finding]:
-    """Of a primary that may be replaced: whether there is anybody to do so."""
-    if info.get("connected_slaves") == "0":
-        yield Finding(True, subject, _ALONE)
-
-
 def named_replica(info: Mapping[str, str]) -> list[Place]:
     """The replicas that a primary's `INFO` names, by the addresses that they announce."""
     found = list[Place]()
@@ -310,7 +304,8 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
         await wire.open()
         lacking = await client.refused_rights(wire, *needed)
         if lacking.by_rights:
-            return _lacks(user, ours, lacking.by_rights)
+            said = f"{user} may not do what a {ours} does ({_few(lacking.by_rights)})"
+            return False, _REDIS, f"{said}: use tollkeeper-{ours} of deploy/users.acl"
         if absent := [one for one in lacking.by_server if one not in client.WITHOUT]:
             said = f"this server has not what a {ours} needs ({_few(absent)})"
             return False, _REDIS, f"{user}: {said}: {hints.redis_hint('unknown command')}"
@@ -333,11 +328,6 @@ async def _more(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
 def _few(commands: list[str]) -> str:
     others = f" and {len(commands) - 1} more" if len(commands) > 1 else ""
     return commands[0] + others
-
-
-def _lacks(user: str, role: str, lacking: list[str]) -> Seen:
-    said = f"{user} may not do what a {role} does ({_few(lacking)})"
-    return False, _REDIS, f"{said}: use tollkeeper-{role} of deploy/users.acl"
 
 
 def _may(user: str, role: str, without: list[str], more: list[str]) -> Seen:
@@ -497,7 +487,9 @@ async def _replicas(
     if not (address.sentinels or address.members):
         return []
     found = [
-        finding for subject, server in servers.items() for finding in lacking_replicas(subject, server.info)
+        Finding(True, subject, _ALONE)
+        for subject, server in servers.items()
+        if server.info.get("connected_slaves") == "0"
     ]
     if isinstance(wires, Shards):
         primaries = {one.place for one in wires.map.owned} | {wires.place_of(one) for one in wires.wires}

@@ -88,7 +88,8 @@ class AdminPort:
         self._log, self._look_s = log, look_s
         self.built_in = BuiltIn(settings.admin_token or None, settings.readonly_token or None)
         self._files = {name: path for name, path in settings.secret_files if name in TOKENS}
-        self._tls = TlsPort(settings, "admin", log, look_s=look_s)
+        tls = self._tls = TlsPort(settings, "admin", log, look_s=look_s)
+        self.keep_certificate = tls.run
         self._listening: AdminListener | None = None
         self._answers, self.vitals = Answers(), ProcessVitals("admin")
 
@@ -104,10 +105,6 @@ class AdminPort:
 
     def snapshot(self) -> Mapping[str, Any]:
         return {**self._tls.snapshot(), **self._answers.snapshot(), **self.vitals.snapshot()}
-
-    async def keep_certificate(self) -> None:
-        """Look after the certificate until cancelled."""
-        await self._tls.run()
 
     async def run(self) -> None:
         """Look after the files of the tokens, and the process, until cancelled."""

@@ -232,7 +232,8 @@ class Planner:
     def _latest(self, wanted: WantedObject, rows: Sequence[Row]) -> Row | None:
         """The row that says what is wanted, in force then; None where one has to be made."""
         resource, how = wanted.resource, declared(wanted.resource)
-        dated, at = self._by_moment(wanted, rows), wanted.values.get(how.since)
+        name, at = (resource.name, identity_of(resource, values_of(wanted))), wanted.values.get(how.since)
+        dated = self._dated[name] = self._dated.get(name) or DateOrder(rows, how.since)
         if at is not None:
             found = dated.made_for(at)
         else:
@@ -251,12 +252,6 @@ class Planner:
             self._refuse(wanted, how.since, message)
             return found
         return None
-
-    def _by_moment(self, wanted: WantedObject, rows: Sequence[Row]) -> DateOrder:
-        name = (wanted.resource.name, identity_of(wanted.resource, values_of(wanted)))
-        if name not in self._dated:
-            self._dated[name] = DateOrder(rows, declared(wanted.resource).since)
-        return self._dated[name]
 
     async def _prune(self) -> None:
         """Plan the end of rows that applying made, and no object is about any more; referrers first."""

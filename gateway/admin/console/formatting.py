@@ -345,7 +345,9 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     if column == "last_used_at" and screen.name == "api-keys" and value:
         return Cell("time", day(value))
     if column == "resource_id":
-        return Cell("code", str(value or NOTHING_TO_SHOW), _page_of(row.get("resource"), value))
+        its = SCREENS.get(str(row.get("resource")))
+        page = f"/{its.name}/{value}" if its and its.has_page and str(value).isdecimal() else ""
+        return Cell("code", str(value or NOTHING_TO_SHOW), page)
     if column == "request_id" and value and screen.name != "calls":
         return Cell("code", str(value), f"/calls?request_id={value}")
     if column == "model" and column not in row:
@@ -397,12 +399,6 @@ def state_of(name: str, row: Row) -> str:
     if ends and datetime.fromisoformat(str(ends)) <= datetime.now(UTC):
         return "expired"
     return "open" if name in {"dead-letters", "quarantine"} else "active"
-
-
-def _page_of(resource: object, row_id: object) -> str:
-    """The page of a row that the audit log names; empty if it has none."""
-    screen = SCREENS.get(str(resource))
-    return f"/{resource}/{row_id}" if screen and screen.has_page and str(row_id).isdecimal() else ""
 
 
 def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:

@@ -503,7 +503,7 @@ class ConsoleShell:
             template,
             status,
             path=request.path,
-            theme=theme_of(request),
+            theme=theme if (theme := request.cookies.get(THEME_COOKIE, "")) in {"light", "dark"} else "",
             signed=signed,
             may=partial(_may, signed.actor if signed is not None else NOBODY),
             form_token=signed.form_token if signed is not None else "",
@@ -584,12 +584,6 @@ async def read_form(request: web.Request) -> Posted:
         return await request.post()
     except UnicodeDecodeError as error:
         raise AdminRefusal("The form is not valid UTF-8 text.") from error
-
-
-def theme_of(request: web.Request) -> str:
-    """Light, dark, or whatever the machine is set to."""
-    chosen = request.cookies.get(THEME_COOKIE, "")
-    return chosen if chosen in {"light", "dark"} else ""
 
 
 def see(address: str) -> web.Response:

@@ -44,21 +44,10 @@ SORTED_MAX = 1_000
 IN_ORDER = ("created_at", "timestamp", "id")
 BY_ACCOUNT = frozenset({"token-ledger", "credit-transactions", "feature-usage"})
 # Columns whose values stand in no order.
-UNSORTED = frozenset(
-    {
-        "quota",
-        "use",
-        "of",
-        "amount",
-        "state",
-        "change",
-        "after",
-        "limits",
-        "last_delivery",
-        "events",
-        "feature_access",
-    }
-)
+UNSORTED = frozenset((
+    "quota", "use", "of", "amount", "state", "change", "after", "limits", "last_delivery", "events",
+    "feature_access",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,10 @@ class Overview:
         self._live = live
         self._clock = clock
         self._today: CachedAnswer[Sequence[Row]] = CachedAnswer(
-            partial(_busiest, ports), clock, fresh_s=TODAY_FRESH_S, wait_s=FIRST_WAIT_S
+            lambda: ports.figures.busiest(datetime.now(UTC).date(), BUSIEST),
+            clock,
+            fresh_s=TODAY_FRESH_S,
+            wait_s=FIRST_WAIT_S,
         )
         # By viewer and address; the one that was looked at last is last.
         self._kept: dict[object, CachedAnswer[dict[str, Any]]] = {}
@@ -278,10 +281,6 @@ class Overview:
 def _require_all(desk: ConsoleShell) -> None:
     if desk.ports.actor.realm is not None:
         raise Forbidden("What all gateways do is seen with a token of all organizations.")
-
-
-async def _busiest(ports: AdminPorts) -> Sequence[Row]:
-    return await ports.figures.busiest(datetime.now(UTC).date(), BUSIEST)
 
 
 async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -219,11 +220,10 @@ class Records:
     async def typed_meaning(self, request: web.Request) -> list[str]:
         """The sentences of the form of a new budget so far."""
         form = self._blank()
-        try:
+        with suppress(Unprocessable):
             sent = formatting.body_of(form.fields, request.query, changes=False)
             return await meaning.typed(self._desk, await self._in_unit(form, sent))
-        except Unprocessable:
-            return []
+        return []
 
     async def _filled(self, sent: Body) -> Body:
         """The body with all fields that may be left empty."""

@@ -162,11 +162,11 @@ class Connections:
     def __init__(self, bounds: ConnectionLimits) -> None:
         self._bounds = bounds
         # Without a whole head, in the order since when, each with its deadline.
-        self._waiting: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        self.waiting: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._asking: dict[asyncio.Transport, web.Request] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._asking)
+        return len(self.waiting) + len(self._asking)
 
     def opened(self, transport: asyncio.Transport) -> None:
         """Take a connection in, in place of another where all are taken."""
@@ -179,13 +179,10 @@ class Connections:
         self._wait(transport, self._bounds.head_s)
 
     def closed(self, transport: asyncio.Transport) -> None:
-        deadline = self._waiting.pop(transport, None)
+        deadline = self.waiting.pop(transport, None)
         if deadline is not None:
             deadline.cancel()
         self._asking.pop(transport, None)
-
-    def is_waiting(self, transport: asyncio.Transport) -> bool:
-        return transport in self._waiting
 
     def middleware(self) -> Middleware:
         """Note who asks, around everything else a request goes through."""
@@ -193,7 +190,7 @@ class Connections:
         @web.middleware
         async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
             transport = request.transport
-            if transport in self._waiting:
+            if transport in self.waiting:
                 self.closed(transport)
                 self._asking[transport] = request
             try:
@@ -205,11 +202,11 @@ class Connections:
         return noted
 
     def _wait(self, transport: asyncio.Transport, seconds: float) -> None:
-        self._waiting[transport] = asyncio.get_running_loop().call_later(seconds, transport.abort)
+        self.waiting[transport] = asyncio.get_running_loop().call_later(seconds, transport.abort)
 
     def _first_to_go(self) -> asyncio.Transport | None:
-        if self._waiting:
-            return next(iter(self._waiting))
+        if self.waiting:
+            return next(iter(self.waiting))
         nobodies = (one for one, request in self._asking.items() if IDENTIFIED not in request)
         return next(nobodies, None)
 
@@ -232,7 +229,7 @@ class _Connection:
 
     def shut(self) -> None:
         assert self._transport is not None
-        if self._connections.is_waiting(self._transport):
+        if self._transport in self._connections.waiting:
             self._transport.close()
         else:
             cast("web.RequestHandler", self._inner).close()
