@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -392,26 +392,21 @@ class ServerState(NamedTuple):
     began: str
 
 
+@dataclass(slots=True, eq=False)
 class Replica:
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        primary: AsyncEngine,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        lag_s_max: float = LAG_S_MAX,
-        says_s_max: float = SAYS_S_MAX,
-    ) -> None:
-        self.engine = engine
-        self._primary = primary
-        self._clock = clock
-        self._lag_s_max = lag_s_max
-        self._says_s_max = says_s_max
-        self._cluster = ""
-        # How often was written here, up to which of these the place is known, and that place.
-        self._writes = self._noted = self._place = 0
-        self._away_until = 0.0
-        self._lag_s: float | None = None
+    engine: AsyncEngine
+    primary: AsyncEngine
+    clock: Callable[[], float] = time.monotonic
+    _: KW_ONLY
+    lag_s_max: float = LAG_S_MAX
+    says_s_max: float = SAYS_S_MAX
+    _cluster: str = field(default="", init=False)
+    # How often was written here, up to which of these the place is known, and that place.
+    _writes: int = field(default=0, init=False)
+    _noted: int = field(default=0, init=False)
+    _place: int = field(default=0, init=False)
+    _away_until: float = field(default=0.0, init=False)
+    _lag_s: float | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, url: UrlFile, primary: AsyncEngine) -> Replica | None:
@@ -429,12 +424,12 @@ class Replica:
 
     async def serves(self) -> bool:
         """Whether the replica is there, is one of this primary, and has what was written here."""
-        if self._clock() < self._away_until or self._lag_s is None or self._lag_s > self._lag_s_max:
+        if self.clock() < self._away_until or self._lag_s is None or self._lag_s > self.lag_s_max:
             return False
         try:
             if not self._cluster or self._noted < self._writes:
                 await self._note()
-            here = await within(server_state(self.engine), self._says_s_max)
+            here = await within(server_state(self.engine), self.says_s_max)
             if not here.follows and not is_read(await self._primary_state(), here):
                 return False
         except _SILENT:
@@ -465,7 +460,7 @@ class Replica:
         found = None
         try:
             primary = await self._primary_state()
-            here = await within(server_state(self.engine), self._says_s_max)
+            here = await within(server_state(self.engine), self.says_s_max)
             found = behind(primary, here) if is_read(primary, here) else None
         except _SILENT:
             self._leave()
@@ -483,14 +478,14 @@ class Replica:
         self._noted, self._place = max(self._noted, writes), max(self._place, primary.place)
 
     async def _primary_state(self) -> ServerState:
-        return await within(server_state(self._primary), self._says_s_max)
+        return await within(server_state(self.primary), self.says_s_max)
 
     async def _tried(self, work: Callable[[Connection], T]) -> T:
         async with self.engine.connect() as connection:
             return await connection.run_sync(work)
 
     def _leave(self) -> None:
-        self._away_until = self._clock() + AWAY_S
+        self._away_until = self.clock() + AWAY_S
 
 
 async def server_state(engine: AsyncEngine) -> ServerState:

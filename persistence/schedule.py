@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -20,33 +21,27 @@ from persistence.entity import EntityWrite
 from persistence.store import Store
 
 
+@dataclass(slots=True, eq=False)
 class Schedule:
     """Due work, and its making; a grace in hours."""
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        store: Store,
-        grace_hours: int,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._engine = engine
-        self._store = store
-        self._grace_hours = grace_hours
-        self._clock = clock
+    engine: AsyncEngine
+    store: Store
+    grace_hours: int
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[DueInvoice]:
         """Invoices to be drafted, and where they are to be final, drafts whose grace is over."""
 
         def read(connection: Connection) -> Sequence[Any]:
-            return schedule.due(connection, self._clock(), after, count, self._grace_hours, finalize=finalize)
+            return schedule.due(connection, self.clock(), after, count, self.grace_hours, finalize=finalize)
 
         return await self._read(read, finalize=finalize)
 
     async def still_due(self, organization_ids: Sequence[int], *, finalize: bool) -> Sequence[DueInvoice]:
         def read(connection: Connection) -> Sequence[Any]:
-            grace = self._grace_hours
-            return schedule.due_of(connection, self._clock(), organization_ids, grace, finalize=finalize)
+            grace = self.grace_hours
+            return schedule.due_of(connection, self.clock(), organization_ids, grace, finalize=finalize)
 
         return await self._read(read, finalize=finalize)
 
@@ -58,7 +53,7 @@ class Schedule:
         is none of the pool that those are made with.
         """
         one_by_one = asyncio.Lock()
-        async with engines.apart(self._engine) as connection:
+        async with engines.apart(self.engine) as connection:
 
             async def claim(partition: int) -> bool:
                 async with one_by_one:
@@ -77,12 +72,12 @@ class Schedule:
     async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
         """Keep why organizations' invoices were left; None where nothing is."""
         if left:
-            async with self._engine.begin() as connection:
+            async with self.engine.begin() as connection:
                 await connection.run_sync(schedule.leave, left)
 
     async def clear_skipped(self, count: int, *, finalize: bool) -> None:
         """Let nothing be said to be left of organizations with nothing due: a person made it."""
-        async with self._engine.begin() as connection:
+        async with self.engine.begin() as connection:
             left = await connection.run_sync(schedule.skipped_organizations, count)
         if left:
             due = {each.organization_id for each in await self.still_due(left, finalize=finalize)}
@@ -96,7 +91,7 @@ class Schedule:
         Answers which were left and why, and which somebody else charges or invoices now: one at a time may
         `wait` for those.
         """
-        request_id, store, now = str(uuid4()), self._store, self._clock()
+        request_id, store, now = str(uuid4()), self.store, self.clock()
 
         def work(connection: Connection) -> schedule.InvoiceBatch:
             def change_of(verb: str, row_id: int) -> EntityWrite:
@@ -105,7 +100,7 @@ class Schedule:
                 )
 
             of = (store.letterhead, store.partition, change_of)
-            batch = schedule.InvoiceBatch(connection, now, self._grace_hours, finalize, *of)
+            batch = schedule.InvoiceBatch(connection, now, self.grace_hours, finalize, *of)
             schedule.make_scheduled(batch, organization_ids, wait=wait)
             return batch
 
@@ -115,12 +110,12 @@ class Schedule:
     async def _read(
         self, read: Callable[[Connection], Sequence[Any]], *, finalize: bool
     ) -> Sequence[DueInvoice]:
-        async with self._engine.connect() as connection:
+        async with self.engine.connect() as connection:
             rows = await connection.run_sync(read)
         return [
             DueInvoice(
                 row.organization_id, row.draft_id, row.period_start, row.period_end, row.source,
-                finalize=row.ripe and finalize, partition=self._store.partition(row.organization_id),
+                finalize=row.ripe and finalize, partition=self.store.partition(row.organization_id),
             )
             for row in rows
         ]  # fmt: skip

@@ -14,8 +14,6 @@ from gateway.core.accounts.administration import (
     HourlyBudget,
     Row,
 )
-from gateway.core.accounts.budgets import LiveWindow
-from gateway.core.accounts.plans import LiveQuota
 from gateway.core.credentials import Failures, Peppers
 from gateway.core.processes import Found
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
     from gateway.counters.keeper.status import Activity
+    from gateway.counters.keeper.verification import KeeperCounters
     from gateway.issuers.sign_in import SignIns
     from persistence.resources.usage import ConsoleQueries
     from persistence.store import Store
@@ -48,19 +47,6 @@ Mount = Callable[["web.Application", "AdminPorts", str], None]
 # Names who asks; and mounts files, for the Admin API and for the console, by who may ask there.
 Admit = Callable[["AdminPorts", "web.Request"], Awaitable["AdminPorts"]]
 MountFiles = Callable[["web.Application", "AdminPorts", str, Admit], None]
-
-
-class CountersReader(Protocol):
-    async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
-        """Read the quotas of (partition, tenant id) pairs; None for a tenant that is not loaded."""
-
-    async def peek_balances(self, organizations: Sequence[tuple[int, int]]) -> Mapping[int, int | None]:
-        """Read the credits of (partition, organization id) pairs; None for one that is not loaded."""
-
-    async def peek_budgets(
-        self, accounts: Sequence[tuple[int, str]]
-    ) -> Mapping[str, Mapping[int, LiveWindow] | None]:
-        """Read windows, by budget, of (partition, account name) pairs; None for one that is not there."""
 
 
 class Checkout(Protocol):
@@ -100,7 +86,7 @@ class AdminPorts:
 
     store: Store
     pusher: Pusher
-    counters: CountersReader
+    counters: KeeperCounters
     account_closing: AccountCloser
     reconciler: Reconciler
     activity: Activity

@@ -335,38 +335,32 @@ async def pages(due: Due[T], count: int, place: Callable[[T], int] | None) -> As
 INTERVAL_S = 10.0
 
 
+@dataclass(slots=True, eq=False)
 class FailureTeller:
     """Reports what failed at one port; `keep` stores it, where there is a store."""
 
-    def __init__(
-        self,
-        port: str,
-        failures: Failures,
-        log: Callable[..., None],
-        keep: Callable[[Sequence[FailureReport]], Awaitable[None]] | None = None,
-    ) -> None:
-        self._port = port
-        self._failures = failures
-        self._log = log
-        self._keep = keep
+    port: str
+    failures: Failures
+    log: Callable[..., None]
+    keep: Callable[[Sequence[FailureReport]], Awaitable[None]] | None = None
 
     def loop(self) -> Loop:
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
         """Report failures since the last time."""
-        told = self._failures.take_reports()
+        told = self.failures.take_reports()
         for one in told:
-            self._log(
+            self.log(
                 "wrong credentials",
-                port=self._port,
+                port=self.port,
                 address=one.site or "others",
                 attempts=one.attempts,
                 reasons=one.reasons,
                 level="warning",
             )
-        if told and self._keep is not None:
-            await self._keep(told)
+        if told and self.keep is not None:
+            await self.keep(told)
 
 
 class Gauges:

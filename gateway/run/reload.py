@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.core.calls.routes import UpstreamTarget
@@ -56,6 +56,7 @@ CONFIG_LOOK_S = 1.0
 AGAIN_S = 5.0
 
 
+@dataclass(slots=True, eq=False)
 class Renewal:
     """What runs, and how it is read again. `read` raises `SettingError` where anything is wrong.
 
@@ -63,34 +64,28 @@ class Renewal:
     that needs a restart, where it does. `wrong` says why what is written is not in force, if it is not.
     """
 
-    def __init__(
-        self,
-        running: Settings,
-        read: Callable[[], Settings],
-        takes: frozenset[str] = RENEWABLE,
-        secrets: Collection[str] = OF_GATEWAYS,
-    ) -> None:
-        self.running = running
-        self.wrong = ""
-        # One reads at a time: what was read first is not taken over last.
-        self.turn = asyncio.Lock()
-        self._read = read
-        self._takes, self._secrets = takes, secrets
+    running: Settings
+    read: Callable[[], Settings]
+    takes: frozenset[str] = RENEWABLE
+    secrets: Collection[str] = OF_GATEWAYS
+    wrong: str = field(default="", init=False)
+    # One reads at a time: what was read first is not taken over last.
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def reread(self) -> Settings:
         """The settings as written now, all of them right; it may take a while, and raises
         `TollkeeperError`.
         """
-        return await asyncio.to_thread(self._read)
+        return await asyncio.to_thread(self.read)
 
     def take(self, written: Settings) -> tuple[Collection[str], str]:
         """Take over allowed changes: their names, and in words the effects."""
         before, after = self.running.values(), written.values()
         differ = {name: value for name, value in after.items() if value != before[name]}
         begun = {name for name in KEEPERS_SECRETS if not (before[name] and after[name])}
-        taken = {name: value for name, value in differ.items() if name in self._takes - begun}
+        taken = {name: value for name, value in differ.items() if name in self.takes - begun}
         self.running = self.running.with_values(**taken)
-        others = {*self._takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # theirs who serve by them
+        others = {*self.takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # theirs who serve by them
         names = [name for name in differ if name not in others and not _asks_again(name, before, after)]
         left = ", ".join(PREFIX + name.upper() for name in names)
         said = f"{', '.join(taken)} changed" if taken else "nothing changed"
@@ -99,13 +94,11 @@ class Renewal:
     def take_credentials(self, written: Settings) -> str:
         """Take over what others are sent as credentials, and say whose changed; empty where none did."""
         before, after = self.running, with_credentials(self.running, written)
-        theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self._takes}
+        theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self.takes}
         self.running = before.with_values(**theirs)
         said = _said_of(before, self.running)
         then, now = self.running.values(), written.values()
-        kept = [
-            name for name in self._secrets if now[name] != then[name] and not _asks_again(name, then, now)
-        ]
+        kept = [name for name in self.secrets if now[name] != then[name] and not _asks_again(name, then, now)]
         left = ", ".join(PREFIX + name.upper() for name in kept)
         return "; ".join([*said, f"a restart is needed for {left}"] if left else said)
 

@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -471,30 +472,26 @@ _TENANT = "tenant:"
 _OWNERS = text("SELECT id, organization_id FROM tenant WHERE id = ANY(:ids)")
 
 
+@dataclass(slots=True, eq=False)
 class PendingWrites:
     """The writes that accounts wait for, each one's oldest first; an account that waits for none has none.
 
     Of those that are `cut` more waits than was taken.
     """
 
-    def __init__(
-        self,
-        connection: AsyncConnection,
-        by_account: Mapping[str, Sequence[ControlWrite]],
-        cut: Collection[str],
-    ) -> None:
-        self.by_account, self.cut = by_account, cut
-        self._connection = connection
+    connection: AsyncConnection
+    by_account: Mapping[str, Sequence[ControlWrite]]
+    cut: Collection[str]
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
     ) -> None:
         """Note what the counters have, and what they never take, and why. A definition is done with that."""
         if applied:
-            await self._connection.execute(_APPLIED, {"ids": [write.id for write in applied]})
+            await self.connection.execute(_APPLIED, {"ids": [write.id for write in applied]})
         if refused:
             ids, reasons = [write.id for write, _ in refused], [reason for _, reason in refused]
-            await self._connection.execute(_REFUSED, {"ids": ids, "reasons": reasons})
+            await self.connection.execute(_REFUSED, {"ids": ids, "reasons": reasons})
 
 
 class Pushes:

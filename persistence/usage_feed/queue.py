@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -103,20 +104,15 @@ SELECT coalesce(sum(CASE WHEN w.count < :most THEN w.count
  WHERE f.dropped_at IS NULL""")
 
 
+@dataclass(slots=True, eq=False)
 class FeedQueue:
     """Events that wait in PostgreSQL."""
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        *,
-        failed_max: int = FAILED_MAX,
-        lease_s: float = LEASE_S,
-    ) -> None:
-        self._engine = engine
-        self._failed_max = failed_max
-        self._lease_s = lease_s
-        self._me = uuid4()
+    engine: AsyncEngine
+    _: KW_ONLY
+    failed_max: int = FAILED_MAX
+    lease_s: float = LEASE_S
+    _me: UUID = field(default_factory=uuid4, init=False)
 
     async def begin(self, terms: Terms) -> bool:
         """Have use told from now on, unless it is already; False where a person ended the service's feed.
@@ -124,7 +120,7 @@ class FeedQueue:
         `Conflict` where flushes cannot be held for that now.
         """
         here = {"service": terms.service, "waiting_max": terms.waiting_max}
-        async with self._engine.begin() as connection:
+        async with self.engine.begin() as connection:
             if (await connection.execute(_GO_ON, here)).first() is not None:
                 return True
             if await connection.scalar(_ENDED, here):
@@ -139,9 +135,9 @@ class FeedQueue:
         None while all its feeds pause, or other keepers send.
         """
         lease = {
-            "me": self._me, "lease": self._lease_s, "failed_max": self._failed_max, "service": service,
+            "me": self._me, "lease": self.lease_s, "failed_max": self.failed_max, "service": service,
         }  # fmt: skip
-        async with self._engine.begin() as connection:
+        async with self.engine.begin() as connection:
             feed = (await connection.execute(_LEASE, lease)).scalar()
             if feed is None:
                 return ()
@@ -152,7 +148,7 @@ class FeedQueue:
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
         """Forget those that were taken, set aside those that were refused."""
-        async with self._engine.begin() as connection:
+        async with self.engine.begin() as connection:
             if taken:
                 await connection.execute(_TAKEN, {"ids": list(taken)})
             if refused:
@@ -161,7 +157,7 @@ class FeedQueue:
 
     async def pause(self, pause: Pause) -> None:
         """Send nothing for a while, the longer the more often it was in vain."""
-        async with self._engine.begin() as connection:
+        async with self.engine.begin() as connection:
             made = (await connection.execute(_ATTEMPTS, {"me": self._me})).scalars().all()
             seconds = pause_s(max(made, default=0) + 1, pause.seconds)
             here = {"me": self._me, "error": pause.reason, "seconds": seconds}
@@ -171,7 +167,7 @@ class FeedQueue:
         """Let another keeper send."""
         # A courtesy: the lease ends by itself.
         with suppress(SQLAlchemyError):
-            async with self._engine.begin() as connection:
+            async with self.engine.begin() as connection:
                 await connection.execute(_RELEASE, {"me": self._me})
 
 

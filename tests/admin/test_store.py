@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from pydantic import TypeAdapter
 
-from gateway.admin.ports import CountersReader
 from gateway.admin.resources.values import Metadata
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.verifier import Verifier
@@ -131,7 +130,7 @@ class Door:
 
     store: Store
     pusher: Pusher
-    counters: CountersReader
+    counters: KeeperCounters
 
     async def write(self, resource: str, verb: str, row_id: int | None = None, **values: object) -> Row:
         command = Command(resource, verb, ACTOR, "r", lambda _: {}, row_id, values)

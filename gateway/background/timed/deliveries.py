@@ -26,17 +26,13 @@ from gateway.core.alerts.messages import (
 )
 
 if TYPE_CHECKING:
+    from gateway.outbound.client import Outgoing
     from persistence.keeper.news import Deliveries
 
 LOOP, INTERVAL_S = "webhooks", 1.0
 DELIVERIES_AT_ONCE = 32
 DELIVERIES_EACH = 4
 DELIVERED, FAILED = "delivered", "failed"
-
-
-class Sender(Protocol):
-    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
-        """Post once; never raises for what the other side does."""
 
 
 class MailerPort(Protocol):
@@ -52,7 +48,7 @@ class WebhookDeliveries:
     def __init__(
         self,
         queue: Deliveries,
-        sender: Sender,
+        sender: Outgoing,
         clock: Callable[[], datetime],
         *,
         mailer: MailerPort | None = None,

@@ -10,8 +10,9 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gateway.background.loops import is_store_away
 from gateway.core.accounts.administration import Row
@@ -26,10 +27,11 @@ from gateway.core.billing.invoice import (
     SkipReason,
     left_by,
 )
-from gateway.core.integrity.reconciliation import Item, Owner, ReconciliationSummary
+from gateway.core.integrity.reconciliation import Item, Owner
 from gateway.errors import Conflict, CountersUnavailable, TollkeeperError
 
 if TYPE_CHECKING:
+    from gateway.background.verifying.reconciler import Reconciler
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import Accounts
     from persistence.resources.catalogue import PriceTable
@@ -45,56 +47,40 @@ PAUSE_TURNS_MAX = 60
 Claim = Callable[[int], Awaitable[bool]]
 
 
-class Closer(Protocol):
-    """Brings accounts to a close."""
-
-    async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
-        """Wait until everything that has happened is stored and agrees; answers why it does not."""
-
-
+@dataclass(slots=True, eq=False)
 class Invoicing:
     """The clock's side of invoices: so many batches of organizations at once."""
 
-    def __init__(
-        self,
-        invoices: Schedule,
-        closing: Closer,
-        log: Callable[..., None],
-        *,
-        finalize: bool,
-        at_once: int,
-        organizations_a_batch: int = ORGANIZATIONS_A_BATCH,
-        shuffle: Callable[[list[int]], None] = random.shuffle,
-    ) -> None:
-        self._invoices = invoices
-        self._closing = closing
-        self._log = log
-        self._finalize = finalize
-        self._at_once = at_once
-        self._organizations_a_batch = organizations_a_batch
-        self._shuffle = shuffle
-        self._turns = 0
-        # Whose statements took too long: in which turn they are tried again, and behind how many it was.
-        self._later: dict[int, tuple[int, int]] = {}
+    invoices: Schedule
+    closing: AccountCloser
+    log: Callable[..., None]
+    _: KW_ONLY
+    finalize: bool
+    at_once: int
+    organizations_a_batch: int = ORGANIZATIONS_A_BATCH
+    shuffle: Callable[[list[int]], None] = random.shuffle
+    _turns: int = field(default=0, init=False)
+    # Whose statements took too long: in which turn they are tried again, and behind how many it was.
+    _later: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
 
     async def turn(self) -> tuple[int, int]:
         """Make what is due; answers of how many organizations it was made, and how many were left."""
         after, made, left = 0, 0, 0
         self._turns += 1
-        due = partial(self._invoices.invoices_due, finalize=self._finalize)
-        async with self._invoices.claims() as claim:
+        due = partial(self.invoices.invoices_due, finalize=self.finalize)
+        async with self.invoices.claims() as claim:
             while page := await due(after, ORGANIZATIONS_A_PAGE):
                 done = await self._page(page, claim)
                 after = page[-1].organization_id
                 made, left = made + sum(one for one, _ in done), left + sum(one for _, one in done)
-        await self._invoices.clear_skipped(ORGANIZATIONS_A_PAGE, finalize=self._finalize)
+        await self.invoices.clear_skipped(ORGANIZATIONS_A_PAGE, finalize=self.finalize)
         if made or left:
-            self._log("invoices made", made=made, left=left, level="warning" if left else "info")
+            self.log("invoices made", made=made, left=left, level="warning" if left else "info")
         return made, left
 
     async def _page(self, page: Sequence[DueInvoice], claim: Claim) -> Sequence[tuple[int, int]]:
         """Make those of each partition that no other keeper makes, so many partitions at once."""
-        free = asyncio.Semaphore(self._at_once)
+        free = asyncio.Semaphore(self.at_once)
         shares = defaultdict[int, list[int]](list)
         for due in page:
             shares[due.partition].append(due.organization_id)
@@ -104,7 +90,7 @@ class Invoicing:
                 return await self._share(shares[partition]) if await claim(partition) else (0, 0)
 
         order = list(shares)
-        self._shuffle(order)  # two keepers seldom ask for the same one
+        self.shuffle(order)  # two keepers seldom ask for the same one
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(share(each)) for each in order]
         return [task.result() for task in tasks]
@@ -113,11 +99,11 @@ class Invoicing:
         made = left = 0
         # Each try of one that takes too long keeps the flush of its partition waiting.
         now = [each for each in organization_ids if self._later.get(each, (0, 0))[0] <= self._turns]
-        due = await self._invoices.still_due(now, finalize=self._finalize)
+        due = await self.invoices.still_due(now, finalize=self.finalize)
         final = {each.organization_id for each in due if each.finalize}
         every = list(dict.fromkeys(each.organization_id for each in due))
-        for at in range(0, len(every), self._organizations_a_batch):
-            some = every[at : at + self._organizations_a_batch]
+        for at in range(0, len(every), self.organizations_a_batch):
+            some = every[at : at + self.organizations_a_batch]
             found = await self._make(some, final.intersection(some))
             made, left = made + len(found.done), left + len(found.left)
         return made, left
@@ -127,7 +113,7 @@ class Invoicing:
         left = dict(await self._close(sorted(final))) if final else {}
         found = await self._tried([each for each in organization_ids if each not in left])
         left |= found.left
-        await self._invoices.leave_invoices({**dict.fromkeys(found.done), **left})
+        await self.invoices.leave_invoices({**dict.fromkeys(found.done), **left})
         for organization_id in found.done:
             self._later.pop(organization_id, None)
         for organization_id, (reason, why) in left.items():
@@ -135,13 +121,13 @@ class Invoicing:
                 pause = min(2 * self._later.get(organization_id, (0, 1))[1], PAUSE_TURNS_MAX)
                 self._later[organization_id] = (self._turns + pause, pause)
             told = {"organization_id": organization_id, "reason": reason, "why": why}
-            self._log("invoice left", **told, level="warning")
+            self.log("invoice left", **told, level="warning")
         return ScheduledResult(found.done, left)
 
     async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Close them together; where one of them fails all, each on its own."""
         try:
-            return await self._closing.close_all(organization_ids)
+            return await self.closing.close_all(organization_ids)
         except TollkeeperError as refusal:
             if is_store_away(refusal):
                 raise
@@ -157,7 +143,7 @@ class Invoicing:
         if not organization_ids:
             return ScheduledResult((), {})
         try:
-            return await self._invoices.make_invoices(organization_ids, finalize=self._finalize)
+            return await self.invoices.make_invoices(organization_ids, finalize=self.finalize)
         except TollkeeperError as refusal:
             if is_store_away(refusal):
                 raise
@@ -178,15 +164,10 @@ LOOK_AGAIN_S = 0.1
 FAULTS_SAID_MAX = 3
 
 
-class Check(Protocol):
-    async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
-        """Compare the accounts of these organizations."""
-
-
 class AccountCloser:
     """Closes accounts; says what keeps them open."""
 
-    def __init__(self, counters: KeeperCounters, ledger: Accounts, check: Check) -> None:
+    def __init__(self, counters: KeeperCounters, ledger: Accounts, check: Reconciler) -> None:
         self._counters = counters
         self._ledger = ledger
         self._check = check

@@ -284,25 +284,22 @@ async def publish(target: KeeperCounters, everybodys: GlobalDefinitions) -> None
     await target.publish(everybodys.catalogue, everybodys.version)
 
 
+@dataclass(slots=True, eq=False)
 class PublishedLists:
     """Looks while `may_write` says so: before Redis is verified, and beside a newer version, others write."""
 
-    def __init__(
-        self,
-        source: LedgerReader,
-        target: KeeperCounters,
-        may_write: Callable[[], bool],
-        log: Callable[..., None] = lambda *_, **__: None,
-    ) -> None:
-        self._source, self._target, self._may_write, self._log = source, target, may_write, log
-        self._looks = 0
-        # The newest version of each that was seen since they were written here.
-        self._seen: dict[str, int] = {}
+    source: LedgerReader
+    target: KeeperCounters
+    may_write: Callable[[], bool]
+    log: Callable[..., None] = lambda *_, **__: None
+    _looks: int = field(default=0, init=False)
+    # The newest version of each that was seen since they were written here.
+    _seen: dict[str, int] = field(default_factory=dict, init=False)
 
     async def run(self) -> None:
         while True:
             try:
-                if self._may_write():
+                if self.may_write():
                     await self.look()
             except CountersUnavailable as error:
                 if isinstance(error, CountersRefused):
@@ -311,16 +308,16 @@ class PublishedLists:
 
     async def look(self) -> list[str]:
         """Write all of them again where one is missing or older; answers which."""
-        stand = await self._target.published(whole=self._looks % WHOLE_EACH == 0)
+        stand = await self.target.published(whole=self._looks % WHOLE_EACH == 0)
         self._looks += 1
         lacking = sorted(name for name, version in stand.items() if version < self._seen.get(name, 1))
         for name, version in stand.items():
             self._seen[name] = max(version, self._seen.get(name, 0))
         if lacking:
-            everybodys = await self._source.everybodys()
-            await publish(self._target, everybodys)
+            everybodys = await self.source.everybodys()
+            await publish(self.target, everybodys)
             odd = [name for name in lacking if stand[name] < 0]
             facts = {"stood_there": "something else"} if odd else {}
-            self._log("written again", keys=lacking, version=everybodys.version, level="warning", **facts)
+            self.log("written again", keys=lacking, version=everybodys.version, level="warning", **facts)
             self._seen, self._looks = {}, 0  # PostgreSQL may be older than it was
         return lacking

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -120,24 +121,20 @@ class BudgetRebuild:
         return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
 
 
+@dataclass(slots=True, eq=False)
 class BudgetComparison:
     """Compares budgets with traffic running; `partition_of` places organizations."""
 
-    def __init__(
-        self,
-        source: Accounts,
-        target: KeeperCounters,
-        partition_of: Callable[[int], int],
-        look_again_s: float = LOOK_AGAIN_S,
-    ) -> None:
-        self._source, self._target, self._partition_of = source, target, partition_of
-        self._look_again_s = look_again_s
+    source: Accounts
+    target: KeeperCounters
+    partition_of: Callable[[int], int]
+    look_again_s: float = LOOK_AGAIN_S
 
     async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
         """Differences in every look. What never stood still is pending: nothing can be said of it."""
         found: list[Item] = []
         checked = pending = 0
-        defined = await self._source.budgets(organizations)
+        defined = await self.source.budgets(organizations)
         for one, budgets in defined.items():
             items = await self._differing(one, budgets)
             checked += len(budgets)
@@ -150,7 +147,7 @@ class BudgetComparison:
         items: list[Item] | None = None
         for look in range(LOOKS_MAX):
             if look:
-                await asyncio.sleep(self._look_again_s)
+                await asyncio.sleep(self.look_again_s)
             again = await self._look(organization_id, budgets)
             if again is None:
                 continue
@@ -162,16 +159,16 @@ class BudgetComparison:
 
     async def _look(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
         """Differences; None where anything moved meanwhile."""
-        partition, now_ms = self._partition_of(organization_id), await self._target.now_ms()
+        partition, now_ms = self.partition_of(organization_id), await self.target.now_ms()
         windows = windows_at(budgets, now_ms)
-        stored = await self._source.stored(partition, [organization_id], windows)
+        stored = await self.source.stored(partition, [organization_id], windows)
         known = as_they_should_be(organization_id, budgets, stored.used, {}, now_ms)
         names = [account.name for account in islice(known, ACCOUNTS_MAX)]
         if not names:
             return []
-        looked = await self._target.look(partition, stored.mark, names)
-        apart = await self._target.waiting_apart(partition, [organization_id])
-        again = await self._source.stored(partition, [organization_id], windows)
+        looked = await self.target.look(partition, stored.mark, names)
+        apart = await self.target.waiting_apart(partition, [organization_id])
+        again = await self.source.stored(partition, [organization_id], windows)
         if looked is None or apart is None or again != stored:
             return None
         live, entries = looked
