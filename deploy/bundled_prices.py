@@ -68,13 +68,11 @@ _NANO = Decimal(1).scaleb(-NANO_DIGITS)
 
 
 def main() -> None:
-    """Write the list."""
     LIST.write_text(written(made()), encoding="utf-8")
     sys.stdout.write(f"written: {LIST}\n")
 
 
 def made() -> Bundle:
-    """The whole list of the library."""
     bundle = Bundle(f"genai-prices {version('genai-prices')}", [], [])
     for provider in providers:
         taken: set[tuple[str, str]] = set()

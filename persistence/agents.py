@@ -85,7 +85,6 @@ def give(connection: Connection, row_id: int) -> bool:
 
 
 def renew(connection: Connection, row_id: int, generation: int, api_key_id: int) -> None:
-    """Go on with another key, and with the next refresh token."""
     mine = update(agent_sign_in).where(_here.id == row_id, _here.generation == generation)
     connection.execute(
         mine.values(
@@ -130,7 +129,6 @@ def due(connection: Connection, each_s: float) -> Sequence[RowMapping]:
 
 
 def keep_renewal(connection: Connection, row_id: int, renewal: str) -> None:
-    """Keep what a provider is asked with next."""
     connection.execute(update(agent_sign_in).where(_here.id == row_id).values(renewal=renewal))
 
 
@@ -142,5 +140,4 @@ def take_renewal(connection: Connection, session_id: int, renewal: str) -> bool:
 
 
 def end(connection: Connection, row_id: int) -> None:
-    """Forget a sign-in: no token of it is good any more."""
     connection.execute(delete(agent_sign_in).where(_here.id == row_id))

@@ -300,7 +300,6 @@ class ApplyTransaction:
         return await self._connection.run_sync(lambda connection: self._run(connection, steps))
 
     async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
-        """Keep marks, and drop others."""
         mine = {"owner": owner, "name": name}
         rows = [
             {

@@ -193,7 +193,6 @@ def note_backup(url: str, taken: BackupRow) -> int:
 
 
 def note_proof(url: str, number: int) -> None:
-    """Note that a backup was restored and is right."""
     with _connected(url) as connection:
         connection.execute(_PROOF, (number,))
 
@@ -248,7 +247,6 @@ def database_beside(url: str) -> Iterator[str]:
 
 
 def _notes(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
-    """Whether a database's schema has a place for notes."""
     return connection.execute("SELECT to_regclass('backup_run')").fetchone() != (None,)
 
 

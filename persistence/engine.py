@@ -89,7 +89,6 @@ def count_failures(engine: AsyncEngine) -> None:
 
 
 def pool_figures(engine: AsyncEngine) -> dict[str, object]:
-    """What metrics say of an engine's connections."""
     pool = engine.pool
     if not isinstance(pool, CountedPool):
         return {}

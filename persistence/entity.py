@@ -167,7 +167,6 @@ class EntityWrite:
 
     @property
     def today(self) -> date:
-        """The UTC day it is."""
         return self.now.astimezone(UTC).date()
 
     @property
@@ -319,7 +318,6 @@ class Entity:
         return lambda value: is_own & self.condition(name, value)
 
     def condition(self, name: str, value: object) -> ColumnElement[bool]:
-        """What a filter wants of a row."""
         return self.conditions[name](value) if name in self.conditions else self.table.c[name] == value
 
 

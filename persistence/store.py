@@ -184,7 +184,6 @@ class Store:
         return self._placed(resource, row)
 
     async def page(self, resource: str, query: Query) -> Page:
-        """Read rows in the resource's stable order."""
         of = SUBJECTS[resource].within(self._within)
         found = await self._read(lambda connection: entity.page_of_rows(connection, of, query))
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
@@ -221,7 +220,6 @@ class Store:
         await self.run(lambda connection: access.refuse_other(connection, claim))
 
     async def finish(self, claim: Claim, status: int, body: Row) -> None:
-        """Keep the answer that was given under a claim."""
         await self.run(lambda connection: access.keep_first_answer(connection, claim, body, status))
 
     async def refusal(self, intents: Sequence[str]) -> str | None:
@@ -363,7 +361,6 @@ class Store:
         return {**row, "partition": self.partition(entity.id_in(row, "organization_id"))}
 
     async def dispose(self) -> None:
-        """Close the connections to PostgreSQL, and to its replica."""
         await self._engine.dispose()
         if self.replica is not None:
             await self.replica.engine.dispose()

@@ -183,7 +183,6 @@ class Agenda:
         return self._last is None or name in self._last
 
     async def until(self, name: str) -> None:
-        """Wait until a loop has something to do."""
         found: Collection[str] = ()
         while name not in found:
             found = await self._next()
@@ -348,7 +347,6 @@ class FailureTeller:
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
-        """Report failures since the last time."""
         told = self.failures.take_reports()
         for one in told:
             self.log(

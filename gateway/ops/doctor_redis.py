@@ -160,7 +160,7 @@ class Finding:
 
 # How replicas of Redis keep what they are told: each may be who is asked after a fail-over.
 #
-# Part of the composition root. Each is asked on a connection of its own; who cannot be asked is only said,
+# Each is asked on a connection of its own; who cannot be asked is only said,
 # since a service may keep its replicas to itself.
 
 Place = tuple[str, int]
@@ -281,7 +281,7 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 
 # Whether the users of Redis and PostgreSQL may do what a process does, or more than that.
 #
-# Part of the composition root. A lack is wrong; what is beyond is only said, since one user for
+# A lack is wrong; what is beyond is only said, since one user for
 # everything is well enough where one person runs everything.
 
 # Whether it is well, its subject, and the words on it.

@@ -26,7 +26,7 @@ from gateway.telemetry import metrics
 
 # What the loops of a keeper tell its process for people, by lines down that one's standard input.
 #
-# Part of the composition root. No disk is between the two: one that is full is among what is told.
+# No disk is between the two: one that is full is among what is told.
 
 TOLD_EACH_S = 2.0
 # Loops that tell nothing for longer hang, or are stopped: nothing that is known of them holds any more.

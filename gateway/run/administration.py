@@ -73,8 +73,6 @@ from persistence.resources.integrity import ReconciliationResults
 from persistence.resources.usage import ConsoleQueries
 
 # The admin port of a keeper: what listens there, and its built-in tokens, read again from their files.
-#
-# Part of the composition root.
 
 
 # The settings of the built-in tokens, each by the role it is for.
@@ -135,8 +133,6 @@ class AdminPort:
 
 
 # The providers of identities by which people sign in to the console, as the settings of a keeper have them.
-#
-# Part of the composition root.
 
 
 class CurrentSignIns:

@@ -185,7 +185,7 @@ def _existing(place: Path) -> Path:
 
 # Whether the servers of Redis that are there take calls, and keep them, as they say themselves.
 #
-# Part of the composition root. What they say is looked at every few seconds: who refuses calls may be asked
+# What they say is looked at every few seconds: who refuses calls may be asked
 # for nothing meanwhile, and must be known to be well again.
 
 ASK_S = 2.0

@@ -107,8 +107,6 @@ def store_over(
 # Settings of a keeper, read again while it runs: its supervisor tells them, or it reads them itself.
 #
 # Both of its processes have them: that of the loops tells that for people.
-#
-# Part of the composition root.
 
 
 # Where later settings come from, if any do.
@@ -153,7 +151,6 @@ class KeeperSettings:
             both.create_task(watch_credentials(self._now, told, look_s=self._look_s))
 
     def proxies(self) -> Proxies:
-        """Through whom others are called now."""
         return self._running.proxies
 
     def saying(self, name: str) -> Callable[[], str]:
@@ -286,7 +283,6 @@ class ProgramList(ProgramRegistry):
         }
 
     async def gauges(self) -> Mapping[str, object]:
-        """How many there are, for metrics."""
         seen, stored = await self.read(), await self._stored()
         refused = sum(bool(stored.refused(one.program)) for one in seen)
         return {"programs": counted(seen), "programs_refused": refused}

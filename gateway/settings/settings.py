@@ -326,7 +326,6 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     @property
     def table(self) -> RouteConfig:
-        """Routes and upstreams together."""
         return RouteConfig(*(getattr(self, name) for name in RouteConfig._fields))
 
     def with_table(self, table: RouteConfig) -> Settings:

@@ -63,14 +63,12 @@ SELECT c.organization_id, c.kind, c.period_start, c.period_end, n.quantity, c.un
 
 
 def void_charges(connection: Connection, invoice_id: int) -> None:
-    """Take an invoice's charges back, and owe them again."""
     connection.execute(_OWED_AGAIN, {"invoice": invoice_id})
     connection.execute(_VOID, {"invoice": invoice_id})
     credit_balances.unbill_debt(connection, [invoice_id])
 
 
 def void_note_charges(connection: Connection, note_id: int) -> None:
-    """Take back what a credit note gave back."""
     connection.execute(_VOID_NOTE, {"invoice": note_id})
 
 

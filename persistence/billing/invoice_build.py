@@ -217,7 +217,6 @@ SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k
 def document_of(
     letterhead: Letterhead, organization: Any, corrects: Sequence[InvoiceReference] = ()
 ) -> Document:
-    """The present seller, and the present row of an organization."""
     buyer = InvoiceParty(
         organization.name, tuple(organization.address or ()), organization.country, organization.tax_number
     )

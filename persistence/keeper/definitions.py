@@ -637,7 +637,6 @@ class ClockReports:
         self._partition_of = partition_of
 
     async def zones(self) -> Sequence[str]:
-        """Time zones of token plans."""
         async with looking(self._engine) as connection:
             return (await connection.scalars(_ZONES)).all()
 

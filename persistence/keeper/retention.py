@@ -195,5 +195,4 @@ async def forget_events(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_O
 
 
 async def forget_reratings(engine: AsyncEngine, days: int, at_once: int = ROWS_AT_ONCE) -> int:
-    """The same of calls that were rated again so many days ago."""
     return await delete(engine, _RERATINGS, {"days": days}, at_once)

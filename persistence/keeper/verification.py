@@ -340,7 +340,6 @@ class LedgerReader(BudgetUses):
             return list(await connection.scalars(_WORKERS))
 
     async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:
-        """Keep who is there, for a keeper that starts after a loss."""
         async with self._engine.begin() as connection:
             await connection.execute(_CAME, {"worker_slots": sorted(came)})
             await connection.execute(_GONE, {"worker_slots": sorted(gone)})

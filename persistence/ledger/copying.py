@@ -85,7 +85,6 @@ class Users:
         return found
 
     def remember(self, found: dict[Name, int]) -> None:
-        """Keep what a committed transaction learned."""
         if len(self._known) + len(found) > self._remembered_max:
             self._known.clear()
         self._known.update(found)

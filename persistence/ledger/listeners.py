@@ -48,7 +48,6 @@ def listeners() -> tuple[LedgerListener, ...]:
 
 
 def tell_changes(connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
-    """Tell every feature that rows of calls changed."""
     moved = list(changes)
     for listener in listeners() if moved else ():
         listener.changed(connection, reason, moved)

@@ -444,7 +444,6 @@ TAKEN_OVER = ("tenant_id", "name", "user", "user_header", "unsettled", "priority
 
 
 def create(change: EntityWrite) -> Row:
-    """Keep a new key and have it loaded."""
     tenant_id = int(str(change.command.values["tenant_id"]))
     hold_of_members(change, tenant_id)
     require(change)

@@ -212,7 +212,6 @@ def check_model(change: EntityWrite) -> None:
 
 
 def delete_model(change: EntityWrite) -> Row:
-    """Delete a business model that nothing uses."""
     name = lock(change)["name"]
     if name in ALWAYS_THERE:
         raise Conflict(f"{name} is always there.")
@@ -308,7 +307,6 @@ MODELS = Entity(
 
 # Shares of an upstream's capacity: of an organization, or of one tenant, whose organization the row keeps.
 def create_share(change: EntityWrite) -> Row:
-    """Store a share; it is an organization's or a tenant's."""
     values = dict(change.command.values)
     of_tenant = values.get("tenant_id")
     if (values.get("organization_id") is None) == (of_tenant is None):
@@ -442,7 +440,6 @@ def check_values(change: EntityWrite) -> None:
 
 
 def in_force_count(connection: Connection, now: datetime) -> int:
-    """How many prices gateways hold."""
     return connection.scalars(select(func.count()).select_from(in_force(now).subquery())).one()
 
 

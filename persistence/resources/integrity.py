@@ -439,7 +439,6 @@ class ReconciliationResults:
                 raise translated(error) from error
 
     async def keep(self, started: datetime, finished: datetime, found: ReconciliationSummary) -> Row:
-        """Store one result; answers it as it is shown."""
         values: dict[str, Any] = {
             "started_at": started,
             "finished_at": finished,

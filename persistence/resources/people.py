@@ -239,7 +239,6 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_tenant(change: EntityWrite) -> Row:
-    """Change name, limits or plan."""
     before = lock(change)
     require(change)
     values = dict(change.command.values)

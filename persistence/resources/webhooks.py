@@ -63,7 +63,6 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_row(change: EntityWrite) -> Row:
-    """Change a webhook; another URL belongs to its writer."""
     before = lock(change)
     row = entity.change_row(change)
     return row if row["url"] == before["url"] else _addressed(change, row)

@@ -82,7 +82,6 @@ def retry(change: EntityWrite) -> Row:
 
 
 def cancel(change: EntityWrite) -> Row:
-    """Leave one that was refused: it is never sent."""
     row = lock(change)
     if row["state"] != FAILED:
         raise Conflict(f"The event is {row['state']}; only a failed one is left.")

@@ -45,7 +45,6 @@ Shown = Callable[[Row], dict[str, Any]]
 
 
 def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the reports and their files."""
     files = files_of(app, ports.request_timeout_s)
 
     async def allowed(request: web.Request, name: str) -> AdminPorts:
@@ -102,7 +101,6 @@ def money_of(name: str) -> tuple[str, ...]:
 
 
 def shown_as(name: str, asked: Mapping[str, object]) -> Shown:
-    """How a row of a report becomes an item."""
     if name != LEDGER:
         return lambda row: ITEMS[name].model_validate(row).model_dump(mode="json")
     codes = dict(pair.split(":", 1) for pair in str(asked.get("accounts") or "").split(",") if pair)

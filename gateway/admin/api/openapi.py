@@ -45,7 +45,6 @@ CSP = (
 
 # Query parameters as the OpenAPI document has them.
 def whole(least: int, most: int) -> Json:
-    """A whole number between two."""
     return {"type": "integer", "minimum": least, "maximum": most}
 
 
@@ -604,7 +603,6 @@ def mount_docs(app: web.Application, page: Callable[[], str]) -> None:
 
 
 def render(described: Json) -> str:
-    """The page of a document."""
     written = partial(json.dumps, indent=2, ensure_ascii=False)
     schemas = described["components"]["schemas"]
     page = _TEMPLATES.get_template("docs.html")

@@ -344,5 +344,4 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
 
 
 def name_of(invoice: Mapping[str, object], suffix: str) -> str:
-    """What a file of an invoice is called."""
     return f"{invoice['kind']}-{invoice['number'] or invoice['id']}.{suffix}".replace("_", "-")

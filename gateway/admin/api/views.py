@@ -208,7 +208,6 @@ _DECIDED = {
 
 
 def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve how much waits, and decisions."""
 
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
@@ -447,7 +446,6 @@ def _now() -> datetime:
 
 
 def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve what is written down, plans, and their being done."""
     turns = UploadSlots()
 
     async def show(request: web.Request) -> web.Response:
@@ -636,7 +634,6 @@ NOTHING_YET: Row = {
 
 
 def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the last result, and runs."""
 
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)

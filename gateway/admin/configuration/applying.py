@@ -110,7 +110,6 @@ class Configurator:
         return await self._ports.store.applying(lambda session: self._work(session, wish, objects), keep=keep)
 
     async def _push(self, work: _ApplyResult) -> Row:
-        """Tell the counters; what comes of it."""
         try:
             return {"pending": not await push(self._ports, work.intents)}
         except Conflict as error:  # it is stored all the same

@@ -71,7 +71,6 @@ class WantedObject:
 
     @property
     def at(self) -> str:
-        """Where it stands in what was sent."""
         return f"{self.resource.name}.{self.index}"
 
     @property

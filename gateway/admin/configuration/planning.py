@@ -337,7 +337,6 @@ class _Export:
         self._left_out: list[str] = []
 
     async def read(self, session: ApplyTransaction) -> Row:
-        """All kinds, each behind what it refers to."""
         objects: dict[str, list[Row]] = {}
         marks = await session.marks(self._owner, DEFAULT_NAME, ROWS_MAX)
         self._marks = {(mark.resource, mark.row_id): mark for mark in marks}

@@ -401,7 +401,6 @@ class RowMatcher:
             self._ask(wanted.names.values())
 
     async def match(self, resource: Resource) -> list[Pair]:
-        """Find the rows that the objects of a kind name."""
         objects = self._objects.by_kind.get(resource.name, ())
         if not objects and resource.name not in self._asked:
             return []

@@ -24,13 +24,11 @@ _ID = "_id"
 
 
 def declared(resource: Resource) -> ConfigDeclaration:
-    """How files say rows of a kind."""
     assert resource.declared is not None
     return resource.declared
 
 
 def model(resource: Resource) -> type[In]:
-    """The model that makes a row of a kind."""
     assert resource.create is not None
     return resource.create
 

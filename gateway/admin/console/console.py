@@ -235,7 +235,6 @@ async def show_statement(
 
 
 def _totals(rows: Any, statement: Statement) -> list[dict[str, Any]]:
-    """What rows come to, by currency."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         sums = found.setdefault(

@@ -181,7 +181,6 @@ REASONS = {refusal.reason: (refusal.__doc__ or "").partition("\n")[0] for refusa
 
 
 def outcome_of(status: int) -> Outcome:
-    """What a call came to, by the status of its answer."""
     known = ANSWERED if status < 400 else WRONG_REQUEST if status < 500 else FAILED
     return _OUTCOMES.get(status, known)
 
@@ -495,7 +494,6 @@ class Chart:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was used at all."""
         return not self.top
 
     def said(self, amount: Amount) -> str:
@@ -607,7 +605,6 @@ class PageForm:
 
     @property
     def sentence(self) -> list[tuple[Slot, FormField]]:
-        """The fields of the sentence, in its order."""
         known = {each.name: each for each in self.fields}
         return [(slot, known[slot.field]) for slot in self.slots if slot.field in known]
 

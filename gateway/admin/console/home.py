@@ -380,7 +380,6 @@ def set_cookie(request: web.Request, response: web.StreamResponse, session: Sess
 
 
 def drop_cookie(request: web.Request, response: web.Response) -> None:
-    """Have the browser forget the session."""
     response.del_cookie(cookie_of(request), path="/", secure=is_secure(request))
 
 
@@ -408,7 +407,6 @@ def require_own_origin(request: web.Request) -> None:
 
 
 def require_form_token(signed: SignedInPerson, posted: Mapping[str, object]) -> None:
-    """Refuse a form that does not carry this session's token."""
     sent = posted.get("form_token")
     if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), signed.form_token.encode()):
         raise Forged
@@ -567,7 +565,6 @@ class ConsoleShell:
 
 
 def _may(actor: Actor, name: str, verb: str) -> bool:
-    """Whether a page offers to do something with a resource."""
     return refused_write(actor, name, RESOURCES[name].access, verb) is None
 
 

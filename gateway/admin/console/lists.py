@@ -110,7 +110,6 @@ def in_order(rows: Sequence[Row], screen: Screen, order: Order, names: Names) ->
 
 
 def referred(rows: Sequence[Row], screen: Screen, order: Order) -> Mapping[str, set[int]]:
-    """What a column's values refer to."""
     target = screen.resource.target(order.column)
     ids = {row[order.column] for row in rows if target and isinstance(row.get(order.column), int)}
     return {target: ids} if ids else {}  # type: ignore[dict-item]  # integers

@@ -284,7 +284,6 @@ def _require_all(desk: ConsoleShell) -> None:
 
 
 async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:
-    """The spend, the budgets and the refusals of a range."""
     sums, (parts, chart, totals), budgets, failed = await asyncio.gather(
         _sums(desk.ports, asked),
         _parts(desk.ports, asked),
@@ -363,7 +362,6 @@ def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[s
 
 
 async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudget]:
-    """Of the budgets, those with least left."""
     own = {name: int(text) for name, text in asked.asked.items() if name != "range"}
     rows, _ = await desk.operations["budgets"].list(query(BUDGETS_READ_MAX, newest_first=False, **own))
     screen = SCREENS["budgets"]

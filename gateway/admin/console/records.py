@@ -435,7 +435,6 @@ SCREEN = SCREENS["budgets"]
 
 
 async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """The use of a budget; of one with `each`, by whom most."""
     targets = {name: SCREEN.resource.target(name) for name in SELECTING}
     ids = {targets[name]: {int(str(row[name]))} for name in SELECTING if targets[name] and row[name]}
     ids["organizations"] = {int(str(row["organization_id"]))}

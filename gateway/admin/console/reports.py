@@ -339,7 +339,6 @@ def _calls(asked: ReportQuery, row: Row) -> str:
 
 
 def _places(rows: Sequence[Row]) -> int:
-    """How many decimals stand below each other."""
     exponents = [amount_of(row, "cost").normalize().as_tuple().exponent for row in rows]  # type: ignore[union-attr]  # decimals
     return max((-int(each) for each in exponents), default=0)
 
@@ -391,7 +390,6 @@ def _known_range(name: str, now: datetime) -> tuple[str, str]:
 
 
 def _field(at: datetime) -> str:
-    """A time as a field of a form holds it."""
     return at.strftime("%Y-%m-%dT%H:%M")
 
 

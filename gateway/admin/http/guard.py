@@ -284,5 +284,4 @@ def files_of(app: web.Application, piece_s: float) -> Files:
 
 
 def headers_of(name: str, media: str) -> dict[str, str]:
-    """The fields of an answer that is a file."""
     return {"Content-Type": media, "Content-Disposition": f'attachment; filename="{name}"'}

@@ -103,7 +103,6 @@ class AdminListener:
     servers: Sequence[asyncio.Server]
 
     async def stop(self) -> None:
-        """Stop accepting, let running requests finish, close."""
         for server in self.servers:
             server.close()
         await self.runner.cleanup()

@@ -111,7 +111,6 @@ class FormField:
 
 
 def words(name: str) -> str:
-    """A field's name as a label."""
     if name in PROPER:
         return PROPER[name]
     text = name.removesuffix("_id").removesuffix("_at").replace("_", " ").replace("-", " ").strip() or name

@@ -105,7 +105,6 @@ class WebhookDeliveries:
         await self._queue.done(delivery, outcome)
 
     def figures(self) -> list[list[object]]:
-        """The outcomes so far, for metrics."""
         return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
 
     async def _sent(self, delivery: Delivery) -> DeliveryOutcome:

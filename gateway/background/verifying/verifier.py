@@ -196,7 +196,6 @@ class Partitions:
         self._budgets = BudgetRebuild(source, target)
 
     async def define(self, truth: LedgerState) -> None:
-        """Bring every definition of a verified partition in again."""
         await self._define(truth, LedgerState([], [], [], [], [], truth.version))
 
     async def verify(
