@@ -7,23 +7,20 @@ refusal it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
-    Actor,
-    Claim,
     Command,
     CommittedWrite,
-    ConsoleSession,
     Page,
     Query,
     Realm,
@@ -33,7 +30,6 @@ from gateway.core.accounts.administration import (
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
 from gateway.core.billing.finance import LegPlace, ReportPeriod
-from gateway.core.billing.price_book import PriceFound
 from gateway.errors import NotFound, TrialEnded
 from persistence import apply_transaction, entity
 from persistence import engine as engines
@@ -126,11 +122,23 @@ class FontCoverage:
 
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 TRIES_MAX = LOOKS_MAX = 4
 # No organization has this id.
 NOBODYS = 0
 _now = partial(datetime.now, UTC)
+
+
+def _asks(
+    work: Callable[Concatenate[Connection, P], T],
+) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
+    """A method of the store that does this in one transaction, and nothing else."""
+
+    async def asked(store: Store, /, *given: P.args, **named: P.kwargs) -> T:
+        return await store.run(lambda connection: work(connection, *given, **named))
+
+    return asked
 
 
 class Store:
@@ -215,22 +223,10 @@ class Store:
         await self._wrote()
         return done
 
-    async def refuse_other(self, claim: Claim) -> None:
-        """Raise `Conflict` where the claim's key stands for another request."""
-        await self.run(lambda connection: access.refuse_other(connection, claim))
-
-    async def finish(self, claim: Claim, status: int, body: Row) -> None:
-        await self.run(lambda connection: access.keep_first_answer(connection, claim, body, status))
-
-    async def refusal(self, intents: Sequence[str]) -> str | None:
-        """Say why the counters refused one of these control writes; None if they did not."""
-        return await self.run(lambda connection: of_writes(connection, intents))
-
-    async def price_of(self, model: str, currency: str, at: datetime, provider: str) -> PriceFound | None:
-        """Read what a model costs at a time, in a currency or by an exchange rate into it."""
-        return await self.run(
-            lambda connection: catalogue.find_price(connection, model, currency, at, provider)
-        )
+    refuse_other = _asks(access.refuse_other)
+    finish = _asks(access.keep_first_answer)
+    refusal = _asks(of_writes)
+    price_of = _asks(catalogue.find_price)
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
@@ -284,40 +280,15 @@ class Store:
 
     # Who may come in, and who is signed in.
 
-    async def staff_token(self, digest: str) -> Actor | None:
-        """Find a named admin token that is neither expired nor revoked."""
-        return await self.run(lambda connection: access.find_admin_token(connection, digest))
-
-    async def key_holder(self, digest: str) -> Actor | None:
-        """Find who holds an API key that is neither expired nor revoked."""
-        return await self.run(lambda connection: access.find_key_holder(connection, digest))
-
-    async def mail_consent(self, digest: str) -> Row | None:
-        """What a link of a mail asks: `organization`, `address`, `given_at`; None where it is not good."""
-        return await self.run(lambda connection: webhooks.consent_by(connection, digest))
-
-    async def consent_to_mail(self, digest: str, *, given: bool) -> bool:
-        """Let mail be sent to the address of a link, or no more; False where the link is not good."""
-        return await self.run(lambda connection: webhooks.consent(connection, digest, given=given))
-
-    async def has_ended_token(self, digest: str) -> bool:
-        """Whether there is a named admin token that is expired or revoked."""
-        return await self.run(lambda connection: access.admin_token_has_ended(connection, digest))
-
-    async def use_sign_in(self, state: str) -> bool:
-        """Note that somebody came back from a sign-in; False where somebody did before."""
-        return await self.run(lambda connection: access.use_sign_in(connection, state))
-
-    async def console_session(self, digest: str) -> ConsoleSession | None:
-        return await self.run(lambda connection: access.find_session(connection, digest))
-
-    async def ask_of_session(self, session_id: int) -> bool:
-        """Take it upon the caller to ask whether its person still may come in; False where another does."""
-        return await self.run(lambda connection: access.ask_session(connection, session_id))
-
-    async def keep_renewal(self, session_id: int, renewal: str, *, vouched: bool) -> None:
-        """Keep what is asked with next; the session goes on where its person was `vouched` for."""
-        await self.run(lambda held: access.keep_renewal(held, session_id, renewal, vouched=vouched))
+    staff_token = _asks(access.find_admin_token)
+    key_holder = _asks(access.find_key_holder)
+    mail_consent = _asks(webhooks.consent_by)
+    consent_to_mail = _asks(webhooks.consent)
+    has_ended_token = _asks(access.admin_token_has_ended)
+    use_sign_in = _asks(access.use_sign_in)
+    console_session = _asks(access.find_session)
+    ask_of_session = _asks(access.ask_session)
+    keep_renewal = _asks(access.keep_renewal)
 
     def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
         if command.claim is not None:

@@ -77,7 +77,7 @@ def _digested(ports: AdminPorts, credential: str) -> Row:
 async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, request_id: str) -> None:
     """Keep the answer under its claim; where that fails, what was committed with the write is kept."""
     try:
-        await ports.store.finish(claim, status, content)
+        await ports.store.finish(claim, content, status)
     except StoreUnavailable:
         _log.warning("an answer is not kept", extra={"request_id": request_id})
 

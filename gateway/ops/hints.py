@@ -5,6 +5,8 @@ Pure, and nothing but words: the composition root asks, and puts what is found h
 
 from __future__ import annotations
 
+from functools import partial
+
 REDIS_URL, DATABASE_URL = "TOLLKEEPER_REDIS_URL", "TOLLKEEPER_DATABASE_URL"
 
 _REDIS_HINTS = (
@@ -98,22 +100,10 @@ _ISSUER = (
 )
 
 
-def redis_hint(said: str) -> str:
-    return _found(_REDIS_HINTS, said)
-
-
-def postgresql_hint(said: str) -> str:
-    return _found(_POSTGRESQL_HINTS, said)
-
-
-def upstream_hint(said: str) -> str:
-    return _found(_UPSTREAM, said)
-
-
-def issuer_hint(said: str) -> str:
-    """What to do where an issuer's keys could not be read for this."""
-    return _found(_ISSUER, said)
-
-
 def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
     return next(hint for words, hint in rows if words in said)
+
+
+redis_hint, postgresql_hint = partial(_found, _REDIS_HINTS), partial(_found, _POSTGRESQL_HINTS)
+# Of where an issuer's keys could not be read, too.
+upstream_hint, issuer_hint = partial(_found, _UPSTREAM), partial(_found, _ISSUER)

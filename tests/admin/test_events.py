@@ -114,7 +114,7 @@ class Silent(Store):
     async def refusal(self, intents: Sequence[str]) -> str | None:
         raise StoreUnavailable
 
-    async def finish(self, claim: Claim, status: int, body: Row) -> None:
+    async def finish(self, claim: Claim, body: Row, status: int) -> None:
         raise StoreUnavailable
 
 

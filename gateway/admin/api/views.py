@@ -689,5 +689,5 @@ async def _run(
         await ports.reconciler.run_now(repair=repair, whole=whole, within_s=COMPARISON_S_MAX)
     )
     if claim is not None:
-        await ports.store.finish(claim, 200, found)
+        await ports.store.finish(claim, found, 200)
     return found, False
