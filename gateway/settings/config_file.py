@@ -191,17 +191,9 @@ def sign_in_of(written: SignInConfig) -> SignIn:
 
 
 def _provider(one: ProviderConfig) -> IdentityProvider:
-    rules = Issuer(
-        one.issuer,
-        (one.client_id,),
-        algorithms=one.algorithms,
-        ca_file=one.ca_file,
-        leeway_s=one.leeway_s,
-        subject=one.subject,
-        subjects=tuple(one.subjects.items()),
-        user=one.person,
-        require=tuple(one.require.items()),
-    )
+    said = {name: getattr(one, name) for name in ("algorithms", "ca_file", "leeway_s", "subject")}
+    said |= {"subjects": tuple(one.subjects.items()), "require": tuple(one.require.items())}
+    rules = Issuer(one.issuer, (one.client_id,), user=one.person, **said)
     label = one.label or urlsplit(one.issuer).hostname or one.name
     secret = (one.client_secret, one.client_secret_file)
     return IdentityProvider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
@@ -600,6 +592,13 @@ def base_url_of(url: str, place: str) -> str:
     return url.rstrip("/")
 
 
+# What an upstream says that is just so of its target.
+_AS_WRITTEN = (
+    "ca_file", "limits", "cert_file", "key_file", "region", "project", "first_byte_s", "idle_s", "auth",
+    "credentials_file",
+)  # fmt: skip
+
+
 def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> UpstreamTarget:
     for field, value in written.headers.items():
         if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
@@ -617,23 +616,14 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         name,
         base_url,
         headers,
-        written.ca_file,
-        written.limits,
-        written.cert_file,
-        written.key_file,
-        own_proxies(written.proxy, f"{place}.proxy"),
+        **{one: getattr(written, one) for one in _AS_WRITTEN},
+        proxies=own_proxies(written.proxy, f"{place}.proxy"),
         fields=frozenset(written.fields),
         family="" if written.family is None else str(written.family),
         path=path,
         query=query,
         keys=keys,
-        region=written.region,
-        project=written.project,
-        first_byte_s=written.first_byte_s,
-        idle_s=written.idle_s,
         capacity=None if written.capacity is None else _capacity(written.capacity, place),
-        auth=written.auth,
-        credentials_file=written.credentials_file,
         told=tuple((name.lower(), value) for name, value in written.headers.items() if TOLD.search(value)),
     )
 

@@ -133,6 +133,11 @@ SELECT t.id AS tenant_id, t.organization_id, u.external_id,
        CASE WHEN u.deleted_at IS NULL THEN CAST(u.limits AS text) ELSE '{{}}' END AS limits
   FROM app_user AS u JOIN tenant AS t ON t.organization_id = u.organization_id
  WHERE {where} ORDER BY u.id, t.id"""
+# What definitions have as rows do.
+_OF_KEY = (
+    "tenant_id", "organization_id", "digest", "user_header", "unsettled", "priority", "of_tokens",
+)  # fmt: skip
+_OF_SERVICE = ("id", "key", "meter", "counts_tokens", "counts_none", "credits")
 _SERVICES = """
 SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s.pricing, s.upstream,
        s.paths, b.meter
@@ -220,20 +225,14 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
 async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[KeyDefinition]:
     return [
         KeyDefinition(
+            **{name: row[name] for name in _OF_KEY},
             key_id=row["id"],
-            tenant_id=row["tenant_id"],
-            organization_id=row["organization_id"],
-            digest=row["digest"],
             limits=_limits(row["limits"]),
             user=row["user"] or "",
             models=None if row["models"] is None else frozenset(row["models"]),
             revoked=row["revoked_at"] is not None,
             expires_ms=ms_of(row["expires_at"]),
-            user_header=row["user_header"],
-            unsettled=row["unsettled"],
-            priority=row["priority"],
             runs=_run_policy(row["runs"]),
-            of_tokens=row["of_tokens"],
         )
         for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
     ]
@@ -253,12 +252,7 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
     return CatalogueDefinition(
         tuple(
             Service(
-                id=row["id"],
-                key=row["key"],
-                meter=row["meter"],
-                counts_tokens=row["counts_tokens"],
-                counts_none=row["counts_none"],
-                credits=row["credits"],
+                **{name: row[name] for name in _OF_SERVICE},
                 one_time=row["service_type"] == "One-Time",
                 pricing=read_pricing(row["pricing"]),
                 upstream=row["upstream"] or "",
