@@ -413,6 +413,14 @@ def _moves_units(event: OutboxEntry) -> bool:
     return bool(event.flags & USAGE) and not in_money(event)
 
 
+# Facts of a call that its row has as they are, and those that are texts.
+_FACTS = ("first_token_ms", "status", "duration_ms", "streamed", "estimated")
+_TEXTS = (
+    "session", "route", "service_tier", "upstream_request_id", "unpriced", "exchange_rate", "model",
+    "response_model", "currency",
+)  # fmt: skip
+
+
 def correction(event: OutboxEntry) -> dict[str, object]:
     """What a call really was that its row knows by what was seen of it, for `statements.CORRECT_CALL`."""
     facts, flags = facts_of(event), event.flags
@@ -420,16 +428,13 @@ def correction(event: OutboxEntry) -> dict[str, object]:
     content, project, version = attributed(event.attribution)
     return {
         **dict(zip(KINDS, counts_of(facts), strict=True)),
+        **{name: getattr(facts, name) for name in _FACTS},
+        **{name: stored_text(getattr(facts, name)) or None for name in _TEXTS},
         "request_id": event.source if settled else facts.corrects,
         "content_id": int(content) if content else None,
         "project_id": int(project) if project else None,
         "feature_version": stored_text(version) or None,
-        "session": stored_text(facts.session) or None,
-        "route": stored_text(facts.route) or None,
-        "service_tier": stored_text(facts.service_tier) or None,
         "tools": _tools_of(facts.tools).decode() if facts.tools else None,
-        "first_token_ms": facts.first_token_ms,
-        "upstream_request_id": stored_text(facts.upstream_request_id) or None,
         "unknown_usage": None if facts.unknown == NONE else _cut(bytes(facts.unknown)).decode(),
         # Of a correction it says why the row is corrected.
         "reason": (stored_text(facts.reason) or None) if settled else None,
@@ -438,16 +443,7 @@ def correction(event: OutboxEntry) -> dict[str, object]:
         # More than there were where they are charged, else all there are.
         "units": event.units if _moves_units(event) else facts.units,
         "more_units": _moves_units(event),
-        "status": facts.status,
-        "duration_ms": facts.duration_ms,
-        "streamed": facts.streamed,
-        "estimated": facts.estimated,
-        "unpriced": stored_text(facts.unpriced) or None,
-        "exchange_rate": stored_text(facts.exchange_rate) or None,
-        "model": stored_text(facts.model) or None,
-        "response_model": stored_text(facts.response_model) or None,
         "cost": None if facts.cost is None else bounded(facts.cost),
-        "currency": stored_text(facts.currency) or None,
         "price_id": facts.price_id or None,
     }
 
