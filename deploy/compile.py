@@ -182,7 +182,7 @@ def begun_plainly(text: str) -> str:
     """The module with the `__init__` of each `@dataclass(slots=True)` written out."""
     lines = text.splitlines()
     for node in reversed(ast.parse(text).body):
-        if not isinstance(node, ast.ClassDef) or _decorators(node) != [_PLAIN]:
+        if not isinstance(node, ast.ClassDef) or [*map(ast.unparse, node.decorator_list)] != [_PLAIN]:
             continue
         fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
         if any(one.value is not None and _called(one.value) == "field" for one in fields):
@@ -197,10 +197,6 @@ def begun_plainly(text: str) -> str:
         at = node.decorator_list[0].lineno - 1
         lines[at] = lines[at].replace("slots=True", "slots=True, init=False")
     return "\n".join(lines) + "\n"
-
-
-def _decorators(node: ast.ClassDef) -> list[str]:
-    return [ast.unparse(one) for one in node.decorator_list]
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def pure(target: Path) -> Path:
 
 def compiled(wheel: Path, tree: Path, target: Path) -> Path:
     """Add the extension modules of a compiled tree to a pure wheel (PyPA, binary distribution format)."""
-    tag = _tag()
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    tag = f"{python}-{python}-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
     name, version = wheel.name.split("-")[:2]
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(wheel) as pure_one:
@@ -102,12 +103,6 @@ def compiled(wheel: Path, tree: Path, target: Path) -> Path:
             entry.external_attr = (0o755 if one.endswith(".so") else 0o644) << 16
             whole.writestr(entry, content)
     return made
-
-
-def _tag() -> str:
-    """This Python and this machine, as installers name them."""
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    return f"{python}-{python}-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
 def _record(files: dict[str, bytes], own: str) -> bytes:

@@ -42,7 +42,9 @@ def read_url(url: str) -> MailServer:
     """The server of `smtp://user:password@host:port` or `smtps://`; only one on this machine needs no TLS."""
     parts = urlsplit(url)
     host, credentials = parts.hostname or "", (unquote(parts.username or ""), unquote(parts.password or ""))
-    tls = "first" if parts.scheme == "smtps" else "none" if _is_loopback(host) else "starttls"
+    address = literal(host)
+    is_here = host == "localhost" if address is None else address.is_loopback
+    tls = "first" if parts.scheme == "smtps" else "none" if is_here else "starttls"
     return MailServer(host, parts.port or PORTS[parts.scheme], tls, *credentials)
 
 
@@ -143,8 +145,3 @@ def _here(server: SMTP) -> str:
 def _told(said: SMTPResponseException) -> str:
     status = f"{said.code} " if said.code > 0 else ""
     return plain(f"{status}{said.message.splitlines()[-1] if said.message else ''}")
-
-
-def _is_loopback(host: str) -> bool:
-    address = literal(host)
-    return host == "localhost" if address is None else address.is_loopback

@@ -388,10 +388,7 @@ class Supervisor:
 
 # So long a keeper is still listed that was killed; with room.
 LISTED_S = HELD_S + 1.0
-
-
-def _migrate_own(url: str) -> object:
-    return migrate(url, wait_s=LISTED_S)
+_migrate_own = partial(migrate, wait_s=LISTED_S)
 
 
 @dataclass(frozen=True, slots=True)

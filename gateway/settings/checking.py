@@ -126,12 +126,9 @@ def _with_one_host(url: str) -> str:
     scheme, _, rest = url.partition("://")
     authority, slash, tail = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
-    wrong = (one for one in hosts.split(",") if (port := _PORT.search(one)) and not _is_port(port[1]))
+    ports = ((one, _PORT.search(one)) for one in hosts.split(","))
+    wrong = (one for one, at in ports if at and not (at[1].isdecimal() and 0 < int(at[1]) <= PORT_MAX))
     return f"{scheme}://{user}{at}{next(wrong, hosts.partition(',')[0])}{slash}{tail}"
-
-
-def _is_port(text: str) -> bool:
-    return text.isdecimal() and 0 < int(text) <= PORT_MAX
 
 
 # The settings of TLS of our ports: three files each, named alike.

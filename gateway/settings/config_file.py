@@ -235,7 +235,8 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
     if ca_file:
         said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
         authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
-    http, https = (_of_variable(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
+    named = (_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
+    http, https = (_read(text, name) if text.strip() else None for name, text in named)
     if http is None and https is None:
         return Proxies(ca_file=ca_file)
     name, text = _said(environ, "NO_PROXY")
@@ -251,11 +252,6 @@ def own_proxies(text: str, place: str) -> Proxies | None:
         return DIRECT if text else None
     found = _read(text, place)
     return Proxies(found, found)
-
-
-def _of_variable(environ: Mapping[str, str], variable: str) -> Proxy | None:
-    name, text = _said(environ, variable)
-    return _read(text, name) if text.strip() else None
 
 
 def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:

@@ -288,7 +288,7 @@ def keep_lines(
             "tenant_id": line.tenant_id, "quantity": line.quantity, "unit_price": line.unit_price,
             "amount": line.amount, "exact": line.exact, "basis": line.basis,
             "corrects_position": corrected, "period_start": line.start, "period_end": line.end,
-            **_taxed(line.tax),
+            **{f"tax_{name}": getattr(line.tax, name, None) for name in ("rate", "category", "reason")},
         }
         for invoice_id, lines in of.items()
         for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
@@ -296,12 +296,6 @@ def keep_lines(
     if rows:
         connection.execute(_KEEP, {name: [row[name] for row in rows] for name in _NAMES})
     return {invoice_id: sum((line.amount for line in lines), Decimal(0)) for invoice_id, lines in of.items()}
-
-
-def _taxed(tax: Tax | None) -> dict[str, Any]:
-    if tax is None:
-        return {"tax_rate": None, "tax_category": None, "tax_reason": None}
-    return {"tax_rate": tax.rate, "tax_category": tax.category, "tax_reason": tax.reason}
 
 
 # What invoices say besides their charges: what they are called, what earlier ones billed of the same.

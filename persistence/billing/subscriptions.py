@@ -108,16 +108,6 @@ def plan_prices_due(connection: Connection, today: date, count: int) -> Sequence
     return connection.execute(PLAN_PRICES_DUE, {"today": today, "count": count}).scalars().all()
 
 
-def plan_prices_since(
-    connection: Connection, plan_id: int, interval: str, reprices: int
-) -> list[tuple[date, Decimal]]:
-    """From which days on all who have a plan pay another price, behind so many of these."""
-    name, times = COSTS[interval]
-    here = _price.c
-    found = select(here.effective_from, here[name]).where(here.plan_id == plan_id, here.number > reprices)
-    return [(day, Decimal(cost) * times) for day, cost in connection.execute(found.order_by(here.number))]
-
-
 _price_in_words = json_of(
     cast(_price.c.effective_from, Text).label("from"),
     *_price.c[_NAMES],
@@ -381,9 +371,14 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
     ).all()
     segments = tuple(segment_of(each) for each in rows)
     found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
-    now, seen = found.current, int(row["reprices"])
-    for day, cost in plan_prices_since(change.connection, now.plan_id, now.interval, seen):
-        found = rules.agree_from(found, {rules.REPRICED: True}, max(day, rules.plan_since(found)), cost)
+    # From which days on all who have the plan pay another price, behind those that are seen.
+    (name, times), of = COSTS[found.current.interval], _price.c
+    later = select(of.effective_from, of[name]).where(
+        of.plan_id == found.current.plan_id, of.number > row["reprices"]
+    )
+    for day, cost in change.connection.execute(later.order_by(of.number)):
+        since = max(day, rules.plan_since(found))
+        found = rules.agree_from(found, {rules.REPRICED: True}, since, Decimal(cost) * times)
     return found
 
 

@@ -231,7 +231,10 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
             samples = remembered(known, window, now_ms)
             end_ms = exhausted_ms(window, samples, now_ms)
             if end_ms is not None:
-                news.append(_forecast(found, end_ms))
+                # The moment is told as such, and by the clocks of the budget's zone.
+                local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
+                at = _said(end_ms)
+                news.append(_news(found, "budget.forecast", exhausted_at=at, exhausted_local=local))
             if end_ms is not None or samples != known:
                 stored = (*_stored(samples.before), *_stored(samples.seen))
                 rows.append((found.id, found.start, found.value, end_ms is not None, *stored))
@@ -328,12 +331,6 @@ def _news(found: Found, event: str, part: Decimal | None = None, **more: object)
         "resets_at": _said(ms_of(found.next)) if found.next else None,
     }  # fmt: skip
     return News(event, occasion, data | more)
-
-
-def _forecast(found: Found, end_ms: int) -> News:
-    """The moment is told as such, and by the clocks of the budget's zone."""
-    local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
-    return _news(found, "budget.forecast", exhausted_at=_said(end_ms), exhausted_local=local)
 
 
 def _amounts(found: Found) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -670,7 +670,8 @@ async def _cost(desk: ConsoleShell, request: web.Request, column: str, row_id: i
 
 async def _organization_use(desk: ConsoleShell, organization_id: int, measure: str) -> formatting.Chart:
     tenants = await desk.ports.figures.tenants_of(organization_id, TENANT_DAYS_MAX)
-    since, until = _last_days(max(1, min(DAYS, TENANT_DAYS_MAX // max(1, tenants))))
+    until, span = datetime.now(UTC).date(), max(1, min(DAYS, TENANT_DAYS_MAX // max(1, tenants)))
+    since = until - timedelta(days=span - 1)
     days = await desk.ports.figures.organization_days(organization_id, since, DAY_ROWS_MAX)
     names = await desk.ports.figures.names("services", {int(str(row["service_id"])) for row in days})
     return formatting.stacked(
@@ -682,11 +683,6 @@ async def _organization_use(desk: ConsoleShell, organization_id: int, measure: s
         },
         unit="units" if measure == "usage_amount" else measure,
     )
-
-
-def _last_days(days: int = DAYS) -> tuple[date, date]:
-    until = datetime.now(UTC).date()
-    return until - timedelta(days=days - 1), until
 
 
 # An invoice's page: its lines, what of it was paid, and what became of it, with what gives it back.

@@ -124,11 +124,6 @@ def share_of_spend(part: Amount, whole: Amount) -> float:
     return round(float(100 * part / whole), 1) if whole else 0.0
 
 
-def intervals_for(since: datetime, until: datetime) -> str:
-    """The interval that shows a span best."""
-    return "hour" if until - since <= 3 * _ONE_DAY else "day" if until - since <= 100 * _ONE_DAY else "month"
-
-
 async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
     found = await store.used(whole)
     if len(found) >= whole.rows_max:
@@ -231,8 +226,10 @@ class ReportQuery:
         if self.interval:
             sent["interval"] = self.interval
         found = read(sent)
-        interval = self.interval or intervals_for(found.since, found.until)
-        if interval == "hour" and found.until - found.since > TIMES_MAX * _HOUR:
+        span = found.until - found.since
+        best = "hour" if span <= 3 * _ONE_DAY else "day" if span <= 100 * _ONE_DAY else "month"
+        interval = self.interval or best
+        if interval == "hour" and span > TIMES_MAX * _HOUR:
             reason = f"of more than {TIMES_MAX} hours are not shown one by one: ask for days"
             raise Unprocessable("Some query parameters are wrong.", (("interval", reason),))
         return UsageQuery(found.since, found.until, interval, found.groups, found.filters, found.rows_max)
