@@ -15,11 +15,12 @@ from persistence.keeper.definitions import WRITES_MAX, Pushes
 from tests.persistence.scenario import settle_in
 
 
-async def test_a_plan_that_a_version_before_committed_is_pushed_as_it_was_meant(migrated: str) -> None:
+async def test_a_plan_is_pushed_as_it_was_committed(migrated: str) -> None:
     [account] = settle_in(migrated, 1000)
     committed = {
-        "plan_id": 4, "total": 9, "interval": "weekly", "policy": "carry", "rollover_max": 2,
-        "admission": "strict", "on_exhausted": "cut", "on_store_failure": "allow", "anchor": 5,
+        "plan_id": 4, "total_amount": 9, "reset_interval": "weekly", "overage_policy": "carry",
+        "rollover_max": 2, "admission": "strict", "on_exhausted": "cut", "on_store_failure": "allow",
+        "anchor": 5,
     }  # fmt: skip
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute("DELETE FROM control_write")
