@@ -75,6 +75,8 @@ _OWN_NAMES = frozenset(
         "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
     }
 )  # fmt: skip
+# Texts by these names name no model.
+_TOLD = frozenset({"type", "name", "description"})
 _PRESET = "@preset/"
 MODELS_MAX = 64
 MODEL_CHARACTERS_MAX = 256
@@ -284,13 +286,15 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():
+            if name in _OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
+                continue
             folded = name.casefold()
             names = folded.endswith(_NAMING) or folded in MODEL_LISTS
             if names and (
                 strict or _is_name(inside) or (isinstance(inside, list) and any(map(_is_name, inside)))
             ):
                 _add_models(inside, f"{path}.{name}", found)
-            elif name not in _OWN_NAMES and not (functions and name == "parameters"):
+            elif not (functions and name == "parameters"):
                 _add_nested(inside, path, found, depth - 1, strict=strict)
 
 

@@ -155,7 +155,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     passed = _PLAIN if looks else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
-        asked["tools"] = [one for one in call.tools if one.keys() - _PLAIN_OF_TOOL]
+        asked["tools"] = [one for one in call.tools if not one.keys() <= _PLAIN_OF_TOOL]
     if "plugins" in asked:  # OpenRouter's: the id of one is its name
         asked["plugins"] = [
             {name: value for name, value in one.items() if name != "id"} for one in call.plugins
