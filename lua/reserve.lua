@@ -20,8 +20,8 @@
 -- Returns packed: verdict, now, then
 --   admitted (1; 2 where a strict plan makes the hold the call's limit; 2 more where the plan lets calls go on while Redis
 --     is away, so that a lease is wanted): tokens held, the cycle's total,
---     tokens free (both -1: unlimited), next reset, credits free, requests {scope, limit, used, reset},
---     tokens {scope, limit, used, reset} (scope 0: none), credits held; with budgets money and tokens they hold, and the
+--     tokens free (both -1: unlimited), next reset, credits free, credits held, requests {scope, limit, used, reset},
+--     tokens {scope, limit, used, reset} (scope 0: none); with budgets money and tokens they hold, and the
 --     tightest that enforces {id (0: none), limit, used, reset, unit}
 --   refused: scope, kind, used, limit, until (0: unknown), of a budget its id and unit, what calls in flight
 --     hold of it and what this one needs

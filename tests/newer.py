@@ -25,7 +25,7 @@ _READ_BEFORE = f"""\
 _MOVES = """\
         numbers = numbers[:-1] if version == VERSION else numbers
         moves = numbers[_SHARED:]"""
-_PUT_BACK = "  put_back(hold, tenant, organization)\n"
+_PUT_BACK = "  put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)\n"
 
 # By file: what stands there once, and what stands there in the newer program.
 CHANGES: dict[str, list[tuple[str, str]]] = {
@@ -56,7 +56,9 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
         ("        layout = HEAD if version == VERSION", _READ_BEFORE),
         ("        moves = numbers[_SHARED:]", _MOVES),
     ],
-    "lua/lib/reserve.lua": [("HOLD.pack{flags = kept,", "HOLD.pack{spare = 5, flags = kept,")],
+    "lua/lib/reserve.lua": [
+        ("HOLD.span('', 'observed', {flags = kept,", "HOLD.span('', 'observed', {spare = 5, flags = kept,")
+    ],
     "lua/lib/settle.lua": [(_PUT_BACK, f"{_PUT_BACK}  tenant.settled = tenant.settled + 1\n")],
 }
 # How soon programs say that they run, and for how long one that is silent may run still.

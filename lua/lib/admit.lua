@@ -43,24 +43,32 @@ local function join(activation, price, flags, raised_hold)
   return price, flags
 end
 
--- credits that are free, of an organization as it is packed where no call opened it
-local function credits_free_of(organization)
-  if kind_of(organization) ~= 'string' then return organization.credit_limit - organization.credits_used - organization.credits_held end
-  local credits_used, credits_held, credit_limit = ORGANIZATION.read(organization)
-  return credit_limit - credits_used - credits_held
+-- credits that are free, of an organization as it is packed where no call opened it; what was asked last is kept
+local asked_organization, credits_asked
+local function credits_free_of(organization, raw)
+  if organization then return organization.credit_limit - organization.credits_used - organization.credits_held end
+  if raw ~= asked_organization then
+    local credits_used, credits_held, credit_limit = ORGANIZATION.read(raw)
+    asked_organization, credits_asked = raw, credit_limit - credits_used - credits_held
+  end
+  return credits_asked
 end
 
 -- quotients are rounded up without a call: (a + -a % b) / b
-local function admitted(now, tokens, tenant, organization, credits, bounds,
+local NO_BUCKETS = ADMITTED.span('requests_scope', '', {
+  requests_scope = 0, requests_limit = 0, requests_used = 0, requests_reset = 0, tokens_scope = 0, tokens_limit = 0, tokens_used = 0, tokens_reset = 0})
+local function admitted(now, tokens, tenant, credits_free, credits, bounds,
   requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used)
   local free = tenant.limit - tenant.used - tenant.held
   if tenant.total < 0 then free = -1 elseif free < 0 then free = 0 end
-  return ADMITTED.pack{
+  local told = ADMITTED.span('', 'requests_scope', {
     verdict = (bounds and BOUNDED or VERDICT_ADMITTED) + (tenant.on_store_failure == STORE_ALLOW and LEASES or 0), now = now, tokens = tokens, total = tenant.total, tokens_free = free,
-    next_reset = tenant.next_reset, credits_free = credits_free_of(organization),
+    next_reset = tenant.next_reset, credits_free = credits_free, credits = credits})
+  if requests_scope + tokens_scope == 0 then return told .. NO_BUCKETS end
+  return told .. ADMITTED.span('requests_scope', '', {
     requests_scope = requests_scope, requests_limit = requests_limit, requests_used = (requests_used + -requests_used % UNIT) / UNIT,
     requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,
     tokens_scope = tokens_scope, tokens_limit = tokens_limit, tokens_used = (tokens_used + -tokens_used % UNIT) / UNIT,
-    tokens_reset = tokens_limit > 0 and (tokens_used + -tokens_used % tokens_limit) / tokens_limit or 0, credits = credits,
-  }
+    tokens_reset = tokens_limit > 0 and (tokens_used + -tokens_used % tokens_limit) / tokens_limit or 0,
+  })
 end

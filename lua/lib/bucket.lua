@@ -40,9 +40,11 @@ local function drain(account, now)
     drained(account.requests_used, account.tokens_used, account.at, account.rpm, account.tpm, now)
 end
 
--- the slots held given back (1, or 0 where there is no hold), and the tokens taken replaced by the tokens used
+-- the slots held given back (1, or 0 where there is no hold), and the tokens taken replaced by the tokens used; of neither there is any
+-- where the hold took nothing of the account (`UNCOUNTED`)
 local function give(account, now, slots, taken, used)
   if account.at ~= now then drain(account, now) end
+  if taken < 0 then slots, taken = 0, 0 end
   if account.tpm > 0 then
     local level = account.tokens_used + (used - taken) * UNIT
     account.tokens_used = level < 0 and 0 or level

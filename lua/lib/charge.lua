@@ -11,22 +11,19 @@ local function carry(organization, credits, over)
   return credits - back
 end
 
--- the entry of a call that was given back for nothing: it moves no account, and tells the journal of the call. Nil where
--- there is nothing to tell
-local function unmoved(settlement, argv, tenant, now, epoch, free)
-  return free and settlement.service_id ~= 0 and argv[4] ~= '' and event(tenant, tenant.organization_id, {
-    kind = EVENT_CONSUME, flags = 0, note = settlement.mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, at = now, epoch = epoch,
-    key = settlement.key_id, service = settlement.service_id, source = settlement.request_id, user = argv[2],
-    attribution = argv[3], metadata = argv[4],
-  }) or nil
+-- the entry of a call that was given back for nothing: it moves no account, and tells the journal of the call. Its arguments are from
+-- `a` on
+local function unmoved(mode, key_id, service_id, request_id, argv, a, tenant, now, epoch)
+  return event(tenant, tenant.organization_id, {
+    kind = EVENT_CONSUME, flags = 0, note = mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, at = now, epoch = epoch,
+    key = key_id, service = service_id, source = request_id, user = argv[a + 1], attribution = argv[a + 2], metadata = argv[a + 3],
+  })
 end
 
 -- moves the accounts a call touches; answers its one outbox entry and the facts in it that `settle` answers
 local no_facts = {}
-local function charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates,
-  money, raw_tokens, requests, budgets)
-  local mode, flags, weighed, credits, units = settlement.mode, settlement.flags, settlement.weighed, settlement.credits, settlement.units
-  local key_id, service_id = settlement.key_id, settlement.service_id
+local function charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
+  activates, money, raw_tokens, requests, budgets)
   local counts, one_time, uses, pays = has(flags, FLAG_COUNTS), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), has(flags, FLAG_PAYS)
   local corrects = mode == MODE_CORRECT -- moves only what differs
   local note = (mode == MODE_POST and NOTE_LATE) or (mode == MODE_RECLAIM and NOTE_RECLAIMED) or 0
@@ -35,22 +32,22 @@ local function charge(settlement, argv, source, tenant, organization, activation
     if not (pays or one_time or uses or corrects) then -- most calls: no facts in a table
       stamp(tenant, now)
       return tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant), note, tenant.ledger_at, epoch, key_id, service_id,
-        weighed, source, argv[2], argv[3], argv[4], money, raw_tokens, requests, budgets), no_facts
+        weighed, source, argv[a + 1], argv[a + 2], argv[a + 3], money, raw_tokens, requests, budgets), no_facts
     end
   end
   local facts = {
     kind = corrects and EVENT_ADJUST or EVENT_CONSUME, flags = activates and ENTRY_ACTIVATES or 0, note = note, at = now, epoch = epoch,
-    amount = 0, key = key_id, service = service_id, source = source, user = argv[2], attribution = argv[3], metadata = argv[4],
+    amount = 0, key = key_id, service = service_id, source = source, user = argv[a + 1], attribution = argv[a + 2], metadata = argv[a + 3],
     money = money, raw_tokens = raw_tokens, requests = requests, budgets = budgets,
   }
   if activates then move_credits(organization, now, -credits, facts, 0)
-  elseif pays and not one_time and not (corrects and credits == 0 and settlement.over == 0) then
+  elseif pays and not one_time and not (corrects and credits == 0 and over == 0) then
     local before = organization.ahead
-    credits = carry(organization, credits, settlement.over)
+    credits = carry(organization, credits, over)
     move_credits(organization, now, -credits, facts, organization.ahead - before)
   end
   if uses and not (corrects and units == 0) then
-    facts.spend, facts.priced = spend_pay(organization, activation, argv[5], units, now)
+    facts.spend, facts.priced = spend_pay(organization, activation, argv[a + 4], units, now)
     facts.flags, facts.spend_seq, facts.units, facts.spent = facts.flags + ENTRY_USAGE, organization.spend_seq, units, organization.spent
   end
   if counts and not (corrects and weighed == 0) then return movement(tenant, now, epoch, facts.kind, -weighed, facts), facts end

@@ -16,9 +16,34 @@ end
 
 local function copied(account) return {values(account)} end
 
+-- what a hold says of whose call it is, and when; that of the last call is kept
+local NO_BUDGETS = HOLD.span('weighed', '', {weighed = -1})
+local service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_for, units_held_for, said_of_call
+local function hold_of_call(service_id, now, ttl, tenant, key_id, units)
+  if now ~= now_held_for or key_id ~= key_held_for or tenant ~= tenant_held_for or service_id ~= service_held_for or ttl ~= ttl_held_for or units ~= units_held_for then
+    service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_for, units_held_for = service_id, now, ttl, tenant, key_id, units
+    said_of_call = HOLD.span('observed', 'weighed', {service_id = service_id, deadline = now + ttl, organization_id = tenant.organization_id,
+      tenant_id = tenant.tenant_id, key_id = key_id, units = units, created = now})
+  end
+  return said_of_call
+end
+
+-- an API key's id, and when it expires, packed (nil: never, 0: it is revoked); what was asked last is kept: of calls that come together
+-- it is mostly the same
+local asked_key, id_asked, expires_asked
+local function key_of_state(raw)
+  if raw ~= asked_key then
+    local key_flags = KEY.field(raw, 'flags')
+    local expires, key_id = KEY.read(raw)
+    if has(key_flags, REVOKED) then expires = 0 elseif expires == 0 then expires = nil end
+    asked_key, id_asked, expires_asked = raw, key_id, expires
+  end
+  return id_asked, expires_asked
+end
+
 -- Takes a hold for one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin
 -- at `first` of the shape
-local function reserve_one(keys, hold_key, account_count, argv, a, count, shape, first)
+local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first)
   local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
     RESERVE.read(argv[a])
   local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
@@ -33,16 +58,19 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
   if catalogue < version then return CODE.pack{code = VERDICT_STALE} end
   local now = shared_now or clock(batch)
   shared_now = now
-  local user_id, tiers, at_tenant, at_organization, at_key, at_user = argv[a + 1], argv[a + 2], base + 2, base + 3, base + 4, base + 5
-  if shape then at_tenant, at_organization, at_key, at_user = first_places(shape, first) end
+  local user_id, tiers = argv[a + 1], argv[a + 2]
   local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
   if not (raw_of[at_tenant] and raw_of[at_organization] and raw_of[at_key]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
   local raises, raised_hold, had, unlike, raised_packed = has(flags, FLAG_RAISES), nil, had_nothing, false, nil
   if raises then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
-  local api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], had[SCOPE_KEY])
+  local api_key = account_of[at_key]
+  if not api_key and (api_key == nil or had[SCOPE_KEY]) then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], had[SCOPE_KEY]) end
   local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
-  local organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before],
-    had[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0)
+  local organization = account_of[at_organization]
+  if not organization then
+    local whole = had[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0
+    if whole or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], whole) end
+  end
   local user = with_user and account_of[at_user]
   if user == nil then user = limited_user(at_user, keys[at_user + keys_before], tenant, now) end
   local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
@@ -54,9 +82,8 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
     shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, raises)
   if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
 
-  local key_flags = KEY.field(raw_of[at_key], 'flags')
-  local expires, key_id = KEY.read(raw_of[at_key])
-  if has(key_flags, REVOKED) or (expires > 0 and now >= expires) then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
+  local key_id, expires = key_of_state(raw_of[at_key])
+  if expires and now >= expires then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
   if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
   if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
   if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
@@ -65,7 +92,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
   if lacking then return lacking end
   if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION) end
   if short then return short end
-  if raised_hold then put_back(raised_hold, tenant, organization) end
+  if raised_hold then put_back(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
   local tokens, bounds
   tokens, short, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
   if short then return short end
@@ -86,10 +113,11 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
   if credits > 0 then organization.credits_held = organization.credits_held + credits end
   -- the same bits, but for the one that says reclaimed, and that of a user nothing is kept of
   local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
-  local hold = HOLD.pack{flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
-    organization_tpm = takes[4], credits = credits, service_id = service_id, deadline = now + ttl, key_id = key_id, units = units,
-    organization_id = tenant.organization_id, tenant_id = tenant.tenant_id, created = now, weighed = min(weighed, 0),
-    money = money, raw_tokens = raw_tokens, budgets = #tail} .. user_id .. (uses and '\0' .. tiers or '') .. tail
+  local hold = HOLD.span('', 'observed', {flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
+    organization_tpm = takes[4], credits = credits}) .. hold_of_call(service_id, now, ttl, tenant, key_id, units)
+    .. (weighed < 0 and not accounts and NO_BUDGETS
+      or HOLD.span('weighed', '', {weighed = min(weighed, 0), money = money, raw_tokens = raw_tokens, budgets = #tail}))
+    .. user_id .. (uses and '\0' .. tiers or '') .. tail
   write_of[write_count + 1], write_of[write_count + 2], member_of[member_count + 1], member_of[member_count + 2] = hold_key, hold, now + ttl, request_id
   write_count, member_count = write_count + 2, member_count + 2
   if reset then -- it comes with the first call that moves the tenant
@@ -106,7 +134,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, shape,
   if activation then account_of[at_activation], moved_of[at_activation] = activation, true end
   if accounts then keep_accounts(accounts) end
   if shape then held_now[hold_key] = hold end
-  return admitted(now, tokens, tenant, organization or raw_of[at_organization], credits, bounds,
+  return admitted(now, tokens, tenant, credits_free_of(organization, raw_of[at_organization]), credits, bounds,
     requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used) .. told
 end
 
@@ -128,7 +156,7 @@ local function reserve_alone(keys, argv)
   local places = #keys - RESERVE_SHARED
   look_up(keys, RESERVE_SHARED - 1, #keys - 1)
   begin_reserves(0, 0, places)
-  local answer = reserve_one(keys, keys[#keys], places - 1, argv, 1, #argv)
+  local answer = reserve_one(keys, keys[#keys], places - 1, argv, 1, #argv, 2, 3, 4, 5)
   end_reserves(keys, places)
   write_all()
   return answer
@@ -137,9 +165,11 @@ end
 -- takes holds for the calls of a part, those after `done`, whose places come after `before`
 local function reserve_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
+  local api_keys, users, tenants, organizations = values(scope_places)
   begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, places, many)
   for i = done + 1, done + calls_of[part] do
-    answers[i] = reserve_one(keys, keys[holds + i], own_of[i], argv, argument_of[i], count_of[i], many and argv[1], first_of[i])
+    answers[i] = reserve_one(keys, keys[holds + i], own_of[i], argv, argument_of[i], count_of[i],
+      tenants[i], organizations[i], api_keys[i], users[i], many and argv[1], first_of[i])
   end
   end_reserves(keys, places)
 end

@@ -3,38 +3,45 @@
 local SETTLE_SHARED = 5
 local told, ended, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
 local told_count, post_count = 0, 0
+-- How the answer to a call ends that moves tokens alone, of this epoch.
+local epoch_settled, settled_end
 
--- Settles one call; answers it. Where many share its part the places of its accounts begin at `first` of the shape
-local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, first)
-  local settlement = SETTLEMENT.opened(argv[1])
-  local mode, flags, service_id, request_id = settlement.mode, settlement.flags, settlement.service_id, settlement.request_id
+-- Settles one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin at
+-- `first` of the shape
+local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first)
+  local batch, run_id, mode, tokens, weighed, credits, units, over, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
   local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
   local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
-  local paid_given = #argv - given - (mode >= MODE_POST and 1 or 0) -- and a definition for each account
-  local paid = paid_given > 0 and argv[given + 1]
+  local paid_given = count - given - (mode >= MODE_POST and 1 or 0) -- and a definition for each account
+  local paid = paid_given > 0 and argv[a + given]
   if account_count < plain or paid_given < 0 or (account_count > plain) ~= (paid_given > 0) then
     return redis.error_reply('ERR settle takes a key and an argument for each flag')
   end
   if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR settle takes a hold as its last key') end
   local base = places_before
-  local epoch = verified(raw_of[base + 1], settlement.run_id)
+  local epoch = verified(raw_of[base + 1], run_id)
   if not epoch then return CODE.pack{code = SETTLED_UNVERIFIED} end
-  local now = shared_now or clock(settlement.batch)
+  local now = shared_now or clock(batch)
   shared_now = now
-  local entry_id = mode >= MODE_POST and mode ~= MODE_RECOVER and argv[#argv]
+  local entry_id = mode >= MODE_POST and mode ~= MODE_RECOVER and argv[a + count - 1]
   local source = mode == MODE_CORRECT and correction_of(request_id) or request_id
   local since = moment_of_use(entry_id)
   if entry_id and (shape and (posted[source] or (not since and posted[entry_id])) or dealt_with(keys[own_before + 3], entry_id, keys[own_before + 4], source)) then
     return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch}
   end
-  local at_tenant, at_organization, at_key, at_user = base + 2, base + 3, base + 4, base + 5
-  if shape then at_tenant, at_organization, at_key, at_user = first_places(shape, first) end
   local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
   local packed_hold = raw_of[at_hold]
   if shape and ended_of[hold_key] ~= nil then packed_hold = ended_of[hold_key] end
   if packed_hold and byte(packed_hold) ~= TODAY then packed_hold = today(packed_hold, hold_key) end
-  local hold = packed_hold and HOLD.opened(packed_hold, 'credits')
-  local reclaimed = hold and has(hold.flags, HOLD_RECLAIMED)
+  local slots, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, nil, 0, 0, 0, 0, 0, 0, 0
+  if packed_hold then
+    local flags_then = HOLD.field(packed_hold, 'flags')
+    reclaimed = has(flags_then, HOLD_RECLAIMED)
+    if not reclaimed then
+      slots = 1
+      hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = HOLD.read(packed_hold)
+    end
+  end
   local gone = why_gone(entry_id, packed_hold, reclaimed, raw_of[at_tenant] and raw_of[at_organization], service_id)
   if gone then -- what a newer version has stored is told before anything is written; else when it is opened
     for _, at in ipairs({at_tenant, at_organization, at_key, with_user and at_user or nil}) do
@@ -43,54 +50,61 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, f
   end
   if mode == MODE_RECOVER or (gone and mode == MODE_CHARGE) then
     told_count = told_count + 1
-    told[told_count] = late_entry(settlement, argv, paid, reclaimed and packed_hold)
+    told[told_count] = late_entry(argv, a, count, mode, flags, paid, reclaimed and packed_hold)
   end
   if gone then return GONE.pack{code = gone, now = now, epoch = epoch} end
-  local slots = (hold and not reclaimed) and 1 or 0
-  if slots == 0 then hold = HOLD.fresh('credits') end
-  local counted = with_user and has(hold.flags, HOLD_USER)
-  local api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], slots == 1 and hold.key_tpm >= 0)
+  local counted = with_user and has(hold_flags, HOLD_USER)
+  local api_key = account_of[at_key]
+  if not api_key then
+    local whole = slots == 1 and key_tpm >= 0
+    if whole or api_key == nil then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], whole) end
+  end
   local user = counted and account_of[at_user]
   if user == nil then user = open_account(at_user, SCOPE_USER, keys[at_user + keys_before]) end
   local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
-  local organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before],
-    slots == 1 and hold.organization_tpm >= 0 or moves_organization(flags, mode, hold))
+  local organization = account_of[at_organization]
+  if not organization then
+    local whole = slots == 1 and organization_tpm >= 0 or moves_organization(flags, mode, hold_credits)
+    if whole or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], whole) end
+  end
   local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
-  scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
 
-  local seq, tokens = tenant.seq, settlement.tokens
+  local seq = tenant.seq
   if reset then -- it comes with the first call that moves the tenant
     seq, event_count, reset_of[at_tenant] = seq - 1, event_count + 1, nil
     event_of[event_count] = reset
   end
-  put_back(hold, tenant, organization)
+  put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
   local accounts, held, money, raw_tokens, requests = nil, nil, 0, 0, 0
   if paid then
     accounts = accounts_at(keys, shape, shape and first + plain or base + plain + 2,
-      shape and first + account_count - 1 or base + account_count + 1, argv, paid_given > 1 and given + 2, now)
+      shape and first + account_count - 1 or base + account_count + 1, argv, paid_given > 1 and a + given + 1, now)
     if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
     held, money, raw_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
   elseif slots == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
   -- a call that is given back for nothing moves no account
-  local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and settlement.weighed == 0 and settlement.credits == 0 and settlement.units == 0
+  local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and weighed == 0 and credits == 0 and units == 0
     and money == 0 and raw_tokens == 0 and requests == 0)
-  local waited = has(hold.flags, HOLD_ONE_TIME) and slots or 0
-  local activates = one_time and mode ~= MODE_CORRECT and leave(activation, organization, settlement, free, waited)
-  if uses then spend_back(activation, hold, packed_hold) end
-  local entry, facts = unmoved(settlement, argv, tenant, now, epoch, free), no_facts
+  local activates = false
+  if one_time and mode ~= MODE_CORRECT then
+    activates, credits = leave(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)
+  end
+  if uses and has(hold_flags, HOLD_USES) and hold_credits == 0 then units_back(activation, HOLD.field(packed_hold, 'units')) end
+  local entry, facts = nil, no_facts
   if not free then
     local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
-    entry, facts = charge(settlement, argv, source, tenant, organization, activation, now, epoch, activates, money, raw_tokens, requests, budgets)
-  end
-  if uses then spend_keep(organization, activation, argv[5], now) end
+    entry, facts = charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
+      activates, money, raw_tokens, requests, budgets)
+  elseif service_id ~= 0 and argv[a + 3] ~= '' then entry = unmoved(mode, key_id, service_id, request_id, argv, a, tenant, now, epoch) end
+  if uses then spend_keep(organization, activation, argv[a + 4], now) end
   if entry then -- what says nothing of itself has none
     event_count = event_count + 1
     event_of[event_count] = entry
   end
-  local tombstone = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold.flags + HOLD_RECLAIMED, charged = settlement.weighed})
+  local tombstone_of_call = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold_flags + HOLD_RECLAIMED, charged = weighed})
   member_count = member_count + 1
-  member_of[member_count], ended[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone, settlement.tombstone
-  if shape then ended_of[hold_key] = tombstone end
+  member_of[member_count], ended[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone_of_call, tombstone
+  if shape then ended_of[hold_key] = tombstone_of_call end
   if entry_id then
     post_count = post_count + 1
     post_of[post_count], entry_of[post_count] = source, entry_id
@@ -98,18 +112,23 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, shape, f
   end
 
   -- how far the organization's account is written: its windows, or none
-  if organization_far < FAR_LEDGER and (uses or one_time or has(flags, FLAG_PAYS) or hold.credits > 0) then organization_far = FAR_LEDGER end
-  for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
-    local account = scopes[scope]
-    local taken = hold[TAKEN_AT + scope - 1]
-    if account then give(account, now, taken < 0 and 0 or slots, taken < 0 and 0 or taken, tokens) end
-  end
+  if organization_far < FAR_LEDGER and (uses or one_time or has(flags, FLAG_PAYS) or hold_credits > 0) then organization_far = FAR_LEDGER end
+  if api_key then give(api_key, now, slots, key_tpm, tokens) end
+  if user then give(user, now, slots, user_tpm, tokens) end
+  give(tenant, now, slots, tenant_tpm, tokens)
+  if organization then give(organization, now, slots, organization_tpm, tokens) end
   moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
   if user then moved_of[at_user] = true end
   if activation then moved_of[at_activation] = true end
   if accounts then keep_accounts(accounts) end
-  return SETTLED.pack{code = SETTLED_DONE, now = now, seq = tenant.seq, remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used,
-    epoch = epoch, moved = tenant.seq - seq, credits = facts.credits or 0, credit_seq = facts.credit_seq or 0, spend_seq = facts.spend_seq or 0}
+  local moved = tenant.seq - seq
+  if facts ~= no_facts or moved ~= 1 or epoch ~= epoch_settled then
+    epoch_settled = facts == no_facts and moved == 1 and epoch
+    settled_end = SETTLED.span('credits', '', {epoch = epoch, moved = moved, credits = facts.credits or 0, credit_seq = facts.credit_seq or 0,
+      spend_seq = facts.spend_seq or 0})
+  end
+  return SETTLED.span('', 'credits', {code = SETTLED_DONE, now = now, seq = tenant.seq,
+    remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used}) .. settled_end
 end
 
 -- holds of a part that ended: of those that a reclaim ended a tombstone stays, the others go with those of all parts
@@ -152,7 +171,7 @@ local function settle_alone(keys, argv)
   local places = #keys - SETTLE_SHARED
   look_up(keys, SETTLE_SHARED - 1, #keys)
   begin_settlements(0, 0, places)
-  local answer = settle_one(keys, keys[#keys], places + 1, places - 1, argv)
+  local answer = settle_one(keys, keys[#keys], places + 1, places - 1, argv, 1, #argv, 2, 3, 4, 5)
   end_settlements(keys, places)
   write_all()
   return answer
@@ -161,10 +180,11 @@ end
 -- settles the calls of a part, those after `done`, whose places come after `before`
 local function settle_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
+  local api_keys, users, tenants, organizations = values(scope_places)
   begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, places, many)
   for i = done + 1, done + calls_of[part] do
-    local a = argument_of[i]
-    answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own_of[i], {values(argv, a, a + count_of[i] - 1)}, many and argv[1], first_of[i])
+    answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own_of[i], argv, argument_of[i], count_of[i],
+      tenants[i], organizations[i], api_keys[i], users[i], many and argv[1], first_of[i])
   end
   end_settlements(keys, places)
 end

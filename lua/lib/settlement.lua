@@ -1,5 +1,5 @@
 -- settlement: what becomes of a call that is to be settled without a charge. Needs state, batch, admit.
--- `settlement` is the packed argument, opened; `argv` are all arguments.
+-- A call's arguments are `argv` from `a` on.
 
 -- the id of a request's one correction: its own with the version nibble set to 8
 local VERSION_AT = 15
@@ -24,17 +24,17 @@ local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
 end
 
 -- whether a settlement looks at more of an organization than its limits
-local function moves_organization(flags, mode, hold)
-  return not has(flags, FLAG_COUNTS) or has(flags, FLAG_PAYS) or has(flags, FLAG_ONE_TIME) or has(flags, FLAG_USES) or mode == MODE_CORRECT or hold.credits > 0
+local function moves_organization(flags, mode, hold_credits)
+  return not has(flags, FLAG_COUNTS) or has(flags, FLAG_PAYS) or has(flags, FLAG_ONE_TIME) or has(flags, FLAG_USES) or mode == MODE_CORRECT or hold_credits > 0
 end
 
 -- what leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
-local function late_entry(settlement, argv, paid, reclaimed_hold)
-  local kept = SETTLEMENT.since(argv[1], 'layout')
-  return {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[2], 'c', argv[3], 'm', argv[4],
-    't', has(settlement.flags, FLAG_USES) and argv[5] or '', 'b', paid or '',
+local function late_entry(argv, a, count, mode, flags, paid, reclaimed_hold)
+  local kept = SETTLEMENT.since(argv[a], 'layout')
+  return {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[a + 1], 'c', argv[a + 2], 'm', argv[a + 3],
+    't', has(flags, FLAG_USES) and argv[a + 4] or '', 'b', paid or '',
     'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
-    'acknowledged', settlement.mode == MODE_RECOVER and argv[#argv] or ''}
+    'acknowledged', mode == MODE_RECOVER and argv[a + count - 1] or ''}
 end
 
 -- leaves such entries in the late queue, all or none; the error, where that fails
@@ -49,15 +49,16 @@ local function tell(lane, entries, count)
   end
 end
 
--- One-Time: the first success charges and activates, the last failure (`free`) releases
-local function leave(activation, organization, settlement, free, slots)
+-- One-Time: the first success charges and activates, the last failure (`free`) releases. Answers whether it activates, and the credits
+-- it charges
+local function leave(activation, organization, credits, free, slots)
   activation.waiting = max(0, activation.waiting - slots)
-  if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false end
+  if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false, credits end
   if activation.flags == PENDING then
     organization.credits_held = max(0, organization.credits_held - activation.price)
-    settlement.credits = activation.price
+    credits = activation.price
   end
   activation.flags = free and 0 or ACTIVE
-  activation.price = free and 0 or settlement.credits
-  return not free
+  activation.price = free and 0 or credits
+  return not free, credits
 end

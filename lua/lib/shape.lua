@@ -8,10 +8,13 @@
 local FIRST_PLACE, CALLS_MAX = 2, 64
 -- Where a key names its kind: `tk:{p07}:h:`.
 local KIND_AT, HOLD_KIND = 10, 104
--- What the shape says: of each part its calls and accounts; of each call its first argument and how many, how many accounts, and
--- where in the shape their places are. And how many calls there are.
-local calls_of, places_of, argument_of, count_of, own_of, first_of = {}, {}, {}, {}, {}, {}
+-- What the shape says: of each part its calls and places; of each call its first argument and how many, how many accounts, where
+-- in the shape their places are; then by scope each call's place among all places. And how many calls there are. The same shape
+-- comes again and again, so these are the tables of the last shapes, each read once.
+local calls_of, places_of, argument_of, count_of, own_of, first_of, scope_places
 local call_count = 0
+local SHAPES_MAX = 32
+local shapes, shape_count = {}, 0
 
 -- whether each of the keys from `first` to `last` is there, and none of `known`; notes them
 local function are_new(keys, first, last, known)
@@ -32,29 +35,49 @@ local function past_places(shape, at, count, most)
   return at + count
 end
 
--- the places of a call's first accounts; of the last one 0 or another's where it has but three
-local function first_places(shape, first)
-  local tenant, organization, api_key, user = byte(shape, first, first + 3)
-  return places_before + tenant, places_before + organization, places_before + api_key, places_before + (user or 0)
+-- What a shape says, then how many keys its parts have behind those they share, how many calls there are, and arguments; nil where
+-- it says nothing. Of a call with three accounts the place of a user is another's, or 0
+local function read_shape(shape)
+  local parts, at, argument, calls_before, before = byte(shape) or 0, 2, 2, 0, 0
+  local calls_in, places_in, arguments, counts, owns, firsts = {}, {}, {}, {}, {}, {}
+  local api_keys, users, tenants, organizations = {}, {}, {}, {}
+  for part = 1, parts do
+    local calls, accounts = byte(shape, at, at + 1)
+    if not accounts or calls == 0 then return nil end
+    calls_in[part], places_in[part], at = calls, 1 + accounts, at + 2
+    for i = calls_before + 1, calls_before + calls do
+      local count, own = byte(shape, at, at + 1)
+      local tenant, organization, api_key, user = 2, 3, 4, 5
+      if calls == 1 then at, own = at + 1, accounts
+      else
+        at = own and past_places(shape, at + 2, own, 1 + accounts)
+        if at then tenant, organization, api_key, user = byte(shape, at - own, at - own + 3) end
+      end
+      if not (count and at) then return nil end
+      arguments[i], counts[i], owns[i], firsts[i], argument = argument, count, own, at - own, argument + count
+      tenants[i], organizations[i], api_keys[i], users[i] = before + (tenant or 0), before + (organization or 0), before + (api_key or 0), before + (user or 0)
+    end
+    calls_before, before = calls_before + calls, before + 1 + accounts
+  end
+  if calls_before < 2 or calls_before > CALLS_MAX then return nil end
+  local read = {calls_in, places_in, arguments, counts, owns, firsts, {api_keys, users, tenants, organizations}, before, calls_before, argument}
+  if shape_count == SHAPES_MAX then shapes, shape_count = {}, 0 end
+  shapes[shape], shape_count = read, shape_count + 1
+  return read
 end
 
 -- reads a shape; whether keys and arguments are those of it, and no part and of many calls no account is there twice
 local function fits(shape, keys, argv, shared)
-  local parts, at, argument, known = byte(shape) or 0, 2, 2, {}
-  local k = parts * (shared - 1)
-  call_count = 0
-  for part = 1, parts do
-    local calls, accounts = byte(shape, at, at + 1)
-    if not accounts or calls == 0 or not are_new(keys, k + 1, calls > 1 and k + 1 + accounts or k + 1, known) then return false end
-    calls_of[part], places_of[part], k, at = calls, 1 + accounts, k + 1 + accounts, at + 2
-    for i = call_count + 1, call_count + calls do
-      local count, own = byte(shape, at, at + 1)
-      if calls == 1 then at, own = at + 1, accounts
-      else at = own and past_places(shape, at + 2, own, 1 + accounts) end
-      if not (count and at) then return false end
-      argument_of[i], count_of[i], own_of[i], first_of[i], argument = argument, count, own, at - own, argument + count
-    end
-    call_count = call_count + calls
+  local read = shapes[shape] or read_shape(shape)
+  if not read then return false end
+  calls_of, places_of, argument_of, count_of, own_of, first_of = read[1], read[2], read[3], read[4], read[5], read[6]
+  scope_places, call_count = read[7], read[9]
+  local known, k = {}, #calls_of * (shared - 1)
+  if k + read[8] + call_count ~= #keys or #argv ~= read[10] - 1 then return false end
+  for part = 1, #calls_of do
+    local places = places_of[part]
+    if not are_new(keys, k + 1, calls_of[part] > 1 and k + places or k + 1, known) then return false end
+    k = k + places
   end
-  return call_count > 1 and call_count <= CALLS_MAX and k + call_count == #keys and argument == #argv + 1
+  return true
 end

@@ -17,19 +17,15 @@ local function spend_keep(organization, activation, tiers, now)
   activation.held_price = price
 end
 
--- begins with what is in flight: gives back the units of a hold, if there is one of a service of units. A hold made
--- before units were counted has a price of its own
-local function spend_back(activation, hold, packed)
-  if hold and has(hold.flags, HOLD_USES) and hold.credits == 0 then
-    activation.held = max(0, activation.held - (hold.units or HOLD.field(packed, 'units')))
-  end
-end
+-- begins with what is in flight: gives back the units of a hold of a service of units. One made before units were counted has a price of
+-- its own, and none to give back
+local function units_back(activation, units) activation.held = max(0, activation.held - units) end
 
 -- holds units, and of the cap what they add to the price of those held; or answers the refusal: -11 the cap does not
 -- cover this, -9 calls in flight hold what would, or more units than are counted; it says what is spent this month and
 -- when the next one begins. Without a cap nothing is refused: of units in flight are then as many held as are counted
 local function spend_hold(organization, activation, raised_hold, tiers, units, now)
-  spend_back(activation, raised_hold)
+  if raised_hold and has(raised_hold.flags, HOLD_USES) and raised_hold.credits == 0 then units_back(activation, raised_hold.units) end
   local before = activation.held
   activation.held = before + units
   local most = min(activation.held, INTEGER_MAX)

@@ -3,6 +3,7 @@
 A script names a layout in capitals, then what it does with one, by the names of its fields:
 
     local mode, tokens = SETTLEMENT.read(raw)       these fields, each into what has its name
+    local hold_flags = HOLD.read(raw)               or its layout's name before it
     HOLD.field(raw, 'created')                      one field
     HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
     SETTLEMENT.since(raw, 'layout')                 from one field to the end of the string
@@ -12,6 +13,9 @@ A script names a layout in capitals, then what it does with one, by the names of
     HOLD.fresh('credits')                           the same of defaults
     HOLD.written(hold)                              packed as they stand in a table
     HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
+    HOLD.span('', 'credits', {tokens = 5})          the same of the fields before this one
+    HOLD.span('credits', 'seen', {})                from one up to another, or to the last number ('')
+    ENTRY.texts{user = user}                        the same of its texts
     HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
     HOLD.today(raw, number)                         as it is packed today, what has an older number
     HOLD.earlier(raw)                               as the version before reads it, what is packed as today
@@ -31,6 +35,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum, IntFlag
 from itertools import groupby
+from struct import Struct
 
 from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote
 from gateway.core.layout import EARLIER, FIRST, LAYOUT, Layout, LayoutField
@@ -51,6 +56,9 @@ FIRST_MOVED = "requests_used"
 _NAMES_MAX = 1_000  # characters before a `read` in which the names begin that it reads into
 # So many fields of 0 in a row are one string of zeros.
 _ZEROS_MIN = 4
+_WHOLE = re.compile(r"-?\d+")
+# What is said of layouts goes by these, besides what `struct` and `string` are called.
+NAMES = frozenset({"lengths_8", "lengths_16", "packed_length"})
 _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
     "VERDICT": Verdict, "SETTLED": SettleResult, "KIND": LimitKind, "SCOPE": Scope,
     "EVENT": EventKind, "ENTRY": EventFlag, "NOTE": EventNote,
@@ -105,10 +113,12 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
 
 # --- one function a verb: what is written in its place ----------------------------------------
 def _read(layout: Layout, made: str, names: str, packed: str, at: str = "") -> str:
-    wanted = re.split(r",\s*", names)
+    of, prefix = {one.name for one in layout.fields}, f"{layout.name.lower()}_"
+    given = re.split(r",\s*", names)
+    wanted = {name if name in of else name.removeprefix(prefix): name for name in given}
     places = sorted(layout.index(name) for name in wanted)
     fields = layout.fields[places[0] : places[-1] + 1]
-    read = ", ".join(one.name if one.name in wanted else "_" for one in fields)
+    read = ", ".join(wanted.get(one.name, "_") for one in fields)
     if not made and len(wanted) < len(fields):
         made = "local _ "  # what lies between goes nowhere
     return f"{made}{read} = {_parse(layout, fields, packed, at)}"
@@ -148,21 +158,50 @@ def _behind(layout: Layout, packed: str) -> str:
 
 
 def _pack(layout: Layout, values: str) -> str:
+    return _packed(layout, layout.fields, values)
+
+
+def _span(layout: Layout, first: str, behind: str, values: str) -> str:
+    numbers = [one for one in layout.fields if not one.is_text]
+    end = layout.index(behind) if behind else None
+    return _packed(layout, numbers[layout.index(first) if first else 0 : end], values)
+
+
+def _texts(layout: Layout, values: str) -> str:
+    return _packed(layout, [one for one in layout.fields if one.is_text], values)
+
+
+def _packed(layout: Layout, fields: Sequence[LayoutField], values: str) -> str:
+    """Numbers are packed by one call, and by none where all are known; a text is put behind its length."""
     given = _values(layout, values)
-    for one in layout.fields:
+    if missing := given.keys() - {one.name for one in fields}:
+        raise ValueError(f"{layout.name} has no {missing} there")
+    for one in fields:
         if one.name not in given and one.default is None:
             raise ValueError(f"{layout.name}.pack does not say {one.name}")
+    numbers = [one for one in fields if not one.is_text]
+    said = {one.name: given.get(one.name, str(one.default)) for one in fields}
+    if numbers and all(_WHOLE.fullmatch(said[one.name]) for one in numbers):
+        layout_of = Struct("<" + "".join(one.kind.python for one in numbers))
+        packed = [_literal(layout_of.pack(*[int(said[one.name]) for one in numbers]))]
+    else:
+        packed = [_numbers(numbers, given)] if numbers else []
+    for one in fields[len(numbers) :]:
+        known, form, text = f"lengths_{8 * one.kind.size}", f"<{one.kind.lua[0]}", said[one.name]
+        packed += [f"({known}[#{text}] or packed_length({known}, '{form}', #{text}))", text]
+    return " .. ".join(packed)
+
+
+def _numbers(fields: Sequence[LayoutField], given: dict[str, str]) -> str:
     form, parts = "<", list[str]()
-    for is_zero, run in groupby(layout.fields, lambda one: one.name not in given and one.default == 0):
-        fields = list(run)
-        if is_zero and len(fields) >= _ZEROS_MIN:
-            size = sum(one.kind.size for one in fields)
+    for is_zero, run in groupby(fields, lambda one: one.name not in given and one.default == 0):
+        known = list(run)
+        if is_zero and len(known) >= _ZEROS_MIN:
+            size = sum(one.kind.size for one in known)
             form, parts = form + f"c{size}", [*parts, "'" + r"\0" * size + "'"]
-            continue
-        form += _form(fields)[1:]
-        for one in fields:
-            value = given.get(one.name, str(one.default))
-            parts += [f"#{value}", value] if one.is_text else [value]
+        else:
+            form += _form(known)[1:]
+            parts += [given.get(one.name, str(one.default)) for one in known]
     return f"pack('{form}', {', '.join(parts)})"
 
 
@@ -222,8 +261,9 @@ def _moved(layout: Layout, packed: str, state: str, last: str) -> str:
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
-    "fresh": _fresh, "written": _written, "pack": _pack, "replaced": _replaced, "today": _today,
-    "earlier": _earlier, "into": _into, "account": _account, "renewed": _renewed, "moved": _moved,
+    "fresh": _fresh, "written": _written, "pack": _pack, "span": _span, "texts": _texts,
+    "replaced": _replaced, "today": _today, "earlier": _earlier, "into": _into, "account": _account,
+    "renewed": _renewed, "moved": _moved,
 }  # fmt: skip
 
 

@@ -64,9 +64,9 @@ RESERVE = Layout(
 )
 ADMITTED = Layout(
     "ADMITTED",
-    "i64 verdict now tokens total tokens_free next_reset credits_free"
+    "i64 verdict now tokens total tokens_free next_reset credits_free credits"
     " requests_scope requests_limit requests_used requests_reset"
-    " tokens_scope tokens_limit tokens_used tokens_reset credits",
+    " tokens_scope tokens_limit tokens_used tokens_reset",
 )
 REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0 unit=0 held=0 need=0")
 # What a call wants held of its budgets; behind an admission what it got, and the tightest one that enforces.
@@ -298,9 +298,9 @@ def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
     if len(answer) >= _ADMITTED.size:
         (
-            verdict, now, tokens, total, free, next_reset, credits_free,
+            verdict, now, tokens, total, free, next_reset, credits_free, credits_,
             requests_scope, requests_limit, requests_used, requests_reset,
-            tokens_scope, tokens_limit, tokens_used, tokens_reset, credits_,
+            tokens_scope, tokens_limit, tokens_used, tokens_reset,
         ) = _ADMITTED.unpack_from(answer)  # fmt: skip
         counts, pays = service.counts_tokens, service.meter == "consumption"
         decision = Decision(
