@@ -1,6 +1,6 @@
 -- extend: keep many live calls of one partition: renew deadlines, note what was observed,
 -- and take more where a stream used up its hold.
--- needs: state window batch event calendar cycle definition windows account budgeted held cover paid kept append extend
+-- needs: state window batch entry event calendar cycle definition windows account budgeted held cover paid kept append extend
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then per call: h hold, t tenant, o organization, b each account of budgets
 --   (all but h may come again)

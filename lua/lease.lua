@@ -1,5 +1,5 @@
 -- lease: set a share of the free amount aside for one gateway, for while it cannot reach Redis.
--- needs: state window batch bucket event calendar cycle take admit append lease
+-- needs: state window batch bucket entry event calendar cycle take admit append lease
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late queue  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o

@@ -1,5 +1,5 @@
 -- load: definitions and rebuilt states, compare-and-set on version or marker.
--- needs: state window batch bucket event calendar cycle load
+-- needs: state window batch bucket entry event calendar cycle load
 -- allows: oom
 -- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant); for verb 3 what tells that m changed
 --   then, of a rebuild, more states; accounts of budgets come alone

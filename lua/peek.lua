@@ -1,5 +1,5 @@
 -- peek: states as they stand now, a due reset included; changes nothing.
--- needs: state window batch bucket event calendar cycle load
+-- needs: state window batch bucket entry event calendar cycle load
 -- allows: nothing (read only)
 -- KEYS[1] m  then states of any kind, all of the kind named
 -- ARGV[1] run id  ARGV[2] kind (1 k, 2 u, 3 t, 4 o)

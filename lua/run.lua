@@ -1,6 +1,6 @@
 -- run: a budget that callers make and that travels with their calls: opened by its first call, looked up by others, ended once;
 -- restored by those that remember it, where Redis does not.
--- needs: state window batch event calendar cycle definition windows account budgeted held paid kept append
+-- needs: state window batch entry event calendar cycle definition windows account budgeted held paid kept append
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by when they are forgotten (ZSET)
 -- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] the run it draws from, or KEYS[3] where it is a root
 -- KEYS[8] the children of that one, by when they are forgotten (ZSET); of none where it is a root

@@ -13,13 +13,15 @@ local write_before = 0
 local left_of, layout_of, left_count = {}, {}, 0
 -- How many new ones of these the calls made, by index.
 local made_of, makes = {}, false
+-- The accounts of budgets of the call before, in the same part.
+local last_accounts
 -- How many keys come before the first marker; how many before those that are the part's own, and how many places.
 local keys_before, own_before, places_before = 0, 0, 0
 -- Accounts that were written here, opened, and packed as they were written, by name. It holds stored values that need not be
 -- opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
 -- They are few: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
 -- so many, they become those of before, whom nobody keeps but who asks for them.
-local OPENED_MAX = 64
+local OPENED_MAX = 256
 local opened_of, packed_of, opened_count, opened_before, packed_before = {}, {}, 0, {}, {}
 
 local function remember(name, account, packed)
@@ -49,7 +51,7 @@ end
 
 -- begins a part behind so many keys and places, and has so many of them; its accounts are opened as they come
 local function enter_part(own, before, places)
-  own_before, places_before, event_count, member_count, write_before = own, before, 0, 0, write_count
+  own_before, places_before, event_count, member_count, write_before, last_accounts = own, before, 0, 0, write_count, nil
   for at = before + 2, before + places do account_of[at], moved_of[at] = nil, nil end
 end
 
@@ -61,12 +63,13 @@ local FORM_OF = {KEY_FORM, USER_FORM, TENANT_FORM, ORGANIZATION_FORM}
 -- packs what moved at a place
 local function packed_at(at, account, scope)
   local raw = raw_of[at]
+  if scope < SCOPE_TENANT then return ACCOUNT.moved(raw, account, 'inflight') end
   if scope == SCOPE_TENANT then
     local tenant = account
     if tenant_far == FAR_HELD then return TENANT.moved(raw, tenant, 'held') end
     return TENANT.moved(raw, tenant, 'ledger_at')
   end
-  if scope == SCOPE_ORGANIZATION and organization_far > FAR_HEAD then
+  if organization_far > FAR_HEAD then
     local organization = account
     if organization_far == FAR_HELD then return ORGANIZATION.moved(raw, organization, 'credits_held') end
     return ORGANIZATION.moved(raw, organization, 'spend_at')

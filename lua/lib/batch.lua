@@ -18,8 +18,8 @@ end
 local last_marker, marked_by, marked_epoch, marked_version
 local written_as = TODAY
 local function verified(marker, asked_for)
-  if not marker then return nil end
   if marker ~= last_marker then
+    if not marker then return nil end
     local number, packed = byte(marker), marker
     if number ~= TODAY then
       if number ~= EARLIER then return nil end -- an older version or a newer one serves this partition

@@ -11,9 +11,23 @@ end
 
 -- the accounts of a call, whose places are in its `shape`, from `at` to `last`, or these themselves; of accounts for each that of
 -- their index is behind it. Definitions come from argument `defined_at` on, or not at all. They are apart from what is
--- kept where something is given back before the last check
-local function accounts_at(keys, shape, at, last, argv, defined_at, now, apart)
-  local accounts, count = {}, 0
+-- kept where something is given back before the last check. Those of calls in a `run` that bring the same definitions are the same: so of
+-- the last call they are kept
+local last_run, last_defined_at
+local function accounts_again(run, argv, defined_at)
+  if run ~= last_run or not last_accounts or not defined_at ~= not last_defined_at then return nil end
+  if defined_at then
+    for i = 0, #last_accounts - 1 do
+      if argv[defined_at + i] ~= argv[last_defined_at + i] then return nil end
+    end
+  end
+  return last_accounts
+end
+
+local function accounts_at(keys, shape, run, at, last, argv, defined_at, now, apart)
+  local accounts, count = run and not apart and accounts_again(run, argv, defined_at), 0
+  if accounts then return accounts end
+  accounts = {}
   while at <= last do
     if count == ACCOUNTS_MAX then error({err = 'ERR a call takes from up to 16 budget accounts'}) end
     local place = shape and places_before + byte(shape, at) or at
@@ -32,37 +46,6 @@ local function accounts_at(keys, shape, at, last, argv, defined_at, now, apart)
     count = count + 1
     accounts[count] = account
   end
+  last_accounts, last_run, last_defined_at = not apart and accounts, run, defined_at
   return accounts
-end
-
--- what a call made of its accounts is what the next one finds
-local function keep_accounts(accounts)
-  for i = 1, #accounts do
-    local account = accounts[i]
-    local at, is_new = account[PLACE], account[IS_NEW]
-    account_of[at], moved_of[at] = account, true
-    if is_new == MADE then account[IS_NEW] = false
-    elseif is_new and account[DEFINITION] then
-      local index = account[INDEX]
-      account[IS_NEW] = MADE
-      if index then makes, made_of[index] = true, (made_of[index] or 0) + 1 end
-    end
-  end
-end
-
-local name_parts = {}
--- how a hold names accounts, each with all its windows
-local function held_as(accounts)
-  local count = #accounts
-  for i = 1, count do
-    local account = accounts[i]
-    local named, definition = account[HELD_AS], account[DEFINITION]
-    if not named then
-      local name, ids = sub(account[KEY_NAME], NAME_AT), definition and definition[IDS] or ''
-      named = HELD.pack{name = name, ids = ids}
-      account[HELD_AS] = named
-    end
-    name_parts[i] = named
-  end
-  return table.concat(name_parts, '', 1, count)
 end

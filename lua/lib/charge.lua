@@ -20,8 +20,17 @@ local function unmoved(mode, key_id, service_id, request_id, argv, a, tenant, no
   })
 end
 
--- moves the accounts a call touches; answers its one outbox entry and the facts in it that `settle` answers
+-- of a call that moves tokens alone, as most do: its one outbox entry, without facts in a table
 local no_facts = {}
+local function charge_tokens(mode, weighed, key_id, service_id, argv, a, source, tenant, now, epoch, money, raw_tokens, requests, budgets)
+  tenant.used = tenant.used + weighed
+  stamp(tenant, now)
+  return tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant),
+    mode == MODE_POST and NOTE_LATE or mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, tenant.ledger_at, epoch, key_id, service_id,
+    weighed, source, argv[a + 1], argv[a + 2], argv[a + 3], money, raw_tokens, requests, budgets)
+end
+
+-- moves the accounts any other call touches; answers its one outbox entry and the facts in it that `settle` answers
 local function charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
   activates, money, raw_tokens, requests, budgets)
   local counts, one_time, uses, pays = has(flags, FLAG_COUNTS), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), has(flags, FLAG_PAYS)
@@ -29,11 +38,6 @@ local function charge(mode, flags, weighed, credits, units, over, key_id, servic
   local note = (mode == MODE_POST and NOTE_LATE) or (mode == MODE_RECLAIM and NOTE_RECLAIMED) or 0
   if counts then
     if corrects then tenant.limit = tenant.limit - weighed else tenant.used = tenant.used + weighed end
-    if not (pays or one_time or uses or corrects) then -- most calls: no facts in a table
-      stamp(tenant, now)
-      return tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant), note, tenant.ledger_at, epoch, key_id, service_id,
-        weighed, source, argv[a + 1], argv[a + 2], argv[a + 3], money, raw_tokens, requests, budgets), no_facts
-    end
   end
   local facts = {
     kind = corrects and EVENT_ADJUST or EVENT_CONSUME, flags = activates and ENTRY_ACTIVATES or 0, note = note, at = now, epoch = epoch,
@@ -53,4 +57,15 @@ local function charge(mode, flags, weighed, credits, units, over, key_id, servic
   if counts and not (corrects and weighed == 0) then return movement(tenant, now, epoch, facts.kind, -weighed, facts), facts end
   facts.at = max(now, organization.credit_at)
   return event(tenant, organization.organization_id, facts), facts
+end
+
+-- how the answer to a call ends; that to one that moves tokens alone is the same for all of an epoch
+local epoch_settled, settled_end
+local function answer_ends(epoch, moved, facts)
+  if facts ~= no_facts or moved ~= 1 or epoch ~= epoch_settled then
+    epoch_settled = facts == no_facts and moved == 1 and epoch
+    settled_end = SETTLED.span('credits', '', {epoch = epoch, moved = moved, credits = facts.credits or 0, credit_seq = facts.credit_seq or 0,
+      spend_seq = facts.spend_seq or 0})
+  end
+  return settled_end
 end

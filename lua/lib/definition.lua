@@ -7,7 +7,7 @@ local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 90071992
 -- says of those not gone; the unit of each, and its limit where it enforces.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 -- Units, as flags of windows have them; the others are requests.
-local MONEY, TOKENS = 1, 2
+local MONEY, TOKENS, REQUESTS = 1, 2, 4
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local definitions, definitions_count, meter_forms = {}, 0, {}
 

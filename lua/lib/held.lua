@@ -36,6 +36,8 @@ local function move_held(accounts, held, amounts)
   end
 end
 
+-- Amounts that a hold gives back, by unit: one request in any case.
+local backs = {0, 0, 0, 1}
 -- gives back what a hold holds; answers in which windows it did, nothing where in all that are not gone, unless that is asked `exactly`
 local function give_back(accounts, packed_hold, exactly)
   if not packed_hold then return no_windows end
@@ -46,13 +48,16 @@ local function give_back(accounts, packed_hold, exactly)
     if account[IS_EACH] then account[CALLS], account[HEAD] = max(0, account[CALLS] - 1), false end
   end
   if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
+    backs[MONEY], backs[TOKENS] = money, raw_tokens
     for i = 1, #accounts do
-      local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
-      local units = definition and definition[UNITS]
-      for place = 1, definition and definition[LIVE_COUNT] or 0 do
-        local unit = units[place]
-        local held = meters[place * 2] - (unit == MONEY and money or unit == TOKENS and raw_tokens or 1)
-        meters[place * 2] = held < 0 and 0 or held
+      local account = accounts[i]
+      local meters, definition = account[METERS], account[DEFINITION]
+      if definition then
+        local units = definition[UNITS]
+        for place = 1, definition[LIVE_COUNT] do
+          local held = meters[place * 2] - backs[units[place]]
+          meters[place * 2] = held < 0 and 0 or held
+        end
       end
     end
     return no_windows

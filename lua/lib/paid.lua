@@ -19,26 +19,36 @@ end
 
 -- counts what was used in every window, and in those that are gone where the call held; answers which, as an entry has it.
 -- Of a use that was before, only windows that had begun by then count it
-local told_parts = {}
+local told_parts, amounts_paid = {}, {0, 0, 0, 0}
+-- What an entry said of the last accounts that have no window that is gone.
+local told_accounts, told_last
 local function pay_windows(accounts, held, money, raw_tokens, requests, since)
-  local told = 0
+  local told, is_told, all_live = 0, not since and accounts == told_accounts, not since
+  amounts_paid[MONEY], amounts_paid[TOKENS], amounts_paid[REQUESTS] = money, raw_tokens, requests
   for i = 1, #accounts do
     local account = accounts[i]
     local meters, definition = account[METERS], account[DEFINITION]
     if definition then
-      local units, live = definition[UNITS], definition[LIVE_COUNT]
+      local units, live, count = definition[UNITS], definition[LIVE_COUNT], definition[COUNT]
       if not since then
-        told = told + 1
-        told_parts[told] = account[TOLD_AS] or told_as(account, definition)
-      end
-      for place = 1, definition[COUNT] do
-        local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
-        local counts = place <= live and (not since or fields[at + WINDOW_START_AT] <= since)
-        if counts or (held[i] and is_among(held[i], fields[at + WINDOW_BUDGET_ID_AT])) then
-          local unit = units[place]
-          local used = meters[place * 2 - 1] + (unit == MONEY and money or unit == TOKENS and raw_tokens or requests)
+        if not is_told then
+          told = told + 1
+          told_parts[told] = account[TOLD_AS] or told_as(account, definition)
+        end
+        for place = 1, live do
+          local used = meters[place * 2 - 1] + amounts_paid[units[place]]
           meters[place * 2 - 1] = used > INTEGER_MAX and INTEGER_MAX or used
-          if place > live or since then
+        end
+      end
+      if since or count > live then
+        local fields = definition[FIELDS]
+        all_live = false
+        for place = since and 1 or live + 1, count do
+          local at = (place - 1) * DEFINED_WINDOW_SIZE
+          local counts = place <= live and fields[at + WINDOW_START_AT] <= since
+          if counts or (held[i] and is_among(held[i], fields[at + WINDOW_BUDGET_ID_AT])) then
+            local used = meters[place * 2 - 1] + amounts_paid[units[place]]
+            meters[place * 2 - 1] = used > INTEGER_MAX and INTEGER_MAX or used
             told = told + 1
             told_parts[told] = told_of(fields, place, place, value_of(account) or NOBODY)
           end
@@ -46,5 +56,8 @@ local function pay_windows(accounts, held, money, raw_tokens, requests, since)
       end
     end
   end
-  return table.concat(told_parts, '', 1, told)
+  if is_told then return told_last end
+  local packed = table.concat(told_parts, '', 1, told)
+  if all_live then told_accounts, told_last = accounts, packed end
+  return packed
 end

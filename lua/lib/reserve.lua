@@ -16,34 +16,11 @@ end
 
 local function copied(account) return {values(account)} end
 
--- what a hold says of whose call it is, and when; that of the last call is kept
 local NO_BUDGETS = HOLD.span('weighed', '', {weighed = -1})
-local service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_for, units_held_for, said_of_call
-local function hold_of_call(service_id, now, ttl, tenant, key_id, units)
-  if now ~= now_held_for or key_id ~= key_held_for or tenant ~= tenant_held_for or service_id ~= service_held_for or ttl ~= ttl_held_for or units ~= units_held_for then
-    service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_for, units_held_for = service_id, now, ttl, tenant, key_id, units
-    said_of_call = HOLD.span('observed', 'weighed', {service_id = service_id, deadline = now + ttl, organization_id = tenant.organization_id,
-      tenant_id = tenant.tenant_id, key_id = key_id, units = units, created = now})
-  end
-  return said_of_call
-end
-
--- an API key's id, and when it expires, packed (nil: never, 0: it is revoked); what was asked last is kept: of calls that come together
--- it is mostly the same
-local asked_key, id_asked, expires_asked
-local function key_of_state(raw)
-  if raw ~= asked_key then
-    local key_flags = KEY.field(raw, 'flags')
-    local expires, key_id = KEY.read(raw)
-    if has(key_flags, REVOKED) then expires = 0 elseif expires == 0 then expires = nil end
-    asked_key, id_asked, expires_asked = raw, key_id, expires
-  end
-  return id_asked, expires_asked
-end
 
 -- Takes a hold for one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin
 -- at `first` of the shape
-local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first)
+local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, run)
   local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
     RESERVE.read(argv[a])
   local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
@@ -78,7 +55,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if activation or raises then tenant, organization, activation = copied(tenant), organization and copied(organization), activation and copied(activation) end
   scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
 
-  local accounts = account_count > plain and accounts_at(keys, shape, shape and first + plain or base + plain + 2,
+  local accounts = account_count > plain and accounts_at(keys, shape, run, shape and first + plain or base + plain + 2,
     shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, raises)
   if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
 
@@ -167,9 +144,13 @@ local function reserve_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
   local api_keys, users, tenants, organizations = values(scope_places)
   begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, places, many)
+  local own, at_tenant, at_organization, at_key, at_user, run
   for i = done + 1, done + calls_of[part] do
-    answers[i] = reserve_one(keys, keys[holds + i], own_of[i], argv, argument_of[i], count_of[i],
-      tenants[i], organizations[i], api_keys[i], users[i], many and argv[1], first_of[i])
+    if not run or run_of[i] ~= run then -- else its accounts are those of the call before
+      own, at_tenant, at_organization, at_key, at_user, run = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], run_of[i]
+    end
+    answers[i] = reserve_one(keys, keys[holds + i], own, argv, argument_of[i], count_of[i], at_tenant, at_organization, at_key, at_user,
+      many and argv[1], first_of[i], run)
   end
   end_reserves(keys, places)
 end

@@ -1,14 +1,12 @@
 -- settle: what is decided of each call, and what all of them write. Needs state, accounts, admit, spend, paid, append,
 -- settlement, charge.
 local SETTLE_SHARED = 5
-local told, ended, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
+local late_told, ended_keys, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
 local told_count, post_count = 0, 0
--- How the answer to a call ends that moves tokens alone, of this epoch.
-local epoch_settled, settled_end
 
 -- Settles one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin at
 -- `first` of the shape
-local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first)
+local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, run)
   local batch, run_id, mode, tokens, weighed, credits, units, over, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
   local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
   local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
@@ -50,7 +48,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
   if mode == MODE_RECOVER or (gone and mode == MODE_CHARGE) then
     told_count = told_count + 1
-    told[told_count] = late_entry(argv, a, count, mode, flags, paid, reclaimed and packed_hold)
+    late_told[told_count] = late_entry(argv, a, count, mode, flags, paid, reclaimed and packed_hold)
   end
   if gone then return GONE.pack{code = gone, now = now, epoch = epoch} end
   local counted = with_user and has(hold_flags, HOLD_USER)
@@ -62,9 +60,11 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   local user = counted and account_of[at_user]
   if user == nil then user = open_account(at_user, SCOPE_USER, keys[at_user + keys_before]) end
   local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
+  -- then nothing of an organization is looked at but its limits
+  local tokens_alone = has(flags, FLAG_COUNTS) and not (one_time or uses or has(flags, FLAG_PAYS) or mode == MODE_CORRECT)
   local organization = account_of[at_organization]
   if not organization then
-    local whole = slots == 1 and organization_tpm >= 0 or moves_organization(flags, mode, hold_credits)
+    local whole = not tokens_alone or hold_credits > 0 or slots == 1 and organization_tpm >= 0
     if whole or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], whole) end
   end
   local activation, reset = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant]
@@ -77,7 +77,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
   local accounts, held, money, raw_tokens, requests = nil, nil, 0, 0, 0
   if paid then
-    accounts = accounts_at(keys, shape, shape and first + plain or base + plain + 2,
+    accounts = accounts_at(keys, shape, run, shape and first + plain or base + plain + 2,
       shape and first + account_count - 1 or base + account_count + 1, argv, paid_given > 1 and a + given + 1, now)
     if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
     held, money, raw_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
@@ -93,8 +93,12 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   local entry, facts = nil, no_facts
   if not free then
     local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
-    entry, facts = charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
-      activates, money, raw_tokens, requests, budgets)
+    if tokens_alone then
+      entry = charge_tokens(mode, weighed, key_id, service_id, argv, a, source, tenant, now, epoch, money, raw_tokens, requests, budgets)
+    else
+      entry, facts = charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now,
+        epoch, activates, money, raw_tokens, requests, budgets)
+    end
   elseif service_id ~= 0 and argv[a + 3] ~= '' then entry = unmoved(mode, key_id, service_id, request_id, argv, a, tenant, now, epoch) end
   if uses then spend_keep(organization, activation, argv[a + 4], now) end
   if entry then -- what says nothing of itself has none
@@ -103,7 +107,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
   local tombstone_of_call = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold_flags + HOLD_RECLAIMED, charged = weighed})
   member_count = member_count + 1
-  member_of[member_count], ended[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone_of_call, tombstone
+  member_of[member_count], ended_keys[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone_of_call, tombstone
   if shape then ended_of[hold_key] = tombstone_of_call end
   if entry_id then
     post_count = post_count + 1
@@ -112,7 +116,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
 
   -- how far the organization's account is written: its windows, or none
-  if organization_far < FAR_LEDGER and (uses or one_time or has(flags, FLAG_PAYS) or hold_credits > 0) then organization_far = FAR_LEDGER end
+  if organization_far < FAR_LEDGER and (hold_credits > 0 or not tokens_alone and (uses or one_time or has(flags, FLAG_PAYS))) then organization_far = FAR_LEDGER end
   if api_key then give(api_key, now, slots, key_tpm, tokens) end
   if user then give(user, now, slots, user_tpm, tokens) end
   give(tenant, now, slots, tenant_tpm, tokens)
@@ -121,20 +125,14 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   if user then moved_of[at_user] = true end
   if activation then moved_of[at_activation] = true end
   if accounts then keep_accounts(accounts) end
-  local moved = tenant.seq - seq
-  if facts ~= no_facts or moved ~= 1 or epoch ~= epoch_settled then
-    epoch_settled = facts == no_facts and moved == 1 and epoch
-    settled_end = SETTLED.span('credits', '', {epoch = epoch, moved = moved, credits = facts.credits or 0, credit_seq = facts.credit_seq or 0,
-      spend_seq = facts.spend_seq or 0})
-  end
   return SETTLED.span('', 'credits', {code = SETTLED_DONE, now = now, seq = tenant.seq,
-    remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used}) .. settled_end
+    remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used}) .. answer_ends(epoch, tenant.seq - seq, facts)
 end
 
 -- holds of a part that ended: of those that a reclaim ended a tombstone stays, the others go with those of all parts
 local function end_holds()
   for i = 1, member_count do
-    local name, tombstone = ended[i], tombstone_of[i]
+    local name, tombstone = ended_keys[i], tombstone_of[i]
     if tombstone then call('SET', name, as_written(name, tombstone), 'PX', life_of[i])
     else
       gone_count = gone_count + 1
@@ -152,10 +150,10 @@ end
 -- what can fail of a part, all of it or nothing; then what it leaves to be written
 local function end_settlements(keys, places)
   local late_queue = keys[own_before + 3]
-  local err = told_count > 0 and tell(late_queue, told, told_count)
+  local err = told_count > 0 and tell(late_queue, late_told, told_count)
   if not err and member_count > 0 then
     err = append_and(keys[own_before + 2], event_of, event_count, 'ZREM', keys[own_before + 1], member_of, member_count)
-    if err and told_count > 0 then call('XDEL', late_queue, values(told, 1, told_count)) end
+    if err and told_count > 0 then call('XDEL', late_queue, values(late_told, 1, told_count)) end
   end
   if err then error(err) end
   for i = 1, post_count do
@@ -182,9 +180,13 @@ local function settle_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
   local api_keys, users, tenants, organizations = values(scope_places)
   begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, places, many)
+  local own, at_tenant, at_organization, at_key, at_user, run
   for i = done + 1, done + calls_of[part] do
-    answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own_of[i], argv, argument_of[i], count_of[i],
-      tenants[i], organizations[i], api_keys[i], users[i], many and argv[1], first_of[i])
+    if not run or run_of[i] ~= run then -- else its accounts are those of the call before
+      own, at_tenant, at_organization, at_key, at_user, run = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], run_of[i]
+    end
+    answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own, argv, argument_of[i], count_of[i], at_tenant, at_organization, at_key, at_user,
+      many and argv[1], first_of[i], run)
   end
   end_settlements(keys, places)
 end

@@ -23,11 +23,6 @@ local function why_gone(entry_id, packed_hold, reclaimed, accounts, service_id)
   if packed_hold and service_id == 0 and HOLD.field(packed_hold, 'service_id') ~= 0 then return SETTLED_UNKNOWN end
 end
 
--- whether a settlement looks at more of an organization than its limits
-local function moves_organization(flags, mode, hold_credits)
-  return not has(flags, FLAG_COUNTS) or has(flags, FLAG_PAYS) or has(flags, FLAG_ONE_TIME) or has(flags, FLAG_USES) or mode == MODE_CORRECT or hold_credits > 0
-end
-
 -- what leaves a call to the keeper, who knows the ledger, with what a reclaim charged of it; the batch means nothing any more
 local function late_entry(argv, a, count, mode, flags, paid, reclaimed_hold)
   local kept = SETTLEMENT.since(argv[a], 'layout')

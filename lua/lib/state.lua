@@ -18,15 +18,6 @@ local function bind()
   pcall(function() collectgarbage('setpause', GARBAGE_PERCENT) end)
 end
 
--- How the length of a text is packed before it; those of short texts are kept.
-local LENGTHS_MAX = 1024
-local lengths_8, lengths_16 = {}, {}
-local function packed_length(known, form, length)
-  local packed = pack(form, length)
-  if length < LENGTHS_MAX then known[length] = packed end
-  return packed
-end
-
 local function open(form, packed)
   local fields = {parse(form, packed)}
   fields[#fields] = nil

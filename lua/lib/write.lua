@@ -6,17 +6,19 @@ local function leave_part(keys, places)
     local account = account_of[at]
     if account then
       local name, scope, packed = keys[at + keys_before], scope_of[at], nil
-      if not moved_of[at] then
+      if scope < ACTIVATED and moved_of[at] then
+        packed = packed_at(at, account, scope)
+        remember(name, account, packed)
+        if scope == SCOPE_USER then packed = keep_user(name, packed, account, shared_now) end
+      elseif not moved_of[at] then
         if scope < ACTIVATED and not reset_of[at] or scope == BUDGETED and raw_of[at] then remember(name, account, raw_of[at]) end
       elseif scope == BUDGETED and (account[IS_EACH] or not account[DEFINITION]) then
         left_count = left_count + 1
         left_of[left_count], layout_of[left_count] = account, written_as
       elseif scope == ACTIVATED then packed = ACTIVATION.written(account)
       else
-        if scope == BUDGETED then packed, account[IS_NEW] = packed_budget(account), false
-        else packed = packed_at(at, account, scope) end
+        packed, account[IS_NEW] = packed_budget(account), false
         remember(name, account, packed)
-        if scope == SCOPE_USER then packed = keep_user(name, packed, account, shared_now) end
       end
       if packed then
         write_of[count + 1], write_of[count + 2] = name, packed
@@ -24,7 +26,7 @@ local function leave_part(keys, places)
       end
     end
   end
-  all_as_written(write_of, write_before + 1, count)
+  if written_as ~= TODAY then all_as_written(write_of, write_before + 1, count) end
   write_count = count
 end
 

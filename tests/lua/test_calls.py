@@ -59,6 +59,7 @@ CALLS = st.fixed_dictionaries({
     "money": st.integers(0, 50),
     "wrong": st.sampled_from([""] * 12 + ["history", "catalogue", "arguments", "user", "tenant"]),
     "mode": st.sampled_from([1, 1, 1, 1, 2, 3, 4, 5, 6]),
+    "again": st.sampled_from([0, 0, 1, 3]),
 })  # fmt: skip
 BATCHES = st.lists(
     st.tuples(st.sampled_from(["reserve", "settle"]), st.lists(CALLS, min_size=1, max_size=9)),
@@ -234,7 +235,12 @@ def test_any_history_is_the_same_one_by_one(
     both.__init__(both.here.url)  # type: ignore[misc]  # the same accounts, made anew
     for verb, calls in batches:
         number = next(NUMBERS)
-        both.run(verb, [MADE[verb](both, number, said) for said in calls])
+        both.run(verb, [MADE[verb](both, number, one) for said in calls for one in _again(said)])
+
+
+def _again(said: dict[str, Any]) -> list[dict[str, Any]]:
+    """A call, and others right behind it of the same accounts."""
+    return [said | {"request": (said["request"] + at) % len(REQUESTS)} for at in range(said["again"] + 1)]
 
 
 # --- who fails, fails alone -------------------------------------------------------------------

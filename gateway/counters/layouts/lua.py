@@ -57,7 +57,7 @@ _NAMES_MAX = 1_000  # characters before a `read` in which the names begin that i
 # So many fields of 0 in a row are one string of zeros.
 _ZEROS_MIN = 4
 _WHOLE = re.compile(r"-?\d+")
-# What is said of layouts goes by these, besides what `struct` and `string` are called.
+# Names of the scripts that stand in what is written out here.
 NAMES = frozenset({"lengths_8", "lengths_16", "packed_length"})
 _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
     "VERDICT": Verdict, "SETTLED": SettleResult, "KIND": LimitKind, "SCOPE": Scope,

@@ -1,0 +1,42 @@
+-- entry: packs an outbox entry that moves tokens alone, as most do, and the lengths of texts. Needs state, window.
+
+-- How the length of a text is packed before it; those of short texts are kept.
+local LENGTHS_MAX = 1024
+local lengths_8, lengths_16 = {}, {}
+local function packed_length(known, form, length)
+  local packed = pack(form, length)
+  if length < LENGTHS_MAX then known[length] = packed end
+  return packed
+end
+
+local function status_flag(tenant)
+  local flags = tenant.total < 0 and ENTRY_UNLIMITED or 0
+  if has(tenant.flags, MANUAL_BLOCK) then return flags + ENTRY_BLOCKED + ENTRY_MANUAL_BLOCK end
+  local exceeds = tenant.limit <= tenant.used and has(tenant.flags, HAS_PLAN) and is_limited(tenant)
+  return exceeds and flags + ENTRY_BLOCKED or flags
+end
+
+-- how an entry begins: whose it is, and when; that of the last one is kept
+local kind_begun, flags_begun, note_begun, at_begun, epoch_begun, tenant_begun, key_begun, service_begun, beginning
+local function entry_begins(kind, flags, note, at, epoch, tenant, key_id, service_id)
+  if at ~= at_begun or key_id ~= key_begun or tenant ~= tenant_begun or service_id ~= service_begun or flags ~= flags_begun or kind ~= kind_begun
+    or note ~= note_begun or epoch ~= epoch_begun then
+    kind_begun, flags_begun, note_begun, at_begun, epoch_begun, tenant_begun, key_begun, service_begun = kind, flags, note, at, epoch, tenant, key_id, service_id
+    beginning = ENTRY.span('', 'seq', {kind = kind, flags = flags, note = note, at_ms = at, epoch = epoch,
+      organization_id = tenant.organization_id, tenant_id = tenant.tenant_id, key_id = key_id, service_id = service_id})
+  end
+  return beginning
+end
+
+-- a movement of tokens alone, and by how much it moves which windows of budgets
+local NO_SPEND, UNBUDGETED = ENTRY.span('credit_seq', 'money', {}), ENTRY.span('money', '', {})
+local function tokens_event(tenant, kind, flags, note, at, epoch, key_id, service_id, amount, source, user, attribution, metadata,
+  money, raw_tokens, requests, budgets)
+  local used, limit = tenant.used, tenant.limit
+  return entry_begins(kind, flags, note, at, epoch, tenant, key_id, service_id) .. ENTRY.span('seq', 'credit_seq', {
+    seq = tenant.seq, cycle = tenant.cycle, amount = amount, remaining = tenant.total < 0 and limit or limit - used, used = used,
+    next_reset_ms = tenant.next_reset}) .. NO_SPEND
+    .. (money == 0 and raw_tokens == 0 and requests == 0 and UNBUDGETED
+      or ENTRY.span('money', '', {money = money, raw_tokens = raw_tokens, requests = requests}))
+    .. ENTRY.texts{source = source, user = user, attribution = attribution, metadata = metadata, budgets = budgets}
+end

@@ -1,0 +1,52 @@
+-- shapes: what shapes say (lib/shape.lua). The same one comes again and again, so of the last ones it is kept. Needs state.
+local FIRST_PLACE, CALLS_MAX = 2, 64
+local SHAPES_MAX = 32
+local shapes, shape_count = {}, 0
+
+-- where behind `at` the places of so many accounts end; nil where one is none of their part's
+local function past_places(shape, at, count, most)
+  for i = at, at + count - 1 do
+    local place = byte(shape, i) or 0
+    if place < FIRST_PLACE or place > most then return nil end
+  end
+  return at + count
+end
+
+-- What a shape says, then how many keys its parts have behind those they share, how many calls there are, and arguments; nil where
+-- it says nothing. Of a call with three accounts the place of a user is another's, or 0
+local function read_shape(shape)
+  local parts, at, argument, calls_before, before = byte(shape) or 0, 2, 2, 0, 0
+  local calls_in, places_in, arguments, counts, owns, firsts = {}, {}, {}, {}, {}, {}
+  local api_keys, users, tenants, organizations, runs = {}, {}, {}, {}, {}
+  for part = 1, parts do
+    local calls, accounts = byte(shape, at, at + 1)
+    if not accounts or calls == 0 then return nil end
+    calls_in[part], places_in[part], at = calls, 1 + accounts, at + 2
+    local named_before
+    for i = calls_before + 1, calls_before + calls do
+      local count, own = byte(shape, at, at + 1)
+      local tenant, organization, api_key, user = 2, 3, 4, 5
+      runs[i] = false
+      if calls == 1 then at, own = at + 1, accounts
+      else
+        at = own and past_places(shape, at + 2, own, 1 + accounts)
+        if at then
+          tenant, organization, api_key, user = byte(shape, at - own, at - own + 3)
+          local named = sub(shape, at - own, at - 1)
+          runs[i], named_before = named == named_before and runs[i - 1] or i, named
+        end
+      end
+      if not (count and at) then return nil end
+      arguments[i], counts[i], owns[i], firsts[i], argument = argument, count, own, at - own, argument + count
+      tenants[i], organizations[i], api_keys[i], users[i] = before + (tenant or 0), before + (organization or 0), before + (api_key or 0), before + (user or 0)
+    end
+    calls_before, before = calls_before + calls, before + 1 + accounts
+  end
+  if calls_before < 2 or calls_before > CALLS_MAX then return nil end
+  local read = {calls_in, places_in, arguments, counts, owns, firsts, {api_keys, users, tenants, organizations}, before, calls_before, argument, runs}
+  if shape_count == SHAPES_MAX then shapes, shape_count = {}, 0 end
+  shapes[shape], shape_count = read, shape_count + 1
+  return read
+end
+
+local function what_says(shape) return shapes[shape] or read_shape(shape) end
