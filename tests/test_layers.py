@@ -77,7 +77,9 @@ def test_no_door_knows_a_vendor(door: str) -> None:
             "gateway.run.keeper",
             (
                 "pydantic",
-                "aiohttp.web",
+                "aiohttp",
+                "aiosmtplib",
+                "yaml",
                 "jinja2",
                 "gateway.admin.application",
                 "gateway.app",
@@ -87,7 +89,10 @@ def test_no_door_knows_a_vendor(door: str) -> None:
         ("gateway.run.supervisor", ("sqlalchemy", "psycopg", "aiohttp", "pydantic", "gateway.app")),
         ("persistence.schema.standing", ("sqlalchemy", "alembic", "persistence.tables")),
         ("gateway.run.people_process", ("gateway.settings.settings", "gateway.telemetry.logs")),
-        ("gateway.app", ("sqlalchemy", "psycopg", "aiohttp", "pydantic", "persistence.engine")),
+        (
+            "gateway.app",
+            ("sqlalchemy", "psycopg", "aiohttp", "pydantic", "yaml", "difflib", "persistence.engine"),
+        ),
         ("gateway.run.administration", ("gateway.background.flushing.flusher", "persistence.ledger.writer")),
     ],
 )

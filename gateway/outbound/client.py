@@ -30,15 +30,12 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.resolver import ThreadedResolver
 
-from gateway.core.alerts.messages import Answer, DeliveryOutcome
-from gateway.core.network import DIRECT, Proxies, address_refusal, is_public, literal
+from gateway.core.network import Proxies, is_public, literal
 from gateway.outbound.tunnel import tunnelled
 
-TIMEOUT_S = 10.0
 CONNECTIONS_MAX = 32
 # Of what is answered, where somebody reads it.
 ANSWER_BYTES_MAX = 256 * 1024
-ERROR_CHARS_MAX = 200
 # A socket, TLS with a proxy, TLS with a server: each closes in a turn of the loop of its own.
 LAYERS = 3
 
@@ -52,11 +49,6 @@ class Unanswered(OSError):
 
 class TooLarge(ValueError):
     """An answer has more bytes than are read."""
-
-
-def no_proxies() -> Proxies:
-    """Everybody is reached directly."""
-    return DIRECT
 
 
 async def ask(
@@ -79,7 +71,7 @@ async def ask(
     timeout = ClientTimeout(total=within_s, connect=connect_s)
     try:
         async with (
-            _session(connector, timeout) as session,
+            opened(connector, timeout) as session,
             session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
         ):
             said = await read_most(response, bytes_max + 1)
@@ -90,43 +82,6 @@ async def ask(
         raise Unanswered(str(error) or type(error).__name__) from error
     finally:
         await connector.abort()
-
-
-class Outgoing:
-    """Posts to other people's servers; `private` allows private addresses and plain HTTP."""
-
-    def __init__(self, *, private: bool, proxies: ProxiesNow = no_proxies) -> None:
-        self._private, self._proxies = private, proxies
-        self._opened: ClientSession | None = None
-
-    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
-        """Post once; whatever the other side does is told, not raised."""
-        answer = await self.ask(url, headers, body, read_bytes=0)
-        return DeliveryOutcome(answer.status, answer.error)
-
-    async def ask(
-        self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = ANSWER_BYTES_MAX
-    ) -> Answer:
-        """Post once, and read so much of the answer; told, not raised, as well."""
-        refused = address_refusal(url, private=self._private)
-        if refused is not None:
-            return Answer(None, f"the URL {refused}")
-        if self._opened is None:
-            checks = None if self._private else PublicResolver()
-            self._opened = _session(Connector(self._proxies, checks), ClientTimeout(total=TIMEOUT_S))
-        try:
-            async with self._opened.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                said = await read_most(response, read_bytes)
-                error = None if response.ok else response.reason
-                return Answer(response.status, error, said, response.headers.get("Retry-After", ""))
-        except (ClientError, OSError, TimeoutError, ValueError) as error:
-            return Answer(None, (str(error) or type(error).__name__)[:ERROR_CHARS_MAX])
-
-    async def aclose(self) -> None:
-        """Close what is open."""
-        if self._opened is not None:
-            await self._opened.close()
-            self._opened = None
 
 
 class Connector(TCPConnector):
@@ -218,7 +173,7 @@ def first_of(addresses: Sequence[str]) -> str:
     return min(addresses, key=lambda one: ":" in one)
 
 
-def _session(connector: Connector, timeout: ClientTimeout) -> ClientSession:
+def opened(connector: Connector, timeout: ClientTimeout) -> ClientSession:
     return ClientSession(
         connector=connector, timeout=timeout, cookie_jar=DummyCookieJar(), trust_env=False,
         auto_decompress=False, headers={"Accept-Encoding": "identity"},

@@ -15,7 +15,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from gateway.admin.smtp import SmtpMailer
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, KeeperShare
 from gateway.background.flushing.late import JobsDrain, RefusedDrain
 from gateway.background.loops import Agenda, Gauges, Loop, call
@@ -36,7 +35,7 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
-from gateway.outbound.client import Outgoing
+from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, Loading, LoopFacts
 from gateway.run.health import (
@@ -184,7 +183,11 @@ class Keeper:
         journal = RefusedJournal(self._engine)
         self._refused = RefusedDrain(RefusedStream(self._counters), journal, isolation=isolation)
         self._jobs = JobsDrain(ListedJobs(self._counters), JobRows(self._engine), isolation)
-        mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
+        mailer = None
+        if settings.smtp_url:
+            from gateway.admin.smtp import SmtpMailer  # noqa: PLC0415  # its library is for those who mail
+
+            mailer = SmtpMailer.of(later.saying("smtp_url"), settings.smtp_from, settings.smtp_ca_file)
         self._store = store_over(settings, letterhead(settings), self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         link = f"{settings.links_url}/mail/{{}}".format

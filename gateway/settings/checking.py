@@ -8,7 +8,6 @@ since a header of an upstream is a credential; a word that is no choice is.
 
 from __future__ import annotations
 
-import difflib
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,6 @@ from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
 from gateway.errors import SettingError
 from gateway.files import read_regular, require_regular
-from gateway.yaml_reader import UnreadableYaml, documents
 
 T = TypeVar("T")
 
@@ -253,7 +251,9 @@ def wanted_of(name: str, hint: Any) -> str:
 
 
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    from difflib import get_close_matches  # noqa: PLC0415  # where something is misspelt
+
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
     spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
     hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
     secret = name if SECRET.search(name) else (close[0] if close else name)
@@ -353,6 +353,8 @@ def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: 
 
 def parsed(text: bytes, place: str) -> Any:
     """The document; SettingError names `place` and the line that is no YAML."""
+    from gateway.yaml_reader import UnreadableYaml, documents  # noqa: PLC0415  # no worker reads files
+
     try:
         found = [*islice(documents(text.decode("utf-8-sig"), place), 2)]
     except UnreadableYaml as error:
@@ -466,5 +468,7 @@ def _nouns(kinds: str) -> str:
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    from difflib import get_close_matches  # noqa: PLC0415  # where something is misspelt
+
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"

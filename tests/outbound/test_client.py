@@ -17,7 +17,7 @@ from aiohttp.resolver import ThreadedResolver
 from aiohttp.test_utils import TestServer
 
 from gateway.core.network import Proxies, Proxy
-from gateway.outbound.client import Outgoing
+from gateway.outbound.posting import Outgoing
 from tests.proxy_server import HERE, ProxyServer
 
 # What the system's own resolver, or a client before it, takes for this machine.

@@ -28,7 +28,7 @@ def _work(parts: KeeperParts) -> Work:
         OpenMeter,
         UsageEvents,
     )
-    from gateway.outbound.client import Outgoing  # noqa: PLC0415  # as above
+    from gateway.outbound.posting import Outgoing  # noqa: PLC0415  # as above
     from gateway.run.keeper_doors import Work  # noqa: PLC0415  # as above
     from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds  # noqa: PLC0415  # as above
 

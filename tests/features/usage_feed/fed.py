@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.features.usage_feed.events import AMOUNTS, FAILED_MAX, Terms
 from gateway.features.usage_feed.sender import UsageFeedSender
 from gateway.features.usage_feed.services import FeedApi, Lago, OpenMeter, UsageEvents
-from gateway.outbound.client import Outgoing
+from gateway.outbound.posting import Outgoing
 from persistence import engine
 from persistence.usage_feed.queue import FeedQueue
 from tests.features.usage_feed.usage_servers import CODE, TOKEN, Billing, billing_server

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.features.usage_feed.events import FeedEvent
 from gateway.features.usage_feed.services import CloudEventsWebhook, FeedApi, Lago, OpenMeter, UsageEvents
-from gateway.outbound.client import Outgoing
+from gateway.outbound.posting import Outgoing
 from tests.features.usage_feed.usage_servers import CODE, TOKEN, Billing, Failure, billing_server
 
 AT = datetime(2026, 4, 1, 12, 0, 0, 123_000, tzinfo=UTC)

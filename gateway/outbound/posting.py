@@ -1,0 +1,58 @@
+"""Posts to other people's servers, by the client of all but the data plane: loaded with the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway.core.alerts.messages import Answer, DeliveryOutcome
+from gateway.core.network import DIRECT, Proxies, address_refusal
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+TIMEOUT_S = 10.0
+READ_BYTES_MAX = 256 * 1024
+ERROR_CHARS_MAX = 200
+
+
+class Outgoing:
+    """Posts to other people's servers; `private` allows private addresses and plain HTTP."""
+
+    def __init__(self, *, private: bool, proxies: Callable[[], Proxies] = lambda: DIRECT) -> None:
+        self._private, self._proxies = private, proxies
+        self._opened: ClientSession | None = None
+
+    async def send(self, url: str, headers: dict[str, str], body: bytes) -> DeliveryOutcome:
+        """Post once; whatever the other side does is told, not raised."""
+        answer = await self.ask(url, headers, body, read_bytes=0)
+        return DeliveryOutcome(answer.status, answer.error)
+
+    async def ask(
+        self, url: str, headers: dict[str, str], body: bytes, *, read_bytes: int = READ_BYTES_MAX
+    ) -> Answer:
+        """Post once, and read so much of the answer; told, not raised, as well."""
+        refused = address_refusal(url, private=self._private)
+        if refused is not None:
+            return Answer(None, f"the URL {refused}")
+        from aiohttp import ClientError, ClientTimeout  # noqa: PLC0415  # heavy, and few keepers post
+
+        from gateway.outbound import client  # noqa: PLC0415  # as above
+
+        if self._opened is None:
+            checks = None if self._private else client.PublicResolver()
+            timeout = ClientTimeout(total=TIMEOUT_S)
+            self._opened = client.opened(client.Connector(self._proxies, checks), timeout)
+        try:
+            async with self._opened.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                said = await client.read_most(response, read_bytes)
+                error = None if response.ok else response.reason
+                return Answer(response.status, error, said, response.headers.get("Retry-After", ""))
+        except (ClientError, OSError, TimeoutError, ValueError) as error:
+            return Answer(None, (str(error) or type(error).__name__)[:ERROR_CHARS_MAX])
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
