@@ -26,7 +26,7 @@ from gateway.core.alerts.messages import (
 )
 
 if TYPE_CHECKING:
-    from gateway.outbound.client import Outgoing
+    from gateway.outbound.posting import Outgoing
     from persistence.keeper.news import Deliveries
 
 LOOP, INTERVAL_S = "webhooks", 1.0
