@@ -33,7 +33,8 @@ CHECK_S_MAX = 5.0
 PACED_RATE = 100.0
 PACED = ("ledger", "limits", "money")
 PACED_BESIDE = ("nginx-lua",)
-QUIET_S = 5.0
+# So many times the window: what waited for a keeper that stood still is stored, and PostgreSQL has settled.
+QUIET = 1.5
 INTERPRETED = "interpreted"
 
 
@@ -234,7 +235,7 @@ def _idle(contenders: Sequence[Contender], seconds: float, measured: Measured) -
         parts[title] = one.gateway
         parts |= {f"{title}'s Redis": one.redis_pids} if one.redis_pids else {}
         parts |= {f"{title}'s {name}": [pid] for name, pid in one.behind.items()}
-    time.sleep(QUIET_S)
+    time.sleep(QUIET * seconds)
     before, began = {name: families_cpu_s(pids) for name, pids in parts.items()}, time.monotonic()
     time.sleep(seconds)
     lasted = time.monotonic() - began

@@ -13,6 +13,7 @@ import pytest
 import redis
 import trustme
 
+from tests import plain_http
 from tests.certificates import issued
 from tests.run.supervisor.conftest import Starter, Up, at_work_in, runs
 from tests.waiting import wait_until
@@ -118,6 +119,10 @@ def test_a_killed_child_is_started_again_and_said_so(start: Starter, role: str) 
     of = lambda pids: pids["gateway"][0] if role == "gateway" else pids[role]  # noqa: E731  # a table of one line
     old = of(up.pids())
     os.kill(old, signal.SIGKILL)
+    if role in ("gateway", "keeper"):  # who comes to its port meanwhile waits, and is not refused
+        wait_until(lambda: not runs(old))
+        url = facts["gateway_url" if role == "gateway" else "admin_url"]
+        assert plain_http.get(url, timeout=60).status_code == 200
 
     def replaced() -> bool:
         gateways = up.pids()["gateway"]
