@@ -134,10 +134,11 @@ def finalize(module: Path) -> None:
     """Say what is true of a module where only a compiler gains by it.
 
     Nothing sets its constants again: they are read from C, not from the module's names. Its
-    dataclasses that may change begin by plain assignments, which are compiled as well.
+    dataclasses that may change begin by plain assignments, which are compiled as well. A test
+    for several types is one for each: the union `int | str` would be made again each time.
     """
     text = with_final_constants(module.read_text(encoding="utf-8"))
-    module.write_text(begun_plainly(text), encoding="utf-8")
+    module.write_text(with_types_apart(begun_plainly(text)), encoding="utf-8")
 
 
 def with_final_constants(text: str) -> str:
@@ -173,7 +174,7 @@ def _is_row_of_floats(value: ast.expr) -> bool:
     return any(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in parts)
 
 
-def _called(value: ast.expr) -> str:
+def _called(value: ast.AST) -> str:
     """The name of the function a value is the answer of."""
     return ast.unparse(value.func) if isinstance(value, ast.Call) else ""
 
@@ -197,6 +198,22 @@ def begun_plainly(text: str) -> str:
         at = node.decorator_list[0].lineno - 1
         lines[at] = lines[at].replace("slots=True", "slots=True, init=False")
     return "\n".join(lines) + "\n"
+
+
+def with_types_apart(text: str) -> str:
+    """The module with `isinstance(one, A | B)` as `isinstance(one, (A, B))`, where that is in one line."""
+    lines = text.splitlines()
+    calls = [one for one in ast.walk(ast.parse(text)) if isinstance(one, ast.Call)]
+    for types in sorted([one.args[1] for one in calls if _called(one) == "isinstance"], key=_place)[::-1]:
+        line, start, end = lines[types.lineno - 1], types.col_offset, types.end_col_offset
+        if isinstance(types, ast.BinOp) and types.lineno == types.end_lineno and line.isascii():
+            apart = f"({ast.unparse(types).replace(' | ', ', ')})"
+            lines[types.lineno - 1] = f"{line[:start]}{apart}{line[end:]}"
+    return "\n".join(lines) + "\n"
+
+
+def _place(node: ast.expr) -> tuple[int, int]:
+    return node.lineno, node.col_offset
 
 
 if __name__ == "__main__":

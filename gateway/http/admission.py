@@ -397,6 +397,8 @@ def named_prices(
     directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
 ) -> tuple[PriceMatch, ...]:
     """The price book's prices of all that a call names, or of its targets, as they were so long ago."""
+    if not call.targets and not call.models_beside:
+        return (book_price(directory, caller, call.model, own, ago_s),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
     if call.targets:

@@ -37,7 +37,14 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
-from gateway.core.calls.claims import CallClaim, bind_output, claim_of, lower_task
+from gateway.core.calls.claims import (
+    CallClaim,
+    answer_bound,
+    bind_output,
+    bind_uses,
+    claim_of,
+    lower_task,
+)
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import (
     NO_PRICES,
@@ -96,13 +103,18 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_stands_in",
-        "_worker", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "meter", "prices",
-        "room", "service", "upstream_id", "user",
+        "_accounts", "_cost", "_counts", "_covered", "_currency", "_exchange", "_lacks_price", "_money_rate",
+        "_observed", "_raises", "_rate", "_stands_in", "_worker", "budgets", "call", "caller", "claim",
+        "decision", "due", "first_token", "meter", "prices", "room", "service", "upstream_id", "user",
     )  # fmt: skip
 
     claim: CallClaim
     decision: Decision
+    # What its facts say, where nothing has to be looked up by a name.
+    _cost: int | None
+    _counts: Counts
+    _currency: str
+    _lacks_price: bool
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,
@@ -159,9 +171,11 @@ class AdmittedCall:
         if budgets is not None:
             self._accounts = request.names
         if decision.bounded or claim.dearest is not None or budgets is not None:
-            allowed = fields_allowed(worker, call, exchange.upstream_name)
             enforced = NO_UNITS if budgets is None else budgets.enforced
-            bind_output(call, claim, vectors, decision, enforced, allowed)
+            bind_uses(call, claim, vectors, enforced)
+            bound = answer_bound(call, claim, decision, enforced)
+            if bound is not None:
+                bind_output(call, bound, fields_allowed(worker, call, exchange.upstream_name))
             if claim.budget is not None and exchange.head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
 
@@ -297,7 +311,7 @@ class AdmittedCall:
             ports.tally.settlements_failed += 1
             return not used
         if used and facts is not None:
-            self._count(usage, facts, settlement.credits, complete)
+            self._count(usage, settlement.credits, complete)
         return True
 
     def leave_room(self, tokens: int) -> None:
@@ -337,33 +351,26 @@ class AdmittedCall:
         elif call.streamed and meter is not None and meter.produced:
             first_token = took  # all of it came at once
         attribution, tools = exchange.head.attribution, detail.tools
+        currency, price_id, rate, without = "", 0, "", ""
+        if price is not None:
+            currency, price_id, rate = price.currency, price.price_id, price.rate
+        if tools:
+            without = named_unpriced(tools if price is None else unpriced(price, tools, counts))
+        self._cost, self._counts, self._currency = cost, counts, currency
+        self._lacks_price = without != "" or (cost is None and usage.total > 0)
+        # By their places: by names that takes twice as long.
         return CallFacts(
-            model=call.model,
-            response_model=detail.model,
-            streamed=call.streamed,
-            status=status,
-            duration_ms=int(took * 1000),
-            first_token_ms=int(first_token * 1000) if first_token else None,
-            counts=counts,
-            total=usage.total,
-            units=usage.units,
-            estimated=usage.estimated,
-            tools=tools,
-            service_tier=detail.service_tier,
-            cost=cost,
-            currency="" if price is None else price.currency,
-            price_id=0 if price is None else price.price_id,
-            route=exchange.routed.label,
-            session=attribution.session,
-            upstream_request_id=self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"),
-            metadata=_metadata_of(exchange),
-            unknown=msgspec.Raw(detail.unknown) if detail.unknown else NONE,
-            reason=reason or (UPSTREAM_ERROR if status >= 400 else ""),
-            unpriced=""
-            if not detail.tools
-            else named_unpriced(detail.tools if price is None else unpriced(price, detail.tools, counts)),
-            exchange_rate="" if price is None else price.rate,
-        )
+            call.model, detail.model, call.streamed, status,
+            int(took * 1000), int(first_token * 1000) if first_token else None,
+            counts, usage.total, usage.units, usage.estimated, tools, detail.service_tier,
+            cost, currency, price_id, exchange.routed.label, attribution.session,
+            self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), _metadata_of(exchange),
+            msgspec.Raw(detail.unknown) if detail.unknown else NONE,
+            "",  # it corrects nothing
+            reason or (UPSTREAM_ERROR if status >= 400 else ""),
+            0,  # it is used as it is charged
+            without, rate,
+        )  # fmt: skip
 
     def _settlement(self, usage: TokenUsage, facts: CallFacts | None, used: bool) -> Settlement:
         """What charges the call; or gives its hold back, with what the journal says of it."""
@@ -377,41 +384,41 @@ class AdmittedCall:
         settlement.metadata = write_facts(facts if used else briefly(facts))
         if not used:
             return settlement
-        weights, total, cost = self.decision.weights, usage.total, facts.cost
+        weights, total, cost, counts = self.decision.weights, usage.total, self._cost, self._counts
         settlement.credits, settlement.over, settlement.units = charge_of(
-            service, self.prices.vectors, facts.counts, cost, usage.units
+            service, self.prices.vectors, counts, cost, usage.units
         )
         settlement.tokens = total if service.counts_tokens else 0
-        settlement.weighed = None if weights is None else weights.count(facts.counts, total)
+        settlement.weighed = None if weights is None else weights.count(counts, total)
         if budgets is not None:
             settlement.raw_tokens = total
             # A call without a price in the currency of its budgets moves no money of theirs.
-            if cost is not None and facts.currency == budgets.currency:
+            if cost is not None and self._currency == budgets.currency:
                 settlement.money = min(cost, INTEGER_MAX)
         return settlement
 
-    def _count(self, usage: TokenUsage, facts: CallFacts, credits_charged: int, complete: bool) -> None:
+    def _count(self, usage: TokenUsage, credits_charged: int, complete: bool) -> None:
         """Learn from the call and add it to the worker's numbers."""
         ports, service, call = self._worker.ports, self.service, self.call
         if complete:
-            share = self._input_share(usage, facts)
+            share = self._input_share(usage)
             ports.estimator.learn(call, self.caller.organization_id, service.key, usage, share)
         tally = ports.tally
         tally.settled(service.key, usage, credits_charged)
         if service.counts_tokens:
             tally.used(service.key, usage.input, usage.output, usage.total)
         tally.served(self.caller.tenant_id, usage.total if service.counts_tokens else 0)
-        if (cost := facts.cost) is not None:
-            tally.cost(service.key, call.model, facts.currency, cost)
-        if facts.lacks_price or (usage.total and self._stands_in):
+        if (cost := self._cost) is not None:
+            tally.cost(service.key, call.model, self._currency, cost)
+        if self._lacks_price or (usage.total and self._stands_in):
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
         if self.meter is not None and self.meter.detail.says_more:
             tally.unknown_usage[call.family] = tally.unknown_usage.get(call.family, 0) + 1
 
-    def _input_share(self, usage: TokenUsage, facts: CallFacts) -> float | None:
+    def _input_share(self, usage: TokenUsage) -> float | None:
         """What the call's input cost, as a part of the price that it asked for; None where nobody knows."""
-        budget, budgets, cost = self.claim.budget, self.budgets, facts.cost
-        if budget is None or budgets is None or cost is None or facts.currency != budgets.currency:
+        budget, budgets, cost = self.claim.budget, self.budgets, self._cost
+        if budget is None or budgets is None or cost is None or self._currency != budgets.currency:
             return None
         rate = budget.likely
         if rate is None or budget.holds_most or not (rate.input and usage.input):

@@ -24,6 +24,33 @@ OTHER_MODELS = "other"
 _REPORTING = tuple(one.name for one in ALL if not all(kind.of_tools for kind in one.shapes.values()))
 
 
+class ChargedTokens:
+    """Tokens that calls were charged for."""
+
+    __slots__ = ("read", "total", "written")
+
+    def __init__(self) -> None:
+        self.read = self.written = self.total = 0
+
+
+class TenantUse:
+    """Calls of a tenant that were settled, and their tokens."""
+
+    __slots__ = ("calls", "tokens")
+
+    def __init__(self) -> None:
+        self.calls = self.tokens = 0
+
+
+class ChargedCost:
+    """What calls cost, in nano-units."""
+
+    __slots__ = ("nano",)
+
+    def __init__(self) -> None:
+        self.nano = 0
+
+
 @dataclass(slots=True)
 class Tally:
     """All numbers of one worker. `requests` is keyed by (route, status, reason).
@@ -34,12 +61,12 @@ class Tally:
 
     tenants_max: int = TENANTS_MAX
     requests: dict[tuple[str, int, str], int] = field(default_factory=dict)
-    busy: dict[int, list[int]] = field(default_factory=dict)
+    busy: dict[int, TenantUse] = field(default_factory=dict)
     refusals: dict[tuple[int, str], int] = field(default_factory=dict)
-    tokens: dict[str, list[int]] = field(default_factory=dict)
+    tokens: dict[str, ChargedTokens] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     credits: dict[str, int] = field(default_factory=dict)
-    costs: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    costs: dict[tuple[str, str, str], ChargedCost] = field(default_factory=dict)
     unpriced: dict[str, int] = field(default_factory=dict)
     budget_refusals: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unknown_usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REPORTING, 0))
@@ -111,12 +138,12 @@ class Tally:
 
     def used(self, service: str, tokens_in: int, tokens_out: int, total: int) -> None:
         """Count the tokens one settled call was charged for."""
-        kinds = self.tokens.get(service)
-        if kinds is None:
-            kinds = self.tokens[service] = [0, 0, 0]
-        kinds[0] += tokens_in
-        kinds[1] += tokens_out
-        kinds[2] += total
+        tokens = self.tokens.get(service)
+        if tokens is None:
+            tokens = self.tokens[service] = ChargedTokens()
+        tokens.read += tokens_in
+        tokens.written += tokens_out
+        tokens.total += total
 
     def cost(self, service: str, model: str, currency: str, nano: int) -> None:
         """Count what a settled call cost, in nano-units; models beyond the maximum are counted together."""
@@ -125,7 +152,9 @@ class Tally:
         if known is None and len(costs) >= COSTS_MAX:
             series = (service, OTHER_MODELS, currency)
             known = costs.get(series)
-        costs[series] = nano if known is None else known + nano
+        if known is None:
+            known = costs[series] = ChargedCost()
+        known.nano += nano
 
     def settled(self, service: str, usage: TokenUsage, credits_charged: int) -> None:
         """Count the units and credits of one settled call."""
@@ -139,9 +168,9 @@ class Tally:
         """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""
         busy = self.busy.get(tenant_id)
         if busy is None:
-            busy = self.busy.setdefault(tenant_id if len(self.busy) < self.tenants_max else 0, [0, 0])
-        busy[0] += 1
-        busy[1] += tokens
+            busy = self.busy.setdefault(tenant_id if len(self.busy) < self.tenants_max else 0, TenantUse())
+        busy.calls += 1
+        busy.tokens += tokens
 
     def refused(self, tenant_id: int, reason: str) -> None:
         """Count a refusal to a tenant, or to tenant 0 where nobody is known."""
@@ -158,18 +187,18 @@ class Tally:
         """What tenants did since this was called last: tenant id and kind, with its count."""
         busy, self.busy = self.busy, {}
         taken, self.refusals = self.refusals, {}
-        for tenant_id, (requests, tokens) in busy.items():
-            taken[tenant_id, "requests"] = requests
-            if tokens:
-                taken[tenant_id, "tokens"] = tokens
+        for tenant_id, served in busy.items():
+            taken[tenant_id, "requests"] = served.calls
+            if served.tokens:
+                taken[tenant_id, "tokens"] = served.tokens
         return taken
 
     def snapshot(self) -> dict[str, object]:
         """Everything counted so far; JSON-able."""
         tokens = [
             (service, kind, count)
-            for service, kinds in self.tokens.items()
-            for kind, count in zip(("input", "output", "total"), kinds, strict=True)
+            for service, used in self.tokens.items()
+            for kind, count in (("input", used.read), ("output", used.written), ("total", used.total))
         ]
         return {
             "bounds": list(SECONDS),
@@ -177,7 +206,7 @@ class Tally:
             "tokens": tokens,
             "units": list(self.units.items()),
             "credits": list(self.credits.items()),
-            "cost": [(*series, nano / NANO) for series, nano in self.costs.items()],
+            "cost": [(*series, cost.nano / NANO) for series, cost in self.costs.items()],
             "unpriced_calls": list(self.unpriced.items()),
             "budget_refusals": [(*series, count) for series, count in self.budget_refusals.items()],
             "unknown_usage": list(self.unknown_usage.items()),

@@ -113,3 +113,12 @@ def test_what_a_dataclass_begins_with_is_written_out_for_the_compiler() -> None:
     assert plain == space["Plain"](1, "b")  # type: ignore[operator]  # a class of the text
     assert plainly.count("init=False") == 2
     assert plainly.count("def __init__(self, one: int, two: str | None = None) -> None:") == 1
+
+
+def test_types_are_asked_for_one_by_one_by_the_compiler() -> None:
+    text = (
+        "def plain(a, b):\n"
+        "    return (isinstance(a, int | str), isinstance(b, (dict | list)), isinstance(a, dict), a | b)\n"
+    )
+    apart = compiler().with_types_apart(text)  # type: ignore[attr-defined]  # a script, loaded by its path
+    assert "isinstance(a, (int, str)), isinstance(b, ((dict, list))), isinstance(a, dict), a | b" in apart

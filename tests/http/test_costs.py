@@ -249,8 +249,8 @@ def test_series_of_costs_have_a_most(more: int) -> None:
     for number in range(COSTS_MAX + more):
         tally.cost("chat", f"m{number}", "USD", 1)
     assert len(tally.costs) == COSTS_MAX + 1
-    assert tally.costs["chat", OTHER_MODELS, "USD"] == more
-    assert sum(tally.costs.values()) == COSTS_MAX + more
+    assert tally.costs["chat", OTHER_MODELS, "USD"].nano == more
+    assert sum(one.nano for one in tally.costs.values()) == COSTS_MAX + more
 
 
 async def test_a_model_without_a_price_is_refused_where_the_settings_say_so() -> None:

@@ -90,20 +90,21 @@ def limit_lines(decision: Decision) -> bytes:
         currency,
     )
     if requests is not None:
-        left, ms = _left(requests.limit, requests.used), requests.reset_ms
-        of_requests, comma = b'"requests";r=%d;t=%d' % (left, _seconds(ms)), b", "
-        requests_lines = b"%b%d\r\nx-ratelimit-reset-requests: %b" % (requests_limit, left, _told(ms))
+        left, ms = b"%d" % _left(requests.limit, requests.used), requests.reset_ms
+        of_requests, comma = b'"requests";r=%b;t=%d' % (left, _seconds(ms)), b", "
+        requests_lines = b"%b%b\r\nx-ratelimit-reset-requests: %b" % (requests_limit, left, _told(ms))
     if tokens is not None:
-        left, ms = _left(tokens.limit, tokens.used), tokens.reset_ms
-        of_tokens, comma = b'%b"tokens";r=%d;t=%d' % (comma, left, _seconds(ms)), b", "
-        tokens_lines = b"%b%d\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, left, _told(ms))
+        left, ms = b"%d" % _left(tokens.limit, tokens.used), tokens.reset_ms
+        of_tokens, comma = b'%b"tokens";r=%b;t=%d' % (comma, left, _seconds(ms)), b", "
+        tokens_lines = b"%b%b\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, left, _told(ms))
     if remaining is not None:
+        left = b"%d" % remaining
         if quota:
             ms = decision.until_ms - decision.now_ms
-            of_quota, comma = b'%b"quota";r=%d%b' % (comma, remaining, _until(ms)), b", "
+            of_quota, comma = b'%b"quota";r=%b%b' % (comma, left, _until(ms)), b", "
             if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
-                tokens_lines = b"%b%d\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, remaining, _told(ms))
-        rest = b"\r\nx-tollkeeper-tokens-remaining: %d" % remaining
+                tokens_lines = b"%b%b\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, left, _told(ms))
+        rest = b"\r\nx-tollkeeper-tokens-remaining: %b" % left
     credits_ = decision.credits_remaining
     if credits_ is not None:
         last = b"%b\r\nx-tollkeeper-credits-remaining: %d" % (last, credits_)

@@ -473,27 +473,29 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
     that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
     """
-    rate = SAME
+    numerator, denominator = SAME
     if vector.exact is not None:
-        vector, rate = vector.exact
+        vector, (numerator, denominator) = vector.exact
     prices = vector.prices
     if vector.context_tiers:
         prices = prices_at(vector, counts[0] + counts[1] + counts[2] + counts[3])
     whole = vector.request * TOKENS_A_PRICE
-    for kind, count in enumerate(apart(counts)):
+    apiece = apart(counts)
+    for kind in range(len(KINDS)):
+        count = apiece[kind]
         if count:
             whole += count * prices[kind]
     scale = TOKENS_A_PRICE
     if tier and tier in vector.service_tiers:
-        numerator, denominator = vector.service_tiers[tier]
-        whole *= numerator
-        scale *= denominator
+        dearer, than = vector.service_tiers[tier]
+        whole *= dearer
+        scale *= than
     if tools:
         for name, uses in tools.items():
             whole += uses * use_price(vector, name) * scale // USES_A_PRICE
-    if rate is not SAME:
-        whole *= rate[0]
-        scale *= rate[1]
+    if numerator != denominator:
+        whole *= numerator
+        scale *= denominator
     return (2 * whole + scale) // (2 * scale)
 
 
@@ -571,11 +573,13 @@ def money(nano: int) -> Decimal:
     return EXACT.scaleb(Decimal(nano), -NANO_DIGITS)
 
 
-def apart(counts: Sequence[int]) -> Sequence[int]:
+def apart(overlapping: Sequence[int]) -> Counts:
     """Counts without overlap. What parts have beyond their whole is theirs all the same."""
-    read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output = counts
-    if not (reasoning or audio or audio_output or image or image_output):
+    counts = tuple(overlapping)
+    assert len(counts) == len(KINDS)
+    if not (counts[5] or counts[6] or counts[7] or counts[8] or counts[9]):
         return counts
+    read, cached, written, written_1h, output, reasoning, audio, audio_output, image, image_output = counts
     if audio or image:
         read = max(0, read - audio - image)
     if reasoning or audio_output or image_output:
@@ -665,18 +669,32 @@ class PriceQualifiers:
     tools: Mapping[str, int] | None = None
 
 
-@dataclass(slots=True)
 class HighestRates:
     """The dearest price of text that is read, of cache writes, for an hour, of blobs, of
-    written, of sound.
+    written, of sound: of all `prices` that a call may have. Those of one are `dear` beside plain text.
     """
 
-    text: int
-    caches: int
-    long_caches: int
-    blobs: int
-    written: int
-    sound: int
+    __slots__ = (
+        "blobs", "caches", "dear_blobs", "dear_caches", "dear_sound", "long_caches", "sound", "text",
+        "written",
+    )  # fmt: skip
+
+    def __init__(self, of: Sequence[tuple[int, ...]]) -> None:
+        self.text = self.caches = self.long_caches = self.blobs = self.written = self.sound = 0
+        self.dear_caches = self.dear_blobs = self.dear_sound = False
+        for prices in of:
+            text, blobs, written = [
+                max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _BLOBS, _WRITTEN)
+            ]
+            cache, long_cache, sound = prices[_CACHE], prices[_LONG_CACHE], prices[_SOUND]
+            self.text, self.blobs, self.written = (
+                max(self.text, text), max(self.blobs, blobs), max(self.written, written),
+            )  # fmt: skip
+            self.caches, self.long_caches = max(self.caches, cache), max(self.long_caches, long_cache)
+            self.sound = max(self.sound, sound)
+            self.dear_caches = self.dear_caches or max(cache, long_cache) > text
+            self.dear_blobs = self.dear_blobs or blobs > text
+            self.dear_sound = self.dear_sound or sound > written
 
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
@@ -694,45 +712,55 @@ def dearest_rate(
     """The most a call could cost by its tokens: of all prices it may have, the dearest."""
     input_ = output = fixed = 0
     for one in vectors:
-        tier = _dearest_tier(one, asks.tiers) if one.service_tiers else SAME
-        for prices in prices_within(one, read):
-            dearest = dearest_kinds(prices)
-            text, written = dearest.text, dearest.written
-            if asks.caches:
-                text = max(text, dearest.caches, dearest.long_caches if asks.long_caches else 0)
-            if asks.blobs:
-                text = max(text, dearest.blobs)
-            if asks.sound:
-                written = max(written, dearest.sound)
-            input_, output = max(input_, _times(text, tier)), max(output, _times(written, tier))
+        dearest = highest_rates(one, read)
+        text, written, request = dearest.text, dearest.written, one.request
+        if asks.caches:
+            text = max(text, dearest.caches)
+            if asks.long_caches:
+                text = max(text, dearest.long_caches)
+        if asks.blobs:
+            text = max(text, dearest.blobs)
+        if asks.sound:
+            written = max(written, dearest.sound)
+        if one.service_tiers:
+            tier = _dearest_tier(one, asks.tiers)
+            text, written, request = _times(text, tier), _times(written, tier), _times(request, tier)
+        input_, output = max(input_, text), max(output, written)
         tools = 0
         if asks.tools:
             tools = sum([uses * use_price(one, name) for name, uses in asks.tools.items()])
-        fixed = max(fixed, _times(one.request, tier) - -tools // USES_A_PRICE)
+        fixed = max(fixed, request - -tools // USES_A_PRICE)
     return TokenRate(read, input_, output, fixed, factor, in_money)
 
 
-def prices_within(vector: Vector, read: int) -> list[tuple[int, ...]]:
-    """All prices of a call that reads up to so many tokens."""
-    found = [vector.prices]
-    if vector.context_tiers:
-        found += [dearer for above, dearer in vector.context_tiers if read > above]
+def highest_rates(vector: Vector, read: int) -> HighestRates:
+    """The dearest prices by kind of a call that reads up to so many tokens."""
+    known = _highest.get(id(vector))
+    if known is None:
+        if len(_highest) >= PRICES_MAX:
+            _highest.clear()
+        known = _highest[id(vector)] = _VectorRates(vector)
+    found = known.rates[0]
+    if len(known.rates) > 1:
+        for number, tier in enumerate(vector.context_tiers, 1):
+            if read > tier[0]:
+                found = known.rates[number]
     return found
 
 
-def dearest_kinds(prices: tuple[int, ...]) -> HighestRates:
-    """The dearest of prices by kind, remembered for up to `PRICES_MAX` of them."""
-    found = _dearest.get(prices)
-    if found is None:
-        text, blobs, written = [max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _BLOBS, _WRITTEN)]
-        found = HighestRates(text, prices[_CACHE], prices[_LONG_CACHE], blobs, written, prices[_SOUND])
-        if len(_dearest) >= PRICES_MAX:
-            _dearest.clear()
-        _dearest[prices] = found
-    return found
+class _VectorRates:
+    """Of a price: the rates by how many of its `context_tiers` a call has passed."""
+
+    __slots__ = ("rates", "vector")
+
+    def __init__(self, vector: Vector) -> None:
+        self.vector = vector  # which is kept by that, so no other has its id
+        prices = [vector.prices, *[dearer for _, dearer in vector.context_tiers]]
+        self.rates = [HighestRates(prices[: passed + 1]) for passed in range(len(prices))]
 
 
-_dearest: Final[dict[tuple[int, ...], HighestRates]] = {}
+# The last `PRICES_MAX` of them, by their ids.
+_highest: Final[dict[int, _VectorRates]] = {}
 
 
 def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:

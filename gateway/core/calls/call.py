@@ -16,6 +16,7 @@ import msgspec
 from gateway.core.calls.forms import FormFile
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.families.controlled import PROMPT_BYTES_MAX, CountTokens, Document, prompt_tokens
+from gateway.core.lru import LruEntry
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, RequestTooLarge
 
@@ -535,7 +536,9 @@ class CallRequest:
     does not say others. One in the `background` is answered at once, and has its result later. A message to a
     `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`. A form has
     `files`, and the name of its model stands in its body `model_at`: but for that, it is sent as it came.
-    The document has not the parts that are `cut`.
+    The document has not the parts that are `cut`. One that `asks` may ask for tools or a search by the names
+    in its document; None where nobody has looked. What the estimator has `learned` of calls like it is kept
+    until it is over.
     """
 
     meter: str
@@ -584,6 +587,8 @@ class CallRequest:
     files: Sequence[FormFile] = ()
     model_at: tuple[int, int] | None = None
     cut: CutParts | None = None
+    asks: bool | None = None
+    learned: LruEntry | None = None
 
     @property
     def has_input(self) -> bool:

@@ -18,9 +18,8 @@ from gateway.core.billing.price_book import (
     NO_COUNTS,
     PriceQualifiers,
     TokenRate,
-    dearest_kinds,
     dearest_rate,
-    prices_within,
+    highest_rates,
     unpriced,
 )
 from gateway.core.billing.vector import Vector
@@ -44,11 +43,15 @@ from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import Vectors, charge_of, factor_of, is_in_money
 from gateway.core.families import controlled
 from gateway.core.families.controlled import (
+    KEPT,
+    SEARCH_OPTIONS,
+    SEARCH_PARAMETERS,
     Document,
     elements,
     flag,
     inner,
     models_beside,
+    top_names,
 )
 from gateway.core.families.family import CallKind, SocketMessages
 from gateway.core.families.registry import OF_METER, SHAPES
@@ -65,18 +68,12 @@ from gateway.errors import InvalidRequest
 # the usual price. And the most one may say.
 TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
-# Fields and model names that make an answer search beside `tools`.
-_SEARCH_OPTIONS: Final = "web_search_options"
-_SEARCH_PARAMETERS: Final = "search_parameters"
+# Model names that make an answer search beside `tools`, and what it is called.
 _SEARCH: Final = "web_search"
 _GROUP: Final = "namespace"  # a tool that is others
 _DIGITS: Final = "0123456789"  # of the date that a kind ends with
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
 MODELS_REMEMBERED_MAX: Final = 4_096
-# Where a provider keeps tools that a body names by an id: any of them may be there.
-_KEPT: Final = ("cachedContent", "cached_content")
-# Without any of these a body asks for no tool and no search.
-_ASKING: Final = frozenset({"tools", "prompt", "plugins", _SEARCH_PARAMETERS, _SEARCH_OPTIONS, *_KEPT})
 # Tools that are the client's own, whatever their names.
 _OF_CLIENT: Final = ("function", "custom")
 
@@ -94,10 +91,10 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
     shape = SHAPES.get(call.meter)
     if not priced or shape is None:
         return found
-    if _ASKING.isdisjoint(document) and not _models_search(call):
+    if _asks_for_none(call, document):
         return found
     tools, searches = call.tools, _searches(call, document)
-    names_kept = any(field in document for field in _KEPT) or isinstance(document.get("prompt"), dict)
+    names_kept = any(field in document for field in KEPT) or isinstance(document.get("prompt"), dict)
     if not tools and not searches and not names_kept:
         return found
     total = document.get(shape.uses) if shape.uses else None
@@ -122,7 +119,7 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
         return list(call.measured)
     if call.measured:
         return list(dict.fromkeys(name for one in vectors for name in unpriced(one, call.measured)))
-    if document is None or family is None or (_ASKING.isdisjoint(document) and not _models_search(call)):
+    if document is None or family is None or _asks_for_none(call, document):
         return []
     asked = [*_kinds(call.tools), *_plugins(call.plugins)]
     free = family.free_tools
@@ -163,6 +160,8 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
     document, shape = call.document, SHAPES.get(call.meter)
     if document is None or shape is None or not (shape.uses or shape.tool_uses):
         return
+    if _asks_for_none(call, document):
+        return
     priced = priced_tools(vectors)
     if not priced:
         return
@@ -180,13 +179,19 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
             call.changed = True
 
 
+def _asks_for_none(call: CallRequest, document: Document) -> bool:
+    """Whether a call asks for no tool and no search, as far as its names and its models say."""
+    asks = top_names(document).asks if call.asks is None else call.asks
+    return not asks and not _models_search(call)
+
+
 def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) -> int:
     """Searches that a call may make without a tool, 0 for none."""
-    options = document.get(_SEARCH_PARAMETERS)
+    options = document.get(SEARCH_PARAMETERS)
     stated = options.get("max_search_results") if isinstance(options, dict) else None
     if options is not None and not (isinstance(options, dict) and options.get("mode") == "off"):
         return _uses(stated)
-    if document.get(_SEARCH_OPTIONS) is not None or (by_plugin and document.get("plugins") is not None):
+    if document.get(SEARCH_OPTIONS) is not None or (by_plugin and document.get("plugins") is not None):
         return TOOL_USES
     return TOOL_USES if _models_search(call) else 0
 
@@ -327,14 +332,14 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     if call.measured:
         uses = {**(uses or {}), **call.measured}
     caches = blobs = sound = False
+    excluded, tiers = family.exclusions, set[str]()
     for one in vectors:
-        for prices in prices_within(one, read):
-            dearest = dearest_kinds(prices)
-            caches = caches or max(dearest.caches, dearest.long_caches) > dearest.text
-            blobs = blobs or dearest.blobs > dearest.text
-            sound = sound or dearest.sound > dearest.written
-    excluded = family.exclusions
-    tiers = {tier for one in vectors for tier in one.service_tiers if not excluded.tier(document, tier)}
+        dearest = highest_rates(one, read)
+        caches = caches or dearest.dear_caches
+        blobs = blobs or dearest.dear_blobs
+        sound = sound or dearest.dear_sound
+        if one.service_tiers:
+            tiers.update([tier for tier in one.service_tiers if not excluded.tier(document, tier)])
     caches = caches and not excluded.cache(document, names)
     return PriceQualifiers(
         caches,
@@ -385,7 +390,7 @@ def budget_claim(
     rate = dearest = dearest_rate(vectors, read, may, in_money=True)
     money = most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
     if not holds_most:
-        likely_read = min(read, need, call.input_estimate)
+        likely_read = min(min(read, need), call.input_estimate)  # noqa: PLW3301  # of two it is compiled
         rate = dearest_rate(vectors, likely_read, likely_asks(call, may), in_money=True)
         if estimate.input_share != 1:  # a price is exact as long as nothing was learned of it
             rate.input = math.ceil(rate.input * estimate.input_share)
@@ -424,23 +429,22 @@ def answer_bound(
     return bound
 
 
-def bind_output(  # noqa: PLR0917  # a call, what it claims, and what it was given
-    call: CallRequest, claim: CallClaim, vectors: Vectors, decision: Decision, enforced: Collection[str],
-    allowed: frozenset[str],
-) -> None:  # fmt: skip
-    """Have no answer be longer than is held: what could overrule the call's maximum is refused.
-
-    Numbers that are `allowed` overrule nothing. Budgets of the units `enforced` bind it.
-    """
+def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: Collection[str]) -> None:
+    """Have a call use priced tools no more often than is held, for its price and budgets of these units."""
     if claim.dearest is not None:
         limit_uses(call, vectors)
     if claim.budget is not None and MONEY in enforced:
         limit_uses(call, claim.vectors)
-    bound = answer_bound(call, claim, decision, enforced)
-    if bound is not None:
-        check_numbers(call, allowed)
-        limit_output(call, bound)
-        limit_models(call)
+
+
+def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
+    """Have no answer be longer than is held: what could overrule the call's maximum is refused.
+
+    Numbers that are `allowed` overrule nothing.
+    """
+    check_numbers(call, allowed)
+    limit_output(call, bound)
+    limit_models(call)
 
 
 # In so many steps a stated task budget is lowered: each other number costs what its upstream has cached.
@@ -566,8 +570,9 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     shape.read(call, document, path_params, bounds)
     # Their objects are priced and held one by one.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
-    call.models_beside = models_beside(document)
-    call.gives_up = "timeout" in " ".join(document).lower()
+    names = top_names(document)
+    call.models_beside = models_beside(document, names)
+    call.gives_up, call.asks = names.times_out, names.asks
 
 
 def _asked_by(

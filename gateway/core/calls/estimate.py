@@ -153,7 +153,8 @@ class Estimator:
         """
         if not call.input_bytes and not call.blob_tokens:
             return NO_ESTIMATE
-        learned = self._learned_of(call, organization_id, service_key) or self._first(call.model)
+        kept = call.learned = self._learned_of(call, organization_id, service_key)
+        learned = kept or self._first(call.model)
         call.output_bytes_per_token = learned.bytes_per_output_token
         call.input_tokens_per_byte = learned.input_mean
         if self._tokenizer is not None:
@@ -193,7 +194,9 @@ class Estimator:
             return
         if usage.input <= call.blob_tokens and usage.output <= 0:
             return
-        learned = self._learned_of(call, organization_id, service_key)
+        learned = call.learned
+        if not isinstance(learned, _Learned):
+            learned = self._learned_of(call, organization_id, service_key)
         if learned is None:
             learned = self._first(call.model)
             self._keep(organization_id, (service_key, call.model, call.streamed), learned)

@@ -259,8 +259,12 @@ class CallPrices:
 
     def in_currency(self, currency: str) -> tuple[Vector, ...]:
         """The prices of the models that may answer, but for those that are in another currency."""
-        found = (one.vector for one in self.named)
-        return tuple([vector for vector in found if vector is not None and vector.currency == currency])
+        found: list[Vector] = []
+        for one in self.named:
+            vector = one.vector
+            if vector is not None and vector.currency == currency:
+                found.append(vector)
+        return tuple(found)
 
 
 NO_PRICES: Final = CallPrices()

@@ -7,6 +7,7 @@ depends on it. It has one spelling and one type; whatever is not named here pass
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
 
 import msgspec
 
@@ -115,6 +116,48 @@ class ControlledNames:
 
 STREAM_OPTIONS = ControlledNames("include_usage")
 
+# The names at the top of a body, together: facts that all bodies of these names have in common.
+#
+# Most callers send the same again and again, so that is found once. Names are callers' own, within bounds.
+TOPS_REMEMBERED_MAX = 1_024
+TOP_NAMES_MAX, TOP_CHARACTERS_MAX = (32, 512)  # of one that is remembered
+MODELS_REMEMBERED_MAX = 4_096
+# Without any of these a body asks for no tool and no search: the last are where a provider keeps tools.
+KEPT = ("cachedContent", "cached_content")
+SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
+_ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT})
+
+
+class TopNames:
+    """`elsewhere`: a name lists models, or sends a call elsewhere. `times_out`: one states a timeout. `asks`:
+    one may ask for tools or a search. `others` may hold names of models at any depth.
+    """
+
+    __slots__ = ("asks", "elsewhere", "others", "times_out")
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.asks = not _ASKING.isdisjoint(names)
+        self.elsewhere = not _ELSEWHERE_OR_MODELS.isdisjoint(names)
+        self.times_out = "timeout" in " ".join(names).lower()
+        self.others = tuple([name for name in names if name not in _NO_MODELS])
+
+
+def top_names(document: Document) -> TopNames:
+    """The facts of a body that its names alone decide."""
+    names = tuple(document)
+    found = _tops.get(names)
+    if found is None:
+        found = TopNames(names)
+        if len(names) <= TOP_NAMES_MAX and sum(map(len, names)) <= TOP_CHARACTERS_MAX:
+            if len(_tops) >= TOPS_REMEMBERED_MAX:
+                _tops.clear()
+            _tops[names] = found
+    return found
+
+
+_tops: Final[dict[tuple[str, ...], TopNames]] = {}
+_models: Final[dict[str, None]] = {}  # good names of models
+
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
     """A stated maximum of tokens, None where none is; 0, to some servers no limit, counts as 1."""
@@ -194,6 +237,8 @@ def model_name(value: object, param: str = "model") -> str:
 
     An upstream may take a comma for the end of a name, and a preset for another model (LiteLLM, OpenRouter).
     """
+    if isinstance(value, str) and value in _models:
+        return value
     if value is None or value == "":
         raise InvalidRequest(f"The field {param} is missing.", param=param)
     if not isinstance(value, str):
@@ -206,6 +251,9 @@ def model_name(value: object, param: str = "model") -> str:
         raise InvalidRequest(
             f"The field {param} names more than a model: it has no comma and no {_PRESET}.", param=param
         )
+    if len(_models) >= MODELS_REMEMBERED_MAX:
+        _models.clear()
+    _models[value] = None
     return value
 
 
@@ -219,16 +267,14 @@ def model_in_path(document: Document, named: str | None) -> str:
     return model
 
 
-def models_beside(document: Document) -> tuple[str, ...]:
+def models_beside(document: Document, names: TopNames | None = None) -> tuple[str, ...]:
     """Every model the body names beside the one that is asked for; nothing else may answer."""
     found: list[str] = []
-    for field in document:
-        if field in _ELSEWHERE_OR_MODELS:
-            _add_lists(document, found)
-            break
-    for name, value in document.items():
-        if name in _NO_MODELS:
-            continue
+    names = names or top_names(document)
+    if names.elsewhere:
+        _add_lists(document, found)
+    for name in names.others:
+        value = document[name]
         if isinstance(value, dict | list):
             _add_nested(value, name, found, _DEPTH_MAX, strict=name in _TOOLS)
         elif isinstance(value, str) and name.casefold().endswith(_NAMING):

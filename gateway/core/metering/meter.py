@@ -51,8 +51,7 @@ class Detail:
         self.retry_s = 0.0
         self.beside: list[tuple[str, Counts]] = []
         self._parts: dict[tuple[str, str], int] = {}
-        self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]]
-        self._believed = (0, 0, 0, 0, 0, 0, [])
+        self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
     def answered_by(self, model: object) -> None:
         """An answer names the model that made it."""
@@ -97,7 +96,7 @@ class Detail:
             (
                 self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
                 self.image_input, self.image_output, self.beside,
-            ) = self._believed  # fmt: skip
+            ) = self._believed or (0, 0, 0, 0, 0, 0, [])  # fmt: skip
 
     def answered_within(self, model: object, counts: Counts) -> None:
         """A report tells of tokens of a model that answered within the call, whose name may be unknown."""

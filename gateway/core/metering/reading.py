@@ -96,6 +96,7 @@ def _flat(document: bytes) -> bytes:
 #
 # An upstream may be wrong in any way; a meter never fails for it and never believes it blindly.
 
+_UNSET: Final = msgspec.UNSET
 # An object as its members, each unread.
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 # The fields that hold produced text in any of the APIs, complete or broken off.
@@ -133,7 +134,7 @@ def is_object(document: bytes) -> bool:
 
 def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:
     """Whether a field is there and not null."""
-    return raw is not msgspec.UNSET and bytes(raw) != b"null"
+    return raw is not _UNSET and bytes(raw) != b"null"
 
 
 def integer(value: object) -> int | None:

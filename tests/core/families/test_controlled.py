@@ -18,7 +18,19 @@ from gateway.core.calls.call import CallRequest, input_tokens
 from gateway.core.calls.claims import HARMLESS, TEXTS, check_numbers, read_call
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
-from gateway.core.families.controlled import PROMPT_BYTES_MAX, prompt_tokens
+from gateway.core.families.controlled import (
+    MODELS_REMEMBERED_MAX,
+    PROMPT_BYTES_MAX,
+    TOP_CHARACTERS_MAX,
+    TOP_NAMES_MAX,
+    TOPS_REMEMBERED_MAX,
+    _models,
+    _tops,
+    model_name,
+    models_beside,
+    prompt_tokens,
+    top_names,
+)
 from gateway.core.families.gemini.answers import retry_delay
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
@@ -26,6 +38,23 @@ from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 from tests.core.calls.test_call import read, refused
 from tests.core.meter.recorded import DONE, SSE, call, delta, frame
+
+
+def test_bodies_of_the_same_names_are_read_each_for_itself_and_remembered_within_bounds() -> None:
+    for other in ("b", "c"):
+        body: dict[str, object] = {"model": "a", "fallbacks": [other], "advisor": {"model": other * 2}}
+        assert (models_beside(body), top_names(body).elsewhere) == ((other, other * 2), True)
+    for number in range(TOPS_REMEMBERED_MAX + 10):
+        found = top_names({"model": "a", f"made_up_{number}_timeout": 1})
+        assert (found.times_out, found.asks, found.elsewhere) == (True, False, False)
+    top_names({str(number): 1 for number in range(TOP_NAMES_MAX + 1)})
+    top_names({"x" * (TOP_CHARACTERS_MAX + 1): 1})
+    assert len(_tops) <= TOPS_REMEMBERED_MAX
+    assert max(map(len, _tops)) <= TOP_NAMES_MAX
+    assert max(len("".join(names)) for names in _tops) <= TOP_CHARACTERS_MAX
+    for number in range(MODELS_REMEMBERED_MAX + 10):
+        model_name(f"model-{number}")
+    assert len(_models) <= MODELS_REMEMBERED_MAX
 
 
 @pytest.mark.parametrize(
