@@ -44,11 +44,11 @@ MODULES = {
         "admission", "charge", "fair_share", "forward", "ports", "proxy", "relay", "reply", "tally",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
-    "gateway/http/routing": ("head", "openings", "routes"),
+    "gateway/http/routing": ("cors", "head", "openings", "routes"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip
-IN_C = ("gateway/core/calls/_scan",)
+IN_C = ("gateway/core/calls/_scan", "gateway/http/protocol/_heads")
 # mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.
 # Nobody but Python loads what is built, by its modules' names: all else in it is called without a detour.
 _FLAGS = (

@@ -22,6 +22,7 @@ _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
 _USUAL_OPENINGS = frozenset(
     {b"traceparent: 00-", b"Traceparent: 00-", b"traceparent:00-", b"Traceparent:00-"}
 )
+_NAME_ENDS = b"raceparent:"  # behind a letter of either case
 _USUAL_REST_BYTES = 32 + 1 + 16 + 1 + 2
 _DIGITS = b"0123456789abcdef"
 _DASH = ord("-")
@@ -114,6 +115,23 @@ def read_usual_line(line: bytes) -> str:
         return ""
     trace_id = rest[:32]
     return "" if trace_id == _NO_TRACE or rest[33:49] == _NO_SPAN else trace_id.decode()
+
+
+def cut_usual_line(head: bytes) -> tuple[bytes, bytes, str]:
+    """A head without its first line of a trace in the usual form, that line, and the id of the trace.
+
+    Where there is no such line nothing is cut.
+    """
+    at = head.find(_NAME_ENDS)
+    while at >= 0:
+        if head[at - 3 : at - 1] == b"\r\n":
+            end = head.find(b"\r\n", at)
+            line = head[at - 1 : end]
+            trace_id = read_usual_line(line)
+            if trace_id:
+                return head[: at - 3] + head[end:], line, trace_id
+        at = head.find(_NAME_ENDS, at + 1)
+    return head, b"", ""
 
 
 def _match(values: list[bytes]) -> re.Match[bytes] | None:

@@ -99,7 +99,7 @@ async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerH
         if not proof.token:
             kept[UPLOAD_PASS] = upload_pass(asked[uploads.id], proof.digest, exchange.worker.heads.pepper)
         address = f"{origin_of(exchange)}{exchange.routed.sent}?{urlencode(kept)}"
-        answer.lines.append(b"%b: %b" % (uploads.address, address.encode()))
+        answer.text = b"%b\r\n%b: %b" % (answer.text, uploads.address, address.encode())
 
 
 def origin_of(exchange: Exchange) -> str:
@@ -223,12 +223,12 @@ class Outlet:
         self._bare = routed.method == b"HEAD" or answer.status in NO_BODY
         keep_alive = exchange.decide_keep_alive()
         if length is not None:
-            framing = b"content-length: %d" % length if answer.status != 204 else b""
+            framing = b"\r\ncontent-length: %d" % length if answer.status != 204 else b""
         elif self._bare:
             framing = b""
         elif routed.minor == 1:
             self._chunked = True
-            framing = b"transfer-encoding: chunked"
+            framing = b"\r\ntransfer-encoding: chunked"
         else:
             framing = b""
             exchange.until_close = True
@@ -269,34 +269,35 @@ class Outlet:
 def _answer_head(
     exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
 ) -> bytes:
-    """An upstream's head for our client: what passes of it, then ours. `framing` is a field line or empty."""
-    lines = answer.lines
+    """An upstream's head for our client: what passes of it, then ours. `framing` is a field or empty."""
+    text, status, family = answer.text, answer.status, FAMILIES[exchange.routed.family]
+    date = ids = shown = told = budget = b""
     if exchange.head.cors:  # which pages may call is said here alone
-        lines = [line for line in lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
+        text = b"\r\n".join(
+            [line for line in answer.lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
+        )
     if not answer.dated:
-        lines.append(b"date: " + _date(int(time.time())))  # RFC 9110, 6.6.1
-    upstream_id = answer.request_id
-    if answer.plain_request_id:
-        if FAMILIES[exchange.routed.family].names_requests:
-            upstream_id = upstream_id or answer.plain_request_id
-        else:
-            lines.append(b"request-id: " + answer.plain_request_id)
+        date = b"\r\ndate: %b" % _date(int(time.time()))  # RFC 9110, 6.6.1
+    upstream_id, plain_id = answer.request_id, answer.plain_request_id
+    if plain_id and family.names_requests:
+        upstream_id = upstream_id or plain_id
+    elif plain_id:
+        ids = b"\r\nrequest-id: %b" % plain_id
     if upstream_id:
-        lines.append(b"x-upstream-request-id: " + upstream_id)
-    if framing:
-        lines.append(framing)
+        ids = b"%b\r\nx-upstream-request-id: %b" % (ids, upstream_id)
     if exchange.worker.limits.show_upstream:
-        lines.append(b"x-tollkeeper-upstream: " + exchange.upstream_name.encode())
-    if answer.status in HELD_OFF:
-        lines.append(b"x-tollkeeper-refused-by: upstream")
-    if decision is not None and answer.status not in LIMITED:  # beside its own limits ours would mislead
+        shown = b"\r\nx-tollkeeper-upstream: %b" % exchange.upstream_name.encode()
+    if status in HELD_OFF:
+        shown = b"%b\r\nx-tollkeeper-refused-by: upstream" % shown
+    if decision is not None and status not in LIMITED:  # beside its own limits ours would mislead
         told = limit_lines(decision)
         if told:
-            lines.append(told)
-        budget_fields = FAMILIES[exchange.routed.family].budget_fields
-        if budget_fields is not None and decision.budget is not None:
-            lines += [b"%b: %b" % field for field in budget_fields(decision.budget, None)]
-    return _finished(exchange, lines, keep_alive)
+            told = b"\r\n%b" % told
+        if family.budget_fields is not None and decision.budget is not None:
+            fields = family.budget_fields(decision.budget, None)
+            budget = b"".join([b"\r\n%b: %b" % field for field in fields])
+    ending = _ending(exchange, keep_alive)
+    return b"%b%b%b%b%b%b%b%b" % (text, date, ids, framing, shown, told, budget, ending)
 
 
 def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -309,27 +310,26 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
     if status not in {204, 304}:  # RFC 9110, 8.6
         lines.append(b"content-length: %d" % len(body))
     lines += [b"%b: %b" % field for field in fields]
-    head = _finished(exchange, lines, exchange.decide_keep_alive())
+    head = b"\r\n".join(lines) + _ending(exchange, exchange.decide_keep_alive())
     exchange.write(head if exchange.routed.method == b"HEAD" else head + body)
 
 
-def _finished(exchange: Exchange, lines: list[bytes], keep_alive: bool) -> bytes:
-    """The head with what every answer carries."""
-    routed, cors = exchange.routed, exchange.head.cors
+def _ending(exchange: Exchange, keep_alive: bool) -> bytes:
+    """What every answer's head ends with."""
+    routed, head = exchange.routed, exchange.head
     request_id = exchange.request_id.encode()
-    lines.append(b"x-request-id: " + request_id)
+    named = cors = waited = last = b""
     if FAMILIES[routed.family].names_requests:
-        lines.append(b"request-id: " + request_id)
-    if cors:
-        lines.append(cors)
+        named = b"\r\nrequest-id: %b" % request_id
+    if head.cors:
+        cors = b"\r\n%b" % head.cors
     if exchange.waited_ms:
-        lines.append(b"x-tollkeeper-waited-ms: %d" % exchange.waited_ms)
+        waited = b"\r\nx-tollkeeper-waited-ms: %d" % exchange.waited_ms
     if not keep_alive:
-        lines.append(b"connection: close")
+        last = b"\r\nconnection: close"
     elif routed.minor == 0:
-        lines.append(b"connection: keep-alive")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        last = b"\r\nconnection: keep-alive"
+    return b"\r\nx-request-id: %b%b%b%b%b\r\n\r\n" % (request_id, named, cors, waited, last)
 
 
 @lru_cache(2)

@@ -24,7 +24,8 @@ from gateway.http.admission import by_head
 from gateway.http.charge import AdmittedCall
 from gateway.http.ports import Log
 from gateway.http.relay import CLIENT_GONE, origin_of, own_answer
-from gateway.http.routing.head import CallHead, Preflight, RoutedHead
+from gateway.http.routing.cors import Preflight
+from gateway.http.routing.head import CallHead, RoutedHead
 from gateway.http.routing.routes import METADATA_PATH, OWN_PATHS
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from gateway.core.calls.routes import ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
-from gateway.http.protocol.request import cut_length
+from gateway.http.protocol.request import ClientSide
 from gateway.http.routing import head as reading
 from gateway.http.routing.head import HeadReader, HeadRouter
 from gateway.http.routing.routes import WorkerBindings
@@ -77,8 +77,11 @@ def reader() -> Callable[[bytes], bytes]:
     heads = HeadReader(HeadRouter(DEFAULT_ROUTES, targets, bindings, limits), b"p" * 32, limits)
 
     def read(data: bytes) -> bytes:
-        head, _ = cut_length(data)
-        call = heads.read(head)
+        side = ClientSide(limits)
+        side.receive(data)
+        cut = side.head()
+        assert cut is not None
+        call = heads.read_cut(cut)
         if call.news is not None:
             heads.remember(call)
         return b"".join((call.routed.opening, call.passed, call.routed.closing))

@@ -8,6 +8,8 @@ Names that `Connection` nominates end here. Pure functions on bytes.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final
 
 import httptools
@@ -75,6 +77,7 @@ LIMITS: Final = 11
 SESSION: Final = 12
 ADDRESS: Final = 13
 
+_NOTED_AND_PASSED = frozenset({CONTENT_ENCODING, USAGE_AMOUNT, SESSION})
 _KINDS = {
     b"connection": CONNECTION,
     b"content-length": LENGTH,
@@ -89,6 +92,8 @@ _KINDS = {
     **{one.uploads.address: ADDRESS for one in ALL if one.uploads is not None},
     **{name: DROP for one in ALL if one.uploads is not None for name in one.uploads.hidden},
 }
+_FIELDS = {**dict.fromkeys(_NOT_RETURNED, DROP), **_KINDS}
+_PREFIXES = {OURS_PREFIX: DROP, **dict.fromkeys(_LIMITS_PREFIXES, LIMITS)}
 # What a page may read of an answer's fields, beside those that any may.
 EXPOSED = (
     b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
@@ -103,27 +108,62 @@ EXPOSED = (
 class AnswerHead:
     """One final or interim answer head.
 
-    `lines` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
+    `text` begins with our status line, for HTTP/1.1, then the fields that pass. `length` is
     None where none is stated; with neither `length` nor `chunked` the body ends with the
-    connection. `limits` are those of its lines that tell of its upstream's own limits. An `address` where
+    connection. `of_limits` are those of its lines that tell of its upstream's own limits. An `address` where
     a file is to be sent does not pass as it is.
     """
 
     __slots__ = (
-        "address", "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length", "limits",
-        "lines", "plain_request_id", "request_id", "session", "status", "usage_amount",
+        "address", "chunked", "content_encoding", "content_type", "dated", "keep_alive", "length",
+        "of_limits", "plain_request_id", "request_id", "session", "status", "text", "usage_amount",
     )  # fmt: skip
 
-    def __init__(self, status: int, lines: list[bytes], keep_alive: bool) -> None:
+    def __init__(self, status: int, text: bytes, keep_alive: bool, of_limits: bytes = b"") -> None:
         self.status = status
-        self.lines = lines
+        self.text = text
         self.keep_alive = keep_alive
         self.length: int | None = None
         self.chunked = self.dated = False
-        self.limits: tuple[bytes, ...] = ()
+        self.of_limits = of_limits
         self.content_type = self.content_encoding = b""
         self.request_id = self.plain_request_id = self.usage_amount = b""
         self.session = self.address = b""
+
+    @property
+    def lines(self) -> list[bytes]:
+        """The status line and the fields that pass."""
+        return self.text.split(b"\r\n")
+
+    @property
+    def limits(self) -> tuple[bytes, ...]:
+        """The lines that tell of its upstream's own limits."""
+        return tuple(self.of_limits.split(b"\r\n")) if self.of_limits else ()
+
+
+# What most answers' heads say, by one pass in C, where that is compiled: where the head ends, its status,
+# what of it passes, its length or -1, whether it is chunked and dated, its content type and coding, both ids,
+# and the lines of its upstream's limits. It leaves what is unusual to the code without it, the definition.
+_Answer = tuple[int, int, bytes, int, bool, bool, bytes, bytes, bytes, bytes, bytes]
+_answer: Callable[[bytes, int], _Answer | None] | None
+try:
+    _heads = import_module("gateway.http.protocol._heads")
+    _heads.know_fields(_FIELDS, _PREFIXES)
+    _answer = _heads.answer
+except ImportError:
+    _answer = None
+
+
+def _known_answer(found: _Answer) -> AnswerHead:
+    _, status, text, length, chunked, dated, content_type, coding, request_id, plain_request_id, limits = (
+        found
+    )
+    answer = AnswerHead(status, text, True, limits)
+    answer.length = length if length >= 0 else None
+    answer.chunked, answer.dated = chunked, dated
+    answer.content_type, answer.content_encoding = content_type, coding
+    answer.request_id, answer.plain_request_id = request_id, plain_request_id
+    return answer
 
 
 def read_answer_head(head: bytes) -> AnswerHead:
@@ -132,7 +172,8 @@ def read_answer_head(head: bytes) -> AnswerHead:
     first = lines.pop(0)
     minor, status, status_line = _status_lines.get(first) or _status(first)
     kept = [status_line]
-    answer = AnswerHead(status, kept, minor == 1)
+    answer = AnswerHead(status, b"", minor == 1)
+    limits: list[bytes] = []
     nominated: set[bytes] = set()
     judged = False
     for line in lines:
@@ -155,15 +196,14 @@ def read_answer_head(head: bytes) -> AnswerHead:
         elif kind == DATE:
             answer.dated = True
             kept.append(line)
-        elif kind != DROP:
-            _note(answer, kind, line, value, minor)
+        elif kind != DROP and _note(answer, kind, line, value, minor, limits):
+            kept.append(line)
     if answer.chunked and answer.length is not None:
         raise Malformed("it states a length as well as a transfer-encoding")
     if nominated:
-        answer.lines = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
-        answer.limits = tuple(
-            line for line in answer.limits if line[: line.find(b":")].lower() not in nominated
-        )
+        kept = [line for line in kept if line[: line.find(b":")].lower() not in nominated]
+        limits = [line for line in limits if line[: line.find(b":")].lower() not in nominated]
+    answer.text, answer.of_limits = b"\r\n".join(kept), b"\r\n".join(limits)
     return answer
 
 
@@ -192,12 +232,10 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
 
 def _kind(name: bytes) -> int:
     """What a field of this name is, in lower case."""
-    kind = _KINDS.get(name, PASS)
+    kind = _FIELDS.get(name, PASS)
     if kind != PASS:
         return kind
-    if name in _NOT_RETURNED or name.startswith(OURS_PREFIX):
-        return DROP
-    return LIMITS if name.startswith(_LIMITS_PREFIXES) else PASS
+    return next((of_prefix for prefix, of_prefix in _PREFIXES.items() if name.startswith(prefix)), PASS)
 
 
 def _status(line: bytes) -> tuple[int, int, bytes]:
@@ -217,31 +255,30 @@ def _length(answer: AnswerHead, value: bytes) -> int:
     return length
 
 
-def _note(answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int) -> None:
-    """Take in a field that means something here, but for the most usual ones."""
+def _note(  # noqa: PLR0917  # a field, and all that reads it
+    answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int, limits: list[bytes]
+) -> bool:
+    """Take in a field that means something here, but for the most usual ones; whether it passes."""
     if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
-        answer.limits += (line,)
-        if answer.status in LIMITED:
-            answer.lines.append(line)
-    elif kind == REQUEST_ID:
+        limits.append(line)
+        return answer.status in LIMITED
+    if kind == REQUEST_ID:
         answer.request_id = value
     elif kind == PLAIN_REQUEST_ID:
         answer.plain_request_id = value
     elif kind == CONTENT_ENCODING:
         answer.content_encoding = value
-        answer.lines.append(line)
     elif kind == USAGE_AMOUNT:
         answer.usage_amount = value
-        answer.lines.append(line)
     elif kind == SESSION:
         answer.session = value
-        answer.lines.append(line)
     elif kind == ADDRESS:
         answer.address = value
     else:
         if answer.chunked or value.lower() != b"chunked" or minor == 0:
             raise Malformed("the transfer-encoding is not chunked, once, in HTTP/1.1")
         answer.chunked = True
+    return kind in _NOTED_AND_PASSED
 
 
 def _connection(answer: AnswerHead, value: bytes, minor: int) -> set[bytes]:
@@ -389,6 +426,9 @@ class UpstreamSide:
             data = self._buffer + data
             self._buffer = b""
         limits = self._limits
+        found = None if _answer is None else _answer(data, limits.answer_head_bytes_max)
+        if found is not None:
+            return self._begun(_known_answer(found), data, found[0])
         at = data.find(HEAD_END)
         if at < 0 or at > limits.answer_head_bytes_max:
             if len(data) > limits.answer_head_bytes_max:
@@ -410,6 +450,11 @@ class UpstreamSide:
                 raise Malformed("an upgrade nobody asked for, or too many interim answers")
             self._says_close = self._says_close or not answer.keep_alive
             return self._head(data[at:]) if len(data) > at else b""
+        return self._begun(answer, data, at)
+
+    def _begun(self, answer: AnswerHead, data: bytes, at: int) -> bytes:
+        """Take in a final head, which ends there, and the bytes behind it."""
+        limits, status = self._limits, answer.status
         self._interim = 0
         self.answer = answer
         self.answering = ANSWER[self.answering][HEAD]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha1
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ from gateway.core.families.registry import ALL
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.traces import FIELD as TRACE_FIELD
+from gateway.core.traces import cut_usual_line
 from gateway.errors import (
     ExpectationFailed,
     FieldsTooLarge,
@@ -328,6 +330,46 @@ def cut_length(head: bytes) -> tuple[bytes, int]:
     return head, -1
 
 
+# A head without its length, what is left of it without the lines that differ between equal clients, its
+# length or -1; its lines that prove who calls, and those that say something of the call, each as one text;
+# the line of its trace in the usual form and that trace's id; and where the head ends in its bytes.
+HeadCut = tuple[bytes, bytes, int, bytes, bytes, bytes, str, int]
+CUT_LINES_MAX: Final = 16  # of one head; from one with more nothing but its length is cut
+
+# The same in C, where that is compiled; it leaves what is unusual to the code without it, which is the
+# definition.
+_cut: Callable[[bytes, int], HeadCut | None] | None
+try:
+    _heads = import_module("gateway.http.protocol._heads")
+    _heads.know_credentials(tuple(CREDENTIAL_FIELDS))
+    _cut = _heads.cut
+except ImportError:
+    _cut = None
+
+
+def cut_head(head: bytes) -> HeadCut:
+    """Cut out of a head that ends in its blank line what differs between equal clients."""
+    end = len(head)
+    head, length = cut_length(head)
+    rest, trace, trace_id = cut_usual_line(head)
+    lines, proving, saying, size = rest.split(b"\r\n"), b"", b"", 0
+    least = len(lines) - 3 - CUT_LINES_MAX + (1 if trace else 0)
+    for line in lines[1:-2]:
+        name, colon, _ = line.partition(b":")
+        lower = name.lower()
+        if colon and lower in CREDENTIAL_FIELDS:
+            proving = b"%b\r\n%b" % (proving, line) if proving else line
+        elif colon and lower.startswith(OURS_PREFIX) and lower != UNITS_FIELD:
+            saying = b"%b\r\n%b" % (saying, line) if saying else line
+        else:
+            size += 1
+            lines[size] = line
+    if size < least:
+        return head, head, length, b"", b"", b"", "", end
+    lines[size + 1 : -2] = []
+    return head, b"\r\n".join(lines), length, proving, saying, trace, trace_id, end
+
+
 def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
     """Read a head that ends in its blank line; `MalformedRequest` says what is wrong with it."""
     line, *fields = head[:-4].split(b"\r\n")
@@ -558,8 +600,8 @@ class ClientSide:
             return self._payload(data)
         return b""
 
-    def head(self) -> bytes:
-        """The next request's head with its blank line; empty while more is needed.
+    def head(self) -> HeadCut | None:
+        """The next request's head with its blank line, cut; None while more is needed.
 
         Raises the `Refusal` of bytes that will never be one, and of an event that is out of turn
         `IllegalEvent`. A head is followed by `request`.
@@ -567,15 +609,19 @@ class ClientSide:
         if self.state != IDLE:
             raise IllegalEvent(f"a head while a request is {self.state}")
         data = self.waiting
+        cut = None if _cut is None or self._scanned else _cut(data, self._limits.head_bytes_max)
+        if cut is not None:
+            self.waiting = data[cut[7] :]
+            return cut
         if data[:2] == b"\r\n" and not self._scanned:  # one empty line in front is ignored: RFC 9112, 2.2
             data = data[2:]
         end = data.find(HEAD_END, self._scanned)
         if end < 0 or end > self._limits.head_bytes_max:
             self._check_part(data)
-            return b""
+            return None
         self.waiting = data[end + 4 :]
         self._scanned = 0
-        return data[: end + 4]
+        return cut_head(data[: end + 4])
 
     def request(self, length: int, chunked: bool) -> bytes:
         """Begin a request framed like this; the payload that is here already, or `MalformedRequest`."""

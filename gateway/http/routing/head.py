@@ -3,9 +3,9 @@
 A head is seldom the same twice, its lines mostly are: another trace, another user, all else as before. So
 each line is judged by itself, and judgments are kept: what the deciding lines mean (`RoutedHead`), whose
 credential a line carries (`HeaderCredential`), what others say of the call (`HeaderAttribution`), which ones
-only pass; and heads that came again as they were. The cache changes nothing: a head is read the same with it
-and without. Nothing is cached before the credential was found good, nothing of a refused head, and nothing
-that is new each time.
+only pass; and the rest of heads that equal clients send, but for these and the trace. The cache changes
+nothing: a head is read the same with it and without. Nothing is cached before the credential was found good,
+nothing of a refused head, and nothing that is new each time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
 from gateway.core.lru import LruEntry
 from gateway.core.model import GENERIC, Attribution, Family
-from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id, read_usual_line
+from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id
 from gateway.errors import CountersUnavailable, MalformedRequest, MethodNotAllowed, Refusal, UnknownRoute
 from gateway.http.identity import (
     check_query_names,
@@ -33,24 +33,27 @@ from gateway.http.identity import (
     read_units,
     run_in_baggage,
 )
-from gateway.http.protocol.answer import EXPOSED
 from gateway.http.protocol.request import (
     AMBIGUOUS,
+    CUT_LINES_MAX,
     DECIDES,
     PASSES,
     PROVES,
     SAYS,
     TRACES,
     VARIES,
+    HeadCut,
     LruParseCache,
     RequestHead,
     Values,
     accept_of,
+    cut_head,
     field_kind,
     read_fields,
     read_request_head,
     role_of,
 )
+from gateway.http.routing.cors import Cors
 from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (
     READ_ROUTES,
@@ -399,11 +402,11 @@ class CallHead(LruEntry):
 
     `attribution` is what it says of itself, `parent` the caller's span where calls are traced. `passed`
     are the lines that go on to the upstream, beside what `routed` has. `news` is what is worth remembering of
-    it, until it is.
+    it, until it is. One that is kept by its rest has room for so many `free` lines more.
     `cors` are the lines that a page of another origin needs in the answer; empty where none may call.
     """
 
-    __slots__ = ("attribution", "cors", "news", "parent", "passed", "proof", "routed", "said")
+    __slots__ = ("attribution", "cors", "free", "news", "parent", "passed", "proof", "routed", "said")
 
     def __init__(
         self, routed: RoutedHead, proof: HeaderCredential = UNPROVEN, said: HeaderAttribution = NOTHING
@@ -414,6 +417,7 @@ class CallHead(LruEntry):
         self.attribution = said.attribution
         self.parent: Parent | None = None
         self.passed = self.cors = b""
+        self.free = 0
         self.news: ParsedHead | None = None
 
     @property
@@ -439,23 +443,24 @@ class HeaderLine(LruEntry):
 class ParsedHead:
     """A head that is read by its lines, sorted by their effects, and its new parts.
 
-    Those of `proving` and of `saying` are one text each. `trace_id` is what one of `traces` says in the usual
-    form. `whole` are all its bytes where every line was known, `new` lines that were not; `routed`, `proof`
-    and `said` are there where they had to be worked out. `said_as` is what that is kept under.
+    Those of `proving` and of `saying` are one text each. `trace_id` is what its line of a `trace` says in the
+    usual form. `rest` is what is left without all these, where every line of it was known, `new` are lines
+    that were not; `routed`, `proof` and `said` are there where they had to be worked out. `said_as` is what
+    that is kept under.
     """
 
     __slots__ = (
-        "deciding", "new", "passing", "proof", "proving", "routed", "said", "said_as", "saying", "trace_id",
-        "traces", "whole",
+        "deciding", "new", "passing", "proof", "proving", "rest", "routed", "said", "said_as", "saying",
+        "trace", "trace_id", "traces",
     )  # fmt: skip
 
-    def __init__(self, head: bytes, request_line: bytes) -> None:
-        self.whole = head
+    def __init__(self, rest: bytes, request_line: bytes, trace: bytes, trace_id: str) -> None:
+        self.rest = rest
         self.deciding = [request_line]
         self.passing: list[bytes] = []
         self.proving = self.saying = self.said_as = b""
         self.traces: list[bytes] = []
-        self.trace_id = ""
+        self.trace, self.trace_id = trace, trace_id
         self.new: list[tuple[bytes, HeaderLine]] = []
         self.routed: RoutedHead | None = None
         self.proof: HeaderCredential | None = None
@@ -464,7 +469,7 @@ class ParsedHead:
     @property
     def is_news(self) -> bool:
         """Whether there is anything to remember."""
-        if self.whole or self.new:
+        if self.rest or self.new:
             return True
         return self.routed is not None or self.proof is not None or self.said is not None
 
@@ -472,82 +477,6 @@ class ParsedHead:
 def unreadable(head: bytes, refusal: Refusal) -> CallHead:
     """The head of a call that is refused for bytes that are no request."""
     return CallHead(RoutedHead(family_of_head(head), refusal=refusal, fatal=True))
-
-
-# Pages of other origins that may call (CORS), as far as settings name them. Sources: the Fetch standard, RFC
-# 6454. A browser is never asked for credentials of its own: a page sends its API key itself.
-
-PREFLIGHT_S = 7200  # for so long a browser need not ask again; some ask earlier
-ANY_ORIGIN = b"*"
-# Of what a preflight asks for: longer is no header that a browser sends.
-ASKED_BYTES_MAX = 8 * 1024
-_EXPOSED = b"access-control-expose-headers: " + b", ".join(EXPOSED)
-_VARIES = b"vary: Origin"
-_FIELDS = frozenset({b"origin", b"access-control-request-method", b"access-control-request-headers"})
-
-
-class Preflight(Refusal):
-    """A browser's question whether a page may call: answered here, by nobody else, and no refusal."""
-
-    reason = ""
-    status = 204
-
-
-class Cors:
-    """The origins that may call: exact ones, or any."""
-
-    def __init__(self, origins: frozenset[bytes]) -> None:
-        self._origins = origins
-        self._any = ANY_ORIGIN in origins
-
-    def lines(self, head: bytes) -> bytes:
-        """What every answer to this head carries: lines joined by CRLF."""
-        return self._lines(_asked(head).get(b"origin", b""))
-
-    def preflight(self, head: bytes, routed: RoutedHead) -> RoutedHead | None:
-        """How a preflight is answered; None where a head is none, or of an origin that is not named."""
-        if not head.startswith(b"OPTIONS ") or routed.fatal:
-            return None
-        asked = _asked(head)
-        method, origin = asked.get(b"access-control-request-method", b""), asked.get(b"origin", b"")
-        if not method or not self._allows(origin):
-            return None
-        fields: tuple[tuple[bytes, bytes], ...] = (
-            (b"access-control-allow-methods", method),
-            (b"access-control-max-age", b"%d" % PREFLIGHT_S),
-            (b"vary", b"Access-Control-Request-Method, Access-Control-Request-Headers"),
-        )
-        names = asked.get(b"access-control-request-headers", b"")
-        if names:
-            fields += ((b"access-control-allow-headers", names),)
-        answer = Preflight()
-        answer.fields = fields
-        return RoutedHead(
-            Family(routed.family), "preflight", refusal=answer, method=routed.method, minor=routed.minor,
-            length=routed.length, chunked=routed.chunked, keep_alive=routed.keep_alive,
-            expects=routed.expects,
-        )  # fmt: skip
-
-    def _lines(self, origin: bytes) -> bytes:
-        if self._any:
-            return b"access-control-allow-origin: *\r\n%b" % _EXPOSED
-        if not self._allows(origin):
-            return _VARIES
-        return b"access-control-allow-origin: %b\r\n%b\r\n%b" % (origin, _EXPOSED, _VARIES)
-
-    def _allows(self, origin: bytes) -> bool:
-        return bool(origin) and (self._any or origin in self._origins)
-
-
-def _asked(head: bytes) -> dict[bytes, bytes]:
-    """The fields of CORS in a head, by their names; one that stands twice says nothing."""
-    found: dict[bytes, bytes] = {}
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name in _FIELDS:
-            found[name] = b"" if name in found or len(value) > ASKED_BYTES_MAX else value.strip(b" \t")
-    return found
 
 
 # Room for the credentials of 15,000 callers; where more of them call in turn, none is found again.
@@ -560,7 +489,7 @@ NEW_LINES_MAX = 32  # of one head; the others when it comes again
 
 
 class HeadReader:
-    """Read heads by one configuration, and remember `bytes_max` of them: `known` are those kept whole.
+    """Read heads by one configuration, and remember `bytes_max` of them: `known` are kept by their rest.
 
     With `tokens` a credential may be a signed token of an issuer. `earlier` are peppers before this one.
     """
@@ -599,21 +528,37 @@ class HeadReader:
 
     def read(self, head: bytes) -> CallHead:
         """Understand a head that ends in its blank line; never raises a `Refusal`, it holds them."""
-        known = self._heads.find(head)
-        if known is not None and self._router.is_current(known.routed):
-            return known
+        return self.read_cut(cut_head(head))
+
+    def read_cut(self, cut: HeadCut) -> CallHead:
+        """The same of one that is cut."""
+        head, rest, _, proving, saying, trace, trace_id, _ = cut
+        known = self._heads.find(rest)
+        if known is not None:
+            current = self._router.is_current(known.routed)
+            call = self._known(known, cut) if current and not (trace and self._traced) else None
+            if call is not None:
+                return call
+            rest = b"" if current else rest
         lines = head.split(b"\r\n")
-        reading = ParsedHead(head, lines[0])
+        reading = ParsedHead(rest, lines[0], trace, trace_id)
         if len(lines) - 3 > self._limits.head_fields_max or not self._sort(lines, reading):
             call = self._refused(head)
         else:
+            if reading.proving != proving or reading.saying != saying:
+                reading.rest = b""
             call = self._understand(head, reading)
         if self._cors is not None:
             # Note what the browser of a page is told, be it asking for a page or for leave to ask
             call.cors = self._cors.lines(head)
-            preflight = self._cors.preflight(head, call.routed)
-            if preflight is not None:
-                call.routed, call.news = preflight, None
+            answer = None if call.routed.fatal else self._cors.preflight(head)
+            if answer is not None:
+                routed = call.routed
+                call.news, call.routed = None, RoutedHead(
+                    Family(routed.family), "preflight", refusal=answer, method=routed.method,
+                    minor=routed.minor, length=routed.length, chunked=routed.chunked,
+                    keep_alive=routed.keep_alive, expects=routed.expects,
+                )  # fmt: skip
         return call
 
     def remember(self, call: CallHead) -> None:
@@ -629,8 +574,35 @@ class HeadReader:
             self._proofs.keep(news.proving, news.proof)
         if news.said is not None:
             self._said.keep(news.said_as, news.said)
-        if news.whole:
-            self._heads.keep(news.whole, call)
+        if news.rest:
+            known = CallHead(call.routed)
+            known.cors, known.passed = call.cors, call.passed
+            known.free = self._limits.head_fields_max - (news.rest.count(b"\r\n") - 2)
+            if news.trace:
+                known.passed = call.passed.removesuffix(news.trace + b"\r\n")
+            self._heads.keep(news.rest, known)
+
+    def _known(self, known: CallHead, cut: HeadCut) -> CallHead | None:
+        """A head whose parts are all known, but for its trace; None where one is not."""
+        _, _, _, proving, saying, trace, trace_id, _ = cut
+        routed, said = known.routed, NOTHING
+        if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
+            return None
+        proof = self._proofs.find(_with(proving, routed.key) if routed.key else proving)
+        if saying:
+            found = self._said.find(_said_as(routed.family, saying))
+            if found is None:
+                return None
+            said = found
+        if proof is None:
+            return None
+        call = CallHead(routed, proof, said)
+        call.cors, call.passed = known.cors, known.passed
+        if trace:
+            if FIELD not in routed.dropped:
+                call.passed = b"%b%b\r\n" % (known.passed, trace)
+            call.attribution = _of_trace(said, trace_id)
+        return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
         """Sort lines by what they do; False where one of them cannot be read for itself."""
@@ -705,7 +677,7 @@ class HeadReader:
 
     def _say(self, reading: ParsedHead, family: Family) -> HeaderAttribution:
         # The same lines may say another thing in another API.
-        said_as = b"%b %b" % (family.encode(), reading.saying)
+        said_as = _said_as(family, reading.saying)
         said = self._said.find(said_as)
         if said is not None:
             return said
@@ -719,20 +691,18 @@ class HeadReader:
 
     def _trace(self, call: CallHead, said: HeaderAttribution, reading: ParsedHead) -> None:
         """Note which trace a call is part of. Where calls are traced here, another span goes on than came."""
-        traces = reading.traces
-        if len(traces) == 1 and reading.trace_id and not self._traced:
-            trace_id = reading.trace_id
+        traces, trace_id = reading.traces, reading.trace_id
+        if len(traces) == 1 and trace_id and not self._traced:
+            reading.passing.remove(traces[0])  # last, as in heads that are known
+            reading.passing.append(traces[0])
         else:
             trace_id = self._take_spans(call, reading)
-        known = call.attribution
-        if trace_id and not known.session and said.refusal is None:
-            call.attribution = Attribution(
-                known.user, known.content_id, known.project_id, known.feature_version, known.metadata,
-                trace_id, known.run, known.priority,
-            )  # fmt: skip
+        call.attribution = _of_trace(said, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
         """The same of an unusual line, or one that is not passed on as it came."""
+        if reading.traces:
+            reading.rest = b""
         values = [line.partition(b":")[2] for line in reading.traces]
         if self._traced:
             call.parent = read_parent(values)
@@ -753,6 +723,26 @@ class HeadReader:
         return unreadable(head, refusal)
 
 
+def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
+    """What a call says of itself; one that names no session is of that of its trace."""
+    known = said.attribution
+    if not trace_id or known.session or said.refusal is not None:
+        return known
+    return Attribution(
+        known.user, known.content_id, known.project_id, known.feature_version, known.metadata, trace_id,
+        known.run, known.priority,
+    )  # fmt: skip
+
+
+def _said_as(family: Family, saying: bytes) -> bytes:
+    return b"%b %b" % (family.encode(), saying)
+
+
+def _count(text: bytes) -> int:
+    """The lines of a text."""
+    return text.count(b"\r\n") + 1 if text else 0
+
+
 def _joined(lines: list[bytes]) -> bytes:
     return lines[0] if len(lines) == 1 else b"\r\n".join(lines)
 
@@ -769,12 +759,11 @@ def _values(text: bytes) -> Values:
 
 def _judge(line: bytes, reading: ParsedHead) -> int:
     """The role of a line that is not known."""
-    reading.whole = b""
-    trace_id = read_usual_line(line)
-    if trace_id:
-        reading.trace_id = trace_id
+    if line == reading.trace:
         return TRACES | PASSES | VARIES
     role = role_of(line)
+    if not role & (PROVES | SAYS):
+        reading.rest = b""
     if role & VARIES:
         said = run_in_baggage(line) if role & SAYS else b""
         if said:  # which is the same with each call of a run

@@ -22,7 +22,7 @@ from gateway.core.wait import Wait
 from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
 from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
-from gateway.http.protocol.request import ClientSide, cut_length
+from gateway.http.protocol.request import ClientSide
 from gateway.http.routing.head import CallHead, HeadReader, unreadable
 from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
@@ -447,11 +447,11 @@ class ClientConnection(asyncio.Protocol):
     def _read_head(self) -> bool:
         side = self._side
         try:
-            head = side.head()
+            cut = side.head()
         except Refusal as refusal:
             self.turn_away(refusal, side.waiting)
             return False
-        if not head:
+        if cut is None:
             if side.fresh:
                 self.deadline = self._host.clock.now + self._limits.head_s
             if not self._kept.keep_unread(len(side.waiting)):
@@ -459,15 +459,14 @@ class ClientConnection(asyncio.Protocol):
             return False
         if self._kept.unread:
             self._kept.keep_unread(0)
-        head, length = cut_length(head)
-        call_head = self._host.heads.read(head)
+        call_head, length = self._host.heads.read_cut(cut), cut[2]
         routed = call_head.routed
         if routed.accept:
-            self.opened_by = head
+            self.opened_by = cut[0]
         if length < 0:
             self._begin(call_head, routed.length)
         elif routed.chunked or routed.length is not None:
-            self.turn_away(MalformedRequest("The length of the body is stated twice."), head)
+            self.turn_away(MalformedRequest("The length of the body is stated twice."), cut[0])
         else:
             self._begin(call_head, length)
         return True

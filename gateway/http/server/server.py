@@ -26,7 +26,8 @@ from gateway.http.ports import Answerer, Ports
 from gateway.http.protocol.request import RequestIds
 from gateway.http.proxy import proxy, resource, run, usage
 from gateway.http.reply import FaultLog, given_up, refuse
-from gateway.http.routing.head import CallHead, Cors, HeadReader, HeadRouter
+from gateway.http.routing.cors import Cors
+from gateway.http.routing.head import CallHead, HeadReader, HeadRouter
 from gateway.http.routing.routes import (
     AUTHORIZE_PATH,
     HOLD_ANSWER_PATH,
