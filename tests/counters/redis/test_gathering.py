@@ -49,8 +49,8 @@ FORMS = {(rank, partition): form(rank, partition) for rank in VERBS for partitio
 
 
 def ids_of(command: list[bytes]) -> list[int]:
-    """The calls that a command of a function is."""
-    return [int(part[2:]) for part in command if part.startswith(b"h:")]
+    """The calls that a command of a function is, by their holds: an argument may begin like one."""
+    return [int(part[2:]) for part in command if part.startswith(b"h:") and part[2:].isdigit()]
 
 
 def answer_of(command: list[bytes]) -> bytes:
