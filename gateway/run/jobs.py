@@ -40,8 +40,8 @@ from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
-from gateway.core.model import Service, SettleResult
-from gateway.core.wait import in_task
+from gateway.core.model import Caller, Service, SettleResult
+from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
 from gateway.files import https_with
@@ -72,7 +72,6 @@ class Jobs:
 
     def __init__(self, stored: StoredJobs, settings: Settings, log: Callable[..., None]) -> None:
         self._stored, self._settings, self._log = stored, settings, log
-        self.keep, self.drop, self.own, self.find = stored.keep, stored.drop, stored.own, stored.find
         self._plane: DataPlane | None = None
         self._ports: Ports | None = None
         self._looking: dict[str, asyncio.Task[bool]] = {}
@@ -84,6 +83,18 @@ class Jobs:
     def serve(self, plane: DataPlane, ports: Ports) -> None:
         """Look by the upstreams of this plane."""
         self._plane, self._ports = plane, ports
+
+    def keep(self, job: Job) -> Wait[None]:
+        return self._stored.keep(job)
+
+    def drop(self, job: Job) -> Wait[None]:
+        return self._stored.drop(job)
+
+    def own(self, job: Job, id_: str) -> Wait[bool]:
+        return self._stored.own(job, id_)
+
+    def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
+        return self._stored.find(caller, id_)
 
     def fetch(self, upstream: str, path: str, bytes_max: int) -> asyncio.Task[bytes]:
         return asyncio.create_task(self._fetched(upstream, path, bytes_max))
