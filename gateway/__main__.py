@@ -77,11 +77,11 @@ def _worker(role: str) -> int:
     from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
 
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
-    run_to_end(coarse_loop.run, _to_its_end(_worked(role)))
+    run_to_end(coarse_loop.run, _to_its_end(_load_and_run(role)))
     return 0
 
 
-async def _worked(role: str) -> None:
+async def _load_and_run(role: str) -> None:
     """Load the code first, and then read the settings: they come once what they name is there."""
     import asyncio  # noqa: PLC0415  # loaded where it is needed
     from functools import partial  # noqa: PLC0415  # loaded where it is needed
@@ -90,19 +90,19 @@ async def _worked(role: str) -> None:
 
     people = None
     if role == "keeper":
-        from gateway.run import people_process  # noqa: PLC0415  # as said
+        from gateway.run import people_process  # noqa: PLC0415  # loaded where it is needed
 
         people = await people_process.loading()
     # Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
     run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]
     if role == "admin":
-        from gateway.run.administration import run_administration as run  # noqa: PLC0415  # as said
+        from gateway.run.administration import run_administration as run  # noqa: PLC0415  # loaded where it is needed
     elif role == "keeper":
-        from gateway.run.keeper import run_keeper  # noqa: PLC0415  # as said
+        from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
 
         run = partial(run_keeper, people=people)
     else:
-        from gateway.app import run_gateway as run  # noqa: PLC0415  # as said
+        from gateway.app import run_gateway as run  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
     from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed

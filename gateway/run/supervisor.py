@@ -1,8 +1,9 @@
 """`tollkeeper up`: everything on one machine, started, watched and stopped in order.
 
-Databases first and side by side, then the schema, the keeper, the demo data through its Admin
-API, the gateway last. Stopping goes the other way: gateways finish their calls and settle, the
-keeper flushes, the databases close.
+Our own processes begin first and load their code. Meanwhile the databases start side by side, then the
+schema is brought up to date. Then the keeper and the gateways are told their settings, and the demo data
+comes through the Admin API. Stopping goes the other way: gateways finish their calls and settle, the keeper
+flushes, the databases close.
 """
 
 from __future__ import annotations

@@ -441,7 +441,7 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def role_of(line: bytes) -> int:
-    """What one field line does to its request, of the constants in `fields.py`.
+    """What one field line does to its request, of the constants above (PASSES … AMBIGUOUS).
 
     A line is AMBIGUOUS that is none for itself: what it refuses is said of the whole head.
     """
