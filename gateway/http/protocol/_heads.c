@@ -1,11 +1,8 @@
-/* Heads in one pass: what `cut_head` of request.py cuts out of a request's, and what `read_answer_head` of
-   answer.py reads of an answer's.
-
-   `cut(data, most)` is what that says of the head that data begins with; `most` are the bytes that a head may have
-   in front of its blank line. No line is judged by it: who remembers lines has judged them. `answer(data, most)` is
-   what an answer's head says that has what most have, each line of it checked. None says nothing but that Python has
-   to look itself: that is the definition, this is the short way. Both go by names that they were told before, by
-   `know_credentials(names)` and `know_fields(names, prefixes)`, each with its kind.
+/* Heads in one pass. `cut_head(data, head_bytes_max)` is `cut_head` of request.py; `read_answer_head(data,
+   head_bytes_max)` is `read_answer_head` of answer.py, for usual answers. Each returns None where Python has to look:
+   Python is the definition. `head_bytes_max` are the bytes that a head may have in front of its blank line. No line of
+   a request is judged here: who remembers lines has judged them. Each line of an answer is checked. Both go by names
+   that they were told before, by `know_credentials(names)` and `know_fields(names, prefixes)`, each with its kind.
 
    It is linear in time, allocates nothing but the answer, and calls nothing that could fail in between. A bytes
    object ends in NUL, and a line is looked at only up to its LF. */
@@ -75,7 +72,7 @@ static int know(Names *known, PyObject *name, long kind)
     if (!PyBytes_CheckExact(name) || PyBytes_GET_SIZE(name) == 0 || PyBytes_GET_SIZE(name) > NAME_BYTES_MAX
         || known->count == NAMES_MAX || (kind == -1 && PyErr_Occurred())) {
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "too many names, or not one");
+            PyErr_SetString(PyExc_ValueError, "more than 64 names, or one that is not 1 to 64 bytes");
         return 0;
     }
     Name *one = &known->names[known->count++];
@@ -113,24 +110,25 @@ static PyObject *know_fields(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+#define PLAIN_BYTES ((Py_ssize_t)sizeof "content-length: " - 1)
+
 /* Whether this is a content-length that is spelled plainly. */
 static inline int is_length(const char *at, Py_ssize_t size)
 {
-    const Py_ssize_t many = sizeof "content-length: " - 1;
-    return size >= many && (memcmp(at, "Content-Length: ", many) == 0 || memcmp(at, "content-length: ", many) == 0);
+    return size >= PLAIN_BYTES
+        && (memcmp(at, "Content-Length: ", PLAIN_BYTES) == 0 || memcmp(at, "content-length: ", PLAIN_BYTES) == 0);
 }
 
-/* Its number, or -1. */
-static inline int64_t length_of(const char *at, Py_ssize_t size)
+/* The number of plain digits, at most LENGTH_DIGITS_MAX of them, or -1. */
+static inline int64_t decimal_of(const char *from, const char *to)
 {
-    const Py_ssize_t many = sizeof "content-length: " - 1;
     int64_t number = 0;
-    if (size == many || size > many + LENGTH_DIGITS_MAX)
+    if (from == to || to - from > LENGTH_DIGITS_MAX)
         return -1;
-    for (Py_ssize_t i = many; i < size; i++) {
-        if (at[i] < '0' || at[i] > '9')
+    for (; from < to; from++) {
+        if (*from < '0' || *from > '9')
             return -1;
-        number = number * 10 + (at[i] - '0');
+        number = number * 10 + (*from - '0');
     }
     return number;
 }
@@ -218,7 +216,7 @@ static PyObject *joined(const Line *lines, int count, Py_ssize_t size)
     return made;
 }
 
-/* The same of those of a kind. */
+/* The lines of one kind as one text. */
 static PyObject *text_of(const Line *cuts, int count, int kind)
 {
     Line lines[CUT_LINES_MAX + 1];
@@ -251,15 +249,15 @@ static PyObject *tuple_of(PyObject **parts, int count)
     return found;
 }
 
-static PyObject *cut(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *cut_head(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)self;
     if (nargs != 2 || !PyBytes_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "cut(data: bytes, most: int)");
+        PyErr_SetString(PyExc_TypeError, "cut_head(data: bytes, head_bytes_max: int)");
         return NULL;
     }
-    Py_ssize_t most = PyLong_AsSsize_t(args[1]);
-    if (most == -1 && PyErr_Occurred())
+    Py_ssize_t head_bytes_max = PyLong_AsSsize_t(args[1]);
+    if (head_bytes_max == -1 && PyErr_Occurred())
         return NULL;
     const char *data = PyBytes_AS_STRING(args[0]), *at = data, *stop = data + PyBytes_GET_SIZE(args[0]);
     Line cuts[CUT_LINES_MAX + 1];
@@ -283,14 +281,14 @@ static PyObject *cut(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
                 cuts[count].at = at;
                 cuts[count].size = size;
                 cuts[count++].kind = kind;
-                if (kind == SIZE && (length >= 0 || (length = length_of(at, size)) < 0))
+                if (kind == SIZE && (length >= 0 || (length = decimal_of(at + PLAIN_BYTES, at + size)) < 0))
                     Py_RETURN_NONE;
                 has_trace |= kind == TRACE;
             }
         }
         at = line_end + 1;
     }
-    if (at - 2 - data > most || count - (length >= 0) > CUT_LINES_MAX)
+    if (at - 2 - data > head_bytes_max || count - (length >= 0) > CUT_LINES_MAX)
         Py_RETURN_NONE;
     Py_ssize_t end = at + 2 - data;
     PyObject *parts[8] = {
@@ -311,7 +309,9 @@ enum {
     DATE, LIMITS, KINDS, /* and others, which are left to Python as that of usage is */
 };
 #define ANSWER_LINES_MAX 64
-#define LIMITED_MIN 429 /* of 429 and 529 the limits pass: that is for Python, as are interim answers */
+/* Of these the limits pass: that is for Python, as are interim answers. */
+#define TOO_MANY_REQUESTS 429
+#define OVERLOADED 529
 
 static const unsigned char is_token[256] = {
     ['!'] = 1, ['#'] = 1, ['$'] = 1, ['%'] = 1, ['&'] = 1, ['\''] = 1, ['*'] = 1, ['+'] = 1, ['-'] = 1, ['.'] = 1,
@@ -349,15 +349,15 @@ static inline int field_of(const char *at, Py_ssize_t size)
     return PASS;
 }
 
-static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *read_answer_head(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)self;
     if (nargs != 2 || !PyBytes_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "answer(data: bytes, most: int)");
+        PyErr_SetString(PyExc_TypeError, "read_answer_head(data: bytes, head_bytes_max: int)");
         return NULL;
     }
-    Py_ssize_t most = PyLong_AsSsize_t(args[1]);
-    if (most == -1 && PyErr_Occurred())
+    Py_ssize_t head_bytes_max = PyLong_AsSsize_t(args[1]);
+    if (head_bytes_max == -1 && PyErr_Occurred())
         return NULL;
     const char *data = PyBytes_AS_STRING(args[0]), *at = data, *stop = data + PyBytes_GET_SIZE(args[0]);
     Line kept[ANSWER_LINES_MAX], values[KINDS] = {{0}}, limits[ANSWER_LINES_MAX];
@@ -375,7 +375,7 @@ static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
                 || at[10] > '9' || at[11] < '0' || at[11] > '9' || at[12] != ' ')
                 Py_RETURN_NONE;
             status = (at[9] - '0') * 100 + (at[10] - '0') * 10 + at[11] - '0';
-            if (status == LIMITED_MIN || status == LIMITED_MIN + 100)
+            if (status == TOO_MANY_REQUESTS || status == OVERLOADED)
                 Py_RETURN_NONE;
             colon += 12;
         } else if (end == at) {
@@ -403,13 +403,8 @@ static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
             value->at = from;
             value->size = to - from;
             if (kind == LENGTH) {
-                if (to == from || to - from > LENGTH_DIGITS_MAX)
+                if ((length = decimal_of(from, to)) < 0)
                     Py_RETURN_NONE;
-                for (length = 0; from < to; from++) {
-                    if (*from < '0' || *from > '9')
-                        Py_RETURN_NONE;
-                    length = length * 10 + (*from - '0');
-                }
             } else if ((kind == CODING && (to - from != 7 || !begins(from, 7, "chunked", 7)))
                 || (kind == CONNECTION && (to - from != 10 || memcmp(from, "keep-alive", 10) != 0))) {
                 Py_RETURN_NONE;
@@ -435,7 +430,7 @@ static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         }
         at = line_end + 1;
     }
-    if (at - 2 - data > most || (length >= 0 && values[CODING].at != NULL))
+    if (at - 2 - data > head_bytes_max || (length >= 0 && values[CODING].at != NULL))
         Py_RETURN_NONE;
     PyObject *parts[] = {
         PyLong_FromSsize_t(at + 2 - data), PyLong_FromLong(status), joined(kept, count, text_size),
@@ -452,8 +447,8 @@ static PyObject *answer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 static PyMethodDef methods[] = {
     {"know_credentials", know_credentials, METH_O, NULL},
     {"know_fields", know_fields, METH_VARARGS, NULL},
-    {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, NULL},
-    {"cut", (PyCFunction)(void (*)(void))cut, METH_FASTCALL, NULL},
+    {"read_answer_head", (PyCFunction)(void (*)(void))read_answer_head, METH_FASTCALL, NULL},
+    {"cut_head", (PyCFunction)(void (*)(void))cut_head, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 

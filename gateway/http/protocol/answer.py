@@ -149,12 +149,12 @@ _answer: Callable[[bytes, int], _Answer | None] | None
 try:
     _heads = import_module("gateway.http.protocol._heads")
     _heads.know_fields(_FIELDS, _PREFIXES)
-    _answer = _heads.answer
+    _answer = _heads.read_answer_head
 except ImportError:
     _answer = None
 
 
-def _known_answer(found: _Answer) -> AnswerHead:
+def _answer_of(found: _Answer) -> AnswerHead:
     _, status, text, length, chunked, dated, content_type, coding, request_id, plain_request_id, limits = (
         found
     )
@@ -428,7 +428,7 @@ class UpstreamSide:
         limits = self._limits
         found = None if _answer is None else _answer(data, limits.answer_head_bytes_max)
         if found is not None:
-            return self._begun(_known_answer(found), data, found[0])
+            return self._begun(_answer_of(found), data, found[0])
         at = data.find(HEAD_END)
         if at < 0 or at > limits.answer_head_bytes_max:
             if len(data) > limits.answer_head_bytes_max:

@@ -330,7 +330,7 @@ def cut_length(head: bytes) -> tuple[bytes, int]:
     return head, -1
 
 
-# A head without its length, what is left of it without the lines that differ between equal clients, its
+# A head without its length, what is left of it without the lines that differ between clients of one kind, its
 # length or -1; its lines that prove who calls, and those that say something of the call, each as one text;
 # the line of its trace in the usual form and that trace's id; and where the head ends in its bytes.
 HeadCut = tuple[bytes, bytes, int, bytes, bytes, bytes, str, int]
@@ -342,13 +342,16 @@ _cut: Callable[[bytes, int], HeadCut | None] | None
 try:
     _heads = import_module("gateway.http.protocol._heads")
     _heads.know_credentials(tuple(CREDENTIAL_FIELDS))
-    _cut = _heads.cut
+    _cut = _heads.cut_head
 except ImportError:
     _cut = None
 
 
 def cut_head(head: bytes) -> HeadCut:
-    """Cut out of a head that ends in its blank line what differs between equal clients."""
+    """Cut out of a head that ends in its blank line what differs between clients of one kind.
+
+    They differ by length, credential, attribution and trace alone.
+    """
     end = len(head)
     head, length = cut_length(head)
     rest, trace, trace_id = cut_usual_line(head)

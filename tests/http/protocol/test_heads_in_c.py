@@ -81,7 +81,7 @@ def heads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Cut:
-    found: Cut = built(tmp_path_factory.mktemp("heads")).cut
+    found: Cut = built(tmp_path_factory.mktemp("heads")).cut_head
     return found
 
 
@@ -143,10 +143,10 @@ def test_an_answer_is_read_as_python_does(
 ) -> None:
     head = mutated(b"\r\n".join([status_line, *lines]), mutations) + b"\r\n\r\n"
     end = head.find(b"\r\n\r\n") + 4
-    found = heads.answer(head + b"body", MOST)
+    found = heads.read_answer_head(head + b"body", MOST)
     if found is not None:
         assert found[0] == end
-        assert picture(answer._known_answer(found)) == picture(answer.read_answer_head(head[:end]))
+        assert picture(answer._answer_of(found)) == picture(answer.read_answer_head(head[:end]))
 
 
 def picture(read: AnswerHead) -> dict[str, object]:
@@ -156,14 +156,14 @@ def picture(read: AnswerHead) -> dict[str, object]:
 def test_usual_answers_are_read_and_parts_of_them_are_not(heads: Any) -> None:
     usual = [*ANSWER_LINES[:3], ANSWER_LINES[4], ANSWER_LINES[8], *ANSWER_LINES[13:15], *ANSWER_LINES[16:19]]
     head = b"\r\n".join([b"HTTP/1.1 200 OK", *usual, ANSWER_LINES[-1], b"", b""])
-    assert heads.answer(head, MOST) is not None
+    assert heads.read_answer_head(head, MOST) is not None
     for size in range(len(head)):
-        assert heads.answer(head[:size], MOST) is None
-    assert heads.answer(head, len(head) - 5) is None
-    assert heads.answer(head, len(head) - 4)[0] == len(head)
+        assert heads.read_answer_head(head[:size], MOST) is None
+    assert heads.read_answer_head(head, len(head) - 5) is None
+    assert heads.read_answer_head(head, len(head) - 4)[0] == len(head)
     many = b"HTTP/1.1 200 OK\r\n" + b"x: 1\r\nte: 1\r\n" * 80 + b"\r\n"
-    assert heads.answer(many, MOST) is None
-    assert heads.answer(many.replace(b"te", b"y"), MOST) is not None
+    assert heads.read_answer_head(many, MOST) is None
+    assert heads.read_answer_head(many.replace(b"te", b"y"), MOST) is not None
 
 
 @given(st.lists(st.sampled_from(ANSWER_LINES), max_size=5), st.lists(st.integers(0, 300), max_size=3))
@@ -184,7 +184,7 @@ def test_an_upstream_is_read_the_same_with_it(heads: Any, lines: list[bytes], pl
         seen = None if side.answer is None else picture(side.answer)
         return [*found, seen, side.answering, side.reusable, side.surplus]
 
-    assert read(heads.answer) == read(None)
+    assert read(heads.read_answer_head) == read(None)
 
 
 def test_a_usual_head_is_cut_and_a_part_of_one_is_not(cut: Cut) -> None:
