@@ -38,7 +38,7 @@ def load(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def at(place: str) -> Callable[..., Any]:
+def lazy(place: str) -> Callable[..., Any]:
     """A value at `module:name`, or the outcome of a function there: it is loaded once it is asked for."""
 
     def ask(*given: object) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from gateway.feature import Feature, features
+from gateway.feature import Feature, features, load
 from gateway.settings.settings import Settings
 from gateway.telemetry.metrics import FACTS
 from persistence.tables import metadata
@@ -68,6 +69,18 @@ def test_what_a_record_names_is_there(feature: Feature) -> None:
         feature.name
         == Path(sys.modules[f"gateway.features.{feature.name}.feature"].__file__ or "").parent.name
     )
+
+
+def test_each_place_that_a_record_names_is_there() -> None:
+    records = sorted((ROOT / "gateway" / "features").glob("*/feature.py"))
+    places = [
+        place
+        for record in records
+        for place in re.findall(r'"((?:gateway|persistence)[\w.]+:\w+)"', record.read_text(encoding="utf-8"))
+    ]
+    assert places
+    for place in places:
+        assert load(place) is not None, place
 
 
 def test_the_work_of_features_loads_nothing_that_people_ask() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, at, load
+from gateway.feature import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.background.loops import Loop
@@ -54,7 +54,7 @@ FEATURE = Feature(
     metrics=(
         ("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid.", ()),
     ),
-    resources=at("gateway.features.dunning.resources:RESOURCES"),
+    resources=lazy("gateway.features.dunning.resources:RESOURCES"),
     subjects=lambda: {"dunning-steps": load("persistence.dunning:SUBJECT")},
     screens=(
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, at
+from gateway.feature import Feature, lazy
 
 if TYPE_CHECKING:
     from gateway.run.keeper_doors import KeeperParts, Work
@@ -35,6 +35,6 @@ FEATURE = Feature(
     metrics=(
         ("ledger_head_age_seconds", "gauge", "For how long no head of the ledger proof was signed.", ()),
     ),
-    admin_commands=at("gateway.features.ledger_proof.command:add_to_ledger"),
+    admin_commands=lazy("gateway.features.ledger_proof.command:add_to_ledger"),
     work=_work,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from gateway.feature import Feature, at, load, mounts
+from gateway.feature import Feature, lazy, load, mounts
 
 if TYPE_CHECKING:
     from gateway.core.alerts.messages import Delivery
@@ -26,7 +26,7 @@ def _links(settings: Settings) -> Mapping[str, Callable[[Delivery], str]]:
 FEATURE = Feature(
     name="raise_requests",
     tables=("raise_request",),
-    resources=at("gateway.features.raise_requests.resources:RESOURCES"),
+    resources=lazy("gateway.features.raise_requests.resources:RESOURCES"),
     subjects=lambda: {"raise-requests": load("persistence.raise_requests:RAISE_REQUESTS")},
     screens=(
         {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.feature import Feature, at, load
+from gateway.feature import Feature, lazy, load
 
 FEATURE = Feature(
     name="stripe",
@@ -19,7 +19,7 @@ FEATURE = Feature(
             "Messages of Stripe of a day that leave something to a person.", (),
         ),
     ),
-    resources=at("gateway.features.stripe.resources:RESOURCES"),
+    resources=lazy("gateway.features.stripe.resources:RESOURCES"),
     actions=lambda: {"invoices": (load("gateway.features.stripe.resources:HAND_OVER"),)},
     subjects=lambda: {
         "handovers": load("persistence.stripe.collection:SUBJECT"),
@@ -51,6 +51,6 @@ FEATURE = Feature(
     is_on=lambda settings: bool(settings.stripe_api_key),
     invoice_history=lambda: (load("gateway.features.stripe.administration:handed_over"),),
     invoice_listeners=lambda: (load("persistence.stripe.outbox:HandoverListener")(),),
-    work=at("gateway.features.stripe.keeper:work"),
-    routes=at("gateway.features.stripe.administration:routes"),
+    work=lazy("gateway.features.stripe.keeper:work"),
+    routes=lazy("gateway.features.stripe.administration:routes"),
 )  # fmt: skip

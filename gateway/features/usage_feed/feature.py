@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from gateway.errors import StartError
-from gateway.feature import Feature, at, load
+from gateway.feature import Feature, lazy, load
 
 if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding
@@ -82,7 +82,7 @@ FEATURE = Feature(
         ("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits.", ()),
         ("usage_feed_sent", "counter", "Usage events that the usage feed delivered.", ()),
     ),
-    resources=at("gateway.features.usage_feed.resources:RESOURCES"),
+    resources=lazy("gateway.features.usage_feed.resources:RESOURCES"),
     subjects=lambda: {
         "usage-feeds": load("persistence.usage_feed.administration:FEEDS"),
         "usage-events": load("persistence.usage_feed.administration:EVENTS"),
