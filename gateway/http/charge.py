@@ -110,11 +110,11 @@ class AdmittedCall:
 
     claim: CallClaim
     decision: Decision
-    # What its facts say, where nothing has to be looked up by a name.
+    # Copies of CallFacts' fields: msgspec's are found by name, slots by offset.
     _cost: int | None
     _counts: Counts
     _currency: str
-    _lacks_price: bool
+    _lacks_price: bool  # a tool that no price covers, or tokens and no price
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,

@@ -107,7 +107,7 @@ async def test_a_picture_without_a_price_is_named_and_refused_where_money_decide
     async with staged(ROUTES) as stage:
         opened(stage, **price)
         found = await facts(stage, draws(size="1024x1024", quality="low"), as_json(DRAWN))
-        assert (found.unpriced, found.lacks_price) == ("images.1024x1024/low", True)
+        assert found.unpriced == "images.1024x1024/low"
         assert stage.tally.snapshot()["unpriced_calls"] == [("images", 1)]
         opened(stage, budget=True)
         got = await stage.ask(draws(size="1024x1024", quality="low"))

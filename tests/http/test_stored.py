@@ -272,7 +272,7 @@ async def test_what_is_worked_off_by_models_says_that_it_has_no_price(
     assert (await stage.ask(request_)).status == 200
     found = read_facts(stage.counters.charges[-1].metadata)
     assert found is not None
-    assert (found.tools, found.cost, found.lacks_price) == ({unit: 1}, None, True)
+    assert (found.tools, found.cost) == ({unit: 1}, None)
     assert sum(dict(stage.tally.snapshot()["unpriced_calls"]).values()) == 1
     vector = read_price(price_row(id=5, model="m", input="1")).vector
     for prices, status in (({}, 403), ({"m": vector}, 403), ({"m": vector._replace(tools={unit: 5})}, 200)):

@@ -77,10 +77,6 @@ class CallFacts(msgspec.Struct, array_like=True):
     unpriced: str = ""
     exchange_rate: str = ""
 
-    @property
-    def lacks_price(self) -> bool:
-        return bool(self.unpriced) or (self.cost is None and self.total > 0)
-
 
 def named_unpriced(names: Iterable[str]) -> str:
     """Names of tools as a call has them."""
