@@ -19,8 +19,8 @@ local last_accounts
 local keys_before, own_before, places_before = 0, 0, 0
 -- Accounts that were written here, opened, and packed as they were written, by name. It holds stored values that need not be
 -- opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
--- They are few: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
--- so many, they become those of before, whom nobody keeps but who asks for them.
+-- There are 512 at most: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
+-- 256 of them, they become those of before, whom nobody keeps but who asks for them.
 local OPENED_MAX = 256
 local opened_of, packed_of, opened_count, opened_before, packed_before = {}, {}, 0, {}, {}
 

@@ -9,13 +9,10 @@ local function open_budget(at, key)
   return account
 end
 
--- the accounts of a call, whose places are in its `shape`, from `at` to `last`, or these themselves; of accounts for each that of
--- their index is behind it. Definitions come from argument `defined_at` on, or not at all. They are apart from what is
--- kept where something is given back before the last check. Those of calls in a `run` that bring the same definitions are the same: so of
--- the last call they are kept
-local last_run, last_defined_at
-local function accounts_again(run, argv, defined_at)
-  if run ~= last_run or not last_accounts or not defined_at ~= not last_defined_at then return nil end
+local last_group, last_defined_at
+-- the last call's accounts, where this one is right behind it, names the same and brings the same definitions; else nil
+local function accounts_again(group, argv, defined_at)
+  if group ~= last_group or not last_accounts or not defined_at ~= not last_defined_at then return nil end
   if defined_at then
     for i = 0, #last_accounts - 1 do
       if argv[defined_at + i] ~= argv[last_defined_at + i] then return nil end
@@ -24,8 +21,11 @@ local function accounts_again(run, argv, defined_at)
   return last_accounts
 end
 
-local function accounts_at(keys, shape, run, at, last, argv, defined_at, now, apart)
-  local accounts, count = run and not apart and accounts_again(run, argv, defined_at), 0
+-- the accounts of a call, whose places are in its `shape`, from `at` to `last`, or these themselves; of accounts for each that of
+-- their index is behind it. Definitions come from argument `defined_at` on, or not at all. They are apart from what is
+-- kept where something is given back before the last check. Calls of one `group` name the same accounts
+local function accounts_at(keys, shape, group, at, last, argv, defined_at, now, apart)
+  local accounts, count = group and not apart and accounts_again(group, argv, defined_at), 0
   if accounts then return accounts end
   accounts = {}
   while at <= last do
@@ -46,6 +46,6 @@ local function accounts_at(keys, shape, run, at, last, argv, defined_at, now, ap
     count = count + 1
     accounts[count] = account
   end
-  last_accounts, last_run, last_defined_at = not apart and accounts, run, defined_at
+  last_accounts, last_group, last_defined_at = not apart and accounts, group, defined_at
   return accounts
 end

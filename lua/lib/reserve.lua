@@ -20,7 +20,7 @@ local NO_BUDGETS = HOLD.span('weighed', '', {weighed = -1})
 
 -- Takes a hold for one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin
 -- at `first` of the shape
-local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, run)
+local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
   local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
     RESERVE.read(argv[a])
   local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
@@ -55,7 +55,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if activation or raises then tenant, organization, activation = copied(tenant), organization and copied(organization), activation and copied(activation) end
   scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
 
-  local accounts = account_count > plain and accounts_at(keys, shape, run, shape and first + plain or base + plain + 2,
+  local accounts = account_count > plain and accounts_at(keys, shape, group, shape and first + plain or base + plain + 2,
     shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, raises)
   if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
 
@@ -144,13 +144,13 @@ local function reserve_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
   local api_keys, users, tenants, organizations = values(scope_places)
   begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, places, many)
-  local own, at_tenant, at_organization, at_key, at_user, run
+  local own, at_tenant, at_organization, at_key, at_user, group
   for i = done + 1, done + calls_of[part] do
-    if not run or run_of[i] ~= run then -- else its accounts are those of the call before
-      own, at_tenant, at_organization, at_key, at_user, run = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], run_of[i]
+    if not group or group_of[i] ~= group then -- else its accounts are those of the call before
+      own, at_tenant, at_organization, at_key, at_user, group = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], group_of[i]
     end
     answers[i] = reserve_one(keys, keys[holds + i], own, argv, argument_of[i], count_of[i], at_tenant, at_organization, at_key, at_user,
-      many and argv[1], first_of[i], run)
+      many and argv[1], first_of[i], group)
   end
   end_reserves(keys, places)
 end

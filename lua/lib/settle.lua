@@ -6,7 +6,7 @@ local told_count, post_count = 0, 0
 
 -- Settles one call, whose arguments begin at `a`; answers it. Where many share its part the places of its accounts begin at
 -- `first` of the shape
-local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, run)
+local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
   local batch, run_id, mode, tokens, weighed, credits, units, over, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
   local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
   local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
@@ -77,7 +77,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
   local accounts, held, money, raw_tokens, requests = nil, nil, 0, 0, 0
   if paid then
-    accounts = accounts_at(keys, shape, run, shape and first + plain or base + plain + 2,
+    accounts = accounts_at(keys, shape, group, shape and first + plain or base + plain + 2,
       shape and first + account_count - 1 or base + account_count + 1, argv, paid_given > 1 and a + given + 1, now)
     if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
     held, money, raw_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
@@ -180,13 +180,13 @@ local function settle_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
   local api_keys, users, tenants, organizations = values(scope_places)
   begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, places, many)
-  local own, at_tenant, at_organization, at_key, at_user, run
+  local own, at_tenant, at_organization, at_key, at_user, group
   for i = done + 1, done + calls_of[part] do
-    if not run or run_of[i] ~= run then -- else its accounts are those of the call before
-      own, at_tenant, at_organization, at_key, at_user, run = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], run_of[i]
+    if not group or group_of[i] ~= group then -- else its accounts are those of the call before
+      own, at_tenant, at_organization, at_key, at_user, group = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], group_of[i]
     end
     answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own, argv, argument_of[i], count_of[i], at_tenant, at_organization, at_key, at_user,
-      many and argv[1], first_of[i], run)
+      many and argv[1], first_of[i], group)
   end
   end_settlements(keys, places)
 end

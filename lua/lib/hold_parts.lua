@@ -1,4 +1,4 @@
--- taken: the part of a hold that names its call's accounts and times, and the id of an API key and when it expires. Both are kept of the
+-- hold_parts: the part of a hold that names its call's accounts and times, and the id of an API key and when it expires. Both are kept of the
 -- last call. Needs state.
 
 -- what a hold says of whose call it is, and when; that of the last call is kept

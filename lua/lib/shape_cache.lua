@@ -1,4 +1,4 @@
--- shapes: what shapes say (lib/shape.lua). The same one comes again and again, so of the last ones it is kept. Needs state.
+-- shape_cache: what shapes say (lib/shape.lua). The same one comes again and again, so of the last ones it is kept. Needs state.
 local FIRST_PLACE, CALLS_MAX = 2, 64
 local SHAPES_MAX = 32
 local shapes, shape_count = {}, 0
@@ -17,7 +17,7 @@ end
 local function read_shape(shape)
   local parts, at, argument, calls_before, before = byte(shape) or 0, 2, 2, 0, 0
   local calls_in, places_in, arguments, counts, owns, firsts = {}, {}, {}, {}, {}, {}
-  local api_keys, users, tenants, organizations, runs = {}, {}, {}, {}, {}
+  local api_keys, users, tenants, organizations, groups = {}, {}, {}, {}, {}
   for part = 1, parts do
     local calls, accounts = byte(shape, at, at + 1)
     if not accounts or calls == 0 then return nil end
@@ -26,14 +26,14 @@ local function read_shape(shape)
     for i = calls_before + 1, calls_before + calls do
       local count, own = byte(shape, at, at + 1)
       local tenant, organization, api_key, user = 2, 3, 4, 5
-      runs[i] = false
+      groups[i] = false
       if calls == 1 then at, own = at + 1, accounts
       else
         at = own and past_places(shape, at + 2, own, 1 + accounts)
         if at then
           tenant, organization, api_key, user = byte(shape, at - own, at - own + 3)
           local named = sub(shape, at - own, at - 1)
-          runs[i], named_before = named == named_before and runs[i - 1] or i, named
+          groups[i], named_before = named == named_before and groups[i - 1] or i, named
         end
       end
       if not (count and at) then return nil end
@@ -43,10 +43,10 @@ local function read_shape(shape)
     calls_before, before = calls_before + calls, before + 1 + accounts
   end
   if calls_before < 2 or calls_before > CALLS_MAX then return nil end
-  local read = {calls_in, places_in, arguments, counts, owns, firsts, {api_keys, users, tenants, organizations}, before, calls_before, argument, runs}
+  local read = {calls_in, places_in, arguments, counts, owns, firsts, {api_keys, users, tenants, organizations}, before, calls_before, argument, groups}
   if shape_count == SHAPES_MAX then shapes, shape_count = {}, 0 end
   shapes[shape], shape_count = read, shape_count + 1
   return read
 end
 
-local function what_says(shape) return shapes[shape] or read_shape(shape) end
+local function parsed_shape(shape) return shapes[shape] or read_shape(shape) end

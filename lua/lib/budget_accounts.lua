@@ -1,4 +1,4 @@
--- named: what becomes of the accounts of budgets that a call took from, and how its hold names them. Needs state, accounts, account.
+-- budget_accounts: what becomes of the accounts of budgets that a call took from, and how its hold names them. Needs state, accounts, account.
 
 -- what a call made of its accounts is what the next one finds; the same ones are new no more by the second call
 local kept_accounts, is_kept_again
