@@ -1,14 +1,15 @@
 """How long nobody is served behind a failover, beyond what its servers take, by the number of tenants.
 
 A keeper, a gateway worker, an upstream, the embedded PostgreSQL. Redis is a cluster of three primaries with
-a replica each, or a primary and a replica that a sentinel watches. The primary is killed. Each caller of a
-partition that it had, one of each, calls again and again.
+a replica each, or a primary and a replica that a sentinel watches. The primary is killed, or hands over as
+planned. Each caller of a partition that it had, one of each, calls again and again.
 
-- *servers*: from the kill until they name another primary.
+- *servers*: from the kill, or the command, until they name another primary.
 - *first*, *last*: from that moment until the first of these callers was served, and the last.
 - *CPU*: of the keeper from the kill until then, which a busy machine tells no lies about.
 
 Prints a line a round and the medians. Usage: python -m tests.bench.failover [--tenants 20 4000] [--rounds 5]
+[--kinds cluster planned sentinel]
 """
 
 from __future__ import annotations
@@ -97,7 +98,23 @@ class Sentinel:
         return began, callers, lambda: self.pair.named() == next_one
 
 
-KINDS = (Cluster, Sentinel)
+class Planned(Cluster):
+    """The same cluster, whose primary hands over to its replica once that has all: `CLUSTER FAILOVER`."""
+
+    name = "cluster, planned"
+
+    def strike(self, callers: dict[int, str]) -> tuple[float, dict[int, str], Callable[[], bool]]:
+        """Ask one to hand over; see above."""
+        primary = self.servers.owner(next(iter(callers)))
+        had = self.servers.partitions_of(primary)
+        follower = self.servers.replica_of(primary)
+        began = time.monotonic()
+        follower.do("CLUSTER FAILOVER")
+        struck = {one: key for one, key in callers.items() if one in had}
+        return began, struck, lambda: follower.info()["role"] == "master"
+
+
+KINDS: dict[str, type[Cluster | Sentinel]] = {"cluster": Cluster, "planned": Planned, "sentinel": Sentinel}
 
 
 def main() -> int:
@@ -105,10 +122,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="failover")
     parser.add_argument("--tenants", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS))
     parser.add_argument("--page", nargs="?", const=PAGE, type=Path)
     options = parser.parse_args()
     told: list[FailoverTimes] = []
-    for kind in KINDS:
+    for kind in map(KINDS.__getitem__, options.kinds):
         for count in options.tenants:
             told += measure(kind, count, options.rounds)
             if options.page is not None:  # an end that comes too early keeps what is there
