@@ -95,7 +95,7 @@ def _behind(event: OutboxEntry) -> bytes:
     return CARRIED.pack(event.ahead, event.carried)
 
 
-BLANK = HEAD.pack(VERSION, *[0] * 25) + bytes(9)
+BLANK = bytes([VERSION]) + bytes(HEAD.size + 8)
 
 
 async def driven(awaitable: Awaitable[T]) -> T:

@@ -17,14 +17,13 @@ NEWER = LAYOUT + 1
 PACKAGES = ("gateway", "lua", "persistence")
 _SINCE = f'metadata={{"since": {NEWER}}}'
 
+_READ = "        version, kind, flags, note, *said = HEAD.unpack_from(packed)\n"
 _READ_BEFORE = f"""\
-        if version == {VERSION}:
-            at, version = HEAD.size - 8, VERSION
+        if packed[:1] == bytes([{VERSION}]):
+            at = HEAD.size - 8
             packed = bytes([VERSION]) + packed[1:at] + bytes(8) + packed[at:]
-        layout = HEAD if version == VERSION"""
-_MOVES = """\
-        numbers = numbers[:-1] if version == VERSION else numbers
-        moves = numbers[_SHARED:]"""
+        version, kind, flags, note, *said, _ = HEAD.unpack_from(packed)
+"""
 _PUT_BACK = "  put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)\n"
 
 # By file: what stands there once, and what stands there in the newer program.
@@ -51,11 +50,10 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
     ],
     "gateway/core/accounts/outbox.py": [
         (f"VERSION = {VERSION}\n", f"VERSION = {VERSION + 1}\n"),
-        ("frozenset({1, 2, VERSION})", f"frozenset({{1, 2, {VERSION}, VERSION}})"),
         ("raw_tokens=0 requests=0,", f"raw_tokens=0 requests=0 spare=5@{NEWER},"),
-        ("        layout = HEAD if version == VERSION", _READ_BEFORE),
-        ("        moves = numbers[_SHARED:]", _MOVES),
+        (_READ, _READ_BEFORE),
     ],
+    "gateway/counters/late.py": [("packed[0] != VERSION", f"packed[0] not in ({VERSION}, VERSION)")],
     "lua/lib/reserve.lua": [
         ("HOLD.span('', 'observed', {flags = kept,", "HOLD.span('', 'observed', {spare = 5, flags = kept,")
     ],
