@@ -130,7 +130,7 @@ NOBODYS = 0
 _now = partial(datetime.now, UTC)
 
 
-def _asks(
+def _in_transaction(
     work: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
     """A method of the store that does this in one transaction, and nothing else."""
@@ -223,10 +223,10 @@ class Store:
         await self._wrote()
         return done
 
-    refuse_other = _asks(access.refuse_other)
-    finish = _asks(access.keep_first_answer)
-    refusal = _asks(of_writes)
-    price_of = _asks(catalogue.find_price)
+    refuse_other = _in_transaction(access.refuse_other)
+    finish = _in_transaction(access.keep_first_answer)
+    refusal = _in_transaction(of_writes)
+    price_of = _in_transaction(catalogue.find_price)
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Add up calls; at most `rows_max` rows."""
@@ -280,15 +280,15 @@ class Store:
 
     # Who may come in, and who is signed in.
 
-    staff_token = _asks(access.find_admin_token)
-    key_holder = _asks(access.find_key_holder)
-    mail_consent = _asks(webhooks.consent_by)
-    consent_to_mail = _asks(webhooks.consent)
-    has_ended_token = _asks(access.admin_token_has_ended)
-    use_sign_in = _asks(access.use_sign_in)
-    console_session = _asks(access.find_session)
-    ask_of_session = _asks(access.ask_session)
-    keep_renewal = _asks(access.keep_renewal)
+    staff_token = _in_transaction(access.find_admin_token)
+    key_holder = _in_transaction(access.find_key_holder)
+    mail_consent = _in_transaction(webhooks.consent_by)
+    consent_to_mail = _in_transaction(webhooks.consent)
+    has_ended_token = _in_transaction(access.admin_token_has_ended)
+    use_sign_in = _in_transaction(access.use_sign_in)
+    console_session = _in_transaction(access.find_session)
+    ask_of_session = _in_transaction(access.ask_session)
+    keep_renewal = _in_transaction(access.keep_renewal)
 
     def _write(self, connection: Connection, command: Command) -> CommittedWrite | Replay:
         if command.claim is not None:

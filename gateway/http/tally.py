@@ -43,7 +43,7 @@ class TenantUse:
 
 
 class ChargedCost:
-    """What calls cost, in nano-units."""
+    """What calls cost, in nano-units: an object, so that a call looks its series up once, and adds to it."""
 
     __slots__ = ("nano",)
 

@@ -71,7 +71,7 @@ async def ask(
     timeout = ClientTimeout(total=within_s, connect=connect_s)
     try:
         async with (
-            opened(connector, timeout) as session,
+            open_session(connector, timeout) as session,
             session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
         ):
             said = await read_most(response, bytes_max + 1)
@@ -173,7 +173,7 @@ def first_of(addresses: Sequence[str]) -> str:
     return min(addresses, key=lambda one: ":" in one)
 
 
-def opened(connector: Connector, timeout: ClientTimeout) -> ClientSession:
+def open_session(connector: Connector, timeout: ClientTimeout) -> ClientSession:
     return ClientSession(
         connector=connector, timeout=timeout, cookie_jar=DummyCookieJar(), trust_env=False,
         auto_decompress=False, headers={"Accept-Encoding": "identity"},

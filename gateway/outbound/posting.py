@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 TIMEOUT_S = 10.0
+# As `client.ANSWER_BYTES_MAX`, whose module loads aiohttp; a test compares.
 READ_BYTES_MAX = 256 * 1024
 ERROR_CHARS_MAX = 200
 
@@ -42,7 +43,7 @@ class Outgoing:
         if self._opened is None:
             checks = None if self._private else client.PublicResolver()
             timeout = ClientTimeout(total=TIMEOUT_S)
-            self._opened = client.opened(client.Connector(self._proxies, checks), timeout)
+            self._opened = client.open_session(client.Connector(self._proxies, checks), timeout)
         try:
             async with self._opened.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 said = await client.read_most(response, read_bytes)

@@ -79,7 +79,6 @@ class FactsReader:
 # How long the port of a keeper that was killed may still be had by its process for people.
 LEFT_S_MAX = 5.0
 LOOK_S = 0.1
-Loading = tuple[ports.ReservedPort, Child] | None
 
 
 class AdminProcess:
@@ -87,7 +86,7 @@ class AdminProcess:
 
     def __init__(
         self, settings: Settings, facts: Callable[[], Awaitable[LoopFacts]], log: Callable[..., None],
-        *, loading: Loading = None, left_s_max: float = LEFT_S_MAX,
+        *, loading: people_process.Loading = None, left_s_max: float = LEFT_S_MAX,
     ) -> None:  # fmt: skip
         self._settings, self._facts, self._log, self._left_s_max = settings, facts, log, left_s_max
         self._port: ports.ReservedPort | None = None

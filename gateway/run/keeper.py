@@ -37,7 +37,7 @@ from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
 from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
-from gateway.run.admin_process import AdminProcess, Loading, LoopFacts
+from gateway.run.admin_process import AdminProcess, LoopFacts
 from gateway.run.health import (
     EVERY_PARTITION,
     DiskWatch,
@@ -57,6 +57,7 @@ from gateway.run.keeper_doors import (
 )
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
+from gateway.run.people_process import Loading
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,

@@ -1,5 +1,7 @@
 """The process of a keeper's Admin API, as a program: where its supervisor holds the port, it loads its code
 while the keeper loads its own.
+
+Kept apart from `admin_process.py`: it begins before settings and logs are loaded.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from gateway.local.processes import Child, ProcessSpec, command
 READY_S_MAX = 90.0
 # Requests that are under way have ten seconds.
 STOP_S_MAX = 13.0
+Loading = tuple[ReservedPort, Child] | None
 
 
 def program(port: ReservedPort, settings: bytes, silent_s_max: float) -> ProcessSpec:
@@ -21,7 +24,7 @@ def program(port: ReservedPort, settings: bytes, silent_s_max: float) -> Process
     )  # fmt: skip
 
 
-async def loading() -> tuple[ReservedPort, Child] | None:
+async def loading() -> Loading:
     """The port that a supervisor holds for this keeper, and the process on it; None where there is none."""
     own, _ = supervisor_port()
     if not own:

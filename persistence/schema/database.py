@@ -20,9 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.errors import StartError
 from persistence.engine import looking
-from persistence.schema.standing import KNOWN, MONTHS_AHEAD, STATUS, THERE, SchemaStatus
+from persistence.schema.standing import ENSURE_PARTITIONS, KNOWN, MONTHS_AHEAD, STATUS, THERE, SchemaStatus
 
-ENSURE_PARTITIONS = text("SELECT ensure_partitions(now(), :months_ahead, :by)")
 DROP = text("""
 SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
                                   cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
@@ -113,7 +112,8 @@ async def ensure_partitions(engine: AsyncEngine, *, by: str, months_ahead: int =
     while True:
         async with engine.begin() as connection:
             values = {"months_ahead": months_ahead, "by": by}
-            new = [str(name) for name in (await connection.execute(ENSURE_PARTITIONS, values)).scalars()]
+            found = await connection.exec_driver_sql(ENSURE_PARTITIONS, values)
+            new = [str(name) for name in found.scalars()]
         made += new
         if not new or by != "day":
             return made

@@ -32,9 +32,17 @@ from gateway.errors import SchemaUnavailable, StartError
 from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.error_mapping import complaint, origin, quiet
 from persistence.keeper.sweeps import certificate_end
-from persistence.schema import database, roles
+from persistence.schema import roles
 from persistence.schema.database import refuse_other
-from persistence.schema.standing import KNOWN, MONTHS_AHEAD, SCHEMA_LOCK, STATUS, THERE, SchemaStatus
+from persistence.schema.standing import (
+    ENSURE_PARTITIONS,
+    KNOWN,
+    MONTHS_AHEAD,
+    SCHEMA_LOCK,
+    STATUS,
+    THERE,
+    SchemaStatus,
+)
 
 HERE = Path(__file__).parent
 MIGRATIONS = HERE / "migrations"
@@ -149,7 +157,7 @@ def _upgraded(
         since = runs_from(scripts)
         if _status(connection).runs_from != since:
             connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
-        connection.execute(database.ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
+        connection.exec_driver_sql(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
         if missing := roles.apply_grants(connection):
             told(missing)
         return _version(connection) or ""

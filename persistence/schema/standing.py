@@ -1,4 +1,4 @@
-"""Where a database stands: its version, and who may do what in it. Asked by psycopg alone.
+"""The version of a schema, its grants, and the writer's login, by psycopg alone.
 
 A start that finds everything as it should be loads neither SQLAlchemy nor the migrations.
 """
@@ -28,6 +28,7 @@ STATUS = """
 SELECT version_num,
        coalesce(substring(obj_description('alembic_version'::regclass) FROM '^runs from ([0-9]{4})$'), '')
   FROM alembic_version"""
+ENSURE_PARTITIONS = "SELECT ensure_partitions(now(), %(months_ahead)s, %(by)s)"
 MONTHS_AHEAD = 3
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
@@ -138,7 +139,7 @@ def is_current(url: str) -> bool:
             grants = found_grants(connection.execute(FOUND), str(there[0]))
             if at.version != NEEDED or not at.runs_from or grants != WANTED:
                 return False
-            connection.execute("SELECT ensure_partitions(now(), %s, '')", (MONTHS_AHEAD,))
+            connection.execute(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
             return True
     except psycopg.Error:
         return False

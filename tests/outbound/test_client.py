@@ -17,7 +17,8 @@ from aiohttp.resolver import ThreadedResolver
 from aiohttp.test_utils import TestServer
 
 from gateway.core.network import Proxies, Proxy
-from gateway.outbound.posting import Outgoing
+from gateway.outbound.client import ANSWER_BYTES_MAX
+from gateway.outbound.posting import READ_BYTES_MAX, Outgoing
 from tests.proxy_server import HERE, ProxyServer
 
 # What the system's own resolver, or a client before it, takes for this machine.
@@ -62,6 +63,10 @@ async def test_a_message_arrives_as_it_was_signed(server: web.Application) -> No
         assert (outcome.status, outcome.delivered) == (204, True)
         [(path, fields, body)] = server[SEEN]
         assert (path, fields["webhook-id"], body) == ("/take", "msg_1", b'{"a":1}')
+
+
+def test_a_post_reads_as_much_of_an_answer_as_the_client() -> None:
+    assert READ_BYTES_MAX == ANSWER_BYTES_MAX
 
 
 async def test_redirects_are_not_followed(server: web.Application) -> None:

@@ -487,9 +487,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
             whole += count * prices[kind]
     scale = TOKENS_A_PRICE
     if tier and tier in vector.service_tiers:
-        dearer, than = vector.service_tiers[tier]
-        whole *= dearer
-        scale *= than
+        tier_numerator, tier_denominator = vector.service_tiers[tier]
+        whole *= tier_numerator
+        scale *= tier_denominator
     if tools:
         for name, uses in tools.items():
             whole += uses * use_price(vector, name) * scale // USES_A_PRICE
@@ -670,8 +670,10 @@ class PriceQualifiers:
 
 
 class HighestRates:
-    """The dearest price of text that is read, of cache writes, for an hour, of blobs, of
-    written, of sound: of all `prices` that a call may have. Those of one are `dear` beside plain text.
+    """The highest price of each kind over several price rows, in the unit of `Vector.prices`.
+
+    `dear_caches`, `dear_blobs`, `dear_sound`: in one row that kind costs more than plain text (sound: than
+    written text).
     """
 
     __slots__ = (

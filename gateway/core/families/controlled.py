@@ -121,7 +121,7 @@ STREAM_OPTIONS = ControlledNames("include_usage")
 # Most callers send the same again and again, so that is found once. Names are callers' own, within bounds.
 TOPS_REMEMBERED_MAX = 1_024
 TOP_NAMES_MAX, TOP_CHARACTERS_MAX = (32, 512)  # of one that is remembered
-MODELS_REMEMBERED_MAX = 4_096
+MODEL_NAMES_MAX = 4_096
 # Without any of these a body asks for no tool and no search: the last are where a provider keeps tools.
 KEPT = ("cachedContent", "cached_content")
 SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
@@ -251,7 +251,7 @@ def model_name(value: object, param: str = "model") -> str:
         raise InvalidRequest(
             f"The field {param} names more than a model: it has no comma and no {_PRESET}.", param=param
         )
-    if len(_models) >= MODELS_REMEMBERED_MAX:
+    if len(_models) >= MODEL_NAMES_MAX:
         _models.clear()
     _models[value] = None
     return value

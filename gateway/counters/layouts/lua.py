@@ -58,7 +58,7 @@ _NAMES_MAX = 1_000  # characters before a `read` in which the names begin that i
 _ZEROS_MIN = 4
 _WHOLE = re.compile(r"-?\d+")
 # Names of the scripts that stand in what is written out here.
-NAMES = frozenset({"lengths_8", "lengths_16", "packed_length"})
+EMITTED_NAMES = frozenset({"lengths_8", "lengths_16", "packed_length"})
 _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
     "VERDICT": Verdict, "SETTLED": SettleResult, "KIND": LimitKind, "SCOPE": Scope,
     "EVENT": EventKind, "ENTRY": EventFlag, "NOTE": EventNote,

@@ -72,7 +72,7 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
         shared += [name for name in (needs.group(1).split() if needs else []) if name not in shared]
     texts = [read(f"lib/{name}.lua") for name in shared]
     words = [set(_WORD.findall(_COMMENT.sub("", text))) for text in (*texts, _BIND, *bodies.values())]
-    words.append(set(lua.NAMES))
+    words.append(set(lua.EMITTED_NAMES))
     texts = [_scoped(text, set().union(*words[:at], *words[at + 1 :])) for at, text in enumerate(texts)]
     texts.append("local verbs = {}")
     first = _BIND if any("function bind()" in text for text in texts) else ""

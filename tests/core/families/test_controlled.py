@@ -19,7 +19,7 @@ from gateway.core.calls.claims import HARMLESS, TEXTS, check_numbers, read_call
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import (
-    MODELS_REMEMBERED_MAX,
+    MODEL_NAMES_MAX,
     PROMPT_BYTES_MAX,
     TOP_CHARACTERS_MAX,
     TOP_NAMES_MAX,
@@ -52,9 +52,9 @@ def test_bodies_of_the_same_names_are_read_each_for_itself_and_remembered_within
     assert len(_tops) <= TOPS_REMEMBERED_MAX
     assert max(map(len, _tops)) <= TOP_NAMES_MAX
     assert max(len("".join(names)) for names in _tops) <= TOP_CHARACTERS_MAX
-    for number in range(MODELS_REMEMBERED_MAX + 10):
+    for number in range(MODEL_NAMES_MAX + 10):
         model_name(f"model-{number}")
-    assert len(_models) <= MODELS_REMEMBERED_MAX
+    assert len(_models) <= MODEL_NAMES_MAX
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from persistence.ledger.rollup import MODELS_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources import usage
 from persistence.schema import database
-from persistence.schema.database import ENSURE_PARTITIONS
+from persistence.schema.standing import ENSURE_PARTITIONS
 from persistence.store import Store
 from persistence.tables import metadata
 from tests.in_turn import in_turn
@@ -370,8 +370,7 @@ def connection(cloned: str) -> Iterator[psycopg.Connection[Any]]:
 
 def test_what_asks_for_months_is_what_the_keeper_asks(connection: psycopg.Connection[Any]) -> None:
     values = {"months_ahead": 0, "by": "month"}
-    statement = ENSURE_PARTITIONS.text.replace(":months_ahead", "%(months_ahead)s").replace(":by", "%(by)s")
-    assert connection.execute(statement.encode(), values).fetchall() == []
+    assert connection.execute(ENSURE_PARTITIONS, values).fetchall() == []
 
 
 def test_months_ahead_that_are_empty_change_their_form_and_no_other(
