@@ -140,9 +140,9 @@ def keeper(plan: Plan) -> None:
             coroutine = Stepped(coroutine, plan)
         return asyncio.Task(coroutine, loop=loop, **options)
 
-    async def watched(settings: Any, source: Any = None) -> None:
+    async def watched(*given: Any, **named: Any) -> None:
         asyncio.get_running_loop().set_task_factory(made)
-        await run(settings, source)
+        await run(*given, **named)
 
     loops.run_keeper = watched
 
