@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -58,6 +59,23 @@ async def test_many_refusals_in_one_write_are_answered_one_by_one() -> None:
         await client.send(get(b"/nope") * 2000)
         for _ in range(2000):
             assert (await client.answer("GET")).status == 404
+
+
+async def test_a_request_that_began_behind_a_running_one_is_read_to_its_end() -> None:
+    async with staged() as stage:
+        held = asyncio.Event()
+        stage.upstream.scripts += [[held, answer(b"1")], [answer(b"2")]]
+        client = await stage.client()
+        await client.send(post(CHAT))
+        await eventually(lambda: stage.upstream.received)
+        second = post(json.dumps({"model": "m", "messages": [], "user": "a" * 900_000}).encode())
+        await client.send(second[:300])
+        (connection,) = stage.plane._connections
+        await eventually(lambda: connection._reading.paused)
+        held.set()
+        assert (await client.answer()).body == b"1"
+        await client.send(second[300:])
+        assert (await client.answer()).body == b"2"
 
 
 async def test_what_is_pipelined_behind_a_running_request_is_not_read_without_bound() -> None:

@@ -135,8 +135,10 @@ static inline int letter(const byte *at)
 static inline int escape(const byte *at, Found *found)
 {
     static const byte letters[256] = {['"'] = 1, ['\\'] = 1, ['b'] = 1, ['f'] = 1, ['n'] = 1, ['r'] = 1, ['t'] = 1};
-    if (letters[at[1]])
+    if (letters[at[1]]) {
+        found->has_cut |= at[1] == '\\' && !strncmp((const char *)at + 2, "u0001", 5); /* looks like a mark */
         return 2;
+    }
     if (at[1] != 'u' || at[2] != '0' || at[3] != '0' || (at[4] != '0' && at[4] != '1')
         || !is_lower_hex(at[5]))
         return 0;
@@ -163,6 +165,8 @@ static inline const byte *string_end(const byte *at, const byte *end, int is_nam
                 if (size == 0)
                     return NULL;
                 found->backslashes += 1 + (at[one + 1] == '\\');
+                if (found->backslashes > BACKSLASHES_MAX)
+                    return NULL;
                 one += size;
                 if (one >= 16) {
                     next = one;
@@ -543,7 +547,8 @@ value:
         }
         if (++depth == DEPTH_MAX)
             return 0;
-        found->objects++;
+        if (++found->objects > OBJECTS_MAX)
+            return 0;
         levels[depth] = (Level){0, named, *at == '[', place, NO_TYPE, 0};
         member = NULL;
         plain = place == GIVEN || place == ANYTHING ? ANY : 0; /* of a list's first element */
@@ -560,7 +565,8 @@ value:
         if (to == NULL)
             return 0;
         at = to + 1;
-        found->strings++;
+        if (++found->strings > STRINGS_MAX || found->backslashes > BACKSLASHES_MAX)
+            return 0;
         found->inside += at - from + 1;
         if (kind == NAMES_FILE)
             found->files++;
@@ -600,7 +606,8 @@ value:
 after:
     kind = 0;
     if (*at == ',') {
-        found->commas++;
+        if (++found->commas > STRINGS_MAX + OBJECTS_MAX + NUMBERS_MAX)
+            return 0;
         at++;
         if (levels[depth].is_list) {
             member = NULL;
@@ -651,7 +658,8 @@ name:
     if (cuts_at && member == NULL)
         SPOILT;
     plain = member == NULL ? 0 : member->plain;
-    found->strings++;
+    if (++found->strings > STRINGS_MAX)
+        return 0;
     found->inside += to - from + 2;
     at = to + 2;
     if (*at == '{' || *at == '[')

@@ -420,7 +420,7 @@ class ClientConnection(asyncio.Protocol):
         if side.waiting and (self._queued or side.state == WHOLE):
             self._reading.pause(SUCCESSOR)
             self._keep_unread()
-        elif side.state == IDLE:
+        elif side.state in (IDLE, BODY):  # one that has begun is read to its end
             self._reading.resume(SUCCESSOR)
 
     def _wait_for_turn(self) -> None:

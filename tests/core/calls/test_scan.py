@@ -735,6 +735,12 @@ def test_messages_are_cut_where_they_decide_nothing(
     judge(quickest, plain(document | {"store": True} if data.draw(st.booleans()) else document))
 
 
+@pytest.mark.parametrize("said", ["\\u0001", "\\\\u0001", "\\u0002", "\1", "\2", "\\\1", 'role":"\\u0002"'])
+def test_what_reads_like_a_mark_of_a_cut_is_none(scan: Scan, said: str) -> None:
+    message = {"role": "user", "content": "x" * 200}
+    assert judge(scan, plain({"messages": [message, {"role": said, "content": said}], "stop": said}))
+
+
 def test_an_agents_body_is_all_but_cut(scan: Scan) -> None:
     found = scan(plain({"model": "m", "messages": SAID[-3:] * 50}))
     assert found is not None

@@ -35,6 +35,7 @@ def test_the_versions_known_are_those_of_the_migrations() -> None:
     found = ScriptDirectory(str(migrate.MIGRATIONS))
     assert found.get_current_head() == NEEDED
     assert [script.revision for script in found.walk_revisions()] == [*reversed(KNOWN)]
+    assert migrate.runs_from(found) == standing.runs_from()
 
 
 async def test_the_version_is_read(database: str) -> None:
@@ -51,6 +52,7 @@ CHANGES = (
     "REVOKE INSERT ON call FROM {writer}",
     "GRANT DELETE ON call TO {writer}",
     "COMMENT ON TABLE alembic_version IS NULL",
+    "COMMENT ON TABLE alembic_version IS 'runs from 0001'",
     "UPDATE alembic_version SET version_num = '0117'",
 )
 
