@@ -249,15 +249,22 @@ static PyObject *tuple_of(PyObject **parts, int count)
     return found;
 }
 
+/* Whether there are bytes and a maximum, which is set; else an error says what is expected. */
+static int is_asked(PyObject *const *args, Py_ssize_t nargs, const char *expected, Py_ssize_t *head_bytes_max)
+{
+    if (nargs != 2 || !PyBytes_CheckExact(args[0])) {
+        PyErr_SetString(PyExc_TypeError, expected);
+        return 0;
+    }
+    *head_bytes_max = PyLong_AsSsize_t(args[1]);
+    return *head_bytes_max != -1 || !PyErr_Occurred();
+}
+
 static PyObject *cut_head(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
+    Py_ssize_t head_bytes_max;
     (void)self;
-    if (nargs != 2 || !PyBytes_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "cut_head(data: bytes, head_bytes_max: int)");
-        return NULL;
-    }
-    Py_ssize_t head_bytes_max = PyLong_AsSsize_t(args[1]);
-    if (head_bytes_max == -1 && PyErr_Occurred())
+    if (!is_asked(args, nargs, "cut_head(data: bytes, head_bytes_max: int)", &head_bytes_max))
         return NULL;
     const char *data = PyBytes_AS_STRING(args[0]), *at = data, *stop = data + PyBytes_GET_SIZE(args[0]);
     Line cuts[CUT_LINES_MAX + 1];
@@ -351,13 +358,9 @@ static inline int field_of(const char *at, Py_ssize_t size)
 
 static PyObject *read_answer_head(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
+    Py_ssize_t head_bytes_max;
     (void)self;
-    if (nargs != 2 || !PyBytes_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "read_answer_head(data: bytes, head_bytes_max: int)");
-        return NULL;
-    }
-    Py_ssize_t head_bytes_max = PyLong_AsSsize_t(args[1]);
-    if (head_bytes_max == -1 && PyErr_Occurred())
+    if (!is_asked(args, nargs, "read_answer_head(data: bytes, head_bytes_max: int)", &head_bytes_max))
         return NULL;
     const char *data = PyBytes_AS_STRING(args[0]), *at = data, *stop = data + PyBytes_GET_SIZE(args[0]);
     Line kept[ANSWER_LINES_MAX], values[KINDS] = {{0}}, limits[ANSWER_LINES_MAX];

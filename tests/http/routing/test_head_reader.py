@@ -218,7 +218,7 @@ def alike(one: CallHead, other: CallHead) -> bool:
     return all(mine is its for mine, its in zip(*parts, strict=True)) and one.news is None
 
 
-def test_a_head_that_comes_again_is_known_by_its_rest_whoever_sends_it() -> None:
+def test_the_rest_of_a_head_is_known_from_any_client() -> None:
     memory = reader()
     known = learned(memory, head(b"x-tollkeeper-user: ann\r\n"))
     assert alike(memory.read(head(b"x-tollkeeper-user: ann\r\n")), known)
