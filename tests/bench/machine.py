@@ -21,7 +21,9 @@ from pathlib import Path
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 CPU_CLOCK = 2  # of Linux' clocks of a process: what the scheduler gave it (clock_getcpuclockid)
 START_S_MAX = 180.0  # LiteLLM takes a minute where others use the machine
-PACKAGES = ("wrk", "nginx", "libnginx-mod-http-lua", "lua-nginx-redis")
+# Where below /usr Debian puts what the limiter in Lua loads, by package.
+LUA_LIBRARIES = {"lua-nginx-redis": "share/lua/5.1/nginx/redis.lua", "lua-cjson": "lib/*/lua/5.1/cjson.so"}
+PACKAGES = ("wrk", "nginx", "libnginx-mod-http-lua", *LUA_LIBRARIES)
 PYTHON_TRIES = 3
 LOOP = """
 import time
@@ -226,8 +228,9 @@ def await_port(
 def install_tools(say: Callable[[str], None]) -> None:
     """Install wrk and Debian's nginx with Lua where they are missing."""
     missing = [name for name in ("wrk", "nginx") if shutil.which(name) is None]
-    if lua_modules() is None or not Path("/usr/share/lua/5.1/nginx/redis.lua").exists():
+    if lua_modules() is None:
         missing.append("nginx's Lua module")
+    missing += [name for name, place in LUA_LIBRARIES.items() if not any(Path("/usr").glob(place))]
     if not missing:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:
