@@ -73,36 +73,52 @@ def _worker(role: str) -> int:
     import faulthandler  # noqa: PLC0415  # loaded where it is needed
     import signal  # noqa: PLC0415  # loaded where it is needed
 
+    from gateway.run.quick_start import loading_code  # noqa: PLC0415  # loaded where it is needed
+
+    with loading_code():
+        run = _loaded(role)
     from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
 
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
-    run_to_end(coarse_loop.run, _to_its_end(_load_and_run(role)))
+    run_to_end(coarse_loop.run, _to_its_end(_run_as_told(run)))
     return 0
 
 
-async def _load_and_run(role: str) -> None:
-    """Load the code first, and then read the settings: they come once what they name is there."""
-    import asyncio  # noqa: PLC0415  # loaded where it is needed
+def _loaded(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None, None]]:
+    """The code of a process, before its settings: they come once what they name is there.
+
+    Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL. What a keeper and
+    its process for people both need is loaded once: the one is then forked of the other.
+    """
     from functools import partial  # noqa: PLC0415  # loaded where it is needed
 
-    from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
+    from gateway.counters.redis.scripts import library  # noqa: PLC0415  # loaded where it is needed
 
-    people = None
+    library()  # put together before anybody waits for it
     if role == "keeper":
-        from gateway.run import people_process  # noqa: PLC0415  # loaded where it is needed
+        from gateway.run import keeper_doors, people_process  # noqa: F401, PLC0415  # what both need
 
-        people = await people_process.loading()
-    # Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
-    run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]
+        is_keeper, people = people_process.forked()
+        if is_keeper:
+            from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
+
+            return partial(run_keeper, people=people)
+        role = "admin"
     if role == "admin":
-        from gateway.run.administration import run_administration as run  # noqa: PLC0415  # loaded where it is needed
-    elif role == "keeper":
-        from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
+        from gateway.run.administration import run_administration  # noqa: PLC0415  # loaded where it is needed
 
-        run = partial(run_keeper, people=people)
-    else:
-        from gateway.app import run_gateway as run  # noqa: PLC0415  # loaded where it is needed
+        return run_administration
+    from gateway.app import run_gateway  # noqa: PLC0415  # loaded where it is needed
+
+    return run_gateway
+
+
+async def _run_as_told(run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]) -> None:
+    """Read the settings, which come down standard input, and run by them."""
+    import asyncio  # noqa: PLC0415  # loaded where it is needed
+
+    from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
     from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
     from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed

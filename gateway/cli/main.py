@@ -164,8 +164,10 @@ def read_plainly() -> None:
             kind = param.type_descriptor.annotation
             if value is None:
                 return () if param.multiple or param.nargs == -1 else None
-            if value == param.default or kind is str:
+            if value == param.default or kind is str or (kind is bool and isinstance(value, bool)):
                 return value
+            if kind is Path and isinstance(value, str):
+                return Path(value)
             if kind == list[str] and not isinstance(value, str):
                 return list(value)
             if isinstance(kind, type) and issubclass(kind, StrEnum) and value in {*kind}:
@@ -220,7 +222,10 @@ def up(
     json: Annotated[bool, typer.Option("--json", help="One JSON line on standard output.")] = False,
 ) -> None:
     """Start everything on this machine: databases, demo data, gateway and keeper."""
-    from gateway.run.supervisor import up as run  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.quick_start import loading_code  # noqa: PLC0415  # each command loads what it needs
+
+    with loading_code():
+        from gateway.run.supervisor import up as run  # noqa: PLC0415  # loaded where it is needed
 
     run(
         config,

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -76,9 +78,9 @@ class Child:
         self._heartbeat: Heartbeat | None = None
         self._say = say
         self._changed = changed
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._loading: asyncio.subprocess.Process | None = None
+        self._loading: Process | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -89,6 +91,27 @@ class Child:
         program, self.program = self.program, replace(self.program, stdin=b"")
         self._loading = await self._spawn()
         self.program = program
+
+    def fork(self) -> bool:
+        """The same, as a copy of this process, which has no loop and no thread yet: False in the copy."""
+        beats = self._listening()
+        ours, theirs = socket.socketpair()
+        gc.freeze()  # the collector would write to what both share
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            os.dup2(theirs.fileno(), sys.stdin.fileno())
+            for one in (ours, theirs):
+                one.close()
+            self._deafen()
+            os.environ |= self.program.environment | beats
+            return False
+        theirs.close()
+        if self._heartbeat is not None:
+            self._heartbeat.started()
+        self._process = self._loading = ForkedProcess(pid, ours)
+        self.pid = pid
+        return True
 
     async def start(self) -> None:
         """Start it and wait until it answers; `StartError`, on one line, if it does not."""
@@ -127,7 +150,7 @@ class Child:
             await self._end(self._process, self.program.stop_max_s)
         self._deafen()
 
-    async def _keep(self, process: asyncio.subprocess.Process) -> None:
+    async def _keep(self, process: Process) -> None:
         loop = asyncio.get_running_loop()
         delay_s = RESTART_DELAY_MIN_S
         while True:
@@ -143,7 +166,7 @@ class Child:
             self.restarts[HUNG if silent_s else DIED] += 1
             self._say(f"{self.program.name} started again (process {process.pid})")
 
-    async def _spawned_again(self, delay_s: float) -> tuple[asyncio.subprocess.Process, float]:
+    async def _spawned_again(self, delay_s: float) -> tuple[Process, float]:
         """Another process in place of one that is over, whenever it can be had; the delay before the next."""
         while True:
             await asyncio.sleep(delay_s)
@@ -153,7 +176,7 @@ class Child:
             except StartError as error:
                 self._say(f"{error}; trying again in {delay_s:g} s")
 
-    async def _until_over(self, process: asyncio.subprocess.Process) -> float:
+    async def _until_over(self, process: Process) -> float:
         """Wait for its end, and bring that about where it hangs: for how many seconds it had, else 0."""
         beats, program = self._heartbeat, self.program
         if beats is None or program.silent_s_max is None:
@@ -176,7 +199,7 @@ class Child:
             ending.cancel()
             silent.cancel()
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> Process:
         program = self.program
         beats = self._listening()
         said = _opened(program.log) if program.log else os.dup(sys.stderr.fileno())
@@ -218,12 +241,12 @@ class Child:
         if beats is not None:
             beats.close()
 
-    async def _say_settings(self, process: asyncio.subprocess.Process) -> None:
+    async def _say_settings(self, process: Process) -> None:
         line = self.program.stdin  # the latest: it may be told another one while it is being started
         if line:
             await _written(process, line)
 
-    async def _until_ready(self, process: asyncio.subprocess.Process, log_from: int) -> None:
+    async def _until_ready(self, process: Process, log_from: int) -> None:
         exited = asyncio.create_task(process.wait())
         try:
             async with asyncio.timeout(self.program.ready_max_s):
@@ -261,7 +284,7 @@ class Child:
             file.seek(max(offset, self.program.log.stat().st_size - LOG_TAIL_BYTES))
             return file.read().decode(errors="replace")
 
-    async def _end(self, process: asyncio.subprocess.Process, within_s: float) -> None:
+    async def _end(self, process: Process, within_s: float) -> None:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(self.program.stop_signal)
@@ -280,7 +303,52 @@ class Child:
         self._changed()
 
 
-async def _written(process: asyncio.subprocess.Process, line: bytes) -> None:
+class ForkedProcess:
+    """A fork of this process, as asyncio has those that it starts; `line` leads to its standard input."""
+
+    def __init__(self, pid: int, line: socket.socket) -> None:
+        self.pid, self._line = pid, line
+        self.returncode: int | None = None
+        self.stdin: asyncio.StreamWriter | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    async def listen(self) -> None:
+        """Have the way to its standard input, in the loop that runs now."""
+        if self.stdin is None:
+            _, self.stdin = await asyncio.open_connection(sock=self._line)
+
+    async def wait(self) -> None:
+        self._ending = self._ending or asyncio.create_task(self._until_over())
+        await asyncio.shield(self._ending)
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is not None:
+            raise ProcessLookupError
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def _until_over(self) -> None:
+        loop, over, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(self.pid)
+        loop.add_reader(pidfd, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        _, status = os.waitpid(self.pid, 0)  # noqa: ASYNC222  # it is over
+        self.returncode = os.waitstatus_to_exitcode(status)
+        if self.stdin is not None:
+            self.stdin.close()
+
+
+Process = asyncio.subprocess.Process | ForkedProcess
+
+
+async def _written(process: Process, line: bytes) -> None:
+    if isinstance(process, ForkedProcess):
+        await process.listen()
     if process.stdin is not None:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(line + b"\n")

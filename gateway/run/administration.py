@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -91,10 +91,14 @@ class AdminPort:
         self._listening: AdminListener | None = None
         self._answers, self.vitals = Answers(), ProcessVitals("admin")
 
-    async def open(self, ports: AdminPorts, sockets: Sequence[socket.socket]) -> None:
-        """Listen on what is bound already."""
+    def prepared(self, ports: AdminPorts) -> Callable[[Sequence[socket.socket]], Coroutine[Any, Any, None]]:
+        """All that is served, ready to listen on what is bound already."""
         app = build(replace(ports, answers=self._answers))
-        self._listening = await listen(app, sockets=sockets, wrapped=self._tls.wrapped)
+
+        async def open_on(sockets: Sequence[socket.socket]) -> None:
+            self._listening = await listen(app, sockets=sockets, wrapped=self._tls.wrapped)
+
+        return open_on
 
     async def close(self) -> None:
         """Listen no more, once what is asked is answered."""
@@ -229,11 +233,12 @@ class Administration:
         self._loops = keep_going(
             loops, self._log, doors.isolation, (self._teller.loop(), self._gauges.loop())
         )
-        ports = self._ports()
+        listen_on = port.prepared(self._ports())
         await doors.wires.connected_within(CONNECTED_S_MAX)
+        await self._database.answers()  # who asks first waits for no connection
         await self._loops_begun.wait()
         own, _ = sockets.supervisor_port()
-        await port.open(ports, own)
+        await listen_on(own)
         heartbeat.say_ready()
 
     async def stop(self) -> None:

@@ -128,6 +128,8 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
 
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
+# So long they wait for counters to be verified: who asks first is then told that they are.
+VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
 ACCOUNTS_SAID_MAX = 20
 # Loops that find what they found before where nobody has written to PostgreSQL, but for a few seconds' delay.
 OF_WRITES = frozenset({"clock changes", "dunning", "payments", "rating", "reconciler", "watcher"})
@@ -255,6 +257,10 @@ class Keeper:
         with suppress(TimeoutError):
             async with asyncio.timeout(PRICED_S_MAX):
                 await self._price_list.there.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(VERIFIED_S_MAX):
+                while not self._servers.verified:  # noqa: ASYNC110  # several servers say it
+                    await asyncio.sleep(VERIFIED_LOOK_S)
         await self._people.open()
         self._port = port
         self._log("keeper started", port=port)

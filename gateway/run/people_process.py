@@ -1,10 +1,12 @@
-"""The process of a keeper's Admin API, as a program: where its supervisor holds the port, it loads its code
-while the keeper loads its own.
+"""The process of a keeper's Admin API, as a program: where its supervisor holds the port, it is forked of the
+keeper while both load their code.
 
 Kept apart from `admin_process.py`: it begins before settings and logs are loaded.
 """
 
 from __future__ import annotations
+
+import os
 
 from gateway.local.ports import ReservedPort, supervisor_port
 from gateway.local.processes import Child, ProcessSpec, command
@@ -24,15 +26,24 @@ def program(port: ReservedPort, settings: bytes, silent_s_max: float) -> Process
     )  # fmt: skip
 
 
-async def loading() -> Loading:
-    """The port that a supervisor holds for this keeper, and the process on it; None where there is none."""
+def forked() -> tuple[bool, Loading]:
+    """Fork it of a keeper that has loaded what both need; whether this is the keeper, and what that one has.
+
+    Where no supervisor holds the port, or the system cannot say when a fork ends, the keeper starts it later.
+    """
     own, _ = supervisor_port()
     if not own:
-        return None
+        return True, None
     port = ReservedPort(own)
-    child = Child(program(port, b"", READY_S_MAX), _say, lambda: None)
-    await child.load()
-    return port, child
+    spec = program(port, b"", READY_S_MAX)
+    child = Child(spec, _say, lambda: None)
+    if not hasattr(os, "pidfd_open"):
+        return True, (port, child)
+    if child.fork():
+        return True, (port, child)
+    for one in own:  # found again by its descriptor, as by one that is started
+        one.detach()
+    return False, None
 
 
 def _say(sentence: str) -> None:

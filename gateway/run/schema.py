@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from gateway.errors import SchemaUnavailable, StartError
 from gateway.ops import hints
@@ -25,6 +26,12 @@ def migrate(
         return upgrade(url, told, end_older=end_older, wait_s=wait_s)
     except SchemaUnavailable as error:
         raise StartError(f"{error.message}; {hints.postgresql_hint(error.message)}") from error
+
+
+def load() -> None:
+    """Load what a look at a schema that is up to date needs: while its server starts."""
+    with suppress(ImportError):  # told where it is used
+        from persistence.schema import standing  # noqa: F401, PLC0415  # only two commands need it
 
 
 def admit_writer(url: str, password: str) -> str:

@@ -30,6 +30,7 @@ from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres, valkey
 from gateway.local.ports import JsonVoice, ReservedPort, Voice
 from gateway.local.processes import Child, ProcessSpec, command, run_to_end
+from gateway.run import schema
 from gateway.run.health import few_files
 from gateway.run.lifecycle import forever, until_stopped
 from gateway.run.reload import (
@@ -140,17 +141,19 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     programs = _ours(options, settings.with_values(admin_port=admin.number), held, admin)
     for role, program in programs:  # they load their code while the servers start
         await supervisor.load(role, program)
-    redis_url, near_url, database_url, upstream_url = await start_servers(supervisor, options, secrets)
-    voice.step("bringing the schema up to date")
-    keeper_url = await _migrate(options, database_url, secrets["writer_password"])
-    here = partial(
-        _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
-        proxies=None if options.upstream else DIRECT, redis_url=near_url,
-        database_url=keeper_url, gateway_port=held.number, admin_port=admin.number, data_dir=str(data.path),
-        seller=demo.DEMO_SELLER if options.demo else {},
-    )  # fmt: skip
-    settings = here(settings)
-    await _start_ours(supervisor, options, settings, held, admin)
+    async with asyncio.TaskGroup() as beside:
+        upstream_url = _upstream(supervisor, options, beside)  # nobody calls it before all is ready
+        redis_url, near_url, database_url = await start_servers(supervisor, options, secrets)
+        voice.step("bringing the schema up to date")
+        keeper_url = await _migrate(options, database_url, secrets["writer_password"])
+        here = partial(
+            _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
+            proxies=None if options.upstream else DIRECT, redis_url=near_url, database_url=keeper_url,
+            gateway_port=held.number, admin_port=admin.number, data_dir=str(data.path),
+            seller=demo.DEMO_SELLER if options.demo else {},
+        )  # fmt: skip
+        settings = here(settings)
+        await _start_ours(supervisor, options, settings, held, admin)
     gateway_url, admin_url = gateway_url_of(settings), admin_url_of(settings)
     key = ""
     if options.demo:
@@ -276,9 +279,11 @@ def _ours(
 ) -> list[tuple[str, ProcessSpec]]:
     """The keeper and the gateways, each with its role. What a gateway does not know, nobody gets from it."""
     url, opener = f"{admin_url_of(settings)}/readyz", opener_of(settings, "admin")
+    host = ports.reachable_host(settings.admin_host)
 
     async def ready(_pid: int) -> bool:
-        return await asyncio.to_thread(demo.status_of, url, None, opener) == 200
+        listens = await ports.port_answers(host, settings.admin_port, 1.0)  # costs less than to ask
+        return listens and await asyncio.to_thread(demo.status_of, url, None, opener) == 200
 
     given, told = admin.given(0, 1)
     keeper = ProcessSpec(
@@ -419,8 +424,8 @@ DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 
 
 async def start_servers(
     supervisor: Supervisor, options: Options, secrets: dict[str, str]
-) -> tuple[str, str, str, str | None]:
-    """Redis, PostgreSQL and the demo upstream side by side; their URLs.
+) -> tuple[str, str, str]:
+    """Redis and PostgreSQL side by side; their URLs.
 
     Redis has two: the one to tell, and the one for the gateway's own processes.
     """
@@ -430,10 +435,10 @@ async def start_servers(
         database = group.create_task(
             _postgres(supervisor, settings.database_url, secrets["database_password"])
         )
-        upstream = group.create_task(_upstream(supervisor, options))
+        group.create_task(asyncio.to_thread(schema.load))
     supervisor.voice.step(f"databases are up in {data.path}")
     told, near = redis.result()
-    return told, near, database.result(), upstream.result()
+    return told, near, database.result()
 
 
 async def _redis(supervisor: Supervisor, theirs: str, password: str) -> tuple[str, str]:
@@ -479,7 +484,8 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
     return postgres.url(port, password)
 
 
-async def _upstream(supervisor: Supervisor, options: Options) -> str | None:
+def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGroup) -> str | None:
+    """The URL of the upstream, where it is ours or named; ours is started meanwhile."""
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
     port = ports.free_port(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
@@ -488,9 +494,8 @@ async def _upstream(supervisor: Supervisor, options: Options) -> str | None:
         return await ports.port_answers("127.0.0.1", port, 1.0)
 
     argv = options.command("demo-upstream", str(port), "--worker")
-    await supervisor.run(
-        "demo upstream", ProcessSpec("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0)
-    )
+    program = ProcessSpec("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0)
+    beside.create_task(supervisor.run("demo upstream", program))
     return f"http://127.0.0.1:{port}"
 
 

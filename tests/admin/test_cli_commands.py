@@ -254,6 +254,16 @@ def test_a_command_asks_the_network_before_it_loads_much(words: list[str]) -> No
     assert len(loaded) < MODULES_MAX
 
 
+def test_up_reads_its_options_without_models() -> None:
+    asked = "import sys, gateway.run.supervisor as one; from gateway.cli.main import run\n"
+    asked += "one.up = lambda *_, **its: print(its['data_dir'], its['json'], 'pydantic' in sys.modules)\n"
+    asked += "run(['up', '--data-dir', '/there', '--json', '--gateway-port', '0', '--no-demo'])"
+    ran = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout == "/there True False\n"
+
+
 async def test_every_id_may_be_a_name(run: Run, api: Api) -> None:
     made = await from_json(run, "org", "create", "Acme", "--credit-limit", "5k")
     assert made["credit_limit"] == 5_000

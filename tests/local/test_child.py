@@ -23,7 +23,7 @@ from gateway.local.ports import Voice
 from gateway.local.processes import DIED, HUNG, LAST_WORDS_S, Child, ProcessSpec
 from tests.conftest import free_port
 from tests.tree import ROOT
-from tests.waiting import eventually
+from tests.waiting import eventually, wait_until
 
 READS = "import sys; line = sys.stdin.readline(); open(sys.argv[1], 'w').write(line); sys.stdin.read()"
 
@@ -351,3 +351,79 @@ def test_a_socket_of_a_port_that_nobody_serves_is_named(tmp_path: Path) -> None:
             f"the service manager handed over a socket of port {port}, and this process serves 1 and 9090: "
             "its .socket unit must name these"
         )
+
+
+FORKS = """
+import asyncio, os, sys, time
+from pathlib import Path
+from gateway.local import heartbeat
+from gateway.local.processes import Child, ProcessSpec
+
+said, folder = [], Path(sys.argv[1])
+again = (sys.executable, "-c", f"import os; open({str(folder / 'again')!r}, 'w').write(os.environ['HERE'])"
+    "; os.write(int(os.environ['HEARTBEAT_DESCRIPTOR']), b'.!'); import sys; sys.stdin.read()")
+child = Child(ProcessSpec("copy", again, stdin=b"settings " + b"x" * 200_000, environment={"HERE": "told"},
+    silent_s_max=60.0, stop_max_s=5.0), said.append, lambda: None)
+if not child.fork():
+    first = sys.stdin.buffer.readline()
+    heartbeat.say_ready()
+    second = sys.stdin.buffer.readline()
+    leads = os.getsid(0) == os.getpid()
+    (folder / "heard").write_text(f"{len(first)} {second!r} {os.environ['HERE']} {leads}")
+    rest = sys.stdin.buffer.read()
+    (folder / "over").write_text(repr(rest))
+    sys.exit(3)
+
+async def until(ready):
+    for _ in range(1000):
+        if ready():
+            return
+        await asyncio.sleep(0.02)
+    raise TimeoutError
+
+async def main():
+    if sys.argv[2] == "ends first":
+        os.kill(child.pid, 9)
+        try:
+            await child.start()
+        except Exception as error:
+            print(type(error).__name__, error)
+        return
+    forked = child.pid
+    await child.start()
+    assert child.is_ready and child.pid == forked
+    await child.send(b"more")
+    await until((folder / "heard").exists)
+    if sys.argv[2] == "parent goes":
+        os._exit(0)
+    if sys.argv[2] == "dies":
+        os.kill(forked, 9)
+        await until(lambda: child.restarts["died"] and child.is_ready and child.pid != forked)
+        print(child.restarts["died"])
+    await child.stop()
+    print(child.pid, [one for one in said if "killed by" not in one and "started again" not in one])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "printed"),
+    [
+        ("stops", "None []\n"),
+        ("dies", "1\nNone []\n"),
+        ("parent goes", ""),
+        ("ends first", "StartError copy cannot start: it was killed by SIGKILL\n"),
+    ],
+)
+def test_a_copy_of_this_process_is_a_child_like_others(tmp_path: Path, what: str, printed: str) -> None:
+    asked = [sys.executable, "-c", FORKS, str(tmp_path), what]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == printed, done.stderr
+    if what != "ends first":
+        assert (tmp_path / "heard").read_text() == "200010 b'more\\n' told True"
+    if what == "dies":
+        assert (tmp_path / "again").read_text() == "told"
+    if what == "parent goes":
+        wait_until((tmp_path / "over").exists, 20.0)
+        assert (tmp_path / "over").read_text() == "b''"

@@ -18,7 +18,6 @@ from gateway.background.loops import Isolation
 from gateway.core.network import DIRECT
 from gateway.extras import loading
 from gateway.features.stripe.handover import DONE, HandoverStep
-from gateway.outbound.client import Connector
 from gateway.run.keeper_doors import KeeperParts, KeeperSettings, Work
 from gateway.settings.settings import Settings
 from persistence.stripe.queue import HandoverQueue, forget, handed_over
@@ -102,7 +101,11 @@ def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
 
     # Where nobody is before any of them, nobody ever is: variables do not change while a process runs, and
     # files of proxies are never empty.
-    connector = None if later.proxies() == DIRECT else Connector(later.proxies, None)
+    connector = None
+    if later.proxies() != DIRECT:
+        from gateway.outbound.client import Connector  # noqa: PLC0415  # heavy, and few keepers need it
+
+        connector = Connector(later.proxies, None)
     return StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connector)
 
 
