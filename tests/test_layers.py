@@ -87,6 +87,7 @@ def test_no_door_knows_a_vendor(door: str) -> None:
             ),
         ),
         ("gateway.run.supervisor", ("sqlalchemy", "psycopg", "aiohttp", "pydantic", "gateway.app")),
+        ("persistence.engine", ("sqlalchemy.orm",)),
         ("persistence.schema.standing", ("sqlalchemy", "alembic", "persistence.tables")),
         ("gateway.run.people_process", ("gateway.settings.settings", "gateway.telemetry.logs")),
         (
