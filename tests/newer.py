@@ -24,7 +24,7 @@ _READ_BEFORE = f"""\
             packed = bytes([VERSION]) + packed[1:at] + bytes(8) + packed[at:]
         version, kind, flags, note, *said, _ = HEAD.unpack_from(packed)
 """
-_PUT_BACK = "  put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)\n"
+_OPENED = "  local seq = tenant.seq\n"
 
 # By file: what stands there once, and what stands there in the newer program.
 CHANGES: dict[str, list[tuple[str, str]]] = {
@@ -57,7 +57,7 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
     "lua/lib/reserve.lua": [
         ("HOLD.span('', 'observed', {flags = kept,", "HOLD.span('', 'observed', {spare = 5, flags = kept,")
     ],
-    "lua/lib/settle.lua": [(_PUT_BACK, f"{_PUT_BACK}  tenant.settled = tenant.settled + 1\n")],
+    "lua/lib/settle.lua": [(_OPENED, f"{_OPENED}  tenant.settled = tenant.settled + 1\n")],
 }
 # How soon programs say that they run, and for how long one that is silent may run still.
 SOONER = {

@@ -17,28 +17,35 @@ local made_of, makes = {}, false
 local last_accounts
 -- How many keys come before the first marker; how many before those that are the part's own, and how many places.
 local keys_before, own_before, places_before = 0, 0, 0
--- Accounts that were written here, opened, and packed as they were written, by name. It holds stored values that need not be
--- opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
+-- Accounts that were written here, opened, by name; behind its fields each has what it was packed as. It holds stored values that
+-- need not be opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
 -- There are 512 at most: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
 -- 256 of them, they become those of before, whom nobody keeps but who asks for them.
-local OPENED_MAX = 256
-local opened_of, packed_of, opened_count, opened_before, packed_before = {}, {}, 0, {}, {}
+local OPENED_MAX, PACKED = 256, 13
+local opened_of, opened_count, opened_before = {}, 0, {}
+local packed_at = {KEY_SIZE + 1, USER_SIZE + 1, TENANT_SIZE + 1, ORGANIZATION_SIZE + 1}
 
-local function remember(name, account, packed)
-  if not opened_of[name] then
-    if opened_count == OPENED_MAX then opened_before, packed_before, opened_of, packed_of, opened_count = opened_of, packed_of, {}, {}, 0 end
+local function remember(name, account, packed, place)
+  account[place] = packed
+  if opened_of[name] == nil then
+    if opened_count == OPENED_MAX then opened_before, opened_of, opened_count = opened_of, {}, 0 end
     opened_count = opened_count + 1
   end
-  opened_of[name], packed_of[name] = account, packed
+  opened_of[name] = account
 end
 
 -- an account, opened, that is stored as it was written here; from now on nobody knows it
-local function take_remembered(name, raw)
-  local opened, packed = opened_of, packed_of
-  if not opened[name] then opened, packed = opened_before, packed_before end
-  if packed[name] ~= raw then return nil end
-  packed[name] = false
-  return opened[name]
+local function take_remembered(name, raw, place)
+  local opened = opened_of
+  local account = opened[name]
+  if not account then
+    opened = opened_before
+    account = opened[name]
+  end
+  if account and account[place] == raw then
+    opened[name] = false
+    return account
+  end
 end
 
 -- looks up what KEYS have behind so many, to the last: markers and accounts, of settlements holds too
@@ -49,10 +56,14 @@ local function look_up(keys, before, last)
   raw_of = call('MGET', values(keys, before + 1, last))
 end
 
--- begins a part behind so many keys and places, and has so many of them; its accounts are opened as they come
-local function enter_part(own, before, places)
+-- begins a part behind so many keys and places; its accounts are opened as they come. Of the part before none is left, unless it
+-- failed. A part whose only call has moved nothing but a tenant, an organization, a key and a user is PART_ALONE
+local PART_CLOSED, PART_OPEN, PART_ALONE = 0, 1, 2
+local part_is = 0
+local function enter_part(own, before)
   own_before, places_before, event_count, member_count, write_before, last_accounts = own, before, 0, 0, write_count, nil
-  for at = before + 2, before + places do account_of[at], moved_of[at] = nil, nil end
+  if part_is ~= PART_CLOSED then account_of = {} end
+  part_is = PART_OPEN
 end
 
 -- how far the account of a tenant, and that of an organization, moved: as far as the farthest does. Key and user move their heads
@@ -60,34 +71,55 @@ local FAR_HEAD, FAR_HELD, FAR_LEDGER, ACTIVATED, BUDGETED = 1, 2, 3, 5, 6
 local tenant_far, organization_far = FAR_HELD, FAR_HEAD
 local FORM_OF = {KEY_FORM, USER_FORM, TENANT_FORM, ORGANIZATION_FORM}
 
--- packs what moved at a place
-local function packed_at(at, account, scope)
-  local raw = raw_of[at]
-  if scope < SCOPE_TENANT then return ACCOUNT.moved(raw, account, 'inflight') end
+-- packs what moved of an account that was packed as `raw`, between what does not: that is cut out once, and stands behind what the
+-- account was packed as
+local function packed_of(raw, account, scope)
+  local place = packed_at[scope]
+  local head, tail = account[place + 1], account[place + 2]
+  if not head then
+    head = ACCOUNT.unmoved(raw)
+    account[place + 1] = head
+  end
   if scope == SCOPE_TENANT then
     local tenant = account
-    if tenant_far == FAR_HELD then return TENANT.moved(raw, tenant, 'held') end
-    return TENANT.moved(raw, tenant, 'ledger_at')
+    if tenant_far == FAR_HELD then return head .. TENANT.moved(tenant, 'held') .. TENANT.past(raw, 'held') end
+    if not tail then
+      tail = TENANT.past(raw, 'ledger_at')
+      account[place + 2] = tail
+    end
+    return head .. TENANT.moved(tenant, 'ledger_at') .. tail
   end
-  if organization_far > FAR_HEAD then
+  if scope == SCOPE_ORGANIZATION and organization_far > FAR_HEAD then
     local organization = account
-    if organization_far == FAR_HELD then return ORGANIZATION.moved(raw, organization, 'credits_held') end
-    return ORGANIZATION.moved(raw, organization, 'spend_at')
+    account[place + 2] = false
+    if organization_far == FAR_HELD then return head .. ORGANIZATION.moved(organization, 'credits_held') .. ORGANIZATION.past(raw, 'credits_held') end
+    return head .. ORGANIZATION.moved(organization, 'spend_at') .. ORGANIZATION.past(raw, 'spend_at')
   end
-  return ACCOUNT.moved(raw, account, 'inflight')
+  if not tail then
+    tail = ACCOUNT.past(raw, 'inflight')
+    account[place + 2] = tail
+  end
+  return head .. ACCOUNT.moved(account, 'inflight') .. tail
 end
 
 -- what is stored at a place, opened; of a tenant its due reset is done. False where there is nothing
 local function open_account(at, scope, name, now, epoch)
   local raw = raw_of[at]
   if not raw then return false end
-  local account = take_remembered(name, raw)
+  local account = take_remembered(name, raw, packed_at[scope])
   if not account then
-    if byte(raw) ~= TODAY then raw = today(raw, name) end
-    account, raw_of[at] = {parse(FORM_OF[scope], raw)}, raw
+    if byte(raw) ~= TODAY then
+      raw = today(raw, name)
+      raw_of[at] = raw
+    end
+    account = {parse(FORM_OF[scope], raw)}
   end
-  reset_of[at] = scope == SCOPE_TENANT and due(account, now, epoch)
-  account_of[at], scope_of[at] = account, scope
+  if scope == SCOPE_TENANT then
+    local tenant = account
+    reset_of[at] = now >= tenant.next_reset and due(tenant, now, epoch)
+    if reset_of[at] then raw_of[at], account[packed_at[scope] + 1] = TENANT.replaced(raw, {flags = tenant.flags}), false end
+  end
+  account_of[at], scope_of[at], moved_of[at] = account, scope, false
   return account
 end
 
@@ -97,13 +129,20 @@ local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local function limited_account(at, scope, name, whole)
   local account, raw = account_of[at], raw_of[at]
   if account or not raw or (account == false and not whole) then return account or false end
-  if byte(raw) ~= TODAY then
-    raw = today(raw, name)
-    raw_of[at] = raw
+  local place = packed_at[scope]
+  account = take_remembered(name, raw, place)
+  if not account then
+    if byte(raw) ~= TODAY then
+      raw = today(raw, name)
+      raw_of[at] = raw
+    end
+    account = (whole or ACCOUNT.bytes(raw, 'rpm', 'concurrency') ~= NO_LIMITS) and {parse(FORM_OF[scope], raw)}
+  elseif not (whole or account.rpm > 0 or account.tpm > 0 or account.concurrency > 0) then
+    remember(name, account, raw, place)
+    account = false
   end
-  if whole or ACCOUNT.bytes(raw, 'rpm', 'concurrency') ~= NO_LIMITS then return open_account(at, scope, name) end
-  account_of[at] = false
-  return false
+  account_of[at], scope_of[at], moved_of[at] = account, scope, false
+  return account
 end
 
 -- a user under the limits in force; false where there are none: then nothing is kept of it. Absent means not seen lately:
@@ -117,9 +156,9 @@ local function limited_user(at, name, tenant, now)
     user = user and {values(user)} or USER.fresh()
     if user.at == 0 then user.at = now end
     set_limits(user, rpm, tpm, concurrency)
-    raw_of[at] = USER.written(user)
+    raw_of[at], user[USER_SIZE + 2], user[USER_SIZE + 3] = USER.written(user), false, false
   else user = false end
-  account_of[at], scope_of[at] = user, SCOPE_USER
+  account_of[at], scope_of[at], moved_of[at] = user, SCOPE_USER, false
   return user
 end
 
@@ -128,21 +167,10 @@ local function open_activation(at, name)
   if not activation then
     local raw = raw_of[at]
     activation = activation_of(raw and today(raw, name))
+    account_of[at], scope_of[at], moved_of[at] = activation, ACTIVATED, false
   end
-  account_of[at], scope_of[at] = activation, ACTIVATED
   return activation
 end
 
 -- the accounts of a call by scope; made once
 local scopes = {false, false, false, false}
-
--- takes what one call does
-local function take(had)
-  for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
-    local account = scopes[scope]
-    if account then
-      account.requests_used, account.tokens_used, account.at = requests_of[scope], tokens_of[scope], times_of[scope]
-      if not had[scope] then account.inflight = account.inflight + 1 end
-    end
-  end
-end

@@ -43,10 +43,9 @@ local function join(activation, price, flags, raised_hold)
   return price, flags
 end
 
--- credits that are free, of an organization as it is packed where no call opened it; what was asked last is kept
+-- credits that are free of an organization as it is packed, where no call opened it; what was asked last is kept
 local asked_organization, credits_asked
-local function credits_free_of(organization, raw)
-  if organization then return organization.credit_limit - organization.credits_used - organization.credits_held end
+local function credits_free_of(raw)
   if raw ~= asked_organization then
     local credits_used, credits_held, credit_limit = ORGANIZATION.read(raw)
     asked_organization, credits_asked = raw, credit_limit - credits_used - credits_held
@@ -59,13 +58,20 @@ local NO_BUCKETS = ADMITTED.span('requests_scope', '', {
   requests_scope = 0, requests_limit = 0, requests_used = 0, requests_reset = 0, tokens_scope = 0, tokens_limit = 0, tokens_used = 0, tokens_reset = 0})
 local function admitted(now, tokens, tenant, credits_free, credits, bounds,
   requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used)
-  local free = tenant.limit - tenant.used - tenant.held
-  if tenant.total < 0 then free = -1 elseif free < 0 then free = 0 end
-  local told = ADMITTED.span('', 'requests_scope', {
-    verdict = (bounds and BOUNDED or VERDICT_ADMITTED) + (tenant.on_store_failure == STORE_ALLOW and LEASES or 0), now = now, tokens = tokens, total = tenant.total, tokens_free = free,
-    next_reset = tenant.next_reset, credits_free = credits_free, credits = credits})
-  if requests_scope + tokens_scope == 0 then return told .. NO_BUCKETS end
-  return told .. ADMITTED.span('requests_scope', '', {
+  local verdict, total, free = bounds and BOUNDED or VERDICT_ADMITTED, tenant.total, -1
+  if tenant.on_store_failure == STORE_ALLOW then verdict = verdict + LEASES end
+  if total >= 0 then
+    free = tenant.limit - tenant.used - tenant.held
+    if free < 0 then free = 0 end
+  end
+  if requests_scope + tokens_scope == 0 then
+    return ADMITTED.span('', 'requests_scope', {
+      verdict = verdict, now = now, tokens = tokens, total = total, tokens_free = free, next_reset = tenant.next_reset, credits_free = credits_free,
+      credits = credits}) .. NO_BUCKETS
+  end
+  return ADMITTED.span('', '', {
+    verdict = verdict, now = now, tokens = tokens, total = total, tokens_free = free, next_reset = tenant.next_reset, credits_free = credits_free,
+    credits = credits,
     requests_scope = requests_scope, requests_limit = requests_limit, requests_used = (requests_used + -requests_used % UNIT) / UNIT,
     requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,
     tokens_scope = tokens_scope, tokens_limit = tokens_limit, tokens_used = (tokens_used + -tokens_used % UNIT) / UNIT,

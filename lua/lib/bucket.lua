@@ -43,12 +43,18 @@ end
 -- the slots held given back (1, or 0 where there is no hold), and the tokens taken replaced by the tokens used; of neither there is any
 -- where the hold took nothing of the account (`UNCOUNTED`)
 local function give(account, now, slots, taken, used)
-  if account.at ~= now then drain(account, now) end
-  if taken < 0 then slots, taken = 0, 0 end
-  if account.tpm > 0 then
-    local level = account.tokens_used + (used - taken) * UNIT
-    account.tokens_used = level < 0 and 0 or level
+  local at, tpm, inflight = account.at, account.tpm, account.inflight
+  if taken < 0 then taken = 0 else inflight = inflight - slots end
+  local tokens_used = account.tokens_used
+  if now > at then -- as `drained` has it
+    local requests_used, passed = account.requests_used, now - at
+    requests_used, tokens_used = requests_used - account.rpm * passed, tokens_used - tpm * passed
+    if tokens_used < 0 then tokens_used = 0 end
+    account.requests_used, account.at = requests_used < 0 and 0 or requests_used, now
+  elseif at > now + FUTURE_MS then account.at = now end
+  if tpm > 0 then
+    tokens_used = tokens_used + (used - taken) * UNIT
+    if tokens_used < 0 then tokens_used = 0 end
   end
-  local inflight = account.inflight - slots
-  account.inflight = inflight < 0 and 0 or inflight
+  account.tokens_used, account.inflight = tokens_used, inflight < 0 and 0 or inflight
 end

@@ -20,15 +20,8 @@ local function unmoved(mode, key_id, service_id, request_id, argv, a, tenant, no
   })
 end
 
--- of a call that moves tokens alone, as most do: its one outbox entry, without facts in a table
+-- What a call that moves tokens alone has, as most do: its outbox entry needs no facts in a table.
 local no_facts = {}
-local function charge_tokens(mode, weighed, key_id, service_id, argv, a, source, tenant, now, epoch, money, raw_tokens, requests, budgets)
-  tenant.used = tenant.used + weighed
-  stamp(tenant, now)
-  return tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant),
-    mode == MODE_POST and NOTE_LATE or mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, tenant.ledger_at, epoch, key_id, service_id,
-    weighed, source, argv[a + 1], argv[a + 2], argv[a + 3], money, raw_tokens, requests, budgets)
-end
 
 -- moves the accounts any other call touches; answers its one outbox entry and the facts in it that `settle` answers
 local function charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,

@@ -10,10 +10,10 @@ local function packed_length(known, form, length)
 end
 
 local function status_flag(tenant)
-  local flags = tenant.total < 0 and ENTRY_UNLIMITED or 0
-  if has(tenant.flags, MANUAL_BLOCK) then return flags + ENTRY_BLOCKED + ENTRY_MANUAL_BLOCK end
-  local exceeds = tenant.limit <= tenant.used and has(tenant.flags, HAS_PLAN) and is_limited(tenant)
-  return exceeds and flags + ENTRY_BLOCKED or flags
+  local total, tenant_flags = tenant.total, tenant.flags
+  if total < 0 then return has(tenant_flags, MANUAL_BLOCK) and ENTRY_UNLIMITED + ENTRY_BLOCKED + ENTRY_MANUAL_BLOCK or ENTRY_UNLIMITED end
+  if has(tenant_flags, MANUAL_BLOCK) then return ENTRY_BLOCKED + ENTRY_MANUAL_BLOCK end
+  return tenant.limit <= tenant.used and has(tenant_flags, HAS_PLAN) and is_limited(tenant) and ENTRY_BLOCKED or 0
 end
 
 -- how an entry begins: whose it is, and when; that of the last one is kept

@@ -37,7 +37,7 @@ local function write_budget(account, raw, now)
   if account[INDEX] then keep_each(account, now) end
   local packed, expires = packed_budget(account), account[EXPIRES]
   account[IS_NEW] = false
-  remember(key, account, packed)
+  remember(key, account, packed, PACKED)
   local state = as_written(key, packed)
   if expires == 0 then call('MSET', key, state)
   elseif raw and expires == ends and #raw == #state then call('SETRANGE', key, 0, state) -- it ends when it did, for less

@@ -30,7 +30,8 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   end
   if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR reserve takes a hold as its last key') end
   local base = places_before
-  local epoch, version = verified(raw_of[base + 1], run_id)
+  local marker, epoch, version = raw_of[base + 1], marked_epoch, marked_version
+  if marker ~= last_marker or run_id ~= marked_by then epoch, version = verified(marker, run_id) end
   if not epoch then return CODE.pack{code = VERDICT_UNVERIFIED} end
   if catalogue < version then return CODE.pack{code = VERDICT_STALE} end
   local now = shared_now or clock(batch)
@@ -38,7 +39,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   local user_id, tiers = argv[a + 1], argv[a + 2]
   local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
   if not (raw_of[at_tenant] and raw_of[at_organization] and raw_of[at_key]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
-  local raises, raised_hold, had, unlike, raised_packed = has(flags, FLAG_RAISES), nil, had_nothing, false, nil
+  local raises, raised_hold, had, unlike, raised_packed = flags >= FLAG_RAISES, nil, had_nothing, false, nil
   if raises then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
   local api_key = account_of[at_key]
   if not api_key and (api_key == nil or had[SCOPE_KEY]) then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], had[SCOPE_KEY]) end
@@ -67,22 +68,24 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   local lacking, short, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
     required(scopes, now, need, had)
   if lacking then return lacking end
-  if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then return refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION) end
-  if short then return short end
+  if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then
+    return give_up(refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION))
+  end
+  if short then return give_up(short) end
   if raised_hold then put_back(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
   local tokens, bounds
   tokens, short, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
-  if short then return short end
+  if short then return give_up(short) end
   if accounts then
     local enough
     enough, short = budget_needs(accounts, now, argv[a + given], raised_packed, tenant.admission == STRICT)
-    if not enough then return short end
-  elseif raised_hold and raised_hold.budgets > 0 then return redis.error_reply('ERR a hold is raised with its budget accounts') end
+    if not enough then return give_up(short) end
+  elseif raised_hold and raised_hold.budgets > 0 then return give_up(redis.error_reply('ERR a hold is raised with its budget accounts')) end
   if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
   if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
   -- what units hold is kept with their service
   if uses and not short then credits, short = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
-  if short then return short end
+  if short then return give_up(short) end
 
   local tail, money, raw_tokens, told = '', 0, 0, ''
   if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end
@@ -104,19 +107,21 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   end
   if uses then organization_far = FAR_LEDGER
   elseif (credits > 0 or raised_hold) and organization_far < FAR_HELD then organization_far = FAR_HELD end
-  take(had)
-  account_of[at_tenant], account_of[at_organization] = tenant, organization
-  moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, true
-  if user then moved_of[at_user] = true end
-  if activation then account_of[at_activation], moved_of[at_activation] = activation, true end
-  if accounts then keep_accounts(accounts) end
-  if shape then held_now[hold_key] = hold end
-  return admitted(now, tokens, tenant, credits_free_of(organization, raw_of[at_organization]), credits, bounds,
+  if activation or raises then account_of[at_tenant], account_of[at_organization] = tenant, organization end
+  if shape or activation or accounts then
+    moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, true
+    if user then moved_of[at_user] = true end
+    if activation then account_of[at_activation], moved_of[at_activation] = activation, true end
+    if accounts then keep_accounts(accounts) end
+    if shape then held_now[hold_key] = hold end
+  else part_is = PART_ALONE end
+  return admitted(now, tokens, tenant, organization and organization.credit_limit - organization.credits_used - organization.credits_held
+    or credits_free_of(raw_of[at_organization]), credits, bounds,
     requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used) .. told
 end
 
-local function begin_reserves(own, before, places, many)
-  enter_part(own, before, places)
+local function begin_reserves(own, before, many)
+  enter_part(own, before)
   tenant_far, organization_far = FAR_HELD, FAR_HEAD
   if many then held_now = {} end
 end
@@ -132,7 +137,7 @@ end
 local function reserve_alone(keys, argv)
   local places = #keys - RESERVE_SHARED
   look_up(keys, RESERVE_SHARED - 1, #keys - 1)
-  begin_reserves(0, 0, places)
+  begin_reserves(0, 0)
   local answer = reserve_one(keys, keys[#keys], places - 1, argv, 1, #argv, 2, 3, 4, 5)
   end_reserves(keys, places)
   write_all()
@@ -142,15 +147,20 @@ end
 -- takes holds for the calls of a part, those after `done`, whose places come after `before`
 local function reserve_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
+  begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, many)
+  if not many then -- it names its accounts in their order
+    local i = done + 1
+    answers[i] = reserve_one(keys, keys[holds + i], own_of[i], argv, argument_of[i], count_of[i], before + 2, before + 3, before + 4, before + 5)
+    return end_reserves(keys, places)
+  end
   local api_keys, users, tenants, organizations = values(scope_places)
-  begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, places, many)
   local own, at_tenant, at_organization, at_key, at_user, group
   for i = done + 1, done + calls_of[part] do
     if not group or group_of[i] ~= group then -- else its accounts are those of the call before
       own, at_tenant, at_organization, at_key, at_user, group = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], group_of[i]
     end
     answers[i] = reserve_one(keys, keys[holds + i], own, argv, argument_of[i], count_of[i], at_tenant, at_organization, at_key, at_user,
-      many and argv[1], first_of[i], group)
+      argv[1], first_of[i], group)
   end
   end_reserves(keys, places)
 end

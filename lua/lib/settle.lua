@@ -17,30 +17,33 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
   if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR settle takes a hold as its last key') end
   local base = places_before
-  local epoch = verified(raw_of[base + 1], run_id)
+  local marker, epoch = raw_of[base + 1], marked_epoch
+  if marker ~= last_marker or run_id ~= marked_by then epoch = verified(marker, run_id) end
   if not epoch then return CODE.pack{code = SETTLED_UNVERIFIED} end
   local now = shared_now or clock(batch)
   shared_now = now
   local entry_id = mode >= MODE_POST and mode ~= MODE_RECOVER and argv[a + count - 1]
   local source = mode == MODE_CORRECT and correction_of(request_id) or request_id
-  local since = moment_of_use(entry_id)
+  local since = entry_id and moment_of_use(entry_id)
   if entry_id and (shape and (posted[source] or (not since and posted[entry_id])) or dealt_with(keys[own_before + 3], entry_id, keys[own_before + 4], source)) then
     return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch}
   end
   local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
   local packed_hold = raw_of[at_hold]
   if shape and ended_of[hold_key] ~= nil then packed_hold = ended_of[hold_key] end
-  if packed_hold and byte(packed_hold) ~= TODAY then packed_hold = today(packed_hold, hold_key) end
   local slots, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, nil, 0, 0, 0, 0, 0, 0, 0
   if packed_hold then
-    local flags_then = HOLD.field(packed_hold, 'flags')
-    reclaimed = has(flags_then, HOLD_RECLAIMED)
-    if not reclaimed then
-      slots = 1
-      hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = HOLD.read(packed_hold)
+    if byte(packed_hold) ~= TODAY then packed_hold = today(packed_hold, hold_key) end
+    slots = 1
+    hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = HOLD.read(packed_hold)
+    if has(hold_flags, HOLD_RECLAIMED) then
+      slots, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, true, 0, 0, 0, 0, 0, 0, 0
     end
   end
-  local gone = why_gone(entry_id, packed_hold, reclaimed, raw_of[at_tenant] and raw_of[at_organization], service_id)
+  local gone
+  if slots == 0 or service_id == 0 or not (raw_of[at_tenant] and raw_of[at_organization]) then
+    gone = why_gone(entry_id, packed_hold, reclaimed, raw_of[at_tenant] and raw_of[at_organization], service_id)
+  end
   if gone then -- what a newer version has stored is told before anything is written; else when it is opened
     for _, at in ipairs({at_tenant, at_organization, at_key, with_user and at_user or nil}) do
       if raw_of[at] then today(raw_of[at], keys[at + keys_before]) end
@@ -74,7 +77,8 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     seq, event_count, reset_of[at_tenant] = seq - 1, event_count + 1, nil
     event_of[event_count] = reset
   end
-  put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
+  if hold_credits > 0 then put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
+  elseif hold_tokens ~= 0 then hold_more(tenant, QUOTA_AT, -hold_tokens) end
   local accounts, held, money, raw_tokens, requests = nil, nil, 0, 0, 0
   if paid then
     accounts = accounts_at(keys, shape, group, shape and first + plain or base + plain + 2,
@@ -94,7 +98,11 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   if not free then
     local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
     if tokens_alone then
-      entry = charge_tokens(mode, weighed, key_id, service_id, argv, a, source, tenant, now, epoch, money, raw_tokens, requests, budgets)
+      tenant.used, tenant.seq = tenant.used + weighed, tenant.seq + 1
+      if now > tenant.ledger_at then tenant.ledger_at = now end
+      entry = tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant),
+        mode == MODE_POST and NOTE_LATE or mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, tenant.ledger_at, epoch, key_id, service_id,
+        weighed, source, argv[a + 1], argv[a + 2], argv[a + 3], money, raw_tokens, requests, budgets)
     else
       entry, facts = charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now,
         epoch, activates, money, raw_tokens, requests, budgets)
@@ -121,10 +129,12 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   if user then give(user, now, slots, user_tpm, tokens) end
   give(tenant, now, slots, tenant_tpm, tokens)
   if organization then give(organization, now, slots, organization_tpm, tokens) end
-  moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
-  if user then moved_of[at_user] = true end
-  if activation then moved_of[at_activation] = true end
-  if accounts then keep_accounts(accounts) end
+  if shape or activation or accounts then
+    moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
+    if user then moved_of[at_user] = true end
+    if activation then moved_of[at_activation] = true end
+    if accounts then keep_accounts(accounts) end
+  else part_is = PART_ALONE end
   return SETTLED.span('', 'credits', {code = SETTLED_DONE, now = now, seq = tenant.seq,
     remaining = tenant.total < 0 and -1 or tenant.limit - tenant.used}) .. answer_ends(epoch, tenant.seq - seq, facts)
 end
@@ -141,8 +151,8 @@ local function end_holds()
   end
 end
 
-local function begin_settlements(own, before, places, many)
-  enter_part(own, before, places)
+local function begin_settlements(own, before, many)
+  enter_part(own, before)
   tenant_far, organization_far, told_count, post_count = FAR_LEDGER, FAR_HEAD, 0, 0
   if many then posted, ended_of = {}, {} end
 end
@@ -168,7 +178,7 @@ end
 local function settle_alone(keys, argv)
   local places = #keys - SETTLE_SHARED
   look_up(keys, SETTLE_SHARED - 1, #keys)
-  begin_settlements(0, 0, places)
+  begin_settlements(0, 0)
   local answer = settle_one(keys, keys[#keys], places + 1, places - 1, argv, 1, #argv, 2, 3, 4, 5)
   end_settlements(keys, places)
   write_all()
@@ -178,15 +188,20 @@ end
 -- settles the calls of a part, those after `done`, whose places come after `before`
 local function settle_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
+  begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, many)
+  if not many then -- it names its accounts in their order
+    local i = done + 1
+    answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own_of[i], argv, argument_of[i], count_of[i], before + 2, before + 3, before + 4, before + 5)
+    return end_settlements(keys, places)
+  end
   local api_keys, users, tenants, organizations = values(scope_places)
-  begin_settlements((part - 1) * (SETTLE_SHARED - 1), before, places, many)
   local own, at_tenant, at_organization, at_key, at_user, group
   for i = done + 1, done + calls_of[part] do
     if not group or group_of[i] ~= group then -- else its accounts are those of the call before
       own, at_tenant, at_organization, at_key, at_user, group = own_of[i], tenants[i], organizations[i], api_keys[i], users[i], group_of[i]
     end
     answers[i] = settle_one(keys, keys[holds + i], holds - keys_before + i, own, argv, argument_of[i], count_of[i], at_tenant, at_organization, at_key, at_user,
-      many and argv[1], first_of[i], group)
+      argv[1], first_of[i], group)
   end
   end_settlements(keys, places)
 end

@@ -23,7 +23,10 @@ local function fits(shape, keys, argv, shared)
   if k + read[8] + call_count ~= #keys or #argv ~= read[10] - 1 then return false end
   for part = 1, #calls_of do
     local places = places_of[part]
-    for at = k + 1, calls_of[part] > 1 and k + places or k + 1 do
+    local marker = keys[k + 1]
+    if known[marker] then return false end
+    known[marker] = true
+    for at = k + 2, calls_of[part] > 1 and k + places or 0 do
       local name = keys[at]
       if known[name] then return false end
       known[name] = true

@@ -7,35 +7,64 @@ local function refused(verdict, now, scope, kind, used, most, till)
   }
 end
 
--- What one request and up to `need` tokens would make of accounts in the order of their scopes, which nothing is taken from
--- yet. Answers a refusal; or nil, the refusal where only tokens lack, which whatever else may lack comes before, and of the
--- tightest bucket of requests and that of tokens: scope (0: none), limit, used. What it makes is left by scope: the
--- tokens taken, the levels then and their time. Of accounts that a hold which is topped up took of (`had`: its tokens),
--- it has the request and the slot, and the tokens come in place of those. Of a scope that has no account nothing is taken
-local takes, requests_of, tokens_of, times_of = {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}
+-- Takes one request and up to `need` tokens of accounts in the order of their scopes. Answers a refusal, and then nothing was taken;
+-- or nil, the refusal where only tokens lack, which whatever else may lack comes before, and of the tightest bucket of requests and
+-- that of tokens: scope (0: none), limit, used. Of accounts that a hold which is topped up took of (`had`: its tokens), it has the
+-- request and the slot, and the tokens come in place of those. Of a scope that has no account nothing is taken. `takes` has the tokens
+-- taken by scope. The levels before are kept as well: a call that is refused later gives up all that it took
+local takes = {0, 0, 0, 0}
+local requests_before, tokens_before, times_before = {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}
+local taken_of, taken_had, taken_to
+
+-- gives up all that was taken for a call, which is refused with this answer
+local function give_up(answer)
+  for scope = SCOPE_KEY, taken_to do
+    local account = taken_of[scope]
+    if account then
+      account.requests_used, account.tokens_used, account.at = requests_before[scope], tokens_before[scope], times_before[scope]
+      if not taken_had[scope] then account.inflight = account.inflight - 1 end
+    end
+  end
+  return answer
+end
+
 local function required(accounts, now, need, had)
   local short
+  local wanted = need * UNIT
   local requests_left, requests_scope, requests_limit, requests_then = HUGE, 0, 0, 0
   local tokens_left, tokens_scope, tokens_limit, tokens_then = HUGE, 0, 0, 0
-  for scope = 1, #accounts do
+  taken_of, taken_had = accounts, had
+  for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
     local account, taken = accounts[scope], UNCOUNTED
     if account then
       taken = 0
-      local rpm, tpm, concurrency, inflight = account.rpm, account.tpm, account.concurrency, account.inflight
-      local requests_used, tokens_used, at = account.requests_used, account.tokens_used, account.at
-      if at ~= now then requests_used, tokens_used, at = drained(requests_used, tokens_used, at, rpm, tpm, now) end
+      local rpm, tpm, requests_used, tokens_used, at = account.rpm, account.tpm, account.requests_used, account.tokens_used, account.at
+      requests_before[scope], tokens_before[scope] = requests_used, tokens_used
+      times_before[scope] = at
+      if now > at then -- as `drained` has it
+        local passed = now - at
+        requests_used, tokens_used = requests_used - rpm * passed, tokens_used - tpm * passed
+        if requests_used < 0 then requests_used = 0 end
+        if tokens_used < 0 then tokens_used = 0 end
+        account.at = now
+      elseif at > now + FUTURE_MS then account.at = now end
       local had_tokens = had[scope]
       if had_tokens then
         if tpm > 0 then tokens_used = max(0, tokens_used - had_tokens * UNIT) end
       else
+        local concurrency, inflight = account.concurrency, account.inflight
         if rpm > 0 then
           requests_used = requests_used + UNIT
-          local over = requests_used - rpm * UNIT
-          if over > 0 then return refused(VERDICT_RATE_LIMITED, now, scope, KIND_REQUESTS, ceil(requests_used / UNIT) - 1, rpm, now + ceil(over / rpm)) end
+          if requests_used > rpm * UNIT then
+            account.at, taken_to = at, scope - 1
+            return give_up(refused(VERDICT_RATE_LIMITED, now, scope, KIND_REQUESTS, ceil(requests_used / UNIT) - 1, rpm, now + ceil((requests_used - rpm * UNIT) / rpm)))
+          end
         end
         if concurrency > 0 and inflight >= concurrency then
-          return refused(VERDICT_CONCURRENCY_LIMITED, now, scope, KIND_CONCURRENCY, inflight, concurrency, now + 1000)
+          account.at, taken_to = at, scope - 1
+          return give_up(refused(VERDICT_CONCURRENCY_LIMITED, now, scope, KIND_CONCURRENCY, inflight, concurrency, now + 1000))
         end
+        account.inflight = inflight + 1
       end
       if rpm > 0 then
         local left = rpm * UNIT - requests_used
@@ -44,8 +73,9 @@ local function required(accounts, now, need, had)
       if tpm > 0 then
         local free = tpm * UNIT - tokens_used
         if need > 0 then -- what needs no tokens is covered by any debt
-          if free >= UNIT then
-            taken = need * UNIT > free and floor(free / UNIT) or need
+          if free >= wanted then taken, tokens_used, free = need, tokens_used + wanted, free - wanted
+          elseif free >= UNIT then
+            taken = floor(free / UNIT)
             tokens_used, free = tokens_used + taken * UNIT, free - taken * UNIT
           else
             short = short or refused(VERDICT_RATE_LIMITED, now, scope, KIND_TOKENS, ceil(tokens_used / UNIT), tpm, now + ceil((UNIT - free) / tpm))
@@ -53,9 +83,10 @@ local function required(accounts, now, need, had)
         end
         if free < tokens_left then tokens_left, tokens_scope, tokens_limit, tokens_then = free, scope, tpm, tokens_used end
       end
-      requests_of[scope], tokens_of[scope], times_of[scope] = requests_used, tokens_used, at
+      account.requests_used, account.tokens_used = requests_used, tokens_used
     end
     takes[scope] = taken
   end
+  taken_to = SCOPE_ORGANIZATION
   return nil, short, requests_scope, requests_limit, requests_then, tokens_scope, tokens_limit, tokens_then
 end

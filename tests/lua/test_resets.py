@@ -206,6 +206,24 @@ def test_what_is_beyond_a_plan_that_does_not_carry_is_not_carried_by_the_next_on
     assert (world.tenant.remaining, world.events()[-1].metadata) == (20, b"")
 
 
+@pytest.mark.parametrize("resets", ["reserve", "settle"])
+def test_a_reset_by_a_call_forgives_what_is_beyond_another_plan_once(world: World, resets: str) -> None:
+    carries = {"reset_interval": "daily", "overage_policy": "carry"}
+    world.plan(100, reset_interval="daily", overage_policy="block")
+    world.reserve(need=1).settle(tokens=130)
+    world.plan(1_000, plan_id=2, **carries)
+    call = world.reserve(need=1)
+    world.plan(40, plan_id=3, **carries)
+    world.put_tenant(next_reset=midnight(world))
+    if resets == "reserve":
+        call = world.reserve(need=1)
+    call.settle(tokens=60)
+    assert world.tenant.remaining == -20
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+    assert (world.tenant.remaining, world.events()[-1].metadata) == (20, b"")
+
+
 def test_what_fits_a_plan_is_carried_by_a_smaller_one(world: World) -> None:
     world.plan(100, reset_interval="daily")
     world.reserve(need=1).settle(tokens=90)

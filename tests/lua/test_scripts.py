@@ -321,6 +321,13 @@ def test_a_constant_with_two_values_is_refused() -> None:
         scripts._fold("local ONE = 1\nlocal ONE = 2\n")
 
 
+@pytest.mark.parametrize("other", ["local function ours() end\n", "local mine, ours = 1, 2\n"])
+def test_a_name_that_two_files_declare_is_refused(other: str) -> None:
+    texts = {"lib/a.lua": "local function ours() end\n", "lib/b.lua": other}
+    with pytest.raises(ValueError, match="two files of lua/lib declare ours"):
+        scripts.assemble(lambda name: texts.get(name, "-- needs: a b"))
+
+
 def test_what_only_one_file_names_takes_no_place_among_the_locals_of_all() -> None:
     text = (
         "local kept, told = 1\nlocal alone = 2\nlocal later, soon\n"

@@ -24,7 +24,9 @@ A script names a layout in capitals, then what it does with one, by the names of
                                                     with, but for the flags
     TENANT.renewed(raw, head, 'held', tenant)       another beginning, the account's fields up to this one
                                                     as they stand in `tenant`, the rest as it is packed
-    TENANT.moved(raw, tenant, 'held')               all that moves of an opened one, up to this field
+    TENANT.unmoved(raw)                             what stands before all that calls move, as it is packed
+    TENANT.moved(tenant, 'held')                    what they move of an opened one, up to this field
+    TENANT.past(raw, 'held')                        what stands behind this field
 
 None of this is there when a script runs: what is, are `struct.unpack`, `string.sub` and numbers.
 """
@@ -251,19 +253,25 @@ def _renewed(layout: Layout, packed: str, head: str, last: str, state: str) -> s
     return f"({head} .. {moved} .. {_sub(packed, layout.end(last) + 1)})"
 
 
-def _moved(layout: Layout, packed: str, state: str, last: str) -> str:
+def _unmoved(layout: Layout, packed: str) -> str:
+    return _sub(packed, 1, layout.offset(FIRST_MOVED))
+
+
+def _moved(layout: Layout, state: str, last: str) -> str:
     begin, end = layout.index(FIRST_MOVED), layout.index(last) + 1
     values = ", ".join(f"{state}[{at}]" for at in range(begin + 1, end + 1))
-    form = _form(layout.fields[begin:end])[1:]
-    moved = f"pack('<c{layout.offset(FIRST_MOVED)}{form}', {packed}, {values})"
-    return f"({moved} .. {_sub(packed, layout.end(last) + 1)})"
+    return f"pack('{_form(layout.fields[begin:end])}', {values})"
+
+
+def _past(layout: Layout, packed: str, last: str) -> str:
+    return _sub(packed, layout.end(last) + 1)
 
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
     "fresh": _fresh, "written": _written, "pack": _pack, "span": _span, "texts": _texts,
     "replaced": _replaced, "today": _today, "earlier": _earlier, "into": _into, "account": _account,
-    "renewed": _renewed, "moved": _moved,
+    "renewed": _renewed, "unmoved": _unmoved, "moved": _moved, "past": _past,
 }  # fmt: skip
 
 

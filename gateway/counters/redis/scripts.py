@@ -9,6 +9,7 @@ what it may do when memory is full (`-- allows: oom`); nothing else knows how th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -71,6 +72,9 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
         needs = _NEEDS.search(body)
         shared += [name for name in (needs.group(1).split() if needs else []) if name not in shared]
     texts = [read(f"lib/{name}.lua") for name in shared]
+    declared = Counter(name for text in texts for name in _names_of(text))
+    if twice := [name for name, count in declared.items() if count > 1]:
+        raise ValueError(f"two files of lua/lib declare {', '.join(twice)}")
     words = [set(_WORD.findall(_COMMENT.sub("", text))) for text in (*texts, _BIND, *bodies.values())]
     words.append(set(lua.EMITTED_NAMES))
     texts = [_scoped(text, set().union(*words[:at], *words[at + 1 :])) for at, text in enumerate(texts)]
@@ -85,6 +89,12 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
     registered = [_registration(verb, functions[verb], body) for verb, body in bodies.items()]
     name = f"tollkeeper_{digest}"
     return Library(name, "\n".join([f"#!lua name={name}", text, *registered]), functions)
+
+
+def _names_of(text: str) -> set[str]:
+    """The names that a text declares for all of it; what is in capitals is a constant, or its own."""
+    found = [match["names"] for match in _LOCAL.finditer(text) if not match["names"].isupper()]
+    return {name for names in found for name in names.split(", ")}
 
 
 def _scoped(text: str, used: set[str]) -> str:
