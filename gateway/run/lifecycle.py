@@ -49,6 +49,7 @@ WAITING_LINES_MAX = 64
 
 def give_back_memory() -> None:
     """Have the C library return what loading and starting took, where it can: some 2 MiB of a gateway."""
+    gc.unfreeze()  # loading left garbage, too
     gc.collect()
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
