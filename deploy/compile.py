@@ -48,7 +48,7 @@ MODULES = {
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip
-IN_C = ("gateway/core/calls/_scan", "gateway/http/protocol/_heads")
+IN_C = ("gateway/core/_joined", "gateway/core/calls/_scan", "gateway/http/protocol/_heads")
 # mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.
 # Nobody but Python loads what is built, by its modules' names: all else in it is called without a detour.
 _FLAGS = (

@@ -15,6 +15,7 @@ from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.billing.money import NO_PRICING, ServicePricing
 from gateway.core.billing.price_book import TokenRate
+from gateway.core.lru import LruEntry
 
 INTEGER_MAX = 2**53 - 1
 PARTITIONS = 64
@@ -254,6 +255,7 @@ class Decision:
     `held_tokens`, `tokens_remaining` and a quota's `limit` are tokens as the plan counts them: by `weights`
     of the call's admission, None where it weighs nothing. `budget` is the tightest one that enforces, or the
     one that refused; its windows hold `money_held` nano-units and `raw_held` tokens. `leases`: one is wanted.
+    `frame` is what the counters made for such calls, if they did: a settlement takes it along.
     """
 
     verdict: Verdict
@@ -275,6 +277,7 @@ class Decision:
     money_held: int = 0
     raw_held: int = 0
     leases: bool = False
+    frame: LruEntry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +369,7 @@ class Settlement:
     `budgets` are the names of the accounts that its hold took from: their windows count `money` in
     nano-units, `raw_tokens` of all kinds, or one request.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
-    JSON object or empty; both travel unread to the rows.
+    JSON object or empty; both travel unread to the rows. `frame` is that of the hold's `Decision`.
     """
 
     caller: Caller
@@ -384,6 +387,7 @@ class Settlement:
     budgets: tuple[str, ...] = ()
     money: int = 0
     raw_tokens: int = 0
+    frame: LruEntry | None = None
 
     @property
     def of_quota(self) -> int:

@@ -15,12 +15,14 @@ from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX
 from gateway.core.accounts.outbox import (
+    FACTS_BYTES_MAX,
     NONE,
     OUTPUT,
     REASONING,
     TEXT_CHARACTERS_MAX,
     CallFacts,
     briefly,
+    encode_facts,
     named_unpriced,
     write_facts,
 )
@@ -381,10 +383,12 @@ class AdmittedCall:
         )  # fmt: skip
         if facts is None:
             return settlement
-        settlement.metadata = write_facts(facts if used else briefly(facts))
+        metadata = encode_facts(facts if used else briefly(facts))
+        settlement.metadata = metadata if len(metadata) <= FACTS_BYTES_MAX else write_facts(facts)
         if not used:
             return settlement
-        weights, total, cost, counts = self.decision.weights, usage.total, self._cost, self._counts
+        decision, total, cost, counts = self.decision, usage.total, self._cost, self._counts
+        settlement.frame, weights = decision.frame, decision.weights
         settlement.credits, settlement.over, settlement.units = charge_of(
             service, self.prices.vectors, counts, cost, usage.units
         )

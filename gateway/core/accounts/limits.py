@@ -13,10 +13,11 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF, shown_amount
+from gateway.core.joined import said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
-CACHED_MAX = 4096
+CACHED_MAX = 4093  # a prime: limits are round numbers
 NANO_A_MICRO = 1_000
 FIELD_INTEGER_MAX = 10**15 - 1  # of a structured field: RFC 9651, 3.3.1
 
@@ -64,8 +65,8 @@ def budget_headers(decision: Decision) -> list[Header]:
         (b"x-tollkeeper-left", shown_amount(unit, window.left).encode()),
     ]
     if decision.verdict is Verdict.BUDGET_EXCEEDED:
-        policy = _budget_policy(window.limit, window.unit, window.currency)
-        item = _budget_item(window, window.reset_ms - decision.now_ms)
+        policy = _budget_policy(window)
+        item = _budget_item(b"", window, decision.now_ms)
         fields += [(b"ratelimit-policy", policy.encode()), (b"ratelimit", item)]
     return fields
 
@@ -74,46 +75,37 @@ def limit_lines(decision: Decision) -> bytes:
     """Return the fields for an admitted call as lines joined by CRLF; empty where nothing limits it."""
     requests, tokens = decision.requests, decision.tokens
     quota, remaining = decision.limit, decision.tokens_remaining
-    budget = decision.budget
-    of_requests = of_tokens = of_quota = of_budget = comma = requests_lines = tokens_lines = rest = last = b""
-    most, unit, currency = -1, 0, ""
-    if budget is not None:
-        most, unit, currency = budget.limit, budget.unit, budget.currency
-        of_budget = _budget_item(budget, budget.reset_ms - decision.now_ms)
-        last = b"\r\nx-tollkeeper-budget: %b" % _name(budget.name)
-    policy, requests_limit, tokens_limit = _limits(
+    texts = _texts(
         -1 if requests is None else requests.limit,
         -1 if tokens is None else tokens.limit,
         quota,
-        most,
-        unit,
-        currency,
+        decision.budget,
     )
+    of_requests = of_tokens = of_quota = of_budget = comma = requests_lines = tokens_lines = rest = b""
+    last = texts.name
     if requests is not None:
-        left, ms = b"%d" % _left(requests.limit, requests.used), requests.reset_ms
-        of_requests, comma = b'"requests";r=%b;t=%d' % (left, _seconds(ms)), b", "
-        requests_lines = b"%b%b\r\nx-ratelimit-reset-requests: %b" % (requests_limit, left, _told(ms))
+        left, ms = _left(requests.limit, requests.used), requests.reset_ms
+        of_requests, comma = said(b'"requests";r=', left, b";t=", _seconds(ms)), b", "
+        requests_lines = said(texts.requests, left, b"\r\nx-ratelimit-reset-requests: ", duration(ms))
     if tokens is not None:
-        left, ms = b"%d" % _left(tokens.limit, tokens.used), tokens.reset_ms
-        of_tokens, comma = b'%b"tokens";r=%b;t=%d' % (comma, left, _seconds(ms)), b", "
-        tokens_lines = b"%b%b\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, left, _told(ms))
+        left, ms = _left(tokens.limit, tokens.used), tokens.reset_ms
+        of_tokens, comma = said(comma, b'"tokens";r=', left, b";t=", _seconds(ms)), b", "
+        tokens_lines = said(texts.tokens, left, b"\r\nx-ratelimit-reset-tokens: ", duration(ms))
     if remaining is not None:
-        left = b"%d" % remaining
         if quota:
             ms = decision.until_ms - decision.now_ms
-            of_quota, comma = b'%b"quota";r=%b%b' % (comma, left, _until(ms)), b", "
+            of_quota, comma = _item(comma, b'"quota";r=', remaining, ms), b", "
             if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
-                tokens_lines = b"%b%b\r\nx-ratelimit-reset-tokens: %b" % (tokens_limit, left, _told(ms))
-        rest = b"\r\nx-tollkeeper-tokens-remaining: %b" % left
-    credits_ = decision.credits_remaining
-    if credits_ is not None:
-        last = b"%b\r\nx-tollkeeper-credits-remaining: %d" % (last, credits_)
-    if of_budget:
-        of_budget, comma = comma + of_budget, b", "
+                tokens_lines = said(texts.tokens, remaining, b"\r\nx-ratelimit-reset-tokens: ", duration(ms))
+        rest = said(b"\r\nx-tollkeeper-tokens-remaining: ", remaining)
+    if decision.budget is not None:
+        of_budget, comma = _budget_item(comma, decision.budget, decision.now_ms), b", "
+    if decision.credits_remaining is not None:
+        last = said(last, b"\r\nx-tollkeeper-credits-remaining: ", decision.credits_remaining)
     if not comma:
         return (rest + last)[2:]
     return b"%b%b%b%b%b%b%b%b%b" % (
-        policy, of_requests, of_tokens, of_quota, of_budget, requests_lines, tokens_lines, rest, last,
+        texts.policy, of_requests, of_tokens, of_quota, of_budget, requests_lines, tokens_lines, rest, last,
     )  # fmt: skip
 
 
@@ -133,13 +125,9 @@ def duration(ms: int) -> str:
     return f"{minutes // 60}h{minutes % 60}m{seconds}{fraction}s"
 
 
-def _told(ms: int) -> bytes:
-    return duration(ms).encode()
-
-
-def _until(ms: int) -> bytes:
-    """When a window ends, as a parameter of its item; nothing where nobody knows."""
-    return b";t=%d" % _seconds(ms) if ms > 0 else b""
+def _item(comma: bytes, begins: bytes, left: int, ms: int) -> bytes:
+    """An item behind others: what is left, and until when, where somebody knows."""
+    return said(comma, begins, left, b";t=", _seconds(ms)) if ms > 0 else said(comma, begins, left)
 
 
 def _left(limit: int, used: int) -> int:
@@ -157,41 +145,75 @@ def _name(name: str) -> bytes:
     return quote(name, safe=_VISIBLE).encode()
 
 
-def _budget_policy(limit: int, unit: int, currency: str) -> str:
-    if unit == FLAG_MONEY:
-        return f'"budget";q={min(limit // NANO_A_MICRO, FIELD_INTEGER_MAX)};qu="micro-{currency}"'
-    return f'"budget";q={min(limit, FIELD_INTEGER_MAX)};qu="{UNIT_OF[unit]}"'
+def _budget_policy(window: BudgetWindow) -> str:
+    if window.unit == FLAG_MONEY:
+        quota = min(window.limit // NANO_A_MICRO, FIELD_INTEGER_MAX)
+        return f'"budget";q={quota};qu="micro-{window.currency}"'
+    return f'"budget";q={min(window.limit, FIELD_INTEGER_MAX)};qu="{UNIT_OF[window.unit]}"'
 
 
-def _budget_item(window: BudgetWindow, ms: int) -> bytes:
+def _budget_item(comma: bytes, window: BudgetWindow, now_ms: int) -> bytes:
     left = _left(window.limit, window.used)
     if window.unit == FLAG_MONEY:
         left //= NANO_A_MICRO
-    until = _until(ms) if window.reset_ms else b""
-    return b'"budget";r=%d%b' % (min(left, FIELD_INTEGER_MAX), until)
+    ms = window.reset_ms - now_ms if window.reset_ms else 0
+    return _item(comma, b'"budget";r=', min(left, FIELD_INTEGER_MAX), ms)
 
 
-@lru_cache(CACHED_MAX)
-def _limits(  # noqa: PLR0917  # each limit there is
-    requests: int, tokens: int, quota: int, budget: int, unit: int, currency: str
-) -> tuple[bytes, bytes, bytes]:
-    """The fields of the limits themselves: the bytes before the first item, and around the rest.
+class _LimitTexts:
+    """The fields of some limits themselves: the bytes before the first item, and those around the rest of
+    `requests` and of `tokens`; the line that names the tightest budget.
 
-    One below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
+    A limit below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
     requests, and its window in seconds.
     """
-    items = []
-    if requests >= 0:
-        items.append(f'"requests";q={requests};w={WINDOW_S}')
-    if tokens >= 0:
-        items.append(f'"tokens";q={tokens};qu="tokens";w={WINDOW_S}')
-    if quota:
-        items.append(f'"quota";q={quota};qu="tokens"')
-    if budget >= 0:
-        items.append(_budget_policy(budget, unit, currency))
-    of_tokens = tokens if tokens >= 0 else quota
-    return (
-        f"ratelimit-policy: {', '.join(items)}\r\nratelimit: ".encode(),
-        f"\r\nx-ratelimit-limit-requests: {requests}\r\nx-ratelimit-remaining-requests: ".encode(),
-        f"\r\nx-ratelimit-limit-tokens: {of_tokens}\r\nx-ratelimit-remaining-tokens: ".encode(),
-    )
+
+    __slots__ = (
+        "_budget", "_currency", "_named", "_quota", "_requests", "_tokens", "_unit", "name", "policy",
+        "requests", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> None:
+        items = list[str]()
+        self.name, self._named, self._currency, self._budget, self._unit = b"", "", "", -1, 0
+        if requests >= 0:
+            items.append(f'"requests";q={requests};w={WINDOW_S}')
+        if tokens >= 0:
+            items.append(f'"tokens";q={tokens};qu="tokens";w={WINDOW_S}')
+        if quota:
+            items.append(f'"quota";q={quota};qu="tokens"')
+        if budget is not None:
+            items.append(_budget_policy(budget))
+            self.name = b"\r\nx-tollkeeper-budget: " + _name(budget.name)
+            self._named, self._currency = budget.name, budget.currency
+            self._budget, self._unit = budget.limit, budget.unit
+        of_tokens = tokens if tokens >= 0 else quota
+        self.policy = f"ratelimit-policy: {', '.join(items)}\r\nratelimit: ".encode()
+        self.requests, self.tokens = [
+            f"\r\nx-ratelimit-limit-{what}: {limit}\r\nx-ratelimit-remaining-{what}: ".encode()
+            for what, limit in (("requests", requests), ("tokens", of_tokens))
+        ]
+        self._requests, self._tokens, self._quota = requests, tokens, quota
+
+    def are_of(self, requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> bool:
+        """Whether they are these limits' texts."""
+        if self._requests != requests or self._tokens != tokens or self._quota != quota:
+            return False
+        if budget is None:
+            return self._budget < 0
+        return (
+            self._budget == budget.limit and self._unit == budget.unit
+            and self._named == budget.name and self._currency == budget.currency
+        )  # fmt: skip
+
+
+def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> _LimitTexts:
+    """The texts of these limits; those that share a place are made again."""
+    place = (requests + tokens + quota + (0 if budget is None else budget.limit)) % CACHED_MAX
+    found = _known[place]
+    if found is None or not found.are_of(requests, tokens, quota, budget):
+        found = _known[place] = _LimitTexts(requests, tokens, quota, budget)
+    return found
+
+
+_known: Final[list[_LimitTexts | None]] = [None] * CACHED_MAX

@@ -735,6 +735,14 @@ def dearest_rate(
     return TokenRate(read, input_, output, fixed, factor, in_money)
 
 
+def plain_rate(vector: Vector, read: int) -> TokenRate | None:
+    """`dearest_rate` in money of a call that asks for no tool; None where something else may cost more."""
+    rates = highest_rates(vector, read)
+    if rates.dear_caches or rates.dear_blobs or rates.dear_sound or vector.service_tiers:
+        return None
+    return TokenRate(read, rates.text, rates.written, max(0, vector.request), SAME, True)
+
+
 def highest_rates(vector: Vector, read: int) -> HighestRates:
     """The dearest prices by kind of a call that reads up to so many tokens."""
     known = _highest.get(id(vector))

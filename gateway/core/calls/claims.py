@@ -20,6 +20,7 @@ from gateway.core.billing.price_book import (
     TokenRate,
     dearest_rate,
     highest_rates,
+    plain_rate,
     unpriced,
 )
 from gateway.core.billing.vector import Vector
@@ -386,12 +387,22 @@ def budget_claim(
     raw_most = raw if hold else ceiling
     if not vectors:
         return BudgetClaim(raw_tokens=raw, raw_most=raw_most, holds_most=holds_most)
-    may = asks_of(call, vectors, read)
-    rate = dearest = dearest_rate(vectors, read, may, in_money=True)
+    dearest, may = None, None
+    if len(vectors) == 1 and call.asks is False and not call.measured and not _models_search(call):
+        dearest = plain_rate(vectors[0], read)  # as the next two: most calls ask for text alone
+    if dearest is None:
+        may = asks_of(call, vectors, read)
+        dearest = dearest_rate(vectors, read, may, in_money=True)
+    rate = dearest
     money = most = min(dearest.cost(read, ceiling - read), INTEGER_MAX)
     if not holds_most:
         likely_read = min(min(read, need), call.input_estimate)  # noqa: PLW3301  # of two it is compiled
-        rate = dearest_rate(vectors, likely_read, likely_asks(call, may), in_money=True)
+        likely = plain_rate(vectors[0], likely_read) if may is None else None
+        if likely is None:
+            likely = dearest_rate(
+                vectors, likely_read, likely_asks(call, may or PriceQualifiers()), in_money=True
+            )
+        rate = likely
         if estimate.input_share != 1:  # a price is exact as long as nothing was learned of it
             rate.input = math.ceil(rate.input * estimate.input_share)
         money = min(rate.cost(likely_read, need - likely_read), most)

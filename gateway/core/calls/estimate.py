@@ -65,10 +65,13 @@ class _Quantile:
             found = sorted(samples)[math.ceil(quantile * count) - 1]
             self.level = found if count == RECENT else found + (self._first - found) / (count + 1)
             return
-        oldest, samples[self._at] = samples[self._at], sample
-        self._at = (self._at + 1) % RECENT
+        at, oldest = self._at, samples[self._at]
+        self._at = (at + 1) % RECENT
+        if oldest == sample:
+            return
+        samples[at] = sample
         # On the same side of the level as the oldest, it moves nothing: 0.2 µs in place of 3.
-        if oldest == sample or (oldest < level and sample < level) or (oldest > level and sample > level):
+        if (oldest < level and sample < level) or (oldest > level and sample > level):
             return
         self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
 

@@ -437,8 +437,12 @@ class Directory(CallerCache):
             if run is None:
                 return None
             budgets = terms.no_budgets
-        asked = budgets.asked(caller, service_id, said, call)
-        found = self._budgets.find(budgets, asked, int(self._today() * 1000), remember, run)
+        now_ms = int(self._today() * 1000)
+        if run is None and remember:
+            found = self._budgets.of_call(budgets, caller, service_id, said, call, now_ms)
+        else:
+            asked = budgets.asked(caller, service_id, said, call)
+            found = self._budgets.find(budgets, asked, now_ms, remember, run)
         return found if found.accounts else None
 
     def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:

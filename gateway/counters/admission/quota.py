@@ -18,6 +18,7 @@ from typing import Final, Generic, TypeVar, cast
 from gateway.core.accounts.budgets import DEFINED_WINDOW, OTHERS
 from gateway.core.accounts.plans import Weights
 from gateway.core.calls.tariff import extended
+from gateway.core.joined import packed
 from gateway.core.layout import LAYOUT
 from gateway.core.model import (
     BudgetAccount,
@@ -33,7 +34,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.catalogue import unheard
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.accounts import FLAG_RAISES
-from gateway.counters.layouts.packing import SETTLED, code_of, paid_packed, replaced
+from gateway.counters.layouts.packing import BYTES, SETTLED, code_of, replaced, run_of
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis.calls import (
     KEPT_AT,
@@ -43,6 +44,7 @@ from gateway.counters.redis.calls import (
     Frame,
     Frames,
     Reply,
+    bulk_head,
 )
 from gateway.counters.redis.cluster import RedisConnections, Shards
 from gateway.counters.redis.connection import RedisConnection, encode_script
@@ -320,12 +322,12 @@ class Counters(LiveHolds):
                         needed, ceiling, least = request.weighed(weights)
                 if request.whole:
                     least = -1
-                packed = packing.reserve_packed(
-                    wire.batch, wire.run_id, self._directory.version, request.need, needed, ceiling, least,
-                    request.credits_least, request.credits, request.units, request.ttl_ms or self._ttl_ms,
-                    service.id, plan_id, flags, request_id,
+                arguments = packed(  # as `RESERVE` has its fields
+                    RESERVE_HEAD, wire.batch, run_of(wire.run_id), self._directory.version, request.need,
+                    needed, ceiling, least, request.credits_least, request.credits, request.units,
+                    request.ttl_ms or self._ttl_ms, service.id, plan_id, BYTES[flags], request_id,
+                    frame.end_of(request),
                 )  # fmt: skip
-                arguments = b"%b%b%b" % (RESERVE_HEAD, packed, frame.end_of(request))
                 wait = wire.send_call(frame.reserve, request_id, arguments)
                 sent = None if wait.done else wait
                 asked_at = wire.asked_at
@@ -335,7 +337,7 @@ class Counters(LiveHolds):
                 verdict = decision.verdict
                 if verdict is _ADMITTED:
                     self._allowances.admitted_there(request, decision)
-                    decision.weights = weights
+                    decision.weights, decision.frame = weights, frame
                     return decision
                 if verdict is Verdict.OTHER_PLAN or verdict is Verdict.OTHER_ACCOUNT:
                     self._learn(request, decision)
@@ -363,8 +365,9 @@ class Counters(LiveHolds):
         to what was charged: of a One-Time service nothing, but for the first; of a price in parts of one
         less, where money paid ahead covers it.
         """
-        service = settlement.service
-        frame = self._frames.frame_of(settlement.caller, settlement.user, service, settlement.budgets)
+        service, frame = settlement.service, settlement.frame
+        if not isinstance(frame, Frame):
+            frame = self._frames.frame_of(settlement.caller, settlement.user, service, settlement.budgets)
         calls = self._allowances.calls
         local = len(calls) > 0 and settlement.request_id in calls
         if local and not settlement.charge:
@@ -455,23 +458,15 @@ class Counters(LiveHolds):
     def _settle_arguments(self, frame: Frame, settlement: Settlement) -> bytes:
         """What `settle` is told, as it goes over the wire."""
         attribution, metadata = settlement.attribution.encode(), settlement.metadata
-        used = packing.settle_used(
-            self._wire.batch,
-            LAYOUT,
-            self._wire.run_id,
-            packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE,
-            settlement.tokens,
-            settlement.of_quota,
-            settlement.credits,
-            settlement.units,
-            settlement.over,
-        )
-        counted = b""
-        if frame.names:
-            counted = paid_packed(settlement.money, settlement.raw_tokens, 1 if settlement.charge else 0)
-        return b"%b%b%b%b%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b%b" % (
-            SETTLE_HEAD, used, frame.who, settlement.request_id.encode(), frame.settle_user,
-            len(attribution), attribution, len(metadata), metadata, frame.settle_end, counted, frame.names,
+        wire, counted, names = self._wire, b"", frame.names
+        if names:
+            counted = packed(settlement.money, settlement.raw_tokens, 1 if settlement.charge else 0)
+        return packed(  # as `SETTLEMENT` and `PAID` have their fields
+            SETTLE_HEAD, wire.batch, BYTES[LAYOUT], run_of(wire.run_id),
+            BYTES[packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE],
+            settlement.tokens, settlement.of_quota, settlement.credits, settlement.units, settlement.over,
+            frame.who, settlement.request_id, frame.settle_user, bulk_head(len(attribution)), attribution,
+            b"\r\n", bulk_head(len(metadata)), metadata, frame.settle_end, counted, names,
         )  # fmt: skip
 
     async def _spool(self, settlement: Settlement, arguments: bytes) -> SettleResult:

@@ -25,6 +25,7 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.outbox import BUDGETED, CARRIED, ENTRY, PRICED
 from gateway.core.accounts.plans import TERMS, PlanTerms, Term
 from gateway.core.billing.money import TIER
+from gateway.core.joined import numbers
 from gateway.core.layout import EARLIER, LAYOUT, Layout, UnknownLayout
 from gateway.core.model import (
     INTEGER_MAX,
@@ -147,10 +148,7 @@ LAYOUTS = (
 #
 # An account for each has the index of these behind it wherever it may be made or forgotten.
 
-need_packed = NEED.pack
-paid_packed = PAID.pack
 _ADMITTED_SIZE = ADMITTED.size
-_budgets = BUDGETS.struct.unpack_from
 
 
 def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iterator[str]:
@@ -173,7 +171,7 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
     """What windows shall hold of a call, and the definition of each account; nothing where there is none."""
     if not request.budgets:
         return ()
-    packed = need_packed(
+    packed = NEED.pack(
         request.money, request.money_most, request.money_least,
         request.raw_tokens, request.raw_most, request.raw_least,
     )  # fmt: skip
@@ -184,7 +182,7 @@ def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]
     """What windows count of a call, and the names of its accounts; nothing where there is none."""
     if not settlement.budgets:
         return ()
-    packed = paid_packed(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
+    packed = PAID.pack(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
     return (packed + " ".join(settlement.budgets).encode(),)
 
 
@@ -194,14 +192,6 @@ def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
         return (), 0, 0
     money, raw_tokens, _ = PAID.struct.unpack_from(packed)
     return tuple(packed[PAID.size :].decode().split(" ")), int(money), int(raw_tokens)
-
-
-def budgets_tell(decision: Decision, answer: bytes) -> None:
-    """Note what an admitted call holds of its budgets, which ends an answer."""
-    money, raw_tokens, budget_id, limit, used, reset, unit = _budgets(answer, _ADMITTED_SIZE)
-    decision.money_held, decision.raw_held = money, raw_tokens
-    if budget_id:
-        decision.budget = BudgetWindow(budget_id, limit, used, reset, unit)
 
 
 def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAccount, ...]:
@@ -219,13 +209,14 @@ NO_BATCH = 0
 # Of a call whose weights are those of no plan: whichever the tenant follows.
 ANY_PLAN = -1
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
-reserve_packed = RESERVE.pack
 settle_used = SETTLEMENT.part("batch", "over").pack
 _settle_who = SETTLEMENT.part("service_id", "tombstone").pack
 # The bytes before the part that log and late queue keep.
 BATCH_BYTES = SETTLEMENT.offset("layout")
-_TODAY = bytes([LAYOUT])
-_ADMITTED, _REFUSED, _CODE = ADMITTED.struct, REFUSED.struct, CODE.struct
+BYTES = [bytes([number]) for number in range(256)]
+_TODAY = BYTES[LAYOUT]
+_RUN_BYTES = 40
+_REFUSED, _CODE = REFUSED.struct, CODE.struct
 BOUNDED, LEASES, STORE_ALLOW = 2, 2, 1  # LEASES more: the plan allows calls without Redis
 
 # How many keys all calls of a partition share, which come first; the bytes of one call's first argument.
@@ -241,7 +232,7 @@ def reserve(
     """Keys and arguments of `reserve`; `quota` is need, ceiling and least as a plan weighs them."""
     p = request.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.marker(p)
-    packed = reserve_packed(
+    packed = RESERVE.pack(
         batch, run_id, catalogue, request.need, *(quota or (-1, request.ceiling, request.least)),
         request.credits_least, request.credits, request.units, ttl_ms, request.service.id, plan_id,
         service_flags(request) | (FLAG_RAISES if request.raises else 0), request.request_id.encode(),
@@ -294,28 +285,32 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
     )  # fmt: skip
 
 
+def run_of(run_id: bytes) -> bytes:
+    """A run id as layouts have it (s40)."""
+    return run_id if len(run_id) == _RUN_BYTES else run_id[:_RUN_BYTES].ljust(_RUN_BYTES, b"\0")
+
+
 def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
-    if len(answer) >= _ADMITTED.size:
-        (
-            verdict, now, tokens, total, free, next_reset, credits_free, credits_,
-            requests_scope, requests_limit, requests_used, requests_reset,
-            tokens_scope, tokens_limit, tokens_used, tokens_reset,
-        ) = _ADMITTED.unpack_from(answer)  # fmt: skip
+    if len(answer) >= _ADMITTED_SIZE:  # its fields, and those of BUDGETS behind them, by their places
+        field = numbers(answer)
+        verdict, total, free = field[0], field[3], field[4]
         counts, pays = service.counts_tokens, service.meter == "consumption"
         decision = Decision(
             Verdict.ADMITTED, 0, 0, 0,
             total if counts and total > 0 else 0,
-            next_reset, now, tokens,
+            field[5], field[1], field[2],
             free if counts and free >= 0 else None,
-            credits_free if pays else None,
-            Window(requests_scope, requests_limit, requests_used, requests_reset) if requests_scope else None,
-            Window(tokens_scope, tokens_limit, tokens_used, tokens_reset) if tokens_scope else None,
-            credits_ if pays else 0,
+            field[6] if pays else None,
+            Window(field[8], field[9], field[10], field[11]) if field[8] else None,
+            Window(field[12], field[13], field[14], field[15]) if field[12] else None,
+            field[7] if pays else 0,
             verdict in (BOUNDED, BOUNDED + LEASES), leases=verdict > LEASES,
         )  # fmt: skip
-        if len(answer) > _ADMITTED.size:
-            budgets_tell(decision, answer)
+        if len(answer) > _ADMITTED_SIZE:
+            decision.money_held, decision.raw_held = field[16], field[17]
+            if field[18]:
+                decision.budget = BudgetWindow(field[18], field[19], field[20], field[21], field[22])
         return decision
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until, budget_id, unit, held, need = _REFUSED.unpack(answer)
@@ -328,7 +323,7 @@ def decision(answer: bytes, service: Service) -> Decision:
 
 def is_admitted(answer: bytes) -> bool:
     """Whether an answer of `reserve` says that a hold was taken."""
-    return len(answer) >= _ADMITTED.size
+    return len(answer) >= _ADMITTED_SIZE
 
 
 def code_of(answer: bytes) -> int:

@@ -16,19 +16,20 @@ from typing import Any, Final, cast
 
 import hiredis
 
+from gateway.core.joined import packed, said
 from gateway.core.lru import LruCache, LruEntry, the_one
 from gateway.core.model import BudgetAccount, Caller, HoldRequest, Service, Settlement
 from gateway.core.wait import Wait
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.accounts import service_flags, tiers_of
 from gateway.counters.layouts.packing import (
+    BYTES,
     NEED,
     PAID,
     RESERVE,
     SETTLEMENT,
     budgets_need,
     budgets_paid,
-    need_packed,
 )
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
@@ -50,8 +51,18 @@ class AnotherType(CountersRefused):
 NEWER_CODE: Final = "NEWERLAYOUT "
 _KINDS: Final = {NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType}
 
+# Numbers as arguments of their own, by each.
+_NUMBERS: Final = [b"$%d\r\n%d\r\n" % (len(b"%d" % number), number) for number in range(1_024)]
 # A map is what a server says of itself where it is asked for RESP 3.
 Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
+
+
+_HEADS: Final = [b"$%d\r\n" % size for size in range(1_024)]
+
+
+def bulk_head(size: int) -> bytes:
+    """What an argument of so many bytes begins with on the wire."""
+    return _HEADS[size] if size < len(_HEADS) else b"$%d\r\n" % size
 
 
 def bulks(*arguments: bytes) -> bytes:
@@ -79,7 +90,8 @@ class Group:
 
     def head(self, keys: int, arguments: int) -> bytes:
         """What a command begins with that has so many keys and arguments."""
-        return b"*%d\r\n%b%b" % (3 + keys + arguments, self.function, bulks(b"%d" % keys))
+        count = _NUMBERS[keys] if keys < len(_NUMBERS) else bulks(b"%d" % keys)
+        return said(b"*", 3 + keys + arguments, b"\r\n", self.function, count)
 
     def opening(self, accounts: int, arguments: int) -> bytes:
         """What a call by itself begins with that has so many accounts and arguments: one text for all."""
@@ -95,7 +107,7 @@ class CallTemplate:
     is a caller's own is far from the processor where many call, so that is `keys` and `accounts` alone.
     """
 
-    __slots__ = ("account_count", "accounts", "arguments", "count", "group", "keys", "lone", "opening")
+    __slots__ = ("account_count", "accounts", "arguments", "count", "group", "keys", "lone", "opening", "row")
 
     def __init__(
         self, group: Group, accounts: tuple[str, ...], arguments: int, other: CallTemplate | None = None
@@ -109,12 +121,19 @@ class CallTemplate:
         self.opening = group.opening(len(accounts), arguments)
         self.arguments = _shape(arguments, len(accounts))
         self.lone = _shape(1, len(accounts), arguments)
+        # What the shape says of each of several calls that are all of this form; none where keys are alike.
+        self.row = self.arguments + _places(len(accounts)) if len({*accounts}) == len(accounts) else b""
 
 
 @cache
 def _shape(*counts: int) -> bytes:
     """What the shape of a command says of a call, or of a part of one call."""
     return bytes(counts)
+
+
+@cache
+def _places(count: int) -> bytes:
+    return bytes(range(FIRST_PLACE, FIRST_PLACE + count))
 
 
 # A waiting call: its form, the request's id, its arguments as they go over the wire.
@@ -198,15 +217,19 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
     """What calls are that leave together: by function, then by partition, in the order of the calls. Those of
     several partitions are one command where they may be `spread`.
     """
-    groups: dict[Group, list[Call]] = {}
+    groups, order = dict[Group, list[Call]](), list[Group]()
     for call in calls:
         group = call[1].group
-        if group in groups:
-            groups[group].append(call)
-        else:
-            groups[group] = [call]
+        own = groups.get(group)
+        if own is not None:
+            own.append(call)
+            continue
+        groups[group], place = [call], len(order)
+        while place and order[place - 1].rank > group.rank:
+            place -= 1
+        order.insert(place, group)
     found, batch, rank = list[Command](), CallBatch(), -1
-    for group in sorted(groups, key=lambda one: one.rank):
+    for group in order:
         if batch.calls and (group.rank != rank or not spread):
             found.append(batch.command())
             batch = CallBatch()
@@ -244,6 +267,9 @@ class CallBatch:
         """Take of a part's calls, from `begin` on, as many as there is room for; the first always has."""
         if len(calls) - begin == 1:
             return self._take_one(calls[begin])
+        first = calls[begin][1]
+        if first.row and _are_alike(calls, begin):
+            return self._take_alike(calls, begin)
         places, shape, taken, size, count = dict[bytes, int](), list[bytes](), 0, 0, 0
         accounts = dict[CallTemplate, bytes]()  # of those that came before
         for _, form, _, arguments in calls[begin : begin + CALLS_MAX - len(self.calls)]:
@@ -273,6 +299,27 @@ class CallBatch:
             self._size += size
         return taken
 
+    def _take_alike(self, calls: list[Call], begin: int) -> int:
+        """Take calls of one form, as many as there is room for."""
+        form, taken, size = calls[begin][1], 0, 0
+        for place in range(begin, min(len(calls), begin + CALLS_MAX - len(self.calls))):
+            more = len(calls[place][3])
+            if (taken or self.calls) and self._is_full(size + more, form.account_count):
+                break
+            size += more
+            taken += 1
+        if taken == 1:
+            return self._take_one(calls[begin])
+        if taken:
+            self._own.append(form.group.own)
+            self._keys.append(form.keys)
+            self._shape.append(BYTES[taken] + BYTES[form.account_count] + form.row * taken)
+            self.calls += calls[begin : begin + taken]
+            self._accounts += form.account_count
+            self._arguments += form.count * taken
+            self._size += size
+        return taken
+
     def _take_one(self, call: Call) -> int:
         _, form, _, arguments = call
         accounts, size = form.account_count, len(arguments)
@@ -299,14 +346,24 @@ class CallBatch:
         if len(shape) == group.alone:
             shape += b"\0"
         keys = parts * group.shared_count + self._accounts + len(calls)
-        said = [group.head(keys, 1 + self._arguments), *self._own, *self._keys]
+        row = [group.head(keys, 1 + self._arguments), *self._own, *self._keys]
         for _, form, request_id, _ in calls:
-            said.append(form.group.hold)
-            said.append(request_id)
-            said.append(b"\r\n")
-        said.append(bulks(shape))
-        said += [arguments for _, _, _, arguments in calls]
-        return BatchWaiters(calls, parts), b"".join(said), len(calls)
+            row.append(form.group.hold)
+            row.append(request_id)
+            row.append(b"\r\n")
+        row.append(bulk_head(len(shape)))
+        row.append(shape)
+        row.append(b"\r\n")
+        row += [arguments for _, _, _, arguments in calls]
+        return BatchWaiters(calls, parts), b"".join(row), len(calls)
+
+
+def _are_alike(calls: list[Call], begin: int) -> bool:
+    """Whether all calls from there on are of one form."""
+    form, place = calls[begin][1], len(calls) - 1
+    while place > begin and calls[place][1] is form:
+        place -= 1
+    return place == begin
 
 
 # Which calls leave at once, and which are gathered: those that come while writes before them are unanswered.
@@ -492,7 +549,7 @@ class Frame(LruEntry):
         named = b"\r\n" + bulks(arguments[1])
         self.settle_user = named if user else _shared(named)
         before, _, self.names = bulks(*budgets_paid(release)).partition(PAID.pack(0, 0, 0))
-        self.settle_end = _shared(bulks(*tiers_of(release)) + before)
+        self.settle_end = _shared(b"\r\n" + bulks(*tiers_of(release)) + before)
 
     def end_of(self, request: HoldRequest) -> bytes:
         """The bytes behind the changing part: last the held amounts and the accounts."""
@@ -501,11 +558,10 @@ class Frame(LruEntry):
             return self._reserve_end
         if accounts is not self._defined_of:
             self._defined_of, self._defined = accounts, _shared(bulks(*[one.defined for one in accounts]))
-        held = need_packed(
-            request.money, request.money_most, request.money_least,
-            request.raw_tokens, request.raw_most, request.raw_least,
+        return packed(
+            self._reserve_end, _NEED_HEAD, request.money, request.money_most, request.money_least,
+            request.raw_tokens, request.raw_most, request.raw_least, b"\r\n", self._defined,
         )  # fmt: skip
-        return b"%b%b%b\r\n%b" % (self._reserve_end, _NEED_HEAD, held, self._defined)
 
 
 def _shared(text: bytes) -> bytes:

@@ -17,7 +17,7 @@ from gateway.core.accounts.budgets import (
     CallAttributes,
     account_of,
 )
-from gateway.core.accounts.call_budgets import BudgetCache, OrganizationBudgets
+from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets, OrganizationBudgets
 from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
@@ -102,6 +102,38 @@ def test_budgets_that_changed_are_found_anew() -> None:
     assert before.accounts[0].name == after.accounts[0].name
     assert before.accounts[0].defined != after.accounts[0].defined
     assert len(known) == 1
+
+
+def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> None:
+    known, budgets = BudgetCache(), of(HOUR, EACH)
+    caller, other, call = Caller(1, 3, 40, 0), Caller(1, 3, 41, 0), CallRequest("m", GENERIC, b"", user="eve")
+
+    def found(by: Caller = caller, service_id: int = 2, user: str = "", at_ms: int = NOW) -> CallBudgets:
+        return known.of_call(budgets, by, service_id, Attribution(user), call, at_ms)
+
+    first = found()
+    assert first.names[1] == account_of(1, EACH, "eve")
+    assert found() is first is found(at_ms=first.until_ms - 1)
+    assert found(user="ada").names[1] == account_of(1, EACH, "ada")
+    assert found() is first is found(other) is found(service_id=9)
+    later = found(at_ms=first.until_ms)
+    assert later.accounts[0].defined != first.accounts[0].defined
+    budgets = of(replace(HOUR, amount=1), EACH)
+    assert found().of is budgets
+
+
+@pytest.mark.parametrize(
+    "budget", [OPUS, SESSION, replace(MONTH, tool="search"), replace(MONTH, project_id=9)]
+)
+def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
+    known, budgets, caller = BudgetCache(), of(budget, EACH), Caller(1, 3, 40, 0)
+    says = Attribution("ada", session="s", project_id=9)
+    asks = CallRequest("m", GENERIC, b"", "claude-opus-4", tool="search")
+    for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, b"")), (says, asks)):
+        found = known.of_call(budgets, caller, 2, said, call, NOW)
+        asked = CallAttributes(*budgets.asked(caller, 2, said, call))
+        assert found.names == budgets.find(asked, NOW).names
+    assert account_of(1, budget, "s") in found.names
 
 
 def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.limits import duration, limit_headers, limit_lines, refusal_headers
-from gateway.core.model import Decision, LimitKind, Scope, Verdict, Window
+from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS
+from gateway.core.accounts.limits import CACHED_MAX, duration, limit_headers, limit_lines, refusal_headers
+from gateway.core.model import BudgetWindow, Decision, LimitKind, Scope, Verdict, Window
 
 NOW = 1_700_000_000_000
 
@@ -51,6 +54,28 @@ def test_all_limits() -> None:
         b"x-tollkeeper-tokens-remaining": b"99000",
         b"x-tollkeeper-credits-remaining": b"12",
     }
+
+
+def test_limits_that_share_a_place_have_their_own_texts() -> None:
+    budget = BudgetWindow(1, 10**9, 0, 0, FLAG_MONEY, "a", "USD")
+    several = [
+        decision(),
+        decision(Window(Scope.KEY, 1, 0, 0)),
+        decision(Window(Scope.KEY, 1 + CACHED_MAX, 0, 0)),
+        decision(tokens=Window(Scope.KEY, 1, 0, 0)),
+        decision(limit=1, tokens_remaining=1),
+        decision(limit=1 + CACHED_MAX, tokens_remaining=1),
+    ]
+    more: list[dict[str, Any]] = [{}, {"name": "b"}, {"currency": "EUR"}, {"unit": FLAG_TOKENS}]
+    for change in (*more, {"limit": 10**9 + CACHED_MAX}):
+        several.append(decision(Window(Scope.KEY, 1, 0, 0)))
+        several[-1].budget = replace(budget, **change)
+    lines = [limit_lines(one) for one in several]
+    assert len({*lines}) == len(lines)
+    assert lines[::-1] == [limit_lines(one) for one in several[::-1]]
+    for one, text in zip(several, lines, strict=True):
+        assert one.requests is None or b"limit-requests: %d\r\n" % one.requests.limit in text
+        assert one.budget is None or b"budget: %b" % one.budget.name.encode() in text
 
 
 def test_nothing_limits() -> None:

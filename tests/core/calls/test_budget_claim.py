@@ -47,6 +47,36 @@ def test_what_is_likely_is_claimed_and_all_it_could_use_under_a_strict_plan() ->
     assert (claim.raw_most, claim.raw_tokens) == (1_150, 300)
 
 
+@given(
+    prices=st.lists(st.integers(0, 9), min_size=len(KINDS), max_size=len(KINDS)),
+    dearer=st.lists(st.integers(0, 9), min_size=len(KINDS), max_size=len(KINDS)),
+    above=st.sampled_from([10, 120, 200]),
+    tiers=st.sampled_from([{}, {"fast": (3, 2)}]),
+    tool=st.integers(0, 9),
+    estimate=st.sampled_from([OPEN, STATED, replace(OPEN, input_share=0.5)]),
+    hold=st.sampled_from(["", "likely", "maximum"]),
+    document=st.sampled_from(
+        [{}, {"tools": [{"type": "web_search"}]}, {"cache_control": {"ttl": "1h"}}, {"service_tier": "fast"}]
+    ),
+    model=st.sampled_from(["m", "m-search"]),
+)
+def test_a_call_of_plain_text_claims_what_any_other_does(  # noqa: PLR0917  # drawn
+    prices: list[int], dearer: list[int], above: int, tiers: dict[str, Any], tool: int, estimate: Estimate,
+    hold: str, document: dict[str, Any], model: str,
+) -> None:  # fmt: skip
+    """Whether somebody has looked for tools in it decides nothing but how soon its rate is found."""
+    vector = Vector(
+        1, "USD", tuple(prices), tool, {"web_search": tool}, ((above, tuple(dearer)),), service_tiers=tiers
+    )
+    claims = []
+    for asks in (None, "tools" in document):
+        made = call()
+        made.model, made.document, made.names = model, document, names_in(document)
+        made.tools, made.asks = document.get("tools", ()), asks
+        claims.append(budget_claim([vector], estimate, made, hold))
+    assert claims[0] == claims[1]
+
+
 def test_a_stated_maximum_is_claimed_whole() -> None:
     claim = budget_claim([price(2, 5)], STATED, call())
     assert claim.money == 100 * 2 + 1_000 * 5

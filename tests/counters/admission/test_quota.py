@@ -33,7 +33,7 @@ from gateway.counters.admission.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOK
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.calls import Frames
+from gateway.counters.redis.calls import TOMBSTONE_MS, Frames
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import CountersUnavailable
@@ -176,6 +176,38 @@ async def test_what_leaves_in_one_write_carries_its_number(connect: Connect, tmp
     assert packing.NO_BATCH < first == same < second == too
     assert len(took) == 4
     assert all(0 <= seconds < WITHIN_S for seconds in took)
+
+
+@pytest.mark.parametrize("names", [(), ("account", "account:each")])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_each_argument_is_as_its_layout_has_it(
+    connect: Connect, tmp_path: Path, names: tuple[str, ...], kept: bool
+) -> None:
+    caller = Caller(1, 2, 3, keys.partition_of(1))
+    request = HoldRequest(caller, new_id(), "ünï", UNITS, 2**40, 7, 3, 4, least=5, credits_least=6)
+    request.budgets = tuple([BudgetAccount(name, b"defined " + name.encode(), True) for name in names])
+    request.money, request.money_most, request.money_least = 11, 2**53 - 1, 13
+    request.raw_tokens, request.raw_most, request.raw_least = 14, 15, 16
+    used = Settlement(
+        caller, request.request_id, "ünï", UNITS, charge=True, tokens=2**31, credits=1, units=9,
+        attribution="1\t2\tü", metadata=b"x" * 1_023 + b"\r", over=2, budgets=names, money=5, raw_tokens=6,
+    )  # fmt: skip
+    admitted = packing.ADMITTED.pack(Verdict.ADMITTED, *range(1, 16))
+    answers = iter([admitted, packing.SETTLED.pack(SettleResult.DONE, *range(1, 9))])
+    async with fake_redis(lambda _: bulk(next(answers))) as fake:
+        wire = await connect(fake.url)
+        log = settlement_log(tmp_path / "settlements")
+        counters = counters_on(wire, Directory(wire, time.monotonic), log, lambda _: lambda _: None)
+        wanted = [
+            packing.reserve(wire.run_id, 0, TTL_MS, request, wire.batch),
+            packing.settle(wire.run_id, TOMBSTONE_MS, used, packing.MODE_CHARGE, batch=wire.batch + 1),
+        ]
+        decision = await driven(counters.reserve(request))
+        used.frame = decision.frame if kept else None
+        assert await driven(counters.settle(used)) is SettleResult.DONE
+        (reserved,), (settled,) = fake.chunks[-2:]
+    for (names_, arguments), sent in zip(wanted, (reserved, settled), strict=True):
+        assert sent[3:] == [*(one.encode() for one in names_), *arguments]
 
 
 @pytest.mark.parametrize("service", [CHAT, CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))

@@ -119,6 +119,23 @@ def test_it_is_what_the_scripts_are_told(world: World) -> None:
     assert parts[3:] == [*(name.encode() for name in names), *arguments]
 
 
+@pytest.mark.parametrize("accounts", [(), ("a",), ("a", "b", "a"), tuple("abcdefghi")])
+def test_calls_of_one_form_are_told_as_any_others(accounts: tuple[str, ...]) -> None:
+    of, there = group(), group(partition=8)
+    one, other = (CallTemplate(of, accounts, 2), CallTemplate(of, accounts, 2))
+    elsewhere = call(there, ("x",), 9, b"x")
+
+    def calls(*forms: CallTemplate) -> list[Call]:
+        each: list[Call] = [
+            (Wait(), form, IDS[at].encode(), bulks(b"%d" % at, b"second")) for at, form in enumerate(forms)
+        ]
+        return [*each, elsewhere]
+
+    for many in (2, 3, CALLS_MAX - 1, CALLS_MAX, CALLS_MAX + 1):
+        alike, mixed = calls(*[one] * many), calls(*[one] * (many - 1), other)
+        assert sent(alike, spread=True) == sent(mixed, spread=True)
+
+
 def test_groups_leave_by_their_rank_and_calls_in_their_order() -> None:
     takes, gives, elsewhere = group(), group("settle", 0), group("settle", 0, partition=8)
     calls = [
