@@ -48,7 +48,10 @@ MODULES = {
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip
-IN_C = ("gateway/core/_joined", "gateway/core/calls/_scan", "gateway/http/protocol/_heads")
+IN_C = (
+    "gateway/core/_joined", "gateway/core/calls/_scan", "gateway/core/metering/_usage",
+    "gateway/http/protocol/_heads",
+)  # fmt: skip
 # mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.
 # Nobody but Python loads what is built, by its modules' names: all else in it is called without a detour.
 _FLAGS = (

@@ -7,7 +7,8 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 import msgspec
 
@@ -15,14 +16,12 @@ from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX
 from gateway.core.accounts.outbox import (
-    FACTS_BYTES_MAX,
     NONE,
     OUTPUT,
     REASONING,
     TEXT_CHARACTERS_MAX,
     CallFacts,
     briefly,
-    encode_facts,
     named_unpriced,
     write_facts,
 )
@@ -92,6 +91,12 @@ Failed = tuple[int, str]
 # Told, where its upstream's capacity is stated, how many tokens a call used, and whether it was forwarded.
 Room = Callable[[int, bool], None]
 _NOT: Failed = (0, "")
+# What `write_facts` makes of the values of most facts, in C, where that is compiled.
+_facts_of: Callable[[tuple[Any, ...]], bytes | None] | None
+try:
+    _facts_of = import_module("gateway.core.metering._usage").facts_of
+except ImportError:
+    _facts_of = None
 
 
 class AdmittedCall:
@@ -329,8 +334,8 @@ class AdmittedCall:
             self._worker.ports.counters.unwatch(self._observed)
             self._observed = None
 
-    def _facts(self, usage: TokenUsage, status: int, reason: str, used: bool) -> CallFacts:
-        """What the call is stored as: what it used and cost, how it went, and why it failed, if it did."""
+    def _facts(self, usage: TokenUsage, status: int, reason: str, used: bool) -> tuple[Any, ...]:
+        """What the call is stored as, value by value: what it used and cost, how it went, why it failed."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
         look_up, now_s = ports.directory.price, ports.seconds()
@@ -360,8 +365,8 @@ class AdmittedCall:
             without = named_unpriced(tools if price is None else unpriced(price, tools, counts))
         self._cost, self._counts, self._currency = cost, counts, currency
         self._lacks_price = without != "" or (cost is None and usage.total > 0)
-        # By their places: by names that takes twice as long.
-        return CallFacts(
+        # The values of `CallFacts`, by their places.
+        return (
             call.model, detail.model, call.streamed, status,
             int(took * 1000), int(first_token * 1000) if first_token else None,
             counts, usage.total, usage.units, usage.estimated, tools, detail.service_tier,
@@ -374,7 +379,7 @@ class AdmittedCall:
             without, rate,
         )  # fmt: skip
 
-    def _settlement(self, usage: TokenUsage, facts: CallFacts | None, used: bool) -> Settlement:
+    def _settlement(self, usage: TokenUsage, facts: tuple[Any, ...] | None, used: bool) -> Settlement:
         """What charges the call; or gives its hold back, with what the journal says of it."""
         exchange, service, budgets = self._exchange, self.service, self.budgets
         settlement = Settlement(
@@ -383,8 +388,11 @@ class AdmittedCall:
         )  # fmt: skip
         if facts is None:
             return settlement
-        metadata = encode_facts(facts if used else briefly(facts))
-        settlement.metadata = metadata if len(metadata) <= FACTS_BYTES_MAX else write_facts(facts)
+        written = _facts_of(facts) if used and _facts_of is not None else None
+        if written is None:
+            whole = CallFacts(*facts)
+            written = write_facts(whole if used else briefly(whole))
+        settlement.metadata = written
         if not used:
             return settlement
         decision, total, cost, counts = self.decision, usage.total, self._cost, self._counts

@@ -83,7 +83,7 @@ def named_unpriced(names: Iterable[str]) -> str:
     return SEPARATOR.join(names)[:TEXT_CHARACTERS_MAX]
 
 
-encode_facts = _encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(CallFacts).decode
 _objects = msgspec.json.Decoder(dict[str, Any]).decode
 

@@ -50,7 +50,7 @@ class Detail:
         self.says_more = False
         self.retry_s = 0.0
         self.beside: list[tuple[str, Counts]] = []
-        self._parts: dict[tuple[str, str], int] = {}
+        self._parts: dict[tuple[str, str], int] | None = None
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
     def answered_by(self, model: object) -> None:
@@ -79,11 +79,13 @@ class Detail:
 
     def used_tool_in(self, part: str, name: str, times: int) -> None:
         """So often a part of the answer used a tool, as the most of its events says."""
-        place = part, name
-        before = self._parts.get(place, 0)
-        if times > before and (before or len(self._parts) < PARTS_MAX):
-            self._parts[place] = times
-            self.used_tool(name, sum([uses for (_, used), uses in self._parts.items() if used == name]))
+        place, parts = (part, name), self._parts
+        if parts is None:
+            parts = self._parts = {}
+        before = parts.get(place, 0)
+        if times > before and (before or len(parts) < PARTS_MAX):
+            parts[place] = times
+            self.used_tool(name, sum([uses for (_, used), uses in parts.items() if used == name]))
 
     def believe(self, believed: bool) -> None:
         """A report is believed, so are the parts it told of; else they are those of the last that was."""

@@ -251,15 +251,17 @@ class WholeMeter(Meter):
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._shortened: TextShortener | None = None
-        self._end = Tail()
+        self._end: Tail | None = None
         self._examined = 0
 
     def feed(self, chunk: bytes) -> bytes:
         """Keep the chunk and pass it on, but for the byte that may be the document's last."""
         self._keep(chunk)
-        passed = self._end.feed(chunk)
-        self.withheld = len(self._end.rest)
-        self.surplus = self._end.surplus
+        end = self._end
+        if end is None:
+            end = self._end = Tail()
+        passed = end.feed(chunk)
+        self.withheld, self.surplus = len(end.rest), end.surplus
         return passed
 
     def whole(self, answer: bytes) -> bytes:
@@ -284,7 +286,7 @@ class WholeMeter(Meter):
             self._judge(document.strip())
         self._kept = []
         self._shortened = None
-        return self._end.take()
+        return b"" if self._end is None else self._end.take()
 
     @property
     def kept(self) -> int:

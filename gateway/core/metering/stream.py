@@ -8,6 +8,8 @@ that comes behind it after all lets it pass.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib import import_module
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
@@ -345,6 +347,43 @@ _DIGITS = re.compile(rb"(?:0|[1-9][0-9]{0,14})(?![0-9.eE])")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
+# Where a known event ends, its text, and its number or -1.
+_Known = tuple[int, str, int]
+
+
+def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes]]) -> _Known | None:
+    """The event that begins there like a known one, and differs in these parts alone; None for any other."""
+    if not chunk.startswith(first, at):
+        return None
+    place, text, number = at + len(first), "", -1
+    for kind, behind in differs:
+        end = chunk.find(behind, place)
+        if end < 0:
+            return None
+        if kind == _NUMBER_PART:
+            if _DIGITS.fullmatch(chunk, place, end) is None:
+                return None
+            number = int(chunk[place:end])
+        else:
+            try:
+                said = text_of(chunk[place - 1 : end + 1])
+            except UNREADABLE:
+                return None
+            if kind == _TEXT_PART:
+                text = said
+        place = end + len(behind)
+    seen = len(text) if text.isascii() else len(text.encode())
+    return None if may_be_more(place - at, seen) else (place, text, number)
+
+
+# The same of most events, by one pass in C, where that is compiled.
+_event_at: Callable[[bytes, int, bytes, list[tuple[str, bytes]]], _Known | None] | None
+try:
+    _event_at = import_module("gateway.core.metering._usage").event_at
+except ImportError:
+    _event_at = None
+
+
 class StreamMeter(Meter):
     """Read each event once it is complete."""
 
@@ -499,35 +538,21 @@ class StreamMeter(Meter):
 
     def _see_known(self, chunk: bytes) -> int:
         """Count the events at the beginning that are like one that was tried out; the place behind them."""
-        at, first, said_at = 0, self._first, self._said_at
-        while self.phase == OPEN and chunk.startswith(first, at):
-            place, text, number = at + len(first), "", -1
-            for kind, behind in self._differs:
-                end = chunk.find(behind, place)
-                if end < 0:
-                    return at
-                if kind == _NUMBER_PART:
-                    if _DIGITS.fullmatch(chunk, place, end) is None:
-                        return at
-                    number = int(chunk[place:end])
-                else:
-                    try:
-                        said = text_of(chunk[place - 1 : end + 1])
-                    except UNREADABLE:
-                        return at
-                    if kind == _TEXT_PART:
-                        text = said
-                place = end + len(behind)
-            seen = len(text) if text.isascii() else len(text.encode())
-            if may_be_more(place - at, seen):
+        at, size, first, differs, said_at = 0, len(chunk), self._first, self._differs, self._said_at
+        while self.phase == OPEN and at < size:
+            found = None if _event_at is None else _event_at(chunk, at, first, differs)
+            if found is None:
+                found = known_at(chunk, at, first, differs)
+            if found is None:
                 return at
+            at, text, number = found
+            before = self.text_bytes
             self.saw(text)
             self.content_events += 1
             if number >= 0:
                 self.position = number
             if said_at is not None:
-                self.said[said_at] += seen
-            at = place
+                self.said[said_at] += self.text_bytes - before
         return at
 
     def _try(self, event: bytes) -> None:

@@ -9,6 +9,8 @@ that finishes the choice.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib import import_module
 
 import msgspec
 
@@ -62,7 +64,23 @@ DONE = b"data: [DONE]\n\n"
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
 
+# What most answers say they used, by one pass in C, where that is compiled: model, tier, and tokens read,
+# written, cached and of reasoning. It leaves what says more to the code below, the definition.
+_usage_of: Callable[[bytes], tuple[str, str | None, int, int, int, int] | None] | None
+try:
+    _usage_of = import_module("gateway.core.metering._usage").usage_of
+except ImportError:
+    _usage_of = None
+
+
 def _read_whole(meter: Meter, document: bytes) -> None:
+    found = None if _usage_of is None or meter.reported else _usage_of(document)
+    if found is not None:
+        model, tier, used, output, cached, reasoning = found
+        meter.failed = False
+        _name(meter, model, tier)
+        meter.report(used, output, cached, reasoning, used + output, final=True)
+        return
     try:
         read = decoded(read_whole, document)
     except UNREADABLE:
