@@ -27,13 +27,13 @@
 typedef struct {
     char name[NAME_BYTES_MAX]; /* in lower case */
     Py_ssize_t size;
-    int kind;
+    int kind, next; /* the next one that begins so, behind its place; 0 where there is none */
 } Name;
 
 typedef struct {
     Name names[NAMES_MAX];
     int count;
-    unsigned char first[256]; /* whether one begins so */
+    unsigned char first[256]; /* the place behind the last one that begins so */
 } Names;
 
 static Names credentials, fields, prefixes;
@@ -79,7 +79,8 @@ static int know(Names *known, PyObject *name, long kind)
     one->size = PyBytes_GET_SIZE(name);
     one->kind = (int)kind;
     memcpy(one->name, PyBytes_AS_STRING(name), one->size);
-    known->first[(unsigned char)one->name[0]] = 1;
+    one->next = known->first[(unsigned char)one->name[0]];
+    known->first[(unsigned char)one->name[0]] = known->count;
     return 1;
 }
 
@@ -345,14 +346,17 @@ static inline int is_text(const unsigned char *at, const unsigned char *end)
 static inline int field_of(const char *at, Py_ssize_t size)
 {
     int first = folded(at[0]) & 0xFF;
-    if (fields.first[first])
-        for (int i = 0; i < fields.count; i++)
-            if (fields.names[i].size == size && begins(at, size, fields.names[i].name, size))
-                return fields.names[i].kind;
-    if (prefixes.first[first])
-        for (int i = 0; i < prefixes.count; i++)
-            if (begins(at, size, prefixes.names[i].name, prefixes.names[i].size))
-                return prefixes.names[i].kind;
+    const Name *one;
+    for (int i = fields.first[first]; i; i = one->next) {
+        one = &fields.names[i - 1];
+        if (one->size == size && begins(at, size, one->name, size))
+            return one->kind;
+    }
+    for (int i = prefixes.first[first]; i; i = one->next) {
+        one = &prefixes.names[i - 1];
+        if (begins(at, size, one->name, one->size))
+            return one->kind;
+    }
     return PASS;
 }
 
@@ -447,9 +451,27 @@ static PyObject *read_answer_head(PyObject *self, PyObject *const *args, Py_ssiz
     return tuple_of(parts, sizeof parts / sizeof *parts);
 }
 
+/* The first bytes of a bytearray: as many as were asked for, and no more than there are. */
+static PyObject *first_of(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)self;
+    if (nargs != 2 || !PyByteArray_CheckExact(args[0]) || !PyLong_CheckExact(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "first_of(buffer: bytearray, size: int)");
+        return NULL;
+    }
+    Py_ssize_t size = PyLong_AsSsize_t(args[1]);
+    if (size < 0 || size > PyByteArray_GET_SIZE(args[0])) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "more than there is");
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(args[0]), size);
+}
+
 static PyMethodDef methods[] = {
     {"know_credentials", know_credentials, METH_O, NULL},
     {"know_fields", know_fields, METH_VARARGS, NULL},
+    {"first_of", (PyCFunction)(void (*)(void))first_of, METH_FASTCALL, NULL},
     {"read_answer_head", (PyCFunction)(void (*)(void))read_answer_head, METH_FASTCALL, NULL},
     {"cut_head", (PyCFunction)(void (*)(void))cut_head, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -528,8 +528,10 @@ def accepted(key: bytes) -> bytes:
 # last 48, which are drawn for each: one costs a fraction of a microsecond, and none tells how many there
 # were.
 
+# So many at least, and at most: twice as many as before where those did not last as long as they may.
+BATCH_MIN: Final = 4
 BATCH: Final = 64
-TAIL_DIGITS: Final = 12
+TAIL_BYTES: Final = 6
 # A batch is thrown away after so long: an id says when its request began, to the second.
 BATCH_S_MAX: Final = 1.0
 
@@ -537,27 +539,28 @@ BATCH_S_MAX: Final = 1.0
 class RequestIds:
     """Give request ids; `random` is `os.urandom`, or what returns as many bytes; `clock` tells Unix time."""
 
-    __slots__ = ("_clock", "_drawn_at", "_random", "_ready")
+    __slots__ = ("_clock", "_count", "_drawn_at", "_prefix", "_random", "_tails")
 
     def __init__(self, random: Callable[[int], bytes], clock: Callable[[], float]) -> None:
         self._random = random
         self._clock = clock
-        self._ready: list[str] = []
+        self._tails: list[str] = []
+        self._prefix = ""
+        self._count = BATCH_MIN
         self._drawn_at = 0.0
 
     def next_id(self, now: float) -> str:
         """A new id of 36 characters; `now` in seconds of any clock that goes on."""
-        if not self._ready or now - self._drawn_at > BATCH_S_MAX:
-            drawn = self._random(4 + BATCH * TAIL_DIGITS // 2)
+        if not self._tails or now - self._drawn_at > BATCH_S_MAX:
+            self._count = max(BATCH_MIN, self._count // 2) if self._tails else min(BATCH, self._count * 2)
+            drawn = self._random(4 + self._count * TAIL_BYTES)
             at = max(0, int(self._clock() * 1000)) & 0xFFFFFFFFFFFF
             version, variant = 0x70 | drawn[0] & 0x0F, 0x80 | drawn[2] & 0x3F
             time = f"{at:012x}"
-            prefix = f"{time[:8]}-{time[8:]}-{version:02x}{drawn[1]:02x}-{variant:02x}{drawn[3]:02x}-"
-            tails = drawn[4:].hex()
-            whole = range(0, BATCH * TAIL_DIGITS, TAIL_DIGITS)
-            self._ready = list({prefix + tails[start : start + TAIL_DIGITS] for start in whole})
+            self._prefix = f"{time[:8]}-{time[8:]}-{version:02x}{drawn[1]:02x}-{variant:02x}{drawn[3]:02x}-"
+            self._tails = list(set(drawn[4:].hex(" ", TAIL_BYTES).split(" ")))
             self._drawn_at = now
-        return self._ready.pop()
+        return self._prefix + self._tails.pop()
 
 
 # A client's side of a connection, framing alone: bytes go in, heads and payloads come out.

@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -352,7 +353,16 @@ def _unnoticed(link: Link) -> None:
 
 
 # One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
-_BUFFER = memoryview(bytearray(16 * 1024))
+_BYTES = bytearray(16 * 1024)
+_BUFFER = memoryview(_BYTES)
+# Its first bytes are copied once where C does it, and twice here.
+_take: Callable[[bytearray, int], bytes]
+try:
+    _take = import_module("gateway.http.protocol._heads").first_of
+except ImportError:
+
+    def _take(buffer: bytearray, size: int) -> bytes:
+        return bytes(buffer[:size])
 
 
 class Link(asyncio.BufferedProtocol):
@@ -502,7 +512,7 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take over what was read."""
-        self.data_received(_BUFFER[:nbytes].tobytes())
+        self.data_received(_take(_BYTES, nbytes))
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport

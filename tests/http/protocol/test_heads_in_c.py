@@ -225,3 +225,14 @@ def test_a_client_is_read_the_same_with_it(cut: Cut, lines: list[bytes], places:
             request._cut = before
 
     assert read(cut) == read(None)
+
+
+def test_the_first_bytes_of_a_buffer_are_copied(heads: Any) -> None:
+    buffer = bytearray(b"abc")
+    assert [heads.first_of(buffer, size) for size in range(4)] == [b"", b"a", b"ab", b"abc"]
+    for size in (-1, 4):
+        with pytest.raises(ValueError, match="more than there is"):
+            heads.first_of(buffer, size)
+    for wrong in ((b"abc", 1), (buffer, True), (buffer,), (buffer, "1")):
+        with pytest.raises(TypeError):
+            heads.first_of(*wrong)
