@@ -23,7 +23,7 @@ from gateway.http.protocol.framing import (
     decimal,
     has_bare_newline,
 )
-from gateway.http.protocol.request import RequestIds, cut_length, read_request_head
+from gateway.http.protocol.request import TAIL_BYTES, RequestIds, cut_length, read_request_head
 
 LIMITS = HttpLimits()
 FEW = HttpLimits(chunk_extension_bytes_max=1024, trailer_bytes_max=1024)
@@ -205,6 +205,22 @@ def test_request_ids_are_uuids_and_never_the_same() -> None:
         assert uuid.UUID(text).version == 7
         assert uuid.UUID(text).int >> 80 == 1_790_000_000_500
         assert uuid.UUID(text).variant == uuid.RFC_4122
+
+
+def test_as_many_request_ids_are_drawn_as_are_needed() -> None:
+    sizes: list[int] = []
+
+    def drawn(size: int) -> bytes:
+        sizes.append((size - 4) // TAIL_BYTES)
+        return os.urandom(size)
+
+    ids = RequestIds(drawn, lambda: 1_790_000_000.0)
+    for _ in range(8 + 16 + 32 + 64 + 64):
+        ids.next_id(0.0)
+    assert sizes == [8, 16, 32, 64, 64]
+    for second in (2.0, 4.0, 6.0, 8.0, 10.0, 12.0):
+        ids.next_id(second)
+    assert sizes[5:] == [64, 32, 16, 8, 4, 4]
 
 
 def test_request_ids_order_by_the_second_they_were_given_in() -> None:
