@@ -5,7 +5,8 @@
    what `names_in` finds in the document, the bytes that are no ASCII, and how many commas, brackets that open and
    backslashes it has. `rest` is the body without what decides nothing, whose beginnings and ends in the body are in
    `cuts`, each as four bytes. U+0001 stands for a longer text of a message or a tool. An object with U+0002 as its
-   role stands for messages of nothing but texts and calls of functions, and for what a tool says of its function.
+   role stands for messages of nothing but texts and calls of functions, and for what a tool says of its function,
+   with all of the tools behind it that are functions by the same members, up to the end of that in the last of them.
    `left` are its marks, and `ids` has the places of ids that such messages bring themselves. All three are None where
    nothing was cut.
    None says nothing of a body but that call.py has to look itself: that is the definition, this is the short way.
@@ -20,7 +21,11 @@
 #include <string.h>
 #if defined(__SSE2__) && !defined(WITHOUT_SSE2)
 #define SSE2
-#include <emmintrin.h>
+#include <immintrin.h>
+#ifndef WITHOUT_AVX2
+#define AVX2
+#define WIDE __attribute__((target("avx2,bmi,popcnt")))
+#endif
 #endif
 
 /* As call.py says them; a test compares. */
@@ -63,10 +68,12 @@ typedef enum { NO_TYPE, OF_MESSAGE, OF_CALL, OF_RESULT, OF_REASONING, OF_USE, OF
 
 typedef struct {
     const char *name;
+    Py_ssize_t size;
     int plain;          /* which plain values it may have */
     Place object, list; /* what an object or a list is there, UNKNOWN where it may be none */
     int says;
 } Member;
+#define N(name) name, sizeof name - 1
 
 typedef struct {
     uint64_t seen; /* a bit for the hash of each name */
@@ -109,6 +116,86 @@ static inline unsigned marked(const byte *at)
     __m128i backslashes = _mm_cmpeq_epi8(these, _mm_set1_epi8('\\'));
     __m128i others = _mm_cmplt_epi8(these, _mm_set1_epi8(' ')); /* those of UTF-8 are negative */
     return (unsigned)_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quotes, backslashes), others));
+}
+
+/* A bit for each of sixty-four bytes that is this one, or below it as a signed one. */
+typedef uint64_t (*Find)(const byte *at, char one);
+
+static inline uint64_t equal(const byte *at, char one)
+{
+    uint64_t found = 0;
+    for (int part = 0; part < 64; part += 16) {
+        __m128i these = _mm_loadu_si128((const __m128i *)(at + part));
+        found |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(these, _mm_set1_epi8(one))) << part;
+    }
+    return found;
+}
+
+static inline uint64_t below(const byte *at, char one)
+{
+    uint64_t found = 0;
+    for (int part = 0; part < 64; part += 16) {
+        __m128i these = _mm_loadu_si128((const __m128i *)(at + part));
+        found |= (uint64_t)(unsigned)_mm_movemask_epi8(_mm_cmplt_epi8(these, _mm_set1_epi8(one))) << part;
+    }
+    return found;
+}
+
+/* Where a text stops, or has what is looked at by itself, of which nothing was counted: behind what is plain ASCII
+   and the usual escapes. No escape began in front of `at`. */
+static inline __attribute__((always_inline)) const byte *plain_end(
+    const byte *at, const byte *end, Py_ssize_t *backslashes, Find is, Find is_below)
+{
+    while (end - at >= 64 && *backslashes <= BACKSLASHES_MAX) {
+        uint64_t quotes = is(at, '"'), slashes = is(at, '\\'), stops = quotes | is_below(at, ' ');
+        int size = 64;
+        if (slashes) {
+            /* What follows a backslash that is not itself escaped, by carries (simdjson does it so). */
+            const uint64_t odd = 0xAAAAAAAAAAAAAAAAu;
+            uint64_t escaped = ((((slashes << 1) | odd) - slashes) ^ odd) ^ slashes, twice = escaped & slashes;
+            uint64_t usual = quotes | slashes | is(at, 'n') | is(at, 't') | is(at, 'r');
+            /* A backslash that is escaped may look like a mark with what follows. */
+            uint64_t looked_at = (escaped & ~usual) | (twice & is(at, 'u') >> 1);
+            stops = (stops & ~escaped) | looked_at >> 1;
+            size -= slashes >> 63 ? 1 + (int)(twice >> 63) : 0; /* one that is not whole yet begins the next */
+        }
+        int stop = stops ? __builtin_ctzll(stops) : 64;
+        size = stop < size ? stop : size;
+        if (slashes)
+            *backslashes += __builtin_popcountll(size == 64 ? slashes : slashes & (((uint64_t)1 << size) - 1));
+        at += size;
+        if (size == stop && stop < 64)
+            break;
+    }
+    return at;
+}
+
+static const byte *plain_end_by_16(const byte *at, const byte *end, Py_ssize_t *backslashes)
+{
+    return plain_end(at, end, backslashes, equal, below);
+}
+static const byte *(*quickest_end)(const byte *at, const byte *end, Py_ssize_t *backslashes) = plain_end_by_16;
+#endif
+#ifdef AVX2
+WIDE static inline uint64_t equal_wide(const byte *at, char one)
+{
+    __m256i first = _mm256_loadu_si256((const __m256i *)at), last = _mm256_loadu_si256((const __m256i *)(at + 32));
+    __m256i all = _mm256_set1_epi8(one);
+    uint64_t behind = (unsigned)_mm256_movemask_epi8(_mm256_cmpeq_epi8(last, all));
+    return behind << 32 | (unsigned)_mm256_movemask_epi8(_mm256_cmpeq_epi8(first, all));
+}
+
+WIDE static inline uint64_t below_wide(const byte *at, char one)
+{
+    __m256i first = _mm256_loadu_si256((const __m256i *)at), last = _mm256_loadu_si256((const __m256i *)(at + 32));
+    __m256i all = _mm256_set1_epi8(one);
+    uint64_t behind = (unsigned)_mm256_movemask_epi8(_mm256_cmpgt_epi8(all, last));
+    return behind << 32 | (unsigned)_mm256_movemask_epi8(_mm256_cmpgt_epi8(all, first));
+}
+
+WIDE static const byte *plain_end_by_32(const byte *at, const byte *end, Py_ssize_t *backslashes)
+{
+    return plain_end(at, end, backslashes, equal_wide, below_wide);
 }
 #endif
 
@@ -154,27 +241,18 @@ static inline const byte *string_end(const byte *at, const byte *end, int is_nam
 #ifdef SSE2
         while (end - at >= 16) {
             unsigned mask = marked(at);
-            int next = 16;
-            while (mask) {
-                int one = __builtin_ctz(mask);
-                if (at[one] != '\\') {
-                    at += one;
-                    goto stop;
-                }
-                size = is_name ? 0 : escape(at + one, found);
-                if (size == 0)
-                    return NULL;
-                found->backslashes += 1 + (at[one + 1] == '\\');
-                if (found->backslashes > BACKSLASHES_MAX)
-                    return NULL;
-                one += size;
-                if (one >= 16) {
-                    next = one;
-                    break;
-                }
-                mask &= ~0u << one;
+            int one = mask ? __builtin_ctz(mask) : 16;
+            if (one < 16 && at[one] != '\\') {
+                at += one;
+                break;
             }
-            at += next;
+            if (!is_name && end - at >= 64) {
+                at = quickest_end(at + (one & 16), end, &found->backslashes);
+                break;
+            }
+            at += one;
+            if (one < 16)
+                break;
         }
 #else
         for (; end - at >= 8; at += 8) { /* the same of eight bytes, but not which of them it is */
@@ -188,19 +266,16 @@ static inline const byte *string_end(const byte *at, const byte *end, int is_nam
 #endif
         while (*at >= 0x20 && *at < 0x80 && *at != '"' && *at != '\\')
             at++;
+        if (*at == '"')
+            return at;
         if (*at == '\\') {
-            size = is_name ? 0 : escape(at, found);
+            size = is_name || found->backslashes > BACKSLASHES_MAX ? 0 : escape(at, found);
             if (size == 0)
                 return NULL;
             found->backslashes += 1 + (at[1] == '\\');
             at += size;
             continue;
         }
-#ifdef SSE2
-    stop:
-#endif
-        if (*at == '"')
-            return at;
         do {
             size = letter(at);
             if (size == 0)
@@ -293,48 +368,56 @@ static inline int is_text(const byte *name, Py_ssize_t size)
 /* What may stand at each place so that `only_text` holds, and no family finds an id there but those that a whole
    object has of its own: as `_BESIDE` of family.py and `_WHOLE` there say. */
 static const Member TOP_MEMBERS[] = {
-    {"messages", 0, UNKNOWN, CHAT, 0}, {"input", 0, UNKNOWN, ITEMS, 0}, {"tools", 0, UNKNOWN, TOOLS, 0}, {NULL, 0, 0, 0, 0},
+    {N("messages"), 0, UNKNOWN, CHAT, 0}, {N("input"), 0, UNKNOWN, ITEMS, 0}, {N("tools"), 0, UNKNOWN, TOOLS, 0},
+    {NULL, 0, 0, 0, 0, 0},
 };
 static const Member TOOL_MEMBERS[] = {
-    {"function", 0, FUNCTION, UNKNOWN, 0}, {"input_schema", 0, ANYTHING, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("type"), TEXT, UNKNOWN, UNKNOWN, TYPE}, {N("function"), 0, FUNCTION, UNKNOWN, 0},
+    {N("name"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("description"), TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {N("input_schema"), 0, ANYTHING, UNKNOWN, INPUT}, {N("parameters"), 0, ANYTHING, UNKNOWN, ARGUMENTS},
+    {N("strict"), NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0, 0},
 };
 static const Member MESSAGE_MEMBERS[] = {
-    {"role", TEXT, UNKNOWN, UNKNOWN, ROLE}, {"content", TEXT | NONE, UNKNOWN, CONTENT, SAYS},
-    {"type", TEXT, UNKNOWN, UNKNOWN, TYPE}, {"tool_calls", NONE, UNKNOWN, CALLS, 0},
-    {"tool_call_id", TEXT, UNKNOWN, UNKNOWN, 0}, {"call_id", TEXT, UNKNOWN, UNKNOWN, 0},
-    {"id", TEXT, UNKNOWN, UNKNOWN, ID}, {"name", TEXT, UNKNOWN, UNKNOWN, 0},
-    {"arguments", TEXT, UNKNOWN, UNKNOWN, ARGUMENTS}, {"output", TEXT, UNKNOWN, PARTS, OUTPUT},
-    {"status", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"phase", TEXT | NONE, UNKNOWN, UNKNOWN, 0},
-    {"refusal", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"reasoning", TEXT | NONE, UNKNOWN, UNKNOWN, 0},
-    {"reasoning_content", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"function_call", NONE, UNKNOWN, UNKNOWN, 0},
-    {"encrypted_content", TEXT | NONE, UNKNOWN, UNKNOWN, CODED}, {"summary", 0, UNKNOWN, PARTS, 0},
-    {"annotations", NONE, UNKNOWN, NOTHING, 0}, {"cache_control", NONE, HINT, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("role"), TEXT, UNKNOWN, UNKNOWN, ROLE}, {N("content"), TEXT | NONE, UNKNOWN, CONTENT, SAYS},
+    {N("type"), TEXT, UNKNOWN, UNKNOWN, TYPE}, {N("tool_calls"), NONE, UNKNOWN, CALLS, 0},
+    {N("tool_call_id"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("call_id"), TEXT, UNKNOWN, UNKNOWN, 0},
+    {N("id"), TEXT, UNKNOWN, UNKNOWN, ID}, {N("name"), TEXT, UNKNOWN, UNKNOWN, 0},
+    {N("arguments"), TEXT, UNKNOWN, UNKNOWN, ARGUMENTS}, {N("output"), TEXT, UNKNOWN, PARTS, OUTPUT},
+    {N("status"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("phase"), TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {N("refusal"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("reasoning"), TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {N("reasoning_content"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("function_call"), NONE, UNKNOWN, UNKNOWN, 0},
+    {N("encrypted_content"), TEXT | NONE, UNKNOWN, UNKNOWN, CODED}, {N("summary"), 0, UNKNOWN, PARTS, 0},
+    {N("annotations"), NONE, UNKNOWN, NOTHING, 0}, {N("cache_control"), NONE, HINT, UNKNOWN, 0},
+    {NULL, 0, 0, 0, 0, 0},
 };
 static const Member PART_MEMBERS[] = {
-    {"type", TEXT, UNKNOWN, UNKNOWN, TYPE}, {"text", TEXT, UNKNOWN, UNKNOWN, 0}, {"id", TEXT, UNKNOWN, UNKNOWN, ID},
-    {"name", TEXT, UNKNOWN, UNKNOWN, 0}, {"input", TEXT, GIVEN, UNKNOWN, INPUT},
-    {"tool_use_id", TEXT, UNKNOWN, UNKNOWN, 0}, {"content", TEXT | NONE, UNKNOWN, CONTENT, 0},
-    {"is_error", NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {"thinking", TEXT, UNKNOWN, UNKNOWN, 0},
-    {"signature", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"data", TEXT, UNKNOWN, UNKNOWN, 0},
-    {"refusal", TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {"annotations", NONE, UNKNOWN, NOTHING, 0},
-    {"logprobs", NONE, UNKNOWN, NOTHING, 0}, {"cache_control", NONE, HINT, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("type"), TEXT, UNKNOWN, UNKNOWN, TYPE}, {N("text"), TEXT, UNKNOWN, UNKNOWN, 0},
+    {N("id"), TEXT, UNKNOWN, UNKNOWN, ID}, {N("name"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("input"), TEXT, GIVEN, UNKNOWN, INPUT},
+    {N("tool_use_id"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("content"), TEXT | NONE, UNKNOWN, CONTENT, 0},
+    {N("is_error"), NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {N("thinking"), TEXT, UNKNOWN, UNKNOWN, 0},
+    {N("signature"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("data"), TEXT, UNKNOWN, UNKNOWN, 0},
+    {N("refusal"), TEXT | NONE, UNKNOWN, UNKNOWN, 0}, {N("annotations"), NONE, UNKNOWN, NOTHING, 0},
+    {N("logprobs"), NONE, UNKNOWN, NOTHING, 0}, {N("cache_control"), NONE, HINT, UNKNOWN, 0},
+    {NULL, 0, 0, 0, 0, 0},
 };
 static const Member CALL_MEMBERS[] = {
-    {"id", TEXT, UNKNOWN, UNKNOWN, ID}, {"type", TEXT, UNKNOWN, UNKNOWN, TYPE},
-    {"function", 0, CALLED, UNKNOWN, CALLS_ONE}, {"index", OTHER, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("id"), TEXT, UNKNOWN, UNKNOWN, ID}, {N("type"), TEXT, UNKNOWN, UNKNOWN, TYPE},
+    {N("function"), 0, CALLED, UNKNOWN, CALLS_ONE}, {N("index"), OTHER, UNKNOWN, UNKNOWN, 0},
+    {NULL, 0, 0, 0, 0, 0},
 };
 static const Member CALLED_MEMBERS[] = {
-    {"name", TEXT, UNKNOWN, UNKNOWN, 0}, {"arguments", TEXT, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("name"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("arguments"), TEXT, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0, 0},
 };
 static const Member HINT_MEMBERS[] = {
-    {"type", TEXT, UNKNOWN, UNKNOWN, 0}, {"ttl", TEXT, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("type"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("ttl"), TEXT, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0, 0},
 };
 static const Member FUNCTION_MEMBERS[] = {
-    {"name", TEXT, UNKNOWN, UNKNOWN, 0}, {"description", TEXT | NONE, UNKNOWN, UNKNOWN, 0},
-    {"parameters", NONE, ANYTHING, UNKNOWN, 0}, {"strict", NONE | OTHER, UNKNOWN, UNKNOWN, 0}, {NULL, 0, 0, 0, 0},
+    {N("name"), TEXT, UNKNOWN, UNKNOWN, 0}, {N("description"), TEXT | NONE, UNKNOWN, UNKNOWN, 0},
+    {N("parameters"), NONE, ANYTHING, UNKNOWN, 0}, {N("strict"), NONE | OTHER, UNKNOWN, UNKNOWN, 0},
+    {NULL, 0, 0, 0, 0, 0},
 };
-static const Member ANY_MEMBERS[] = {{NULL, ANY, ANYTHING, ANYTHING, 0}};
-static const Member GIVEN_MEMBERS[] = {{NULL, ANY, GIVEN, GIVEN, 0}};
+static const Member ANY_MEMBERS[] = {{NULL, 0, ANY, ANYTHING, ANYTHING, 0}};
+static const Member GIVEN_MEMBERS[] = {{NULL, 0, ANY, GIVEN, GIVEN, 0}};
 static const Member *const MEMBERS[ANYTHING + 1] = {
     [TOP] = TOP_MEMBERS, [TOOL] = TOOL_MEMBERS, [MESSAGE] = MESSAGE_MEMBERS, [CALL] = CALL_MEMBERS,
     [CALLED] = CALLED_MEMBERS, [PART] = PART_MEMBERS, [HINT] = HINT_MEMBERS, [FUNCTION] = FUNCTION_MEMBERS,
@@ -377,7 +460,7 @@ static const Member *member_of(Place place, const byte *name, Py_ssize_t size)
     if (place == GIVEN)
         return is_id(name + size, size) || may_name(name, size) ? NULL : GIVEN_MEMBERS;
     for (const Member *one = MEMBERS[place]; one != NULL && one->name != NULL; one++)
-        if (strlen(one->name) == (size_t)size && memcmp(one->name, name, (size_t)size) == 0)
+        if (one->size == size && *one->name == (char)*name && memcmp(one->name, name, (size_t)size) == 0)
             return one;
     return NULL;
 }
@@ -469,7 +552,7 @@ static int is_medium(const byte *text, Py_ssize_t size)
     int like = text[4] == ':' && folded(text[0]) == 'd' && folded(text[1]) == 'a' && folded(text[2]) == 't'
         && folded(text[3]) == 'a';
     for (size_t one = 0; !like && one < sizeof begin / sizeof *begin; one++)
-        like = strncmp((const char *)text, begin[one], strlen(begin[one])) == 0;
+        like = (char)*text == *begin[one] && strncmp((const char *)text, begin[one], strlen(begin[one])) == 0;
     if (!like)
         return 0;
     while (text < end && characters < MEDIA_BYTES_MIN) {
@@ -502,7 +585,38 @@ static int cut_object(Found *found, Left before, uint32_t from, uint32_t to, Py_
     return 1;
 }
 
-#define SPOILT (cuts_at = 0, found->out.ids = before.ids)
+/* What is known of the tools up to here: of one whether it is plain, a hash of its members' names, what was cut out
+   before it began, and how many marks came before the end of its last cut. */
+typedef struct {
+    int plain;
+    uint64_t shape;
+    Left before, out;
+    Py_ssize_t marks;
+} Tool;
+
+/* A tool ends here. One that is a function like that in front of it goes into its cut, where that is its last one. */
+static void end_tool(Found *found, const Level *level, Tool *tool, Tool *last)
+{
+    Left *out = &found->out;
+    int cuts = out->cuts - 1, is_function = level->type == OF_FUNCTION, objects = 0;
+    if ((level->says & ARGUMENTS) && !is_function)
+        *out = tool->before, tool->plain = 0; /* whoever knows no function by it looks into its parameters */
+    for (int one = tool->before.cuts; one < out->cuts; one++)
+        objects += found->is_object[one];
+    tool->plain &= objects == 1 && found->is_object[cuts]
+        && (is_function || (level->type == NO_TYPE && (level->says & INPUT)));
+    if (tool->plain && last->plain && tool->shape == last->shape) {
+        uint32_t to = found->cut[cuts].to, *end = &found->cut[last->out.cuts - 1].to;
+        *out = last->out;
+        out->bytes += to - *end;
+        out->marks += tool->marks - last->marks;
+        *end = to;
+    }
+    *last = *tool;
+    last->out = *out;
+}
+
+#define SPOILT (cuts_at = 0, tool.plain = 0, found->out.ids = before.ids)
 
 /* Whether the bytes up to `end` are one object that is written as we would write it, with no more in it than is counted. */
 static int look(const byte *at, const byte *end, Found *found)
@@ -520,6 +634,8 @@ static int look(const byte *at, const byte *end, Found *found)
     const Member *member = NULL;
     Place place;
     Left before = found->out;
+    Tool tool = {0}, last_tool = {0};
+    int of_tool = 0; /* whether a value is a member of one, and no part of what is cut */
 
     if (*at != '{')
         return 0;
@@ -538,13 +654,20 @@ value:
         if (cuts_at) {
             if (place == UNKNOWN)
                 SPOILT;
-        } else if (place >= MESSAGE) {
+        } else if (place == TOOL)
+            tool = (Tool){1, 0, found->out, found->out, 0};
+        else if (place >= MESSAGE) {
             if ((place == MESSAGE || levels[depth].place == TOOL) && *at == '{' && at[1] == '"') {
                 cuts_at = depth + 1, cuts_from = at + 2, before = found->out;
                 marks_before = found->commas + found->objects + found->backslashes;
+                if (of_tool)
+                    levels[depth].says |= member->says;
             } else
                 place = UNKNOWN;
         }
+        if (of_tool && !cuts_at)
+            tool.plain = 0;
+        of_tool = 0;
         if (++depth == DEPTH_MAX)
             return 0;
         if (++found->objects > OBJECTS_MAX)
@@ -587,18 +710,28 @@ value:
                 SPOILT;
             else if (says == ID)
                 found->id[found->out.ids++] = (Span){(uint32_t)(from - begin), (uint32_t)(to - begin)};
+        } else if (of_tool) {
+            tool.plain &= (plain & TEXT) != 0;
+            if (member != NULL && member->says == TYPE)
+                levels[depth].type = type_of(from, to - from);
         }
         if (to - from >= MEDIA_BYTES_MIN && !levels[depth].is_list && is_medium(from, to - from))
             found->flags |= MEDIA;
         goto after;
     case 't': case 'f': case 'n':
-        if (cuts_at && !(plain & (*at == 'n' ? NONE : OTHER)))
-            SPOILT;
+        if (!(plain & (*at == 'n' ? NONE : OTHER))) {
+            if (cuts_at)
+                SPOILT;
+            tool.plain = 0;
+        }
         at = word_end(at);
         break;
     default:
-        if (cuts_at && !(plain & OTHER))
-            SPOILT;
+        if (!(plain & OTHER)) {
+            if (cuts_at)
+                SPOILT;
+            tool.plain = 0;
+        }
         at = number_end(at);
     }
     if (at == NULL)
@@ -628,7 +761,11 @@ close:
             if (!cut_object(found, before, (uint32_t)(cuts_from - begin), (uint32_t)(at - 1 - begin), marks))
                 SPOILT;
             cuts_at = 0;
+            tool.marks = marks + marks_before;
         }
+    } else if (levels[depth].place == TOOL) {
+        end_tool(found, &levels[depth], &tool, &last_tool);
+        of_tool = 0;
     }
     named = levels[depth].first;
     if (depth-- == 0)
@@ -658,6 +795,9 @@ name:
     if (cuts_at && member == NULL)
         SPOILT;
     plain = member == NULL ? 0 : member->plain;
+    of_tool = !cuts_at && place == TOOL;
+    if (of_tool)
+        tool.shape = hash_of((const byte *)&names[named - 1], sizeof *names) ^ tool.shape * 3;
     if (++found->strings > STRINGS_MAX)
         return 0;
     found->inside += to - from + 2;
@@ -717,7 +857,17 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static int choose(PyObject *module)
+{
+    (void)module;
+#ifdef AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt"))
+        quickest_end = plain_end_by_32;
+#endif
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, (void *)choose}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_scan", "One look at the body of a call.", 0, methods, slots, NULL, NULL, NULL,

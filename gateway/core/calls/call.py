@@ -65,7 +65,8 @@ except ImportError:
 
 class CutParts:
     """Parts of a body that are not decoded, for nothing is decided by them: longer texts of messages and
-    tools, messages that hold nothing but texts and calls of functions, and what a tool says of its function.
+    tools, messages that hold nothing but texts and calls of functions, and what a tool says of its function,
+    with the tools behind it that are functions by the same members.
 
     `rest` is the body with U+0001 for each of these texts, and a role U+0002 for each of these objects, or
     for those in a row. It has these two nowhere else, and so many `marks`.
