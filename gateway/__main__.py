@@ -73,7 +73,7 @@ def _worker(role: str) -> int:
     import faulthandler  # noqa: PLC0415  # loaded where it is needed
     import signal  # noqa: PLC0415  # loaded where it is needed
 
-    from gateway.run.quick_start import loading_code  # noqa: PLC0415  # loaded where it is needed
+    from gateway.run.loading import loading_code  # noqa: PLC0415  # loaded where it is needed
 
     with loading_code():
         run = _loaded(role)

@@ -222,7 +222,7 @@ def up(
     json: Annotated[bool, typer.Option("--json", help="One JSON line on standard output.")] = False,
 ) -> None:
     """Start everything on this machine: databases, demo data, gateway and keeper."""
-    from gateway.run.quick_start import loading_code  # noqa: PLC0415  # each command loads what it needs
+    from gateway.run.loading import loading_code  # noqa: PLC0415  # each command loads what it needs
 
     with loading_code():
         from gateway.run.supervisor import up as run  # noqa: PLC0415  # loaded where it is needed
