@@ -1,7 +1,10 @@
-"""Parts of a message in one row of bytes: texts as they are, numbers as doubles or by their digits. Pure.
+"""Concatenate the parts of a message: texts as they are, numbers as doubles or by their digits. Pure.
 
-In C, where that is compiled, no number becomes another object on the way. The code without it is the
-definition.
+`packed`, `said` and `numbers` are `pack_parts`, `say_parts` and `unpack_numbers`, in C (`_joined.c`) where
+that is compiled: there no number becomes another object on the way. The functions here are the definition.
+
+TypeError where a part is something else, UnicodeEncodeError where a text is no UTF-8, OverflowError where
+a number is beyond all doubles, and in `said` of C beyond 64 bits.
 """
 
 from __future__ import annotations
@@ -15,17 +18,17 @@ _double = Struct("<d").pack
 
 
 def pack_parts(*parts: Part) -> bytes:
-    """The parts in a row, whole numbers as scripts take them (f64 of a layout)."""
+    """The parts, each number as the 8 bytes that scripts read (f64 of a layout: little-endian double)."""
     return b"".join([_double(one) if isinstance(one, int) else _text(one) for one in parts])
 
 
 def say_parts(*parts: Part) -> bytes:
-    """The parts in a row, whole numbers of up to 64 bits by their digits."""
+    """The parts, each number by its decimal digits; it has 64 bits with its sign at most."""
     return b"".join([b"%d" % one if isinstance(one, int) else _text(one) for one in parts])
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:
-    """The whole numbers that scripts answer (i64 of a layout), up to the last whole one."""
+    """The numbers that scripts answer (i64 of a layout: 8 bytes, little-endian), up to the last whole one."""
     return unpack_from(f"<{len(packed) // 8}q", packed)
 
 

@@ -255,7 +255,7 @@ class Decision:
     `held_tokens`, `tokens_remaining` and a quota's `limit` are tokens as the plan counts them: by `weights`
     of the call's admission, None where it weighs nothing. `budget` is the tightest one that enforces, or the
     one that refused; its windows hold `money_held` nano-units and `raw_held` tokens. `leases`: one is wanted.
-    `frame` is what the counters made for such calls, if they did: a settlement takes it along.
+    `frame` is what the counters cache for such calls, if they do: the settlement of the call brings it back.
     """
 
     verdict: Verdict

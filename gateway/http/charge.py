@@ -91,7 +91,7 @@ Failed = tuple[int, str]
 # Told, where its upstream's capacity is stated, how many tokens a call used, and whether it was forwarded.
 Room = Callable[[int, bool], None]
 _NOT: Failed = (0, "")
-# What `write_facts` makes of the values of most facts, in C, where that is compiled.
+# `write_facts` of the values of `CallFacts` in C (`_usage.c`), if that is compiled; None where Python has to.
 _facts_of: Callable[[tuple[Any, ...]], bytes | None] | None
 try:
     _facts_of = import_module("gateway.core.metering._usage").facts_of
@@ -335,7 +335,7 @@ class AdmittedCall:
             self._observed = None
 
     def _facts(self, usage: TokenUsage, status: int, reason: str, used: bool) -> tuple[Any, ...]:
-        """What the call is stored as, value by value: what it used and cost, how it went, why it failed."""
+        """The values of `CallFacts`, by their places: what the call used and cost, and how it went."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
         look_up, now_s = ports.directory.price, ports.seconds()
@@ -365,7 +365,6 @@ class AdmittedCall:
             without = named_unpriced(tools if price is None else unpriced(price, tools, counts))
         self._cost, self._counts, self._currency = cost, counts, currency
         self._lacks_price = without != "" or (cost is None and usage.total > 0)
-        # The values of `CallFacts`, by their places.
         return (
             call.model, detail.model, call.streamed, status,
             int(took * 1000), int(first_token * 1000) if first_token else None,

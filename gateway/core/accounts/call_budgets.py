@@ -36,7 +36,7 @@ from gateway.errors import CountersUnavailable, TooManyBudgets
 
 # Of one worker; 1 to 2 KB each, and 4 with sixteen accounts.
 CALLS_MAX: Final = 20_000
-# Callers whose last budgets are found without a look at all that decides; a prime.
+# Places of a direct-mapped cache by caller, in front of the one by all that decides; a prime.
 CALLERS_MAX: Final = 1_021
 
 
@@ -83,8 +83,8 @@ class CallBudgets(LruEntry):
         window.currency = self.currency
 
 
-class _Last:
-    """What the last call of a caller took from."""
+class _CallerEntry:
+    """An entry of the cache by caller: what the last call of one took from."""
 
     __slots__ = ("budgets", "caller", "service_id", "user")
 
@@ -108,7 +108,7 @@ class OrganizationBudgets:
         # What many calls have in common is there once.
         self._by_id = {one.id: one for one in budgets}
         self._some: dict[frozenset[str], frozenset[str]] = {}
-        # Whether whose call it is decides, its service, and nothing else of it.
+        # Whether tenant, key, service and user decide alone: the first four fields of `Said`.
         self.by_caller = not any(self._says[4:])
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
@@ -221,13 +221,17 @@ class BudgetCache:
 
     def __init__(self, most: int = CALLS_MAX) -> None:
         self._known: LruCache[tuple[int, Said, int], CallBudgets] = LruCache(most)
-        self._last: list[_Last | None] = [None] * CALLERS_MAX
+        self._last: list[_CallerEntry | None] = [None] * CALLERS_MAX
 
-    def of_call(  # noqa: PLR0917  # whose call it is, what it says, and when
+    def find_by_caller(  # noqa: PLR0917  # whose call it is, what it says, and when
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
-        """The same, sooner where nothing decides but whose call it is, and its last one was like it."""
+        """What a call takes from, as `find` does.
+
+        Where `by_caller` holds and the last call of this caller was of the same service and user, that one's
+        budgets are taken, until they end. `now_ms` is Unix time. `TooManyBudgets` as `find`.
+        """
         user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
             return self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
@@ -239,7 +243,7 @@ class BudgetCache:
         ):  # fmt: skip
             return last.budgets
         found = self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
-        self._last[place] = _Last(caller, service_id, user, found)
+        self._last[place] = _CallerEntry(caller, service_id, user, found)
         return found
 
     def find(  # what a call says, and when

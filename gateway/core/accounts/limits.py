@@ -17,7 +17,8 @@ from gateway.core.joined import said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
-CACHED_MAX = 4093  # a prime: limits are round numbers
+# Places of a direct-mapped cache. A prime: limits are round numbers, and would share places of a round one.
+CACHED_MAX = 4093
 NANO_A_MICRO = 1_000
 FIELD_INTEGER_MAX = 10**15 - 1  # of a structured field: RFC 9651, 3.3.1
 
@@ -126,7 +127,7 @@ def duration(ms: int) -> str:
 
 
 def _item(comma: bytes, begins: bytes, left: int, ms: int) -> bytes:
-    """An item behind others: what is left, and until when, where somebody knows."""
+    """An item of `RateLimit` behind others: the rest, and in how many seconds it resets, if `ms` says so."""
     return said(comma, begins, left, b";t=", _seconds(ms)) if ms > 0 else said(comma, begins, left)
 
 
@@ -161,8 +162,8 @@ def _budget_item(comma: bytes, window: BudgetWindow, now_ms: int) -> bytes:
 
 
 class _LimitTexts:
-    """The fields of some limits themselves: the bytes before the first item, and those around the rest of
-    `requests` and of `tokens`; the line that names the tightest budget.
+    """The bytes of the fields that stay while limits do: `policy` up to the first item, `requests` and
+    `tokens` up to the remaining amount, and `name`, the line of the tightest budget.
 
     A limit below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
     requests, and its window in seconds.
@@ -196,7 +197,7 @@ class _LimitTexts:
         self._requests, self._tokens, self._quota = requests, tokens, quota
 
     def are_of(self, requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> bool:
-        """Whether they are these limits' texts."""
+        """Whether these are the texts of those limits."""
         if self._requests != requests or self._tokens != tokens or self._quota != quota:
             return False
         if budget is None:
@@ -208,7 +209,7 @@ class _LimitTexts:
 
 
 def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> _LimitTexts:
-    """The texts of these limits; those that share a place are made again."""
+    """The texts of these limits, from the cache; limits that share a place replace each other's."""
     place = (requests + tokens + quota + (0 if budget is None else budget.limit)) % CACHED_MAX
     found = _known[place]
     if found is None or not found.are_of(requests, tokens, quota, budget):
@@ -216,4 +217,5 @@ def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) 
     return found
 
 
+# The cache, by place.
 _known: Final[list[_LimitTexts | None]] = [None] * CACHED_MAX

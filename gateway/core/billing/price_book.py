@@ -736,7 +736,10 @@ def dearest_rate(
 
 
 def plain_rate(vector: Vector, read: int) -> TokenRate | None:
-    """`dearest_rate` in money of a call that asks for no tool; None where something else may cost more."""
+    """`dearest_rate` in money of a call that asks for no tool and reads up to `read` tokens.
+
+    None where caches, blobs, sound or service tiers may cost more: then `dearest_rate` has to look.
+    """
     rates = highest_rates(vector, read)
     if rates.dear_caches or rates.dear_blobs or rates.dear_sound or vector.service_tiers:
         return None

@@ -389,7 +389,7 @@ def budget_claim(
         return BudgetClaim(raw_tokens=raw, raw_most=raw_most, holds_most=holds_most)
     dearest, may = None, None
     if len(vectors) == 1 and call.asks is False and not call.measured and not _models_search(call):
-        dearest = plain_rate(vectors[0], read)  # as the next two: most calls ask for text alone
+        dearest = plain_rate(vectors[0], read)  # most calls ask for text alone: the same rate, sooner
     if dearest is None:
         may = asks_of(call, vectors, read)
         dearest = dearest_rate(vectors, read, may, in_money=True)

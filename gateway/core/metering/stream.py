@@ -347,12 +347,16 @@ _DIGITS = re.compile(rb"(?:0|[1-9][0-9]{0,14})(?![0-9.eE])")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
-# Where a known event ends, its text, and its number or -1.
+# The place behind a known event in its chunk, the event's text, and its number or -1.
 _Known = tuple[int, str, int]
 
 
 def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes]]) -> _Known | None:
-    """The event that begins there like a known one, and differs in these parts alone; None for any other."""
+    """The event of `chunk` that begins at `at` like a known one, and differs in these parts alone, else None.
+
+    `first` are its bytes up to the first part that differs. `differs` says of each of these its kind and the
+    bytes behind it.
+    """
     if not chunk.startswith(first, at):
         return None
     place, text, number = at + len(first), "", -1
@@ -376,7 +380,7 @@ def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes
     return None if may_be_more(place - at, seen) else (place, text, number)
 
 
-# The same of most events, by one pass in C, where that is compiled.
+# `known_at` by one pass in C (`_usage.c`), where that is compiled; None where Python has to look.
 _event_at: Callable[[bytes, int, bytes, list[tuple[str, bytes]]], _Known | None] | None
 try:
     _event_at = import_module("gateway.core.metering._usage").event_at

@@ -439,7 +439,7 @@ class Directory(CallerCache):
             budgets = terms.no_budgets
         now_ms = int(self._today() * 1000)
         if run is None and remember:
-            found = self._budgets.of_call(budgets, caller, service_id, said, call, now_ms)
+            found = self._budgets.find_by_caller(budgets, caller, service_id, said, call, now_ms)
         else:
             asked = budgets.asked(caller, service_id, said, call)
             found = self._budgets.find(budgets, asked, now_ms, remember, run)

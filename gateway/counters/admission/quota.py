@@ -34,7 +34,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.catalogue import unheard
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.accounts import FLAG_RAISES
-from gateway.counters.layouts.packing import BYTES, SETTLED, code_of, replaced, run_of
+from gateway.counters.layouts.packing import BYTES, SETTLED, code_of, pack_run_id, replaced
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis.calls import (
     KEPT_AT,
@@ -323,7 +323,7 @@ class Counters(LiveHolds):
                 if request.whole:
                     least = -1
                 arguments = packed(  # as `RESERVE` has its fields
-                    RESERVE_HEAD, wire.batch, run_of(wire.run_id), self._directory.version, request.need,
+                    RESERVE_HEAD, wire.batch, pack_run_id(wire.run_id), self._directory.version, request.need,
                     needed, ceiling, least, request.credits_least, request.credits, request.units,
                     request.ttl_ms or self._ttl_ms, service.id, plan_id, BYTES[flags], request_id,
                     frame.end_of(request),
@@ -462,7 +462,7 @@ class Counters(LiveHolds):
         if names:
             counted = packed(settlement.money, settlement.raw_tokens, 1 if settlement.charge else 0)
         return packed(  # as `SETTLEMENT` and `PAID` have their fields
-            SETTLE_HEAD, wire.batch, BYTES[LAYOUT], run_of(wire.run_id),
+            SETTLE_HEAD, wire.batch, BYTES[LAYOUT], pack_run_id(wire.run_id),
             BYTES[packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE],
             settlement.tokens, settlement.of_quota, settlement.credits, settlement.units, settlement.over,
             frame.who, settlement.request_id, frame.settle_user, bulk_head(len(attribution)), attribution,

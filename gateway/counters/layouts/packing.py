@@ -26,7 +26,7 @@ from gateway.core.accounts.outbox import BUDGETED, CARRIED, ENTRY, PRICED
 from gateway.core.accounts.plans import TERMS, PlanTerms, Term
 from gateway.core.billing.money import TIER
 from gateway.core.joined import numbers
-from gateway.core.layout import EARLIER, LAYOUT, Layout, UnknownLayout
+from gateway.core.layout import EARLIER, KINDS, LAYOUT, Layout, UnknownLayout
 from gateway.core.model import (
     INTEGER_MAX,
     BudgetAccount,
@@ -213,9 +213,10 @@ settle_used = SETTLEMENT.part("batch", "over").pack
 _settle_who = SETTLEMENT.part("service_id", "tombstone").pack
 # The bytes before the part that log and late queue keep.
 BATCH_BYTES = SETTLEMENT.offset("layout")
+# Each number of one byte (u8 of a layout), packed.
 BYTES = [bytes([number]) for number in range(256)]
 _TODAY = BYTES[LAYOUT]
-_RUN_BYTES = 40
+_RUN_ID_BYTES = KINDS["s40"].size
 _REFUSED, _CODE = REFUSED.struct, CODE.struct
 BOUNDED, LEASES, STORE_ALLOW = 2, 2, 1  # LEASES more: the plan allows calls without Redis
 
@@ -285,14 +286,15 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
     )  # fmt: skip
 
 
-def run_of(run_id: bytes) -> bytes:
-    """A run id as layouts have it (s40)."""
-    return run_id if len(run_id) == _RUN_BYTES else run_id[:_RUN_BYTES].ljust(_RUN_BYTES, b"\0")
+def pack_run_id(run_id: bytes) -> bytes:
+    """A server's run id as layouts have it (s40): cut, or filled up with NUL, as a struct does."""
+    return run_id if len(run_id) == _RUN_ID_BYTES else run_id[:_RUN_ID_BYTES].ljust(_RUN_ID_BYTES, b"\0")
 
 
 def decision(answer: bytes, service: Service) -> Decision:
     """The answer of `reserve` as a fact; what the service does not move is left out."""
-    if len(answer) >= _ADMITTED_SIZE:  # its fields, and those of BUDGETS behind them, by their places
+    if len(answer) >= _ADMITTED_SIZE:
+        # By their places: 0 to 15 are the fields of ADMITTED, 16 to 22 those of BUDGETS behind them.
         field = numbers(answer)
         verdict, total, free = field[0], field[3], field[4]
         counts, pays = service.counts_tokens, service.meter == "consumption"

@@ -51,13 +51,11 @@ class AnotherType(CountersRefused):
 NEWER_CODE: Final = "NEWERLAYOUT "
 _KINDS: Final = {NEWER_CODE.strip(): NewerLayout, "WRONGTYPE": AnotherType}
 
-# Numbers as arguments of their own, by each.
+# Numbers that are an argument each, as they go over the wire; and how an argument of so many bytes begins.
 _NUMBERS: Final = [b"$%d\r\n%d\r\n" % (len(b"%d" % number), number) for number in range(1_024)]
+_HEADS: Final = [b"$%d\r\n" % size for size in range(1_024)]
 # A map is what a server says of itself where it is asked for RESP 3.
 Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
-
-
-_HEADS: Final = [b"$%d\r\n" % size for size in range(1_024)]
 
 
 def bulk_head(size: int) -> bytes:
@@ -133,6 +131,7 @@ def _shape(*counts: int) -> bytes:
 
 @cache
 def _places(count: int) -> bytes:
+    """The places of the accounts of a form, each its own: a byte each."""
     return bytes(range(FIRST_PLACE, FIRST_PLACE + count))
 
 
@@ -224,6 +223,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
         if own is not None:
             own.append(call)
             continue
+        # Sorted as they come, behind those of the same rank: there are few groups.
         groups[group], place = [call], len(order)
         while place and order[place - 1].rank > group.rank:
             place -= 1
@@ -300,7 +300,7 @@ class CallBatch:
         return taken
 
     def _take_alike(self, calls: list[Call], begin: int) -> int:
-        """Take calls of one form, as many as there is room for."""
+        """Take calls of one form, as many as there is room for: their shape is one row, repeated."""
         form, taken, size = calls[begin][1], 0, 0
         for place in range(begin, min(len(calls), begin + CALLS_MAX - len(self.calls))):
             more = len(calls[place][3])

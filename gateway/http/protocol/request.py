@@ -528,9 +528,10 @@ def accepted(key: bytes) -> bytes:
 # last 48, which are drawn for each: one costs a fraction of a microsecond, and none tells how many there
 # were.
 
-# So many at least, and at most: twice as many as before where those did not last as long as they may.
+# Ids of a batch: twice as many as before where those were used up within `BATCH_S_MAX`, else half as many.
 BATCH_MIN: Final = 4
-BATCH: Final = 64
+BATCH_MAX: Final = 64
+# Random bytes of each id.
 TAIL_BYTES: Final = 6
 # A batch is thrown away after so long: an id says when its request began, to the second.
 BATCH_S_MAX: Final = 1.0
@@ -552,7 +553,7 @@ class RequestIds:
     def next_id(self, now: float) -> str:
         """A new id of 36 characters; `now` in seconds of any clock that goes on."""
         if not self._tails or now - self._drawn_at > BATCH_S_MAX:
-            self._count = max(BATCH_MIN, self._count // 2) if self._tails else min(BATCH, self._count * 2)
+            self._count = max(BATCH_MIN, self._count // 2) if self._tails else min(BATCH_MAX, self._count * 2)
             drawn = self._random(4 + self._count * TAIL_BYTES)
             at = max(0, int(self._clock() * 1000)) & 0xFFFFFFFFFFFF
             version, variant = 0x70 | drawn[0] & 0x0F, 0x80 | drawn[2] & 0x3F

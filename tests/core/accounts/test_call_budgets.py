@@ -109,7 +109,7 @@ def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> 
     caller, other, call = Caller(1, 3, 40, 0), Caller(1, 3, 41, 0), CallRequest("m", GENERIC, b"", user="eve")
 
     def found(by: Caller = caller, service_id: int = 2, user: str = "", at_ms: int = NOW) -> CallBudgets:
-        return known.of_call(budgets, by, service_id, Attribution(user), call, at_ms)
+        return known.find_by_caller(budgets, by, service_id, Attribution(user), call, at_ms)
 
     first = found()
     assert first.names[1] == account_of(1, EACH, "eve")
@@ -130,7 +130,7 @@ def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
     says = Attribution("ada", session="s", project_id=9)
     asks = CallRequest("m", GENERIC, b"", "claude-opus-4", tool="search")
     for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, b"")), (says, asks)):
-        found = known.of_call(budgets, caller, 2, said, call, NOW)
+        found = known.find_by_caller(budgets, caller, 2, said, call, NOW)
         asked = CallAttributes(*budgets.asked(caller, 2, said, call))
         assert found.names == budgets.find(asked, NOW).names
     assert account_of(1, budget, "s") in found.names

@@ -64,8 +64,9 @@ DONE = b"data: [DONE]\n\n"
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
 
-# What most answers say they used, by one pass in C, where that is compiled: model, tier, and tokens read,
-# written, cached and of reasoning. It leaves what says more to the code below, the definition.
+# What most answers say they used, by one pass in C (`_usage.c`), where that is compiled: model, service tier,
+# and tokens of the prompt, of the completion, cached and of reasoning. None where an answer says more:
+# `_read_whole` below is the definition.
 _usage_of: Callable[[bytes], tuple[str, str | None, int, int, int, int] | None] | None
 try:
     _usage_of = import_module("gateway.core.metering._usage").usage_of
