@@ -76,20 +76,21 @@ def _worker(role: str) -> int:
     from gateway.run.loading import loading_code  # noqa: PLC0415  # loaded where it is needed
 
     with loading_code():
-        run = _loaded(role)
+        run = _load_code(role)
     from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
 
     faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
-    run_to_end(coarse_loop.run, _to_its_end(_run_as_told(run)))
+    run_to_end(coarse_loop.run, _to_its_end(_read_settings_and_run(run)))
     return 0
 
 
-def _loaded(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None, None]]:
-    """The code of a process, before its settings: they come once what they name is there.
+def _load_code(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None, None]]:
+    """Load the code of a process, and return what runs it. Its settings come once their servers are there.
 
     Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL. What a keeper and
-    its process for people both need is loaded once: the one is then forked of the other.
+    its process for people both need is loaded once, then the keeper forks. So this returns twice: in the
+    keeper and in the fork.
     """
     from functools import partial  # noqa: PLC0415  # loaded where it is needed
 
@@ -99,7 +100,7 @@ def _loaded(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None,
     if role == "keeper":
         from gateway.run import keeper_doors, people_process  # noqa: F401, PLC0415  # what both need
 
-        is_keeper, people = people_process.forked()
+        is_keeper, people = people_process.fork()
         if is_keeper:
             from gateway.run.keeper import run_keeper  # noqa: PLC0415  # loaded where it is needed
 
@@ -114,8 +115,8 @@ def _loaded(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None,
     return run_gateway
 
 
-async def _run_as_told(run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]) -> None:
-    """Read the settings, which come down standard input, and run by them."""
+async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]) -> None:
+    """Read the settings, one line of standard input, and run by them."""
     import asyncio  # noqa: PLC0415  # loaded where it is needed
 
     from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed

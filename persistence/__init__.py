@@ -9,12 +9,15 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-# SQLAlchemy's connections for asyncio bring its object mapper along, which nothing here uses: it is a quarter
-# of the library's time to load, and 8 MB. So this one package is loaded without its own first lines.
+# SQLAlchemy's package of asyncio connections imports its object mapper, which nothing here uses: a quarter of
+# the library's time to load, and 8 MB. So this one package is loaded without its `__init__.py`; its modules
+# are as ever. `tests/test_layers.py` finds a mapper that comes back.
 _ASYNC = "sqlalchemy.ext.asyncio"
 
 
 class _WithoutMapper(MetaPathFinder, Loader):
+    """Imports `sqlalchemy.ext.asyncio` with the three names that are used here, and nothing else of it."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:

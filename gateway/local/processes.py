@@ -93,10 +93,14 @@ class Child:
         self.program = program
 
     def fork(self) -> bool:
-        """The same, as a copy of this process, which has no loop and no thread yet: False in the copy."""
+        """As `load`, but by a fork of this process, which has no event loop and no thread yet.
+
+        True here, False in the fork: that leads a session of its own, reads its settings from standard input
+        and beats as a started one does. `OSError` where the system has no room for it.
+        """
         beats = self._listening()
         ours, theirs = socket.socketpair()
-        gc.freeze()  # the collector would write to what both share
+        gc.freeze()  # garbage collection would write to pages that both share (copy-on-write)
         pid = os.fork()
         if not pid:
             os.setsid()
@@ -304,7 +308,10 @@ class Child:
 
 
 class ForkedProcess:
-    """A fork of this process, as asyncio has those that it starts; `line` leads to its standard input."""
+    """A fork of this process with the methods of `asyncio.subprocess.Process` that `Child` uses.
+
+    `line` is our end of its standard input. A pidfd says when it ends (Linux).
+    """
 
     def __init__(self, pid: int, line: socket.socket) -> None:
         self.pid, self._line = pid, line
@@ -312,8 +319,8 @@ class ForkedProcess:
         self.stdin: asyncio.StreamWriter | None = None
         self._ending: asyncio.Task[None] | None = None
 
-    async def listen(self) -> None:
-        """Have the way to its standard input, in the loop that runs now."""
+    async def open_stdin(self) -> None:
+        """Open `stdin` in the running event loop: there was none when it was forked."""
         if self.stdin is None:
             _, self.stdin = await asyncio.open_connection(sock=self._line)
 
@@ -348,7 +355,7 @@ Process = asyncio.subprocess.Process | ForkedProcess
 
 async def _written(process: Process, line: bytes) -> None:
     if isinstance(process, ForkedProcess):
-        await process.listen()
+        await process.open_stdin()
     if process.stdin is not None:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(line + b"\n")

@@ -91,8 +91,8 @@ class AdminPort:
         self._listening: AdminListener | None = None
         self._answers, self.vitals = Answers(), ProcessVitals("admin")
 
-    def prepared(self, ports: AdminPorts) -> Callable[[Sequence[socket.socket]], Coroutine[Any, Any, None]]:
-        """All that is served, ready to listen on what is bound already."""
+    def prepare(self, ports: AdminPorts) -> Callable[[Sequence[socket.socket]], Coroutine[Any, Any, None]]:
+        """Build all that is served; what listens on sockets that are bound already."""
         app = build(replace(ports, answers=self._answers))
 
         async def open_on(sockets: Sequence[socket.socket]) -> None:
@@ -233,7 +233,7 @@ class Administration:
         self._loops = keep_going(
             loops, self._log, doors.isolation, (self._teller.loop(), self._gauges.loop())
         )
-        listen_on = port.prepared(self._ports())
+        listen_on = port.prepare(self._ports())
         await doors.wires.connected_within(CONNECTED_S_MAX)
         await self._database.answers()  # who asks first waits for no connection
         await self._loops_begun.wait()

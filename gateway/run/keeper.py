@@ -128,7 +128,7 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
 
 # How long people wait for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
-# So long they wait for counters to be verified: who asks first is then told that they are.
+# How long people wait for verified counters, so that the first answer says so, and how often that is checked.
 VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
 ACCOUNTS_SAID_MAX = 20
 # Loops that find what they found before where nobody has written to PostgreSQL, but for a few seconds' delay.

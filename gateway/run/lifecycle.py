@@ -36,7 +36,7 @@ from gateway.errors import CountersUnavailable, StartError, TollkeeperError
 from gateway.settings.settings import Settings
 
 ASK_INTERVAL_S = 0.25
-# At first it is asked again sooner: what starts beside us is there in a moment.
+# The first interval; each is twice the one before. A server that starts beside us is there in a moment.
 ASK_INTERVAL_MIN_S = 0.02
 # The last look has time to say what is wrong, rather than that there was no time.
 ASK_S_MIN = 1.0
@@ -49,7 +49,7 @@ WAITING_LINES_MAX = 64
 
 def give_back_memory() -> None:
     """Have the C library return what loading and starting took, where it can: some 2 MiB of a gateway."""
-    gc.unfreeze()  # loading left garbage, too
+    gc.unfreeze()  # what `loading_code` froze has garbage, too
     gc.collect()
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

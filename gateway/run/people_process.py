@@ -1,7 +1,7 @@
-"""The process of a keeper's Admin API, as a program: where its supervisor holds the port, it is forked of the
-keeper while both load their code.
+"""The process of a keeper's Admin API, as a program. Where a supervisor holds its port, the keeper forks it
+while both load their code.
 
-Kept apart from `admin_process.py`: it begins before settings and logs are loaded.
+Apart from `admin_process.py`, which watches it: this runs before settings and logs are loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from gateway.local.processes import Child, ProcessSpec, command
 READY_S_MAX = 90.0
 # Requests that are under way have ten seconds.
 STOP_S_MAX = 13.0
+# The port that a supervisor holds for it, and the child that loads its code; None where nobody holds one.
 Loading = tuple[ReservedPort, Child] | None
 
 
@@ -26,10 +27,12 @@ def program(port: ReservedPort, settings: bytes, silent_s_max: float) -> Process
     )  # fmt: skip
 
 
-def forked() -> tuple[bool, Loading]:
-    """Fork it of a keeper that has loaded what both need; whether this is the keeper, and what that one has.
+def fork() -> tuple[bool, Loading]:
+    """Fork it off a keeper that has loaded what both need: (True, port and child) in the keeper, (False,
+    None) in the fork.
 
-    Where no supervisor holds the port, or the system cannot say when a fork ends, the keeper starts it later.
+    Without a fork where no supervisor holds the port, or the system has no `pidfd_open` to say when one ends:
+    then the keeper starts the program later.
     """
     own, _ = supervisor_port()
     if not own:

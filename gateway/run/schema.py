@@ -29,8 +29,8 @@ def migrate(
 
 
 def load() -> None:
-    """Load what a look at a schema that is up to date needs: while its server starts."""
-    with suppress(ImportError):  # told where it is used
+    """Load the code that checks the schema's version, while PostgreSQL starts."""
+    with suppress(ImportError):  # its first user says so
         from persistence.schema import standing  # noqa: F401, PLC0415  # only two commands need it
 
 
