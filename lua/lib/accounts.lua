@@ -21,6 +21,8 @@ local keys_before, own_before, places_before = 0, 0, 0
 -- need not be opened again; who else writes it packs something else. While a call has one nobody knows it: it may fail halfway.
 -- There are 512 at most: Redis has Lua collect every 50 calls, and each time all that are kept are walked through. When there are
 -- 256 of them, they become those of before, whom nobody keeps but who asks for them.
+-- That place is PACKED of a budget account, else `packed_at` by scope. An account of a scope has two more behind it: its bytes before
+-- all fields that move, and its bytes behind those. They are false, or absent, where they were not cut out yet
 local OPENED_MAX, PACKED = 256, 13
 local opened_of, opened_count, opened_before = {}, 0, {}
 local packed_at = {KEY_SIZE + 1, USER_SIZE + 1, TENANT_SIZE + 1, ORGANIZATION_SIZE + 1}

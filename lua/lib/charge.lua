@@ -20,7 +20,7 @@ local function unmoved(mode, key_id, service_id, request_id, argv, a, tenant, no
   })
 end
 
--- What a call that moves tokens alone has, as most do: its outbox entry needs no facts in a table.
+-- Facts of a call that moves tokens alone, as most do: none. `settle` charges it itself.
 local no_facts = {}
 
 -- moves the accounts any other call touches; answers its one outbox entry and the facts in it that `settle` answers

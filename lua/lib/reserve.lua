@@ -69,23 +69,23 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
     required(scopes, now, need, had)
   if lacking then return lacking end
   if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then
-    return give_up(refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION))
+    return roll_back(refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION))
   end
-  if short then return give_up(short) end
+  if short then return roll_back(short) end
   if raised_hold then put_back(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
   local tokens, bounds
   tokens, short, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
-  if short then return give_up(short) end
+  if short then return roll_back(short) end
   if accounts then
     local enough
     enough, short = budget_needs(accounts, now, argv[a + given], raised_packed, tenant.admission == STRICT)
-    if not enough then return give_up(short) end
-  elseif raised_hold and raised_hold.budgets > 0 then return give_up(redis.error_reply('ERR a hold is raised with its budget accounts')) end
+    if not enough then return roll_back(short) end
+  elseif raised_hold and raised_hold.budgets > 0 then return roll_back(redis.error_reply('ERR a hold is raised with its budget accounts')) end
   if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
   if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
   -- what units hold is kept with their service
   if uses and not short then credits, short = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
-  if short then return give_up(short) end
+  if short then return roll_back(short) end
 
   local tail, money, raw_tokens, told = '', 0, 0, ''
   if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end

@@ -97,7 +97,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   local entry, facts = nil, no_facts
   if not free then
     local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
-    if tokens_alone then
+    if tokens_alone then -- as `charge` does, of tokens alone
       tenant.used, tenant.seq = tenant.used + weighed, tenant.seq + 1
       if now > tenant.ledger_at then tenant.ledger_at = now end
       entry = tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant),

@@ -7,17 +7,14 @@ local function refused(verdict, now, scope, kind, used, most, till)
   }
 end
 
--- Takes one request and up to `need` tokens of accounts in the order of their scopes. Answers a refusal, and then nothing was taken;
--- or nil, the refusal where only tokens lack, which whatever else may lack comes before, and of the tightest bucket of requests and
--- that of tokens: scope (0: none), limit, used. Of accounts that a hold which is topped up took of (`had`: its tokens), it has the
--- request and the slot, and the tokens come in place of those. Of a scope that has no account nothing is taken. `takes` has the tokens
--- taken by scope. The levels before are kept as well: a call that is refused later gives up all that it took
+-- By scope, of the last call that took: the tokens taken, and the levels before with their times, which `roll_back` puts back.
 local takes = {0, 0, 0, 0}
 local requests_before, tokens_before, times_before = {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}
+-- Its accounts, what a hold that it tops up has of them, and the last scope that was taken from.
 local taken_of, taken_had, taken_to
 
--- gives up all that was taken for a call, which is refused with this answer
-local function give_up(answer)
+-- puts back all that `required` took of opened accounts for a call, and answers its refusal; nothing was written yet
+local function roll_back(answer)
   for scope = SCOPE_KEY, taken_to do
     local account = taken_of[scope]
     if account then
@@ -28,6 +25,11 @@ local function give_up(answer)
   return answer
 end
 
+-- Takes one request, one slot and up to `need` tokens of the opened accounts, in the order of their scopes; a scope without an
+-- account gives nothing. `had` has by scope the tokens that the hold has which is topped up: there request and slot are taken already,
+-- and the tokens come in place of those. Answers a refusal, and then nothing was taken. Else nil, then the refusal where only tokens
+-- lack, since any other comes before it; then scope (0: none), limit and level of the tightest bucket of requests, and the same of
+-- tokens. If the call is refused after that, `roll_back` puts all back
 local function required(accounts, now, need, had)
   local short
   local wanted = need * UNIT
@@ -57,12 +59,12 @@ local function required(accounts, now, need, had)
           requests_used = requests_used + UNIT
           if requests_used > rpm * UNIT then
             account.at, taken_to = at, scope - 1
-            return give_up(refused(VERDICT_RATE_LIMITED, now, scope, KIND_REQUESTS, ceil(requests_used / UNIT) - 1, rpm, now + ceil((requests_used - rpm * UNIT) / rpm)))
+            return roll_back(refused(VERDICT_RATE_LIMITED, now, scope, KIND_REQUESTS, ceil(requests_used / UNIT) - 1, rpm, now + ceil((requests_used - rpm * UNIT) / rpm)))
           end
         end
         if concurrency > 0 and inflight >= concurrency then
           account.at, taken_to = at, scope - 1
-          return give_up(refused(VERDICT_CONCURRENCY_LIMITED, now, scope, KIND_CONCURRENCY, inflight, concurrency, now + 1000))
+          return roll_back(refused(VERDICT_CONCURRENCY_LIMITED, now, scope, KIND_CONCURRENCY, inflight, concurrency, now + 1000))
         end
         account.inflight = inflight + 1
       end

@@ -1,5 +1,7 @@
 -- write: what the calls of one call of a function moved, all at once. Needs state, batch, accounts, account, kept.
--- notes what the only call of a part moved of a tenant, an organization, a key and a user
+
+-- As `leave_part`, of a part whose only call has moved nothing but these (PART_ALONE): they stand in the order tenant, organization,
+-- key, user, and each is written out here instead of found by a loop
 local function leave_call(keys)
   local count, at, places, accounts = write_count, places_before + 2, packed_at, account_of
   local name, raw, account = keys[at + keys_before], packed_of(raw_of[at], accounts[at], SCOPE_TENANT), accounts[at]
