@@ -23,8 +23,8 @@ AOF = "appendonlydir"
 SOCKET_PATH_BYTES_MAX = 100
 _PLAIN = re.compile(r"[A-Za-z0-9/._+-]+")
 # Scripts make and free many small strings, more of a size than the C library keeps at hand unasked:
-# 127 save a tenth of the server's time, 1,000 another fiftieth. Before 2.30 it takes no more than 127 and
-# leaves out what asks for more. jemalloc, where the machine has it, saves more (a sixth).
+# 127 save a tenth of the server's time, 1,000 another fiftieth. The later value holds; glibc before 2.30
+# ignores one above 127. jemalloc, where the machine has it, saves more (a sixth).
 TUNABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=127:glibc.malloc.tcache_count=1000"}
 LIBRARIES = (f"usr/lib/{platform.machine()}-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib")
 JEMALLOC = "libjemalloc.so.2"
