@@ -1,4 +1,5 @@
-/* Parts of a message in one row of bytes, and the numbers in one: `joined.py` says what they are. */
+/* Concatenate the parts of a message, and read the numbers of one. `packed`, `said` and `numbers` are `pack_parts`,
+   `say_parts` and `unpack_numbers` of joined.py, the definition. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -64,7 +65,7 @@ static char *tell(char *to, PyObject *number)
     return to + (digits + DIGITS_MAX - at);
 }
 
-/* All parts in a row; a number takes `most` bytes, or up to that, and `write` says behind which it ends. */
+/* All parts, concatenated. A number takes `most` bytes at most; `write` writes it and returns the place behind. */
 static inline __attribute__((always_inline)) PyObject *row(
     PyObject *const *parts, Py_ssize_t count, Py_ssize_t most, char *(*write)(char *, PyObject *))
 {

@@ -73,6 +73,7 @@ typedef struct {
     Place object, list; /* what an object or a list is there, UNKNOWN where it may be none */
     int says;
 } Member;
+/* A name and its size. */
 #define N(name) name, sizeof name - 1
 
 typedef struct {
@@ -118,7 +119,7 @@ static inline unsigned marked(const byte *at)
     return (unsigned)_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quotes, backslashes), others));
 }
 
-/* A bit for each of sixty-four bytes that is this one, or below it as a signed one. */
+/* A mask of sixty-four bytes: a bit for each that is equal to `one`, or less as a signed byte (`equal`, `below`). */
 typedef uint64_t (*Find)(const byte *at, char one);
 
 static inline uint64_t equal(const byte *at, char one)
@@ -857,6 +858,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Take AVX2 where this processor has it. */
 static int choose(PyObject *module)
 {
     (void)module;

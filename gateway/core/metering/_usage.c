@@ -1,6 +1,7 @@
-/* What a call used, in one pass. `usage_of(document)` is what chat.py reads of a whole answer: (model, tier, prompt,
-   completion, cached, reasoning), of one whose report says no more than that. `event_at(chunk, at, first, differs)` is
-   `known_at` of stream.py, for texts without escapes. `facts_of(values)` is how msgspec writes the facts of a call.
+/* What a call used, in one pass. `usage_of(document)` is what `_read_whole` of families/openai/chat.py reads of a whole
+   answer: (model, service tier, tokens of the prompt, of the completion, cached, of reasoning), of one whose report says
+   no more than that. `event_at(chunk, at, first, differs)` is `known_at` of stream.py, for texts without escapes.
+   `facts_of(values)` is `write_facts` of accounts/outbox.py, of the values of `CallFacts`.
    Each returns None where Python has to look: Python is the definition, this is the short way.
 
    A document is taken where msgspec takes it: texts that nobody reads may be no UTF-8. It is linear in time, allocates
@@ -26,7 +27,10 @@
 
 typedef unsigned char byte;
 
+/* What a name of a report has: a count that is read, one that must be 0 (Python reads it as a part of its own), one that
+   is not read, or an object of counts. All but the first three may be null. */
 enum { PROMPT, COMPLETION, TOTAL, CACHED, REASONING, COUNTS, NOTHING, ANY, OF_PROMPT, OF_COMPLETION };
+/* What a name of a document has. An error that is not null is left to Python. */
 enum { USAGE, ERROR, MODEL, TIER };
 
 typedef struct {
@@ -51,6 +55,7 @@ static const Name of_completion[] = {
 
 static inline int is_digit(byte c) { return c >= '0' && c <= '9'; }
 
+/* Behind white space. */
 static inline const byte *white(const byte *at)
 {
     while (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')
@@ -310,7 +315,7 @@ static PyObject *usage_of(PyObject *self, PyObject *document)
     );
 }
 
-/* Whether an event's text, which ends there, is one without escapes, and a padding ASCII as well. */
+/* Whether the bytes up to `end` are a text without escapes, and, where nobody reads it (padding), ASCII. */
 static int is_simple(const byte *at, const byte *end, int is_text)
 {
     for (; at < end; at++)
@@ -319,6 +324,7 @@ static int is_simple(const byte *at, const byte *end, int is_text)
     return 1;
 }
 
+/* A kind of `differs` goes by its first letter: that of `text`, `number` or padding, as stream.py names them. */
 static PyObject *event_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     (void)self;
