@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from msgspec.structs import astuple
 from gateway.core.accounts.outbox import NONE, CallFacts, write_facts
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.families.openai import chat
+from gateway.core.metering import stream
 from gateway.core.metering.meter import Detail, Meter
+from gateway.core.metering.report import ENVELOPE_BYTES
 from gateway.core.metering.stream import known_at
 from tests.contract.test_compiled import compiler
 from tests.core.meter.recorded import call
@@ -198,6 +201,13 @@ def test_an_event_like_a_known_one_is_read_alike(  # noqa: PLR0917  # what it is
         assert found in {None, read}
         plain = not set(b'\\"\x01') & set(b"".join(said)) and differs[0][0] == "text" and said[1].isascii()
         assert found is not None or read is None or not plain or chunk not in {event, event * 2}
+
+
+def test_c_says_the_constants_and_kinds_that_python_says() -> None:
+    stated = dict(re.findall(r"^#define (\w+) (\d+)", SOURCE.read_text(), re.MULTILINE))
+    assert int(stated["ENVELOPE_BYTES"]) == ENVELOPE_BYTES
+    assert (stream._TEXT_PART[0], stream._NUMBER_PART[0]) == ("t", "n")
+    assert stream._PADDING[0] not in {"t", "n"}
 
 
 def test_an_event_is_looked_for_within_its_chunk(usage: Any) -> None:
