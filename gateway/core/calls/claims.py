@@ -399,9 +399,8 @@ def budget_claim(
         likely_read = min(min(read, need), call.input_estimate)  # noqa: PLW3301  # of two it is compiled
         likely = plain_rate(vectors[0], likely_read) if may is None else None
         if likely is None:
-            likely = dearest_rate(
-                vectors, likely_read, likely_asks(call, may or PriceQualifiers()), in_money=True
-            )
+            may = may or asks_of(call, vectors, read)
+            likely = dearest_rate(vectors, likely_read, likely_asks(call, may), in_money=True)
         rate = likely
         if estimate.input_share != 1:  # a price is exact as long as nothing was learned of it
             rate.input = math.ceil(rate.input * estimate.input_share)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
 import msgspec
@@ -108,8 +109,14 @@ def seen(document: bytes, by: Callable[[bytes], Any] | None) -> list[object]:
         chat.DIALECT.read_whole(meter, document)
     finally:
         chat._usage_of = before
-    said = [getattr(meter, name) for name in Meter.__slots__ if name not in {"call", "bounds", "detail"}]
-    return said + [getattr(meter.detail, name) for name in Detail.__slots__]
+    said = [getattr(meter, name) for name in attributes(Meter) if name not in {"call", "bounds", "detail"}]
+    return said + [getattr(meter.detail, name) for name in attributes(Detail)]
+
+
+def attributes(kind: type) -> list[str]:
+    """What objects of a class with slots have; of a compiled class as well, which does not name its slots."""
+    kept = MemberDescriptorType, GetSetDescriptorType
+    return sorted(name for name, value in vars(kind).items() if isinstance(value, kept))
 
 
 @pytest.mark.parametrize("document", TAKEN)
