@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import installed
+from tests.extensions import compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S_MAX = 1800
@@ -18,19 +18,10 @@ RUN_S_MAX = 1800
 LEFT_OUT = "tests/http/server/test_request_driver.py"
 
 
-def compiler() -> object:
-    spec = importlib.util.spec_from_file_location("compile_hot_path", ROOT / "deploy" / "compile.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages with the hot path compiled."""
-    if compiler().lacking():  # type: ignore[attr-defined]  # a script, loaded by its path
+    if compiler().lacking():
         pytest.skip("this machine has no C compiler or no Python.h")
     made = tmp_path_factory.mktemp("compiled")
     build = subprocess.run(
@@ -88,7 +79,7 @@ def test_constants_are_final_for_the_compiler() -> None:
         "CALLS_MAX = 3\n_HELD_MAX = 4\nWAIT_S = LOOK_S = 0.5\nlower = 1\n_TABLE = {\n    1: 'one',\n}\n"
         "GROWS = {}\nGROWS |= _TABLE\n"
     )
-    assert compiler().with_final_constants(text) == (  # type: ignore[attr-defined]  # a script, loaded by its path
+    assert compiler().with_final_constants(text) == (
         "from __future__ import annotations\nfrom typing import Final as _Final\n"
         "T = TypeVar('T')\nNEVER: _Final = float('inf')\n_A: _Final = 'a'\nB: _Final = 2\n"
         "C: _Final = 0\nD: _Final = 1\nSTEPS = (0.5, 1.0)\n"
@@ -105,7 +96,7 @@ def test_what_a_dataclass_begins_with_is_written_out_for_the_compiler() -> None:
         "@dataclass(slots=True)\nclass Made:\n    one: list[int] = field(default_factory=list)\n\n\n"
         "@dataclass(slots=True)\nclass Shared:\n    one: frozenset[int] = frozenset()\n"
     )
-    plainly = compiler().begun_plainly(text)  # type: ignore[attr-defined]  # a script, loaded by its path
+    plainly = compiler().begun_plainly(text)
     space: dict[str, object] = {}
     exec("from dataclasses import dataclass, field\n" + plainly, space)  # what was written above
     plain = space["Plain"](1, two="b")  # type: ignore[operator]  # a class of the text
@@ -120,5 +111,5 @@ def test_types_are_asked_for_one_by_one_by_the_compiler() -> None:
         "def plain(a, b):\n"
         "    return (isinstance(a, int | str), isinstance(b, (dict | list)), isinstance(a, dict), a | b)\n"
     )
-    apart = compiler().with_types_apart(text)  # type: ignore[attr-defined]  # a script, loaded by its path
+    apart = compiler().with_types_apart(text)
     assert "isinstance(a, (int, str)), isinstance(b, ((dict, list))), isinstance(a, dict), a | b" in apart

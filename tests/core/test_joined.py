@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from struct import pack
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.joined import pack_parts, say_parts, unpack_numbers
-from tests.contract.test_compiled import compiler
+from tests import extensions
 from tests.tree import ROOT
 
 EDGES = st.sampled_from([0, -1, 1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63)])
@@ -21,17 +20,8 @@ PARTS = st.lists(st.binary() | st.text(st.characters(exclude_categories=["Cs"]))
 
 @pytest.fixture(scope="module")
 def in_c(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    script: Any = compiler()
-    if script.lacking():
-        pytest.skip("this machine has no C compiler or no Python.h")
     source = ROOT / "gateway" / "core" / "_joined.c"
-    made = script.extension(source, tmp_path_factory.mktemp("joined"), "-Wall -Wextra -Werror")
-    spec = importlib.util.spec_from_file_location("_joined", made)
-    assert spec is not None
-    assert spec.loader is not None
-    here = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(here)
-    return here
+    return extensions.built(source, tmp_path_factory.mktemp("joined"))
 
 
 @given(parts=PARTS)

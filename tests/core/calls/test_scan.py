@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
@@ -42,7 +41,7 @@ from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES, OF_METER, SHAPES
 from gateway.core.model import Family
 from gateway.errors import Refusal
-from tests.contract.test_compiled import compiler
+from tests import extensions
 from tests.tree import ROOT
 
 SOURCE = ROOT / "gateway" / "core" / "calls" / "_scan.c"
@@ -63,16 +62,7 @@ METERS = (
 
 
 def built(folder: Path, flags: str) -> Scan:
-    script: Any = compiler()
-    if script.lacking():
-        pytest.skip("this machine has no C compiler or no Python.h")
-    made = script.extension(SOURCE, folder, f"-Wall -Wextra -Werror {flags}")
-    spec = importlib.util.spec_from_file_location("_scan", made)
-    assert spec is not None
-    assert spec.loader is not None
-    here = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(here)
-    found: Scan = here.scan
+    found: Scan = extensions.built(SOURCE, folder, flags).scan
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from gateway.core.metering import stream
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.metering.report import ENVELOPE_BYTES
 from gateway.core.metering.stream import known_at
-from tests.contract.test_compiled import compiler
+from tests import extensions
 from tests.core.meter.recorded import call
 from tests.http.protocol.test_framing import mutated
 from tests.tree import ROOT
@@ -88,17 +87,7 @@ PARTS = [
 
 @pytest.fixture(scope="module", params=["", "-DWITHOUT_SSE2"], ids=["by 16", "by 1"])
 def usage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    script: Any = compiler()
-    if script.lacking():
-        pytest.skip("this machine has no C compiler or no Python.h")
-    folder = tmp_path_factory.mktemp("usage")
-    made = script.extension(SOURCE, folder, f"-Wall -Wextra -Werror {request.param}")
-    spec = importlib.util.spec_from_file_location("_usage", made)
-    assert spec is not None
-    assert spec.loader is not None
-    here = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(here)
-    return here
+    return extensions.built(SOURCE, tmp_path_factory.mktemp("usage"), request.param)
 
 
 def seen(document: bytes, by: Callable[[bytes], Any] | None) -> list[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from gateway.http.protocol import answer, request
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import IDLE, Malformed
 from gateway.http.protocol.request import ClientSide, HeadCut, cut_head
-from tests.contract.test_compiled import compiler
+from tests import extensions
 from tests.http.protocol.test_framing import mutated
 from tests.tree import ROOT
 
@@ -60,15 +59,7 @@ STATUS_LINES = [
 
 
 def built(folder: Any, flags: str = "") -> Any:
-    script: Any = compiler()
-    if script.lacking():
-        pytest.skip("this machine has no C compiler or no Python.h")
-    made = script.extension(SOURCE, folder, f"-Wall -Wextra -Werror {flags}")
-    spec = importlib.util.spec_from_file_location("_heads", made)
-    assert spec is not None
-    assert spec.loader is not None
-    here = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(here)
+    here: Any = extensions.built(SOURCE, folder, flags)
     here.know_credentials(tuple(request.CREDENTIAL_FIELDS))
     here.know_fields(answer._FIELDS, answer._PREFIXES)
     return here
