@@ -38,11 +38,8 @@ def fork() -> tuple[bool, Loading]:
     if not own:
         return True, None
     port = ReservedPort(own)
-    spec = program(port, b"", READY_S_MAX)
-    child = Child(spec, _say, lambda: None)
-    if not hasattr(os, "pidfd_open"):
-        return True, (port, child)
-    if child.fork():
+    child = Child(program(port, b"", READY_S_MAX), _say, lambda: None)
+    if not hasattr(os, "pidfd_open") or child.fork():
         return True, (port, child)
     for one in own:  # found again by its descriptor, as by one that is started
         one.detach()
