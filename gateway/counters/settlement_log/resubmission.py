@@ -155,6 +155,8 @@ class VerifiedEpochs:
 
 
 LOOK_S = 1.6
+# While only calls in flight are waited for, and behind the first marker that Redis tells of: others follow.
+SOON_S = 0.05
 ADOPT_S = 10.0
 # A partition whose stream is broken has all of its records fail: not every second.
 RECOVER_AGAIN_S = 10.0
@@ -204,6 +206,7 @@ class Resubmitter:
         self._reported = [0] * PARTITIONS
         self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
+        self._news, self._held_up = asyncio.Event(), False
         wires.hear(self._told)
 
     @property
@@ -213,18 +216,22 @@ class Resubmitter:
 
     async def run(self) -> None:
         """Look until cancelled: every other second, at once when something was spooled or Redis tells of
-        other markers or data, and five times a second while not all is verified, sent again and reported.
+        other markers or data, and five times a second while not all is verified, sent again and reported;
+        sooner where calls in flight are all that this waits for.
         """
         while True:
             self._log.woken.clear()
+            self._news.clear()
             try:
                 await self.resubmit()
             except CountersUnavailable:
-                self._seen = []
+                self._seen, self._held_up = [], False
             if not self._log.waiting and self.is_calm:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._log.woken.wait(), LOOK_S)
-            await asyncio.sleep(self._bounds.retry_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), SOON_S if self._held_up else self._bounds.retry_s)
+                await asyncio.sleep(SOON_S)
 
     @property
     def is_calm(self) -> bool:
@@ -233,6 +240,7 @@ class Resubmitter:
 
     def _told(self, name: bytes) -> None:
         if self._verified.told(name):
+            self._news.set()
             self._log.woken.set()
 
     async def resubmit(self) -> None:
@@ -256,6 +264,7 @@ class Resubmitter:
             self._recover_at = 0.0  # what failed under others may not fail now
         # In this order: what calls in flight spool before they end is found below.
         going_on = self._going_on(epochs)
+        self._held_up = not all(going_on.values())
         waiting = set[int]()
         for segment in list(self._log.segments):
             waiting |= await self._send_spooled(segment, epochs)

@@ -246,6 +246,29 @@ async def test_it_runs_by_itself(world: World, tmp_path: Path) -> None:
             await running
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["nobody calls", "a call is in flight"])
+async def test_it_reports_as_soon_as_redis_tells_of_a_marker_or_the_last_call_has_settled(
+    world: World, tmp_path: Path, busy: bool
+) -> None:
+    bounds = replace(QUICK, retry_s=3_600.0, calls_s_max=3_600.0)
+    async with worker_at(world.url, tmp_path, bounds=bounds) as worker:
+        verify(world)
+        unverify(world)
+        running = asyncio.create_task(worker.resubmitter.run())
+        await eventually(lambda: reported(world) == {0, 1})
+        worker.resubmitter._in_flight = lambda _: busy
+        verify(world, epoch=2)
+        worker.resubmitter._told(b"")
+        if busy:
+            await eventually(lambda: worker.resubmitter._sent_again == [2] * PARTITIONS)
+            assert 2 not in reported(world)
+            busy = False
+        await eventually(lambda: reported(world) == {2})
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
 # --- acknowledged -----------------------------------------------------------------------
 
 
