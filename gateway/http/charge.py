@@ -7,7 +7,6 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, Final
 
 import msgspec
@@ -91,12 +90,6 @@ Failed = tuple[int, str]
 # Told, where its upstream's capacity is stated, how many tokens a call used, and whether it was forwarded.
 Room = Callable[[int, bool], None]
 _NOT: Failed = (0, "")
-# `write_facts` of the values of `CallFacts` in C (`_usage.c`), if that is compiled; None where Python has to.
-_facts_of: Callable[[tuple[Any, ...]], bytes | None] | None
-try:
-    _facts_of = import_module("gateway.core.metering._usage").facts_of
-except ImportError:
-    _facts_of = None
 
 
 class AdmittedCall:
@@ -387,11 +380,7 @@ class AdmittedCall:
         )  # fmt: skip
         if facts is None:
             return settlement
-        written = _facts_of(facts) if used and _facts_of is not None else None
-        if written is None:
-            whole = CallFacts(*facts)
-            written = write_facts(whole if used else briefly(whole))
-        settlement.metadata = written
+        settlement.metadata = write_facts(facts if used else briefly(CallFacts(*facts)))
         if not used:
             return settlement
         decision, total, cost, counts = self.decision, usage.total, self._cost, self._counts

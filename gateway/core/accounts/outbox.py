@@ -88,10 +88,15 @@ _decode = msgspec.json.Decoder(CallFacts).decode
 _objects = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def write_facts(facts: CallFacts) -> bytes:
-    """The facts as they travel; without what nothing is charged by where an entry has no room for all."""
+def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
+    """The facts, or their values by place, as they travel.
+
+    Without what nothing is charged by where an entry has no room for all.
+    """
     written = _encode(facts)
-    return written if len(written) <= FACTS_BYTES_MAX else _encode(briefly(facts))
+    if len(written) <= FACTS_BYTES_MAX:
+        return written
+    return _encode(briefly(facts if isinstance(facts, CallFacts) else CallFacts(*facts)))
 
 
 def briefly(facts: CallFacts) -> CallFacts:

@@ -1,7 +1,6 @@
 /* What a call used, in one pass. `usage_of(document)` is what `_read_whole` of families/openai/chat.py reads of a whole
    answer: (model, service tier, tokens of the prompt, of the completion, cached, of reasoning), of one whose report says
    no more than that. `event_at(chunk, at, first, differs)` is `known_at` of stream.py, for texts without escapes.
-   `facts_of(values)` is `write_facts` of accounts/outbox.py, of the values of `CallFacts`.
    Each returns None where Python has to look: Python is the definition, this is the short way.
 
    A document is taken where msgspec takes it: texts that nobody reads may be no UTF-8. It is linear in time, allocates
@@ -22,7 +21,6 @@
 #define DEPTH_MAX 60
 #define COUNT_DIGITS_MAX 15
 #define NAME_BYTES_MAX 128
-#define FACTS_BYTES_MAX 4096
 #define ENVELOPE_BYTES 512 /* as report.py says */
 
 typedef unsigned char byte;
@@ -380,102 +378,9 @@ static PyObject *event_at(PyObject *self, PyObject *const *args, Py_ssize_t narg
     return Py_BuildValue("(nNL)", (Py_ssize_t)(place - chunk), said, (long long)number);
 }
 
-/* Write a whole number; how many bytes that took. */
-static int digits(char *to, long long number)
-{
-    char reversed[20];
-    int count = 0, sign = number < 0;
-    unsigned long long left = sign ? -(unsigned long long)number : (unsigned long long)number;
-    do {
-        reversed[count++] = '0' + left % 10;
-    } while (left /= 10);
-    if (sign)
-        *to = '-';
-    for (int i = 0; i < count; i++)
-        to[sign + i] = reversed[count - 1 - i];
-    return sign + count;
-}
-
-/* Write a value in at most `room` bytes; how many it took, -1 where Python has to. */
-static Py_ssize_t written(char *to, Py_ssize_t room, PyObject *value)
-{
-    if (PyUnicode_CheckExact(value)) {
-        Py_ssize_t size = PyUnicode_GET_LENGTH(value);
-        if (!PyUnicode_IS_COMPACT_ASCII(value) || size + 2 > room)
-            return -1;
-        const byte *text = PyUnicode_1BYTE_DATA(value);
-        for (Py_ssize_t i = 0; i < size; i++) {
-            if (text[i] < ' ' || text[i] == '"' || text[i] == '\\' || text[i] == 0x7F)
-                return -1;
-            to[i + 1] = text[i];
-        }
-        to[0] = to[size + 1] = '"';
-        return size + 2;
-    }
-    if (room < 24)
-        return -1;
-    if (PyLong_CheckExact(value)) {
-        int is_over;
-        long long number = PyLong_AsLongLongAndOverflow(value, &is_over);
-        return is_over ? -1 : digits(to, number);
-    }
-    const char *word = value == Py_None ? "null" : value == Py_True ? "true" : value == Py_False ? "false" : NULL;
-    if (PyDict_CheckExact(value) && PyDict_GET_SIZE(value) == 0)
-        word = "{}";
-    if (word != NULL) {
-        memcpy(to, word, strlen(word));
-        return strlen(word);
-    }
-    if (PyTuple_CheckExact(value)) {
-        Py_ssize_t at = 0, count = PyTuple_GET_SIZE(value);
-        to[at++] = '[';
-        for (Py_ssize_t i = 0; i < count; i++) {
-            PyObject *one = PyTuple_GET_ITEM(value, i);
-            Py_ssize_t size = PyLong_CheckExact(one) ? written(to + at, room - at - 2, one) : -1;
-            if (size < 0)
-                return -1;
-            at += size;
-            to[at++] = i + 1 < count ? ',' : ']';
-        }
-        if (!count)
-            to[at++] = ']';
-        return at;
-    }
-    /* JSON as it came. */
-    Py_buffer raw;
-    if (PyBytes_Check(value) || !PyObject_CheckBuffer(value) || PyObject_GetBuffer(value, &raw, PyBUF_SIMPLE) < 0) {
-        PyErr_Clear();
-        return -1;
-    }
-    Py_ssize_t size = raw.len <= room ? raw.len : -1;
-    if (size > 0)
-        memcpy(to, raw.buf, size);
-    PyBuffer_Release(&raw);
-    return size;
-}
-
-static PyObject *facts_of(PyObject *self, PyObject *values)
-{
-    char text[FACTS_BYTES_MAX];
-    Py_ssize_t at = 0, count = PyTuple_CheckExact(values) ? PyTuple_GET_SIZE(values) : 0;
-    (void)self;
-    if (!count)
-        Py_RETURN_NONE;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        text[at++] = i ? ',' : '[';
-        Py_ssize_t size = written(text + at, FACTS_BYTES_MAX - at - 2, PyTuple_GET_ITEM(values, i));
-        if (size < 0)
-            Py_RETURN_NONE;
-        at += size;
-    }
-    text[at++] = ']';
-    return PyBytes_FromStringAndSize(text, at);
-}
-
 static PyMethodDef methods[] = {
     {"usage_of", usage_of, METH_O, NULL},
     {"event_at", (PyCFunction)(void (*)(void))event_at, METH_FASTCALL, NULL},
-    {"facts_of", facts_of, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 from msgspec.structs import replace as replaced
 
 from gateway.core.accounts.outbox import (
@@ -226,7 +227,9 @@ CALL = CallFacts(
 @given(st.text(max_size=20), st.integers(0, 2**53), st.dictionaries(st.text(max_size=5), st.integers(0, 9)))
 def test_what_is_written_is_read(model: str, total: int, tools: dict[str, int]) -> None:
     facts = replaced(CALL, model=model, total=total, tools=tools)
-    assert read_facts(write_facts(facts)) == facts
+    written = write_facts(facts)
+    assert read_facts(written) == facts
+    assert write_facts(astuple(facts)) == written
 
 
 def test_older_and_newer_facts_are_read_as_far_as_both_know_them() -> None:
@@ -253,7 +256,9 @@ def test_kinds_of_a_newer_version_are_left_out() -> None:
     ],
 )
 def test_facts_fit_an_entry_whatever_they_say_and_the_counts_with_them(much: dict[str, Any]) -> None:
-    written = write_facts(replaced(CALL, **much))
+    facts = replaced(CALL, **much)
+    written = write_facts(facts)
+    assert write_facts(astuple(facts)) == written
     for metadata in (written, corrected(written, "r" * 36, "settled after its hold was reclaimed")):
         event = decode(encode(replace(decode(BLANK), kind=1, metadata=metadata)))
         assert event.facts is not None

@@ -1,4 +1,4 @@
-"""What C reads of an answer, and writes of a call, is what Python does, the definition, or nothing."""
+"""What C reads of an answer is what Python does, the definition, or nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from collections.abc import Callable
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import astuple
 
-from gateway.core.accounts.outbox import NONE, CallFacts, write_facts
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.families.openai import chat
 from gateway.core.metering import stream
@@ -215,37 +212,3 @@ def test_an_event_is_looked_for_within_its_chunk(usage: Any) -> None:
         assert usage.event_at(event[:size], 0, FIRST, parts) is None
     for odd in ([], [("text",)], [(1, BEHIND)], [("text", "x")], [("", BEHIND)], [("text", b"")]):
         assert usage.event_at(event, 0, FIRST, odd) is None
-
-
-FACTS = CallFacts(
-    model="m", response_model="m-1", streamed=True, status=200, duration_ms=9, first_token_ms=4,
-    counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0), total=21, units=1, service_tier="priority", cost=12,
-    currency="USD", price_id=3, route="/v1/messages", upstream_request_id="req_1",
-)  # fmt: skip
-VALUES: st.SearchStrategy[Any] = (
-    st.text(max_size=8) | st.text('abc /-"\\\x7f\x1f\n', max_size=8) | st.integers(-(2**64), 2**65)
-    | st.booleans() | st.none() | st.just({})
-    | st.dictionaries(st.text(max_size=3), st.integers(), max_size=2)
-    | st.lists(st.integers(0, 2**60), max_size=12).map(tuple)
-    | st.sampled_from([NONE, msgspec.Raw(b'{"a":1}'), msgspec.Raw(b"")])
-)  # fmt: skip
-
-
-@settings(max_examples=200)
-@given(st.lists(VALUES, min_size=1, max_size=12))
-def test_values_are_written_as_msgspec_writes_them(usage: Any, values: list[Any]) -> None:
-    written = usage.facts_of(tuple(values))
-    if written is not None:
-        assert written == msgspec.json.encode(values)
-
-
-def test_usual_facts_are_written_in_c_and_others_left(usage: Any) -> None:
-    told = msgspec.structs.replace(FACTS, metadata=msgspec.Raw(b'{"a":"\xc3\xa9"}'))
-    for facts in (FACTS, CallFacts(), told):
-        assert usage.facts_of(astuple(facts)) == write_facts(facts)
-    long = ("x" * 5000, msgspec.Raw(b"x" * 5000))
-    for left in (*long, "é", 'a"', "\n", 2**63, {"web_search": 1}, b"x", 1.5, [1], (1, True)):
-        assert usage.facts_of((left,)) is None, left
-    assert usage.facts_of(()) is None
-    assert usage.facts_of([1]) is None
-    assert usage.facts_of((-(2**63), 2**63 - 1, 0)) == b"[-9223372036854775808,9223372036854775807,0]"
