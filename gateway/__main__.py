@@ -18,7 +18,7 @@ from gateway.errors import StartError, TollkeeperError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from gateway.run.lifecycle import ParentPipe
+    from gateway.local.parent_pipe import ParentPipe
     from gateway.settings.settings import Settings
 
 # A gateway worker, a keeper, and that one's process for people.
@@ -120,7 +120,7 @@ async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine
     import asyncio  # noqa: PLC0415  # loaded where it is needed
 
     from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.parent_pipe import ParentPipe  # noqa: PLC0415  # loaded where it is needed
     from gateway.settings.settings import from_json  # noqa: PLC0415  # loaded where it is needed
     from gateway.telemetry import logs  # noqa: PLC0415  # loaded where it is needed
 
@@ -155,7 +155,7 @@ def _demo_upstream(port: int) -> int:
     import asyncio  # noqa: PLC0415  # loaded where it is needed
 
     from gateway.local.demo.upstream import serve_until_stopped  # noqa: PLC0415  # loaded where it is needed
-    from gateway.run.lifecycle import ParentPipe  # noqa: PLC0415  # loaded where it is needed
+    from gateway.local.parent_pipe import ParentPipe  # noqa: PLC0415  # loaded where it is needed
 
     parent_pipe = ParentPipe(sys.stdin.fileno())
     parent_pipe.first()

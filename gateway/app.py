@@ -43,13 +43,13 @@ from gateway.feature import features
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
+from gateway.local.parent_pipe import ParentPipe
 from gateway.outbound.cloud import first_tried, keep_renewed
 from gateway.run import gateway_worker, lifecycle
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
 from gateway.run.health import RedisState, limits_here, tell_of_redis
 from gateway.run.jobs import Jobs
 from gateway.run.lifecycle import (
-    ParentPipe,
     all_within,
     cancel,
     forever,

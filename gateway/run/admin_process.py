@@ -17,9 +17,10 @@ import msgspec
 
 from gateway.errors import LoopsSilent, StartError
 from gateway.local import ports
+from gateway.local.parent_pipe import ParentPipe
 from gateway.local.processes import Child
 from gateway.run import people_process
-from gateway.run.lifecycle import ParentPipe, cancel
+from gateway.run.lifecycle import cancel
 from gateway.run.serving import restarts_of
 from gateway.settings.settings import Settings, to_json
 from gateway.telemetry import metrics

@@ -33,6 +33,7 @@ from gateway.feature import features, screens_off
 from gateway.issuers.sign_in import SignIns
 from gateway.local import heartbeat
 from gateway.local import ports as sockets
+from gateway.local.parent_pipe import ParentPipe
 from gateway.run.admin_process import FactsReader
 from gateway.run.health import (
     CLOCK,
@@ -57,7 +58,7 @@ from gateway.run.keeper_doors import (
     store_over,
 )
 from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import ParentPipe, cancel, ended, stop_signal, until_stopped
+from gateway.run.lifecycle import cancel, ended, stop_signal, until_stopped
 from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread

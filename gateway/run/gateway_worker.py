@@ -40,8 +40,8 @@ from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import DigestLookup, TokenCallers
 from gateway.issuers.keys import AllKeys
 from gateway.local import heartbeat, ports
+from gateway.local.parent_pipe import ParentPipe
 from gateway.run.health import ProcessVitals, limits_here
-from gateway.run.lifecycle import ParentPipe
 from gateway.run.reload import SettingsUpdates
 from gateway.run.tls_port import TlsPort
 from gateway.settings.checking import origins_of

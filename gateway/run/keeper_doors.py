@@ -36,7 +36,8 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.feature import features
-from gateway.run.lifecycle import ParentPipe, forever, this_program
+from gateway.local.parent_pipe import ParentPipe
+from gateway.run.lifecycle import forever, this_program
 from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,

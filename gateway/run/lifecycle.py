@@ -11,9 +11,7 @@ import gc
 import os
 import signal
 import socket
-import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -42,9 +40,6 @@ ASK_INTERVAL_MIN_S = 0.02
 ASK_S_MIN = 1.0
 ASK_S_MAX = 10.0
 SAY_INTERVAL_S = 5.0
-LOST_MAX_S = 45.0
-# Lines that came before anybody listened. They are kept in their order; of more, the last ones.
-WAITING_LINES_MAX = 64
 
 
 def give_back_memory() -> None:
@@ -259,40 +254,3 @@ def give_back_large_blocks() -> bool:
 def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
     host = socket.gethostname()[:HOST_CHARS_MAX]
     return Program(str(uuid4()), role, version("tollkeeper"), LAYOUT, host, round(time.time(), 3), schema)
-
-
-class ParentPipe:
-    """Lines of the supervisor, read from a descriptor of our own."""
-
-    def __init__(self, descriptor: int) -> None:
-        # Not `sys.stdin` itself: a thread that still reads it would stop the interpreter's end.
-        self._lines = os.fdopen(os.dup(descriptor), "rb")
-        self._lock = threading.Lock()
-        self._told: Callable[[bytes], object] | None = None
-        self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
-
-    def first(self) -> bytes:
-        """The first line, its newline included; without one the supervisor went away before."""
-        return self._lines.readline()
-
-    def hold(self, grace_s: float) -> None:
-        """From now on stop this process, in order, when the other end closes."""
-        threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
-
-    def listen(self, told: Callable[[bytes], object]) -> None:
-        """Call `told`, from another thread, with each later line; at once with those that came already."""
-        with self._lock:
-            self._told = told
-            while self._waiting:
-                told(self._waiting.popleft())
-
-    def _watch(self, grace_s: float) -> None:
-        while line := self._lines.readline():
-            with self._lock:
-                if self._told is not None:
-                    self._told(line)
-                else:
-                    self._waiting.append(line)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(min(grace_s, LOST_MAX_S))
-        os._exit(1)

@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from gateway.errors import LoopsSilent
+from gateway.local.parent_pipe import ParentPipe
 from gateway.run import gateway_worker
 from gateway.run.admin_process import FactsReader, LoopFacts, written_fact
 from gateway.run.health import (
@@ -27,7 +28,7 @@ from gateway.run.health import (
     full_disks,
     has_free_files,
 )
-from gateway.run.lifecycle import MAPPED_BYTES_MIN, ParentPipe
+from gateway.run.lifecycle import MAPPED_BYTES_MIN
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
