@@ -13,7 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -167,6 +167,17 @@ class Player:
             return found
 
         return asyncio.run(read())
+
+    def beside(self) -> int:
+        """The layout of a tenant in a partition of today's, once a call there came with one from here."""
+        here, there = self.world, World(self.world.url, organization_id=2, tenant_id=8, key_id=4)
+        there.plan(100)
+        asked = self._asked(3)  # it takes from an account for each, which is written last
+        other = replace(asked, caller=there.caller, budgets=())
+        calls = [packing.reserve(here.run_id, here.catalogue, TTL_MS, one) for one in (asked, other)]
+        there.run("reserve", together("reserve", calls))
+        there.reserve(need=5)
+        return there.get(there.tenant_key)[0]
 
     def layouts(self) -> set[int]:
         """Of which layouts all states, holds and late settlements of the partition are."""

@@ -43,11 +43,12 @@ local function redefined(windows, wanted, now)
     before[window.budget_id] = nil
     if early then window.start, window.next, window.after = 0, window.start, window.next end
     if had_window then
+      local begun = had_window.start == 0 and had_window.next > now -- nobody knew when: it is the one that runs
       if early then window.start = had_window.start
-      elseif window.start < had_window.start then
+      elseif window.start < had_window.start or (begun and window.next > 0 and window.next <= now) then
         window.start, window.next, window.after = had_window.start, had_window.next, had_window.after
       end
-      window.used, window.held = window.start == had_window.start and had_window.used or 0, had_window.held
+      window.used, window.held = (begun or window.start == had_window.start) and had_window.used or 0, had_window.held
     end
     found[#found + 1] = window
   end

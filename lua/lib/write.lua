@@ -76,9 +76,10 @@ end
 local function write_all()
   if gone_count > 0 then call('DEL', values(gone_of, 1, gone_count)) end
   if write_count > 0 then call('MSET', values(write_of, 1, write_count)) end
+  local last = written_as -- that of the last marker, which the next call may have too
   for i = 1, left_count do
-    local account = left_of[i]
     written_as = layout_of[i]
-    write_budget(account, raw_of[account[PLACE]], shared_now)
+    write_budget(left_of[i], raw_of[left_of[i][PLACE]], shared_now)
   end
+  written_as = last
 end

@@ -54,10 +54,11 @@ class Window:
             start, next_, after = bounds(
                 self.budget.interval, self.budget.time_zone, self.budget.anchor_day, defined_at
             )
+            begun = self.start == 0 and self.next > now  # a clock ahead made it: nobody knew when
             if start > now:
                 self.next, self.after = start, next_
-            elif start >= self.start:
-                self.used = self.used if start == self.start else 0
+            elif start >= self.start and not (begun and 0 < next_ <= now):
+                self.used = self.used if begun or start == self.start else 0
                 self.start, self.next, self.after = start, next_, after
         while 0 < self.next <= now:
             self.start, self.next, self.after, self.used = self.next, self.after, 0, 0

@@ -235,6 +235,21 @@ def test_a_definition_of_a_time_to_come_ends_no_window_before_it(world: World) -
     assert (new.start, new.next, new.after) == (0, now + HOUR, now + 2 * HOUR)
 
 
+@pytest.mark.parametrize("ago", [0, 1], ids=["a clock that is right", "a clock behind"])
+def test_what_was_used_by_a_clock_ahead_counts_once_another_knows_when_its_window_began(
+    world: World, ago: int
+) -> None:
+    now = world.now_ms()
+    ahead = now + HOUR, now + 2 * HOUR, now + 3 * HOUR
+    here = (now - HOUR, now - 1, now + HOUR) if ago else (now - HOUR, now + HOUR, now + 2 * HOUR)
+    world.reserve(budgets=(account(window(1, 100, at=ahead)),), money=60).settle(money=60)
+    right = (account(window(1, 100, at=here)),)
+    assert world.reserve(budgets=right, money=41).verdict is Verdict.BUDGET_EXCEEDED
+    world.reserve(budgets=right, money=10).settle(money=10)
+    [one] = world.windows(NAME)
+    assert (one.start, one.next, one.used) == (0 if ago else now - HOUR, now + HOUR, 70)
+
+
 # --- what is defined --------------------------------------------------------------------------
 
 

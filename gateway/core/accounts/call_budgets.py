@@ -46,7 +46,8 @@ Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
 
 @dataclass(slots=True)
 class CallBudgets(LruEntry):
-    """What calls of one kind take from: `accounts` as they are defined until `until_ms` (0: for ever).
+    """What calls of one kind take from: `accounts` as they are defined from `since_ms` until `until_ms` (0:
+    for ever).
 
     `names` are theirs. Their windows count these `units`; those of the units `enforced` refuse too. `by_id`
     has all budgets of the organization, `currency` is what their money is counted in. They are `of` these.
@@ -56,6 +57,7 @@ class CallBudgets(LruEntry):
 
     accounts: tuple[BudgetAccount, ...]
     names: tuple[str, ...]
+    since_ms: int
     until_ms: int
     units: frozenset[str]
     enforced: frozenset[str]
@@ -63,6 +65,10 @@ class CallBudgets(LruEntry):
     currency: str
     of: OrganizationBudgets
     hold: str = ""
+
+    def holds_at(self, now_ms: int) -> bool:
+        """Whether the accounts are defined so at a time, also by a clock that was set back."""
+        return self.since_ms <= now_ms and not 0 < self.until_ms <= now_ms
 
     def refusing(self, unit: str) -> str:
         """The name of one that refuses by this unit; empty where none does."""
@@ -102,8 +108,8 @@ class OrganizationBudgets:
     def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
         self.organization_id, self.currency = organization_id, currency
         self._groups = accounts_of(budgets)
-        # What each group's windows are, and until when.
-        self._defined: list[tuple[int, bytes] | None] = [None] * len(self._groups)
+        # What each group's windows are, since when and until when.
+        self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)
         # What many calls have in common is there once.
         self._by_id = {one.id: one for one in budgets}
@@ -133,12 +139,13 @@ class OrganizationBudgets:
         """
         accounts: list[BudgetAccount] = []
         units, enforced, holds = set[str](), set[str](), set[str]()
-        ends: list[int] = []
+        since, ends = 0, list[int]()
         for place, group in enumerate(self._groups):
             first = group[0]
             if not first.matches(asked):
                 continue
-            until, packed = self._definition(place, now_ms)
+            begun, until, packed = self._definition(place, now_ms)
+            since = max(since, begun)
             name = account_of(self.organization_id, first, first.value_of(asked))
             accounts.append(BudgetAccount(name, packed, any(one.enforce for one in group)))
             units.update([one.unit for one in group])
@@ -154,6 +161,7 @@ class OrganizationBudgets:
         return CallBudgets(
             tuple(accounts),
             tuple([one.name for one in accounts]),
+            since,
             min(ends, default=0),
             self._same(frozenset(units)),
             self._same(frozenset(enforced)),
@@ -180,12 +188,13 @@ class OrganizationBudgets:
                 found += [(name, one) for one in group]
         return found
 
-    def _definition(self, place: int, now_ms: int) -> tuple[int, bytes]:
+    def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
         known = self._defined[place]
-        if known is None or 0 < known[0] <= now_ms:
+        if known is None or now_ms < known[0] or 0 < known[1] <= now_ms:
             group = self._groups[place]
             try:
-                known = self._defined[place] = defined_until(group, now_ms), defined(group, now_ms)
+                known = now_ms, defined_until(group, now_ms), defined(group, now_ms)
+                self._defined[place] = known
             except (ZoneInfoNotFoundError, ValueError) as error:
                 why = f"When a window of the budget {group[0].name} begins is not known here."
                 raise CountersUnavailable(why) from error
@@ -239,7 +248,7 @@ class BudgetCache:
         if (
             last is not None and last.caller is caller and last.budgets.of is budgets
             and last.service_id == service_id and last.user == user
-            and not 0 < last.budgets.until_ms <= now_ms
+            and last.budgets.holds_at(now_ms)
         ):  # fmt: skip
             return last.budgets
         found = self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
@@ -260,7 +269,7 @@ class BudgetCache:
         """
         key = budgets.organization_id, asked, 0 if run is None else run.budget_id
         found = self._known.find(key)
-        if found is None or found.of is not budgets or 0 < found.until_ms <= now_ms:
+        if found is None or found.of is not budgets or not found.holds_at(now_ms):
             found = budgets.find(CallAttributes(*asked), now_ms)
             if run is not None:
                 found = with_runs(found, run)

@@ -95,6 +95,26 @@ def test_a_raise_ends_when_it_says() -> None:
     assert limits == [9_000, 9_000, 5_000]
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["by caller", "by what it says"])
+def test_a_clock_that_was_ahead_leaves_no_window_of_later_behind(kept: bool) -> None:
+    """Scripts take one of later for that which follows: it would keep the present one open until then."""
+    known, raised = BudgetCache(), replace(HOUR, raised_to=900, raised_until_ms=NOW + 5)
+    budgets, caller, call = of(raised, EACH), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"", user="ada")
+
+    def found(at_ms: int) -> CallBudgets:
+        if kept:
+            return known.find_by_caller(budgets, caller, 2, Attribution(), call, at_ms)
+        return known.find(budgets, CALL, at_ms)
+
+    for ahead_ms in (10, 3_600_000, 400 * 86_400_000):
+        before = found(NOW)
+        assert found(NOW + ahead_ms).accounts[0].defined != before.accounts[0].defined
+        again = found(NOW)
+        assert [one.defined for one in again.accounts] == [one.defined for one in before.accounts]
+        assert again.until_ms == before.until_ms
+        assert found(NOW + 1) is again
+
+
 def test_budgets_that_changed_are_found_anew() -> None:
     known = BudgetCache()
     before = known.find(of(MONTH), CALL, NOW)

@@ -60,6 +60,13 @@ def test_whatever_two_programs_do_by_turns_is_what_one_does_alone(old: Player, n
     assert VERSION + 1 in new.ask("versions")
 
 
+def test_each_partition_is_written_in_its_own_layout(old: Player, new: Other) -> None:
+    """Calls of two come together: what is written of the one says nothing of the next call in the other."""
+    old.begin(LAYOUT)
+    assert new.ask("beside") == newer.NEWER
+    assert old.layouts() == {LAYOUT}
+
+
 def test_steps_reach_every_kind_of_what_is_stored(old: Player) -> None:
     kinds, met = set[str](), set[str]()
     for seed in range(6):
