@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
-from importlib.resources import files
+from pathlib import Path
 
 from gateway.core.layout import Layout
 from gateway.counters.layouts import lua
@@ -22,6 +22,7 @@ from gateway.counters.layouts.packing import LAYOUTS
 
 VERBS = ("reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park", "run", "share")
 DIGEST_LENGTH = 12
+_FOLDER = Path(__file__).resolve().parents[3] / "lua"
 _NEEDS = re.compile(r"^-- needs: (.+)$", re.MULTILINE)
 _ALLOWS = re.compile(r"^-- allows: (\w+)", re.MULTILINE)
 _NAME = r"[A-Z][A-Z0-9_]*"
@@ -146,7 +147,4 @@ def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
 
 def read(name: str) -> str:
     """The text of one file below `lua/`."""
-    place = files("lua")
-    for part in name.split("/"):
-        place = place.joinpath(part)
-    return place.read_text(encoding="utf-8")
+    return (_FOLDER / name).read_text(encoding="utf-8")
