@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF, shown_amount
-from gateway.core.joined import said
+from gateway.core.joined import Part, said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
@@ -22,6 +22,9 @@ CACHED_MAX = 4093
 NANO_A_MICRO = 1_000
 FIELD_INTEGER_MAX = 10**15 - 1  # of a structured field: RFC 9651, 3.3.1
 
+_EMPTY: Final[Part] = b""
+# Milliseconds behind whole seconds.
+_FRACTIONS: Final = [(b".%03d" % ms).rstrip(b"0").rstrip(b".") + b"s" for ms in range(1000)]
 _VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 Header = tuple[bytes, bytes]
@@ -74,61 +77,63 @@ def budget_headers(decision: Decision) -> list[Header]:
 
 def limit_lines(decision: Decision) -> bytes:
     """Return the fields for an admitted call as lines joined by CRLF; empty where nothing limits it."""
-    requests, tokens = decision.requests, decision.tokens
-    quota, remaining = decision.limit, decision.tokens_remaining
+    requests, tokens, budget = decision.requests, decision.tokens, decision.budget
+    quota, remaining, credits_left = decision.limit, decision.tokens_remaining, decision.credits_remaining
     texts = _texts(
-        -1 if requests is None else requests.limit,
-        -1 if tokens is None else tokens.limit,
-        quota,
-        decision.budget,
+        -1 if requests is None else requests.limit, -1 if tokens is None else tokens.limit, quota, budget
     )
-    of_requests = of_tokens = of_quota = of_budget = comma = requests_lines = tokens_lines = rest = b""
-    last = texts.name
+    # By limit: its item with its rest and seconds, then its lines with the time. A missing part is empty.
+    item_r = item_t = item_q = of_budget = until_r = until_t = until_q = comma = rest = of_credits = b""
+    text_r = text_t = reset_r = reset_t = unit_r = unit_t = b""
+    left_r = left_t = left_q = second_r = second_t = second_q = time_r = time_t = left = balance = _EMPTY
     if requests is not None:
-        left, ms = _left(requests.limit, requests.used), requests.reset_ms
-        of_requests, comma = said(b'"requests";r=', left, b";t=", _seconds(ms)), b", "
-        requests_lines = said(texts.requests, left, b"\r\nx-ratelimit-reset-requests: ", duration(ms))
+        left_r, ms = _left(requests.limit, requests.used), requests.reset_ms
+        item_r, until_r, second_r, comma = b'"requests";r=', b";t=", _seconds(ms), b", "
+        text_r, reset_r = texts.requests, b"\r\nx-ratelimit-reset-requests: "
+        time_r, unit_r = duration(ms)
     if tokens is not None:
-        left, ms = _left(tokens.limit, tokens.used), tokens.reset_ms
-        of_tokens, comma = said(comma, b'"tokens";r=', left, b";t=", _seconds(ms)), b", "
-        tokens_lines = said(texts.tokens, left, b"\r\nx-ratelimit-reset-tokens: ", duration(ms))
+        left_t, ms = _left(tokens.limit, tokens.used), tokens.reset_ms
+        item_t = b', "tokens";r=' if comma else b'"tokens";r='
+        until_t, second_t, comma = b";t=", _seconds(ms), b", "
+        text_t, reset_t = texts.tokens, b"\r\nx-ratelimit-reset-tokens: "
+        time_t, unit_t = duration(ms)
     if remaining is not None:
         if quota:
-            ms = decision.until_ms - decision.now_ms
-            of_quota, comma = _item(comma, b'"quota";r=', remaining, ms), b", "
+            left_q, ms = remaining, decision.until_ms - decision.now_ms
+            item_q, comma = b', "quota";r=' if comma else b'"quota";r=', b", "
+            if ms > 0:
+                until_q, second_q = b";t=", _seconds(ms)
             if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
-                tokens_lines = said(texts.tokens, remaining, b"\r\nx-ratelimit-reset-tokens: ", duration(ms))
-        rest = said(b"\r\nx-tollkeeper-tokens-remaining: ", remaining)
-    if decision.budget is not None:
-        of_budget, comma = _budget_item(comma, decision.budget, decision.now_ms), b", "
-    if decision.credits_remaining is not None:
-        last = said(last, b"\r\nx-tollkeeper-credits-remaining: ", decision.credits_remaining)
+                text_t, reset_t = texts.tokens, b"\r\nx-ratelimit-reset-tokens: "
+                time_t, unit_t = duration(ms)
+        rest, left = b"\r\nx-tollkeeper-tokens-remaining: ", remaining
+    if budget is not None:
+        of_budget, comma = _budget_item(comma, budget, decision.now_ms), b", "
+    if credits_left is not None:
+        of_credits, balance = b"\r\nx-tollkeeper-credits-remaining: ", credits_left
     if not comma:
-        return (rest + last)[2:]
-    return b"%b%b%b%b%b%b%b%b%b" % (
-        texts.policy, of_requests, of_tokens, of_quota, of_budget, requests_lines, tokens_lines, rest, last,
+        return said(rest, left, texts.name, of_credits, balance)[2:]
+    return said(
+        texts.policy, item_r, left_r, until_r, second_r, item_t, left_t, until_t, second_t,
+        item_q, left_q, until_q, second_q, of_budget, text_r, left_r, reset_r, time_r, unit_r,
+        text_t, left_q if tokens is None else left_t, reset_t, time_t, unit_t,
+        rest, left, texts.name, of_credits, balance,
     )  # fmt: skip
 
 
-def duration(ms: int) -> str:
-    """Write milliseconds as OpenAI does: `120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`."""
+def duration(ms: int) -> tuple[int, bytes]:
+    """Write milliseconds as OpenAI does (`120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`): a number, and the rest."""
     if ms <= 0:
-        return "0s"
+        return 0, b"s"
     if ms < 1000:
-        return f"{ms}ms"
-    seconds, rest = ms // 1000, ms % 1000
-    fraction = f".{str(1000 + rest)[1:]}".rstrip("0") if rest else ""
+        return ms, b"ms"
+    seconds, fraction = ms // 1000, _FRACTIONS[ms % 1000]
     if seconds < 60:
-        return f"{seconds}{fraction}s"
+        return seconds, fraction
     minutes, seconds = seconds // 60, seconds % 60
     if minutes < 60:
-        return f"{minutes}m{seconds}{fraction}s"
-    return f"{minutes // 60}h{minutes % 60}m{seconds}{fraction}s"
-
-
-def _item(comma: bytes, begins: bytes, left: int, ms: int) -> bytes:
-    """An item of `RateLimit` behind others: the rest, and in how many seconds it resets, if `ms` says so."""
-    return said(comma, begins, left, b";t=", _seconds(ms)) if ms > 0 else said(comma, begins, left)
+        return minutes, said(b"m", seconds, fraction)
+    return minutes // 60, said(b"h", minutes % 60, b"m", seconds, fraction)
 
 
 def _left(limit: int, used: int) -> int:
@@ -158,7 +163,8 @@ def _budget_item(comma: bytes, window: BudgetWindow, now_ms: int) -> bytes:
     if window.unit == FLAG_MONEY:
         left //= NANO_A_MICRO
     ms = window.reset_ms - now_ms if window.reset_ms else 0
-    return _item(comma, b'"budget";r=', min(left, FIELD_INTEGER_MAX), ms)
+    item = said(comma, b'"budget";r=', min(left, FIELD_INTEGER_MAX))
+    return said(item, b";t=", _seconds(ms)) if ms > 0 else item
 
 
 class _LimitTexts:
