@@ -24,6 +24,15 @@ OTHER_MODELS = "other"
 _REPORTING = tuple(one.name for one in ALL if not all(kind.of_tools for kind in one.shapes.values()))
 
 
+class RequestCount:
+    """Answered requests of one route, with one status and one reason."""
+
+    __slots__ = ("count", "reason", "route", "status")
+
+    def __init__(self, route: str, status: int, reason: str) -> None:
+        self.route, self.status, self.reason, self.count = route, status, reason, 0
+
+
 class ChargedTokens:
     """Tokens that calls were charged for."""
 
@@ -60,7 +69,9 @@ class Tally:
     """
 
     tenants_max: int = TENANTS_MAX
-    requests: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    requests: dict[tuple[str, int, str], RequestCount] = field(default_factory=dict)
+    # The series that the last request was of: most are of the same.
+    last: RequestCount = field(default_factory=lambda: RequestCount("", -1, ""))
     busy: dict[int, TenantUse] = field(default_factory=dict)
     refusals: dict[tuple[int, str], int] = field(default_factory=dict)
     tokens: dict[str, ChargedTokens] = field(default_factory=dict)
@@ -102,12 +113,16 @@ class Tally:
 
     def request(self, route: str, status: int, reason: str) -> None:
         """Count one answered request; `reason` is empty unless it was refused."""
-        series, requests = (route, status, reason), self.requests
-        known = requests.get(series)
-        if known is not None:
-            requests[series] = known + 1
-        elif len(requests) < SERIES_MAX:
-            requests[series] = 1
+        last = self.last
+        if last.route is not route or last.status != status or last.reason is not reason:
+            series, requests = (route, status, reason), self.requests
+            known = requests.get(series)
+            if known is None:
+                if len(requests) >= SERIES_MAX:
+                    return
+                known = requests[series] = RequestCount(route, status, reason)
+            last = self.last = known
+        last.count += 1
 
     def took(self, request_s: float, upstream_s: float, upstream: str) -> None:
         """Observe how long a request took and how much of that was its upstream's (0: never asked)."""
@@ -202,7 +217,7 @@ class Tally:
         ]
         return {
             "bounds": list(SECONDS),
-            "requests": [(*series, count) for series, count in self.requests.items()],
+            "requests": [(*series, one.count) for series, one in self.requests.items()],
             "tokens": tokens,
             "units": list(self.units.items()),
             "credits": list(self.credits.items()),

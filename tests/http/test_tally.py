@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.histograms import SECONDS, Histogram
-from gateway.http.tally import Tally
+from gateway.http.tally import SERIES_MAX, Tally
 from tests.http.fakes import CALLER, CHAT, post
 from tests.http.stage import staged
 from tests.waiting import eventually
@@ -36,13 +38,34 @@ def test_tenants_beyond_the_maximum_are_nobody() -> None:
     assert sum(count for (_, kind), count in taken.items() if kind == "rate_limited") == 5
 
 
+SERIES = st.tuples(st.sampled_from(["", "/a", "/b"]), st.sampled_from([0, 200, 429]), st.text(max_size=1))
+
+
+@given(st.lists(SERIES))
+def test_requests_in_any_order_are_counted_by_series(asked: list[tuple[str, int, str]]) -> None:
+    tally = Tally()
+    for one in asked:
+        tally.request(*one)
+    assert {series: one.count for series, one in tally.requests.items()} == Counter(asked)
+
+
+def test_series_beyond_the_maximum_are_not_counted() -> None:
+    tally = Tally()
+    for number in range(SERIES_MAX + 2):
+        tally.request("/a", number, "")
+    for number in (0, SERIES_MAX, SERIES_MAX):
+        tally.request("/a", number, "")
+    assert len(tally.requests) == SERIES_MAX
+    assert sum(one.count for one in tally.requests.values()) == SERIES_MAX + 1
+
+
 async def test_a_call_and_a_refusal_are_its_tenants() -> None:
     async with staged() as stage:
         await stage.ask(post(CHAT))
         await stage.ask(post(b"{"))
         stage.directory.known = False
         await stage.ask(post(CHAT))
-        await eventually(lambda: sum(count for (_, _, _), count in stage.tally.requests.items()) == 3)
+        await eventually(lambda: sum(one.count for one in stage.tally.requests.values()) == 3)
         assert stage.tally.take_busy() == {
             (CALLER.tenant_id, "requests"): 1,
             (CALLER.tenant_id, "tokens"): 12,

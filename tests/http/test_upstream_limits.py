@@ -99,7 +99,7 @@ async def test_it_holds_and_charges_nothing_and_is_told_and_counted() -> None:
         assert batch is not None
         [row] = batch.calls
         assert (row.status, row.reason, row.model) == (429, "rate_limited", "m")
-        assert stage.tally.requests["/v1/chat/completions", 429, "rate_limited"] == 1
+        assert stage.tally.requests["/v1/chat/completions", 429, "rate_limited"].count == 1
         assert stage.tally.cooled_calls == {"up": 1}
         assert stage.tally.cooling_seconds == {"up": pytest.approx(30)}
         [told] = stage.events("upstream_limited")

@@ -131,6 +131,8 @@ class CachedTerms(CachedValue):
         self.raw, self.since, self.read_at = raw, NEVER, 0.0
         self.size = TERMS_BYTES + TERMS_COPIES * len(raw)
         self._terms = decode_terms(raw) if raw else OrganizationTerms()
+        self._since_ms, self._until_ms = float(self._terms.since_ms), float(self._terms.until_ms)
+        self._subscribed = self._terms.subscribed
         self._features = frozenset(self._terms.features)
         self._negotiated = {one.service_id: one for one in self._terms.negotiated}
         self.currency = self._terms.currency
@@ -162,10 +164,9 @@ class CachedTerms(CachedValue):
             raise ServiceNotIncluded(known.why, retry_helps=False)
         if known.service.meter != SUBSCRIPTION:
             return known.service
-        terms = self._terms
-        if terms.since_ms <= now_ms < terms.until_ms:
+        if self._since_ms <= now_ms < self._until_ms:
             raise ServiceNotIncluded(retry_helps=False)
-        if terms.subscribed or 0 < terms.until_ms <= now_ms:
+        if self._subscribed or 0 < self._until_ms <= now_ms:
             raise ServiceNotIncluded("The organization's subscription is not in force.", retry_helps=False)
         return known.service
 
@@ -184,8 +185,7 @@ class CachedTerms(CachedValue):
         elif self._terms.listed and negotiated is None:
             known.given = False
         if known.given and known.service.meter == SUBSCRIPTION and service.key in self._features:
-            known.since_ms = float(self._terms.since_ms)
-            known.until_ms = float(self._terms.until_ms)
+            known.since_ms, known.until_ms = self._since_ms, self._until_ms
         return known if negotiated is not None else _shared(known)
 
 
