@@ -142,7 +142,7 @@ class AdmissionGate:
         if not late.isdisjoint(ours):
             self._hurry()
         now = self._clock()
-        gave_up, waited_for = list[int](), set[str]()
+        gave_up, waited_for, admitted = list[int](), set[str](), list[Awaitable[object]]()
         for partition, epoch in ours.items():
             waited = now - since.setdefault(partition, now)
             missing = self._roster.missing(reports, run_id, partition, epoch)
@@ -154,7 +154,8 @@ class AdmissionGate:
                 continue
             if missing or partition in late:
                 gave_up.append(partition)
-            await self._target.admit(run_id, partition, epoch, catalogue)
+            admitted.append(self._target.admit(run_id, partition, epoch, catalogue))
+        await asyncio.gather(*admitted)
         if waited_for - self._named:
             self._named |= waited_for
             named = sorted(waited_for)[:NAMED_MAX]
