@@ -33,7 +33,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 # A look ahead that finds nothing is good for so long, while nothing is written.
-AHEAD_S = 30.0
+AHEAD_S = 60.0
 
 
 def _asked(name: str, reads: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ from gateway.core.integrity.recovery import (
     PartitionContents,
 )
 from gateway.core.model import INTEGER_MAX, PARTITIONS
-from persistence.engine import apart
+from persistence.engine import apart, looking
 from persistence.error_mapping import QUERY_CANCELED, sqlstate, translating
 from persistence.keeper import definitions, retention
 from persistence.keeper.definitions import budgets_of
@@ -256,7 +256,7 @@ class LedgerReader(BudgetUses):
 
     async def compared(self) -> dict[int, ComparisonPoint]:
         """What partitions were compared as last, but for those that rows were lost of."""
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             rows = await connection.execute(_COMPARED)
             return {
                 one.partition: ComparisonPoint(
@@ -298,7 +298,7 @@ class LedgerReader(BudgetUses):
         return found[self._partition_of(definition.organization_id)]
 
     async def credentials(self, keys: Sequence[int]) -> list[KeyDefinition]:
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             return await definitions.keys(connection, "k.id = ANY(:ids)", {"ids": list(keys)})
 
     @asynccontextmanager
@@ -330,13 +330,13 @@ class LedgerReader(BudgetUses):
 
     async def noted(self) -> dict[int, tuple[bytes, int]]:
         """The last run id and epoch of each partition; absent: never verified."""
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             rows = await connection.execute(_NOTED)
             return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
         """The numbers of all workers any keeper knew last."""
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             return list(await connection.scalars(_WORKERS))
 
     async def keep_workers(self, came: Collection[str], gone: Collection[str]) -> None:

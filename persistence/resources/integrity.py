@@ -39,7 +39,7 @@ from gateway.core.accounts.administration import Actor, Row
 from gateway.core.accounts.holds import read_letter
 from gateway.core.integrity.reconciliation import DifferenceKind, Item, ReconciliationSummary, Rollback
 from gateway.errors import Conflict, Unprocessable
-from persistence.engine import apart
+from persistence.engine import apart, looking
 from persistence.entity import Entity, EntityWrite, alter, lock, write_of
 from persistence.error_mapping import translated, translating
 from persistence.ledger import statements
@@ -130,7 +130,7 @@ class Quarantines:
     async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
         """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
         state = partition_state.c
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             rows = await connection.execute(
                 select(state.partition, state.last_entry_id, state.epoch, state.older)
             )
@@ -174,11 +174,11 @@ class Quarantines:
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             return set(await connection.scalars(select(_c.account).where(_OPEN)))
 
     async def stopped(self) -> int:
-        async with self._engine.connect() as connection:
+        async with looking(self._engine) as connection:
             found = await connection.scalar(select(func.count()).select_from(quarantine).where(_OPEN))
             return int(found or 0)
 

@@ -269,6 +269,8 @@ class Outbox:
 
         Entries set aside are read whole or not at all. One of each stream is counted: the first.
         """
+        if not entries and not self._others:
+            return entries
         at = next((at for at, (_, packed) in enumerate(entries) if is_newer(packed)), None)
         if at is None:
             self._forget_others({(partition, stream)} & self._others)

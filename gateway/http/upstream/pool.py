@@ -244,9 +244,11 @@ class Upstream:
 
     def check(self, now: float) -> None:
         """End connections over their deadline and those idle for too long."""
+        self._names.check(now, in_use=bool(self._links))
+        if not self._links:
+            return
         for link in [link for link in self._links if link.deadline < now]:
             link.expire()
-        self._names.check(now, in_use=bool(self._links))
         oldest, stands = now - self._limits.upstream_keep_alive_s, self._names.seen
         for link in [one for one in self._idle if one.idle_since < oldest or one.address not in stands]:
             self._idle.remove(link)
