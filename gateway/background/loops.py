@@ -219,7 +219,7 @@ class Loop:
 
     A pause is `rest` times as long as the pass before it, and the interval at least. Behind a pass that did
     nothing the loop waits until it is on the `agenda`, where there is one. Or until something is `written`:
-    of a loop that finds the same as before where nobody has written.
+    of a loop that finds the same as before where nobody has written. What sets `woken` ends its pause.
     """
 
     name: str
@@ -230,6 +230,7 @@ class Loop:
     rest: float = 0.0
     agenda: Agenda | None = None
     writes: Agenda | None = None
+    woken: asyncio.Event | None = None
 
     async def turn(self, isolation: Isolation | None = None) -> int:
         """Make one pass; answers with how many items something was done."""
@@ -243,7 +244,13 @@ class Loop:
             seen = 0 if self.writes is None else self.writes.written()
             with suppress(*self.quiet):
                 done = await self.turn(isolation)
-            await asyncio.sleep(0 if self.again and done else self.pause_s(clock() - began))
+            pause_s = 0 if self.again and done else self.pause_s(clock() - began)
+            if self.woken is None:
+                await asyncio.sleep(pause_s)
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.woken.wait(), pause_s)
+                self.woken.clear()
             if self.agenda is not None:
                 if done:
                     self.agenda.hurry()

@@ -31,7 +31,7 @@ from gateway.counters.keeper.jobs import ListedJobs
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.keeper.status import Presence
-from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
@@ -269,7 +269,7 @@ class Keeper:
     def _rows(self) -> Sequence[Loop]:
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
-        members_s = 1.0 if isinstance(self._wires, RedisConnection) else 0.1  # one alone gives nothing away
+        moves, servers = (self._wires.moves() if isinstance(self._wires, Shards) else None for _ in range(2))
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         rows = (
             sweeper(self._sweeps, self._counters, agenda),
@@ -284,8 +284,8 @@ class Keeper:
             self._jobs.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
-            Loop("moves", members_s, (call(self._moves.take_up),)),
-            Loop("servers", members_s, (call(self._servers.look),)),
+            Loop("moves", 1.0, (call(self._moves.take_up),), woken=moves),
+            Loop("servers", 1.0, (call(self._servers.look),), woken=servers),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
             Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
             # Some commands to each server of Redis.

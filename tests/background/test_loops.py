@@ -108,6 +108,25 @@ async def test_passes_follow_at_once_while_there_is_something() -> None:
     await running(items.loop(again=False), lambda: items.asked == [(0, 2), (1, 2)])
 
 
+async def test_what_wakes_a_loop_ends_its_pause_and_is_not_missed_during_a_pass() -> None:
+    passes, woken, going_on = list[int](), asyncio.Event(), asyncio.Event()
+
+    async def look() -> None:
+        passes.append(len(passes))
+        await going_on.wait()
+
+    running = asyncio.create_task(Loop("loop", 3_600.0, (call(look),), woken=woken).run())
+    await eventually(lambda: len(passes) == 1)
+    woken.set()
+    going_on.set()
+    await eventually(lambda: len(passes) == 2 and not woken.is_set())
+    woken.set()
+    await eventually(lambda: len(passes) == 3)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
 async def test_errors_that_are_quiet_end_a_pass_and_others_end_the_run() -> None:
     tries = list[int]()
 

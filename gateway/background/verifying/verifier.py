@@ -418,6 +418,7 @@ class Verifier:
 
     async def run(self) -> None:
         """Look for a new run id, and whether what was confirmed is still there, until cancelled."""
+        await self._target.wire.connected_within(self._watch_s)
         while True:
             try:
                 if done := await self.verify():

@@ -286,6 +286,7 @@ class Shards:
         self._look_s, self._hand_over_s_max = look_s, hand_over_s_max
         self._views, self._turns, self._fault = ClusterViews(self._places), count(), ""
         self._listeners: list[Callable[[bytes], None]] = []
+        self._moved: list[asyncio.Event] = []
         self._soon, self._found = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._handing: asyncio.Task[None] | None = None
@@ -357,6 +358,11 @@ class Shards:
     def hear(self, changed: Callable[[bytes], None]) -> None:
         """Have the name of each key told that changed, whichever wire hears of it."""
         self._listeners.append(changed)
+
+    def moves(self) -> asyncio.Event:
+        """An event for one who waits: set whenever another map is taken up."""
+        self._moved.append(asyncio.Event())
+        return self._moved[-1]
 
     def refuse_eviction(self) -> None:
         """StartError where one of them would throw counters away when its memory is full."""
@@ -445,6 +451,8 @@ class Shards:
         for partition, slot in enumerate(SLOT_OF_PARTITION):
             owner = found.place_of(slot)
             self._give(partition, self._nobody if owner is None else self._wires[owner], serving)
+        for moved in self._moved:
+            moved.set()
 
     def _give(self, partition: int, wire: RedisConnection, serving: Container[RedisConnection]) -> None:
         """Have a partition asked for where it is; later, where one that serves gave it to another of them."""

@@ -314,6 +314,7 @@ async def test_a_primary_that_is_killed_takes_its_partitions_with_it_alone(
 async def test_nothing_goes_on_to_a_replica_that_took_over(cluster: ValkeyCluster, connect: Connect) -> None:
     """Its data is of another history: only whoever asks anew, under that one, is answered."""
     shards = await connect()
+    moves = shards.moves()
     primary = next(one for one in cluster.members if one.port == port_of(shards, shards.of(0)))
     replica = next(
         one for one in cluster.members if one.info()["role"] == "slave"
@@ -326,6 +327,7 @@ async def test_nothing_goes_on_to_a_replica_that_took_over(cluster: ValkeyCluste
     with pytest.raises(CountersUnavailable):
         await ask(before, "INCR", name(0))
     await eventually(lambda: port_of(shards, shards.of(0)) == replica.port)
+    assert moves.is_set(), "who takes partitions up is woken"
     await eventually(lambda: shards.of(0).connected)
     assert shards.of(0).run_id != before.run_id
     with pytest.raises(CountersUnavailable):  # although there is a connection to go on over
