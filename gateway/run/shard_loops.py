@@ -96,6 +96,7 @@ class ShardLoops:
         self.rollbacks = Rollbacks(
             self.outbox, counters, Accounts(engine), quarantines, first=rewinds.notice,
             partition_of=partition_of, observe=shared.went_back, partitions=partitions,
+            written=shared.agenda.written,
         )  # fmt: skip
         self._flusher = Flusher(
             self.outbox, self._writer, shared.flushed,

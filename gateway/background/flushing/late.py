@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
@@ -222,7 +223,7 @@ class JobsDrain:
 # what is stored outlives that, and the keeper that noticed.
 
 OWNERS_A_BATCH = 500
-# A look follows another one that soon at the latest.
+# Behind a look at which nothing was removed here there is none for so long, and none before others write.
 QUIET_LOOK_S = 5.0
 
 
@@ -232,7 +233,7 @@ class OlderDataCheck(Protocol):
 
 
 class Rollbacks:
-    """Looks each second while entries are removed here, else each five.
+    """Looks each second while entries are removed here, else each five where PostgreSQL was `written` to.
 
     `quarantined` is how many accounts are in quarantine, None before the first look.
 
@@ -252,8 +253,10 @@ class Rollbacks:
         partitions: Callable[[], Sequence[int]] = lambda: range(PARTITIONS),
         owners_a_batch: int = OWNERS_A_BATCH,
         clock: Callable[[], float] = time.monotonic,
+        written: Callable[[], int] | None = None,
     ) -> None:
-        self._clock, self._looked = clock, (-1, 0.0)
+        self._clock, self._looked = clock, (-1, -1, 0.0)
+        self._written = written or count().__next__
         self._first, self._partitions = first, partitions
         self._owners_a_batch = owners_a_batch
         self._outbox = outbox
@@ -265,12 +268,13 @@ class Rollbacks:
         self.quarantined: int | None = None
 
     async def look(self) -> list[str]:
-        """Look where entries were removed here since the last look, or that is a while ago."""
-        removals, now = self._outbox.removals, self._clock()
-        if removals == self._looked[0] and now - self._looked[1] < QUIET_LOOK_S:
+        """Look where entries were removed here since the last look, or others wrote and it is a while ago."""
+        removals, written, now = self._outbox.removals, self._written(), self._clock()
+        before, seen, at = self._looked
+        if removals == before and (written == seen or now - at < QUIET_LOOK_S):
             return []
         stopped = await self.stop_accounts(anew=False)
-        self._looked = (removals, now)
+        self._looked = (removals, written, now)
         return stopped
 
     async def stop_accounts(self, *, anew: bool = True) -> list[str]:

@@ -161,6 +161,31 @@ async def test_an_older_postgresql_is_noticed_without_traffic(
             assert world.tenant.remaining == 880
 
 
+async def test_a_look_follows_where_entries_were_removed_or_somebody_wrote_a_while_ago(
+    valkey: str, migrated: str
+) -> None:
+    async with backend_at(valkey, migrated) as backend:
+        looks, now, written = list[float](), 100.0, 0
+
+        async def first(*, anew: bool) -> None:
+            assert not anew
+            looks.append(now)
+
+        rollbacks = Rollbacks(
+            Outbox(backend.counters), backend.counters, Accounts(backend.engine), Quarantines(backend.engine),
+            partition_of=partition_of, first=first, clock=lambda: now, written=lambda: written,
+        )  # fmt: skip
+        await rollbacks.look()
+        for now, written, removed in (  # noqa: B007  # what its functions answer
+            (101.0, 0, False), (111.0, 0, False), (112.0, 1, False), (113.0, 2, False), (114.0, 2, True),
+            (120.0, 2, False), (121.0, 3, False),
+        ):  # fmt: skip
+            if removed:
+                rollbacks._outbox._deleted.forget([1])
+            await rollbacks.look()
+        assert looks == [100.0, 112.0, 114.0, 121.0]
+
+
 async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: str, migrated: str) -> None:
     async with backend_at(valkey, migrated) as backend:
         world = await busy(backend)
