@@ -24,10 +24,23 @@ static const char *text_of(PyObject *part, Py_ssize_t *size)
     return PyUnicode_AsUTF8AndSize(part, size);
 }
 
+/* A number, -1 with an error where it has more than 64 bits. Most have one digit of Python's or two. */
+static inline long long value_of(PyObject *number)
+{
+#if PY_VERSION_HEX < 0x030C0000 /* later ones have the sign elsewhere */
+    const digit *digits = ((PyLongObject *)number)->ob_digit;
+    Py_ssize_t size = Py_SIZE(number);
+
+    if (size >= 0 && size <= 2)
+        return size == 0 ? 0 : size == 1 ? digits[0] : digits[0] | (long long)digits[1] << PyLong_SHIFT;
+#endif
+    return PyLong_AsLongLong(number);
+}
+
 /* Little-endian, whichever way round this machine has it; NULL where a number is beyond all doubles. */
 static char *pack(char *to, PyObject *number)
 {
-    long long value = PyLong_AsLongLong(number);
+    long long value = value_of(number);
     double real = (double)value;
 
     if (value == -1 && PyErr_Occurred()) {
@@ -50,7 +63,7 @@ static char *pack(char *to, PyObject *number)
 /* Its digits; NULL where it has more than 64 bits. */
 static char *tell(char *to, PyObject *number)
 {
-    long long value = PyLong_AsLongLong(number);
+    long long value = value_of(number);
     unsigned long long left = value < 0 ? 0ULL - (unsigned long long)value : (unsigned long long)value;
     char digits[DIGITS_MAX], *at = digits + DIGITS_MAX;
 
@@ -65,58 +78,76 @@ static char *tell(char *to, PyObject *number)
     return to + (digits + DIGITS_MAX - at);
 }
 
-/* All parts, concatenated. A number takes `most` bytes at most; `write` writes it and returns the place behind. */
-static inline __attribute__((always_inline)) PyObject *row(
-    PyObject *const *parts, Py_ssize_t count, Py_ssize_t most, char *(*write)(char *, PyObject *))
+static PyObject *packed(PyObject *module, PyObject *const *parts, Py_ssize_t count)
 {
-    char room[ROOM], *begin, *at;
     Py_ssize_t size = 0, length;
-    PyObject *joined = NULL;
+    PyObject *joined;
     const char *text;
+    char *at;
 
+    (void)module;
     for (Py_ssize_t i = 0; i < count; i++) {
         if (PyLong_Check(parts[i]))
-            length = most;
+            length = NUMBER_SIZE;
         else if (text_of(parts[i], &length) == NULL)
             return NULL;
         size += length;
     }
-    if (most == NUMBER_SIZE || size > ROOM) { /* else how long it gets is not known before */
-        joined = PyBytes_FromStringAndSize(NULL, size);
-        if (joined == NULL)
-            return NULL;
-    }
-    at = begin = joined == NULL ? room : PyBytes_AS_STRING(joined);
-    for (Py_ssize_t i = 0; i < count; i++) {
+    joined = PyBytes_FromStringAndSize(NULL, size);
+    at = joined == NULL ? NULL : PyBytes_AS_STRING(joined);
+    for (Py_ssize_t i = 0; at != NULL && i < count; i++) {
         if (PyLong_Check(parts[i])) {
-            at = write(at, parts[i]);
-            if (at == NULL) {
-                Py_XDECREF(joined);
-                return NULL;
-            }
+            at = pack(at, parts[i]);
         } else {
             text = text_of(parts[i], &length);
             memcpy(at, text, (size_t)length);
             at += length;
         }
     }
-    if (joined == NULL)
-        return PyBytes_FromStringAndSize(room, at - begin);
-    if (at != begin + size)
-        _PyBytes_Resize(&joined, at - begin);
+    if (at == NULL)
+        Py_CLEAR(joined);
     return joined;
-}
-
-static PyObject *packed(PyObject *module, PyObject *const *parts, Py_ssize_t count)
-{
-    (void)module;
-    return row(parts, count, NUMBER_SIZE, pack);
 }
 
 static PyObject *said(PyObject *module, PyObject *const *parts, Py_ssize_t count)
 {
+    char room[ROOM], *begin = room, *at = room, *end = room + ROOM;
+    PyObject *joined = NULL;
+
     (void)module;
-    return row(parts, count, DIGITS_MAX, tell);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        const char *text = NULL;
+        Py_ssize_t length = DIGITS_MAX, done = at - begin;
+        if (!PyLong_Check(parts[i]) && (text = text_of(parts[i], &length)) == NULL)
+            goto failed;
+        if (length > end - at) {
+            Py_ssize_t size = 2 * (done + length);
+            if (joined == NULL && (joined = PyBytes_FromStringAndSize(NULL, size)) != NULL)
+                memcpy(PyBytes_AS_STRING(joined), room, (size_t)done);
+            else if (joined != NULL)
+                _PyBytes_Resize(&joined, size);
+            if (joined == NULL)
+                return NULL;
+            begin = PyBytes_AS_STRING(joined);
+            at = begin + done;
+            end = begin + size;
+        }
+        if (text == NULL) {
+            at = tell(at, parts[i]);
+            if (at == NULL)
+                goto failed;
+        } else if (length) {
+            memcpy(at, text, (size_t)length);
+            at += length;
+        }
+    }
+    if (joined == NULL)
+        return PyBytes_FromStringAndSize(room, at - room);
+    _PyBytes_Resize(&joined, at - begin);
+    return joined;
+failed:
+    Py_XDECREF(joined);
+    return NULL;
 }
 
 static PyObject *numbers(PyObject *module, PyObject *packed)

@@ -13,7 +13,11 @@ from gateway.core.joined import pack_parts, say_parts, unpack_numbers
 from tests import extensions
 from tests.tree import ROOT
 
-EDGES = st.sampled_from([0, -1, 1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63)])
+# By how many digits Python keeps, and how many bits a double has.
+BITS = 0, 15, 30, 45, 53, 60
+EDGES = st.sampled_from(
+    [2**63 - 1, -(2**63), *(sign * 2**n + more for n in BITS for sign in (1, -1) for more in (-1, 0, 1))]
+)
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | EDGES
 PARTS = st.lists(st.binary() | st.text(st.characters(exclude_categories=["Cs"])) | NUMBERS | st.booleans())
 
