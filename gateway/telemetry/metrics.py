@@ -262,7 +262,7 @@ def _histogram(
 # `retired.json`, so that its counts stay counted. A worker is known by process id and start time,
 # since ids are used again.
 
-PUBLISH_INTERVAL_S = 2.0
+PUBLISH_INTERVAL_S = 1.0
 RETIRED = "retired.json"
 BESIDE = "-beside"
 FILES_MAX = 1_000
@@ -295,7 +295,7 @@ class LastGrowth:
 
 
 async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
-    """Leave this process's snapshot every other second, and once more when cancelled.
+    """Leave this process's snapshot every second, and once more when cancelled.
 
     One `beside` the workers tells of them, and is none of them.
     """
