@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import redis
 
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.runs import Run, end_of, news_of, read_news, read_run, stored_run, wanted_run
+from gateway.core.model import Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from tests.builders import World
@@ -63,6 +66,15 @@ def test_it_ends_once_with_the_calls_it_had(world: World) -> None:
     assert (calls.used, amount.used) == (packing.INTEGER_MAX, 0)
     assert asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run)) == (1, packed)
     assert [one.kind for one in world.events()].count(EventKind.RUN) == 2
+
+
+def test_a_clock_that_is_an_hour_ahead_begins_no_run_again(world: World) -> None:
+    """Gateways that know that it has not expired would have its whole amount a second time."""
+    world.plan(100)
+    run = found(world, opened(world, "job; max=2.00")[1])
+    world.reserve(budgets=(run.account,), money=run.amount).settle(money=run.amount)
+    expired = replace(run, expires_ms=world.now_ms() - 3_600_000)
+    assert world.reserve(budgets=(expired.account,), money=1).verdict is Verdict.BUDGET_EXCEEDED
 
 
 @pytest.mark.parametrize("parent", ["nobody", "over"])

@@ -33,7 +33,7 @@ from gateway.core.accounts.budgets import (
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX, BudgetAccount, RunRequest
-from gateway.core.times import ms_of
+from gateway.core.times import HOUR_MS, ms_of
 
 FIELD: Final = "x-tollkeeper-run"
 OPEN, ENDED, EXHAUSTED = STATUSES = ("open", "ended", "exhausted")
@@ -50,8 +50,9 @@ RUNS_MAX: Final = 50_000
 ID_CHARACTERS_MAX: Final = 128
 FIELD_BYTES_MAX: Final = 1_024
 TTL_S, TTL_S_MAX = 86_400, 30 * 86_400
-# Gateways refuse a run that has expired; until so much later their clocks may say so.
-CLOCKS_DIFFER_MS: Final = 60_000
+# Gateways refuse a run that has expired; until so much later their clocks may say so, and Redis' may jump by
+# an hour: then its windows would begin with nothing again.
+CLOCKS_DIFFER_MS: Final = 2 * HOUR_MS
 
 _encode = msgspec.json.Encoder().encode
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
