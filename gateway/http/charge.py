@@ -58,8 +58,7 @@ from gateway.core.calls.tariff import (
     rate_of,
 )
 from gateway.core.families.refusal import from_decision
-from gateway.core.metering.meter import Detail
-from gateway.core.metering.meters import AnswerMeter
+from gateway.core.metering.meter import Detail, Meter
 from gateway.core.model import (
     INTEGER_MAX,
     Caller,
@@ -137,7 +136,7 @@ class AdmittedCall:
         self._covered = -1
         self._rate: TokenRate | None = None
         self._money_rate: TokenRate | None = None
-        self.meter: AnswerMeter | None = None
+        self.meter: Meter | None = None
         self.room: Room | None = None
         self.upstream_id = b""
         self.first_token = 0.0
@@ -550,8 +549,9 @@ def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
 
 def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
     """Whether an answer may have come to nothing by the timeout that its call states."""
-    timed_out = status in TIMED_OUT or 200 <= status < 300
-    return call.gives_up and timed_out and call.has_input and _says_nothing(usage)
+    if not (call.gives_up and call.has_input and _says_nothing(usage)):
+        return False
+    return status in TIMED_OUT or 200 <= status < 300
 
 
 def _says_nothing(usage: TokenUsage) -> bool:

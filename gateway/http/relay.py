@@ -22,8 +22,7 @@ from gateway.core.families.family import TOLD_MAX
 from gateway.core.families.objects import session_of
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
-from gateway.core.metering.meter import OPEN
-from gateway.core.metering.meters import AnswerMeter
+from gateway.core.metering.meter import OPEN, Meter
 from gateway.core.model import Decision
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
 from gateway.http.charge import AdmittedCall
@@ -76,13 +75,14 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         kept = exchange.worker.ports.objects.keep(admitted.caller, told)
         if not admitted.charges:  # what was charged is delivered all the same
             await kept
-    if admitted.settles_after_reply:
+    early = admitted.settles_after_reply
+    if early:
         outlet.end(tail)
     # A job has its hold until its result is there.
     charged = not admitted.due or await admitted.settle(
         status, True, False, _LEFT if exchange.gone else _TOLD
     )
-    if not admitted.settles_after_reply:
+    if not early:
         if not charged:  # an answer that may not have been charged is never completed
             raise CountersUnavailable(retry_after_s=1)
         outlet.end(tail)
@@ -112,7 +112,7 @@ def origin_of(exchange: Exchange) -> str:
 
 
 async def _relay_body(
-    exchange: Exchange, admitted: AdmittedCall, link: Link, meter: AnswerMeter, outlet: Outlet
+    exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter, outlet: Outlet
 ) -> bytes:
     """Pass the body on as it comes; give back what is left of it at its end. Raises what broke it off.
 
@@ -167,7 +167,7 @@ async def _relay_body(
         await link.arrival()
 
 
-def _check_unbroken(link: Link, meter: AnswerMeter) -> None:
+def _check_unbroken(link: Link, meter: Meter) -> None:
     if link.failure is not None:
         raise link.failure
     if meter.surplus:
@@ -175,7 +175,7 @@ def _check_unbroken(link: Link, meter: AnswerMeter) -> None:
         raise UpstreamUnreachable("The upstream's answer continues after its end.")
 
 
-async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: AnswerMeter) -> bytes:
+async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter) -> bytes:
     """A little that came may be much to read: others have their turns meanwhile."""
     passed: list[bytes] = []
     while meter.behind:
@@ -184,7 +184,7 @@ async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, mete
     return b"".join(passed)
 
 
-def _metered(exchange: Exchange, admitted: AdmittedCall, meter: AnswerMeter, data: bytes) -> bytes:
+def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: bytes) -> bytes:
     """What of the data may pass; objects that it names are the caller's from now on, or once it is over."""
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
@@ -192,7 +192,7 @@ def _metered(exchange: Exchange, admitted: AdmittedCall, meter: AnswerMeter, dat
     return passed
 
 
-def _take_ids(meter: AnswerMeter, call: CallRequest) -> list[str]:
+def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
     """The ids of objects that an answer names for the first time, but for what its request brought."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
@@ -213,7 +213,7 @@ class Outlet:
         answer: AnswerHead,
         decision: Decision | None,
         altered: bool,
-        meter: AnswerMeter,
+        meter: Meter,
     ) -> None:
         self._meter = meter
         routed = exchange.routed

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.billing.price_book import PriceBook, cost_nano, read_price
 from gateway.core.metering import meter as metering
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meter import Meter
+from gateway.core.metering.meters import make_meter
 from gateway.core.model import TokenUsage
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
@@ -44,7 +45,7 @@ def main() -> None:
         print(f"{what}: {statistics.median(took):.2f} µs a call (best {min(took):.2f})")
 
 
-def read(answer: Answer) -> tuple[str, AnswerMeter, TokenUsage]:
+def read(answer: Answer) -> tuple[str, Meter, TokenUsage]:
     """An answer as its call has it once it has ended."""
     meter = make_meter(answer.call, 200, answer.content_type)
     meter.feed(answer.body)
@@ -52,7 +53,7 @@ def read(answer: Answer) -> tuple[str, AnswerMeter, TokenUsage]:
     return answer.asked, meter, meter.usage()
 
 
-def cost(book: PriceBook, asked: str, meter: AnswerMeter, usage: TokenUsage) -> int | None:
+def cost(book: PriceBook, asked: str, meter: Meter, usage: TokenUsage) -> int | None:
     """As `gateway/http/charge.py` does it."""
     detail = meter.detail
     counts = detail.counts(usage)
@@ -62,7 +63,7 @@ def cost(book: PriceBook, asked: str, meter: AnswerMeter, usage: TokenUsage) -> 
     return None if price is None else cost_nano(price, counts, detail.tools, detail.service_tier)
 
 
-def facts(book: PriceBook, asked: str, meter: AnswerMeter, usage: TokenUsage) -> bytes:
+def facts(book: PriceBook, asked: str, meter: Meter, usage: TokenUsage) -> bytes:
     """The cost, and all that is written of the call."""
     detail = meter.detail
     return write_facts(CallFacts(
@@ -73,7 +74,7 @@ def facts(book: PriceBook, asked: str, meter: AnswerMeter, usage: TokenUsage) ->
 
 
 def measure(
-    metered: list[tuple[str, AnswerMeter, TokenUsage]], step: Callable[[str, AnswerMeter, TokenUsage], object]
+    metered: list[tuple[str, Meter, TokenUsage]], step: Callable[[str, Meter, TokenUsage], object]
 ) -> list[float]:
     """Microseconds of CPU a call, round by round."""
     times = CALLS_A_ROUND // len(metered)

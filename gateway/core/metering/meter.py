@@ -223,13 +223,22 @@ class Meter:
         self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
 
     def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes of the answer; return those to pass on now.
+
+        By what is returned nobody can know that the answer is complete.
+        """
         return chunk
 
     def finish(self) -> bytes:
+        """The answer is complete; return the rest to pass on, but for the part it is `behind`.
+
+        Not called for a broken one.
+        """
         self.ended = True
         return b""
 
     def whole(self, answer: bytes) -> bytes:
+        """Take an answer that is complete already, in place of `feed` and `finish`."""
         return self.feed(answer) + self.finish()
 
     def cut(self) -> bytes:
@@ -246,6 +255,7 @@ class Meter:
 
     @property
     def kept(self) -> int:
+        """Bytes of the answer that are kept in memory."""
         return self.withheld + (self.text_bytes if self.texts is not None else 0)
 
     def slim(self) -> None:
@@ -254,18 +264,22 @@ class Meter:
 
     @property
     def produced(self) -> bool:
+        """True once the first content or the first report of use was seen."""
         return self.reported or self.content_events > 0 or self.text_bytes > 0
 
     @property
     def known(self) -> bool:
+        """True once nothing that may still come changes what is charged."""
         return False
 
     def observed(self) -> int:
+        """Tokens seen so far, zero before anything was produced."""
         if not self.produced:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
     def so_far(self) -> TokenUsage:
+        """What these tokens are, as far as it is told."""
         if not self.produced:
             return TokenUsage(units=0)
         output = max(self.output, self.counted())
@@ -275,6 +289,7 @@ class Meter:
         )
 
     def usage(self) -> TokenUsage:
+        """What this answer is charged, as far as it came."""
         ended_well = self.ended and not self.failed and 200 <= self.status < 300
         if ended_well and self.call.reports and (self.partial or not self.reported):
             return self._ceiling()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
 
 import msgspec
 
@@ -13,7 +12,7 @@ from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.families.family import CallKind
 from gateway.core.families.objects import may_tell, told
 from gateway.core.families.registry import SHAPES
-from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Detail, Dialect, Meter, slim
+from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
 from gateway.core.metering.reading import (
     BRACKETS_MAX,
     UNREADABLE,
@@ -362,25 +361,26 @@ _MEMBER_BYTES = 1 << 10  # what the beginning of a member costs, in bytes decode
 _GZIP = 16 + zlib.MAX_WBITS
 
 
-class EncodedMeter:
+class EncodedMeter(Meter):
     """Decode gzip, of any number of members (RFC 1952, 2.2), or deflate for the meter inside.
 
-    Nothing is left out of a compressed answer.
+    Nothing is left out of a compressed answer, nor said in its middle: it is broken off.
     """
 
     __slots__ = (
         "_chunk", "_decoded_bytes", "_decoder", "_gzip", "_inner", "_members", "_started",
-        "_tail", "_undecoded", "_waiting", "behind",
+        "_tail", "_undecoded", "_waiting",
     )  # fmt: skip
 
     def __init__(self, inner: Meter, gzip: bool) -> None:
+        Meter.__init__(self, inner.call, inner.status, inner.bounds)
         self._inner = inner
+        self.detail, self.told = inner.detail, inner.told
         self._gzip = gzip
         self._decoder: zlib._Decompress | None = zlib.decompressobj(_GZIP if gzip else zlib.MAX_WBITS)
         self._decoded_bytes = self._members = 0
         # What of the last chunk is still to be decoded, where `behind`.
         self._chunk = self._undecoded = b""
-        self.behind = False
         self._started = False
         # Bytes that came and have not passed, each with where its decoded bytes end.
         self._waiting: deque[tuple[bytes, int]] = deque()
@@ -393,6 +393,7 @@ class EncodedMeter:
             self._chunk = self._undecoded = chunk
         if chunk or self.behind:
             self._step()
+        self._follow()
         if self._tail is not None:
             return self._tail.feed(self._take())
         safe = self._decoded_bytes - self._inner.withheld
@@ -404,21 +405,13 @@ class EncodedMeter:
     def finish(self) -> bytes:
         self._catch_up()
         self._inner.finish()
+        self._follow()
         return (b"" if self._tail is None else self._tail.take()) + self._take()
 
     def whole(self, answer: bytes) -> bytes:
         self.feed(answer)
-        self._catch_up()
-        self._inner.finish()
+        self.finish()
         return answer
-
-    def cut(self) -> bytes:
-        """A compressed answer cannot be ended well; it is broken off."""
-        return b""
-
-    def fail(self, body: bytes) -> bytes:
-        """Nothing can be said in the middle of a compressed answer."""
-        return b""
 
     @property
     def kept(self) -> int:
@@ -427,26 +420,6 @@ class EncodedMeter:
 
     def slim(self) -> None:
         self._inner.slim()
-
-    @property
-    def phase(self) -> int:
-        return self._inner.phase
-
-    @property
-    def told(self) -> list[str]:
-        return self._inner.told
-
-    @property
-    def detail(self) -> Detail:
-        return self._inner.detail
-
-    @property
-    def surplus(self) -> bool:
-        return self._inner.surplus
-
-    @property
-    def unread(self) -> bool:
-        return self._inner.unread
 
     @property
     def produced(self) -> bool:
@@ -464,6 +437,11 @@ class EncodedMeter:
 
     def usage(self) -> TokenUsage:
         return self._inner.usage()
+
+    def _follow(self) -> None:
+        """Say what the meter inside says."""
+        inner = self._inner
+        self.phase, self.surplus, self.unread = inner.phase, inner.surplus, inner.unread
 
     def _catch_up(self) -> None:
         """Decode what is left of the last chunk, all of it."""
@@ -540,79 +518,6 @@ class EncodedMeter:
         return waiting
 
 
-class AnswerMeter(Protocol):
-    """What the data plane needs of a meter."""
-
-    @property
-    def produced(self) -> bool:
-        """True once the first content or the first report of use was seen."""
-
-    @property
-    def known(self) -> bool:
-        """True once nothing that may still come changes what is charged."""
-
-    @property
-    def phase(self) -> int:
-        """OPEN while more is to come; else the answer has said that it is over."""
-
-    @property
-    def told(self) -> list[str]:
-        """Ids of objects the upstream keeps, as far as the answer told of them."""
-
-    @property
-    def detail(self) -> Detail:
-        """What the answer says of itself beside what is charged, as far as it came."""
-
-    @property
-    def surplus(self) -> bool:
-        """True once more came behind the end of the answer than is kept."""
-
-    @property
-    def unread(self) -> bool:
-        """True where nobody can read some of it."""
-
-    @property
-    def kept(self) -> int:
-        """Bytes of the answer that are kept in memory."""
-
-    def slim(self) -> None:
-        """Keep no more than is needed to charge: memory is short."""
-
-    @property
-    def behind(self) -> bool:
-        """True where more is to be done with what was fed: feed nothing, at one's turn."""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes of the answer; return those to pass on now.
-
-        By what is returned nobody can know that the answer is complete.
-        """
-
-    def finish(self) -> bytes:
-        """The answer is complete; return the rest to pass on, but for the part it is `behind`.
-
-        Not called for a broken one.
-        """
-
-    def whole(self, answer: bytes) -> bytes:
-        """Take an answer that is complete already, in place of `feed` and `finish`."""
-
-    def cut(self) -> bytes:
-        """Return bytes that end the answer here; empty where it cannot be ended at this byte."""
-
-    def fail(self, body: bytes) -> bytes:
-        """Return bytes that say a refusal's body in the middle of the answer; empty where it cannot."""
-
-    def observed(self) -> int:
-        """Tokens seen so far, zero before anything was produced."""
-
-    def so_far(self) -> TokenUsage:
-        """What these tokens are, as far as it is told."""
-
-    def usage(self) -> TokenUsage:
-        """Return what this answer is charged, as far as it came."""
-
-
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
 
@@ -624,7 +529,7 @@ def make_meter(
     bounds: UsageBounds = DEFAULT_BOUNDS,
     *,
     usage_amount: bytes = b"",
-) -> AnswerMeter:
+) -> Meter:
     """Choose the meter for one answer by the call and the answer's head.
 
     `content_type`, `content_encoding` and `usage_amount` (the value of `x-usage-amount`) are

@@ -11,7 +11,8 @@ import pytest
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meter import Meter
+from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family, TokenUsage
 from tests.core.meter.recorded import SSE, call, frame
 
@@ -35,7 +36,7 @@ def asked(
 def used(
     made: CallRequest, *parts: bytes, content_type: bytes = JSON, ended: bool = True, coding: bytes = b""
 ) -> TokenUsage:
-    meter: AnswerMeter = make_meter(made, 200, content_type, coding)
+    meter: Meter = make_meter(made, 200, content_type, coding)
     for part in parts:
         meter.feed(part)
     if ended:

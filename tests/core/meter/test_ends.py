@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import UsageBounds
-from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN
-from gateway.core.metering.meters import STEP_BYTES, AnswerMeter, make_meter
+from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
+from gateway.core.metering.meters import STEP_BYTES, make_meter
 from gateway.core.metering.stream import CODED_BYTES, Brackets
 from tests.core.meter.recorded import (
     CHAT,
@@ -97,7 +97,7 @@ def unpacked(passed: bytes, coding: bytes) -> bytes:
     return zlib.decompressobj(zlib.MAX_WBITS if coding == b"deflate" else 31).decompress(passed)
 
 
-def feed_all(meter: AnswerMeter, stream: bytes, cuts: list[int]) -> bytes:
+def feed_all(meter: Meter, stream: bytes, cuts: list[int]) -> bytes:
     places = [0, *sorted(cuts), len(stream)]
     return b"".join(meter.feed(stream[start:end]) for start, end in pairwise(places))
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import cost_nano, read_price
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meter import Meter
+from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.billing.prices import price_row
 from tests.core.meter.recorded import JSON, SSE, call, frame
@@ -107,7 +108,7 @@ def framed(event: Any) -> bytes:
     return frame(json.dumps(event))
 
 
-def fed(meter: str, usage: Any, *, streamed: bool) -> AnswerMeter:
+def fed(meter: str, usage: Any, *, streamed: bool) -> Meter:
     made = make_meter(call(meter, streamed=streamed), 200, SSE if streamed else JSON)
     for part in stream(meter, usage) if streamed else [dumped(document(meter, usage))]:
         made.feed(part)
@@ -119,7 +120,7 @@ def dumped(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def cost(made: AnswerMeter) -> int:
+def cost(made: Meter) -> int:
     return cost_nano(PRICE, made.detail.counts(made.usage()))
 
 

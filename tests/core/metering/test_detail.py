@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import TOOLS_MAX, Detail, Meter
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meters import make_meter
 from gateway.core.metering.report import content_bytes
 from gateway.core.model import Family, TokenUsage
 from tests.core.meter.recorded import JSON, SSE, call, chat_chunk, frame
@@ -95,7 +95,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, int], str, s
 }  # fmt: skip
 
 
-def whole(meter: str, answer: dict[str, Any]) -> AnswerMeter:
+def whole(meter: str, answer: dict[str, Any]) -> Meter:
     made = make_meter(call(meter), 200, JSON)
     made.whole(json.dumps(answer).encode())
     return made
@@ -277,7 +277,7 @@ def test_a_tool_nobody_may_be_shown_is_not_kept(name: str) -> None:
     assert detail.tools == {"good": 1_000_000}
 
 
-def stream(meter: str, *events: dict[str, Any]) -> AnswerMeter:
+def stream(meter: str, *events: dict[str, Any]) -> Meter:
     made = make_meter(call(meter), 200, b"text/event-stream")
     for event in events:
         made.feed(frame(event) if event else frame("[DONE]"))
@@ -366,7 +366,7 @@ def test_a_tier_is_the_last_that_is_told() -> None:
 
 def generic(
     status: int = 200, amount: bytes = b"", pointer: str = "", bounds: UsageBounds | None = None
-) -> AnswerMeter:
+) -> Meter:
     call = CallRequest("generic", Family("generic"), b"", units_pointer=pointer)
     return make_meter(call, status, b"image/png", b"", bounds or UsageBounds(), usage_amount=amount)
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meter import Meter
+from gateway.core.metering.meters import make_meter
 from tests.core.meter.recorded import JSON, SSE, call, frame
 
 MIB = 1 << 20
@@ -59,7 +60,7 @@ def with_picture(answer: bytes, size: int) -> bytes:
     )
 
 
-def fed(meter: str, content_type: bytes, body: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> AnswerMeter:
+def fed(meter: str, content_type: bytes, body: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> Meter:
     made = make_meter(
         call(meter, streamed=content_type == SSE or meter == "gemini_stream"), 200, content_type, b"", bounds
     )

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meter import Meter
+from gateway.core.metering.meters import make_meter
 from gateway.run.bundled_prices import read_bundle
 from tests.core.billing.prices import price_row
 from tests.recorded.answers import Answer, Expected, answers, table
@@ -62,7 +63,7 @@ FLAVORS = {"chat": "chat", "completions": "chat", "responses": "responses", "emb
 SAYS_MORE = ("openrouter/", "xai/its own cost", "xai/responses", "gemini/more in all")
 
 
-def fed(answer: Answer, *chunks: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> AnswerMeter:
+def fed(answer: Answer, *chunks: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) -> Meter:
     """The meter of an answer that came in these chunks."""
     meter = make_meter(answer.call, 200, answer.content_type, bounds=bounds)
     passed = b"".join([*(meter.feed(chunk) for chunk in chunks), meter.finish()])
@@ -70,7 +71,7 @@ def fed(answer: Answer, *chunks: bytes, bounds: UsageBounds = DEFAULT_BOUNDS) ->
     return meter
 
 
-def vector(meter: AnswerMeter) -> tuple[object, ...]:
+def vector(meter: Meter) -> tuple[object, ...]:
     detail = meter.detail
     return (
         dict(zip(KINDS, detail.counts(meter.usage()), strict=True)),

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import UsageBounds
-from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX
-from gateway.core.metering.meters import AnswerMeter, make_meter
+from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX, Meter
+from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import TokenUsage
 from tests.core.meter.recorded import (
@@ -97,7 +97,7 @@ def test_a_stream_that_dies_is_charged_what_came(recorded: Recorded) -> None:
         assert meter.so_far().total == meter.observed()
 
 
-def chat(strip: bool = True, bounds: UsageBounds | None = None) -> AnswerMeter:
+def chat(strip: bool = True, bounds: UsageBounds | None = None) -> Meter:
     return make_meter(call("openai_chat", strip=strip), 200, SSE, b"", bounds or UsageBounds())
 
 
