@@ -138,6 +138,12 @@ class Client:
         return wire
 
     @property
+    def whole(self) -> RedisConnection | None:
+        """The only server, where one command may name keys of any partitions; None of a cluster."""
+        wires = self._wires.wires
+        return wires[0] if len(wires) == 1 and wires[0].is_one else None
+
+    @property
     def run_id(self) -> bytes:
         """The only server's run id on this connection; empty while there is none."""
         return self.wire.run_id if self.wire.connected else b""
@@ -359,20 +365,20 @@ Read = list[tuple[bytes, bytes]] | CountersRefused
 async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Reply]:
     """The markers of partitions as they stand; None of one that is not there or is of another type."""
     asked = list(partitions)
-    if not client.wire.is_one or not asked:
+    if (whole := client.whole) is None or not asked:
         return dict(zip(asked, await client.ask_each(_each_marker(asked)), strict=True))
-    found = await in_task(client.wire.send(_asking(b"MGET", *(keys.marker(one) for one in asked))))
+    found = await in_task(whole.send(_asking(b"MGET", *(keys.marker(one) for one in asked))))
     assert isinstance(found, list)
     return {one: raw if isinstance(raw, bytes) else None for one, raw in zip(asked, found, strict=True)}
 
 
 async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> list[Read]:
     """Up to `count` entries of each stream behind an id, b"" being its start, in the order asked."""
-    if client.wire.is_one and after:
+    if (whole := client.whole) is not None and after:
         behind = (one or b"0" for one in after.values())
         with suppress(CountersRefused):
             asked = _asking(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *after, *behind)
-            answer = cast("list[list[Reply]] | None", await in_task(client.wire.send(asked)))
+            answer = cast("list[list[Reply]] | None", await in_task(whole.send(asked)))
             found = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
             return [entries_in(found[name]) if name in found else [] for name in after]
     answers = await each([client.send(*entries_behind(name, one, count)) for name, one in after.items()])
@@ -381,9 +387,9 @@ async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> 
 
 async def are_any_there(client: Client, names: Sequence[str]) -> bool:
     """Whether there is any of these keys; also where that is not known."""
-    if client.wire.is_one and names:
+    if (whole := client.whole) is not None and names:
         with suppress(CountersRefused):
-            return await in_task(client.wire.send(_asking(b"EXISTS", *names))) != 0
+            return await in_task(whole.send(_asking(b"EXISTS", *names))) != 0
     return bool(names)
 
 

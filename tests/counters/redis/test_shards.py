@@ -17,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
+from gateway.core.accounts import jobs
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationDefinition, TenantDefinition
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import decode_identity
 from gateway.counters.history_guard import HistoryGuard, HistoryGuards
+from gateway.counters.keeper.client import markers_of
+from gateway.counters.keeper.jobs import ListedJobs
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -116,6 +119,25 @@ async def test_what_is_of_everybody_is_asked_for_by_its_name(connect: Connect) -
     for key in (keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD, keys.REFUSED, keys.COOLING, keys.activity(7)):
         assert await ask(shards.of_key(key.encode()), "TYPE", key) == b"none"
         assert shards.map.place_of(slot_of(key.encode()))
+
+
+async def test_one_who_reads_all_servers_finds_what_each_of_them_has(connect: Connect) -> None:
+    counters = KeeperCounters(shards := await connect())
+    listed = ListedJobs(counters)
+    assert await listed.read() == []
+    assert await counters.holds() == 0
+    found = []
+    for partition in range(PARTITIONS):
+        job = jobs.Job(f"{partition:032}", 1, 2, 3, partition, "", "chat", "u", "/", "m", "f", 1, 5, 6)
+        await counters.ask(b"SET", keys.job(partition, job.hold_id).encode(), jobs.write_job(job))
+        await counters.ask(b"ZADD", keys.jobs(partition).encode(), b"5", job.hold_id.encode())
+        await counters.ask(b"ZADD", keys.deadlines(partition).encode(), b"5", b"a call")
+        await counters.ask(b"SET", keys.marker(partition).encode(), b"%d" % partition)
+        found.append(job)
+    assert len(shards.wires) > 1
+    assert await listed.read() == found
+    assert await counters.holds() == PARTITIONS
+    assert await markers_of(counters, range(PARTITIONS)) == {n: b"%d" % n for n in range(PARTITIONS)}
 
 
 async def test_without_a_member_that_knows_there_is_no_cluster() -> None:
