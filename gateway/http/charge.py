@@ -19,7 +19,6 @@ from gateway.core.accounts.outbox import (
     OUTPUT,
     REASONING,
     TEXT_CHARACTERS_MAX,
-    CallFacts,
     briefly,
     named_unpriced,
     write_facts,
@@ -379,7 +378,7 @@ class AdmittedCall:
         )  # fmt: skip
         if facts is None:
             return settlement
-        settlement.metadata = write_facts(facts if used else briefly(CallFacts(*facts)))
+        settlement.metadata = write_facts(facts if used else briefly(facts))
         if not used:
             return settlement
         decision, total, cost, counts = self.decision, usage.total, self._cost, self._counts

@@ -269,7 +269,8 @@ class Keeper:
     def _rows(self) -> Sequence[Loop]:
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
-        moves, servers = (self._wires.moves() if isinstance(self._wires, Shards) else None for _ in range(2))
+        # One server alone gives nothing away.
+        woken = self._wires.moves if isinstance(self._wires, Shards) else lambda: None
         schedule = Schedule(billing, self._store, settings.invoice_grace_hours)
         rows = (
             sweeper(self._sweeps, self._counters, agenda),
@@ -284,8 +285,8 @@ class Keeper:
             self._jobs.loop(),
             self._gauges.loop(),
             housekeeping(engine, settings, log, *(one for work in self._work for one in work.hourly)),
-            Loop("moves", 1.0, (call(self._moves.take_up),), woken=moves),
-            Loop("servers", 1.0, (call(self._servers.look),), woken=servers),
+            Loop("moves", 1.0, (call(self._moves.take_up),), woken=woken()),
+            Loop("servers", 1.0, (call(self._servers.look),), woken=woken()),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
             Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
             # Some commands to each server of Redis.

@@ -68,7 +68,7 @@ class CallBudgets(LruEntry):
 
     def holds_at(self, now_ms: int) -> bool:
         """Whether the accounts are defined so at a time, also by a clock that was set back."""
-        return self.since_ms <= now_ms and not 0 < self.until_ms <= now_ms
+        return _holds_at(now_ms, self.since_ms, self.until_ms)
 
     def refusing(self, unit: str) -> str:
         """The name of one that refuses by this unit; empty where none does."""
@@ -190,7 +190,7 @@ class OrganizationBudgets:
 
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
         known = self._defined[place]
-        if known is None or now_ms < known[0] or 0 < known[1] <= now_ms:
+        if known is None or not _holds_at(now_ms, known[0], known[1]):
             group = self._groups[place]
             try:
                 known = now_ms, defined_until(group, now_ms), defined(group, now_ms)
@@ -199,6 +199,10 @@ class OrganizationBudgets:
                 why = f"When a window of the budget {group[0].name} begins is not known here."
                 raise CountersUnavailable(why) from error
         return known
+
+
+def _holds_at(now_ms: int, since_ms: int, until_ms: int) -> bool:
+    return since_ms <= now_ms and not 0 < until_ms <= now_ms
 
 
 def with_runs(found: CallBudgets, run: Run) -> CallBudgets:

@@ -94,16 +94,18 @@ def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
     Without what nothing is charged by where an entry has no room for all.
     """
     written = _encode(facts)
-    if len(written) <= FACTS_BYTES_MAX:
-        return written
-    return _encode(briefly(facts if isinstance(facts, CallFacts) else CallFacts(*facts)))
+    return written if len(written) <= FACTS_BYTES_MAX else _encode(briefly(facts))
 
 
-def briefly(facts: CallFacts) -> CallFacts:
-    """The facts without what is only kept as it came, and no text longer than it is stored."""
-    said = asdict(facts).items()
+def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
+    """The facts, or their values by place, without what is only kept as it came.
+
+    No text is longer than it is stored.
+    """
+    whole = facts if isinstance(facts, CallFacts) else CallFacts(*facts)
+    said = asdict(whole).items()
     texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
-    return replace(facts, **texts, tools={}, metadata=NONE, unknown=NONE)
+    return replace(whole, **texts, tools={}, metadata=NONE, unknown=NONE)
 
 
 def read_facts(metadata: bytes) -> CallFacts | None:

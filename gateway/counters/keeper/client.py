@@ -380,7 +380,7 @@ async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> 
             asked = _asking(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *after, *behind)
             answer = cast("list[list[Reply]] | None", await in_task(whole.send(asked)))
             found = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
-            return [entries_in(found[name]) if name in found else [] for name in after]
+            return [entries_in(found.get(name)) for name in after]
     answers = await each([client.send(*entries_behind(name, one, count)) for name, one in after.items()])
     return [one if isinstance(one, CountersRefused) else entries_in(one) for one in answers]
 
