@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
 SUITE = .venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-.PHONY: run test verify versions check bytecode compile wheels run-compiled bench bench-scale docs prices lock clean
+.PHONY: run test verify versions nightly check bytecode compile wheels run-compiled bench bench-scale docs prices lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -24,6 +24,10 @@ verify: ## What a release is held to besides: faults, the compiled hot path, ima
 versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
 	@.ci/environment requirements-dev.lock
 	.venv/bin/python -m pytest -q -m versions tests/features/backup/test_versions.py
+
+nightly: ## Real faults and other versions of servers, which take many minutes; fetches what is not here
+	@.ci/environment requirements-dev.lock
+	.venv/bin/python -m tests.suite -q -m nightly $(ARGS)
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock

@@ -54,6 +54,8 @@ LONGEST = (
     "tests/faults/test_rows_processes.py", "tests/faults/test_rows_redis.py",
     "tests/journey/test_client_pages.py", "tests/faults/test_rows_each.py",
 )  # fmt: skip
+# Markers of tests that run only by their name: they fetch servers, or take many minutes.
+APART = ("versions", "nightly")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,10 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The longest files first, the others as they were; what fetches servers is run by its marker."""
-    if "versions" not in config.getoption("-m"):
-        apart = [one for one in items if one.get_closest_marker("versions")]
-        items[:] = [one for one in items if one not in apart]
+    """Put the longest files first; leave out the tests of `APART` whose marker is not asked for."""
+    left_out = [marker for marker in APART if marker not in config.getoption("-m")]
+    apart = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    if apart:
+        items[:] = [item for item in items if item not in apart]
         config.hook.pytest_deselected(items=apart)
     place = {file: number for number, file in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONGEST)))
