@@ -2,11 +2,10 @@
 MAKEFLAGS += --no-print-directory
 # Hundreds of processes are started by the tests: none compiles again what another has compiled.
 unexport PYTHONDONTWRITEBYTECODE
-# Each has servers of its own; tests of one file run in one of them, in the order of tests/conftest.py.
-# Two for each of two cores: half of what tests do is to wait.
+# Each has servers of its own, and runs whole files. Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
-SUITE = .venv/bin/python -m tests.suite -q -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
-.PHONY: run test verify versions nightly check bytecode compile wheels run-compiled bench bench-scale docs prices lock clean
+SUITE = .venv/bin/python -m tests.suite -q --processes $(TEST_PROCESSES)
+.PHONY: run test verify versions nightly check compile wheels run-compiled bench bench-scale docs prices lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -14,7 +13,7 @@ run: ## Start everything on this machine
 
 test: ## Every check, and the tests that each change is held to
 	@.ci/environment requirements-dev.lock
-	@$(MAKE) --jobs 2 --output-sync=target check bytecode
+	@$(MAKE) check
 	$(SUITE) --tier quick $(ARGS)
 
 verify: ## What a release is held to besides: faults, the compiled hot path, image, upgrade, SDKs, archives
@@ -35,9 +34,6 @@ check: ## Style, types, layers and Lua
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python -m tests.lua.lint
-
-bytecode: # of the tests, once for all processes; what cannot be collected is told by the run itself
-	@.venv/bin/python -m pytest --collect-only -qq -p no:cacheprovider >/dev/null 2>&1 || true
 
 compile: ## The hot path as extension modules in build/compiled; needs a C compiler and Python.h
 	@.ci/environment requirements-dev.lock

@@ -27,6 +27,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from gateway.local.embedded.unprivileged import borrow
+from tests import forked
 from tests.databases import own_database
 from tests.waiting import wait_until
 
@@ -58,6 +59,23 @@ LONGEST = (
 APART = ("versions", "nightly")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    forked.add_option(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run tests in forked processes, where several are asked for."""
+    option = session.config.option
+    if option.collectonly or option.processes == 1 or session.testsfailed:
+        return None
+    return forked.run_forked(session)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    forked.tell_costs(terminalreporter)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Who names a seed wants the examples of that seed, not those of each run."""
     if config.getoption("--hypothesis-seed") is not None:
@@ -78,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A failure is told as it happens: who waits for a long run need not wait for its end."""
-    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+    if report.failed and forked.WORKER not in os.environ:
         print(f"\nFAILED {report.nodeid}\n{report.longreprtext[-1500:]}", file=sys.__stderr__, flush=True)
 
 

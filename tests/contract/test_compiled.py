@@ -57,7 +57,7 @@ def test_compiled_hot_path_passes_the_tests_of_all_that_it_reads(tree: Path) -> 
     run = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
-            *("-n", "2", "--dist", "loadfile"),  # much of what they do is to wait
+            *("--processes", "2"),  # much of what they do is to wait
             *("tests/core", "tests/counters", "tests/http"),
             f"--ignore={LEFT_OUT}",
         ],

@@ -1,0 +1,236 @@
+"""Runs tests in processes that are forked behind the collection: nothing is imported or collected twice.
+
+`--processes N` says how many. Each takes whole files, one after another, and sends its reports back over a
+socket; so fixtures of a session are made once a process. A process that dies fails the test that it ran, by
+name, and another one goes on behind that test. `build/test-costs.json` keeps the CPU seconds of each test:
+the dearest files begin first.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PROCESSES_MAX: Final = 64
+DEAREST: Final = 20
+COSTS: Final = Path(__file__).resolve().parent.parent / "build" / "test-costs.json"
+# Tells a test, and the programs that it starts, that it runs beside others.
+WORKER: Final = "TEST_WORKER"
+
+
+def add_option(parser: pytest.Parser) -> None:
+    parser.addoption("--processes", type=int, default=1, help="in how many forked processes tests run")
+
+
+class _Worker:
+    """A forked process, the items it has not yet reported, and the socket to it."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid, self.channel, self.received = pid, channel, b""
+        self.waiting: deque[pytest.Item] = deque()
+
+    def give(self, items: Sequence[pytest.Item]) -> None:
+        self.waiting.extend(items)
+        with suppress(BrokenPipeError):
+            self.channel.sendall(json.dumps([item.nodeid for item in items]).encode() + b"\n")
+
+    def lines(self) -> list[bytes] | None:
+        """Return the whole lines that arrived, None at the end."""
+        try:
+            data = self.channel.recv(1 << 16)
+        except ConnectionResetError:
+            return None
+        *lines, self.received = (self.received + data).split(b"\n")
+        return lines if data else None
+
+
+class _Run:
+    """A run of collected items by forked processes."""
+
+    def __init__(self, session: pytest.Session) -> None:
+        self.session, self.hook = session, session.config.hook
+        self.files = deque(_by_cost([list(items) for _, items in groupby(session.items, _file)]))
+        self.costs: dict[str, float] = {}
+        self.selector, self.started = selectors.DefaultSelector(), 0
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.session.shouldstop or self.session.shouldfail)
+
+    def run(self, processes: int) -> None:
+        gc.collect()
+        gc.freeze()
+        try:
+            for _ in range(min(processes, PROCESSES_MAX, len(self.files))):
+                self.start(self.next_file())
+            while self.selector.get_map() and not self.is_over:
+                for key, _ in self.selector.select():
+                    self.read(key.data)
+        finally:
+            for key in list(self.selector.get_map().values()):
+                os.kill(key.data.pid, signal.SIGINT)
+                key.data.channel.close()
+                os.waitpid(key.data.pid, 0)
+
+    def next_file(self) -> list[pytest.Item]:
+        return self.files.popleft() if self.files else []
+
+    def start(self, items: list[pytest.Item]) -> None:
+        self.started += 1
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            for key in self.selector.get_map().values():
+                key.data.channel.close()
+            ours.close()
+            _work(self.session, theirs, self.started)
+        theirs.close()
+        worker = _Worker(pid, ours)
+        self.selector.register(ours, selectors.EVENT_READ, worker)
+        worker.give(items)
+
+    def read(self, worker: _Worker) -> None:
+        lines = worker.lines()
+        if lines is None:
+            self.end(worker)
+        for message in map(json.loads, lines or ()):
+            if message is None:
+                worker.give(self.next_file())
+            elif isinstance(message, list):
+                self.costs[message[0]] = message[1]
+                worker.waiting.popleft()
+            else:
+                config = self.session.config
+                report = self.hook.pytest_report_from_serializable(config=config, data=message)
+                self.hook.pytest_runtest_logreport(report=report)
+
+    def end(self, worker: _Worker) -> None:
+        """Report the item that a process died of, and have another process run those behind it."""
+        self.selector.unregister(worker.channel)
+        worker.channel.close()
+        _, status = os.waitpid(worker.pid, 0)
+        if not worker.waiting and status == 0:
+            return
+        lost = worker.waiting.popleft() if worker.waiting else self.session.items[-1]
+        why = f"a process of tests ended with {os.waitstatus_to_exitcode(status)}"
+        report = pytest.TestReport(lost.nodeid, lost.location, {}, "failed", why, "call")
+        self.hook.pytest_runtest_logreport(report=report)
+        if worker.waiting and not self.is_over:
+            self.start(list(worker.waiting))
+
+
+def run_forked(session: pytest.Session) -> bool:
+    """Run the collected items of a session in forked processes."""
+    run = _Run(session)
+    session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # as pytest's plugins do
+    try:
+        run.run(session.config.getoption("--processes"))
+    finally:
+        _keep_costs(run.costs)
+        session.config.stash[_COSTS] = run.costs
+    if session.shouldfail:
+        raise session.Failed(session.shouldfail)
+    if session.shouldstop:
+        raise session.Interrupted(session.shouldstop)
+    return True
+
+
+_COSTS: Final = pytest.StashKey[dict[str, float]]()
+
+
+def tell_costs(terminal: pytest.TerminalReporter) -> None:
+    """Print the dearest tests of a run, and what all cost together."""
+    costs = terminal.config.stash.get(_COSTS, {})
+    if len(costs) > DEAREST:
+        terminal.write_line(f"{sum(costs.values()):.0f} CPU s in {len(costs)} tests; the dearest:")
+        for name in sorted(costs, key=costs.__getitem__, reverse=True)[:DEAREST]:
+            terminal.write_line(f"{costs[name]:7.1f}  {name}")
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _kept_costs() -> dict[str, float]:
+    try:
+        return dict(json.loads(COSTS.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep_costs(costs: dict[str, float]) -> None:
+    if costs and WORKER not in os.environ:
+        COSTS.parent.mkdir(exist_ok=True)
+        COSTS.write_text(json.dumps(_kept_costs() | costs, indent=0, sort_keys=True))
+
+
+def _by_cost(files: list[list[pytest.Item]]) -> list[list[pytest.Item]]:
+    """Return the files with the dearest first by the last run; without one their order stays."""
+    costs = _kept_costs()
+    return sorted(files, key=lambda items: -sum(costs.get(item.nodeid, 0.0) for item in items))
+
+
+# In a forked process.
+class _Sender:
+    """Sends the reports of a process to the one that it was forked from."""
+
+    def __init__(self, config: pytest.Config, channel: socket.socket) -> None:
+        self._config, self._channel = config, channel
+
+    def send(self, message: object) -> None:
+        self._channel.sendall(json.dumps(message).encode() + b"\n")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.send(self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
+
+
+def _work(session: pytest.Session, channel: socket.socket, number: int) -> None:
+    """Run the files that are given, then end this process."""
+    os.environ[WORKER] = str(number)
+    status = 1
+    try:
+        config = session.config
+        own = config._tmp_path_factory.getbasetemp() / f"process{number}"  # type: ignore[attr-defined]  # the same
+        own.mkdir(mode=0o700)
+        config._tmp_path_factory._basetemp = own  # type: ignore[attr-defined]  # the same
+        for name in ("terminalreporter", "logging-plugin-terminal"):
+            config.pluginmanager.unregister(name=name)
+        sender = _Sender(config, channel)
+        config.pluginmanager.register(sender)
+        by_name = {item.nodeid: item for item in session.items}
+        given = (json.loads(line) for line in channel.makefile("rb"))
+        ours = chain.from_iterable(iter(lambda: _asked(sender, given, by_name), []))
+        item = next(ours, None)
+        while item is not None:
+            after = next(ours, None)
+            began = sum(os.times()[:4])
+            config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            sender.send([item.nodeid, round(sum(os.times()[:4]) - began, 3)])
+            item = after
+        status = 0
+    finally:
+        session._setupstate.teardown_exact(None)  # servers that an interrupted test was given end too
+        os._exit(status)
+
+
+def _asked(
+    sender: _Sender, given: Iterator[list[str]], by_name: dict[str, pytest.Item]
+) -> list[pytest.Item]:
+    """Return the items of the next file; none once all are given out."""
+    names = next(given)
+    if names:
+        sender.send(None)  # the one behind it, so that its fixtures of a package stay
+    return [by_name[name] for name in names]

@@ -1,0 +1,61 @@
+"""Forked processes run each test once, and say what a process died of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFTEST = """
+import os, pathlib, pytest
+from tests import forked
+from tests.conftest import pytest_addoption, pytest_runtestloop
+
+@pytest.fixture(scope="session")
+def server():
+    yield os.getpid()
+    pathlib.Path(__file__).with_name(f"ended-{os.getpid()}").touch()
+"""
+FILE = """
+import os, pathlib
+
+def test_first(server, tmp_path):
+    assert server == os.getpid() != os.getppid()
+
+def test_second(server):
+    {second}
+
+def test_third(server):
+    pathlib.Path(__file__).with_name("third-" + pathlib.Path(__file__).stem).touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "words"),
+    [
+        ("assert True", (), ["9 passed"]),
+        ("assert server == 0", (), ["3 failed, 6 passed"]),
+        ("os._exit(7)", (), ["3 failed, 6 passed", "a process of tests ended with 7"]),
+        ("assert server == 0", ("-x",), ["stopping after 1 failures"]),
+    ],
+)
+def test_each_test_is_run_once_whatever_becomes_of_its_process(
+    tmp_path: Path, second: str, options: tuple[str, ...], words: list[str]
+) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    for number in range(3):
+        (tmp_path / f"test_{number}.py").write_text(FILE.format(second=second))
+    environment = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TEST_WORKER": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "--processes", "2", "--rootdir", ".", *options],
+        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert [word for word in words if word not in ended.stdout] == [], ended.stdout
+    if not options:
+        assert len(list(tmp_path.glob("third-*"))) == 3
+    if second != "os._exit(7)":  # fixtures of a session end with their process
+        assert list(tmp_path.glob("ended-*"))
