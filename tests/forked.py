@@ -200,6 +200,7 @@ class _Sender:
 def _work(session: pytest.Session, channel: socket.socket, number: int) -> None:
     """Run the files that are given, then end this process."""
     os.environ[WORKER] = str(number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
     status = 1
     try:
         config = session.config
