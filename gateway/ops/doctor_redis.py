@@ -388,6 +388,8 @@ class _Server:
     certificate_end: float | None
     address: Address
     asked_at: float
+    # Why it would not load its append-only file whole; empty where it does.
+    forgets: str
 
 
 async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
@@ -476,8 +478,41 @@ async def _asked(wire: RedisConnection, address: Address) -> _Server:
     return _Server(
         info, _text(confirmed), _text(named), isinstance(known, list) and bool(known),
         _text(covers[1]).decode() if isinstance(covers, list) and len(covers) > 1 else "", fsync,
-        wire.certificate_end, wire.address, asked_at,
+        wire.certificate_end, wire.address, asked_at, await _forgets(wire, info),
     )  # fmt: skip
+
+
+# A server loads its append-only file as the user `default`. Before this version of Valkey, and in Redis up to
+# 8.2.3 at least, a transaction is left out where that user may not do what is in it.
+LOADS_ALL_MIN = (9, 1, 2)
+DEFAULTS_LINE = "user default off ~* &* +@all"
+_LOADED = {
+    "MSET": "0", "SETRANGE": "0 0", "DEL": "", "PEXPIREAT": "1", "HSET": "f 0", "HDEL": "f", "HINCRBY": "f 1",
+    "XADD": "0-1 f 0", "XDEL": "0-1", "ZADD": "0 m", "ZREM": "m",
+}  # fmt: skip
+
+
+async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
+    """Why a server would not load its append-only file whole; empty where it does, or has none."""
+    name, _, numbers = _release(info)
+    if info.get("aof_enabled") != "1" or (name == "Valkey" and numbers >= LOADS_ALL_MIN):
+        return ""
+    key, asking = client.OF_A_PARTITION, client.ASKS_OF_DEFAULT
+    lines = [f"{asking} {verb} {key} {rest}".encode().split() for verb, rest in _LOADED.items()]
+    try:
+        answers = [await in_task(wire.send(encode(*line))) for line in lines]
+    except CountersRefused as error:
+        return (
+            "the user default loads the append-only file, and what it may do there could not be asked by"
+            f" ACL DRYRUN ({error.message.rstrip('.')}): give this user +acl|dryrun, as deploy/users.acl does"
+        )
+    if lacking := [verb for verb, answer in zip(_LOADED, answers, strict=True) if answer != b"OK"]:
+        return (
+            f"the user default, who loads the append-only file, may not do what is in it ({_few(lacking)}):"
+            " this version forgets what scripts wrote at each restart."
+            f' Write "{DEFAULTS_LINE}" into its file of users'
+        )
+    return ""
 
 
 async def _replicas(
@@ -524,9 +559,7 @@ def _cluster(shown: str, shards: Shards) -> Finding:
 
 def _server(settings: Settings, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
     info = server.info
-    version = info.get("valkey_version") or info.get("redis_version", "0")
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    name = "Valkey" if "valkey_version" in info else "Redis"
+    name, version, numbers = _release(info)
     what = shown if subject == "redis" else "it"
     yield Finding(
         numbers >= REDIS_VERSION_MIN, subject, f"{what} is {name} {version} (7.0 or newer is needed)"
@@ -539,6 +572,8 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
         yield Finding(False, subject, f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss")
     for well, of, says in kept(info, server.fsync, server.asked_at):
         yield Finding(well, subject if of == "redis" else of, says)
+    if server.forgets:
+        yield Finding(False, subject, server.forgets)
     if server.covers:
         alone = server.covers == "no"
         hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"
@@ -551,6 +586,13 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
     yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
     here = history(info.get("run_id", "").encode(), server.named)
     yield verification(subject, server.confirmed, here)
+
+
+def _release(info: Mapping[str, str]) -> tuple[str, str, tuple[int, ...]]:
+    """The name of a server, its version, and the numbers of that."""
+    version = info.get("valkey_version") or info.get("redis_version", "0")
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    return "Valkey" if "valkey_version" in info else "Redis", version, numbers
 
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:

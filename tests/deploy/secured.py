@@ -23,7 +23,14 @@ from tests.tree import ROOT
 from tests.waiting import wait_until
 
 PASSWORD = "correct-horse"
-ACL = re.compile(r"^user .*$", re.MULTILINE)
+USERS = ROOT / "deploy" / "users.acl"
+
+
+def write_users(folder: Path, text: str = "") -> Path:
+    """A file of users with passwords: those of deploy/users.acl, or of a text; and `test`, who may do all."""
+    written = re.sub(r"\$\{REDIS_\w+_PASSWORD\}", PASSWORD, text or USERS.read_text())
+    (file := folder / "users.acl").write_text(f"{written}user test on >test ~* &* +@all\n")
+    return file
 
 
 class Authority:
@@ -57,9 +64,7 @@ class SecuredRedis:
         self._folder = folder
         self._authority = authority
         self._clients = clients
-        users = (ROOT / "deploy" / "users.acl").read_text()
-        written = re.sub(r"\$\{REDIS_\w+_PASSWORD\}", PASSWORD, "\n".join(ACL.findall(users)))
-        (folder / "users.acl").write_text(f"{written}\nuser test on >test ~* &* +@all\n")
+        self._users = write_users(folder)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, days: float = 30.0) -> None:
@@ -70,7 +75,7 @@ class SecuredRedis:
             "port": "0", "tls-port": str(self.port), "bind": "127.0.0.1", "dir": str(self._folder),
             "tls-cert-file": str(certificate), "tls-key-file": str(key),
             "tls-ca-cert-file": str(self._authority.file),
-            "tls-auth-clients": "yes" if self._clients else "no", "aclfile": str(self._folder / "users.acl"),
+            "tls-auth-clients": "yes" if self._clients else "no", "aclfile": str(self._users),
             "maxmemory": "64mb", "maxmemory-policy": "noeviction", "appendonly": "yes", "save": "",
         }  # fmt: skip
         command = [binary, *(word for name, value in options.items() for word in (f"--{name}", value))]

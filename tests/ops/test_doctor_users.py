@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,6 +17,8 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.ops import doctor_redis
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer
+from tests.lua.test_restarted import Shipped, debians
+from tests.ops.test_doctor_managed import examined
 from tests.tree import ROOT
 
 GATEWAY, KEEPER = "tollkeeper-gateway", "tollkeeper-keeper"
@@ -55,12 +58,13 @@ async def seen(url: str, role: str) -> tuple[bool, str]:
 
 @pytest.mark.parametrize(("name", "role"), [(GATEWAY, "serve"), (KEEPER, "keeper")])
 def test_what_is_asked_for_is_what_the_users_are_given(name: str, role: str) -> None:
-    lines = keeper_client.needed_rights(role, clustered=True, database=1)
+    needed = keeper_client.needed_rights(role, clustered=True, database=1)
+    lines = (*needed, keeper_client.ASKS_OF_DEFAULT)
     given = {rule[1:] for rule in users()[name].split() if rule.startswith("+")}
     asked = {
         words[0]
         if f"{words[0]}|{words[1:][:1]}" in given
-        else re.sub(r"^(client|cluster|function|xinfo) (\w+).*", r"\1|\2", line)
+        else re.sub(r"^(acl|client|cluster|function|xinfo) (\w+).*", r"\1|\2", line)
         for line in (line.lower() for line in lines)
         for words in [line.split()]
     }
@@ -143,6 +147,41 @@ async def test_a_redis_that_is_away_is_told(server: ValkeyServer) -> None:
     well, says = await seen(server.url, "serve")
     assert not well
     assert "start Redis" in says
+
+
+@pytest.mark.parametrize("role", ["serve", "keeper"])
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("", ""),
+        ("default off resetkeys -@all", "may not do what is in it (MSET and 10 more): this version forgets"),
+        (
+            "default off -pexpireat",
+            '(PEXPIREAT): this version forgets what scripts wrote at each restart. Write "user',
+        ),
+        ("{} -acl|dryrun", "could not be asked by ACL DRYRUN (Redis refused: NOPERM"),
+    ],
+)
+async def test_who_loads_the_file_is_asked_for(tmp_path: Path, role: str, rule: str, said: str) -> None:
+    server = Shipped(tmp_path / "redis", debians())
+    server.start()
+    try:
+        user = GATEWAY if role == "serve" else KEEPER
+        wire = RedisConnection(parse_url(server.url_of(KEEPER)), time.monotonic)
+        await wire.open()
+        await wire.close()
+        with server.connect() as client:
+            client.acl_log_reset()
+            if rule:
+                client.execute_command("ACL", "SETUSER", *rule.format(user).split())
+            found = await examined(server.url_of(user), role)
+            of_default = [one.says for one in found if "the user default" in one.says and not one.well]
+            assert bool(of_default) is bool(said)
+            assert said in "".join(of_default)
+            refused = [one["object"] for one in client.acl_log() if "acl" in one["object"]]
+            assert refused == ["acl|dryrun"] * said.startswith("could")
+    finally:
+        server.stop()
 
 
 def user_of(database: str, name: str, attributes: str = "") -> str:
