@@ -104,6 +104,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "waiting_entries": "Movements of accounts in quarantine, which wait outside the outbox.",
         "outbox_streams_broken": "Partitions whose outbox cannot be read; the others go on.",
         "partitions_flushed": "Partitions of the outbox that this keeper flushes.",
+        "lost_events_pending": "Movements that Redis forgot and nobody has brought back yet.",
         "drift_tokens": "Sum of absolute differences in tokens at the last reconciliation.",
         "drift_credits": "Sum of absolute differences in credits at the last reconciliation.",
         "reconciliation_items kind": "What the last comparison of all accounts found.",

@@ -171,6 +171,17 @@ SELECT invoicing_left_reason AS reason, count(*) AS count FROM organization
  WHERE invoicing_left IS NOT NULL AND deleted_at IS NULL GROUP BY 1""")
 _CLOCK = text("SELECT extract(epoch FROM clock_timestamp())")
 _LOST = text("SELECT extract(epoch FROM max(updated_at)) FROM redis_loss WHERE lost > 0")
+# Movements without evidence before the last one with evidence, of losses that are not counted yet.
+_PENDING = text("""
+WITH open AS MATERIALIZED (
+    SELECT account, epoch, stored_seq(account, epoch) AS stored
+      FROM (SELECT DISTINCT account, epoch FROM recovered_event WHERE counted_at IS NULL) AS accounts
+), gap AS (
+    SELECT max(r.seq) - o.stored - count(*) AS missing
+      FROM open AS o JOIN recovered_event AS r USING (account, epoch) WHERE r.seq > o.stored
+     GROUP BY account, epoch, o.stored
+)
+SELECT coalesce(sum(missing), 0) FROM gap""")
 # Of the last comparison of everybody that is kept; what rows say, of the last one that had asked them.
 _DIFFERS = text("""
 WITH last AS (SELECT items FROM reconciliation ORDER BY id DESC LIMIT 1),
@@ -217,6 +228,7 @@ async def watch_gauges(
             "webhook_messages_waiting": messages.waiting,
             "webhook_messages_oldest_seconds": float(messages.oldest),
             "credential_expiry_timestamp_seconds": [(kind, float(at)) for kind, at in ends if at is not None],
+            "lost_events_pending": int(await connection.scalar(_PENDING) or 0),
             "last_timestamp_seconds": [("lost_events", float(await connection.scalar(_LOST) or 0))],
             "clock_offset_seconds": [
                 ("postgresql", began - theirs if theirs < began else min(0.0, now - theirs))

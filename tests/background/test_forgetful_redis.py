@@ -18,7 +18,7 @@ from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.holds import Loss
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.counters.settlement_log.log import LogLimits
-from persistence.keeper.sweeps import Losses
+from persistence.keeper.sweeps import Losses, watch_gauges
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer
@@ -237,11 +237,14 @@ async def test_what_nobody_can_bring_back_is_counted_exactly(
             del scene.truth[one]
         scene.check()
         said: list[dict[str, object]] = []
+        await Losses(scene.backend.engine).count(scene.backend.counters.moved, range(PARTITIONS))
+        assert (await watch_gauges(scene.backend.engine))["lost_events_pending"] == 3
         keepers = [counter_of(scene, said), counter_of(scene, said)]
         for _ in range(2):
             await asyncio.gather(*(one.count() for one in keepers))
         # What keepers report may be added up: the one that counted it has it.
         assert sorted(one.lost for one in keepers) == [0, 3]
+        assert (await watch_gauges(scene.backend.engine))["lost_events_pending"] == 0
         loss = Loss(f"tenant:{tenant_id}", 1, first + 1, first + 6, recovered=3, lost=3, more=3)
         assert said == [{**asdict(loss), "level": "error"}]
 

@@ -33,6 +33,7 @@ WELL = {
     "tollkeeper_outbox_streams_broken": "0x100",
     "tollkeeper_flush_seconds_count": "0+9x100",
     "tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200x100",
+    "tollkeeper_lost_events_pending": "0 3 0x98",  # a recovery, while gateways bring what they have
     "tollkeeper_drift_tokens": "0x100",
     "tollkeeper_drift_credits": "0x100",
     "tollkeeper_quarantined_accounts": "0x100",
@@ -119,6 +120,7 @@ FAULTS = {
     "OutboxStreamsBroken": Fault(5, {"tollkeeper_outbox_streams_broken": "0 1x99"}),
     "FlushStalled": Fault(12, {"tollkeeper_flush_seconds_count": "9x100"}),
     "EventsLost": Fault(10, {"tollkeeper_last_timestamp_seconds{event='lost_events'}": "-7200 60x99"}),
+    "EventsMissing": Fault(5, {"tollkeeper_lost_events_pending": "0 7x99"}),
     "LedgerDrift": Fault(5, {"tollkeeper_drift_credits": "0 7x99"}),
     "RowsContradict": Fault(5, {"tollkeeper_reconciliation_items{kind='contradiction'}": "0 3x99"}),
     "AccountsQuarantined": Fault(5, {"tollkeeper_quarantined_accounts": "0 1x99"}),
