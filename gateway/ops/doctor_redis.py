@@ -497,10 +497,9 @@ async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
     name, _, numbers = _release(info)
     if info.get("aof_enabled") != "1" or (name == "Valkey" and numbers >= LOADS_ALL_MIN):
         return ""
-    key, asking = client.OF_A_PARTITION, client.ASKS_OF_DEFAULT
-    lines = [f"{asking} {verb} {key} {rest}".encode().split() for verb, rest in _LOADED.items()]
+    lines = [f"{verb} {client.OF_A_PARTITION} {rest}".encode().split() for verb, rest in _LOADED.items()]
     try:
-        answers = [await in_task(wire.send(encode(*line))) for line in lines]
+        answers = [await in_task(wire.send(encode(*client.ASKS_OF_DEFAULT, *line))) for line in lines]
     except CountersRefused as error:
         return (
             "the user default loads the append-only file, and what it may do there could not be asked by"

@@ -59,7 +59,7 @@ async def seen(url: str, role: str) -> tuple[bool, str]:
 @pytest.mark.parametrize(("name", "role"), [(GATEWAY, "serve"), (KEEPER, "keeper")])
 def test_what_is_asked_for_is_what_the_users_are_given(name: str, role: str) -> None:
     needed = keeper_client.needed_rights(role, clustered=True, database=1)
-    lines = (*needed, keeper_client.ASKS_OF_DEFAULT)
+    lines = (*needed, b" ".join(keeper_client.ASKS_OF_DEFAULT).decode())
     given = {rule[1:] for rule in users()[name].split() if rule.startswith("+")}
     asked = {
         words[0]

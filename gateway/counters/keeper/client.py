@@ -453,7 +453,7 @@ KEEPER = (
     "ZREM tk:verified:{p0} m", "ZREM tk:promotion:{p0} m", "ZREM tk:keepers m",
 )  # fmt: skip
 # What doctor alone asks: whether the user `default` may give a command.
-ASKS_OF_DEFAULT = "ACL DRYRUN default"
+ASKS_OF_DEFAULT = b"ACL", b"DRYRUN", b"default"
 # Commands that a server may lack, and the consequences.
 WITHOUT = {
     "HELLO": "so nothing is told that changes: who calls is looked up again after 0.8 s",
