@@ -30,7 +30,7 @@ from gateway.core.circuit_breaker import stated_limits
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.http_limits import HttpLimits
 from gateway.core.wait import Wait, begin
-from gateway.errors import CountersUnavailable, UpstreamFull
+from gateway.errors import CountersRefused, CountersUnavailable, UpstreamFull
 from gateway.http.charge import AdmittedCall
 from gateway.http.fair_share import FairShares
 from gateway.http.ports import Ports
@@ -48,6 +48,10 @@ SHARE_ASKS_MAX: Final = 16
 AGAIN_S_MIN, AGAIN_S_MAX, TOLD_S = 0.005, 0.2, 0.25
 # How often those at once are told that go on, which a dead worker's do not.
 GOING_S: Final = 10.0
+# Calls over and parts unused that wait to be told, of each as many; the oldest make room, and end by themselves.
+# So many of each are told together.
+UNTOLD_MAX: Final = 10_000
+TOLD_MAX: Final = 1_000
 # How a call was let in where the account could not be asked.
 UNASKED: Final = 3
 
@@ -192,6 +196,11 @@ class CapacityQueue:
         if self._over or self._ended:
             self._again(AGAIN_S_MIN if self.length else TOLD_S)
 
+    def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
+        """Tell these again, before others."""
+        self._ended = (ended + self._ended)[-UNTOLD_MAX:]
+        self._over = (over + self._over)[-UNTOLD_MAX:]
+
     def refusal(self, one: WaitingCall) -> UpstreamFull:
         """What a call is told that cannot wait any longer: when its share had room for all of its calls."""
         ports, limits, name = self._queues.ports, self.limits, one.share.name
@@ -252,16 +261,21 @@ class CapacityQueue:
         ports = self._queues.ports
         assert ports.capacity is not None
         calls = self._next()
-        ended, over, now, going = self._ended, self._over, ports.seconds(), list[str]()
-        self._ended, self._over = [], []
+        ended, over, now, going = self._ended[:TOLD_MAX], self._over[:TOLD_MAX], ports.seconds(), list[str]()
+        self._ended, self._over = self._ended[TOLD_MAX:], self._over[TOLD_MAX:]
         if self._going and now - self._told_at >= GOING_S:
-            self._told_at, going = now, list(self._going)
+            going = list(self._going)
         try:
             answer = await ports.capacity.ask(
                 (self._upstream, self._model), self.limits, self._asks(calls), ended, over, going
             )
-        except CountersUnavailable:
+        except CountersUnavailable as error:
+            # A call may be over twice. What it left is given back once: not again where nobody knows.
+            self._put_back(ended if isinstance(error, CountersRefused) else [], over)
+            self._told_at = -GOING_S  # all that go on are told once it answers
             answer = [0] + [UNASKED] * len(calls)
+        else:
+            self._told_at = now if going else self._told_at
         self._asking = False
         self._wait_ms = answer[0]
         self._take(calls, answer[1:], 0.0 if all(answer[1:]) else answer[0] / 1000)
@@ -270,7 +284,7 @@ class CapacityQueue:
         """Let in whom the account lets in; ask for the others again. Those that never wait are refused."""
         let_in = [(one, by) for one, by in zip(calls, answers, strict=True) if by]
         for one, by in let_in:
-            if self.limits.concurrency and by != UNASKED:
+            if self.limits.concurrency:  # one that was not asked for may be counted all the same, later
                 self._going[one.id] = None
             if one.until == 0.0:  # its client left meanwhile
                 self.end(one, by, 0, False)
@@ -284,7 +298,7 @@ class CapacityQueue:
         anew, self._asks_anew = self._asks_anew, False
         if self.length:
             self._again(0.0 if anew or not again_s else min(max(again_s, AGAIN_S_MIN), AGAIN_S_MAX))
-        elif self._ended or self._over:
+        elif self._ended or self._over or (self._going and self._told_at < 0):
             self._again(TOLD_S)
         elif self._going:
             self._again(GOING_S)

@@ -225,7 +225,7 @@ class CapacityPort(Protocol):
         in, 2: it is by what its share is guaranteed. An account is an upstream's, by its name and a model.
 
         Of calls at once, those are told that are `over`, and now and then those that are `going` on. Fails
-        with `CountersUnavailable`.
+        with `CountersUnavailable`, by `CountersRefused` where for certain nothing was done.
         """
 
 

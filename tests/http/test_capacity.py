@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,7 +22,13 @@ from gateway.core.calls.capacity import (
 )
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.model import BATCH
-from gateway.errors import CountersUnavailable
+from gateway.counters.admission.capacity import CapacityAccounts
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import RedisConnection
+from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.http import capacity as queues
+from tests.conftest import ValkeyServer
 from tests.http.fakes import CALLER, answer, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_models import chat, paired
@@ -30,10 +38,10 @@ CAPACITY = Capacity(CapacityLimits(600, 60_000, 0), (("own", CapacityLimits(conc
 
 
 class FakeCapacity:
-    """Lets in as many as it has `room` for, the first that ask; `down` it does not answer."""
+    """Lets in as many as it has `room` for, the first that ask; `down` it does not answer, or `refuses`."""
 
     def __init__(self, room: int = 100) -> None:
-        self.room, self.down = room, False
+        self.room, self.down, self.refuses = room, False, False
         self.accounts: list[tuple[str, str]] = []
         self.limits: dict[tuple[str, str], CapacityLimits] = {}
         self.asked: list[CapacityAsk] = []
@@ -50,7 +58,7 @@ class FakeCapacity:
         going: Sequence[str],
     ) -> list[int]:
         if self.down:
-            raise CountersUnavailable
+            raise CountersRefused if self.refuses else CountersUnavailable
         self.accounts.append(account)
         self.limits[account] = limits
         self.asked += asks
@@ -183,6 +191,56 @@ async def test_a_model_with_limits_of_its_own_is_another_account(
 async def test_while_accounts_cannot_be_asked_nobody_waits(stage: Stage, capacity: FakeCapacity) -> None:
     capacity.down = True
     assert (await stage.ask(post(chat("gpt")))).status == 200
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_call_that_ends_while_accounts_cannot_be_asked_is_told_afterwards(
+    stage: Stage, capacity: FakeCapacity, refuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it left may have been given back already where nobody knows: it is not given back twice."""
+    monkeypatch.setattr(queues, "UNTOLD_MAX", 2)
+    goes_on, capacity.refuses = asyncio.Event(), refuses
+    stage.upstream.scripts += [[goes_on, answer()] for _ in range(3)]
+    calls = await asking(stage, *(post(chat("own")) for _ in range(3)))
+    await eventually(lambda: len(stage.upstream.received) == 3)
+    capacity.down = True
+    goes_on.set()
+    assert [(await one).status for one in calls] == [200] * 3
+    queue = stage.plane.capacity._accounts["up", "own"]
+    await eventually(lambda: queue._told_at < 0 and len(queue._over) == 2)
+    capacity.down = False
+    await eventually(lambda: len(capacity.over) == 2 and (not refuses or len(capacity.ended) == 2))
+    assert set(capacity.over) <= {one.id for one in capacity.asked}
+    assert refuses or not capacity.ended
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_slots_of_calls_that_ended_while_redis_stood_still_are_free_once_it_goes_on(
+    own_valkey: Callable[..., ValkeyServer], broken: bool
+) -> None:
+    """Whether its connection held or broke; and those of calls that it was asked about in vain."""
+    server = own_valkey()
+    assert server.process is not None
+    wire = RedisConnection(parse_url(server.url), time.monotonic, call_s=0.3, stall_s=0.6 if broken else 60)
+    await wire.open()
+    accounts, goes_on = CapacityAccounts(wire), asyncio.Event()
+    _, (_, slots) = keys.capacity("up", "own")
+    async with staged(of_target={"capacity": CAPACITY}, capacity=accounts) as stage:
+        with server.connect() as client:
+            stage.upstream.scripts += [[goes_on, answer()] for _ in range(3)]
+            calls = await asking(stage, *(post(chat("own")) for _ in range(3)))
+            await eventually(lambda: len(stage.upstream.received) == 3)
+            assert client.zcard(slots) == 3
+            server.process.send_signal(signal.SIGSTOP)
+            assert (await stage.ask(post(chat("own")))).status == 200  # its question runs later
+            assert not wire.available
+            goes_on.set()
+            assert [(await one).status for one in calls] == [200] * 3
+            await eventually(lambda: wire.connected is not broken)
+            server.process.send_signal(signal.SIGCONT)
+            await eventually(lambda: wire.available and not client.zcard(slots), 20)
+            assert (await stage.ask(post(chat("own")))).status == 200
+    await wire.close()
 
 
 async def test_another_target_is_asked_at_once_where_the_first_has_no_room(capacity: FakeCapacity) -> None:

@@ -13,7 +13,7 @@ from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode_script
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,7 +39,10 @@ class CapacityAccounts:
         }  # fmt: skip
         partition, names = keys.capacity(*account)
         told = tuple(map(_encode, (most, asks, ended, over, going)))
-        answer = await self._wires.of(partition).send(encode_script("share", names, told))
+        wait = self._wires.of(partition).send(encode_script("share", names, told))
+        if wait.done:
+            raise CountersRefused  # it never left
+        answer = await wait
         if not isinstance(answer, list) or len(answer) != len(asks) + 1:
             raise CountersUnavailable
         return [one if isinstance(one, int) else 0 for one in answer]
