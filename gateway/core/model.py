@@ -370,6 +370,7 @@ class Settlement:
     nano-units, `raw_tokens` of all kinds, or one request.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a
     JSON object or empty; both travel unread to the rows. `frame` is that of the hold's `Decision`.
+    `hold_ttl_ms` is how long the hold lives at most that a release ends, where that is longer than a call's.
     """
 
     caller: Caller
@@ -388,6 +389,7 @@ class Settlement:
     money: int = 0
     raw_tokens: int = 0
     frame: LruEntry | None = None
+    hold_ttl_ms: int = 0
 
     @property
     def of_quota(self) -> int:

@@ -48,8 +48,7 @@ SHARE_ASKS_MAX: Final = 16
 AGAIN_S_MIN, AGAIN_S_MAX, TOLD_S = 0.005, 0.2, 0.25
 # How often those at once are told that go on, which a dead worker's do not.
 GOING_S: Final = 10.0
-# Calls over and parts unused that wait to be told, of each as many; the oldest make room, and end by themselves.
-# So many of each are told together.
+# Calls over, and parts unused, that wait to be told: the oldest make room. So many of each are told together.
 UNTOLD_MAX: Final = 10_000
 TOLD_MAX: Final = 1_000
 # How a call was let in where the account could not be asked.

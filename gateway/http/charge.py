@@ -376,6 +376,8 @@ class AdmittedCall:
             self.caller, exchange.request_id, self.user, service, charge=used and facts is not None,
             attribution=exchange.head.said.columns, budgets=self._accounts,
         )  # fmt: skip
+        if self.call.background:
+            settlement.hold_ttl_ms = 1000 * JOB_S_MAX
         if facts is None:
             return settlement
         settlement.metadata = write_facts(facts if used else briefly(facts))

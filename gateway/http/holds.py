@@ -611,5 +611,8 @@ async def _settle(exchange: Exchange, hold: CallerHold, end: HoldEnd) -> SettleR
 
 async def _give_back(exchange: Exchange, hold: CallerHold) -> None:
     """Nobody heard of this hold: it ends at once."""
-    release = Settlement(hold.caller, hold.id, hold.user, hold.service, charge=False, budgets=hold.budgets)
+    release = Settlement(
+        hold.caller, hold.id, hold.user, hold.service, charge=False, budgets=hold.budgets,
+        hold_ttl_ms=hold.expires_ms - hold.created_ms,
+    )  # fmt: skip
     await exchange.worker.ports.counters.settle(release)

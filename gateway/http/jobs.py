@@ -7,7 +7,7 @@ look. The hold is given back behind the last line.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -62,7 +62,6 @@ from gateway.core.wait import OVER, begin
 from gateway.errors import (
     InvalidRequest,
     ObjectNotFound,
-    Overloaded,
     ServiceNotIncluded,
     UnknownRoute,
     UserRequired,
@@ -107,16 +106,11 @@ async def create_batch(exchange: Exchange) -> None:
     fetches = paths is not None and not paths.inline
     if fetches:
         _check_metadata(admitted.call)
-    buffers = exchange.worker.buffers
-    # The lines of a file are kept until they are held for, beside the body that names it.
-    kept = exchange.worker.limits.body_bytes_max - exchange.connection.body.kept
-    if fetches and not buffers.acquire(caller, kept):
-        raise Overloaded("The gateway reads other batches of this caller.", retry_after_s=1)
-    try:
+    if fetches:  # the lines of a file are kept until they are held for
+        with exchange.worker.buffers.files.reading(caller) as arrive:
+            job = await _taken(exchange, caller, admitted.call, jobs, arrive)
+    else:
         job = await _taken(exchange, caller, admitted.call, jobs)
-    finally:
-        if fetches:
-            buffers.release(caller, kept)
     if fetches:
         _mark(admitted.call, job)
     exchange.before_end = partial(_opened, exchange, job, jobs)
@@ -280,15 +274,17 @@ async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> 
 
 
 async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
-    await jobs.drop(job)
     service = service_of(ports, job)
-    if service is not None:
-        await ports.counters.settle(release_of(job, service))
+    try:
+        if service is not None:
+            await ports.counters.settle(release_of(job, service))
+    finally:  # one that stays is looked at, and was never made
+        await jobs.drop(job)
 
 
 # What a batch holds: its lines at the batch price, each as a call of its own is held.
 async def _lines(
-    exchange: Exchange, document: Mapping[str, object], jobs: JobsPort
+    exchange: Exchange, document: Mapping[str, object], jobs: JobsPort, arrive: Callable[[int], None]
 ) -> tuple[str, Route, list[BatchLine]]:
     """The input of a batch, the route its calls would take, and these, where they stand."""
     paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
@@ -312,17 +308,20 @@ async def _lines(
     else:
         content = await jobs.fetch(
             upstream, paths.content(input_id),
-            exchange.worker.limits.body_bytes_max,
+            exchange.worker.limits.body_bytes_max, arrive,
         )  # fmt: skip
         read = partial(batch_lines, content, (route.path,))
     return input_id, route, await asyncio.get_running_loop().run_in_executor(None, read)
 
 
-async def _taken(exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort) -> Job:
-    """Take the hold of all lines of a batch, or none."""
+async def _taken(
+    exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort,
+    arrive: Callable[[int], None] = lambda _: None,
+) -> Job:  # fmt: skip
+    """Take the hold of all lines of a batch, or none; `arrive` counts the bytes of its file."""
     worker, attribution = exchange.worker, exchange.head.attribution
     ports, upstream = worker.ports, exchange.routed.upstream
-    input_id, route, lines = await _lines(exchange, call.document or {}, jobs)
+    input_id, route, lines = await _lines(exchange, call.document or {}, jobs, arrive)
     service = ports.directory.resolve(caller, route.service)
     if service is None:
         raise ServiceNotIncluded
@@ -467,7 +466,10 @@ def service_of(ports: Ports, job: Job) -> Service | None:
 
 def release_of(job: Job, service: Service) -> Settlement:
     """Give the hold of a job back."""
-    return Settlement(job.caller, job.hold_id, job.user, service, charge=False, budgets=job.accounts)
+    return Settlement(
+        job.caller, job.hold_id, job.user, service, charge=False, budgets=job.accounts,
+        hold_ttl_ms=1000 * HOLD_S_MAX,
+    )  # fmt: skip
 
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result

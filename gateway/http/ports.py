@@ -185,8 +185,13 @@ class HoldsPort(Protocol):
 class JobsPort(Protocol):
     """Jobs of callers, which upstreams work off later."""
 
-    def fetch(self, upstream: str, path: str, bytes_max: int) -> Awaitable[bytes]:
-        """What an upstream has there. Fails with the `Refusal` that says why not."""
+    def fetch(
+        self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
+    ) -> Awaitable[bytes]:
+        """What an upstream has there; `arrive` counts bytes as they come, and may raise a `Refusal`.
+
+        Fails with the `Refusal` that says why not.
+        """
 
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]

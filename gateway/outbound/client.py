@@ -62,9 +62,11 @@ async def ask(
     connect_s: float,
     within_s: float,
     bytes_max: int = ANSWER_BYTES_MAX,
+    arrive: Callable[[int], None] | None = None,
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Ask once; the status, the fields whatever the case of their names, and the whole body.
 
+    `arrive` is told of the bytes of each part as it comes.
     `OSError`, `TimeoutError` or `TooLarge` where there is none.
     """
     connector = Connector(proxies, None, context, is_for_one=True)
@@ -74,7 +76,7 @@ async def ask(
             open_session(connector, timeout) as session,
             session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
         ):
-            said = await read_most(response, bytes_max + 1)
+            said = await read_most(response, bytes_max + 1, arrive)
             if len(said) > bytes_max:
                 raise TooLarge(f"answers more than {bytes_max} bytes")
             return response.status, response.headers, said
@@ -180,9 +182,14 @@ def open_session(connector: Connector, timeout: ClientTimeout) -> ClientSession:
     )  # fmt: skip
 
 
-async def read_most(response: ClientResponse, most: int) -> bytes:
+async def read_most(
+    response: ClientResponse, most: int, arrive: Callable[[int], None] | None = None
+) -> bytes:
     """The beginning of an answer's body."""
-    read = b""
-    while len(read) < most and (chunk := await response.content.read(most - len(read))):
-        read += chunk
-    return read
+    parts, left = list[bytes](), most
+    while left and (part := await response.content.read(left)):
+        if arrive is not None:
+            arrive(len(part))
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)

@@ -52,6 +52,8 @@ from gateway.settings.settings import Settings
 
 CONNECT_S: Final = 10.0
 WITHIN_S: Final = 300.0
+# Until the file of a batch is here, whose caller waits for it.
+FILE_S_MAX: Final = 60.0
 # The most that is read of an answer about batches: a list of 100 has some 100 KiB.
 SAID_BYTES_MAX: Final = 4 << 20
 # Jobs of one upstream that are looked at at once, by nobody's wish.
@@ -96,8 +98,10 @@ class Jobs:
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return self._stored.find(caller, id_)
 
-    def fetch(self, upstream: str, path: str, bytes_max: int) -> asyncio.Task[bytes]:
-        return asyncio.create_task(self._fetched(upstream, path, bytes_max))
+    def fetch(
+        self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
+    ) -> asyncio.Task[bytes]:
+        return asyncio.create_task(self._fetched(upstream, path, bytes_max, arrive))
 
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
@@ -151,8 +155,12 @@ class Jobs:
         async with self._asks:
             return await self._ask(upstream, path, headers)
 
-    async def _fetched(self, upstream: str, path: str, bytes_max: int) -> bytes:
-        status, content = await self._ask(upstream, path, bytes_max=bytes_max)
+    async def _fetched(
+        self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
+    ) -> bytes:
+        status, content = await self._ask(
+            upstream, path, bytes_max=bytes_max, within_s=FILE_S_MAX, arrive=arrive
+        )
         if status in _GONE:
             raise InvalidRequest("The upstream has no such file, or it is too long.", param="input_file_id")
         if status != 200:
@@ -161,7 +169,8 @@ class Jobs:
 
     async def _ask(
         self, upstream: str, path: str, more: tuple[tuple[str, str], ...] = (),
-        bytes_max: int = SAID_BYTES_MAX,
+        bytes_max: int = SAID_BYTES_MAX, *, within_s: float = WITHIN_S,
+        arrive: Callable[[int], None] | None = None,
     ) -> tuple[int, bytes]:  # fmt: skip
         """A status and its body; 413 in place of one that is longer than is read."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
@@ -180,8 +189,8 @@ class Jobs:
         try:
             status, _, said = await ask(
                 "GET", target.base_url + path, headers, None, proxies=lambda: proxies,
-                context=self._context(target), connect_s=CONNECT_S, within_s=WITHIN_S,
-                bytes_max=bytes_max,
+                context=self._context(target), connect_s=CONNECT_S, within_s=within_s,
+                bytes_max=bytes_max, arrive=arrive,
             )  # fmt: skip
         except TooLarge:
             return 413, b""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,9 +20,12 @@ from gateway.core.families import gemini, openai
 from gateway.core.model import Caller, Service
 from gateway.http.jobs import call_charge
 from gateway.http.ports import JobsPort
+from gateway.run.jobs import Jobs
+from gateway.settings.settings import Settings
 from tests.core.billing.prices import price_row
 from tests.http.fakes import answer, get, post
 from tests.http.stage import FakeUpstream, Stage, staged
+from tests.waiting import eventually
 
 AZURE = tuple(
     Route(("POST",), path, "up", family=openai.NAME) for path in ("/openai/v1/batches", "/openai/v1/files")
@@ -57,7 +61,7 @@ class FakeJobs:
     async def look(self, job: Job) -> bool:
         return False
 
-    async def fetch(self, upstream: str, path: str, bytes_max: int) -> bytes:
+    async def fetch(self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]) -> bytes:
         return self.file
 
 
@@ -198,6 +202,41 @@ async def test_a_batch_of_gemini_holds_what_its_calls_would(stage: Stage) -> Non
     for wrong in ({"model": "models/dear"}, {"inputConfig": {"requests": calls}}):
         got = await stage.ask(post(json.dumps({"batch": said["batch"] | wrong}).encode(), BATCH))
         assert (got.status, got.reason) == (400, "invalid_request")
+
+
+async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> None:
+    """Two batches of two organizations, whose files come slowly; a third one of the first is too many."""
+    read = Jobs(cast("Any", None), Settings(key_pepper="x" * 32), lambda *_, **__: None)
+    read.serve(stage.plane, stage.plane._ports)
+    cast("Any", jobs(stage)).fetch = read.fetch
+    body = {"model": "draw", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file, goes_on, caller = json.dumps(line).encode(), asyncio.Event(), stage.directory.caller
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(file)
+    said = json.dumps({"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}).encode()
+    batch, call = post(said, b"/v1/batches"), post(json.dumps(body).encode())
+    batches = []
+    for organization_id in (1, 1, 2):
+        stage.directory.caller = replace(caller, organization_id=organization_id, key_id=organization_id)
+        stage.objects.kept.add((organization_id, "file-1"))
+        stage.upstream.scripts.append([head, file[:50], goes_on, file[50:]])
+        batches.append(asyncio.ensure_future(stage.ask(batch)))
+        await eventually(lambda: len(stage.upstream.received) == len(batches))
+    for organization_id in (1, 2, 3):
+        stage.directory.caller = replace(caller, organization_id=organization_id, key_id=organization_id)
+        assert (await stage.ask(call)).status == 200
+    stage.directory.caller = replace(caller, organization_id=1, key_id=1)
+    assert (await stage.ask(batch)).reason == "overloaded"
+    told = json.dumps({"id": "batch_1", "status": "validating"}).encode()
+    stage.upstream.scripts += [[answer(told)]] * 3
+    goes_on.set()
+    assert [(await one).status for one in batches] == [200] * 3
+    files = stage.plane.buffers.files
+    assert (files._bytes.used, files._count.used) == (0, 0)
+    files.renew(len(file) - 1)
+    stage.upstream.scripts.append([head, file])
+    assert (await stage.ask(batch)).reason == "overloaded"
+    assert (files._bytes.used, files._count.used) == (0, 0)
 
 
 async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:

@@ -230,7 +230,7 @@ class HoldEnd(msgspec.Struct):
         return Settlement(
             hold.caller, hold.id, hold.user, hold.service, self.charge, self.tokens, self.credits, self.units,
             hold.columns, self.facts.encode(), self.over, self.weighed, hold.budgets, self.money,
-            self.raw_tokens,
+            self.raw_tokens, hold_ttl_ms=0 if self.charge else hold.expires_ms - hold.created_ms,
         )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ from gateway.counters.redis.calls import (
 )
 from gateway.counters.redis.cluster import RedisConnections, Shards
 from gateway.counters.redis.connection import RedisConnection, encode_script
-from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.log import RELEASE, SettlementLog
 from gateway.errors import CountersRefused, CountersUnavailable
 
 # The holds of calls under way: renewed while they live, raised where a stream has used one up.
@@ -149,12 +149,12 @@ class LiveHolds:
 # Holds that nobody waits for any more: they are given back as soon as Redis can be told.
 #
 # A `reserve` that was given up after its wait may be admitted all the same, and a release may stay
-# unanswered. Releases still to come are remembered here, up to a maximum; beyond it, and where this
-# worker dies, a hold ends by its deadline.
+# unanswered. Releases still to come are remembered here until their holds end, up to a maximum; beyond it,
+# and where this worker dies, a call's hold ends by its deadline. That of a longer hold is in the log, too.
 
 RELEASES_MAX = 10_000
 BATCH_MAX = 500
-AGAIN_S = 0.1
+AGAIN_S, AGAIN_S_MAX = 0.1, 1.0
 # A broken connection's last commands may run after the first release of the next one.
 ASKED_MAX = 5
 
@@ -184,12 +184,16 @@ class Releases:
         self._owed: dict[str, _PendingRelease] = {}
         self._releasing: asyncio.Task[None] | None = None
 
+    def owes(self, settlement: Settlement) -> bool:
+        """Whether this hold is to be released."""
+        return settlement.request_id in self._owed
+
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
         """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
         before = self._owed.get(settlement.request_id)
         if before is not None and not settlement.service.id:
             return  # whatever the hold was topped up to, its release ends it; that of its head does not
-        one = _PendingRelease(settlement, self._clock() + self._ttl_s)
+        one = _PendingRelease(settlement, self._clock() + max(self._ttl_s, settlement.hold_ttl_ms / 1000))
         if at_once:
             one.sent = self._send(settlement)
         if len(self._owed) < self._owed_max:
@@ -198,14 +202,16 @@ class Releases:
             self._releasing = asyncio.get_running_loop().create_task(self._release())
 
     async def _release(self) -> None:
-        while self._owed:
+        pause = AGAIN_S
+        while before := len(self._owed):
             there = ((name, one) for name, one in self._owed.items() if self._is_there(one))
             await self._release_some(dict(islice(there, BATCH_MAX)))
             now = self._clock()
             for request_id in [name for name, one in self._owed.items() if one.until <= now]:
                 del self._owed[request_id]
             if self._owed:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(pause)
+                pause = AGAIN_S if len(self._owed) < before else min(2 * pause, AGAIN_S_MAX)
 
     def _is_there(self, one: _PendingRelease) -> bool:
         """Whether the present owner of its partition can be reached."""
@@ -394,6 +400,7 @@ class Counters(LiveHolds):
                 self._allowances.over(settlement, settled)
             return settled
         if not settlement.charge:
+            self._keep_release(settlement)
             self.releases.owe(settlement)
             raise CountersUnavailable
         return await self._spool(settlement, arguments[KEPT_AT:])
@@ -411,6 +418,8 @@ class Counters(LiveHolds):
 
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
         """The caller was told that nobody knows: should it be admitted all the same, it is released."""
+        if not request.raises:  # else its caller may ask again under the same id
+            self._keep_release(_release_of(request))
         if self._wire.connected:
             wait.give_up(partial(self._came_late, request))
         else:
@@ -423,11 +432,13 @@ class Counters(LiveHolds):
         known = isinstance(answer, bytes)
         if known and not packing.is_admitted(cast("bytes", answer)):
             return
-        release = Settlement(
-            request.caller, request.request_id, request.user, request.service, charge=False,
-            budgets=_names(request),
-        )  # fmt: skip
-        self.releases.owe(release, at_once=known)
+        self.releases.owe(_release_of(request), at_once=known)
+
+    def _keep_release(self, release: Settlement) -> None:
+        """Have a release outlive this worker where its hold does: a call's ends by itself before long."""
+        if release.hold_ttl_ms > self._ttl_ms and not self.releases.owes(release):
+            frame = self._frames.frame_of(release.caller, release.user, release.service, release.budgets)
+            self._log.spool(self._settle_arguments(frame, release)[KEPT_AT:], RELEASE)
 
     def _elsewhere(self, partition: int) -> Counters | None:
         """Whose a partition is, where it is not these counters' any more."""
@@ -478,6 +489,13 @@ class Counters(LiveHolds):
             raise
         self._allowances.over(settlement, SettleResult.SPOOLED)
         return SettleResult.SPOOLED
+
+
+def _release_of(request: HoldRequest) -> Settlement:
+    return Settlement(
+        request.caller, request.request_id, request.user, request.service, charge=False,
+        budgets=_names(request), hold_ttl_ms=request.ttl_ms,
+    )  # fmt: skip
 
 
 def _names(request: HoldRequest) -> tuple[str, ...]:

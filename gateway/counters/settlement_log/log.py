@@ -36,6 +36,8 @@ from gateway.errors import CountersUnavailable, StartError
 
 FORMAT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
+# The end of a hold without a charge, which waits as what is spooled does. A kind not known is passed over.
+RELEASE = 5
 
 _HEADER = struct.Struct("<8sHHH2x")  # signature, format, layout of records (1: without a number), bytes
 # No text of a caller's contains these bytes: they are not UTF-8.
@@ -112,6 +114,7 @@ class SegmentReader:
     def __init__(self, descriptor: int, size: int) -> None:
         self.understood = True
         self.damaged_blocks = self.torn_bytes = 0
+        self.releases = set[int]()
         self._descriptor = os.dup(descriptor)
         self._size = min(size, os.fstat(descriptor).st_size)  # a disk that was full has less
         self._blocks = self._sound()
@@ -130,15 +133,17 @@ class SegmentReader:
         return taken
 
     def waiting(self) -> dict[int, int]:
-        """Read it all: the spooled records without an answer, and their bytes."""
+        """Read it all: the spooled records without an answer, and their bytes; which are `releases`."""
         found: dict[int, int] = {}
         for one in self._blocks:
             if one.kind == DONE:
                 for (offset,) in _OFFSET.iter_unpack(one.payload):
                     found.pop(offset, None)
-            elif one.kind == SPOOLED:
+            elif one.kind in {SPOOLED, RELEASE}:
                 for record in records_in(one):
                     found[record.offset] = RECORD_BYTES + len(record.arguments)
+                    if one.kind == RELEASE:
+                        self.releases.add(record.offset)
         return found
 
     def _sound(self) -> Iterator[Block]:
@@ -182,7 +187,8 @@ class SegmentReader:
 
 @dataclass(slots=True, eq=False)
 class LogSegment:
-    """An open file of the log. `waiting` maps spooled records without an answer to their bytes.
+    """An open file of the log. `waiting` maps spooled records without an answer to their bytes; some are
+    `releases`.
 
     `began` and `newest` are when it was first and last written to (the worker's monotonic clock), `adopted`
     says that another worker began it, `named` that its name is on the disk, `notes` how many acknowledged
@@ -198,6 +204,7 @@ class LogSegment:
     began: float = 0.0
     notes: int = 0
     waiting: dict[int, int] = field(default_factory=dict)
+    releases: set[int] = field(default_factory=set)
     _sent_again: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
 
     @property
@@ -234,13 +241,15 @@ class LogSegment:
                 os.close(directory)
             self.named = True
 
-    def keep(self, spooled: Mapping[int, int]) -> None:
+    def keep(self, spooled: Mapping[int, int], releases: Collection[int]) -> None:
         """These records, which are on the disk for certain, wait for the counters."""
         self.waiting.update(spooled)
+        self.releases.update(releases)
 
     def done(self, offset: int) -> None:
         """The counters have this record."""
         del self.waiting[offset]
+        self.releases.discard(offset)
 
     def record(self, offset: int) -> Record:
         data = os.pread(self.descriptor, self.waiting[offset], offset)
@@ -301,8 +310,9 @@ def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
                 with closing(SegmentReader(descriptor, about.st_size)) as reading:
                     waiting = reading.waiting()
                 found = LogSegment(
-                    path, descriptor, about.st_size, now, named=True, adopted=True, waiting=waiting
-                )
+                    path, descriptor, about.st_size, now, named=True, adopted=True, waiting=waiting,
+                    releases=reading.releases,
+                )  # fmt: skip
                 adopted = found, reading
     finally:
         if adopted is None:
@@ -363,6 +373,7 @@ class LogWrite:
     synced: list[LogSegment] = field(default_factory=list)
     kept: LogSegment | None = None
     spooled: dict[int, int] = field(default_factory=dict)
+    releases: set[int] = field(default_factory=set)
     waits: list[Wait[None]] = field(default_factory=list)
     notes: int = 0
 
@@ -398,7 +409,7 @@ class SettlementLog:
         self._current: LogSegment | None = None
         self._left_alone: set[Path] = set()
         self._notes: list[tuple[bytes, bytes]] = []
-        self._spools: list[tuple[bytes, Wait[None]]] = []
+        self._spools: list[tuple[int, bytes, Wait[None]]] = []
         self._done: dict[LogSegment, list[int]] = {}
         self._unsynced: set[LogSegment] = set()
         self._synced_at = clock()
@@ -433,8 +444,8 @@ class SettlementLog:
         self._notes.append((answer, arguments))
         self._soon()
 
-    def spool(self, arguments: bytes) -> Wait[None]:
-        """Keep what the counters did not acknowledge; set once it is on the disk for certain.
+    def spool(self, arguments: bytes, kind: int = SPOOLED) -> Wait[None]:
+        """Keep what the counters did not acknowledge, or a RELEASE; set once it is on the disk for certain.
 
         Fails with CountersUnavailable where there is no room, or not within `spool_s_max`.
         """
@@ -442,7 +453,7 @@ class SettlementLog:
         if len(self._spools) >= self._bounds.spools_max:
             self._refuse([wait])
             return wait
-        self._spools.append((arguments, wait))
+        self._spools.append((kind, arguments, wait))
         if len(self._spools) == 1:
             if self._writing is None:
                 self._loop.call_soon(self._turn)
@@ -594,22 +605,26 @@ class SettlementLog:
         spools, self._spools = self._spools, []
         if self.layout != LAYOUT:
             notes = [(answer, KEPT.earlier(arguments)) for answer, arguments in notes]
-            spools = [(KEPT.earlier(arguments), wait) for arguments, wait in spools]
+            spools = [(kind, KEPT.earlier(arguments), wait) for kind, arguments, wait in spools]
         done, self._done = self._done, {}
-        spooled = records([(b"", arguments) for arguments, _ in spools])
-        noted = records(notes)
-        segment = self._room(len(spooled) + len(noted)) if notes or spools else None
+        kept = {kind: [one for each, one, _ in spools if each == kind] for kind in (SPOOLED, RELEASE)}
+        size, noted = sum(RECORD_BYTES + len(arguments) for _, arguments, _ in spools), records(notes)
+        segment = self._room(size + len(noted)) if notes or spools else None
         if segment is None and notes:
             self.counts.unlogged += len(notes)
-            notes, segment = [], self._room(len(spooled)) if spools else None
+            notes, segment = [], self._room(size) if spools else None
         if segment is None:
-            self._refuse([wait for _, wait in spools])
+            self._refuse([wait for *_, wait in spools])
         elif spools:
-            turn.kept, turn.waits = segment, [wait for _, wait in spools]
-            at = self._place(turn, segment, block(SPOOLED, ms, spooled)) + BLOCK_BYTES
-            for arguments, _ in spools:
-                turn.spooled[at] = RECORD_BYTES + len(arguments)
-                at += turn.spooled[at]
+            turn.kept, turn.waits = segment, [wait for *_, wait in spools]
+            for kind, each in kept.items():
+                payload = records([(b"", arguments) for arguments in each])
+                at = self._place(turn, segment, block(kind, ms, payload)) + BLOCK_BYTES if each else 0
+                for arguments in each:
+                    turn.spooled[at] = RECORD_BYTES + len(arguments)
+                    if kind == RELEASE:
+                        turn.releases.add(at)
+                    at += turn.spooled[at]
         if segment is not None and notes:
             self._place(turn, segment, block(ACKNOWLEDGED, ms, noted), len(notes))
             self._noted_at, turn.notes = now, len(notes)
@@ -645,8 +660,8 @@ class SettlementLog:
         else:
             self._is_failing = False
         if error is None and turn.kept is not None:
-            turn.kept.keep(turn.spooled)
-            self.counts.spooled += len(turn.spooled)
+            turn.kept.keep(turn.spooled, turn.releases)
+            self.counts.spooled += len(turn.spooled) - len(turn.releases)
             self._is_full = False
             self.woken.set()
             for wait in turn.waits:
@@ -659,7 +674,7 @@ class SettlementLog:
     def _give_up_behind(self, writing: asyncio.Future[None]) -> None:
         """The disk hangs: nobody waits longer for its turn, even if the write ends later."""
         if self._writing is writing:
-            give_up([wait for _, wait in self._spools])
+            give_up([wait for *_, wait in self._spools])
             self._loop.call_later(
                 self._bounds.spool_s_max, self._give_up_behind, writing
             )  # for who comes now
@@ -679,8 +694,8 @@ class SettlementLog:
     # --- the files ------------------------------------------------------------------------
 
     def _room(self, size: int) -> LogSegment | None:
-        """The file that takes two blocks of so many bytes; None where nothing more may be dropped."""
-        needed, now = size + 2 * BLOCK_BYTES, self._clock()
+        """The file that takes three blocks of so many bytes; None where nothing more may be dropped."""
+        needed, now = size + 3 * BLOCK_BYTES, self._clock()
         while sum(one.size for one in self.segments if not one.adopted) + needed > self._bytes_max:
             oldest = next((one for one in self.segments if one.spare), None)
             if oldest is None:

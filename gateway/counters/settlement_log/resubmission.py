@@ -343,12 +343,14 @@ class Resubmitter:
         for start in range(0, len(offsets), BATCH_MAX):
             sent = []
             for record in map(segment.record, offsets[start : start + BATCH_MAX]):
+                charges = record.offset not in segment.releases
+                mode = packing.MODE_CHARGE if charges else packing.MODE_RELEASE
                 if epochs[partition_of(record.arguments)]:
-                    sent.append((record, self._send(record, packing.MODE_CHARGE)))
+                    sent.append((record, self._send(record, mode), charges))
                 else:
                     waiting.add(partition_of(record.arguments))
-            for record, wait in sent:
-                if await self._acknowledged(record, wait):
+            for record, wait, charges in sent:
+                if await self._acknowledged(record, wait, notes=charges):
                     self._log.done(segment, record.offset)
                     self.resubmitted += 1
                 else:
@@ -412,8 +414,8 @@ class Resubmitter:
             arguments = (*arguments, argument(record.answer))
         return wire.send(encode_script("settle", names, arguments))
 
-    async def _acknowledged(self, record: Record, wait: Wait[Reply]) -> bool:
-        """Whether the counters have a record now; then that is noted in its turn."""
+    async def _acknowledged(self, record: Record, wait: Wait[Reply], *, notes: bool = True) -> bool:
+        """Whether the counters have a record now; then that is noted in its turn, but of a release."""
         try:
             answer = cast("bytes", await in_task(wait))
         except CountersUnavailable:
@@ -422,7 +424,8 @@ class Resubmitter:
             return False
         if packing.code_of(answer) not in _FINAL:
             return False
-        self._log.note(record.arguments, noted(answer, record.answer))
+        if notes:
+            self._log.note(record.arguments, noted(answer, record.answer))
         return True
 
 

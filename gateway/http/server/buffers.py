@@ -7,7 +7,8 @@ organization or a key has used its share up, new calls are refused and begun one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from gateway.core.http_limits import HttpLimits
@@ -15,6 +16,47 @@ from gateway.core.model import Caller
 from gateway.core.wait import OVER, Wait, Waiter
 from gateway.errors import Overloaded, Refusal
 from gateway.http.fair_share import FairShares
+
+# Files of batches that one worker reads at once, and one organization there.
+FILES_MAX, FILES_EACH_MAX = 16, 2
+
+
+class BatchFiles:
+    """The files of batches that a worker reads, by organization: how many, and their bytes as they arrive.
+
+    They have a place of their own: no call is refused for a file.
+    """
+
+    __slots__ = ("_bytes", "_count")
+
+    def __init__(self) -> None:
+        self._bytes, self._count = FairShares(0, 0), FairShares(FILES_MAX, FILES_EACH_MAX)
+
+    def renew(self, largest: int) -> None:
+        """Have room for two of the largest, one of an organization."""
+        self._bytes.most, self._bytes.each = 2 * largest, largest
+
+    @contextmanager
+    def reading(self, caller: Caller) -> Iterator[Callable[[int], None]]:
+        """Have a place for a file until it is held for; what it gives counts bytes that arrive.
+
+        `Overloaded` where there is no room.
+        """
+        organization_id, sizes = caller.organization_id, list[int]()
+
+        def arrive(size: int) -> None:
+            if not self._bytes.acquire(organization_id, size):
+                raise Overloaded("The gateway reads other batches of this caller.", retry_after_s=1)
+            sizes.append(size)
+
+        if not self._count.acquire(organization_id):
+            raise Overloaded("The gateway reads other batches of this caller.", retry_after_s=1)
+        try:
+            yield arrive
+        finally:
+            self._count.release(organization_id)
+            if sizes:
+                self._bytes.release(organization_id, sum(sizes))
 
 
 class Buffers:
@@ -24,9 +66,10 @@ class Buffers:
     `shed` counts what was refused. `heads` are bytes of heads that are not complete: nobody is known yet.
     """
 
-    __slots__ = ("_head_free", "_heads_max", "_keys", "_organizations", "heads", "pressed", "shed")
+    __slots__ = ("_head_free", "_heads_max", "_keys", "_organizations", "files", "heads", "pressed", "shed")
 
     def __init__(self, limits: HttpLimits) -> None:
+        self.files = BatchFiles()
         self._organizations, self._keys = FairShares(0, 0), FairShares(0, 0)
         self.heads = self.shed = 0
         self.pressed = False
@@ -39,6 +82,7 @@ class Buffers:
         organizations.most = keys.most = max(limits.buffered_bytes_max, largest)
         organizations.each = max(largest, int(limits.buffered_bytes_max * limits.buffered_share))
         keys.each = max(largest, organizations.each // 2)
+        self.files.renew(largest)
         self._heads_max, self._head_free = limits.heads_bytes_max, limits.head_free_bytes
         self._press()
 

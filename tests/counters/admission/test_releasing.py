@@ -8,17 +8,20 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
+from gateway.counters.settlement_log.log import LogLimits
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, UNITS, World, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.admission.test_quota import Hire, Worker, hire
 from tests.waiting import eventually
+from tests.worker import worker_at
 
 __all__ = ["hire"]
 Own = Callable[..., ValkeyServer]
@@ -147,6 +150,58 @@ async def test_what_is_owed_is_bounded_and_ends_with_the_hold(
     for one in worker.counters.releases._owed.values():
         one.until = 0.0
     await eventually(lambda: not worker.counters.releases._owed)
+
+
+DAY_MS = 86_400_000
+
+
+async def owed_by_a_refusing_redis(world: World, worker: Worker) -> HoldRequest:
+    """A day's hold whose release was refused, as by a server whose disk is full."""
+    world.plan(1000)
+    request = replace(worker.request(10), ttl_ms=DAY_MS)
+    assert (await worker.reserve(request)).verdict is Verdict.ADMITTED
+    world.client.config_set("min-replicas-to-write", 1)
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(request, 0, charge=False, hold_ttl_ms=DAY_MS)
+    return request
+
+
+async def test_a_release_is_owed_for_as_long_as_its_hold_lives(
+    server: ValkeyServer, world: World, hire: Hire
+) -> None:
+    worker = await hire(world)
+    releases = worker.counters.releases
+    releases._ttl_s = 0.1
+    request = await owed_by_a_refusing_redis(world, worker)
+    short = worker.request(10)
+    with pytest.raises(CountersUnavailable):
+        await worker.settle(short, 0, charge=False)
+    await eventually(lambda: short.request_id not in releases._owed)
+    assert (list(releases._owed), world.tenant.held) == ([request.request_id], 10)
+    world.client.config_set("min-replicas-to-write", 0)
+    await eventually(lambda: not releases._owed and nothing_is_held(world))
+
+
+@pytest.mark.parametrize("charged", [False, True])
+async def test_the_next_worker_releases_a_long_hold_and_takes_nothing_from_one_that_was_charged(
+    server: ValkeyServer, world: World, hire: Hire, tmp_path: Path, charged: bool
+) -> None:
+    worker = await hire(world)
+    request = await owed_by_a_refusing_redis(world, worker)
+    await eventually(lambda: worker.log.waiting and not worker.log._spools)
+    for segment in worker.log.segments:  # killed: its files stay, unlocked
+        segment.leave()
+    worker.log.segments.clear()
+    worker.counters.releases._owed.clear()
+    server.stop(signal.SIGKILL)
+    server.start()
+    async with worker_at(server.url, tmp_path / "settlements", bounds=LogLimits(at_risk_s=0.0)) as successor:
+        assert successor.log.waiting == 1
+        if charged:
+            assert await successor.settle(request, 7) is SettleResult.DONE
+        await successor.look()
+        assert (successor.log.waiting, world.tenant.held, world.late()) == (0, 0, [])
+        assert world.tenant.used == (7 if charged else 0)
 
 
 async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None:
