@@ -195,10 +195,9 @@ async def test_while_accounts_cannot_be_asked_nobody_waits(stage: Stage, capacit
 
 @pytest.mark.parametrize("refuses", [True, False])
 async def test_a_call_that_ends_while_accounts_cannot_be_asked_is_told_afterwards(
-    stage: Stage, capacity: FakeCapacity, refuses: bool, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, capacity: FakeCapacity, refuses: bool
 ) -> None:
     """What it left may have been given back already where nobody knows: it is not given back twice."""
-    monkeypatch.setattr(queues, "UNTOLD_MAX", 2)
     goes_on, capacity.refuses = asyncio.Event(), refuses
     stage.upstream.scripts += [[goes_on, answer()] for _ in range(3)]
     calls = await asking(stage, *(post(chat("own")) for _ in range(3)))
@@ -207,11 +206,13 @@ async def test_a_call_that_ends_while_accounts_cannot_be_asked_is_told_afterward
     goes_on.set()
     assert [(await one).status for one in calls] == [200] * 3
     queue = stage.plane.capacity._accounts["up", "own"]
-    await eventually(lambda: queue._told_at < 0 and len(queue._over) == 2)
+    await eventually(lambda: queue._told_at < 0 and len(queue._over) == 3)
     capacity.down = False
-    await eventually(lambda: len(capacity.over) == 2 and (not refuses or len(capacity.ended) == 2))
-    assert set(capacity.over) <= {one.id for one in capacity.asked}
-    assert refuses or not capacity.ended
+    await eventually(lambda: len(capacity.over) == 3)
+    assert set(capacity.over) == {one.id for one in capacity.asked}
+    assert len(capacity.ended) == (3 if refuses else 0)
+    queue._put_back([], ["gone"] * (queues.UNTOLD_MAX + 1))
+    assert len(queue._over) == queues.UNTOLD_MAX
 
 
 @pytest.mark.parametrize("broken", [False, True])

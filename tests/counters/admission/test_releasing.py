@@ -15,7 +15,6 @@ import pytest
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
-from gateway.counters.settlement_log.log import LogLimits
 from gateway.errors import CountersUnavailable
 from tests.builders import CHAT, UNITS, World, new_id
 from tests.conftest import ValkeyServer
@@ -189,19 +188,37 @@ async def test_the_next_worker_releases_a_long_hold_and_takes_nothing_from_one_t
     worker = await hire(world)
     request = await owed_by_a_refusing_redis(world, worker)
     await eventually(lambda: worker.log.waiting and not worker.log._spools)
+    worker.counters.releases._owed.clear()
+    world.client.config_set("min-replicas-to-write", 0)
+    if charged:
+        assert await worker.settle(request, 7) is SettleResult.DONE
+    await worker.log.written()
     for segment in worker.log.segments:  # killed: its files stay, unlocked
         segment.leave()
     worker.log.segments.clear()
-    worker.counters.releases._owed.clear()
-    server.stop(signal.SIGKILL)
-    server.start()
-    async with worker_at(server.url, tmp_path / "settlements", bounds=LogLimits(at_risk_s=0.0)) as successor:
-        assert successor.log.waiting == 1
-        if charged:
-            assert await successor.settle(request, 7) is SettleResult.DONE
-        await successor.look()
+    assert world.tenant.held == (0 if charged else 10)
+    async with worker_at(server.url, tmp_path / "settlements") as successor:  # it looks at once
         assert (successor.log.waiting, world.tenant.held, world.late()) == (0, 0, [])
-        assert world.tenant.used == (7 if charged else 0)
+        assert (world.tenant.used, len(successor.log.segments)) == (7 if charged else 0, 2)
+
+
+async def test_the_next_worker_releases_a_long_hold_that_nobody_waited_for(
+    server: ValkeyServer, world: World, hire: Hire, tmp_path: Path
+) -> None:
+    """Redis stands still, its caller is told so, the worker dies; then the hold is taken all the same."""
+    world.plan(1000)
+    worker = await hire(world, call_s=0.3, stall_s=30)
+    freeze(server)
+    assert await reserve(worker, replace(worker.request(10), ttl_ms=DAY_MS)) is None
+    await eventually(lambda: worker.log.waiting and not worker.log._spools)
+    for segment in worker.log.segments:
+        segment.leave()
+    worker.log.segments.clear()
+    await worker.wire.close()
+    thaw(server)
+    await eventually(lambda: world.tenant.held == 10)
+    async with worker_at(server.url, tmp_path / "settlements"):
+        assert nothing_is_held(world)
 
 
 async def test_a_charge_that_came_first_stands(world: World, hire: Hire) -> None:
