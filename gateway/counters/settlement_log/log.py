@@ -241,7 +241,7 @@ class LogSegment:
                 os.close(directory)
             self.named = True
 
-    def keep(self, spooled: Mapping[int, int], releases: Collection[int]) -> None:
+    def keep(self, spooled: Mapping[int, int], releases: Collection[int] = ()) -> None:
         """These records, which are on the disk for certain, wait for the counters."""
         self.waiting.update(spooled)
         self.releases.update(releases)
