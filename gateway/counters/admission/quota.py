@@ -188,6 +188,11 @@ class Releases:
         """Whether this hold is to be released."""
         return settlement.request_id in self._owed
 
+    def forget(self, request: HoldRequest) -> None:
+        """Release a hold no more whose caller asks for it again."""
+        if request.raises:
+            self._owed.pop(request.request_id, None)
+
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
         """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
         before = self._owed.get(settlement.request_id)
@@ -314,6 +319,7 @@ class Counters(LiveHolds):
         """
         service, wire = request.service, self._wire
         request_id = request.request_id.encode()
+        self.releases.forget(request)
         verdict, sent, weighing, refreshed = Verdict.STALE, None, self._directory.weighing, False
         try:
             for _ in range(RESERVE_TRIES):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
+from gateway.counters.admission.quota import _release_of
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -270,3 +271,14 @@ async def test_a_raise_that_was_given_up_is_released_as_what_it_asked_for(
     await eventually(lambda: not worker.counters.releases._owed and nothing_is_held(world))
     packed = world.get(keys.activation(world.p, 1, UNITS.id))
     assert not packed or states.unpack(states.ActivationState, packed).held == 0
+
+
+async def test_a_hold_that_its_caller_takes_again_is_not_released(world: World, hire: Hire) -> None:
+    world.plan(1000)
+    worker = await hire(world)
+    request = replace(worker.request(10), raises=True)
+    worker.counters.releases.owe(_release_of(request))
+    await worker.reserve(request)
+    await asyncio.sleep(0)  # the turn of the releases
+    assert (worker.counters.releases._owed, world.tenant.held) == ({}, 10)
+    assert await worker.settle(request, 10) is SettleResult.DONE
