@@ -102,6 +102,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce, restore=door.runs.restore,
+        jobs=door.jobs.resend,
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)

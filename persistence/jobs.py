@@ -8,7 +8,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.jobs import Job
+from gateway.core.accounts.jobs import NO_COST, Job
 from gateway.errors import LedgerUnavailable
 from persistence.entity import Entity
 from persistence.error_mapping import complaint, refuses_values
@@ -62,11 +62,12 @@ class JobRows:
 def _row(one: Job) -> dict[str, object]:
     priced = bool(one.currency)
     held = 0 if one.settled_ms else one.held
+    charged = priced and one.settled_ms and one.cost != NO_COST
     return {
         "request_id": one.hold_id, "organization_id": one.organization_id, "tenant_id": one.tenant_id,
         "name": stored_text(one.id or one.hold_id), "kind": one.kind, "model": stored_text(one.model),
         "status": one.status, "held": held if priced else None,
-        "cost": one.cost if priced and one.settled_ms else None, "currency": one.currency or None,
+        "cost": one.cost if charged else None, "currency": one.currency or None,
         "lines": one.lines, "created_ms": one.created_ms, "expires_ms": one.expires_ms,
         "settled_ms": one.settled_ms or None,
     }  # fmt: skip

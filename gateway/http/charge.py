@@ -71,6 +71,7 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable, InvalidRequest
+from gateway.http.protocol.answer import refuses
 from gateway.http.server.exchange import Exchange, Worker
 from gateway.http.tally import NEVER, Tally
 
@@ -83,6 +84,8 @@ NO_UNITS: frozenset[str] = frozenset()
 _NO_PRICE: Final = PriceMatch("", None)
 _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = SettleResult.UNVERIFIED
+# Uses that run on when their call is over, and are no jobs here.
+_MADE_ALONE: Final = frozenset({"fine_tuning_job", "eval_run"})
 # The status a client is told, 0 for its upstream's, and why.
 Failed = tuple[int, str]
 # Told, where its upstream's capacity is stated, how many tokens a call used, and whether it was forwarded.
@@ -276,7 +279,8 @@ class AdmittedCall:
 
         The unused part is released, and the answer need not wait for that. What a client `abandoned` once
         an upstream had heard of it costs its units and its input, whatever came of it. The same holds for
-        a call that its upstream gave up where the call states a timeout of its own. `failed` says what
+        a call that its upstream gave up where the call states a timeout of its own. What an upstream may
+        have made without saying so costs its unit, where nobody looks for it later. `failed` says what
         the client is told of a failure, where that is not its upstream's.
         """
         assert self.due, "a charge ends once"
@@ -291,6 +295,8 @@ class AdmittedCall:
             # the answer
             tokens = input_tokens(self.call) if self.call.has_input else 0
             usage = TokenUsage(tokens, total=tokens, estimated=tokens > 0)
+        elif self.charges and not complete and _may_have_made(exchange, usage, status):
+            usage = TokenUsage(estimated=True)
         used = usage.units > 0 or usage.total > 0
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = self._settlement(usage, facts, used)
@@ -333,7 +339,8 @@ class AdmittedCall:
         if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = exchange.routed.units
         detail = NO_DETAIL if meter is None else meter.detail
-        if call.measured and used and not detail.tools and (status == 0 or 200 <= status < 300):
+        done = status == 0 or 200 <= status < 300 or not _MADE_ALONE.isdisjoint(call.measured or ())
+        if call.measured and used and not detail.tools and done:
             detail = detail if meter is not None else Detail()
             for name, times in call.measured.items():
                 detail.used_tool(name, times)
@@ -553,6 +560,14 @@ def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
     if not (call.gives_up and call.has_input and _says_nothing(usage)):
         return False
     return status in TIMED_OUT or 200 <= status < 300
+
+
+def _may_have_made(exchange: Exchange, usage: TokenUsage, status: int) -> bool:
+    """Whether an upstream that had the whole request may have made what runs on, and did not say so."""
+    call = exchange.call
+    if call is None or _MADE_ALONE.isdisjoint(call.measured or ()) or not _says_nothing(usage):
+        return False
+    return exchange.forwarded and exchange.connection.body_complete and not refuses(status)
 
 
 def _says_nothing(usage: TokenUsage) -> bool:

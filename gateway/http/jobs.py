@@ -7,7 +7,7 @@ look. The hold is given back behind the last line.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -79,15 +79,18 @@ from gateway.http.admission import (
 from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
-from gateway.http.protocol.answer import LIMITED
+from gateway.http.protocol.answer import refuses
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
+from gateway.http.tally import NEVER
 
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read in one turn of the loop.
 _AT_ONCE: Final = 64 << 10
 # What a line counts for beside its body.
 _LINE_BYTES: Final = 512
+# Failures that a proxy tells of the upstream behind it.
+_BETWEEN: Final = frozenset({502, 504})
 # What a hold takes of each account, and so what the lines of a batch sum up to.
 _SUMMED: Final = (
     "need", "ceiling", "read", "read_likely", "credits", "units", "money", "money_most",
@@ -114,14 +117,7 @@ async def create_batch(exchange: Exchange) -> None:
     if fetches:
         _mark(admitted.call, job)
     exchange.before_end = partial(_opened, exchange, job, jobs)
-    try:
-        answer = await forward(exchange, admitted)
-        await relay(exchange, admitted, answer)
-    except BaseException:
-        if not exchange.forwarded:  # else the upstream may have made it, and a look at the job finds out
-            begin(_given_back(exchange.worker.ports, job, jobs))
-        raise
-    await OVER
+    await _made(exchange, admitted, job, jobs, partial(_given_back, exchange.worker.ports, job, jobs))
 
 
 async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
@@ -135,16 +131,49 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
     job = _job_of(exchange, admitted, paths)
-    await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
+    try:
+        await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
+    except BaseException:
+        begin(jobs.drop(job))  # which may have been stored all the same
+        raise
     exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
+    await _made(exchange, admitted, job, jobs, partial(jobs.drop, job))
+
+
+async def _made(
+    exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort,
+    never: Callable[[], Awaitable[object]],
+) -> None:  # fmt: skip
+    """Have an upstream make a job; it was `never` asked where this fails before the request has left.
+
+    Behind that nobody knows what it made until it is known: the job keeps its hold, and looks find out.
+    """
     try:
         answer = await forward(exchange, admitted)
         await relay(exchange, admitted, answer)
     except BaseException:
-        if admitted.due:  # it is settled as any call that came to nothing
-            begin(jobs.drop(job))
+        left = exchange.forwarded and exchange.connection.body_complete
+        if left and not refuses(exchange.status):
+            _leave_unknown(exchange, admitted, job, jobs)
+        elif admitted.due or not admitted.charges:
+            begin(never())
         raise
     await OVER
+
+
+def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
+    """Have looks find out what an upstream made; where it was one of several, it is known by now which."""
+    if not job.upstream and not 200 <= exchange.status < 300:
+        job.upstream, job.sent = exchange.upstream_name, exchange.model_sent
+        begin(jobs.keep(job))
+    _hand_over(admitted)
+
+
+def _hand_over(admitted: AdmittedCall) -> None:
+    """The job has the hold from now on: the call itself is charged nothing."""
+    if admitted.charges and admitted.due:
+        admitted.let_go()
+        admitted.leave_room(admitted.claim.estimate.need)
 
 
 async def remake(exchange: Exchange) -> None:
@@ -160,33 +189,54 @@ def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
     claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
     budgets = admitted.budgets
     job = _job(
-        exchange, admitted.caller, exchange.request_id, admitted.user, admitted.service, decision, prices,
-        exchange.worker.ports.refusals.now_ms(),
-    )  # fmt: skip
+        exchange, admitted.caller, exchange.request_id, admitted.user, admitted.service, decision, prices
+    )
     job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
     job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
+    targets = admitted.call.targets
+    if targets:  # of several nobody knows yet which one it will be
+        job.upstream, job.sent = (targets[0].upstream, targets[0].model) if len(targets) == 1 else ("", "")
     return job
 
 
 async def _begun(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
 ) -> None:
-    """The upstream has answered: note the id of its call before anybody knows it."""
-    meter = admitted.meter
-    is_over = meter is None or meter.usage().reported or not 200 <= exchange.status < 300
-    is_own = not is_over and bool(told) and await jobs.own(job, told[0])
-    if not is_own:
-        if not is_over:
-            told.clear()  # a call that was there before, and is held for and charged as such
-        await jobs.drop(job)
-        return
-    job.id, job.status, job.upstream, job.sent = told[0], RUNNING, exchange.upstream_name, exchange.model_sent
-    await jobs.keep(job)
-    admitted.let_go()
-    admitted.leave_room(admitted.claim.estimate.need)
-    await exchange.worker.ports.objects.keep(admitted.caller, told)
+    """The upstream has answered: note the id of its call before anybody knows it.
+
+    An answer that is none of 2xx leaves the job as it is, unless it says that nothing was made. Where no list
+    tells, a failure of the upstream itself says so as well; what stands before it does not know.
+    """
+    meter, status, paths = admitted.meter, exchange.status, JOBS[job.endpoint]
+    is_over = not told or meter is None or meter.usage().reported
+    if not 200 <= status < 300 and not refuses(status) and (paths.listed or status in _BETWEEN):
+        _leave_unknown(exchange, admitted, job, jobs)
+    elif 200 <= status < 300 and not is_over and await _noted(exchange, job, jobs, told):
+        _hand_over(admitted)
+    else:
+        begin(jobs.drop(job))  # nothing may come between this and the charge of the call
+
+
+async def _noted(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> bool:
+    """Note the id of a job; False where it was there before, and is held for and charged as another's.
+
+    Nothing interrupts this: the upstream has made it.
+    """
+    made = msgspec.structs.replace(
+        job, id=told[0], status=RUNNING, upstream=exchange.upstream_name, sent=exchange.model_sent
+    )
+    exchange.shielded = True
+    try:
+        is_own = await jobs.begun(made)
+    finally:
+        exchange.shielded = False
+    if is_own:
+        told.remove(made.id)  # its owner is noted
+    else:
+        told.clear()
+    return is_own
 
 
 async def tell_job(exchange: Exchange) -> None:
@@ -252,14 +302,10 @@ async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str])
 
     What an upstream fails in it may have made all the same: a look finds out.
     """
-    status = exchange.status
-    if 200 <= status < 300 and told:
-        if await jobs.own(job, told[0]):
-            job.id, job.status = told[0], RUNNING
-            await jobs.keep(job)
+    if 200 <= exchange.status < 300 and told:
+        if await _noted(exchange, job, jobs, told):
             return
-        told.clear()  # a batch that was there before, and is held for and charged as such
-    elif not (400 <= status < 500 or status in LIMITED):
+    elif not refuses(exchange.status):
         return
     await _given_back(exchange.worker.ports, job, jobs)
 
@@ -336,8 +382,7 @@ async def _taken(
     user = caller.acts_for(attribution.user, first.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
-    created_ms = ports.refusals.now_ms()
-    hold_id = id_of("hold", created_ms, of=exchange.request_id)
+    hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * HOLD_S_MAX, whole=True)
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
@@ -357,9 +402,13 @@ async def _taken(
         if one.tools or one.models_beside:
             prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
         likely += _add(ports, request, one, prices, budgets)
-    decision = await ports.counters.reserve(request)
+    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    try:
+        decision = await ports.counters.reserve(request)
+    finally:
+        exchange.shielded, exchange.deadline = False, NEVER
     check_admitted(decision, budgets, ports.tally)
-    job = _job(exchange, caller, hold_id, user, service, decision, prices, created_ms)
+    job = _job(exchange, caller, hold_id, user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
     job.batches = BATCH_AT[exchange.routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
@@ -373,9 +422,10 @@ async def _taken(
 
 def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
     exchange: Exchange, caller: Caller, hold_id: str, user: str, service: Service, decision: Decision,
-    prices: CallPrices, created_ms: int,
+    prices: CallPrices,
 ) -> Job:  # fmt: skip
-    """A job that holds what a decision gave it."""
+    """A job that holds what a decision gave it, at the time of the Redis that decided."""
+    created_ms = decision.now_ms
     vector, attribution = prices.named[0].vector if prices.named else None, exchange.head.attribution
     return Job(
         hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
@@ -474,15 +524,15 @@ def release_of(job: Job, service: Service) -> Settlement:
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
-    bounds: UsageBounds,
+    bounds: UsageBounds, ago_s: float,
 ) -> Iterator[tuple[Settlement | None, int]]:  # fmt: skip
     """What charges each line of a result, and what it costs; None of one that used nothing.
 
-    A line whose use nobody can read costs its share of the hold, and so does each that is missing of those
-    that were `answered`.
+    The job was made `ago_s` ago. A line whose use nobody can read costs its share of the hold, and so does
+    each that is missing of those that were `answered`.
     """
     now_s = ports.seconds()
-    prices = _prices_then(ports, job, service, now_s)
+    prices = _prices_then(ports, job, service, now_s, ago_s)
     there = 0
     for number, line in enumerate(found, 1):
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
@@ -496,12 +546,15 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
 
 
 def call_charge(  # noqa: PLR0917  # whose job it is, and its result
-    ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds
+    ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
+    ago_s: float,
 ) -> tuple[Settlement, int]:  # fmt: skip
-    """What a job of one call costs by its result; one that says no use is `free`, or costs what was held."""
+    """What a job of one call, made `ago_s` ago, costs by its result; one that says no use is `free`, or costs
+    what was held.
+    """
     now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)
-    prices = _prices_then(ports, job, service, now_s)
+    prices = _prices_then(ports, job, service, now_s, ago_s)
     charge = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds)
     return charge or ((release_of(job, service), 0) if free else unread_charge(job, service))
 
@@ -588,9 +641,9 @@ def _facts(job: Job, status: int) -> CallFacts:
     )  # fmt: skip
 
 
-def _prices_then(ports: Ports, job: Job, service: Service, now_s: float) -> CallPrices:
+def _prices_then(ports: Ports, job: Job, service: Service, now_s: float, ago_s: float) -> CallPrices:
     """The prices of when a job was made."""
-    ago_s = max(0.0, (ports.refusals.now_ms() - job.created_ms) / 1000)
+    ago_s = max(0.0, ago_s)
     call = CallRequest("none", GENERIC, b"", model=job.model)
     if job.sent:
         call.targets = (ModelTarget(job.upstream, job.sent),)

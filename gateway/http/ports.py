@@ -201,11 +201,14 @@ class JobsPort(Protocol):
     def keep(self, job: Job) -> Awaitable[None]:
         """Store a job as it is now. Fails with `CountersUnavailable`."""
 
-    def drop(self, job: Job) -> Awaitable[None]:
+    def drop(self, job: Job) -> Awaitable[object]:
         """Forget a job that was never made."""
 
-    def own(self, job: Job, id_: str) -> Awaitable[bool]:
-        """Whether a batch of its upstream is this job's, and no other one's."""
+    def begun(self, job: Job) -> Awaitable[bool]:
+        """Store a job with the id that its upstream gave it. False where that is another job's id.
+
+        Fails with `CountersUnavailable` where it is stored nowhere.
+        """
 
     def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
         """The organization's job of this upstream's id."""

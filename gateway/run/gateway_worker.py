@@ -236,6 +236,6 @@ def make_door(
     objects = ObjectOwners(wires, time.time, settings.object_ttl_s, settings.objects_max, log=log)
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
-    runs, jobs = Runs(wires, clock, time.time, os.urandom), StoredJobs(wires)
+    runs, jobs = Runs(wires, clock, time.time, os.urandom), StoredJobs(wires, objects, settlements)
     holds = CallerHolds(wires, time.time)
     return Door(directory, counters, objects, runs, holds, jobs, allowances, leaser, reports, cooling, tokens)

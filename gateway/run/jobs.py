@@ -17,10 +17,12 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.core.accounts.jobs import (
+    AGAIN_S,
     BATCH,
     EARLY_S_MAX,
     HOLD_S_MAX,
     JOB_S_MAX,
+    NO_COST,
     OPENING,
     OPERATIONS,
     PAGES_MAX,
@@ -28,6 +30,7 @@ from gateway.core.accounts.jobs import (
     RUNNING,
     UNANSWERED_S_MAX,
     BatchState,
+    CallState,
     Job,
     read_call_state,
     read_list,
@@ -40,7 +43,7 @@ from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
-from gateway.core.model import Caller, Service, SettleResult
+from gateway.core.model import Caller, Service, Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
@@ -65,7 +68,10 @@ ASKS_MAX: Final = 8
 # How often it is looked whether the lines of a job are charged, so that its hold may end, and of how many.
 FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX = 0.5, 120, 200
 # Statuses of things that are gone, or too long to be read.
-_GONE: Final = frozenset({404, 410, 413})
+TOO_LONG: Final = 413
+_GONE: Final = frozenset({404, 410, TOO_LONG})
+# Answers of an upstream that lists nothing there; others may be another one later.
+_NO_LIST: Final = frozenset({400, 404, 405, 410, 501})
 StateT = TypeVar("StateT")
 
 
@@ -89,11 +95,11 @@ class Jobs:
     def keep(self, job: Job) -> Wait[None]:
         return self._stored.keep(job)
 
-    def drop(self, job: Job) -> Wait[None]:
+    def drop(self, job: Job) -> Wait[bool]:
         return self._stored.drop(job)
 
-    def own(self, job: Job, id_: str) -> Wait[bool]:
-        return self._stored.own(job, id_)
+    def begun(self, job: Job) -> Wait[bool]:
+        return self._stored.begun(job)
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return self._stored.find(caller, id_)
@@ -142,6 +148,8 @@ class Jobs:
         async def look_at_each() -> None:
             for job in jobs:
                 with suppress(Refusal):  # a look says why it failed
+                    if job.next_look_ms and await self._stored.now_ms(job) < job.next_look_ms:
+                        continue
                     if await self._stored.claim(job, within_s):
                         await self.look(job)
 
@@ -193,7 +201,7 @@ class Jobs:
                 bytes_max=bytes_max, arrive=arrive,
             )  # fmt: skip
         except TooLarge:
-            return 413, b""
+            return TOO_LONG, b""
         except (OSError, TimeoutError) as error:
             raise UpstreamUnreachable from error
         return status, said
@@ -226,7 +234,7 @@ class Jobs:
             self._log("job not looked at", job=job.id, why=why[:200], level="warning")
         if job.is_charged:
             return True
-        if self._age_s(job) > JOB_S_MAX and not job.lines_after:
+        if await self._age_s(job) > JOB_S_MAX and not job.lines_after:
             await self._charge_as_held(job, "expired")
         elif isinstance(failure, Refusal):
             raise failure
@@ -234,9 +242,9 @@ class Jobs:
             raise UpstreamUnreachable("Nobody can read what the upstream tells of a batch.") from failure
         return job.is_charged
 
-    def _age_s(self, job: Job) -> float:
-        assert self._ports is not None
-        return (self._ports.refusals.now_ms() - job.created_ms) / 1000
+    async def _age_s(self, job: Job) -> float:
+        """How long ago a job was made, by the clock of Redis: gateways' may differ."""
+        return (await self._stored.now_ms(job) - job.created_ms) / 1000
 
     async def _look_up(self, job: Job) -> None:
         assert self._ports is not None
@@ -244,7 +252,10 @@ class Jobs:
         if job.lines_until:
             await self._release(job)
             return
-        if self._age_s(job) > HOLD_S_MAX:  # its hold was reclaimed, and may have been charged
+        if job.ended and not job.lines_after:
+            await self._never_made(job)
+            return
+        if await self._age_s(job) > HOLD_S_MAX:  # its hold was reclaimed, and may have been charged
             await self._charge_as_held(job, "expired")
             return
         await (self._look_at_batch if job.kind == BATCH else self._look_at_call)(job)
@@ -263,6 +274,8 @@ class Jobs:
             return
         said = await self._told(job, f"{paths.batches}/{id_}", "failed", paths.headers, SAID_BYTES_MAX)
         state = BatchState() if said is None else self._read(said, read_state)
+        if said is None or await self._is_another(job, state.id):
+            return
         ended, path = state.ended_as, paths.results.replace("{id}", id_)
         if not path and state.output_file_id:
             path = paths.content(state.output_file_id)
@@ -279,6 +292,8 @@ class Jobs:
         async with self._fetching(job.upstream):
             said = await self._told(job, path, "failed", paths.headers)
             state = BatchState() if said is None else self._read(said, read_operation)
+            if said is None or await self._is_another(job, state.id):
+                return
             content: bytes | Sequence[bytes] | None = state.lines or b""
             if state.ended_as and state.output_file_id:
                 path = paths.content(state.output_file_id.rpartition("/")[2])
@@ -290,30 +305,65 @@ class Jobs:
         self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
         bytes_max: int = RESULT_BYTES_MAX,
     ) -> bytes | None:  # fmt: skip
-        """A result; None where there is none: the job is charged as held then, and ends as `gone`."""
+        """A result; None where there is none: the job is charged as held in the end, and ends as `gone`."""
         status, said = await self._ask(job.upstream, path, headers, bytes_max)
         if status in _GONE:
-            await self._charge_as_held(job, gone)
+            await self._missed(job, gone, is_sure=status == TOO_LONG)
             return None
         if status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a job.")
         return said
 
+    async def _is_another(self, job: Job, id_: str) -> bool:
+        """Whether an upstream tells of another thing than was asked for: it may be another one by now."""
+        if not id_ or id_.rpartition("/")[2] == job.id.rpartition("/")[2]:
+            return False
+        await self._missed(job, "failed")
+        return True
+
+    async def _missed(self, job: Job, gone: str, is_sure: bool = False) -> None:
+        """A job is not there: it is asked for again later, and charged as held where it stays away."""
+        now_ms = await self._stored.now_ms(job)
+        if is_sure or (job.misses >= len(AGAIN_S) and now_ms >= job.next_look_ms):
+            await self._charge_as_held(job, gone)
+        elif now_ms >= job.next_look_ms:
+            job.next_look_ms = now_ms + 1000 * AGAIN_S[job.misses]
+            job.misses += 1
+            await in_task(self._stored.keep(job))
+
     async def _look_at_call(self, job: Job) -> None:
         """The same of a call in the background: its result is what its upstream tells of it."""
-        if not job.id:  # nobody knows whether it was begun
-            if self._age_s(job) > UNANSWERED_S_MAX:
-                await self._charge_as_held(job, "failed")
+        paths = JOBS[job.endpoint]
+        if not job.id and not await self._was_begun(job):
             return
         async with self._fetching(job.upstream):
-            said = await self._told(job, JOBS[job.endpoint].of(job.sent or job.model, job.id), "failed")
-            ended = "" if said is None else self._read(said, read_call_state).ended_as
-            if said is not None and ended:
-                ports, service, route, bounds = self._charging(job)
-                free = ended in {"failed", "expired"}
-                settlement, job.cost = call_charge(ports, job, service, route, said, free, bounds)
-                await in_task(ports.counters.settle(settlement))
-                await self._end(job, ended)
+            said = await self._told(job, paths.of(job.sent or job.model, job.id), "failed")
+            state = CallState() if said is None else self._read(said, read_call_state)
+            if said is None or not (ended := state.ended_as):
+                return
+            if await self._is_another(job, state.id or state.name):
+                return
+            ports, service, route, bounds = self._charging(job)
+            free, age_s = ended in {"failed", "expired"}, await self._age_s(job)
+            settlement, cost = call_charge(ports, job, service, route, said, free, bounds, age_s)
+            await self._charge(job, settlement, cost)
+            await self._end(job, ended)
+
+    async def _charge(self, job: Job, settlement: Settlement, cost: int) -> None:
+        """Put a charge in the place of a hold. Where that is gone, nobody here knows what it comes to."""
+        assert self._ports is not None
+        settled = await in_task(self._ports.counters.settle(settlement))
+        job.cost = NO_COST if cost and settled is SettleResult.UNKNOWN else cost
+
+    async def _never_made(self, job: Job) -> None:
+        """Give back the hold of a call whose upstream does not have it."""
+        ports = self._ports
+        assert ports is not None
+        service = service_of(ports, job)
+        if service is None:
+            raise CountersUnavailable
+        await in_task(ports.counters.settle(release_of(job, service)))
+        await self._end(job, "failed")
 
     def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
         """By which the result of a job is charged; `CountersUnavailable` where its service is not known."""
@@ -342,27 +392,62 @@ class Jobs:
         It is the one that bears the job's mark. Where there is one that may be it, nobody knows: only an
         account without any of these never had it.
         """
-        after, may_be = "", False
-        asks = f"pageSize=100&{OPERATIONS}" if paths.makers else "limit=100"
-        for _ in range(PAGES_MAX):
-            path = f"{paths.batches}?{asks}{after}"
-            status, said = await self._ask(job.upstream, path, paths.headers)
+        asks = f"{paths.batches}?" + (f"pageSize=100&{OPERATIONS}" if paths.makers else "limit=100")
+        may_be = await self._search(job, asks, paths)
+        if may_be == [] and not job.id and await self._age_s(job) > UNANSWERED_S_MAX:
+            await self._settle(job, "failed", b"", 0)
+        return bool(job.id)
+
+    async def _was_begun(self, job: Job) -> bool:
+        """The same of another call, which bears no mark, once others have had the time to note their own.
+
+        It is the only one that may be it. Where there are several, or no list, it is charged as held.
+        """
+        if await self._age_s(job) <= UNANSWERED_S_MAX:
+            return False
+        may_be = await self._search(job, JOBS[job.endpoint].listed if job.upstream else "")
+        if job.id:
+            return True
+        if may_be == []:
+            await self._never_made(job)
+        elif may_be is None or len(may_be) > 1 or not await self._take(job, may_be[0]):
+            await self._charge_as_held(job, "failed")
+        return bool(job.id)
+
+    async def _search(self, job: Job, asks: str, paths: BatchPaths | None = None) -> list[str] | None:
+        """The ids of nobody in an account's list that may be a job's; None where nobody can read all of it.
+
+        One that is certainly the job's is taken.
+        """
+        may_be, after = list[str](), ""
+        for _ in range(PAGES_MAX if asks else 0):
+            status, said = await self._ask(job.upstream, asks + after, () if paths is None else paths.headers)
+            if paths is None and status in _NO_LIST:
+                break
             if status != 200:
-                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for batches.")
-            page = (read_operations if paths.makers else read_list)(said)
+                raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a list.")
+            page = self._read(said, read_operations if paths is not None and paths.makers else read_list)
             for one in page.data:
-                if one.is_marked(job) and await in_task(self._stored.own(job, one.id)):
-                    job.id, job.status = one.id, RUNNING
-                    await in_task(self._stored.keep(job))
-                    return True
-                may_be = may_be or (one.may_be_of(job) and not await self._stored.is_owned(job, one.id))
+                owner = await self._stored.owner(job, one.id) if one.may_be_of(job) else None
+                if (one.is_marked(job) or owner == job.hold_id) and await self._take(job, one.id):
+                    return []
+                if owner == "":
+                    may_be.append(one.id)
             oldest_s = min((one.made_s for one in page.data), default=0)
             if not page.has_more or oldest_s < job.created_ms / 1000 - EARLY_S_MAX:
-                if not may_be and self._age_s(job) > UNANSWERED_S_MAX:
-                    await self._settle(job, "failed", b"", 0)
-                return False
-            after = f"&{paths.after}={quote(page.token or page.data[-1].id, safe='')}"
-        return False
+                # Another key may be of another account, whose list nobody reads here.
+                return may_be if len(self._target(job.upstream).keys) < 2 else None
+            name = "after" if paths is None else paths.after
+            after = f"&{name}={quote(page.token or page.data[-1].id, safe='')}"
+        return None
+
+    async def _take(self, job: Job, id_: str) -> bool:
+        """Whether what an upstream made is this job's from now on."""
+        if not await in_task(self._stored.own(job, id_)):
+            return False
+        job.id, job.status = id_, RUNNING
+        await in_task(self._stored.keep(job))
+        return True
 
     async def _settle(self, job: Job, status: str, content: bytes | Sequence[bytes], answered: int) -> None:
         """Charge the lines of a result; the hold ends behind them."""
@@ -371,7 +456,8 @@ class Jobs:
             job.lines_after = await self._stored.place(job.partition)
             await in_task(self._stored.keep(job))
         cost = 0
-        lines = line_charges(ports, job, service, route, results(content), answered, bounds)
+        age_s = await self._age_s(job)
+        lines = line_charges(ports, job, service, route, results(content), answered, bounds, age_s)
         for settlement, each in lines:
             cost += each
             if settlement is None:
@@ -418,14 +504,12 @@ class Jobs:
             await self._release(job)
             return
         if service is not None:
-            settlement, job.cost = unread_charge(job, service)
-            await in_task(ports.counters.settle(settlement))
-        elif self._age_s(job) <= HOLD_S_MAX:
+            await self._charge(job, *unread_charge(job, service))
+        elif await self._age_s(job) <= HOLD_S_MAX:
             raise CountersUnavailable
         await self._end(job, status)
 
     async def _end(self, job: Job, status: str) -> None:
-        assert self._ports is not None
-        job.status, job.settled_ms = status, self._ports.refusals.now_ms()
+        job.status, job.settled_ms = status, await self._stored.now_ms(job)
         await in_task(self._stored.keep(job))
         self._log("job settled", job=job.id, status=job.status, lines=job.lines, level="info")

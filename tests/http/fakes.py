@@ -205,6 +205,9 @@ class FakeDirectory:
             wait.fail(InvalidApiKey())
         return wait
 
+    async def know(self, organization_id: int) -> None:
+        assert organization_id == self.caller.organization_id
+
     def service(self, key: str) -> Service | None:
         return self.services.get(key)
 

@@ -30,6 +30,7 @@ from gateway.errors import Refusal
 from gateway.http.ports import (
     Answerer,
     CapacityPort,
+    CountersPort,
     HoldsPort,
     JobsPort,
     ObjectOwnersPort,
@@ -422,6 +423,7 @@ async def staged(
     stored: ObjectOwnersPort | None = None,
     holds: HoldsPort | None = None,
     jobs: JobsPort | None = None,
+    counters: CountersPort | None = None,
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
@@ -429,8 +431,8 @@ async def staged(
     answers: Mapping[Route, Answerer] | None = None,
     **limits: float,
 ) -> AsyncIterator[Stage]:
-    """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` the
-    objects of a real Redis, `of_target` more fields of its upstream, `others` upstreams beside it.
+    """A stage whose every hold is settled when it closes. `limits` are fields of `HttpLimits`, `stored` and
+    `counters` are of a real Redis, `of_target` more fields of its upstream, `others` upstreams beside it.
     """
     upstream = FakeUpstream()
     await upstream.start(upstream_tls)
@@ -453,6 +455,7 @@ async def staged(
             earlier_peppers=earlier_peppers,
             capacity=capacity,
             jobs=jobs,
+            counters=counters or stage.counters,
             answers=answers or {},
         ),
         routes,

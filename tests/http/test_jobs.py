@@ -23,8 +23,8 @@ from gateway.http.ports import JobsPort
 from gateway.run.jobs import Jobs
 from gateway.settings.settings import Settings
 from tests.core.billing.prices import price_row
-from tests.http.fakes import answer, get, post
-from tests.http.stage import FakeUpstream, Stage, staged
+from tests.http.fakes import FakeObjects, answer, get, post
+from tests.http.stage import Close, FakeUpstream, Stage, Step, staged
 from tests.waiting import eventually
 
 AZURE = tuple(
@@ -44,15 +44,18 @@ class FakeJobs:
 
     def __init__(self) -> None:
         self.kept: list[Job] = []
+        self.objects = FakeObjects()
         self.file = b""
 
     async def keep(self, job: Job) -> None:
         self.kept = [one for one in self.kept if one.hold_id != job.hold_id] + [job]
 
     async def drop(self, job: Job) -> None:
-        self.kept.remove(job)
+        self.kept = [one for one in self.kept if one.hold_id != job.hold_id]
 
-    async def own(self, job: Job, id_: str) -> bool:
+    async def begun(self, job: Job) -> bool:
+        await self.keep(job)
+        self.objects.kept.add((job.organization_id, job.id))
         return True
 
     async def find(self, caller: Caller, id_: str) -> Job | None:
@@ -73,6 +76,7 @@ async def stage() -> AsyncIterator[Stage]:
         price = price_row(id=5, model="draw", video_second="0.1", input="1", output="2")
         made.directory.prices["draw"] = read_price(price).vector
         made.directory.budgets_there = [MONEY]
+        jobs(made).objects = made.objects
         yield made
 
 
@@ -94,6 +98,7 @@ async def test_a_job_is_told_by_the_upstream_that_has_it() -> None:
     rule = ModelRule("film", False, (ModelTarget("other", "draw"), ModelTarget("up", "draw")))
     async with staged(ROUTES, jobs=cast("JobsPort", FakeJobs()), others=(target,), models=(rule,)) as stage:
         stage.directory.services["videos"] = Service(91, "videos", "subscription")
+        jobs(stage).objects = stage.objects
         told = json.dumps({"id": "video_1", "status": "queued"}).encode()
         other.scripts += [
             [answer(b"{}", status=b"500 Internal Server Error")],
@@ -102,7 +107,8 @@ async def test_a_job_is_told_by_the_upstream_that_has_it() -> None:
         ]
         asked = post(b'{"model": "film", "prompt": "a"}', b"/v1/videos")
         assert (await stage.ask(asked)).status == 500, "it may have been begun, so nobody else is asked"
-        assert not jobs(stage).kept
+        assert [(one.status, one.upstream) for one in jobs(stage).kept] == [(OPENING, "other")]
+        assert not stage.counters.settlements, "its hold stays until it is known what came of it"
         assert (await stage.ask(asked)).status == 200
         assert (jobs(stage).kept[-1].upstream, jobs(stage).kept[-1].sent) == ("other", "draw")
         assert (await stage.ask(get(b"/v1/videos/video_1"), "GET")).status == 200
@@ -182,12 +188,39 @@ async def charges(stage: Stage, job: Job, meter: str, said: dict[str, Any], nano
     route = next(one for one in ROUTES if one.meter == meter)
     service, free = stage.directory.services["videos"], said.get("status") == "failed"
     body = json.dumps(said).encode()
-    charge, cost = call_charge(stage.plane._ports, job, service, route, body, free, DEFAULT_BOUNDS)
+    charge, cost = call_charge(stage.plane._ports, job, service, route, body, free, DEFAULT_BOUNDS, 0.0)
     assert (charge.money, cost, charge.request_id) == (nano, nano, job.hold_id)
     if nano:
         facts = read_facts(charge.metadata)
         assert facts is not None
         assert (facts.tools, facts.estimated) == ({"video_second": nano // 10**8}, False)
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "units"),
+    [
+        (answer(b'{"id": "ftjob-1"}'), 200, 1),
+        (Close(reset=True), 502, 1),
+        (answer(b"{}", status=b"500 Failed"), 500, 0),
+        (answer(b"{}", status=b"400 Wrong"), 400, 0),
+    ],
+)
+async def test_a_training_that_nobody_hears_of_is_one_unit(
+    stage: Stage, step: Step, status: int, units: int
+) -> None:
+    stage.directory.services["fine_tuning"] = Service(94, "fine_tuning", "subscription")
+    stage.directory.budgets_there = []
+    stage.upstream.scripts.append([step])
+    asked = post(b'{"model": "draw", "training_file": "file-1"}', b"/v1/fine_tuning/jobs")
+    stage.objects.kept.add((stage.directory.caller.organization_id, "file-1"))
+    assert (await stage.ask(asked)).status == status
+    await stage.settled()
+    (settlement,) = stage.counters.settlements
+    assert (settlement.charge, settlement.units * settlement.charge) == (units > 0, units)
+    facts = read_facts(settlement.metadata)
+    assert facts is not None
+    assert facts.estimated is (units > 0 and status == 502)
+    assert facts.tools == ({"fine_tuning_job": 1} if units else {})
 
 
 async def test_a_batch_of_gemini_holds_what_its_calls_would(stage: Stage) -> None:

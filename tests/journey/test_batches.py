@@ -211,20 +211,6 @@ def test_a_job_that_does_not_complete_is_charged_what_was_done(
     assert len(rows) == charged
 
 
-def test_a_result_that_is_gone_is_charged_as_held(spender: Spender) -> None:
-    budget = spender.budget(1)
-    spender.known(budget)
-    batch = make(spender, demo_after_s=600).raise_for_status().json()["id"]
-    held = live(spender, budget)[1]
-    there = spender.stack.upstream_url
-    cancelled = plain_http.request("POST", f"{there}/v1/batches/{batch}/cancel").json()
-    plain_http.request("DELETE", f"{there}/v1/files/{cancelled['output_file_id']}").raise_for_status()
-    ask(spender, "GET", f"batches/{batch}").raise_for_status()
-    (row,) = journal(spender, 1)
-    assert row["estimated"] is True
-    wait_until(lambda: live(spender, budget) == (held, NOTHING))
-
-
 def test_a_batch_bears_the_mark_of_its_hold_beside_15_names(spender: Spender) -> None:
     told = make(spender, demo_after_s=600).raise_for_status().json()
     assert set(told["metadata"]) == {"demo_after_s", "tollkeeper_hold"}

@@ -27,8 +27,11 @@ class OneOwner:
     async def own(self, _: Job, id_: str) -> bool:
         return id_ != self.other
 
-    async def is_owned(self, _: Job, id_: str) -> bool:
-        return id_ == self.other
+    async def owner(self, _: Job, id_: str) -> str:
+        return "another" if id_ == self.other else ""
+
+    async def now_ms(self, _: Job) -> int:
+        return int(1000 * (CREATED_S + UNANSWERED_S_MAX + 1))
 
     async def keep(self, job: Job) -> None:
         """Nobody reads it again."""
@@ -39,9 +42,10 @@ class Listed(Jobs):
 
     def __init__(self, pages: list[list[dict[str, Any]]], other: str = "") -> None:
         super().__init__(cast("Any", OneOwner(other)), cast("Settings", None), lambda *_, **__: None)
-        now_ms = int(1000 * (CREATED_S + UNANSWERED_S_MAX + 1))
-        self._ports = cast("Any", SimpleNamespace(refusals=SimpleNamespace(now_ms=lambda: now_ms)))
-        self.pages = pages
+        self.pages, self.other = pages, other
+
+    def _target(self, upstream: str) -> Any:
+        return SimpleNamespace(keys=("", "") if self.other == "key" else ())
 
     async def _ask(self, *asked: Any, **_: Any) -> tuple[int, bytes]:
         page = 1 if "after=" in asked[1] else 0
@@ -66,6 +70,7 @@ def one(id_: str, at_s: int = 1, lines: int = 3, **metadata: str) -> dict[str, A
         ([[one("a")]], "a", "failed", ""),
         ([[one("a", lines=4), one("b", 2_000), one("c", -2_000)]], "", "failed", ""),
         ([[]], "", "failed", ""),
+        ([[]], "key", OPENING, ""),  # it may be in the account of another key
     ],
 )
 def test_a_batch_is_taken_by_its_mark(

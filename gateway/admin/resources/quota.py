@@ -467,7 +467,7 @@ class JobRow(Out):
     model: str
     status: str = Field(description="in_progress, completed, failed, expired or cancelled.")
     held: Money | None = Field(description="What it is likely to cost, until it is settled.")
-    cost: Money | None = Field(description="What its calls cost, once it is settled.")
+    cost: Money | None = Field(description="What its calls cost, once it is settled; null if nobody knows.")
     currency: str | None = Field(description="null: its model has no price.")
     lines: int = Field(description="Its calls.")
     created_at: Instant

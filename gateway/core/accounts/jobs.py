@@ -36,6 +36,8 @@ JOB_S_MAX: Final = 48 * 3600
 HOLD_S_MAX: Final = JOB_S_MAX + 3600
 # An upstream that was asked for a job and never answered is looked for so long, before it is given up.
 UNANSWERED_S_MAX: Final = 900.0
+# A job that is not found is asked for again after so many seconds, then charged as held.
+AGAIN_S: Final = (300, 3600)
 # So much may the clock of an upstream be behind.
 EARLY_S_MAX: Final = 60
 # A batch says by this name of its metadata whose hold it is, where its API has metadata; and so much of that.
@@ -49,6 +51,7 @@ RESULT_BYTES_MAX: Final = 256 << 20
 # What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
 OPENING, RUNNING = "opening", "in_progress"
 ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
+NO_COST: Final = -1
 KINDS: Final = (BATCH, VIDEO, RESPONSE)
 STATUSES: Final = (RUNNING, *sorted(ENDED))
 
@@ -56,6 +59,10 @@ _BOUNDARY = re.compile(
     rb'multipart/form-data\s*;.*?boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE
 )
 _NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name="?([A-Za-z_]+)"?', re.IGNORECASE)
+
+
+# How the name of a model ends that is told with its date.
+_DATED = re.compile(r"-\d{4}-\d{2}-\d{2}\Z")
 
 
 class Job(msgspec.Struct):
@@ -67,6 +74,8 @@ class Job(msgspec.Struct):
     once a line may be charged, the second once all are. Then it ends as `ended`. A single call has one line,
     whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is. One
     that makes so many `videos` was held for their `seconds`, all together. A batch stands at `batches`.
+    `misses` counts looks that found nothing; the next one decides nothing before `next_look_ms`. Times are
+    those of Redis. A `cost` that may not be charged is `NO_COST`.
     """
 
     hold_id: str
@@ -108,6 +117,8 @@ class Job(msgspec.Struct):
     videos: int = 1
     seconds: int = 0
     batches: str = ""
+    misses: int = 0
+    next_look_ms: int = 0
 
     @property
     def is_charged(self) -> bool:
@@ -313,7 +324,7 @@ class BatchResult(msgspec.Struct):
 
 
 class BatchState(msgspec.Struct):
-    """A batch as its upstream tells of it: by its status, or by its counts of calls."""
+    """A batch, or a video, as its upstream tells of it: by its status, or by its counts of calls."""
 
     id: str = ""
     status: str = ""
@@ -324,6 +335,8 @@ class BatchState(msgspec.Struct):
     request_counts: dict[str, int] | None = None
     metadata: dict[str, Any] | None = None
     lines: list[bytes] = []
+    model: str = ""
+    seconds: str | int | None = None
 
     @property
     def made_s(self) -> float:
@@ -355,6 +368,10 @@ class BatchState(msgspec.Struct):
         """Whether it may be what came of a job whose upstream was asked for it, and not heard any more."""
         if not -EARLY_S_MAX <= self.made_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
             return False
+        if job.kind == VIDEO:
+            asked = job.sent or job.model
+            is_model = self.model == asked or _DATED.sub("", self.model) == asked
+            return is_model and (self.seconds is None or str(self.seconds) == str(job.seconds))
         if job.input_id:
             return self.input_file_id == job.input_id
         return sum((self.request_counts or {}).values()) == job.lines
@@ -431,6 +448,8 @@ class CallState(msgspec.Struct):
     status: str = ""
     done: bool = False
     error: msgspec.Raw = msgspec.Raw(b"null")
+    id: str = ""
+    name: str = ""
 
     @property
     def ended_as(self) -> str:

@@ -381,7 +381,8 @@ class JobPaths:
     """Where an API takes calls that it works off later, and tells of each: all jobs of a `kind`.
 
     `remake` makes one more of an earlier one, and `results` has what came of one. One job is `shown` below
-    its `path`, where nothing else is said.
+    its `path`, where nothing else is said. `listed` says where its upstream lists those of an account, the
+    newest first, with the model and the time of each.
     """
 
     kind: str
@@ -389,6 +390,7 @@ class JobPaths:
     remake: str = ""
     results: str = ""
     shown: str = ""
+    listed: str = ""
 
     @property
     def one(self) -> str:

@@ -7,15 +7,19 @@ the partition's slot.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from hashlib import sha256
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from gateway.core.accounts.jobs import HOLD_S_MAX, RESPONSE, Job, read_job, write_job
+from gateway.core.accounts.jobs import HOLD_S_MAX, OPENING, RESPONSE, Job, read_job, write_job
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
+from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
+from gateway.counters.settlement_log.log import JOB, SettlementLog
+from gateway.errors import CountersUnavailable
 
 # So long a settled job is remembered: a look at it charges nothing. Of responses there are many.
 SETTLED_S: Final = 7 * 86_400
@@ -30,14 +34,27 @@ LISTED_MAX: Final = 20_000
 
 
 class StoredJobs:
-    def __init__(self, wires: RedisConnections) -> None:
-        self._wires = wires
+    """Jobs in Redis. What an upstream made, or what it never heard of, waits in the `log` until Redis has it.
+
+    A job's id is its organization's object from then on, by `objects`.
+    """
+
+    def __init__(self, wires: RedisConnections, objects: ObjectOwners, log: SettlementLog) -> None:
+        self._wires, self._objects, self._log = wires, objects, log
 
     def keep(self, job: Job) -> Wait[None]:
         return begin(self._keep(job))
 
-    def drop(self, job: Job) -> Wait[None]:
-        return begin(self._drop(job))
+    def drop(self, job: Job) -> Wait[bool]:
+        """Forget a job that was never made, at the latest once Redis is back."""
+        return begin(self._sure(self._drop(job), job))
+
+    def begun(self, job: Job) -> Wait[bool]:
+        """Store a job with the id that its upstream gave it. False where that is another job's id.
+
+        True too where the worker's log has it in place of Redis; `CountersUnavailable` where neither does.
+        """
+        return begin(self._sure(self._begun(job), job))
 
     def own(self, job: Job, id_: str) -> Wait[bool]:
         """Whether a batch of an upstream is this job's: it is the first one's that asks, of all there are."""
@@ -45,6 +62,39 @@ class StoredJobs:
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return begin(self._find(caller, id_))
+
+    async def _sure(self, stored: Coroutine[Any, Any, bool], job: Job) -> bool:
+        try:
+            return await stored
+        except CountersUnavailable:
+            await self._log.spool(write_job(job), JOB)
+            return True
+
+    async def _begun(self, job: Job) -> bool:
+        if not await self._own(job, job.id):
+            return False
+        await self._keep(job)
+        await self._objects.keep(job.caller, [job.id])
+        return True
+
+    async def resend(self, raw: bytes) -> None:
+        """Store a job of the log, unless it is known or decided by now; from an asyncio task."""
+        job = read_job(raw)
+        if job is not None:
+            await in_task(begin(self._resend(job)))
+
+    async def _resend(self, job: Job) -> None:
+        there = await self._stored(job.partition, job.hold_id)
+        if not job.id:
+            if there is None or there.status == OPENING:
+                await self._drop(job)
+        elif there is not None and (there.settled_ms or there.id not in {"", job.id}):
+            await self._objects.keep(job.caller, [job.id])  # it is charged, and shown all the same
+        elif there is not None and there.id:
+            await self._begun(there)
+        elif not await self._begun(job):
+            job.id, job.status, job.ended = "", OPENING, "failed"
+            await self._keep(job)
 
     async def _keep(self, job: Job) -> None:
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
@@ -68,27 +118,37 @@ class StoredJobs:
             return True
         return await wire.send(encode(b"GET", name)) == owner
 
-    async def is_owned(self, job: Job, id_: str) -> bool:
-        """Whether a batch of an upstream is another job's; from an asyncio task."""
+    async def owner(self, job: Job, id_: str) -> str:
+        """The job whose id of an upstream this is, empty where it is nobody's; from an asyncio task."""
         partition, name = _owner(job.upstream, id_)
         owner = await in_task(self._wires.of(partition).send(encode(b"GET", name)))
-        return owner not in {None, job.hold_id.encode()}
+        return owner.decode() if isinstance(owner, bytes) else ""
 
-    async def _drop(self, job: Job) -> None:
+    async def now_ms(self, job: Job) -> int:
+        """The time of the Redis that has a job; from an asyncio task."""
+        time = await in_task(self._wires.of(job.partition).send(encode(b"TIME")))
+        seconds, micros = (int(part) for part in cast("list[bytes]", time))
+        return 1000 * seconds + micros // 1000
+
+    async def _drop(self, job: Job) -> bool:
         wire = self._wires.of(job.partition)
         names = [keys.job(job.partition, one).encode() for one in (job.hold_id, job.id) if one]
         gone = wire.send(encode(b"DEL", *names))
         await wire.send(encode(b"ZREM", keys.jobs(job.partition).encode(), job.hold_id.encode()))
         await gone
+        return True
 
     async def _find(self, caller: Caller, id_: str) -> Job | None:
         wire = self._wires.of(caller.partition)
         hold_id = await wire.send(encode(b"GET", keys.job(caller.partition, id_).encode()))
         if not isinstance(hold_id, bytes):
             return None
-        raw = await wire.send(encode(b"GET", keys.job(caller.partition, hold_id.decode()).encode()))
-        job = read_job(raw) if isinstance(raw, bytes) else None
+        job = await self._stored(caller.partition, hold_id.decode())
         return job if job is not None and job.organization_id == caller.organization_id else None
+
+    async def _stored(self, partition: int, hold_id: str) -> Job | None:
+        raw = await self._wires.of(partition).send(encode(b"GET", keys.job(partition, hold_id).encode()))
+        return read_job(raw) if isinstance(raw, bytes) else None
 
     async def open(self) -> list[Job]:
         """The jobs that are not settled, oldest first in each partition; from an asyncio task."""

@@ -1,4 +1,4 @@
-"""The worker's own memory of its settlements: one bounded, fsynced log in files on its disk.
+"""The worker's own memory of its settlements and jobs: one bounded, fsynced log in files on its disk.
 
 What the counters acknowledged is noted, for the case that they forget their last second. What they did not
 acknowledge is spooled: once that is on the disk it is as good as settled, and it waits there until the
@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from gateway.core.layout import EARLIER, FIRST, LAYOUT
@@ -36,8 +37,11 @@ from gateway.errors import CountersUnavailable, StartError
 
 FORMAT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
-# The end of a hold without a charge, which waits as what is spooled does. A kind not known is passed over.
-RELEASE = 5
+# What waits beside settlements: jobs whose record Redis did not take, and ends of holds without a charge. A
+# program that does not know such a block passes over it.
+JOB, RELEASE = 4, 5
+_WAITING = (SPOOLED, RELEASE, JOB)
+NO_KINDS: Final[Mapping[int, int]] = MappingProxyType({})
 
 _HEADER = struct.Struct("<8sHHH2x")  # signature, format, layout of records (1: without a number), bytes
 # No text of a caller's contains these bytes: they are not UTF-8.
@@ -114,7 +118,7 @@ class SegmentReader:
     def __init__(self, descriptor: int, size: int) -> None:
         self.understood = True
         self.damaged_blocks = self.torn_bytes = 0
-        self.releases = set[int]()
+        self.kinds: dict[int, int] = {}
         self._descriptor = os.dup(descriptor)
         self._size = min(size, os.fstat(descriptor).st_size)  # a disk that was full has less
         self._blocks = self._sound()
@@ -133,17 +137,17 @@ class SegmentReader:
         return taken
 
     def waiting(self) -> dict[int, int]:
-        """Read it all: the spooled records without an answer, and their bytes; which are `releases`."""
+        """Read it all: the records without an answer and their bytes; `kinds` has those of no settlements."""
         found: dict[int, int] = {}
         for one in self._blocks:
             if one.kind == DONE:
                 for (offset,) in _OFFSET.iter_unpack(one.payload):
                     found.pop(offset, None)
-            elif one.kind in {SPOOLED, RELEASE}:
+            elif one.kind in _WAITING:
                 for record in records_in(one):
                     found[record.offset] = RECORD_BYTES + len(record.arguments)
-                    if one.kind == RELEASE:
-                        self.releases.add(record.offset)
+                    if one.kind != SPOOLED:
+                        self.kinds[record.offset] = one.kind
         return found
 
     def _sound(self) -> Iterator[Block]:
@@ -187,8 +191,8 @@ class SegmentReader:
 
 @dataclass(slots=True, eq=False)
 class LogSegment:
-    """An open file of the log. `waiting` maps spooled records without an answer to their bytes; some are
-    `releases`.
+    """An open file of the log. `waiting` maps records without an answer to their bytes. `kinds` has those of
+    them that are no settlements.
 
     `began` and `newest` are when it was first and last written to (the worker's monotonic clock), `adopted`
     says that another worker began it, `named` that its name is on the disk, `notes` how many acknowledged
@@ -204,7 +208,7 @@ class LogSegment:
     began: float = 0.0
     notes: int = 0
     waiting: dict[int, int] = field(default_factory=dict)
-    releases: set[int] = field(default_factory=set)
+    kinds: dict[int, int] = field(default_factory=dict)
     _sent_again: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
 
     @property
@@ -241,15 +245,15 @@ class LogSegment:
                 os.close(directory)
             self.named = True
 
-    def keep(self, spooled: Mapping[int, int], releases: Collection[int] = ()) -> None:
+    def keep(self, spooled: Mapping[int, int], kinds: Mapping[int, int] = NO_KINDS) -> None:
         """These records, which are on the disk for certain, wait for the counters."""
         self.waiting.update(spooled)
-        self.releases.update(releases)
+        self.kinds.update(kinds)
 
     def done(self, offset: int) -> None:
         """The counters have this record."""
         del self.waiting[offset]
-        self.releases.discard(offset)
+        self.kinds.pop(offset, None)
 
     def record(self, offset: int) -> Record:
         data = os.pread(self.descriptor, self.waiting[offset], offset)
@@ -311,7 +315,7 @@ def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
                     waiting = reading.waiting()
                 found = LogSegment(
                     path, descriptor, about.st_size, now, named=True, adopted=True, waiting=waiting,
-                    releases=reading.releases,
+                    kinds={at: kind for at, kind in reading.kinds.items() if at in waiting},
                 )  # fmt: skip
                 adopted = found, reading
     finally:
@@ -373,7 +377,7 @@ class LogWrite:
     synced: list[LogSegment] = field(default_factory=list)
     kept: LogSegment | None = None
     spooled: dict[int, int] = field(default_factory=dict)
-    releases: set[int] = field(default_factory=set)
+    kinds: dict[int, int] = field(default_factory=dict)
     waits: list[Wait[None]] = field(default_factory=list)
     notes: int = 0
 
@@ -428,7 +432,7 @@ class SettlementLog:
 
     @property
     def waiting(self) -> int:
-        """Settlements the counters have not acknowledged."""
+        """Settlements and jobs that Redis has not acknowledged."""
         return len(self._spools) + sum(len(one.waiting) for one in self.segments)
 
     @property
@@ -445,7 +449,7 @@ class SettlementLog:
         self._soon()
 
     def spool(self, arguments: bytes, kind: int = SPOOLED) -> Wait[None]:
-        """Keep what the counters did not acknowledge, or a RELEASE; set once it is on the disk for certain.
+        """Keep a settlement, RELEASE or JOB that Redis did not acknowledge; set once it is on the disk.
 
         Fails with CountersUnavailable where there is no room, or not within `spool_s_max`.
         """
@@ -605,10 +609,14 @@ class SettlementLog:
         spools, self._spools = self._spools, []
         if self.layout != LAYOUT:
             notes = [(answer, KEPT.earlier(arguments)) for answer, arguments in notes]
-            spools = [(kind, KEPT.earlier(arguments), wait) for kind, arguments, wait in spools]
+            spools = [
+                (kind, arguments if kind == JOB else KEPT.earlier(arguments), wait)
+                for kind, arguments, wait in spools
+            ]
         done, self._done = self._done, {}
-        kept = {kind: [one for each, one, _ in spools if each == kind] for kind in (SPOOLED, RELEASE)}
-        size, noted = sum(RECORD_BYTES + len(arguments) for _, arguments, _ in spools), records(notes)
+        kept = {kind: [one for each, one, _ in spools if each == kind] for kind in _WAITING}
+        spooled = {kind: records([(b"", one) for one in some]) for kind, some in kept.items() if some}
+        noted, size = records(notes), sum(BLOCK_BYTES + len(one) for one in spooled.values())
         segment = self._room(size + len(noted)) if notes or spools else None
         if segment is None and notes:
             self.counts.unlogged += len(notes)
@@ -617,13 +625,12 @@ class SettlementLog:
             self._refuse([wait for *_, wait in spools])
         elif spools:
             turn.kept, turn.waits = segment, [wait for *_, wait in spools]
-            for kind, each in kept.items():
-                payload = records([(b"", arguments) for arguments in each])
-                at = self._place(turn, segment, block(kind, ms, payload)) + BLOCK_BYTES if each else 0
-                for arguments in each:
+            for kind, payload in spooled.items():
+                at = self._place(turn, segment, block(kind, ms, payload)) + BLOCK_BYTES
+                for arguments in kept[kind]:
                     turn.spooled[at] = RECORD_BYTES + len(arguments)
-                    if kind == RELEASE:
-                        turn.releases.add(at)
+                    if kind != SPOOLED:
+                        turn.kinds[at] = kind
                     at += turn.spooled[at]
         if segment is not None and notes:
             self._place(turn, segment, block(ACKNOWLEDGED, ms, noted), len(notes))
@@ -660,8 +667,8 @@ class SettlementLog:
         else:
             self._is_failing = False
         if error is None and turn.kept is not None:
-            turn.kept.keep(turn.spooled, turn.releases)
-            self.counts.spooled += len(turn.spooled) - len(turn.releases)
+            turn.kept.keep(turn.spooled, turn.kinds)
+            self.counts.spooled += len(turn.spooled) - len(turn.kinds)
             self._is_full = False
             self.woken.set()
             for wait in turn.waits:
@@ -694,8 +701,8 @@ class SettlementLog:
     # --- the files ------------------------------------------------------------------------
 
     def _room(self, size: int) -> LogSegment | None:
-        """The file that takes three blocks of so many bytes; None where nothing more may be dropped."""
-        needed, now = size + 3 * BLOCK_BYTES, self._clock()
+        """The file that takes so many bytes and two more blocks; None where nothing more may be dropped."""
+        needed, now = size + 2 * BLOCK_BYTES, self._clock()
         while sum(one.size for one in self.segments if not one.adopted) + needed > self._bytes_max:
             oldest = next((one for one in self.segments if one.spare), None)
             if oldest is None:

@@ -26,6 +26,7 @@ from gateway.counters.redis.connection import RedisConnection, encode, encode_sc
 from gateway.counters.settlement_log.log import (
     ACKNOWLEDGED,
     BOUNDS,
+    JOB,
     LogLimits,
     LogSegment,
     Record,
@@ -173,7 +174,8 @@ class Resubmitter:
     `report` takes, of each partition, the epoch that everything before was sent again for; `in_flight`
     says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
     `announce` is told of the wire whose data has not moved as far as adopted logs say. `restore` has again
-    in these partitions what only this worker remembers, before anything is sent that counts in it.
+    in these partitions what only this worker remembers, before anything is sent that counts in it. `jobs`
+    stores a job that was spooled.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Resubmitter:
         in_flight: Callable[[float], bool] = lambda _: False,
         announce: Callable[[RedisConnection, str], Awaitable[None]] | None = None,
         restore: Callable[[Collection[int]], Awaitable[None]] | None = None,
+        jobs: Callable[[bytes], Awaitable[None]] | None = None,
         bounds: LogLimits = BOUNDS,
     ) -> None:
         self.resubmitted = 0
@@ -194,7 +197,7 @@ class Resubmitter:
         self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
-        self._restore = restore
+        self._restore, self._jobs = restore, jobs
         self._uncompared: list[LogSegment] = []
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
@@ -339,11 +342,12 @@ class Resubmitter:
     async def _send_spooled(self, segment: LogSegment, epochs: list[int]) -> set[int]:
         """Settle what waits in one file; what fails waits on. The partitions where something does."""
         waiting = set[int]()
-        offsets = list(segment.waiting)
+        await self._send_jobs(segment)
+        offsets = [one for one in segment.waiting if segment.kinds.get(one) != JOB]
         for start in range(0, len(offsets), BATCH_MAX):
             sent = []
             for record in map(segment.record, offsets[start : start + BATCH_MAX]):
-                charges = record.offset not in segment.releases
+                charges = record.offset not in segment.kinds
                 mode = packing.MODE_CHARGE if charges else packing.MODE_RELEASE
                 if epochs[partition_of(record.arguments)]:
                     sent.append((record, self._send(record, mode), charges))
@@ -357,6 +361,16 @@ class Resubmitter:
                     waiting.add(partition_of(record.arguments))
             await asyncio.sleep(self._bounds.batch_s)
         return waiting
+
+    async def _send_jobs(self, segment: LogSegment) -> None:
+        """Store the jobs that wait in one file; what fails waits on, and keeps no settlement waiting."""
+        store = self._jobs
+        if store is None:
+            return
+        for offset in [one for one, kind in segment.kinds.items() if kind == JOB]:
+            with suppress(CountersUnavailable):
+                await store(segment.record(offset).arguments)
+                self._log.done(segment, offset)
 
     async def _recover_all(self, epochs: list[int]) -> None:
         """Send again what was acknowledged under an earlier epoch, in every file there is now.

@@ -50,6 +50,13 @@ LINE_BYTES_MAX = 256
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 # What an upstream answers where it takes nothing: its own limits refuse (429), or it is overloaded (529).
 LIMITED = frozenset({429, 529})
+
+
+def refuses(status: int) -> bool:
+    """Whether an answer says that its upstream made nothing."""
+    return 400 <= status < 500 or status in LIMITED
+
+
 _statuses: ParseCache[bytes, tuple[int, int, bytes]] = ParseCache(
     STATUS_LINES_BYTES_MAX, LINE_BYTES_MAX, 2, 384
 )

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from gateway.core.layout import LAYOUT
 from gateway.core.wait import in_task
 from gateway.counters.settlement_log import log as settlement_log_log
-from gateway.counters.settlement_log.log import SUFFIX, LogLimits, SettlementLog
+from gateway.counters.settlement_log.log import JOB, SPOOLED, SUFFIX, LogLimits, SettlementLog
 from gateway.errors import CountersUnavailable, StartError
 from tests.builders import settlement_log
 from tests.counters.segments import answered, contents_of
@@ -97,6 +98,20 @@ async def test_who_ends_waits_until_the_counters_have_it_or_there_is_no_more_tim
     log.done(segment, next(iter(segment.waiting)))
     await sending
     assert log.waiting == 0
+
+
+async def test_jobs_are_kept_apart_from_settlements_and_found_again(begin: Open, tmp_path: Path) -> None:
+    log = begin()
+    log.take_up(LAYOUT)
+    spooled = {b"settlement": SPOOLED, b'{"job": 1}': JOB, b"another": SPOOLED, b'{"job": 2}': JOB}
+    await asyncio.gather(*(in_task(log.spool(one, kind)) for one, kind in spooled.items()))
+    (own,) = (one for one in log.segments if one.waiting)
+    log.done(own, min(own.kinds))
+    await eventually(lambda: waiting(tmp_path) == 3)
+    abandon(log)
+    (found,) = await begin().adopt()
+    records = {found.record(one).arguments: found.kinds.get(one, SPOOLED) for one in found.waiting}
+    assert records == {one: kind for one, kind in spooled.items() if b"1" not in one}
 
 
 async def test_many_at_once_cost_one_sync(begin: Open, monkeypatch: pytest.MonkeyPatch) -> None:

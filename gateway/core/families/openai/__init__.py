@@ -164,7 +164,10 @@ AT_AZURE = tuple([BatchPaths(f"{one}/files", f"{one}/batches", _CALLS) for one i
 
 
 RESPONSES = JobPaths("response", "/v1/responses")
-VIDEOS = JobPaths("video", "/v1/videos", "/v1/videos/{id}/remix", "/v1/videos/{id}/content")
+VIDEOS = JobPaths(
+    "video", "/v1/videos", "/v1/videos/{id}/remix", "/v1/videos/{id}/content",
+    listed="/v1/videos?order=desc&limit=100",
+)  # fmt: skip
 
 
 # Stored things, and parts of them: what costs nothing.

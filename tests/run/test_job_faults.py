@@ -1,0 +1,615 @@
+"""What an upstream makes is charged once, whatever fails at whichever moment: a worker on a real Valkey.
+
+The upstream keeps what it made, each thing with its price. Behind a fault Redis is well again, and the job is
+16 minutes older.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import h11
+import msgspec
+import pytest
+
+from gateway.core.accounts.jobs import OPENING, RUNNING, UNANSWERED_S_MAX, Job, read_job, write_job
+from gateway.core.accounts.outbox import CallFacts
+from gateway.core.billing.price_book import read_price
+from gateway.core.families import gemini, openai
+from gateway.core.model import Service
+from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.jobs import StoredJobs
+from gateway.counters.admission.objects import ObjectOwners
+from gateway.counters.admission.quota import Counters
+from gateway.counters.admission.stored import encode_catalogue
+from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
+from gateway.counters.redis.connection import RedisConnection
+from gateway.counters.settlement_log.log import LogLimits, SettlementLog
+from gateway.counters.settlement_log.resubmission import Resubmitter
+from gateway.errors import CountersUnavailable, Overloaded, UpstreamUnreachable
+from gateway.http.ports import JobsPort
+from gateway.http.server import server
+from gateway.run.jobs import Jobs
+from gateway.settings.settings import Settings
+from persistence.jobs import _row
+from tests.builders import CHAT, World, driven, settlement_log
+from tests.core.billing.prices import price_row
+from tests.faults.crashing import Plan, Stepped
+from tests.http.fakes import get, post
+from tests.http.stage import Client, FakeUpstream, Stage, reset, staged
+from tests.waiting import eventually
+
+ROUTES = tuple(
+    replace(route, upstream="up") for one in (openai.FAMILY, gemini.FAMILY) for route in one.routes
+)
+VIDEO = ("/v1/videos", {"model": "draw", "prompt": "a", "seconds": "8"})
+RESPONSE = ("/v1/responses", {"model": "draw", "input": "hi", "max_output_tokens": 50, "background": True})
+VEO = (
+    "/v1beta/models/draw:predictLongRunning",
+    {"instances": [{"prompt": "a"}], "parameters": {"durationSeconds": 8}},
+)
+CALL = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 100}}
+BATCH = (
+    "/v1beta/models/draw:batchGenerateContent",
+    {"batch": {"inputConfig": {"requests": {"requests": [{"request": CALL}] * 3}}}},
+)
+KINDS = {"video": VIDEO, "response": RESPONSE, "operation": VEO}
+# Nano-units: 8 seconds at 0.1; 10 tokens in at a millionth, 20 out at two.
+COSTS = {"video": 800_000_000, "response": 50_000, "operation": 800_000_000}
+CALL_S = 0.15
+
+
+class Maker(FakeUpstream):
+    """An upstream that makes videos, responses and operations, and remembers them.
+
+    `fault` strikes when a thing is made, and before it is told.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[str, dict[str, Any]] = {}
+        self.fault: Callable[[asyncio.StreamWriter], Any] | None = None
+        self.lists = True
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.handler = self._answer_all
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        oracle = h11.Connection(h11.SERVER)
+        self.writers.add(writer)
+        while (asked := await self._request(oracle, reader)) is not None:
+            self.received.append(asked)
+            status, said = self._told(asked.method, asked.target.decode().partition("?")[0])
+            fault, self.fault = (self.fault, None) if asked.method == b"POST" else (None, self.fault)
+            body = json.dumps(said).encode()
+            if fault is not None:
+                told = await fault(writer)
+                if told is not None:
+                    status, body = told
+            head = b"HTTP/1.1 %d Said\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            writer.write(head % (status, len(body)) + body)
+            await writer.drain()
+            oracle = self._next(oracle)
+        self.writers.discard(writer)
+
+    def _told(self, method: bytes, path: str) -> tuple[int, dict[str, Any]]:
+        if path == BATCH[0]:
+            self.made["b"] = {}
+            return 200, {"name": "batches/b", "metadata": {}}
+        kind = next(one for one, (at, _) in KINDS.items() if path.startswith(at.partition(":")[0]))
+        if method == b"POST":
+            place = "models/draw/operations/" if kind == "operation" else ""
+            id_ = f"{place}{kind}_{len(self.made)}"
+            self.made[id_.rpartition("/")[2]] = {
+                "id": id_, "name": id_, "kind": kind, "model": "draw", "seconds": "8",
+                "created_at": int(time.time() - UNANSWERED_S_MAX - 60),
+            }  # fmt: skip
+            if kind == "operation":
+                return 200, {"name": id_}
+            return 200, {"id": id_, "object": kind, "status": "queued", "model": "draw"}
+        if path == "/v1/videos":
+            return (200, {"data": list(self.made.values()), "has_more": False}) if self.lists else (404, {})
+        thing = self.made.get(path.rpartition("/")[2])
+        if thing is None:
+            return 404, {}
+        if kind == "operation":
+            made = {"generateVideoResponse": {"generatedSamples": [{}]}}
+            return 200, {"name": thing["name"], "done": True, "response": made}
+        usage = {"input_tokens": 10, "output_tokens": 20, "total_tokens": 30}
+        return 200, thing | {"status": "completed", "object": kind, "usage": usage, "output": []}
+
+
+@dataclass
+class Gateway:
+    """One worker: its plane, its jobs, its log."""
+
+    stage: Stage
+    world: World
+    wire: RedisConnection
+    log: SettlementLog
+    stored: StoredJobs
+    jobs: Jobs
+    resubmitter: Resubmitter
+    clients: list[Client] = field(default_factory=list)
+
+    @property
+    def maker(self) -> Maker:
+        return cast("Maker", self.stage.upstream)
+
+    async def ask(self, kind: str) -> int:
+        """The status of the answer to a call that makes something; 0 where there is none."""
+        path, said = KINDS.get(kind, BATCH)
+        client = await self.stage.client()
+        self.clients.append(client)
+        with suppress(ConnectionError, h11.RemoteProtocolError, asyncio.IncompleteReadError):
+            return (await client.ask(post(json.dumps(said).encode(), path.encode()))).status
+        return 0
+
+    async def rest(self) -> None:
+        """Wait until no request is under way, and what was spooled or owed is in Redis."""
+        await eventually(lambda: not any(one.exchange for one in self.stage.plane._connections))
+        await eventually(lambda: not self.stage.plane._orphans)
+
+        async def sent() -> bool:
+            with suppress(CountersUnavailable):
+                await self.resubmitter.resubmit()
+            releases = cast("Any", self.stage.plane._ports.counters).releases
+            return not self.log.waiting and not releases._owed
+
+        await eventually(sent)
+
+    async def looked(self, later_s: float = UNANSWERED_S_MAX + 60) -> list[Job]:
+        """All jobs, once each was looked at when it was so much older."""
+        for job in await self.stored.open():
+            job.created_ms -= int(1000 * later_s)
+            job.next_look_ms -= int(1000 * later_s)
+            self.world.client.set(keys.job(job.partition, job.hold_id), write_job(job))
+            with suppress(UpstreamUnreachable):
+                await self.jobs.look(job)
+        return self.listed()
+
+    def listed(self) -> list[Job]:
+        ids = cast("list[bytes]", self.world.client.zrange(keys.jobs(self.world.p), 0, -1))
+        raw = [self.world.client.get(keys.job(self.world.p, one.decode())) for one in ids]
+        return [job for one in raw if one and (job := read_job(cast("bytes", one))) is not None]
+
+    def charged(self) -> list[CallFacts]:
+        """What the outbox has of calls that cost something."""
+        return [one.facts for one in self.world.events() if one.facts is not None and one.facts.cost]
+
+    def check(self, kind: str, calls: int = 1, unsure: bool = False) -> None:
+        """As much is charged as was made, once each, and nothing is held.
+
+        Where it is `unsure` whether an upstream has read a request, what it did not make may be charged.
+        """
+        costs = [one.cost or 0 for one in self.charged()]
+        made = len(self.maker.made)
+        assert made <= calls
+        assert len(costs) == made or (unsure and made <= len(costs) <= calls), (costs, self.listed())
+        assert all(COSTS[kind] <= one <= 3 * COSTS[kind] for one in costs), costs
+        assert not self.world.client.keys(keys.hold(self.world.p, "*"))
+        assert not self.world.late()
+        open_ = [one for one in self.listed() if not one.settled_ms]
+        assert not open_, open_
+        told = sum(one.cost for one in self.listed())
+        assert told == sum(costs)
+
+
+
+
+def said(event: str, **facts: object) -> None:
+    """A test that fails shows why a job was not looked at."""
+    print(event, facts)
+
+
+@asynccontextmanager
+async def gateway_at(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
+    """A worker whose upstream is a `Maker`."""
+    world = World(url, organization_id=1, tenant_id=2, key_id=3)
+    world.plan(10**9)
+    world.client.set(keys.CATALOGUE, encode_catalogue(1, [CHAT]))
+    wire = RedisConnection(parse_url(url), time.monotonic, call_s=CALL_S)
+    await wire.open()
+    log, directory = settlement_log(folder), Directory(wire, time.monotonic)
+    await driven(directory.refresh())
+    took = dict.fromkeys(("reserve", "settle", "extend"), lambda _: None)
+    counters = Counters(wire, directory, 3_600_000, time.monotonic, took, log=log)
+    objects = ObjectOwners(wire, time.time, 3600.0, 1000)
+    stored = StoredJobs(wire, objects, log)
+    jobs = Jobs(stored, Settings(), said)
+    resubmitter = Resubmitter(
+        wire, log, time.monotonic, lambda *_, **__: None, jobs=stored.resend,
+        report=WorkerReports(wire, "1", time.time_ns(), time.monotonic).report, bounds=LogLimits(batch_s=0.0),
+    )  # fmt: skip
+    monkeypatch.setattr("tests.http.stage.FakeUpstream", Maker)
+    async with staged(
+        ROUTES, jobs=cast("JobsPort", jobs), counters=counters, stored=objects, drain_s=0.3
+    ) as stage:
+        stage.directory.caller = world.caller
+        for number, key in enumerate(("videos", "gemini", "responses"), 91):
+            stage.directory.services[key] = Service(number, key, "subscription")
+        price = price_row(id=5, model="draw", video_second="0.1", input="1", output="2")
+        stage.directory.prices["draw"] = read_price(price).vector
+        jobs.serve(stage.plane, stage.plane._ports)
+        try:
+            yield Gateway(stage, world, wire, log, stored, jobs, resubmitter)
+        finally:
+            world.client.execute_command("CLIENT", "UNPAUSE")
+            world.client.config_set("maxmemory", "8gb")
+            world.client.execute_command("REPLICAOF", "NO", "ONE")
+    await log.close()
+    await wire.close()
+    world.client.close()
+
+
+@pytest.fixture
+async def gateway(
+    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Gateway]:
+    async with gateway_at(valkey, tmp_path, monkeypatch) as made:
+        yield made
+
+
+# What strikes, and takes its time or not.
+async def resets(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    reset(writer)
+
+
+async def breaks_off(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"id')
+    await writer.drain()
+    writer.close()
+
+
+async def fails(gateway: Gateway, writer: asyncio.StreamWriter) -> tuple[int, bytes]:
+    return 502, b'{"error": {"message": "later"}}'
+
+
+async def client_leaves(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    gateway.clients[-1].reset()
+    await eventually(lambda: gateway.stage.plane._orphans)
+
+
+async def worker_ends(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    end_calls(gateway)
+
+
+def end_calls(gateway: Gateway) -> None:
+    """End all calls as a worker does that has no more time."""
+    for connection in gateway.stage.plane._connections:
+        if connection.exchange is not None:
+            connection.exchange.interrupt(Overloaded("The gateway stops."))
+
+
+async def freezes(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    gateway.world.client.execute_command("CLIENT", "PAUSE", "900", "ALL")
+
+
+async def is_full(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    gateway.world.client.config_set("maxmemory", "1")
+
+
+async def is_a_replica(gateway: Gateway, writer: asyncio.StreamWriter) -> None:
+    gateway.world.client.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+
+UNKNOWN = (resets, breaks_off, fails, worker_ends)
+TOLD = (client_leaves, freezes, is_full, is_a_replica)
+
+
+def well(gateway: Gateway) -> None:
+    """Redis takes everything again."""
+    gateway.world.client.execute_command("CLIENT", "UNPAUSE")
+    gateway.world.client.config_set("maxmemory", "8gb")
+    gateway.world.client.execute_command("REPLICAOF", "NO", "ONE")
+
+
+@pytest.mark.parametrize("fault", [*UNKNOWN, *TOLD], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_an_upstream_made_is_charged_once(
+    gateway: Gateway, kind: str, fault: Callable[[Gateway, asyncio.StreamWriter], Any]
+) -> None:
+    gateway.maker.fault = lambda writer: fault(gateway, writer)
+    status = await gateway.ask(kind)
+    if fault in {freezes, is_full, is_a_replica}:
+        assert await shown(gateway, kind) == 503
+    assert not gateway.charged()
+    well(gateway)
+    await gateway.rest()
+    (job,) = gateway.listed()
+    if fault in UNKNOWN:
+        assert status in {0, 502, 503}
+        assert (job.status, job.id) == (OPENING, "")
+    else:
+        assert status == (0 if fault is client_leaves else 200)
+        assert (job.status, job.id.rpartition("/")[2]) == (RUNNING, *gateway.maker.made)
+        assert not status or await shown(gateway, kind) == 200
+    await gateway.looked()
+    gateway.check(kind)
+    (facts,) = gateway.charged()
+    assert facts.estimated is (fault in UNKNOWN and kind != "video"), "a video is found in the list"
+    await gateway.looked()
+    gateway.check(kind)
+
+
+@pytest.mark.parametrize("kind", ["response", "operation"])
+async def test_a_failure_of_the_upstream_itself_costs_nothing_where_no_list_tells(
+    gateway: Gateway, kind: str
+) -> None:
+    async def fails_itself(_: asyncio.StreamWriter) -> tuple[int, bytes]:
+        gateway.maker.made.clear()
+        return 500, b'{"error": {"message": "later"}}'
+
+    gateway.maker.fault = fails_itself
+    assert await gateway.ask(kind) == 500
+    await gateway.rest()
+    gateway.check(kind)
+    assert (gateway.listed(), gateway.charged()) == ([], [])
+
+
+async def shown(gateway: Gateway, kind: str) -> int:
+    """The status of the answer to who asks for the thing that was made."""
+    (id_,) = (one["id"] for one in gateway.maker.made.values())
+    path = f"/v1beta/{id_}" if kind == "operation" else f"{KINDS[kind][0]}/{id_}"
+    return (await gateway.stage.ask(get(path.encode()), "GET")).status
+
+
+@pytest.mark.parametrize("fault", [resets, fails, is_full], ids=lambda one: one.__name__)
+async def test_a_remix_is_charged_once_too(gateway: Gateway, fault: Callable[..., Any]) -> None:
+    assert await gateway.ask("video") == 200
+    gateway.maker.fault = lambda writer: fault(gateway, writer)
+    status = (await gateway.stage.ask(post(b'{"prompt": "b"}', b"/v1/videos/video_0/remix"))).status
+    assert status == {resets: 502, fails: 502, is_full: 200}[fault]
+    well(gateway)
+    await gateway.rest()
+    assert [job.seconds for job in gateway.listed()] == [8, 8]
+    await gateway.looked()
+    gateway.check("video", 2)
+    assert len(gateway.charged()) == 2
+
+
+async def test_a_charge_without_its_hold_is_shown_as_no_cost(gateway: Gateway) -> None:
+    job = await begun(gateway)
+    gateway.world.client.delete(keys.hold(gateway.world.p, job.hold_id))
+    (job,) = await gateway.looked()
+    assert (job.status, _row(job)["cost"], gateway.charged()) == ("completed", None, [])
+    assert len(gateway.world.late()) == 1, "a keeper charges it, unless it is charged"
+
+
+@pytest.mark.parametrize("fault", [*UNKNOWN, *TOLD], ids=lambda one: one.__name__)
+async def test_a_batch_keeps_its_hold_and_its_id(gateway: Gateway, fault: Callable[..., Any]) -> None:
+    gateway.maker.fault = lambda writer: fault(gateway, writer)
+    status = await gateway.ask("batch")
+    well(gateway)
+    await gateway.rest()
+    (job,) = gateway.listed()
+    assert gateway.world.client.exists(keys.hold(gateway.world.p, job.hold_id))
+    if fault in UNKNOWN:
+        assert status in {0, 502, 503} or fault is breaks_off  # what came of its answer is passed on
+        assert (job.status, job.id) == (OPENING, "")
+    else:
+        assert status == (0 if fault is client_leaves else 200)
+        assert (job.status, job.id) == (RUNNING, "batches/b")
+
+
+async def begun(gateway: Gateway, fault: Callable[..., Any] | None = None, kind: str = "video") -> Job:
+    """A job whose upstream was asked once, and what a fault left of it."""
+    if fault is not None:
+        gateway.maker.fault = lambda writer: fault(gateway, writer)
+    await gateway.ask(kind)
+    await gateway.rest()
+    return gateway.listed()[-1]
+
+
+@pytest.mark.parametrize(
+    ("lists", "others", "owner", "charged"),
+    [
+        (True, 0, "", [False]),
+        (True, -1, "", []),  # nobody has it: it was never made
+        (True, 1, "", [True]),  # nobody knows which one
+        (True, 0, "another", []),
+        (True, 1, "hold", [False]),
+        (False, 0, "", [True]),
+    ],
+)
+async def test_a_video_is_taken_from_the_list_where_it_can_be_no_other(
+    gateway: Gateway, lists: bool, others: int, owner: str, charged: list[bool]
+) -> None:
+    job = await begun(gateway, resets)
+    gateway.maker.lists = lists
+    made = gateway.maker.made
+    if others < 0:
+        made.clear()
+    elif others:
+        made["video_x"] = made["video_0"] | {"id": "video_x"}
+        made["video_y"] = made["video_0"] | {"id": "video_y", "seconds": "4"}
+    if owner:
+        await driven(gateway.stored.own(replace_hold(job, owner), "video_0"))
+    (job,) = await gateway.looked(UNANSWERED_S_MAX - 60)
+    assert (job.status, gateway.charged()) == (OPENING, []), "others may still note their own"
+    (job,) = await gateway.looked(120)
+    await gateway.looked(0)
+    assert [one.estimated for one in gateway.charged()] == charged
+    (job,) = gateway.listed()
+    assert job.status == ("completed" if charged == [False] else "failed")
+    assert not gateway.world.client.keys(keys.hold(gateway.world.p, "*"))
+
+
+def replace_hold(job: Job, owner: str) -> Job:
+    return msgspec.structs.replace(job, hold_id=job.hold_id if owner == "hold" else owner)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("back", [0, 1, 2, 3])
+@pytest.mark.parametrize("other", [False, True])
+async def test_a_job_that_is_not_found_is_charged_as_held_at_the_third_look(
+    gateway: Gateway, kind: str, back: int, other: bool
+) -> None:
+    """Minutes later, then an hour: where it is `back` by then it is charged as it is."""
+    await begun(gateway, kind=kind)
+    made = dict(gateway.maker.made)
+    ((id_, thing),) = made.items()
+    another = thing | {"id": f"{thing['id']}x", "name": f"{thing['name']}x", "seconds": "4"}
+    for look, later_s in enumerate((1, 200, 100, 3500, 200)):
+        gateway.maker.made = made if look >= 2 * back else {id_: another} if other else {}
+        if back < 3 or look < 4:
+            assert not gateway.charged()
+        await gateway.looked(later_s)
+        if gateway.charged():
+            break
+    gateway.maker.made = made
+    gateway.check(kind)
+    assert [one.estimated for one in gateway.charged()] == [back == 3]
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 3600])
+@pytest.mark.parametrize("maker", [False, True])
+async def test_ages_go_by_the_clock_of_redis(gateway: Gateway, ahead_s: int, maker: bool) -> None:
+    """Whichever clock is an hour off, that of the gateway that makes a job or of the one that looks at it."""
+
+    def clock(is_off: bool) -> None:
+        gateway.stage.refusals._unix_seconds = lambda: time.time() + ahead_s * is_off
+
+    clock(maker)
+    job = await begun(gateway, resets, "response")
+    assert abs(job.created_ms / 1000 - time.time()) < 600
+    clock(not maker)
+    assert [one.status for one in await gateway.looked(0)] == [OPENING]
+    assert [one.status for one in await gateway.looked()] == ["failed"]
+    gateway.check("response")
+
+
+async def test_an_id_that_is_another_jobs_by_then_costs_nothing(gateway: Gateway) -> None:
+    async def taken(writer: asyncio.StreamWriter) -> None:
+        await is_full(gateway, writer)
+
+    gateway.maker.fault = taken
+    assert await gateway.ask("video") == 200
+    well(gateway)
+    job = gateway.listed()[0]
+    await driven(gateway.stored.own(replace_hold(job, "another"), "video_0"))
+    await gateway.rest()
+    (job,) = await gateway.looked(0)
+    assert (job.status, gateway.charged()) == ("failed", [])
+    assert not gateway.world.client.keys(keys.hold(gateway.world.p, "*"))
+
+
+async def test_what_neither_redis_nor_the_disk_takes_is_charged_as_held(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def strike(writer: asyncio.StreamWriter) -> None:
+        monkeypatch.setattr(os, "pwrite", no_room)
+        await is_full(gateway, writer)
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    gateway.maker.fault = strike
+    assert await gateway.ask("response") == 503
+    monkeypatch.undo()
+    well(gateway)
+    await gateway.rest()
+    (job,) = gateway.listed()
+    assert job.status == OPENING
+    await gateway.looked()
+    gateway.check("response")
+
+
+async def test_a_successor_stores_what_a_killed_worker_had_on_its_disk(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    gateway.maker.fault = lambda writer: is_full(gateway, writer)
+    assert await gateway.ask("video") == 200
+    for segment in gateway.log.segments:  # as a killed worker leaves them
+        segment.leave()
+    gateway.log.segments.clear()
+    well(gateway)
+    gateway.log._current = None
+    gateway.resubmitter._adopted_at = float("-inf")
+    await eventually(lambda: adopted(gateway))
+    await gateway.rest()
+    (job,) = gateway.listed()
+    assert (job.status, job.id) == (RUNNING, "video_0")
+    assert (await gateway.stage.ask(get(b"/v1/videos/video_0"), "GET")).status == 200
+    gateway.check("video")
+
+
+async def adopted(gateway: Gateway) -> bool:
+    with suppress(CountersUnavailable):
+        await gateway.resubmitter.resubmit()
+    return any(one.adopted for one in gateway.log.segments)
+
+
+# A fault at each moment of a call.
+class Striking(Plan):
+    """Meets points, and strikes at one of them, once."""
+
+    def __init__(self, point: str = "", strike: Callable[[], Any] = lambda: None) -> None:
+        self.points: list[str] = []
+        self._at, self._strike = point, strike
+
+    def meet(self, name: str) -> None:
+        self.points.append(name)
+        if name == self._at:
+            self._at = ""
+            self._strike()
+
+
+def leaves(gateway: Gateway) -> None:
+    gateway.clients[-1].reset()
+
+
+def stops(gateway: Gateway) -> None:
+    asyncio.get_running_loop().call_soon(end_calls, gateway)
+
+
+def pauses(gateway: Gateway) -> None:
+    gateway.world.client.execute_command("CLIENT", "PAUSE", "400", "ALL")
+
+
+def fills(gateway: Gateway) -> None:
+    gateway.world.client.config_set("maxmemory", "1")
+
+
+def breaks(gateway: Gateway) -> None:
+    for writer in gateway.maker.writers:
+        reset(writer)
+
+
+STRIKES = {"leaves": leaves, "stops": stops, "freezes": pauses, "is_full": fills, "resets": breaks}
+
+
+@pytest.mark.parametrize(
+    "kind", ["video", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("response", "operation"))]
+)
+@pytest.mark.parametrize("strike", STRIKES)
+async def test_at_each_moment_of_a_call_a_fault_loses_nothing_that_was_made(
+    gateway: Gateway, kind: str, strike: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle, plan = server.proxy, Striking()
+    monkeypatch.setattr(server, "proxy", lambda exchange: Stepped(handle(exchange), plan))
+    assert await gateway.ask(kind) == 200
+    await gateway.rest()
+    points, calls = list(dict.fromkeys(plan.points)), 1
+    assert len(points) > 12
+    for point in points:
+        plan = Striking(point, partial(STRIKES[strike], gateway))
+        calls += 1
+        await gateway.ask(kind)
+        well(gateway)
+        await eventually(lambda: gateway.wire.available)
+        await gateway.rest()
+        await gateway.looked()
+        await gateway.looked(0)
+        gateway.check(kind, calls, unsure=strike == "resets" and kind != "video")
