@@ -266,13 +266,18 @@ def _in(url: str, name: str) -> str:
 # What metrics say of backups.
 
 _BACKED_UP = text("""
-SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved
+SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved,
+       extract(epoch FROM now() - (SELECT min(created_at) FROM organization)) AS alone
   FROM backup_run""")
 
 
 async def backed_up(engine: Engine) -> dict[str, object]:
-    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was."""
+    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was.
+
+    Where none ever was, for how long there is something to lose.
+    """
     async with engine.connect() as connection:
         row = (await connection.execute(_BACKED_UP)).one()
     found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    missing = {"backup_missing_seconds": 0.0 if row.taken is not None else float(row.alone or 0)}
+    return missing | {name: float(value) for name, value in found.items() if value is not None}

@@ -19,9 +19,10 @@ def issued(
     authority: trustme.CA,
     *names: str,
     clients: trustme.CA | None = None,
+    ends: datetime | None = None,
 ) -> TlsFiles:
     """A certificate for these names (`localhost` and 127.0.0.1), its key, and who signs those of clients."""
-    certificate = authority.issue_cert(*(names or ("localhost", "127.0.0.1")))
+    certificate = authority.issue_cert(*(names or ("localhost", "127.0.0.1")), not_after=ends)
     write(folder / "key.pem", certificate.private_key_pem.bytes())
     write(folder / "cert.pem", b"".join(each.bytes() for each in certificate.cert_chain_pems))
     if clients is not None:
@@ -54,6 +55,24 @@ def workload(authority: trustme.CA, *uris: str) -> trustme.LeafCert:
     pem = serialization.Encoding.PEM
     private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return trustme.LeafCert(private, made.public_bytes(pem), [])
+
+
+def authority_until(end: datetime) -> bytes:
+    """An authority of clients that ends then, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "clients")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - timedelta(days=365))
+        .not_valid_after(end)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ that cannot be looked up is omitted, since an old one would look right.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,9 +19,15 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, TypeVar
 
-from gateway.core.circuit_breaker import is_worth_a_line
+from gateway.core.circuit_breaker import UnreportedFailures, is_worth_a_line
 from gateway.core.credentials import FailureReport, Failures
-from gateway.errors import CountersRefused, StoreTimeout, StoreUnavailable, TollkeeperError
+from gateway.errors import (
+    CountersRefused,
+    CountersUnavailable,
+    StoreTimeout,
+    StoreUnavailable,
+    TollkeeperError,
+)
 
 # One item that fails keeps no other from its turn: each is left, counted and told, and the loop goes on.
 #
@@ -30,6 +37,9 @@ T = TypeVar("T")
 
 UNAVAILABLE = 503
 NAME_CHARS_MAX = 200
+# One line of each fault within so many seconds; it says how many failures it is about.
+FAULT_EACH_S = 60.0
+REDIS, POSTGRESQL = "redis", "postgresql"
 # What failed: a whole pass of a loop, or one item of it.
 PASS, ITEM = "pass", "item"
 LOOK_INTERVAL_S = 15.0
@@ -42,6 +52,9 @@ def _unavailable(error: Exception) -> bool:
     if isinstance(error, TollkeeperError):
         return error.status == UNAVAILABLE and not isinstance(error, CountersRefused | StoreTimeout)
     return isinstance(error, OSError | TimeoutError)
+
+
+_URLS = {REDIS: "TOLLKEEPER_REDIS_URL", POSTGRESQL: "TOLLKEEPER_DATABASE_URL"}
 
 
 def is_store_away(error: Exception) -> bool:
@@ -59,9 +72,11 @@ class Isolation:
         self,
         log: Callable[..., None] = lambda *_, **__: None,
         is_away: Callable[[Exception], bool] = lambda _: False,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._log, self._is_away = log, is_away
+        self._log, self._is_away, self._seconds = log, is_away, seconds
         self._failed: Counter[tuple[str, str]] = Counter()
+        self._untold = UnreportedFailures()
 
     def watch(self, loops: Iterable[str]) -> None:
         """Have these loops shown from the start: a counter that begins at 1 raises no alarm."""
@@ -69,9 +84,27 @@ class Isolation:
             self._failed[loop, PASS] += 0
             self._failed[loop, ITEM] += 0
 
-    def pass_failed(self, loop: str) -> None:
-        """Count a pass that failed; the loop's owner says it."""
+    def pass_failed(self, loop: str, error: Exception) -> None:
+        """Count a pass that failed, and say so."""
         self._failed[loop, PASS] += 1
+        self.say("loop failed", loop, error)
+
+    def say(self, event: str, loop: str, error: Exception) -> None:
+        """Say a failure, once a minute each fault: a server that is away is one fault of all loops."""
+        server = self._server_away(error)
+        cause = "" if server else f"{loop} {type(error).__name__}"
+        count = self._untold.note(server or event, cause, self._seconds(), FAULT_EACH_S)
+        if count:
+            facts = {"loop": loop, "error": repr(error), "failures": count}
+            if server:
+                event = f"{server} does not answer"
+                facts["do"] = f"look at {_URLS[server]} and the server; tollkeeper doctor says what is wrong"
+            self._log(event, **facts, level="error")
+
+    def _server_away(self, error: Exception) -> str:
+        if isinstance(error, CountersUnavailable):
+            return "" if isinstance(error, CountersRefused) else REDIS
+        return POSTGRESQL if is_store_away(error) or self._is_away(error) else ""
 
     def item_failed(self, loop: str, name: str, error: Exception) -> None:
         """Count an item that was left, and say so now and then: what lasts fills no disk."""

@@ -314,6 +314,7 @@ CAUSES = (
 )  # fmt: skip
 # One line of each upstream and cause within so many seconds; it says how many there were.
 TELL_EACH_S = 10.0
+KEYS_TELL_EACH_S = 60.0
 
 
 class UnreportedFailures:
@@ -324,15 +325,15 @@ class UnreportedFailures:
     def __init__(self) -> None:
         self._untold: dict[tuple[str, str], list[float]] = {}
 
-    def note(self, upstream: str, cause: str, now: float) -> int:
+    def note(self, upstream: str, cause: str, now: float, each_s: float = TELL_EACH_S) -> int:
         """Count a failure; how many there were since the last telling where it is time to tell, else 0."""
         known = self._untold.get((upstream, cause))
         if known is None:
-            self._untold[upstream, cause] = [now + TELL_EACH_S, 0.0]
+            self._untold[upstream, cause] = [now + each_s, 0.0]
             return 1
         known[1] += 1
         if now < known[0]:
             return 0
         count = int(known[1])
-        known[0], known[1] = now + TELL_EACH_S, 0.0
+        known[0], known[1] = now + each_s, 0.0
         return count

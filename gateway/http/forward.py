@@ -19,7 +19,7 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
-from gateway.core.circuit_breaker import EVERYBODY, wait_hint
+from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
@@ -153,6 +153,9 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
     """Note what the head of an answer says of its upstream's limits, and how the answer is metered."""
     worker, call = exchange.worker, admitted.call
     exchange.status = answer.status
+    worker.ports.tally.answered(upstream.name, answer.status)
+    if answer.status in {401, 403}:
+        _tell_of_key(exchange, upstream, answer.status)
     if upstream.capacity is not None and upstream.capacity.learned:
         worker.capacity.learn(upstream, exchange.model_sent or call.model, exchange.key, answer)
     if answer.status in LIMITED:  # it is left alone for as long as the head of its answer says
@@ -170,6 +173,17 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
         worker.bounds,
         usage_amount=answer.usage_amount,
     )
+
+
+def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
+    """Say that an upstream refuses a credential of ours, and where that is kept, once a minute."""
+    ports, place = exchange.worker.ports, upstream.target.place_of_key(exchange.key)
+    count = ports.failing.note(upstream.name, place, ports.seconds(), KEYS_TELL_EACH_S)
+    if count:
+        ports.log(
+            "upstream_refuses_us", request_id=exchange.request_id, upstream=upstream.name, status=status,
+            held_in=place, failures=count, level="error" if status == 401 else "warning",
+        )  # fmt: skip
 
 
 # A call whose model has several targets: the next one is asked where one fails before its answer begins.

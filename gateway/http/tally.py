@@ -6,7 +6,7 @@ Names and labels are given to them in `gateway/telemetry/metrics.py`; nothing he
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.billing.money import NANO
@@ -20,6 +20,9 @@ SERIES_MAX = 4096
 TENANTS_MAX = 4096
 COSTS_MAX = 256
 OTHER_MODELS = "other"
+# The statuses that tell something of their own; others are told by their class.
+OWN_STATUSES = frozenset({400, 401, 403, 404, 408, 429, 529})
+ANSWERS = ("2xx", "3xx", *map(str, sorted(OWN_STATUSES)), "4xx", "5xx")
 # Whose answers report their use in a form that is known here.
 _REPORTING = tuple(one.name for one in ALL if not all(kind.of_tools for kind in one.shapes.values()))
 
@@ -87,6 +90,8 @@ class Tally:
     # By the upstream's name.
     upstream_seconds: dict[str, Histogram] = field(default_factory=dict)
     upstream_failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By the upstream's name, then by the status of its answers.
+    upstream_answers: dict[str, dict[int, int]] = field(default_factory=dict)
     settlements_estimated: int = 0
     settlements_failed: int = 0
     budgets_exceeding: int = 0
@@ -108,6 +113,7 @@ class Tally:
         for name in upstreams:
             for cause in CAUSES:
                 self.upstream_failures.setdefault((name, cause), 0)
+            self.upstream_answers.setdefault(name, {})
             self.cooling_seconds.setdefault(name, 0.0)
             self.cooled_calls.setdefault(name, 0)
 
@@ -138,6 +144,11 @@ class Tally:
         """Count a failure of an upstream."""
         series = upstream, cause
         self.upstream_failures[series] = self.upstream_failures.get(series, 0) + 1
+
+    def answered(self, upstream: str, status: int) -> None:
+        """Count an answer of an upstream."""
+        answers = self.upstream_answers[upstream]
+        answers[status] = answers.get(status, 0) + 1
 
     def capacity_waited(self, upstream: str, seconds: float) -> None:
         """Observe how long a call waited for its upstream's capacity."""
@@ -241,10 +252,24 @@ class Tally:
             "capacity_refused_calls": list(self.capacity_refused_calls.items()),
             "upstream_fallbacks": [(*series, count) for series, count in self.fallbacks.items()],
             "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
+            "upstream_answers": [
+                (name, status, count)
+                for name, answers in self.upstream_answers.items()
+                for status, count in by_class(answers).items()
+            ],
             "upstream_lookup_failures": self.upstream_lookup_failures,
             "client_disconnects": self.client_disconnects,
             "connections_refused": self.connections_refused,
         }
+
+
+def by_class(answers: Mapping[int, int]) -> dict[str, int]:
+    """Counts by status as counts by what metrics tell: each of `ANSWERS` is there."""
+    found = dict.fromkeys(ANSWERS, 0)
+    for status, count in answers.items():
+        name = str(status) if status in OWN_STATUSES else f"{status // 100}xx"
+        found[name] = found.get(name, 0) + count
+    return found
 
 
 # One coarse clock a worker: every deadline of the data plane is an attribute it looks at.

@@ -12,6 +12,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import TypeVar
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
-from gateway.core.network import without_password
+from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError, StartError, install
 from gateway.extras import is_installed
 from gateway.feature import features
-from gateway.http.upstream.pool import reach
+from gateway.http.upstream.pool import place_of, reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
@@ -137,10 +138,15 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
         if files is None or role not in {of, "all"}:
             continue
         try:
-            end = load(files, PREFIX + PREFIXES[port].upper()).ends
+            found = load(files, PREFIX + PREFIXES[port].upper())
         except SettingError as error:
             yield Finding(False, f"{port} port", error.message)
             continue
+        end, clients_end = found.ends, found.clients_end
+        if clients_end is not None and clients_end < time.time():
+            place = f"{PREFIX}{PREFIXES[port].upper()}CLIENT_CA_FILE"
+            said = f"an authority of its clients ended on {_day(clients_end)}: put a new one into {place}"
+            yield Finding(False, f"{port} port", said)
         over = end is not None and end < time.time()
         until = f"{'was' if over else 'is'} valid until {_day(end)}" if end else "is there"
         asks = ", and clients need one too" if files.authority else ""
@@ -239,9 +245,46 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
         if signer.why:
             said = f"its credentials by auth: {target.auth} cannot be had, so its calls are refused"
             return Finding(False, subject, f"{said}: {signer.why}")
+    taken, key = await _keys_of(target) if not named else (True, "")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     through = f" through the proxy {target.via}" if target.via is not None else ""
-    return Finding(True, subject, f"{target.base_url} accepts connections{through}{until}")
+    return Finding(taken, subject, f"{target.base_url} accepts connections{through}{until}{key}")
+
+
+# By family: where its models are listed, which costs nothing, and the fields that ask for them.
+_FREE = {
+    "openai": ("/v1/models", {}),
+    "anthropic": ("/v1/models", {"anthropic-version": "2023-06-01"}),
+    "gemini": ("/v1beta/models", {}),
+}
+MODELS_BYTES_MAX = 16 << 20
+
+
+async def _keys_of(target: UpstreamTarget) -> tuple[bool, str]:
+    """Ask an upstream for its models with each of its keys: whether none is refused, and in words."""
+    from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
+
+    path, fields = _FREE.get(target.family, ("", {}))
+    if not path or target.path or target.auth != "header":
+        return True, "; whether it takes our key is unknown: it has no free path to ask at"
+    via = target.via
+    proxies = Proxies(via, via, ca_file="" if via is None else via.ca_file)
+    context = place_of(target)["ssl"]
+    said = "; it takes our key"
+    for number, key in enumerate(target.keys or ((),)):
+        status = 0
+        with suppress(OSError, TimeoutError, TooLarge):
+            status, *_ = await ask(
+                "GET", target.base_url + path, {**fields, **dict(target.headers), **dict(key)}, None,
+                proxies=lambda: proxies, context=context, connect_s=ANSWER_MAX_S, within_s=ANSWER_MAX_S,
+                bytes_max=MODELS_BYTES_MAX,
+            )  # fmt: skip
+        if status in {401, 403}:
+            place = target.place_of_key(number)
+            return False, f", and answers {status} to GET {path}: put a valid key into {place}"
+        if status != 200:
+            said = f"; whether it takes our key is unknown: GET {path} is answered {status or 'by nothing'}"
+    return True, said
 
 
 def _day(moment: float) -> str:

@@ -41,6 +41,7 @@ from gateway.run.health import (
     DISK,
     EVERY_PARTITION,
     OPEN_FILES,
+    STOPPING,
     CachedLookup,
     Probe,
     ProcessVitals,
@@ -220,6 +221,7 @@ class Administration:
         self._written_of: Mapping[str, Any] = {}
         self._written: dict[str, tuple[bytes, str]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._stops = False
 
     async def start(self) -> None:
         """Be ready, and listen once the loops of this keeper have begun."""
@@ -244,6 +246,7 @@ class Administration:
 
     async def stop(self) -> None:
         """Listen no more, once what is asked is answered."""
+        self._stops = True
         await self._admin_port.close()
         await cancel(self._loops)
         for routes in self._routes:
@@ -264,7 +267,7 @@ class Administration:
             programs=self._programs.report,
             peppers=peppers_of(settings),
             live=self._live,
-            ready=self._ready.now,
+            ready=self._is_ready,
             metrics=self._metrics,
             snapshot=self._snapshot.now,
             figures=ConsoleQueries(pools.staff, partition_of, organizations=pools.organizations),
@@ -286,6 +289,9 @@ class Administration:
 
     async def _live(self) -> tuple[bool, Found]:
         return True, {}
+
+    async def _is_ready(self) -> tuple[bool, Found]:
+        return (False, {"keeper": STOPPING}) if self._stops else await self._ready.now()
 
     async def _look_ready(self) -> tuple[bool, Found]:
         probes = (self._database, self._redis, self._every_redis)

@@ -486,10 +486,15 @@ async def _pinged(wire: RedisConnection) -> bool:
     return False
 
 
-async def of_gateway(settings: Settings, serves: Callable[[], bool], disk: DiskWatch) -> Found:
+# Why a process that was told to stop is not ready, from that moment on.
+STOPPING = "it stops: what is under way is finished, and no more should come"
+
+
+async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk: DiskWatch) -> Found:
     """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
 
-    `serves`: whether a worker accepts calls. Its port is held by us, so that nobody there would refuse.
+    `serves`: whether a worker accepts calls, or why none should. Its port is held by us, so that nobody there
+    would refuse.
     Of a cluster one primary that serves is enough: `every_partition` says whether all of them do. A
     configuration file that is wrong is not used: `configuration` says whether the last one is.
     """

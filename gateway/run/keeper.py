@@ -99,6 +99,7 @@ def housekeeping(
         call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
         call(lambda: verification.forget_budget_uses(engine)),
+        call(Notices(engine).forget),
         *(call(one) for one in more),
     ))  # fmt: skip
 
@@ -322,9 +323,7 @@ class Keeper:
 
     def _flushed(self, outcome: FlushedBatch | FailedBatch) -> None:
         if isinstance(outcome, FailedBatch):
-            said = {"error": str(outcome.error), "failures": outcome.failures}
-            if outcome.is_news:
-                self._log("flush failed", level="warning", **said)
+            self._isolation.say("flush failed", "flusher", outcome.error)
             return
         self._agenda.hurry()
         self._flush_seconds.observe(outcome.seconds)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Literal
 from uuid import uuid4
 
-from gateway.core.circuit_breaker import is_worth_a_line
+from gateway.background.loops import Isolation
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
 from gateway.core.processes import Program
@@ -125,8 +125,6 @@ async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
 # How processes stop: a signal sets an event, loops are kept going until then, tasks end together.
 
 RESTART_S = 1.0
-# A loop that ran so long before it failed was well.
-WELL_AGAIN_S = 60.0
 
 
 def stop_signal() -> asyncio.Event:
@@ -178,23 +176,18 @@ async def forever(
     log: Callable[..., None],
     *,
     restart_s: float = RESTART_S,
-    failed: Callable[[str], None] = lambda _: None,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> None:
     """Run a loop again after an error nobody foresaw, until cancelled.
 
-    Each failure is counted (`failed`); some are said (`is_worth_a_line`).
+    Who counts and says failures is told each (`failed`); else a loop says its own once a minute.
     """
-    clock = asyncio.get_running_loop().time
-    failures = 0
+    failed = failed or Isolation(log).pass_failed
     while True:
-        began = clock()
         try:
             await run()
         except Exception as error:  # noqa: BLE001  # one bad pass must not end a loop the product stands on
-            failed(name)
-            failures = 1 if clock() - began > WELL_AGAIN_S else failures + 1
-            if is_worth_a_line(failures):
-                log("loop failed", loop=name, error=repr(error), failures=failures, level="error")
+            failed(name, error)
         await asyncio.sleep(restart_s)
 
 

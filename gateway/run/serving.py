@@ -20,7 +20,7 @@ from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
 from gateway.local.processes import DIED, HUNG, Child, ProcessSpec, command, run_to_end
-from gateway.run.health import DiskWatch, Ops, disks, few_files, listen, of_gateway
+from gateway.run.health import STOPPING, DiskWatch, Ops, disks, few_files, listen, of_gateway
 from gateway.run.lifecycle import forever, give_back_memory, stop_signal, until_stopped
 from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
@@ -90,7 +90,11 @@ async def _serve(now: Renewal, voice: Voice) -> None:
     with gateway_port(settings) as held:
         port = held.number
         children: list[Child] = []
-        operations = await _operations(settings, lambda: any(one.is_ready for one in children), tls, disk)
+
+        def serves() -> bool | str:
+            return STOPPING if stop.is_set() else any(one.is_ready for one in children)
+
+        operations = await _operations(settings, serves, tls, disk)
         ops_port = operations.sockets[0].getsockname()[1]
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
         programs = gateway_workers(command("serve", "--worker"), settings, held, ready_s_max)
@@ -123,7 +127,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
 
 
 async def _operations(
-    settings: Settings, serves: Callable[[], bool], tls: TlsPort, disk: DiskWatch
+    settings: Settings, serves: Callable[[], bool | str], tls: TlsPort, disk: DiskWatch
 ) -> asyncio.Server:
     ops = Ops(partial(of_gateway, settings, serves, disk), partial(_metrics, settings, tls))
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from functools import partial
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
 from gateway.background.flushing.late import LateSettlements, Rollbacks
 from gateway.background.loops import Agenda, Isolation, Loop, call
-from gateway.background.timed.pusher import Pusher, Reclaimer
+from gateway.background.timed.pusher import RECLAIMED_OF, Pusher, Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
@@ -151,7 +151,7 @@ class AllShardLoops:
         self._sharing: list[asyncio.Task[None]] = []
         self._kept: dict[RedisConnection, ShardLoops] = {}
         self._ending: dict[ShardLoops, asyncio.Task[None]] = {}
-        self._reclaimed_before = 0
+        self._reclaimed_before = Counter[str]()
 
     @property
     def verified(self) -> int:
@@ -160,9 +160,10 @@ class AllShardLoops:
         return sum(len(one.wire.partitions) for one in there if one is not None and one.verifier.ready)
 
     @property
-    def reclaimed(self) -> int:
-        """Holds taken back since the start."""
-        return self._reclaimed_before + sum(one.reclaimer.reclaimed for one in self._kept.values())
+    def reclaimed(self) -> list[tuple[str, int]]:
+        """Holds taken back since the start, by whose they were."""
+        there = [self._reclaimed_before, *(one.reclaimer.reclaimed for one in self._kept.values())]
+        return [(of, sum(one[of] for one in there)) for of in RECLAIMED_OF]
 
     @property
     def quarantined(self) -> int | None:

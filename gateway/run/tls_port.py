@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from gateway.core.times import moment_of
 from gateway.run.health import limits_here
 from gateway.run.reload import LOOK_S, watch
 from gateway.settings.checking import PREFIXES
@@ -17,6 +18,9 @@ from gateway.tls.certificates import Certificates, load
 from gateway.tls.session import TlsGate
 
 ProtocolFactory = Callable[[], Any]
+# A certificate that has ended, or does so this soon, is said at the start and once an hour.
+SOON_S = 14 * 86_400.0
+SAY_S = 3_600.0
 
 
 class TlsPort:
@@ -26,9 +30,10 @@ class TlsPort:
     """
 
     def __init__(
-        self, settings: Settings, port: str, log: Callable[..., None], *, look_s: float = LOOK_S
-    ) -> None:
-        self._port, self._log, self._look_s = port, log, look_s
+        self, settings: Settings, port: str, log: Callable[..., None], *, look_s: float = LOOK_S,
+        say_s: float = SAY_S,
+    ) -> None:  # fmt: skip
+        self._port, self._log, self._look_s, self._say_s = port, log, look_s, say_s
         files = settings.tls_files(port)
         self._gate = TlsGate(port, Certificates(files, _prefix_of(port))) if files is not None else None
         self.renew(settings)
@@ -53,7 +58,29 @@ class TlsPort:
     async def run(self) -> None:
         """Have a new certificate in use within seconds, until cancelled."""
         paths = self._gate.certificates.paths if self._gate is not None else ()
-        await watch(lambda: paths, self._read, self._kept, look_s=self._look_s)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch(lambda: paths, self._read, self._kept, look_s=self._look_s))
+            group.create_task(self._keep_saying())
+
+    async def _keep_saying(self) -> None:
+        while True:
+            self._say_ends()
+            await asyncio.sleep(self._say_s)
+
+    def _say_ends(self) -> None:
+        """Say which certificate has ended, or ends soon, and which setting names it."""
+        gate = self._gate
+        for whose, end in gate.ends() if gate is not None else ():
+            assert gate is not None
+            left_s = end - gate.wall()
+            if left_s < SOON_S:
+                setting = "CLIENT_CA_FILE" if whose.endswith("clients") else "CERT_FILE"
+                self._log(
+                    "a certificate has ended" if left_s < 0 else "a certificate ends soon", port=self._port,
+                    setting=_prefix_of(self._port) + setting, ends=moment_of(int(end * 1000)).isoformat(),
+                    do="put a new one there: it is in use within seconds",
+                    level="error" if left_s < 0 else "warning",
+                )  # fmt: skip
 
     def _kept(self, why: str) -> None:
         self._log("the certificate is kept as it was", port=self._port, why=why, level="error")
@@ -66,6 +93,7 @@ class TlsPort:
         await asyncio.to_thread(certificates.renew)
         if not certificates.stale and certificates.content != before:
             self._log("certificate read again", port=self._port)
+            self._say_ends()
         return certificates.stale
 
 

@@ -621,7 +621,17 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         keys=keys,
         capacity=None if written.capacity is None else _capacity(written.capacity, place),
         told=tuple((name.lower(), value) for name, value in written.headers.items() if TOLD.search(value)),
+        held=_held(written, place),
     )
+
+
+def _held(written: _Upstream, place: str) -> tuple[str, ...]:
+    """Where each credential of an upstream is kept."""
+    if written.auth != "header":
+        return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
+    if written.keys:
+        return tuple(f"{place}.keys[{at}] ({one.env or one.file})" for at, one in enumerate(written.keys))
+    return (f"{place}.headers.{next(iter(written.headers))}" if written.headers else f"{place}.headers",)
 
 
 def _check_auth(place: str, written: _Upstream) -> None:

@@ -39,6 +39,8 @@ SECRET_TEXT = (
         ),
         rf"\1{HIDDEN}",
     ),
+    # A page of a library is no advice about this server.
+    (re.compile(r"\s*(?:\n|\\n)?\(Background on this error at: [^\s)]+\)"), ""),
     # What PostgreSQL adds to an error quotes rows; also where the error is shown escaped.
     (re.compile(r"(?:\n|\\n)(?:DETAIL|CONTEXT|HINT|QUERY|STATEMENT|WHERE):.*", re.DOTALL), ""),
 )

@@ -47,6 +47,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "settlements_estimated": "Calls settled by the gateway's own count.",
         "settlements_failed": "Settlements that the counters did not acknowledge at once.",
         "upstream_failures upstream cause": "Upstream connections or answers that failed.",
+        "upstream_answers upstream status": "Answers of upstreams, by what they say of the call.",
         "upstream_lookup_failures": "Look-ups of an upstream's name that failed.",
         "upstream_cooling_seconds upstream":
             "Seconds for which an upstream that had enough is left alone, added for each model.",
@@ -74,7 +75,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "settlements_dropped_early": "Acknowledged settlements a full local log kept too short.",
         "lost_events": "Movements Redis acknowledged, forgot, and nobody brought back.",
         "flush_rows table": "Rows written by the flusher.",
-        "reclaimed_holds": "Holds ended by their deadline.",
+        "reclaimed_holds of": "Holds ended by their deadline.",
         "loop_failures loop of": "Passes of keepers' loops that failed, and items left.",
         "tls_handshake_failures port reason": "Connections whose TLS did not begin.",
         "admin_requests part status": "Answers of the admin port.",
@@ -110,6 +111,8 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "reconciliation_items kind": "What the last comparison of all accounts found.",
         "quarantined_accounts": "Accounts in quarantine until a person releases them.",
         "dead_letters": "Entries of the outbox that could not be read or stored.",
+        "jobs_open": "Jobs of upstreams that are not settled yet.",
+        "jobs_oldest_seconds": "Age of the oldest job that is not settled.",
         "programs role version": "Gateway workers and keepers that run.",
         "programs_refused": "Programs that are too old for what is stored: they are not ready.",
         "left_alone what": "What a newer version has stored and this one cannot read.",
@@ -168,7 +171,7 @@ GAUGES = frozenset(fact.name for fact in FACTS if fact.kind == "gauge") - {LAST}
 # sample is above zero, so the alert reads when each last grew.
 WAKING = (
     "worker_restarts", "counters_exchanged", "budgets_shared", "settlements_failed", "settlements_refused",
-    "settlements_dropped_early", "connections_refused",
+    "settlements_dropped_early", "settlements_unlogged", "connections_refused",
 )  # fmt: skip
 
 

@@ -23,11 +23,15 @@ _FIRST = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----",
 
 @dataclass(frozen=True, slots=True)
 class LoadedCertificate:
-    """One set of files, read: the context, the certificate, and its end, Unix time."""
+    """One set of files, read: the context, the certificate, and its end, Unix time.
+
+    `clients_end` is the end of the first authority of clients to end, None where there is none.
+    """
 
     context: ssl.SSLContext
     content: bytes
     ends: float | None
+    clients_end: float | None
 
 
 def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
@@ -60,11 +64,14 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
         # A client that resumes a session is not verified again: each connection shows its certificate again.
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET
+    ends: float | None
     try:
         ends = not_after(ssl.PEM_cert_to_DER_cert(content.decode("latin-1")))
     except (ValueError, UnreadableCertificate):  # it serves all the same
         ends = None
-    return LoadedCertificate(context, content, ends)
+    authorities = context.get_ca_certs() if files.authority else []
+    clients_end = min((ssl.cert_time_to_seconds(str(one["notAfter"])) for one in authorities), default=None)
+    return LoadedCertificate(context, content, ends, clients_end)
 
 
 class Certificates:
@@ -92,6 +99,11 @@ class Certificates:
     def ends(self) -> float | None:
         """Until when the certificate in use is valid, Unix time."""
         return self._loaded.ends
+
+    @property
+    def clients_end(self) -> float | None:
+        """Until when the authorities of clients are valid, Unix time."""
+        return self._loaded.clients_end
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -433,14 +433,19 @@ class TlsGate:
 
     def snapshot(self) -> dict[str, Any]:
         """What metrics say of this port."""
-        ends, name = self.certificates.ends, f"{self.port} port"
         return {
             "tls_handshake_failures": [
                 [self.port, why, count] for why, count in sorted(self.failures.items())
             ],
             "tls_certificate_stale": [[self.port, int(bool(self.certificates.stale))]],
-            "certificate_expiry_timestamp_seconds": [[name, ends]] if ends is not None else [],
+            "certificate_expiry_timestamp_seconds": [[name, end] for name, end in self.ends()],
         }
+
+    def ends(self) -> list[tuple[str, float]]:
+        """Until when the certificate is valid, and the authorities of clients, where there are any."""
+        certificates, name = self.certificates, f"{self.port} port"
+        both = ((name, certificates.ends), (f"{name} clients", certificates.clients_end))
+        return [(whose, end) for whose, end in both if end is not None]
 
     # what sessions ask
 

@@ -545,9 +545,13 @@ class Notices:
             await connection.execute(_BLOCKS)
             await connection.execute(_CREDITS, {"divisor": CREDITS_LOW_DIVISOR})
             await connection.execute(_ENDING, {"until": now.date() + timedelta(days=ENDING_DAYS)})
+        await reached_budgets(self._engine, now)
+
+    async def forget(self) -> None:
+        """Delete old messages, of webhooks that are gone too, and consents that nobody gave."""
+        async with self._engine.begin() as connection:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "long": KEPT_LONG_DAYS})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
-        await reached_budgets(self._engine, now)
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

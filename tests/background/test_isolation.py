@@ -10,7 +10,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from gateway.background.flushing.late import RefusedDrain
-from gateway.background.loops import Isolation
+from gateway.background.loops import POSTGRESQL, REDIS, Isolation
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.verifier import Partitions
@@ -40,6 +40,32 @@ class LogLines:
 
     def __call__(self, what: str, **told: Any) -> None:
         self.lines.append({"what": what, **told})
+
+
+async def test_a_server_that_is_away_is_one_line_a_minute_whatever_fails_of_it() -> None:
+    said, now = LogLines(), [0.0]
+    isolation = Isolation(said, lambda error: isinstance(error, EOFError), lambda: now[0])
+    for second in range(121):
+        now[0] = float(second)
+        for loop in ("calendar", "sweeper", "news"):
+            isolation.pass_failed(loop, StoreUnavailable() if loop == "news" else EOFError("gone"))
+        isolation.say("flush failed", "flusher", StoreUnavailable())
+    lines = [(one["what"], one["failures"]) for one in said.lines]
+    assert lines == [(f"{POSTGRESQL} does not answer", count) for count in (1, 240, 240)]
+    assert all("TOLLKEEPER_DATABASE_URL" in one["do"] for one in said.lines)
+    isolation.pass_failed("calendar", CountersUnavailable())
+    assert said.lines[-1]["what"] == f"{REDIS} does not answer"
+
+
+async def test_faults_that_are_no_servers_are_a_line_each_by_loop_and_error() -> None:
+    said = LogLines()
+    isolation = Isolation(said, seconds=lambda: 0.0)
+    for error in (ValueError("a"), ValueError("b"), KeyError("c"), CountersRefused("ERR d")):
+        isolation.pass_failed("calendar", error)
+        isolation.pass_failed("news", error)
+    assert [(one["what"], one["loop"]) for one in said.lines] == [
+        ("loop failed", "calendar"), ("loop failed", "news"),
+    ] * 3  # fmt: skip
 
 
 async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_ever_more_seldom() -> None:

@@ -481,11 +481,14 @@ def test_monitors_name_the_jobs_and_rules_are_those_of_prometheus(
     charts: dict[str, list[Resource] | str],
 ) -> None:
     objects = of(charts, "full")
-    assert (helm.CHART / "files" / "rules.yaml").read_text() == to_kubernetes.groups(), (
-        "run python deploy/monitoring/to_kubernetes.py"
-    )
+    for target in to_kubernetes.TARGETS:
+        assert (helm.CHART / "files" / target).read_text() == to_kubernetes.groups(target), (
+            "run python deploy/monitoring/to_kubernetes.py"
+        )
     rule = one(objects, "PrometheusRule", "prod-rules")
-    files = [MONITORING / "rules" / name for name in ("recording.yml", "alerts.yml")]
+    files = [
+        MONITORING / "rules" / f"{name}.yml" for name in ("recording", "alerts", "gateways", "keepers")
+    ]
     assert rule["spec"]["groups"] == [
         group for file in files for group in yaml.safe_load(file.read_text())["groups"]
     ]

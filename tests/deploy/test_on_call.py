@@ -11,6 +11,7 @@ import pytest
 from gateway.telemetry.metrics import FACTS, PREFIX
 from tests.deploy.test_rules import MONITORING, RUNBOOK, alerts
 from tests.deploy.test_scrape import DASHBOARDS, names, queries, rules
+from tests.tree import ROOT
 
 ON_CALL = "On call: "
 
@@ -90,3 +91,14 @@ def test_panels_lie_beside_each_other() -> None:
             assert not cells & taken, f"{path.stem}: {panel['title']}"
             assert max(x for x, _ in cells) < 24
             taken |= cells
+
+
+def test_each_refusal_that_is_not_the_callers_own_doing_has_its_alert() -> None:
+    """Each with a 5xx status, as the reference has them, and those of capacity and limits of upstreams."""
+    rows = (ROOT / "docs" / "reference" / "refusals.md").read_text().partition("## Of the Admin API")[0]
+    ours = set(re.findall(r"^\| 5\d\d \| `(\w+)`", rows, re.MULTILINE))
+    table = RUNBOOK.read_text().partition("| A caller gets | Alert |")[2].partition("\n\n")[0]
+    told = {row.split(" | ")[0]: re.findall(r"\[(\w+)\]", row) for row in table.splitlines()[2:]}
+    reasons = {reason for cause in told for reason in re.findall(r"`(\w+)`", cause)}
+    assert reasons == ours | {"capacity_exceeded", "rate_limited"}
+    assert all(named and set(named) <= set(alerts()) for named in told.values())

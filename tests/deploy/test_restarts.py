@@ -151,3 +151,28 @@ def test_a_gateway_starts_again_at_the_socket_of_a_service_manager_without_a_fai
             assert load.came_to.keys() == {"200"}
         finally:
             gateway.stop()
+
+
+def test_a_gateway_that_was_told_to_stop_lives_and_is_not_ready_until_its_calls_are_over(
+    deployment: Deployment,
+) -> None:
+    _, key = deployment.admin.customer()
+    port, ops = free_port(), free_port()
+    gateway = deployment.serve(port, ops)
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    headers = {"authorization": f"Bearer {key}", "x-demo-delay-s": "8"}
+
+    def slowly() -> int:
+        with httpx.Client(headers=headers, timeout=READY_S_MAX) as client:
+            return client.post(url, json=BODY).status_code
+
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(slowly)
+        wait_until(lambda: "tollkeeper_requests_in_flight 1.0" in get(ops, "/metrics")[1])
+        gateway.popen.terminate()
+        wait_until(lambda: get(ops, "/readyz")[0] == 503)
+        assert "it stops" in get(ops, "/readyz")[1]
+        assert get(ops, "/livez")[0] == 200
+        assert not call.done()
+        assert call.result() == 200
+    assert gateway.ended() == 0

@@ -56,7 +56,17 @@ WELL = {
     "tollkeeper_requests_total{status='429',reason='quota_exceeded'}": "0+600x100",
     "tollkeeper_requests_total{status='502',reason=''}": "0+60x100",
     "tollkeeper_upstream_failures_total{upstream='openai',cause='refused'}": "0+60x100",
-    "tollkeeper_upstream_seconds_count{upstream='openai'}": "0+6000x100",
+    "tollkeeper_upstream_answers_total{upstream='openai',status='2xx'}": "0+6000x100",
+    "tollkeeper_upstream_answers_total{upstream='openai',status='403'}": "0+60x100",
+    "tollkeeper_upstream_credentials_missing{upstream='cloud'}": "0x100",
+    "tollkeeper_capacity_refused_calls_total{upstream='openai'}": "0+1x100",
+    "tollkeeper_cost_total{service='chat',model='m',currency='USD'}": "0+5x100",
+    "tollkeeper_partitions_unverified{instance='a'}": "0 64 64 0x97",  # Redis has restarted
+    "tollkeeper_leases_left_out_total{instance='a'}": "7x100",
+    "tollkeeper_replica_lag_seconds": "0 60 0x98",
+    "tollkeeper_jobs_oldest_seconds": f"{20 * 3_600}x100",
+    "tollkeeper_tls_handshake_failures_total{port='gateway',reason='protocol'}": "0+60x100",
+    "tollkeeper_backup_missing_seconds": "0x100",
     "tollkeeper_worker_report_age_seconds{instance='a'}": "1 2 1x98",
     "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='0.01'}": "0+240x100",
     "tollkeeper_loop_lag_seconds_bucket{instance='a',process='gateway',le='+Inf'}": "0+240x100",
@@ -75,7 +85,8 @@ WELL = {
     "tollkeeper_overhead_seconds_bucket{le='0.01'}": "0+6000x100",
     "tollkeeper_overhead_seconds_bucket{le='+Inf'}": "0+6000x100",
     "tollkeeper_last_timestamp_seconds{instance='a',event='connections_refused'}": "-7200x100",
-    "tollkeeper_reclaimed_holds_total": "0+1x100",
+    "tollkeeper_reclaimed_holds_total{of='call'}": "0+1x100",
+    "tollkeeper_reclaimed_holds_total{of='hold'}": "0+60x100",  # callers leave theirs to the deadline
     "tollkeeper_partitions_refusing{instance='a',reason='LOADING'}": "_ 64 stale",  # it has begun
     "tollkeeper_redis_files_failing{file='append_only'}": "0x100",
     "tollkeeper_redis_replica_lag_seconds": "1 0 40 1x97",
@@ -190,6 +201,22 @@ FAULTS = {
     "UpstreamFailing": Fault(
         15, {"tollkeeper_upstream_failures_total{upstream='own',cause='timeout'}": "0+240x100"}
     ),
+    "UpstreamRefusesUs": Fault(
+        10, {"tollkeeper_upstream_answers_total{upstream='own',status='401'}": "0+6x100"}
+    ),
+    "UpstreamCredentialsMissing": Fault(
+        5, {"tollkeeper_upstream_credentials_missing{upstream='cloud'}": "0 2x99"}
+    ),
+    "CapacityFull": Fault(30, {"tollkeeper_capacity_refused_calls_total{upstream='openai'}": "0+60x100"}),
+    "CallsUnpriced": Fault(40, {"tollkeeper_unpriced_calls_total{service='chat'}": "0+6x100"}),
+    "PartitionsUnverified": Fault(10, {"tollkeeper_partitions_unverified{instance='a'}": "0 1x99"}),
+    "LeasesLeftOut": Fault(40, {"tollkeeper_leases_left_out_total{instance='a'}": "0+6x100"}),
+    "ReplicaBehind": Fault(15, {"tollkeeper_replica_lag_seconds": "0 60x99"}),
+    "JobsOld": Fault(15, {"tollkeeper_jobs_oldest_seconds": f"0 {27 * 3_600}x99"}),
+    "TlsRefused": Fault(
+        20, {"tollkeeper_tls_handshake_failures_total{port='gateway',reason='refused_by_client'}": "0+60x100"}
+    ),
+    "BackupMissing": Fault(10, {"tollkeeper_backup_missing_seconds": f"0 {37 * 3_600}x99"}),
     "WorkerSilent": Fault(5, {"tollkeeper_worker_report_age_seconds{instance='a'}": "1 1 0+60x98"}),
     "LoopLate": Fault(
         20,
@@ -222,7 +249,7 @@ FAULTS = {
     "ConnectionsRefused": Fault(
         4, {"tollkeeper_last_timestamp_seconds{instance='a',event='connections_refused'}": "-7200 200x99"}
     ),
-    "HoldsReclaimed": Fault(40, {"tollkeeper_reclaimed_holds_total": "0+60x100"}),
+    "HoldsReclaimed": Fault(40, {"tollkeeper_reclaimed_holds_total{of='call'}": "0+60x100"}),
     "RedisMemoryHigh": Fault(8, {"tollkeeper_redis_memory_used_bytes": "850x100"}),
     "RedisMemoryFull": Fault(4, {"tollkeeper_redis_memory_used_bytes": "990x100"}),
     "CertificateExpiring": Fault(
@@ -243,11 +270,12 @@ FAULTS = {
 @cache
 def alerts() -> dict[str, dict[str, Any]]:
     """Every alert by its name without prefix."""
-    document = yaml.safe_load((MONITORING / "rules" / "alerts.yml").read_text())
     return {
         rule["alert"].removeprefix("Tollkeeper"): rule
-        for group in document["groups"]
+        for file in (MONITORING / "rules").glob("*.yml")
+        for group in yaml.safe_load(file.read_text())["groups"]
         for rule in group["rules"]
+        if "alert" in rule
     }
 
 
@@ -386,6 +414,40 @@ def test_a_budget_that_is_used_up_in_five_days_wakes_somebody_too(tmp_path: Path
 def test_a_message_of_stripe_that_leaves_something_is_told(tmp_path: Path) -> None:
     left = WELL | {"tollkeeper_handover_events_remaining": "0 1x99"}
     tried(tmp_path, ("HandoversLeft", left, 10, 1))
+
+
+def test_an_upstream_whose_answers_are_errors_fails_whatever_its_connections_do(tmp_path: Path) -> None:
+    series = WELL | {
+        "tollkeeper_upstream_answers_total{upstream='own',status='5xx'}": "0+8x100",
+        "tollkeeper_upstream_answers_total{upstream='own',status='2xx'}": "0+2x100",
+    }
+    tried(tmp_path, ("UpstreamFailing", series, 15, 1))
+
+
+def test_one_wrong_key_of_several_is_told_and_a_caller_without_a_right_is_not(tmp_path: Path) -> None:
+    answers = "tollkeeper_upstream_answers_total{{upstream='own',status='{}'}}".format
+    series = WELL | {answers("2xx"): "0+80x100", answers("401"): "0+20x100"}
+    forbidden = WELL | {answers("2xx"): "0+80x100", answers("403"): "0+20x100"}
+    tried(tmp_path, ("UpstreamRefusesUs", series, 15, 1), ("UpstreamRefusesUs", forbidden, 15, 0))
+
+
+def test_settlements_that_no_log_has_are_told_as_those_that_were_dropped(tmp_path: Path) -> None:
+    last = "tollkeeper_last_timestamp_seconds{instance='a',event='settlements_unlogged'}"
+    tried(tmp_path, ("SettlementsDroppedEarly", WELL | {last: "-7200 60x99"}, 5, 1))
+
+
+def test_a_loop_that_is_well_again_is_told_no_longer_than_three_minutes(tmp_path: Path) -> None:
+    away = WELL | {"tollkeeper_loop_failures_total{loop='calendar',of='pass'}": "0+20x40 800x60"}
+    tried(tmp_path, ("LoopFailing", away, 39, 1), ("LoopFailing", away, 44, 0))
+
+
+def test_where_one_role_alone_is_to_be_its_files_are_left_out_for_the_other() -> None:
+    def absent(file: str) -> set[str]:
+        rules = (MONITORING / "rules" / file).read_text()
+        return set(re.findall(r'absent_over_time\(up\{job="(\S+?)"', rules))
+
+    assert absent("alerts.yml") == set()
+    assert (absent("gateways.yml"), absent("keepers.yml")) == ({"tollkeeper-gateway"}, {"tollkeeper-keeper"})
 
 
 def test_an_item_that_a_loop_leaves_every_hour_is_told(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.histograms import SECONDS, Histogram
-from gateway.http.tally import SERIES_MAX, Tally
-from tests.http.fakes import CALLER, CHAT, post
+from gateway.http.tally import ANSWERS, SERIES_MAX, Tally, by_class
+from tests.http.fakes import CALLER, CHAT, answer, post
 from tests.http.stage import staged
 from tests.waiting import eventually
 
@@ -98,3 +98,27 @@ def test_a_bound_belongs_to_its_own_bucket(bound: float) -> None:
     assert histogram.snapshot()["buckets"][SECONDS.index(bound)] == 1
     histogram.observe(bound * (1 + 1e-9))
     assert histogram.counts[SECONDS.index(bound) + 1] == 1
+
+
+async def test_answers_of_an_upstream_are_counted_by_what_they_say_of_the_call() -> None:
+    statuses = (b"200 OK", b"401 Unauthorized", b"404 Not Found", b"418 Odd", b"500 Broken", b"503 Away")
+    async with staged() as stage:
+        for status in statuses:
+            stage.upstream.scripts.append([answer(b"{}", b"", status)])
+            assert (await stage.ask(post(CHAT))).status == int(status[:3])
+        rows = stage.tally.snapshot()["upstream_answers"]
+        assert isinstance(rows, list)
+        counted = {status: count for name, status, count in rows if name == "up" and count}
+    assert counted == {"2xx": 1, "401": 1, "404": 1, "4xx": 1, "5xx": 2}
+
+
+@given(st.lists(st.integers(100, 999)))
+def test_each_answer_is_of_one_class(statuses: list[int]) -> None:
+    tally = Tally()
+    tally.begin_with(("up",))
+    for status in statuses:
+        tally.answered("up", status)
+    found = by_class(tally.upstream_answers["up"])
+    assert sum(found.values()) == len(statuses)
+    assert set(ANSWERS) <= set(found)
+    assert len(found) <= len(ANSWERS) + 5

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from gateway.core.credentials import FREE_MAX
 from gateway.core.model import Decision, Verdict
-from tests.http.fakes import CHAT, post
+from tests.http.fakes import CHAT, answer, post
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually
 
@@ -55,3 +55,13 @@ async def test_who_leaves_meanwhile_leaves_nothing() -> None:
         await eventually(lambda: stage.failures.delayed == 0)
         await eventually(lambda: not stage.plane.calls)
         assert not stage.events("request_failed")
+
+
+async def test_an_upstream_that_refuses_our_key_is_told_once_a_minute_with_the_place_of_the_key() -> None:
+    async with staged(of_target={"held": ("OPENAI_API_KEY",)}) as stage:
+        for _ in range(3):
+            stage.upstream.scripts.append([answer(b"{}", b"", b"401 Unauthorized")])
+            assert (await stage.ask(post(CHAT))).status == 401
+        (told,) = stage.events("upstream_refuses_us")
+    assert (told["upstream"], told["status"], told["held_in"]) == ("up", 401, "OPENAI_API_KEY")
+    assert "upstream-secret" not in str(stage.logged)

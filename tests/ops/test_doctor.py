@@ -16,15 +16,18 @@ import pytest
 import redis
 import trustme
 
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.errors import SettingError
 from gateway.extras import LIBRARIES
 from gateway.ops import hints
-from gateway.ops.doctor import _data_directory, _open_files, examine
+from gateway.ops.doctor import _data_directory, _open_files, examine, upstream_finding
 from gateway.ops.doctor_redis import Finding, verification
 from gateway.settings.settings import Settings, load
-from tests.certificates import issued, write
+from tests.certificates import authority_until, issued, write
 from tests.conftest import ValkeyServer, free_port
+from tests.http.fakes import answer
+from tests.http.stage import FakeUpstream
 from tests.signing import ISSUER, issuer, jwks
 
 SECRET = "not-for-anybodys-eyes"
@@ -281,6 +284,32 @@ async def test_an_upstream_that_is_away_is_told_with_its_reason(
     assert "correct base_url" in said
 
 
+@pytest.mark.parametrize(
+    ("family", "status", "well", "said"),
+    [
+        ("openai", "200 OK", True, "it takes our key"),
+        ("anthropic", "401 Unauthorized", False, "GET /v1/models: put a valid key into OF_KEYS"),
+        ("gemini", "500 Broken", True, "unknown: GET /v1beta/models is answered 500"),
+        ("", "401 Unauthorized", True, "unknown: it has no free path"),
+    ],
+)
+async def test_an_upstream_is_asked_whether_it_takes_our_key(
+    family: str, status: str, well: bool, said: str
+) -> None:
+    upstream = FakeUpstream()
+    await upstream.start()
+    upstream.scripts += [[answer(b"{}", b"", status.encode())]]
+    target = UpstreamTarget(
+        "one", f"http://127.0.0.1:{upstream.port}", (("x-api-key", SECRET),), family=family, held=("OF_KEYS",)
+    )
+    found = await upstream_finding(target)
+    await upstream.stop()
+    assert (found.well, said in found.says) == (well, True), found.says
+    assert SECRET not in found.says
+    assert all(one.all(b"x-api-key") == [SECRET.encode()] for one in upstream.received)
+    assert len(upstream.received) == bool(family)
+
+
 async def test_an_upstream_that_is_built_in_is_looked_at_once_it_has_a_credential(tmp_path: Path) -> None:
     """Whoever uses one of them alone has nothing to mend about the others, and no way to them."""
 
@@ -319,3 +348,9 @@ async def test_certificates_of_our_ports_are_looked_at(tmp_path: Path) -> None:
     ]
     assert not one.well
     assert "was valid until 2020-02-03" in one.says
+    files = issued(tmp_path / "tls", authority, clients=authority)
+    write(Path(files.authority), authority_until(datetime(2021, 2, 3, tzinfo=UTC)))
+    asking = settings(tmp_path, **pair, tls_client_ca_file=files.authority)
+    (one, _) = [each async for each in examine(asking, "serve") if each.subject == "gateway port"]
+    assert not one.well
+    assert "ended on 2021-02-03: put a new one into TOLLKEEPER_TLS_CLIENT_CA_FILE" in one.says

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gateway.run.health import Ops, listen
 from gateway.run.tls_port import TlsPort
 from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import Settings
-from tests.certificates import issued, trusting, write
+from tests.certificates import authority_until, issued, trusting, write
 from tests.run.test_reload import changed_in_place
 from tests.tls_client import open_tls
 from tests.waiting import eventually
@@ -84,6 +85,37 @@ async def test_files_that_could_not_be_read_are_tried_again_though_they_look_the
     changed_in_place(key, good, seen=False)
     await eventually(lambda: tls.snapshot()["tls_certificate_stale"] == [["ops", 0]])
     assert said == ["the certificate is kept as it was"]
+    running.cancel()
+
+
+async def test_a_certificate_that_has_ended_or_ends_soon_is_said_at_the_start_and_again(
+    tmp_path: Path,
+) -> None:
+    said: list[tuple[str, dict[str, Any]]] = []
+    now = datetime.now(UTC)
+    files = issued(tmp_path, OLD, clients=OLD, ends=now - timedelta(days=1))
+    write(Path(files.authority), authority_until(now + timedelta(days=13)))
+    settings = Settings(
+        ops_tls_cert_file=files.certificate, ops_tls_key_file=files.key,
+        ops_tls_client_ca_file=files.authority,
+    )  # fmt: skip
+    tls = TlsPort(
+        settings, "ops", lambda event, **facts: said.append((event, facts)), look_s=0.01, say_s=0.01
+    )
+    running = asyncio.create_task(tls.run())
+    await eventually(lambda: len(said) >= 4)
+    told = [(event, facts["setting"], facts["level"]) for event, facts in said[:4]]
+    ended = ("a certificate has ended", "TOLLKEEPER_OPS_TLS_CERT_FILE", "error")
+    soon = ("a certificate ends soon", "TOLLKEEPER_OPS_TLS_CLIENT_CA_FILE", "warning")
+    assert told == [ended, soon, ended, soon]
+    ends = dict(tls.snapshot()["certificate_expiry_timestamp_seconds"])
+    assert list(ends) == ["ops port", "ops port clients"]
+    assert ends["ops port"] < now.timestamp() < ends["ops port clients"]
+    issued(tmp_path, NEW, clients=NEW)
+    later = (now + timedelta(days=60)).timestamp()
+    await eventually(
+        lambda: all(end > later for _, end in tls.snapshot()["certificate_expiry_timestamp_seconds"])
+    )
     running.cancel()
 
 

@@ -54,6 +54,7 @@ def test_an_upstream_has_paths_keys_and_time_outs_of_its_own(tmp_path: Path) -> 
     assert found.told == (("x-whose", "{tenant}"),)
     assert (found.headers, found.keys) == ((("x-team", "a"),), ((("api-key", "k1"),), (("api-key", "k2"),)))
     assert (found.family, found.first_byte_s, found.idle_s, found.region) == ("openai", 30, 5, "eu-1")
+    assert found.held == ("upstreams.azure.keys[0] (ONE)", "upstreams.azure.keys[1] (TWO)")
     assert "k1" not in repr(found)
     assert from_json(to_json(settings)) == settings
 

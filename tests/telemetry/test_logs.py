@@ -145,3 +145,11 @@ def test_what_libraries_do_inside_is_shown_at_debug_alone(
     logs.logger("tollkeeper.keeper")("ours")
     logging.getLogger("alembic.runtime.migration").warning("broken")
     assert [line["event"] for line in lines(stream)] == shown
+
+
+def test_a_page_of_a_library_is_no_advice(stream: io.StringIO) -> None:
+    error = "(psycopg.OperationalError) refused\n(Background on this error at: https://sqlalche.me/e/20/e3q8)"
+    logs.logger("tollkeeper.test")("loop failed", error=error, shown=repr(error))
+    (said,) = lines(stream)
+    assert said["error"] == "(psycopg.OperationalError) refused"
+    assert "Background" not in said["shown"]

@@ -191,11 +191,6 @@ class FailedBatch:
     error: Exception
     failures: int
 
-    @property
-    def is_news(self) -> bool:
-        """Whether it is to be told again: less and less often in one row of failures."""
-        return self.failures.bit_count() == 1 or back_off_s(self.failures, self.error) == BACK_OFF_MAX_S
-
 
 def back_off_s(failures: int, error: Exception) -> float:
     """How long to wait after so many failures in a row: twice as long each time, up to a bound."""

@@ -9,7 +9,7 @@ organization before its keys; others go on beside them, and no account waits for
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -137,16 +137,20 @@ def _name(account: str) -> str:
 # comes after all becomes a correction.
 
 HOLDS_MAX = 1_000
+RECLAIMED_OF = ("call", "hold")
 
 
 class Reclaimer:
-    """Sweeps deadlines. `reclaimed` counts holds taken back since the start."""
+    """Sweeps deadlines. `reclaimed` counts holds taken back since the start, by whose they were.
+
+    A `call` is one whose gateway died; a `hold` is one of the API that its caller left to its deadline.
+    """
 
     def __init__(self, holds: ReclaimClient, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
         self._holds = holds
         self._policy = policy
         self._seen: frozenset[str] = frozenset()
-        self.reclaimed = 0
+        self.reclaimed = Counter[str](dict.fromkeys(RECLAIMED_OF, 0))
 
     async def sweep(self) -> int:
         """Take back what was past its deadline in the last sweep too; answers how many.
@@ -160,10 +164,11 @@ class Reclaimer:
         done, refused = 0, None
         for hold in again:
             try:
-                done += await self._holds.reclaim(hold, hold.charge(self._policy))
+                if await self._holds.reclaim(hold, hold.charge(self._policy)):
+                    self.reclaimed["hold" if hold.unsettled else "call"] += 1
+                    done += 1
             except CountersUnavailable as error:
                 refused = error
-        self.reclaimed += done
         if refused is not None:
             self._seen = frozenset()
             raise refused

@@ -85,7 +85,8 @@ class UpstreamTarget:
     `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones. `capacity` is what it
     can take, None where nobody states that. `auth` says what proves who calls: its headers, or a cloud's
     credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them. `told` are
-    header fields whose values say of a call whose it is (`TOLD`).
+    header fields whose values say of a call whose it is (`TOLD`). `held` says where each credential is kept:
+    the variable or the setting.
     """
 
     name: str
@@ -110,6 +111,11 @@ class UpstreamTarget:
     auth: str = "header"
     credentials_file: str = ""
     told: tuple[tuple[str, str], ...] = ()
+    held: tuple[str, ...] = ()
+
+    def place_of_key(self, key: int) -> str:
+        """Return where people keep this credential."""
+        return self.held[key] if key < len(self.held) else f"upstreams.{self.name}.headers"
 
     @property
     def by_model(self) -> bool:

@@ -501,7 +501,7 @@ def target(
     def of(environ: Mapping[str, str]) -> UpstreamTarget:
         credential = environ.get(variable, "")
         headers = ((header, scheme + credential),) if credential else ()
-        return UpstreamTarget(name, base_url, headers, family=name)
+        return UpstreamTarget(name, base_url, headers, family=name, held=(variable,))
 
     return of
 

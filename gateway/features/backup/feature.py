@@ -23,6 +23,7 @@ FEATURE = Feature(
     tables=("backup_run",),
     metrics=(
         ("backup_timestamp_seconds", "gauge", "When the last backup was taken that is noted.", ()),
+        ("backup_missing_seconds", "gauge", "For how long there is data, and no backup was ever taken.", ()),
         ("backup_proof_timestamp_seconds", "gauge", "When a backup was last restored and found right.", ()),
     ),
     commands=commands("gateway.features.backup.command:backup", "gateway.features.backup.command:restore"),

@@ -10,7 +10,16 @@ from gateway.background.timed.pusher import Reclaimer
 from gateway.core.accounts.holds import ChargedAmounts, ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.outbox import EventNote
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import NO_SERVICE, Caller, Limits, Service, Settlement, SettleResult, Verdict
+from gateway.core.model import (
+    NO_SERVICE,
+    UNSETTLED_CHARGED,
+    Caller,
+    Limits,
+    Service,
+    Settlement,
+    SettleResult,
+    Verdict,
+)
 from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -22,7 +31,10 @@ from tests.persistence.scenario import broken
 
 
 def expired(request_id: str) -> ExpiredHold:
-    return ExpiredHold(Settlement(Caller(1, 7, 3, 0), request_id, "", CHAT, charge=False), 5, 0, 1)
+    """A hold; that of `b` is one of the API."""
+    unsettled = UNSETTLED_CHARGED if request_id == "b" else ""
+    settlement = Settlement(Caller(1, 7, 3, 0), request_id, "", CHAT, charge=False)
+    return ExpiredHold(settlement, 5, 0, 1, unsettled=unsettled)
 
 
 @dataclass
@@ -48,7 +60,7 @@ async def test_a_hold_is_taken_back_in_the_second_sweep_that_finds_it() -> None:
     holds = Holds([["a"], ["a", "b"], ["b"], []])
     reclaimer = Reclaimer(holds)
     assert [await reclaimer.sweep() for _ in range(4)] == [0, 1, 1, 0]
-    assert (holds.reclaimed, reclaimer.reclaimed) == (["a", "b"], 2)
+    assert (holds.reclaimed, dict(reclaimer.reclaimed)) == (["a", "b"], {"call": 1, "hold": 1})
 
 
 async def test_a_hold_that_was_renewed_in_between_is_left_alone() -> None:
@@ -62,7 +74,7 @@ async def test_a_hold_that_settled_meanwhile_is_not_counted() -> None:
     holds = Holds([["a"], ["a"]], settled={"a"})
     reclaimer = Reclaimer(holds)
     await reclaimer.sweep()
-    assert (await reclaimer.sweep(), reclaimer.reclaimed) == (0, 0)
+    assert (await reclaimer.sweep(), reclaimer.reclaimed.total()) == (0, 0)
 
 
 async def test_a_hold_the_counters_refuse_keeps_no_other() -> None:
@@ -71,7 +83,7 @@ async def test_a_hold_the_counters_refuse_keeps_no_other() -> None:
     await reclaimer.sweep()
     with pytest.raises(CountersUnavailable):
         await reclaimer.sweep()
-    assert (holds.reclaimed, reclaimer.reclaimed) == (["b"], 1)
+    assert (holds.reclaimed, reclaimer.reclaimed.total()) == (["b"], 1)
 
 
 # --- with the counters ------------------------------------------------------------------

@@ -141,6 +141,7 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
         )
     account.consume(1)
     store(migrated, account)
+    await notices.forget()
     await look(notices)
     await look(notices)
     assert told(migrated) == ["quota.50"]
@@ -158,9 +159,25 @@ async def test_who_did_not_answer_is_forgotten_with_the_link(migrated: str, noti
                               ('never sent', '31 days', NULL, NULL)) AS v (address, asked, expires, given)""",
             (account.organization_id,),
         )
-    await look(notices)
+    await notices.forget()
     left = rows_of(migrated, "SELECT address FROM mail_consent ORDER BY address")
     assert left == [("agreed",), ("asked",), ("waits",)]
+
+
+async def test_messages_of_a_webhook_that_is_gone_end_too(migrated: str, notices: Notices) -> None:
+    hook(migrated, '["tenant.blocked"]')
+    [account] = settle_in(migrated, 100)
+    account.consume(100)
+    store(migrated, account)
+    await look(notices)
+    assert told(migrated) == ["tenant.blocked"]
+    with psycopg.connect(migrated) as connection:
+        connection.execute("UPDATE webhook SET deleted_at = now()")
+        connection.execute(
+            "UPDATE webhook_delivery SET state = 'delivered', created_at = now() - interval '31 days'"
+        )
+    await notices.forget()
+    assert told(migrated) == []
 
 
 async def test_blocked_and_unblocked(migrated: str, notices: Notices) -> None:
