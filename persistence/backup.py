@@ -279,5 +279,6 @@ async def backed_up(engine: Engine) -> dict[str, object]:
     async with engine.connect() as connection:
         row = (await connection.execute(_BACKED_UP)).one()
     found = {"backup_timestamp_seconds": row.taken, "backup_proof_timestamp_seconds": row.proved}
-    missing = {"backup_missing_seconds": 0.0 if row.taken is not None else float(row.alone or 0)}
-    return missing | {name: float(value) for name, value in found.items() if value is not None}
+    alone_s = 0.0 if row.taken is not None else float(row.alone or 0)
+    there = {name: float(value) for name, value in found.items() if value is not None}
+    return {"backup_missing_seconds": alone_s, **there}
