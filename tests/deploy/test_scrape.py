@@ -42,7 +42,8 @@ OF_ISSUERS = {f"{PREFIX}issuers_unread"}
 # Of parts that are not there, or did not happen: upstreams of a cloud or full ones, a replica for reads.
 OF_OTHERS = {
     f"{PREFIX}upstream_credentials_missing", f"{PREFIX}capacity_refused_calls_total",
-    f"{PREFIX}unpriced_calls_total", f"{PREFIX}replica_lag_seconds", f"{PREFIX}tls_handshake_failures_total",
+    f"{PREFIX}unpriced_calls_total", f"{PREFIX}cost_total", f"{PREFIX}replica_lag_seconds",
+    f"{PREFIX}tls_handshake_failures_total",
 }  # fmt: skip
 # Of a Redis that refuses calls, and of one with replicas; tests/run/test_readiness.py.
 OF_REDIS = {f"{PREFIX}partitions_refusing", f"{PREFIX}redis_replica_lag_seconds"}

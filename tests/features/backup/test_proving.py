@@ -56,13 +56,16 @@ def filled(database: str) -> str:
 async def test_ages_are_told_once_there_is_something_to_tell(filled: str, tmp_path: Path) -> None:
     engine = engines.create(filled)
     try:
-        assert await backup.backed_up(engine) == {}
+        missing = await backup.backed_up(engine)
+        assert missing.keys() == {"backup_missing_seconds"}
+        assert missing["backup_missing_seconds"]
         file, manifest = back_up(filled, Folder(tmp_path), NOW)
         number = taking.note(filled, file, manifest)
-        assert await backup.backed_up(engine) == {"backup_timestamp_seconds": NOW.timestamp()}
+        taken = {"backup_missing_seconds": 0.0, "backup_timestamp_seconds": NOW.timestamp()}
+        assert await backup.backed_up(engine) == taken
         await asyncio.to_thread(taking.prove, filled, Folder(tmp_path), file, number)
         told = await backup.backed_up(engine)
-        assert told.keys() == {"backup_timestamp_seconds", "backup_proof_timestamp_seconds"}
+        assert told.keys() == taken.keys() | {"backup_proof_timestamp_seconds"}
     finally:
         await engine.dispose()
     assert rows_of(filled, _NOTES) == [(file.name, True)]
