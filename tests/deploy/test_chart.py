@@ -492,6 +492,10 @@ def test_monitors_name_the_jobs_and_rules_are_those_of_prometheus(
     assert rule["spec"]["groups"] == [
         group for file in files for group in yaml.safe_load(file.read_text())["groups"]
     ]
+    (alone,) = (each for each in of(charts, "keepers") if each["kind"] == "PrometheusRule")
+    groups = {group["name"] for group in alone["spec"]["groups"]}
+    assert "tollkeeper-keepers" in groups
+    assert "tollkeeper-gateways" not in groups, "a chart without gateways misses none"
     for kind, name, job in (
         ("PodMonitor", "prod-gateway", "tollkeeper-gateway"),
         ("ServiceMonitor", "prod-keeper", "tollkeeper-keeper"),
