@@ -12,10 +12,21 @@ import pytest
 import yaml
 
 from deploy.monitoring import to_kubernetes
-from gateway.run.serving import SETTLING_S_MAX
+from gateway.run.keeper import ENDING_S_MAX
+from gateway.run.serving import LOADING_S_MAX, SETTLING_S_MAX
 from gateway.settings import settings
+from gateway.settings.settings import Settings
 from tests.deploy import helm
-from tests.deploy.manifests import Resource, containers, pod, seconds_of_pre_stop
+from tests.deploy.manifests import (
+    IMAGE_USER,
+    Resource,
+    container_user,
+    containers,
+    file_access,
+    is_read_by,
+    pod,
+    seconds_of_pre_stop,
+)
 
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 OPERATOR = "monitoring.coreos.com/v1"
@@ -51,7 +62,7 @@ FULL: dict[str, Any] = {
         }
     },
     "gateway": {
-        "graceSeconds": 900, "podAnnotations": {"a": "b"}, "nodeSelector": {"pool": "edge"},
+        "graceSeconds": 900, "podAnnotations": {"a": "b"}, "nodeSelector": {"pool": "edge"}, "agents": True,
         "tolerations": [{"key": "edge", "operator": "Exists"}], "service": {"annotations": {"c": "d"}},
     },
     "ingress": {
@@ -61,11 +72,13 @@ FULL: dict[str, Any] = {
     "monitoring": {
         "enabled": True, "labels": {"release": "prometheus"},
         "tlsConfig": {"ca": {"secret": {"name": "ops-tls", "key": "ca.crt"}}, "serverName": "tollkeeper"},
+        "sidecarNamespaces": ["shop"],
     },
     "backup": {"enabled": True, "image": "registry.example/backup", "claim": "backups", "keep": 30},
     "archive": {"enabled": True, "claim": "archive", "dropAfterDays": 7},
+    "networkPolicy": {"identities": [{"cidr": "169.254.169.254/32", "port": 80}]},
 }  # fmt: skip
-MONITORS = (("PodMonitor", "prod-gateway"), ("ServiceMonitor", "prod-keeper"))
+MONITORS = (("PodMonitor", "prod-gateway"), ("PodMonitor", "prod-sidecar"), ("ServiceMonitor", "prod-keeper"))
 BUCKET: dict[str, Any] = {
     "backup": {
         "enabled": True, "image": "registry.example/backup", "to": "s3://backups/toll?region=eu-central-1",
@@ -108,9 +121,11 @@ metadata: { name: llm }
 spec:
   selector: { matchLabels: { app: llm } }
   template:
-    metadata: { labels: { app: llm } }
+    metadata:
+      labels:
+        app: llm
+        {{- include "tollkeeper.sidecar.labels" . | nindent 8 }}
     spec:
-      {{- include "tollkeeper.podSecurity" . | nindent 6 }}
       terminationGracePeriodSeconds: {{ include "tollkeeper.sidecar.grace" . }}
       initContainers:
         {{- include "tollkeeper.sidecar" (dict "root" . "config" "llm-routes") | nindent 8 }}
@@ -176,18 +191,40 @@ def test_kubernetes_accepts_each_object(objects: list[Resource]) -> None:
 def test_every_container_is_restricted_and_sees_secrets_as_files(objects: list[Resource]) -> None:
     assert pods(objects)
     for spec in pods(objects):
-        assert spec["automountServiceAccountToken"] is False
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        theirs = any(each["image"] == "llm" for each in containers(spec))
+        assert theirs or spec["automountServiceAccountToken"] is False
         for container in (each for each in containers(spec) if each["image"] != "llm"):
-            assert container["securityContext"] == {
+            # A pod of others says nothing for the sidecar.
+            said = {} if theirs else spec["securityContext"]
+            assert (said | container["securityContext"]).items() >= {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
-            }
+                "runAsNonRoot": True,
+                "runAsUser": IMAGE_USER,
+                "runAsGroup": IMAGE_USER,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            }.items()
             assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys()
             assert all("valueFrom" not in each for each in container.get("env", ()))
             assert all("secretRef" not in each for each in container.get("envFrom", ()))
+
+
+@pytest.mark.parametrize("of_pod", [{}, {"runAsUser": 1000, "fsGroup": 2000}, {"runAsUser": 0}])
+def test_the_user_of_a_container_reads_its_secrets(objects: list[Resource], of_pod: dict[str, int]) -> None:
+    """Whatever a pod of others says of users and groups; the sidecar alone sees a volume of such files."""
+    for spec in pods(objects):
+        theirs = any(each["image"] == "llm" for each in containers(spec))
+        told = spec | ({"securityContext": of_pod} if theirs else {})
+        volumes = {each["name"]: each for each in told["volumes"] if "secret" in each or "projected" in each}
+        for container in containers(told):
+            user, group = container_user(told, container)
+            seen = {each["name"] for each in container.get("volumeMounts", ())} & volumes.keys()
+            assert bool(seen) is (container["image"] != "llm")
+            for name in seen:
+                access = file_access(told, volumes[name])
+                assert is_read_by(user, {user, *({group} - {None})}, access), (container["name"], name)
+                assert theirs or not access[1] & 0o007
 
 
 def test_what_a_pod_refers_to_is_there(objects: list[Resource]) -> None:
@@ -305,6 +342,24 @@ def test_a_pod_has_the_time_its_calls_have_to_end(charts: dict[str, list[Resourc
             grace_s = float(environ["TOLLKEEPER_SHUTDOWN_GRACE_S"])
             needed_s = seconds_of_pre_stop(gateway) + grace_s + SETTLING_S_MAX
             assert spec["terminationGracePeriodSeconds"] > needed_s
+
+
+def test_a_keeper_has_the_time_that_it_takes_itself(charts: dict[str, list[Resource] | str]) -> None:
+    spec = pod(one(of(charts, "default"), "Deployment", "prod-keeper"))
+    (keeper,) = spec["containers"]
+    environ = {each["name"]: each["value"] for each in keeper["env"]}
+    grace_s = float(environ["TOLLKEEPER_SHUTDOWN_GRACE_S"])
+    assert spec["terminationGracePeriodSeconds"] > seconds_of_pre_stop(keeper) + grace_s + ENDING_S_MAX
+
+
+def test_a_probe_allows_a_start_and_a_pause(charts: dict[str, list[Resource] | str]) -> None:
+    """A program that loads is not killed, nor one that the liveness probe finds busy twice."""
+    for spec in pods(of(charts, "default")):
+        for container in (each for each in containers(spec) if "livenessProbe" in each):
+            starts, lives = container["startupProbe"], container["livenessProbe"]
+            assert starts["periodSeconds"] * starts["failureThreshold"] > LOADING_S_MAX
+            assert lives["failureThreshold"] > 2
+            assert lives["timeoutSeconds"] >= container["readinessProbe"].get("timeoutSeconds", 1)
 
 
 def test_no_start_hangs_on_redis(charts: dict[str, list[Resource] | str]) -> None:
@@ -498,12 +553,75 @@ def test_monitors_name_the_jobs_and_rules_are_those_of_prometheus(
     assert "tollkeeper-gateways" not in groups, "a chart without gateways misses none"
     for kind, name, job in (
         ("PodMonitor", "prod-gateway", "tollkeeper-gateway"),
+        ("PodMonitor", "prod-sidecar", "tollkeeper-gateway"),
         ("ServiceMonitor", "prod-keeper", "tollkeeper-keeper"),
     ):
         monitor = one(objects, kind, name)
         assert monitor["metadata"]["labels"]["release"] == "prometheus"
         ends = monitor["spec"].get("endpoints") or monitor["spec"]["podMetricsEndpoints"]
         assert ends[0]["relabelings"] == [{"targetLabel": "job", "replacement": job}]
+
+
+def test_sidecars_are_scraped_wherever_they_are_also_without_gateways(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    for name, namespaces in (("full", {"matchNames": ["shop"]}), ("keepers", None)):
+        monitor = one(of(charts, name), "PodMonitor", "prod-sidecar")["spec"]
+        assert monitor.get("namespaceSelector") == namespaces
+        (port,) = (end["port"] for end in monitor["podMetricsEndpoints"])
+        sidecar = containers(pod(one(of(charts, name), "Deployment", "llm")))[0]
+        assert port in {each["name"] for each in sidecar["ports"]}
+
+
+def test_agents_have_a_way_from_gateways_to_keepers_and_nobody_else_has(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    objects = of(charts, "full")
+    gateway, keeper = (
+        one(objects, "NetworkPolicy", f"prod-{part}")["spec"] for part in ("gateway", "keeper")
+    )
+    out, (come,) = gateway["egress"][-1], keeper["ingress"][1:]
+    assert out == {
+        "to": [{"podSelector": keeper["podSelector"]}],
+        "ports": [{"protocol": "TCP", "port": "admin"}],
+    }
+    assert come == {"from": [{"podSelector": gateway["podSelector"]}], "ports": out["ports"]}
+    serving, keeping = (
+        {
+            each["name"]: each["value"]
+            for each in pod(one(objects, "Deployment", f"prod-{part}"))["containers"][0]["env"]
+        }
+        for part in ("gateway", "keeper")
+    )
+    service = one(objects, "Service", "prod-keeper")["metadata"]
+    assert (
+        serving["TOLLKEEPER_AGENTS_KEEPER_URL"]
+        == f"https://{service['name']}.{service['namespace']}.svc:8081"
+    )
+    assert keeping["TOLLKEEPER_AGENTS"] == "true"
+    assert len(one(of(charts, "default"), "NetworkPolicy", "prod-keeper")["spec"]["ingress"]) == 1
+
+
+def test_the_address_of_an_identity_is_reached_by_those_who_have_one(
+    charts: dict[str, list[Resource] | str],
+) -> None:
+    rule = {
+        "to": [{"ipBlock": {"cidr": "169.254.169.254/32"}}], "ports": [{"protocol": "TCP", "port": 80}],
+    }  # fmt: skip
+    reach = {
+        each["metadata"]["name"] for each in of(charts, "full")
+        if each["kind"] == "NetworkPolicy" and rule in each["spec"]["egress"]
+    }  # fmt: skip
+    assert reach == {"prod-gateway"}  # backups and archives go to a volume
+
+
+def test_the_settlement_logs_of_all_workers_fit(charts: dict[str, list[Resource] | str]) -> None:
+    """By the settings' own defaults, where values say nothing."""
+    for name, workers in (("default", Settings().workers), ("full", FULL["settings"]["WORKERS"])):
+        for deployment in ("prod-gateway", "llm"):
+            volumes = pod(one(of(charts, name), "Deployment", deployment))["volumes"]
+            (size,) = (each["emptyDir"]["sizeLimit"] for each in volumes if each["name"] == "data")
+            assert int(size) == (workers + 1) * Settings().settlement_log_bytes_max
 
 
 @pytest.mark.parametrize("named", [named for _, named in WRONG])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2 as httpx
@@ -16,9 +20,10 @@ import pytest
 from gateway.settings.settings import Settings
 from tests.conftest import ValkeyServer, free_port
 from tests.deploy import helm
-from tests.deploy.manifests import Resource, containers, environment, pod
+from tests.deploy.manifests import Resource, container_user, containers, environment, pod
 from tests.deploy.processes import READY_S_MAX, Admin, Process, answers, get
 from tests.deploy.test_chart import SIDECAR
+from tests.tree import ROOT
 from tests.waiting import wait_until
 
 IDLE_MIB_MAX = 60.0
@@ -31,6 +36,9 @@ routes:
 """
 # Which setting says what a named port of a manifest is.
 SETTING = {"http": "gateway_port", "ops": "ops_port", "admin": "admin_port"}
+# Where the program and what it needs are, for whichever Python.
+ENVIRON = {"PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}", "PATH": os.environ["PATH"]}
+OURS = [sys.executable, "-m", "gateway"]
 
 
 class Cluster:
@@ -47,34 +55,61 @@ class Cluster:
         self.processes: list[Process] = []
         (folder / "config.yaml").write_text(ROUTES.format(port=self.llm_port))
 
-    def start(self, kind: str, name: str) -> tuple[Resource, Process]:
-        """Start the first container of a pod; its ports must be those that settings have by default."""
+    def start(self, kind: str, name: str, *, measured: bool = False) -> tuple[Resource, Process]:
+        """Start the first container of a pod; its ports must be those that settings have by default.
+
+        It runs as the container's user, or by this Python where its memory is measured.
+        """
         (made,) = (each for each in self._objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
         spec = pod(made)
         container = containers(spec)[0]
         for port in container.get("ports", ()):
             assert port["containerPort"] == getattr(Settings(), SETTING[port["name"]])
         folder = self._folder / name
-        environ = environment(self._objects, spec, container, self.secrets, folder)
+        secrets = self._folder / f"secrets-{name}-{len(self.processes)}"
+        environ = environment(self._objects, spec, container, self.secrets, secrets)
         if "TOLLKEEPER_DATA_DIR" in environ:
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
             assert environ["TOLLKEEPER_DATA_DIR"] in mounts
             environ["TOLLKEEPER_DATA_DIR"] = str(folder)
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o777)  # an emptyDir
         environ |= {f"TOLLKEEPER_{SETTING[name].upper()}": str(port) for name, port in self.ports.items()}
         arguments = [
             str(self._folder / "config.yaml") if word == "/etc/tollkeeper/config.yaml" else word
             for word in container["args"]
         ]
-        return container, self.run(name, arguments, environ)
+        program = OURS if measured else as_user(*container_user(spec, container))
+        return container, self.run(name, arguments, environ, program)
 
-    def run(self, name: str, arguments: list[str], environ: dict[str, str]) -> Process:
+    def run(
+        self, name: str, arguments: list[str], environ: dict[str, str], program: Sequence[str] = ()
+    ) -> Process:
         """Start a process that ends with the test."""
-        self.processes.append(Process(self._folder, name, arguments, environ))
+        self.processes.append(Process(self._folder, name, arguments, ENVIRON | environ, program))
         return self.processes[-1]
 
 
+def as_user(user: int, group: int | None) -> list[str]:
+    """The program as a kubelet starts it, in the pod's group besides; as ourselves where we are not root.
+
+    By this Python, or by the system's of the same version where the user may not enter this one's folder.
+    """
+    if os.geteuid() != 0:
+        return OURS
+    groups = ["--clear-groups"] if group is None else ["--groups", str(group)]
+    borrowed = ["setpriv", "--reuid", str(user), "--regid", str(user), *groups, "--no-new-privs"]
+    system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, system):
+        # A program that the user starts, not we.
+        started = [*borrowed, "sh", "-c", f"{python} -m gateway --version"]
+        if not subprocess.run(started, env=ENVIRON, capture_output=True, check=False).returncode:
+            return [*borrowed, python, "-m", "gateway"]
+    pytest.skip(f"the user {user} may not enter where this Python is")
+
+
 @pytest.fixture
-def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[Cluster]:
+def place(own_valkey: Callable[..., ValkeyServer], database: str) -> Iterator[Cluster]:
     redis_url = own_valkey("--appendonly", "yes").url
     writer = f"{database.rpartition('/')[2]}_writer"
     with psycopg.connect(database) as owner:
@@ -87,12 +122,14 @@ def place(tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
         "tollkeeper-migrate/database-owner-url": database,
         "tollkeeper-keeper/admin-token": ADMIN_TOKEN,
     }
-    one = Cluster(tmp_path, secrets)
-    yield one
-    for process in one.processes:
-        if process.running:
-            process.popen.kill()
-            process.ended()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the pods' users come in
+        one = Cluster(Path(folder), secrets)
+        yield one
+        for process in one.processes:
+            if process.running:
+                process.popen.kill()
+                process.ended()
 
 
 def test_a_call_through_the_sidecar_becomes_a_row(place: Cluster) -> None:
@@ -103,7 +140,7 @@ def test_a_call_through_the_sidecar_becomes_a_row(place: Cluster) -> None:
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         wait_until(lambda probe=probe: answers(keeper, probe, place.ports), READY_S_MAX)
 
-    sidecar, serving = place.start("Deployment", "llm")
+    sidecar, serving = place.start("Deployment", "llm", measured=True)
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         wait_until(lambda probe=probe: answers(sidecar, probe, place.ports), READY_S_MAX)
     service = place.run("demo", ["demo-upstream", "--port", str(place.llm_port)], {})

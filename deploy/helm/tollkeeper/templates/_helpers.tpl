@@ -139,6 +139,14 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{/* What gateways keep: the settlement log of each worker, and as much besides as one has. */}}
+{{- define "tollkeeper.dataSize" -}}
+{{- $said := dig "settings" dict .config -}}
+{{- $workers := .settings.WORKERS | default (get $said "workers") | default 1 | int64 -}}
+{{- $log := .settings.SETTLEMENT_LOG_BYTES_MAX | default (get $said "settlement_log_bytes_max") | default 536870912 | int64 -}}
+{{- .gateway.dataSize | default (mul (add 1 $workers) $log) -}}
+{{- end }}
+
 {{- define "tollkeeper.gatewayVolumes" -}}
 {{- $values := .root.Values -}}
 {{- $keys := concat (list "redis-url" "key-pepper") (ternary (list "earlier-key-peppers") list $values.secrets.earlierPeppers) -}}
@@ -151,7 +159,7 @@ securityContext:
 {{- end -}}
 {{ include "tollkeeper.secretsVolume" $sources }}
 - name: data
-  emptyDir: { sizeLimit: {{ $values.gateway.dataSize }} }
+  emptyDir: { sizeLimit: {{ include "tollkeeper.dataSize" $values }} }
 {{- include "tollkeeper.fileVolumes" (dict "root" .root "ports" (list "gateway" "ops")) }}
 {{- end }}
 

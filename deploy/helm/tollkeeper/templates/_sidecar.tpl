@@ -1,6 +1,9 @@
 {{/*
 Tollkeeper beside a container of yours, in a chart that depends on this one:
 
+  metadata:
+    labels:
+      {{- include "tollkeeper.sidecar.labels" $toll | nindent 6 }}
   spec:
     terminationGracePeriodSeconds: {{ include "tollkeeper.sidecar.grace" $toll }}
     initContainers:
@@ -9,7 +12,7 @@ Tollkeeper beside a container of yours, in a chart that depends on this one:
       {{- include "tollkeeper.sidecar.volumes" (dict "root" $toll "config" "my-routes") | nindent 6 }}
 
 `root` is the scope of this chart (.Subcharts.tollkeeper), `config` a ConfigMap with config.yaml. Your container
-listens on 127.0.0.1 alone; the Service leads to the port `http`.
+listens on 127.0.0.1 alone; the Service leads to the port `http`. By the label Prometheus finds the pod.
 */}}
 {{- define "tollkeeper.sidecar" -}}
 - name: tollkeeper
@@ -40,7 +43,12 @@ listens on 127.0.0.1 alone; the Service leads to the port `http`.
     preStop: { exec: { command: [sh, -c, "sleep 5; kill -TERM 1"] } }
   resources:
     {{- toYaml .root.Values.sidecar.resources | nindent 4 }}
+  # All is said here: the pod is yours, and may say another user, or none.
   {{- include "tollkeeper.security" . | nindent 2 }}
+    runAsNonRoot: true
+    runAsUser: 10001
+    runAsGroup: 10001
+    seccompProfile: { type: RuntimeDefault }
   volumeMounts:
     - { name: routes, mountPath: /etc/tollkeeper, readOnly: true }
     {{- include "tollkeeper.gatewayMounts" . | nindent 4 }}
@@ -49,7 +57,13 @@ listens on 127.0.0.1 alone; the Service leads to the port `http`.
 {{- define "tollkeeper.sidecar.volumes" -}}
 - name: routes
   configMap: { name: {{ .config }} }
-{{ include "tollkeeper.gatewayVolumes" . }}
+{{- /* A kubelet gives files to root. By an fsGroup the user of the image could read them, but that is the pod's, which is
+yours. So anybody may read them where they are mounted: in the sidecar alone. */}}
+{{ include "tollkeeper.gatewayVolumes" . | replace "defaultMode: 0440" "defaultMode: 0444" }}
+{{- end }}
+
+{{- define "tollkeeper.sidecar.labels" -}}
+tollkeeper: sidecar
 {{- end }}
 
 {{- define "tollkeeper.sidecar.grace" -}}
