@@ -20,7 +20,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.errors import StartError
 from persistence.engine import looking
-from persistence.schema.standing import ENSURE_PARTITIONS, KNOWN, MONTHS_AHEAD, STATUS, THERE, SchemaStatus
+from persistence.schema.standing import (
+    ENSURE_PARTITIONS,
+    KNOWN,
+    MONTHS_AHEAD,
+    STATUS,
+    THERE,
+    SchemaStatus,
+    versions_between,
+)
 
 DROP = text("""
 SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
@@ -200,9 +208,10 @@ def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
     if found in known:
         raise StartError(f"PostgreSQL has schema version {found}, {needed} is needed: run tollkeeper migrate")
     if found < known[0]:
+        first = ", then of ".join(versions_between(found))
         raise StartError(
             f"PostgreSQL has schema version {found}, this program begins at {known[0]}:"
-            " run tollkeeper migrate of the release before it first, then of this one"
+            f" run tollkeeper migrate of version {first} first, then of this one"
         )
     raise StartError(
         f"PostgreSQL has schema version {found}, this program knows {needed} at most: run a newer one"

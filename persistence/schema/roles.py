@@ -19,10 +19,12 @@ from persistence.schema.database import refuse_other, status
 from persistence.schema.standing import (
     EVERYBODY,
     FOUND,
+    RIGHTS_OF,
     WANTED,
     WRITER,
     RoleGrant,
     found_grants,
+    rights_note,
     roles_of,
     writer_of,
     writes,
@@ -36,6 +38,20 @@ DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 _FOUND = text(FOUND)
 _THERE = text("SELECT count(*) FROM pg_roles WHERE rolname = :name")
+# Who is in an earlier role, and that role itself where it logs in; not those who are in today's already.
+_MEMBERS = text("""
+SELECT DISTINCT m.rolname FROM pg_roles AS r
+  LEFT JOIN pg_auth_members AS a ON a.roleid = r.oid
+  JOIN pg_roles AS m ON m.oid = a.member OR (m.oid = r.oid AND m.rolcanlogin)
+ WHERE r.rolname = :earlier AND m.rolname <> current_user
+   AND NOT pg_has_role(m.oid, cast(:role AS name), 'MEMBER')
+   AND NOT pg_has_role(cast(:role AS name), m.oid, 'MEMBER')
+ ORDER BY m.rolname""")
+# Which of these roles have a right on a table here.
+_HELD = text("""
+SELECT DISTINCT r.rolname
+  FROM pg_class AS c, aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
+ WHERE c.relnamespace = current_schema()::regnamespace AND r.rolname = ANY (:names)""")
 _AS_IT_STANDS = {"no_parameters": True}
 _HERE = text("SELECT current_database(), quote_ident(current_schema())")
 
@@ -60,21 +76,54 @@ def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) 
     found = found_grants(connection.execute(_FOUND), database, wanted)
     for statement in _statements(found, wanted, quoted, schema):
         connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
+    return _admit_members(connection, database, names, schema)
+
+
+def _admit_members(connection: Connection, database: str, names: dict[str, str], schema: str) -> str:
+    """Let users of the roles that another name of the database had into today's; those lose what they had.
+
+    An administrator's statements where this user may not, else empty.
+    """
+    noted = rights_note(database)
+    before = str(connection.exec_driver_sql(RIGHTS_OF).scalar_one())
+    if before == noted:
+        return ""
+    earlier = roles_of(before.removeprefix(rights_note(""))) if before else {}
+    members = [
+        (names[role], str(user))
+        for role, name in earlier.items()
+        for user in connection.execute(_MEMBERS, {"earlier": name, "role": names[role]}).scalars()
+    ]
+    statements = [f"GRANT {_quoted(role)} TO {_quoted(user)}" for role, user in members]
+    if not all(_allowed(connection, statement) for statement in statements):
+        todo = " ".join(f"{statement};" for statement in statements)
+        return f"the database had another name when its users got their rights; an administrator runs: {todo}"
+    for role in connection.execute(_HELD, {"names": list(earlier.values())}).scalars():
+        for kind in ("ALL TABLES IN SCHEMA", "ALL FUNCTIONS IN SCHEMA", "SCHEMA"):
+            statement = f"REVOKE ALL ON {kind} {schema} FROM {_quoted(str(role))}"
+            connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
+    note = noted.replace("'", "''")
+    told = f"COMMENT ON COLUMN alembic_version.version_num IS '{note}'"
+    connection.exec_driver_sql(told, execution_options=_AS_IT_STANDS)
     return ""
 
 
 def _made(connection: Connection, name: str) -> bool:
     """Whether a role is there, now if not before; another database's migrate may be as far at this moment."""
     there = connection.execute(_THERE, {"name": name}).scalar_one()
-    if not there:
-        try:
-            with connection.begin_nested():
-                connection.exec_driver_sql(f"CREATE ROLE {_quoted(name)}", execution_options=_AS_IT_STANDS)
-        except DBAPIError as error:
-            found = origin(error)
-            if found is None or found.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
-                raise
-            return found.sqlstate != FORBIDDEN
+    return bool(there) or _allowed(connection, f"CREATE ROLE {_quoted(name)}")
+
+
+def _allowed(connection: Connection, statement: str) -> bool:
+    """Run a statement, unless it has been run; False where this user may not."""
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
+    except DBAPIError as error:
+        found = origin(error)
+        if found is None or found.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
+            raise
+        return found.sqlstate != FORBIDDEN
     return True
 
 
@@ -168,9 +217,15 @@ def privileges(url: str) -> Privileges:
 
 async def refuse_unfit(engine: AsyncEngine) -> None:
     """StartError where the schema is another program's, or the user may not do what a keeper does."""
+    url = engine.url.render_as_string(hide_password=False)
     try:
-        refuse_other(await status(engine))
-        found = await asyncio.to_thread(privileges, engine.url.render_as_string(hide_password=False))
+        try:
+            refuse_other(await status(engine))
+        except DBAPIError as error:  # one who may read nothing is told of the role to be in
+            refused = origin(error)
+            if refused is None or refused.sqlstate != FORBIDDEN:
+                raise
+        found = await asyncio.to_thread(privileges, url)
     except (DBAPIError, SchemaUnavailable) as error:
         raise StartError(f"PostgreSQL: {complaint(error)} (tollkeeper doctor says what to do)") from error
     if found.lacking:

@@ -22,6 +22,10 @@ HERE = Path(__file__).parent
 MIGRATIONS = {path.name[1:5]: path for path in (HERE / "migrations" / "versions").glob("v????_*.py")}
 KNOWN = tuple(sorted(MIGRATIONS))
 NEEDED = KNOWN[-1]
+# Which version of the program brings a schema, as its migration says.
+_VERSION = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
+# Schemas that programs before began at, and the version that takes all older ones there.
+_BASELINES = {"0097": "1.0.0rc1"}
 _RUNS_FROM = re.compile(r'^runs_from = "([0-9]{4})"$', re.MULTILINE)
 
 # The comment says since which version programs run on it: it is there in backups too, and anybody reads it.
@@ -32,6 +36,9 @@ SELECT version_num,
   FROM alembic_version"""
 ENSURE_PARTITIONS = "SELECT ensure_partitions(now(), %(months_ahead)s, %(by)s)"
 MONTHS_AHEAD = 3
+# For which database its rights were given, by a comment that a backup has too: under another name, after a
+# restore or a rename, the roles have other names.
+RIGHTS_OF = "SELECT coalesce(col_description('alembic_version'::regclass, 1), '')"
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
 # 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
@@ -102,6 +109,10 @@ def roles_of(database: str) -> dict[str, str]:
     return {role: f"{database}_{role}" for role in (WRITER, READER)}
 
 
+def rights_note(database: str) -> str:
+    return f"rights of {database}"
+
+
 def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
     for grant in wanted:
@@ -126,6 +137,18 @@ def found_grants(
     return found
 
 
+def version_of(schema: str) -> str:
+    """The version of the program that brings a schema; empty where its migration does not say it."""
+    found = _VERSION.search(MIGRATIONS[schema].read_text(encoding="utf-8"))
+    return found[1] if found else ""
+
+
+def versions_between(schema: str) -> list[str]:
+    """The versions whose migrate, one after the other, brings a schema before the baseline to it."""
+    baselines = _BASELINES | {KNOWN[0]: version_of(KNOWN[0])}
+    return [version for baseline, version in baselines.items() if schema < baseline]
+
+
 def runs_from() -> str:
     """As `runs_from` of `migrate.py` finds it, from the migrations' texts alone."""
     said = {one: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for one, path in MIGRATIONS.items()}
@@ -145,7 +168,8 @@ def is_current(url: str) -> bool:
                 return False
             said = connection.execute(STATUS).fetchall()
             grants = found_grants(connection.execute(FOUND), str(there[0]))
-            if said != [(NEEDED, runs_from())] or grants != WANTED:
+            noted = connection.execute(RIGHTS_OF).fetchone() == (rights_note(str(there[0])),)
+            if said != [(NEEDED, runs_from())] or grants != WANTED or not noted:
                 return False
             connection.execute(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
             return True

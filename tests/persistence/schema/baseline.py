@@ -37,4 +37,6 @@ def _dumped(url: str) -> list[str]:
     said = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
     # A column that had another name keeps that in its NOT NULL.
     lines = (re.sub(r" CONSTRAINT \w+ NOT NULL", " NOT NULL", line) for line in said)
-    return [line for line in lines if line and not line.startswith(("--", "\\"))]
+    # Whose rights are noted is by the name of the database.
+    left = ("--", "\\", "COMMENT ON COLUMN public.alembic_version.")
+    return [line for line in lines if line and not line.startswith(left)]

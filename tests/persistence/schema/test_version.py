@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,16 @@ from persistence.tables import metadata
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
 from tests.persistence.schema.baseline import bring_to_baseline, described
+
+
+def test_each_schema_names_the_version_that_brings_it() -> None:
+    """In their order; what is not released is of the next minor version at most."""
+    said = [tuple(map(int, standing.version_of(each).split("."))) for each in KNOWN]
+    major, minor, _ = (int(part) for part in version("tollkeeper").split("."))
+    assert said == sorted(said)
+    assert said[0] <= (major, minor, 0)
+    assert said[-1] <= (major, minor + 1, 0)
+    assert standing.versions_between("0112") == [standing.version_of(KNOWN[0])]
 
 
 def test_the_versions_known_are_those_of_the_migrations() -> None:
@@ -293,7 +304,7 @@ async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database
     bring_to_baseline(database)
     rows_of(database, "UPDATE alembic_version SET version_num = '0085' RETURNING 1")
     pool = engine.create(database)
-    said = f"0085, this program begins at {KNOWN[0]}: run tollkeeper migrate of the release before it first"
+    said = f"0085, this program begins at {KNOWN[0]}: .* migrate of version 1.0.0rc1, then of 1.0.0 first"
     with pytest.raises(StartError, match=said):
         migrate.upgrade(database)
     with pytest.raises(StartError, match=said):

@@ -6,6 +6,7 @@ An empty database never comes here. It is made from the files of today's schema,
 revision = "0114"
 down_revision = None
 runs_from = "0100"
+version = "1.0.0"
 alters = ()
 branch_labels = None
 depends_on = None
