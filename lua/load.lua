@@ -2,13 +2,13 @@
 -- needs: state window batch bucket entry event calendar cycle load
 -- allows: oom
 -- KEYS[1] m  KEYS[2] the state (or m itself for verb 3)  KEYS[3] x outbox (due reset of a tenant); for verb 3 what tells that m changed
---   then, of a rebuild, more states; accounts of budgets come alone
+--   then, of a rebuild, more states
 -- ARGV[1] packed: run id (40), verb (1 define, 2 rebuild, 3 verify), kind (1 k, 2 u, 3 t, 4 o), version, create (0 or 1)
 -- ARGV[2] define: packed limits rpm, tpm, conc, then by kind
 --           k: revoked, expires, key id
 --           t: user rpm, tpm, conc, tenant, organization, then the plan as in grant
 --           o: credit limit, cap, organization
---         rebuild: the whole packed state, of an account of budgets until it says that it is forgotten; verify: the new marker
+--         rebuild: the whole packed state, of an account of budgets until when it says; verify: the new marker
 -- ARGV[3] rebuild and verify: the marker as the keeper read it (empty: none); then a packed state for each key behind the third
 -- Returns packed: 1 done, 2 already at this version or later, 0 unverified, -2 unknown account, -4 marker moved on
 -- Example: define limits of tenant 7 at version 3 over version 2 -> levels, use and holds stay, limits change
@@ -18,12 +18,12 @@ local raw = call('MGET', KEYS[1], KEYS[2])
 if verb == REBUILD or verb == VERIFY then
   if (raw[1] or '') ~= ARGV[3] then return CODE.pack{code = -4} end
   if verb == VERIFY then call('HINCRBY', KEYS[3], 'v', 1) end
-  local expires = verb == REBUILD and string.match(KEYS[2], ':(%a):') == 'b' and BUDGET.field(today(ARGV[2], KEYS[2]), 'expires') or 0
-  if expires > 0 then call('SET', KEYS[2], ARGV[2], 'PXAT', expires) else call('SET', KEYS[2], ARGV[2]) end
-  if #KEYS > 3 then
-    local more = {}
-    for i = 4, #KEYS do more[2 * i - 7], more[2 * i - 6] = KEYS[i], ARGV[i] end
-    call('MSET', values(more))
+  for i = 2, #KEYS do
+    local name, packed = KEYS[i], ARGV[i]
+    local expires = verb == REBUILD and string.match(name, ':(%a):') == 'b' and BUDGET.field(today(packed, name), 'expires') or 0
+    if i == 3 then -- no state
+    elseif expires > 0 then call('SET', name, packed, 'PXAT', expires)
+    else call('SET', name, packed) end
   end
   return CODE.pack{code = 1}
 end

@@ -3,9 +3,10 @@
 local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 9007199254740992
 -- Places of a definition's parts: its windows that are not gone packed, how many, and their ids packed; the fields of all (each
 -- at
--- WINDOW_..._AT behind those before it), how many, and all packed; when the first of them ends and the last; what an entry
--- says of those not gone; the unit of each, and its limit where it enforces.
-local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- WINDOW_..._AT behind those before it), how many, and all packed; when the first of them ends and the last (HUGE: one never does);
+-- what an entry says of those not gone; the unit of each, and its limit where it enforces; whether one without end is forgotten
+-- once nobody uses it: one of a session, or one that is gone.
+local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 -- Units, as flags of windows have them; the others are requests.
 local MONEY, TOKENS, REQUESTS = 1, 2, 4
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
@@ -39,19 +40,19 @@ local function definition_of(packed)
   if found then return found end
   local count = #packed / DEFINED_WINDOW_BYTES
   if count < 1 or count > WINDOWS_KEPT_MAX or count % 1 > 0 then error({err = 'ERR a budget account has 1 to 32 windows'}) end
-  local fields, ids, units, limits, live, first, last = {parse(repeated(DEFINED_WINDOW_FORM, count), packed)}, {}, {}, {}, 0, HUGE, 0
+  local fields, ids, units, limits, live, first, last, unused_ends = {parse(repeated(DEFINED_WINDOW_FORM, count), packed)}, {}, {}, {}, 0, HUGE, 0, false
   for at = 0, (count - 1) * DEFINED_WINDOW_SIZE, DEFINED_WINDOW_SIZE do
-    local ends = fields[at + WINDOW_NEXT_AT]
-    if ends == 0 then ends = HUGE end
-    first, last = min(first, ends), max(last, ends)
-    local flags = fields[at + WINDOW_FLAGS_AT]
+    local ends, flags = fields[at + WINDOW_NEXT_AT], fields[at + WINDOW_FLAGS_AT]
+    if ends == 0 then
+      if flags >= WINDOW_GONE or fields[at + WINDOW_AFTER_AT] > 0 then unused_ends = true else last = HUGE end
+    else first, last = min(first, ends), max(last, ends) end
     units[#units + 1], limits[#limits + 1] = flags % WINDOW_ENFORCES, has(flags, WINDOW_ENFORCES) and fields[at + WINDOW_LIMIT_AT]
     if flags < WINDOW_GONE then
       live = live + 1
       ids[live] = BUDGET_ID.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT]}
     end
   end
-  found = {sub(packed, FIRST_BYTE, live * DEFINED_WINDOW_BYTES), live, table.concat(ids), fields, count, packed, first, last, told_of(fields, 1, live, NOBODY), units, limits}
+  found = {sub(packed, FIRST_BYTE, live * DEFINED_WINDOW_BYTES), live, table.concat(ids), fields, count, packed, first, last, told_of(fields, 1, live, NOBODY), units, limits, unused_ends}
   if definitions_count == DEFINITIONS_MAX then definitions, definitions_count = {}, 0 end
   definitions[packed], definitions_count = found, definitions_count + 1
   return found

@@ -1,15 +1,17 @@
 -- kept: how accounts of budgets are written, and when somebody's is forgotten. Needs state, batch, accounts, account.
--- How long an account for each is kept: after the window it is in, or where one is without end after its last call, by days.
-local EACH_AFTER_MS, EACH_UNUSED_DAYS, STALE_MOST = 86400000, 30, 2
+-- How long an account for each is kept after the last window that it is in; how many forgotten ones leave the index at a time.
+local EACH_AFTER_MS, STALE_MOST = 86400000, 2
 
--- notes until when an account for each is kept, in its index too; some forgotten ones leave
+-- notes until when an account for each is kept, in its index too; some forgotten ones leave. One that has an amount without end
+-- is kept (below 0): the index says until when it has a place
 local function keep_each(account, now)
-  local index, last = account[INDEX], account[DEFINITION][LAST_END]
-  local expires = last == HUGE and (floor(now / DAY_MS) + EACH_UNUSED_DAYS + 1) * DAY_MS or last + EACH_AFTER_MS
+  local index, definition = account[INDEX], account[DEFINITION]
+  local last, unused = definition[LAST_END], (floor(now / DAY_MS) + EACH_UNUSED_DAYS + 1) * DAY_MS
+  local expires = last == HUGE and -unused or max(last + EACH_AFTER_MS, definition[UNUSED_ENDS] and unused or 0)
   if expires == account[EXPIRES] then return end
   account[EXPIRES], account[HEAD] = expires, false
-  call('ZADD', index, expires, sub(account[KEY_NAME], COLON_AT + 1))
-  local stale = call('ZRANGE', index, '-inf', now, 'BYSCORE', 'LIMIT', 0, STALE_MOST)
+  call('ZADD', index, abs(expires), sub(account[KEY_NAME], COLON_AT + 1))
+  local stale = expires > 0 and call('ZRANGE', index, '-inf', now, 'BYSCORE', 'LIMIT', 0, STALE_MOST) or {}
   if #stale > 0 then call('ZREM', index, values(stale)) end
 end
 
@@ -39,7 +41,7 @@ local function write_budget(account, raw, now)
   account[IS_NEW] = false
   remember(key, account, packed, PACKED)
   local state = as_written(key, packed)
-  if expires == 0 then call('MSET', key, state)
+  if expires <= 0 then call('MSET', key, state)
   elseif raw and expires == ends and #raw == #state then call('SETRANGE', key, 0, state) -- it ends when it did, for less
   else call('SET', key, state, 'PXAT', expires) end
 end

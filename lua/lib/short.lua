@@ -2,15 +2,17 @@
 -- Needs state, take, definition, windows, account.
 local OTHERS = 'other'
 
--- Which accounts are one too many for each, a bit an account: they are not there yet, and as many are as may be. Where
--- somebody's is, others' go on
+-- Which accounts are one too many for each, a bit an account: they are not there yet, and as many have a place as may, or are kept
+-- as may be. Where somebody's is, others' go on
 local function too_many(accounts, now)
   local found = 0
   for place, account in ipairs(accounts) do
     local index = account[INDEX]
-    if index and account[IS_NEW] == true and sub(account[KEY_NAME], COLON_AT + 1) ~= OTHERS
-      and call('ZCOUNT', index, now, '+inf') + (made_of[index] or 0) >= EACH_ACCOUNTS_MAX then
-      found = found + 2 ^ (place - 1)
+    if index and account[IS_NEW] == true and sub(account[KEY_NAME], COLON_AT + 1) ~= OTHERS then
+      local made = made_of[index] or 0
+      if call('ZCOUNT', index, now, '+inf') + made >= EACH_ACCOUNTS_MAX or call('ZCARD', index) + made >= EACH_KEPT_MAX then
+        found = found + 2 ^ (place - 1)
+      end
     end
   end
   return found

@@ -15,7 +15,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.budgets import EACH_UNUSED_DAYS, Budget
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.accounts.runs import Run, read_stored
@@ -40,22 +40,32 @@ from persistence.ledger.rows import is_uuid
 
 # Dead letters of one organization that are looked at.
 ASIDE_MAX = 1_000
-# A window is kept longer than a year is, the whole use of a session longer than the counters keep it.
-KEPT_DAYS, SESSIONS_KEPT_DAYS = 400, 60
+# A window is kept longer than a year is, the whole use of a session as long as the counters keep it.
+KEPT_DAYS = 400
 # As long as the counters remember a run that is over.
 RUNS_KEPT_S = 86_400
 
-_USED = text("""
-SELECT u.budget_id, k.start AS start_ms, u.value, u.used
+# Of budgets whose accounts are forgotten unused, those the counters have; they count days of UTC.
+_FORGOTTEN = """b."interval" = 'total' AND b.each = 'session'
+           AND u.moved_at < date_trunc('day', now(), 'UTC') - make_interval(days => :unused_days)"""
+_USED = text(f"""
+SELECT u.budget_id, k.start AS start_ms, u.value, u.used,
+       floor(extract(epoch FROM u.moved_at) * 1000)::bigint AS moved_ms
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start = to_timestamp(k.start / 1000.0)
- ORDER BY 1, 2, 3""")
-# Windows that never reset are kept, but of sessions: the counters forget those as well.
-_FORGET = text("""
-DELETE FROM budget_use AS u USING budget AS b WHERE b.id = u.budget_id
-   AND (b."interval" <> 'total' AND u.moved_at < now() - make_interval(days => :days)
-        OR b."interval" = 'total' AND b.each = 'session'
-           AND u.moved_at < now() - make_interval(days => :session_days))""")
+  LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
+ WHERE b.id IS NULL
+ ORDER BY u.moved_at DESC""")  # noqa: S608  # our own words
+_FORGET_WINDOWS = text("""
+DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
+    SELECT u.ctid FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id
+     WHERE u.start > 'epoch' AND u.start < now() - make_interval(days => :days)
+       AND u.moved_at < now() - make_interval(days => :days) LIMIT :n))""")
+# Windows that never end are kept, but for those of sessions, and of budgets that were deleted long ago.
+_FORGET_ENDLESS = text(f"""
+DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
+    SELECT u.ctid FROM budget AS b JOIN budget_use AS u ON u.budget_id = b.id AND u.start = 'epoch'
+     WHERE {_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days) LIMIT :n))""")  # noqa: S608  # our own words
 # Runs that the counters remember.
 _RUNS = text("""
 SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
@@ -63,9 +73,13 @@ SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
  WHERE r.organization_id = ANY(:ids) AND r.expires_at > now() - make_interval(secs => :kept_s)
  ORDER BY r.created_at, r.id""")
 _FORGET_RUNS = text("""
-WITH gone AS (DELETE FROM run WHERE expires_at < now() - make_interval(days => :days) RETURNING id)
-DELETE FROM budget_use WHERE budget_id - budget_id % 2 IN (SELECT id FROM gone)""")
-_FORGET_JOBS = text("DELETE FROM job WHERE expires_at < now() - make_interval(days => :days)")
+WITH gone AS (SELECT id FROM run WHERE expires_at < now() - make_interval(days => :days) LIMIT :n),
+     uses AS (DELETE FROM budget_use
+               WHERE budget_id = ANY(ARRAY(SELECT unnest(ARRAY[id, id + 1]) FROM gone)))
+DELETE FROM run WHERE id = ANY(ARRAY(SELECT id FROM gone))""")
+_FORGET_JOBS = text("""
+DELETE FROM job WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM job WHERE expires_at < now() - make_interval(days => :days) LIMIT :n))""")
 _MARK = text("SELECT last_entry_id FROM partition_state WHERE partition = :partition")
 _ASIDE = text("""
 SELECT raw FROM dead_letter WHERE resolved_at IS NULL AND organization_id = ANY(:organizations) LIMIT :n""")
@@ -94,28 +108,37 @@ class BudgetUses:
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             mark = await connection.scalar(_MARK, {"partition": partition})
-            used = await _used(connection, list(windows))
+            used, moved = await _used(connection, list(windows))
             values = {"organizations": list(organizations), "n": ASIDE_MAX}
             aside = [bytes(raw) for raw in await connection.scalars(_ASIDE, values)]
-        return StoredBudgets((mark or "").encode(), used, aside)
+        return StoredBudgets((mark or "").encode(), used, aside, moved)
 
 
-async def _used(connection: AsyncConnection, windows: Sequence[WindowKey]) -> dict[WindowKey, int]:
-    if not windows:
-        return {}
-    values = {"ids": [one.budget_id for one in windows], "starts": [one.start_ms for one in windows]}
-    rows = await connection.execute(_USED, values)
-    return {WindowKey(row.budget_id, row.start_ms, row.value): row.used for row in rows}
+async def _used(
+    connection: AsyncConnection, windows: Sequence[WindowKey]
+) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
+    """What is used of windows, and when each moved; those that moved last come first."""
+    used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
+    if windows:
+        values = {
+            "ids": [one.budget_id for one in windows], "starts": [one.start_ms for one in windows],
+            "unused_days": EACH_UNUSED_DAYS,
+        }  # fmt: skip
+        for budget_id, start_ms, value, amount, moved_ms in await connection.execute(_USED, values):
+            window = WindowKey(budget_id, start_ms, value)
+            used[window], moved[window] = amount, moved_ms
+    return used, moved
 
 
-async def forget_budget_uses(engine: AsyncEngine) -> int:
-    """Delete what was used of windows that ended long ago; answers how many rows."""
-    async with engine.begin() as connection:
-        values = {"days": KEPT_DAYS, "session_days": SESSIONS_KEPT_DAYS}
-        forgotten = await connection.execute(_FORGET, values)
-        of_runs = await connection.execute(_FORGET_RUNS, {"days": KEPT_DAYS})
-        jobs = await connection.execute(_FORGET_JOBS, {"days": KEPT_DAYS})
-        return int(forgotten.rowcount + of_runs.rowcount + jobs.rowcount)
+async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DELETED_ROWS_AT_ONCE) -> int:
+    """Delete what was used of windows that ended long ago, runs and jobs, a piece a transaction; answers how
+    many rows.
+    """
+    forgotten, values = 0, {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS}
+    for statement in (_FORGET_WINDOWS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
+        named = {name: value for name, value in values.items() if f":{name}" in statement.text}
+        forgotten += await retention.delete(engine, statement, named, at_once)
+    return forgotten
 
 
 # Credentials that are read at once where all of them are looked through.

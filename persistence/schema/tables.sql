@@ -1271,6 +1271,8 @@ CREATE TABLE budget_use (
     PRIMARY KEY (budget_id, start, value)
 );
 
+CREATE INDEX budget_use_start_idx ON budget_use (start) WHERE start > 'epoch';
+
 -- Reported news of each account of a budget in a window, and the start of its pace: once a window is once,
 -- also after a restart. Rows of windows that are over go.
 CREATE TABLE budget_told (

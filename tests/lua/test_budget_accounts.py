@@ -12,6 +12,7 @@ from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.model import SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows, replaced
+from gateway.counters.layouts.states import WindowState, pack_windows
 from gateway.counters.redis import keys
 from tests.builders import Granted, World, new_id
 from tests.lua.uses import tell
@@ -49,12 +50,33 @@ def test_an_account_for_each_is_forgotten_a_day_after_its_window(world: World) -
     assert index(world) == {"ann": now + HOUR + DAY}
 
 
-def test_one_without_an_end_is_forgotten_a_month_after_its_last_call(world: World) -> None:
+def test_one_without_an_end_gives_up_its_place_a_month_after_its_last_call_and_is_kept(world: World) -> None:
     hers = account(window(1, 100), value="ann")
+    name = keys.budget_account(world.p, hers.name)
+    as_it_was_once = pack_windows([WindowState(1, 100, 0, 0, 0, 9)], 31 * DAY)
+    world.client.set(name, as_it_was_once, px=DAY)
     call = world.reserve(budgets=(hers,), money=10)
-    name, today = keys.budget_account(world.p, hers.name), world.now_ms() // DAY
-    assert world.client.pexpiretime(name) in {(today + 31) * DAY, (today + 30) * DAY}
+    today = world.now_ms() // DAY
+    assert index(world)["ann"] in {(today + 31) * DAY, (today + 30) * DAY}
     call.settle(money=5)
+    assert world.client.pexpiretime(name) == -1
+    full(world, until=world.now_ms() - 1)
+    world.client.zadd(keys.each_accounts(world.p, NAME), {"ann": world.now_ms() - 1})
+    bob = account(window(1, 100), value="bob")
+    assert world.reserve(budgets=(bob,), money=10).verdict is Verdict.ADMITTED
+    assert world.reserve(budgets=(hers,), money=96).verdict is Verdict.BUDGET_EXCEEDED
+
+
+@pytest.mark.parametrize("ends", ["a session", "gone"])
+def test_one_that_ends_unused_is_forgotten_a_month_after_its_last_call(world: World, ends: str) -> None:
+    endless = window(1, 100, at=(0, 0, DAY if ends == "a session" else 0))
+    at = world.now_ms() // HOUR * HOUR
+    hour = window(2, 100, at=(at, at + HOUR, at + 2 * HOUR))
+    for defined in ((endless,), (hour,)) if ends == "gone" else ((endless, hour),):
+        hers = account(*defined, value="ann")
+        world.reserve(budgets=(hers,), money=10).settle(money=5)
+    name, today = keys.budget_account(world.p, hers.name), world.now_ms() // DAY
+    assert index(world)["ann"] in {(today + 31) * DAY, (today + 30) * DAY}
     assert world.client.pexpiretime(name) == index(world)["ann"]
 
 
@@ -147,7 +169,8 @@ def test_made_up_callers_fill_so_many_bytes_and_no_more(world: World, windows: i
 
 def test_those_that_are_forgotten_make_room(world: World) -> None:
     full(world, until=world.now_ms() - 1)
-    hers = account(window(1, 100), value="ann")
+    at = world.now_ms() // HOUR * HOUR
+    hers = account(window(1, 100, at=(at, at + HOUR, at + 2 * HOUR)), value="ann")
     assert world.reserve(budgets=(hers,), money=10).verdict is Verdict.ADMITTED
     # And leave the index, more of them with each that comes.
     assert len(index(world)) == states.EACH_ACCOUNTS_MAX + 1 - 2
@@ -196,7 +219,6 @@ def test_a_reset_takes_what_was_used_once_and_tells_it(world: World) -> None:
     ]
     assert told[0].metadata == b'{"reason":"r"}'
     assert [(one.used, one.held) for one in world.windows(ann.name)] == [(0, 5), (7, 5)]
-    assert world.client.pttl(keys.budget_account(world.p, ann.name)) > 0
     assert reset(world, ann.name, write_id=write_id).code == 2
     assert len(world.events()) == count + 2
     held.settle(money=3)

@@ -39,6 +39,7 @@ from gateway.core.integrity.reconciliation import (
     waiting_in,
     windows_at,
 )
+from gateway.core.text import batched
 from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 # A difference caught in flight is looked at again before it is called one.
 LOOKS_MAX = 5
 LOOK_AGAIN_S = 0.3
+# Accounts that are compared and written before others get a turn.
+REBUILT_AT_ONCE = 5_000
 
 
 class BudgetRebuild:
@@ -94,7 +97,11 @@ class BudgetRebuild:
         packed = [*(entries or ()), *(apart or ()), *stored.aside]
         waiting = waiting_in(packed, [*budgets, *of_runs])
         accounts = [run_as_it_should_be(run, stored.used, waiting) for run in runs]
+        holds = await self._target.held_of_budgets(partition)
         wrong = await self._wrong(partition, accounts, less_only=less_only)
+        if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+            return None
+        written = len(wrong)
         for one in defined:
             names = [
                 name
@@ -104,14 +111,18 @@ class BudgetRebuild:
                     partition, account_of(one.organization_id, alike[0])
                 )
             ]
-            accounts = list(
-                as_they_should_be(one.organization_id, one.terms.budgets, stored.used, waiting, now_ms, names)
+            every = as_they_should_be(
+                one.organization_id, one.terms.budgets, stored.used, waiting, now_ms, names, stored.moved
             )
-            wrong += await self._wrong(partition, accounts, less_only=less_only)
-        if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms):
-            return None
+            for some in batched(every, REBUILT_AT_ONCE):
+                wrong = await self._wrong(partition, some, less_only=less_only)
+                written += len(wrong)
+                if wrong and not await self._target.restore_budgets(
+                    partition, marker, wrong, now_ms, holds
+                ):
+                    return None
         await self._target.restore_runs(partition, runs)
-        return len(wrong)
+        return written
 
     async def _wrong(
         self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool

@@ -21,7 +21,16 @@ from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
-from gateway.core.times import EPOCH, HOUR_MS, MILLISECOND, moment_of, ms_of, offset_at, wrong_calendar
+from gateway.core.times import (
+    DAY_MS,
+    EPOCH,
+    HOUR_MS,
+    MILLISECOND,
+    moment_of,
+    ms_of,
+    offset_at,
+    wrong_calendar,
+)
 
 MONEY, TOKENS, REQUESTS = UNITS = ("money", "tokens", "requests")
 HOUR, DAY, WEEK, MONTH, QUARTER, YEAR, TOTAL = INTERVALS = (
@@ -35,8 +44,11 @@ OPEN, APPROVED, DENIED = RAISE_STATUSES = ("open", "approved", "denied")
 # What a call takes from at most, and what one account has.
 BUDGET_ACCOUNTS_MAX: Final = 16
 WINDOWS_MAX: Final = 16
+# Where nobody calls for so many whole days an account for each gives up its place; a session's is forgotten.
+EACH_UNUSED_DAYS: Final = 30
 
-# One window as it travels with a call; its flags are one unit, then what becomes of who has used it up.
+# One window as it travels with a call; its flags are one unit, then what becomes of who has used it up. Of
+# one without end `after` is how long an account is kept that nobody uses: 0 is for ever.
 DEFINED_WINDOW = Layout("DEFINED_WINDOW", "f64 budget_id limit start next after, u8 flags")
 FLAG_MONEY, FLAG_TOKENS, FLAG_REQUESTS, FLAG_ENFORCE, FLAG_CUT = 1, 2, 4, 8, 16
 UNIT_OF: Final = {FLAG_MONEY: MONEY, FLAG_TOKENS: TOKENS, FLAG_REQUESTS: REQUESTS}
@@ -182,11 +194,20 @@ def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
         DEFINED_WINDOW.pack(
             one.id,
             one.limit_at(at_ms),
-            *bounds(one.interval, one.time_zone, one.anchor_day, at_ms),
+            *(
+                (0, 0, EACH_UNUSED_DAYS * DAY_MS)
+                if is_forgotten_unused(one)
+                else bounds(one.interval, one.time_zone, one.anchor_day, at_ms)
+            ),
             flags_of(one),
         )
         for one in sorted(budgets, key=lambda one: one.id)
     )
+
+
+def is_forgotten_unused(budget: Budget) -> bool:
+    """Whether an amount without end is forgotten once nobody calls: that of a session."""
+    return budget.each == SESSION and budget.interval == TOTAL
 
 
 def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:

@@ -7,12 +7,12 @@ ledger and again after it, so an account that only moved meanwhile is never take
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from gateway.core.accounts.budgets import (
     MONEY,
-    SESSION,
     TOKENS,
     Budget,
     LiveWindow,
@@ -20,6 +20,7 @@ from gateway.core.accounts.budgets import (
     accounts_of,
     bounds,
     defined,
+    is_forgotten_unused,
 )
 from gateway.core.accounts.outbox import AccountPosition, MalformedEvent, WindowKey, decode, sign_of
 from gateway.core.accounts.runs import Run, value_of
@@ -270,23 +271,27 @@ Live = Mapping[str, Mapping[int, LiveWindow]]
 
 @dataclass(frozen=True, slots=True)
 class StoredBudgets:
-    """What PostgreSQL has of windows: what is `used`, in their budgets' units, up to entry `mark`.
-    `aside` are entries that it keeps and has not counted.
+    """What PostgreSQL has of windows: what is `used`, in their budgets' units, up to entry `mark`, and when
+    each `moved` last (ms). `aside` are entries that it keeps and has not counted.
     """
 
     mark: bytes
     used: Uses
     aside: Sequence[bytes] = ()
+    moved: Mapping[WindowKey, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetAccountUse:
-    """One account: its windows as they are defined, and the use of each, in their order."""
+    """One account: its windows as they are defined, and the use of each, in their order; when one of them
+    moved last (ms), 0 where that is not stored.
+    """
 
     name: str
     defined: bytes
     windows: tuple[WindowKey, ...]
     used: tuple[int, ...]
+    moved_ms: int = 0
 
 
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
@@ -320,9 +325,10 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
     waiting: Uses,
     now_ms: int,
     there: Iterable[str] = (),
+    moved: Mapping[WindowKey, int] = MappingProxyType({}),
 ) -> Iterator[BudgetAccountUse]:
     """The accounts of an organization's budgets: those of all callers that used anything, and those
-    that are `there`.
+    that are `there`. What waits moves now.
     """
     known = [*stored, *(one for one in waiting if one not in stored)]
     live = [name.partition(":") for name in there]
@@ -336,9 +342,10 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
             values = [one.value for one in known if one[:2] in running]
             values += [value for like, _, value in live if like == prefix]
         for value in dict.fromkeys(values):
-            own = tuple(one._replace(value=value) for one in windows)
+            own = tuple(WindowKey(one.budget_id, one.start_ms, value) for one in windows)
             used = tuple(min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in own)
-            yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, packed, own, used)
+            moved_ms = max(now_ms if one in waiting else moved.get(one, 0) for one in own)
+            yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, packed, own, used, moved_ms)
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
@@ -398,5 +405,5 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
 
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:
-    """Budgets whose accounts the counters forget by themselves once nobody calls: those of sessions."""
-    return frozenset(one.id for one in budgets if one.each == SESSION)
+    """Budgets whose accounts the counters forget by themselves once nobody calls."""
+    return frozenset(one.id for one in budgets if is_forgotten_unused(one))

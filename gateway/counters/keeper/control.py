@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
@@ -55,7 +55,6 @@ from gateway.counters.keeper.client import (
 from gateway.counters.keeper.uses import amend, charge_late, charge_use
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import RUN_KEPT_MS, is_as_defined, live_windows
-from gateway.counters.layouts.states import WindowState, pack_windows
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
 from gateway.counters.settlement_log.settlement_record import acknowledged
@@ -470,7 +469,7 @@ def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iter
 def call_of(
     run_id: bytes, partition: int, written: Sequence[tuple[str, bytes]], marker: bytes
 ) -> packing.Call:
-    """Keys and arguments of `load` for several states at once, none of them an account of budgets."""
+    """Keys and arguments of `load` for several states at once."""
     (state, packed), *more = written
     names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
     as_written = (packing.as_written(*one, marker) for one in more)
@@ -605,11 +604,14 @@ def organization_state(account: OrganizationAccount, version: int = 0) -> states
 READ_ENTRIES = 1_000
 # Waiting entries of one partition that are looked at.
 WAITING_MAX = 100_000
-# An account of somebody is kept so long behind its last window, or its rebuild where that never ends.
-KEPT_MS, KEPT_ENDLESS_MS = DAY_MS, 31 * DAY_MS
+# Accounts that one call writes: some milliseconds in which Redis serves nobody else.
+RESTORED_MAX = 500
+# An account of somebody is kept so long behind its last window.
+KEPT_MS = DAY_MS
 
 # By account and budget: money, tokens and requests that calls in flight hold.
 Held = Mapping[tuple[str, int], Sequence[int]]
+BudgetHolds = tuple[Held, Counter[str]]
 
 
 class BudgetAccounts(ControlClient):
@@ -660,28 +662,32 @@ class BudgetAccounts(ControlClient):
         return (live, [packed for _, packed in entries]) if whole and not others else None
 
     async def restore_budgets(
-        self, partition: int, marker: bytes, accounts: Iterable[BudgetAccountUse], now_ms: int
+        self,
+        partition: int,
+        marker: bytes,
+        accounts: Iterable[BudgetAccountUse],
+        now_ms: int,
+        holds: BudgetHolds,
     ) -> bool:
         """Write accounts as they have to be, with what the holds that are there hold; False where the marker
         moved on.
         """
-        held, calls = await self._held_of_budgets(partition)
-        for account in accounts:
-            defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
-            windows = [
-                replace(WindowState(*map(int, fields)), used=used, held=_held(held, account.name, fields))
-                for fields, used in zip(defined, account.used, strict=True)
-            ]
-            name = keys.budget_account(partition, account.name)
-            expires = _expiry(windows, now_ms) if ":" in account.name else 0
-            packed = pack_windows(windows, expires, calls[account.name] if expires else 0)
-            if not await self.rebuild(partition, name, packed, marker):
+        held, calls = holds
+        for some in batched(accounts, RESTORED_MAX):
+            written, members = list[tuple[str, bytes]](), defaultdict[str, list[bytes]](list)
+            for account in some:
+                somebody = account.name.partition(":")[2]
+                expires = _expiry(account.defined, account.moved_ms or now_ms) if somebody else 0
+                packed = _packed(account, held, expires, calls[account.name] if somebody else 0)
+                written.append((keys.budget_account(partition, account.name), packed))
+                if somebody:
+                    index = keys.each_accounts(partition, account.name)
+                    members[index] += b"%d" % abs(expires), somebody.encode()
+            # The index first: a keeper that dies behind it writes the account again, and it is in there.
+            await self.ask_together((b"ZADD", index.encode(), *its) for index, its in members.items())
+            call = call_of(self.run_id_of(partition), partition, written, marker)
+            if packing.code_of(await self.run("load", call)) != APPLIED:
                 return False
-            if expires:
-                value = account.name.partition(":")[2].encode()
-                await self.ask(
-                    b"ZADD", keys.each_accounts(partition, account.name).encode(), b"%d" % expires, value
-                )
         return True
 
     async def restore_runs(self, partition: int, runs: Sequence[Run]) -> None:
@@ -709,7 +715,8 @@ class BudgetAccounts(ControlClient):
                 others.discard(name)
         return found, frozenset(others)
 
-    async def _held_of_budgets(self, partition: int) -> tuple[Held, Counter[str]]:
+    async def held_of_budgets(self, partition: int) -> BudgetHolds:
+        """What the holds that are there hold of accounts, and how many calls take from each."""
         ids = await self.members(keys.deadlines(partition))
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
@@ -740,7 +747,28 @@ def _held(held: Held, name: str, fields: Sequence[float]) -> int:
     return min(amount, INTEGER_MAX)
 
 
-def _expiry(windows: Collection[WindowState], now_ms: int) -> int:
-    if all(one.next for one in windows):
-        return max(one.next for one in windows) + KEPT_MS
-    return now_ms + KEPT_ENDLESS_MS
+def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
+    """The account's whole state."""
+    amounts = (0,) * len(account.used)
+    if held:
+        defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
+        amounts = tuple(_held(held, account.name, fields) for fields in defined)
+    meters = (states.METER.pack(*one) for one in zip(account.used, amounts, strict=True))
+    return b"".join((states.BUDGET.pack(LAYOUT, 0, expires, calls), account.defined, *meters))
+
+
+def _expiry(defined: bytes, moved_ms: int) -> int:
+    """When somebody's account is forgotten, as `lua/lib/kept.lua` has it: below 0 it loses its place then."""
+    forever, ended, unused = _ends(defined)
+    unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS
+    return -unused_at if forever else max(ended + KEPT_MS, unused_at if unused else 0)
+
+
+@lru_cache(SHARED_MAX)
+def _ends(defined: bytes) -> tuple[bool, int, bool]:
+    """Whether a window is for ever; when the last of the others ends; whether one ends unused."""
+    fields = DEFINED_WINDOW.struct.iter_unpack(defined)
+    windows = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
+    endless = [ends_unused for next_, ends_unused in windows if not next_]
+    return not all(endless), max(next_ for next_, _ in windows), bool(endless)
+

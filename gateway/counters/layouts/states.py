@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, field, fields
 from operator import attrgetter
 from typing import TypeVar, cast
 
+from gateway.core.accounts import budgets
 from gateway.core.accounts.budgets import DEFINED_WINDOW
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 
@@ -43,7 +44,8 @@ class WindowState:
 
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
     """An account of budgets as the scripts read it; one for each is forgotten when it `expires` (ms), or as
-    soon as it is unused, by `calls` in flight too.
+    soon as it is unused, by `calls` in flight too. Of one without end that is below 0: its place is given up
+    then, and it is kept.
     """
     defined = (DEFINED_WINDOW.pack(*astuple(one)[:-2]) for one in windows)
     meters = (METER.pack(one.used, one.held) for one in windows)
@@ -86,8 +88,10 @@ HOLD_BY_TOKEN = 64
 HOLD_LEASE = 128
 # In place of the tokens that a hold took of a scope: it took nothing there, no slot either.
 UNCOUNTED = -1
-# Accounts for each of one kind, at a time; those beyond share one.
-EACH_ACCOUNTS_MAX = 100_000
+# Accounts for each of one kind that have a place at a time; and with them those that are kept without one.
+# Those beyond share one.
+EACH_ACCOUNTS_MAX, EACH_KEPT_MAX = 100_000, 1_000_000
+EACH_UNUSED_DAYS = budgets.EACH_UNUSED_DAYS
 
 
 @dataclass(slots=True)

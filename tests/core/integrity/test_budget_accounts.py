@@ -105,7 +105,8 @@ def test_both_sides_count_to_the_largest_exact_number() -> None:
     assert item.kind is DifferenceKind.DRIFT
 
 
-def test_accounts_of_sessions_may_be_forgotten() -> None:
+def test_accounts_of_sessions_without_an_end_may_be_forgotten() -> None:
     known = accounts({WindowKey(3, DAY, A): 2}).values()
     assert [item.account for item in differences(known, {})] == [f"budget:3:{A}"]
-    assert list(differences(known, {}, forgettable((PLAIN, EACH)))) == []
+    assert forgettable((PLAIN, EACH, replace(EACH, id=4, interval="total", each="user"))) == frozenset()
+    assert list(differences(known, {}, forgettable((PLAIN, replace(EACH, interval="total"))))) == []

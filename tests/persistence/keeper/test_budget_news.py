@@ -11,11 +11,12 @@ import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.core.accounts.budgets import EACH_UNUSED_DAYS
 from persistence import engine
 from persistence import engine as engines
 from persistence.keeper import news as keeper_news
 from persistence.keeper.news import WAITING_MAX
-from persistence.keeper.verification import KEPT_DAYS, SESSIONS_KEPT_DAYS, forget_budget_uses
+from persistence.keeper.verification import KEPT_DAYS, forget_budget_uses
 from tests.persistence.scenario import insert_budget, rows_of, settle_in
 
 NOW = datetime(2026, 11, 20, 13, 0, tzinfo=UTC)
@@ -300,19 +301,24 @@ async def test_windows_that_ended_long_ago_are_forgotten(migrated: str) -> None:
     with psycopg.connect(migrated, autocommit=True) as connection:
         for name, interval, each in (
             ("year", "year", None), ("each", "day", "user"), ("total", "total", None),
-            ("users", "total", "user"), ("sessions", "total", "session"),
+            ("users", "total", "user"), ("sessions", "total", "session"), ("gone", "total", "user"),
         ):  # fmt: skip
             budget = insert_budget(
                 connection, account.organization_id, name=name, interval=interval, each=each
             )
-            for days in (SESSIONS_KEPT_DAYS - 1, SESSIONS_KEPT_DAYS + 1, KEPT_DAYS - 1, KEPT_DAYS + 1):
+            for days in (EACH_UNUSED_DAYS - 1, EACH_UNUSED_DAYS + 1, KEPT_DAYS - 1, KEPT_DAYS + 1):
                 connection.execute(
-                    "INSERT INTO budget_use (budget_id, start, used, moved_at) VALUES"
-                    " (%s, now() - make_interval(days => %s), 1, now() - make_interval(days => %s))",
-                    (budget, days, days),
+                    "INSERT INTO budget_use (budget_id, start, value, used, moved_at) SELECT id,"
+                    " CASE WHEN interval = 'total' THEN 'epoch' ELSE now() - make_interval(days => %s) END,"
+                    " %s::text, 1, now() - make_interval(days => %s) FROM budget WHERE id = %s",
+                    (days, days, days, budget),
                 )
+        connection.execute(
+            "UPDATE budget SET deleted_at = now() - make_interval(days => %s) WHERE id = %s",
+            (KEPT_DAYS + 1, budget),
+        )
     pool = engines.create(migrated)
-    assert await forget_budget_uses(pool) == 5
+    assert await forget_budget_uses(pool, at_once=2) == 9
     assert await forget_budget_uses(pool) == 0
     await pool.dispose()
     kept = "SELECT b.name, count(*) FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id GROUP BY 1"
