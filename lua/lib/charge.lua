@@ -30,7 +30,8 @@ local function charge(mode, flags, weighed, credits, units, over, key_id, servic
   local corrects = mode == MODE_CORRECT -- moves only what differs
   local note = (mode == MODE_POST and NOTE_LATE) or (mode == MODE_RECLAIM and NOTE_RECLAIMED) or 0
   if counts then
-    if corrects then tenant.limit = tenant.limit - weighed else tenant.used = tenant.used + weighed end
+    tenant.used = tenant.used + weighed
+    if tenant.used < 0 then tenant.limit, tenant.used = tenant.limit - tenant.used, 0 end -- it was used in a cycle before
   end
   local facts = {
     kind = corrects and EVENT_ADJUST or EVENT_CONSUME, flags = activates and ENTRY_ACTIVATES or 0, note = note, at = now, epoch = epoch,

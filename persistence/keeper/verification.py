@@ -54,8 +54,7 @@ SELECT u.budget_id, k.start AS start_ms, u.value, u.used,
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start = to_timestamp(k.start / 1000.0)
   LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
- WHERE b.id IS NULL
- ORDER BY u.moved_at DESC""")  # noqa: S608  # our own words
+ WHERE b.id IS NULL""")  # noqa: S608  # our own words
 _FORGET_WINDOWS = text("""
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id
@@ -117,7 +116,7 @@ class BudgetUses:
 async def _used(
     connection: AsyncConnection, windows: Sequence[WindowKey]
 ) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
-    """What is used of windows, and when each moved; those that moved last come first."""
+    """What is used of windows, and when each moved."""
     used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
     if windows:
         values = {

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import Budget, account_of, accounts_of
+from gateway.core.accounts.budgets import Budget, account_of, accounts_of, ends_of
 from gateway.core.accounts.definitions import OrganizationAccount
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.integrity.reconciliation import (
@@ -159,24 +159,36 @@ class BudgetComparison:
         for look in range(LOOKS_MAX):
             if look:
                 await asyncio.sleep(self.look_again_s)
-            again = await self._look(organization_id, budgets)
-            if again is None:
+            found = await self._look(organization_id, budgets)
+            if found is None:
                 continue
+            again, gone = found
             before = {item.account for item in (again if items is None else items)}
             items = [item for item in again if item.account in before]
             if all(item.kind in NO_FAULTS for item in items):
                 break
+        if items and gone:
+            await self.target.take_up_budgets(self.partition_of(organization_id), gone)
         return items
 
-    async def _look(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
-        """Differences; None where anything moved meanwhile."""
+    async def _look(
+        self, organization_id: int, budgets: Sequence[Budget]
+    ) -> tuple[list[Item], list[BudgetAccountUse]] | None:
+        """Differences, and the accounts that should be kept and are gone; None where anything moved.
+
+        Those that are gone are compared before others.
+        """
         partition, now_ms = self.partition_of(organization_id), await self.target.now_ms()
         windows = windows_at(budgets, now_ms)
         stored = await self.source.stored(partition, [organization_id], windows)
-        known = as_they_should_be(organization_id, budgets, stored.used, {}, now_ms)
-        names = [account.name for account in islice(known, ACCOUNTS_MAX)]
+        may_lack = forgettable(budgets)
+        known = list(as_they_should_be(organization_id, budgets, stored.used, {}, now_ms, moved=stored.moved))
+        named = {one.name: one for one in known}
+        kept = [one.name for one in known if ":" in one.name and ends_of(one.defined)[0] and any(one.used)]
+        gone = await self.target.keep_budgets(partition, kept)
+        names = list(islice(dict.fromkeys([*gone, *named]), ACCOUNTS_MAX))
         if not names:
-            return []
+            return [], []
         looked = await self.target.look(partition, stored.mark, names)
         apart = await self.target.waiting_apart(partition, [organization_id])
         again = await self.source.stored(partition, [organization_id], windows)
@@ -186,7 +198,8 @@ class BudgetComparison:
         waiting = waiting_in([*entries, *apart, *stored.aside], budgets)
         accounts = as_they_should_be(organization_id, budgets, stored.used, waiting, now_ms)
         wanted = set(names)
-        return list(differences((one for one in accounts if one.name in wanted), live, forgettable(budgets)))
+        items = list(differences((one for one in accounts if one.name in wanted), live, may_lack))
+        return items, [named[name] for name in gone if name in wanted and name not in live]
 
 
 SAMPLE_OWNERS_MAX = 50

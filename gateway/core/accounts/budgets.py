@@ -205,6 +205,17 @@ def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
     )
 
 
+@lru_cache(4096)
+def ends_of(windows: bytes) -> tuple[bool, int, bool]:
+    """Of an account's windows whether one is for ever, when the last of the others ends, and whether one ends
+    unused.
+    """
+    fields = DEFINED_WINDOW.struct.iter_unpack(windows)
+    ends = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
+    endless = [ends_unused for next_, ends_unused in ends if not next_]
+    return not all(endless), max(next_ for next_, _ in ends), bool(endless)
+
+
 def is_forgotten_unused(budget: Budget) -> bool:
     """Whether an amount without end is forgotten once nobody calls: that of a session."""
     return budget.each == SESSION and budget.interval == TOTAL

@@ -339,7 +339,7 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
         prefix, _, somebody = name.partition(":")
         values = [""]
         if somebody:
-            values = [one.value for one in known if one[:2] in running]
+            values = [value for budget_id, start_ms, value in known if (budget_id, start_ms) in running]
             values += [value for like, _, value in live if like == prefix]
         for value in dict.fromkeys(values):
             own = tuple(WindowKey(one.budget_id, one.start_ms, value) for one in windows)

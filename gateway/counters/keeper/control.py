@@ -10,7 +10,7 @@ from operator import attrgetter
 
 import msgspec
 
-from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS
+from gateway.core.accounts.budgets import DEFINED_WINDOW, FLAG_MONEY, FLAG_TOKENS, ends_of
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     CatalogueDefinition,
@@ -690,6 +690,34 @@ class BudgetAccounts(ControlClient):
                 return False
         return True
 
+    async def keep_budgets(self, partition: int, names: Sequence[str]) -> list[str]:
+        """Have accounts stay that an older version would forget; answers which of them are gone."""
+        named = [keys.budget_account(partition, name) for name in names]
+        gone, ending = list[str](), list[tuple[bytes, bytes]]()
+        for name, key, packed in zip(names, named, await self.states(named), strict=True):
+            if packed is None:
+                gone.append(name)
+                continue
+            with self.left_alone.reading("account", key):
+                header = states.BUDGET.read(states.BUDGET.today(packed)[: states.BUDGET.size])
+                if header["expires"] > 0:
+                    ending.append((b"PERSIST", key.encode()))
+        await self.ask_together(ending)
+        return gone
+
+    async def take_up_budgets(self, partition: int, accounts: Iterable[BudgetAccountUse]) -> None:
+        """Write accounts that are gone as they have to be, unless a call makes them meanwhile."""
+        commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
+        for one in accounts:
+            expires, value = _expiry(one.defined, one.moved_ms), one.name.partition(":")[2]
+            index, name = keys.each_accounts(partition, one.name), keys.budget_account(partition, one.name)
+            packed = packing.as_written(name, _packed(one, {}, expires, 0), marker)
+            commands += (
+                (b"ZADD", index.encode(), b"NX", b"%d" % abs(expires), value.encode()),
+                (b"SET", name.encode(), packed, b"NX"),
+            )
+        await self.ask_together(commands)
+
     async def restore_runs(self, partition: int, runs: Sequence[Run]) -> None:
         """Have the runs again that are gone, and know of those that have ended."""
         for run in runs:
@@ -759,16 +787,6 @@ def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> 
 
 def _expiry(defined: bytes, moved_ms: int) -> int:
     """When somebody's account is forgotten, as `lua/lib/kept.lua` has it: below 0 it loses its place then."""
-    forever, ended, unused = _ends(defined)
+    forever, ended, unused = ends_of(defined)
     unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS
     return -unused_at if forever else max(ended + KEPT_MS, unused_at if unused else 0)
-
-
-@lru_cache(SHARED_MAX)
-def _ends(defined: bytes) -> tuple[bool, int, bool]:
-    """Whether a window is for ever; when the last of the others ends; whether one ends unused."""
-    fields = DEFINED_WINDOW.struct.iter_unpack(defined)
-    windows = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
-    endless = [ends_unused for next_, ends_unused in windows if not next_]
-    return not all(endless), max(next_ for next_, _ in windows), bool(endless)
-

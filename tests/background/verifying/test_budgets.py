@@ -171,7 +171,48 @@ async def compared(kept: BudgetWorld) -> list[tuple[str, str, int]]:
     return [(item["account"], item["kind"], item["difference"]) for item in row["items"]]
 
 
+async def endless(kept: BudgetWorld, each: str) -> Budget:
+    """A budget of tokens without an end, for each of a kind; of four who used 100, silent for some days."""
+    organization_id = kept.world.caller.organization_id
+    await kept.backend.made(
+        "budgets", organization_id=organization_id, name=each, unit="tokens", amount=500,
+        interval="total", each=each,
+    )  # fmt: skip
+    await kept.backend.push()
+    await kept.backend.flush()
+    found = await BudgetUses(kept.backend.engine).budgets([organization_id])
+    [budget] = [one for one in found[organization_id] if one.name == each]
+    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+        for value, days in (("0" * 24, 0), ("1" * 24, 29), ("2" * 24, 32), ("3" * 24, 500)):
+            connection.execute(
+                "INSERT INTO budget_use (budget_id, start, value, used, moved_at)"
+                " VALUES (%s, 'epoch', %s, 100, now() - make_interval(days => %s))",
+                (budget.id, value, days),
+            )
+    return budget
+
+
 # --- rebuilt ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("each", "there"), [("user", [100] * 4), ("session", [100, 100, None, None])])
+async def test_an_emptied_redis_keeps_whoever_is_silent_without_a_place(
+    kept: BudgetWorld, each: str, there: list[int | None]
+) -> None:
+    budget = await endless(kept, each)
+    kept.world.client.flushall()
+    await kept.backend.verify()
+    kept.world = kept.world.again()
+    found = [kept.live(budget, str(number) * 24) for number in range(4)]
+    assert [one and one.used for one in found] == there
+    index = keys.each_accounts(kept.world.p, kept.name(budget, ADA))
+    assert kept.world.client.zcount(index, kept.world.now_ms(), "+inf") == 2
+    assert kept.world.client.zcard(index) == sum(one is not None for one in there)
+    ends = [
+        kept.world.client.pttl(keys.budget_account(kept.world.p, kept.name(budget, str(number) * 24)))
+        for number in range(2)
+    ]
+    assert all(one > 0 for one in ends) if each == "session" else ends == [-1, -1]
 
 
 async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
@@ -391,6 +432,23 @@ async def test_what_is_not_there_is_told(kept: BudgetWorld) -> None:
         (f"budget:{day.id}", "drift", -5), (f"budget:{total.id}", "drift", -7),
         (f"budget:{each.id}:{ADA}", "drift", -1),
     ]  # fmt: skip
+
+
+async def test_an_amount_without_end_that_was_forgotten_is_told_and_taken_up(kept: BudgetWorld) -> None:
+    budget = await endless(kept, "user")
+    await kept.verify_again()
+    name, quiet = (
+        keys.budget_account(kept.world.p, kept.name(budget, value)) for value in ("0" * 24, "3" * 24)
+    )
+    kept.world.client.delete(quiet)
+    older = kept.live(budget, "0" * 24)
+    assert older is not None
+    kept.world.client.set(name, pack_windows([older], 10**13), px=10**9)
+    assert await compared(kept) == [(f"budget:{budget.id}:{'3' * 24}", "drift", -100)]
+    assert (kept.world.client.pttl(name), kept.world.client.pttl(quiet)) == (-1, -1)
+    assert await compared(kept) == []
+    kept.put(budget, 30, "3" * 24)
+    assert await compared(kept) == [(f"budget:{budget.id}:{'3' * 24}", "drift", -70)]
 
 
 async def test_what_never_stands_still_is_pending(kept: BudgetWorld) -> None:
