@@ -21,9 +21,8 @@ if verb == REBUILD or verb == VERIFY then
   for i = 2, #KEYS do
     local name, packed = KEYS[i], ARGV[i]
     local expires = verb == REBUILD and string.match(name, ':(%a):') == 'b' and BUDGET.field(today(packed, name), 'expires') or 0
-    if i == 3 then -- no state
-    elseif expires > 0 then call('SET', name, packed, 'PXAT', expires)
-    else call('SET', name, packed) end
+    if expires > 0 then call('SET', name, packed, 'PXAT', expires)
+    elseif i ~= 3 then call('SET', name, packed) end
   end
   return CODE.pack{code = 1}
 end

@@ -57,6 +57,13 @@ class Model:
         if self.total is not None:
             self.remaining -= amount
 
+    def correct(self, amount: int) -> None:
+        """Take back use of this cycle, or of one before, whose tokens come to this one."""
+        self.use(amount)
+        if self.total is None:
+            self.remaining -= min(0, self.used)
+        self.used = max(0, self.used)
+
     def grant(self, amount: int) -> None:
         """While unlimited it waits for a plan with a total."""
         self.remaining += amount
@@ -82,6 +89,7 @@ class Life(RuleBasedStateMachine):
         self.world.client.flushdb()
         self.world = World(self.url)
         self.live: list[tuple[Call, int]] = []
+        self.reclaimed: list[tuple[Call, int]] = []
         self.model = Model(total, total or 0, 0, policy, rollover, total)
         self.granted = total or 0
         self.plan_id = 1
@@ -135,6 +143,15 @@ class Life(RuleBasedStateMachine):
         assert call.settle(tokens) is (SettleResult.UNKNOWN if how == "settle" else SettleResult.RECLAIMED)
         if how == "settle" or tokens:
             self.model.use(tokens)
+        if how == "reclaim":
+            self.reclaimed.append((call, tokens))
+
+    @precondition(lambda self: self.reclaimed)
+    @rule(at=st.integers(0, 99), tokens=st.integers(0, 250))
+    def settle_late(self, at: int, tokens: int) -> None:
+        call, charged = self.reclaimed.pop(at % len(self.reclaimed))
+        assert call.correct(tokens - charged) is SettleResult.DONE
+        self.model.correct(tokens - charged)
 
     @precondition(lambda self: self.live)
     @rule(at=st.integers(0, 99), observed=st.integers(0, 300))
@@ -225,10 +242,15 @@ def explain(world: World) -> None:
     assert [row.at_ms for row in rows] == sorted(row.at_ms for row in rows)
     used = 0
     for row in rows:
-        used = (
-            0 if row.kind == EventKind.RESET else used + (row.amount if row.kind == EventKind.CONSUME else 0)
-        )
+        if row.kind == EventKind.CONSUME or is_correction(row.source):
+            used = max(0, used - signed(row))
+        elif row.kind == EventKind.RESET:
+            used = 0
         assert row.used == used
+
+
+def is_correction(source: str) -> bool:
+    return source[14:15] == "8"
 
 
 def signed(row: OutboxEntry) -> int:

@@ -262,14 +262,14 @@ def test_an_entry_of_the_late_lane_is_dealt_with_once(world: World) -> None:
     assert (world.tenant.used, world.tenant.remaining, world.late()) == (30, 70, [])
 
 
-def test_a_correction_moves_what_differs_and_counts_no_use(world: World) -> None:
+def test_a_correction_moves_what_differs_use_as_well(world: World) -> None:
     world.plan(100)
     world.grant("credits", 100)
     call = world.reserve(need=50, service=EVERYTHING, credits_=10, user="ann")
     call.reclaim(tokens=20, credits=10)
     call.correct(tokens=15, credits=4)
     event = world.events()[-1]
-    assert (event.kind, event.amount, event.remaining, event.used) == (EventKind.ADJUST, 15, 65, 20)
+    assert (event.kind, event.amount, event.remaining, event.used) == (EventKind.ADJUST, 15, 65, 35)
     assert (event.credits, event.credit_seq, event.balance) == (4, 3, 86)
     assert (event.source, event.user) == (correction_id(call.id), "ann")
     call = world.reserve(need=50, service=EVERYTHING, credits_=10)
@@ -277,7 +277,7 @@ def test_a_correction_moves_what_differs_and_counts_no_use(world: World) -> None
     call.correct(tokens=-5)
     event = world.events()[-1]
     assert (event.flags & (EventFlag.CREDITS | EventFlag.IN), event.amount) == (EventFlag.IN, 5)
-    assert (world.tenant.used, world.tenant.remaining, world.organization.balance) == (40, 50, 76)
+    assert (world.tenant.used, world.tenant.remaining, world.organization.balance) == (50, 50, 76)
 
 
 def test_units_are_given_back_at_the_prices_they_cost(world: World) -> None:
@@ -425,7 +425,7 @@ def test_a_use_of_a_control_write_corrects_too(world: World) -> None:
     call.settle(tokens=40)
     used = {"mode": packing.MODE_CORRECT, "used_ms": world.now_ms()}
     assert [tell(call, -15, **used) for _ in range(2)] == [SettleResult.DONE, SettleResult.DONE]
-    assert (world.tenant.used, world.tenant.remaining) == (40, 75)
+    assert (world.tenant.used, world.tenant.remaining) == (25, 75)
     event = world.events()[-1]
     assert (event.kind, event.source, event.amount) == (EventKind.ADJUST, correction_id(call.id), 15)
     assert event.flags & EventFlag.IN

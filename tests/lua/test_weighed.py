@@ -114,7 +114,7 @@ def test_a_late_call_waits_with_what_it_counts(world: World) -> None:
     (entry,) = world.client.xrange(keys.late(world.p))
     assert int(entry[1][b"charged"]) == 20
     assert call.correct(tokens=200, weighed=20) is SettleResult.DONE
-    assert (world.tenant.used, world.tenant.remaining) == (20, 960)
+    assert (world.tenant.used, world.tenant.remaining) == (40, 960)
     assert world.events()[-1].amount == 20
 
 

@@ -1,0 +1,47 @@
+"""What a tenant used in its cycle is less what was taken back of it."""
+
+from alembic import op
+
+revision = "0121"
+down_revision = "0120"
+alters = ()
+runs_from = "0100"
+branch_labels = None
+depends_on = None
+
+QUOTA = """
+CREATE OR REPLACE VIEW invariant_quota AS
+    WITH last AS (
+        SELECT DISTINCT ON (tenant_id) tenant_id, seq, total_remaining, epoch, cycle
+          FROM token_ledger ORDER BY tenant_id, seq DESC
+    ), used AS (
+        -- What is taken back may be of a cycle before: then it takes nothing off the use of this one.
+        SELECT tenant_id, cycle, sum(amount) AS least, sum(amount) FILTER (WHERE amount > 0) AS most
+          FROM (SELECT tenant_id, cycle, amount FROM token_ledger WHERE transaction_type = 'consume'
+                UNION ALL
+                SELECT tenant_id, cycle, CASE direction WHEN 'IN' THEN -amount ELSE amount END FROM token_ledger
+                 WHERE transaction_type = 'adjust' AND metadata ? 'corrects'
+                UNION ALL
+                -- those of tenants are all uses
+                SELECT split_part(account, ':', 2)::bigint, cycle, -amount FROM archived_run
+                 WHERE account LIKE 'tenant:%') AS uses
+         GROUP BY tenant_id, cycle
+    )
+    SELECT 'tenant:' || q.tenant_id AS account, q.last_seq AS seq,
+           format('used %s of %s, remaining %s of %s, seq %s of %s', q.tokens_used, coalesce(u.most, 0),
+                  q.tokens_remaining, l.total_remaining, q.last_seq, l.seq) AS detail
+      FROM tenant_quota AS q
+      LEFT JOIN last AS l USING (tenant_id)
+      LEFT JOIN used AS u ON u.tenant_id = q.tenant_id AND u.cycle = q.cycle
+     WHERE NOT EXISTS (SELECT FROM listed_gap AS g WHERE g.account = 'tenant:' || q.tenant_id)
+       AND (q.last_seq <> coalesce(l.seq, 0)
+            OR (l.seq IS NOT NULL AND ((q.tokens_used NOT BETWEEN coalesce(u.least, 0) AND coalesce(u.most, 0)
+                    AND NOT EXISTS (SELECT FROM known_drift AS d WHERE d.account = 'tenant:' || q.tenant_id))
+                OR q.tokens_remaining IS DISTINCT FROM l.total_remaining
+                OR q.epoch < l.epoch OR q.cycle <> l.cycle)))
+"""
+
+
+def upgrade() -> None:
+    """Have the invariant take corrections for use; what programs of before stored is between both."""
+    op.execute(QUOTA)
