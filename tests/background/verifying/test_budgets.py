@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any
@@ -16,10 +16,20 @@ import pytest
 
 from gateway.background.verifying import reconciler as verifying
 from gateway.background.verifying.reconciler import Reconciler
-from gateway.core.accounts.budgets import Budget, account_of, accounts_of, bounds, defined
+from gateway.core.accounts.budgets import (
+    EACH,
+    EACH_UNUSED_DAYS,
+    INTERVALS,
+    Budget,
+    account_of,
+    accounts_of,
+    bounds,
+    defined,
+)
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, SettleResult, Verdict
+from gateway.core.times import DAY_MS, EPOCH, moment_of, ms_of
 from gateway.counters.keeper.client import NAMES_MAX
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.layouts import packing
@@ -235,6 +245,68 @@ async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
     assert kept.world.client.pttl(keys.budget_account(kept.world.p, kept.name(day))) == -1
     index = keys.each_accounts(kept.world.p, kept.name(each, ADA))
     assert sorted(kept.world.client.zrange(index, 0, -1)) == [ADA.encode(), BOB.encode()]
+
+
+PAUSES_DAYS = (0, 1 / 24, 1, 8, 29, 32, 100, 400, 800)
+
+
+def begins(interval: str, at: datetime) -> datetime:
+    """When the window at a moment began, in UTC."""
+    day = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    return {
+        "hour": at.replace(minute=0, second=0, microsecond=0), "day": day,
+        "week": day - timedelta(days=day.weekday()), "month": day.replace(day=1),
+        "quarter": day.replace(day=1, month=(day.month - 1) // 3 * 3 + 1),
+        "year": day.replace(day=1, month=1), "total": EPOCH,
+    }[interval]  # fmt: skip
+
+
+async def test_no_window_that_runs_is_forgotten_however_long_nobody_calls(kept: BudgetWorld) -> None:
+    """Of every interval, kind and pause: behind an emptied Redis, and for as long as that remembers it."""
+    organization_id, now = kept.world.caller.organization_id, datetime.now(UTC)
+    for each in EACH:
+        for interval in INTERVALS:
+            await kept.backend.made(
+                "budgets", organization_id=organization_id, name=f"{each} {interval}", unit="tokens",
+                amount=500, interval=interval, model=f"of-{interval}", each=each,
+            )  # fmt: skip
+    await kept.backend.push()
+    found = (await BudgetUses(kept.backend.engine).budgets([organization_id]))[organization_id]
+    budgets = [one for one in found if one.model]
+    with psycopg.connect(kept.backend.database, autocommit=True) as connection:
+        for budget in budgets:
+            for at, days in enumerate(PAUSES_DAYS):
+                moved = now - timedelta(days=days)
+                connection.execute(
+                    "INSERT INTO budget_use (budget_id, start, value, used, moved_at)"
+                    " VALUES (%s, %s, %s, 7, %s)",
+                    (budget.id, begins(budget.interval, moved), str(at) * 24, moved),
+                )
+    kept.world.client.flushall()
+    await kept.backend.verify()
+    kept.world, later = kept.world.again(), datetime.now(UTC)
+    for budget in (one for one in budgets if begins(one.interval, now) == begins(one.interval, later)):
+        for at, days in enumerate(PAUSES_DAYS):
+            moved = now - timedelta(days=days)
+            runs = begins(budget.interval, moved) == begins(budget.interval, now)
+            ends_unused = (budget.each, budget.interval) == ("session", "total")
+            until = begins("day", moved) + timedelta(days=EACH_UNUSED_DAYS + 1)
+            name = kept.name(budget, str(at) * 24)
+            live = kept.live(budget, str(at) * 24)
+            remembered = kept.world.client.pexpiretime(keys.budget_account(kept.world.p, name))
+            known = (budget.each, budget.interval, days)
+            if not runs or (ends_unused and until <= now):
+                assert live is None, known
+                continue
+            assert live is not None, known
+            assert live.used == 7, known
+            place = kept.world.client.zscore(keys.each_accounts(kept.world.p, name), str(at) * 24)
+            if budget.interval == "total":
+                assert place == ms_of(until), known
+                assert remembered == (ms_of(until) if ends_unused else -1), known
+            else:
+                assert remembered == place == live.next + DAY_MS, known
+                assert begins(budget.interval, moment_of(live.next)) > begins(budget.interval, now), known
 
 
 async def test_what_is_right_is_left_alone(kept: BudgetWorld) -> None:

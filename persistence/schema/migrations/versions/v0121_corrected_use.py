@@ -19,8 +19,8 @@ CREATE OR REPLACE VIEW invariant_quota AS
         SELECT tenant_id, cycle, sum(amount) AS least, sum(amount) FILTER (WHERE amount > 0) AS most
           FROM (SELECT tenant_id, cycle, amount FROM token_ledger WHERE transaction_type = 'consume'
                 UNION ALL
-                SELECT tenant_id, cycle, CASE direction WHEN 'IN' THEN -amount ELSE amount END FROM token_ledger
-                 WHERE transaction_type = 'adjust' AND metadata ? 'corrects'
+                SELECT tenant_id, cycle, CASE direction WHEN 'IN' THEN -amount ELSE amount END
+                  FROM token_ledger WHERE transaction_type = 'adjust' AND metadata ? 'corrects'
                 UNION ALL
                 -- those of tenants are all uses
                 SELECT split_part(account, ':', 2)::bigint, cycle, -amount FROM archived_run
