@@ -116,7 +116,7 @@ class BudgetUses:
 async def _used(
     connection: AsyncConnection, windows: Sequence[WindowKey]
 ) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
-    """What is used of windows, and when each moved."""
+    """The use of windows, and when each moved."""
     used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
     if windows:
         values = {

@@ -57,7 +57,7 @@ CREATE VIEW invariant_quota AS
         SELECT DISTINCT ON (tenant_id) tenant_id, seq, total_remaining, epoch, cycle
           FROM token_ledger ORDER BY tenant_id, seq DESC
     ), used AS (
-        -- What is taken back may be of a cycle before: then it takes nothing off the use of this one.
+        -- A correction may be of a call in a cycle before: then it takes nothing off the use of this one.
         SELECT tenant_id, cycle, sum(amount) AS least, sum(amount) FILTER (WHERE amount > 0) AS most
           FROM (SELECT tenant_id, cycle, amount FROM token_ledger WHERE transaction_type = 'consume'
                 UNION ALL

@@ -328,7 +328,7 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
     moved: Mapping[WindowKey, int] = MappingProxyType({}),
 ) -> Iterator[BudgetAccountUse]:
     """The accounts of an organization's budgets: those of all callers that used anything, and those
-    that are `there`. What waits moves now.
+    that are `there`. Waiting entries move now.
     """
     known = [*stored, *(one for one in waiting if one not in stored)]
     live = [name.partition(":") for name in there]

@@ -318,7 +318,7 @@ async def test_tokens_and_credits_of_one_call_are_corrected_together(valkey: str
         await drained(backend)
         assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -20, 80), (3, "adjust", -15, 65)]
         assert [row[0] for row in uses(backend, "credit_transaction", "credits_used")] == [10, 8]
-        assert (world.tenant.used, world.organization.balance) == (20, 82)
+        assert (world.tenant.used, world.organization.balance) == (35, 82)
         assert await broken(migrated) == []
 
 
@@ -408,7 +408,7 @@ async def test_two_posters_at_once_post_once(valkey: str, migrated: str) -> None
         for _ in range(3):
             await asyncio.gather(one.late_settlements.drain(), other.late_settlements.drain())
             await one.flush()
-        assert (world.tenant.used, world.tenant.remaining) == (10 * 8, 1000 - 10 * 10)
+        assert (world.tenant.used, world.tenant.remaining) == (10 * 10, 1000 - 10 * 10)
         assert world.late() == []
 
 
