@@ -63,8 +63,11 @@ DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
 # Windows that never end are kept, but for those of sessions, and of budgets that were deleted long ago.
 _FORGET_ENDLESS = text(f"""
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
-    SELECT u.ctid FROM budget AS b JOIN budget_use AS u ON u.budget_id = b.id AND u.start = 'epoch'
-     WHERE {_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days) LIMIT :n))""")  # noqa: S608  # our own words
+    SELECT u.ctid FROM budget AS b
+     CROSS JOIN LATERAL (SELECT ctid, moved_at FROM budget_use
+                          WHERE budget_id = b.id AND start = 'epoch' OFFSET 0) AS u
+     WHERE (b.each = 'session' OR b.deleted_at < now() - make_interval(days => :days))
+       AND ({_FORGOTTEN} OR b.deleted_at < now() - make_interval(days => :days)) LIMIT :n))""")  # noqa: S608  # our own words
 # Runs that the counters remember.
 _RUNS = text("""
 SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
@@ -72,9 +75,14 @@ SELECT r.*, coalesce(u.used, 0) AS calls FROM run AS r
  WHERE r.organization_id = ANY(:ids) AND r.expires_at > now() - make_interval(secs => :kept_s)
  ORDER BY r.created_at, r.id""")
 _FORGET_RUNS = text("""
-WITH gone AS (SELECT id FROM run WHERE expires_at < now() - make_interval(days => :days) LIMIT :n),
-     uses AS (DELETE FROM budget_use
-               WHERE budget_id = ANY(ARRAY(SELECT unnest(ARRAY[id, id + 1]) FROM gone)))
+WITH gone AS (
+    SELECT id, created_at FROM run WHERE expires_at < now() - make_interval(days => :days) LIMIT :n
+), uses AS (
+    DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
+        SELECT u.ctid FROM gone AS g
+         CROSS JOIN LATERAL (SELECT ctid FROM budget_use
+                              WHERE budget_id IN (g.id, g.id + 1) AND start = g.created_at OFFSET 0) AS u))
+)
 DELETE FROM run WHERE id = ANY(ARRAY(SELECT id FROM gone))""")
 _FORGET_JOBS = text("""
 DELETE FROM job WHERE ctid = ANY(ARRAY(
