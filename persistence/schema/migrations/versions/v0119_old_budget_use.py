@@ -2,10 +2,11 @@
 
 from alembic import op
 
-revision = "0120"
+revision = "0119"
 down_revision = "0118"
 alters = ("budget_use",)
 runs_from = "0100"
+version = "1.1.0"
 branch_labels = None
 depends_on = None
 

@@ -2,10 +2,11 @@
 
 from alembic import op
 
-revision = "0121"
-down_revision = "0120"
+revision = "0120"
+down_revision = "0119"
 alters = ()
 runs_from = "0100"
+version = "1.1.0"
 branch_labels = None
 depends_on = None
 
