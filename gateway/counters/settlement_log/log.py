@@ -37,8 +37,8 @@ from gateway.errors import CountersUnavailable, StartError
 
 FORMAT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
-# Records beside settlements: jobs that Redis did not take, and releases of holds. A program that does not know
-# such a block passes over it.
+# Records beside settlements: jobs that Redis did not take, and releases of holds. A program that knows no
+# such block passes over it.
 JOB, RELEASE = 4, 5
 _WAITING = (SPOOLED, RELEASE, JOB)
 NO_KINDS: Final[Mapping[int, int]] = MappingProxyType({})
