@@ -16,15 +16,16 @@ CREATE OR REPLACE VIEW invariant_quota AS
         SELECT DISTINCT ON (tenant_id) tenant_id, seq, total_remaining, epoch, cycle
           FROM token_ledger ORDER BY tenant_id, seq DESC
     ), used AS (
-        -- A correction may be of a call in a cycle before: then it takes nothing off the use of this one.
-        SELECT tenant_id, cycle, sum(amount) AS least, sum(amount) FILTER (WHERE amount > 0) AS most
-          FROM (SELECT tenant_id, cycle, amount FROM token_ledger WHERE transaction_type = 'consume'
+        -- A correction may be of a call in a cycle before, or older than its being use: then it moves none of this cycle's.
+        SELECT tenant_id, cycle, sum(least) AS least, sum(most) AS most
+          FROM (SELECT tenant_id, cycle, amount AS least, amount AS most FROM token_ledger WHERE transaction_type = 'consume'
                 UNION ALL
-                SELECT tenant_id, cycle, CASE direction WHEN 'IN' THEN -amount ELSE amount END
+                SELECT tenant_id, cycle, CASE direction WHEN 'IN' THEN -amount ELSE 0 END,
+                       CASE direction WHEN 'IN' THEN 0 ELSE amount END
                   FROM token_ledger WHERE transaction_type = 'adjust' AND metadata ? 'corrects'
                 UNION ALL
                 -- those of tenants are all uses
-                SELECT split_part(account, ':', 2)::bigint, cycle, -amount FROM archived_run
+                SELECT split_part(account, ':', 2)::bigint, cycle, -amount, -amount FROM archived_run
                  WHERE account LIKE 'tenant:%') AS uses
          GROUP BY tenant_id, cycle
     )
