@@ -21,6 +21,7 @@ from typing import TypeVar
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
+from gateway.core.model import GENERIC
 from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError, StartError, install
 from gateway.extras import is_installed
@@ -251,20 +252,16 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
     return Finding(taken, subject, f"{target.base_url} accepts connections{through}{until}{key}")
 
 
-# By family: where its models are listed, which costs nothing, and the fields that ask for them.
-_FREE = {
-    "openai": ("/v1/models", {}),
-    "anthropic": ("/v1/models", {"anthropic-version": "2023-06-01"}),
-    "gemini": ("/v1beta/models", {}),
-}
 MODELS_BYTES_MAX = 16 << 20
 
 
 async def _keys_of(target: UpstreamTarget) -> tuple[bool, str]:
     """Ask an upstream for its models with each of its keys: whether none is refused, and in words."""
+    from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
     from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
 
-    path, fields = _FREE.get(target.family, ("", {}))
+    family = FAMILIES[target.family or GENERIC]
+    path, fields = family.models_at, dict(family.batches[0].headers) if family.batches else {}
     if not path or target.path or target.auth != "header":
         return True, "; whether it takes our key is unknown: it has no free path to ask at"
     via = target.via

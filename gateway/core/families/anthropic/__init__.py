@@ -137,6 +137,7 @@ FAMILY = ApiFamily(
             "toolsearchtoolregex", "toolsearchtoolbm", "advisor",
         }
     ),
+    models_at="/v1/models",
     lists=Listing(
         each=(("type", "model"), ("created_at", "1970-01-01T00:00:00Z")), shown="display_name",
         around=(("has_more", False),), ends=("first_id", "last_id"),

@@ -195,6 +195,7 @@ FAMILY = ApiFamily(
     ),
     exclusions=EXCLUSIONS,
     free_tools=frozenset({"functiondeclarations", "function", "mcpserver", "codeexecution", "urlcontext"}),
+    models_at="/v1beta/models",
     lists=Listing(
         "models",
         "name",

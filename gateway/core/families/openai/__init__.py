@@ -290,6 +290,7 @@ FAMILY = ApiFamily(
     free_tools=frozenset(
         {"function", "custom", "mcp", "localshell", "applypatch", "toolsearch", "response-healing"}
     ),
+    models_at="/v1/models",
     lists=Listing(
         each=(("object", "model"), ("created", 0), ("owned_by", "tollkeeper")), around=(("object", "list"),)
     ),
