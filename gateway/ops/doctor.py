@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
-from gateway.core.model import GENERIC
+from gateway.core.model import GENERIC, Family
 from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError, StartError, install
 from gateway.extras import is_installed
@@ -260,7 +260,7 @@ async def _keys_of(target: UpstreamTarget) -> tuple[bool, str]:
     from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
     from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
 
-    family = FAMILIES[target.family or GENERIC]
+    family = FAMILIES[cast("Family", target.family or GENERIC)]
     path, fields = family.models_at, dict(family.batches[0].headers) if family.batches else {}
     if not path or target.path or target.auth != "header":
         return True, "; whether it takes our key is unknown: it has no free path to ask at"

@@ -57,9 +57,10 @@ CREATE VIEW invariant_quota AS
         SELECT DISTINCT ON (tenant_id) tenant_id, seq, total_remaining, epoch, cycle
           FROM token_ledger ORDER BY tenant_id, seq DESC
     ), used AS (
-        -- A correction may be of a call in a cycle before, or older than its being use: then it moves none of this cycle's.
+        -- A correction may be of a call in a cycle before, or of a version that took none for use.
         SELECT tenant_id, cycle, sum(least) AS least, sum(most) AS most
-          FROM (SELECT tenant_id, cycle, amount AS least, amount AS most FROM token_ledger WHERE transaction_type = 'consume'
+          FROM (SELECT tenant_id, cycle, amount AS least, amount AS most
+                  FROM token_ledger WHERE transaction_type = 'consume'
                 UNION ALL
                 SELECT tenant_id, cycle, CASE direction WHEN 'IN' THEN -amount ELSE 0 END,
                        CASE direction WHEN 'IN' THEN 0 ELSE amount END

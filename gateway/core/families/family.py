@@ -443,8 +443,8 @@ class ApiFamily:
     an answer may have, by prefixes of names of models, `pictures` what one image costs at most where that is
     more than usual. `target` is where its calls go by
     default, given the environment; `key_field` is the field that its upstreams
-    take a key in, and its scheme. `lists` is how it lists models at a path that ends in `/models`; its upstreams
-    do so at `models_at`.
+    take a key in, and its scheme. `lists` is how it lists models at a path that ends in `/models`; its
+    upstreams do so at `models_at`.
     `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
     without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
     nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much

@@ -446,6 +446,7 @@ KEEPER = (
         f"{verb} {OF_A_PARTITION} {rest}".rstrip()
         for verb, rest in (
             ("TYPE", ""), ("HGETALL", ""), ("HMGET", "f"), ("XREVRANGE", "+ -"), ("EXISTS", ""),
+            ("PERSIST", ""),
         )
     ),
     f"XREAD STREAMS {OF_A_PARTITION} 0",
