@@ -115,6 +115,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         redis_state.snapshot,
         port.snapshot,
         door.allowances.snapshot,
+        lambda: {"cache_bytes": door.caches.sizes()},
         *([exporter.snapshot] if exporter is not None else []),
     ]
     background = [
@@ -213,6 +214,8 @@ def _ports(
 ) -> Ports:
     """What the data plane is handed of the other doors, and what it counts into."""
     tally, failures, refusals = counts
+    estimator = Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile)
+    door.caches.join("estimates", estimator.known)
     return Ports(
         directory=door.directory,
         tokens=door.tokens,
@@ -222,7 +225,7 @@ def _ports(
         holds=door.holds,
         capacity=CapacityAccounts(wires),
         jobs=Jobs(door.jobs, settings, log),
-        estimator=Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile),
+        estimator=estimator,
         tally=tally,
         usage=Usages(wires, time.monotonic, door.directory.budgets_of).usage_of,
         log=log,
@@ -234,6 +237,7 @@ def _ports(
         refuse_unpriced=settings.unpriced_models == "refuse",
         earlier_peppers=peppers_of(settings).earlier,
         answers={route: one for each in features() for route, one in each.answers(settings, log).items()},
+        caches=door.caches,
     )
 
 

@@ -12,6 +12,9 @@ SECONDS: Final[tuple[float, ...]] = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
 )  # fmt: skip
+# Models whose costs are counted by name: in one worker, and of all that ended on a host. Others are together.
+COSTS_MAX = 256
+OTHER_MODELS = "other"
 
 
 class Histogram:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -38,18 +38,66 @@ class LruEntry:
 
 V = TypeVar("V", bound=LruEntry)
 
+# Bytes that the caches of one worker hold together.
+POOL_BYTES_MAX: Final = 32 * 1024 * 1024
 
-class LruCache(Generic[K, V]):
-    """Values of together `most`. `known` is for reading; who reads it by itself renews what was kept before
-    `due`. `held` is the size of all.
+
+class CachePool:
+    """Bytes that the caches of one worker share: each has a share of `most` by its own maximum, and more
+    while others need less. Beyond that the cache furthest above its share evicts, one entry at a time.
     """
 
-    __slots__ = ("_by_use", "_most", "_newcomers", "due", "held", "known")
+    __slots__ = ("_caches", "held", "most")
+
+    def __init__(self, most: int = POOL_BYTES_MAX) -> None:
+        self.most = most
+        self.held = 0
+        self._caches: dict[str, LruCache[Any, Any]] = {}
+
+    def join(self, name: str, cache: LruCache[Any, Any]) -> None:
+        """Count a cache, in place of an earlier one of this name."""
+        before = self._caches.get(name)
+        if before is not None:
+            before.pool = None
+            self.held -= before.held
+        self._caches[name] = cache
+        cache.pool = self
+        self.held += cache.held
+        whole = sum([one.most for one in self._caches.values()])
+        for one in self._caches.values():
+            one.share = min(one.most, self.most * one.most // whole)
+
+    def make_room(self) -> None:
+        """Evict until all fit; the newest entry of a cache stays."""
+        while self.held > self.most:
+            largest, above = None, 0
+            for one in self._caches.values():
+                excess = one.held - one.share
+                if excess > above and len(one.known) > 1:
+                    largest, above = one, excess
+            if largest is None:
+                return
+            largest.evict()
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """Return the bytes that each cache holds, by its name."""
+        return [(name, one.held) for name, one in self._caches.items()]
+
+
+class LruCache(Generic[K, V]):
+    """Values of together `most`, less where its `pool` has no room: of that its `share` is its own.
+
+    `known` is for reading; who reads it by itself renews what was kept before `due`. `held` is the size of
+    all.
+    """
+
+    __slots__ = ("_by_use", "_newcomers", "due", "held", "known", "most", "pool", "share")
 
     def __init__(self, most: int) -> None:
         self.known: dict[K, V] = {}
         self.held = self.due = 0
-        self._most = most
+        self.most = self.share = most
+        self.pool: CachePool | None = None
         self._newcomers = 0
         self._by_use: OrderedDict[K, int] = OrderedDict()
 
@@ -66,22 +114,31 @@ class LruCache(Generic[K, V]):
     def put(self, key: K, value: V, size: int = 1) -> None:
         """Keep a value as the one used last, in place of those used longest ago where there is no room."""
         known, by_use = self.known, self._by_use
-        before = by_use.pop(key, 0)
+        before, pool = by_use.pop(key, 0), self.pool
         self.held += size - before
-        while self.held > self._most and by_use:
-            oldest, gone = by_use.popitem(last=False)
-            self.held -= gone
-            del known[oldest]
+        if pool is not None:
+            pool.held += size - before
+        while self.held > self.most and by_use:
+            self.evict()
         if size > before:  # what grows takes room as a newcomer does
             self._newcomers += size - before
-            self.due = self._newcomers - self._most // RENEWED_AFTER
+            self.due = self._newcomers - self.share // RENEWED_AFTER
         by_use[key], known[key] = size, value
         value.kept_at = self._newcomers
+        if pool is not None and pool.held > pool.most:
+            pool.make_room()
+
+    def evict(self) -> None:
+        """Drop the value that was used longest ago."""
+        self.drop(next(iter(self._by_use)))
 
     def drop(self, key: K) -> None:
         """Keep it no longer, if it is there."""
         if self.known.pop(key, None) is not None:
-            self.held -= self._by_use.pop(key)
+            size = self._by_use.pop(key)
+            self.held -= size
+            if self.pool is not None:
+                self.pool.held -= size
 
     def renew(self, key: K, value: V) -> None:
         """A value is used: it is the last to go."""

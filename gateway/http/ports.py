@@ -20,6 +20,7 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
+from gateway.core.lru import CachePool
 from gateway.core.model import (
     Attribution,
     Caller,
@@ -301,3 +302,4 @@ class Ports:
     look_up: LookUp = by_system
     earlier_peppers: tuple[bytes, ...] = ()
     answers: Mapping[Route, Answerer] = field(default_factory=dict)
+    caches: CachePool = field(default_factory=CachePool)

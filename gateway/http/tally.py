@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from gateway.core.billing.money import NANO
 from gateway.core.circuit_breaker import CAUSES
 from gateway.core.families.registry import ALL
-from gateway.core.histograms import SECONDS, Histogram
+from gateway.core.histograms import COSTS_MAX, OTHER_MODELS, SECONDS, Histogram
 from gateway.core.model import TokenUsage
 from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
 TENANTS_MAX = 4096
-COSTS_MAX = 256
-OTHER_MODELS = "other"
 # The statuses that tell something of their own; others are told by their class.
 OWN_STATUSES = frozenset({400, 401, 403, 404, 408, 429, 529})
 ANSWERS = ("2xx", "3xx", *map(str, sorted(OWN_STATUSES)), "4xx", "5xx")

@@ -8,7 +8,6 @@ token that was refused.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
@@ -22,6 +21,7 @@ from gateway.core.issuers import (
     read_token,
     refused,
 )
+from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Caller
 from gateway.errors import EndedApiKey, InvalidApiKey
 from gateway.issuers.key_set import VerifyingKey
@@ -45,7 +45,7 @@ class DigestLookup(Protocol):
         """
 
 
-class _VerifiedCaller:
+class _VerifiedCaller(LruEntry):
     """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
 
     `again` is the time of the next look-up, in seconds since the epoch.
@@ -89,18 +89,17 @@ class TokenCallers:
         self.accepts = False
         self.issuers: tuple[str, ...] = ()
         self._keys, self._directory, self._digests_of, self._wall = keys, directory, digests_of, wall
-        self._bytes_max, self._again_s = bytes_max, again_s
-        # By digest; those that were asked for longest ago come first.
-        self._known: OrderedDict[str, _VerifiedCaller] = OrderedDict()
-        self._bytes = 0
+        self._again_s = again_s
+        # By digest.
+        self.known: LruCache[str, _VerifiedCaller] = LruCache(bytes_max)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
         """Go by these issuers from now on; every token is verified by their rules again."""
         named = tuple(issuers)
         self.accepts, self.issuers = bool(named), tuple(one.issuer for one in named)
         self._keys.renew(named)
-        self._known.clear()
-        self._bytes = 0
+        for digest in [*self.known.known]:
+            self.known.drop(digest)
 
     async def keep_fresh(self) -> None:
         """Have the keys of issuers at hand, until cancelled."""
@@ -113,7 +112,7 @@ class TokenCallers:
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a token that was verified before, if all that it was found by is fresh."""
-        known = self._known.get(digest)
+        known = self.known.find(digest)
         if known is None or known.again <= self._wall():
             return None
         found = self._directory.cached(known.digest)
@@ -124,21 +123,13 @@ class TokenCallers:
     async def identify(self, digest: str, token: bytes) -> Caller:
         """The caller of a token; InvalidApiKey if that is nobody, another refusal where nobody knows."""
         now = self._wall()
-        known = self._known.get(digest)
+        known = self.known.find(digest)
         if known is None or not known.is_good(now):
             known = await self._verified(token)
         found, known.digest = await self._first(known.meaning.known_as)
         known.again = min(known.meaning.ends, now + self._again_s)
         if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
-            # Keep a token as the latest, in place of the others where there is no room.
-            before = self._known.pop(digest, None)
-            if before is not None:
-                self._bytes -= before.size
-            self._known[digest] = known
-            self._bytes += known.size
-            while self._bytes > self._bytes_max:
-                _, oldest = self._known.popitem(last=False)
-                self._bytes -= oldest.size
+            self.known.put(digest, known, known.size)
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:

@@ -21,6 +21,7 @@ from gateway.core.calls.call import UsageBounds
 from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
+from gateway.core.lru import CachePool
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.holds import CallerHolds
 from gateway.counters.admission.jobs import StoredJobs
@@ -31,6 +32,7 @@ from gateway.counters.admission.runs import Runs
 from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
+from gateway.counters.redis.calls import Frames
 from gateway.counters.redis.cluster import RedisConnections, Shards
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
@@ -200,6 +202,7 @@ class Door:
     worker_reports: WorkerReports
     cooling: SharedCircuitBreaker
     tokens: TokenCallers
+    caches: CachePool
 
 
 def make_door(
@@ -213,7 +216,10 @@ def make_door(
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)
-    directory = Directory(wires, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log)
+    caches, frames = CachePool(settings.cache_bytes_max), Frames()
+    directory = Directory(
+        wires, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log, pool=caches,
+    )  # fmt: skip
     directory.stand_ins = settings.stand_ins
     ttl_ms = int(settings.hold_ttl_s * 1000)
     leaser = Leaser(
@@ -222,7 +228,10 @@ def make_door(
     )  # fmt: skip
 
     def counters_of(wire: RedisConnection) -> Counters:
-        return Counters(wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log)
+        return Counters(
+            wire, directory, ttl_ms, clock, took, log=settlements, allowances=allowances, say=log,
+            frames=frames,
+        )  # fmt: skip
 
     counters: Counters | ShardedCounters
     if isinstance(wires, Shards):
@@ -238,4 +247,8 @@ def make_door(
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
     runs, jobs = Runs(wires, clock, time.time, os.urandom), StoredJobs(wires, objects, settlements)
     holds = CallerHolds(wires, time.time)
-    return Door(directory, counters, objects, runs, holds, jobs, allowances, leaser, reports, cooling, tokens)
+    for name, cache in (("frames", frames.known), ("tokens", tokens.known)):
+        caches.join(name, cache)
+    return Door(
+        directory, counters, objects, runs, holds, jobs, allowances, leaser, reports, cooling, tokens, caches,
+    )  # fmt: skip

@@ -29,6 +29,7 @@ from gateway.core.http_limits import (
     Seconds,
 )
 from gateway.core.issuers import Issuer, SignIn
+from gateway.core.lru import POOL_BYTES_MAX
 from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError, install
@@ -177,6 +178,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     settlement_log_dir: str = ""
     settlement_log_s: Seconds = 60.0
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
+    cache_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = POOL_BYTES_MAX
 
     invoice_issuer: str = ""
     invoice_country: Annotated[str, msgspec.Meta(pattern="^([A-Z]{2})?$")] = ""

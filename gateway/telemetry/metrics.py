@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import version
-from operator import add
+from operator import add, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.feature import features
 
 
@@ -88,6 +89,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "upstream_connections_open upstream state": "Connections to upstreams.",
         "upstream_credentials_missing upstream": "Workers without valid credentials for an upstream.",
         "capacity_waiting upstream": "Calls that wait for their upstream's capacity.",
+        "cache_bytes cache": "Bytes that the caches of gateway workers hold, added for each worker.",
         "buffered_bytes": "Bytes of requests and answers kept for slow ends.",
         "issuers_unread issuer": "Workers that could not read the keys of an issuer.",
         "counters_unverified": "Workers whose Redis no keeper has verified since its last start.",
@@ -378,9 +380,11 @@ def _collected(directory: Path) -> dict[str, Any]:
             with contextlib.suppress(OSError):
                 oldest = min(oldest, path.stat().st_mtime)
         else:
-            retired = merge(retired, {name: value for name, value in found.items() if name not in GAUGES})
+            counts = {name: value for name, value in found.items() if name not in GAUGES}
+            retired = merge(retired, counts)
             folded.append(path)
     if folded:
+        retired = _bounded(retired)
         _replace(directory / RETIRED, msgspec.json.encode(retired))
         for path in folded:
             path.unlink(missing_ok=True)
@@ -388,6 +392,20 @@ def _collected(directory: Path) -> dict[str, Any]:
         # A worker whose loop hangs, or whose disk is full, leaves nothing new.
         total |= {"workers": workers, "worker_report_age_seconds": max(0.0, time.time() - oldest)}
     return merge(retired, total)
+
+
+def _bounded(retired: Snapshot) -> dict[str, Any]:
+    """Return the numbers of dead workers with at most `COSTS_MAX` models by name: the sum stays the same.
+
+    Models of the least cost are counted as `OTHER_MODELS`, which is beside these.
+    """
+    rows = retired.get("cost")
+    if not isinstance(rows, list):
+        return {**retired}
+    named = sorted([row for row in rows if row[1] != OTHER_MODELS], key=itemgetter(-1), reverse=True)
+    beside = [row for row in rows if row[1] == OTHER_MODELS]
+    beside += [[service, OTHER_MODELS, *more] for service, _, *more in named[COSTS_MAX:]]
+    return {**retired, "cost": _added("cost", named[:COSTS_MAX], beside)}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -16,9 +16,10 @@ from gateway.core.billing.price_book import read_stand_ins
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
+from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.core.model import Service
 from gateway.errors import ServiceNotIncluded
-from gateway.http.tally import COSTS_MAX, OTHER_MODELS, Tally
+from gateway.http.tally import Tally
 from tests.http.fakes import CHAT, answer, get, post
 from tests.http.stage import Stage, staged
 

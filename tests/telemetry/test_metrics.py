@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
+from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.http.tally import Tally
 from gateway.telemetry import metrics
 from gateway.telemetry import metrics as tallies
@@ -190,3 +191,14 @@ async def test_a_worker_that_died_has_left_when_its_counters_grew(tmp_path: Path
     (tmp_path / "1-0.json").write_text(json.dumps({"workers": 1, LAST: [["settlements_refused", 7.0]]}))
     for _ in range(2):
         assert tallies.collect(tmp_path) == {LAST: [["settlements_refused", 7.0]]}
+
+
+def test_models_of_dead_workers_are_bounded_and_their_costs_are_not_lost(tmp_path: Path) -> None:
+    for run in range(6):
+        rows = [["chat", f"model-{run}-{number}", "USD", 1.0] for number in range(COSTS_MAX)]
+        costs = [*rows, ["chat", OTHER_MODELS, "USD", 1200.0 - COSTS_MAX]]
+        (tmp_path / f"999999999-{run}.json").write_text(json.dumps({"cost": costs}))
+        found = tallies.collect(tmp_path)["cost"]
+        assert sum(cost for *_, cost in found) == 1200 * (run + 1)
+        assert len(found) == COSTS_MAX + 1
+    assert tallies.collect(tmp_path)["cost"] == found

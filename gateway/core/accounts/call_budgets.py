@@ -34,8 +34,10 @@ from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
-# Of one worker; 1 to 2 KB each, and 4 with sixteen accounts.
-CALLS_MAX: Final = 20_000
+# Of one worker; each entry takes so many bytes, and so many more for each account (measured).
+CALLS_BYTES_MAX: Final = 32 * 1024 * 1024
+ENTRY_BYTES: Final = 1_024
+ACCOUNT_BYTES: Final = 256
 # Places of a direct-mapped cache by caller, in front of the one by all that decides; a prime.
 CALLERS_MAX: Final = 1_021
 
@@ -230,10 +232,10 @@ def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
 class BudgetCache:
     """The budgets found for the calls that came last, of all organizations of one worker."""
 
-    __slots__ = ("_known", "_last")
+    __slots__ = ("_last", "known")
 
-    def __init__(self, most: int = CALLS_MAX) -> None:
-        self._known: LruCache[tuple[int, Said, int], CallBudgets] = LruCache(most)
+    def __init__(self, bytes_max: int = CALLS_BYTES_MAX) -> None:
+        self.known: LruCache[tuple[int, Said, int], CallBudgets] = LruCache(bytes_max)
         self._last: list[_CallerEntry | None] = [None] * CALLERS_MAX
 
     def find_by_caller(  # noqa: PLR0917  # whose call it is, what it says, and when
@@ -272,17 +274,17 @@ class BudgetCache:
         Without `remember` nothing has to go for it.
         """
         key = budgets.organization_id, asked, 0 if run is None else run.budget_id
-        found = self._known.find(key)
+        found = self.known.find(key)
         if found is None or found.of is not budgets or not found.holds_at(now_ms):
             found = budgets.find(CallAttributes(*asked), now_ms)
             if run is not None:
                 found = with_runs(found, run)
             if remember:
-                self._known.put(key, found)
+                self.known.put(key, found, ENTRY_BYTES + ACCOUNT_BYTES * len(found.accounts))
         return found
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:

@@ -27,7 +27,8 @@ _ADVISOR: Final = "advisor"  # begins the kind of a tool that keeps to its maxim
 _MAKERS: Final = frozenset({"image_generation", "openrouter:image_generation"})
 _COMPACTION: Final = "compact"
 _MANAGEMENT: Final = "context_management"
-LEARNED_MAX = 20_000  # (organization, service, model) kept, organizations that asked longest ago first out
+LEARNED_BYTES_MAX = 32 * 1024 * 1024  # organizations that asked longest ago first out
+LEARNED_BYTES = 2_560  # of each (organization, service, model), at most (measured)
 LEARNED_SHARE = 500  # of one organization, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
@@ -131,14 +132,14 @@ NO_ESTIMATE: Final = Estimate()
 class Estimator:
     """Holds by what was learned of calls like one, and by what it states.
 
-    Memory is bounded by `learned_max`, and by `share` for one organization: made-up names displace nobody
+    Memory is bounded by `bytes_max`, and by `share` for one organization: made-up names displace nobody
     else's. Only an answer that taught something is kept.
     """
 
     def __init__(
         self,
         ceilings: dict[str, int] | None = None,
-        learned_max: int = LEARNED_MAX,
+        bytes_max: int = LEARNED_BYTES_MAX,
         tokenizer: Tokenizer | None = None,
         share: int = LEARNED_SHARE,
         quantile: float = QUANTILE,
@@ -147,7 +148,7 @@ class Estimator:
         self._tokenizer = tokenizer
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
         self._share = share
-        self._shares: LruCache[int, _LearnedUsage] = LruCache(learned_max)
+        self.known: LruCache[int, _LearnedUsage] = LruCache(bytes_max)
 
     def hold(self, call: CallRequest, organization_id: int, service_key: str) -> Estimate:
         """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
@@ -224,16 +225,16 @@ class Estimator:
                 learned.bytes_per_output_token += step / learned.texts
 
     def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
-        share = self._shares.find(organization_id)
+        share = self.known.find(organization_id)
         return None if share is None else share.models.find((service_key, call.model, call.streamed))
 
     def _first(self, model: str) -> _Learned:
         return _Learned(self._ceiling(model), _dearer(model))
 
     def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> None:
-        share = self._shares.find(organization_id) or _LearnedUsage(self._share)
+        share = self.known.find(organization_id) or _LearnedUsage(self._share)
         share.models.put(name, learned)
-        self._shares.put(organization_id, share, len(share.models))
+        self.known.put(organization_id, share, LEARNED_BYTES * len(share.models))
 
     def _ceiling(self, model: str) -> int:
         fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]

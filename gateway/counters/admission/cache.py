@@ -169,9 +169,9 @@ KNOWN_COPIES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """What one worker keeps of callers: 38,000 that may call any model, 32,000 organizations without terms of
-    their own, and so many credentials nobody has. Of those that are not known so many are looked up at once,
-    and so many wait for that.
+    """What one worker keeps of callers, where its `CachePool` has room, and of credentials nobody has.
+
+    Of those that are not known so many are looked up at once, and so many wait for that.
     """
 
     known_bytes_max: int = 32 * 1024 * 1024

@@ -26,7 +26,7 @@ from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.lru import LruCache
+from gateway.core.lru import CachePool, LruCache
 from gateway.core.model import Attribution, Caller, Service
 from gateway.core.wait import in_task
 from gateway.counters.admission.cache import (
@@ -143,6 +143,7 @@ class CallerCache(Catalogue):
         stale_s: float = 0.0,
         bounds: CacheLimits = BOUNDS,
         log: Callable[..., None] = unheard,
+        pool: CachePool | None = None,
     ) -> None:
         super().__init__(wires, Changes(wires, self._changed), clock, log)
         self._today = today
@@ -155,6 +156,9 @@ class CallerCache(Catalogue):
         self._unknown_max = bounds.unknown_max
         self._turns = LookupQueue(bounds.look_ups_max, bounds.look_ups_waiting_max)
         self._rereading = CallerRefresh(self._changes, self._changed, self._known, self._terms, clock)
+        if pool is not None:
+            pool.join("callers", self._known)
+            pool.join("terms", self._terms)
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a digest looked up a moment ago, or not changed since, or None."""
@@ -399,10 +403,15 @@ class Directory(CallerCache):
         stale_s: float = 0.0,
         bounds: CacheLimits = BOUNDS,
         log: Callable[..., None] = unheard,
+        pool: CachePool | None = None,
     ) -> None:
-        super().__init__(wires, clock, today, allowances=allowances, stale_s=stale_s, bounds=bounds, log=log)
+        super().__init__(
+            wires, clock, today, allowances=allowances, stale_s=stale_s, bounds=bounds, log=log, pool=pool,
+        )  # fmt: skip
         self.stand_ins: StandIns = NO_STAND_INS
         self._budgets = BudgetCache()
+        if pool is not None:
+            pool.join("budgets", self._budgets.known)
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
         """The service of a key as the caller's organization has it, for this call; None if there is none.

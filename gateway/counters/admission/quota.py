@@ -271,7 +271,6 @@ class AccountLimit:
         )  # fmt: skip
 
 
-FRAMES_MAX = 20_000
 # Told of once: a newer catalogue, another plan that the tenant follows, accounts that cannot be made.
 RESERVE_TRIES = 4
 _AGAIN = frozenset({Verdict.STALE, Verdict.OTHER_PLAN, Verdict.OTHER_ACCOUNT})
@@ -298,7 +297,7 @@ class Counters(LiveHolds):
         log: SettlementLog,
         allowances: Allowances | None = None,
         say: Callable[..., None] = unheard,
-        frames_max: int = FRAMES_MAX,
+        frames: Frames | None = None,
     ) -> None:
         held = allowances if allowances is not None else Allowances(clock)
         super().__init__(wire, held, hold_ttl_ms, clock, took["extend"])
@@ -308,7 +307,7 @@ class Counters(LiveHolds):
         self._log = log
         self.crowded = AccountLimit(clock, say)
         self._directory = directory
-        self._frames = Frames(frames_max)
+        self._frames = frames if frames is not None else Frames()
         self.releases = Releases(wire, self.send_release, hold_ttl_ms / 1000, clock)
         self._reserve_took, self._settle_took = took["reserve"], took["settle"]
 

@@ -475,34 +475,36 @@ NO_BUDGETS: Final[tuple[str, ...]] = ()
 
 # Texts that frames share: of each organization in use, and of its budgets. Each has some hundred bytes.
 TEXTS_MAX: Final = 4_096
-# How many accounts of budgets a frame has room for that is no larger than most are.
-FREE_ACCOUNTS: Final = 4
+# A frame takes so many bytes, and more for each account and each character of its user (measured).
+FRAMES_BYTES_MAX: Final = 64 * 1024 * 1024
+FRAME_BYTES: Final = 1_792
+ACCOUNT_BYTES: Final = 512
+USER_COPIES: Final = 8
 
 
 class Frames:
     """The frames of the last callers, by key, user, service and the budget accounts they take from.
 
-    Callers say who they are, so what there may be is bounded by size: `most` frames of up to four accounts,
-    of 7 KB each, and fewer of larger ones.
+    Callers say who they are, so what there may be is bounded by size: there are fewer of larger ones.
     """
 
-    __slots__ = ("_known",)
+    __slots__ = ("known",)
 
-    def __init__(self, most: int) -> None:
-        self._known: LruCache[tuple[int, str, int, tuple[str, ...]], Frame] = LruCache(most * FREE_ACCOUNTS)
+    def __init__(self, bytes_max: int = FRAMES_BYTES_MAX) -> None:
+        self.known: LruCache[tuple[int, str, int, tuple[str, ...]], Frame] = LruCache(bytes_max)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self.known)
 
     def frame_of(
         self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
     ) -> Frame:
         """The frame of these calls: a service that was resolved again has another one."""
         key = caller.key_id, user, service.id, budgets
-        frame = self._known.find(key)
+        frame = self.known.find(key)
         if frame is None or frame.service is not service:
             frame = Frame(caller, user, service, budgets)
-            self._known.put(key, frame, max(FREE_ACCOUNTS, len(budgets)))
+            self.known.put(key, frame, FRAME_BYTES + ACCOUNT_BYTES * len(budgets) + USER_COPIES * len(user))
         return frame
 
 

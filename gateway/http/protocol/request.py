@@ -118,7 +118,7 @@ class LruParseCache(LruCache[K, U]):
     def keep(self, key: K, value: U) -> None:
         """Remember a value, in place of those used longest ago where there is no room."""
         size = len(key) * self._copies + self._entry_bytes
-        if len(key) <= self._key_bytes_max and size <= self._most:
+        if len(key) <= self._key_bytes_max and size <= self.most:
             self.put(key, value, size)
 
 

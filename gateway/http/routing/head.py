@@ -20,7 +20,7 @@ from gateway.core.families.objects import ObjectAccess
 from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.http_limits import HttpLimits
 from gateway.core.issuers import TOKEN_BYTES_MAX
-from gateway.core.lru import LruEntry
+from gateway.core.lru import CachePool, LruEntry
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id
 from gateway.errors import CountersUnavailable, MalformedRequest, MethodNotAllowed, Refusal, UnknownRoute
@@ -505,6 +505,7 @@ class HeadReader:
         cors: Cors | None = None,
         tokens: bool = False,
         earlier: tuple[bytes, ...] = (),
+        pool: CachePool | None = None,
     ) -> None:
         self._tokens = tokens
         self._cors = cors
@@ -524,6 +525,12 @@ class HeadReader:
             3 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
         )
         self._said: LruParseCache[bytes, HeaderAttribution] = LruParseCache(2 * tenth, HEAD_BYTES_MAX, 5, 512)
+        if pool is not None:
+            pool.join("heads", self._heads)
+            pool.join("header_lines", self._lines)
+            pool.join("routed_heads", self._routed)
+            pool.join("credentials", self._proofs)
+            pool.join("attributions", self._said)
         self.known = self._heads.known
 
     def read(self, head: bytes) -> CallHead:

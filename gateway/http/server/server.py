@@ -370,7 +370,7 @@ class DataPlane:
         tokens = ports.tokens.accepts if accepts_tokens is None else accepts_tokens
         heads = HeadReader(
             router, self._pepper, limits, traced=ports.tracer is not None,
-            cors=Cors(origins) if origins else None, tokens=tokens, earlier=peppers[1:],
+            cors=Cors(origins) if origins else None, tokens=tokens, earlier=peppers[1:], pool=ports.caches,
         )  # fmt: skip
         digests = {uri: key_digests(key.encode(), peppers) for uri, key in workloads}
         upstreams: dict[str, Upstream] = {}

@@ -10,6 +10,7 @@ import pytest
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
 from gateway.core.calls.estimate import (
     CEILING,
+    LEARNED_BYTES,
     MODEL_USES,
     OUTPUT_TOKENS_FIRST,
     Estimate,
@@ -278,7 +279,7 @@ def test_services_and_models_are_learned_apart_and_forgotten_in_order() -> None:
 @pytest.mark.parametrize("answered", [None, TokenUsage(0, 0, reported=True), used(100, 1)])
 def test_a_flood_of_names_displaces_nobody_elses(answered: TokenUsage | None) -> None:
     """Nor their own organization's, as long as no answer taught anything."""
-    estimator = Estimator(learned_max=100, share=20)
+    estimator = Estimator(bytes_max=100 * LEARNED_BYTES, share=20)
     for organization_id in (1, 2):
         taught(estimator, "a", organization_id)
     known = estimator.hold(call("a"), 1, "chat").need
@@ -293,12 +294,12 @@ def test_a_flood_of_names_displaces_nobody_elses(answered: TokenUsage | None) ->
 
 
 def test_of_all_organizations_no_more_is_kept_than_the_bound() -> None:
-    estimator = Estimator(learned_max=100, share=20)
+    estimator = Estimator(bytes_max=100 * LEARNED_BYTES, share=20)
     for organization_id in range(50):
         for number in range(30):
             estimator.learn(call(f"{number}"), organization_id, "chat", used(100, 1))
-        assert estimator._shares.held <= 100
-    assert len(estimator._shares) == 5
+        assert estimator.known.held <= 100 * LEARNED_BYTES
+    assert len(estimator.known) == 5
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from gateway.counters.admission.quota import EXTEND_BATCH_MAX, EXTEND_MARGIN_TOK
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
-from gateway.counters.redis.calls import TOMBSTONE_MS, Frames
+from gateway.counters.redis.calls import FRAME_BYTES, TOMBSTONE_MS, USER_COPIES, Frames
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import CountersUnavailable
@@ -452,17 +452,24 @@ async def test_extending_without_redis_keeps_what_is_known(own_valkey: Any, hire
 # --- frames -----------------------------------------------------------------------------
 
 
+# Of a user of so few characters.
+SMALL = FRAME_BYTES + 12 * USER_COPIES
+
+
 async def test_frames_are_bounded(world: World, hire: Hire) -> None:
     worker = await hire(world)
-    worker.counters = counters_on(worker.wire, worker.directory, worker.log, partial(noted, []), frames_max=2)
+    frames = Frames(2 * SMALL)
+    worker.counters = counters_on(
+        worker.wire, worker.directory, worker.log, partial(noted, []), frames=frames
+    )
     world.plan(100)
     for user in ("a", "b", "c", "a"):
         assert (await worker.reserve(worker.request(1, user=user))).verdict is Verdict.ADMITTED
-    assert len(worker.counters._frames) == 2
+    assert len(frames) == 2
 
 
 def test_a_key_with_many_users_pushes_out_none_that_comes_now_and_then() -> None:
-    frames, often, many = Frames(3), Caller(1, 2, 3, 4), Caller(1, 2, 4, 4)
+    frames, often, many = Frames(3 * SMALL), Caller(1, 2, 3, 4), Caller(1, 2, 4, 4)
     first = frames.frame_of(often, "ann", CHAT)
     for number in range(10):
         frames.frame_of(many, f"made up {number}", CHAT)
@@ -473,18 +480,18 @@ def test_a_key_with_many_users_pushes_out_none_that_comes_now_and_then() -> None
 
 def test_of_large_frames_there_are_fewer() -> None:
     """Callers say who they are: what a worker keeps of them is bounded by its size."""
-    frames, caller = Frames(20), Caller(1, 2, 3, 4)
+    frames, caller = Frames(50_320), Caller(1, 2, 3, 4)
     for number in range(100):
         names = tuple(f"{at:016x}:{number:024x}" for at in range(16))
         frames.frame_of(caller, f"made up {number}", CHAT, names)
     assert len(frames) == 5
     for number in range(100):
         frames.frame_of(caller, f"another {number}", CHAT)
-    assert len(frames) == 20
+    assert len(frames) == 26
 
 
 def test_what_callers_have_in_common_is_there_once() -> None:
-    frames, made = Frames(9), []
+    frames, made = Frames(), []
     for key_id in (3, 4):
         caller = Caller(1, 2, key_id, 4)
         request = HoldRequest(caller, new_id(), "ann", CHAT, 5, 5)

@@ -1,0 +1,64 @@
+"""Memory that shipped files allow, by the sums of docs/internals/caches.md and the settings' defaults."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.core.http_limits import HttpLimits
+from gateway.core.lru import POOL_BYTES_MAX
+from gateway.counters.admission.runs import REMEMBERED_MAX
+from tests.deploy.shipped import DEPLOY, interpolated
+from tests.tree import ROOT
+
+# Measured: of processes that nobody has called yet, of a run, and of a million keys in a keeper.
+IDLE_MIB, KEEPER_IDLE_MIB, KEYS_MIB = 52, 149, 264
+RUN_BYTES = 590
+LIMITS = HttpLimits()
+WORKER = {
+    "a worker that is idle": IDLE_MIB,
+    "caches": POOL_BYTES_MAX >> 20,
+    "runs": -(-REMEMBERED_MAX * RUN_BYTES >> 20),
+    "bodies and answers for slow ends": LIMITS.buffered_bytes_max >> 20,
+    "calls that wait for capacity": LIMITS.capacity_waiting_bytes_max >> 20,
+    "heads that are not complete": LIMITS.heads_bytes_max >> 20,
+    "last responses of WebSockets": LIMITS.sockets_kept_bytes_max >> 20,
+}
+KEEPER = {
+    "a keeper that is idle, with its process for people": KEEPER_IDLE_MIB,
+    "each million keys": KEYS_MIB,
+}
+ALWAYS = {"gateway": sum([*WORKER.values()][:3]), "keeper": KEEPER_IDLE_MIB}
+NEEDED = {"gateway": sum(WORKER.values()), "keeper": sum(KEEPER.values())}
+
+
+def mib(text: str) -> int:
+    [(number, unit)] = re.findall(r"^(\d+)([MmGg])i?$", text)
+    return int(number) << (10 if unit in "Gg" else 0)
+
+
+def test_a_sidecar_has_room_for_what_its_settings_may_take() -> None:
+    chart = yaml.safe_load((DEPLOY / "helm/tollkeeper/values.yaml").read_text())["sidecar"]["resources"]
+    assert mib(chart["requests"]["memory"]) >= ALWAYS["gateway"]
+    assert mib(chart["limits"]["memory"]) >= NEEDED["gateway"]
+
+
+def test_the_page_has_the_sums() -> None:
+    page = (ROOT / "docs/internals/caches.md").read_text()
+    for part, most in (WORKER | KEEPER).items():
+        assert f"| {part} | {most} MiB |" in page
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_each_program_has_the_memory_that_its_settings_may_take(name: str) -> None:
+    """Twice that, as a limit: connections, answers and reports in progress take memory besides."""
+    chart = yaml.safe_load((DEPLOY / "helm/tollkeeper/values.yaml").read_text())[name]["resources"]
+    assert mib(chart["requests"]["memory"]) >= ALWAYS[name]
+    compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"][name]
+    workers = int(interpolated(compose["environment"].get("TOLLKEEPER_WORKERS", "1"), {}))
+    unit = (DEPLOY / f"systemd/tollkeeper-{name}.service").read_text()
+    high, most = (mib(*re.findall(rf"^Memory{word}=(\w+)$", unit, re.MULTILINE)) for word in ("High", "Max"))
+    limits = {mib(chart["limits"]["memory"]), mib(interpolated(compose["mem_limit"], {})) // workers, most}
+    assert len(limits) == 1, "all that is shipped allows the same"
+    assert 2 * NEEDED[name] <= high < most
