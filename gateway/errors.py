@@ -418,6 +418,10 @@ class LedgerUnavailable(TollkeeperError, reason="ledger_unavailable", status=503
 class SchemaUnavailable(TollkeeperError, reason="schema_unavailable", status=503):
     """The schema cannot be read or brought up to date."""
 
+    def __init__(self, message: str | None = None, *, sqlstate: str = "") -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
 
 class BackupFailed(TollkeeperError, reason="backup_failed"):
     """A backup cannot be made or restored; the message says why, on one line."""

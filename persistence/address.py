@@ -11,7 +11,7 @@ CONNECT_TIMEOUT_S = 5
 CONNECT: dict[str, Any] = {
     "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
-    "fallback_application_name": "tollkeeper",
+    "client_encoding": "UTF8", "fallback_application_name": "tollkeeper",
 }  # fmt: skip
 # One of several hosts of an address.
 _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")

@@ -221,8 +221,22 @@ async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-async def answers(engine: AsyncEngine) -> bool:
-    return not await trouble(engine)
+# What nobody can write to: a standby, as after a failover behind an address of several hosts.
+READS_ONLY = "it reads only: it is a standby, or default_transaction_read_only is on"
+
+
+async def write_trouble(engine: AsyncEngine) -> str:
+    """Why PostgreSQL takes no write now; empty where it does. `READS_ONLY`, where it answers all the same."""
+    return await trouble(engine) or (READS_ONLY if await reads_only(engine) else "")
+
+
+async def reads_only(engine: AsyncEngine) -> bool:
+    """Whether PostgreSQL says that it takes no write; False where it says nothing."""
+    try:
+        async with engine.connect() as connection:
+            return bool(await connection.scalar(text("SHOW transaction_read_only")) == "on")
+    except (SQLAlchemyError, OSError):
+        return False
 
 
 async def trouble(engine: AsyncEngine) -> str:
@@ -295,12 +309,12 @@ def shares_sessions(url: str) -> bool:
             return any(_pid(one) == _pid(other) for _ in range(TRIES))
 
 
-def is_seen_to_share(url: str) -> bool:
-    """The same; False where nobody answers, which others say."""
+def is_seen_to_share(url: str) -> bool | None:
+    """The same; None where that could not be asked."""
     try:
         return shares_sessions(url)
     except psycopg.Error:
-        return False
+        return None
 
 
 def _connected(url: str) -> psycopg.Connection[tuple[Any, ...]]:

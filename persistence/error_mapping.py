@@ -106,6 +106,8 @@ def _first_line(text: str) -> str:
 TRY_AGAIN = frozenset({"40001", "40P01"})
 # It took longer than a statement may, or was left.
 QUERY_CANCELED = "57014"
+# The server is a standby, or lets this user read alone.
+READ_ONLY = "25006"
 # A lock was not had within `lock_timeout`: what bounds one wait of a transaction, and no other of it.
 LOCK_NOT_AVAILABLE = "55P03"
 _LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
@@ -153,7 +155,7 @@ def translated(error: Exception) -> Exception:
     }
     if state in refusals:
         return refusals[state]()
-    unreachable = state[:2] in {"", "08", "53", "57"} or state in TRY_AGAIN
+    unreachable = state[:2] in {"", "08", "53", "57"} or state in {*TRY_AGAIN, READ_ONLY}
     if isinstance(error, (DBAPIError, PoolTimeout, OSError)) and unreachable:
         return StoreUnavailable()
     return error
@@ -187,8 +189,8 @@ def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
 
 # The subject of an error of PostgreSQL: the server, which is away or has no room, or the request to it.
 
-# Classes of SQLSTATE: no connection, no resources, an operator's intervention, a system error.
-EVERYBODYS = ("08", "53", "57", "58")
+# Classes of SQLSTATE: no connection, no resources, an operator's intervention, a system error; and one code.
+EVERYBODYS = ("08", "53", "57", "58", READ_ONLY)
 # Classes of SQLSTATE: bad data, a broken constraint, more than a row or an index holds.
 REFUSED = ("22", "23", "54")
 

@@ -61,7 +61,7 @@ def doctor(
     ] = Role.ALL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong."""
+    """Check settings, Redis, PostgreSQL and upstreams; exit 1 if anything is wrong, not for ? (not told)."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
     from gateway.ops.doctor import examine  # noqa: PLC0415  # loaded where it is needed
@@ -70,13 +70,15 @@ def doctor(
     directory = str(data_dir) if data_dir else None
     settings = _known(resolved(config, data_dir=directory, redis_url=redis_url, database_url=database_url))
 
+    outcomes = {True: "ok   ", False: "WRONG", None: "?    "}
+
     async def look() -> bool:
         found = []
         async for finding in examine(settings, role):
             found.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
             if not as_json:
-                typer.echo(f"{'ok   ' if finding.well else 'WRONG'} {finding.subject}: {finding.says}")
-        well = all(each["well"] for each in found)
+                typer.echo(f"{outcomes[finding.well]} {finding.subject}: {finding.says}")
+        well = all(each["well"] is not False for each in found)
         if as_json:
             typer.echo(dumps({"well": well, "findings": found}))
         return well

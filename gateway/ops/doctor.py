@@ -23,7 +23,7 @@ from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import Proxies, without_password
-from gateway.errors import SettingError, StartError, install
+from gateway.errors import SchemaUnavailable, SettingError, StartError, install
 from gateway.extras import is_installed
 from gateway.feature import features
 from gateway.http.upstream.pool import place_of, reach
@@ -40,22 +40,26 @@ from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
 from gateway.tls.certificates import load
 
+_NOT_TWICE = "whether a pooler shares sessions could not be asked: two connections at once were not had"
+
 
 # What `tollkeeper doctor` says of a pooler between a keeper, or the owner, and PostgreSQL.
 def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
-    """Whether sessions are shared, and whether the owner, who needs one, has one of its own."""
-    from persistence.engine import (  # noqa: PLC0415  # loaded where it is needed
-        ASK_OWNER,
-        is_seen_to_share,  # heavy to load
-    )
+    """Whether sessions are shared, and whether the owner, where one is here, has one of its own."""
+    from persistence.engine import ASK_OWNER, is_seen_to_share  # noqa: PLC0415  # heavy to load
 
     shared = is_seen_to_share(url)
-    if shared:
+    if shared is None:
+        yield Finding(None, "postgresql pooler", _NOT_TWICE)
+    elif shared:
         yield Finding(
             True, "postgresql pooler", "shares sessions (transaction mode), and a keeper needs none"
         )
-    if is_seen_to_share(owner_url) if owner_url != url else shared:
+    owners = is_seen_to_share(owner_url) if owner_url not in ("", url) else shared
+    if owner_url and owners:
         yield Finding(False, "backup and archive", ASK_OWNER)
+    elif owner_url and owners is None:
+        yield Finding(None, "backup and archive", _NOT_TWICE)
 
 
 # What `tollkeeper doctor` says of the replica that reads go to.
@@ -90,7 +94,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
     if role != "serve":
         if settings.database_url:
-            async for finding in _postgresql(settings):
+            async for finding in _postgresql(settings, role):
                 yield finding
         else:
             yield Finding(
@@ -288,7 +292,7 @@ def _day(moment: float) -> str:
     return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d}"
 
 
-async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
+async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """The database as the keeper's user sees it, and its owner where that is another."""
     from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
     from persistence.schema.database import refuse_other  # noqa: PLC0415  # heavy to load
@@ -308,14 +312,18 @@ async def _postgresql(settings: Settings) -> AsyncIterator[Finding]:
         return
     except Exception as error:  # noqa: BLE001  # whatever the driver says is the finding
         first = (str(error).strip().splitlines() or [f"no answer within {ANSWER_MAX_S * 2:g} s"])[0]
-        yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first)}")
+        code = error.sqlstate if isinstance(error, SchemaUnavailable) else ""
+        yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first, code)}")
         return
     until = f", its certificate is valid until {_day(end)}" if end else ""
     newer = f", newer than this program's {NEEDED}, which runs on it" if found.is_newer() else ""
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     for seen in await asyncio.to_thread(doctor_redis.postgresql_user_findings, url, settings.owner_url):
         yield Finding(*seen)
-    for one in await asyncio.to_thread(list, pooler_findings(url, settings.owner_url)):
+    # A lone keeper needs no owner, unless it archives.
+    lone = role == "keeper" and not settings.archive_calls_after_months
+    owner_url = settings.database_owner_url if lone else settings.owner_url
+    for one in await asyncio.to_thread(list, pooler_findings(url, owner_url)):
         yield one
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)

@@ -47,7 +47,8 @@ MEMORY_SHARE_MAX = 0.95
 # By how much two clocks may differ.
 CLOCK_OFF_S_MAX = 10.0
 
-Found = tuple[bool, str, str]
+# None in place of whether it is well: nobody could be asked.
+Found = tuple[bool | None, str, str]
 
 
 def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
@@ -88,15 +89,18 @@ def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
 
 def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
     """Whether the file, where there is one, is written soon enough."""
-    durable = info.get("aof_enabled") == "1"
+    if info.get("aof_enabled") != "1":
+        return
     values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
-    if durable and isinstance(values, list) and values and values[-1] == b"no":
+    if not isinstance(values, list) or not values or not isinstance(values[-1], bytes):
+        asks = "ask an administrator for CONFIG GET appendfsync, and see that it is everysec or always"
+        yield None, "redis", f"appendfsync is not told to this user: {asks}"
+    elif values[-1] == b"no":
         hint = "CONFIG SET appendfsync everysec, and in its configuration"
-        yield (
-            False,
-            "redis",
-            f"appendfsync is no: a power cut loses half a minute of acknowledged writes: {hint}",
-        )
+        lost = "a power cut loses half a minute of acknowledged writes"
+        yield False, "redis", f"appendfsync is no: {lost}: {hint}"
+    else:
+        yield True, "redis", f"appendfsync is {values[-1].decode()}"
 
 
 def _file(on: bool, replicas: int) -> Found:
@@ -115,7 +119,7 @@ def _policy(policy: str) -> Found:
     if policy == "noeviction":
         return True, "redis", "maxmemory-policy is noeviction"
     if policy == "unknown":
-        return True, "redis", "this server does not tell its maxmemory-policy: see that it is noeviction"
+        return None, "redis", "this server does not tell its maxmemory-policy: see that it is noeviction"
     hint = "CONFIG SET maxmemory-policy noeviction, and in its configuration"
     return False, "redis", f"maxmemory-policy is {policy}, which deletes counters: {hint}"
 
@@ -123,6 +127,8 @@ def _policy(policy: str) -> Found:
 def _memory(info: Mapping[str, str]) -> Iterator[Found]:
     """Whether it has memory left, where it has a limit: at the limit it takes no new call."""
     most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
+    if not most and not (info.get("maxmemory") and "maxmemory_policy" in info):
+        yield None, "redis", "this server does not tell its maxmemory: see that its machine has more"
     if not most and info.get("maxmemory") and "maxmemory_policy" in info:
         hint = "CONFIG SET maxmemory, below the memory of its machine, and in its configuration"
         yield False, "redis", f"maxmemory is 0, so the system ends it where its memory is full: {hint}"
@@ -135,7 +141,10 @@ def _memory(info: Mapping[str, str]) -> Iterator[Found]:
 def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
     """Whether its clock is ours: it gives the time of charges, and we that of refusals."""
     told = info.get("server_time_usec", "")
-    if now is None or not told.isdecimal():
+    if now is None:
+        return
+    if not told.isdecimal():
+        yield None, "clock", "this server does not tell its time (server_time_usec): see that it has ours"
         return
     yield clock_against("Redis", int(told) / 1e6, now)
 
@@ -151,9 +160,9 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
 # What doctor says of one thing.
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at; `well` is None where nobody could be asked, which is neither."""
 
-    well: bool
+    well: bool | None
     subject: str
     says: str
 
@@ -215,7 +224,7 @@ async def _replica_findings(address: Address, place: Place, *, configured: bool)
 def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
     subject = f"redis replica {place[0]}:{place[1]}"
     if said.trouble:
-        yield Finding(True, subject, f"could not be looked at, so look at its configuration: {said.trouble}")
+        yield Finding(None, subject, f"could not be looked at, so look at its configuration: {said.trouble}")
         return
     for well, _, says in replica_durability(said.info, said.fsync):
         yield Finding(well, subject, says)
@@ -229,6 +238,11 @@ _UNREADABLE = (
     " (deploy/README.md, TollkeeperLeftAlone)"
 )
 _NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
+
+
+_UNHEARD = Finding(
+    None, _KEEPER, "whether one runs is not told to this user: give it what deploy/users.acl says"
+)
 
 
 def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_before: bool) -> Iterator[Finding]:
@@ -264,7 +278,7 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
     try:
         found = in_use(url)
     except TollkeeperError as error:
-        yield Finding(False, _PEPPER, f"{error}; {hints.postgresql_hint(str(error))}")
+        yield Finding(False, _PEPPER, f"{error}; {_hint(error)}")
         return
     current, *earlier = peppers.ids
     for one in found:
@@ -299,7 +313,7 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
     beyond: tuple[str, ...] = (client.NOBODYS,) if user == "default" else ()
     if role == "serve":
         beyond = (client.KEEPERS_ALONE, client.NOBODYS)
-    wire = RedisConnection(address, time.monotonic, call_s=answer_max_s)
+    wire = _wire(address, answer_max_s)
     try:
         await wire.open()
         lacking = await client.refused_rights(wire, *needed)
@@ -342,6 +356,10 @@ def _may(user: str, role: str, without: list[str], more: list[str]) -> Seen:
     return True, _REDIS, f"{user} may do what a {role} does{lacks}"
 
 
+def _hint(error: TollkeeperError) -> str:
+    return hints.postgresql_hint(str(error), getattr(error, "sqlstate", ""))
+
+
 def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
     """Whether a keeper's user may do what a keeper does, and the owner, if it is another, owns the tables."""
     from persistence.schema.roles import privileges  # noqa: PLC0415  # heavy to load
@@ -350,7 +368,7 @@ def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
     try:
         found = privileges(url)
     except TollkeeperError as error:
-        return [(False, _POSTGRESQL, f"{error}; {hints.postgresql_hint(str(error))}")]
+        return [(False, _POSTGRESQL, f"{error}; {_hint(error)}")]
     if found.lacking:
         seen.append((False, _POSTGRESQL, found.complaint()))
     elif found.beyond:
@@ -363,7 +381,8 @@ def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
     try:
         owner = privileges(owner_url)
     except TollkeeperError as error:
-        return [*seen, (False, _OWNER, f"{error}; look at TOLLKEEPER_DATABASE_OWNER_URL")]
+        hint = _hint(error).replace(hints.DATABASE_URL, "TOLLKEEPER_DATABASE_OWNER_URL")
+        return [*seen, (False, _OWNER, f"{error}; {hint}")]
     if owner.owns:
         return [*seen, (True, _OWNER, f"{owner.user} owns the tables")]
     said = f"{owner.user} does not own the tables: TOLLKEEPER_DATABASE_OWNER_URL must be of who migrates"
@@ -392,13 +411,18 @@ class _Server:
     forgets: str
 
 
+def _wire(address: Address, call_s: float = ANSWER_MAX_S) -> RedisConnection:
+    """A connection that writes nothing, the scripts neither."""
+    return RedisConnection(address, time.monotonic, call_s=call_s, loads=False)
+
+
 async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Look at what a process of this role needs of Redis."""
     shown = without_password(settings.redis_url)
     wires: RedisConnections | None = None
     try:
         address = parse_url(settings.redis_url, settings.redis_files)
-        wires = wires_to(address, lambda where: RedisConnection(where, time.monotonic, call_s=ANSWER_MAX_S))
+        wires = wires_to(address, _wire)
         await wires.open()
         if not await wires.connected_within(ANSWER_MAX_S):
             yield Finding(False, "redis", f"{shown}: {wires.trouble}; {hints.redis_hint(wires.trouble)}")
@@ -415,14 +439,14 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     if isinstance(wires, Shards):
         yield _cluster(shown, wires)
     for subject, server in servers.items():
-        for finding in _server(settings, subject, shown, server):
+        for finding in _server(settings, role, subject, shown, server):
             yield finding
     for finding in await _replicas(address, wires, servers):
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
     for finding in _missing(lists) if ran_before else ():
         yield finding
-    for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else ():
+    for finding in of_keeper(settings, role, keeping, ran_before) if may_ask else (_UNHEARD,):
         yield finding
     for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
         yield finding
@@ -556,7 +580,9 @@ def _cluster(shown: str, shards: Shards) -> Finding:
     return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
 
 
-def _server(settings: Settings, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
+def _server(
+    settings: Settings, role: str, subject: str, shown: str, server: _Server
+) -> Iterator[Finding]:
     info = server.info
     name, version, numbers = _release(info)
     what = shown if subject == "redis" else "it"
@@ -580,9 +606,12 @@ def _server(settings: Settings, subject: str, shown: str, server: _Server) -> It
         yield Finding(alone, subject, said if alone else f"{said}: {hint}")
     elif server.address.members:
         said = "cluster-require-full-coverage is not told to this user: see that it is no"
-        yield Finding(True, subject, said)
-    loaded = "are loaded" if server.loaded else "cannot be loaded"
-    yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
+        yield Finding(None, subject, said)
+    if server.loaded or role == "serve":
+        loaded = "are loaded" if server.loaded else "are not loaded: start a keeper first, it brings them"
+        yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
+    else:
+        yield Finding(True, subject, f"{len(VERBS)} scripts are not loaded yet: the keeper brings them")
     here = history(info.get("run_id", "").encode(), server.named)
     yield verification(subject, server.confirmed, here)
 

@@ -15,7 +15,7 @@ _REDIS_HINTS = (
     ("without any password", f"set a password there, or take it out of {REDIS_URL}"),
     (
         "'function|load'",
-        "start a keeper first, it brings the scripts; its own user is tollkeeper-keeper of deploy/users.acl",
+        "start a keeper first, which brings the scripts; its user needs +function|load (deploy/users.acl)",
     ),
     ("NOPERM", "give the user what deploy/users.acl says"),
     (
@@ -55,20 +55,52 @@ _RIGHTS = (
     "migrate needs the owner of the database, a keeper one who is in the role <database>_writer"
     " (deploy/README.md, PostgreSQL)"
 )
-_POSTGRESQL_HINTS = (
+_TOO_MANY = (
+    "close other sessions, or allow more: max_connections of the server (a keeper wants 40), ALTER ROLE …"
+    " CONNECTION LIMIT, ALTER DATABASE … CONNECTION LIMIT, or those of the pooler"
+)
+# By SQLSTATE, or its class. Libpq gives none where no connection was made: then the server's words say it.
+_BY_SQLSTATE = {
+    "53300": _TOO_MANY,
+    "53100": "make room on the disk of PostgreSQL",
+    "53200": "give PostgreSQL more memory",
+    "25006": f"name the primary in {DATABASE_URL}, of several hosts by ?target_session_attrs=read-write",
+    "42501": _RIGHTS,
+    "42P01": "run tollkeeper migrate",
+    "42883": "run tollkeeper migrate",
+    "57014": "try again, or allow statements more time (statement_timeout)",
+    "55P03": "try again, or allow more time for locks (lock_timeout)",
+    "57P03": "wait: it starts, or ends",
+    "57": "wait until PostgreSQL has started again",
+}
+_NOT_CONNECTED = (
+    ("too many connections", _TOO_MANY),
+    ("too many clients", _TOO_MANY),
+    ("remaining connection slots", _TOO_MANY),
+    ("no more connections allowed", _TOO_MANY),
+    ("starting up", "wait: it starts, or ends"),
+    ("shutting down", "wait: it starts, or ends"),
+    ("not yet accepting connections", "wait: it starts, or ends"),
+    ("not accepting connections", "wait: it starts, or ends"),
+    (
+        "not currently accepting connections",
+        "let it take connections: ALTER DATABASE … ALLOW_CONNECTIONS true",
+    ),
+    ("session is read-only", "name the primary among the hosts, or promote one: SELECT pg_promote()"),
     ("password authentication failed", f"put the right user and password into {DATABASE_URL}"),
+    ("SASL authentication failed", f"put the right user and password into {DATABASE_URL}"),
     ("no password supplied", f"put the password into {DATABASE_URL}"),
     ("pg_hba.conf", "let this user and machine in (pg_hba.conf), or connect with TLS: ?sslmode=verify-full"),
+    ("is not permitted to log in", "let it log in: ALTER ROLE … LOGIN"),
+    ("permission denied for database", "let it in: GRANT CONNECT ON DATABASE … TO …"),
     ("role ", f"create the user, or put another into {DATABASE_URL}"),
-    ("database ", f"create the database, or put another into {DATABASE_URL}"),
+    ("no such user", f"create the user, or put another into {DATABASE_URL}"),
+    ("database ", f"create the database (ENCODING 'UTF8'), or put another into {DATABASE_URL}"),
     ("it ended on", "renew the server's certificate"),
     ("does not match host", f"the host in {DATABASE_URL} must be one of the certificate's names"),
     ("certificate", f"name the authority that signed it: ?sslrootcert=… in {DATABASE_URL}"),
     ("does not support SSL", f"turn TLS on there, or take sslmode out of {DATABASE_URL}"),
     ("connection option", f"correct the part of {DATABASE_URL} after the ?"),
-    ("permission denied", _RIGHTS),
-    ("must be owner", _RIGHTS),
-    ("too many", "allow more connections (max_connections): a keeper wants 40"),
     ("resolve", f"correct the host of {DATABASE_URL}"),
     ("Connection refused", f"start PostgreSQL, or correct host and port of {DATABASE_URL}"),
     ("timeout", f"correct host and port of {DATABASE_URL}, or look at the firewall"),
@@ -104,6 +136,12 @@ def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
     return next(hint for words, hint in rows if words in said)
 
 
-redis_hint, postgresql_hint = partial(_found, _REDIS_HINTS), partial(_found, _POSTGRESQL_HINTS)
+def postgresql_hint(said: str, sqlstate: str = "") -> str:
+    """What mends what PostgreSQL answered, by its code where it gave one."""
+    found = _BY_SQLSTATE.get(sqlstate) or _BY_SQLSTATE.get(sqlstate[:2])
+    return found or _found(_NOT_CONNECTED, said)
+
+
+redis_hint = partial(_found, _REDIS_HINTS)
 # Of where an issuer's keys could not be read, too.
 upstream_hint, issuer_hint = partial(_found, _UPSTREAM), partial(_found, _ISSUER)

@@ -213,7 +213,8 @@ class Administration:
         self._losses = LossCounter(Losses(pools.staff), (doors.counters.moved,), self._log, at_rest=_nowhere)
         self._gauges = Gauges((self._losses.count, *([replica.figures] if replica is not None else [])))
         self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
-        self._database = Probe(lambda: engines.answers(pools.probe))
+        self._reads_only = ""
+        self._database = Probe(lambda: self._takes_writes(pools.probe))
         self._redis = Probe(lambda: one_answers(doors.wires.wires))
         self._every_redis = Probe(lambda: all_answer(doors.wires.wires))
         self._admin_port, self._growth = AdminPort(settings, self._log), metrics.LastGrowth()
@@ -293,6 +294,11 @@ class Administration:
     async def _is_ready(self) -> tuple[bool, Found]:
         return (False, {"keeper": STOPPING}) if self._stops else await self._ready.now()
 
+    async def _takes_writes(self, probe: engines.Engine) -> bool:
+        why = await engines.write_trouble(probe)
+        self._reads_only = why if why == engines.READS_ONLY else ""
+        return not why
+
     async def _look_ready(self) -> tuple[bool, Found]:
         probes = (self._database, self._redis, self._every_redis)
         database, redis, every = await asyncio.gather(*(one.answers() for one in probes))
@@ -306,6 +312,7 @@ class Administration:
         # Where Redis refuses calls, people still need this port: that is told, and keeps nobody away.
         return all(parts.values()), {
             **parts,
+            "postgresql": database or self._reads_only or False,
             "redis": redis and well.get("redis", True),
             EVERY_PARTITION: every and well.get(EVERY_PARTITION, False),
             **{name: well.get(name, True) for name in (DISK, CLOCK)},

@@ -35,6 +35,7 @@ from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, StartError
 from gateway.feature import features
+from gateway.ops import hints
 from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
@@ -54,6 +55,7 @@ from gateway.run.keeper_doors import (
     Source,
     keep_going,
     store_over,
+    tell_of_postgresql,
 )
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
@@ -231,9 +233,12 @@ class Keeper:
         if not await redis_reached(self._wires, settings.start_wait_s, stop, log):
             return False
         trouble = partial(engines.trouble, self._engine)
-        if not await reached("PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log):
+        hint = hints.postgresql_hint
+        if not await reached(
+            "PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log, hint=hint
+        ):
             return False
-        await roles.refuse_unfit(self._engine)
+        await roles.refuse_unfit(self._engine, hints.postgresql_hint)
         self._servers.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
@@ -245,6 +250,7 @@ class Keeper:
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),
             "schema": partial(self.programs.keep_to_schema, stop, self._agenda),
+            "postgresql": partial(tell_of_postgresql, self._engine, log),
             "webhooks": self._webhook_deliveries.run,
             "prices": self._price_list.run,
             "settings": self._later.keep,

@@ -50,7 +50,7 @@ from gateway.run.reload import (
 )
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
-from persistence.engine import Engine, Replica
+from persistence.engine import READS_ONLY, Engine, Replica, reads_only
 from persistence.error_mapping import is_away
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
@@ -234,6 +234,25 @@ class Routes:
     files: MountFiles | None = None
     checkout: Checkout | None = None
     aclose: Callable[[], Awaitable[None]] = _nothing
+
+
+# How often PostgreSQL is asked whether it takes writes.
+READS_ONLY_LOOK_S = 5.0
+
+
+async def tell_of_postgresql(
+    engine: Engine, log: Callable[..., None], look_s: float = READS_ONLY_LOOK_S
+) -> None:
+    """Say when PostgreSQL begins to take no writes, as behind a failover, and when it takes them again."""
+    before = False
+    while True:
+        now = await reads_only(engine)
+        if now and not before:
+            log("postgresql is read-only", why=READS_ONLY, level="error")
+        elif before and not now:
+            log("postgresql is read-only no more")
+        before = now
+        await asyncio.sleep(look_s)
 
 
 class ProgramList(ProgramRegistry):

@@ -31,6 +31,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError, TollkeeperError
+from gateway.ops import hints
 from gateway.settings.settings import Settings
 
 ASK_INTERVAL_S = 0.25
@@ -57,10 +58,12 @@ async def reached(
     wait_s: float,
     stop: asyncio.Event,
     log: Callable[..., None],
+    hint: Callable[[str], str] = lambda _: "tollkeeper doctor says what to do",
 ) -> bool:
     """Wait until something answers; False where the process is to stop meanwhile.
 
-    `trouble` answers why it does not, empty where it does. StartError once `wait_s` seconds are over.
+    `trouble` answers why it does not, empty where it does. StartError once `wait_s` seconds are over, with
+    the `hint` that mends it.
     """
     clock, interval_s = asyncio.get_running_loop().time, ASK_INTERVAL_MIN_S
     began = said = clock()
@@ -72,8 +75,7 @@ async def reached(
         if stop.is_set():
             return False
         if waited >= wait_s:
-            over = f"{name} cannot be reached, after {wait_s:g} s: {why}"
-            raise StartError(f"{over} (tollkeeper doctor says what to do)")
+            raise StartError(f"{name} cannot be reached, after {wait_s:g} s: {why}; {hint(why)}")
         if clock() - said >= SAY_INTERVAL_S or said == began:
             said = clock()
             log(f"waiting for {name}", waited_s=round(waited, 1), at_most_s=wait_s, why=why, level="warning")
@@ -95,7 +97,7 @@ async def redis_reached(
         wires.refuse_eviction()
         return "" if there else wires.trouble or "no connection"
 
-    return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log)
+    return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log, hint=hints.redis_hint)
 
 
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:

@@ -25,7 +25,8 @@ def migrate(
     try:
         return upgrade(url, told, end_older=end_older, wait_s=wait_s)
     except SchemaUnavailable as error:
-        raise StartError(f"{error.message}; {hints.postgresql_hint(error.message)}") from error
+        hint = hints.postgresql_hint(error.message, error.sqlstate)
+        raise StartError(f"{error.message}; {hint}") from error
 
 
 def load() -> None:

@@ -250,12 +250,19 @@ def wanted_of(name: str, hint: Any) -> str:
     return f"{noun} {low} to {meta.le}{unit}"
 
 
+# So many names are said of a setting that is like none of them.
+NEAREST_MAX = 3
+
+
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
     from difflib import get_close_matches  # noqa: PLC0415  # where something is misspelt
 
     close = get_close_matches(name, names, n=1, cutoff=0.6)
-    spelled = [prefix + (each.upper() if prefix else each) for each in close or names]
-    hint = f"did you mean {spelled[0]}?" if close else f"known are {', '.join(spelled)}"
+    nearest = close or get_close_matches(name, names, n=NEAREST_MAX, cutoff=0.0)
+    spelled = [prefix + (each.upper() if prefix else each) for each in nearest]
+    hint = f"did you mean {spelled[0]}?"
+    if not close:
+        hint = f"the nearest are {', '.join(spelled)}, and docs/settings.md has all of them"
     secret = name if SECRET.search(name) else (close[0] if close else name)
     return SettingError(f"{place}={shown(secret, value)} is not a setting; {hint}")
 

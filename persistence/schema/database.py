@@ -24,10 +24,12 @@ from persistence.schema.standing import (
     ENSURE_PARTITIONS,
     KNOWN,
     MONTHS_AHEAD,
+    SERVER,
     STATUS,
     THERE,
     SchemaStatus,
     versions_between,
+    why_unusable,
 )
 
 DROP = text("""
@@ -175,10 +177,11 @@ async def _drop(engine: AsyncEngine, ledger: str, days: int, until: date | None 
 
 async def status(engine: AsyncEngine) -> SchemaStatus:
     async with looking(engine) as connection:
+        unusable = why_unusable(*(await connection.execute(text(SERVER))).one())
         if not await connection.scalar(text(THERE)):
-            return SchemaStatus(None)
+            return SchemaStatus(None, unusable=unusable)
         found = (await connection.execute(text(STATUS))).one_or_none()
-        return SchemaStatus(None) if found is None else SchemaStatus(*found)
+        return SchemaStatus(*(found or (None,)))._replace(unusable=unusable)
 
 
 async def outgrown(engine: AsyncEngine) -> str:
@@ -199,7 +202,9 @@ async def outgrown(engine: AsyncEngine) -> str:
 
 
 def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
-    """StartError where this program, which knows these, cannot run on a schema that stands there."""
+    """StartError where this program, which knows these, cannot run on a database and its schema."""
+    if at.unusable:
+        raise StartError(f"PostgreSQL: {at.unusable}")
     found, needed = at.version, known[-1]
     if found == needed or (at.is_newer(known) and "" < at.runs_from <= needed):
         return

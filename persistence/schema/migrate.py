@@ -30,7 +30,7 @@ from sqlalchemy.pool import NullPool
 from gateway.core.credentials import UnreadableCertificate
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
-from persistence.error_mapping import complaint, origin, quiet
+from persistence.error_mapping import complaint, origin, quiet, sqlstate
 from persistence.keeper.sweeps import certificate_end
 from persistence.schema import roles
 from persistence.schema.database import refuse_other
@@ -39,9 +39,11 @@ from persistence.schema.standing import (
     KNOWN,
     MONTHS_AHEAD,
     SCHEMA_LOCK,
+    SERVER,
     STATUS,
     THERE,
     SchemaStatus,
+    why_unusable,
 )
 
 HERE = Path(__file__).parent
@@ -61,7 +63,7 @@ LOOKS_AGAIN_S = 0.2
 # for all of them, all tries together.
 LOCK_S_MAX, LOCKS_S_MAX = 2.0, 120.0
 PAUSES_S = 0.5, 1.0, 2.0, 4.0
-NAME = "tollkeeper-migrate"
+_NAMED = {"fallback_application_name": "tollkeeper-migrate"}
 # lock_not_available, deadlock_detected
 BUSY = frozenset({"55P03", "40P01"})
 TABLES = """
@@ -130,6 +132,8 @@ def _upgraded(
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
         )
         at = _status(connection)
+        if at.unusable:
+            refuse_other(at)
         if at.version is not None and at.version not in KNOWN:
             refuse_other(at)
             told(f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do")
@@ -245,10 +249,11 @@ def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
 
 
 def _status(connection: Connection) -> SchemaStatus:
+    unusable = why_unusable(*connection.execute(text(SERVER)).one())
     if not connection.scalar(text(THERE)):
-        return SchemaStatus(None)
+        return SchemaStatus(None, unusable=unusable)
     found = connection.execute(text(STATUS)).one_or_none()
-    return SchemaStatus(None) if found is None else SchemaStatus(*found)
+    return SchemaStatus(*(found or (None,)))._replace(unusable=unusable)
 
 
 def _version(connection: Connection) -> str | None:
@@ -257,12 +262,12 @@ def _version(connection: Connection) -> str | None:
 
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
-    """One transaction; whatever goes wrong in it is told by its first line, which has no values in it."""
+    """One transaction; an error in it is told by its first line, which has no values in it."""
     engine = create_engine(
         dialect_url(url),
         poolclass=NullPool,
         hide_parameters=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "fallback_application_name": NAME},
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "client_encoding": "UTF8"} | _NAMED,
     )
     quiet(engine)
     try:
@@ -273,7 +278,9 @@ def _connected(url: str) -> Iterator[Connection]:
         if found is not None and found.sqlstate in BUSY:
             raise SchemaInUse(complaint(error)) from error
         first = complaint(error) + _ended(str(getattr(error, "orig", None) or error), url)
-        raise SchemaUnavailable(f"the schema of PostgreSQL cannot be used: {first}") from error
+        raise SchemaUnavailable(
+            f"the schema of PostgreSQL cannot be used: {first}", sqlstate=sqlstate(error)
+        ) from error
 
 
 def _ended(said: str, url: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import SchemaUnavailable, StartError
 from persistence.address import CONNECT, plain_url
-from persistence.error_mapping import complaint, origin
+from persistence.error_mapping import complaint, origin, sqlstate
 from persistence.schema.database import refuse_other, status
 from persistence.schema.standing import (
     EVERYBODY,
@@ -200,7 +200,7 @@ def privileges(url: str) -> Privileges:
             asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
             lacking = connection.execute(_LACKING, asked | {"functions": functions}).fetchall()
     except psycopg.Error as error:
-        raise SchemaUnavailable(complaint(error)) from error
+        raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error
     assert row is not None
     user, superuser, owns, creates, changes, leaves, is_writer = row
     beyond = (
@@ -215,8 +215,13 @@ def privileges(url: str) -> Privileges:
     )  # fmt: skip
 
 
-async def refuse_unfit(engine: AsyncEngine) -> None:
-    """StartError where the schema is another program's, or the user may not do what a keeper does."""
+async def refuse_unfit(
+    engine: AsyncEngine, hint: Callable[[str, str], str] = lambda *_: "tollkeeper doctor says what to do"
+) -> None:
+    """StartError where the server takes no writes, the schema is another program's, or the user lacks rights.
+
+    `hint` says what mends what PostgreSQL said, with its SQLSTATE.
+    """
     url = engine.url.render_as_string(hide_password=False)
     try:
         try:
@@ -227,7 +232,8 @@ async def refuse_unfit(engine: AsyncEngine) -> None:
                 raise
         found = await asyncio.to_thread(privileges, url)
     except (DBAPIError, SchemaUnavailable) as error:
-        raise StartError(f"PostgreSQL: {complaint(error)} (tollkeeper doctor says what to do)") from error
+        code = error.sqlstate if isinstance(error, SchemaUnavailable) else sqlstate(error)
+        raise StartError(f"PostgreSQL: {complaint(error)}; {hint(complaint(error), code)}") from error
     if found.lacking:
         raise StartError(f"PostgreSQL: {found.complaint()}")
 
@@ -263,4 +269,4 @@ def in_use(url: str) -> list[PepperUse]:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]
     except psycopg.Error as error:
-        raise SchemaUnavailable(complaint(error)) from error
+        raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error

@@ -39,6 +39,11 @@ MONTHS_AHEAD = 3
 # For which database its rights were given, by a comment that a backup has too: under another name, after a
 # restore or a rename, the roles have other names.
 RIGHTS_OF = "SELECT coalesce(col_description('alembic_version'::regclass, 1), '')"
+# Whether a database can be used at all: asked before its schema.
+SERVER = """
+SELECT quote_ident(current_database()), current_setting('server_encoding'), pg_is_in_recovery(),
+       current_setting('transaction_read_only') = 'on', quote_ident(current_user)"""
+ENCODING = "UTF8"
 # Advisory lock classes of the project: 7800 the flusher's partitions, 7801 the schema,
 # 7802 allocation, 7803 invoices, 7804 the count of losses, 7805 prices,
 # 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
@@ -52,11 +57,13 @@ class SchemaStatus(NamedTuple):
     """The version a database has, None where nothing was migrated; and since which one programs run on it.
 
     `runs_from` is empty where the schema does not say it. `clock` is the server's Unix time as it answered.
+    `unusable` says why its database is of no use, whatever its version; empty where it is.
     """
 
     version: str | None
     runs_from: str = ""
     clock: float | None = None
+    unusable: str = ""
 
     def is_newer(self, known: Sequence[str] = KNOWN) -> bool:
         return self.version is not None and self.version not in known and self.version > known[0]
@@ -103,6 +110,26 @@ SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
     UNION ALL
     SELECT 'SCHEMA', '', nspacl FROM pg_namespace WHERE oid = current_schema()::regnamespace) AS o,
   aclexplode(o.acl) AS a LEFT JOIN pg_roles AS r ON r.oid = a.grantee"""
+
+
+def why_unusable(database: str, encoding: str, follows: bool, reads_only: bool, user: str) -> str:
+    """Why no schema can be used there, and what mends it, of what `SERVER` answers; empty where it can be."""
+    if encoding != ENCODING:
+        made = f"CREATE DATABASE {database} ENCODING '{ENCODING}' TEMPLATE template0"
+        return f"database {database} has encoding {encoding}, {ENCODING} is needed: make it anew by {made}"
+    if follows:
+        return (
+            "the server is a standby, which takes no writes: name the primary in TOLLKEEPER_DATABASE_URL,"
+            " of several hosts by ?target_session_attrs=read-write, or run SELECT pg_promote() there"
+        )
+    if reads_only:
+        mended = f"ALTER ROLE {user} SET default_transaction_read_only = off"
+        return (
+            "the server lets this user read only (default_transaction_read_only is on): set it off where that"
+            f" is set, by {mended}, ALTER DATABASE {database} RESET default_transaction_read_only,"
+            " or in postgresql.conf"
+        )
+    return ""
 
 
 def roles_of(database: str) -> dict[str, str]:
@@ -164,7 +191,8 @@ def is_current(url: str) -> bool:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", SCHEMA_LOCK)
             there = connection.execute(f"SELECT current_database(), ({THERE})").fetchone()
-            if there is None or not there[1]:
+            server = connection.execute(SERVER).fetchone()
+            if there is None or not there[1] or server is None or why_unusable(*server):
                 return False
             said = connection.execute(STATUS).fetchall()
             grants = found_grants(connection.execute(FOUND), str(there[0]))

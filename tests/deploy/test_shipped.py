@@ -64,7 +64,7 @@ class Place:
 
         found = asyncio.run(look())
         assert {"settings", "redis", "data directory"} <= {each.subject for each in found}
-        return {each.subject: each.says for each in found if not each.well}
+        return {each.subject: each.says for each in found if each.well is False}
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_doctor_looks_at_each_primary(cast: ClusterCast) -> None:
     for one in members:
         one.do("CONFIG SET", "appendonly", "yes")
     found = examined(cast, "all")
-    assert [one for one in found if not one.well] == []
+    assert [one for one in found if one.well is False] == []
     assert "a cluster of 3 primaries" in found[0].says
     for one in members:
         said = [each.says for each in found if each.subject == f"redis 127.0.0.1:{one.port}"]
@@ -85,7 +85,7 @@ def test_doctor_looks_at_each_primary(cast: ClusterCast) -> None:
         assert "a keeper has verified it since its last start" in said
     first = members[0]
     first.do("CONFIG SET", "cluster-require-full-coverage", "yes")
-    (wrong,) = [one for one in examined(cast, "all") if not one.well]
+    (wrong,) = [one for one in examined(cast, "all") if one.well is False]
     first.do("CONFIG SET", "cluster-require-full-coverage", "no")
     assert wrong.subject == f"redis 127.0.0.1:{first.port}"
     assert "CONFIG SET cluster-require-full-coverage no" in wrong.says
@@ -113,7 +113,7 @@ def test_users_of_ours_may_do_on_a_cluster_what_they_do(cast: ClusterCast, role:
         one.do("CONFIG SET", "appendonly", "yes")
         one.do("ACL SETUSER", user, "reset", *[">hush" if rule[0] == ">" else rule for rule in rules])
     found = examined(cast, role, user)
-    assert [one for one in found if not one.well] == []
+    assert [one for one in found if one.well is False] == []
     said = [one.says for one in found if one.subject.startswith("redis user at ")]
     assert said == [f"{user} may do what a {user.removeprefix('tollkeeper-')} does"] * 3
 

@@ -44,7 +44,7 @@ def examined(url: str, **environ: str) -> list[Finding]:
 
 def wrong(url: str, **environ: str) -> str:
     """All that doctor says is wrong."""
-    return "\n".join(one.says for one in examined(url, **environ) if not one.well)
+    return "\n".join(one.says for one in examined(url, **environ) if one.well is False)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_doctor_sees_each_primary_by_its_name_and_says_which_file_is_lacking(
         one.do("CONFIG SET", "appendonly", "yes")
     url, environ = cast.cluster.url, files.ours.environ
     found = examined(url, **environ)
-    assert [one.says for one in found if not one.well] == []
+    assert [one.says for one in found if one.well is False] == []
     for one in cast.cluster.primaries:
         said = [each.says for each in found if each.subject == f"redis localhost:{one.port}"]
         assert [each for each in said if each.startswith("its certificate is valid until")]

@@ -55,7 +55,7 @@ async def wrong(settings: Settings, role: str = "all") -> list[Finding]:
     """What doctor finds wrong; a secret is in nothing it says."""
     found = [each async for each in examine(settings, role)]
     assert not [each for each in found if SECRET in each.says]
-    return [each for each in found if not each.well]
+    return [each for each in found if each.well is False]
 
 
 def one(found: list[Finding], subject: str) -> str:

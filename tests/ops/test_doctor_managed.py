@@ -29,7 +29,7 @@ async def examined(url: str, role: str) -> list[Finding]:
 
 
 def wrong(found: list[Finding]) -> list[str]:
-    return [one.says for one in found if not one.well]
+    return [one.says for one in found if one.well is False]
 
 
 def without(*commands: str) -> tuple[str, ...]:

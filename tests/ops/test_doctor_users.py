@@ -15,6 +15,7 @@ from gateway.counters.keeper import client as keeper_client
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.ops import doctor_redis
+from gateway.settings.settings import load
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer
 from tests.lua.test_restarted import Shipped, debians
@@ -134,14 +135,6 @@ async def test_a_key_that_is_lacking_is_named(server: ValkeyServer) -> None:
     assert "(ZREM tk:pulses:{p0} m)" in says
 
 
-async def test_a_gateway_without_scripts_is_told_to_wait_for_a_keeper(
-    own_valkey: Callable[..., ValkeyServer],
-) -> None:
-    well, says = await seen(as_user(own_valkey(), GATEWAY, users()[GATEWAY]), "serve")
-    assert not well
-    assert "start a keeper first" in says
-
-
 async def test_a_redis_that_is_away_is_told(server: ValkeyServer) -> None:
     server.stop()
     well, says = await seen(server.url, "serve")
@@ -257,3 +250,24 @@ def test_what_a_keeper_lacks_is_wrong_and_says_what_to_grant(database: str) -> N
     assert "(EXECUTE on drop_months): run tollkeeper migrate as the owner" in said
     migrate.upgrade(database)
     assert doctor_redis.postgresql_user_findings(stranger, stranger)[0][0]
+
+
+@pytest.mark.parametrize("role", ["serve", "keeper", "all"])
+async def test_nothing_is_written_to_redis_by_a_look(
+    own_valkey: Callable[..., ValkeyServer], role: str
+) -> None:
+    server = own_valkey("--appendonly", "yes")
+    with redis.Redis.from_url(server.url) as client:
+        client.config_resetstat()
+        settings = load({}).with_values(redis_url=server.url)
+        found = [one async for one in doctor_redis.examine_redis(settings, role)]
+        lacks = [one.says for one in found if "start a keeper first" in one.says]
+        assert bool(lacks) == (role == "serve")
+        given = client.info("commandstats")
+        listed = client.execute_command("COMMAND")  # type: ignore[no-untyped-call]  # untyped in redis-py
+        writing = {name for name, one in listed.items() if "write" in one["flags"]} | {"function|load"}
+        assert "cmdstat_info" in given
+        called = {name.removeprefix("cmdstat_") for name, one in given.items() if one["calls"]}
+        assert not called & writing
+        assert client.execute_command("FUNCTION", "LIST") == []  # type: ignore[no-untyped-call]  # the same
+        assert client.dbsize() == 0

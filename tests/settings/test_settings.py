@@ -93,7 +93,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("TICK_S", "3", "'3' is not a setting"),
         ("HTTP", "3", "'3' is not a setting"),
         ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),
-        ("QQQQ", "3", "'3' is not a setting; known are TOLLKEEPER_REDIS_URL, "),
+        ("QQQQ", "3", "'3' is not a setting; the nearest are TOLLKEEPER_"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_valid(

@@ -397,8 +397,11 @@ def refuse_evicting(server: Server) -> None:
         raise CountersUnavailable(why)
 
 
-async def greet(address: Address, ask: Ask) -> Server:
-    """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours."""
+async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
+    """Authenticate, choose the database, bring the library; CountersUnavailable where it cannot be ours.
+
+    Where it does not load, nothing is written.
+    """
     login = address.now()
     if login.password:
         user = [login.username.encode()] if login.username else []
@@ -422,7 +425,7 @@ async def greet(address: Address, ask: Ask) -> Server:
     behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
     promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset
     # A full server refuses to load, but has what was loaded before.
-    if not loaded:
+    if loads and not loaded:
         await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
     mode = said(server, b"redis_mode") or said(server, b"server_mode")
     return Server(run_id, promoted, policy.decode(), mode == b"standalone")

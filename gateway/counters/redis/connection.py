@@ -177,6 +177,7 @@ class RedisConnection(asyncio.Protocol):
         gather_s: float = GATHER_S_MAX,
         hears: Sequence[bytes] = (),
         refuses_eviction: bool = False,
+        loads: bool = True,
     ) -> None:
         self.run_id = b""
         self.part = WHOLE
@@ -186,7 +187,7 @@ class RedisConnection(asyncio.Protocol):
         self.asked_at = self.answered_at = self.heard_at = clock()
         self.used = 0
         self.connected = self.available = False
-        self.evicts, self._refuses_eviction = "", refuses_eviction
+        self.evicts, self._refuses_eviction, self._loads = "", refuses_eviction, loads
         self.certificate_end: float | None = None
         self.trouble = ""
         self.refusal = "", 0.0
@@ -427,7 +428,7 @@ class RedisConnection(asyncio.Protocol):
     def _refused(self, wait: Waiting, command: bytes, calls: int, since: float, message: str) -> None:
         if (code := message.partition(" ")[0]) in WHY:
             self.refusal = code, self.answered_at
-        if command and message.startswith("ERR Function not found"):
+        if self._loads and command and message.startswith("ERR Function not found"):
             # Bring the library to a server that lost it, and ask once more; never again without a command
             if self._loading is None or self._loading.done:
                 self._loading = Wait()
@@ -501,7 +502,7 @@ class RedisConnection(asyncio.Protocol):
             await self._way.reach(self.address, lambda: self)
         self.certificate_end = end_of(self._transport) if self._transport else None
         try:
-            server = await greet(self.address, self._ask)
+            server = await greet(self.address, self._ask, loads=self._loads)
             self.evicts, self._spreads = why_evicts(server.eviction), server.is_one
             if self._refuses_eviction:
                 refuse_evicting(server)

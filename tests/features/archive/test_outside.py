@@ -119,7 +119,7 @@ async def test_they_are_told_as_months_that_nobody_archives(
 async def test_doctor_tells_of_which_months_they_are(old: Aging, gone: dict[str, int]) -> None:
     settings = Settings(database_url=old.url, data_dir=str(old.root))
     told = [one async for one in examine(settings, "keeper") if "months without" in one.says]
-    found = {one.says.partition(" ")[0]: one.says for one in told if not one.well}
+    found = {one.says.partition(" ")[0]: one.says for one in told if one.well is False}
     assert found.keys() == {f"{ledger}_default" for ledger in gone}
     assert f"{gone['token_ledger']} of 2026-02: " in found["token_ledger_default"]
     assert "run tollkeeper archive" in found["token_ledger_default"]
