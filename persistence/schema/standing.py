@@ -113,10 +113,10 @@ SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
 
 
 def why_unusable(database: str, encoding: str, follows: bool, reads_only: bool, user: str) -> str:
-    """Why no schema can be used there, and what mends it, of what `SERVER` answers; empty where it can be."""
+    """Return why no schema can be used by the answer to `SERVER`, and its mend; empty where one can be."""
     if encoding != ENCODING:
         made = f"CREATE DATABASE {database} ENCODING '{ENCODING}' TEMPLATE template0"
-        return f"database {database} has encoding {encoding}, {ENCODING} is needed: make it anew by {made}"
+        return f"database {database} has encoding {encoding}, {ENCODING} is needed: make it again by {made}"
     if follows:
         return (
             "the server is a standby, which takes no writes: name the primary in TOLLKEEPER_DATABASE_URL,"

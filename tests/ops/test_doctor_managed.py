@@ -66,6 +66,9 @@ async def test_a_cluster_of_a_service_is_fit_for_its_user_for_everything(
     told = "config" not in whole
     covers = "cluster-require-full-coverage is " + ("yes" if told else "not told to this user")
     lacks = "; this server has no ASKING, so calls of a slot are refused while it moves key by key"
+    wire = RedisConnection(parse_url(server.url), time.monotonic)  # as a keeper: it brings the scripts
+    await wire.open()
+    await wire.close()
     for role in ("serve", "keeper"):
         found = await examined(f"redis+cluster://127.0.0.1:{server.port}", role)
         user = next(one.says for one in found if one.subject.startswith("redis user"))

@@ -93,7 +93,7 @@ async def test_who_waits_for_another_keepers_push_has_no_connection(
         other.execute(LOCK, (ACCOUNT,))
         waiting = [asyncio.create_task(push(of)) for of in pushes for _ in range(3)]
         for _ in range(20):
-            assert await engines.answers(pool)
+            assert not await engines.write_trouble(pool)
         assert taken == 0
         other.rollback()
     await asyncio.gather(*waiting)
@@ -119,7 +119,7 @@ async def test_counters_that_hang_have_so_many_connections_at_most(
         return begun == 2
 
     await eventually(are_begun)
-    assert await engines.answers(pool)
+    assert not await engines.write_trouble(pool)
     assert begun == 2
     answered.set()
     await asyncio.gather(*waiting)
@@ -292,7 +292,7 @@ async def test_what_breaks_is_counted_by_its_cause_and_what_a_statement_says_wro
             with pytest.raises(DBAPIError):
                 await connection.execute(text("SELECT 1"))
         assert failures(engine) == {"statement": 1, "connection": 1}
-        assert not await engines.answers(away)
+        assert await engines.write_trouble(away)
         assert failures(away) == {"connection": 1}
     finally:
         await engine.dispose()
