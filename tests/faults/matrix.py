@@ -8,6 +8,7 @@ from tests.faults import (
     rows_cluster,
     rows_fallback,
     rows_history,
+    rows_lasting,
     rows_postgres,
     rows_processes,
     rows_redis,
@@ -20,7 +21,9 @@ from tests.faults.world import World
 
 LOG_TAIL = 1_500
 OTHER_DATA = '"redis data was replaced"'
-PARTS = (rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic, rows_fallback)
+PARTS = (
+    rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic, rows_fallback, rows_lasting,
+)  # fmt: skip
 # Every row by its name, part by part.
 ROWS: dict[str, Row] = {
     one.name: one for part in PARTS for one in NAMED.values() if one.play.__module__ == part.__name__

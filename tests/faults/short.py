@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.faults import matrix, rows_history, rows_processes, rows_redis
+from tests.faults import matrix, rows_history, rows_lasting, rows_processes, rows_redis
 from tests.faults.matrix import PARTS, ROWS
 from tests.faults.scene import Row
 from tests.faults.world import MissingError, World
@@ -19,7 +19,7 @@ from tests.faults.world import MissingError, World
 SEED = 7
 PROCESSES: tuple[ModuleType, ...] = (rows_processes,)
 REDIS: tuple[ModuleType, ...] = (rows_redis, rows_history)
-OTHERS = tuple(part for part in PARTS if part not in (*PROCESSES, *REDIS))
+OTHERS = tuple(part for part in PARTS if part not in (*PROCESSES, *REDIS, rows_lasting))
 
 # One row of each kind, which each change is held to; the others are of `make verify`.
 EACH = (
