@@ -1,7 +1,8 @@
-"""What lasts longer than a call: background responses, videos, batches, holds by API, sockets, a narrow upstream.
+"""What lasts longer than a call: responses, videos, batches, holds by API, sockets, a narrow upstream.
 
-Each thing uses an amount that no other uses, so a row of the ledger tells which thing it charges. The upstream
-and the callers share this process: what a caller was told of is `certain`, and must be charged exactly.
+Each thing uses an amount that no other uses, so a row of the ledger tells which thing it charges. The
+upstream and the callers share this process: a thing that a caller was told of is `certain`, and must be
+charged exactly.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -95,8 +97,8 @@ class Maker(Upstream):
                     break
                 kind = "application/octet-stream" if isinstance(said, bytes) else "application/json"
                 raw = said if isinstance(said, bytes) else json.dumps(said).encode()
-                head = f"HTTP/1.1 {status} Told\r\ncontent-type: {kind}\r\ncontent-length: {len(raw)}\r\n\r\n".encode()
-                writer.write(head + raw)
+                told = f"HTTP/1.1 {status} Told\r\ncontent-type: {kind}\r\ncontent-length: {len(raw)}\r\n\r\n"
+                writer.write(told.encode() + raw)
                 await writer.drain()
         self._writers.discard(writer)
         writer.close()
@@ -117,7 +119,10 @@ class Maker(Upstream):
         if not id_:
             if kind != "batches":
                 return 404, {}  # nobody finds a video or a response whose answer was lost
-            return 200, {"data": [self._now(x) for x in self.said if x.startswith("batch")], "has_more": False}
+            return 200, {
+                "data": [self._now(x) for x in self.said if x.startswith("batch")],
+                "has_more": False,
+            }
         return (200, self._now(id_)) if id_ in self.said else (404, {})
 
     def _file(self, content: bytes) -> dict[str, Any]:
@@ -132,10 +137,17 @@ class Maker(Upstream):
         else:
             made = [self.register(kind)]
         self.things[id_], self.due[id_] = made, time.monotonic() + JOB_S
-        said = {"id": id_, "object": kind.removesuffix("s"), "status": "queued", "created_at": int(time.time())}
+        said = {
+            "id": id_,
+            "object": kind.removesuffix("s"),
+            "status": "queued",
+            "created_at": int(time.time()),
+        }
         if kind == "videos":
             made[0].amount, said["seconds"] = int(asked["seconds"]), asked["seconds"]
-        self.said[id_] = asked | said | ({"object": "batch", "status": "in_progress"} if kind == "batches" else {})
+        if kind == "batches":
+            said |= {"object": "batch", "status": "in_progress"}
+        self.said[id_] = asked | said
         return dict(self.said[id_])
 
     def _now(self, id_: str) -> dict[str, Any]:
@@ -144,10 +156,8 @@ class Maker(Upstream):
             said["status"] = "completed"
             if "input_file_id" in said:
                 ids = [json.loads(x)["custom_id"] for x in self.files[said["input_file_id"]].splitlines()]
-                lines = [
-                    {"id": x, "custom_id": x, "response": {"status_code": 200, "request_id": x, "body": _chat(one)}}
-                    for x, one in zip(ids, things, strict=True)
-                ]
+                answers = [{"status_code": 200, "request_id": "x", "body": _chat(one)} for one in things]
+                lines = [{"custom_id": id_, "response": one} for id_, one in zip(ids, answers, strict=True)]
                 said["output_file_id"] = self._file("\n".join(map(json.dumps, lines)).encode())["id"]
             elif said["object"] == "response":
                 said |= {"output": [], "usage": _usage(things[0].amount)}
@@ -165,7 +175,7 @@ def _chat(thing: Thing) -> dict[str, Any]:
 
 
 class Lasting:
-    """The load of what lasts, on a world whose cast is there: one tenant for each kind, one budget over all."""
+    """The load of what lasts: one tenant for each kind, one budget over all."""
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
@@ -194,7 +204,9 @@ class Lasting:
         self._live = live
         for node in self.world.gateways:
             node.program.settings = self._with(node.program.settings, live.sockets[0].getsockname()[1])
-            await asyncio.to_thread(node.program.stop)
+            starts = node.program.starts
+            node.program.send(signal.SIGTERM)  # whoever minds it starts it with the new settings
+            await self.world.until(lambda node=node, starts=starts: node.program.starts > starts)
         await asyncio.to_thread(self._make_tenants)
 
     async def close(self) -> None:
@@ -212,14 +224,16 @@ class Lasting:
             replace(own, name="narrow", base_url=here, capacity=capacity),
             replace(own, name="live", base_url=f"http://127.0.0.1:{live}"),
         )
-        places = {"responses": "later", "videos": "later", "batches": "later", "files": "later", "realtime": "live"}
+        places = dict.fromkeys(("responses", "videos", "batches", "files"), "later") | {"realtime": "live"}
         routes = tuple(
             replace(one, upstream=places[one.path.split("/")[2]])
             if one.upstream == "openai" and one.path.split("/")[2] in places else one
             for one in table.routes
         )  # fmt: skip
         rule = ModelRule("narrow", False, (ModelTarget("narrow", ""),))
-        made = table._replace(routes=routes, upstreams=(*table.upstreams, *more), models=(*table.models, rule))
+        made = table._replace(
+            routes=routes, upstreams=(*table.upstreams, *more), models=(*table.models, rule)
+        )
         return settings.with_table(made).with_values(jobs_interval_s=1.0)
 
     def _make_tenants(self) -> None:
@@ -241,9 +255,11 @@ class Lasting:
             tenant = cast._tenant(world, WIDE_TOKENS, organization, {})
             self.tenants[kind], organization = tenant, tenant.organization_id
         budget = {"organization_id": organization, "name": f"lasting {organization}", "unit": "money"}
-        self.budget = world.admin("POST", "/budgets", budget | {"amount": "1000000", "interval": "total"})["id"]
+        self.budget = world.admin("POST", "/budgets", budget | {"amount": "1000000", "interval": "total"})[
+            "id"
+        ]
 
-    async def __aenter__(self) -> Lasting:
+    async def __aenter__(self) -> Self:
         await self._until_known()
         makers = [self._response, self._video, self._batch, self._hold, self._turns, *[self._narrow] * 5]
         self._tasks = [asyncio.create_task(self._go(one, n)) for n, one in enumerate(makers)]
@@ -336,7 +352,7 @@ class Lasting:
         form.add_field("file", lines.encode(), filename="lines.jsonl")
         status, file = await self._ask(http, "batches", "POST", "/v1/files", data=form)
         if status == 200:
-            said = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+            said = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
             await self._job(http, "batches", "/v1/batches", said)
 
     async def _job(self, http: aiohttp.ClientSession, kind: str, path: str, said: dict[str, Any]) -> None:
@@ -368,7 +384,9 @@ class Lasting:
         headers = {"authorization": f"Bearer {self.tenants['turns'].key}"}
         async with http.ws_connect("/v1/realtime?model=truth", headers=headers) as socket:
             for _ in range(3):
-                await socket.send_json({"type": "response.create", "response": {"output_modalities": ["text"]}})
+                await socket.send_json(
+                    {"type": "response.create", "response": {"output_modalities": ["text"]}}
+                )
                 while (said := json.loads((await socket.receive(20.0)).data or "null")) is not None:
                     if not isinstance(said, dict) or said["type"] == "error":
                         return
@@ -395,14 +413,16 @@ class Lasting:
         return {"json": said, "headers": {"authorization": f"Bearer {self.tenants['narrow'].key}"}}
 
     async def _narrow(self, http: aiohttp.ClientSession) -> None:
-        status, told = await self._ask(http, "narrow", "POST", "/v1/chat/completions", json=self._chat_call()["json"])
+        status, told = await self._ask(
+            http, "narrow", "POST", "/v1/chat/completions", json=self._chat_call()["json"]
+        )
         if status == 200:
             self._certain(told["usage"]["total_tokens"])
 
     # --- what became of it ---------------------------------------------------------------
 
     async def at_rest(self) -> float:
-        """Wait until nothing is held; seconds it took. Jobs whose answer was lost are 15 minutes older each time."""
+        """Wait until nothing is held; seconds it took. Jobs whose answer was lost grow older meanwhile."""
         began, rest = time.monotonic(), asyncio.create_task(audit.at_rest(self.world))
         while not rest.done():
             await asyncio.to_thread(self._age)
@@ -413,7 +433,7 @@ class Lasting:
     def _age(self) -> None:
         with self.world.counters() as counters:
             for partition in range(PARTITIONS):
-                for id_ in counters.zrange(keys.jobs(partition), 0, -1):  # type: ignore[union-attr]
+                for id_ in counters.zrange(keys.jobs(partition), 0, -1):
                     raw = counters.get(keys.job(partition, id_.decode()))
                     job = read_job(raw) if isinstance(raw, bytes) else None
                     if job is None or job.status != OPENING or job.settled_ms:
@@ -427,7 +447,6 @@ class Lasting:
     async def finish(self, figures: Figures) -> None:
         """Compare once all is at rest; what is missing is looked for as long as that may take."""
         end = time.monotonic() + REST_S
-        rest_s = await self.at_rest()
         while True:
             found = Figures()
             await asyncio.to_thread(self._compare, found)
@@ -436,7 +455,7 @@ class Lasting:
             await asyncio.sleep(1.0)
             await self.at_rest()
         figures.broken += found.broken
-        figures.other |= found.other | {"at_rest_s": round(rest_s, 1)}
+        figures.other |= found.other
 
     def _compare(self, figures: Figures) -> None:
         for kind, tenant in self.tenants.items():
@@ -444,14 +463,22 @@ class Lasting:
             things = {one.amount: one for one in self.things if one.kind == kind}
             exact = Counter(amount for amount, _ in rows if amount in things)
             rest = [(amount, estimated) for amount, estimated in rows if amount not in things]
-            figures.broken += [f"{kind}: {amount} charged {count} times" for amount, count in exact.items() if count > 1]
-            figures.broken += [f"{kind}: {amount} charged, used by nothing and not estimated" for amount, e in rest if not e]
+            wrong = [f"{amount} is charged {count} times" for amount, count in exact.items() if count > 1]
+            wrong += [
+                f"{amount} is charged and was used by nothing" for amount, estimated in rest if not estimated
+            ]
             missing = [one for one in things.values() if one.made and one.amount not in exact]
-            figures.broken += [f"{kind}: {one.amount} was told of and is not charged" for one in missing if one.certain]
+            wrong += [f"{one.amount} was told of and is not charged" for one in missing if one.certain]
+            if kind != "holds":
+                told = {one.amount for one in things.values() if one.certain}
+                wrong += [
+                    f"{amount} was told of and is estimated" for amount, e in rows if e and amount in told
+                ]
             if kind in ASYNC_KINDS and len(missing) > len(rest):
                 figures.broken.append(f"{kind}: {len(missing)} made and not charged, {len(rest)} estimated")
+            figures.broken += [f"{kind}: {one}" for one in wrong]
             figures.complete += sum(exact.values())
-            figures.other[kind] = f"{sum(exact.values())}+{len(rest)}e-{len(missing)}"
+            figures.other[kind] = f"{len(rows)} ({sum(e for _, e in rows)} estimated, {len(missing)} not)"
         others = Cast(self.world, list(self.tenants.values()))
         audit._balances(others, figures, [], (), slow=False)
         audit._slots(others, figures)

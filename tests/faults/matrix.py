@@ -22,7 +22,8 @@ from tests.faults.world import World
 LOG_TAIL = 1_500
 OTHER_DATA = '"redis data was replaced"'
 PARTS = (
-    rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic, rows_fallback, rows_lasting,
+    rows_processes, rows_redis, rows_history, rows_cluster, rows_postgres, rows_traffic, rows_fallback,
+    rows_lasting,
 )  # fmt: skip
 # Every row by its name, part by part.
 ROWS: dict[str, Row] = {
