@@ -44,6 +44,7 @@ LONG = {
 VERIFY = (
     "tests/contract/test_compiled.py",
     "tests/faults/test_rows_others.py",
+    "tests/faults/test_rows_lasting.py",
     "tests/faults/test_rows_processes.py",
     "tests/faults/test_rows_redis.py",
     "tests/deploy",
