@@ -51,6 +51,8 @@ GOING_S: Final = 10.0
 # Calls over, and parts unused, that wait to be told: the oldest make room. So many of each are told together.
 UNTOLD_MAX: Final = 10_000
 TOLD_MAX: Final = 1_000
+# So long a worker that ends waits until its last calls are told as over.
+LAST_TOLD_S_MAX: Final = 2.0
 # How a call was let in where the account could not be asked.
 UNASKED: Final = 3
 
@@ -88,6 +90,16 @@ class CapacityQueues:
             largest = limits.body_bytes_max + CALL_BYTES  # it must fit into every part
             kept.most = max(limits.capacity_waiting_bytes_max // 2, largest)
             kept.each = max(int(kept.most * limits.capacity_waiting_share), largest)
+
+    async def finish(self, within_s: float = LAST_TOLD_S_MAX) -> None:
+        """Tell which calls are over, before this worker ends; Redis frees the others by their time."""
+        until = self.loop.time() + within_s
+        while self._untold() and self.loop.time() < until:  # noqa: ASYNC110  # a round begins the next one
+            await asyncio.sleep(AGAIN_S_MIN)
+
+    def _untold(self) -> bool:
+        """Have each account told at once; whether one is not yet."""
+        return bool([one for one in self._accounts.values() if one.finish()])
 
     def waiting(self) -> list[tuple[str, int]]:
         """How many calls wait for each upstream."""
@@ -194,6 +206,12 @@ class CapacityQueue:
             self._ended.append(CapacityEnd(one.share.name, by, one.share.weight, requests, left))
         if self._over or self._ended:
             self._again(AGAIN_S_MIN if self.length else TOLD_S)
+
+    def finish(self) -> bool:
+        """Tell at once which calls are over; whether some are not told yet."""
+        if self._over or self._ended:
+            self._ask()
+        return self._asking
 
     def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
         """Tell these again, before others."""

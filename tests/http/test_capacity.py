@@ -244,6 +244,12 @@ async def test_slots_of_calls_that_ended_while_redis_stood_still_are_free_once_i
     await wire.close()
 
 
+async def test_a_worker_that_ends_tells_which_calls_are_over(stage: Stage, capacity: FakeCapacity) -> None:
+    assert (await stage.ask(post(chat("own")))).status == 200
+    await stage.plane.drain(1)
+    assert capacity.over == [one.id for one in capacity.asked]
+
+
 async def test_another_target_is_asked_at_once_where_the_first_has_no_room(capacity: FakeCapacity) -> None:
     capacity.room = 0
     rule = ModelRule("fast", False, (ModelTarget("up", "first"), ModelTarget("other", "second")))

@@ -489,6 +489,7 @@ class DataPlane:
         self.draining = True
         if not await self._stopping.run(grace_s, self.limits, self._shut_port):
             self._ports.log("drain_incomplete", calls=self.calls, level="warning")
+        await self.capacity.finish()
         for upstream in [*self._upstreams.values(), *self._left]:
             upstream.close()
         self.clock.stop()
