@@ -36,10 +36,11 @@ from gateway.counters.keeper.status import Activity, ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
-from gateway.counters.settlement_log.log import SettlementLog
+from gateway.counters.settlement_log.log import DELETION, JOB, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
 from gateway.feature import features
+from gateway.http.holds import delete_again
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -101,8 +102,8 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     jobs.serve(plane, ports)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
-        report=door.worker_reports.report, announce=fences.announce, restore=door.runs.restore,
-        jobs=door.jobs.resend,
+        report=door.worker_reports.report, announce=fences.announce, restore=door.restore,
+        others={JOB: door.jobs.resend, DELETION: partial(delete_again, ports)},
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)

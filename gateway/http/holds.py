@@ -7,7 +7,7 @@ belongs to no worker: all that settles it stands in Redis. Its client may leave:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -30,6 +30,7 @@ from gateway.core.accounts.caller_holds import (
     idempotency_key,
     money_of,
     read_body,
+    read_deletion,
     released_by,
     settled_by,
     unit_of,
@@ -64,10 +65,12 @@ from gateway.core.model import (
     Settlement,
     SettleResult,
 )
+from gateway.core.wait import begin, in_task
 from gateway.errors import (
     BudgetExceeded,
     CountersUnavailable,
     HoldEnded,
+    HoldNotFound,
     InsufficientCredits,
     InvalidRequest,
     ModelNotAllowed,
@@ -245,30 +248,53 @@ async def _settle_by(
         if end.released:
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")
         if not end.applied:
-            await _settle(exchange, hold, end)
+            await _settle(ports, hold, end)
     own_answer(exchange, 200, _JSON, end.answer.encode())
 
 
 async def release_hold(exchange: Exchange) -> None:
-    """Give a hold back: it costs nothing."""
+    """Give a hold back: it costs nothing. Where Redis cannot be asked now, it is given back afterwards."""
     caller = known(exchange) or await identify(exchange)
-    ports = exchange.worker.ports
+    ports, id_, route = exchange.worker.ports, exchange.routed.params["id"], exchange.routed.label
     with _uninterrupted(exchange):
         if exchange.head.refusal is not None:
             raise exchange.head.refusal
-        hold = await ports.holds.find(caller, exchange.routed.params["id"])
-        end = released_by(hold, exchange.routed.label, ports.holds.now_ms())
-        end = await ports.holds.decide(hold, end)
-        if not end.released:
-            raise HoldEnded("The hold was settled: what it was charged stays.")
-        if not end.applied:
-            settled = await _settle(exchange, hold, end)
-            if settled is not SettleResult.DONE and holds_charged(hold, ports.holds.now_ms()):
-                await ports.holds.undecide(hold)
-                raise HoldEnded(
-                    "The time of the hold is over, and it was charged as held: settle it instead."
-                )
+        failure = None
+        try:
+            await release(ports, caller, id_, route)
+        except CountersUnavailable as error:
+            failure = error
+        if failure is not None:
+            await ports.holds.delete_later(caller, id_, route)
+            raise failure
     own_answer(exchange, 204, [], b"")
+
+
+async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
+    """Release a caller's hold; `HoldEnded` where it was settled, or charged as held."""
+    hold = await ports.holds.find(caller, id_)
+    end = await ports.holds.decide(hold, released_by(hold, route, ports.holds.now_ms()))
+    if not end.released:
+        raise HoldEnded("The hold was settled: what it was charged stays.")
+    if not end.applied:
+        settled = await _settle(ports, hold, end)
+        if settled is not SettleResult.DONE and holds_charged(hold, ports.holds.now_ms()):
+            await ports.holds.undecide(hold)
+            raise HoldEnded("The time of the hold is over, and it was charged as held: settle it instead.")
+
+
+async def delete_again(ports: Ports, raw: bytes) -> None:
+    """Release a hold whose caller was told 503, unless it has ended; from an asyncio task.
+
+    Fails with `CountersUnavailable` as before.
+    """
+    await in_task(begin(_delete_again(ports, raw)))
+
+
+async def _delete_again(ports: Ports, raw: bytes) -> None:
+    wish = read_deletion(raw)
+    with suppress(HoldNotFound, HoldEnded):
+        await release(ports, wish.caller, wish.id, wish.route)
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:
@@ -592,9 +618,8 @@ def _prices_then(ports: Ports, hold: CallerHold) -> tuple[CallPrices, UseCost]:
     return prices, price
 
 
-async def _settle(exchange: Exchange, hold: CallerHold, end: HoldEnd) -> SettleResult:
+async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
     """Settle as was decided. What met no hold was settled before, or the keeper makes it good."""
-    ports = exchange.worker.ports
     settlement = end.settlement(hold)
     settled = await ports.counters.settle(settlement)
     if settled is SettleResult.UNVERIFIED:

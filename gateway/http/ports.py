@@ -176,6 +176,12 @@ class HoldsPort(Protocol):
     def undecide(self, hold: CallerHold) -> Awaitable[None]:
         """Nobody ended it: it had ended before by its deadline."""
 
+    def delete_later(self, caller: Caller, id_: str, route: str) -> Awaitable[None]:
+        """Have a hold released once Redis can be asked; done once that is on the disk for certain.
+
+        Fails with `CountersUnavailable`.
+        """
+
     def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> Awaitable[HeldAmounts]:
         """Give it so much time from now, and hold what of the wanted is free; what it holds then.
 

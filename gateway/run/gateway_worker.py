@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -204,6 +204,11 @@ class Door:
     tokens: TokenCallers
     caches: CachePool
 
+    async def restore(self, partitions: Collection[int]) -> None:
+        """Store again what this worker remembers of runs and jobs, in partitions whose Redis lost them."""
+        await self.runs.restore(partitions)
+        await self.jobs.restore(partitions)
+
 
 def make_door(
     settings: Settings,
@@ -246,7 +251,7 @@ def make_door(
     reports = WorkerReports(wires, str(worker_slot), time.time_ns(), clock)
     cooling, tokens = SharedCircuitBreaker(wires, clock), token_callers(settings, directory, log)
     runs, jobs = Runs(wires, clock, time.time, os.urandom), StoredJobs(wires, objects, settlements)
-    holds = CallerHolds(wires, time.time)
+    holds = CallerHolds(wires, time.time, settlements)
     for name, cache in (("frames", frames.known), ("tokens", tokens.known)):
         caches.join(name, cache)
     return Door(

@@ -36,7 +36,7 @@ from gateway.counters.keeper.status import WorkerReports
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
-from gateway.counters.settlement_log.log import LogLimits, SettlementLog
+from gateway.counters.settlement_log.log import JOB, LogLimits, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import CountersUnavailable, Overloaded, UpstreamUnreachable
 from gateway.http.ports import JobsPort
@@ -229,7 +229,7 @@ async def gateway_at(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     stored = StoredJobs(wire, objects, log)
     jobs = Jobs(stored, Settings(), said)
     resubmitter = Resubmitter(
-        wire, log, time.monotonic, lambda *_, **__: None, jobs=stored.resend,
+        wire, log, time.monotonic, lambda *_, **__: None, others={JOB: stored.resend},
         report=WorkerReports(wire, "1", time.time_ns(), time.monotonic).report, bounds=LogLimits(batch_s=0.0),
     )  # fmt: skip
     monkeypatch.setattr("tests.http.stage.FakeUpstream", Maker)
@@ -385,6 +385,27 @@ async def test_a_charge_without_its_hold_is_shown_as_no_cost(gateway: Gateway) -
     (job,) = await gateway.looked()
     assert (job.status, _row(job)["cost"], gateway.charged()) == ("completed", None, [])
     assert len(gateway.world.late()) == 1, "a keeper charges it, unless it is charged"
+
+
+@pytest.mark.parametrize("fault", [None, resets], ids=["answered", "resets"])
+async def test_open_jobs_are_stored_again_in_a_redis_that_lost_them(
+    gateway: Gateway, fault: Callable[..., Any] | None
+) -> None:
+    job = await begun(gateway, fault)
+    client, p = gateway.world.client, gateway.world.p
+    stored = cast("list[bytes]", client.keys(keys.job(p, "*")))
+    client.delete(keys.jobs(p), keys.hold(p, job.hold_id), *stored)
+    assert not gateway.listed()
+    await gateway.stored.restore({p + 1})
+    assert not gateway.listed()
+    await gateway.stored.restore({p})
+    (again,) = gateway.listed()
+    assert (again.id, again.status) == (job.id, job.status)
+    (looked,) = await gateway.looked()
+    assert looked.settled_ms
+    assert len(gateway.world.late()) == 1, "a keeper charges it, since its hold is gone"
+    await gateway.stored.restore({p})
+    assert [one.settled_ms for one in gateway.listed()] == [looked.settled_ms]
 
 
 @pytest.mark.parametrize("fault", [*UNKNOWN, *TOLD], ids=lambda one: one.__name__)

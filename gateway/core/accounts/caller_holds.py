@@ -234,6 +234,23 @@ class HoldEnd(msgspec.Struct):
         )  # fmt: skip
 
 
+class HoldDeletion(msgspec.Struct):
+    """A caller's wish to release a hold, by the label of its route."""
+
+    partition: int
+    organization_id: int
+    tenant_id: int
+    id: str
+    route: str
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.organization_id, self.tenant_id, 0, self.partition)
+
+
+read_deletion = msgspec.json.Decoder(HoldDeletion).decode
+
+
 _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
 # The use, the rest that an answer says, whether the use is estimated, and the objects that the answer made.
 SaidUse = tuple[SettleBody, Detail | None, bool, Sequence[str]]

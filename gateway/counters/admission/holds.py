@@ -14,8 +14,9 @@ from typing import Final, cast
 
 import msgspec
 
-from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
+from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldDeletion, HoldEnd
 from gateway.core.model import Caller
+from gateway.core.wait import Wait
 from gateway.counters.admission.stored import UNREADABLE
 from gateway.counters.history_guard import ask_word
 from gateway.counters.layouts.packing import CODE, EXTEND, EXTENDED, account_keys
@@ -23,6 +24,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode, encode_script
+from gateway.counters.settlement_log.log import DELETION, SettlementLog
 from gateway.errors import CountersRefused, CountersUnavailable, HoldEnded, HoldNotFound, IdempotencyConflict
 
 # How long an open hold is remembered behind its time, for keepers that were away.
@@ -60,10 +62,10 @@ def read_hold(raw: object) -> CallerHold | None:
 
 
 class CallerHolds:
-    """Of one worker; `today` is the time of day in seconds."""
+    """Of one worker; `today` is the time of day in seconds. The `log` keeps deletions while Redis is away."""
 
-    def __init__(self, wires: RedisConnections, today: Callable[[], float]) -> None:
-        self._wires, self._today = wires, today
+    def __init__(self, wires: RedisConnections, today: Callable[[], float], log: SettlementLog) -> None:
+        self._wires, self._today, self._log = wires, today, log
 
     def now_ms(self) -> int:
         return int(self._today() * 1000)
@@ -138,6 +140,10 @@ class CallerHolds:
 
     async def undecide(self, hold: CallerHold) -> None:
         await self._ask(hold.partition, b"DEL", _end(hold))
+
+    def delete_later(self, caller: Caller, id_: str, route: str) -> Wait[None]:
+        wish = HoldDeletion(caller.partition, caller.organization_id, caller.tenant_id, id_, route)
+        return self._log.spool(msgspec.json.encode(wish), DELETION)
 
     async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:
         p = hold.partition

@@ -7,7 +7,8 @@ the partition's slot.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections import OrderedDict
+from collections.abc import Collection, Coroutine
 from hashlib import sha256
 from typing import Any, Final, cast
 
@@ -32,15 +33,20 @@ OWNED_S: Final = HOLD_S_MAX + SETTLED_S
 LOOK_MAX: Final = 1_000
 LISTED_MAX: Final = 20_000
 
+# Open jobs that one worker remembers, of about one kilobyte each.
+REMEMBERED_MAX: Final = 10_000
+
 
 class StoredJobs:
     """Jobs in Redis. What an upstream made, or what it never heard of, waits in the `log` until Redis has it.
 
-    A job's id is its organization's object from then on, by `objects`.
+    A job's id is its organization's object from then on, by `objects`. Open jobs that this worker stored are
+    remembered, for a Redis that loses them.
     """
 
     def __init__(self, wires: RedisConnections, objects: ObjectOwners, log: SettlementLog) -> None:
         self._wires, self._objects, self._log = wires, objects, log
+        self._open: OrderedDict[str, bytes] = OrderedDict()
 
     def keep(self, job: Job) -> Wait[None]:
         return begin(self._keep(job))
@@ -83,6 +89,17 @@ class StoredJobs:
         if job is not None:
             await in_task(begin(self._resend(job)))
 
+    async def restore(self, partitions: Collection[int]) -> None:
+        """Store the remembered jobs of partitions whose Redis lost them; from an asyncio task."""
+        for raw in list(self._open.values()):
+            job = read_job(raw)
+            if job is not None and job.partition in partitions:
+                await in_task(begin(self._resend(job) if job.id else self._reopen(job)))
+
+    async def _reopen(self, job: Job) -> None:
+        if await self._stored(job.partition, job.hold_id) is None:
+            await self._keep(job)
+
     async def _resend(self, job: Job) -> None:
         there = await self._stored(job.partition, job.hold_id)
         if not job.id:
@@ -100,7 +117,13 @@ class StoredJobs:
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
         remembered_s = CALL_SETTLED_S if job.kind == RESPONSE else SETTLED_S
         ends = (b"EX", b"%d" % remembered_s) if job.settled_ms else ()
-        sent = [wire.send(encode(b"SET", name, write_job(job), *ends))]
+        written = write_job(job)
+        self._open.pop(job.hold_id, None)
+        if not job.settled_ms:
+            self._open[job.hold_id] = written
+            if len(self._open) > REMEMBERED_MAX:
+                self._open.popitem(last=False)
+        sent = [wire.send(encode(b"SET", name, written, *ends))]
         listed = keys.jobs(job.partition).encode()
         hold_id = job.hold_id.encode()
         sent.append(wire.send(encode(b"ZADD", listed, b"%d" % job.created_ms, hold_id)))
@@ -131,6 +154,7 @@ class StoredJobs:
         return 1000 * seconds + micros // 1000
 
     async def _drop(self, job: Job) -> bool:
+        self._open.pop(job.hold_id, None)
         wire = self._wires.of(job.partition)
         names = [keys.job(job.partition, one).encode() for one in (job.hold_id, job.id) if one]
         gone = wire.send(encode(b"DEL", *names))

@@ -37,10 +37,12 @@ from gateway.errors import CountersUnavailable, StartError
 
 FORMAT = 1
 ACKNOWLEDGED, SPOOLED, DONE = 1, 2, 3
-# Records beside settlements: jobs that Redis did not take, and releases of holds. A program that knows no
-# such block passes over it.
-JOB, RELEASE = 4, 5
-_WAITING = (SPOOLED, RELEASE, JOB)
+# Records beside settlements: jobs that Redis did not take, releases of holds, deletions of callers' holds. A
+# program that knows no such block passes over it.
+JOB, RELEASE, DELETION = 4, 5, 6
+_WAITING = (SPOOLED, RELEASE, JOB, DELETION)
+# Those that are no arguments of `settle`.
+OTHERS = frozenset({JOB, DELETION})
 NO_KINDS: Final[Mapping[int, int]] = MappingProxyType({})
 
 _HEADER = struct.Struct("<8sHHH2x")  # signature, format, layout of records (1: without a number), bytes
@@ -449,7 +451,7 @@ class SettlementLog:
         self._soon()
 
     def spool(self, arguments: bytes, kind: int = SPOOLED) -> Wait[None]:
-        """Keep a settlement, RELEASE or JOB that Redis did not acknowledge; set once it is on the disk.
+        """Keep a settlement, or another kind of record, for Redis; set once it is on the disk for certain.
 
         Fails with CountersUnavailable where there is no room, or not within `spool_s_max`.
         """
@@ -610,7 +612,7 @@ class SettlementLog:
         if self.layout != LAYOUT:
             notes = [(answer, KEPT.earlier(arguments)) for answer, arguments in notes]
             spools = [
-                (kind, arguments if kind == JOB else KEPT.earlier(arguments), wait)
+                (kind, arguments if kind in OTHERS else KEPT.earlier(arguments), wait)
                 for kind, arguments, wait in spools
             ]
         done, self._done = self._done, {}

@@ -11,8 +11,9 @@ nobody to such a partition before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, closing, suppress
+from types import MappingProxyType
 from typing import Final, cast
 
 from gateway.core.layout import EARLIER
@@ -26,7 +27,7 @@ from gateway.counters.redis.connection import RedisConnection, encode, encode_sc
 from gateway.counters.settlement_log.log import (
     ACKNOWLEDGED,
     BOUNDS,
-    JOB,
+    OTHERS,
     LogLimits,
     LogSegment,
     Record,
@@ -167,6 +168,9 @@ TURN_MAX = 500
 
 _FINAL = frozenset({int(SettleResult.DONE), int(SettleResult.RECLAIMED), int(SettleResult.UNKNOWN)})
 
+# Where nothing but settlements waits.
+NOTHING_ELSE: Final[Mapping[int, Callable[[bytes], Awaitable[None]]]] = MappingProxyType({})
+
 
 class Resubmitter:
     """Sends again what the log has and the counters may not. `resubmitted` and `recovered` count.
@@ -174,8 +178,8 @@ class Resubmitter:
     `report` takes, of each partition, the epoch that everything before was sent again for; `in_flight`
     says whether a call that began before a moment (of `clock`) has not settled, or a lease is not renewed.
     `announce` is told of the wire whose data has not moved as far as adopted logs say. `restore` has again
-    in these partitions what only this worker remembers, before anything is sent that counts in it. `jobs`
-    stores a job that was spooled.
+    in these partitions what only this worker remembers, before anything is sent that counts in it. `others`
+    store the records that are no settlements, by their kind.
     """
 
     def __init__(
@@ -189,7 +193,7 @@ class Resubmitter:
         in_flight: Callable[[float], bool] = lambda _: False,
         announce: Callable[[RedisConnection, str], Awaitable[None]] | None = None,
         restore: Callable[[Collection[int]], Awaitable[None]] | None = None,
-        jobs: Callable[[bytes], Awaitable[None]] | None = None,
+        others: Mapping[int, Callable[[bytes], Awaitable[None]]] = NOTHING_ELSE,
         bounds: LogLimits = BOUNDS,
     ) -> None:
         self.resubmitted = 0
@@ -197,7 +201,7 @@ class Resubmitter:
         self._verified = VerifiedEpochs(wires, clock, say)
         self._wires, self._log, self._clock, self._say = wires, log, clock, say
         self._report, self._in_flight, self._announce, self._bounds = report, in_flight, announce, bounds
-        self._restore, self._jobs = restore, jobs
+        self._restore, self._others = restore, others
         self._uncompared: list[LogSegment] = []
         self._compared_under: list[int] = []
         self._epochs: list[int] = []
@@ -342,8 +346,8 @@ class Resubmitter:
     async def _send_spooled(self, segment: LogSegment, epochs: list[int]) -> set[int]:
         """Settle what waits in one file; what fails waits on. The partitions where something does."""
         waiting = set[int]()
-        await self._send_jobs(segment)
-        offsets = [one for one in segment.waiting if segment.kinds.get(one) != JOB]
+        await self._send_others(segment)
+        offsets = [one for one in segment.waiting if segment.kinds.get(one) not in OTHERS]
         for start in range(0, len(offsets), BATCH_MAX):
             sent = []
             for record in map(segment.record, offsets[start : start + BATCH_MAX]):
@@ -362,15 +366,14 @@ class Resubmitter:
             await asyncio.sleep(self._bounds.batch_s)
         return waiting
 
-    async def _send_jobs(self, segment: LogSegment) -> None:
-        """Store the jobs that wait in one file; what fails waits on, and keeps no settlement waiting."""
-        store = self._jobs
-        if store is None:
-            return
-        for offset in [one for one, kind in segment.kinds.items() if kind == JOB]:
-            with suppress(CountersUnavailable):
-                await store(segment.record(offset).arguments)
-                self._log.done(segment, offset)
+    async def _send_others(self, segment: LogSegment) -> None:
+        """Store the other records that wait in one file; one that fails waits, and delays no settlement."""
+        for offset, kind in list(segment.kinds.items()):
+            store = self._others.get(kind)
+            if store is not None:
+                with suppress(CountersUnavailable):
+                    await store(segment.record(offset).arguments)
+                    self._log.done(segment, offset)
 
     async def _recover_all(self, epochs: list[int]) -> None:
         """Send again what was acknowledged under an earlier epoch, in every file there is now.

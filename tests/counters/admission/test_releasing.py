@@ -6,18 +6,27 @@ import asyncio
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
+from gateway.core.wait import in_task
+from gateway.counters.admission.holds import CallerHolds
 from gateway.counters.admission.quota import _release_of
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
+from gateway.counters.settlement_log.log import DELETION
 from gateway.errors import CountersUnavailable
-from tests.builders import CHAT, UNITS, World, new_id
+from gateway.http.holds import delete_again
+from tests.builders import CHAT, UNITS, World, driven, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.admission.test_quota import Hire, Worker, hire
 from tests.waiting import eventually
@@ -282,3 +291,37 @@ async def test_a_hold_that_its_caller_takes_again_is_not_released(world: World, 
     await asyncio.sleep(0)  # the turn of the releases
     assert (worker.counters.releases._owed, world.tenant.held) == ({}, 10)
     assert await worker.settle(request, 10) is SettleResult.DONE
+
+
+@pytest.mark.parametrize("settled", [False, True])
+async def test_the_next_worker_releases_a_hold_whose_deletion_was_asked_for_in_vain(
+    server: ValkeyServer, world: World, hire: Hire, tmp_path: Path, settled: bool
+) -> None:
+    world.plan(1000)
+    worker, now_ms = await hire(world), int(time.time() * 1000)
+    request = worker.request(10)
+    await worker.reserve(request)
+    holds = CallerHolds(worker.wire, time.time, worker.log)
+    caller = world.caller
+    hold = CallerHold(
+        request.request_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, CHAT,
+        "tokens", 10, HeldAmounts(10), now_ms, now_ms + DAY_MS, "charge", request.user,
+    )  # fmt: skip
+    await driven(holds.keep(hold))
+    freeze(server)
+    await in_task(holds.delete_later(caller, hold.id, "DELETE /.tollkeeper/holds/{id}"))
+    for segment in worker.log.segments:  # killed: its files stay, unlocked
+        segment.leave()
+    worker.log.segments.clear()
+    thaw(server)
+    if settled:
+        await eventually(lambda: worker.wire.available)
+        await driven(holds.decide(hold, HoldEnd(False, True, "{}", tokens=7, applied=True)))
+        assert await worker.settle(request, 7) is SettleResult.DONE
+    async with worker_at(server.url, tmp_path / "settlements") as successor:
+        assert (successor.log.waiting, world.tenant.held) == (1, 0 if settled else 10)
+        ports = cast("Any", SimpleNamespace(holds=holds, counters=successor.counters))
+        successor.resubmitter._others = {DELETION: partial(delete_again, ports)}
+        await successor.look()
+        assert (successor.log.waiting, world.tenant.held, world.late()) == (0, 0, [])
+        assert world.tenant.used == (7 if settled else 0)
