@@ -27,11 +27,16 @@ ORDERS: dict[str, Order] = {
 
 
 class Rollout:
-    """Gateways and keepers of one program, which are replaced by those of another."""
+    """Gateways and keepers of one program, replaced by those of another: of the next layout, or `trees`."""
 
-    def __init__(self, folder: Path, redis_url: str, database: str, **environ: str) -> None:
-        self.older = newer.make(folder / "older", newer.SOONER)
-        self.newer = newer.make(folder / "newer", newer.CHANGES, newer.SOONER)
+    def __init__(
+        self, folder: Path, redis_url: str, database: str, trees: tuple[Path, Path] | None = None,
+        **environ: str,
+    ) -> None:  # fmt: skip
+        self.older, self.newer = trees or (
+            newer.make(folder / "older", newer.SOONER),
+            newer.make(folder / "newer", newer.CHANGES, newer.SOONER),
+        )
         self.database = database
         self.deployment = Deployment(folder, redis_url, database, PYTHONPATH=str(self.older), **environ)
         self.keepers = [self.deployment.keeper]

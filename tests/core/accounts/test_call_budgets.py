@@ -17,7 +17,13 @@ from gateway.core.accounts.budgets import (
     CallAttributes,
     account_of,
 )
-from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets, OrganizationBudgets
+from gateway.core.accounts.call_budgets import (
+    ACCOUNT_BYTES,
+    ENTRY_BYTES,
+    BudgetCache,
+    CallBudgets,
+    OrganizationBudgets,
+)
 from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
@@ -188,7 +194,7 @@ def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: CallAttribut
 
 
 def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
-    known, budgets = BudgetCache(most=3), of(EACH)
+    known, budgets = BudgetCache(3 * (ENTRY_BYTES + ACCOUNT_BYTES)), of(EACH)
     first = known.find(budgets, CALL, NOW)
     for number in range(5):
         known.find(budgets, CALL._replace(user=f"u{number}"), NOW)
@@ -197,7 +203,7 @@ def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
 
 
 def test_nothing_goes_for_a_call_that_nobody_makes() -> None:
-    known, budgets = BudgetCache(most=1), of(EACH)
+    known, budgets = BudgetCache(ENTRY_BYTES + ACCOUNT_BYTES), of(EACH)
     first = known.find(budgets, CALL, NOW)
     other = CALL._replace(user="grace")
     assert known.find(budgets, other, NOW, remember=False).accounts == budgets.find(other, NOW).accounts

@@ -1,0 +1,119 @@
+"""The release before this one is upgraded in one step: both run side by side, and its rows stay as they were.
+
+The older program is of the repository's history: the last commit whose newest schema is the baseline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from persistence.schema.standing import KNOWN, NEEDED
+from tests.conftest import ValkeyServer
+from tests.deploy.layouts import ORDERS, Rollout
+from tests.deploy.rolling import Load
+from tests.deploy.test_layouts import whole
+from tests.tree import ROOT
+
+LOAD = Load(rate=15, clients=4, streams=2, pieces=4)
+VERSIONS = "persistence/schema/migrations/versions"
+# Rows that nothing changes once they are written.
+SNAPSHOT = ("token_ledger", "credit_posting", "invoice", "invoice_line", "budget", "price")
+SELLER = {"TOLLKEEPER_INVOICE_ISSUER": "Tests Ltd\nOne Street 1"}
+Own = Callable[..., ValkeyServer]
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """The program of the release before."""
+    brought = _git("log", "-1", "--format=%H", "--diff-filter=A", "--", f"{VERSIONS}/v{KNOWN[1]}_*")
+    if brought.returncode or not brought.stdout.strip():
+        pytest.skip("this checkout has no history")
+    tree = tmp_path / "release"
+    tree.mkdir()
+    packed = _git("archive", f"{brought.stdout.strip().decode()}^", "gateway", "lua", "persistence")
+    subprocess.run(["tar", "-x", "-C", tree], input=packed.stdout, check=True)
+    return tree
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("order", ["keepers first", "gateways first"])
+async def test_the_release_before_is_upgraded_under_traffic_and_its_rows_stay(
+    tmp_path: Path, own_valkey: Own, database: str, release: Path, order: str
+) -> None:
+    rollout = Rollout(tmp_path, own_valkey("--appendonly", "yes").url, database, (release, ROOT), **SELLER)
+    try:
+        organization = _money(rollout)
+        async with rollout.under(LOAD):
+            await asyncio.to_thread(_bill, rollout, organization)
+            before = await asyncio.to_thread(_snapshot, database)
+            assert len(before["token_ledger"]) > 2
+            assert len(before["invoice_line"]) > 0
+            rollout.deployment.environ["PYTHONPATH"] = str(ROOT)
+            migrate = rollout.deployment.start("migrate")
+            assert await asyncio.to_thread(migrate.ended) == 0
+            with psycopg.connect(database) as connection:
+                assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(NEEDED,)]
+            await rollout.replace(ORDERS[order][:2], ROOT)
+            await rollout.replace(ORDERS[order][2:], ROOT)
+        whole(rollout)
+        after = _snapshot(database)
+        for table, rows in before.items():
+            assert rows <= after[table], table
+        budgets = rollout.admin.ask("GET", "/budgets")["items"]
+        with psycopg.connect(database) as connection:
+            summed = "SELECT sum(cost) FROM call WHERE organization_id = %s"
+            [(cost,)] = connection.execute(summed, [organization])
+        assert [Decimal(one["used"]) for one in budgets] == [Decimal(cost) / 10**9]
+    finally:
+        rollout.deployment.stop()
+
+
+def _money(rollout: Rollout) -> int:
+    """A price, and a budget in money of the organization whose calls go on; the tenant."""
+    ask, tenant = rollout.admin.ask, rollout.tenants[0][0]
+    organization = ask("GET", f"/tenants/{tenant}")["organization_id"]
+    ask(
+        "POST", "/prices", model="demo-", match="prefix", currency="USD", input="1", output="2",
+        effective_from="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+    ask(
+        "POST", "/budgets", organization_id=organization, name="all", unit="money", amount="1000000",
+        interval="total",
+    )  # fmt: skip
+    return int(organization)
+
+
+def _bill(rollout: Rollout, organization: int) -> None:
+    """Have a final invoice of the release before."""
+    ask = rollout.admin.ask
+    terms = {"monthly_cost": "10", "annual_cost": "100", "feature_access": ["chat"]}
+    plan = ask("POST", "/subscription-plans", name="all", **terms)
+    ask(
+        "POST", "/organization-subscriptions", organization_id=organization, plan_id=plan["id"],
+        start_date="2026-10-01T00:00:00Z",
+    )  # fmt: skip
+    made = ask(
+        "POST", "/invoices", organization_id=organization, period_start="2026-10-01T00:00:00Z",
+        period_end="2026-11-01T00:00:00Z",
+    )  # fmt: skip
+    ask("POST", f"/invoices/{made['id']}/finalize")
+
+
+def _snapshot(database: str) -> dict[str, set[str]]:
+    """Each row as text."""
+    with psycopg.connect(database) as connection:
+        return {
+            table: {str(row) for row in connection.execute(f"SELECT to_jsonb(t)::text FROM {table} AS t")}
+            for table in SNAPSHOT
+        }
