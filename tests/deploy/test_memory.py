@@ -8,18 +8,20 @@ import yaml
 
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import POOL_BYTES_MAX
+from gateway.counters.admission.jobs import REMEMBERED_MAX as JOBS_REMEMBERED_MAX
 from gateway.counters.admission.runs import REMEMBERED_MAX
 from tests.deploy.shipped import DEPLOY, interpolated
 from tests.tree import ROOT
 
 # Measured: of processes that nobody has called yet, of a run, and of a million keys in a keeper.
 IDLE_MIB, KEEPER_IDLE_MIB, KEYS_MIB = 52, 149, 264
-RUN_BYTES = 590
+RUN_BYTES, JOB_BYTES = 590, 1_024
 LIMITS = HttpLimits()
 WORKER = {
     "a worker that is idle": IDLE_MIB,
     "caches": POOL_BYTES_MAX >> 20,
     "runs": -(-REMEMBERED_MAX * RUN_BYTES >> 20),
+    "open jobs": -(-JOBS_REMEMBERED_MAX * JOB_BYTES >> 20),
     "bodies and answers for slow ends": LIMITS.buffered_bytes_max >> 20,
     "calls that wait for capacity": LIMITS.capacity_waiting_bytes_max >> 20,
     "heads that are not complete": LIMITS.heads_bytes_max >> 20,

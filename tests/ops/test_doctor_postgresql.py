@@ -15,6 +15,10 @@ from gateway.settings.settings import load
 from persistence import engine as engines
 from persistence.schema import migrate, roles
 from tests.databases import own_database
+from tests.persistence.test_replica import Standby
+from tests.persistence.test_writer_failures import pair
+
+__all__ = ["pair"]
 
 
 def execute(url: str, *statements: str) -> None:
@@ -160,3 +164,19 @@ async def test_a_server_that_reads_only_says_so_to_a_keeper_that_runs(
 )
 def test_a_code_says_more_than_words(said: str, sqlstate: str, mends: str) -> None:
     assert mends in hints.postgresql_hint(said, sqlstate)
+
+
+@pytest.mark.nightly
+async def test_a_standby_is_named_until_it_is_promoted(pair: tuple[str, Standby]) -> None:
+    primary, standby = pair
+    url = standby.url(primary)
+    assert "the server is a standby" in await said_of(url)
+    with pytest.raises(StartError, match="is a standby"):
+        schema.migrate(url)
+    with pytest.raises(StartError, match="is a standby"):
+        await roles.refuse_unfit(engines.create(url))
+    both = f"postgresql://postgres@127.0.0.1:{standby.port},{primary.rpartition('@')[2]}"
+    assert "target_session_attrs=read-write" in await said_of(both)
+    assert await said_of(f"{both}?target_session_attrs=read-write") == ""
+    execute(url, "SELECT pg_promote()")
+    assert await said_of(url) == ""
