@@ -113,6 +113,8 @@ class _Run:
                 worker.waiting.popleft()
             else:
                 config = self.session.config
+                if isinstance(message["longrepr"], list):  # of a skip: where, and why
+                    message["longrepr"] = tuple(message["longrepr"])
                 report = self.hook.pytest_report_from_serializable(config=config, data=message)
                 self.hook.pytest_runtest_logreport(report=report)
 

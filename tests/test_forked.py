@@ -21,13 +21,17 @@ def server():
     pathlib.Path(__file__).with_name(f"ended-{os.getpid()}").touch()
 """
 FILE = """
-import os, pathlib
+import os, pathlib, pytest
 
 def test_first(server, tmp_path):
     assert server == os.getpid() != os.getppid()
 
 def test_second(server):
     {second}
+
+@pytest.mark.skip(reason="for its report")
+def test_skipped():
+    pass
 
 def test_third(server):
     pathlib.Path(__file__).with_name("third-" + pathlib.Path(__file__).stem).touch()
@@ -37,9 +41,9 @@ def test_third(server):
 @pytest.mark.parametrize(
     ("second", "options", "words"),
     [
-        ("assert True", (), ["9 passed"]),
-        ("assert server == 0", (), ["3 failed, 6 passed"]),
-        ("os._exit(7)", (), ["3 failed, 6 passed", "a process of tests ended with 7"]),
+        ("assert True", (), ["9 passed, 3 skipped"]),
+        ("assert server == 0", (), ["3 failed, 6 passed, 3 skipped"]),
+        ("os._exit(7)", (), ["3 failed, 6 passed, 3 skipped", "a process of tests ended with 7"]),
         ("assert server == 0", ("-x",), ["stopping after 1 failures"]),
     ],
 )
@@ -51,7 +55,7 @@ def test_each_test_is_run_once_whatever_becomes_of_its_process(
         (tmp_path / f"test_{number}.py").write_text(FILE.format(second=second))
     environment = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TEST_WORKER": "1"}
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "--processes", "2", "--rootdir", ".", *options],
+        [sys.executable, "-m", "pytest", "-ra", "--processes", "2", "--rootdir", ".", *options],
         cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert [word for word in words if word not in ended.stdout] == [], ended.stdout

@@ -36,6 +36,15 @@ class LruEntry:
     kept_at: int
 
 
+class LruValue(LruEntry, Generic[T]):
+    """Any value: a class that is not compiled cannot be an entry itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
 V = TypeVar("V", bound=LruEntry)
 
 # Bytes that the caches of one worker hold together.

@@ -21,7 +21,7 @@ from gateway.core.issuers import (
     read_token,
     refused,
 )
-from gateway.core.lru import LruCache, LruEntry
+from gateway.core.lru import LruCache, LruValue
 from gateway.core.model import Caller
 from gateway.errors import EndedApiKey, InvalidApiKey
 from gateway.issuers.key_set import VerifyingKey
@@ -45,7 +45,7 @@ class DigestLookup(Protocol):
         """
 
 
-class _VerifiedCaller(LruEntry):
+class _VerifiedCaller:
     """A verified token and the caller it stands for: `found` by `digest`, acting for the token's user.
 
     `again` is the time of the next look-up, in seconds since the epoch.
@@ -91,7 +91,7 @@ class TokenCallers:
         self._keys, self._directory, self._digests_of, self._wall = keys, directory, digests_of, wall
         self._again_s = again_s
         # By digest.
-        self.known: LruCache[str, _VerifiedCaller] = LruCache(bytes_max)
+        self.known: LruCache[str, LruValue[_VerifiedCaller]] = LruCache(bytes_max)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
         """Go by these issuers from now on; every token is verified by their rules again."""
@@ -112,9 +112,10 @@ class TokenCallers:
 
     def cached(self, digest: str) -> Caller | None:
         """The caller of a token that was verified before, if all that it was found by is fresh."""
-        known = self.known.find(digest)
-        if known is None or known.again <= self._wall():
+        kept = self.known.find(digest)
+        if kept is None or kept.value.again <= self._wall():
             return None
+        known = kept.value
         found = self._directory.cached(known.digest)
         if found is known.found or found is None:
             return known.caller if found is not None else None
@@ -123,13 +124,12 @@ class TokenCallers:
     async def identify(self, digest: str, token: bytes) -> Caller:
         """The caller of a token; InvalidApiKey if that is nobody, another refusal where nobody knows."""
         now = self._wall()
-        known = self.known.find(digest)
-        if known is None or not known.is_good(now):
-            known = await self._verified(token)
+        kept = self.known.find(digest)
+        known = kept.value if kept is not None and kept.value.is_good(now) else await self._verified(token)
         found, known.digest = await self._first(known.meaning.known_as)
         known.again = min(known.meaning.ends, now + self._again_s)
         if self._keys.of(known.issuer.issuer.issuer) is known.issuer:  # others may count by now
-            self.known.put(digest, known, known.size)
+            self.known.put(digest, LruValue(known), known.size)
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
