@@ -384,7 +384,7 @@ class AdmittedCall:
             attribution=exchange.head.said.columns, budgets=self._accounts,
         )  # fmt: skip
         if self.call.background:
-            settlement.hold_ttl_ms = 1000 * JOB_S_MAX
+            settlement.hold_ttl_ms = 1000 * HOLD_S_MAX
         if facts is None:
             return settlement
         settlement.metadata = write_facts(facts if used else briefly(facts))

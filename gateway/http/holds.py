@@ -259,14 +259,11 @@ async def release_hold(exchange: Exchange) -> None:
     with _uninterrupted(exchange):
         if exchange.head.refusal is not None:
             raise exchange.head.refusal
-        failure = None
         try:
             await release(ports, caller, id_, route)
-        except CountersUnavailable as error:
-            failure = error
-        if failure is not None:
+        except CountersUnavailable:
             await ports.holds.delete_later(caller, id_, route)
-            raise failure
+            raise
     own_answer(exchange, 204, [], b"")
 
 

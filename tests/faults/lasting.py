@@ -205,7 +205,7 @@ class Lasting:
         for node in self.world.gateways:
             node.program.settings = self._with(node.program.settings, live.sockets[0].getsockname()[1])
             starts = node.program.starts
-            node.program.send(signal.SIGTERM)  # whoever minds it starts it with the new settings
+            node.program.send(signal.SIGTERM)  # the world starts it again, with the new settings
             await self.world.until(lambda node=node, starts=starts: node.program.starts > starts)
         await asyncio.to_thread(self._make_tenants)
 

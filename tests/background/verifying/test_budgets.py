@@ -206,7 +206,7 @@ async def endless(kept: BudgetWorld, each: str) -> Budget:
 
 
 @pytest.mark.parametrize(("each", "there"), [("user", [100] * 4), ("session", [100, 100, None, None])])
-async def test_an_emptied_redis_keeps_whoever_is_silent_without_a_place(
+async def test_an_emptied_redis_keeps_silent_users_without_a_place(
     kept: BudgetWorld, each: str, there: list[int | None]
 ) -> None:
     budget = await endless(kept, each)
