@@ -129,7 +129,7 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
         await retention.forget_reratings(engine, days)
 
 
-# How long people wait for the bundled prices of a new database; they come later all the same.
+# How long all else waits for the bundled prices of a new database; they come later all the same.
 PRICED_S_MAX = 20.0
 # How long people wait for verified counters, so that the first answer says so, and how often that is checked.
 VERIFIED_S_MAX, VERIFIED_LOOK_S = 2.0, 0.02
@@ -239,6 +239,11 @@ class Keeper:
         ):
             return False
         await roles.refuse_unfit(self._engine, hints.postgresql_hint)
+        # Before anything is published: a gateway that has a catalogue has its prices as well.
+        self._loops = keep_going({"prices": self._price_list.run}, log, isolation)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PRICED_S_MAX):
+                await self._price_list.there.wait()
         self._servers.start()
         loops: dict[str, Callable[[], Awaitable[None]]] = {
             "fence": self._fences.keep_looking,
@@ -252,7 +257,6 @@ class Keeper:
             "schema": partial(self.programs.keep_to_schema, stop, self._agenda),
             "postgresql": partial(tell_of_postgresql, self._engine, log),
             "webhooks": self._webhook_deliveries.run,
-            "prices": self._price_list.run,
             "settings": self._later.keep,
             "vitals": self._vitals.keep_looking,
             "disk": self._disk.keep_looking,
@@ -260,10 +264,7 @@ class Keeper:
         }
         for work in self._work:
             loops |= work.tasks
-        self._loops = keep_going(loops, log, isolation, self._rows())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PRICED_S_MAX):
-                await self._price_list.there.wait()
+        self._loops += keep_going(loops, log, isolation, self._rows())
         with suppress(TimeoutError):
             async with asyncio.timeout(VERIFIED_S_MAX):
                 while not self._servers.verified:  # noqa: ASYNC110  # several servers say it

@@ -60,7 +60,7 @@ def test_five_answers_leave_a_stack_that_runs_and_again_changes_nothing(stack: S
     assert first.returncode == 0, first.stderr
     [call] = [line for line in first.stdout.splitlines() if line.startswith("curl ")]
     answer = json.loads(subprocess.run(shlex.split(call), capture_output=True, check=True, timeout=60).stdout)
-    assert answer["choices"][0]["message"]["content"]
+    assert answer["choices"][0]["message"]["content"], answer
     api = find({"TOLLKEEPER_DATA_DIR": str(place)})
     [budget] = api.items("budgets", 10)
     assert (budget["name"], budget["amount"], budget["interval"]) == ("Team A, a month", "12.50", "month")
