@@ -14,19 +14,19 @@ run: ## Start everything on this machine
 test: ## Every check, and the tests that each change is held to
 	@.ci/environment requirements-dev.lock
 	@$(MAKE) check
-	$(SUITE) --tier quick $(ARGS)
+	$(SUITE) --tier quick --dearest 2 $(ARGS)
 
 verify: ## What a release is held to besides: faults, the compiled hot path, image, upgrade, SDKs, archives
 	@.ci/environment requirements-dev.lock
-	$(SUITE) --tier verify $(ARGS)
+	$(SUITE) --tier verify --dearest 5 $(ARGS)
 
 versions: ## What tests say of each version of PostgreSQL; fetches those that are not here
 	@.ci/environment requirements-dev.lock
 	.venv/bin/python -m pytest -q -m versions tests/features/backup/test_versions.py
 
-nightly: ## Real faults and other versions of servers, which take many minutes; fetches what is not here
+nightly: ## Both with all examples, drawn; real faults, other versions of servers; SEED=… plays a night again
 	@.ci/environment requirements-dev.lock
-	.venv/bin/python -m tests.suite -q -m nightly $(ARGS)
+	SEED=$(SEED) $(SUITE) --tier night $(ARGS)
 
 check: ## Style, types, layers and Lua
 	@.ci/environment requirements-dev.lock

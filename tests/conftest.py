@@ -24,10 +24,9 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
 
 from gateway.local.embedded.unprivileged import borrow
-from tests import forked
+from tests import forked, search
 from tests.databases import own_database
 from tests.waiting import wait_until
 
@@ -36,11 +35,7 @@ STOP_S_MAX = 30.0
 PORTS = range(12_000, 32_000)
 PORTS_EACH = 400
 
-# The same examples on each run, and no example fails for being slow: what fails is the code, not the machine.
-settings.register_profile(
-    "here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("here")
+search.load_profile()
 # No terminal is here, whose size readline would have told the processes that tests run in.
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
@@ -76,16 +71,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     forked.tell_costs(terminalreporter)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Who names a seed wants the examples of that seed, not those of each run."""
-    if config.getoption("--hypothesis-seed") is not None:
-        settings.register_profile("drawn", settings.get_profile("here"), derandomize=False, database=None)
-        settings.load_profile("drawn")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put the longest files first; leave out the tests of `APART` whose marker is not asked for."""
-    left_out = [marker for marker in APART if marker not in config.getoption("-m")]
+    left_out = [marker for marker in APART if marker not in config.getoption("-m") and not search.is_night()]
     apart = [item for item in items if any(map(item.get_closest_marker, left_out))]
     if apart:
         items[:] = [item for item in items if item not in apart]

@@ -3,7 +3,8 @@
 `--processes N` says how many. Each takes whole files, one after another, and sends its reports back over a
 socket; so fixtures of a session are made once a process. A process that dies fails the test that it ran, by
 name, and another one goes on behind that test. `build/test-costs.json` keeps the CPU seconds of each test:
-the dearest files begin first.
+the dearest files begin first. A test that costs more than its tier lets it fails the run, but for those of
+`DEAR`; servers that tests share are counted apart.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import selectors
 import signal
 import socket
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, groupby
 from pathlib import Path
@@ -26,12 +28,19 @@ import pytest
 PROCESSES_MAX: Final = 64
 DEAREST: Final = 20
 COSTS: Final = Path(__file__).resolve().parent.parent / "build" / "test-costs.json"
+SHARED: Final = "servers that tests share"
+# A machine that these CPU seconds of is no slower than the one that bounds are stated for.
+COMPUTED: Final = 2_000
+COMPUTED_S: Final = 0.08
+# Dearer than their tier lets tests be, and why.
+DEAR: Final[Mapping[str, str]] = {}
 # Tells a test, and the programs that it starts, that it runs beside others.
 WORKER: Final = "TEST_WORKER"
 
 
 def add_option(parser: pytest.Parser) -> None:
     parser.addoption("--processes", type=int, default=1, help="in how many forked processes tests run")
+    parser.addoption("--dearest", type=float, help="CPU seconds that a test may cost")
 
 
 class _Worker:
@@ -63,6 +72,7 @@ class _Run:
         self.session, self.hook = session, session.config.hook
         self.files = deque(_by_cost([list(items) for _, items in groupby(session.items, _file)]))
         self.costs: dict[str, float] = {}
+        self.shared_s = 0.0
         self.selector, self.started = selectors.DefaultSelector(), 0
 
     @property
@@ -110,6 +120,7 @@ class _Run:
                 worker.give(self.next_file())
             elif isinstance(message, list):
                 self.costs[message[0]] = message[1]
+                self.shared_s += message[2]
                 worker.waiting.popleft()
             else:
                 config = self.session.config
@@ -141,7 +152,12 @@ def run_forked(session: pytest.Session) -> bool:
         run.run(session.config.getoption("--processes"))
     finally:
         _keep_costs(run.costs)
-        session.config.stash[_COSTS] = run.costs
+        session.config.stash[_COSTS] = run.costs | {SHARED: run.shared_s}
+    if most := session.config.getoption("--dearest"):
+        for line in too_dear(run.costs, most):
+            name = line.partition(" ")[0]
+            report = pytest.TestReport(name, (name, None, name), {}, "failed", line, "call")
+            session.config.hook.pytest_runtest_logreport(report=report)
     if session.shouldfail:
         raise session.Failed(session.shouldfail)
     if session.shouldstop:
@@ -152,11 +168,29 @@ def run_forked(session: pytest.Session) -> bool:
 _COSTS: Final = pytest.StashKey[dict[str, float]]()
 
 
+def too_dear(costs: Mapping[str, float], most: float, excused: Collection[str] = DEAR) -> list[str]:
+    """Return a line for each test that costs more than it may on this machine."""
+    most *= _slowness()
+    return [
+        f"{name} costs {cost:.1f} CPU s; at most {most:.1f} here: make it cheaper, or give DEAR its reason"
+        for name, cost in costs.items()
+        if cost > most and name.partition("[")[0] not in excused
+    ]
+
+
+def _slowness() -> float:
+    """Return how many times as long this machine computes as one that takes `COMPUTED_S`; at least 1."""
+    began = time.process_time()
+    for _ in range(COMPUTED):
+        json.loads(json.dumps({str(number): [number] for number in range(100)}))
+    return max(1.0, (time.process_time() - began) / COMPUTED_S)
+
+
 def tell_costs(terminal: pytest.TerminalReporter) -> None:
     """Print the dearest tests of a run, and what all cost together."""
     costs = terminal.config.stash.get(_COSTS, {})
     if len(costs) > DEAREST:
-        terminal.write_line(f"{sum(costs.values()):.0f} CPU s in {len(costs)} tests; the dearest:")
+        terminal.write_line(f"{sum(costs.values()):.0f} CPU s in {len(costs) - 1} tests; the dearest:")
         for name in sorted(costs, key=costs.__getitem__, reverse=True)[:DEAREST]:
             terminal.write_line(f"{costs[name]:7.1f}  {name}")
 
@@ -185,11 +219,45 @@ def _by_cost(files: list[list[pytest.Item]]) -> list[list[pytest.Item]]:
 
 
 # In a forked process.
+def _spent_s() -> float:
+    """Return the CPU seconds of this process, and of those it has waited for."""
+    return sum(os.times()[:4])
+
+
 class _Sender:
-    """Sends the reports of a process to the one that it was forked from."""
+    """Sends the reports of a process to the one that it was forked from, and what its tests cost."""
 
     def __init__(self, config: pytest.Config, channel: socket.socket) -> None:
         self._config, self._channel = config, channel
+        # What began servers that several tests share, and whether there are any that end behind a test.
+        self._shared_s, self._is_shared = 0.0, False
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+        began = _spent_s()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope != "function":
+                self._shared_s += _spent_s() - began
+                self._is_shared = True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Generator[None, object, object]:
+        began = _spent_s()
+        try:
+            return (yield)
+        finally:
+            if self._is_shared and (nextitem is None or _file(item) != _file(nextitem)):
+                self._shared_s += _spent_s() - began
+
+    def run(self, item: pytest.Item, after: pytest.Item | None) -> None:
+        """Run a test; what it costs is sent behind its reports, without that of shared servers."""
+        began, self._shared_s = _spent_s(), 0.0
+        self._config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        self.send([item.nodeid, round(_spent_s() - began - self._shared_s, 3), round(self._shared_s, 3)])
 
     def send(self, message: object) -> None:
         self._channel.sendall(json.dumps(message).encode() + b"\n")
@@ -219,9 +287,7 @@ def _work(session: pytest.Session, channel: socket.socket, number: int) -> None:
         item = next(ours, None)
         while item is not None:
             after = next(ours, None)
-            began = sum(os.times()[:4])
-            config.hook.pytest_runtest_protocol(item=item, nextitem=after)
-            sender.send([item.nodeid, round(sum(os.times()[:4]) - began, 3)])
+            sender.run(item, after)
             item = after
         status = 0
     finally:
@@ -229,9 +295,7 @@ def _work(session: pytest.Session, channel: socket.socket, number: int) -> None:
         os._exit(status)
 
 
-def _asked(
-    sender: _Sender, given: Iterator[list[str]], by_name: dict[str, pytest.Item]
-) -> list[pytest.Item]:
+def _asked(sender: _Sender, given: Iterator[list[str]], by_name: dict[str, pytest.Item]) -> list[pytest.Item]:
     """Return the items of the next file; none once all are given out."""
     names = next(given)
     if names:

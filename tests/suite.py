@@ -1,18 +1,22 @@
 """Run tests in two tiers, with servers and their data in memory where it has room.
 
-Usage: python -m tests.suite [--tier quick|verify] [options of pytest]
+Usage: python -m tests.suite [--tier quick|verify|night] [options of pytest]
 
-`quick` is what each change is held to: all but `VERIFY`, whose files take minutes each. Without a tier pytest
+`quick` is what each change is held to: all but `VERIFY`, whose files take minutes each. `night` is both with
+all examples and steps, of a seed that is drawn, and the tests that run at night alone. Without a tier pytest
 runs what its options name. A test that fails fails the run: no file is tried a second time.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests import search
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of these folders each change is held to the named files; all others are of the second tier.
@@ -85,15 +89,21 @@ MEMORY_BYTES_MIN = 8 * 2**30
 
 def main(options: list[str]) -> int:
     """The exit code of pytest."""
+    environment = ({"TMPDIR": str(MEMORY)} if _roomy() else {}) | os.environ
     if "--tier" in options:
         at = options.index("--tier")
-        options[at : at + 2] = TIERS[options[at + 1]]
+        tier = options[at + 1]
+        options[at : at + 2] = TIERS[tier]
+        if tier == "night":
+            seed = environment.get("SEED") or str(secrets.randbelow(2**32))
+            environment[search.SEED] = seed
+            options.append(f"--hypothesis-seed={seed}")
+            print(f"The same again: make nightly SEED={seed}", flush=True)
     program = [sys.executable, "-P", "-m", "pytest", *options]
-    there = {"TMPDIR": str(MEMORY)} if _roomy() else {}
-    return subprocess.run(program, env=there | os.environ, check=False).returncode
+    return subprocess.run(program, env=environment, check=False).returncode
 
 
-TIERS = {"quick": [f"--ignore={path}" for path in VERIFY], "verify": list(VERIFY)}
+TIERS = {"quick": [f"--ignore={path}" for path in VERIFY], "verify": list(VERIFY), "night": []}
 
 
 def _roomy() -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFTEST = """
 import os, pathlib, pytest
@@ -63,3 +65,9 @@ def test_each_test_is_run_once_whatever_becomes_of_its_process(
         assert len(list(tmp_path.glob("third-*"))) == 3
     if second != "os._exit(7)":  # fixtures of a session end with their process
         assert list(tmp_path.glob("ended-*"))
+
+
+def test_a_test_that_is_too_dear_is_named_unless_it_has_a_reason() -> None:
+    costs = {"a.py::test_cheap": 1.9, "a.py::test_dear[x]": 9000.0, "a.py::test_excused[y]": 9000.0}
+    [said] = forked.too_dear(costs, 2.0, {"a.py::test_excused"})
+    assert said.startswith("a.py::test_dear[x] costs 9000.0 CPU s")

@@ -55,6 +55,9 @@ FIXED_WAITS: dict[str, str] = {
     "tests/run/test_readiness.py": "a look takes its time",
 }
 
+# What says how far a test searches: nothing else may set the number of its examples.
+SEARCHED = ("examples", "histories")
+
 EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base", "common", "misc"})
 
 
@@ -194,6 +197,19 @@ def test_tests_wait_for_no_fixed_time() -> None:
         yield from (f"{place} needs no exception" for place in FIXED_WAITS.keys() - needed)
 
     offenders(found())
+
+
+def test_how_far_a_test_searches_is_decided_in_one_place() -> None:
+    offenders(
+        f"{name}:{call.lineno} sets how many examples are tried: tests/search.py says that"
+        for name, _, call in calls()
+        for word in call.keywords
+        if word.arg == "max_examples" and not _is_searched(word.value)
+    )
+
+
+def _is_searched(value: ast.expr) -> bool:
+    return isinstance(value, ast.Call) and _dotted(value.func) in SEARCHED
 
 
 @cache

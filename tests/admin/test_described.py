@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
@@ -32,11 +31,10 @@ from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.values import In
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api
+from tests.search import examples
 
 Json = dict[str, Any]
 
-# Requests of each kind, of each operation: REQUESTS=100 looks for longer.
-EACH = int(os.environ.get("REQUESTS", "2"))
 # What a request that its schema allows is refused for all the same, each said with its field.
 NO_SCHEMA_SAYS = re.compile(
     # what is there, whose it is, and what has happened
@@ -81,7 +79,7 @@ class _Sender:
         """What is wrong with the answers to some requests of a kind."""
         found: list[str] = []
 
-        @settings(max_examples=EACH, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples(20), phases=[Phase.generate])
         @given(case=self.operation.as_strategy(mode, path_parameters=self.known))
         def send(case: Any) -> None:
             response = case.call(session=self.session)

@@ -10,12 +10,13 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.admin.conftest import Api
 from tests.admin.test_catalogue import day, plan
 from tests.admin.test_invoices import acme, draft
+from tests.search import examples
 
 # Where to, and how many values in it are others than they should be.
 Case = tuple[int, list[tuple[int, Any]]]
@@ -197,7 +198,7 @@ async def test_what_is_said_of_money_is_kept_or_refused_by_name(api: Api) -> Non
     cases: list[Case] = []
 
     @given(CASES)
-    @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(500), database=None)
     @example((1, [(5, None)]))  # a priority of null
     @example((3, [(2, "a\x00b")]))  # a source that no row can hold
     def collect(case: Case) -> None:

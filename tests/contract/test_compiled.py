@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.deploy import installed
 from tests.extensions import compiler
+from tests.search import is_night
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S_MAX = 1800
 # It derives a class of its own, which only another compiled one may do.
 LEFT_OUT = "tests/http/server/test_request_driver.py"
+FOLDERS = ("tests/core", "tests/counters", "tests/http")
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +56,31 @@ def test_a_wheel_of_it_is_installed_and_runs(tree: Path, tmp_path: Path) -> None
     assert (bool(found["answer"]["choices"]), found["status"]) == (True, 0)
 
 
+def held_to() -> list[str]:
+    """Return the test files that import a module that is compiled; at night all tests of their packages."""
+    if is_night():
+        return [*FOLDERS, f"--ignore={LEFT_OUT}"]
+    compiled = {name.replace("/", ".") for name in compiler().IN_C}
+    for package, names in compiler().MODULES.items():
+        compiled |= {f"{package.replace('/', '.')}.{name}" for name in names}
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("test_*.py"))]
+    names = [path.relative_to(ROOT).as_posix() for path in files if compiled & set(_imported(path))]
+    return [name for name in names if name != LEFT_OUT]
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{one.name}" for one in node.names))
+
+
 def test_compiled_hot_path_passes_the_tests_of_all_that_it_reads(tree: Path) -> None:
     (tree / "tests").symlink_to(ROOT / "tests")
     run = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"),
             *("--processes", "2"),  # much of what they do is to wait
-            *("tests/core", "tests/counters", "tests/http"),
-            f"--ignore={LEFT_OUT}",
+            *held_to(),
         ],
         cwd=tree,
         env=os.environ | {"PYTHONPATH": str(tree)},
@@ -69,6 +90,12 @@ def test_compiled_hot_path_passes_the_tests_of_all_that_it_reads(tree: Path) -> 
         check=False,
     )
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_what_is_compiled_is_held_to_the_files_that_import_it() -> None:
+    held = held_to()
+    assert "tests/core/metering/test_usage_in_c.py" in held
+    assert "tests/core/billing/test_focus.py" not in held
 
 
 def test_constants_are_final_for_the_compiler() -> None:

@@ -17,6 +17,7 @@ from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.core.text import read_json
 from gateway.errors import Refusal
+from tests.search import examples
 
 METERS = [
     ("openai_chat", Family("openai")), ("openai_completions", Family("openai")),
@@ -54,7 +55,7 @@ DOCUMENTS = st.dictionaries(NAMES | TEXTS, VALUES, max_size=6)
 ANY = ObjectAccess((), lambda _: True, reads=True)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.sampled_from(METERS), DOCUMENTS | VALUES, st.booleans())
 def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escaped: bool) -> None:
     name, family = meter
@@ -65,7 +66,7 @@ def test_a_body_of_any_family(meter: tuple[str, Family], document: object, escap
         read_objects(ANY, call)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(st.sampled_from(list(FAMILIES)), DOCUMENTS)
 def test_the_objects_of_any_document(family: Family, document: dict[str, Any]) -> None:
     look(family, document)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,6 +21,7 @@ from gateway.core.accounts.outbox import EventFlag, EventKind, OutboxEntry
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import SettleResult, Verdict
 from tests.builders import Call, World
+from tests.search import examples
 
 DAY_MS = 86_400_000
 TOTALS = st.one_of(st.none(), st.integers(0, 500))
@@ -262,6 +263,6 @@ def test_any_life_is_explained_by_its_ledger(valkey: str) -> None:
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(60), stateful_step_count=40
         ),
     )

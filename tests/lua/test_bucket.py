@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,9 +23,10 @@ from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import UNCOUNTED, HoldState, KeyState, OrganizationState
 from tests.builders import CREDITS, NO_LIMITS, Call, World
 from tests.lua.conftest import AMONG_OTHERS
+from tests.search import examples
 
 UNIT = 60_000
-EXAMPLES = settings(max_examples=25, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(max_examples=examples(25))
 
 
 @dataclass(slots=True)
@@ -503,6 +504,6 @@ def test_whoever_took_a_slot_gives_it_back_whatever_limits_there_are(valkey: str
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # untyped in hypothesis
         machine,
         settings=settings(
-            max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(25), stateful_step_count=30
         ),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, account_of, bounds, defined
@@ -21,6 +21,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import BUDGET, WindowState, pack_windows
 from gateway.counters.redis import keys
 from tests.builders import Call, World, new_id
+from tests.search import examples
 
 HOURLY = Budget(1, "hour", "money", 100, "hour", "Asia/Kolkata")
 DAILY = Budget(2, "day", "tokens", 150, "day", "America/New_York")
@@ -308,7 +309,7 @@ others = st.one_of(
 steps = st.lists(st.one_of(reserves, reserves, ends, ends, passes, others), min_size=12, max_size=40)
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(EXAMPLES))
 @given(steps=steps)
 def test_any_life_of_budgets_is_what_the_model_makes_of_it(valkey: str, steps: list[tuple[Any, ...]]) -> None:
     with redis.Redis.from_url(valkey) as client:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.layout import LAYOUT
@@ -33,6 +33,7 @@ from tests.builders import (
     together,
 )
 from tests.lua.windows import OTHER_NAME, account, window
+from tests.search import examples
 from tests.waiting import wait_until
 
 DAY_MS = 86_400_000
@@ -226,7 +227,7 @@ def _budgets(said: dict[str, Any]) -> tuple[Any, ...]:
 MADE = {"reserve": reserve_of, "settle": settle_of}
 
 
-@settings(max_examples=60, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), phases=(Phase.explicit, Phase.generate))
 @given(batches=BATCHES)
 def test_any_history_is_the_same_one_by_one(
     both: Both, batches: list[tuple[str, list[dict[str, Any]]]]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import FOLD, IN_MONEY, PriceTier, ServicePricing, folded, spend_micro
@@ -15,6 +15,7 @@ from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import ONE_TIME, UNITS, World
 from tests.lua.conftest import AMONG_OTHERS
+from tests.search import examples
 
 
 def tiered(*tiers: tuple[int | None, str]) -> Service:
@@ -54,7 +55,7 @@ LADDER = st.lists(st.tuples(st.integers(1, 10**6), PRICES), max_size=5)
 
 
 @AMONG_OTHERS
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 @given(steps=LADDER, last=PRICES, uses=st.lists(st.integers(1, 3 * 10**6), min_size=1, max_size=4))
 def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
     world: World, steps: list[tuple[int, Decimal]], last: Decimal, uses: list[int]
@@ -72,7 +73,7 @@ def test_any_ladder_costs_what_the_arithmetic_of_invoices_says(
 
 
 @AMONG_OTHERS
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 @given(uses=st.lists(st.integers(1, 4 * FOLD), min_size=1, max_size=12))
 def test_money_of_a_month_is_exact_however_many_billionths_it_is(world: World, uses: list[int]) -> None:
     key = keys.activation(world.p, 1, MONEY.id, in_money=True)

@@ -9,7 +9,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import PriceTier, ServicePricing
@@ -18,6 +18,7 @@ from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from tests.builders import UNITS, Call, World
 from tests.lua.conftest import AMONG_OTHERS
+from tests.search import examples
 
 MICRO = 1_000_000
 
@@ -128,7 +129,7 @@ def ladder(id_: int, steps: list[tuple[int, str]], last: str) -> Service:
 
 
 @AMONG_OTHERS
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100))
 @given(st.integers(0, 20), st.tuples(LADDERS, LADDERS), st.tuples(PRICES, PRICES), STEPS)
 def test_any_life_of_a_cap_is_the_models(
     world: World,

@@ -6,7 +6,7 @@ import json
 from fractions import Fraction
 from math import ceil
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventFlag
@@ -22,6 +22,7 @@ from gateway.counters.settlement_log.settlement_record import settlement_of
 from tests.builders import BY_TOKEN, CREDITS, ONE_TIME, Call, World
 from tests.lua.conftest import AMONG_OTHERS
 from tests.older_layouts import stored_before
+from tests.search import examples
 
 TENTH = Weights.of(dict.fromkeys(("input", "output"), ONE // 10))
 PLAN = 4
@@ -214,7 +215,7 @@ def test_a_correction_of_nothing_moves_nothing(world: World) -> None:
 
 
 @AMONG_OTHERS
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60))
 @given(costs=st.lists(st.tuples(NANO_COSTS, NANO_COSTS, st.sampled_from("srgc")), max_size=12))
 def test_any_history_is_charged_the_sum_rounded_up_once(
     world: World, costs: list[tuple[int, int, str]]

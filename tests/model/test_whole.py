@@ -1,13 +1,12 @@
 """The whole system against a small model of the domain, over random histories, checked after each step.
 
-The same histories on each run: `SEED=n` chooses others, a failure prints its own. The long form draws them:
-`python -m tests.model --seconds 900`.
+The same histories on each run, others at night; a failure prints its seed. The long form draws them for a
+while: `python -m tests.model --seconds 900`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ValkeyServer
 from tests.model.system import KEYS, PLANS, System
+from tests.search import another, histories
 
 SEED = 20_261
 EXAMPLES = 6
@@ -78,21 +78,21 @@ async def live(server: ValkeyServer, database: str, history: list[tuple[Any, ...
         await system.end()
 
 
-def run(server: ValkeyServer, database: str, number: int, examples: int, *, shrink: bool = True) -> None:
+def run(server: ValkeyServer, database: str, number: int, many: int, *, shrink: bool = True) -> None:
     """So many histories of one seed."""
     phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
 
     @seed(number)
     @settings(
-        max_examples=examples, deadline=None, database=None, print_blob=False, phases=phases,
+        max_examples=histories(many), deadline=None, database=None, print_blob=False, phases=phases,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(history=HISTORY, salt=st.integers(0, 2**32))
-    def histories(history: list[tuple[Any, ...]], salt: int) -> None:
+    def play(history: list[tuple[Any, ...]], salt: int) -> None:
         asyncio.run(live(server, database, history, salt))
 
     try:
-        histories()
+        play()
     except BaseException as error:
         error.add_note(f"SEED={number}")
         raise
@@ -102,4 +102,4 @@ def test_the_whole_system_does_what_the_model_says(
     own_valkey: Callable[..., ValkeyServer], shared: str
 ) -> None:
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
-    run(server, shared, int(os.environ.get("SEED") or SEED), EXAMPLES)
+    run(server, shared, another(SEED), EXAMPLES)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventFlag, EventKind, fan_out
 from persistence.ledger.writer import LedgerWriter
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of, settle_in
+from tests.search import examples
 
 DAY_MS = 86_400_000
 SEVEN_HOURS_MS = 7 * 3_600_000
@@ -63,7 +64,7 @@ def play(account: Account, step: tuple[object, ...]) -> None:
 
 
 @given(history=HISTORY, cuts=CUTS, together=st.booleans())
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25))
 def test_random_histories_keep_every_invariant(
     shared: str, history: list[tuple[int, tuple[object, ...]]], cuts: list[tuple[int, int]], together: bool
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import MultiDict
 from yarl import URL
@@ -24,6 +24,7 @@ from gateway.core.credentials import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin.conftest import ADMIN, Api
 from tests.in_turn import in_turn
+from tests.search import examples
 
 MALFORMED = [
     b"{",
@@ -213,7 +214,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, str, Any]:
 
 
 @given(bodies())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 def test_no_body_is_beyond_the_checks(sent: tuple[str, str, Any]) -> None:
     name, verb, body = sent
     model = RESOURCES[name].create if verb == "POST" else RESOURCES[name].patch
@@ -227,7 +228,7 @@ async def test_no_body_gives_a_500(api: Api) -> None:
     seen: list[tuple[str, str, Any]] = []
 
     @given(bodies())
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples(150), database=None)
     def collect(sent: tuple[str, str, Any]) -> None:
         seen.append(sent)
 
@@ -242,7 +243,7 @@ async def test_no_body_gives_a_500(api: Api) -> None:
     st.sampled_from(sorted(RESOURCES)),
     st.lists(st.tuples(st.text(max_size=12), st.text(max_size=30)), max_size=4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 def test_no_query_is_beyond_the_checks(name: str, sent: list[tuple[str, str]]) -> None:
     with suppress(Unprocessable):
         assert 1 <= read_query(name, RESOURCES[name].filters, MultiDict(sent)).limit <= LIMIT_MAX

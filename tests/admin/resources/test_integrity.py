@@ -24,6 +24,7 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.billing.money import PriceTier, pack_tiers
+from tests.search import examples
 
 FIELDS = [field for field in ENTRY.fields if not field.is_text and field.name != "version"]
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -82,7 +83,7 @@ def call(flags: EventFlag, tail: bytes) -> bytes:
 @given(st.binary(max_size=300) | entries)
 @example(call(EventFlag.CREDITS, CARRIED.pack(3, 4)))
 @example(call(EventFlag.USAGE, PRICED.pack(float("nan")) + struct.pack("<3d", -1, float("inf"), 0)))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 def test_any_entry_can_be_shown(raw: bytes) -> None:
     assert base64.b64decode(shown(raw)["raw"]) == raw
 

@@ -44,6 +44,7 @@ from gateway.core.accounts.budgets import (
     wrong_window,
 )
 from gateway.core.model import INTEGER_MAX
+from tests.search import examples
 
 # Clocks that change by an hour, by half of one, at midnight, below the equator, never; and a day nobody had.
 ZONES = (
@@ -94,7 +95,7 @@ def first_of(interval: str, zone: str, anchor: int, at_ms: int) -> int:
 MOMENTS = st.integers(ms("2012-02-01T00:00:00Z"), ms("2036-12-31T23:59:59Z"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.sampled_from(INTERVALS[1:-1]), st.sampled_from(ZONES), st.integers(1, 31), MOMENTS)
 @example("day", "America/Sao_Paulo", 1, ms("2018-11-04T03:30:00Z"))
 @example("month", "Pacific/Apia", 30, ms("2011-12-30T12:00:00Z") + 366 * 86_400_000)
@@ -113,7 +114,7 @@ def test_a_window_is_what_a_calendar_on_the_wall_says(
     assert after == bounds(interval, zone, anchor, next_)[1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.sampled_from(ZONES), MOMENTS)
 @example("Australia/Lord_Howe", ms("2026-04-04T15:10:00Z"))
 @example("Australia/Lord_Howe", ms("2026-10-03T15:10:00Z"))

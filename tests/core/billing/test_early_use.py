@@ -26,6 +26,7 @@ from gateway.core.billing.proration import (
     tokens_used,
 )
 from gateway.core.billing.subscription import PlanSegment, SegmentTerms, midnight
+from tests.search import examples
 
 DAY = timedelta(days=1)
 NANO = Fraction(1, 10**9)
@@ -162,7 +163,7 @@ class Month:
         return sum((Fraction(each.amount) for each in ahead(self.ends, fees, runs)), Fraction(0))
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=examples(1_000))
 @given(plans=PLANS, steps=STEPS)
 def test_a_cycle_owes_its_days_or_its_tokens_once_whatever_comes_back(
     plans: list[tuple[int, int]], steps: list[tuple[str, Any]]

@@ -22,6 +22,7 @@ from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import GENERIC, Decision, Family, Service, TokenUsage, Verdict
 from tests.builders import credits_of, prices_of
+from tests.search import examples
 
 
 def service(price: CreditRates | None = None, credits_: int = 0) -> Service:
@@ -193,7 +194,7 @@ def test_a_dear_price_is_ruled_out_only_by_what_is_documented(
     assert found.tiers == tiers
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(
     st.sampled_from(sorted(SHAPES)),
     st.dictionaries(

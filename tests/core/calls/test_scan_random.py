@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.calls.test_scan import FUNCTIONS, MEMBERS, SAID, TEXTS, TOOLS, Scan, built, judge, plain
+from tests.search import examples
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def documents(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any
     return st.dictionaries(_NAMES, inside, max_size=6)
 
 
-MANY = settings(deadline=None, max_examples=60)
+MANY = settings(max_examples=examples(60))
 
 
 def is_escaped(value: object) -> bool:

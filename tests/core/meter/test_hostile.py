@@ -10,6 +10,7 @@ from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.meter.recorded import JSON, RECORDED, SSE, Recorded, call
+from tests.search import examples
 
 METERS = [
     "openai_chat", "openai_completions", "openai_embeddings", "openai_responses", "anthropic_messages",
@@ -75,7 +76,7 @@ def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, boun
         made.cut()
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     st.sampled_from(METERS),
     st.lists(PIECES | st.binary(max_size=6), max_size=40),
@@ -89,7 +90,7 @@ def test_any_bytes(
     run(meter, parts, content_type, coding, bounds)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.sampled_from(RECORDED), st.data())
 def test_recorded_streams_with_wounds(recorded: Recorded, data: st.DataObject) -> None:
     stream = bytearray(recorded.stream)

@@ -19,6 +19,7 @@ from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.billing.prices import price_row
 from tests.core.meter.recorded import JSON, SSE, call, frame
+from tests.search import examples
 
 TEXT = "some words that were produced, about twelve tokens of them"
 COUNTED = -(-len(TEXT) // 4)
@@ -159,7 +160,7 @@ def is_number(value: Any) -> bool:
 
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize(("meter", "place"), [(meter, place) for meter in PARTS for place in PARTS[meter]])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(value=absurd)
 def test_no_part_lowers_a_charge(meter: str, place: str, streamed: bool, value: Any) -> None:
     made = fed(meter, reports(meter, place, value), streamed=streamed)
@@ -177,7 +178,7 @@ def test_no_part_lowers_a_charge(meter: str, place: str, streamed: bool, value: 
         assert usage.total >= 1400 or usage.estimated
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     st.sampled_from(sorted(FIELDS)),
     st.recursive(

@@ -16,6 +16,7 @@ from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import Family
 from tests.core.meter.recorded import RECORDED, SSE, chat_chunk, delta, frame
 from tests.recorded.answers import METERS, answers
+from tests.search import examples
 
 DIALECTS = {
     "openai_chat": chat.DIALECT,
@@ -200,7 +201,7 @@ RESPONSES = st.one_of(
 APIS = {"openai_chat": CHATS, "anthropic_messages": MESSAGES, "openai_responses": RESPONSES}
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.sampled_from(sorted(APIS)), st.data())
 def test_any_stream_is_counted_alike(meter: str, data: st.DataObject) -> None:
     kinds = APIS[meter]

@@ -34,6 +34,7 @@ from tests.core.billing.prices import price_row
 from tests.recorded.answers import Answer, Expected, answers, table
 from tests.recorded.prices import KINDS as TABLE_KINDS
 from tests.recorded.prices import NANO, PRICES, ListPrice
+from tests.search import examples
 
 # At midnight no provider's prices of certain hours are in force.
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -138,7 +139,7 @@ def test_the_library_reads_documents_as_we_do() -> None:
     assert compared >= 90
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.sampled_from(answers()), st.data())
 def test_chunks_change_nothing(answer: Answer, data: st.DataObject) -> None:
     places = data.draw(st.lists(st.integers(0, len(answer.body)), max_size=30).map(sorted))

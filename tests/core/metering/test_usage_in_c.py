@@ -21,6 +21,7 @@ from gateway.core.metering.stream import known_at
 from tests import extensions
 from tests.core.meter.recorded import call
 from tests.http.protocol.test_framing import mutated
+from tests.search import examples
 from tests.tree import ROOT
 
 SOURCE = ROOT / "gateway" / "core" / "metering" / "_usage.c"
@@ -121,7 +122,7 @@ def test_a_prefix_of_an_answer_says_nothing(usage: Any) -> None:
     assert usage.usage_of(bytearray(WHOLE)) is None
 
 
-@settings(max_examples=600)
+@settings(max_examples=examples(600))
 @given(
     st.sampled_from([WHOLE, *TAKEN]),
     st.lists(
@@ -140,7 +141,7 @@ def test_what_is_altered_is_read_alike_or_left(
 COUNTS = st.integers(0, 12) | st.none() | st.sampled_from([10**8, 10**8 + 1, 10**15 - 1])
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.fixed_dictionaries(
         {},
@@ -174,7 +175,7 @@ SAID = [b"a", b"word ", b"\xc3\xa9", b"\xf0\x9f\x98\x80", b"\\n", b'\\"', b'"', 
 NUMBERS = [b"0", b"7", b"01", b"", b"-1", b"1.5", b"9" * 15, b"9" * 16]
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     st.sampled_from(DIFFERS),
     st.lists(st.lists(st.sampled_from(SAID), max_size=4).map(b"".join), min_size=2, max_size=2),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import redis
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
@@ -26,6 +26,7 @@ from tests.builders import CREDITS, driven
 from tests.counters.admission.held_relay import HeldRelay
 from tests.counters.admission.test_directory import CALLER, DIGEST, Clock, Desk
 from tests.counters.admission.test_directory_invalidation import later, reads
+from tests.search import examples
 from tests.waiting import eventually
 
 COUNTS_WITHIN_S = 1.0
@@ -324,7 +325,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(60))
 @given(st.lists(STEPS, min_size=4, max_size=30))
 @example([("nothing", 0, 0.0), ("nothing", 0, 0.3), ("revoke", 0, 0.3), ("nothing", 0, 1.1)])
 @example([("hold", 0, 0.0), ("change", 0, 0.3), ("let_through", 0, 0.0), ("nothing", 0, 1.1)])

@@ -28,6 +28,7 @@ from persistence.schema import migrate
 from persistence.schema import standing as schema
 from tests.features.backup.test_taking import NOW
 from tests.persistence.scenario import rows_of
+from tests.search import examples
 from tests.tree import ROOT
 from tests.waiting import wait_until
 
@@ -187,7 +188,7 @@ def test_a_bucket_that_is_not_there_is_named_and_what_to_do(filled: str, store: 
     assert rows_of(filled, "SELECT count(*) FROM backup_run") == [(0,)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(chunks=st.lists(st.binary(max_size=40), max_size=12), piece_bytes=st.integers(1, 17))
 def test_pieces_are_the_dump_however_it_came(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], piece_bytes: int

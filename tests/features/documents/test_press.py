@@ -17,6 +17,7 @@ from gateway.features.documents.press import LINES_HERE_MAX, LINES_MAX, missing_
 from gateway.features.documents.renderer import FACTUR_X, UBL, InvoiceRenderer
 from persistence.billing.invoice_build import DOCUMENT_BYTES_MAX
 from tests.features.documents.made import BUYER, SELLER, invoice, line
+from tests.search import examples
 
 RENDERER = InvoiceRenderer()
 HOSTILE = [
@@ -39,7 +40,7 @@ def names(content: bytes) -> list[str]:
     return [each.text or "" for each in ET.fromstring(content).iter() if each.tag.endswith("}Name")]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(name=TEXTS, description=TEXTS)
 def test_names_are_read_again_as_they_were(name: str, description: str) -> None:
     made = named(name, description)
@@ -49,7 +50,7 @@ def test_names_are_read_again_as_they_were(name: str, description: str) -> None:
     assert legible(description) in names(RENDERER.xml(made, UBL))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20))
 @given(name=TEXTS, description=TEXTS)
 def test_a_pdf_is_made_of_any_text(name: str, description: str) -> None:
     assert RENDERER.pdf(named(name, description)).startswith(b"%PDF-")

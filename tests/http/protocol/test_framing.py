@@ -24,6 +24,7 @@ from gateway.http.protocol.framing import (
     has_bare_newline,
 )
 from gateway.http.protocol.request import TAIL_BYTES, RequestIds, cut_length, read_request_head
+from tests.search import examples
 
 LIMITS = HttpLimits()
 FEW = HttpLimits(chunk_extension_bytes_max=1024, trailer_bytes_max=1024)
@@ -92,7 +93,7 @@ _ALPHABET = st.sampled_from(
 )
 
 
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 @given(st.lists(_ALPHABET, max_size=12).map(b"".join))
 def test_what_is_taken_for_a_whole_body_h11_takes_for_the_same(data: bytes) -> None:
     try:
@@ -114,7 +115,7 @@ def mutated(data: bytes, mutations: list[tuple[int, int, bytes]]) -> bytes:
     return data
 
 
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 @given(st.lists(_MUTATION, max_size=3))
 def test_an_accepted_request_head_reads_the_same_to_h11(mutations: list[tuple[int, int, bytes]]) -> None:
     head = mutated(REQUEST[:-4], mutations) + b"\r\n\r\n"
@@ -140,7 +141,7 @@ def test_an_accepted_request_head_reads_the_same_to_h11(mutations: list[tuple[in
     assert stated == ([] if framed is None else [framed])
 
 
-@settings(max_examples=1500)
+@settings(max_examples=examples(1500))
 @given(st.lists(_MUTATION, max_size=3))
 def test_an_accepted_answer_head_reads_the_same_to_h11(mutations: list[tuple[int, int, bytes]]) -> None:
     head = mutated(ANSWER_HEAD[:-4], mutations) + b"\r\n\r\n"

@@ -17,6 +17,7 @@ from gateway.http.protocol.framing import IDLE, Malformed
 from gateway.http.protocol.request import ClientSide, HeadCut, cut_head
 from tests import extensions
 from tests.http.protocol.test_framing import mutated
+from tests.search import examples
 from tests.tree import ROOT
 
 Cut = Callable[[bytes, int], HeadCut | None]
@@ -102,7 +103,7 @@ def test_no_more_names_are_known_than_there_is_room_for(heads: Any) -> None:
         heads.know_fields(answer._FIELDS, answer._PREFIXES)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     st.lists(st.sampled_from(LINES), max_size=20),
     st.lists(st.tuples(st.integers(0, 1_000), st.integers(0, 2), st.binary(max_size=2)), max_size=3),
@@ -123,7 +124,7 @@ def test_a_head_is_cut_as_python_does(
         assert plain > 1 or {*lines} & {LINES[4], LINES[6]} or many > request.CUT_LINES_MAX
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     st.sampled_from(STATUS_LINES),
     st.lists(st.sampled_from(ANSWER_LINES), max_size=12),

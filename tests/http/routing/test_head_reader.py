@@ -22,6 +22,7 @@ from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadR
 from gateway.http.routing.routes import WorkerBindings, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import staged
+from tests.search import examples
 
 LIMITS = HttpLimits(head_fields_max=12)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -161,7 +162,7 @@ LINE = st.tuples(
 REQUEST = st.sampled_from(SERVED) | st.sampled_from(SERVED) | st.sampled_from(SERVED + REFUSED)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(
     REQUEST,
     st.lists(LINE, max_size=8),

@@ -1,26 +1,27 @@
 """How random histories are drawn: how many of each kind, how many steps, and over how much time.
 
-The suite draws few, the same on each run. `HISTORIES=500 … --hypothesis-seed=7` draws that many others.
+The suite draws few, the same on each run; a night draws all that a test names, and others.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
+
+from tests.search import histories
 
 Step = tuple[str, Any]
 # Thirty months.
 DAYS = 913
 
 
-def some(histories: int) -> settings:
+def some(number: int) -> settings:
     """So many histories where nobody asks for another number; what fails is told as it was drawn."""
     return settings(
-        max_examples=int(os.environ.get("HISTORIES", histories)), deadline=None,
-        phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
+        max_examples=histories(number),
+        phases=(Phase.explicit, Phase.generate)
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.billing.charges import ExpiredGrant
@@ -18,6 +18,7 @@ from tests.in_turn import in_turn
 from tests.persistence.credits import give, post_expiries
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, batch_of, broken, rows_of, settle_in
+from tests.search import examples
 
 HOUR_MS = 3_600_000
 ALLOCATED = """
@@ -193,7 +194,7 @@ STEP = st.one_of(
 
 
 @given(history=st.lists(STEP, max_size=25), page=st.integers(1, 6))
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25))
 async def test_random_histories_are_allocated_to_the_last_credit(
     shared: str, history: list[tuple[object, ...]], page: int
 ) -> None:

@@ -7,13 +7,14 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event as sqlalchemy_event
 
 from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import act, customer, total
 from tests.persistence.scenario import broken, rows_of
+from tests.search import examples
 
 __all__ = ["april"]
 
@@ -109,7 +110,7 @@ async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> Non
     assert await broken(april.url) == []
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15))
 @given(st.permutations([("a", 300_000), ("b", 900_000), ("c", 5), ("a", 300_000), ("c", 5)]), st.data())
 async def test_order_and_redelivery_say_nothing(
     april: April, sent: list[tuple[str, int]], data: st.DataObject

@@ -17,6 +17,7 @@ from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
 from persistence.keeper.sweeps import KeeperShares
+from tests.search import examples
 from tests.waiting import eventually
 
 ALL = range(PARTITIONS)
@@ -131,7 +132,7 @@ async def test_whoever_begins_in_the_place_of_another_has_its_part_at_once(engin
     assert await settled(again, other) == [32, 32]
 
 
-@settings(max_examples=EXAMPLES_MAX)
+@settings(max_examples=examples(EXAMPLES_MAX))
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 3), st.sampled_from(["say", "busy", "leave", "fall silent"])), max_size=40

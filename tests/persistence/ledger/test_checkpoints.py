@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventFlag, EventKind, decode
@@ -22,6 +22,7 @@ from persistence.ledger.checkpoints import Checkpoints, count_again
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
 from tests.persistence.scenario import batch_of, broken, rows_of, settle_in
+from tests.search import examples
 
 BEGINS = datetime(2026, 1, 20, tzinfo=UTC)
 MONTHS_ON = st.tuples(st.just("on"), st.integers(1, 45))
@@ -127,8 +128,7 @@ class Past:
 
 
 @settings(
-    max_examples=8, deadline=None, phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=examples(8), phases=(Phase.explicit, Phase.generate)
 )  # fmt: skip
 @given(steps=st.lists(STEPS, min_size=6, max_size=30), movements_max=st.sampled_from([2, 5, 1_000]))
 def test_months_that_are_over_stand_for_their_movements(

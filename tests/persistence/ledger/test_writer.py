@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import CallFacts, EventFlag, EventKind, OutboxEntry, corrected, write_facts
@@ -371,7 +371,6 @@ async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(
     assert {one.invariant for one in await broken(migrated)} >= {"rollup", "usage_adds_up"}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(before=sums, more=sums)
 def test_postgresql_adds_as_it_is_said(migrated: str, before: int, more: int) -> None:
     [(found,)] = rows_of(
