@@ -1,8 +1,8 @@
 """Seeded mutants of the product, and the test that kills each: `python -m tests.mutants --seed 11`.
 
 Each mutant is one changed operator or number, in a copy of the tree. Tests run until one fails: those that
-the mutated module, the rest of the folder that mirrors it, the folders above. What nothing kills
-lacks a test, or means the same. `--like FILE` tries the mutants of another run, perhaps of another checkout.
+name its module, the rest of the folder that mirrors it, the folders above. What nothing kills lacks a test,
+or means the same. `--like FILE` tries the mutants of another run, perhaps of another checkout.
 """
 
 from __future__ import annotations
