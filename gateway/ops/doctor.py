@@ -259,8 +259,8 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
 MODELS_BYTES_MAX = 16 << 20
 
 
-async def _keys_of(target: UpstreamTarget) -> tuple[bool, str]:
-    """Ask an upstream for its models with each of its keys: whether none is refused, and in words."""
+async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
+    """Return whether an upstream takes each of its keys, None where that is unknown, and in words."""
     from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
     from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
 
@@ -271,6 +271,7 @@ async def _keys_of(target: UpstreamTarget) -> tuple[bool, str]:
     via = target.via
     proxies = Proxies(via, via, ca_file="" if via is None else via.ca_file)
     context = place_of(target)["ssl"]
+    well: bool | None = True
     said = "; it takes our key"
     for number, key in enumerate(target.keys or ((),)):
         status = 0
@@ -284,8 +285,9 @@ async def _keys_of(target: UpstreamTarget) -> tuple[bool, str]:
             place = target.place_of_key(number)
             return False, f", and answers {status} to GET {path}: put a valid key into {place}"
         if status != 200:
+            well = None
             said = f"; whether it takes our key is unknown: GET {path} is answered {status or 'by nothing'}"
-    return True, said
+    return well, said
 
 
 def _day(moment: float) -> str:

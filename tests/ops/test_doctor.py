@@ -289,12 +289,12 @@ async def test_an_upstream_that_is_away_is_told_with_its_reason(
     [
         ("openai", "200 OK", True, "it takes our key"),
         ("anthropic", "401 Unauthorized", False, "GET /v1/models: put a valid key into OF_KEYS"),
-        ("gemini", "500 Broken", True, "unknown: GET /v1beta/models is answered 500"),
+        ("gemini", "500 Broken", None, "unknown: GET /v1beta/models is answered 500"),
         ("", "401 Unauthorized", True, "unknown: it has no free path"),
     ],
 )
 async def test_an_upstream_is_asked_whether_it_takes_our_key(
-    family: str, status: str, well: bool, said: str
+    family: str, status: str, well: bool | None, said: str
 ) -> None:
     upstream = FakeUpstream()
     await upstream.start()
