@@ -13,7 +13,8 @@ class TollkeeperError(Exception):
     """Something went wrong."""
 
     reason: ClassVar[str] = "internal_error"
-    status: ClassVar[int] = 500
+    # Of its class, unless its caller is told by another one.
+    status: int = 500
 
     def __init_subclass__(cls, *, reason: str = "", status: int = 0) -> None:
         if reason:

@@ -13,6 +13,7 @@ from typing import Final, NewType
 
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import RunPolicy
+from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.money import NO_PRICING, ServicePricing
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.lru import LruEntry
@@ -133,7 +134,7 @@ class Caller:
 
     `user` is whom all its calls act for; where it is empty, `user_header` is what they may say of it.
     `unsettled` is what becomes of its holds that nobody settles, `priority` the highest its calls may claim,
-    `runs` its policy of runs.
+    `runs` its policy of runs, `spent` how it is told that an amount is spent.
     """
 
     organization_id: int
@@ -146,6 +147,7 @@ class Caller:
     unsettled: str = UNSETTLED_CHARGED
     priority: str = INTERACTIVE
     runs: RunPolicy | None = None
+    spent: SpentAnswer = UNSAID
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Whose call it is where its field and its body name these users; empty for nobody's."""

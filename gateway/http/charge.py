@@ -71,9 +71,10 @@ from gateway.core.model import (
     Verdict,
 )
 from gateway.errors import CountersUnavailable, InvalidRequest
+from gateway.http.ports import Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.server.exchange import Exchange, Worker
-from gateway.http.tally import NEVER, Tally
+from gateway.http.tally import NEVER
 
 NO_DETAIL = Detail()
 # Why a call failed whose upstream said so.
@@ -163,7 +164,7 @@ class AdmittedCall:
             decision = await ports.counters.reserve(request)
         finally:
             exchange.shielded, exchange.deadline = False, NEVER
-        check_admitted(decision, budgets, ports.tally)
+        check_admitted(decision, budgets, ports, caller)
         self.decision, self.due = decision, True
         exchange.charge = self
         if self._raises is not None:
@@ -486,7 +487,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     return claim, request
 
 
-def check_admitted(decision: Decision, budgets: CallBudgets | None, tally: Tally) -> None:
+def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports, caller: Caller) -> None:
     """Raise the `Refusal` of a decision that admits nothing; its budget is named either way."""
     window = decision.budget
     if budgets is not None and window is not None:
@@ -495,10 +496,10 @@ def check_admitted(decision: Decision, budgets: CallBudgets | None, tally: Tally
         else:
             budgets.name_in(window)
     if decision.verdict is not _ADMITTED:
-        refusal = from_decision(decision)
+        refusal = from_decision(decision, lambda: ports.directory.spent_answer(caller))
         budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
         if budget is not None:
-            tally.budget_refused(refusal.reason, budget.unit, budget.interval)
+            ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
         raise refusal
 
 

@@ -407,7 +407,7 @@ async def _taken(
     request.whole = call.output_max is not None and said.request is None
     request.raises = again or exchange.charge is not None
     decision = await ports.counters.reserve(request)
-    check_admitted(decision, budgets, ports.tally)
+    check_admitted(decision, budgets, ports, caller)
     if exchange.charge is not None:  # the hold has now what was held by its head
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))

@@ -407,7 +407,7 @@ async def _taken(
         decision = await ports.counters.reserve(request)
     finally:
         exchange.shielded, exchange.deadline = False, NEVER
-    check_admitted(decision, budgets, ports.tally)
+    check_admitted(decision, budgets, ports, caller)
     job = _job(exchange, caller, hold_id, user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
     job.batches = BATCH_AT[exchange.routed.label].batches

@@ -13,6 +13,7 @@ from gateway.core.accounts.jobs import Job
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
+from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.capacity import CapacityAsk, CapacityEnd, CapacityLimits, Share
@@ -88,6 +89,9 @@ class DirectoryPort(Protocol):
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
         """What the caller's runs are held to, mostly nothing. Fails with `CountersUnavailable`."""
+
+    def spent_answer(self, caller: Caller) -> SpentAnswer:
+        """How this caller is told that an amount is spent."""
 
     def pays_in(self, caller: Caller) -> str:
         """The currency that a caller's organization pays in."""

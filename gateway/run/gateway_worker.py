@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.calls.call import UsageBounds
 from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
@@ -225,7 +226,7 @@ def make_door(
     directory = Directory(
         wires, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log, pool=caches,
     )  # fmt: skip
-    directory.stand_ins = settings.stand_ins
+    directory.stand_ins, directory.spent = settings.stand_ins, SpentAnswer(settings.spent_status)
     ttl_ms = int(settings.hold_ttl_s * 1000)
     leaser = Leaser(
         wires, allowances, clock, fraction=settings.lease_fraction, lease_s=settings.lease_s_max,

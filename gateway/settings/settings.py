@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -150,6 +150,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     hold_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = QUANTILE
     reclaim: Reclaim = "charge_observed"
+    spent_status: Literal[429, 402] = 429
     unpriced_models: Annotated[str, msgspec.Meta(pattern="^(free|refuse)$")] = "free"
     price_as: str = ""
     cors_origins: str = ""

@@ -44,6 +44,7 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
+from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.capacity import Share
@@ -68,7 +69,7 @@ SELECT id, CAST(limits AS text) AS limits, services = 'listed' AS listed, curren
                                            n.counts_tokens) ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
          WHERE n.organization_id = organization.id) AS negotiated,
-       models,
+       models, spent_status, retry_after_max_s,
        (SELECT jsonb_object_agg(t.id, t.models) FROM tenant AS t
          WHERE t.organization_id = organization.id AND t.models IS NOT NULL
            AND t.deleted_at IS NULL) AS tenant_models,
@@ -126,6 +127,7 @@ SELECT t.id, t.organization_id, CAST(t.limits AS text) AS limits,
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
        k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority, k.runs,
+       k.spent_status, k.retry_after_max_s,
        k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
   FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
 _USERS = """
@@ -233,6 +235,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             revoked=row["revoked_at"] is not None,
             expires_ms=ms_of(row["expires_at"]),
             runs=_run_policy(row["runs"]),
+            spent=_spent_answer(row),
         )
         for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
     ]
@@ -327,8 +330,8 @@ def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> Organizati
 
 
 def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
-    lists, runs = _model_lists(row), _run_policies(row)
-    plain = lists is NO_LISTS and runs is NO_POLICIES
+    lists, runs, spent = _model_lists(row), _run_policies(row), _spent_answer(row)
+    plain = lists is NO_LISTS and runs is NO_POLICIES and spent is UNSAID
     if plain and not (row["negotiated"] or row["subscription"] or budgets):
         return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
@@ -346,6 +349,7 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
         listed=row["listed"],
         models=lists,
         runs=runs,
+        spent=spent,
     )
 
 
@@ -358,6 +362,11 @@ def _model_lists(row: RowMapping) -> ModelLists:
         {int(tenant_id): tuple(models) for tenant_id, models in tenants.items()},
         {user: tuple(models) for user, models in users.items()},
     )
+
+
+def _spent_answer(row: RowMapping) -> SpentAnswer:
+    status, retry_after_max_s = row["spent_status"], row["retry_after_max_s"]
+    return SpentAnswer(status or 0, retry_after_max_s or 0) if status or retry_after_max_s else UNSAID
 
 
 def _run_policies(row: RowMapping) -> RunPolicies:

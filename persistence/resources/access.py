@@ -440,7 +440,10 @@ def claim_subject(
 # Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000
 # What a key has that stands in the place of another.
-TAKEN_OVER = ("tenant_id", "name", "user", "user_header", "unsettled", "priority", "limits", "models", "runs")
+TAKEN_OVER = (
+    "tenant_id", "name", "user", "user_header", "unsettled", "priority", "limits", "models", "runs",
+    "spent_status", "retry_after_max_s",
+)  # fmt: skip
 
 
 def create(change: EntityWrite) -> Row:

@@ -278,6 +278,9 @@ CREATE TABLE organization (
     models jsonb,
     -- What runs of its calls may be; null is anything.
     runs jsonb,
+    -- The status by which it is told that an amount is spent, and the longest time to wait that it is told.
+    spent_status smallint CHECK (spent_status IN (402, 429)),
+    retry_after_max_s integer CHECK (retry_after_max_s > 0),
     CONSTRAINT organization_invoicing_left_check CHECK ((invoicing_left IS NULL) = (invoicing_left_reason IS
         NULL))
 );
@@ -747,6 +750,9 @@ CREATE TABLE api_key (
     priority text DEFAULT 'interactive' NOT NULL CHECK (priority IN ('interactive', 'batch')),
     -- What runs of its calls may be; null is anything.
     runs jsonb,
+    -- The status by which it is told that an amount is spent, and the longest time to wait that it is told.
+    spent_status smallint CHECK (spent_status IN (402, 429)),
+    retry_after_max_s integer CHECK (retry_after_max_s > 0),
     CONSTRAINT api_key_subject_check CHECK ((issuer IS NULL) = (subject IS NULL))
 );
 CREATE INDEX api_key_tenant_id_idx ON api_key (tenant_id);

@@ -106,6 +106,8 @@ async def web(api: Api) -> dict[str, Any]:
         ("user_header", "deny", "user_header"),
         ("user_header", None, "user_header"),
         ("unsettled", "keep", "unsettled"),
+        ("spent_status", 403, "spent_status"),
+        ("retry_after_max_s", 0, "retry_after_max_s"),
         ("priority", "urgent", "priority"),
         ("runs", {"max": "0"}, "runs.max"),
         ("runs", {"max": 5}, "runs.max"),

@@ -16,6 +16,7 @@ from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
+from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.price_book import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -245,6 +246,9 @@ class FakeDirectory:
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
         return self.policies
+
+    def spent_answer(self, caller: Caller) -> SpentAnswer:
+        return caller.spent
 
     def pays_in(self, caller: Caller) -> str:
         return self.currency

@@ -31,6 +31,18 @@ def test_a_budget_of_requests_is_in_force_is_used_up_and_says_so(spender: Spende
     spender.until(200)
 
 
+def test_an_organization_has_it_told_by_402(spender: Spender) -> None:
+    organization = f"/organizations/{spender.organization}"
+    said = {"spent_status": 402, "retry_after_max_s": 600}
+    assert spender.stack.admin("PATCH", organization, said)[0] == 200
+    spender.budget(1, "requests")
+    refused = spender.until(402)
+    assert (refused.headers["x-tollkeeper-reason"], refused.headers["x-should-retry"]) == (
+        "budget_exceeded", "false",
+    )  # fmt: skip
+    assert int(refused.headers["retry-after"]) <= 600
+
+
 def test_a_raise_ends_by_itself(spender: Spender) -> None:
     budget = spender.budget(1, "requests", interval="total")
     spender.until(429)

@@ -59,6 +59,7 @@ from gateway.core.accounts.administration import (
     access,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS, TTL_S_MAX
+from gateway.core.accounts.spent_answers import RETRY_AFTER_S_MAX
 from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.billing.payments import DUE_DAYS_MAX
 from gateway.core.billing.price_book import BASE_CURRENCY
@@ -81,6 +82,11 @@ class RunPolicyIn(In):
 
 Runs = Annotated[RunPolicyIn, AS_STORED]
 RUNS = "What its calls' runs may be, besides other policies; null is anything."
+
+SpentStatus = Literal[402, 429]
+SPENT_STATUS = "Status of a refusal for a spent amount: agents wait behind 429, and most end at 402"
+RetryAfter = Annotated[int, Field(strict=True, ge=1, le=RETRY_AFTER_S_MAX)]
+RETRY_AFTER_MAX = "Longest Retry-After of such a refusal, in seconds"
 
 StripeCustomer = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{1,255}$")]
 
@@ -106,6 +112,8 @@ class OrganizationCreate(In):
     limits: LimitsIn | None = None
     models: Models | None = optional(MODELS)
     runs: Runs | None = optional(RUNS)
+    spent_status: SpentStatus | None = optional(f"{SPENT_STATUS}; null: the default of the settings.")
+    retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: no bound.")
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = optional(
         "Days until its invoices are due; null: the default of the settings."
     )
@@ -124,7 +132,9 @@ class OrganizationCreate(In):
 
 
 # What an organization says of itself. Files and staff know it by its name.
-THEIR_FIELDS = {"limits", "models", "runs", "address", "country", "tax_number"}
+THEIR_FIELDS = {
+    "limits", "models", "runs", "spent_status", "retry_after_max_s", "address", "country", "tax_number",
+}  # fmt: skip
 
 Organization = answer_of(
     OrganizationCreate,
@@ -304,6 +314,8 @@ class ApiKeyCreate(_TokenCredential):
     limits: LimitsIn | None = None
     models: Models | None = optional("The models it may ask for; null is any.")
     runs: Runs | None = optional(RUNS)
+    spent_status: SpentStatus | None = optional(f"{SPENT_STATUS}; null: as the organization says.")
+    retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: as the organization says.")
     expires_at: Instant | None = None
     issuer: Issuer | None = optional(
         "With `subject`: use signed tokens (JWTs) of this issuer instead of a key."

@@ -398,7 +398,7 @@ def _told(kind: Any) -> Any:
     if origin is list:
         return list[_told(inner[0])]  # type: ignore[misc]  # made here
     if origin is Literal:
-        return str
+        return type(inner[0])
     if origin is Annotated:
         plain = _told(inner[0])
         return plain if plain is str or plain is not inner[0] or get_origin(plain) is list else kind

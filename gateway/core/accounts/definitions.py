@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
+from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
@@ -62,7 +63,8 @@ class OrganizationTerms:
     The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where there is
     none. `subscribed` says that one was in force at some time before. `currency` is its own. `budgets` are
     all of the organization's. `listed`: it may use only negotiated services. `models` are lists that its
-    calls are held to, and `runs` policies of their runs, besides those of keys.
+    calls are held to, and `runs` policies of their runs, besides those of keys. `spent` is how they are told
+    that an amount is spent.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -75,6 +77,7 @@ class OrganizationTerms:
     listed: bool = False
     models: ModelLists = NO_LISTS
     runs: RunPolicies = NO_POLICIES
+    spent: SpentAnswer = UNSAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +124,7 @@ class KeyDefinition:
     unsettled: str = UNSETTLED_CHARGED
     priority: str = INTERACTIVE
     runs: RunPolicy | None = None
+    spent: SpentAnswer = UNSAID
     of_tokens: bool = False
     gone: bool = False
 

@@ -17,6 +17,7 @@ from gateway import errors
 from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.runs import is_run
+from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
@@ -36,15 +37,28 @@ SIGNS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
 
 
-def from_decision(decision: Decision) -> Refusal:
-    """Return the refusal a decision stands for: which limit, how much is used, until when."""
+def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda: UNSAID) -> Refusal:
+    """Return the refusal a decision stands for: which limit, how much is used, until when.
+
+    `spent` is asked how its caller is told that an amount is spent.
+    """
     refusal = _MAKERS[decision.verdict](decision)
+    if refusal.reason in SPENT:
+        _tell_as(refusal, spent())
     refusal.fields = (*refusal_headers(decision), *budget_headers(decision))
     refusal.budget = decision.budget
     refusal.policy = _POLICIES.get(decision.kind, "")
     if decision.scope:
         refusal.scope = Scope(decision.scope).name.lower()
     return refusal
+
+
+def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
+    """Set the status of a refusal, and bound the time that its caller is told to wait."""
+    if refusal.retry_after_s is not None and answer.retry_after_max_s:
+        refusal.retry_after_s = min(refusal.retry_after_s, answer.retry_after_max_s)
+    if answer.status == HTTPStatus.PAYMENT_REQUIRED:
+        refusal.status, refusal.retry_helps = answer.status, False
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -58,7 +72,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
         headers.append((b"x-should-retry", b"true" if refusal.retry_helps else b"false"))
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Bearer realm="tollkeeper"'))  # RFC 9110, 15.5.2
-    if refusal.status in HELD_OFF:
+    if refusal.status in HELD_OFF or refusal.reason in SPENT:
         headers.append((b"x-tollkeeper-refused-by", refusal.scope.encode()))
     headers += refusal.fields
     if isinstance(refusal.budget, BudgetWindow) and shape.budget_fields is not None:
@@ -107,11 +121,11 @@ def _rate_limited(decision: Decision) -> Refusal:
 def _quota_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
     # Less than all of it used: a plan that admits strictly, or debt of the cycle before.
-    state = "Blocked" if decision.used >= decision.limit else "Too few are left for this request"
-    when = f"{state}{_until(decision)}, when the next cycle begins." if wait else "There is no next reset."
+    few = "" if decision.used >= decision.limit else "Too few are left for this request. "
+    resets = _until(decision).replace(" until", "It resets at") + ", when the next cycle begins."
     return errors.QuotaExceeded(
-        f"Token quota of this tenant: {decision.used} of {decision.limit} tokens of this cycle are used. "
-        f"{when}",
+        f"Token quota exceeded: {decision.used} of {decision.limit} tokens of this tenant's cycle are used. "
+        f"{few}{resets if wait else 'There is no next reset.'}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )

@@ -23,6 +23,7 @@ from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
+from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -273,7 +274,8 @@ class CallerCache(Catalogue):
                 raise EndedApiKey
             models = frozenset(found.m) if found.m is not None else None
             caller = Caller(
-                found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y, found.r
+                found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y, found.r,
+                found.s,
             )  # fmt: skip
             if known is not None and known == caller:
                 caller = known
@@ -390,7 +392,8 @@ def _unread(what: str, error: Exception) -> CountersRefused:
 class Directory(CallerCache):
     """Identities, terms, services, prices and weights of one worker.
 
-    `stand_ins` says which models have another's price.
+    `stand_ins` says which models have another's price, `spent` how callers are told that an amount is spent
+    where neither key nor organization says.
     """
 
     def __init__(
@@ -409,6 +412,7 @@ class Directory(CallerCache):
             wires, clock, today, allowances=allowances, stale_s=stale_s, bounds=bounds, log=log, pool=pool,
         )  # fmt: skip
         self.stand_ins: StandIns = NO_STAND_INS
+        self.spent = UNSAID
         self._budgets = BudgetCache()
         if pool is not None:
             pool.join("budgets", self._budgets.known)
@@ -479,6 +483,11 @@ class Directory(CallerCache):
             raise CountersUnavailable
         found: CallRunPolicies = () if terms.runs is None else terms.runs.of(caller.tenant_id)
         return found if caller.runs is None else (("API key", caller.runs), *found)
+
+    def spent_answer(self, caller: Caller) -> SpentAnswer:
+        terms = self._terms.find(caller.organization_id)
+        of_organization = UNSAID if terms is None else terms.spent
+        return caller.spent.else_of(of_organization).else_of(self.spent)
 
     def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.

@@ -12,6 +12,7 @@ import msgspec
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
+from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.calls.capacity import Share
@@ -34,7 +35,8 @@ class Identity(msgspec.Struct):
     """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
     (None: all), until when, in ms since the epoch (0: without end), what its requests may say of
     their user (`user_header`), what becomes of its holds (`unsettled`), the highest priority that its
-    calls may claim, and its policy of runs. Of a subject of tokens, `e` says that its key was revoked.
+    calls may claim, its policy of runs, and how it is told that an amount is spent. Of a subject of tokens,
+    `e` says that its key was revoked.
     """
 
     o: int
@@ -48,6 +50,7 @@ class Identity(msgspec.Struct):
     n: str = UNSETTLED_CHARGED
     y: str = INTERACTIVE
     r: RunPolicy | None = None
+    s: SpentAnswer = UNSAID
     e: bool = False
 
     def has_ended(self, now_ms: float) -> bool:
@@ -132,6 +135,8 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
         more["y"] = caller.priority
     if caller.runs is not None:
         more["r"] = caller.runs
+    if caller.spent != UNSAID:
+        more["s"] = caller.spent
     return msgspec.json.encode(
         {
             **more,
@@ -164,6 +169,8 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
         del written["models"]
     if terms.runs == NO_POLICIES:
         del written["runs"]
+    if terms.spent == UNSAID:
+        del written["spent"]
     return msgspec.json.encode({"version": version, "terms": written})
 
 

@@ -208,6 +208,7 @@ class ControlClient(Client):
             definition.unsettled,
             definition.priority,
             definition.runs,
+            definition.spent,
         )
         raw = encode_identity(caller, definition.expires_ms, revoked=definition.revoked)
         until: list[bytes] = []

@@ -99,6 +99,7 @@ WORLD: Objects = {
             "tenant": {"organization": "Acme", "name": "Web"}, "name": "CI", "models": ["gpt-4o*"],
             "limits": {"requests_per_minute": 60}, "user_header": "require", "unsettled": "release",
             "priority": "batch", "runs": {"max": "0.50", "required": True},
+            "spent_status": 402, "retry_after_max_s": 3600,
             "expires_at": "2099-01-01T00:00:00Z",
         },
         {"tenant": {"organization": "Globex", "name": "Web"}, "name": "CI", "user": "somebody"},
@@ -136,7 +137,7 @@ WORLD: Objects = {
             "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
         },
         {"name": "Globex", "currency": "EUR", "services": "listed", "models": ["claude-*"],
-         "runs": {"ttl_s": 3600}},
+         "runs": {"ttl_s": 3600}, "spent_status": 402, "retry_after_max_s": 60},
     ],
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from gateway import errors
+from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.families.refusal import from_decision, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
@@ -62,6 +63,40 @@ def test_every_verdict_has_its_refusal(verdict: Verdict, error: type[Refusal]) -
             assert type(refused(verdict, scope, kind)) is error
 
 
+@pytest.mark.parametrize("verdict", [Verdict.QUOTA_EXCEEDED, Verdict.BUDGET_EXCEEDED])
+@pytest.mark.parametrize(
+    ("said", "status", "wait_s"),
+    [
+        (SpentAnswer(), 429, 90),
+        (SpentAnswer(402), 402, 90),
+        (SpentAnswer(429, 60), 429, 60),
+        (SpentAnswer(0, 300), 429, 90),
+    ],
+)
+def test_a_spent_amount_is_told_as_its_caller_wants(
+    verdict: Verdict, said: SpentAnswer, status: int, wait_s: int
+) -> None:
+    refusal = from_decision(Decision(verdict, 3, 4, 12, 10, NOW + 90_000, NOW), lambda: said)
+    headers = dict(render(refusal, Family("gemini"), ID)[0])
+    assert (refusal.status, headers[b"retry-after"], headers[b"x-tollkeeper-refused-by"]) == (
+        status, b"%d" % wait_s, b"tenant",
+    )  # fmt: skip
+    assert headers[b"x-should-retry"] == b"false"
+
+
+def test_who_says_nothing_of_spent_amounts_is_told_as_those_above_say() -> None:
+    assert SpentAnswer(0, 60).else_of(SpentAnswer(402, 5)).else_of(SpentAnswer(429)) == SpentAnswer(402, 60)
+    limited = Decision(Verdict.RATE_LIMITED, 1, 1, 12, 10, NOW + 1, NOW)
+    assert from_decision(limited, lambda: SpentAnswer(402)).status == 429
+
+
+def test_gemini_names_a_quota_that_waiting_does_not_help() -> None:
+    refusal = refused(Verdict.QUOTA_EXCEEDED, kind=int(LimitKind.QUOTA))
+    details = json.loads(render(refusal, Family("gemini"), ID)[1])["error"]["details"]
+    [violation] = [one["violations"][0] for one in details if "violations" in one]
+    assert violation["quotaId"] == "TollkeeperSpentPerDay"
+
+
 def test_who_waits_is_told_by_whom() -> None:
     def refused_by(refusal: Refusal) -> list[bytes]:
         headers = render(refusal, Family("openai"), ID)[0]
@@ -105,13 +140,14 @@ def test_a_quota_without_a_reset_has_no_retry_after() -> None:
     assert "12 of 10 tokens" in refusal.message
     refusal = refused(Verdict.QUOTA_EXCEEDED, wait_ms=86_400_000)
     assert (refusal.retry_after_s, refusal.retry_helps) == (86_400, False)
-    assert "until 2023-11-15T22:13:20Z" in refusal.message
+    assert "It resets at 2023-11-15T22:13:20Z" in refusal.message
     assert refused(Verdict.QUOTA_EXCEEDED, wait_ms=-5).retry_after_s == 1
 
 
 def test_a_quota_that_is_not_used_up_blocks_nobody_but_is_too_little() -> None:
-    assert "Blocked until" in refused(Verdict.QUOTA_EXCEEDED, used=10).message
-    assert "Too few are left for this request until" in refused(Verdict.QUOTA_EXCEEDED, used=9).message
+    assert "are used. It resets at" in refused(Verdict.QUOTA_EXCEEDED, used=10).message
+    few = refused(Verdict.QUOTA_EXCEEDED, used=9).message
+    assert "Too few are left for this request. It resets at" in few
 
 
 @pytest.mark.parametrize(

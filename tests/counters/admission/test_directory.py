@@ -12,6 +12,7 @@ import redis
 
 from gateway.core.accounts.budgets import Budget, account_of
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
+from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.capacity import Share
@@ -93,6 +94,16 @@ async def test_callers_survive_the_way(desk: Desk, models: frozenset[str] | None
 async def test_what_a_key_makes_of_users_survives_the_way(desk: Desk, user_header: str) -> None:
     desk.know(replace(CALLER, user_header=user_header))
     assert (await desk.identify()).user_header == user_header
+
+
+async def test_a_key_says_how_a_spent_amount_is_told_before_its_organization_does(desk: Desk) -> None:
+    desk.directory.spent = SpentAnswer(429)
+    terms = OrganizationTerms(spent=SpentAnswer(402, 60))
+    desk.client.set(keys.organization_terms(1), encode_terms(1, terms))
+    for own, told in ((SpentAnswer(), SpentAnswer(402, 60)), (SpentAnswer(429), SpentAnswer(429, 60))):
+        desk.know(replace(CALLER, spent=own))
+        assert desk.directory.spent_answer(await desk.identify()) == told
+        desk.clock.now += IDENTITY_S + 0.1
 
 
 async def test_an_identity_written_before_keys_spoke_of_users_accepts_them(desk: Desk) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
+from gateway.core.accounts.spent_answers import SPENT
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
@@ -114,6 +116,10 @@ def _routes() -> Iterator[Route]:
         yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
 
 
+# As Google names a quota of a day, which gemini-cli ends at.
+_SPENT_QUOTA: Final = "TollkeeperSpentPerDay"
+
+
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     info: dict[str, object] = {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
@@ -127,6 +133,8 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
         details.append({"@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [violation]})
     if refusal.policy:
         violation = {"subject": f"{refusal.scope}:{refusal.policy}", "description": refusal.told}
+        if refusal.reason in SPENT and not refusal.retry_helps:
+            violation["quotaId"] = _SPENT_QUOTA
         details.append({"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]})
     if refusal.retry_after_s is not None:
         delay = f"{refusal.retry_after_s}s"

@@ -1,0 +1,34 @@
+"""How callers are told that an amount is spent: by API key, else organization, else the settings. Pure.
+
+Agents read 429 as a rate limit that they wait for. With 402 most of them end and show the sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+STATUSES: Final = (429, 402)
+# Reasons of refusals that say so.
+SPENT: Final = frozenset({"quota_exceeded", "budget_exceeded", "run_exceeded"})
+# Seconds that a client may be told to wait at most: a month, and a day for those that count on.
+RETRY_AFTER_S_MAX: Final = 32 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class SpentAnswer:
+    """The status of such a refusal, and the longest `Retry-After` in seconds; 0 where nobody says."""
+
+    status: int = 0
+    retry_after_max_s: int = 0
+
+    def else_of(self, other: SpentAnswer) -> SpentAnswer:
+        """Return what this says, and where it says nothing what another says."""
+        if self.status and self.retry_after_max_s:
+            return self
+        return SpentAnswer(
+            self.status or other.status, self.retry_after_max_s or other.retry_after_max_s
+        )
+
+
+UNSAID: Final = SpentAnswer()

@@ -1,0 +1,20 @@
+"""Organizations and API keys say by which status a spent amount is refused."""
+
+from alembic import op
+
+revision = "0121"
+down_revision = "0120"
+alters = ("api_key", "organization")
+runs_from = "0100"
+version = "1.1.0"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add both columns to both; programs of before leave them empty."""
+    for table in alters:
+        op.execute(
+            f"ALTER TABLE {table} ADD spent_status smallint CHECK (spent_status IN (402, 429)),"
+            " ADD retry_after_max_s integer CHECK (retry_after_max_s > 0)"
+        )
