@@ -7,10 +7,13 @@ they are beyond its plan, and charged here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from json import dumps
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 
@@ -21,15 +24,15 @@ from gateway.core.billing import events
 from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.proration import CARRY
-from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.core.times import ms_of
+from gateway.errors import Unprocessable
 from persistence.billing import charges
 from persistence.billing.credit_balances import OveragePrices, prices_of
 from persistence.billing.plans import carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
-from persistence.resources.catalogue import find_price
+from persistence.resources.catalogue import PriceHistory
 from persistence.tables import use_event
 
 _TENANTS = """
@@ -50,15 +53,16 @@ SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s
   LEFT JOIN business_model AS m ON m.id = n.business_model_id
  WHERE s.key = :key AND s.deleted_at IS NULL""")
 _KEPT = text("SELECT since FROM kept_since WHERE ledger = 'call'")
+# In an order of their own: two deliveries of the same, each in another order, never wait for each other.
 _TAKE = text("""
 INSERT INTO use_event (teller, source, event_id, type, organization_id, tenant_id, service_id, request_id,
                        used_at, late_tokens, quota_tokens, actor)
-VALUES (:teller, :source, :id, :type, :organization, :tenant, :service, :request, :at, :late, :quota, :actor)
-ON CONFLICT (teller, source, event_id) DO NOTHING RETURNING id""")
+SELECT teller, source, event_id, type, organization_id, tenant_id, service_id, request_id,
+       used_at, late_tokens, quota_tokens, actor
+  FROM jsonb_populate_recordset(NULL::use_event, cast(:rows AS jsonb)) ORDER BY source, event_id
+ON CONFLICT (teller, source, event_id) DO NOTHING RETURNING request_id""")
 # By their control writes: those stay, whatever becomes of the events.
-_KNOWN = text("""
-SELECT id FROM control_write WHERE verb = 'use'
-   AND (id = :own OR (id = ANY(cast(:others AS uuid[])) AND account = :account))""")
+_KNOWN = text("SELECT id, account FROM control_write WHERE verb = 'use' AND id = ANY(:ids)")
 
 # Tells for any organization.
 EVERYBODYS = 0
@@ -82,40 +86,81 @@ class _Batch:
 
     change: EntityWrite
     kept_since: datetime | None
+    prices: PriceHistory
+    # Accounts of control writes that are there already, by what may be events' ids.
+    known: Mapping[UUID, str]
     tenants: dict[str, _Tenant] = field(default_factory=dict)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
-    prices: dict[tuple[str, str, datetime], Vector | None] = field(default_factory=dict)
-    # Tenants with late reports that an earlier plan may owe for, by organization; since when it was used.
-    told: dict[int, dict[int, datetime]] = field(default_factory=dict)
 
     @property
     def connection(self) -> Connection:
         return self.change.connection
 
 
+@dataclass(frozen=True, slots=True)
+class _AcceptedEvent:
+    """An event that may be taken in: its row, and its control write. An earlier plan may owe for it."""
+
+    request_id: UUID
+    tenant: _Tenant
+    at: datetime
+    row: Row
+    write: Row
+    owes: bool
+
+
 def take(change: EntityWrite) -> Row:
-    """Take a batch in: how many were accepted, how many are known already, and why others are not."""
+    """Take a batch in: how many were accepted, how many are known already, and why others are not.
+
+    `Unprocessable` where all are refused: who reads the status alone misses none.
+    """
     sent = change.command.values["events"]
     assert isinstance(sent, list)
-    batch = _Batch(change, change.connection.execute(_KEPT).scalar())
+    batch = _begun(change, [event for _, event in sent])
     rejected: list[Row] = list(change.command.values["rejected"])  # type: ignore[call-overload]  # a list
-    writes: dict[int, Row] = {}
-    duplicates = 0
-    # In an order of their own: two deliveries of the same, each in another order, never wait for each other.
-    for place, event in sorted(sent, key=lambda one: (one[1]["source"], one[1]["id"])):
+    told = len(sent) + len(rejected)
+    events_: dict[UUID, _AcceptedEvent] = {}
+    for place, event in sent:
         try:
-            write = _take(batch, event)
+            accepted = _accept(batch, event)
         except Unacceptable as error:
             rejected.append(refused(place, event, error.name, error.reason))
         else:
-            if write is None:
-                duplicates += 1
-            else:
-                writes[place] = write
-    change.intend_all([writes[place] for place in sorted(writes)])
-    _charge_late(batch)
+            if accepted is not None:
+                events_.setdefault(accepted.request_id, accepted)
+    document = dumps([one.row for one in events_.values()])
+    stored = set(batch.connection.scalars(_TAKE, {"rows": document}))
+    taken = [one for request_id, one in events_.items() if request_id in stored]
+    change.intend_all([one.write for one in taken])
+    _charge_late(batch, taken)
     rejected.sort(key=lambda row: int(str(row["index"])))
-    return {"id": 0, "accepted": len(writes), "duplicates": duplicates, "rejected": rejected}
+    if rejected and len(rejected) == told:
+        wrong = tuple((f"{row['index']}.{row['field']}", str(row["reason"])) for row in rejected)
+        raise Unprocessable("None of these events was taken.", errors=wrong)
+    duplicates = told - len(taken) - len(rejected)
+    return {"id": 0, "accepted": len(taken), "duplicates": duplicates, "rejected": rejected}
+
+
+def _begun(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> _Batch:
+    """Return a batch with what all of its events ask for."""
+    connection = change.connection
+    times = [event.get("time") or change.now for event in events_]
+    prices = PriceHistory(connection, min(times, default=change.now))
+    batch = _Batch(change, connection.execute(_KEPT).scalar(), prices, {})
+    ids = list[UUID]()
+    for event in events_:
+        tenant = None
+        with suppress(Unacceptable):
+            tenant = _tenant(batch, event["subject"])
+        ids += _ids(batch, event, EVERYBODYS if tenant is None else tenant.organization_id)
+    batch.known = {row.id: row.account for row in connection.execute(_KNOWN, {"ids": ids})}
+    return batch
+
+
+def _ids(batch: _Batch, event: Mapping[str, Any], organization_id: int) -> list[UUID]:
+    """Return the ids of an event: as its teller names it, as staff does, as its organization does."""
+    tellers = (batch.change.within or EVERYBODYS, EVERYBODYS, organization_id)
+    return [events.request_of(event["source"], event["id"], teller) for teller in tellers]
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
@@ -123,27 +168,23 @@ def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row
     return {"index": place, **told, "field": name, "reason": reason}
 
 
-def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
-    """Take one event in; its control write, None where it was taken before, whatever it says now."""
+def _accept(batch: _Batch, event: Mapping[str, Any]) -> _AcceptedEvent | None:
+    """Return what an event moves, None where it was taken before, whatever it says now."""
     connection, now = batch.connection, batch.change.now
     # Who tells it names it, together with the source: nobody takes another organization's names.
     teller = batch.change.within or EVERYBODYS
-    named = {"source": event["source"], "id": event["id"], "teller": teller}
-    if _is_known(connection, named, teller):
+    if _is_known(batch, event, teller):
         return None
     at = event.get("time") or now
     _check_time(batch, at)
-    # Who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either.
-    subject = event["subject"]
-    tenant = batch.tenants.get(subject)
-    if tenant is None:
-        tenant = batch.tenants[subject] = _look(batch.connection, subject, batch.change.within)
-    if _is_known(connection, named, tenant.organization_id):
+    tenant = _tenant(batch, event["subject"])
+    if _is_known(batch, event, tenant.organization_id):
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
     told = _told(data, at)
-    price = _price(batch, told.model, tenant.currency, at) if told.model and told.is_counted else None
+    found = batch.prices.find(told.model, tenant.currency, at) if told.model and told.is_counted else None
+    price = None if found is None else found.price.vector
     # A debt that is carried on counts in any cycle.
     runs = (
         not service.counts_tokens
@@ -160,32 +201,26 @@ def _take(batch: _Batch, event: Mapping[str, Any]) -> Row | None:
     late = use.weighed if service.counts_tokens and not runs else 0
     # A plan that was in force before has it too, where it was used by that one.
     quota = use.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
-    request_id = events.request_of(named["source"], named["id"], teller)
+    request_id = events.request_of(event["source"], event["id"], teller)
     row = {
-        **named, "type": event["type"], "organization": tenant.organization_id, "tenant": tenant.id,
-        "service": service.id, "request": request_id, "at": at, "late": late, "quota": quota,
+        "teller": teller, "source": event["source"], "event_id": event["id"], "type": event["type"],
+        "organization_id": tenant.organization_id, "tenant_id": tenant.id, "service_id": service.id,
+        "request_id": str(request_id), "used_at": at.isoformat(), "late_tokens": late, "quota_tokens": quota,
         "actor": batch.change.command.actor.scope,
     }  # fmt: skip
-    if connection.execute(_TAKE, row).first() is None:
-        return None
-    if late or quota:
-        those = batch.told.setdefault(tenant.organization_id, {})
-        those[tenant.id] = min(at, those.get(tenant.id, at))
     # Its id is the call's, so the call's row in a ledger makes it done.
     account, partition = (
         f"organization:{tenant.organization_id}",
         batch.change.partition_of(tenant.organization_id),
     )
-    return write_of(partition, account, "use", events.written(use), request_id)
+    write = write_of(partition, account, "use", events.written(use), request_id)
+    return _AcceptedEvent(request_id, tenant, at, row, write, owes=bool(late or quota))
 
 
-def _is_known(connection: Connection, named: Mapping[str, Any], organization_id: int) -> bool:
-    own, *others = (
-        events.request_of(named["source"], named["id"], teller)
-        for teller in (named["teller"], EVERYBODYS, organization_id)
-    )
-    sought = {"own": own, "others": others, "account": f"organization:{organization_id}"}
-    return connection.execute(_KNOWN, sought).first() is not None
+def _is_known(batch: _Batch, event: Mapping[str, Any], organization_id: int) -> bool:
+    own, *others = _ids(batch, event, organization_id)
+    account = f"organization:{organization_id}"
+    return own in batch.known or any(batch.known.get(each) == account for each in others)
 
 
 def _check_time(batch: _Batch, at: datetime) -> None:
@@ -196,6 +231,13 @@ def _check_time(batch: _Batch, at: datetime) -> None:
         raise Unacceptable("time", f"must not be more than {events.AGE_DAYS_MAX} days ago")
     if batch.kept_since is not None and at < batch.kept_since:
         raise Unacceptable("time", "is before the first call that is kept")
+
+
+def _tenant(batch: _Batch, subject: str) -> _Tenant:
+    """Return who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either."""
+    if subject not in batch.tenants:
+        batch.tenants[subject] = _look(batch.connection, subject, batch.change.within)
+    return batch.tenants[subject]
 
 
 def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:
@@ -249,14 +291,6 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
     return as_negotiated(base, negotiated)
 
 
-def _price(batch: _Batch, model: str, currency: str, at: datetime) -> Vector | None:
-    wanted = (model, currency, at)
-    if wanted not in batch.prices:
-        found = find_price(batch.connection, model, currency, at)
-        batch.prices[wanted] = None if found is None else found.price.vector
-    return batch.prices[wanted]
-
-
 def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
     usage = data.get("usage")
     counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
@@ -267,15 +301,20 @@ def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
     )  # fmt: skip
 
 
-def _charge_late(batch: _Batch) -> None:
+def _charge_late(batch: _Batch, taken: Sequence[_AcceptedEvent]) -> None:
     """Charge what events tell of cycles that are over: organizations are held, then partitions, in order."""
     change = batch.change
-    for organization_id in sorted(batch.told):
+    since: dict[int, dict[int, datetime]] = {}  # by organization and tenant
+    for one in taken:
+        if one.owes:
+            those = since.setdefault(one.tenant.organization_id, {})
+            those[one.tenant.id] = min(one.at, those.get(one.tenant.id, one.at))
+    for organization_id in sorted(since):
         charges.hold(batch.connection, organization_id)
-    for partition in sorted({change.partition_of(each) for each in batch.told}):
+    for partition in sorted({change.partition_of(each) for each in since}):
         change.hold_flushes(partition)
-    if batch.told:
-        charges.accrue_early_use(batch.connection, batch.told)
+    if since:
+        charges.accrue_early_use(batch.connection, since)
 
 
 SUBJECT = Entity(use_event, verbs={"create": take})

@@ -44,7 +44,7 @@ from gateway.core.billing.price_book import (
     read_price,
     read_rate,
 )
-from gateway.core.billing.vector import ExchangeRate
+from gateway.core.billing.vector import ExchangeRate, ModelPrice
 from gateway.core.calls.capacity import SHARES_MAX
 from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
@@ -496,27 +496,38 @@ def find_price(
     connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
 ) -> PriceFound | None:
     """The price of a model in a currency, or in another one that there is an exchange rate from."""
-    rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
-    rows = {
-        row["id"]: row
-        for one in dict.fromkeys((currency, *(rate.base for rate in rates)))
-        for row in price_candidates(connection, model, one, at)
-    }
-    found = choose_converted(
-        list(map(read_price, rows.values())), rates, model, currency, ms_of(at), provider
-    )
-    return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
+    return PriceHistory(connection, at).find(model, currency, at, provider)
 
 
-def price_candidates(connection: Connection, model: str, currency: str, at: datetime) -> Sequence[Row]:
-    """Prices that a model may have at a time: of each kind of price the newest."""
-    each, columns = _superseded_later_than(at)
+class PriceHistory:
+    """Prices of models at any moment from `since` on; those of a model are read once."""
+
+    def __init__(self, connection: Connection, since: datetime) -> None:
+        self._connection, self._since = connection, since
+        self._rates = rates_in_force(connection, since)
+        self._read: dict[tuple[str, str], tuple[list[ModelPrice], dict[object, Row]]] = {}
+
+    def find(self, model: str, currency: str, at: datetime, provider: str = "") -> PriceFound | None:
+        """Return the price in force at a moment, None where there is none."""
+        rates = [one for one in self._rates if one.currency == currency]
+        if (model, currency) not in self._read:
+            rows: dict[object, Row] = {}
+            for one in dict.fromkeys((currency, *(rate.base for rate in rates))):
+                rows |= {row["id"]: row for row in _prices_since(self._connection, model, one, self._since)}
+            self._read[model, currency] = list(map(read_price, rows.values())), rows
+        prices, rows = self._read[model, currency]
+        found = choose_converted(prices, rates, model, currency, ms_of(at), provider)
+        return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
+
+
+def _prices_since(connection: Connection, model: str, currency: str, since: datetime) -> Sequence[Row]:
+    each, columns = _superseded_later_than(since)
     name, own = folded(model), _folded(each.model)
     matching = or_(
         and_(each.match == EXACT_NAME, own == name),
         and_(each.match == PREFIX, func.starts_with(name, own)),
     )
-    found = columns.where(each.currency == currency, each.effective_from <= at, matching)
+    found = columns.where(each.currency == currency, matching)
     return [dict(row) for row in connection.execute(found).mappings()]
 
 

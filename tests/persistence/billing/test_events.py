@@ -7,10 +7,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event as sqlalchemy_event
 
+from gateway.errors import Unprocessable
 from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import act, customer, total
 from tests.persistence.scenario import broken, rows_of
@@ -102,10 +104,10 @@ async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> Non
     assert early == 80
     await april.on(at(4, 12))
     for moment in (at(3, 20), at(4, 11)):
-        refused = await send(april, ids["tenant"], moment, 400_000)
-        assert refused["accepted"] == 0
-        [why] = refused["rejected"]
-        assert (why["field"], "no plan of the tenant was in force" in str(why["reason"])) == ("time", True)
+        with pytest.raises(Unprocessable) as refused:
+            await send(april, ids["tenant"], moment, 400_000)
+        [(field, why)] = refused.value.errors
+        assert (field, "no plan of the tenant was in force" in why) == ("0.time", True)
     assert rows_of(april.url, facts) == [(1,)]
     assert await broken(april.url) == []
 
