@@ -33,7 +33,7 @@ MODULES = {
     "gateway/core/families": ("controlled", "family", "objects"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
-    "gateway/core/families/openai": ("calls", "chat"),
+    "gateway/core/families/openai": ("calls", "chat", "reports"),
     "gateway/core/metering": ("eventstream", "meter", "meters", "reading", "stream"),
     "gateway/counters/admission": ("cache", "callers", "catalogue", "quota"),
     "gateway/counters/layouts": ("accounts", "packing"),

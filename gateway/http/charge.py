@@ -338,7 +338,7 @@ class AdmittedCall:
         ports = exchange.worker.ports
         look_up, now_s = ports.directory.price, ports.seconds()
         if used and exchange.routed.units > 1 and not usage.reported:
-            usage.units = exchange.routed.units
+            usage.units = max(usage.units, exchange.routed.units)
         detail = NO_DETAIL if meter is None else meter.detail
         done = status == 0 or 200 <= status < 300 or not _MADE_ALONE.isdisjoint(call.measured or ())
         if call.measured and used and not detail.tools and done:
@@ -420,8 +420,13 @@ class AdmittedCall:
             tally.cost(service.key, call.model, self._currency, cost)
         if self._lacks_price or (usage.total and self._stands_in):
             tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
-        if self.meter is not None and self.meter.detail.says_more:
+        if self.meter is None:
+            return
+        if self.meter.detail.says_more:
             tally.unknown_usage[call.family] = tally.unknown_usage.get(call.family, 0) + 1
+        if self.meter.detail.contradicted:
+            name = self._exchange.upstream_name
+            tally.untrue_reports[name] = tally.untrue_reports.get(name, 0) + 1
 
     def _input_share(self, usage: TokenUsage) -> float | None:
         """What the call's input cost, as a part of the price that it asked for; None where nobody knows."""

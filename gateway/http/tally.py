@@ -82,6 +82,8 @@ class Tally:
     unpriced: dict[str, int] = field(default_factory=dict)
     budget_refusals: dict[tuple[str, str, str], int] = field(default_factory=dict)
     unknown_usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REPORTING, 0))
+    # By the upstream's name.
+    untrue_reports: dict[str, int] = field(default_factory=dict)
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
     first_token_seconds: Histogram = field(default_factory=Histogram)
@@ -112,6 +114,7 @@ class Tally:
             for cause in CAUSES:
                 self.upstream_failures.setdefault((name, cause), 0)
             self.upstream_answers.setdefault(name, {})
+            self.untrue_reports.setdefault(name, 0)
             self.cooling_seconds.setdefault(name, 0.0)
             self.cooled_calls.setdefault(name, 0)
 
@@ -234,6 +237,7 @@ class Tally:
             "unpriced_calls": list(self.unpriced.items()),
             "budget_refusals": [(*series, count) for series, count in self.budget_refusals.items()],
             "unknown_usage": list(self.unknown_usage.items()),
+            "untrue_reports": list(self.untrue_reports.items()),
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "first_token_seconds": self.first_token_seconds.snapshot(),

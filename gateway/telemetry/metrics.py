@@ -45,6 +45,8 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "budgets_shared": "Calls that share an account: no place was left for one of their own.",
         "unknown_usage family":
             "Settled calls whose report of use says something that is not documented here.",
+        "untrue_reports upstream":
+            "Settled calls whose report of use is contradicted by what passed, such as zeros.",
         "settlements_estimated": "Calls settled by the gateway's own count.",
         "settlements_failed": "Settlements that the counters did not acknowledge at once.",
         "upstream_failures upstream cause": "Upstream connections or answers that failed.",

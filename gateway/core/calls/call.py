@@ -539,7 +539,7 @@ class CallRequest:
     `files`, and the name of its model stands in its body `model_at`: but for that, it is sent as it came.
     The document has not the parts that are `cut`. One that `asks` may ask for tools or a search by the names
     in its document; None where nobody has looked. What the estimator has `learned` of calls like it is kept
-    until it is over.
+    until it is over. Its choices are of so many `prompts`, the first one is `first_part` of all of them.
     """
 
     meter: str
@@ -590,6 +590,8 @@ class CallRequest:
     cut: CutParts | None = None
     asks: bool | None = None
     learned: LruEntry | None = None
+    prompts: int = 1
+    first_part: float = 1.0
 
     @property
     def has_input(self) -> bool:

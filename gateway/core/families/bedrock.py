@@ -138,7 +138,7 @@ def _read_checked(meter: Meter, document: bytes) -> None:
         if not name.endswith("FreeUnits"):
             meter.detail.used_tool(_POLICIES.get(name, name), integer(units) or 0)
     meter.call.measured = None
-    meter.report(0, 0, 0, 0, 0, final=True)
+    meter.report_units()
 
 
 # A file in a bucket is read with the credentials of the upstream, so it is nobody's to name.

@@ -134,6 +134,9 @@ def _take(meter: Meter, said: Document) -> None:
     meter.detail.used_tool("search", counts.get("search_units", 0))
     meter.detail.used_tool("classification", counts.get("classifications", 0))
     meter.detail.used_tool(f"{IMAGES}auto/auto", 0 if pictures else counts.get("images", 0))
+    if not any(name.endswith("_tokens") for name in counts):
+        meter.report_units()
+        return
     cached = integer(said.get("cached_tokens")) or 0
     meter.report(used, output, cached, 0, used + output, final=True)
 

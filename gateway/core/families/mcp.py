@@ -153,7 +153,7 @@ def _end(meter: Meter, message: Document) -> None:
     if isinstance(code, int) and code in _NOTHING_RAN and not meter.said.get(_EVENTS):
         meter.failed = True
     else:
-        meter.report(0, 0, 0, 0, 0, final=True)
+        meter.report_units()
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:

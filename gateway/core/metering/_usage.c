@@ -306,6 +306,8 @@ static PyObject *usage_of(PyObject *self, PyObject *document)
     int64_t prompt = counts[PROMPT] < 0 ? 0 : counts[PROMPT], completion = counts[COMPLETION] < 0 ? 0 : counts[COMPLETION];
     if (counts[TOTAL] >= 0 && counts[TOTAL] != prompt + completion)
         Py_RETURN_NONE;
+    if (counts[CACHED] > prompt || counts[REASONING] > completion) /* such a part stands beside */
+        Py_RETURN_NONE;
     return Py_BuildValue(
         "(s#z#LLLL)", texts[MODEL] == NULL ? "" : (const char *)texts[MODEL], (Py_ssize_t)(ends[MODEL] - texts[MODEL]),
         (const char *)texts[TIER], (Py_ssize_t)(ends[TIER] - texts[TIER]), (long long)prompt, (long long)completion,

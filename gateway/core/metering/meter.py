@@ -8,8 +8,9 @@ by which a client knows that it has everything wait in the meter until `finish`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Final
 
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
@@ -21,7 +22,7 @@ from gateway.core.model import TokenUsage
 
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 64
-PARTS_MAX = 128  # of an answer that each tell of a tool, as many as choices
+QUERIES_MAX = 1_024  # distinct ones of an answer's searches
 TOOL_USES_MAX = 1_000_000  # each may have a price
 _HALF_READ = "\ufffd"
 
@@ -31,14 +32,16 @@ class Detail:
 
     `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
     name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
-    where that is too long to keep; `says_more` that there was one. `retry_s` is after how many seconds a
+    where that is too long to keep; `says_more` that there was one. `contradicted` says that what passed shows
+    a report to be untrue. `retry_s` is after how many seconds a
     refusal says to try again. `beside` are the tokens of other models that answered within the call, each
     with the model's name; they are in what its `TokenUsage` has.
     """
 
     __slots__ = (
-        "_believed", "_parts", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
-        "image_input", "image_output", "model", "retry_s", "says_more", "service_tier", "tools", "unknown",
+        "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
+        "contradicted", "image_input", "image_output", "model", "retry_s", "says_more", "service_tier",
+        "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -47,10 +50,10 @@ class Detail:
         self.model = self.service_tier = ""
         self.tools: dict[str, int] = {}
         self.unknown = b""
-        self.says_more = False
+        self.says_more = self.contradicted = False
         self.retry_s = 0.0
         self.beside: list[tuple[str, Counts]] = []
-        self._parts: dict[tuple[str, str], int] | None = None
+        self._queries: set[int] | None = None
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
     def answered_by(self, model: object) -> None:
@@ -77,28 +80,44 @@ class Detail:
         self.tools[name] = min(times, TOOL_USES_MAX)
         return True
 
-    def used_tool_in(self, part: str, name: str, times: int) -> None:
-        """So often a part of the answer used a tool, as the most of its events says."""
-        place, parts = (part, name), self._parts
-        if parts is None:
-            parts = self._parts = {}
-        before = parts.get(place, 0)
-        if times > before and (before or len(parts) < PARTS_MAX):
-            parts[place] = times
-            self.used_tool(name, sum([uses for (_, used), uses in parts.items() if used == name]))
+    def searched(self, queries: Iterable[object]) -> None:
+        """Count the distinct queries of the whole answer, without empty ones."""
+        known = self._queries
+        if known is None:
+            known = self._queries = set()
+        for query in queries:
+            if isinstance(query, str) and query.strip() and len(known) < QUERIES_MAX:
+                known.add(hash(query))
+        self.used_tool("web_search", len(known))
 
-    def believe(self, believed: bool) -> None:
-        """A report is believed, so are the parts it told of; else they are those of the last that was."""
-        if believed:
-            self._believed = (
-                self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
-                self.image_input, self.image_output, self.beside,
+    def believe(self, of_input: bool, of_output: bool) -> None:
+        """Keep the most that any believed report told of a part: `of_input` and `of_output` say which sides
+        of the last one are believed.
+        """
+        before = self._believed or (0, 0, 0, 0, 0, 0, [])
+        written = self.cache_write + self.cache_write_1h
+        if not of_input:
+            written, self.cache_write_1h, self.audio_input, self.image_input, self.beside = (
+                before[0], before[1], before[2], before[3], before[6],
             )  # fmt: skip
-        else:
-            (
-                self.cache_write, self.cache_write_1h, self.audio_input, self.audio_output,
-                self.image_input, self.image_output, self.beside,
-            ) = self._believed or (0, 0, 0, 0, 0, 0, [])  # fmt: skip
+        if not of_output:
+            self.audio_output, self.image_output = before[4], before[5]
+        if self._believed is not None:
+            written, self.cache_write_1h = max(written, before[0]), max(self.cache_write_1h, before[1])
+            self.audio_input, self.image_input = (
+                max(self.audio_input, before[2]),
+                max(self.image_input, before[3]),
+            )
+            self.audio_output, self.image_output = (
+                max(self.audio_output, before[4]),
+                max(self.image_output, before[5]),
+            )
+            self.beside = self.beside or before[6]
+        self.cache_write = written - self.cache_write_1h
+        self._believed = (
+            written, self.cache_write_1h, self.audio_input, self.image_input, self.audio_output,
+            self.image_output, self.beside,
+        )  # fmt: skip
 
     def answered_within(self, model: object, counts: Counts) -> None:
         """A report tells of tokens of a model that answered within the call, whose name may be unknown."""
@@ -186,7 +205,9 @@ class Meter:
     """Count one answer: the arithmetic every meter shares.
 
     `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that it
-    leaves out what an API that always reports never does, `uncounted` that its output is no number;
+    leaves out what an API that always reports never does, `uncounted` that its output is no number,
+    `by_units` that it tells no tokens, `reported_part` which part of the prompts it is about; `by_choice` is
+    what a family keeps of the reports of several choices;
     `failed` that the answer itself says it failed, or is empty; `unread` that nobody can read some of it.
     To end a stream well, `opening` keeps its first event (empty where that is long) and `position` where it
     stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
@@ -198,10 +219,10 @@ class Meter:
     """
 
     __slots__ = (
-        "_reported_at", "behind", "bounds", "cached", "call", "content_events", "detail", "ended", "failed",
-        "final", "finished", "input", "marked", "opening", "output", "partial", "phase", "position",
-        "reasoning", "reported", "said", "status", "surplus", "text_bytes", "texts", "told", "total",
-        "uncounted", "unread", "withheld",
+        "_reported_at", "behind", "bounds", "by_choice", "by_units", "cached", "call", "content_events",
+        "detail", "ended", "failed", "final", "finished", "input", "marked", "opening", "output", "partial",
+        "phase", "position", "reasoning", "reported", "reported_part", "said", "status", "surplus",
+        "text_bytes", "texts", "told", "total", "uncounted", "unread", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
@@ -216,7 +237,9 @@ class Meter:
         self.told: list[str] = []
         self.said: dict[tuple[int, str], int] = {}
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
-        self.ended = self.failed = self.surplus = self.unread = False
+        self.ended = self.failed = self.surplus = self.unread = self.by_units = False
+        self.reported_part = 1.0
+        self.by_choice: object = None
         self.opening: bytes | None = None
         self.position = -1
         # Pieces of several choices come in turn and are no text together.
@@ -294,16 +317,7 @@ class Meter:
         if ended_well and self.call.reports and (self.partial or not self.reported):
             return self._ceiling()
         if self.reported:
-            is_final = self.final and self.content_events == self._reported_at
-            if not self.uncounted and (
-                is_final or (self.ended and not self.failed and self.counted() <= self.output)
-            ):
-                return TokenUsage(
-                    self.input, self.output, self.cached, self.reasoning, self.total, 1, True, self.marked
-                )
-            output = max(self.output, self._produced_tokens())
-            total = self._bounded(max(self.total, self.input + output))
-            return TokenUsage(self.input, output, self.cached, self.reasoning, total, 1, True, True)
+            return self._reported_usage()
         if not 200 <= self.status < 300 or not (self.produced or (self.ended and not self.failed)):
             return TokenUsage(units=0)
         spent = input_tokens(self.call)
@@ -334,9 +348,9 @@ class Meter:
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
         """Take a report of use, cumulative from the start of the answer.
 
-        One that is not final lowers no earlier one, and content behind a final one shows that it was not.
-        Numbers over the bound are clamped, a negative output is replaced by what was counted,
-        and a final report smaller than an earlier final one is not believed; each marks the usage.
+        None lowers a number of an earlier one, and content behind a final one shows that it was not. Numbers
+        over the bound are clamped, a negative output is replaced by what was counted, and a final report
+        that is smaller than an earlier final one is not believed there; each marks the usage.
         """
         most = self.bounds.usage_tokens_max
         uncounted = output < 0
@@ -348,31 +362,63 @@ class Meter:
             and 0 <= total <= most
         ):
             self.marked = True
-            used = min(used, most) if used >= 0 else self.call.input_estimate
-            output = min(output if output >= 0 else self.counted(), most)
+            used = min(used, most) if used >= 0 else self.input or self.call.input_estimate
+            output = min(output if output >= 0 else self.counted(), most - min(used, 1))
             cached, reasoning = max(0, min(cached, most)), max(0, min(reasoning, most))
             total = min(max(total, used + output), most)
             if used >= output:  # the larger gives way: no more is priced than counted
                 used = min(used, most - output)
             else:
                 output = min(output, most - used)
-        if self.reported and not final:
-            used, output, reasoning = (
-                max(used, self.input),
-                max(output, self.output),
-                max(reasoning, self.reasoning),
-            )
-            cached, total = max(cached, self.cached), max(total, used + output)
-        if self.final and total < self.total:
-            self.marked = True
-            self.detail.believe(False)
-            return
-        self.detail.believe(True)
-        self.input, self.output, self.cached, self.reasoning, self.total = (
-            used, output, cached, reasoning, total,
-        )  # fmt: skip
-        self.reported, self.uncounted = True, uncounted
+        of_input, of_output = used >= self.input, output >= self.output
+        self.detail.believe(of_input, of_output)
+        if of_input:
+            self.input, self.cached = used, max(cached, self.cached)
+        if of_output:
+            self.output, self.reasoning, self.uncounted = output, max(reasoning, self.reasoning), uncounted
+        if not (of_input and of_output):
+            self.marked = self.marked or (final and self.final)
+            total = self.input + self.output
+        self.total = min(max(total, self.total), most)
+        self.reported = True
         self.final, self._reported_at = self.final or final, self.content_events
+
+    def report_units(self) -> None:
+        """Take a report of units beside tokens, which are noted in `detail`: it is about no tokens."""
+        self.by_units = True
+        self.report(0, 0, 0, 0, 0, final=True)
+
+    def output_most(self) -> int:
+        """The most tokens that all choices may write, by what the call states or its model can."""
+        call = self.call
+        most = call.output_ceiling if call.output_max is None else call.output_max
+        known = most > 0 or call.output_max is not None
+        return self._bounded(most * call.choices) if known else self.bounds.usage_tokens_max
+
+    def _reported_usage(self) -> TokenUsage:
+        """Return the reported numbers, or those counted where the answer shows more: no prompt is read and no
+        text written by zero tokens, and an answer may have broken off.
+        """
+        read, output, total, marked = self.input, self.output, self.total, self.marked
+        counted = self.counted()
+        answered = 200 <= self.status < 300 and not self.by_units and (counted > 0 or not self.failed)
+        no_input = answered and not read and self.call.has_input
+        no_output = answered and not output and self.call.output_max != 0 and counted > 0
+        if no_input:
+            read, marked = input_tokens(self.call), True
+        is_final = self.final and self.content_events == self._reported_at
+        if (
+            self.uncounted
+            or no_output
+            or not (is_final or (self.ended and not self.failed and counted <= output))
+        ):
+            read, output, marked = ceil(read / self.reported_part), max(output, self._produced_tokens()), True
+            self.detail.contradicted = self.detail.contradicted or no_output or self.reported_part < 1.0
+        self.detail.contradicted = self.detail.contradicted or no_input
+        if read != self.input or output != self.output:
+            total = self._bounded(max(total, read + output))
+        told = not no_input or self.output > 0
+        return TokenUsage(read, output, self.cached, self.reasoning, total, 1, told, marked)
 
     def _ceiling(self) -> TokenUsage:
         """All that the call could use: whose API always tells, and did not, may have been kept from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -95,10 +96,34 @@ UNITS_MAX = 1_000_000_000
 _NO_DOCUMENT = object()
 
 
-class GenericMeter(Meter):
-    """Count units; the body passes unread, through `tail` where its own bytes tell its end."""
+_CARRIED_BYTES = 128  # of a name and its number, which may come in two chunks
 
-    __slots__ = ("_document", "_passed", "_pointer", "_tail", "_units")
+
+class _Largest:
+    """The largest number that stands under the last name of a pointer, wherever in a document."""
+
+    __slots__ = ("_name", "_rest", "found")
+
+    def __init__(self, pointer: str) -> None:
+        name = pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~")
+        self._name = re.compile(rb'"%b"[ \t\r\n]*+:[ \t\r\n]*+([0-9]{1,19})' % re.escape(name.encode()))
+        self._rest = b""
+        self.found = 0
+
+    def feed(self, chunk: bytes) -> None:
+        text = self._rest + chunk
+        for match in self._name.finditer(text):
+            self.found = max(self.found, int(match[1]))
+        self._rest = text[-_CARRIED_BYTES:]
+
+
+class GenericMeter(Meter):
+    """Count units; the body passes unread, through `tail` where its own bytes tell its end.
+
+    What a document too long to be read may say at most is charged: the largest number by that name.
+    """
+
+    __slots__ = ("_document", "_largest", "_passed", "_pointer", "_tail", "_units")
 
     def __init__(
         self, call: CallRequest, status: int, bounds: UsageBounds, stated: bytes, tail: Tail | None
@@ -112,12 +137,13 @@ class GenericMeter(Meter):
             self._take(stated)
         elif call.units_pointer and self._units:
             self._pointer = call.units_pointer
-            self._document = TextShortener(bounds.kept_bytes_max)
+            self._document, self._largest = TextShortener(bounds.kept_bytes_max), _Largest(self._pointer)
 
     def feed(self, chunk: bytes) -> bytes:
         self._passed = True
         if self._pointer:
             self._document.feed(chunk)
+            self._largest.feed(chunk)
         if self._tail is None:
             return chunk
         passed = self._tail.feed(chunk)
@@ -139,6 +165,8 @@ class GenericMeter(Meter):
             found = integer(_at(value, self._pointer))
             if found is None or found < 0:
                 self.marked = True
+                if self.unread:
+                    self._units = min(max(self._largest.found, 1), UNITS_MAX)
             else:
                 self.reported, self.marked = True, found > UNITS_MAX
                 self._units = min(found, UNITS_MAX)
@@ -325,7 +353,8 @@ class WholeMeter(Meter):
 
     def _examine(self) -> None:
         """Count the text that came, for an answer that is broken or does not say what it used."""
-        if (self.reported and not self.uncounted) or self._examined == self._kept_bytes or self.call.server:
+        told = self.reported and not self.uncounted and (self.output > 0 or self.by_units)
+        if told or self._examined == self._kept_bytes or self.call.server or self.call.output_max == 0:
             return
         self._examined = self._kept_bytes
         document = self._document()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -61,14 +62,20 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
             meter.content_events += 1
 
 
-def content_bytes(holder: object, left_out: frozenset[str] = UNCOUNTED) -> int:
+def _bytes_of(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def content_bytes(
+    holder: object, left_out: frozenset[str] = UNCOUNTED, size_of: Callable[[str], int] = _bytes_of
+) -> int:
     """Bytes of content in a value, as text is counted, without the fields that are left out."""
     size, waiting = 0, [("", holder)]
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, str):
             long = name in _DATA and len(value) >= DATA_BYTES_MIN
-            size += -(-len(value) // DATA_BYTES_EACH) if long else len(value.encode("utf-8", "replace"))
+            size += -(-len(value) // DATA_BYTES_EACH) if long else size_of(value)
         elif isinstance(value, dict):
             waiting += [(key, inner) for key, inner in value.items() if key not in left_out]
         elif isinstance(value, list):

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 
+import msgspec
+
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
 from gateway.core.metering.reading import UNREADABLE, text_of
@@ -388,6 +390,23 @@ except ImportError:
     _event_at = None
 
 
+# What each event of a stream has beside its report.
+_OF_EVERY_EVENT = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _members_of(data: bytes) -> dict[str, bytes]:
+    """The members of an event, each unread; none where it is no object."""
+    try:
+        return {name: bytes(value) for name, value in _decode_members(data).items()}
+    except UNREADABLE:
+        return {}
+
+
+def _event_of(members: dict[str, bytes]) -> bytes:
+    return b"data: %b\n\n" % msgspec.json.encode({name: msgspec.Raw(raw) for name, raw in members.items()})
+
+
 class StreamMeter(Meter):
     """Read each event once it is complete."""
 
@@ -436,7 +455,7 @@ class StreamMeter(Meter):
         if len(events) == 1 and events[0] is chunk and not self._held_bytes and self._oversized is None:
             left_out = self._read(chunk)
             if self.phase == OPEN:
-                return b"" if left_out else chunk
+                return self._beside(chunk) if left_out else chunk
             self._hold(chunk, left_out)
             self.withheld = self._held_bytes
             return b""
@@ -453,14 +472,13 @@ class StreamMeter(Meter):
     def finish(self) -> bytes:
         """Read an event the stream ended in; return all that waited, unless it is left out."""
         self.ended = True
-        passed = self._held
-        self._held = []
         if self._oversized is not None:
-            passed.append(self._oversized.take())
+            self._held.append(self._oversized.take())
             self._read_shortened()
         rest = self._splitter.take()
-        if rest and not self._read(rest):
-            passed.append(rest)
+        if rest:
+            self._held.append(self._beside(rest) if self._read(rest) else rest)
+        passed, self._held = self._held, []
         if self.opening is None and not self.reported:  # these were no events
             self.unreadable(max(self._unread - self.text_bytes, 0))
             self.failed = not (self._unread or self.unread)
@@ -511,8 +529,28 @@ class StreamMeter(Meter):
             self._release(passed)
         if self.phase != OPEN:
             self._hold(event, left_out)
-        elif not left_out:
-            passed.append(event)
+        else:
+            passed.append(self._beside(event) if left_out else event)
+
+    def _beside(self, frame: bytes) -> bytes:
+        """What a usage frame that is left out says beside its use and was not said before, as an event.
+
+        It is put into the event that waits in front, where its server has it for those who ask for no usage.
+        """
+        said, first = _members_of(data_of(frame)), _members_of(self.opening or b"")
+        before = _members_of(data_of(self._held[-1])) if self._held else {}
+        more = {
+            name: value
+            for name, value in said.items()
+            if name not in _OF_EVERY_EVENT and value not in {b"null", first.get(name), before.get(name)}
+        }
+        if not more:
+            return b""
+        if before:
+            self._held[-1] = _event_of({**before, **more})
+            return b""
+        said.pop("usage", None)
+        return _event_of(said)
 
     def _read(self, event: bytes) -> bool:
         """Read one event; say whether it is a usage frame to be left out."""
@@ -611,8 +649,9 @@ class StreamMeter(Meter):
         if self._held_bytes:
             self._behind += len(event)
         self._held_bytes += len(event)
-        if not left_out:
-            self._held.append(event)
+        kept = self._beside(event) if left_out else event
+        if kept:
+            self._held.append(kept)
         if self._behind > BEHIND_END_BYTES_MAX:
             if self.phase == CLOSED:
                 self.surplus = True

@@ -34,7 +34,8 @@ class Recorded:
 
 def call(meter: str, *, streamed: bool = True, strip: bool = False, choices: int = 1) -> CallRequest:
     family = Family(meter.partition("_")[0])
-    return CallRequest(meter, family, b"{}", "model-1", streamed, None, choices, 300, 0, strip)
+    most = 0 if "embed" in meter else None
+    return CallRequest(meter, family, b"{}", "model-1", streamed, most, choices, 300, 0, strip)
 
 
 def frame(data: object, event: str = "", end: str = "\n") -> bytes:

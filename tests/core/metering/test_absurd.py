@@ -240,14 +240,3 @@ def test_thoughts_inside_the_candidates_are_output_once() -> None:
     made = fed("gemini_generate", usage, streamed=False)
     assert made.detail.counts(made.usage())[4:6] == (50, 40)
     assert made.detail.unknown == b""
-
-
-@pytest.mark.parametrize(("total", "output"), [(139, 109), (39, 9), (500, 9)])
-def test_reasoning_is_beside_the_completion_only_where_the_total_says_so(total: int, output: int) -> None:
-    usage = {
-        "prompt_tokens": 30, "completion_tokens": 9, "total_tokens": total,
-        "completion_tokens_details": {"reasoning_tokens": 100},
-    }  # fmt: skip
-    made = fed("openai_chat", usage, streamed=False)
-    assert (made.usage().output, made.usage().total) == (output, 30 + output)
-    assert bool(made.detail.unknown) == (total == 500)

@@ -285,20 +285,17 @@ def stream(meter: str, *events: dict[str, Any]) -> Meter:
     return made
 
 
-def searching(*queries: int, index: bool = True) -> dict[str, Any]:
-    candidates = [
-        {"content": {}, "groundingMetadata": {"webSearchQueries": ["q"] * times}}
-        | ({"index": number} if index else {})
-        for number, times in enumerate(queries)
-    ]
-    return {"candidates": candidates, "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}}
+def searching(*queries: str) -> dict[str, Any]:
+    """An answer whose candidates searched for these letters each."""
+    found = [{"content": {}, "groundingMetadata": {"webSearchQueries": list(one)}} for one in queries]
+    return {"candidates": found, "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}}
 
 
-def test_every_candidates_searches_are_counted_once() -> None:
-    assert whole("gemini_generate", searching(3, 3)).detail.tools == {"web_search": 6}
-    assert whole("gemini_generate", searching(3, 3, index=False)).detail.tools == {"web_search": 6}
-    assert stream("gemini_stream", searching(3), searching(1)).detail.tools == {"web_search": 3}
-    assert stream("gemini_stream", searching(1), searching(3, 2)).detail.tools == {"web_search": 5}
+def test_distinct_queries_of_a_whole_answer_are_searches() -> None:
+    assert whole("gemini_generate", searching("aba", "ac", " ")).detail.tools == {"web_search": 3}
+    assert stream("gemini_stream", searching("a"), searching("", "ba")).detail.tools == {"web_search": 2}
+    empty = {"candidates": [{"content": {}, "groundingMetadata": {"webSearchQueries": ["", 7, None]}}]}
+    assert whole("gemini_generate", empty).detail.tools == {}
 
 
 @pytest.mark.parametrize("usage", [{}, {"usage": {"input_tokens": 1, "output_tokens": 2}}])
@@ -446,7 +443,17 @@ def test_the_header_goes_before_the_pointer_and_memory_is_bounded() -> None:
     meter = generic(pointer="/n", bounds=UsageBounds(kept_bytes_max=4))
     meter.feed(b'{"n":9}')
     meter.finish()
-    assert meter.usage() == TokenUsage(units=1, estimated=True)
+    assert meter.usage() == TokenUsage(units=9, estimated=True)
+
+
+def test_the_largest_number_by_its_name_is_the_units_of_an_answer_too_large_to_read() -> None:
+    body = b'{"usage":{"pages":9000},"rest":[{"pages":7,"text":"\\"pages\\":99999"},%b1]}' % (b"1," * 99)
+    for size in (1, 7, len(body)):
+        meter = generic(pointer="/usage/pages", bounds=UsageBounds(kept_bytes_max=100))
+        for at in range(0, len(body), size):
+            meter.feed(body[at : at + size])
+        meter.finish()
+        assert meter.usage() == TokenUsage(units=9000, estimated=True)
 
 
 def test_a_free_answer_costs_nothing() -> None:
@@ -606,19 +613,6 @@ def test_what_a_whole_item_says_counts_once_by_deltas_or_without(said: list[tupl
 def test_a_stream_that_says_only_whole_items_is_observed_as_it_comes(kind: str) -> None:
     events = [{"type": kind, "output_index": index, "text": LONG} for index in range(4)]
     assert read("openai_responses", *events).observed() == INPUT + 4 * 250
-
-
-def used(tokens: int, output: int) -> dict[str, int]:
-    return {"input_tokens": tokens, "output_tokens": output}
-
-
-def test_a_report_that_is_not_the_last_lowers_no_earlier_one() -> None:
-    begun = {"type": "message_start", "message": {"usage": used(5_000, 1)}}
-    again = {"type": "message_start", "message": {"usage": used(50, 1)}}
-    last = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": used(0, 50)}
-    for events in ([begun, last], [begun, again, last], [again, begun, last]):
-        usage = read("anthropic_messages", *events, {"type": "message_stop"}).usage()
-        assert (usage.input, usage.output, usage.total) == (5_000, 50, 5_050)
 
 
 def test_content_behind_a_report_shows_that_it_was_not_the_last() -> None:

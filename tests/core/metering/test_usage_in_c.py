@@ -74,6 +74,8 @@ LEFT = [
     b'{"usage":{"prompt_tokens":1},"a":"\\', b'{"usage":{"prompt_tokens":1},"a":"\\u12',
     b'{"usage":{"prompt_tokens":1,"prompt_tokens_details":{"audio_tokens":1}}}',
     b'{"usage":{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":1,"cache_write_tokens":1}}}',
+    b'{"usage":{"prompt_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}',
+    b'{"usage":{"completion_tokens":1,"completion_tokens_details":{"reasoning_tokens":2}}}',
     b'{"a":' + b"[" * 61 + b"]" * 61 + b',"usage":{"prompt_tokens":1}}',
 ]  # fmt: skip
 PARTS = [

@@ -59,6 +59,9 @@ class _MessageUsage(UsageShape):
     iterations: list[_Iteration] | None = None
     speed: str | None = None
     inference_geo: str | None = None
+    # As servers write them that translate OpenAI's API.
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 _REPORTS = Reports(_MessageUsage)
@@ -156,8 +159,8 @@ def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
 
 def _report(meter: Meter, raw: bytes, final: bool) -> None:
     """Merge a report with the earlier ones: a number that is absent keeps its last value."""
-    usage = _REPORTS.read(meter, raw)
-    if usage is None or (usage.input_tokens is None and usage.output_tokens is None):
+    usage = _read(meter, raw)
+    if usage is None:
         return
     detail = meter.detail
     lacking = _add_iterations(meter, usage, raw)
@@ -191,6 +194,18 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     # The last report has the output; the input was in it or in the first one.
     no_input = lacking or (not used and usage.input_tokens is None)
     meter.partial = not final or usage.output_tokens is None or no_input
+
+
+def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
+    """A report that tells a number of tokens, by either of its names."""
+    usage = _REPORTS.read(meter, raw)
+    if usage is None:
+        return None
+    if usage.input_tokens is None:
+        usage.input_tokens = usage.prompt_tokens
+    if usage.output_tokens is None:
+        usage.output_tokens = usage.completion_tokens
+    return None if usage.input_tokens is None and usage.output_tokens is None else usage
 
 
 def _tier(usage: _MessageUsage) -> str | None:

@@ -102,7 +102,6 @@ class _Content(msgspec.Struct):
 
 
 class _Candidate(msgspec.Struct, rename="camel"):
-    index: Any = None
     content: _Content | None = None
     finish_reason: str | None = None
     grounding_metadata: _Grounding | None = None
@@ -146,16 +145,12 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         meter.failed = True
     meter.detail.answered_by(read.model_version)
     before, whole = meter.text_bytes, final
-    for place, candidate in enumerate(read.candidates or ()):
+    for candidate in read.candidates or ():
         if candidate.grounding_metadata is not None:
-            # Every query of every candidate is a search; events of a stream repeat those so far, or do not
-            assert candidate.grounding_metadata is not None
-            queries = candidate.grounding_metadata.web_search_queries or ()
-            index = candidate.index if isinstance(candidate.index, int) else place
-            meter.detail.used_tool_in(str(index), "web_search", len(queries))
+            meter.detail.searched(candidate.grounding_metadata.web_search_queries or ())
             chunks = candidate.grounding_metadata.grounding_chunks or ()
             if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
-                meter.detail.used_tool_in(str(index), "google_maps", 1)  # an answer with places is one use
+                meter.detail.used_tool("google_maps", 1)  # an answer with places is one use
         _see(meter, candidate)
         if candidate.finish_reason is not None:
             final = True
@@ -191,12 +186,17 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
-    used = summed(usage.prompt_token_count, usage.tool_use_prompt_token_count)
+    # An absent number keeps its last value: a stream may tell its prompt early alone.
+    prompt, tools = usage.prompt_token_count, usage.tool_use_prompt_token_count
+    used = meter.input if prompt is None and meter.input > (tools or 0) else summed(prompt, tools)
     thoughts = usage.thoughts_token_count or 0
-    output = summed(usage.candidates_token_count, usage.thoughts_token_count)
-    total = usage.total_token_count
+    written = usage.candidates_token_count is not None or usage.thoughts_token_count is not None
+    output = summed(usage.candidates_token_count, thoughts) if written else meter.output
+    total, cached = usage.total_token_count, usage.cached_content_token_count or 0
+    if cached > used >= 0:  # no prompt has more than all of it
+        used += cached
     if total is None:
-        if usage.prompt_token_count is None and usage.candidates_token_count is None:
+        if prompt is None and usage.candidates_token_count is None:
             return
         total = used + output
     elif total != used + output and min(used, output) >= 0:
@@ -209,8 +209,8 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     elif output < 0 <= used <= total:  # the candidates are no number: the total is charged all the same
         output, meter.marked = total - used, True
     _note(meter.detail, usage)
-    meter.report(used, output, usage.cached_content_token_count or 0, thoughts, total, final=final)
-    meter.partial = usage.total_token_count is None
+    meter.partial = usage.total_token_count is None and not (meter.reported and not meter.partial)
+    meter.report(used, output, cached, thoughts, total, final=final)
 
 
 def _note(detail: Detail, usage: _GeminiUsage) -> None:
@@ -284,7 +284,7 @@ def _read_video(meter: Meter, document: bytes) -> None:
     held = (meter.call.measured or {}).get("video_second", 0)
     number = min(len(samples), asked) if isinstance(samples, list) else 0 if made else asked
     meter.detail.used_tool("video_second", held // asked * number)
-    meter.report(0, 0, 0, 0, 0, final=True)
+    meter.report_units()
 
 
 VIDEO = Dialect(_read_video)
@@ -306,7 +306,10 @@ def _read_predicted(meter: Meter, document: bytes) -> None:
     for name in meter.call.measured or ():
         meter.detail.used_tool(name, drawn)
     meter.call.measured = None
-    meter.report(tokens, 0, 0, 0, tokens, final=True)
+    if drawn:
+        meter.report_units()
+    else:
+        meter.report(tokens, 0, 0, 0, tokens, final=True)
 
 
 PREDICTED = Dialect(_read_predicted)

@@ -159,7 +159,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             meter.text_bytes += 4 * (len(sound) // _MADE_CHARACTERS)
     queries = object_in(content, "groundingMetadata").get("webSearchQueries")
     if isinstance(queries, list):
-        meter.detail.used_tool_in("", "web_search", len(queries))
+        meter.detail.searched(queries)
     usage = dict(object_in(said, "usageMetadata"))
     if usage:
         for name in ("TokenCount", "TokensDetails"):

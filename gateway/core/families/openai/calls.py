@@ -72,6 +72,7 @@ def read_chats(call: CallRequest, document: Document, params: PathParams, bounds
         raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
     read_chat(call, document, params, bounds)
     call.choices = min(call.choices * len(chats), INTEGER_MAX)
+    call.prompts, call.first_part = len(chats), 1 / len(chats)
 
 
 def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -79,7 +80,13 @@ def read_completions(call: CallRequest, document: Document, params: PathParams, 
     _read_common(call, document, _COMPLETIONS, params)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
-    call.choices = each * max(1, _prompts(document.get("prompt")) + _prompts(document.get("prompt_embeds")))
+    prompt = document.get("prompt")
+    call.prompts = max(1, _prompts(prompt) + _prompts(document.get("prompt_embeds")))
+    call.choices = each * call.prompts
+    if call.prompts > 1:
+        parts = prompt if isinstance(prompt, list) and len(prompt) == call.prompts else []
+        sizes = [len(one) for one in parts if isinstance(one, str | list)]
+        call.first_part = sizes[0] / sum(sizes) if sizes and sizes[0] else 1 / call.prompts
 
 
 def read_responses(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -126,7 +133,7 @@ def read_run(call: CallRequest, document: Document, params: PathParams, bounds: 
 
 def _count_once(meter: Meter, document: bytes) -> None:
     if 200 <= meter.status < 300:
-        meter.report(0, 0, 0, 0, 0, final=True)
+        meter.report_units()
 
 
 STORED: Final = Dialect(_count_once)

@@ -1,9 +1,7 @@
 """OpenAI chat completions, completions and embeddings, as OpenAI and those that speak its API answer.
 
-Tokens are `usage.prompt_tokens` + `usage.completion_tokens`; cached and reasoning tokens are
-inside those. A stream reports in one last frame whose `choices` are empty. Others differ: xAI's
-completion leaves the reasoning out, which its total says; Groq and Moonshot may report in the event
-that finishes the choice.
+Tokens are `usage.prompt_tokens` + `usage.completion_tokens`. A stream reports in one last frame whose
+`choices` are empty; others differ, see `reports.py`.
 """
 
 from __future__ import annotations
@@ -14,51 +12,13 @@ from importlib import import_module
 
 import msgspec
 
-from gateway.core.families.family import told_of
+from gateway.core.families.family import object_in, objects_in, told_of
 from gateway.core.families.openai.calls import OBJECTS
-from gateway.core.families.openai.shapes import (
-    USAGE,
-    Choice,
-    CompletionChunk,
-    InputDetails,
-    OutputDetails,
-    read_event,
-    read_whole,
-)
-from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
+from gateway.core.families.openai.reports import ChoiceReports, read_usage, report_all
+from gateway.core.families.openai.shapes import Choice, CompletionChunk, read_event, read_whole
+from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
 from gateway.core.metering.report import may_hold_more, see_content
-
-
-# What a report of use of OpenAI's APIs is made of, noted beside what is charged.
-def any_count(read: int | None, written: int | None) -> bool:
-    """Whether either of these is a number of tokens."""
-    return (read is not None and read >= 0) or (written is not None and written >= 0)
-
-
-def note_parts(detail: Detail, read: InputDetails | None, written: OutputDetails | None) -> tuple[int, int]:
-    """Note what tokens are made of, as far as a report says; those cached, and those of reasoning."""
-    cached = reasoning = 0
-    if read is not None:
-        cached, written_in_all = read.cached_tokens or 0, read.cache_write_tokens or 0
-        if read.cache_write_tokens_details is not None:
-            detail.cache_write_1h = read.cache_write_tokens_details.ttl_12h_tokens or 0
-        detail.cache_write = written_in_all - detail.cache_write_1h
-        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
-    if written is not None:
-        reasoning = written.reasoning_tokens or 0
-        detail.audio_output, detail.image_output = written.audio_tokens or 0, written.image_tokens or 0
-    return cached, reasoning
-
-
-def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
-    """Note uses of a provider's tools, by names such as `web_search_requests` and `x_search_calls`."""
-    if not uses:
-        return
-    for name, times in uses.items():
-        if not detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times):
-            detail.keep(raw)
-
 
 DONE = b"data: [DONE]\n\n"
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
@@ -75,7 +35,8 @@ except ImportError:
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    found = None if _usage_of is None or meter.reported else _usage_of(document)
+    alone = meter.call.choices == 1 and not meter.reported
+    found = _usage_of(document) if alone and _usage_of is not None else None
     if found is not None:
         model, tier, used, output, cached, reasoning = found
         meter.failed = False
@@ -90,7 +51,30 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     meter.failed = is_there(read.error)
     _name(meter, read.model, read.service_tier)
     if is_there(read.usage):
-        _report(meter, bytes(read.usage))
+        _report_whole(meter, document, bytes(read.usage))
+    elif b'"usage"' in document:
+        _report_inside(meter, objects_in(loose_document(document), "choices"))
+
+
+def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
+    """Take the report of a whole answer."""
+    numbers = read_usage(meter, raw)
+    if numbers is not None and meter.call.choices > 1:
+        numbers = report_all(meter, loose_document(document), numbers)
+    if numbers is not None:
+        prompt, completion, cached, reasoning = numbers
+        meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
+
+
+def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
+    """Take the reports that stand in the choices of a whole answer."""
+    reports = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
+    for place in range(len(choices)):
+        reports.see(place, True)
+    for place, choice in enumerate(choices):
+        numbers = read_usage(meter, msgspec.json.encode(object_in(choice, "usage")))
+        if numbers is not None:
+            reports.report(meter, place, numbers, 0)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -104,7 +88,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         return _report_loose(meter, event) and event.get("choices") == []
     if meter.call.keeps and not meter.told:
         meter.told += told_of(OBJECTS, loose_document(data))
-    before = meter.text_bytes
+    before, content = meter.text_bytes, meter.content_events
     for choice in read.choices or ():
         _see(meter, choice)
     if read.choices and may_hold_more(data, meter.text_bytes - before):
@@ -117,14 +101,12 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         _name(meter, read.model, read.service_tier)
     elif read.service_tier is not None and read.service_tier != meter.detail.service_tier:
         meter.detail.served_as(read.service_tier)
-    if not is_there(read.usage):
-        if read.choices and (usage := _usage_inside(read)):
-            _name(meter, read.model, read.service_tier)
-            _report(meter, usage)
-        return False
-    _name(meter, read.model, read.service_tier)
-    _report(meter, bytes(read.usage))
-    return not read.choices
+    usage = bytes(read.usage) if is_there(read.usage) else _usage_inside(read) if read.choices else b""
+    if usage:
+        _name(meter, read.model, read.service_tier)
+        one = read.choices[0] if read.choices and len(read.choices) == 1 else None
+        _report(meter, usage, -1 if one is None else _index(meter, one), meter.content_events - content)
+    return is_there(read.usage) and not read.choices
 
 
 def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
@@ -159,8 +141,24 @@ def _see(meter: Meter, choice: Choice) -> None:
                     meter.saw((function.name or "") + (function.arguments or ""))
     if meter.text_bytes > before:
         meter.content_events += 1
-    if is_there(choice.finish_reason):
+    ends = is_there(choice.finish_reason)
+    if ends:
         meter.finished += 1
+    if meter.call.choices > 1:
+        _reports_of(meter).see(_index(meter, choice), ends)
+
+
+def _index(meter: Meter, choice: Choice) -> int:
+    return choice.index % meter.call.choices if isinstance(choice.index, int) else 0
+
+
+def _reports_of(meter: Meter) -> ChoiceReports:
+    """What a stream of several choices reports."""
+    if meter.by_choice is None:
+        meter.by_choice = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
+    reports = meter.by_choice
+    assert isinstance(reports, ChoiceReports)
+    return reports
 
 
 def _name(meter: Meter, model: object, tier: object) -> None:
@@ -168,30 +166,16 @@ def _name(meter: Meter, model: object, tier: object) -> None:
     meter.detail.served_as(tier)
 
 
-def _report(meter: Meter, raw: bytes) -> bool:
-    """Take a report; whether it says anything."""
-    usage = USAGE.read(meter, raw)
-    if usage is None:
+def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> bool:
+    """Take the report of an event of one choice (-1: of all) and its content; whether it says anything."""
+    numbers = read_usage(meter, raw)
+    if numbers is None:
         return False
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    if prompt is None and completion is None:
-        prompt = usage.total_tokens  # some embedding servers say no more
-    if not any_count(prompt, completion):
-        return False
-    prompt, completion = prompt or 0, completion or 0
-    detail = meter.detail
-    read, written = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached, reasoning = note_parts(detail, read, written)
-    cached = cached or usage.prompt_cache_hit_tokens or usage.cached_tokens or usage.num_cached_tokens or 0
-    note_tools(detail, usage.server_tool_use, raw)
-    note_tools(detail, usage.server_side_tool_usage_details, raw)
-    total = usage.total_tokens
-    if total is not None and total != prompt + completion:
-        if reasoning > 0 and min(prompt, completion) >= 0 and total == prompt + completion + reasoning:
-            completion += reasoning
-        else:
-            detail.keep(raw)
-    meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
+    if meter.call.choices > 1:
+        _reports_of(meter).report(meter, choice, numbers, content)
+    else:
+        prompt, completion, cached, reasoning = numbers
+        meter.report(prompt, completion, cached, reasoning, prompt + completion, final=True)
     return True
 
 

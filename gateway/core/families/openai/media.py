@@ -162,7 +162,7 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
         return
     seconds = _seconds(said.get("seconds")) or (meter.call.measured or {}).get("video_second", 0)
     meter.detail.used_tool("video_second", seconds)
-    meter.report(0, 0, 0, 0, 0, final=True)
+    meter.report_units()
 
 
 def read_ocr(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -184,7 +184,7 @@ def _read_ocr(meter: Meter, document: bytes) -> None:
     pages = integer(told.get("pages_processed")) if isinstance(told, dict) else None
     if pages is not None and 200 <= meter.status < 300:
         meter.detail.used_tool("page", pages)
-        meter.report(0, 0, 0, 0, 0, final=True)
+        meter.report_units()
 
 
 def _word(document: Document, name: str, usual: str) -> str:
@@ -259,7 +259,7 @@ def _take_heard(meter: Meter, said: dict[str, object]) -> None:
     if seconds is not None and seconds >= 0:
         meter.call.measured = None
         meter.detail.used_tool("audio_second", seconds)
-        meter.report(0, 0, 0, 0, 0, final=True)
+        meter.report_units()
 
 
 def _take(meter: Meter, said: dict[str, object]) -> None:

@@ -209,7 +209,9 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         event = loose_document(data)
         if kind == _DONE:
             response = object_in(event, "response")
-            meter.failed = response.get("status") == "failed"
+            # One that is cancelled in time has read nothing.
+            status, cut = response.get("status"), meter.content_events == 0
+            meter.failed = status == "failed" or (cut and status == "cancelled")
             _take(meter, object_in(response, "usage"))
         else:
             others = meter.call.models_beside
@@ -231,7 +233,7 @@ def _take(meter: Meter, usage: Document) -> None:
     seconds = usage.get("seconds")
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0:
         meter.detail.used_tool("audio_second", -int(-seconds // 1))
-        meter.report(0, 0, 0, 0, 0, final=True)
+        meter.report_units()
         return
     read, made = dict(object_in(usage, "input_token_details")), object_in(usage, "output_token_details")
     cached = object_in(read, "cached_tokens_details")

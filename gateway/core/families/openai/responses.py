@@ -15,24 +15,10 @@ import msgspec
 
 from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.calls import OBJECTS
-from gateway.core.families.openai.chat import any_count, note_parts, note_tools
-from gateway.core.families.openai.shapes import InputDetails, OutputDetails
+from gateway.core.families.openai.reports import read_usage
 from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
-from gateway.core.metering.reading import UNREADABLE, Reports, count_text, decoded, is_there, loose_document
-from gateway.core.metering.report import UNCOUNTED, UsageShape, content_bytes, may_hold_more, see_content
-
-
-class _ResponseUsage(UsageShape):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens_details: InputDetails | None = None
-    output_tokens_details: OutputDetails | None = None
-    # As xAI says it.
-    server_side_tool_usage_details: dict[str, int] | None = None
-    num_sources_used: Any = None
-    num_server_side_tools_used: Any = None
-    context_details: Any = None
+from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
+from gateway.core.metering.report import UNCOUNTED, content_bytes, may_hold_more, see_content
 
 
 class _Item(msgspec.Struct):
@@ -57,7 +43,6 @@ class _ResponseEvent(msgspec.Struct):
     response: _Response | None = None
 
 
-_REPORTS = Reports(_ResponseUsage)
 # Items of an output that are uses of the provider's own tools end so: `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
@@ -202,14 +187,10 @@ def _is_use(item: _Item) -> bool:
 
 def report(meter: Meter, raw: bytes) -> bool:
     """Take a report; whether it says anything."""
-    usage = _REPORTS.read(meter, raw)
-    if usage is None or not any_count(usage.input_tokens, usage.output_tokens):
+    numbers = read_usage(meter, raw)
+    if numbers is None:
         return False
-    used, output = usage.input_tokens or 0, usage.output_tokens or 0
-    cached, reasoning = note_parts(meter.detail, usage.input_tokens_details, usage.output_tokens_details)
-    note_tools(meter.detail, usage.server_side_tool_usage_details, raw)
-    if usage.total_tokens not in {None, used + output}:
-        meter.detail.keep(raw)
+    used, output, cached, reasoning = numbers
     meter.report(used, output, cached, reasoning, used + output, final=True)
     return True
 

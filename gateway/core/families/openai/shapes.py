@@ -22,6 +22,7 @@ class InputDetails(UsageShape):
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    created_cache_tokens: int | None = None  # as vLLM calls them
     cache_write_tokens_details: CacheWriteDetails | None = None
     audio_tokens: int | None = None
     image_tokens: int | None = None
@@ -29,48 +30,51 @@ class InputDetails(UsageShape):
 
 
 class OutputDetails(UsageShape):
-    """What the tokens produced are made of."""
+    """What the tokens produced are made of, and what became of a prediction."""
 
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
     image_tokens: int | None = None
     text_tokens: int | None = None
-
-
-class CompletionDetails(OutputDetails):
-    """The same of a completion, with what became of a prediction."""
-
     accepted_prediction_tokens: int | None = None
     rejected_prediction_tokens: int | None = None
 
 
-class CompletionUsage(UsageShape):
-    """The use a document or a last frame reports.
+class Usage(UsageShape):
+    """The use a document or an event reports, by the names of chats and of responses.
 
-    Behind the first five are what some servers tell beside them: the cache's part (DeepSeek, Moonshot,
-    Mistral), uses of tools (OpenRouter, xAI), and how long it took (Groq).
+    Behind these are what some servers tell beside them: the cache's part, reasoning (Perplexity, SGLang),
+    uses of tools (OpenRouter, xAI), and how long it took (Groq).
     """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
     prompt_tokens_details: InputDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: InputDetails | None = None
+    output_tokens_details: OutputDetails | None = None
     prompt_cache_hit_tokens: int | None = None
     prompt_cache_miss_tokens: int | None = None
     cached_tokens: int | None = None
     num_cached_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
     server_tool_use: dict[str, int] | None = None
     server_side_tool_usage_details: dict[str, int] | None = None
     num_sources_used: Any = None
     num_server_side_tools_used: Any = None
+    context_details: Any = None
     queue_time: Any = None
     prompt_time: Any = None
     completion_time: Any = None
     total_time: Any = None
 
 
-USAGE = Reports(CompletionUsage)
+USAGE = Reports(Usage)
 
 
 class CompletionDocument(msgspec.Struct):
@@ -109,6 +113,7 @@ class Delta(msgspec.Struct):
 class Choice(msgspec.Struct):
     """A piece of one choice."""
 
+    index: Any = None
     delta: Delta | None = None
     text: str | None = None
     finish_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET

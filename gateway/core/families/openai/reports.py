@@ -1,0 +1,222 @@
+"""What a report of use means in OpenAI's shape, whose API or server wrote it: all that differs is one table.
+
+A number has several names, and may be left out; parts may stand beside what they are parts of; a total may
+say more than they do. A report may be about one choice of several, and come again.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Final
+
+from gateway.core.families.family import objects_in
+from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetails, Usage
+from gateway.core.metering.meter import Detail, Meter
+from gateway.core.metering.report import content_bytes
+
+# Tokens of the prompt, of the completion, cached and of reasoning.
+Numbers = tuple[int, int, int, int]
+
+# The names of one number by servers: the most that any of them tells is believed. The first are OpenAI's
+# chats', the second OpenAI's responses'; behind them stand DeepSeek, Moonshot and Together, Mistral, and
+# those that pass on Anthropic's.
+_PROMPT: Final = ("prompt_tokens", "input_tokens")
+_COMPLETION: Final = ("completion_tokens", "output_tokens")
+_CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
+_WRITTEN: Final = ("cache_write_tokens", "created_cache_tokens")
+_SURELY: Final = 1.5  # times the characters that a model usually writes by so many tokens: it was by more
+_LENGTH: Final = "length"
+_TIMINGS: Final = "timings"  # llama.cpp's, beside a report that is about its first choice
+
+
+def _told(holder: object, names: tuple[str, ...]) -> int | None:
+    """The most that one of these names tells, None where none is there."""
+    most: int | None = None
+    for name in names:
+        count: int | None = getattr(holder, name)
+        if count is not None and (most is None or count > most):
+            most = count
+    return most
+
+
+def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
+    """The numbers of a report; its details are noted. None where it tells none."""
+    usage = USAGE.read(meter, raw)
+    if usage is None:
+        return None
+    total, told = usage.total_tokens, _told(usage, _COMPLETION)
+    completion = told or 0
+    prompt = _told(usage, _PROMPT)
+    if prompt is None:  # some embedding servers say no more than a total
+        prompt = 0 if total is None else max(0, total - max(0, completion))
+        if told is None and total is None:
+            return None
+    if prompt < 0 and (told is None or told < 0):
+        return None
+    cached, reasoning, within = _note(meter.detail, usage)
+    for uses in (usage.server_tool_use, usage.server_side_tool_usage_details):
+        note_tools(meter.detail, uses, raw)
+    if min(prompt, completion) < 0:
+        return prompt, completion, cached, reasoning
+    if within > prompt:  # parts that cannot be inside stand beside
+        prompt += within
+    elif total is not None and total - prompt - completion in {cached, within} - {0, reasoning}:
+        prompt = total - completion
+    if reasoning > completion:
+        completion, reasoning_beside = completion + reasoning, 0
+    else:
+        reasoning_beside = reasoning
+    if total is not None and total != prompt + completion:
+        if total - prompt - completion != reasoning_beside:
+            meter.detail.keep(raw)
+        completion = _at_most(meter, completion, total - prompt)
+    return prompt, completion, cached, reasoning
+
+
+def _at_most(meter: Meter, completion: int, inferred: int) -> int:
+    """What a completion is by a total, which makes it no more than the call or its model allows."""
+    most = max(completion, meter.output_most())
+    meter.marked = meter.marked or inferred > most
+    return min(max(completion, inferred), most)
+
+
+def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
+    """Note uses of a provider's tools, by names such as `web_search_requests` and `x_search_calls`."""
+    if not uses:
+        return
+    for name, times in uses.items():
+        if not detail.used_tool(name.removesuffix("_requests").removesuffix("_calls"), times):
+            detail.keep(raw)
+
+
+def _note(detail: Detail, usage: Usage) -> tuple[int, int, int]:
+    """Note what tokens are made of; those cached, of reasoning, and all that a cache read or kept."""
+    read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
+    made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
+    cached, written, reasoning = _told(usage, _CACHED) or 0, usage.cache_creation_input_tokens or 0, 0
+    if read is not None:
+        cached, written = max(cached, read.cached_tokens or 0), max(written, _told(read, _WRITTEN) or 0)
+        kept = read.cache_write_tokens_details
+        detail.cache_write_1h = 0 if kept is None else kept.ttl_12h_tokens or 0
+        detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
+    if read is not None or written:
+        detail.cache_write = written - detail.cache_write_1h
+    if made is not None:
+        reasoning = made.reasoning_tokens or 0
+        detail.audio_output, detail.image_output = made.audio_tokens or 0, made.image_tokens or 0
+    reasoning = max(reasoning, usage.reasoning_tokens or 0)
+    return cached, reasoning, max(0, cached) + max(0, written)
+
+
+class _Sum:
+    """The numbers of several choices together, whose prompts are read once."""
+
+    __slots__ = ("_choices", "_prompts", "cached", "read", "reasoning", "written")
+
+    def __init__(self) -> None:
+        self._choices: dict[int, tuple[int, int]] = {}
+        self._prompts: dict[int, tuple[int, int]] = {}
+        self.read = self.written = self.cached = self.reasoning = 0
+
+    def put(self, index: int, prompt: int, numbers: Numbers) -> None:
+        """Take the numbers of a choice in place of its earlier ones."""
+        read, written, cached, reasoning = numbers
+        written_before, reasoning_before = self._choices.get(index, (0, 0))
+        self._choices[index] = written, reasoning
+        self.written += written - written_before
+        self.reasoning += reasoning - reasoning_before
+        read_before, cached_before = self._prompts.get(prompt, (0, cached))
+        read, cached = max(read, read_before), min(cached, cached_before)
+        self.cached += cached - (cached_before if prompt in self._prompts else 0)
+        self.read += read - read_before
+        self._prompts[prompt] = read, cached
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+
+class ChoiceReports:
+    """What a stream of several choices reports: in an event with a choice it is about that one.
+
+    One without choices is about all of them, unless it comes again behind the end of another one, as
+    llama.cpp has it: then it is about the one that ended before. `each` choices of one prompt have read it
+    once.
+    """
+
+    __slots__ = (
+        "_alone", "_behind", "_covered", "_each", "_ended", "_largest", "_last", "_own", "_seen", "_whole",
+    )  # fmt: skip
+
+    def __init__(self, each: int) -> None:
+        self._each = each
+        self._seen: set[int] = set()
+        self._ended: set[int] = set()
+        self._last = self._largest = 0
+        # Reports in events with a choice, and in others by the choice that ended before; the last of these.
+        self._own, self._alone = _Sum(), _Sum()
+        self._whole: Numbers = 0, 0, 0, 0
+        # Choices whose own report came at their end, and events of content that had a report themselves.
+        self._behind: set[int] = set()
+        self._covered = 0
+
+    def see(self, index: int, ends: bool) -> None:
+        """Take a piece of a choice."""
+        self._seen.add(index)
+        if ends:
+            self._ended.add(index)
+            self._last = index
+
+    def report(self, meter: Meter, index: int, numbers: Numbers, content: int) -> None:
+        """Take the report of a choice, -1 for one in no event of a choice; its event has so much content."""
+        own, alone = self._own, self._alone
+        if index < 0:
+            alone.put(self._last, self._last // self._each, numbers)
+            self._whole = numbers
+        else:
+            own.put(index, index // self._each, numbers)
+            self._covered += content
+            if index in self._ended:
+                self._behind.add(index)
+        whole = self._whole
+        if len(alone) > 1:
+            whole = alone.read, alone.written, alone.cached, alone.reasoning
+        # Several reports make no more than the call or its model allows, one is believed.
+        self._largest = max(self._largest, numbers[1])
+        most = max(self._largest, meter.output_most())
+        used, output = max(whole[0], own.read), min(max(whole[1], own.written), most)
+        counted = output >= meter.content_events
+        tells_all = len(alone) > 1 or (counted and whole[1] >= own.written)
+        meter.reported_part = 1.0 if tells_all else meter.call.first_part
+        final = counted and (
+            len(self._behind) >= len(self._seen)
+            or self._covered == meter.content_events
+            or len(alone) >= len(self._seen)
+            or (len(alone) == 1 and tells_all)
+        )
+        cached = whole[2] if whole[0] >= own.read else own.cached
+        meter.report(used, output, cached, max(whole[3], own.reasoning), used + output, final=final)
+        meter.final = final  # another choice may begin behind the last word of those before
+
+
+def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
+    """The numbers of all choices of a whole answer, whose report may be about its first one alone.
+
+    llama.cpp's is; one of any other server is where more was written than it says.
+    """
+    choices, call = objects_in(document, "choices"), meter.call
+    prompt, completion, cached, reasoning = numbers
+    texts = [content_bytes(one, size_of=len) for one in choices]
+    if len(texts) < 2 or completion < 0:
+        return numbers
+    stated = call.output_max or 0
+    least = stated * [one.get("finish_reason") for one in choices].count(_LENGTH)
+    counted = ceil(sum(texts) / call.output_bytes_per_token)
+    of_first = _TIMINGS in document or completion < least
+    if not of_first and counted <= _SURELY * completion:
+        return numbers
+    meter.marked = meter.detail.contradicted = True
+    if of_first:
+        counted = ceil(completion * sum(texts) / texts[0]) if texts[0] else completion * len(texts)
+    most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
+    output = min(max(completion, counted, least), most)
+    return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
