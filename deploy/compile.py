@@ -30,7 +30,7 @@ MODULES = {
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book",),
     "gateway/core/calls": ("call", "claims", "estimate", "models", "tariff"),
-    "gateway/core/families": ("controlled", "family", "objects"),
+    "gateway/core/families": ("controlled", "family", "objects", "references"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat", "reports"),

@@ -49,6 +49,7 @@ from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.models import named_by
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_money
+from gateway.core.families.family import KEPT_ANSWERS
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meter import Detail
@@ -243,7 +244,7 @@ async def _settle_by(
                 hold, said, detail, prices.vectors, price, label, ports.holds.now_ms(), estimated
             )
             if made:
-                await ports.objects.keep(hold.caller, made)
+                await ports.objects.keep(hold.caller, made, KEPT_ANSWERS)
             end = await ports.holds.decide(hold, end)
         if end.released:
             raise HoldEnded("The hold was released: nothing can be charged for it any more.")

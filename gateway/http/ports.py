@@ -21,6 +21,7 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
 from gateway.core.credentials import Failures
+from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.lru import CachePool
 from gateway.core.model import (
     Attribution,
@@ -125,8 +126,8 @@ class ObjectOwnersPort(Protocol):
     def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
         """Whether all are the caller's organization's. Fails with `CountersUnavailable`."""
 
-    def keep(self, caller: Caller, ids: Sequence[str]) -> Awaitable[object]:
-        """Note that they are; asked at once, whether it is awaited or not."""
+    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
+        """Note that they are, and for how long; asked at once, whether it is awaited or not."""
 
 
 class RunsPort(Protocol):

@@ -8,6 +8,7 @@ upstream that breaks off is a clean 502; a stream passes event by event.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import Route
 from gateway.core.families.family import TOLD_MAX
-from gateway.core.families.objects import session_of
+from gateway.core.families.objects import kept_apart, session_of
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meter import OPEN, Meter
@@ -72,8 +73,8 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         await exchange.before_end(told)
     if told:
         # Whose the objects are is noted before their ids are known.
-        kept = exchange.worker.ports.objects.keep(admitted.caller, told)
-        if not admitted.charges:  # what was charged is delivered all the same
+        waits = _keep(exchange, admitted, told)
+        for kept in waits if not admitted.charges else ():  # what was charged is delivered all the same
             await kept
     early = admitted.settles_after_reply
     if early:
@@ -188,8 +189,14 @@ def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: byt
     """What of the data may pass; objects that it names are the caller's from now on, or once it is over."""
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
-        exchange.worker.ports.objects.keep(admitted.caller, told)
+        _keep(exchange, admitted, told)
     return passed
+
+
+def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
+    """Note that objects are the caller's, each for as long as its kind is kept."""
+    objects = exchange.worker.ports.objects
+    return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
 
 
 def _take_ids(meter: Meter, call: CallRequest) -> list[str]:

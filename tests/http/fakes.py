@@ -22,6 +22,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule, Route
+from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
     Attribution,
     Caller,
@@ -154,7 +155,7 @@ class FakeObjects:
             wait.set(all((caller.organization_id, one) in self.kept for one in ids))
         return wait
 
-    def keep(self, caller: Caller, ids: Sequence[str]) -> Wait[object]:
+    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[object]:
         self.noted.append(list(ids))
         taken = {one for _, one in self.kept}
         self.kept |= {(caller.organization_id, one) for one in ids if one not in taken}

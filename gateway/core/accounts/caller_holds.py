@@ -137,7 +137,7 @@ class HeldCall(msgspec.Struct, array_like=True):
 def held_call(route: Route, call: CallRequest) -> HeldCall:
     """The parts of a call that its meter needs. Nobody here can have a stream tell its use."""
     named, brought = call.named, tuple(call.brought)
-    keeps = call.keeps and route.objects == "told"
+    keeps = call.keeps > 0 and route.objects == "told"
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
         keeps, named, brought = False, (), ()
     return HeldCall(

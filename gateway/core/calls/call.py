@@ -566,7 +566,7 @@ class CallRequest:
     input_ceiling: int = 0
     output_ceiling: int = 0
     reports: bool = False
-    keeps: bool = False
+    keeps: int = 0
     gives_up: bool = False
     named: tuple[str, ...] = ()
     brought: frozenset[str] = frozenset()

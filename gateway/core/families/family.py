@@ -21,8 +21,6 @@ from gateway.core.families.controlled import (
     ControlledNames,
     Document,
     PathParams,
-    id_in,
-    ids_in,
     maximum,
     model_name,
 )
@@ -113,6 +111,15 @@ def only_own_tools(document: Document) -> bool:
     )
 
 
+# How long what an answer tells of is its organization's: as something that was made to be kept, as an answer
+# of a model, as one that its upstream stores nothing of, or as one that a later call may go on from by the
+# answer's own id.
+KEPT_NOTHING: Final = 0
+KEPT_OBJECTS: Final = 1
+KEPT_ANSWERS: Final = 2
+KEPT_BRIEFLY: Final = 3
+KEPT_LINKED: Final = 4
+
 SEGMENT = "[^/]+"
 ID_CHARACTERS_MAX = 512
 TOLD_MAX = 1_024  # ids kept of one answer
@@ -182,8 +189,8 @@ class CallKind:
 
     `maximum` is the field that states a maximum of the output, in what `place` finds in the document; it
     is empty where a call produces none. With `always_reports` a complete answer tells its use; with
-    `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells whether the
-    upstream keeps something of an answer under an id. `unframed` meters a stream that is no events. The most
+    `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells how
+    the upstream keeps what an answer has ids of. `unframed` meters a stream that is no events. The most
     uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
@@ -191,6 +198,7 @@ class CallKind:
     Its body may be a `form`. One of `any_model` has models answer that its body does not name.
     Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
     is asked for by a WebSocket alone is `live`: that makes the session, given the parameters of its query.
+    One that `stores` changes what its upstream keeps, by a body that is closed.
     One that `skips_texts` is not shown the longer texts of messages and tools, nor messages of nothing but
     texts and calls of functions (`CutParts`): no rule of its API goes by what these say.
     """
@@ -201,7 +209,7 @@ class CallKind:
     place: Callable[[Document], Document] | None = None
     always_reports: bool = False
     asks_for_usage: bool = False
-    keeps: Callable[[Document], bool] | None = None
+    keeps: Callable[[Document], int] | None = None
     unframed: Callable[[CallRequest, int, UsageBounds], Meter] | None = None
     uses: str = ""
     tool_uses: str = ""
@@ -213,16 +221,21 @@ class CallKind:
     any_model: bool = False
     form: FormKind | None = None
     messages: Callable[[], SocketMessages] | None = None
+    stores: bool = False
     skips_texts: bool = False
     live: Callable[[Mapping[str, str]], LiveSession] | None = None
 
 
 @dataclass(slots=True)
 class BodyIds:
-    """Ids in a body: those it names objects by, and those of objects it brings itself."""
+    """Ids in a body: those it names objects by, and those of objects it brings itself.
+
+    Fields that are `unknown` end like an id, and no table says what they name.
+    """
 
     named: list[object] = field(default_factory=list)
     brought: list[object] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +270,11 @@ class ObjectRules:
     there before, and is kept for longer where the request named it. One of `results` has the ids that its
     upstream made of it since, in any answer that shows it. `actions` are paths of actions on a collection,
     where an id would stand: they make nothing that is kept. Routes of `makers` make an object elsewhere.
-    A POST to a path of `within`, below an object, makes another. A free POST to a path of `takes` may say
-    these fields alone.
+    A POST to a path of `within`, below an object, makes another. A body for a path of `takes` may say
+    these fields alone, and an object under a name of `kinds` is of one of these types, with its fields:
+    another one selects by a query what all organizations keep. Names of `models` that begin with one of
+    these are made by the provider, and its maker's as an id is. Ids that begin with `lasting` outlive the
+    answer that tells of them; one that is `linked` is an answer's own, by which a later call goes on from it.
     """
 
     collections: tuple[str, ...]
@@ -273,9 +289,13 @@ class ObjectRules:
     within: frozenset[str] = frozenset()
     makers: frozenset[str] = frozenset()
     takes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    lasting: tuple[str, ...] = ()
     lists: ObjectLists | None = None
     tell: tuple[bytes, ...] = ()
     refers: Callable[[Document], Iterator[str]] = lambda document: iter(())
+    linked: Callable[[Document], Iterator[str]] = lambda document: iter(())
 
     @property
     def path(self) -> re.Pattern[str]:
@@ -513,12 +533,15 @@ def ids_of(value: object) -> tuple[str, ...]:
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
-def told_of(objects: ObjectRules, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
+def told_of(
+    objects: ObjectRules, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
+) -> tuple[str, ...]:
     """The ids of objects that an answer, or an event, tells of, its own first; its request `named` these."""
     if not isinstance(document, dict):
         return ()
     again = [one for one in objects.refers(document) if one in named] if named else ()
-    return tuple(dict.fromkeys((*objects.told(document), *again)))[:TOLD_MAX]
+    linked = objects.linked(document) if keeps == KEPT_LINKED else ()
+    return tuple(dict.fromkeys((*linked, *objects.told(document), *again)))[:TOLD_MAX]
 
 
 def object_in(value: Document, name: str) -> Document:
@@ -581,76 +604,3 @@ def narrowed(document: bytes, listing: Listing, shows: Callable[[str], bool]) ->
 def _is_shown(model: object, listing: Listing, shows: Callable[[str], bool]) -> bool:
     name = model.get(listing.name) if isinstance(model, dict) else None
     return isinstance(name, str) and shows(name.removeprefix(listing.prefix))
-
-
-# Ids in the bodies of APIs that name what they keep by fields called id: which of them name something.
-
-# These name an object where a text stands; an object with an id names it as any id does.
-_NAMES = frozenset({"conversation", "container", "training_file", "validation_file"})
-# Names that end like the name of an object and are none: callers' own numbers, and public values.
-_OTHER_IDS = frozenset(
-    {"call_id", "tool_call_id", "tool_use_id", "user_id", "request_id", "trace_id", "connector_id"}
-    | {"custom_id", "agent_id"}
-)
-# An object that stands whole in a request has an id of its own that names nothing. It is an element of such
-# a list, of a type that the list's API documents: by both, the member that makes it whole.
-_SAID = {"message": "content"}
-_ITEMS = {
-    **_SAID,
-    "function_call": "arguments", "function_call_output": "output",
-    "custom_tool_call": "input", "custom_tool_call_output": "output",
-    "computer_call": "action", "computer_call_output": "output",
-    "local_shell_call": "action", "local_shell_call_output": "output",
-    "shell_call": "action", "shell_call_output": "output",
-    "apply_patch_call": "operation", "apply_patch_call_output": "output",
-    "reasoning": "encrypted_content", "compaction": "encrypted_content",
-}  # fmt: skip
-_BLOCKS = dict.fromkeys(("tool_use", "server_tool_use", "mcp_tool_use"), "input")
-_WHOLE = {
-    "input": _ITEMS, "items": _ITEMS, "messages": _SAID, "content": _BLOCKS,
-    "tool_calls": {"function": "function", "custom": "custom"},
-}  # fmt: skip
-# What an element of such a list is that does not say its type.
-_UNTYPED = {"input": "message", "items": "message", "messages": "message", "tool_calls": "function"}
-# What a member is: a text, a list or an object that says something. What a function is given and what it
-# gives may be nothing.
-_MEMBERS = {
-    "content": (str, list), "encrypted_content": (str,), "arguments": (str,), "output": (str, list, dict),
-    "input": (str, dict), "action": (dict,), "operation": (dict,), "function": (dict,), "custom": (dict,),
-}  # fmt: skip
-_MAY_BE_EMPTY = frozenset({"arguments", "output", "input"})
-
-
-def may_name_ids(body: bytes, names: FieldNames) -> bool:
-    """Whether a body has a name that ends like an id's."""
-    return names.ids
-
-
-def add_ids(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
-    """Add what a field names: any that ends like an id, unless it is known to name nothing."""
-    folded = name.lower()
-    if folded == "id":
-        id_in(inside, name)
-        (found.brought if _is_whole(holder, place) else found.named).append(inside)
-    elif folded.endswith("_id"):
-        if folded not in _OTHER_IDS:
-            found.named.append(id_in(inside, name))
-    elif folded.endswith("_ids"):
-        found.named += ids_in(inside, name)
-    elif folded in _NAMES and not isinstance(inside, dict):
-        found.named.append(id_in(inside, name))
-
-
-def _is_whole(holder: Document, place: str) -> bool:
-    """Whether something with an id is all there, and not a reference to what an upstream keeps.
-
-    Its place and its type say so, and no member that its caller could add.
-    """
-    kind = holder.get("type")
-    if kind is None:
-        kind = _UNTYPED.get(place)
-    member = _WHOLE.get(place, {}).get(kind) if isinstance(kind, str) else None
-    if member is None or (kind == "message" and not isinstance(holder.get("role"), str)):
-        return False
-    value = holder.get(member)
-    return isinstance(value, _MEMBERS[member]) and (bool(value) or member in _MAY_BE_EMPTY)

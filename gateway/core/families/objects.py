@@ -16,12 +16,20 @@ from urllib.parse import unquote
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.routes import decoded_segments
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import BodyIds, ObjectRules, ids_of, told_of
+from gateway.core.families.family import (
+    KEPT_LINKED,
+    KEPT_NOTHING,
+    KEPT_OBJECTS,
+    BodyIds,
+    ObjectRules,
+    ids_of,
+    told_of,
+)
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 
-NAMED_MAX = 256  # ids a request may name
+NAMED_MAX = 10_000  # ids a request may name
 
 # Names at the top of a body, and of a tool, that name no object and hold none.
 _PLAIN = frozenset(
@@ -34,7 +42,7 @@ _PLAIN = frozenset(
 _PLAIN_OF_TOOL = frozenset(
     {
         "type", "name", "description", "parameters", "input_schema", "strict", "function", "cache_control",
-        "functionDeclarations", "function_declarations",
+        "functionDeclarations", "function_declarations", "input_examples",
     }
 )  # fmt: skip
 # Names at the top that hold what was said: looked through only if a body `may_name` something.
@@ -49,7 +57,7 @@ _FREE = frozenset(
     {
         "metadata", "parameters", "arguments", "args", "schema", "json_schema", "input_schema", "properties",
         "responseSchema", "response_schema", "responseJsonSchema", "parametersJsonSchema", "headers",
-        "attributes", "customMetadata", "client_metadata",
+        "attributes", "customMetadata", "client_metadata", "input_examples",
     }
 )  # fmt: skip
 # In the place of each object that was cut from a body with an id of its own.
@@ -108,27 +116,29 @@ def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:
         return ObjectPath("", collection)
     if not name:
         return ObjectPath("", collection, makes=not (rest or colon))
-    results = collection in objects.results and not (rest or colon)
-    makes = f"{collection}/{rest}".casefold() in objects.within
+    below = f"{collection}/{rest}".casefold()
+    results = (below if rest else collection) in objects.results and not colon
+    makes = below in objects.within
     id_ = f"{collection}/{name}" if objects.by_path else name
     return ObjectPath(id_, collection, makes=makes, results=results)
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectAccess:
-    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body whether
-    the answer may tell of some, None where none does; `reads` that its body is JSON of a free route, and read
-    for what it names; `bare` that it may have none. With `makes` it makes an object, whose
-    name is not its own to choose. One that `lists` is shown its organization's objects; `takes` are the
-    fields that its body may have, where not all pass.
+    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body how
+    long the answer's are kept, None where it tells of none; `reads` that its body is JSON of a free route,
+    and read for what it names; `bare` that it may have none. With `makes` it makes an object, whose
+    name is not its own to choose. One that `lists` is shown its organization's objects. The body of a stored
+    object is `closed`: it has no unknown field that ends like an id, and of the fields `takes` alone.
     """
 
     ids: tuple[str, ...]
-    keeps: Callable[[Document], bool] | None
+    keeps: Callable[[Document], int] | None
     reads: bool = False
     bare: bool = False
     makes: bool = False
     lists: bool = False
+    closed: bool = False
     takes: frozenset[str] | None = None
 
 
@@ -139,15 +149,14 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     unless it is known to name nothing: what an API takes tomorrow is refused, not passed.
     """
     document, objects = call.document, FAMILIES[call.family].objects
-    call.keeps = owned.keeps is not None and (document is None or owned.keeps(document))
+    call.keeps = KEPT_NOTHING
+    if owned.keeps is not None:
+        call.keeps = KEPT_OBJECTS if document is None else int(owned.keeps(document))
     call.named = owned.ids
     if document is None or objects is None:
         return
     if owned.takes is not None:
-        other = next((name for name in document if name not in owned.takes), None)
-        if other is not None:
-            right = ", ".join(sorted(owned.takes))
-            raise InvalidRequest(f"The field {other} is not accepted on this route: {right}.", param=other)
+        _close("", document, owned.takes)
     chosen = objects.chosen(document) if owned.reads and owned.makes else None
     if chosen is not None:
         raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
@@ -163,18 +172,58 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     if not asked:
         return
     found = BodyIds()
-    try:
-        _look(objects, asked, "", found)
-    except RecursionError as error:
-        raise InvalidRequest("The request is nested too deeply.") from error
-    ids = dict.fromkeys(one for value in found.named for one in ids_of(value))
-    if len(ids) > NAMED_MAX:
-        raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    call.named += tuple(ids)
+    call.named += _ids_in(objects, asked, owned.closed, found)
     if call.keeps:  # else its answer tells of none
         for one in call.cut.ids if looks and call.cut is not None else ():
             objects.add("id", one, _WHOLE, "content", found)
         call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
+
+
+def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> tuple[str, ...]:
+    """The ids that a body names, and those it brings, `found`; the body of a stored object is `closed`."""
+    try:
+        _look(objects, asked, "", found)
+        if closed and objects.kinds:
+            _check_kinds(objects, asked)
+    except RecursionError as error:
+        raise InvalidRequest("The request is nested too deeply.") from error
+    if closed and found.unknown:
+        name = found.unknown[0]
+        raise InvalidRequest(f"The field {name} is not known to name nothing: leave it out.", param=name)
+    ids = dict.fromkeys([one for value in found.named for one in ids_of(value)])
+    if len(ids) > NAMED_MAX:
+        raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
+    return tuple(ids)
+
+
+def _close(path: str, holder: Document, takes: Collection[str]) -> None:
+    """Refuse a field that is not one of these."""
+    for name in holder:
+        if name not in takes:
+            right = ", ".join(sorted(takes))
+            raise InvalidRequest(
+                f"The field {path}{name} is not accepted on this route: {right}.", param=path + name
+            )
+
+
+def _check_kinds(objects: ObjectRules, value: object) -> None:
+    """Refuse what selects by anything but an id: an object of a kind, or with a field, that is on no list."""
+    if isinstance(value, list):
+        for each in value:
+            _check_kinds(objects, each)
+    elif isinstance(value, dict):
+        for name, inside in value.items():
+            kinds = objects.kinds.get(name.lower())
+            if kinds is not None and isinstance(inside, list | dict):
+                kind = inside.get("type") if isinstance(inside, dict) else None
+                if not isinstance(inside, dict) or not isinstance(kind, str) or kind not in kinds:
+                    right = ", ".join(sorted(kinds))
+                    raise InvalidRequest(
+                        f"{name}.type must be {right}: others read what all organizations keep.", param=name
+                    )
+                _close(f"{name}.", inside, kinds[kind])
+            if name not in _FREE and not objects.is_free(name, value):
+                _check_kinds(objects, inside)
 
 
 def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
@@ -203,13 +252,27 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
 # Objects an upstream keeps: the ids an answer tells of, which are then its organization's.
 #
 # Only places where the API itself puts an id count: what a model or a tool wrote is no place.
-def may_tell(family: Family, answer: bytes) -> bool:
+def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
     """Whether a metered answer, or a part of one, is worth looking through for ids."""
     objects = FAMILIES[family].objects
-    return objects is not None and (not objects.tell or any(mark in answer for mark in objects.tell))
+    if objects is None:
+        return False
+    return keeps == KEPT_LINKED or not objects.tell or any(mark in answer for mark in objects.tell)
 
 
-def told(family: Family, document: object, named: Collection[str] = ()) -> tuple[str, ...]:
+def told(
+    family: Family, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
+) -> tuple[str, ...]:
     """The ids of objects that an answer tells of, its own first; its request `named` these."""
     objects = FAMILIES[family].objects
-    return () if objects is None else told_of(objects, document, named)
+    return () if objects is None else told_of(objects, document, named, keeps)
+
+
+def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]:
+    """The ids that an answer told of, by how long each is kept: some outlive the answer itself."""
+    objects = FAMILIES[call.family].objects
+    if objects is None or call.keeps == KEPT_OBJECTS:
+        return [(KEPT_OBJECTS, ids)]
+    lasting = [one for one in ids if one.startswith(objects.lasting)]
+    others = [one for one in ids if not one.startswith(objects.lasting)]
+    return [(how, some) for how, some in ((call.keeps, others), (KEPT_OBJECTS, lasting)) if some]

@@ -302,8 +302,8 @@ class WholeMeter(Meter):
         self._dialect.read_whole(self, document)
         if self._shortened is not None and not document:
             self._shortened.read_ends(self, self._dialect)
-        elif self.call.keeps and may_tell(self.call.family, document):
-            self.told += told(self.call.family, loose_document(document), self.call.named)
+        elif self.call.keeps and may_tell(self.call.family, document, self.call.keeps):
+            self.told += told(self.call.family, loose_document(document), self.call.named, self.call.keeps)
         if not self.reported and len(document) > BRACKETS_MAX:  # more brackets than are looked at, maybe
             ends = TextShortener(0)
             ends.feed(document)

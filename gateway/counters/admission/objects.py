@@ -1,10 +1,11 @@
 """Whose the objects are that upstreams keep: an owner for each id, in Redis, for a while.
 
 Each id has one key, in a slot of its own, that names its organization: the first whose answer told of it. Who
-asks is told the same of another's id and of nobody's. Beside it each organization has a list of its ids by
-the time they are forgotten, which bounds how many it has. Ids are random, so a digest of 128 bits is as good
-as the id. Older versions wrote the list alone, and in a cluster an owner's server may be away while an answer
-tells of an id: such an id is claimed when its organization names it.
+asks is told the same of another's id and of nobody's. Beside it each organization has two lists of its ids
+by the time they are forgotten, which bound how many it has: what calls made to be kept, and what answers of
+models told on the way, so that a day of answers pushes out no file. Ids are random, so a digest of 128 bits
+is as good as the id. Older versions wrote one list alone, and in a cluster an owner's server may be away
+while an answer tells of an id: such an id is claimed when its organization names it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
+from gateway.core.families.family import KEPT_BRIEFLY, KEPT_OBJECTS
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, begin
 from gateway.counters.redis import keys
@@ -22,9 +24,10 @@ from gateway.errors import CountersUnavailable
 
 DIGEST_BYTES = 16
 PARTS = 100
+BRIEF_S = 6 * 3600  # for which ids are kept that an upstream stores nothing of
 NOTES_MAX = 100  # ids an organization is given before its list is cut again
 CUT_MAX = 2_000  # ids that are forgotten at once: more than one answer tells of
-TRIMS_MAX = 10_000  # organizations whose lists were cut lately
+TRIMS_MAX = 10_000  # lists that were cut lately
 TELL_INTERVAL_S = 60.0
 
 
@@ -32,7 +35,7 @@ class ObjectOwners:
     """The owners of objects; `unix_seconds` is the time of day.
 
     An id is kept for `ttl_s` after an answer told of it last, the newest `objects_max` of an organization at
-    most.
+    most in each of its lists.
     """
 
     def __init__(
@@ -47,73 +50,92 @@ class ObjectOwners:
     ) -> None:
         self._wires, self._unix_seconds, self._log = wires, unix_seconds, log
         self._ttl_s, self._objects_max, self._trims_max = int(ttl_s), objects_max, trims_max
-        # By organization: how many more until its list is cut, when at the latest, and in which Redis it was.
-        self._trims: dict[int, tuple[int, float, bytes]] = {}
+        # By list: how many more until it is cut, when at the latest, and in which Redis it was.
+        self._trims: dict[bytes, tuple[int, float, bytes]] = {}
         self._refused, self._said_at = 0, 0.0
 
     async def owned(self, caller: Caller, ids: Sequence[str]) -> bool:
         """Whether all of these are the caller's organization's. CountersUnavailable where nobody knows."""
-        mine, digests = _organization(caller), [_digest(one) for one in ids]
-        asked = [self._send(one, b"GET") for one in digests]
-        owners = [await one for one in asked]
-        nobodys = [digest for digest, owner in zip(digests, owners, strict=True) if owner is None]
-        if not nobodys or any(owner not in (None, mine) for owner in owners):
-            return all(owner == mine for owner in owners)
-        return await self._claim_listed(caller, nobodys)
+        mine, groups = _organization(caller), dict[int, list[bytes]]()
+        for digest in map(_digest, ids):
+            groups.setdefault(keys.partition_of_digest(digest.hex()), []).append(digest)
+        asked = [(group, self._owners(partition, group)) for partition, group in groups.items()]
+        nobodys: list[bytes] = []
+        is_mine = True
+        for group, wait in asked:
+            owners = await wait
+            assert isinstance(owners, list)
+            nobodys += [digest for digest, owner in zip(group, owners, strict=True) if owner is None]
+            is_mine = is_mine and all(owner in (None, mine) for owner in owners)
+        return is_mine and (not nobodys or await self._claim_listed(caller, nobodys))
 
-    def keep(self, caller: Caller, ids: Sequence[str]) -> Wait[None]:
-        """Give these to the caller's organization, but for those of another; the oldest of too many go."""
-        return begin(self._keep(caller, [_digest(one) for one in ids]))
+    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[None]:
+        """Give these to the caller's organization, but for those of another; the oldest of too many go.
 
-    async def _keep(self, caller: Caller, digests: Sequence[bytes]) -> None:
+        `kept` says how: what was made to be kept, or what an answer of a model told.
+        """
+        return begin(self._keep(caller, [_digest(one) for one in ids], kept))
+
+    async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int) -> None:
         mine, kept = _organization(caller), list[bytes]()
-        claims = [self._claim(one, mine, self._ttl_s) for one in digests]
+        ttl_s = min(self._ttl_s, BRIEF_S) if kept_as == KEPT_BRIEFLY else self._ttl_s
+        claims = [self._claim(one, mine, ttl_s) for one in digests]
         for digest, claim in zip(digests, claims, strict=True):
             try:
                 owner = await claim
             except CountersUnavailable:
                 owner = None  # it is in the list, so it is claimed when it is named
             if owner == mine:
-                self._send(digest, b"EXPIRE", b"%d" % self._ttl_s)
+                self._send(digest, b"EXPIRE", b"%d" % ttl_s, b"GT")
             elif owner is not None:
                 self._tell(caller)
                 continue
             kept.append(digest)
         if kept:
-            await self._note(caller, kept)
+            await self._note(caller, kept, kept_as, ttl_s)
 
-    async def _note(self, caller: Caller, digests: Sequence[bytes]) -> None:
-        """Add these to the organization's list."""
-        now, name, wire = self._unix_seconds(), _list_of(caller), self._wires.of(caller.partition)
-        end = b"%d" % (now + self._ttl_s)
+    async def _note(self, caller: Caller, digests: Sequence[bytes], kept_as: int, ttl_s: int) -> None:
+        """Add these to one of the organization's lists."""
+        now, wire, (objects, answers) = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
+        name, other = (objects, answers) if kept_as == KEPT_OBJECTS else (answers, objects)
+        end = b"%d" % (now + ttl_s)
         noted = wire.send(encode(b"ZADD", name, b"GT", *[part for one in digests for part in (end, one)]))
-        if self._is_due(caller.organization_id, len(digests), now, wire.run_id):
+        if self._is_due(name, len(digests), now, wire.run_id):
             wire.send(encode(b"EXPIRE", name, b"%d" % (self._ttl_s + self._ttl_s / PARTS)))
-            begin(self._cut(caller))
+            begin(self._cut(caller, name, other))
         await noted
 
-    async def _cut(self, caller: Caller) -> None:
-        """Forget all but the newest; an owner that is another by now stays."""
-        name, wire = _list_of(caller), self._wires.of(caller.partition)
+    async def _cut(self, caller: Caller, name: bytes, other: bytes) -> None:
+        """Forget all but the newest of a list, but for those of the other list or of another owner."""
+        wire = self._wires.of(caller.partition)
         most = self._objects_max
         found = await wire.send(encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV"))
         assert isinstance(found, list)
         digests = [one for one in found if isinstance(one, bytes)]
         if not digests:
             return
-        asked = [self._send(one, b"GET") for one in digests]
-        for digest, owner in zip(digests, asked, strict=True):
+        listed = await wire.send(encode(b"ZMSCORE", other, *digests))
+        assert isinstance(listed, list)
+        ending = [digest for digest, end in zip(digests, listed, strict=True) if end is None]
+        asked = [self._send(one, b"GET") for one in ending]
+        for digest, owner in zip(ending, asked, strict=True):
             if await owner == _organization(caller):
                 self._send(digest, b"DEL")
         wire.send(encode(b"ZREM", name, *digests))
 
     async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> bool:
-        """Claim what nobody owns and the organization's list has; whether that is all of these."""
+        """Claim what nobody owns and a list of the organization's has; whether that is all of these."""
         wire = self._wires.of(caller.partition)
-        ends = await wire.send(encode(b"ZMSCORE", _list_of(caller), *digests))
-        assert isinstance(ends, list)
+        asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
         now, mine = self._unix_seconds(), _organization(caller)
-        left = [int(float(end) - now) if isinstance(end, bytes | float) else 0 for end in ends]
+        left = [0] * len(digests)
+        for wait in asked:
+            ends = await wait
+            assert isinstance(ends, list)
+            left = [
+                max(most, int(float(end) - now)) if isinstance(end, bytes | float) else most
+                for most, end in zip(left, ends, strict=True)
+            ]
         if min(left) <= 0:
             return False
         claims = [self._claim(digest, mine, ttl_s) for digest, ttl_s in zip(digests, left, strict=True)]
@@ -123,23 +145,28 @@ class ObjectOwners:
         """Own an id that nobody does; who owned it before."""
         return self._send(digest, b"SET", mine, b"NX", b"GET", b"EX", b"%d" % ttl_s)
 
+    def _owners(self, partition: int, digests: Sequence[bytes]) -> Wait[Reply]:
+        """Ask for the owners of objects whose keys stand in one slot, all at once."""
+        names = [keys.object_owner(one.hex()).encode() for one in digests]
+        return self._wires.of(partition).send(encode(b"MGET", *names))
+
     def _send(self, digest: bytes, verb: bytes, *more: bytes) -> Wait[Reply]:
         """Ask something of an owner's key, where it stands."""
         name = digest.hex()
         wire = self._wires.of(keys.partition_of_digest(name))
         return wire.send(encode(verb, keys.object_owner(name).encode(), *more))
 
-    def _is_due(self, organization_id: int, more: int, now: float, run_id: bytes) -> bool:
+    def _is_due(self, name: bytes, more: int, now: float, run_id: bytes) -> bool:
         """Whether a list to which so many are added is to be cut now, and its end to be put off."""
         trims = self._trims
-        left, latest, where = trims.get(organization_id, (0, 0.0, b""))
+        left, latest, where = trims.get(name, (0, 0.0, b""))
         left -= more
         is_due = left < 0 or now >= latest or where != run_id
         if is_due:
-            if organization_id not in trims and len(trims) >= self._trims_max:
+            if name not in trims and len(trims) >= self._trims_max:
                 del trims[next(iter(trims))]
             left, latest = min(self._objects_max // PARTS, NOTES_MAX), now + self._ttl_s / PARTS
-        trims[organization_id] = left, latest, run_id
+        trims[name] = left, latest, run_id
         return is_due
 
     def _tell(self, caller: Caller) -> None:
@@ -158,8 +185,10 @@ def _organization(caller: Caller) -> bytes:
     return b"%d" % caller.organization_id
 
 
-def _list_of(caller: Caller) -> bytes:
-    return keys.objects(caller.partition, caller.organization_id).encode()
+def _lists(caller: Caller) -> tuple[bytes, bytes]:
+    """The organization's list of objects, and that of the ids in answers."""
+    place = caller.partition, caller.organization_id
+    return keys.objects(*place).encode(), keys.answers(*place).encode()
 
 
 def _digest(id_: str) -> bytes:

@@ -102,8 +102,10 @@ jobs = _of_partition("jobs")
 # By the partition and an API key's id: its state, and what it asked of its own usage lately.
 key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")
-# By the partition and an organization's id: its state, its movements that wait apart, digests of its objects.
+# By the partition and an organization's id: its state, its movements that wait apart, digests of its objects,
+# and of what answers of models told.
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
+answers = _of_account("told")
 # By the partition and a tenant's id: its runs that are remembered.
 runs = _of_account("runs")
 # By the partition and an account's name (`gateway/core/accounts/budgets.py`): the account of budgets; of a

@@ -14,7 +14,7 @@ from gateway.core.calls.forms import boundary_of
 from gateway.core.calls.models import NO_MODELS, ConfiguredModels
 from gateway.core.calls.routes import REST, Route, ServiceRules, UpstreamTarget, expression_of
 from gateway.core.families.controlled import Document
-from gateway.core.families.family import ApiFamily, UploadRules, is_list, one_of
+from gateway.core.families.family import ApiFamily, ObjectRules, UploadRules, is_list, one_of
 from gateway.core.families.objects import ObjectAccess, places_of, session_of
 from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES, SPEAKERS
 from gateway.core.model import GENERIC, Family, Service
@@ -572,6 +572,7 @@ def _family(route: Route) -> ApiFamily:
 
 # Collections whose API takes files as forms, in which it takes no ids.
 _WITH_FORMS = frozenset({"files", "uploads", "skills"})
+_PARAMETER = re.compile(r"\{[^}]*\}")
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
@@ -582,15 +583,17 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     places = places_of(route.family, head.path.decode("ascii"))
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
     ids += tuple(session_of(route.upstream, one) for one in head.all(FAMILIES[route.family].session_field))
+    rules = FAMILIES[route.family].objects
+    takes = None if rules is None else rules.takes.get(_kept_at(rules, route.path))
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
-        return ObjectAccess(ids, None if shape is None else shape.keeps)
+        keeps, stores = (None, False) if shape is None else (shape.keeps, shape.stores)
+        return ObjectAccess(ids, keeps, closed=stores, takes=takes if stores else None)
     upload, _ = upload_named(head.query.decode("ascii"), route)
     if upload:  # what is sent is a file, and the answer to the last of it tells of that
         return ObjectAccess((session_of(route.upstream, upload.encode()),), _always)
     has_body = head.method in _WITH_BODY
     is_list = not all(place.id for place in places)
-    rules = FAMILIES[route.family].objects
     lists = None if rules is None else rules.lists
     if is_list and lists is not None and head.method == b"GET" and route.path in lists.paths:
         return ObjectAccess((), None, bare=True, lists=True)
@@ -602,8 +605,16 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         tells = tells or (rules is not None and route.path in rules.makers)
     else:
         tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
-    takes = rules.takes.get(route.path) if rules is not None and has_body else None
-    return ObjectAccess(ids, _always if tells else None, reads, bare=not has_body, makes=is_list, takes=takes)
+    return ObjectAccess(
+        ids, _always if tells else None, reads, bare=not has_body, makes=is_list, closed=bool(places),
+        takes=takes if has_body else None,
+    )  # fmt: skip
+
+
+def _kept_at(rules: ObjectRules, path: str) -> str:
+    """The template of a path behind its version, with plain places for ids."""
+    found = rules.path.search(path)
+    return "" if found is None else _PARAMETER.sub("{}", found[0][1:])
 
 
 def _always(_: Document) -> bool:

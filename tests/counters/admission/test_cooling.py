@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from gateway.core.circuit_breaker import ENTRIES_MAX, EVERYBODY
-from gateway.core.model import Caller
+from gateway.core.families.family import KEPT_ANSWERS, KEPT_BRIEFLY
+from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.objects import ObjectOwners
+from gateway.counters.admission.objects import BRIEF_S, ObjectOwners
 from gateway.counters.admission.refusals import SharedCircuitBreaker
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
@@ -313,6 +314,42 @@ async def test_an_organization_has_the_newest_and_no_more(valkey: str, connect: 
     assert await ask(objects, OTHERS, "resp_0")
     await eventually(lambda: len(world.client.keys("tk:{p*}:obj:*")) == 10 + 1)
     assert 0 < world.client.ttl(list_of(MINE)) <= 60
+
+
+async def test_no_answer_pushes_out_what_was_made_to_be_kept(
+    valkey: str, connect: Connect, world: Any
+) -> None:
+    time = Time()
+    objects = ObjectOwners(await connect(valkey), time, 86_400, 10)
+    await in_task(objects.keep(MINE, ["file-1", "conv_1"]))
+    for number in range(25):
+        time.now += 1
+        await in_task(objects.keep(MINE, [f"resp_{number}"], KEPT_ANSWERS))
+        await in_task(objects.keep(MINE, [f"msg_{number}", "conv_1"], KEPT_BRIEFLY))
+    answers = keys.answers(MINE.partition, MINE.organization_id)
+    await eventually(lambda: world.client.zcard(answers) == 10)
+    assert await ask(objects, MINE, "file-1", "conv_1", "resp_24")
+    assert not await ask(objects, MINE, "msg_1")
+    assert world.client.ttl(owner_key("conv_1")) > BRIEF_S, "a brief note shortens nothing"
+    await in_task(objects.keep(MINE, ["cntr_1"], KEPT_BRIEFLY))
+    assert 0 < world.client.ttl(owner_key("cntr_1")) <= BRIEF_S
+
+
+async def test_ten_thousand_references_are_asked_for_at_once(
+    valkey: str, connect: Connect, world: Any
+) -> None:
+    objects = ObjectOwners(await connect(valkey), Time(), 600, 100_000)
+    ids = [f"msg_{number}" for number in range(10_000)]
+    await in_task(objects.keep(MINE, ids, KEPT_ANSWERS))
+    world.client.config_resetstat()
+    assert await ask(objects, MINE, *ids)
+    asked = world.client.info("commandstats")
+    assert asked["cmdstat_mget"]["calls"] == PARTITIONS
+    assert "cmdstat_get" not in asked
+    assert not await ask(objects, OTHERS, *ids)
+    world.client.delete(*map(owner_key, ids))
+    assert await ask(objects, MINE, *ids), "they are claimed by the list"
+    assert not await ask(objects, OTHERS, *ids)
 
 
 async def test_a_list_is_cut_by_one_in_a_hundred(

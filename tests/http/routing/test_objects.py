@@ -32,7 +32,7 @@ from tests.http.fakes import (
     get,
     post,
 )  # fmt: skip
-from tests.http.stage import Stage, staged
+from tests.http.stage import Close, Stage, staged
 
 JSON = b"content-type: application/json\r\n"
 RESPONSES = b"/v1/responses"
@@ -97,17 +97,18 @@ def body(**more: object) -> bytes:
     ],
 )
 async def test_what_is_not_the_organizations_is_not_found(path: bytes, named: dict[str, object]) -> None:
+    sent = post(json.dumps(named).encode() if path.endswith(b"stores") else body(**named), path, JSON)
     async with objects() as stage:
-        got = await stage.ask(post(body(**named), path, JSON))
+        got = await stage.ask(sent)
         assert (got.status, got.reason) == (404, "object_not_found")
         assert b"resp_1" not in got.body
         assert not stage.upstream.received
         assert not stage.counters.charges
         (ids,) = stage.objects.asked
         stage.objects.kept |= {(OTHERS.organization_id, one) for one in ids}
-        assert (await stage.ask(post(body(**named), path, JSON))).status == 404
+        assert (await stage.ask(sent)).status == 404
         stage.objects.kept |= {(CALLER.organization_id, one) for one in ids}
-        assert (await stage.ask(post(body(**named), path, JSON))).status == 200
+        assert (await stage.ask(sent)).status == 200
 
 
 async def test_escapes_in_names_hide_nothing() -> None:
@@ -209,7 +210,7 @@ async def test_most_calls_ask_nothing() -> None:
     [
         (b"/v1/messages/count_tokens", {"messages": [{"content": [{"source": {"file_id": "file_1"}}]}]}),
         (b"/v1beta/models/m:countTokens", {"generateContentRequest": {"cachedContent": "cachedContents/c"}}),
-        (b"/v1/vector_stores", {"FILE_IDS": ["file-1"]}),
+        (b"/all/vector_stores", {"FILE_IDS": ["file-1"]}),
     ],
 )  # fmt: skip
 async def test_bodies_of_free_routes_name_objects_too(path: bytes, sent: dict[str, object]) -> None:
@@ -321,6 +322,47 @@ async def test_what_a_stream_tells_in_each_event_is_noted_once() -> None:
         seen.set()
         await client.read_until(b"[DONE]")
         assert stage.objects.noted == [["chatcmpl-1"]]
+
+
+async def test_an_item_is_its_organizations_once_it_is_done_and_its_stream_breaks_off() -> None:
+    item = {"id": "ws_1", "type": "web_search_call", "status": "completed", "action": {"type": "search"}}
+    done = {"type": "response.output_item.done", "output_index": 0, "item": item}
+    async with objects() as stage:
+        stage.upstream.scripts.append(
+            [STREAM_HEAD, chunks(b"data: %b\n\n" % json.dumps(done).encode(), end=False), Close()]
+        )
+        await stage.ask(post(body(stream=True, store=False), RESPONSES, JSON))
+        assert {one for _, one in stage.objects.kept} == {"ws_1"}
+        reference = body(input=[{"type": "item_reference", "id": "ws_1"}])
+        assert (await stage.ask(post(reference, RESPONSES, JSON))).status == 200
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    "linked",
+    [{"diagnostics": {"previous_message_id": None}}, {"thread": {"type": "new"}}, {"diagnostics": None}, {}],
+)
+async def test_a_message_is_remembered_where_the_next_one_may_name_it(
+    linked: dict[str, object], streamed: bool
+) -> None:
+    usage = {"input_tokens": 2, "output_tokens": 3}
+    made = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "usage": usage}
+    events = [{"type": "message_start", "message": made}, {"type": "message_stop"}]
+    said = b"".join([b"data: %b\n\n" % json.dumps(one).encode() for one in events])
+    asked = {"model": "m", "max_tokens": 5, "messages": [], "stream": streamed}
+    async with objects() as stage:
+        stage.upstream.scripts.append(
+            [STREAM_HEAD, chunks(said)] if streamed else [answer(json.dumps(made).encode())]
+        )
+        assert (
+            await stage.ask(post(json.dumps({**asked, **linked}).encode(), b"/v1/messages"))
+        ).status == 200
+        named = {**asked, "stream": False, "diagnostics": {"previous_message_id": "msg_1"}}
+        again = post(json.dumps(named).encode(), b"/v1/messages")
+        remembered = any(linked.values())
+        assert (await stage.ask(again)).status == (200 if remembered else 404)
+        stage.directory.caller = OTHERS
+        assert (await stage.ask(again)).reason == "object_not_found"
 
 
 @pytest.mark.parametrize("path", [b"/all/FILES/theirs", b"/all/Files/theirs", b"/all/%46iles/theirs"])

@@ -101,7 +101,7 @@ FAMILY = ApiFamily(
     shapes={
         "anthropic_messages": CallKind(
             calls.read_messages, messages.DIALECT, "max_tokens",
-            always_reports=True, keeps=lambda document: True,
+            always_reports=True, keeps=calls.keeps,
             numbers=frozenset({"max_tokens"}),
             tool_uses="max_uses", limited_tools=("web_search_", "web_fetch_"),
             media=MediaPlaces("messages", {"image": _BASE64, "document": _BASE64}),

@@ -19,18 +19,18 @@ from gateway.core.families.controlled import (
     stated_user,
 )
 from gateway.core.families.family import (
-    BodyIds,
+    KEPT_ANSWERS,
+    KEPT_LINKED,
     Exclusions,
     ObjectLists,
     ObjectRules,
-    add_ids,
     ids_of,
-    may_name_ids,
     object_in,
     objects_in,
     only_own_tools,
     only_text,
 )
+from gateway.core.families.references import ANTHROPIC_NAMED, ANTHROPIC_OTHERS, IdFields, may_name_ids, names
 
 _MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = ControlledNames("user_id")
@@ -103,6 +103,16 @@ def ids_in_event(event: Document) -> Iterator[str]:
     yield from _ids_in_block(object_in(event, "content_block"))
 
 
+# What a later message may be compared with, or go on from, by this one's own id: its request says so.
+_LINKS = ("diagnostics", "thread")
+
+
+def keeps(document: Document) -> int:
+    """How long ids of an answer are kept, and whether its own is one of them."""
+    linked = any(document.get(name) is not None for name in _LINKS)
+    return KEPT_LINKED if linked else KEPT_ANSWERS
+
+
 def _told(document: Document) -> Iterator[str]:
     if document.get("type") != "message":
         yield from ids_of(document.get("id"))
@@ -119,25 +129,49 @@ def _ids_in_block(block: Document) -> Iterator[str]:
             yield from ids_of(output.get("file_id"))
 
 
-def _add_objects(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
-    if name.lower() != "skill_id" or holder.get("type") != _BUILT_IN_SKILLS:
-        add_ids(name, inside, holder, place, found)
-
-
 def _is_free(name: str, holder: Document) -> bool:
     """Whether a caller's model wrote it for a function of the caller's."""
     kind = holder.get("type")
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 
 
+FIELDS: Final = IdFields(
+    ANTHROPIC_NAMED, ANTHROPIC_OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS
+)
+# What the bodies of stored things may say, as Anthropic's reference has it.
+_AGENT: Final = (
+    "description execution_identity mcp_servers metadata model multiagent name skills system tools"
+)
+_TAKES: Final = {
+    path: names(fields)
+    for path, fields in {
+        "messages/batches": "requests",
+        "skills": "display_name files",
+        "agents": _AGENT,
+        "agents/{}": f"{_AGENT} version",
+        "environments": "config description metadata name scope",
+        "environments/{}": "config description metadata name scope",
+        "vaults": "display_name metadata",
+        "vaults/{}": "display_name metadata",
+        "vaults/{}/credentials": "auth display_name metadata",
+        "vaults/{}/credentials/{}": "auth display_name metadata",
+        "memory_stores": "description metadata name",
+        "memory_stores/{}": "description metadata name",
+        "memory_stores/{}/memories": "content path view",
+        "memory_stores/{}/memories/{}": "content path precondition view",
+    }.items()
+}
 OF_AGENTS: Final = ("environments", "vaults", "memory_stores")
 OBJECTS = ObjectRules(
     collections=("messages/batches", "files", "skills", "agents", *OF_AGENTS),
     may_name=may_name_ids,
-    add=_add_objects,
+    add=FIELDS.add,
     told=_told,
     is_free=_is_free,
     tell=_TELL,
+    linked=lambda document: iter(ids_of(document.get("id"))),
+    lasting=("file_",),
+    takes=_TAKES,
     lists=ObjectLists(
         (
             "/v1/messages/batches",

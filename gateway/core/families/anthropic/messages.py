@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.core.billing.price_book import Counts
 from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
+from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import (
     NO_COUNT,
@@ -137,6 +138,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.failed = True
     elif read.type == "message_stop":
         meter.phase = CLOSED
+    if read.message is not None and meter.call.keeps == KEPT_LINKED:
+        meter.told += ids_of(object_in(loose_document(data), "message").get("id"))
     if meter.call.keeps and may_tell(data):
         meter.told += ids_in_event(loose_document(data))
     return False

@@ -11,6 +11,7 @@ from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
 from gateway.core.families.family import (
+    KEPT_ANSWERS,
     ApiFamily,
     CallKind,
     JobPaths,
@@ -159,7 +160,7 @@ FAMILY = ApiFamily(
             "max_output_tokens",
             object_at("generation_config"),
             always_reports=True,
-            keeps=lambda document: True,
+            keeps=lambda document: KEPT_ANSWERS,
             operation="generate_content",
             numbers=frozenset({"max_output_tokens"}),
             media=MediaPlaces("input", dict.fromkeys(("image", "audio", "video", "document"), _TYPED)),

@@ -36,6 +36,7 @@ from gateway.core.families.family import (
     object_in,
     only_text,
 )
+from gateway.core.families.references import names
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -321,6 +322,14 @@ def _chosen(document: Document) -> str | None:
     return None
 
 
+# What the bodies of stored things may say; of a stored content that lasts longer, its end alone.
+_TAKES: Final = {
+    "cachedContents/{}": names("ttl expireTime expire_time"),
+    "fileSearchStores": names("displayName display_name embeddingModel embedding_model"),
+    "fileSearchStores/{}:importFile": names(
+        "fileName file_name customMetadata custom_metadata chunkingConfig chunking_config"
+    ),
+}
 OBJECTS = ObjectRules(
     collections=_COLLECTIONS,
     may_name=lambda body, names: _MARK.search(body) is not None,
@@ -329,6 +338,9 @@ OBJECTS = ObjectRules(
     is_free=lambda name, holder: name == "response" or (name == "result" and "call_id" in holder),
     chosen=_chosen,
     by_path=True,
+    takes=_TAKES,
+    models=("tunedModels/",),
+    lasting=("files/",),
     lists=ObjectLists(
         (
             "/v1beta/files",

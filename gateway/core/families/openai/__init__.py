@@ -18,7 +18,7 @@ from gateway.core.families.family import (
     target,
 )
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
-from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat
+from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat, keeps_response
 from gateway.core.families.openai.sockets import ResponseMessages
 from gateway.core.metering.stream import OpaqueMeter
 from gateway.core.model import Family
@@ -77,7 +77,7 @@ _SHAPES = {
         calls.read_responses,
         responses.DIALECT,
         "max_output_tokens",
-        keeps=lambda document: True,
+        keeps=keeps_response,
         uses="max_tool_calls",
         numbers=frozenset({"max_output_tokens", "max_tool_calls"}),
         media=_RESPONSES_MEDIA,

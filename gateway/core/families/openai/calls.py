@@ -20,19 +20,21 @@ from gateway.core.families.controlled import (
     stated_user,
 )
 from gateway.core.families.family import (
+    KEPT_ANSWERS,
+    KEPT_BRIEFLY,
+    KEPT_NOTHING,
     CallKind,
     Exclusions,
     ObjectLists,
     ObjectRules,
     Reader,
-    add_ids,
     ids_of,
-    may_name_ids,
     object_in,
     objects_in,
     only_own_tools,
     only_text,
 )
+from gateway.core.families.references import OPENAI_NAMED, OPENAI_OTHERS, IdFields, may_name_ids, names
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import InvalidRequest
@@ -142,8 +144,9 @@ STORED: Final = Dialect(_count_once)
 def unit(read: Reader, *, any_model: bool = False) -> CallKind:
     """A call that makes or keeps something, and is one unit of its service."""
     return CallKind(
-        read, STORED, keeps=lambda document: True, operation="generate_content", any_model=any_model
-    )
+        read, STORED, keeps=lambda document: True, operation="generate_content", any_model=any_model,
+        stores=True,
+    )  # fmt: skip
 
 
 def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
@@ -211,19 +214,23 @@ def _told(document: Document) -> Iterator[str]:
     Text of a model or a tool is no place, and a list is none, which may hold a caller's text. An earlier
     object is none either, such as a response's conversation.
     """
-    for name in ("id", "output_file_id", "error_file_id", "conversation_id"):
+    for name in ("id", "output_file_id", "error_file_id", "conversation_id", "fine_tuned_model"):
         yield from ids_of(document.get(name))
+    for one in objects_in(document, "data"):  # of training: models that are made on its way
+        if one.get("object") == "fine_tuning.job.checkpoint":
+            yield from ids_of(one.get("id"))
+            yield from ids_of(one.get("fine_tuned_model_checkpoint"))
     files = document.get("result_files")  # of training
     for one in files if isinstance(files, list) else ():
         yield from ids_of(one)
     yield from ids_of(object_in(document, "file").get("id"))  # of an upload that is complete
     for item in objects_in(document, "output"):
-        yield from _ids_in_item(item)
+        yield from ids_in_item(item)
     for choice in objects_in(document, "choices"):
         yield from ids_of(object_in(object_in(choice, "message"), "audio").get("id"))
 
 
-def _ids_in_item(item: Document) -> Iterator[str]:
+def ids_in_item(item: Document) -> Iterator[str]:
     yield from ids_of(item.get("id"))
     if item.get("type") == "code_interpreter_call":
         yield from ids_of(item.get("container_id"))
@@ -234,14 +241,75 @@ def _ids_in_item(item: Document) -> Iterator[str]:
                 yield from ids_of(note.get("container_id"))
 
 
-def keeps_chat(chat: Document) -> bool:
-    """Whether anything of a chat's answer may be asked for later: all of it where it says so, or its sound.
+def keeps_chat(chat: Document) -> int:
+    """How long a chat's answer may be asked for: all of it where it says so, or its sound for a while.
 
     An answer that is not stored has an id as well, of nothing.
     """
-    return bool(chat.get("store")) or "audio" in chat or "modalities" in chat
+    if chat.get("store"):
+        return KEPT_ANSWERS
+    return KEPT_BRIEFLY if "audio" in chat or "modalities" in chat else KEPT_NOTHING
 
 
+def keeps_response(response: Document) -> int:
+    """How long ids of a response are kept: one that is not stored has items and containers all the same."""
+    return KEPT_BRIEFLY if response.get("store") is False else KEPT_ANSWERS
+
+
+# Checks that the API asked for by an item, which come back beside it; and rows of an eval's own data.
+_CHECKS: Final = {
+    "pending_safety_checks": "computer_call",
+    "acknowledged_safety_checks": "computer_call_output",
+}
+_ROWS: Final = frozenset({"item", "sample"})
+
+
+def _is_free(name: str, holder: Document) -> bool:
+    """Whether a field holds what its caller or the API itself wrote, and no reference."""
+    return (name in _CHECKS and holder.get("type") == _CHECKS[name]) or (
+        name in _ROWS and holder.keys() <= _ROWS
+    )
+
+
+# What the bodies of stored things may say, as OpenAI's reference has it, and where an eval may have its data
+# from: its other sources read the stored chats and responses of the whole account, by a query.
+_TAKES: Final = {
+    path: names(fields)
+    for path, fields in {
+        "conversations": "items metadata",
+        "conversations/{}": "metadata",
+        "conversations/{}/items": "items",
+        "chat/completions/{}": "metadata",
+        "vector_stores": "chunking_strategy description expires_after file_ids metadata name",
+        "vector_stores/{}": "expires_after metadata name",
+        "vector_stores/{}/search": "query filters max_num_results ranking_options rewrite_query",
+        "vector_stores/{}/files": "attributes chunking_strategy file_id",
+        "vector_stores/{}/files/{}": "attributes",
+        "vector_stores/{}/file_batches": "attributes chunking_strategy file_ids files",
+        "containers": "expires_after file_ids memory_limit name network_policy skills",
+        "containers/{}/files": "file file_id",
+        "uploads": "bytes expires_after filename mime_type purpose",
+        "uploads/{}/complete": "md5 part_ids",
+        "skills": "files",
+        "evals": "data_source_config metadata name testing_criteria",
+        "evals/{}": "metadata name",
+        "evals/{}/runs": "data_source metadata name",
+        "fine_tuning/jobs": "hyperparameters integrations metadata method model seed suffix training_file"
+        " trainingType validation_file",
+        "batches": "completion_window endpoint input_file_id metadata output_expires_after",
+    }.items()
+}
+_DATA: Final = frozenset({"type", "source", "input_messages", "model", "sampling_params"})
+_KINDS: Final = {
+    "data_source_config": {"custom": frozenset({"type", "item_schema", "include_sample_schema"})},
+    "data_source": dict.fromkeys(("jsonl", "completions", "responses"), _DATA),
+    "source": {"file_id": frozenset({"type", "id"}), "file_content": frozenset({"type", "content"})},
+}
+
+
+FIELDS: Final = IdFields(
+    OPENAI_NAMED, OPENAI_OTHERS, lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-")
+)
 OBJECTS = ObjectRules(
     collections=(
         "chat/completions", "fine_tuning/jobs", "responses", "conversations", "files", "batches",
@@ -249,19 +317,19 @@ OBJECTS = ObjectRules(
         "libraries",
     ),
     may_name=may_name_ids,
-    add=add_ids,
+    add=FIELDS.add,
+    is_free=_is_free,
     told=_told,
-    results=frozenset({"batches", "fine_tuning/jobs"}),
+    results=frozenset({"batches", "fine_tuning/jobs", "fine_tuning/jobs/checkpoints"}),
     refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
-    actions=frozenset({"responses/compact", "responses/input_tokens", "threads/runs"}),
+    actions=frozenset(
+        {"responses/compact", "responses/input_tokens", "threads/runs", "chat/completions/batch"}
+    ),
     within=frozenset({"uploads/parts", "uploads/complete"}),
-    # Other servers run models at some of these paths.
-    takes={
-        "/v1/conversations": frozenset({"items", "metadata"}),
-        "/v1/conversations/{id}": frozenset({"metadata"}),
-        "/v1/conversations/{id}/items": frozenset({"items"}),
-        "/v1/chat/completions/{id}": frozenset({"metadata"}),
-    },
+    takes=_TAKES,
+    kinds=_KINDS,
+    models=("ft:",),
+    lasting=("file-", "conv_"),
     lists=ObjectLists(
         tuple(
             f"{front}/{one}"

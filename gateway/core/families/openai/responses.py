@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.families.family import object_in, told_of
-from gateway.core.families.openai.calls import OBJECTS
+from gateway.core.families.openai.calls import OBJECTS, ids_in_item
 from gateway.core.families.openai.reports import read_usage
 from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
@@ -46,6 +46,8 @@ class _ResponseEvent(msgspec.Struct):
 # Items of an output that are uses of the provider's own tools end so: `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
+# An item is whole, and may come back in the next request.
+_ITEM_DONE = "response.output_item.done"
 # Work on a page that a search found is no search.
 _READING = ({"type": "open_page"}, {"type": "find_in_page"})
 _CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -97,6 +99,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.phase = CLOSED
     if meter.call.keeps and read.response is not None:
         meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.named)
+    if meter.call.keeps and read.type == _ITEM_DONE:
+        meter.told += ids_in_item(loose_document(bytes(read.item)))
     if read.response is not None:
         _take(meter, read.response)
     return False
@@ -110,7 +114,7 @@ def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
         meter.content_events += 1
     seen = meter.text_bytes - before
     if kind.endswith(_WHOLE):
-        if kind == "response.output_item.done":
+        if kind == _ITEM_DONE:
             _note_item(meter, bytes(read.item))
         _see_whole(meter, read, data)
     else:

@@ -1,0 +1,148 @@
+"""Fields of requests that name what an upstream keeps, and fields that end like an id and name nothing.
+
+Both are tables by API. A name in neither names an object as well, so that a field of tomorrow opens nothing;
+in the body of a stored object it is refused by its name. A test reads the request types of the vendors' SDKs
+and fails on a name that no table has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.core.calls.call import FieldNames
+from gateway.core.families.controlled import Document, id_in, ids_in
+from gateway.core.families.family import BodyIds
+
+
+def names(written: str) -> frozenset[str]:
+    """Return the names of a text with blanks between them."""
+    return frozenset(written.split())
+
+
+# Callers' own numbers and names, whichever API: of calls of tools, of users, of requests, of lines of a file.
+_OF_CALLERS: Final = names(
+    "call_id tool_call_id tool_use_id user_id request_id trace_id custom_id connector_id"
+)
+OPENAI_OTHERS: Final = _OF_CALLERS | names(
+    # The call of a program that made another call, events of a socket, what traces are sorted by; Mistral's
+    # agents are the operator's own.
+    "caller_id event_id group_id agent_id"
+)
+OPENAI_NAMED: Final = names(
+    # what calls name
+    "approval_request_id comparison_response_id container_id conversation_id file_id file_ids input_file_id"
+    " item_id part_ids previous_item_id previous_response_id response_id skill_id stream_id tunnel_id"
+    " vector_store_id vector_store_ids assistant_id thread_id run_id eval_id delegation_id field_id"
+    # of Mistral
+    " library_id library_ids from_entry_id document_id"
+    # of agents, their sessions, environments and vaults
+    " credential_id environment_id environment_template_id session_id subagent_id turn_id vault_id vault_ids"
+    # of the account itself: no route leads there
+    " actor_ids api_key_ids certificate_ids client_id external_id external_key_id group_ids kms_project_id"
+    " model_ids project_id project_ids resource_ids role_id service_account_id subscription_id tenant_id"
+    " user_ids workload_identity_pool_id workload_identity_provider_id"
+    # a text of these names names one too
+    " conversation container training_file validation_file"
+)
+ANTHROPIC_OTHERS: Final = _OF_CALLERS | names(
+    # Calls of tools by other tools, and pages and downloads of a caller's own browser.
+    "custom_tool_use_id tool_id tab_id download_id"
+)
+ANTHROPIC_NAMED: Final = names(
+    # what calls name
+    "container file_id previous_message_id skill_id plugin_id"
+    # of agents
+    " agent_id agent_ids deployment_id deployment_ids environment_id environment_ids memory_id"
+    " memory_store_id reference_id served_version_id session_id session_ids session_thread_id vault_id"
+    " vault_ids"
+    # of lists, and of the account: who pays is the operator's to say
+    " after_id before_id scope_id actor_ids anthropic_worker_id api_key_id api_key_ids channel_id"
+    " claude_tag_user_ids client_id created_by_user_id external_id external_key_id issuer_id marketplace_id"
+    " organization_id organization_ids owner_user_id rbac_group_ids service_account_id slack_channel_id"
+    " slack_channel_ids slack_workspace_id tenant_id user_ids user_profile_id user_profile_ids workspace_id"
+    " workspace_ids"
+)
+
+# An object that stands whole in a request has an id of its own that names nothing. It is an element of such
+# a list, of a type that the list's API documents: by both, the member that makes it whole. Items of tools
+# that the API runs itself come back as it told of them.
+_SAID: Final = {"message": "content"}
+_ITEMS: Final = {
+    **_SAID,
+    "function_call": "arguments", "function_call_output": "output",
+    "custom_tool_call": "input", "custom_tool_call_output": "output",
+    "computer_call": "action", "computer_call_output": "output",
+    "local_shell_call": "action", "local_shell_call_output": "output",
+    "shell_call": "action", "shell_call_output": "output",
+    "apply_patch_call": "operation", "apply_patch_call_output": "output",
+    "reasoning": "encrypted_content", "compaction": "encrypted_content",
+    "web_search_call": "status", "file_search_call": "queries", "code_interpreter_call": "status",
+    "image_generation_call": "result", "mcp_call": "arguments", "mcp_list_tools": "tools",
+    "mcp_approval_request": "arguments", "tool_search_call": "arguments", "tool_search_output": "tools",
+}  # fmt: skip
+_BLOCKS: Final = dict.fromkeys(("tool_use", "server_tool_use", "mcp_tool_use"), "input")
+_WHOLE: Final = {
+    "input": _ITEMS, "items": _ITEMS, "messages": _SAID, "content": _BLOCKS,
+    "tool_calls": {"function": "function", "custom": "custom"},
+}  # fmt: skip
+# What an element of such a list is that does not say its type.
+_UNTYPED: Final = {"input": "message", "items": "message", "messages": "message", "tool_calls": "function"}
+# What a member is: a text, a list or an object that says something. What a function is given and what it
+# gives may be nothing.
+_MEMBERS: Final = {
+    "content": (str, list), "encrypted_content": (str,), "arguments": (str, dict),
+    "output": (str, list, dict), "input": (str, dict), "action": (dict,), "operation": (dict,),
+    "function": (dict,), "custom": (dict,), "status": (str,), "queries": (list,),
+    "result": (str,), "tools": (list,),
+}  # fmt: skip
+_MAY_BE_EMPTY: Final = frozenset({"arguments", "output", "input", "queries", "tools"})
+
+
+def may_name_ids(body: bytes, names: FieldNames) -> bool:
+    """Whether a body has a name that ends like an id's."""
+    return names.ids
+
+
+@dataclass(frozen=True, slots=True)
+class IdFields:
+    """The fields of one API: `named` name objects, `others` do not; `vendors` says of a skill, by its holder
+    and its id, that it is the vendor's own.
+    """
+
+    named: frozenset[str]
+    others: frozenset[str]
+    vendors: Callable[[Document, object], bool]
+
+    def add(self, name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
+        """Add what a field of a body names, in whichever case it is written."""
+        folded = name.lower()
+        if folded == "id":
+            id_in(inside, name)
+            (found.brought if _is_whole(holder, place) else found.named).append(inside)
+            return
+        is_list = folded.endswith("_ids")
+        if is_list or folded.endswith("_id"):
+            if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
+                return
+            if folded not in self.named:
+                found.unknown.append(name)
+        elif folded not in self.named or isinstance(inside, dict):
+            return
+        found.named += ids_in(inside, name) if is_list else [id_in(inside, name)]
+
+
+def _is_whole(holder: Document, place: str) -> bool:
+    """Whether something with an id is all there, and not a reference to what an upstream keeps.
+
+    Its place and its type say so, and no member that its caller could add.
+    """
+    kind = holder.get("type")
+    if kind is None:
+        kind = _UNTYPED.get(place)
+    member = _WHOLE.get(place, {}).get(kind) if isinstance(kind, str) else None
+    if member is None or (kind == "message" and not isinstance(holder.get("role"), str)):
+        return False
+    value = holder.get(member)
+    return isinstance(value, _MEMBERS[member]) and (bool(value) or member in _MAY_BE_EMPTY)
