@@ -22,8 +22,17 @@ from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule
-from gateway.core.calls.tariff import UNPRICED, CallPrices, PriceMatch, PriceOf, Vectors, vectors_of
+from gateway.core.calls.tariff import (
+    NO_PRICES,
+    UNPRICED,
+    CallPrices,
+    PriceMatch,
+    PriceOf,
+    Vectors,
+    vectors_of,
+)
 from gateway.core.credentials import WORKLOAD
+from gateway.core.families.controlled import models_counted
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
 from gateway.core.families.registry import BATCH_AT, SHAPES
@@ -238,6 +247,8 @@ def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallR
     if owned is not None:
         if owned.bare and (exchange.body_length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
+        if owned.counts and call.document is not None:
+            call.model, call.models_beside = models_counted(call.document, routed.params.get("model"))
         read_objects(owned, call)
     return call
 
@@ -283,7 +294,7 @@ def priced(
             _check_overlapping(ports.directory, caller, service, routed.binding.overlapping)
         if service.id:
             budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
-    prices = prices_of(ports, caller, service, call, budgets)
+    prices = prices_of(ports, caller, service, call, budgets) if routed.metered else NO_PRICES
     if not routed.metered and routed.listing is not None:
         _narrow(exchange, caller, call, routed.listing)
     return service, prices, budgets
@@ -306,9 +317,9 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
             f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
         )
     for whose, listed in _lists(exchange, caller, user):
-        if call.model:
+        if call.model or call.models_beside:
             for model in (call.model, *call.models_beside):
-                if model not in listed and not on_list(model, listed):
+                if model and model not in listed and not on_list(model, listed):
                     kind = "tool" if call.tool else "model"
                     raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}.")
         elif without_model:

@@ -15,7 +15,13 @@ import msgspec
 
 from gateway.core.calls.forms import FormFile
 from gateway.core.calls.routes import ModelTarget
-from gateway.core.families.controlled import PROMPT_BYTES_MAX, CountTokens, Document, prompt_tokens
+from gateway.core.families.controlled import (
+    INNER_CALLS,
+    PROMPT_BYTES_MAX,
+    CountTokens,
+    Document,
+    prompt_tokens,
+)
 from gateway.core.lru import LruEntry
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, RequestTooLarge
@@ -627,8 +633,8 @@ class CallRequest:
             return self.body
         before = self.written_as or self.model
         if model != before:
-            requests = document.get("requests")
-            for place in (document, *(requests if isinstance(requests, list) else ())):
+            requests, inner = document.get("requests"), [document.get(name) for name in INNER_CALLS]
+            for place in (document, *inner, *(requests if isinstance(requests, list) else ())):
                 if isinstance(place, dict) and place.get("model") is not None:
                     in_path = place["model"] == f"models/{before}"
                     place["model"], self.changed = f"models/{model}" if in_path else model, True

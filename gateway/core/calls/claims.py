@@ -634,9 +634,9 @@ def limit_output(call: CallRequest, tokens: int) -> None:
 
 # Values that could make more of a bound call than is held: numbers that nobody knows, and chats in one. A
 # server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`. So
-# where a hold binds a call, a number at the top of its body must be known: these are of the APIs'
+# where a hold binds a call, a number in its body must be known, at any depth: these are of the APIs'
 # references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
-# its `numbers`.
+# its `numbers`, which count at their own place alone.
 
 HARMLESS = frozenset(
     {
@@ -656,6 +656,8 @@ HARMLESS = frozenset(
         # where and how long it runs
         "id_slot", "priority", "timeout", "request_timeout", "stream_timeout", "keep_alive", "num_ctx",
         "num_batch", "num_gpu", "num_thread", "t_max_prompt_ms", "t_max_predict_ms", "data_parallel_rank",
+        # how vLLM streams, and what it tells of its experts
+        "stream_interval", "routed_experts_prompt_start",
         # lists of tokens
         "stop_token_ids", "allowed_token_ids", "bad_words_ids",
     }
@@ -670,6 +672,38 @@ TEXTS = frozenset(
         "cachedContent", "cached_content",
     }
 )  # fmt: skip
+# Objects whose numbers are what is said, a schema, or settings of tools and templates: nothing in them sets a
+# maximum.
+FREE_OBJECTS = frozenset(
+    {
+        "messages", "input", "inputs", "prompt", "contents", "content", "system", "instructions", "documents",
+        "systemInstruction", "system_instruction", "chat_history", "message", "prediction", "images",
+        "tools", "functions", "tool_choice", "function_call", "toolConfig", "tool_config", "toolChoice",
+        "mcp_servers", "plugins", "connectors", "tool_results", "container", "conversation",
+        "response_format", "responseFormat", "text", "format", "output_format", "json_schema",
+        "responseSchema", "response_schema", "responseJsonSchema", "response_json_schema",
+        "_responseJsonSchema", "guided_json", "structured_outputs", "grammar",
+        "metadata", "litellm_metadata", "client_metadata", "requestMetadata", "labels", "logit_bias",
+        "safetySettings", "safety_settings", "web_search_options", "search_parameters", "provider",
+        "chat_template_kwargs", "mm_processor_kwargs", "kv_transfer_params", "vllm_xargs", "custom_params",
+        "repetition_detection", "lora", "promptVariables", "guardrailConfig", "cache",
+    }
+)  # fmt: skip
+# What is known in other objects at the top: numbers that the maximum bounds, or that set none, and schemas.
+NESTED = {
+    "thinking": frozenset({"budget_tokens", "token_budget"}),
+    "reasoning": frozenset({"max_tokens"}),
+    "reasoning_config": frozenset({"budget_tokens"}),
+    "thinkingConfig": frozenset({"thinkingBudget"}),
+    "thinking_config": frozenset({"thinking_budget"}),
+    "output_config": frozenset({"remaining", "total", "format"}),
+    "context_management": frozenset({"compact_threshold", "value"}),
+    "additionalModelRequestFields": frozenset({"budget_tokens"}),
+    "imageConfig": frozenset({"compressionQuality"}),
+    "image_config": frozenset({"compression_quality"}),
+}
+_OBJECTS_DEPTH_MAX: Final = 16
+_NONE: Final[frozenset[str]] = frozenset()
 _FLOAT_CHARACTERS_MAX: Final = 64
 _NUMBER_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
 
@@ -680,15 +714,43 @@ def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
     if shape is None or document is None or not shape.maximum:
         return
     elements(document, "messages")  # of lists in it some servers make a chat each
-    known = shape.numbers | HARMLESS | allowed
-    parts = [document] if shape.place is None else [document, shape.place(document)]
-    for name, value in (field for part in parts for field in part.items()):
-        if name not in known and name not in TEXTS and _is_number(value):
-            raise InvalidRequest(
-                f"{name}: nobody here knows what this number does, and this call must not use more than is"
-                " held. Leave it out, or have the operator allow it by `fields` of the upstream.",
-                param=name,
-            )
+    place = document if shape.place is None else shape.place(document)
+    known = HARMLESS | allowed
+    for part in (document,) if place is document else (document, place):
+        for name, value in part.items():
+            if name not in shape.numbers:
+                _check_number(name, name, value, known)
+            free = value is place or name in FREE_OBJECTS or name in allowed
+            if not free and isinstance(value, list | dict):
+                _check_inside(value, name, known, NESTED.get(name, _NONE), _OBJECTS_DEPTH_MAX)
+
+
+def _check_number(name: str, param: str, value: object, known: Collection[str]) -> None:
+    if name not in known and name not in TEXTS and _is_number(value):
+        raise InvalidRequest(
+            f"{param}: nobody here knows what this number does, and this call must not use more than is"
+            " held. Leave it out, or have the operator allow it by `fields` of the upstream.",
+            param=param,
+        )
+
+
+def _check_inside(
+    value: object, path: str, known: Collection[str], inner: Collection[str], depth: int
+) -> None:
+    """Refuse a number in an object, or in one of a list, that nobody knows; `inner` are known there alone."""
+    if depth == 0:
+        raise InvalidRequest(f"{path} is nested more than {_OBJECTS_DEPTH_MAX} deep.", param=path)
+    if isinstance(value, list):
+        for each in value:
+            if isinstance(each, list | dict):
+                _check_inside(each, path, known, inner, depth - 1)
+    elif isinstance(value, dict):
+        for name, inside in value.items():
+            param = f"{path}.{name}"
+            if name not in inner:
+                _check_number(name, param, inside, known)
+                if isinstance(inside, list | dict):
+                    _check_inside(inside, param, known, inner, depth - 1)
 
 
 def _is_number(value: object) -> bool:

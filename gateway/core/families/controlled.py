@@ -76,6 +76,13 @@ _OWN_NAMES = frozenset(
         "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
     }
 )  # fmt: skip
+# Documented places of a model that judges what is said, and answers nothing (OpenAI, Mistral).
+_JUDGES = frozenset(
+    {
+        "moderation.model", "guardrails.moderation_llm_v1.model_name",
+        "guardrails.moderation_llm_v2.model_name",
+    }
+)  # fmt: skip
 # Texts by these names name no model.
 _TOLD = frozenset({"type", "name", "description"})
 _PRESET = "@preset/"
@@ -115,6 +122,8 @@ class ControlledNames:
 
 
 STREAM_OPTIONS = ControlledNames("include_usage")
+INNER_CALLS = ("generateContentRequest", "generate_content_request")
+_COUNTED = ControlledNames("model", *INNER_CALLS, *OF_EVERY_FAMILY)
 
 # The names at the top of a body, together: facts that all bodies of these names have in common.
 #
@@ -267,6 +276,21 @@ def model_in_path(document: Document, named: str | None) -> str:
     return model
 
 
+def models_counted(document: Document, named: str | None) -> tuple[str, tuple[str, ...]]:
+    """The model that a free call asks about, empty for none, and others that its body names.
+
+    It is in the path, `named`, or in the body. Gemini's body may have a whole call in it.
+    """
+    _COUNTED.check(document)
+    parts = [document, *[one for name in INNER_CALLS if isinstance(one := document.get(name), dict)]]
+    stated = document.get("model")
+    model = model_name(stated) if not named and stated is not None else ""
+    for one in parts if named else ():
+        model = model_in_path(one, named)
+    rest = {name: value for name, value in document.items() if name not in INNER_CALLS}
+    return model, tuple([name for one in (rest, *parts[1:]) for name in models_beside(one)])
+
+
 def models_beside(document: Document, names: TopNames | None = None) -> tuple[str, ...]:
     """Every model the body names beside the one that is asked for; nothing else may answer."""
     found: list[str] = []
@@ -335,11 +359,14 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
             if name in _OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
                 continue
             folded = name.casefold()
+            place = f"{path}.{name}"
             names = folded.endswith(_NAMING) or folded in MODEL_LISTS
-            if names and (
+            if place in _JUDGES:
+                _add_models(inside, place, [])
+            elif names and (
                 strict or _is_name(inside) or (isinstance(inside, list) and any(map(_is_name, inside)))
             ):
-                _add_models(inside, f"{path}.{name}", found)
+                _add_models(inside, place, found)
             elif not (functions and name == "parameters"):
                 _add_nested(inside, path, found, depth - 1, strict=strict)
 

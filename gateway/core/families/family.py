@@ -456,7 +456,8 @@ class ApiFamily:
     The parameter `key_query` of its address is one too.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
     `withheld` are fields of a metered call that do not pass; none passes that begins with
-    `withheld_prefixes`, whosever call it is. `credentials` are fields its clients send their key in,
+    `withheld_prefixes`, whosever call it is: some choose which of the operator's accounts pays.
+    `credentials` are fields its clients send their key in,
     `limits_prefix` begins those that tell an upstream's limits. With `names_requests` its clients expect
     their request id as `request-id`; by `names_session` they name the session of any call, by `own_session`,
     whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens

@@ -129,7 +129,8 @@ class ObjectAccess:
     long the answer's are kept, None where it tells of none; `reads` that its body is JSON of a free route,
     and read for what it names; `bare` that it may have none. With `makes` it makes an object, whose
     name is not its own to choose. One that `lists` is shown its organization's objects. The body of a stored
-    object is `closed`: it has no unknown field that ends like an id, and of the fields `takes` alone.
+    object is `closed`: it has no unknown field that ends like an id, and of the fields `takes` alone. A free
+    call `counts` that is about a model and no object; objects are not kept `apart` where they are shared.
     """
 
     ids: tuple[str, ...]
@@ -139,6 +140,8 @@ class ObjectAccess:
     makes: bool = False
     lists: bool = False
     closed: bool = False
+    counts: bool = False
+    apart: bool = True
     takes: frozenset[str] | None = None
 
 
@@ -149,6 +152,8 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     unless it is known to name nothing: what an API takes tomorrow is refused, not passed.
     """
     document, objects = call.document, FAMILIES[call.family].objects
+    if not owned.apart:
+        return
     call.keeps = KEPT_NOTHING
     if owned.keeps is not None:
         call.keeps = KEPT_OBJECTS if document is None else int(owned.keeps(document))

@@ -103,7 +103,7 @@ jobs = _of_partition("jobs")
 key_state, bucket = _of_account("k"), _of_account("q")
 tenant_state = _of_account("t")
 # By the partition and an organization's id: its state, its movements that wait apart, digests of its objects,
-# and of what answers of models told.
+# and of the ids in answers.
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
 answers = _of_account("told")
 # By the partition and a tenant's id: its runs that are remembered.

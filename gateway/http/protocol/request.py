@@ -180,13 +180,16 @@ _OF_ANSWERS = frozenset(
     b"want-content-digest".split()
 )
 WITHHELD = OVERRIDES | OF_BODIES | _OF_ANSWERS
-# System parameters may be fields as well; what a library says of itself is none of them.
+# System parameters may be fields as well, and which account of the operator's pays; what a library says of
+# itself is none of them.
 _WITHHELD_PREFIXES = (
     *(prefix for one in ALL for prefix in one.withheld_prefixes),
     # By which gateways in front of a provider choose another model, cache or credential.
     b"x-litellm-", b"x-portkey-", b"cf-aig-", b"helicone-", b"ocp-apim-",
     # By which a gateway of inference lets calls go before others, and knows whose they are.
     b"x-gateway-inference-", b"x-llm-d-inference-",
+    # By which a router of inference bills another account.
+    b"x-hf-bill-to",
 )  # fmt: skip
 # By which whatever is behind the gateway gives up early: it has read the input by then, and is not paid.
 _GIVES_UP = re.compile(rb"(?!x-stainless-).*(?:timeout|deadline|stream-duration)")

@@ -578,8 +578,11 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
-    if route.objects == "shared" or route.family == GENERIC:
+    if route.family == GENERIC:
         return None
+    if route.objects == "shared":
+        counts = head.method == b"POST" and _counts(route) and _is_json(head, forms=True)
+        return ObjectAccess((), None, reads=True, counts=True, apart=False) if counts else None
     places = places_of(route.family, head.path.decode("ascii"))
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
     ids += tuple(session_of(route.upstream, one) for one in head.all(FAMILIES[route.family].session_field))
@@ -607,8 +610,17 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         tells = head.method == b"GET" and bool(places) and all(place.results for place in places)
     return ObjectAccess(
         ids, _always if tells else None, reads, bare=not has_body, makes=is_list, closed=bool(places),
-        takes=takes if has_body else None,
+        takes=takes if has_body else None, counts=reads and _counts(route),
     )  # fmt: skip
+
+
+def _counts(route: Route) -> bool:
+    """Whether a free route is about a model, as one that counts tokens is, and about no stored object."""
+    rules = FAMILIES[route.family].objects
+    if route.meter != "none" or uploads_of(route) is not None:
+        return False
+    at = "" if rules is None else _kept_at(rules, route.path)
+    return rules is None or (route.path not in rules.makers and (not at or at in rules.actions))
 
 
 def _kept_at(rules: ObjectRules, path: str) -> str:

@@ -187,6 +187,47 @@ def test_where_a_maximum_stands_deeper_numbers_are_known_there_too() -> None:
         checked("gemini_generate", {"generationConfig": {"maxNewTokens": 9}})
 
 
+@pytest.mark.parametrize("meter", BODIES)
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"options": {"num_predict": 9}}, "options.num_predict"),
+        ({"extra": [{"deeper": {"n": "20000"}}]}, "extra.deeper.n"),
+        ({"options": {"max_tokens": 9}}, "options.max_tokens"),
+        ({"thinking": {"max_new_tokens": 9}}, "thinking.max_new_tokens"),
+        ({"extra": {"messages": {"n_predict": 9}}}, "extra.messages.n_predict"),
+    ],
+)
+def test_a_number_that_nobody_knows_is_refused_at_any_depth(
+    meter: str, more: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        checked(meter, more)
+    assert refused.value.param == param
+    checked(meter, more, frozenset({param.rpartition(".")[2]}))
+
+
+@pytest.mark.parametrize(
+    ("meter", "more"),
+    [
+        ("openai_chat", {"stream_interval": 4, "routed_experts_prompt_start": 2}),
+        ("openai_chat", {"reasoning": {"max_tokens": 9}, "provider": {"max_price": {"prompt": 1}}}),
+        ("openai_chat", {"logit_bias": {"50256": -100}, "web_search_options": {"user_location": {"x": 1}}}),
+        ("openai_responses", {"text": {"format": {"schema": {"maxItems": 3}}}, "prompt": {"version": "2"}}),
+        ("openai_responses", {"context_management": [{"type": "compaction", "compact_threshold": 9}]}),
+        ("anthropic_messages", {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+        ("anthropic_messages", {"output_config": {"task_budget": {"total": 9, "remaining": 3},
+                                                  "format": {"schema": {"maxItems": 3}}}}),
+        ("anthropic_messages", {"context_management": {"edits": [{"trigger": {"value": 9}}]}}),
+        ("gemini_generate", {"generationConfig": {"thinkingConfig": {"thinkingBudget": 9}}}),
+        ("gemini_generate", {"generationConfig": {"responseSchema": {"maxItems": 3}}}),
+        ("gemini_generate", {"toolConfig": {"retrievalConfig": {"latLng": {"latitude": 1.5}}}}),
+    ],
+)  # fmt: skip
+def test_numbers_of_documented_objects_pass(meter: str, more: dict[str, Any]) -> None:
+    checked(meter, more)
+
+
 @pytest.mark.parametrize("messages", [[MESSAGES, MESSAGES], MESSAGES[0], "hi"])
 def test_a_bound_call_is_one_chat(messages: object) -> None:
     with pytest.raises(InvalidRequest, match=r"^messages "):
@@ -196,7 +237,7 @@ def test_a_bound_call_is_one_chat(messages: object) -> None:
 def test_what_is_no_number_passes() -> None:
     checked(
         "openai_chat",
-        {"new_field": {"max": 5}, "another": "text", "third": True, "list": [9, 9], "none": None},
+        {"new_field": {"max": "much"}, "another": "text", "third": True, "list": [9, 9], "none": None},
     )
 
 

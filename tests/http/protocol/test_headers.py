@@ -17,7 +17,7 @@ from tests.http.stage import staged
 
 _PASSED = (
     b"Accept: text/x\r\nUser-Agent: u/1\r\nX-Custom: a\r\nX-Custom: b\r\nCookie: c=d\r\ntraceparent: 00-1\r\n"
-    b"openai-organization: o\r\nidempotency-key: k\r\nanthropic-version: 1\r\n"
+    b"idempotency-key: k\r\nanthropic-version: 1\r\n"
 )
 _ENDED = (
     b"Keep-Alive: timeout=5\r\nProxy-Connection: keep-alive\r\nTE: trailers\r\nTrailer: x\r\n"

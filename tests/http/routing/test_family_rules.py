@@ -243,7 +243,8 @@ async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
      b"x-envoy-upstream-rq-timeout-ms", b"X_Envoy_Upstream_Rq_Per_Try_Timeout_Ms", b"x-server-timeout",
      b"x-envoy-expected-rq-timeout-ms", b"x-envoy-upstream-stream-duration-ms", b"Grpc-Timeout",
      b"x-request-timeout", b"x-request-deadline", b"x-gateway-inference-objective",
-     b"x-llm-d-inference-fairness-id"],
+     b"x-llm-d-inference-fairness-id", b"openai-organization", b"OpenAI-Project", b"anthropic-workspace-id",
+     b"anthropic-organization", b"anthropic-organization-id", b"anthropic-user-profile-id", b"x-hf-bill-to"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
 async def test_a_field_that_masks_or_reshapes_does_not_pass(name: bytes, path: bytes) -> None:

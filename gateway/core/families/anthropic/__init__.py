@@ -125,6 +125,7 @@ FAMILY = ApiFamily(
     credentials=(b"x-api-key",),
     limits_prefix=b"anthropic-ratelimit-",
     queries={b"api-version": None, b"beta": None},
+    withheld_prefixes=(b"anthropic-workspace-id", b"anthropic-organization", b"anthropic-user-profile-id"),
     names_requests=True,
     names_session=b"x-claude-code-session-id",
     objects=OBJECTS,

@@ -281,6 +281,7 @@ FAMILY = ApiFamily(
     shares_paths=True,
     credentials=(b"authorization", b"api-key"),
     queries={b"api-version": None},
+    withheld_prefixes=(b"openai-organization", b"openai-project"),
     key_protocol=b"openai-insecure-api-key.",
     own_session=b"session-id",  # Codex's
     objects=OBJECTS,
