@@ -17,7 +17,7 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import pictures_by_tokens
-from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
+from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
@@ -35,7 +35,7 @@ from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted
 from gateway.core.families.family import Listing, narrowed
 from gateway.core.families.objects import read_objects
-from gateway.core.families.registry import BATCH_AT, SHAPES
+from gateway.core.families.registry import BATCH_AT, FAMILIES, SHAPES
 from gateway.core.model import (
     GENERIC,
     INTERACTIVE,
@@ -333,9 +333,30 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
 
 
 async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """`ObjectNotFound` where a call names a stored object that is not its organization's."""
-    if call.named and not await exchange.worker.ports.objects.owned(caller, call.named):
+    """`ObjectNotFound` where a call names a stored object that is not its organization's, or such a model."""
+    named = call.named + made_models(exchange, caller, call)
+    if named and not await exchange.worker.ports.objects.owned(caller, named):
         raise ObjectNotFound
+
+
+def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[str, ...]:
+    """Models that a call names and that some call made: they are owned as ids are.
+
+    A name that the configuration writes is the operator's to give.
+    """
+    rules, owned = FAMILIES[call.family].objects, exchange.routed.owned
+    if rules is None or not rules.models or owned is None or not owned.apart:
+        return ()
+    begins, asked = rules.models, (call.model, *call.models_beside, exchange.routed.listed)
+    if call.targets:
+        asked = (*asked, *[one.model for one in call.targets])
+    made = [one for one in asked if one.lower().startswith(begins)]
+    if not made:
+        return ()
+    table, whose = exchange.worker.models.table(), caller.organization_id
+    rule = table.find(call.model, whose) if call.model else None
+    written = [] if rule is None else [one.model for one in rule.targets]
+    return tuple([one for one in made if one not in written and not table.names_itself(one, whose, begins)])
 
 
 def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, number: int = 1) -> None:
@@ -539,8 +560,14 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
                 return False
         if configured.rules and not _is_open(configured, caller, name):
             return False
+        made = checks is not None and name.lower().startswith(begins) and name not in checks.own
+        if made and not configured.names_itself(name, caller.organization_id, begins):
+            return False
         return services is None or any(_may_call(exchange, caller, one, name) for one in services)
 
+    rules, owned = FAMILIES[exchange.routed.family].objects, exchange.routed.owned
+    begins = () if rules is None or owned is None or not owned.apart else rules.models
+    checks = NameCheck(begins) if begins and not model else None
     ours = _configured(exchange, caller, configured) if configured.rules else []
     if model:
         if not shows(model):
@@ -549,8 +576,9 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
             call.listing = listing.one(model)
     elif ours:
         call.listing = listing.written([one for one in ours if shows(one)])
-    elif lists or services is not None or configured.rules:
-        call.narrow = lambda document: narrowed(document, listing, shows)
+    elif lists or services is not None or configured.rules or checks is not None:
+        call.checks = checks
+        call.narrow = lambda document: narrowed(document, listing, shows, checks)
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
 
 

@@ -72,6 +72,7 @@ from gateway.http.admission import (
     check_batch_models,
     identify,
     known,
+    made_models,
     named_prices,
     prices_of,
     run_policies,
@@ -397,7 +398,8 @@ async def _taken(
         if caller.acts_for(attribution.user, one.user) != user:
             raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
         read_objects(_NAMES, one)
-        if one.named and not await ports.objects.owned(caller, one.named):
+        named = one.named + made_models(exchange, caller, one)
+        if named and not await ports.objects.owned(caller, named):
             raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
         if one.tools or one.models_beside:
             prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))

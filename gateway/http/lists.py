@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from gateway.core.calls.call import write_document
 from gateway.core.families.family import ObjectLists
+from gateway.core.families.objects import told
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.reading import loose_document
 from gateway.errors import InvalidRequest, ObjectNotFound, UnknownRoute
@@ -36,7 +37,7 @@ async def list_objects(exchange: Exchange) -> None:
     admitted = await admit(exchange, caller)
     ports, objects = exchange.worker.ports, FAMILIES[exchange.routed.family].objects
     lists = None if objects is None else objects.lists
-    if ports.jobs is None or lists is None:
+    if ports.jobs is None or objects is None or lists is None:
         raise UnknownRoute
     path = exchange.routed.label
     limit, after, asked = _read(exchange.routed.query, lists)
@@ -44,6 +45,8 @@ async def list_objects(exchange: Exchange) -> None:
         raise ObjectNotFound
     found: list[Any] = []
     more, document = False, dict[str, object]()
+    at = objects.path.search(path)
+    tells = at is not None and at[1] in objects.results
     kind = lists.fields.get(path) or (path.rpartition("/")[2] if lists.size != "limit" else "data")
     place = {lists.after: after} if after and kind == "data" else {}
     behind = not after or kind == "data"  # else it is looked for from the first page on
@@ -66,6 +69,8 @@ async def list_objects(exchange: Exchange) -> None:
                 if more:
                     break
                 found.append(_shown(one, lists))
+                if tells:  # what was made of it since is told here as well
+                    await ports.objects.keep(caller, told(exchange.routed.family, one))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
         if more or not page or not (token or document.get("has_more")):
             break

@@ -181,6 +181,11 @@ async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, mete
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
+        checks = admitted.call.checks
+        if checks is not None and checks.asked:
+            objects = exchange.worker.ports.objects
+            names, checks.asked = dict.fromkeys(checks.asked), []
+            checks.own = frozenset([one for one in names if await objects.owned(admitted.caller, (one,))])
         passed.append(_metered(exchange, admitted, meter, b""))
     return b"".join(passed)
 

@@ -520,6 +520,17 @@ DEFAULT_BOUNDS = UsageBounds()
 TIMED_OUT: Final = frozenset({408, 504, 524})
 
 
+class NameCheck:
+    """Names of models in a list that begin so, as its reader `asked` for them; `own` are the caller's."""
+
+    __slots__ = ("asked", "begins", "own")
+
+    def __init__(self, begins: tuple[str, ...]) -> None:
+        self.begins = begins
+        self.asked: list[str] = []
+        self.own: frozenset[str] = frozenset()
+
+
 @dataclass(slots=True)
 class CallRequest:
     """What one request asks of its upstream.
@@ -578,6 +589,7 @@ class CallRequest:
     brought: frozenset[str] = frozenset()
     names: FieldNames = NO_NAMES
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
+    checks: NameCheck | None = None
     rare_bytes: int = 0
     unsure_bytes: int = 0
     measured: dict[str, int] | None = None

@@ -53,6 +53,11 @@ class ModelTable:
             raise ModelNotAllowed(f"This organization may not use the model {model}.")
         return own
 
+    def names_itself(self, model: str, organization_id: int, begins: tuple[str, ...]) -> bool:
+        """Whether a configured name, or the beginning of one, begins so and is meant for this model."""
+        rule = self.find(model, organization_id)
+        return rule is not None and folded(rule.name).startswith(begins)
+
     def names(self, organization_id: int) -> list[str]:
         """The exact names that an organization may ask for, in the order they are configured."""
         return [

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, UsageBounds
+from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, NameCheck, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.controlled import (
@@ -576,8 +576,12 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
     return params.get(found[1], "") if found is not None else ""
 
 
-def narrowed(document: bytes, listing: Listing, shows: Callable[[str], bool]) -> Iterator[bytes]:
+def narrowed(
+    document: bytes, listing: Listing, shows: Callable[[str], bool], checks: NameCheck | None = None
+) -> Iterator[bytes]:
     """The document with those models alone that are to be shown, in turns: nothing before the last one.
+
+    After the first turn somebody has answered whose the names are that it asks `checks` for.
 
     Beside the models only plain values stay. `UpstreamUnreachable` where it cannot be read as a list.
     """
@@ -590,6 +594,9 @@ def narrowed(document: bytes, listing: Listing, shows: Callable[[str], bool]) ->
         raise UpstreamUnreachable("The upstream's list of models cannot be read.")
     if len(models) > MODELS_MAX:
         raise UpstreamUnreachable(f"The upstream lists more than {MODELS_MAX} models.")
+    if checks is not None:
+        names = [str(one.get(listing.name)) for one in models if isinstance(one, dict)]
+        checks.asked = [one for one in names if one.lower().startswith(checks.begins)]
     shown: list[object] = []
     for start in range(0, len(models), AT_ONCE_MODELS_MAX):
         yield b""

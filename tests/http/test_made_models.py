@@ -1,0 +1,86 @@
+"""A model that a call made is its organization's, as an id is: no other one calls it or sees its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.calls.routes import Route
+from gateway.core.families.openai import FAMILY
+from gateway.core.model import Caller
+from tests.http.fakes import CALLER, ROUTES, answer, get
+from tests.http.test_models import Pair, chat, paired, rule
+
+OTHERS = replace(CALLER, organization_id=99)
+TRAINED = "ft:gpt-4o-mini:bravo:plan:abc"
+CHECKPOINT = f"{TRAINED}:ckpt-step-90"
+JOB = {"id": "ftjob-1", "object": "fine_tuning.job", "fine_tuned_model": TRAINED}
+STEPS = {"object": "list", "data": [{
+    "object": "fine_tuning.job.checkpoint", "id": "ftckpt_1", "fine_tuned_model_checkpoint": CHECKPOINT,
+}]}  # fmt: skip
+MODELS = {"object": "list", "data": [{"id": one} for one in ("m", TRAINED, CHECKPOINT)]}
+FREE = tuple(
+    replace(one, upstream="up")
+    for one in FAMILY.routes
+    if "fine_tuning/jobs/" in one.path or "models" in one.path
+)
+ROUTED: tuple[Route, ...] = (*ROUTES, *FREE)
+
+
+@asynccontextmanager
+async def trained() -> AsyncIterator[Pair]:
+    """A stage where the first organization was told what its job made."""
+    async with paired(rule("x/", ("up", "*"), prefix=True), routes=ROUTED) as pair:
+        stage = pair.stage
+        stage.objects.kept.add((CALLER.organization_id, "ftjob-1"))
+        for path, said in ((b"", JOB), (b"/checkpoints", STEPS)):
+            stage.upstream.scripts.append([answer(json.dumps(said).encode())])
+            assert (await stage.ask(get(b"/v1/fine_tuning/jobs/ftjob-1" + path), "GET")).status == 200
+        yield pair
+
+
+async def asked(pair: Pair, caller: Caller, model: str, **more: object) -> int:
+    pair.stage.directory.caller = caller
+    return (await pair.ask(chat(model, **more))).status
+
+
+@pytest.mark.parametrize("model", [TRAINED, CHECKPOINT, f"x/{TRAINED}"])
+async def test_nobody_else_calls_a_trained_model(model: str) -> None:
+    async with trained() as pair:
+        assert await asked(pair, CALLER, model) == 200
+        before = pair.asked
+        assert await asked(pair, OTHERS, model) == 404
+        assert await asked(pair, OTHERS, model.replace("ft:", "FT:")) == 404
+        assert await asked(pair, OTHERS, "m", models=[model.removeprefix("x/")]) == 404
+        assert pair.asked == before
+
+
+@pytest.mark.parametrize("caller", [CALLER, OTHERS])
+async def test_a_list_of_models_shows_each_its_own(caller: Caller) -> None:
+    async with trained() as pair:
+        stage, is_own = pair.stage, caller is CALLER
+        stage.directory.caller = caller
+        stage.upstream.scripts.append([answer(json.dumps(MODELS).encode())])
+        got = await stage.ask(get(b"/v1/models"), "GET")
+        shown = [one["id"] for one in json.loads(got.body)["data"]]
+        assert shown == (["m", TRAINED, CHECKPOINT] if is_own else ["m"])
+        one = await stage.ask(get(b"/v1/models/" + TRAINED.encode()), "GET")
+        assert one.status == (200 if is_own else 404)
+
+
+@pytest.mark.parametrize(
+    ("configured", "model"),
+    [
+        (rule("own", ("up", TRAINED)), "own"), (rule(TRAINED, ("up", "")), TRAINED),
+        (rule("ft:gpt-4o-mini:bravo:", ("up", "*"), prefix=True), TRAINED),
+    ],
+)  # fmt: skip
+async def test_the_configuration_gives_a_trained_model_to_others(configured: object, model: str) -> None:
+    for whose, status in ((0, 200), (OTHERS.organization_id, 200), (CALLER.organization_id, 403)):
+        own = replace(configured, organization_id=whose)  # type: ignore[type-var]
+        async with paired(own, routes=ROUTED) as pair:
+            assert await asked(pair, OTHERS, model) == status
