@@ -317,7 +317,7 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
             f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
         )
     for whose, listed in _lists(exchange, caller, user):
-        if call.model or call.models_beside:
+        if call.model or (call.models_beside and not without_model):
             for model in (call.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
                     kind = "tool" if call.tool else "model"
@@ -566,7 +566,8 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
         return services is None or any(_may_call(exchange, caller, one, name) for one in services)
 
     rules, owned = FAMILIES[exchange.routed.family].objects, exchange.routed.owned
-    begins = () if rules is None or owned is None or not owned.apart else rules.models
+    is_apart = rules is not None and owned is not None and owned.apart and not listing.prefix
+    begins = rules.models if rules is not None and is_apart else ()
     checks = NameCheck(begins) if begins and not model else None
     ours = _configured(exchange, caller, configured) if configured.rules else []
     if model:
@@ -577,8 +578,12 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
     elif ours:
         call.listing = listing.written([one for one in ours if shows(one)])
     elif lists or services is not None or configured.rules or checks is not None:
-        call.checks = checks
-        call.narrow = lambda document: narrowed(document, listing, shows, checks)
+        call.checks, decides = checks, bool(lists or services is not None or configured.rules)
+        call.narrow = lambda document: (
+            narrowed(document, listing, shows, checks)
+            if decides or any(one.encode() in document.lower() for one in begins)
+            else iter((document,))  # nobody's model is in it
+        )
         call.strip_usage = True  # a list that is read must not be compressed, and is as long as it gets
 
 

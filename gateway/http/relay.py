@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import CallRequest, NameCheck
 from gateway.core.calls.routes import Route
 from gateway.core.families.family import TOLD_MAX
 from gateway.core.families.objects import kept_apart, session_of
@@ -183,11 +183,19 @@ async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, mete
         await link.next_turn()
         checks = admitted.call.checks
         if checks is not None and checks.asked:
-            objects = exchange.worker.ports.objects
-            names, checks.asked = dict.fromkeys(checks.asked), []
-            checks.own = frozenset([one for one in names if await objects.owned(admitted.caller, (one,))])
+            await _check_names(exchange, admitted, checks)
         passed.append(_metered(exchange, admitted, meter, b""))
     return b"".join(passed)
+
+
+async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameCheck) -> None:
+    """Find out which of the names that a list asks for are the caller's."""
+    names, own = dict.fromkeys(checks.asked), set[str]()
+    checks.asked = []
+    for name in names:
+        if await exchange.worker.ports.objects.owned(admitted.caller, (name,)):
+            own.add(name)
+    checks.own = frozenset(own)
 
 
 def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: bytes) -> bytes:

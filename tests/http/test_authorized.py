@@ -193,8 +193,12 @@ async def test_calls_of_tools_are_not_authorized() -> None:
 
 
 async def test_a_list_of_models_is_told_whole_or_not_at_all() -> None:
+    """Nobody here sees what is in it, so it is told where no model can be another organization's own."""
     listed = AUTHORIZE + b"/v1/models"
     async with staged(holds=Holds()) as stage:
+        assert await refused(stage, get(listed), "GET") == (403, "model_not_allowed")
+    shared = tuple([replace(one, objects="shared") for one in ROUTES])
+    async with staged(shared, holds=Holds()) as stage:
         assert (await stage.ask(get(listed), "GET")).status == 200
         stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
         assert await refused(stage, get(listed), "GET") == (403, "model_not_allowed")

@@ -481,7 +481,7 @@ async def test_what_costs_nothing_is_not_drained() -> None:
         stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 30.0])
         client = await stage.client()
         before = stage.plane.clock.now - 1.0
-        await client.send(get(b"/v1/models"))
+        await client.send(get(b"/v1/models/m"))
         await client.read_until(EVENT)
         now = stage.plane.clock.now + 1.0
         assert (stage.plane.serves_since(before), stage.plane.serves_since(now)) == (False, True)

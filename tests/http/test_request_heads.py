@@ -56,7 +56,7 @@ GOOD = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + AUTH
         GOOD + b"content-length: \r\n",
         GOOD + b"content-length: 4 4\r\n",
         GOOD + b"content-length: -1\r\n",
-        b"GET /v1/models HTTP/1.0\r\ntransfer-encoding: chunked\r\n" + AUTH,
+        b"GET /v1/models/m HTTP/1.0\r\ntransfer-encoding: chunked\r\n" + AUTH,
         b"GET /v1/models HTTP/1.1\nhost: x\n\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # somebody speaks TLS
         b"\r\n\r\nGET /v1/models HTTP/1.1\r\nhost: x\r\n" + AUTH,
@@ -173,10 +173,10 @@ async def test_http_1_0_is_closed_unless_it_asks_otherwise() -> None:
     async with staged() as stage:
         client = await stage.client()
         kept = await client.ask(
-            b"GET /v1/models HTTP/1.0\r\nconnection: keep-alive\r\n" + AUTH + b"\r\n", "GET"
+            b"GET /v1/models/m HTTP/1.0\r\nconnection: keep-alive\r\n" + AUTH + b"\r\n", "GET"
         )
         assert kept.one(b"connection") == b"keep-alive"
-        closed = await client.ask(b"GET /v1/models HTTP/1.0\r\n" + AUTH + b"\r\n", "GET")
+        closed = await client.ask(b"GET /v1/models/m HTTP/1.0\r\n" + AUTH + b"\r\n", "GET")
         assert closed.status == 200
         assert closed.one(b"connection") == b"close"
         assert await client.is_closed()
@@ -188,7 +188,7 @@ async def test_a_client_of_http_1_0_gets_no_chunks() -> None:
             [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"]
         )
         client = await stage.client()
-        await client.send(b"GET /v1/models HTTP/1.0\r\nconnection: keep-alive\r\n" + AUTH + b"\r\n")
+        await client.send(b"GET /v1/models/m HTTP/1.0\r\nconnection: keep-alive\r\n" + AUTH + b"\r\n")
         raw = await client.until_close()
         assert raw.endswith(b"\r\n\r\nhello")
         assert b"transfer-encoding" not in raw
@@ -329,7 +329,7 @@ async def test_another_action_on_a_model_of_googles_is_no_route(method: str, mod
 
 async def test_a_model_of_openais_may_have_colons() -> None:
     async with staged() as stage:
-        assert (await stage.ask(get(b"/v1/models/ft:m:x::1"), "GET")).status == 200
+        assert (await stage.ask(get(b"/v1/models/llama3:m:x::1"), "GET")).status == 200
 
 
 @pytest.mark.parametrize(

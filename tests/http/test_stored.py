@@ -140,7 +140,11 @@ async def test_the_sdk_gets_at_its_own_and_others_at_nothing(stage: Stage) -> No
             "vector_stores",
         ),
         ("/v1/fine_tuning/jobs", {"model": "m", "training_file": "file_1"}, "fine_tuning"),
-        ("/v1/evals/vs_1/runs", {"data_source": {"source": {"id": "file_1"}, "model": "m"}}, "evals"),
+        (
+            "/v1/evals/vs_1/runs",
+            {"data_source": {"type": "jsonl", "source": {"type": "file_id", "id": "file_1"}, "model": "m"}},
+            "evals",
+        ),
     ],
 )
 async def test_what_its_provider_bills_beside_tokens_counts_a_unit(
@@ -308,7 +312,8 @@ async def test_stored_things_of_agents_are_their_organizations(pages: Pages, kin
     path = f"/v1/{kind}".encode()
     async with staged(HERE, jobs=cast("JobsPort", pages)) as stage:
         stage.upstream.scripts = [[answer(b'{"id":"made_1","type":"thing"}')]]
-        assert (await stage.ask(post(b'{"name":"x"}', path, JSON))).status == 200
+        made = b'{"display_name":"x"}' if kind == "vaults" else b'{"name":"x"}'
+        assert (await stage.ask(post(made, path, JSON))).status == 200
         assert (CALLER.organization_id, "made_1") in stage.objects.kept
         base = f"http://127.0.0.1:{stage.port}"
         client = anthropic_sdk.AsyncAnthropic(base_url=base, api_key=KEY, max_retries=0)

@@ -368,7 +368,7 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
             ):
                 _add_models(inside, place, found)
             elif not (functions and name == "parameters"):
-                _add_nested(inside, path, found, depth - 1, strict=strict)
+                _add_nested(inside, place, found, depth - 1, strict=strict)
 
 
 def _is_name(value: object) -> bool:

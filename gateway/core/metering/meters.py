@@ -70,9 +70,9 @@ class NarrowedMeter(Meter):
         return self._go_on(self._turns)
 
     def _go_on(self, turns: Iterator[bytes]) -> bytes:
-        passed = next(turns)
-        self.behind = not passed
-        return passed
+        passed = next(turns, None)
+        self.behind = passed == b""
+        return passed or b""
 
     @property
     def kept(self) -> int:

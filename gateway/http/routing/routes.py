@@ -587,7 +587,10 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
     ids += tuple(session_of(route.upstream, one) for one in head.all(FAMILIES[route.family].session_field))
     rules = FAMILIES[route.family].objects
-    takes = None if rules is None else rules.takes.get(_kept_at(rules, route.path))
+    at = "" if rules is None else _kept_at(rules, route.path)
+    if at.endswith("/{}") and not any(place.id for place in places):
+        raise ObjectNotFound  # an action, and a route of one object
+    takes = None if rules is None else rules.takes.get(at)
     if route.meter != "none":
         shape = SHAPES.get(route.meter)
         keeps, stores = (None, False) if shape is None else (shape.keeps, shape.stores)

@@ -136,6 +136,22 @@ def test_what_is_not_controlled_passes_unread(body: bytes) -> None:
     assert read("openai_chat", body).model == "a"
 
 
+@pytest.mark.parametrize(
+    ("more", "beside"),
+    [
+        ({"moderation": {"model": "omni-moderation-latest"}}, ()),
+        ({"moderation": {"model": "a", "other": {"model": "b"}}}, ("b",)),
+        ({"moderation": {"MODEL": "a"}}, ("a",)),
+        ({"guardrails": [{"moderation_llm_v1": {"model_name": "mistral-moderation-latest"}}]}, ()),
+        ({"tools": [{"moderation": {"model": "a"}}]}, ("a",)),
+    ],
+)
+def test_a_model_that_judges_and_answers_nothing_is_known_by_its_place(
+    more: dict[str, Any], beside: tuple[str, ...]
+) -> None:
+    assert read("openai_chat", json.dumps({"model": "m", **more}).encode()).models_beside == beside
+
+
 def test_the_user_of_messages_has_one_spelling_and_its_place_one_type() -> None:
     assert refused("anthropic_messages", {"model": "m", "metadata": {"User_Id": "x"}}) == "metadata.user_id"
     assert refused("anthropic_messages", {"model": "m", "metadata": "x"}) == "metadata"

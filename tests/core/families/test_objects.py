@@ -232,6 +232,7 @@ def test_too_many_and_too_long() -> None:
         (Family("openai"), "/v1/responses", ObjectPath()),
         (Family("openai"), "/v1/responses/compact", ObjectPath()),
         (Family("openai"), "/v1/threads/runs", ObjectPath()),
+        (Family("openai"), "/v1/chat/completions/batch", ObjectPath()),
         (Family("openai"), "/v1/chat/completions/chatcmpl-1", ObjectPath("chatcmpl-1")),
         (Family("openai"), "/openai/v1/files/file-1/content", ObjectPath("file-1")),
         (Family("openai"), "/v1/models/gpt-4o", None),

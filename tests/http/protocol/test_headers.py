@@ -338,7 +338,7 @@ async def test_an_action_of_googles_is_no_model_of_another_family() -> None:
         for path in (b"/v1/models/m:batchGenerateContent", b"/v1/models/m:predictLongRunning"):
             got = await stage.ask(post(b"{}", path))
             assert (got.status, b'"status":"NOT_FOUND"' in got.body) == (404, True)
-        assert (await stage.ask(get(b"/v1/models/ft:gpt-4o:acme"), "GET")).status == 200
+        assert (await stage.ask(get(b"/v1/models/llama3:latest"), "GET")).status == 200
 
 
 @pytest.mark.parametrize("offered", [b"gzip, br", b"*", b"", b"gzip;q=0, *"])
