@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.routes import Route
+from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.families.openai import FAMILY
 from gateway.core.model import Caller
 from tests.http.fakes import CALLER, ROUTES, answer, get
@@ -79,8 +79,8 @@ async def test_a_list_of_models_shows_each_its_own(caller: Caller) -> None:
         (rule("ft:gpt-4o-mini:bravo:", ("up", "*"), prefix=True), TRAINED),
     ],
 )  # fmt: skip
-async def test_the_configuration_gives_a_trained_model_to_others(configured: object, model: str) -> None:
+async def test_the_configuration_gives_a_trained_model_to_others(configured: ModelRule, model: str) -> None:
     for whose, status in ((0, 200), (OTHERS.organization_id, 200), (CALLER.organization_id, 403)):
-        own = replace(configured, organization_id=whose)  # type: ignore[type-var]
+        own = replace(configured, organization_id=whose)
         async with paired(own, routes=ROUTED) as pair:
             assert await asked(pair, OTHERS, model) == status

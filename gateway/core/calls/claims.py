@@ -689,7 +689,8 @@ FREE_OBJECTS = frozenset(
         "repetition_detection", "lora", "promptVariables", "guardrailConfig", "cache",
     }
 )  # fmt: skip
-# What is known in other objects at the top: numbers that the maximum bounds, or that set none, and schemas.
+# Names that are known in other objects at the top: numbers that the maximum bounds, or that set none, and
+# schemas.
 NESTED = {
     "thinking": frozenset({"budget_tokens", "token_budget"}),
     "reasoning": frozenset({"max_tokens"}),
