@@ -59,6 +59,7 @@ from gateway.run.lifecycle import (
     stop_signal,
     this_program,
 )
+from gateway.run.model_lists import keep_listed
 from gateway.settings.checking import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
@@ -136,6 +137,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("port", port.keep, log)),
         asyncio.create_task(forever("jobs", jobs.keep_looking, log)),
         asyncio.create_task(forever("credentials", lambda: keep_renewed(plane.signers, log), log)),
+        asyncio.create_task(forever("model lists", lambda: keep_listed(plane.listed, log), log)),
         asyncio.create_task(metrics.publish(settings.metrics_dir, lambda: _merged(snapshots))),
     ]
     await _know_services(directory, wires, log)

@@ -19,6 +19,7 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import pictures_by_tokens
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
 from gateway.core.calls.claims import read_call, read_form, unpriced_tools
+from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
 from gateway.core.calls.routes import ModelRule
@@ -286,6 +287,7 @@ def priced(
         _aim(exchange, call, rule)
     service, budgets = NO_SERVICE, None
     if metered:
+        _know_upstreams(exchange, call, rule)
         found = ports.directory.resolve(caller, routed.service_key)
         if found is None:
             raise ServiceNotIncluded
@@ -392,6 +394,20 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
         call.targets = call.targets[:1]
     first = call.targets[0]
     exchange.upstream_name, exchange.model_sent = first.upstream, first.model
+
+
+def _know_upstreams(exchange: Exchange, call: CallRequest, rule: ModelRule | None) -> None:
+    """Have a call go by what is known of each upstream that may answer it."""
+    upstreams = exchange.worker.upstreams
+    if not call.targets:
+        upstream = upstreams.get(exchange.upstream_name)
+        facts = None if upstream is None else upstream.facts_of(call.model, None)
+        if facts is not None:
+            take_facts(call, (facts,))
+        return
+    found = [upstreams[one.upstream].facts_of(one.model, rule) for one in call.targets]
+    if any(one is not None for one in found):
+        take_facts(call, tuple([one or NO_FACTS for one in found]))
 
 
 def prices_of(

@@ -16,11 +16,13 @@ from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.facts import fit_body
 from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
 from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
 from gateway.core.families.refusal import RETRY_HELPS_S
+from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.errors import (
@@ -53,7 +55,12 @@ UPGRADE: Final = (
 
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
     """Ask the upstream, until the head of its answer is here; where that fails the hold is still due."""
-    return _ask_in_order(exchange, admitted) if admitted.call.targets else _ask(exchange, admitted)
+    call = admitted.call
+    if call.targets:
+        return _ask_in_order(exchange, admitted)
+    if call.facts:
+        fit_body(call, call.facts[0])
+    return _ask(exchange, admitted)
 
 
 async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
@@ -186,6 +193,41 @@ def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
         )  # fmt: skip
 
 
+# By these statuses an upstream says that it does not take a body as it is.
+REFUSING: Final = frozenset({400, 422})
+
+
+def hear_refusal(
+    exchange: Exchange, call: CallRequest, answer: AnswerHead, body: bytes, retry_s: float
+) -> None:
+    """Take what an upstream's refusal says of its limits and of our own fields; `body` is its end."""
+    if answer.status in LIMITED:
+        leave_alone(exchange, call, answer, retry_s)
+    elif answer.status in REFUSING:
+        _tell_of_fields(exchange, call, answer.status, body)
+
+
+def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: bytes) -> None:
+    """Say which field of the gateway's own an upstream refuses a call for, once a minute.
+
+    Where that is a maximum, the upstream's list of models is read from then on: it may say how much it takes.
+    """
+    names = [*call.put_in, call.renamed, "stream_options" if call.strip_usage else ""]
+    name = next((one for one in names if one and one.encode() in answer), "")
+    upstream = exchange.upstream
+    if not name or upstream is None:
+        return
+    shape, ports = SHAPES.get(call.meter), exchange.worker.ports
+    if shape is not None and name in {shape.maximum, call.renamed} and upstream.target.auth == "header":
+        upstream.listed = True
+    count = ports.failing.note(upstream.name, f"field {name}", ports.seconds(), KEYS_TELL_EACH_S)
+    if count:
+        ports.log(
+            "upstream_refuses_field", request_id=exchange.request_id, upstream=upstream.name, status=status,
+            field=name, maximum=call.output_max, failures=count, level="warning",
+        )  # fmt: skip
+
+
 # A call whose model has several targets: the next one is asked where one fails before its answer begins.
 #
 # Each is asked once. Once the head of an answer was taken no other one is, and one that may have worked on a
@@ -200,6 +242,8 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         answer: AnswerHead | None = None
         failure: Refusal | None = None
         exchange.upstream_name, exchange.model_sent, exchange.key = target.upstream, target.model, 0
+        if call.facts:
+            fit_body(call, call.facts[number])
         cooling = _cooling(exchange, admitted.caller, call) if worker.ports.cooling.entries else None
         if cooling is not None:
             failure, cause = cooling, FALLBACK_LIMITED

@@ -27,7 +27,7 @@ from gateway.core.metering.meter import OPEN, Meter
 from gateway.core.model import Decision
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
 from gateway.http.charge import AdmittedCall
-from gateway.http.forward import leave_alone
+from gateway.http.forward import REFUSING, hear_refusal
 from gateway.http.identity import upload_pass
 from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
@@ -65,8 +65,8 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         tail = await _relay_body(exchange, admitted, link, meter, outlet)
     if call.units_pointer and meter.unread:
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
-    if status in LIMITED:
-        leave_alone(exchange, call, answer, meter.detail.retry_s)
+    if status >= HTTPStatus.BAD_REQUEST:
+        hear_refusal(exchange, call, answer, tail, meter.detail.retry_s)
     told = _take_ids(meter, call) if meter.told else []
     exchange.ended_upstream = exchange.worker.ports.seconds()
     if exchange.before_end is not None:
@@ -123,7 +123,8 @@ async def _relay_body(
     worker, call = exchange.worker, admitted.call
     limits = worker.limits
     is_read = call.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
-    passes = call.streamed or not is_read
+    # The refusal of a stream is a document.
+    passes = (call.streamed and exchange.status not in REFUSING) or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""

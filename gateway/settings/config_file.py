@@ -42,7 +42,9 @@ from gateway.core.calls.routes import (
     ModelTarget,
     Route,
     ServiceRules,
+    TokenCounts,
     UpstreamAuth,
+    UpstreamFacts,
     UpstreamTarget,
     check_own_path,
     expression_of,
@@ -284,6 +286,8 @@ def _read(text: str, place: str) -> Proxy:
     return Proxy(host, port or _SCHEMES[scheme], scheme == "https", shown)
 
 
+# The context of a model is in its upstream's own list.
+LISTED = "listed"
 ANY_METHODS = ("ANY",)
 # In a header of an upstream it stands for a key.
 KEY = "{key}"
@@ -291,6 +295,7 @@ CONFIG_BYTES_MAX = 1 << 20
 WORKLOADS_MAX = 10_000
 FIELDS_MAX = 100
 UPSTREAM_KEYS_MAX = 16
+TOKENS_MAX = 100_000_000  # of one answer, or of a context
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 Method = Literal["ANY", "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -310,6 +315,8 @@ ModelName = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x2b\x2d-\x7e]{1,256}$"
 # A workload by the URI of its certificate, and the API key that it uses.
 Uri = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+.-]*://[\x21-\x7e]{1,2000}$")]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]
+TokensOrNone = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 PerMinute = Annotated[int, msgspec.Meta(ge=1, le=PER_MINUTE_MAX)]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
@@ -417,6 +424,16 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proxy: str = ""
     fields: Annotated[tuple[FieldName, ...], msgspec.Meta(max_length=FIELDS_MAX)] = ()
     capacity: _UpstreamCapacity | None = None
+    output_max: Tokens | None = None
+    output_min: Tokens | dict[MeterName, Tokens] | None = None
+    output_default: TokensOrNone | dict[MeterName, TokensOrNone] | None = None
+    context: Tokens | Literal["listed"] | None = None
+    maximum: Literal["max_tokens", "max_completion_tokens"] | None = None
+    adds: tuple[Literal["stream_options", "max_completion_tokens"], ...] = (
+        "stream_options", "max_completion_tokens",
+    )  # fmt: skip
+    choices: Literal["sum", "each"] = "sum"
+    on_cut: Literal["stops", "goes_on"] | None = None
 
 
 class _Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -430,6 +447,8 @@ class _Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix: ModelName | Literal[""] = ""
     fallback: tuple[Literal["unreachable", "429", "5xx"], ...] = ("unreachable", "429", "5xx")
     organization_id: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    output_max: Tokens | None = None
+    context: Tokens | None = None
 
 
 class _Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -539,7 +558,9 @@ def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]
         if len(set(targets)) < len(targets):
             raise SettingError(f"{place}.targets: a target is there twice, and each is tried once")
         fallback, owner = frozenset(one.fallback), one.organization_id or EVERYBODY
-        found.append(ModelRule(one.name or one.prefix, bool(one.prefix), targets, fallback, owner, place))
+        limits = one.output_max, one.context
+        rule = ModelRule(one.name or one.prefix, bool(one.prefix), targets, fallback, owner, place, *limits)
+        found.append(rule)
     both = conflict(found)
     if both is not None:
         kind, name = "prefix" if both[0].prefix else "name", both[0].name
@@ -622,7 +643,31 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
         capacity=None if written.capacity is None else _capacity(written.capacity, place),
         told=tuple((name.lower(), value) for name, value in written.headers.items() if TOLD.search(value)),
         held=_held(written, place),
+        facts=_facts(written, place),
     )
+
+
+def _facts(written: _Upstream, place: str) -> UpstreamFacts | None:
+    """What is stated of an upstream's answers and fields; None where nothing is."""
+    if written.context == LISTED and written.auth != "header":
+        raise SettingError(
+            f"{place}.context: no list of models is read by auth: {written.auth}: say a number"
+        )
+    least, most, context = written.output_min, written.output_max, written.context
+    facts = UpstreamFacts(
+        most, _counts(least), _counts(written.output_default), None if isinstance(context, str) else context,
+        context == LISTED, written.maximum or "", frozenset(written.adds), written.choices,
+        written.on_cut or "",
+    )  # fmt: skip
+    if isinstance(least, int) and least > facts.most(least):
+        raise SettingError(f"{place}.output_min is more than an answer may have there")
+    return None if facts == UpstreamFacts() else facts
+
+
+def _counts(written: int | Mapping[MeterName, int] | None) -> TokenCounts:
+    if written is None or isinstance(written, int):
+        return TokenCounts(written)
+    return TokenCounts(None, tuple([(str(meter), tokens) for meter, tokens in written.items()]))
 
 
 def _held(written: _Upstream, place: str) -> tuple[str, ...]:

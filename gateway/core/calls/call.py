@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.calls.forms import FormFile
-from gateway.core.calls.routes import ModelTarget
+from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 from gateway.core.families.controlled import (
     INNER_CALLS,
     PROMPT_BYTES_MAX,
@@ -557,6 +557,10 @@ class CallRequest:
     The document has not the parts that are `cut`. One that `asks` may ask for tools or a search by the names
     in its document; None where nobody has looked. What the estimator has `learned` of calls like it is kept
     until it is over. Its choices are of so many `prompts`, the first one is `first_part` of all of them.
+    `facts` are those of its upstream, or of its targets in their order, where anybody states any: an answer
+    has `output_default` tokens at most where the call states no maximum (0: nobody says so), and a maximum is
+    `output_least` at least; with `reports_each` a report is about one choice. The gateway has `put_in` these
+    fields, and has `renamed` the maximum that was `stated` as this.
     """
 
     meter: str
@@ -610,6 +614,13 @@ class CallRequest:
     learned: LruEntry | None = None
     prompts: int = 1
     first_part: float = 1.0
+    facts: tuple[UpstreamFacts, ...] = ()
+    output_default: int = 0
+    output_least: int = 1
+    reports_each: bool = False
+    put_in: tuple[str, ...] = ()
+    stated: dict[str, int] | None = None
+    renamed: str = ""
 
     @property
     def has_input(self) -> bool:

@@ -168,6 +168,7 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
         return
     if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
         document[shape.uses] = TOOL_USES
+        call.put_in += (shape.uses,)
         call.changed = True
     for tool in call.tools if shape.tool_uses else ():
         kind = tool.get("type")
@@ -177,6 +178,7 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
             and tool.get(shape.tool_uses) is None
         ):
             tool[shape.tool_uses] = TOOL_USES
+            call.put_in += (shape.tool_uses,)
             call.changed = True
 
 
@@ -543,20 +545,28 @@ def read_call(
     _understand(call, route, shape, document, path_params, bounds)
     added = 0  # members of the document, by asking for the usage of a stream where the client does not
     if call.streamed and shape.asks_for_usage:
-        options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
-        if options is None:
-            added = 1 if "stream_options" in document else 2
-            document["stream_options"] = {"include_usage": True}
-            call.strip_usage = True
-        elif not flag(options, "include_usage", "stream_options."):
-            added = 0 if "include_usage" in options else 1
-            options["include_usage"] = call.strip_usage = True
+        added = ask_for_usage(call, document)
     _write(call, document, body, look, added)
     if call.names.media:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
     return call
+
+
+def ask_for_usage(call: CallRequest, document: Document) -> int:
+    """Ask for the usage of a stream whose client does not; how many more members its document has by that."""
+    options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
+    if options is None:
+        added = 1 if "stream_options" in document else 2
+        document["stream_options"] = {"include_usage": True}
+        call.strip_usage = True
+        return added
+    if flag(options, "include_usage", "stream_options."):
+        return 0
+    added = 0 if "include_usage" in options else 1
+    options["include_usage"] = call.strip_usage = True
+    return added
 
 
 def read_form(
@@ -578,6 +588,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     """Read the document of a call, whichever body it came in."""
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
+    call.output_default = shape.output_default
     # Their objects are priced and held one by one.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
@@ -624,7 +635,9 @@ def limit_output(call: CallRequest, tokens: int) -> None:
         return
     place = document if shape.place is None else shape.place(document)
     if call.output_max is None:
+        tokens = max(min(tokens, call.output_default or tokens), call.output_least)
         place[shape.maximum] = call.output_max = tokens
+        call.put_in += (shape.maximum,)
         call.changed = True
     for name in shape.numbers:
         if place.get(name) == 0 and name != shape.uses:

@@ -168,8 +168,10 @@ class Estimator:
         worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
         # What a body names and does not hold is taken for an image.
         read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
-        call.input_ceiling, call.output_ceiling = read, learned.ceiling
+        call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
         answers, beside, stated = choices, 0, call.output_max
+        if stated is None and call.output_default:
+            stated = call.output_default
         within = answers_within(call)
         if within is not None:
             answers += within.compactions
@@ -178,12 +180,12 @@ class Estimator:
             readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
             read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
         likely, share = math.ceil(learned.output.level), learned.input_share.level
-        most = learned.ceiling
+        most = call.output_ceiling
         if stated is not None:
             most, likely = stated, min(stated, likely)
         need = min(used + likely * choices, INTEGER_MAX)
         ceiling = max(need, min(read + most * answers + beside, INTEGER_MAX))
-        least = min(read + answers + beside, ceiling) if stated is None else 0
+        least = min(read + answers * call.output_least + beside, ceiling) if stated is None else 0
         return Estimate(need, ceiling, least, read, answers, beside, share)
 
     def learn(
@@ -241,6 +243,20 @@ class Estimator:
         return self._ceilings[max(fitting, key=len)] if fitting else CEILING
 
 
+def _within(call: CallRequest, ceiling: int) -> int:
+    """The most output of one answer at the upstreams of a call, whose model has this ceiling by its name.
+
+    What a context leaves beside the prompt is the rest of it: some servers refuse a maximum above that.
+    """
+    if not call.facts:
+        return ceiling
+    found = 1
+    for one in call.facts:
+        most = ceiling if one.output_max is None else one.output_max
+        found = max(found, most if one.context is None else min(most, one.context - call.input_estimate))
+    return found
+
+
 @dataclass(slots=True)
 class InnerAnswers:
     """Answers within a call beside its own: `models` says how often one may answer and with how much, None
@@ -281,6 +297,7 @@ def limit_models(call: CallRequest) -> None:
     for tool in call.tools:
         if _is_advisor(tool) and stated_uses(tool.get(shape.tool_uses)) is None:
             tool[shape.tool_uses] = MODEL_USES
+            call.put_in += (shape.tool_uses,)
             call.changed = True
 
 

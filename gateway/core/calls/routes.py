@@ -64,6 +64,51 @@ class ServiceRules:
     unread: frozenset[str] = frozenset()
 
 
+# Fields that the gateway may put into a body beside those its caller wrote.
+ADDED = ("stream_options", "max_completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """A number of tokens for calls of every API, or of those with a meter of `by_meter` alone."""
+
+    every: int | None = None
+    by_meter: tuple[tuple[str, int], ...] = ()
+
+    def of(self, meter: str) -> int | None:
+        """Return the number for calls with this meter, None where nobody states one."""
+        return dict(self.by_meter).get(meter, self.every)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFacts:
+    """What an upstream takes and makes, as far as its operator states it.
+
+    `output_max` is the most tokens of one answer, `context` those of prompt and answer together, None where
+    nobody knows; it is looked up in the upstream's own list of models where it is `listed`. A lower maximum
+    than `output_min` is none there; without a maximum an answer has `output_default` at most, 0 where
+    nothing ends it. `maximum` is the only name of the field of a maximum that it knows, empty for that of
+    the API. `adds` are the fields that it takes where no caller wrote them. Its reports of use are about all
+    choices (`sum`) or one (`each`). Where a connection to it is cut, it `stops` or `goes_on`; empty where
+    nobody says.
+    """
+
+    output_max: int | None = None
+    output_min: TokenCounts = TokenCounts()
+    output_default: TokenCounts = TokenCounts()
+    context: int | None = None
+    listed: bool = False
+    maximum: str = ""
+    adds: frozenset[str] = frozenset(ADDED)
+    choices: str = "sum"
+    on_cut: str = ""
+
+    def most(self, unknown: int) -> int:
+        """Return the most tokens that one answer may state, `unknown` where nobody says it."""
+        known = [one for one in (self.output_max, self.context) if one is not None]
+        return min(known) if known else unknown
+
+
 # What proves to an upstream who calls: fields of the head, or credentials of a cloud.
 UpstreamAuth = Literal["header", "aws", "google"]
 
@@ -86,7 +131,7 @@ class UpstreamTarget:
     can take, None where nobody states that. `auth` says what proves who calls: its headers, or a cloud's
     credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them. `told` are
     header fields whose values say of a call whose it is (`TOLD`). `held` says where each credential is kept:
-    the variable or the setting.
+    the variable or the setting. `facts` are None where nobody states any.
     """
 
     name: str
@@ -112,6 +157,7 @@ class UpstreamTarget:
     credentials_file: str = ""
     told: tuple[tuple[str, str], ...] = ()
     held: tuple[str, ...] = ()
+    facts: UpstreamFacts | None = None
 
     def place_of_key(self, key: int) -> str:
         """Return where people keep this credential."""
@@ -147,7 +193,8 @@ class ModelRule:
     """One configured model: an exact `name`, or what names begin with where it is a `prefix`.
 
     `targets` are tried in order where one fails by a cause of `fallback`; a * in their model is what stands
-    behind a prefix. An `organization_id` of 0 is everybody's. `place` says where it was configured.
+    behind a prefix. An `organization_id` of 0 is everybody's. `place` says where it was configured. Its own
+    `output_max` and `context` go before those of its upstreams.
     """
 
     name: str
@@ -156,6 +203,8 @@ class ModelRule:
     fallback: frozenset[str] = frozenset(FALLBACK_CAUSES)
     organization_id: int = EVERYBODY
     place: str = ""
+    output_max: int | None = None
+    context: int | None = None
 
     @property
     def claim(self) -> tuple[str, bool, int]:

@@ -188,9 +188,10 @@ class CallKind:
     """One kind of metered call: `read` takes its body, `dialect` its answers.
 
     `maximum` is the field that states a maximum of the output, in what `place` finds in the document; it
-    is empty where a call produces none. With `always_reports` a complete answer tells its use; with
-    `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells how
-    the upstream keeps what an answer has ids of. `unframed` meters a stream that is no events. The most
+    is empty where a call produces none. Where it states none, the API itself has one of `output_default`
+    tokens, 0 for none. With `always_reports` a complete answer tells its use; with
+    `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells how the
+    upstream keeps what an answer has ids of. `unframed` meters a stream that is no events. The most
     uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
     `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
     OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
@@ -207,6 +208,7 @@ class CallKind:
     dialect: Dialect
     maximum: str = ""
     place: Callable[[Document], Document] | None = None
+    output_default: int = 0
     always_reports: bool = False
     asks_for_usage: bool = False
     keeps: Callable[[Document], int] | None = None

@@ -389,11 +389,16 @@ class Exchange(RequestDriver):
             return
         route, charge = self.routed.route, self.charge
         due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
-        drains = due and self.forwarded and route is not None and route.on_disconnect != "abort"
+        drains = due and self.forwarded and route is not None and self._drains(route.on_disconnect)
         if drains and self.connection.body_complete:
             self.deadline = self.worker.clock.now + self.worker.limits.drain_s
         else:
             self.interrupt(ClientGone())
+
+    def _drains(self, on_disconnect: str) -> bool:
+        """Whether an answer is read to its end without its client, as one that goes on all the same is."""
+        facts = None if self.upstream is None else self.upstream.target.facts
+        return on_disconnect != "abort" or (facts is not None and facts.on_cut == "goes_on")
 
     def check(self, now: float, watched_before: float) -> None:
         """One look at the clock: a wait that is over, a hold that must be kept from its deadline."""

@@ -385,6 +385,7 @@ class DataPlane:
                 before = self._upstreams.get(name)
                 if before is not None and before.target == target:
                     there.signer = before.signer
+                    there.contexts, there.listed = before.contexts, before.listed
             upstreams[name] = there
         for name, upstream in self._upstreams.items():
             if upstreams.get(name) is not upstream:
@@ -438,6 +439,10 @@ class DataPlane:
     def signers(self) -> list[tuple[str, CloudSigner]]:
         """What signs requests to upstreams, by their names."""
         return [(name, one.signer) for name, one in self._upstreams.items() if one.signer is not None]
+
+    def listed(self) -> list[Upstream]:
+        """The upstreams whose lists of models are read."""
+        return [one for one in self._upstreams.values() if one.listed]
 
     def snapshot(self) -> dict[str, object]:
         rows: list[tuple[str, str, int]] = []

@@ -19,7 +19,8 @@ from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.calls.facts import known_facts
+from gateway.core.calls.routes import ModelRule, UpstreamFacts, UpstreamTarget
 from gateway.core.circuit_breaker import CONNECT_TIMEOUT, PROXY
 from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
@@ -111,14 +112,16 @@ Fields = tuple[tuple[str, str], ...]
 class Upstream:
     """All connections to one target. `certificate_end` is that of the last one, Unix time, if it had one.
     `accounts` name whose limits are used there, one a key: targets with one address and credential have the
-    same. Requests are signed by a `signer`, where the target has one.
+    same. Requests are signed by a `signer`, where the target has one. `contexts` are those of models that its
+    own list tells, which is read while it is `listed`.
 
     A call that is `admit`ted may take one connection, idle or new; its organization `release`s it behind it.
     """
 
     __slots__ = (
         "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
-        "_tally", "_turns", "accounts", "capacity", "certificate_end", "name", "signer", "target",
+        "_tally", "_turns", "accounts", "capacity", "certificate_end", "contexts", "listed", "name", "signer",
+        "target",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -135,6 +138,8 @@ class Upstream:
             )
         self.target, self.capacity = target, target.capacity
         self.signer: CloudSigner | None = signer_of(target)
+        self.contexts: dict[str, int] = {}
+        self.listed = target.facts is not None and target.facts.listed
         self._left = False
         most = limits.upstream_connections_max
         self._shares = FairShares(most, max(1, int(most * limits.upstream_connections_share)))
@@ -149,6 +154,13 @@ class Upstream:
         self._idle: list[Link] = []
         self._links: set[Link] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+
+    def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
+        """What is known of it for a model, by its name there and how that is configured; None for nothing."""
+        facts = self.target.facts
+        if facts is None and rule is None and not self.contexts:
+            return None
+        return known_facts(facts, rule, self.contexts.get(model))
 
     @property
     def idle_connections(self) -> int:

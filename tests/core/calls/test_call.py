@@ -198,11 +198,11 @@ def test_a_maximum_is_written_into_a_call_that_states_none(
     meter: str, field: str, stated: dict[str, object]
 ) -> None:
     call = read(meter, {"model": "gemini-x", **stated})
-    limit_output(call, 77)
+    limit_output(call, 7)
     sent: Any = json.loads(call.take_body())
     for name in field.split("."):
         sent = sent[name]
-    assert (sent, call.output_max) == (77, 77)
+    assert (sent, call.output_max) == (7, 7)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ _SHAPES = {
         calls.read_completions,
         chat.DIALECT,
         "max_tokens",
+        output_default=16,  # as OpenAI's reference has it, and vLLM
         asks_for_usage=True,
         operation="text_completion",
         numbers=frozenset({"n", "best_of", "max_tokens"}),

@@ -1,0 +1,125 @@
+"""What is known of upstreams beside their API: how much output a call has there, and which fields say so.
+
+Pure. A call is held by the facts of all upstreams that may answer it, and its body is written by those of the
+one that is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from gateway.core.calls.call import CallRequest
+from gateway.core.calls.claims import ask_for_usage
+from gateway.core.calls.routes import ADDED, ModelRule, UpstreamFacts
+from gateway.core.families.controlled import Document
+from gateway.core.families.registry import SHAPES
+
+NO_FACTS: Final = UpstreamFacts()
+STREAM_OPTIONS, MAX_COMPLETION_TOKENS = ADDED
+# The older name of the field, which all servers of OpenAI's API know.
+MAX_TOKENS: Final = "max_tokens"
+# Names of a maximum of the output, the one that decides where several are stated first.
+_MAXIMA: Final = (
+    MAX_COMPLETION_TOKENS, MAX_TOKENS, "max_output_tokens", "maxOutputTokens", "maxTokens", "num_predict",
+)  # fmt: skip
+
+
+def known_facts(
+    stated: UpstreamFacts | None, rule: ModelRule | None, listed: int | None
+) -> UpstreamFacts | None:
+    """Return the facts of an upstream for one model; None where nobody states any.
+
+    The context comes from the model's own configuration, from the upstream's, or from its list of models.
+    """
+    facts = stated
+    if listed is not None and (facts is None or facts.context is None):
+        facts = replace(facts or NO_FACTS, context=listed)
+    if rule is None or (rule.output_max is None and rule.context is None):
+        return facts
+    facts = facts or NO_FACTS
+    return replace(
+        facts,
+        output_max=facts.output_max if rule.output_max is None else rule.output_max,
+        context=facts.context if rule.context is None else rule.context,
+    )
+
+
+def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
+    """Have a call hold what it can use at each of the upstreams with these facts."""
+    shape = SHAPES.get(call.meter)
+    if shape is None or call.document is None:
+        return
+    call.facts = facts
+    call.reports_each = call.reports_each or any(one.choices == "each" for one in facts)
+    if not shape.maximum:
+        return
+    stated, meter = call.output_max, call.meter
+    call.output_least = max([one.output_min.of(meter) or 1 for one in facts])
+    if stated is not None:
+        call.output_max = max([bounded(one, meter, stated) for one in facts])
+        return
+    defaults = [one.output_default.of(meter) for one in facts]
+    known = [call.output_default if one is None else one for one in defaults]
+    call.output_default = (
+        0
+        if 0 in known
+        else max([bounded(one, meter, tokens) for one, tokens in zip(facts, known, strict=True)])
+    )
+
+
+def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:
+    """Return the maximum that an upstream takes in place of one of so many tokens."""
+    return min(max(tokens, facts.output_min.of(meter) or 0), facts.most(tokens))
+
+
+def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
+    """Write the document of a call for the upstream with these facts, maybe another one than before."""
+    shape, document = SHAPES.get(call.meter), call.document
+    if shape is None or document is None or call.model_at is not None:
+        return
+    if call.streamed and shape.asks_for_usage:
+        _ask_for_usage(call, document, wanted=STREAM_OPTIONS in facts.adds)
+    if not shape.maximum or call.output_max is None:
+        return
+    place = document if shape.place is None else shape.place(document)
+    names = [one for one in _MAXIMA if one == shape.maximum or one in shape.numbers]
+    before = {name: tokens for name in names if type(tokens := place.get(name)) is int}
+    if call.stated is None:
+        call.stated = before
+    stated = call.stated
+    if before and MAX_COMPLETION_TOKENS in names:
+        stated = _renamed(call, facts, stated)
+    written = {name: bounded(facts, call.meter, tokens) for name, tokens in stated.items()}
+    if written != before:
+        for name in before:
+            del place[name]
+        place.update(written)
+        call.changed = True
+
+
+def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) -> dict[str, int]:
+    """Return the maximum that a chat states under the name that its upstream knows."""
+    name = facts.maximum
+    if not name and MAX_COMPLETION_TOKENS in call.put_in and MAX_COMPLETION_TOKENS not in facts.adds:
+        name = MAX_TOKENS
+    if not name or [*stated] == [name]:
+        call.renamed = ""
+        return stated
+    call.renamed = name
+    return {name: next(iter(stated.values()))}
+
+
+def _ask_for_usage(call: CallRequest, document: Document, *, wanted: bool) -> None:
+    """Ask for the usage of a stream whose client does not, where that is `wanted`; else take it back."""
+    asked = call.strip_usage
+    if wanted:
+        ask_for_usage(call, document)
+    elif asked:
+        options = document["stream_options"]
+        assert isinstance(options, dict)
+        del options["include_usage"]
+        if not options:
+            del document["stream_options"]
+        call.strip_usage = False
+    call.changed = call.changed or asked != call.strip_usage

@@ -1,0 +1,88 @@
+"""How much context each model of an upstream has, as its own list of models says: read in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
+from gateway.core.network import Proxies
+from gateway.http.ports import Log
+from gateway.http.upstream.pool import Upstream, place_of
+
+MODELS_BYTES_MAX: Final = 16 << 20
+ANSWER_MAX_S: Final = 10.0
+# An upstream is asked again after so long, and where it gave no list.
+AGAIN_S: Final = 600.0
+RETRY_S: Final = 10.0
+LOOK_S: Final = 1.0
+MODELS_MAX: Final = 10_000
+PATH: Final = "/v1/models"
+# The context of a model as vLLM and SGLang tell it.
+_CONTEXT: Final = "max_model_len"
+
+
+async def ask_models(
+    target: UpstreamTarget, path: str, fields: Mapping[str, str], within_s: float = ANSWER_MAX_S
+) -> tuple[int, bytes]:
+    """Ask an upstream for its models; the status and the body, 0 where there is no answer."""
+    from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
+
+    via = target.via
+    proxies = Proxies(via, via, ca_file="" if via is None else via.ca_file)
+    with suppress(OSError, TimeoutError, TooLarge):
+        status, _, body = await ask(
+            "GET", target.base_url + path, {**dict(target.headers), **fields}, None,
+            proxies=lambda: proxies, context=place_of(target)["ssl"], connect_s=within_s, within_s=within_s,
+            bytes_max=MODELS_BYTES_MAX,
+        )  # fmt: skip
+        return status, body
+    return 0, b""
+
+
+def contexts_in(document: bytes) -> dict[str, int]:
+    """The context of each model of a list that says it, in tokens."""
+    try:
+        said: Any = msgspec.json.decode(document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    models = said.get("data") if isinstance(said, dict) else None
+    return {
+        one["id"]: one[_CONTEXT]
+        for one in (models[:MODELS_MAX] if isinstance(models, list) else ())
+        if isinstance(one, dict) and isinstance(one.get("id"), str) and _is_count(one.get(_CONTEXT))
+    }
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+async def keep_listed(upstreams: Callable[[], Iterable[Upstream]], log: Log) -> None:
+    """Read the lists of these upstreams, each again after a while, until cancelled."""
+    due: dict[Upstream, float] = {}
+    while True:
+        now = time.monotonic()
+        there = [*upstreams()]
+        due = {one: due.get(one, now) for one in there}
+        for one in there:
+            if due[one] <= now:
+                due[one] = now + (AGAIN_S if await read_list(one, log) else RETRY_S)
+        await asyncio.sleep(LOOK_S)
+
+
+async def read_list(upstream: Upstream, log: Log) -> bool:
+    """Note the contexts that an upstream's list of models tells; whether it answered with one."""
+    target = upstream.target
+    path = own_path(target, Route(("GET",), PATH, ""), PATH, "") + own_query(target, "")
+    status, body = await ask_models(target, path, dict(target.keys[0]) if target.keys else {})
+    found = contexts_in(body) if status == 200 else {}
+    if found and found != upstream.contexts:
+        log("upstream_contexts", upstream=upstream.name, models=len(found), context=max(found.values()))
+        upstream.contexts = found
+    return bool(found)
