@@ -227,12 +227,13 @@ def _text(said: Values, suffix: str, characters_max: int) -> str:
 
 
 def _their_session(said: Values, family: Family) -> str:
-    """The session by a field of clients of this API, empty where none says one."""
-    values = [value for name in SESSION_FIELDS[family] for value in said.get(name, ())]
-    if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
-        text = values[0].decode("utf-8", "replace")
-        if text.isprintable() and text.isascii() and text:
-            return text
+    """The session by the first field of clients of this API that says one, empty where none does."""
+    for name in SESSION_FIELDS[family]:
+        values = said.get(name, ())
+        if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
+            text = values[0].decode("utf-8", "replace")
+            if text.isprintable() and text.isascii() and text:
+                return text
     return ""
 
 

@@ -453,7 +453,8 @@ class ApiFamily:
     this family's shape, `own_paths` are those no other has; each upstream of the family
     `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
     known on a path of several families (`shares_paths`), and on paths that it has `also`, as
-    another has them, and below: each ends in a slash here. `segment` is what a parameter of a path matches.
+    another has them, and below: each ends in a slash here. Its clients may begin paths by another version,
+    which is read as the second one of `versions`. `segment` is what a parameter of a path matches.
     A protocol of a WebSocket that begins with `key_protocol` is a key, as its clients in browsers send it.
     The parameter `key_query` of its address is one too.
     `queries` are the parameters of a metered call with the values each may have, None for any plain word.
@@ -489,6 +490,7 @@ class ApiFamily:
     own_paths: re.Pattern[str] | None = None
     shares_paths: bool = False
     also: tuple[str, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
     spoken_by: bytes = b""
     key_protocol: bytes = b""
     key_query: bytes = b""

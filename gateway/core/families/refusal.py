@@ -27,6 +27,8 @@ RETRY_HELPS_S = 60
 # upstream.
 HELD_OFF = frozenset({429, 503, 529})
 
+# These are about the moment, not the request.
+_IN_TIME = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
 # What `RateLimit-Policy` calls limits; nobody is told how many calls may run at once.
 _POLICIES = {
     int(LimitKind.REQUESTS): "requests", int(LimitKind.TOKENS): "tokens", int(LimitKind.QUOTA): "quota",
@@ -67,9 +69,11 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-    # Whose key has ended has to sign in again: to ask once more helps nobody.
-    if refusal.retry_helps is not None or refusal.status == HTTPStatus.UNAUTHORIZED:
-        headers.append((b"x-should-retry", b"true" if refusal.retry_helps else b"false"))
+    helps = refusal.retry_helps
+    if helps is None and is_final(refusal):
+        helps = False
+    if helps is not None:
+        headers.append((b"x-should-retry", b"true" if helps else b"false"))
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Bearer realm="tollkeeper"'))  # RFC 9110, 15.5.2
     if refusal.status in HELD_OFF or refusal.reason in SPENT:
@@ -81,6 +85,15 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     if refusal.reply_to is not None and "id" in body:
         body["id"] = refusal.reply_to
     return headers, msgspec.json.encode(body)
+
+
+def is_final(refusal: Refusal) -> bool:
+    """Whether the same request is refused again a minute later, as each is that its client has to change.
+
+    Clients of OpenAI and Anthropic take 409 for a lock that timed out, and send it again.
+    """
+    client = HTTPStatus.BAD_REQUEST <= refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    return client and refusal.status not in _IN_TIME and refusal.retry_after_s is None
 
 
 def _wait_s(decision: Decision) -> int | None:

@@ -139,7 +139,12 @@ HOP_BY_HOP = frozenset(
 OURS_PREFIX = b"x-tollkeeper-"
 # By which clients name the session a call is of, and which their upstreams get too.
 _ANY_CALL = tuple(one.names_session for one in ALL if one.names_session)
-SESSION_FIELDS = {one.name: (*_ANY_CALL, *filter(None, (one.own_session,))) for one in ALL}
+# Of no API by itself: opencode sends it to each that has models. In others it may be a secret.
+_CALL_OF_MODEL = b"x-session-id"
+SESSION_FIELDS = {
+    one.name: tuple(filter(None, (one.own_session, *_ANY_CALL, _CALL_OF_MODEL if one.models_at else b"")))
+    for one in ALL
+}
 _SESSIONS = frozenset(name for names in SESSION_FIELDS.values() for name in names)
 NAMES_BYTES_MAX = 256 * 1024
 NAME_BYTES_MAX = 64

@@ -67,6 +67,7 @@ from gateway.http.routing.routes import (
     family_of_head,
     is_live,
     is_shared,
+    listing_query,
     meant_for,
     misplaced,
     owned_by,
@@ -195,7 +196,8 @@ class HeadRouter:
             return False
 
     def _routed(self, head: RequestHead) -> RoutedHead:
-        routed = self._matched(head, self._table.match_of(head))
+        head, match = self._table.match_as_spoken(head)
+        routed = self._matched(head, match)
         if head.upgrades or is_live(routed.route):
             try:
                 check_upgrade(None if routed.asked else routed.route)
@@ -316,7 +318,8 @@ class HeadRouter:
         self, routed: RoutedHead, head: RequestHead, target: UpstreamTarget, path: bytes, route: Route
     ) -> None:
         """Work out what of a head goes on to the upstream, and in which words it begins and ends."""
-        routed.sent, routed.query = path.decode("ascii"), head.query.decode("ascii")
+        routed.sent = path.decode("ascii")
+        routed.query = listing_query(head.query, route).decode("ascii")
         routed.varies = target.by_model or len(target.keys) > 1
         is_read = routed.buffered or bool(route.units_pointer)
         form = bool(routed.form)

@@ -132,6 +132,26 @@ class RouteTable:
         found = self.match("POST", path)
         return self.match("GET", path) if found is None or found.route is None else found
 
+    def match_as_spoken(self, head: RequestHead) -> tuple[RequestHead, Match | None]:
+        """Find the route of a head, and the head as it is read: its client may say an older version's path.
+
+        Lists of models stay where they are: their upstream is known by their fields.
+        """
+        match = self.match_of(head)
+        route = None if match is None else match.route
+        spoken, path = spoken_in(head, by_key=route is None), head.path.decode("ascii")
+        if spoken is None or (route is not None and route.family == spoken):
+            return head, match
+        for begins, other in FAMILIES[spoken].versions:
+            if path.startswith(begins):
+                read = _at(head, other + path.removeprefix(begins))
+                found = self.match_of(read)
+                there = None if found is None else found.route
+                if found is not None and there is not None and there.family == spoken:
+                    lists = route is not None and (is_list(there) or one_of(there, found.params))
+                    return (head, match) if lists else (read, found)
+        return head, match
+
     def match(self, method: str, path: str) -> Match | None:
         """Find the route of a request; None for a path that is not on the list.
 
@@ -180,9 +200,13 @@ def asked_path(path: str) -> str:
 
 def asking(head: RequestHead) -> RequestHead:
     """The head of the call that another gateway asks for."""
-    path = asked_path(head.path.decode("ascii")).encode()
+    return _at(head, asked_path(head.path.decode("ascii")))
+
+
+def _at(head: RequestHead, path: str) -> RequestHead:
+    """The same head with another path."""
     return RequestHead(
-        head.method, path, head.query, head.minor, head.fields, head.read, head.length, head.chunked,
+        head.method, path.encode(), head.query, head.minor, head.fields, head.read, head.length, head.chunked,
         head.keep_alive, head.expects, head.nominated,
     )  # fmt: skip
 
@@ -387,6 +411,7 @@ _OF_LISTS = frozenset(
     b" created_before order_by status source force".split()
 )
 _EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
+_LISTING = frozenset({*_EVERYWHERE, *_OF_LISTS})
 _LISTS = ("[]", "%5B%5D", "%5b%5d")
 _NONE: frozenset[bytes] = frozenset()
 
@@ -422,14 +447,27 @@ def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads:
     return b""
 
 
+def listing_query(query: bytes, route: Route) -> bytes:
+    """The query of a call as it goes on: of a list of models what no API reads there is left out.
+
+    Clients say more of themselves in it, as Codex does its version.
+    """
+    if not query or route.meter != "none" or route.family == GENERIC or not is_list(route):
+        return query
+    pairs = [pair for pair in query[1:].split(b"&") if pair.partition(b"=")[0] in _LISTING]
+    return b"?" + b"&".join(pairs) if pairs else b""
+
+
 def check_query(query: bytes, route: Route) -> None:
     """Refuse a parameter that its family does not document on such a route, nor the route names."""
     family = _family(route)
-    if not query or family.name == GENERIC:
+    if family.name == GENERIC:
         return
-    free = route.meter == "none"
+    free, query = route.meter == "none", listing_query(query, route)
     known, of_lists = (_EVERYWHERE, _OF_LISTS) if free else (family.queries, _NONE)
     seen: set[bytes] = set()
+    if not query:
+        return
     for pair in query[1:].split(b"&"):
         name, _, value = pair.partition(b"=")
         text = name.decode("ascii")

@@ -189,10 +189,19 @@ def test_a_401_says_what_to_send_and_a_429_what_is_left(family: Family) -> None:
 
 
 def test_fields_without_a_value_are_not_sent() -> None:
-    assert [name for name, _ in render(errors.UnknownRoute(), Family("openai"), ID)[0]] == [
+    assert [name for name, _ in render(errors.InternalError(), Family("openai"), ID)[0]] == [
         b"content-type",
         b"x-tollkeeper-reason",
     ]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.reason)
+def test_a_client_is_told_that_its_own_fault_is_final(error: type[Refusal]) -> None:
+    fields = dict(render(error(), Family("openai"), ID)[0])
+    final = 400 <= error.status < 500 and error.status not in {408, 425}
+    assert fields.get(b"x-should-retry") == (b"false" if final else None)
+    waits = dict(render(error(retry_after_s=1), Family("openai"), ID)[0])
+    assert b"x-should-retry" not in waits
 
 
 def test_problem_json() -> None:

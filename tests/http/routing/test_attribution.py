@@ -14,6 +14,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"traceparent: 00-{TRACE}-b7ad6b7169203331-01\r\n".encode()
 CLAUDE = b"X-Claude-Code-Session-Id: 9b2e-7\r\n"
 CODEX = b"session-id: 01a2-7\r\n"
+OPENCODE = b"x-session-id: ses_A\r\nx-session-affinity: ses_A\r\n"
 OURS = b"x-tollkeeper-session: run 7\r\n"
 
 
@@ -34,6 +35,8 @@ def call(fields: bytes) -> bytes:
         (CLAUDE + b"x-tollkeeper-user: ann\r\n", "9b2e-7"),
         (PARENT + CODEX, "01a2-7"),
         (CODEX + OURS, "run 7"),
+        (PARENT + OPENCODE, "ses_A"),
+        (OPENCODE + CODEX, "01a2-7"),
         (CODEX + CODEX, ""),
         (b"x-tollkeeper-session: \r\n" + CLAUDE, "9b2e-7"),
         # What cannot be one is no session: another's field never refuses a call.
@@ -73,6 +76,17 @@ async def test_a_session_of_one_api_is_none_in_another(path: bytes) -> None:
                 assert facts is not None
                 assert facts.session == session
                 assert [value for name, value in stage.upstream.received[-1].headers if name == b"session-id"]
+
+
+@pytest.mark.parametrize(("path", "session"), [(b"/v1/messages", "ses_A"), (b"/services/search/x", "")])
+async def test_opencode_says_its_session_in_every_api_of_models(path: bytes, session: str) -> None:
+    async with staged() as stage:
+        body = json.dumps({"model": "m", "max_tokens": 9, "messages": []}).encode()
+        head = b"content-type: application/json\r\n" + OPENCODE
+        assert (await stage.ask(post(body, path, head))).status == 200
+        facts = read_facts(stage.counters.charges[-1].metadata)
+        assert facts is not None
+        assert facts.session == session
 
 
 @pytest.mark.parametrize("value", ["a\u00a0b", "a\u200bb", "a\u2028b", "a\tb"])

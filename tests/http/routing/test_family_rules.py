@@ -213,6 +213,18 @@ async def test_no_other_parameter_passes_on_a_free_route(query: bytes) -> None:
         assert (got.status, got.reason) == (400, "invalid_request")
 
 
+async def test_what_no_api_reads_of_a_list_is_left_out_of_its_path() -> None:
+    """Codex says its version there."""
+    async with staged() as stage:
+        for said, sent in (
+            (b"client_version=0.155.1", b""), (b"a=1;limit=9&client_version=0.155.1&limit=5", b"?limit=5"),
+        ):  # fmt: skip
+            assert (await stage.ask(get(b"/v1/models?" + said), "GET")).status == 200
+            assert stage.upstream.received[-1].target == b"/v1/models" + sent
+        for said in (b"limit=5&limit=6", b"alt=proto", b"limit=5;x"):
+            assert (await stage.ask(get(b"/v1/models?" + said), "GET")).status == 400
+
+
 @pytest.mark.parametrize(
     "query",
     [b"key=x", b"Key=x", b"KEY=x", b"$key=x", b"%24key=x", b"%6bey=x", b"a=b;key=x", b"+key=x", b"key+=x",

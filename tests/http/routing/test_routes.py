@@ -7,9 +7,11 @@ import json
 import pytest
 
 from gateway.core.calls.routes import Route
-from gateway.http.routing.routes import RouteTable
+from gateway.core.http_limits import HttpLimits
+from gateway.http.routing.head import HeadRouter
+from gateway.http.routing.routes import RouteTable, WorkerBindings
 from gateway.settings.settings import load
-from tests.http.fakes import get, post
+from tests.http.fakes import FakeDirectory, get, post
 from tests.http.stage import staged
 
 CHAT = "/v1/chat/completions"
@@ -85,3 +87,35 @@ async def test_a_404_names_the_path_and_the_nearest_one() -> None:
         assert told == "No route is configured for /chat/completions. Did you mean /v1/chat/completions?"
         long = await stage.ask(get(b"/v1/" + b"x" * 5000), "GET")
         assert len(json.loads(long.body)["error"]["message"]) < 300
+
+
+# What google-genai 3.6.1 asks for by default, and the path that the route of Gemini's API has.
+GENAI = {
+    "POST /v1/models/m:generateContent": "/v1/models/m:generateContent",
+    "GET /v1/models": "/v1/models",
+    "GET /v1/models/m": "/v1/models/m",
+    "POST /v1/cachedContents": "/v1/cachedContents",
+    "GET /v1/files": "/v1beta/files",
+    "DELETE /v1/files/x": "/v1beta/files/x",
+    "GET /v1/files/x:download?alt=media": "/v1beta/files/x:download",
+    "POST /upload/v1/files": "/upload/v1beta/files",
+    "POST /v1/models/m:batchGenerateContent": "/v1beta/models/m:batchGenerateContent",
+    "GET /v1/batches": "/v1beta/batches",
+    "POST /v1/batches/x:cancel": "/v1beta/batches/x:cancel",
+    "POST /v1/models/m:predictLongRunning": "/v1beta/models/m:predictLongRunning",
+    "GET /v1/models/m/operations/x": "/v1beta/models/m/operations/x",
+}
+
+
+@pytest.mark.parametrize("asked", GENAI)
+def test_googles_sdk_may_say_its_first_version_everywhere(asked: str) -> None:
+    settings = load({})
+    targets = {one.name: one for one in settings.upstreams}
+    bindings = WorkerBindings(
+        settings.routes, targets, settings.services, FakeDirectory(), lambda event, **facts: None
+    )
+    router = HeadRouter(settings.routes, targets, bindings, HttpLimits())
+    fields = "host: g\r\nx-goog-api-key: k\r\nx-goog-api-client: google-genai-sdk/3.6.1\r\n"
+    routed = router.route(f"{asked} HTTP/1.1\r\n{fields}\r\n".encode())
+    assert (routed.refusal, routed.query_refusal, routed.field_refusal) == (None, None, None)
+    assert (routed.upstream, routed.family, routed.sent) == ("gemini", "gemini", GENAI[asked])

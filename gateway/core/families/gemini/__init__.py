@@ -186,6 +186,8 @@ FAMILY = ApiFamily(
     spoken_by=b"x-goog-api-client",
     key_query=b"key",
     also=("/v1/models/",),
+    # google-genai 3 sends all of its calls there, and files and batches have routes of one version.
+    versions=(("/v1/", "/v1beta/"), ("/upload/v1/", "/upload/v1beta/")),
     # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",
     credentials=(b"x-goog-api-key",),
