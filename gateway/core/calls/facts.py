@@ -70,7 +70,8 @@ def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
 
 def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:
     """Return the maximum that an upstream takes in place of one of so many tokens."""
-    return min(max(tokens, facts.output_min.of(meter) or 0), facts.most(tokens))
+    raised = max(tokens, facts.output_min.of(meter) or 0)
+    return min(raised, facts.most(raised))
 
 
 def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
