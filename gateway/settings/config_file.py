@@ -9,13 +9,12 @@ of an upstream is a credential.
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -64,10 +63,11 @@ from gateway.core.issuers import (
     may_fetch,
 )
 from gateway.core.model import GENERIC, Family, Service
-from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt, without_password
+from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
 from gateway.settings.checking import authority_at
+from gateway.settings.proxies import own_proxies
 from gateway.settings.secret_files import Environment, read_secret
 
 # Issuers of signed tokens as a configuration file has them.
@@ -212,78 +212,6 @@ def _check_sign_in(one: ProviderConfig, place: str) -> None:
     if "openid" not in one.scopes:
         raise SettingError(f"{place}.scopes: openid is missing, without which nobody is named")
     check_authority(one.ca_file, place)
-
-
-# Proxies as the standard variables say them, or an upstream of the configuration file for itself.
-#
-# `https_proxy`, `http_proxy` and `no_proxy` count before the same in capitals, as with curl. Errors of a
-# proxy are credentials: no message shows them.
-
-# What an upstream says that is reached directly, whatever the variables say.
-NONE = "none"
-WANTED = "http://user:password@host:port, or https:// where the proxy itself speaks TLS"
-URL_CHARS_MAX = 2_000
-_SCHEMES = {"http": 80, "https": 443}
-_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252}[a-z0-9_])?\.?|[0-9a-f:.]+", re.ASCII)
-
-
-def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Proxies:
-    """The proxies of the environment; `SettingError` names the variable that cannot be gone by.
-
-    NO_PROXY counts where there is a proxy alone. `settings` say the authority of one that speaks TLS: that of
-    an upstream's own proxy as well.
-    """
-    ca_file = str(settings.get("proxy_ca_file", ""))
-    if ca_file:
-        said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
-        authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
-    named = (_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY"))
-    http, https = (_read(text, name) if text.strip() else None for name, text in named)
-    if http is None and https is None:
-        return Proxies(ca_file=ca_file)
-    name, text = _said(environ, "NO_PROXY")
-    try:
-        return Proxies(http, https, read_exempt(text), ca_file)
-    except ValueError as error:
-        raise SettingError(f"{name} is not valid: {error}") from error
-
-
-def own_proxies(text: str, place: str) -> Proxies | None:
-    """Those of one upstream: none of its own where it says nothing."""
-    if text in {"", NONE}:
-        return DIRECT if text else None
-    found = _read(text, place)
-    return Proxies(found, found)
-
-
-def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
-    small = variable.lower()
-    found = environ.get(small)
-    return (small, found) if found is not None else (variable, environ.get(variable, ""))
-
-
-def _read(text: str, place: str) -> Proxy:
-    """One proxy by its URL; without a scheme HTTP is spoken with it."""
-    text = text.strip()
-    url = text if "://" in text else f"http://{text}"
-    scheme = url.partition("://")[0].lower()
-    if scheme.startswith("socks"):
-        raise SettingError(f"{place} is not valid: SOCKS is not spoken here; expected {WANTED}")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        user, password = (unquote_to_bytes(part or "") for part in (parts.username, parts.password))
-    except ValueError as error:
-        raise SettingError(f"{place} is not valid: expected {WANTED}") from error
-    known = b"" if parts.username is None else user + b":" + password
-    plain = len(url) <= URL_CHARS_MAX and url.isascii() and not re.search(r"[\x00-\x20\x7f]", url)
-    behind = parts.path not in {"", "/"} or parts.query or parts.fragment
-    if not plain or behind or scheme not in _SCHEMES or not _HOST.fullmatch(host) or port == 0:
-        raise SettingError(f"{place} is not valid: expected {WANTED}")
-    if b":" in user or re.search(rb"[\x00-\x1f\x7f]", known):
-        raise SettingError(f"{place} is not valid: its user has a colon, or a character that cannot be sent")
-    shown = f"Basic {b64encode(known).decode()}" if known else ""
-    return Proxy(host, port or _SCHEMES[scheme], scheme == "https", shown)
 
 
 # The context of a model is in its upstream's own list.
@@ -648,7 +576,7 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
 
 
 def _facts(written: _Upstream, place: str) -> UpstreamFacts | None:
-    """What is stated of an upstream's answers and fields; None where nothing is."""
+    """Return the facts that an upstream states; None where it states none."""
     if written.context == LISTED and written.auth != "header":
         raise SettingError(
             f"{place}.context: no list of models is read by auth: {written.auth}: say a number"

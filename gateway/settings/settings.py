@@ -62,9 +62,9 @@ from gateway.settings.config_file import (
     base_url_of,
     default_table,
     read_config,
-    read_proxies,
     table_of,
 )
+from gateway.settings.proxies import read_proxies
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
 # What only keepers, and who looks after them, need: credentials that a gateway is not given.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.calls.capacity import Capacity, CapacityLimits
-from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamTarget
+from gateway.core.calls.routes import ModelRule, ModelTarget, TokenCounts, UpstreamFacts, UpstreamTarget
 from gateway.errors import SettingError
 from gateway.settings.settings import Settings, from_json, load, to_json
 
@@ -57,6 +57,50 @@ def test_an_upstream_has_paths_keys_and_time_outs_of_its_own(tmp_path: Path) -> 
     assert found.held == ("upstreams.azure.keys[0] (ONE)", "upstreams.azure.keys[1] (TWO)")
     assert "k1" not in repr(found)
     assert from_json(to_json(settings)) == settings
+
+
+def test_an_upstream_says_what_it_takes_and_makes(tmp_path: Path) -> None:
+    text = """
+    upstreams:
+      azure:
+        base_url: https://x.example
+        output_max: 4096
+        output_min: 16
+        output_default: {openai_completions: 100, openai_chat: 0}
+        context: 8192
+        maximum: max_tokens
+        adds: [stream_options]
+        choices: each
+        on_cut: goes_on
+      plain: {base_url: https://x.example}
+    models:
+      - {name: m, targets: [{upstream: azure}], output_max: 50, context: 60}
+    """
+    settings = loaded(tmp_path, text)
+    assert azure(settings).facts == UpstreamFacts(
+        4_096, TokenCounts(16), TokenCounts(None, (("openai_completions", 100), ("openai_chat", 0))), 8_192,
+        False, "max_tokens", frozenset({"stream_options"}), "each", "goes_on",
+    )  # fmt: skip
+    assert [one.facts for one in settings.upstreams if one.name == "plain"] == [None]
+    assert [(one.output_max, one.context) for one in settings.models] == [(50, 60)]
+    assert from_json(to_json(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ("context: read", "context"),
+        ("output_max: 0", "output_max"),
+        ("output_min: 9, output_max: 8", "azure.output_min is more"),
+        ("output_min: {openai_chats: 9}", "output_min"),
+        ("adds: [max_tokens]", "adds"),
+        ("maximum: max_output_tokens", "maximum"),
+        ("context: listed, auth: google", "azure.context: no list"),
+    ],
+)
+def test_what_no_upstream_can_say_is_refused(tmp_path: Path, facts: str, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        loaded(tmp_path, f"upstreams: {{azure: {{base_url: 'https://x.example', {facts}}}}}")
 
 
 def test_an_mcp_server_is_served_by_its_name_and_asked_at_its_whole_address(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.calls.models import ModelTable, named_by
-from gateway.core.calls.routes import PARAMETER, own_path, own_query
+from gateway.core.calls.routes import PARAMETER, TokenCounts, UpstreamFacts, own_path, own_query
 from gateway.settings.settings import load
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "providers"
@@ -21,6 +21,8 @@ SENT = {
     "azure-v1": ("azure/prod", "prod", "https://r.openai.azure.com/openai/v1/chat/completions"),
     "deepseek": ("deepseek-chat", "deepseek-chat", f"https://api.deepseek.com{CHAT}"),
     "groq": ("groq/qwen", "qwen", f"https://api.groq.com/openai{CHAT}"),
+    "litellm": ("litellm/gpt", "gpt", f"http://127.0.0.1:4000{CHAT}"),
+    "llamacpp": ("llamacpp/qwen", "qwen", f"http://127.0.0.1:8080{CHAT}"),
     "mistral": ("mistral-large", "mistral-large", f"https://api.mistral.ai{CHAT}"),
     "openrouter": ("openrouter/a/b", "a/b", f"https://openrouter.ai/api{CHAT}"),
     "perplexity": ("sonar-pro", "sonar-pro", "https://api.perplexity.ai/chat/completions"),
@@ -52,6 +54,7 @@ OWN = {
 KEYS = (
     "AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "OPENROUTER_API_KEY",
     "COHERE_API_KEY", "JINA_API_KEY", "VOYAGE_API_KEY", "GEMINI_API_KEY", "PERPLEXITY_API_KEY",
+    "LITELLM_API_KEY",
 )  # fmt: skip
 
 ENVIRON = dict.fromkeys(KEYS, "k") | {
@@ -103,3 +106,21 @@ def test_a_path_of_a_provider_goes_where_it_takes_it(name: str) -> None:
     upstream = next(one for one in settings.upstreams if one.name == route.upstream)
     asked = path.replace("{+model}", model)
     assert upstream.base_url + own_path(upstream, route, asked, model) == address
+
+
+# As seen in November 2026 of vLLM 0.32.0, llama.cpp (xllamacpp 2026.10.11549) and LiteLLM 1.109.0.
+FACTS = {
+    "vllm": UpstreamFacts(listed=True, on_cut="stops"),
+    "llamacpp": UpstreamFacts(output_default=TokenCounts(0), choices="each", on_cut="stops"),
+    "litellm": UpstreamFacts(
+        output_min=TokenCounts(None, (("anthropic_messages", 16), ("openai_responses", 16))),
+        output_default=TokenCounts(0),
+    ),
+    "mistral": UpstreamFacts(maximum="max_tokens", adds=frozenset()),
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_what_is_known_of_an_engine_is_in_its_file(name: str) -> None:
+    upstreams = {one.name: one for one in load(ENVIRON, FOLDER / f"{name}.yaml").upstreams}
+    assert upstreams[name].facts == FACTS[name]

@@ -1,4 +1,4 @@
-"""What is known of upstreams beside their API: how much output a call has there, and which fields say so.
+"""Facts of upstreams beside their API: how much output a call has there, and which fields say so.
 
 Pure. A call is held by the facts of all upstreams that may answer it, and its body is written by those of the
 one that is asked.
