@@ -22,11 +22,11 @@ from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
 from gateway.core.model import GENERIC, Family
-from gateway.core.network import Proxies, without_password
+from gateway.core.network import without_password
 from gateway.errors import SchemaUnavailable, SettingError, StartError, install
 from gateway.extras import is_installed
 from gateway.feature import features
-from gateway.http.upstream.pool import place_of, reach
+from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys
 from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
@@ -35,6 +35,7 @@ from gateway.ops import doctor_redis, hints
 from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, examine_redis, of_credentials
 from gateway.outbound.cloud import signer_of
 from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
+from gateway.run.model_lists import ask_models
 from gateway.settings.checking import PREFIXES, wanted
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
@@ -133,6 +134,7 @@ def _called(settings: Settings) -> list[UpstreamTarget]:
     services = settings.services
     called = {services.shared, *(name for _, name in services.upstreams)}
     called |= {route.upstream for route in settings.routes}
+    called |= {target.upstream for model in settings.models for target in model.targets}
     return [target for target in settings.upstreams if target.name in called]
 
 
@@ -256,31 +258,18 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
     return Finding(taken, subject, f"{target.base_url} accepts connections{through}{until}{key}")
 
 
-MODELS_BYTES_MAX = 16 << 20
-
-
 async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
     """Return whether an upstream takes each of its keys, None where that is unknown, and in words."""
     from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
-    from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
 
     family = FAMILIES[cast("Family", target.family or GENERIC)]
     path, fields = family.models_at, dict(family.batches[0].headers) if family.batches else {}
     if not path or target.path or target.auth != "header":
         return True, "; whether it takes our key is unknown: it has no free path to ask at"
-    via = target.via
-    proxies = Proxies(via, via, ca_file="" if via is None else via.ca_file)
-    context = place_of(target)["ssl"]
     well: bool | None = True
     said = "; it takes our key"
     for number, key in enumerate(target.keys or ((),)):
-        status = 0
-        with suppress(OSError, TimeoutError, TooLarge):
-            status, *_ = await ask(
-                "GET", target.base_url + path, {**fields, **dict(target.headers), **dict(key)}, None,
-                proxies=lambda: proxies, context=context, connect_s=ANSWER_MAX_S, within_s=ANSWER_MAX_S,
-                bytes_max=MODELS_BYTES_MAX,
-            )  # fmt: skip
+        status, _ = await ask_models(target, path, {**fields, **dict(key)}, ANSWER_MAX_S)
         if status in {401, 403}:
             place = target.place_of_key(number)
             return False, f", and answers {status} to GET {path}: put a valid key into {place}"
@@ -330,9 +319,37 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     if settings.database_read_url:
         shown = without_password(settings.database_read_url)
         yield Finding(*await replica_findings(url, settings.database_read_url, shown, ANSWER_MAX_S * 2))
+    for finding in await asyncio.to_thread(lambda: [*_of_maxima(settings, url)]):
+        yield finding
     if settings.key_pepper:
         for finding in await asyncio.to_thread(lambda: list(of_credentials(url, peppers_of(settings)))):
             yield finding
+
+
+def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
+    """The upstreams of which nobody says how large a maximum they take, where the gateway puts one in."""
+    from persistence.schema.roles import binding_rules  # noqa: PLC0415  # heavy to load
+
+    rules: list[str] = []
+    with suppress(SchemaUnavailable):
+        rules = binding_rules(url)
+    for target in _called(settings) if rules else ():
+        if _takes_any_maximum(target):
+            of = " and ".join(rules)
+            said = f"there are {of}, so calls without a maximum are sent with one; nobody says"
+            yield Finding(
+                None,
+                f"upstream {target.name}",
+                f"{said} how much it takes: state `context` (a number, or `listed`) or `output_max` of it",
+            )
+
+
+def _takes_any_maximum(target: UpstreamTarget) -> bool:
+    """Whether nobody states how much output an upstream of the file makes, whose models may be any."""
+    facts = target.facts
+    known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
+    built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}
+    return target.family in {"", "openai"} and not known and not built_in
 
 
 async def _answered(ask: Callable[[str], T], url: str) -> T:

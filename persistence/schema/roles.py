@@ -270,3 +270,23 @@ def in_use(url: str) -> list[PepperUse]:
             return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]
     except psycopg.Error as error:
         raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error
+
+
+# Rules by which a hold is the limit of its call, so that one without a maximum is sent with one.
+_BINDING = """
+SELECT 'plans with admission: strict' WHERE EXISTS (
+    SELECT FROM token_plan WHERE admission = 'strict' AND deleted_at IS NULL)
+UNION ALL SELECT 'budgets with hold: maximum' WHERE EXISTS (
+    SELECT FROM budget WHERE hold = 'maximum' AND mode = 'enforce' AND deleted_at IS NULL)
+UNION ALL SELECT 'services with credits by token' WHERE EXISTS (
+    SELECT FROM service WHERE jsonb_typeof(pricing -> 'per_million') = 'object' AND deleted_at IS NULL
+    UNION ALL SELECT FROM organization_service WHERE jsonb_typeof(pricing -> 'per_million') = 'object')"""
+
+
+def binding_rules(url: str) -> list[str]:
+    """Return the kinds of rules that bind calls to what they hold; `SchemaUnavailable`."""
+    try:
+        with psycopg.connect(plain_url(url), **CONNECT) as connection:
+            return [str(row[0]) for row in connection.execute(_BINDING).fetchall()]
+    except psycopg.Error as error:
+        raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error

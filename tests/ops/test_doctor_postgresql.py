@@ -8,6 +8,7 @@ from zlib import crc32
 import psycopg
 import pytest
 
+from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamFacts, UpstreamTarget
 from gateway.errors import StartError
 from gateway.ops import doctor, hints
 from gateway.run import schema
@@ -106,6 +107,32 @@ async def test_a_database_of_no_use_is_named_with_what_mends_it(
     if mended := MENDED.get(case, mends).format(name):
         execute(postgres, mended)
         assert await said_of(url) == ""
+
+
+async def test_an_upstream_of_unknown_context_is_named_where_holds_bind_calls(
+    keepers: tuple[str, str],
+) -> None:
+    """Its calls without a maximum are sent with one, which it may refuse."""
+    _, url = keepers
+    targets = {
+        "own": None, "known": UpstreamFacts(context=2_048), "listed": UpstreamFacts(listed=True),
+        "bounded": UpstreamFacts(output_max=9), "other": UpstreamFacts(maximum="max_tokens"),
+    }  # fmt: skip
+    upstreams = [UpstreamTarget(name, "http://127.0.0.1:1", facts=facts) for name, facts in targets.items()]
+    rules = [ModelRule(name, False, (ModelTarget(name, ""),)) for name in targets]
+    settings = load({})
+    settings = settings.with_values(
+        database_url=url, upstreams=(*settings.upstreams, *upstreams), models=tuple(rules)
+    )
+
+    async def told() -> list[str]:
+        found = [one async for one in doctor._postgresql(settings, "keeper")]
+        assert not [one for one in found if one.well is False]
+        return [one.subject for one in found if "without a maximum" in one.says]
+
+    assert await told() == []
+    execute(url, "INSERT INTO token_plan (name, admission) VALUES ('s', 'strict')")
+    assert await told() == ["upstream own", "upstream other"]
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
