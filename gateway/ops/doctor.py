@@ -327,7 +327,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
 
 
 def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
-    """The upstreams of which nobody says how large a maximum they take, where the gateway puts one in."""
+    """Name upstreams whose largest maximum nobody states, where the gateway puts one in."""
     from persistence.schema.roles import binding_rules  # noqa: PLC0415  # heavy to load
 
     rules: list[str] = []

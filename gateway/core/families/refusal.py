@@ -90,7 +90,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
 def is_final(refusal: Refusal) -> bool:
     """Whether the same request is refused again a minute later, as each is that its client has to change.
 
-    Clients of OpenAI and Anthropic take 409 for a lock that timed out, and send it again.
+    SDKs take 409 for a lock that timed out, and send it again.
     """
     client = HTTPStatus.BAD_REQUEST <= refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR
     return client and refusal.status not in _IN_TIME and refusal.retry_after_s is None
