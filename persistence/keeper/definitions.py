@@ -150,7 +150,7 @@ _WEIGHTS = """
 SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL ORDER BY id"""
 
 _MODELS = """
-SELECT id, name, targets, fallback, organization_id FROM model ORDER BY id"""
+SELECT id, name, targets, fallback, organization_id, output_max, context FROM model ORDER BY id"""
 
 _SHARES = """
 SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id"""
@@ -292,6 +292,8 @@ def _model(row: RowMapping) -> ModelRule:
         frozenset(row["fallback"]),
         row["organization_id"] or EVERYBODY,
         f"models {row['id']}",
+        row["output_max"],
+        row["context"],
     )
 
 

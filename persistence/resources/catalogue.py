@@ -301,7 +301,7 @@ MODELS = Entity(
     refers={"organization_id": organization},
     check_row=check_targets,
     define=define,
-    defining=frozenset({"targets", "fallback"}),
+    defining=frozenset({"targets", "fallback", "output_max", "context"}),
 )
 
 

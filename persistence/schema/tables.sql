@@ -602,6 +602,9 @@ CREATE TABLE model (
     organization_id bigint REFERENCES organization(id),
     created_at timestamptz DEFAULT now() NOT NULL,
     updated_at timestamptz DEFAULT now() NOT NULL,
+    -- Tokens of one answer, and of prompt and answer together; null is as its upstreams say.
+    output_max bigint CHECK (output_max BETWEEN 1 AND 100000000),
+    context bigint CHECK (context BETWEEN 1 AND 100000000),
     UNIQUE NULLS NOT DISTINCT (name, organization_id)
 );
 CREATE INDEX model_organization_id_idx ON model (organization_id);

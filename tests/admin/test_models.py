@@ -21,8 +21,11 @@ async def test_a_model_is_made_changed_and_deleted(api: Api) -> None:
     assert (model["name"], model["prefix"], model["organization_id"]) == ("gpt-4o", None, None)
     assert model["targets"] == asked["targets"]
     assert model["fallback"] == ["unreachable", "429", "5xx"]
-    changed = await api.patch(f"models/{model['id']}", {"fallback": ["429"], "targets": [OPENAI]})
-    assert (changed.json["fallback"], changed.json["targets"]) == (["429"], [OPENAI])
+    assert (model["output_max"], model["context"]) == (None, None)
+    changes = {"fallback": ["429"], "targets": [OPENAI], "output_max": 4_096, "context": 8_192}
+    changed = (await api.patch(f"models/{model['id']}", changes)).json
+    assert {name: changed[name] for name in changes} == changes
+    assert (await api.patch(f"models/{model['id']}", {"context": 0})).status == 422
     assert (await api.delete(f"models/{model['id']}")).status == 204
     assert (await api.get("models")).json["items"] == []
 

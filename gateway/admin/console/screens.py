@@ -177,7 +177,8 @@ SCREENS = {
             is_staffs=True,
         ),
         Screen(
-            "Catalogue", "models", "Models", "model", ("name", "targets", "fallback", "organization_id"),
+            "Catalogue", "models", "Models", "model",
+            ("name", "targets", "fallback", "organization_id", "output_max", "context"),
             empty="No model yet: calls go where their paths say.", newest_first=False,
             is_staffs=True,
         ),

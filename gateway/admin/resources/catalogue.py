@@ -213,6 +213,10 @@ class AnsweringUpstream(In):
 Targets = Annotated[list[AnsweringUpstream], Field(min_length=1, max_length=TARGETS_MAX), AS_STORED]
 
 
+# As in a configuration file.
+ModelTokens = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
+
+
 class ModelCreate(In):
     """A new model."""
 
@@ -226,6 +230,10 @@ class ModelCreate(In):
         description="The failures that lead to the next target.",
     )
     organization_id: Id | None = optional("Whose calls; null is everybody's.")
+    output_max: ModelTokens | None = optional("Tokens of one answer at most; null is as its upstreams say.")
+    context: ModelTokens | None = optional(
+        "Tokens of prompt and answer together; null is as its upstreams say."
+    )
 
 
 Model = answer_of(ModelCreate, "A model that callers ask for, and the upstreams that answer.", name=str)
