@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import read_call
-from gateway.core.calls.routes import Route
+from gateway.core.calls.facts import take_facts
+from gateway.core.calls.routes import Route, UpstreamFacts
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family
@@ -56,6 +57,24 @@ def engine_answers() -> list[EngineAnswer]:
 def called(api: str, asked: dict[str, Any]) -> CallRequest:
     route = Route(("POST",), "/x", "up", "s", Family("openai"), METERS[api])
     return read_call(route, asked, json.dumps(asked).encode())
+
+
+@pytest.mark.parametrize(("choices", "output", "estimated"), [("sum", 6, False), ("each", 18, True)])
+def test_an_upstream_says_that_its_reports_are_about_each_choice(
+    choices: str, output: int, estimated: bool
+) -> None:
+    """LiteLLM 1.109.0 in front of llama.cpp: nothing in its answer shows that it is of one of three choices."""
+    made = called("chat", {"model": "m", "messages": [], "n": 3, "max_tokens": 9})
+    take_facts(made, (UpstreamFacts(choices=choices),))
+    said = [
+        {"index": number, "finish_reason": "stop", "message": {"content": "one two"}} for number in range(3)
+    ]
+    usage = {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16}
+    meter = make_meter(made, 200, JSON)
+    meter.feed(json.dumps({"choices": said, "usage": usage}).encode())
+    meter.finish()
+    found = meter.usage()
+    assert (found.input, found.output, found.estimated) == (10, output, estimated)
 
 
 @pytest.mark.parametrize("answer", engine_answers(), ids=lambda answer: answer.server)

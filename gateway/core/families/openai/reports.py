@@ -201,7 +201,8 @@ class ChoiceReports:
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
     """The numbers of all choices of a whole answer, whose report may be about its first one alone.
 
-    llama.cpp's is; one of any other server is where more was written than it says.
+    llama.cpp's is, and one of an upstream whose facts say so; one of any other server is where more was
+    written than it says.
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
@@ -211,7 +212,7 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
     stated = call.output_max or 0
     least = stated * [one.get("finish_reason") for one in choices].count(_LENGTH)
     counted = ceil(sum(texts) / call.output_bytes_per_token)
-    of_first = _TIMINGS in document or completion < least
+    of_first = call.reports_each or _TIMINGS in document or completion < least
     if not of_first and counted <= _SURELY * completion:
         return numbers
     meter.marked = meter.detail.contradicted = True
