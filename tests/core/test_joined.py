@@ -23,9 +23,8 @@ PARTS = st.lists(st.binary() | st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.fixture(scope="module")
-def in_c(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    source = ROOT / "gateway" / "core" / "_joined.c"
-    return extensions.built(source, tmp_path_factory.mktemp("joined"))
+def in_c() -> Any:
+    return extensions.built(ROOT / "gateway" / "core" / "_joined.c")
 
 
 @given(parts=PARTS)

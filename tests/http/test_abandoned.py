@@ -185,13 +185,14 @@ async def _closes_behind_the_head(reader: asyncio.StreamReader, writer: asyncio.
 
 
 @pytest.mark.parametrize("request_", [post(CHAT, b"/v1/abort"), post(CHAT_STREAM, b"/v1/abort")])
-async def test_a_route_that_aborts_charges_at_least_its_units_and_its_input(request_: bytes) -> None:
-    async with staged() as stage:
-        upstream = Upstream("never")
-        stage.upstream.handler = _everything_is_left(upstream)
-        await left(stage, upstream, request_, told=True, abrupt=True)
-        charge = _only(stage)
-        assert (charge.units, charge.tokens > 0) == (1, True)
+async def test_a_route_that_aborts_charges_at_least_its_units_and_its_input(
+    stage: Stage, request_: bytes
+) -> None:
+    upstream = Upstream("never")
+    stage.upstream.handler = _everything_is_left(upstream)
+    await left(stage, upstream, request_, told=True, abrupt=True)
+    charge = _only(stage)
+    assert (charge.units, charge.tokens > 0) == (1, True)
 
 
 PING_THEN_ERROR = b': ping\n\ndata: {"error":{"message":"timed out","code":408}}\n\n'

@@ -117,38 +117,35 @@ async def test_a_request_that_is_refused_by_its_body_costs_its_sender_a_request(
 
 
 @pytest.mark.parametrize("name", ["model", "service"])
-async def test_what_is_forbidden_by_its_body_waits_for_the_head_too(name: str) -> None:
-    async with staged() as stage:
-        if name == "model":
-            stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
-        else:
-            stage.directory.refusal = ServiceNotIncluded()
-        assert (await stage.ask(post(CHAT))).status == 403
-        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
-        stage.counters.by_head = BLOCKED
-        assert (await stage.ask(post(CHAT))).reason == "tenant_blocked"
+async def test_what_is_forbidden_by_its_body_waits_for_the_head_too(stage: Stage, name: str) -> None:
+    if name == "model":
+        stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
+    else:
+        stage.directory.refusal = ServiceNotIncluded()
+    assert (await stage.ask(post(CHAT))).status == 403
+    assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
+    stage.counters.by_head = BLOCKED
+    assert (await stage.ask(post(CHAT))).reason == "tenant_blocked"
 
 
-async def test_the_usual_call_is_asked_about_once() -> None:
-    async with staged() as stage:
-        for request in (post(CHAT), get(b"/services/search/x"), post(b"x" * 1000, b"/services/search/x")):
-            assert (await stage.ask(request)).status == 200
-        assert not stage.counters.heads
-        assert [one.raises for one in stage.counters.holds] == [False] * 3
+async def test_the_usual_call_is_asked_about_once(stage: Stage) -> None:
+    for request in (post(CHAT), get(b"/services/search/x"), post(b"x" * 1000, b"/services/search/x")):
+        assert (await stage.ask(request)).status == 200
+    assert not stage.counters.heads
+    assert [one.raises for one in stage.counters.holds] == [False] * 3
 
 
-async def test_a_body_that_is_not_here_yet_is_admitted_by_its_head_and_raised() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        await client.send(HALF)
-        await eventually(lambda: stage.counters.heads)
-        assert not stage.counters.holds
-        assert (await client.ask(post(CHAT)[-5:])).status == 200
-        (head,), (hold,) = stage.counters.heads, stage.counters.holds
-        assert head.request_id == hold.request_id
-        assert (head.need, head.credits, hold.raises) == (0, 0, True)
-        assert len(stage.counters.charges) == 1
-        assert not stage.counters.let_go
+async def test_a_body_that_is_not_here_yet_is_admitted_by_its_head_and_raised(stage: Stage) -> None:
+    client = await stage.client()
+    await client.send(HALF)
+    await eventually(lambda: stage.counters.heads)
+    assert not stage.counters.holds
+    assert (await client.ask(post(CHAT)[-5:])).status == 200
+    (head,), (hold,) = stage.counters.heads, stage.counters.holds
+    assert head.request_id == hold.request_id
+    assert (head.need, head.credits, hold.raises) == (0, 0, True)
+    assert len(stage.counters.charges) == 1
+    assert not stage.counters.let_go
 
 
 # --- a body that is written behind its head ---------------------------------------------
@@ -239,18 +236,15 @@ async def test_a_client_that_leaves_before_its_body_has_cost_nothing() -> None:
         assert not stage.counters.holds
 
 
-async def test_a_raise_that_is_refused_gives_back_what_the_head_took() -> None:
-    async with staged() as stage:
-        stage.counters.decision = Decision(
-            Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 9, 9, 0, 1000
-        )
-        client = await stage.client()
-        await client.send(HALF)
-        await eventually(lambda: stage.counters.heads)
-        got = await client.ask(post(CHAT)[-5:])
-        assert (got.status, got.reason) == (429, "quota_exceeded")
-        assert len(stage.counters.let_go) == 1
-        assert not stage.counters.settlements
+async def test_a_raise_that_is_refused_gives_back_what_the_head_took(stage: Stage) -> None:
+    stage.counters.decision = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 9, 9, 0, 1000)
+    client = await stage.client()
+    await client.send(HALF)
+    await eventually(lambda: stage.counters.heads)
+    got = await client.ask(post(CHAT)[-5:])
+    assert (got.status, got.reason) == (429, "quota_exceeded")
+    assert len(stage.counters.let_go) == 1
+    assert not stage.counters.settlements
 
 
 @pytest.mark.parametrize("how", ["leaves", "times out", "breaks", "is late to the gateway's end"])
@@ -280,54 +274,48 @@ async def test_a_slot_whose_body_takes_long_is_kept_from_its_deadline() -> None:
         assert stage.counters.watched[0] in stage.counters.unwatched
 
 
-async def test_a_free_route_takes_a_request_and_a_slot_until_its_answer_ends() -> None:
-    async with staged() as stage:
-        go = asyncio.Event()
-        stage.upstream.scripts.append([go, answer()])
-        asked = asyncio.create_task(stage.ask(get(b"/v1/models"), "GET"))
-        await eventually(lambda: stage.upstream.received)
-        assert not stage.counters.let_go
-        go.set()
-        got = await asked
-        assert got.status == 200
-        assert not got.all(b"ratelimit")
-        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
+async def test_a_free_route_takes_a_request_and_a_slot_until_its_answer_ends(stage: Stage) -> None:
+    go = asyncio.Event()
+    stage.upstream.scripts.append([go, answer()])
+    asked = asyncio.create_task(stage.ask(get(b"/v1/models"), "GET"))
+    await eventually(lambda: stage.upstream.received)
+    assert not stage.counters.let_go
+    go.set()
+    got = await asked
+    assert got.status == 200
+    assert not got.all(b"ratelimit")
+    assert len(stage.counters.heads) == len(stage.counters.let_go) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 1000])
-async def test_a_client_of_a_free_route_that_leaves_costs_nothing(body: bytes) -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([30.0])
+async def test_a_client_of_a_free_route_that_leaves_costs_nothing(stage: Stage, body: bytes) -> None:
+    stage.upstream.scripts.append([30.0])
+    client = await stage.client()
+    await client.send(post(body, b"/free/x"))
+    await eventually(lambda: stage.upstream.received)
+    client.reset()
+    await eventually(lambda: stage.counters.let_go)
+    assert not stage.counters.settlements
+    await eventually(lambda: stage.upstream_connections == 0)
+
+
+async def test_while_the_counters_are_away_nothing_is_read_or_forwarded(stage: Stage) -> None:
+    stage.counters.by_head = None
+    for request in (HALF, post(b"{"), get(b"/v1/models")):
+        got = await stage.ask(request)
+        assert (got.status, got.reason) == (503, "counters_unavailable")
+    assert not stage.upstream.received
+
+
+async def test_a_blocked_tenants_half_bodies_are_refused_at_once(stage: Stage) -> None:
+    stage.counters.by_head = stage.counters.decision = BLOCKED
+    for _ in range(14):
         client = await stage.client()
-        await client.send(post(body, b"/free/x"))
-        await eventually(lambda: stage.upstream.received)
-        client.reset()
-        await eventually(lambda: stage.counters.let_go)
-        assert not stage.counters.settlements
-        await eventually(lambda: stage.upstream_connections == 0)
-
-
-async def test_while_the_counters_are_away_nothing_is_read_or_forwarded() -> None:
-    async with staged() as stage:
-        stage.counters.by_head = None
-        for request in (HALF, post(b"{"), get(b"/v1/models")):
-            got = await stage.ask(request)
-            assert (got.status, got.reason) == (503, "counters_unavailable")
-        assert not stage.upstream.received
-
-
-async def test_a_blocked_tenants_half_bodies_are_refused_at_once() -> None:
-    async with staged() as stage:
-        stage.counters.by_head = stage.counters.decision = BLOCKED
-        for _ in range(14):
-            client = await stage.client()
-            await client.send(
-                post(b"", fields=b"").replace(b"content-length: 0", b"content-length: 33554432")
-            )
-            client.writer.write(b" " * 1_000_000)
-            got = await client.answer()
-            assert (got.status, got.reason) == (403, "tenant_blocked")
-            assert stage.plane.buffers.used == 0
+        await client.send(post(b"", fields=b"").replace(b"content-length: 0", b"content-length: 33554432"))
+        client.writer.write(b" " * 1_000_000)
+        got = await client.answer()
+        assert (got.status, got.reason) == (403, "tenant_blocked")
+        assert stage.plane.buffers.used == 0
 
 
 async def test_a_large_body_that_its_head_refuses_takes_no_turn() -> None:
@@ -354,23 +342,21 @@ async def test_the_rest_of_refused_bodies_is_read_of_few_clients_at_once() -> No
         assert sorted(reads) == [False] * 4 + [True] * 2
 
 
-async def test_usage_answers_a_blocked_tenant_and_touches_no_limit() -> None:
-    async with staged() as stage:
-        stage.counters.by_head = BLOCKED
-        assert (await stage.ask(get(b"/.tollkeeper/usage"), "GET")).status == 200
-        assert not stage.counters.heads
-        stage.usage_refusal = RateLimited(retry_after_s=7, retry_helps=True)
-        got = await stage.ask(get(b"/.tollkeeper/usage"), "GET")
-        assert (got.status, got.reason, got.one(b"retry-after")) == (429, "rate_limited", b"7")
-        assert got.one(b"x-should-retry") == b"true"
+async def test_usage_answers_a_blocked_tenant_and_touches_no_limit(stage: Stage) -> None:
+    stage.counters.by_head = BLOCKED
+    assert (await stage.ask(get(b"/.tollkeeper/usage"), "GET")).status == 200
+    assert not stage.counters.heads
+    stage.usage_refusal = RateLimited(retry_after_s=7, retry_helps=True)
+    got = await stage.ask(get(b"/.tollkeeper/usage"), "GET")
+    assert (got.status, got.reason, got.one(b"retry-after")) == (429, "rate_limited", b"7")
+    assert got.one(b"x-should-retry") == b"true"
 
 
-async def test_a_chunked_body_of_a_free_route_is_admitted_before_it_is_forwarded() -> None:
-    async with staged() as stage:
-        request = post(b"", b"/free/x").replace(b"content-length: 0", b"transfer-encoding: chunked")
-        client = await stage.client()
-        await client.send(request)
-        await eventually(lambda: stage.counters.heads)
-        assert not stage.upstream.received
-        assert (await client.ask(chunks(b"hello"))).status == 200
-        assert stage.upstream.received[0].body == b"hello"
+async def test_a_chunked_body_of_a_free_route_is_admitted_before_it_is_forwarded(stage: Stage) -> None:
+    request = post(b"", b"/free/x").replace(b"content-length: 0", b"transfer-encoding: chunked")
+    client = await stage.client()
+    await client.send(request)
+    await eventually(lambda: stage.counters.heads)
+    assert not stage.upstream.received
+    assert (await client.ask(chunks(b"hello"))).status == 200
+    assert stage.upstream.received[0].body == b"hello"

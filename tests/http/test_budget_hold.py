@@ -70,70 +70,64 @@ def refused(verdict: Verdict, used: int, limit: int, until: int = RESET, unit: i
     return Decision(verdict, Scope.BUDGET, LimitKind.BUDGET, used, limit, until, NOW, budget=window)
 
 
-async def test_a_call_without_budgets_asks_for_none() -> None:
-    async with staged() as stage:
-        stage.directory.prices["m"] = PRICE
-        assert (await stage.ask(post(CHAT))).status == 200
-        (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-        assert (hold.budgets, hold.money, hold.raw_tokens) == ((), 0, 0)
-        assert (charge.budgets, charge.money, charge.raw_tokens) == ((), 0, 0)
+async def test_a_call_without_budgets_asks_for_none(stage: Stage) -> None:
+    stage.directory.prices["m"] = PRICE
+    assert (await stage.ask(post(CHAT))).status == 200
+    (hold,), (charge,) = stage.counters.holds, stage.counters.charges
+    assert (hold.budgets, hold.money, hold.raw_tokens) == ((), 0, 0)
+    assert (charge.budgets, charge.money, charge.raw_tokens) == ((), 0, 0)
 
 
-async def test_a_call_takes_from_its_budgets_and_is_charged_what_it_cost() -> None:
-    async with staged() as stage:
-        tokens = Budget(2, "tokens", TOKENS, 10**6, "day", each="user")
-        budgeted(stage, BUDGET, tokens, replace(BUDGET, id=3, model="other"))
-        assert (await stage.ask(post(CHAT, fields=b"x-tollkeeper-user: ada\r\n"))).status == 200
-        (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-        names = (account_of(1, BUDGET), account_of(1, tokens, "ada"))
-        assert tuple(one.name for one in hold.budgets) == charge.budgets == names
-        # 10 tokens stated, and the input by its size.
-        assert hold.money >= 10 * 5
-        assert hold.raw_tokens >= 10
-        assert hold.money_least == 0
-        assert (charge.money, charge.raw_tokens) == (7 * 2 + 5 * 5, 12)
+async def test_a_call_takes_from_its_budgets_and_is_charged_what_it_cost(stage: Stage) -> None:
+    tokens = Budget(2, "tokens", TOKENS, 10**6, "day", each="user")
+    budgeted(stage, BUDGET, tokens, replace(BUDGET, id=3, model="other"))
+    assert (await stage.ask(post(CHAT, fields=b"x-tollkeeper-user: ada\r\n"))).status == 200
+    (hold,), (charge,) = stage.counters.holds, stage.counters.charges
+    names = (account_of(1, BUDGET), account_of(1, tokens, "ada"))
+    assert tuple(one.name for one in hold.budgets) == charge.budgets == names
+    # 10 tokens stated, and the input by its size.
+    assert hold.money >= 10 * 5
+    assert hold.raw_tokens >= 10
+    assert hold.money_least == 0
+    assert (charge.money, charge.raw_tokens) == (7 * 2 + 5 * 5, 12)
 
 
-async def test_what_only_counts_tokens_asks_for_no_money() -> None:
-    async with staged() as stage:
-        budgeted(stage, replace(BUDGET, unit=TOKENS))
-        stage.directory.services["chat"] = replace(stage.directory.services["chat"], counts_tokens=False)
-        assert (await stage.ask(post(CHAT))).status == 200
-        (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-        assert hold.money == 0
-        assert (hold.need, charge.tokens) == (0, 0)
-        assert hold.raw_tokens >= 10
-        assert charge.raw_tokens == 12
+async def test_what_only_counts_tokens_asks_for_no_money(stage: Stage) -> None:
+    budgeted(stage, replace(BUDGET, unit=TOKENS))
+    stage.directory.services["chat"] = replace(stage.directory.services["chat"], counts_tokens=False)
+    assert (await stage.ask(post(CHAT))).status == 200
+    (hold,), (charge,) = stage.counters.holds, stage.counters.charges
+    assert hold.money == 0
+    assert (hold.need, charge.tokens) == (0, 0)
+    assert hold.raw_tokens >= 10
+    assert charge.raw_tokens == 12
 
 
-async def test_a_failed_call_gives_its_budgets_back() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.upstream.scripts.append([answer(b"{}", status=b"500 Oh")])
-        assert (await stage.ask(post(CHAT))).status == 500
-        (release,) = stage.counters.releases
-        assert release.budgets == (account_of(1, BUDGET),)
-        assert (release.money, release.raw_tokens) == (0, 0)
+async def test_a_failed_call_gives_its_budgets_back(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    stage.upstream.scripts.append([answer(b"{}", status=b"500 Oh")])
+    assert (await stage.ask(post(CHAT))).status == 500
+    (release,) = stage.counters.releases
+    assert release.budgets == (account_of(1, BUDGET),)
+    assert (release.money, release.raw_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("request_", [get(b"/v1/models"), post(b"{}", b"/free/x")])
-async def test_free_routes_move_no_budget(request_: bytes) -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.upstream.scripts.append([answer(b'{"data":[]}')])
-        assert (await stage.ask(request_, request_.partition(b" ")[0].decode())).status == 200
-        assert all(not one.budgets for one in stage.counters.heads)
+async def test_free_routes_move_no_budget(stage: Stage, request_: bytes) -> None:
+    budgeted(stage, BUDGET)
+    stage.upstream.scripts.append([answer(b'{"data":[]}')])
+    assert (await stage.ask(request_, request_.partition(b" ")[0].decode())).status == 200
+    assert all(not one.budgets for one in stage.counters.heads)
 
 
-async def test_a_model_nobody_can_price_is_not_called_under_a_budget_of_money() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        got = await stage.ask(post(CHAT.replace(b'"m"', b'"x"')))
-        assert (got.status, got.reason) == (403, "model_not_priced")
-        assert f'the budget \\"{BUDGET.name}\\" cannot be enforced' in got.body.decode()
-        more = CHAT[:-1] + b',"models":["m","x"]}'
-        assert (await stage.ask(post(more))).reason == "model_not_priced"
-        assert not stage.counters.holds
+async def test_a_model_nobody_can_price_is_not_called_under_a_budget_of_money(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    got = await stage.ask(post(CHAT.replace(b'"m"', b'"x"')))
+    assert (got.status, got.reason) == (403, "model_not_priced")
+    assert f'the budget \\"{BUDGET.name}\\" cannot be enforced' in got.body.decode()
+    more = CHAT[:-1] + b',"models":["m","x"]}'
+    assert (await stage.ask(post(more))).reason == "model_not_priced"
+    assert not stage.counters.holds
 
 
 def test_a_call_that_names_no_model_is_not_priced_under_a_budget_of_money() -> None:
@@ -146,41 +140,37 @@ def test_a_call_that_names_no_model_is_not_priced_under_a_budget_of_money() -> N
 
 
 @pytest.mark.parametrize("budget", [replace(BUDGET, enforce=False), replace(BUDGET, unit=TOKENS)])
-async def test_only_money_that_is_enforced_needs_a_price(budget: Budget) -> None:
-    async with staged() as stage:
-        budgeted(stage, budget)
-        assert (await stage.ask(post(CHAT.replace(b'"m"', b'"x"')))).status == 200
-        (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-        assert (hold.money, charge.money, charge.raw_tokens) == (0, 0, 12)
+async def test_only_money_that_is_enforced_needs_a_price(stage: Stage, budget: Budget) -> None:
+    budgeted(stage, budget)
+    assert (await stage.ask(post(CHAT.replace(b'"m"', b'"x"')))).status == 200
+    (hold,), (charge,) = stage.counters.holds, stage.counters.charges
+    assert (hold.money, charge.money, charge.raw_tokens) == (0, 0, 12)
 
 
-async def test_a_service_without_models_costs_a_budget_no_money() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        assert (await stage.ask(post(b"{}", b"/services/search/x"))).status == 200
-        (hold,) = stage.counters.holds
-        assert hold.budgets
-        assert hold.money == 0
+async def test_a_service_without_models_costs_a_budget_no_money(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    assert (await stage.ask(post(b"{}", b"/services/search/x"))).status == 200
+    (hold,) = stage.counters.holds
+    assert hold.budgets
+    assert hold.money == 0
 
 
-async def test_a_price_in_another_currency_is_none() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.directory.currency = "EUR"
-        got = await stage.ask(post(CHAT))
-        assert got.reason == "model_not_priced"
-        assert b"priced in USD, and the organization pays in EUR" in got.body
-        stage.directory.budgets_there = [replace(BUDGET, enforce=False)]
-        assert (await stage.ask(post(CHAT))).status == 200
-        assert stage.counters.holds[-1].money == stage.counters.charges[-1].money == 0
+async def test_a_price_in_another_currency_is_none(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    stage.directory.currency = "EUR"
+    got = await stage.ask(post(CHAT))
+    assert got.reason == "model_not_priced"
+    assert b"priced in USD, and the organization pays in EUR" in got.body
+    stage.directory.budgets_there = [replace(BUDGET, enforce=False)]
+    assert (await stage.ask(post(CHAT))).status == 200
+    assert stage.counters.holds[-1].money == stage.counters.charges[-1].money == 0
 
 
-async def test_a_price_that_stands_in_counts_as_it_costs() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.directory.stand_ins = read_stand_ins("new*=m")
-        assert (await stage.ask(post(CHAT.replace(b'"m"', b'"new-1"')))).status == 200
-        assert stage.counters.charges[-1].money == 39
+async def test_a_price_that_stands_in_counts_as_it_costs(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    stage.directory.stand_ins = read_stand_ins("new*=m")
+    assert (await stage.ask(post(CHAT.replace(b'"m"', b'"new-1"')))).status == 200
+    assert stage.counters.charges[-1].money == 39
 
 
 SHAPES: list[tuple[bytes, bytes, tuple[str, ...], Any]] = [
@@ -193,88 +183,81 @@ SHAPES: list[tuple[bytes, bytes, tuple[str, ...], Any]] = [
 
 @pytest.mark.parametrize(("path", "body", "where", "said"), SHAPES)
 async def test_a_budget_that_is_used_up_refuses_in_the_apis_own_shape(
-    path: bytes, body: bytes, where: tuple[str, ...], said: object
+    stage: Stage, path: bytes, body: bytes, where: tuple[str, ...], said: object
 ) -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 12_500_000_000, 12_500_000_000)
-        got = await stage.ask(post(body, path))
-        assert (got.status, got.reason) == (429, "budget_exceeded")
-        found = json.loads(got.body)
-        for name in where:
-            found = found[name]
-        assert found == said
-        assert b'Budget \\"all of it\\": $0 of $12.50 left' in got.body
-        assert got.one(b"x-tollkeeper-budget") == b"all%20of%20it"
-        assert got.one(b"x-tollkeeper-refused-by") == b"budget"
-        assert got.one(b"retry-after") == b"90"
-        assert got.one(b"x-should-retry") == b"false"
-        assert got.one(b"ratelimit") == b'"budget";r=0;t=90'
-        assert not stage.upstream.received
-        assert stage.tally.snapshot()["budget_refusals"] == [("budget_exceeded", "money", "month", 1)]
+    budgeted(stage, BUDGET)
+    stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 12_500_000_000, 12_500_000_000)
+    got = await stage.ask(post(body, path))
+    assert (got.status, got.reason) == (429, "budget_exceeded")
+    found = json.loads(got.body)
+    for name in where:
+        found = found[name]
+    assert found == said
+    assert b'Budget \\"all of it\\": $0 of $12.50 left' in got.body
+    assert got.one(b"x-tollkeeper-budget") == b"all%20of%20it"
+    assert got.one(b"x-tollkeeper-refused-by") == b"budget"
+    assert got.one(b"retry-after") == b"90"
+    assert got.one(b"x-should-retry") == b"false"
+    assert got.one(b"ratelimit") == b'"budget";r=0;t=90'
+    assert not stage.upstream.received
+    assert stage.tally.snapshot()["budget_refusals"] == [("budget_exceeded", "money", "month", 1)]
 
 
-async def test_a_total_says_no_time() -> None:
-    async with staged() as stage:
-        budgeted(stage, replace(BUDGET, interval="total", name="für 100 %\u2028"))
-        stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 10, 10, 0)
-        got = await stage.ask(post(CHAT))
-        assert not got.all(b"retry-after")
-        assert got.one(b"x-should-retry") == b"false"
-        assert got.one(b"x-tollkeeper-budget") == b"f%C3%BCr%20100%20%25%E2%80%A8"
+async def test_a_total_says_no_time(stage: Stage) -> None:
+    budgeted(stage, replace(BUDGET, interval="total", name="für 100 %\u2028"))
+    stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 10, 10, 0)
+    got = await stage.ask(post(CHAT))
+    assert not got.all(b"retry-after")
+    assert got.one(b"x-should-retry") == b"false"
+    assert got.one(b"x-tollkeeper-budget") == b"f%C3%BCr%20100%20%25%E2%80%A8"
 
 
-async def test_within_a_minute_waiting_helps() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 9, 10, NOW + 30_500)
-        got = await stage.ask(post(CHAT))
-        assert (got.one(b"retry-after"), got.one(b"x-should-retry")) == (b"31", b"true")
-        assert b"It resets at 1970-01-01T00:00:32Z." in got.body
+async def test_within_a_minute_waiting_helps(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 9, 10, NOW + 30_500)
+    got = await stage.ask(post(CHAT))
+    assert (got.one(b"retry-after"), got.one(b"x-should-retry")) == (b"31", b"true")
+    assert b"It resets at 1970-01-01T00:00:32Z." in got.body
 
 
-async def test_what_calls_in_flight_hold_is_worth_another_try() -> None:
-    async with staged() as stage:
-        budgeted(stage, replace(BUDGET, unit=TOKENS))
-        stage.counters.decision = refused(Verdict.QUOTA_HELD, 5, 10, unit=FLAG_TOKENS)
-        got = await stage.ask(post(CHAT))
-        assert (got.status, got.reason) == (429, "quota_held")
-        assert (got.one(b"retry-after"), got.one(b"x-should-retry")) == (b"1", b"true")
-        assert (got.one(b"x-tollkeeper-budget"), got.one(b"x-tollkeeper-refused-by")) == (
-            b"all%20of%20it", b"budget",
-        )  # fmt: skip
-        assert b'Budget \\"all of it\\": 5 of 10 tokens left. Calls in flight' in got.body
+async def test_what_calls_in_flight_hold_is_worth_another_try(stage: Stage) -> None:
+    budgeted(stage, replace(BUDGET, unit=TOKENS))
+    stage.counters.decision = refused(Verdict.QUOTA_HELD, 5, 10, unit=FLAG_TOKENS)
+    got = await stage.ask(post(CHAT))
+    assert (got.status, got.reason) == (429, "quota_held")
+    assert (got.one(b"retry-after"), got.one(b"x-should-retry")) == (b"1", b"true")
+    assert (got.one(b"x-tollkeeper-budget"), got.one(b"x-tollkeeper-refused-by")) == (
+        b"all%20of%20it", b"budget",
+    )  # fmt: skip
+    assert b'Budget \\"all of it\\": 5 of 10 tokens left. Calls in flight' in got.body
 
 
-async def test_an_answer_tells_of_the_tightest_budget() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        window = BudgetWindow(1, 20_000_000_000, 7_999_999_999, RESET, FLAG_MONEY)
-        stage.counters.decision = admitted(window=window)
-        got = await stage.ask(post(CHAT))
-        assert got.one(b"x-tollkeeper-budget") == b"all%20of%20it"
-        assert got.one(b"ratelimit-policy") == b'"budget";q=20000000;qu="micro-USD"'
-        assert got.one(b"ratelimit") == b'"budget";r=12000000;t=90'
+async def test_an_answer_tells_of_the_tightest_budget(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    window = BudgetWindow(1, 20_000_000_000, 7_999_999_999, RESET, FLAG_MONEY)
+    stage.counters.decision = admitted(window=window)
+    got = await stage.ask(post(CHAT))
+    assert got.one(b"x-tollkeeper-budget") == b"all%20of%20it"
+    assert got.one(b"ratelimit-policy") == b'"budget";q=20000000;qu="micro-USD"'
+    assert got.one(b"ratelimit") == b'"budget";r=12000000;t=90'
 
 
-async def test_a_hold_that_was_cut_is_sent_as_the_calls_maximum() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        stage.counters.decision = admitted(money=500)
-        assert (await stage.ask(post(OPEN))).status == 200
-        (hold,) = stage.counters.holds
-        assert 0 < hold.money_least < 500 < hold.money
-        sent = json.loads(stage.upstream.received[-1].body)
-        assert 1 <= sent["max_completion_tokens"] <= 500 // 5
+async def test_a_hold_that_was_cut_is_sent_as_the_calls_maximum(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    stage.counters.decision = admitted(money=500)
+    assert (await stage.ask(post(OPEN))).status == 200
+    (hold,) = stage.counters.holds
+    assert 0 < hold.money_least < 500 < hold.money
+    sent = json.loads(stage.upstream.received[-1].body)
+    assert 1 <= sent["max_completion_tokens"] <= 500 // 5
 
 
-async def test_a_hold_of_what_is_likely_binds_nothing() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET, replace(BUDGET, id=2, unit=TOKENS, enforce=False))
-        stage.counters.decision = admitted()
-        stage.counters.holds_asked = True
-        assert (await stage.ask(post(OPEN))).status == 200
-        assert b"max" not in stage.upstream.received[-1].body
+async def test_a_hold_of_what_is_likely_binds_nothing(stage: Stage) -> None:
+    budgeted(stage, BUDGET, replace(BUDGET, id=2, unit=TOKENS, enforce=False))
+    stage.counters.decision = admitted()
+    stage.counters.holds_asked = True
+    assert (await stage.ask(post(OPEN))).status == 200
+    assert b"max" not in stage.upstream.received[-1].body
 
 
 async def stream(stage: Stage, first: int, extension: tuple[int, bool, bool], cut: bool) -> bytes:
@@ -291,48 +274,44 @@ async def stream(stage: Stage, first: int, extension: tuple[int, bool, bool], cu
     return got.body
 
 
-async def test_a_stream_that_outgrows_what_it_holds_in_money_is_extended() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        body = await stream(stage, 4, (10**6, False, False), False)
-        assert body.count(b"word ") == 40
-        (observed,) = stage.counters.watched
-        assert observed.budgets == (account_of(1, BUDGET),)
-        assert observed.money_rate is not None
-        assert observed.money_rate.seen(observed.tokens) >= 4 * 5
-        assert not observed.counts_raw
-        assert stage.counters.outgrowths
-        assert stage.counters.unwatched == stage.counters.watched
+async def test_a_stream_that_outgrows_what_it_holds_in_money_is_extended(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    body = await stream(stage, 4, (10**6, False, False), False)
+    assert body.count(b"word ") == 40
+    (observed,) = stage.counters.watched
+    assert observed.budgets == (account_of(1, BUDGET),)
+    assert observed.money_rate is not None
+    assert observed.money_rate.seen(observed.tokens) >= 4 * 5
+    assert not observed.counts_raw
+    assert stage.counters.outgrowths
+    assert stage.counters.unwatched == stage.counters.watched
 
 
-async def test_a_budget_that_is_used_up_ends_a_stream_where_it_says_so() -> None:
-    async with staged() as stage:
-        budgeted(stage, replace(BUDGET, cut=True))
-        body = await stream(stage, 4, (4, True, True), True)
-        assert 0 < body.count(b"word ") < 40
-        assert body.endswith(b"data: [DONE]\n\n")
-        (charge,) = stage.counters.charges
-        assert charge.money > 0
+async def test_a_budget_that_is_used_up_ends_a_stream_where_it_says_so(stage: Stage) -> None:
+    budgeted(stage, replace(BUDGET, cut=True))
+    body = await stream(stage, 4, (4, True, True), True)
+    assert 0 < body.count(b"word ") < 40
+    assert body.endswith(b"data: [DONE]\n\n")
+    (charge,) = stage.counters.charges
+    assert charge.money > 0
 
 
-async def test_a_budget_that_is_used_up_lets_a_stream_finish_where_it_says_so() -> None:
-    async with staged() as stage:
-        budgeted(stage, BUDGET)
-        assert (await stream(stage, 4, (4, True, False), False)).count(b"word ") == 40
-        (charge,) = stage.counters.charges
-        assert charge.money == 39
+async def test_a_budget_that_is_used_up_lets_a_stream_finish_where_it_says_so(stage: Stage) -> None:
+    budgeted(stage, BUDGET)
+    assert (await stream(stage, 4, (4, True, False), False)).count(b"word ") == 40
+    (charge,) = stage.counters.charges
+    assert charge.money == 39
 
 
 @pytest.mark.parametrize("named", ["ada", "bob", ""])
-async def test_a_keys_own_user_is_whose_budget_it_is(named: str) -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, user="eve")
-        each = replace(BUDGET, each="user")
-        budgeted(stage, each)
-        field = f"x-tollkeeper-user: {named}\r\n".encode() if named else b""
-        assert (await stage.ask(post(CHAT, fields=field))).status == 200
-        (hold,) = stage.counters.holds
-        assert [one.name for one in hold.budgets] == [account_of(1, each, "eve")]
+async def test_a_keys_own_user_is_whose_budget_it_is(stage: Stage, named: str) -> None:
+    stage.directory.caller = replace(CALLER, user="eve")
+    each = replace(BUDGET, each="user")
+    budgeted(stage, each)
+    field = f"x-tollkeeper-user: {named}\r\n".encode() if named else b""
+    assert (await stage.ask(post(CHAT, fields=field))).status == 200
+    (hold,) = stage.counters.holds
+    assert [one.name for one in hold.budgets] == [account_of(1, each, "eve")]
 
 
 @pytest.mark.parametrize(
@@ -348,13 +327,12 @@ async def test_a_keys_own_user_is_whose_budget_it_is(named: str) -> None:
         (b"", ""),
     ],
 )
-async def test_each_session_has_its_own(fields: bytes, session: str) -> None:
-    async with staged() as stage:
-        each = replace(BUDGET, each="session")
-        budgeted(stage, each)
-        assert (await stage.ask(post(CHAT, fields=fields))).status == 200
-        (hold,) = stage.counters.holds
-        assert [one.name for one in hold.budgets] == [account_of(1, each, session)]
+async def test_each_session_has_its_own(stage: Stage, fields: bytes, session: str) -> None:
+    each = replace(BUDGET, each="session")
+    budgeted(stage, each)
+    assert (await stage.ask(post(CHAT, fields=fields))).status == 200
+    (hold,) = stage.counters.holds
+    assert [one.name for one in hold.budgets] == [account_of(1, each, session)]
 
 
 async def test_a_call_of_models_of_too_many_budgets_is_told_to_ask_for_fewer() -> None:

@@ -39,16 +39,15 @@ def preflight(path: bytes, origin: bytes = PAGE, more: bytes = b"") -> bytes:
     return b"OPTIONS %b HTTP/1.1\r\nhost: x\r\norigin: %b\r\n%b\r\n" % (path, origin, asked)
 
 
-async def test_unless_it_is_set_nothing_is_told_and_an_upstreams_own_word_passes() -> None:
-    async with staged() as stage:
-        theirs = b"Access-Control-Allow-Origin: https://theirs.example\r\n"
-        stage.upstream.scripts.append([answer(fields=theirs)])
-        got = await stage.ask(post(CHAT, fields=FROM))
-        assert cors_of(got) == {ALLOW: b"https://theirs.example"}
-        assert not got.all(b"vary")
-        assert stage.upstream.received[-1].all(b"origin") == [PAGE]
-        refused = await stage.ask(preflight(b"/v1/chat/completions"), "OPTIONS")
-        assert (refused.status, refused.reason, cors_of(refused)) == (405, "method_not_allowed", {})
+async def test_unless_it_is_set_nothing_is_told_and_an_upstreams_own_word_passes(stage: Stage) -> None:
+    theirs = b"Access-Control-Allow-Origin: https://theirs.example\r\n"
+    stage.upstream.scripts.append([answer(fields=theirs)])
+    got = await stage.ask(post(CHAT, fields=FROM))
+    assert cors_of(got) == {ALLOW: b"https://theirs.example"}
+    assert not got.all(b"vary")
+    assert stage.upstream.received[-1].all(b"origin") == [PAGE]
+    refused = await stage.ask(preflight(b"/v1/chat/completions"), "OPTIONS")
+    assert (refused.status, refused.reason, cors_of(refused)) == (405, "method_not_allowed", {})
 
 
 async def test_every_answer_to_a_named_origin_may_be_read_by_its_page() -> None:

@@ -56,33 +56,32 @@ async def facts_of(stage: Stage, model: str = ANSWERED, asked: dict[str, Any] | 
     return facts
 
 
-async def test_a_call_costs_what_its_kinds_and_tools_do() -> None:
-    async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS
-        facts = await facts_of(stage)
-        # 15,000 + 90,000,000 + 31,250,000 + 150,000,000 + 12,500,000 + 70,000,000, added by hand.
-        assert (facts.cost, facts.currency, facts.price_id) == (353_765_000, "USD", 7)
-        assert stage.tally.snapshot()["cost"] == [("messages", ASKED, "USD", 0.353765)]
+async def test_a_call_costs_what_its_kinds_and_tools_do(stage: Stage) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    facts = await facts_of(stage)
+    # 15,000 + 90,000,000 + 31,250,000 + 150,000,000 + 12,500,000 + 70,000,000, added by hand.
+    assert (facts.cost, facts.currency, facts.price_id) == (353_765_000, "USD", 7)
+    assert stage.tally.snapshot()["cost"] == [("messages", ASKED, "USD", 0.353765)]
 
 
 DEAR = OPUS._replace(price_id=8, prices=tuple(10 * each for each in OPUS.prices))
 
 
 @pytest.mark.parametrize("answered", [ANSWERED, "claude-other", "", ASKED.upper()])
-async def test_a_call_goes_by_the_price_of_the_model_asked_for_whatever_answers(answered: str) -> None:
-    async with staged() as stage:
-        stage.directory.prices |= {ASKED: OPUS, ANSWERED: DEAR, "claude-other": DEAR}
-        facts = await facts_of(stage, answered)
-        assert (facts.cost, facts.price_id) == (353_765_000, 7)
+async def test_a_call_goes_by_the_price_of_the_model_asked_for_whatever_answers(
+    stage: Stage, answered: str
+) -> None:
+    stage.directory.prices |= {ASKED: OPUS, ANSWERED: DEAR, "claude-other": DEAR}
+    facts = await facts_of(stage, answered)
+    assert (facts.cost, facts.price_id) == (353_765_000, 7)
 
 
-async def test_a_model_asked_for_by_a_name_of_its_own_has_the_price_of_what_answers() -> None:
-    async with staged() as stage:
-        stage.directory.prices[ANSWERED] = DEAR
-        assert (await facts_of(stage)).price_id == 8
-        stage.directory.prices["house-1"] = OPUS._replace(price_id=9)
-        stage.directory.stand_ins = read_stand_ins("claude*=house-1")
-        assert [(await facts_of(stage, name)).price_id for name in (ANSWERED, "claude-other")] == [8, 9]
+async def test_a_model_asked_for_by_a_name_of_its_own_has_the_price_of_what_answers(stage: Stage) -> None:
+    stage.directory.prices[ANSWERED] = DEAR
+    assert (await facts_of(stage)).price_id == 8
+    stage.directory.prices["house-1"] = OPUS._replace(price_id=9)
+    stage.directory.stand_ins = read_stand_ins("claude*=house-1")
+    assert [(await facts_of(stage, name)).price_id for name in (ANSWERED, "claude-other")] == [8, 9]
 
 
 CHEAPER = OPUS._replace(price_id=6, prices=tuple(each // 10 for each in OPUS.prices))
@@ -97,18 +96,17 @@ CHEAPER = OPUS._replace(price_id=6, prices=tuple(each // 10 for each in OPUS.pri
     ],
 )  # fmt: skip
 async def test_of_several_models_named_the_one_that_answers_counts_or_else_the_dearest(
-    answered: str, price_id: int, in_money: bool
+    stage: Stage, answered: str, price_id: int, in_money: bool
 ) -> None:
-    async with staged() as stage:
-        stage.directory.prices = {ASKED: OPUS, "claude-cheap": CHEAPER, "claude-dear": DEAR}
-        if in_money:
-            stage.directory.services["messages"] = IN_MONEY
-        named = json.loads(MESSAGE) | {"models": ["claude-cheap", "claude-dear"]}
-        facts = await facts_of(stage, answered, named)
-        assert facts.price_id == price_id
-        if in_money:
-            charge = stage.counters.charges[-1]
-            assert charge.units == (facts.cost or 0) * 6 // 5
+    stage.directory.prices = {ASKED: OPUS, "claude-cheap": CHEAPER, "claude-dear": DEAR}
+    if in_money:
+        stage.directory.services["messages"] = IN_MONEY
+    named = json.loads(MESSAGE) | {"models": ["claude-cheap", "claude-dear"]}
+    facts = await facts_of(stage, answered, named)
+    assert facts.price_id == price_id
+    if in_money:
+        charge = stage.counters.charges[-1]
+        assert charge.units == (facts.cost or 0) * 6 // 5
 
 
 @pytest.mark.parametrize(
@@ -121,57 +119,53 @@ async def test_of_several_models_named_the_one_that_answers_counts_or_else_the_d
         (ASKED, 1),
     ],
 )
-async def test_tokens_of_an_advisor_cost_what_its_model_does(advisor: str, times: int) -> None:
-    async with staged() as stage:
-        stage.directory.prices = {ASKED: OPUS._replace(request=5), "claude-dear": DEAR._replace(request=5)}
-        stage.directory.prices["claude-known"] = DEAR
-        spent = {"type": "advisor_message", "model": advisor, "input_tokens": 1_000, "output_tokens": 100}
-        usage = {"input_tokens": 3, "output_tokens": 4, "iterations": [spent]}
-        body = json.dumps({"type": "message", "model": ANSWERED, "usage": usage}).encode()
-        stage.upstream.scripts.append([answer(body)])
-        tool = {"type": "advisor_20260301", "name": "advisor", "model": "claude-dear"}
-        asked = json.loads(MESSAGE) | {"tools": [tool]}
-        assert (await stage.ask(post(json.dumps(asked).encode(), b"/v1/messages"))).status == 200
-        facts = read_facts(stage.counters.charges[-1].metadata)
-        assert facts is not None
-        # A call, 3 and 4 tokens of the model asked for, 1,000 and 100 of the advisor's.
-        assert facts.cost == 5 + 3 * 5_000 + 4 * 25_000 + times * (1_000 * 5_000 + 100 * 25_000)
-        assert (facts.total, facts.price_id) == (1_107, 7)
+async def test_tokens_of_an_advisor_cost_what_its_model_does(stage: Stage, advisor: str, times: int) -> None:
+    stage.directory.prices = {ASKED: OPUS._replace(request=5), "claude-dear": DEAR._replace(request=5)}
+    stage.directory.prices["claude-known"] = DEAR
+    spent = {"type": "advisor_message", "model": advisor, "input_tokens": 1_000, "output_tokens": 100}
+    usage = {"input_tokens": 3, "output_tokens": 4, "iterations": [spent]}
+    body = json.dumps({"type": "message", "model": ANSWERED, "usage": usage}).encode()
+    stage.upstream.scripts.append([answer(body)])
+    tool = {"type": "advisor_20260301", "name": "advisor", "model": "claude-dear"}
+    asked = json.loads(MESSAGE) | {"tools": [tool]}
+    assert (await stage.ask(post(json.dumps(asked).encode(), b"/v1/messages"))).status == 200
+    facts = read_facts(stage.counters.charges[-1].metadata)
+    assert facts is not None
+    # A call, 3 and 4 tokens of the model asked for, 1,000 and 100 of the advisor's.
+    assert facts.cost == 5 + 3 * 5_000 + 4 * 25_000 + times * (1_000 * 5_000 + 100 * 25_000)
+    assert (facts.total, facts.price_id) == (1_107, 7)
 
 
 @pytest.mark.parametrize("service", ["plain", "in money"])
-async def test_a_price_that_is_set_while_a_call_runs_changes_nothing(service: str) -> None:
-    async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS
-        if service == "in money":
-            stage.directory.services["messages"] = IN_MONEY
-        answering = stage.upstream.scripts
+async def test_a_price_that_is_set_while_a_call_runs_changes_nothing(stage: Stage, service: str) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    if service == "in money":
+        stage.directory.services["messages"] = IN_MONEY
+    answering = stage.upstream.scripts
 
-        class Dearer(list[Any]):
-            """Has the dearer price in force once the answer is asked for."""
+    class Dearer(list[Any]):
+        """Has the dearer price in force once the answer is asked for."""
 
-            def pop(self, *at: Any) -> Any:
-                stage.directory.prices[ASKED] = stage.directory.prices[ANSWERED] = DEAR
-                return super().pop(*at)
+        def pop(self, *at: Any) -> Any:
+            stage.directory.prices[ASKED] = stage.directory.prices[ANSWERED] = DEAR
+            return super().pop(*at)
 
-        stage.upstream.scripts = Dearer(answering)
-        facts = await facts_of(stage)
-        assert stage.directory.prices[ASKED] is DEAR
-        assert (facts.cost, facts.price_id) == (353_765_000, 7)
-
-
-async def test_a_tier_costs_its_factor_but_for_tools() -> None:
-    async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS._replace(service_tiers={"priority": (3, 2)})
-        assert (await facts_of(stage)).cost == (353_765_000 - 70_000_000) * 3 // 2 + 70_000_000
+    stage.upstream.scripts = Dearer(answering)
+    facts = await facts_of(stage)
+    assert stage.directory.prices[ASKED] is DEAR
+    assert (facts.cost, facts.price_id) == (353_765_000, 7)
 
 
-async def test_a_call_without_a_price_is_charged_and_counted() -> None:
-    async with staged() as stage:
-        facts = await facts_of(stage)
-        assert (facts.cost, facts.currency, facts.total) == (None, "", 200_503)
-        told = stage.tally.snapshot()
-        assert (told["unpriced_calls"], told["cost"]) == ([("messages", 1)], [])
+async def test_a_tier_costs_its_factor_but_for_tools(stage: Stage) -> None:
+    stage.directory.prices[ASKED] = OPUS._replace(service_tiers={"priority": (3, 2)})
+    assert (await facts_of(stage)).cost == (353_765_000 - 70_000_000) * 3 // 2 + 70_000_000
+
+
+async def test_a_call_without_a_price_is_charged_and_counted(stage: Stage) -> None:
+    facts = await facts_of(stage)
+    assert (facts.cost, facts.currency, facts.total) == (None, "", 200_503)
+    told = stage.tally.snapshot()
+    assert (told["unpriced_calls"], told["cost"]) == ([("messages", 1)], [])
 
 
 RUNS: dict[str, Any] = json.loads(MESSAGE) | {
@@ -210,38 +204,38 @@ async def test_a_tool_without_a_price_is_refused_where_a_model_without_one_is(re
         assert not (await facts_of(stage, ASKED, RUNS)).unpriced
 
 
-async def test_a_report_that_says_more_than_is_known_is_counted_by_family() -> None:
-    async with staged() as stage:
-        for more in ({}, {"new_tokens": 7}, {"new_tokens": 0}, {"new": "x" * 5000}):
-            body = json.dumps({"type": "message", "model": ANSWERED, "usage": USED | more}).encode()
-            stage.upstream.scripts.append([answer(body)])
-            assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
-        kept = [read_facts(charge.metadata) for charge in stage.counters.charges]
-        assert [facts is not None and b"new_tokens" in bytes(facts.unknown) for facts in kept] == [
-            False, True, False, False,
-        ]  # fmt: skip
-        assert stage.tally.unknown_usage.pop("anthropic") == 2
-        assert not any(stage.tally.unknown_usage.values())
+async def test_a_report_that_says_more_than_is_known_is_counted_by_family(stage: Stage) -> None:
+    for more in ({}, {"new_tokens": 7}, {"new_tokens": 0}, {"new": "x" * 5000}):
+        body = json.dumps({"type": "message", "model": ANSWERED, "usage": USED | more}).encode()
+        stage.upstream.scripts.append([answer(body)])
+        assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
+    kept = [read_facts(charge.metadata) for charge in stage.counters.charges]
+    assert [facts is not None and b"new_tokens" in bytes(facts.unknown) for facts in kept] == [
+        False, True, False, False,
+    ]  # fmt: skip
+    assert stage.tally.unknown_usage.pop("anthropic") == 2
+    assert not any(stage.tally.unknown_usage.values())
 
 
 @pytest.mark.parametrize("absurd", [-7, 0.5, True, 10**30, "9", [9], {"count": 9}])
 @pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
-async def test_an_absurd_count_is_charged_by_our_own_and_counted(name: str, absurd: object) -> None:
-    async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS
-        text = [{"type": "text", "text": "At the gate."}]
-        usage = {"input_tokens": 900, "output_tokens": 80} | {name: absurd}
-        body = {"type": "message", "model": ASKED, "content": text, "usage": usage}
-        stage.upstream.scripts.append([answer(json.dumps(body).encode())])
-        got = await stage.ask(post(MESSAGE, b"/v1/messages"))
-        assert (got.status, got.body) == (200, json.dumps(body).encode())
-        facts = read_facts(stage.counters.charges[-1].metadata)
-        assert facts is not None
-        assert facts.estimated
-        assert min(facts.counts[0], facts.counts[4]) > 0
-        assert facts.total > (900 if name == "output_tokens" else 80)
-        assert (facts.cost or 0) > 0
-        assert stage.tally.snapshot()["settlements_estimated"] == 1
+async def test_an_absurd_count_is_charged_by_our_own_and_counted(
+    stage: Stage, name: str, absurd: object
+) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    text = [{"type": "text", "text": "At the gate."}]
+    usage = {"input_tokens": 900, "output_tokens": 80} | {name: absurd}
+    body = {"type": "message", "model": ASKED, "content": text, "usage": usage}
+    stage.upstream.scripts.append([answer(json.dumps(body).encode())])
+    got = await stage.ask(post(MESSAGE, b"/v1/messages"))
+    assert (got.status, got.body) == (200, json.dumps(body).encode())
+    facts = read_facts(stage.counters.charges[-1].metadata)
+    assert facts is not None
+    assert facts.estimated
+    assert min(facts.counts[0], facts.counts[4]) > 0
+    assert facts.total > (900 if name == "output_tokens" else 80)
+    assert (facts.cost or 0) > 0
+    assert stage.tally.snapshot()["settlements_estimated"] == 1
 
 
 @pytest.mark.parametrize("more", [1, 50])
@@ -268,17 +262,16 @@ async def test_a_model_without_a_price_is_refused_where_the_settings_say_so() ->
         assert (await stage.ask(get(b"/v1/models"))).status == 200
 
 
-async def test_a_report_of_zeros_is_none_and_is_counted_by_upstream() -> None:
-    async with staged() as stage:
-        nothing = {"input_tokens": 0, "output_tokens": 0}
-        stage.upstream.scripts.append(
-            [answer(json.dumps({"type": "message", "model": ASKED, "usage": nothing}).encode())]
-        )
-        assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
-        facts = read_facts(stage.counters.charges[-1].metadata)
-        assert facts is not None
-        assert (facts.total > 0, facts.estimated) == (True, True)
-        assert list(stage.tally.untrue_reports.values()) == [1]
+async def test_a_report_of_zeros_is_none_and_is_counted_by_upstream(stage: Stage) -> None:
+    nothing = {"input_tokens": 0, "output_tokens": 0}
+    stage.upstream.scripts.append(
+        [answer(json.dumps({"type": "message", "model": ASKED, "usage": nothing}).encode())]
+    )
+    assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
+    facts = read_facts(stage.counters.charges[-1].metadata)
+    assert facts is not None
+    assert (facts.total > 0, facts.estimated) == (True, True)
+    assert list(stage.tally.untrue_reports.values()) == [1]
 
 
 async def test_a_model_that_another_stands_in_for_has_its_price_and_is_counted() -> None:
@@ -316,20 +309,19 @@ IN_CREDITS = Service(
 )
 
 
-async def test_at_cost_a_call_is_charged_what_it_costs_times_the_markup() -> None:
-    async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS
-        stage.directory.services["messages"] = IN_MONEY
-        facts = await facts_of(stage)
-        charge, hold = stage.counters.charges[-1], stage.counters.holds[-1]
-        assert facts.cost == 353_765_000
-        assert (charge.units, charge.credits, charge.tokens) == (424_518_000, 0, 200_503)
-        assert (facts.units, hold.credits) == (1, 0)
-        stage.directory.services["messages"] = IN_CREDITS
-        await facts_of(stage)
-        charge = stage.counters.charges[-1]
-        # 0.353765 times 1.2 times 250 are 106.1295 credits.
-        assert (charge.credits, charge.over, charge.units) == (107, 870_500_000, 1)
+async def test_at_cost_a_call_is_charged_what_it_costs_times_the_markup(stage: Stage) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    stage.directory.services["messages"] = IN_MONEY
+    facts = await facts_of(stage)
+    charge, hold = stage.counters.charges[-1], stage.counters.holds[-1]
+    assert facts.cost == 353_765_000
+    assert (charge.units, charge.credits, charge.tokens) == (424_518_000, 0, 200_503)
+    assert (facts.units, hold.credits) == (1, 0)
+    stage.directory.services["messages"] = IN_CREDITS
+    await facts_of(stage)
+    charge = stage.counters.charges[-1]
+    # 0.353765 times 1.2 times 250 are 106.1295 credits.
+    assert (charge.credits, charge.over, charge.units) == (107, 870_500_000, 1)
 
 
 @pytest.mark.parametrize("service", [IN_MONEY, IN_CREDITS])
@@ -359,27 +351,25 @@ class Once(dict[str, Vector]):
         return self.pop(key, default)
 
 
-async def test_a_price_that_was_taken_back_meanwhile_charges_the_call_it_admitted() -> None:
-    async with staged() as stage:
-        stage.directory.prices = Once({ASKED: OPUS})
-        stage.directory.services["messages"] = IN_MONEY
-        assert (await facts_of(stage)).cost == 353_765_000
-        assert stage.counters.charges[-1].units == 424_518_000
+async def test_a_price_that_was_taken_back_meanwhile_charges_the_call_it_admitted(stage: Stage) -> None:
+    stage.directory.prices = Once({ASKED: OPUS})
+    stage.directory.services["messages"] = IN_MONEY
+    assert (await facts_of(stage)).cost == 353_765_000
+    assert stage.counters.charges[-1].units == 424_518_000
 
 
-async def test_searches_without_a_maximum_are_held_and_sent_with_one() -> None:
-    async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS
-        stage.directory.services["messages"] = IN_CREDITS
-        tool = {"type": "web_search_20250305", "name": "web_search"}
-        plain = json.loads(MESSAGE)
-        await facts_of(stage, ASKED, plain)
-        await facts_of(stage, ASKED, plain | {"tools": [tool]})
-        without, with_ = [hold.credits for hold in stage.counters.holds[-2:]]
-        # A search is a hundredth of a dollar, that three credits.
-        assert 3 * TOOL_USES <= with_ - without <= 3 * TOOL_USES + 1
-        sent = json.loads(stage.upstream.received[-1].body)
-        assert sent["tools"] == [tool | {"max_uses": TOOL_USES}]
+async def test_searches_without_a_maximum_are_held_and_sent_with_one(stage: Stage) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    stage.directory.services["messages"] = IN_CREDITS
+    tool = {"type": "web_search_20250305", "name": "web_search"}
+    plain = json.loads(MESSAGE)
+    await facts_of(stage, ASKED, plain)
+    await facts_of(stage, ASKED, plain | {"tools": [tool]})
+    without, with_ = [hold.credits for hold in stage.counters.holds[-2:]]
+    # A search is a hundredth of a dollar, that three credits.
+    assert 3 * TOOL_USES <= with_ - without <= 3 * TOOL_USES + 1
+    sent = json.loads(stage.upstream.received[-1].body)
+    assert sent["tools"] == [tool | {"max_uses": TOOL_USES}]
 
 
 @pytest.mark.parametrize(("stated", "uses"), [({"max_uses": 1}, 1), ({}, MODEL_USES)])
@@ -410,46 +400,42 @@ BY_TOKEN = Service(1, "chat", "consumption", False, credits=9, pricing=ServicePr
 
 
 @pytest.mark.parametrize("counts", [False, True])
-async def test_a_price_by_token_is_estimated_and_then_exact(counts: bool) -> None:
-    async with staged() as stage:
-        stage.directory.services["chat"] = replace(BY_TOKEN, counts_tokens=counts)
-        assert (await stage.ask(post(CHAT))).status == 200
-        (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-        assert hold.credits >= 10 * 5
-        assert (hold.need > 0, charge.tokens) == (counts, 12 if counts else 0)
-        assert charge.credits == 7 * 2 + 5 * 5
-        assert stage.tally.credits == {"chat": 39}
+async def test_a_price_by_token_is_estimated_and_then_exact(stage: Stage, counts: bool) -> None:
+    stage.directory.services["chat"] = replace(BY_TOKEN, counts_tokens=counts)
+    assert (await stage.ask(post(CHAT))).status == 200
+    (hold,), (charge,) = stage.counters.holds, stage.counters.charges
+    assert hold.credits >= 10 * 5
+    assert (hold.need > 0, charge.tokens) == (counts, 12 if counts else 0)
+    assert charge.credits == 7 * 2 + 5 * 5
+    assert stage.tally.credits == {"chat": 39}
 
 
 @pytest.mark.parametrize(
     "model", ["other", "m-2024-11-20", "M", "m*", "models/m", "\\u004d", "m\\u006d", "m\\u0301"]
 )
-async def test_a_model_without_a_price_is_refused_and_nothing_is_held(model: str) -> None:
-    async with staged() as stage:
-        stage.directory.services["chat"] = BY_TOKEN
-        got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
-        assert (got.status, got.reason) == (403, "model_not_priced")
-        assert not stage.counters.holds
-        assert not stage.upstream.received
+async def test_a_model_without_a_price_is_refused_and_nothing_is_held(stage: Stage, model: str) -> None:
+    stage.directory.services["chat"] = BY_TOKEN
+    got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
+    assert (got.status, got.reason) == (403, "model_not_priced")
+    assert not stage.counters.holds
+    assert not stage.upstream.received
 
 
 @pytest.mark.parametrize("model", ["m ", " m", "m\\u00a0", "m\\n", "\\tm", "m\\u200b", "m\\u0000"])
-async def test_a_name_with_blanks_around_it_is_no_name(model: str) -> None:
-    async with staged() as stage:
-        stage.directory.services["chat"] = replace(
-            BY_TOKEN, pricing=ServicePricing(per_million={"*": PRICES["m"]})
-        )
-        got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
-        assert (got.status, got.reason) == (400, "invalid_request")
+async def test_a_name_with_blanks_around_it_is_no_name(stage: Stage, model: str) -> None:
+    stage.directory.services["chat"] = replace(
+        BY_TOKEN, pricing=ServicePricing(per_million={"*": PRICES["m"]})
+    )
+    got = await stage.ask(post(CHAT.replace(b'"m"', f'"{model}"'.encode())))
+    assert (got.status, got.reason) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("more", [b'"fallbacks":["x"]', b'"models":["m","x"]', b'"fallbacks":[{"m":["x"]}]'])
-async def test_every_model_that_may_answer_needs_a_price(more: bytes) -> None:
-    async with staged() as stage:
-        stage.directory.services["chat"] = BY_TOKEN
-        got = await stage.ask(post(CHAT[:-1] + b"," + more + b"}"))
-        assert (got.status, got.reason) == (403, "model_not_priced")
-        assert (await stage.ask(post(CHAT[:-1] + b"," + more.replace(b"x", b"m") + b"}"))).status == 200
+async def test_every_model_that_may_answer_needs_a_price(stage: Stage, more: bytes) -> None:
+    stage.directory.services["chat"] = BY_TOKEN
+    got = await stage.ask(post(CHAT[:-1] + b"," + more + b"}"))
+    assert (got.status, got.reason) == (403, "model_not_priced")
+    assert (await stage.ask(post(CHAT[:-1] + b"," + more.replace(b"x", b"m") + b"}"))).status == 200
 
 
 @pytest.mark.parametrize(
@@ -461,46 +447,45 @@ async def test_every_model_that_may_answer_needs_a_price(more: bytes) -> None:
         Service(1, "chat", "pay_per_use", False, pricing=BY_TOKEN.pricing),
     ],
 )
-async def test_a_stored_price_that_cannot_be_used_charges_nobody_nothing(service: Service) -> None:
-    async with staged() as stage:
-        stage.directory.services["chat"] = service
-        got = await stage.ask(post(CHAT))
-        assert (got.status, got.reason) == (403, "model_not_priced")
-        assert not stage.upstream.received
+async def test_a_stored_price_that_cannot_be_used_charges_nobody_nothing(
+    stage: Stage, service: Service
+) -> None:
+    stage.directory.services["chat"] = service
+    got = await stage.ask(post(CHAT))
+    assert (got.status, got.reason) == (403, "model_not_priced")
+    assert not stage.upstream.received
 
 
-async def test_a_call_that_names_no_model_is_not_priced_by_one() -> None:
-    async with staged() as stage:
-        prices = ServicePricing(per_million={"*": PRICES["m"]})
-        stage.directory.services["search"] = replace(stage.directory.services["search"], pricing=prices)
-        got = await stage.ask(get(b"/services/search/x"), "GET")
-        assert (got.status, got.reason) == (403, "model_not_priced")
+async def test_a_call_that_names_no_model_is_not_priced_by_one(stage: Stage) -> None:
+    prices = ServicePricing(per_million={"*": PRICES["m"]})
+    stage.directory.services["search"] = replace(stage.directory.services["search"], pricing=prices)
+    got = await stage.ask(get(b"/services/search/x"), "GET")
+    assert (got.status, got.reason) == (403, "model_not_priced")
 
 
-async def test_a_one_time_service_costs_the_same_whatever_its_units() -> None:
-    async with staged() as stage:
-        stage.directory.services["search"] = Service(4, "search", "consumption", False, 500, one_time=True)
-        await stage.ask(post(b"", b"/trusted", b"x-tollkeeper-units: 7\r\n"))
-        assert (stage.counters.holds[0].credits, stage.counters.charges[0].credits) == (500, 500)
+async def test_a_one_time_service_costs_the_same_whatever_its_units(stage: Stage) -> None:
+    stage.directory.services["search"] = Service(4, "search", "consumption", False, 500, one_time=True)
+    await stage.ask(post(b"", b"/trusted", b"x-tollkeeper-units: 7\r\n"))
+    assert (stage.counters.holds[0].credits, stage.counters.charges[0].credits) == (500, 500)
 
 
-async def test_a_price_that_changes_meanwhile_changes_nothing_for_the_call() -> None:
-    async with staged() as stage:
-        before = stage.directory.services["search"]
-        dearer = {"search": replace(before, credits=100)}
-        stage.directory.then = lambda: stage.directory.services.update(dearer)
-        await stage.ask(get(b"/services/search/"), "GET")
-        assert (stage.counters.holds[0].service, stage.counters.charges[0].service) == (before, before)
-        assert stage.counters.charges[0].credits == before.credits
+async def test_a_price_that_changes_meanwhile_changes_nothing_for_the_call(stage: Stage) -> None:
+    before = stage.directory.services["search"]
+    dearer = {"search": replace(before, credits=100)}
+    stage.directory.then = lambda: stage.directory.services.update(dearer)
+    await stage.ask(get(b"/services/search/"), "GET")
+    assert (stage.counters.holds[0].service, stage.counters.charges[0].service) == (before, before)
+    assert stage.counters.charges[0].credits == before.credits
 
 
-async def test_a_service_the_organization_may_not_use_is_refused_before_anything_is_held() -> None:
-    async with staged() as stage:
-        stage.directory.refusal = ServiceNotIncluded()
-        got = await stage.ask(post(CHAT))
-        assert (got.status, got.one(b"x-tollkeeper-reason")) == (403, b"service_not_included")
-        assert not stage.counters.holds
-        assert not stage.upstream.received
+async def test_a_service_the_organization_may_not_use_is_refused_before_anything_is_held(
+    stage: Stage,
+) -> None:
+    stage.directory.refusal = ServiceNotIncluded()
+    got = await stage.ask(post(CHAT))
+    assert (got.status, got.one(b"x-tollkeeper-reason")) == (403, b"service_not_included")
+    assert not stage.counters.holds
+    assert not stage.upstream.received
 
 
 # --- the hold as the call's limit -------------------------------------------------------
@@ -509,18 +494,17 @@ UNSTATED = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 READ = -(-len(UNSTATED) // 2)
 
 
-async def test_under_a_strict_plan_a_call_without_a_maximum_is_sent_with_what_it_holds() -> None:
-    async with staged() as stage:
-        decision = stage.counters.decision
-        assert decision is not None
-        decision.held_tokens, decision.bounded = READ + 90, True
-        assert (await stage.ask(post(UNSTATED))).status == 200
-        (hold,) = stage.counters.holds
-        assert (hold.least, hold.ceiling) == (READ + 1, READ + CEILING)
-        assert (await stage.ask(post(CHAT))).status == 200
-        unstated, stated = (json.loads(one.body) for one in stage.upstream.received)
-        assert unstated == {**json.loads(UNSTATED), "max_completion_tokens": 90}
-        assert (stated, stage.counters.holds[1].least) == (json.loads(CHAT), 0)
+async def test_under_a_strict_plan_a_call_without_a_maximum_is_sent_with_what_it_holds(stage: Stage) -> None:
+    decision = stage.counters.decision
+    assert decision is not None
+    decision.held_tokens, decision.bounded = READ + 90, True
+    assert (await stage.ask(post(UNSTATED))).status == 200
+    (hold,) = stage.counters.holds
+    assert (hold.least, hold.ceiling) == (READ + 1, READ + CEILING)
+    assert (await stage.ask(post(CHAT))).status == 200
+    unstated, stated = (json.loads(one.body) for one in stage.upstream.received)
+    assert unstated == {**json.loads(UNSTATED), "max_completion_tokens": 90}
+    assert (stated, stage.counters.holds[1].least) == (json.loads(CHAT), 0)
 
 
 async def test_under_a_strict_plan_a_number_that_nobody_knows_is_refused_unless_its_upstream_allows_it() -> (
@@ -538,10 +522,9 @@ async def test_under_a_strict_plan_a_number_that_nobody_knows_is_refused_unless_
         assert (len(stage.counters.charges), len(stage.upstream.received)) == (1, 1)
 
 
-async def test_without_a_strict_plan_a_call_is_sent_as_it_came() -> None:
-    async with staged() as stage:
-        assert (await stage.ask(post(UNSTATED))).status == 200
-        assert json.loads(stage.upstream.received[0].body) == json.loads(UNSTATED)
+async def test_without_a_strict_plan_a_call_is_sent_as_it_came(stage: Stage) -> None:
+    assert (await stage.ask(post(UNSTATED))).status == 200
+    assert json.loads(stage.upstream.received[0].body) == json.loads(UNSTATED)
 
 
 @pytest.mark.parametrize("choices", [1, 3])

@@ -118,42 +118,39 @@ LONG = [STREAM_HEAD + chunks(*[EVENT] * 30, end=False), 0.02, chunks(EVENT, USAG
 MESSAGES = b'{"model":"m","max_tokens":10,"stream":true,"messages":[]}'
 
 
-async def test_a_stream_that_outgrows_its_hold_has_it_extended_and_finishes() -> None:
-    async with staged() as stage:
-        stage.counters.extension = (1 << 20, False, False)
-        stage.upstream.scripts.append(LONG)
-        got = await stage.ask(post(CHAT_STREAM))
-        assert got.complete
-        assert got.body == EVENT * 31 + DONE_EVENT
-        assert len(stage.counters.outgrowths) == 1
-        assert stage.counters.unwatched == stage.counters.watched
-        assert stage.counters.charges[0].tokens == 12
+async def test_a_stream_that_outgrows_its_hold_has_it_extended_and_finishes(stage: Stage) -> None:
+    stage.counters.extension = (1 << 20, False, False)
+    stage.upstream.scripts.append(LONG)
+    got = await stage.ask(post(CHAT_STREAM))
+    assert got.complete
+    assert got.body == EVENT * 31 + DONE_EVENT
+    assert len(stage.counters.outgrowths) == 1
+    assert stage.counters.unwatched == stage.counters.watched
+    assert stage.counters.charges[0].tokens == 12
 
 
-async def test_an_exhausted_account_is_asked_once_and_its_call_finishes() -> None:
-    async with staged() as stage:
-        stage.counters.extension = (21, True, False)
-        stage.upstream.scripts.append(LONG)
-        got = await stage.ask(post(CHAT_STREAM))
-        assert got.body == EVENT * 31 + DONE_EVENT
-        assert len(stage.counters.outgrowths) == 1
+async def test_an_exhausted_account_is_asked_once_and_its_call_finishes(stage: Stage) -> None:
+    stage.counters.extension = (21, True, False)
+    stage.upstream.scripts.append(LONG)
+    got = await stage.ask(post(CHAT_STREAM))
+    assert got.body == EVENT * 31 + DONE_EVENT
+    assert len(stage.counters.outgrowths) == 1
 
 
-async def test_a_plan_that_cuts_ends_the_stream_well_and_charges_what_came() -> None:
-    async with staged() as stage:
-        stage.counters.extension = (40, True, True)
-        stage.upstream.scripts.append([STREAM_HEAD, *([chunks(EVENT, end=False), 0.001] * 500)])
-        got = await stage.ask(post(CHAT_STREAM))
-        assert got.complete
-        assert got.body.endswith(DONE_EVENT)
-        last = json.loads(got.body.split(b"\n\n")[-3].removeprefix(b"data: "))
-        assert last["choices"][0]["finish_reason"] == "length"
-        seen = got.body.count(EVENT)
-        (charge,) = stage.counters.charges
-        assert seen < 100
-        assert charge.tokens >= max(40, seen)
-        assert told(charge.metadata)["estimated"] is True
-        await eventually(lambda: stage.upstream_connections == 0)
+async def test_a_plan_that_cuts_ends_the_stream_well_and_charges_what_came(stage: Stage) -> None:
+    stage.counters.extension = (40, True, True)
+    stage.upstream.scripts.append([STREAM_HEAD, *([chunks(EVENT, end=False), 0.001] * 500)])
+    got = await stage.ask(post(CHAT_STREAM))
+    assert got.complete
+    assert got.body.endswith(DONE_EVENT)
+    last = json.loads(got.body.split(b"\n\n")[-3].removeprefix(b"data: "))
+    assert last["choices"][0]["finish_reason"] == "length"
+    seen = got.body.count(EVENT)
+    (charge,) = stage.counters.charges
+    assert seen < 100
+    assert charge.tokens >= max(40, seen)
+    assert told(charge.metadata)["estimated"] is True
+    await eventually(lambda: stage.upstream_connections == 0)
 
 
 async def test_a_compressed_stream_that_nothing_covers_is_broken_off_and_charged_as_seen() -> None:
@@ -220,11 +217,10 @@ async def test_a_message_that_is_cut_ends_in_its_own_shape() -> None:
         assert metadata["output"] >= got.body.count(b'"word "')
 
 
-async def test_what_counts_no_tokens_is_never_extended_for_them() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([STREAM_HEAD + chunks(*[EVENT] * 200)])
-        await stage.ask(get(b"/services/search/x"), "GET")
-        assert not stage.counters.outgrowths
+async def test_what_counts_no_tokens_is_never_extended_for_them(stage: Stage) -> None:
+    stage.upstream.scripts.append([STREAM_HEAD + chunks(*[EVENT] * 200)])
+    await stage.ask(get(b"/services/search/x"), "GET")
+    assert not stage.counters.outgrowths
 
 
 async def test_a_stream_that_outgrows_its_credits_is_treated_as_one_without_tokens() -> None:
@@ -333,18 +329,17 @@ async def test_nothing_of_a_request_waits_for_the_collector(end: str) -> None:
 
 
 @pytest.mark.parametrize("sent", [post(CHAT), post(CHAT)[:-1], post(CHAT)[:20]])
-async def test_nothing_of_a_client_that_left_waits_for_the_collector(sent: bytes) -> None:
-    async with staged() as stage:
-        gate = asyncio.Event()
-        stage.upstream.scripts.append([gate, Close()])
-        with uncollected() as garbage:
-            client = await stage.client()
-            await client.send(sent)
-            await eventually(lambda: stage.upstream.received or sent != post(CHAT))
-            client.reset()
-            gate.set()
-            await over(stage)
-        assert not garbage
+async def test_nothing_of_a_client_that_left_waits_for_the_collector(stage: Stage, sent: bytes) -> None:
+    gate = asyncio.Event()
+    stage.upstream.scripts.append([gate, Close()])
+    with uncollected() as garbage:
+        client = await stage.client()
+        await client.send(sent)
+        await eventually(lambda: stage.upstream.received or sent != post(CHAT))
+        client.reset()
+        gate.set()
+        await over(stage)
+    assert not garbage
 
 
 async def over(stage: Stage) -> None:

@@ -121,12 +121,11 @@ async def test_one_model_is_told_of_by_its_name_with_slashes_too(name: str, slas
         assert len(stage.upstream.received) == 1
 
 
-async def test_who_may_use_none_of_the_services_sees_no_model() -> None:
-    async with staged() as stage:
-        stage.directory.terms = {key: ServiceNotIncluded() for key in stage.directory.services}
-        assert names_in(await asked(stage, listed("a", "b"))) == []
-        stage.directory.terms.pop("chat")
-        assert names_in(await asked(stage, listed("a", "b"))) == ["a", "b"]
+async def test_who_may_use_none_of_the_services_sees_no_model(stage: Stage) -> None:
+    stage.directory.terms = {key: ServiceNotIncluded() for key in stage.directory.services}
+    assert names_in(await asked(stage, listed("a", "b"))) == []
+    stage.directory.terms.pop("chat")
+    assert names_in(await asked(stage, listed("a", "b"))) == ["a", "b"]
 
 
 async def test_models_without_a_price_are_not_shown_where_calls_of_them_are_refused() -> None:
@@ -135,29 +134,26 @@ async def test_models_without_a_price_are_not_shown_where_calls_of_them_are_refu
         assert names_in(await asked(stage, listed("priced", "free"))) == ["priced"]
 
 
-async def test_a_service_not_in_force_does_not_hide_what_another_one_serves() -> None:
-    async with staged() as stage:
-        stage.directory.terms = {"messages": ServiceNotIncluded()}
-        stage.directory.services["chat"] = Service(1, "chat")
-        assert names_in(await asked(stage, listed("a"))) == ["a"]
+async def test_a_service_not_in_force_does_not_hide_what_another_one_serves(stage: Stage) -> None:
+    stage.directory.terms = {"messages": ServiceNotIncluded()}
+    stage.directory.services["chat"] = Service(1, "chat")
+    assert names_in(await asked(stage, listed("a"))) == ["a"]
 
 
 NO_LISTS = [b"no json", b'data: {"data":[{"id":"b"}]}', b'{"data":{}}', b'{"error":1}', b'{"models":[]}', b""]
 
 
 @pytest.mark.parametrize("document", NO_LISTS)
-async def test_what_lists_no_models_is_not_passed(document: bytes) -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
-        got = await asked(stage, document)
-        assert (got.status, got.reason) == (502, "upstream_unreachable")
+async def test_what_lists_no_models_is_not_passed(stage: Stage, document: bytes) -> None:
+    stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+    got = await asked(stage, document)
+    assert (got.status, got.reason) == (502, "upstream_unreachable")
 
 
-async def test_a_list_may_be_the_whole_document() -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
-        assert (await asked(stage, b'[{"id":"a"},{"id":"b"},"b"]')).body == b'[{"id":"a"}]'
-        assert (await asked(stage, b"[]")).body == b"[]"
+async def test_a_list_may_be_the_whole_document(stage: Stage) -> None:
+    stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+    assert (await asked(stage, b'[{"id":"a"},{"id":"b"},"b"]')).body == b'[{"id":"a"}]'
+    assert (await asked(stage, b"[]")).body == b"[]"
 
 
 async def test_beside_the_list_no_other_one_passes() -> None:
@@ -225,23 +221,21 @@ async def test_others_have_turns_while_a_long_list_is_looked_through_and_nothing
         assert not stage.directory.remembered
 
 
-async def test_a_list_that_cannot_be_looked_through_is_not_passed() -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
-        many = json.dumps({"data": [{"id": "a"}] * (MODELS_MAX + 1)}).encode()
-        long = b'{"data":["' + b"x" * LISTED_BYTES_MAX + b'"]}'
-        for document, fields in ((many, b""), (long, b""), (b"\x1f\x8b", b"content-encoding: gzip\r\n")):
-            got = await asked(stage, document, fields=fields)
-            assert (got.status, got.reason) == (502, "upstream_unreachable")
+async def test_a_list_that_cannot_be_looked_through_is_not_passed(stage: Stage) -> None:
+    stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+    many = json.dumps({"data": [{"id": "a"}] * (MODELS_MAX + 1)}).encode()
+    long = b'{"data":["' + b"x" * LISTED_BYTES_MAX + b'"]}'
+    for document, fields in ((many, b""), (long, b""), (b"\x1f\x8b", b"content-encoding: gzip\r\n")):
+        got = await asked(stage, document, fields=fields)
+        assert (got.status, got.reason) == (502, "upstream_unreachable")
 
 
-async def test_an_upstreams_refusal_passes_and_a_head_has_no_body() -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
-        stage.upstream.scripts.append([answer(b'{"error":"x"}', status=b"404 Not Found")])
-        got = await stage.ask(get(b"/v1/models"), "GET")
-        assert (got.status, got.body) == (404, b'{"error":"x"}')
-        head = answer(listed("a"))
-        stage.upstream.scripts.append([head[: head.index(b"\r\n\r\n") + 4]])
-        got = await stage.ask(get(b"/v1/models", method=b"HEAD"), "HEAD")
-        assert (got.status, got.body) == (200, b"")
+async def test_an_upstreams_refusal_passes_and_a_head_has_no_body(stage: Stage) -> None:
+    stage.directory.caller = replace(CALLER, models=frozenset({"a"}))
+    stage.upstream.scripts.append([answer(b'{"error":"x"}', status=b"404 Not Found")])
+    got = await stage.ask(get(b"/v1/models"), "GET")
+    assert (got.status, got.body) == (404, b'{"error":"x"}')
+    head = answer(listed("a"))
+    stage.upstream.scripts.append([head[: head.index(b"\r\n\r\n") + 4]])
+    got = await stage.ask(get(b"/v1/models", method=b"HEAD"), "HEAD")
+    assert (got.status, got.body) == (200, b"")

@@ -12,15 +12,15 @@ import trustme
 
 from tests.certificates import issued, trusting
 from tests.http import test_connections, test_slow_readers
-from tests.http.stage import OVER, Tls
+from tests.http.stage import OVER, Tls, staged
 
-Held = Callable[[], Awaitable[None]]
+Held = Callable[..., Awaitable[None]]
 
 
 def all_of(module: ModuleType) -> list[Held]:
-    """Its tests that take nothing."""
+    """Its tests that take nothing but a stage."""
     found = [one for name, one in vars(module).items() if name.startswith("test_")]
-    return [one for one in found if not inspect.signature(one).parameters]
+    return [one for one in found if {*inspect.signature(one).parameters} <= {"stage"}]
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,10 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 async def test_it_holds_over_tls(held: Held, tls: Tls) -> None:
     reset = OVER.set(tls)
     try:
-        await held()
+        if inspect.signature(held).parameters:
+            async with staged() as stage:
+                await held(stage)
+        else:
+            await held()
     finally:
         OVER.reset(reset)

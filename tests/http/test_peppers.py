@@ -6,7 +6,7 @@ import pytest
 
 from gateway.http.identity import key_digests
 from tests.http.fakes import ANSWER, CHAT, KEY, PEPPER, post
-from tests.http.stage import staged
+from tests.http.stage import Stage, staged
 
 EARLIER = (b"the pepper before it", b"the one before that")
 DIGESTS = key_digests(KEY.encode(), (PEPPER, *EARLIER))
@@ -30,11 +30,10 @@ async def test_a_key_is_known_under_whichever_pepper_it_is_kept(digest: str) -> 
         assert (await stage.ask(post(CHAT))).status == 401
 
 
-async def test_without_it_such_a_key_is_unknown() -> None:
-    async with staged() as stage:
-        stage.directory.digest = DIGESTS[1]
-        got = await stage.ask(post(CHAT))
-        assert (got.status, got.reason) == (401, "invalid_api_key")
+async def test_without_it_such_a_key_is_unknown(stage: Stage) -> None:
+    stage.directory.digest = DIGESTS[1]
+    got = await stage.ask(post(CHAT))
+    assert (got.status, got.reason) == (401, "invalid_api_key")
 
 
 async def test_nobody_is_refused_for_a_redis_that_is_away() -> None:

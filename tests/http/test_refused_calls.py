@@ -12,7 +12,7 @@ from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
 from gateway.core.model import Decision, LimitKind, Scope, Verdict
 from tests.http.fakes import CALLER, answer, get, post
-from tests.http.stage import Stage, staged
+from tests.http.stage import Stage
 from tests.waiting import eventually
 
 WORKER = "00000000-0000-0000-0000-000000000001"
@@ -30,23 +30,22 @@ def told(stage: Stage) -> RefusedBatch:
     return batch
 
 
-async def test_a_refused_call_is_told_whole() -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, user="")
-        stage.counters.decision = Decision(
-            Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1
-        )
-        said = b"x-tollkeeper-project-id: 8\r\nx-tollkeeper-user: ann\r\nx-tollkeeper-session: s\r\n"
-        for _ in range(2):
-            assert (await stage.ask(call(fields=said))).status == 429
-        batch = told(stage)
-        [count] = batch.counts
-        assert (count.refused, count.model, count.project_id, count.user) == (2, "m", 8, "ann")
-        one = batch.calls[0]
-        assert (one.status, one.reason, one.model, one.streamed) == (429, "rate_limited", "m", True)
-        assert (one.organization_id, one.tenant_id, one.key_id, one.service_id) == (1, 2, 3, 1)
-        assert (one.user, one.attribution, one.session, one.route) == ("ann", "\t8\t", "s", CHAT.decode())
-        assert count.hour_ms == one.at_ms - one.at_ms % 3_600_000
+async def test_a_refused_call_is_told_whole(stage: Stage) -> None:
+    stage.directory.caller = replace(CALLER, user="")
+    stage.counters.decision = Decision(
+        Verdict.RATE_LIMITED, Scope.TENANT, LimitKind.REQUESTS, 5, 5, 60_000, 1
+    )
+    said = b"x-tollkeeper-project-id: 8\r\nx-tollkeeper-user: ann\r\nx-tollkeeper-session: s\r\n"
+    for _ in range(2):
+        assert (await stage.ask(call(fields=said))).status == 429
+    batch = told(stage)
+    [count] = batch.counts
+    assert (count.refused, count.model, count.project_id, count.user) == (2, "m", 8, "ann")
+    one = batch.calls[0]
+    assert (one.status, one.reason, one.model, one.streamed) == (429, "rate_limited", "m", True)
+    assert (one.organization_id, one.tenant_id, one.key_id, one.service_id) == (1, 2, 3, 1)
+    assert (one.user, one.attribution, one.session, one.route) == ("ann", "\t8\t", "s", CHAT.decode())
+    assert count.hour_ms == one.at_ms - one.at_ms % 3_600_000
 
 
 @pytest.mark.parametrize(
@@ -59,15 +58,14 @@ async def test_a_refused_call_is_told_whole() -> None:
         (get(b"/v1/models?fields=x"), CALLER, 400, "invalid_request", ""),
     ],
 )
-async def test_whatever_refuses_a_call_is_told(
-    request_: bytes, caller: object, status: int, reason: str, model: str
+async def test_whatever_refuses_a_call_is_told(  # noqa: PLR0917  # a row of the table
+    stage: Stage, request_: bytes, caller: object, status: int, reason: str, model: str
 ) -> None:
-    async with staged() as stage:
-        stage.directory.caller = caller  # type: ignore[assignment]  # a caller, or what stands for one
-        got = await stage.ask(request_)
-        assert (got.status, got.reason) == (status, reason)
-        [one] = told(stage).calls
-        assert (one.status, one.reason, one.model) == (status, reason, model)
+    stage.directory.caller = caller  # type: ignore[assignment]  # a caller, or what stands for one
+    got = await stage.ask(request_)
+    assert (got.status, got.reason) == (status, reason)
+    [one] = told(stage).calls
+    assert (one.status, one.reason, one.model) == (status, reason, model)
 
 
 @pytest.mark.parametrize(
@@ -80,23 +78,23 @@ async def test_whatever_refuses_a_call_is_told(
         (ModelLists(None, {2: ("m*",)}, {"ann": ("o", "m-*")}), "user"),
     ],
 )
-async def test_a_model_is_on_every_list_that_a_call_is_held_to(lists: ModelLists, refused: str) -> None:
-    async with staged() as stage:
-        stage.directory.lists = lists
-        stage.upstream.scripts.append([answer()])
-        got = await stage.ask(call(stream=False, fields=b"x-tollkeeper-user: ann\r\n"))
-        assert got.status == (403 if refused else 200)
-        if refused:
-            assert got.reason == "model_not_allowed"
-            assert f"This {refused} may not use the model m." in got.body.decode()
+async def test_a_model_is_on_every_list_that_a_call_is_held_to(
+    stage: Stage, lists: ModelLists, refused: str
+) -> None:
+    stage.directory.lists = lists
+    stage.upstream.scripts.append([answer()])
+    got = await stage.ask(call(stream=False, fields=b"x-tollkeeper-user: ann\r\n"))
+    assert got.status == (403 if refused else 200)
+    if refused:
+        assert got.reason == "model_not_allowed"
+        assert f"This {refused} may not use the model m." in got.body.decode()
 
 
-async def test_nothing_is_told_of_nobody() -> None:
-    async with staged() as stage:
-        stage.directory.known = False
-        assert (await stage.ask(call())).status == 401
-        assert (await stage.ask(get(b"/v1/nothing"), "GET")).status == 404
-        assert stage.refusals.take(WORKER, 1) == b""
+async def test_nothing_is_told_of_nobody(stage: Stage) -> None:
+    stage.directory.known = False
+    assert (await stage.ask(call())).status == 401
+    assert (await stage.ask(get(b"/v1/nothing"), "GET")).status == 404
+    assert stage.refusals.take(WORKER, 1) == b""
 
 
 @pytest.mark.parametrize(
@@ -108,18 +106,17 @@ async def test_nothing_is_told_of_nobody() -> None:
     ],
 )
 async def test_an_admitted_call_that_fails_tells_of_itself_by_its_release(
-    script: list[bytes], status: int, reason: str
+    stage: Stage, script: list[bytes], status: int, reason: str
 ) -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append(script)  # type: ignore[arg-type]  # steps are bytes here
-        request = call(stream=False, fields=b"x-tollkeeper-project-id: 8\r\n")
-        assert (await stage.ask(request)).status == status
-        await eventually(lambda: stage.counters.releases)
-        [release] = stage.counters.releases
-        facts = read_facts(release.metadata)
-        assert facts is not None
-        assert (facts.status, facts.reason, facts.model) == (status, reason, "m")
-        assert (facts.total, facts.units) == (0, 0)
-        assert (facts.cost, release.attribution) == (None, "\t8\t")
-        assert stage.refusals.take(WORKER, 1) == b""
-        assert not stage.counters.charges
+    stage.upstream.scripts.append(script)  # type: ignore[arg-type]  # steps are bytes here
+    request = call(stream=False, fields=b"x-tollkeeper-project-id: 8\r\n")
+    assert (await stage.ask(request)).status == status
+    await eventually(lambda: stage.counters.releases)
+    [release] = stage.counters.releases
+    facts = read_facts(release.metadata)
+    assert facts is not None
+    assert (facts.status, facts.reason, facts.model) == (status, reason, "m")
+    assert (facts.total, facts.units) == (0, 0)
+    assert (facts.cost, release.attribution) == (None, "\t8\t")
+    assert stage.refusals.take(WORKER, 1) == b""
+    assert not stage.counters.charges

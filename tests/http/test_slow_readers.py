@@ -134,22 +134,21 @@ async def test_whoever_never_takes_a_whole_answer_is_let_go(fields: bytes) -> No
         assert stage.plane.buffers.used == 0
 
 
-async def test_no_request_is_served_before_the_answers_in_front_of_it_are_taken() -> None:
-    async with staged() as stage:
-        client = await unread(stage, NOPE * 30_000)
-        (connection,) = stage.plane._connections
-        untaken = connection.transport.get_write_buffer_size()
-        assert 0 < untaken <= 2 * stage.plane.limits.client_buffer_bytes_max
-        asked = len(stage.events("request"))
-        assert asked < 20_000
-        assert 0 < stage.plane.buffers.heads <= stage.plane.limits.heads_bytes_max
-        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        for _ in range(30_000):
-            assert b" 404 " in await client.reader.readuntil(b"\r\n")
-            head = await client.reader.readuntil(b"\r\n\r\n")
-            length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await client.reader.readexactly(length)
-        await eventually(lambda: stage.plane.buffers.heads == 0)
+async def test_no_request_is_served_before_the_answers_in_front_of_it_are_taken(stage: Stage) -> None:
+    client = await unread(stage, NOPE * 30_000)
+    (connection,) = stage.plane._connections
+    untaken = connection.transport.get_write_buffer_size()
+    assert 0 < untaken <= 2 * stage.plane.limits.client_buffer_bytes_max
+    asked = len(stage.events("request"))
+    assert asked < 20_000
+    assert 0 < stage.plane.buffers.heads <= stage.plane.limits.heads_bytes_max
+    client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    for _ in range(30_000):
+        assert b" 404 " in await client.reader.readuntil(b"\r\n")
+        head = await client.reader.readuntil(b"\r\n\r\n")
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        await client.reader.readexactly(length)
+    await eventually(lambda: stage.plane.buffers.heads == 0)
 
 
 async def test_requests_that_wait_unread_are_bounded_and_the_one_in_progress_goes_on() -> None:
@@ -167,16 +166,15 @@ async def test_requests_that_wait_unread_are_bounded_and_the_one_in_progress_goe
         assert stage.plane.buffers.shed == 1
 
 
-async def test_a_wrong_keys_body_is_not_kept_while_it_waits() -> None:
-    async with staged() as stage:
-        stage.directory.known = False
-        stage.failures.free_max = 0
-        client = await stage.client()
-        await client.send(post(b"").replace(b"length: 0", b"length: 900000") + b" " * 50_000)
-        await eventually(lambda: stage.failures.delayed)
-        (connection,) = stage.plane._connections
-        assert connection.body.take_parts() == b""
-        assert (await client.answer()).status == 401
+async def test_a_wrong_keys_body_is_not_kept_while_it_waits(stage: Stage) -> None:
+    stage.directory.known = False
+    stage.failures.free_max = 0
+    client = await stage.client()
+    await client.send(post(b"").replace(b"length: 0", b"length: 900000") + b" " * 50_000)
+    await eventually(lambda: stage.failures.delayed)
+    (connection,) = stage.plane._connections
+    assert connection.body.take_parts() == b""
+    assert (await client.answer()).status == 401
 
 
 async def test_a_document_is_charged_the_same_while_memory_is_short() -> None:

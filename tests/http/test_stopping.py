@@ -113,16 +113,15 @@ async def test_a_gemini_array_ends_with_its_error_as_an_element() -> None:
 
 
 @pytest.mark.parametrize("coding", [b"gzip"])
-async def test_what_cannot_be_told_in_its_own_shape_is_broken_off(coding: bytes) -> None:
-    async with staged() as stage:
-        head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: %b\r\n\r\n" % coding)
-        stage.upstream.scripts.append([head + chunks(b"\x1f\x8b\x08", end=False), 60.0])
-        client = await stage.client()
-        await client.send(post(CHAT_STREAM))
-        await eventually(lambda: stage.upstream.received)
-        await stage.plane.drain(0.1)
-        assert not (await client.until_close()).endswith(b"0\r\n\r\n")
-        assert len(stage.counters.settlements) == 1
+async def test_what_cannot_be_told_in_its_own_shape_is_broken_off(stage: Stage, coding: bytes) -> None:
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: %b\r\n\r\n" % coding)
+    stage.upstream.scripts.append([head + chunks(b"\x1f\x8b\x08", end=False), 60.0])
+    client = await stage.client()
+    await client.send(post(CHAT_STREAM))
+    await eventually(lambda: stage.upstream.received)
+    await stage.plane.drain(0.1)
+    assert not (await client.until_close()).endswith(b"0\r\n\r\n")
+    assert len(stage.counters.settlements) == 1
 
 
 @pytest.mark.parametrize("over", [False, True])
@@ -144,78 +143,76 @@ async def test_a_client_that_takes_nothing_is_left_behind(*, over: bool) -> None
         assert not stage.events("drain_incomplete")
 
 
-async def test_whoever_reads_late_has_the_end_of_a_stream_that_was_broken_off() -> None:
-    async with staged() as stage:
-        piece = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"word " * 12_000)
-        stage.upstream.scripts.append([STREAM_HEAD, *[chunks(piece, end=False)] * 400, 60.0])
-        client = await stage.client()
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await client.send(post(CHAT_STREAM))
-        await eventually(lambda: any(one.blocked for one in stage.plane._connections))
-        draining = asyncio.create_task(stage.plane.drain(0.1))
-        await eventually(lambda: stage.counters.settlements)
-        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        _, data = last_event(Answer(0, [], await client.until_close()))
-        assert "error" in data
-        await draining
+async def test_whoever_reads_late_has_the_end_of_a_stream_that_was_broken_off(stage: Stage) -> None:
+    piece = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % (b"word " * 12_000)
+    stage.upstream.scripts.append([STREAM_HEAD, *[chunks(piece, end=False)] * 400, 60.0])
+    client = await stage.client()
+    client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await client.send(post(CHAT_STREAM))
+    await eventually(lambda: any(one.blocked for one in stage.plane._connections))
+    draining = asyncio.create_task(stage.plane.drain(0.1))
+    await eventually(lambda: stage.counters.settlements)
+    client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    _, data = last_event(Answer(0, [], await client.until_close()))
+    assert "error" in data
+    await draining
 
 
-async def test_a_call_that_is_being_admitted_ends_once_it_is() -> None:
+async def test_a_call_that_is_being_admitted_ends_once_it_is(stage: Stage) -> None:
     """It is neither interrupted, which could leave its hold, nor sent on."""
-    async with staged() as stage:
-        stage.counters.slow = True
-        client = await stage.client()
-        await client.send(post(CHAT))
-        await eventually(lambda: stage.counters.admitting)
-        draining = asyncio.create_task(stage.plane.drain(0.1))
-        await eventually(lambda: stage.plane._stopping.closing)
-        turns = stage.plane.clock.now + 0.5
-        await eventually(lambda: stage.plane.clock.now > turns)
-        ((wait, decision),) = stage.counters.admitting
-        stage.upstream.scripts.append([60.0])
-        wait.set(decision)
-        assert (await client.answer()).status == 503
-        await draining
-        assert [one.charge for one in stage.counters.settlements] == [False]
-        assert not stage.events("drain_incomplete")
+    stage.counters.slow = True
+    client = await stage.client()
+    await client.send(post(CHAT))
+    await eventually(lambda: stage.counters.admitting)
+    draining = asyncio.create_task(stage.plane.drain(0.1))
+    await eventually(lambda: stage.plane._stopping.closing)
+    turns = stage.plane.clock.now + 0.5
+    await eventually(lambda: stage.plane.clock.now > turns)
+    ((wait, decision),) = stage.counters.admitting
+    stage.upstream.scripts.append([60.0])
+    wait.set(decision)
+    assert (await client.answer()).status == 503
+    await draining
+    assert [one.charge for one in stage.counters.settlements] == [False]
+    assert not stage.events("drain_incomplete")
 
 
 # --- renewal ----------------------------------------------------------------------------
 # The data plane is given another table and other limits while it serves.
 
 
-async def test_what_was_renewed_is_in_force_for_the_next_request_and_what_runs_ends_as_it_began() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        done = chunks(EVENT, b"data: [DONE]\n\n")
-        stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 0.2, done])
-        await client.send(post(CHAT_STREAM))
-        await eventually(lambda: stage.upstream.received)
-        chat = next(route for route in ROUTES if route.path == "/v1/chat/completions")
-        target = UpstreamTarget("up", f"http://127.0.0.1:{stage.upstream.port}", (("x-renewed", "yes"),))
-        limits = replace(stage.plane.limits, body_bytes_max=1024)
-        stage.plane.renew([chat], [target], limits)
-        assert (await client.answer()).body.endswith(b"[DONE]\n\n")
-        # The upstream that was left keeps no connection for a call that will not come.
-        await eventually(lambda: stage.upstream_connections == 0)
+async def test_what_was_renewed_is_in_force_for_the_next_request_and_what_runs_ends_as_it_began(
+    stage: Stage,
+) -> None:
+    client = await stage.client()
+    done = chunks(EVENT, b"data: [DONE]\n\n")
+    stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 0.2, done])
+    await client.send(post(CHAT_STREAM))
+    await eventually(lambda: stage.upstream.received)
+    chat = next(route for route in ROUTES if route.path == "/v1/chat/completions")
+    target = UpstreamTarget("up", f"http://127.0.0.1:{stage.upstream.port}", (("x-renewed", "yes"),))
+    limits = replace(stage.plane.limits, body_bytes_max=1024)
+    stage.plane.renew([chat], [target], limits)
+    assert (await client.answer()).body.endswith(b"[DONE]\n\n")
+    # The upstream that was left keeps no connection for a call that will not come.
+    await eventually(lambda: stage.upstream_connections == 0)
 
-        assert (await client.ask(post(CHAT))).status == 200
-        assert (b"x-renewed", b"yes") in stage.upstream.received[-1].headers
-        assert (await client.ask(post(CHAT, b"/v1/abort"))).status == 404
-        assert (await stage.ask(post(CHAT + b" " * 1024))).status == 413
-        assert stage.upstream_connections == 1
-        stage.plane.renew([chat], [target], limits)
-        assert stage.upstream_connections == 1  # nothing changed, so it is kept
+    assert (await client.ask(post(CHAT))).status == 200
+    assert (b"x-renewed", b"yes") in stage.upstream.received[-1].headers
+    assert (await client.ask(post(CHAT, b"/v1/abort"))).status == 404
+    assert (await stage.ask(post(CHAT + b" " * 1024))).status == 413
+    assert stage.upstream_connections == 1
+    stage.plane.renew([chat], [target], limits)
+    assert stage.upstream_connections == 1  # nothing changed, so it is kept
 
 
-async def test_a_table_that_does_not_fit_changes_nothing() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        assert (await client.ask(post(CHAT))).status == 200
-        with pytest.raises(StartError, match="no-such"):
-            stage.plane.renew([replace(ROUTES[0], upstream="no-such")], [], stage.plane.limits)
-        assert (await client.ask(post(CHAT))).status == 200
-        assert stage.upstream_connections == 1
+async def test_a_table_that_does_not_fit_changes_nothing(stage: Stage) -> None:
+    client = await stage.client()
+    assert (await client.ask(post(CHAT))).status == 200
+    with pytest.raises(StartError, match="no-such"):
+        stage.plane.renew([replace(ROUTES[0], upstream="no-such")], [], stage.plane.limits)
+    assert (await client.ask(post(CHAT))).status == 200
+    assert stage.upstream_connections == 1
 
 
 # --- listening --------------------------------------------------------------------------

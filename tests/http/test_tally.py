@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.core.histograms import SECONDS, Histogram
 from gateway.http.tally import ANSWERS, SERIES_MAX, Tally, by_class
 from tests.http.fakes import CALLER, CHAT, answer, post
-from tests.http.stage import staged
+from tests.http.stage import Stage, staged
 from tests.waiting import eventually
 
 
@@ -59,19 +59,18 @@ def test_series_beyond_the_maximum_are_not_counted() -> None:
     assert sum(one.count for one in tally.requests.values()) == SERIES_MAX + 1
 
 
-async def test_a_call_and_a_refusal_are_its_tenants() -> None:
-    async with staged() as stage:
-        await stage.ask(post(CHAT))
-        await stage.ask(post(b"{"))
-        stage.directory.known = False
-        await stage.ask(post(CHAT))
-        await eventually(lambda: sum(one.count for one in stage.tally.requests.values()) == 3)
-        assert stage.tally.take_busy() == {
-            (CALLER.tenant_id, "requests"): 1,
-            (CALLER.tenant_id, "tokens"): 12,
-            (CALLER.tenant_id, "invalid_request"): 1,
-            (0, "invalid_api_key"): 1,
-        }
+async def test_a_call_and_a_refusal_are_its_tenants(stage: Stage) -> None:
+    await stage.ask(post(CHAT))
+    await stage.ask(post(b"{"))
+    stage.directory.known = False
+    await stage.ask(post(CHAT))
+    await eventually(lambda: sum(one.count for one in stage.tally.requests.values()) == 3)
+    assert stage.tally.take_busy() == {
+        (CALLER.tenant_id, "requests"): 1,
+        (CALLER.tenant_id, "tokens"): 12,
+        (CALLER.tenant_id, "invalid_request"): 1,
+        (0, "invalid_api_key"): 1,
+    }
 
 
 @given(st.floats(-1.0, 1000.0))

@@ -79,12 +79,11 @@ async def test_the_tokens_user_is_whom_its_calls_act_for_whatever_they_say() -> 
         assert (await asked(stage, token())).status == 401  # it names nobody
 
 
-async def test_without_an_issuer_a_token_is_an_unknown_key() -> None:
-    async with staged() as stage:
-        stage.directory.known = stage.directory.fresh = False
-        assert (await asked(stage, token()[:512])).status == 401
-        assert (await asked(stage, token())).status == 401
-        assert (stage.failures.counts["unknown"], stage.failures.counts["malformed"]) == (1, 1)
+async def test_without_an_issuer_a_token_is_an_unknown_key(stage: Stage) -> None:
+    stage.directory.known = stage.directory.fresh = False
+    assert (await asked(stage, token()[:512])).status == 401
+    assert (await asked(stage, token())).status == 401
+    assert (stage.failures.counts["unknown"], stage.failures.counts["malformed"]) == (1, 1)
 
 
 async def test_two_credentials_that_differ_and_one_in_the_query_are_400() -> None:

@@ -72,38 +72,36 @@ async def test_one_organization_silences_nobody_but_itself(left: bytes) -> None:
             assert await is_left_alone(stage)
 
 
-async def test_nobody_asks_an_upstream_that_has_enough() -> None:
-    async with staged() as stage:
-        assert (await refused(stage, SPENT)).one(b"retry-after") == b"30"
-        stage.directory.caller = replace(CALLER, organization_id=7, tenant_id=8, key_id=9)
-        for _ in range(20):
-            got = await stage.ask(chat())
-            assert (got.status, got.reason, got.one(REFUSED_BY)) == (429, "rate_limited", b"upstream")
-            assert 1 <= int(got.one(b"retry-after")) <= 30
-            assert got.one(b"x-should-retry") == b"true"
-            error = json.loads(got.body)["error"]
-            assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
-            assert "the upstream up" in error["message"]
-            assert "the model m until 20" in error["message"]
-        assert len(stage.upstream.received) == 1
+async def test_nobody_asks_an_upstream_that_has_enough(stage: Stage) -> None:
+    assert (await refused(stage, SPENT)).one(b"retry-after") == b"30"
+    stage.directory.caller = replace(CALLER, organization_id=7, tenant_id=8, key_id=9)
+    for _ in range(20):
+        got = await stage.ask(chat())
+        assert (got.status, got.reason, got.one(REFUSED_BY)) == (429, "rate_limited", b"upstream")
+        assert 1 <= int(got.one(b"retry-after")) <= 30
+        assert got.one(b"x-should-retry") == b"true"
+        error = json.loads(got.body)["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+        assert "the upstream up" in error["message"]
+        assert "the model m until 20" in error["message"]
+    assert len(stage.upstream.received) == 1
 
 
-async def test_it_holds_and_charges_nothing_and_is_told_and_counted() -> None:
-    async with staged() as stage:
-        await refused(stage)
-        holds, settlements = len(stage.counters.holds), len(stage.counters.settlements)
-        assert await is_left_alone(stage)
-        assert (len(stage.counters.holds), len(stage.counters.settlements)) == (holds, settlements)
-        assert len(stage.counters.heads) == len(stage.counters.let_go) == 1  # one of its sender's requests
-        batch = read_batch(stage.refusals.take("w", 1))
-        assert batch is not None
-        [row] = batch.calls
-        assert (row.status, row.reason, row.model) == (429, "rate_limited", "m")
-        assert stage.tally.requests["/v1/chat/completions", 429, "rate_limited"].count == 1
-        assert stage.tally.cooled_calls == {"up": 1}
-        assert stage.tally.cooling_seconds == {"up": pytest.approx(30)}
-        [told] = stage.events("upstream_limited")
-        assert (told["upstream"], told["status"], told["seconds"]) == ("up", 429, 30)
+async def test_it_holds_and_charges_nothing_and_is_told_and_counted(stage: Stage) -> None:
+    await refused(stage)
+    holds, settlements = len(stage.counters.holds), len(stage.counters.settlements)
+    assert await is_left_alone(stage)
+    assert (len(stage.counters.holds), len(stage.counters.settlements)) == (holds, settlements)
+    assert len(stage.counters.heads) == len(stage.counters.let_go) == 1  # one of its sender's requests
+    batch = read_batch(stage.refusals.take("w", 1))
+    assert batch is not None
+    [row] = batch.calls
+    assert (row.status, row.reason, row.model) == (429, "rate_limited", "m")
+    assert stage.tally.requests["/v1/chat/completions", 429, "rate_limited"].count == 1
+    assert stage.tally.cooled_calls == {"up": 1}
+    assert stage.tally.cooling_seconds == {"up": pytest.approx(30)}
+    [told] = stage.events("upstream_limited")
+    assert (told["upstream"], told["status"], told["seconds"]) == ("up", 429, 30)
 
 
 @pytest.mark.parametrize(
@@ -113,71 +111,66 @@ async def test_it_holds_and_charges_nothing_and_is_told_and_counted() -> None:
         (b"/v1beta/models/m:generateContent", lambda body: body["error"]["status"] == "RESOURCE_EXHAUSTED"),
     ],
 )
-async def test_it_is_told_in_the_shape_of_each_api(path: bytes, shape: Callable[[Any], bool]) -> None:
-    async with staged() as stage:
-        body = b'{"contents":[{"parts":[{"text":"hi"}]}]}'
-        request = post(body, path) if b"beta" in path else chat(path=path)
-        stage.upstream.scripts.append([enough()])
-        assert (await stage.ask(request)).body == BODY
-        got = await stage.ask(request)
-        assert (got.status, got.one(REFUSED_BY)) == (429, b"upstream")
-        assert shape(json.loads(got.body))
-        assert len(stage.upstream.received) == 1
+async def test_it_is_told_in_the_shape_of_each_api(
+    stage: Stage, path: bytes, shape: Callable[[Any], bool]
+) -> None:
+    body = b'{"contents":[{"parts":[{"text":"hi"}]}]}'
+    request = post(body, path) if b"beta" in path else chat(path=path)
+    stage.upstream.scripts.append([enough()])
+    assert (await stage.ask(request)).body == BODY
+    got = await stage.ask(request)
+    assert (got.status, got.one(REFUSED_BY)) == (429, b"upstream")
+    assert shape(json.loads(got.body))
+    assert len(stage.upstream.received) == 1
 
 
-async def test_who_is_blocked_is_told_so_whatever_its_upstream_says() -> None:
-    async with staged() as stage:
-        await refused(stage)
-        admitted = stage.counters.by_head
-        stage.counters.by_head = Decision(Verdict.TENANT_BLOCKED)
-        assert (await stage.ask(chat())).reason == "tenant_blocked"
-        stage.counters.by_head = Decision(
-            Verdict.RATE_LIMITED, Scope.KEY, LimitKind.REQUESTS, 5, 5, 60_000, 1
-        )
-        got = await stage.ask(chat())
-        assert (got.reason, got.one(REFUSED_BY)) == ("rate_limited", b"key")
-        stage.counters.by_head = admitted
-        stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
-        assert (await stage.ask(chat())).reason == "model_not_allowed"
+async def test_who_is_blocked_is_told_so_whatever_its_upstream_says(stage: Stage) -> None:
+    await refused(stage)
+    admitted = stage.counters.by_head
+    stage.counters.by_head = Decision(Verdict.TENANT_BLOCKED)
+    assert (await stage.ask(chat())).reason == "tenant_blocked"
+    stage.counters.by_head = Decision(Verdict.RATE_LIMITED, Scope.KEY, LimitKind.REQUESTS, 5, 5, 60_000, 1)
+    got = await stage.ask(chat())
+    assert (got.reason, got.one(REFUSED_BY)) == ("rate_limited", b"key")
+    stage.counters.by_head = admitted
+    stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
+    assert (await stage.ask(chat())).reason == "model_not_allowed"
 
 
-async def test_when_the_time_is_over_the_next_call_goes() -> None:
-    async with staged() as stage:
-        await refused(stage, b"retry-after-ms: 150\r\n")
-        answers = [await stage.ask(chat())]
-        while answers[-1].status == 429:
-            answers.append(await stage.ask(chat()))
-        assert answers[-1].status == 200
-        assert len(stage.upstream.received) == 2
+async def test_when_the_time_is_over_the_next_call_goes(stage: Stage) -> None:
+    await refused(stage, b"retry-after-ms: 150\r\n")
+    answers = [await stage.ask(chat())]
+    while answers[-1].status == 429:
+        answers.append(await stage.ask(chat()))
+    assert answers[-1].status == 200
+    assert len(stage.upstream.received) == 2
 
 
-async def test_other_models_services_and_accounts_are_asked() -> None:
-    async with staged() as stage:
-        await refused(stage)
-        assert not await is_left_alone(stage, chat("n"))
-        assert not await is_left_alone(stage, post(b"x", b"/services/search/x"))
-        assert not await is_left_alone(stage, get(b"/v1/models/m"))
-        assert await is_left_alone(stage, chat("m", b"/v1/abort"))  # another path to the same model
-        limits, target = stage.plane.limits, stage.plane._upstreams["up"].target
-        other = UpstreamTarget("up", target.base_url, (("authorization", "Bearer another"),))
-        stage.plane.renew(ROUTES, [other], limits)
-        assert not await is_left_alone(stage)
-        renamed = [target, replace(target, name="too")]
-        routes = tuple(replace(one, upstream="too") for one in ROUTES[:1]) + ROUTES[1:]
-        stage.plane.renew(routes, renamed, limits)
-        assert await is_left_alone(stage)  # another name of the same account
+async def test_other_models_services_and_accounts_are_asked(stage: Stage) -> None:
+    await refused(stage)
+    assert not await is_left_alone(stage, chat("n"))
+    assert not await is_left_alone(stage, post(b"x", b"/services/search/x"))
+    assert not await is_left_alone(stage, get(b"/v1/models/m"))
+    assert await is_left_alone(stage, chat("m", b"/v1/abort"))  # another path to the same model
+    limits, target = stage.plane.limits, stage.plane._upstreams["up"].target
+    other = UpstreamTarget("up", target.base_url, (("authorization", "Bearer another"),))
+    stage.plane.renew(ROUTES, [other], limits)
+    assert not await is_left_alone(stage)
+    renamed = [target, replace(target, name="too")]
+    routes = tuple(replace(one, upstream="too") for one in ROUTES[:1]) + ROUTES[1:]
+    stage.plane.renew(routes, renamed, limits)
+    assert await is_left_alone(stage)  # another name of the same account
 
 
-async def test_a_call_without_a_model_goes_by_its_service_and_a_free_one_by_its_path() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([enough()])
-        await stage.ask(post(b"x", b"/services/search/a"))
-        assert await is_left_alone(stage, post(b"x", b"/services/search/b"))
-        stage.upstream.scripts.append([enough()])
-        await stage.ask(get(b"/v1/models"))
-        assert await is_left_alone(stage, get(b"/v1/models"))
-        assert not await is_left_alone(stage, get(b"/v1/models/m"))
-        assert not await is_left_alone(stage)
+async def test_a_call_without_a_model_goes_by_its_service_and_a_free_one_by_its_path(stage: Stage) -> None:
+    stage.upstream.scripts.append([enough()])
+    await stage.ask(post(b"x", b"/services/search/a"))
+    assert await is_left_alone(stage, post(b"x", b"/services/search/b"))
+    stage.upstream.scripts.append([enough()])
+    await stage.ask(get(b"/v1/models"))
+    assert await is_left_alone(stage, get(b"/v1/models"))
+    assert not await is_left_alone(stage, get(b"/v1/models/m"))
+    assert not await is_left_alone(stage)
 
 
 @pytest.mark.parametrize(
@@ -201,13 +194,12 @@ async def test_a_call_without_a_model_goes_by_its_service_and_a_free_one_by_its_
     ],
 )
 async def test_only_a_refusal_that_says_for_how_long_counts(
-    fields: bytes, status: bytes, alone: bool
+    stage: Stage, fields: bytes, status: bytes, alone: bool
 ) -> None:
     """A call of some twelve tokens, by our estimate."""
-    async with staged() as stage:
-        stage.upstream.scripts.append([enough(fields, status)])
-        await stage.ask(chat())
-        assert await is_left_alone(stage) == alone
+    stage.upstream.scripts.append([enough(fields, status)])
+    await stage.ask(chat())
+    assert await is_left_alone(stage) == alone
 
 
 @pytest.mark.parametrize("said", [b"287441", b"999999999999999", b"Sun, 14 Nov 9999 22:13:50 GMT"])
@@ -220,12 +212,11 @@ async def test_nobody_is_silenced_beyond_the_maximum(said: bytes) -> None:
         assert 1 <= int(got.one(b"retry-after")) <= 5
 
 
-async def test_an_upstream_that_limits_single_callers_silences_nobody_else() -> None:
-    async with staged() as stage:
-        target = replace(stage.plane._upstreams["up"].target, limits="caller")
-        stage.plane.renew(ROUTES, [target], stage.plane.limits)
-        assert (await refused(stage)).one(b"retry-after") == b"30"
-        assert not await is_left_alone(stage)
+async def test_an_upstream_that_limits_single_callers_silences_nobody_else(stage: Stage) -> None:
+    target = replace(stage.plane._upstreams["up"].target, limits="caller")
+    stage.plane.renew(ROUTES, [target], stage.plane.limits)
+    assert (await refused(stage)).one(b"retry-after") == b"30"
+    assert not await is_left_alone(stage)
 
 
 GEMINI = (
@@ -267,51 +258,47 @@ async def test_it_can_be_turned_off_while_it_serves() -> None:
         assert not await is_left_alone(stage)
 
 
-async def test_its_own_limits_are_told_to_everybody_it_refuses_and_ours_are_not() -> None:
-    async with staged() as stage:
-        first = await refused(stage, UNIFIED + b"retry-after: 287441\r\nx-ratelimit-limit-requests: 7\r\n")
-        second = await stage.ask(chat())
-        for got in (first, second):
-            assert got.one(b"anthropic-ratelimit-unified-status") == b"rejected"
-            assert got.one(b"anthropic-ratelimit-unified-reset") == b"1900000000"
-            assert got.one(b"anthropic-ratelimit-unified-representative-claim") == b"seven_day"
-            assert got.one(b"x-ratelimit-limit-requests") == b"7"
-            for ours in (b"ratelimit", b"ratelimit-policy", b"x-ratelimit-remaining-requests"):
-                assert not got.all(ours)
+async def test_its_own_limits_are_told_to_everybody_it_refuses_and_ours_are_not(stage: Stage) -> None:
+    first = await refused(stage, UNIFIED + b"retry-after: 287441\r\nx-ratelimit-limit-requests: 7\r\n")
+    second = await stage.ask(chat())
+    for got in (first, second):
+        assert got.one(b"anthropic-ratelimit-unified-status") == b"rejected"
+        assert got.one(b"anthropic-ratelimit-unified-reset") == b"1900000000"
+        assert got.one(b"anthropic-ratelimit-unified-representative-claim") == b"seven_day"
+        assert got.one(b"x-ratelimit-limit-requests") == b"7"
+        for ours in (b"ratelimit", b"ratelimit-policy", b"x-ratelimit-remaining-requests"):
+            assert not got.all(ours)
 
 
-async def test_an_upstream_that_tells_no_limits_is_not_given_ours() -> None:
+async def test_an_upstream_that_tells_no_limits_is_not_given_ours(stage: Stage) -> None:
     """999,999 requests remaining beside a refusal would be a lie."""
-    async with staged() as stage:
-        for status in LIMITED:
-            stage.upstream.scripts.append([enough(b"", b"%d X" % status)])
-            got = await stage.ask(chat())
-            assert got.status == status
-            assert not [name for name, _ in got.headers if b"ratelimit" in name]
-            assert not got.all(b"x-tollkeeper-tokens-remaining")
-        assert (await stage.ask(chat())).one(b"x-ratelimit-limit-requests") == b"60"
+    for status in LIMITED:
+        stage.upstream.scripts.append([enough(b"", b"%d X" % status)])
+        got = await stage.ask(chat())
+        assert got.status == status
+        assert not [name for name, _ in got.headers if b"ratelimit" in name]
+        assert not got.all(b"x-tollkeeper-tokens-remaining")
+    assert (await stage.ask(chat())).one(b"x-ratelimit-limit-requests") == b"60"
 
 
-async def test_callers_cannot_fill_the_table_with_models() -> None:
-    async with staged() as stage:
-        for number in range(200):
-            stage.upstream.scripts.append([enough(b"retry-after: %d\r\n" % (10 + number % 40))])
-            await stage.ask(chat(f"made up {number}"))
-        assert len(stage.cooling.entries) == 64
-        stage.upstream.scripts.append([enough()])
-        await stage.ask(chat("m" * 254))
-        assert not await is_left_alone(stage, chat("m" * 254))
+async def test_callers_cannot_fill_the_table_with_models(stage: Stage) -> None:
+    for number in range(200):
+        stage.upstream.scripts.append([enough(b"retry-after: %d\r\n" % (10 + number % 40))])
+        await stage.ask(chat(f"made up {number}"))
+    assert len(stage.cooling.entries) == 64
+    stage.upstream.scripts.append([enough()])
+    await stage.ask(chat("m" * 254))
+    assert not await is_left_alone(stage, chat("m" * 254))
 
 
-async def test_a_client_that_left_teaches_all_the_same() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        stage.upstream.scripts.append([0.05, enough()])
-        await client.send(chat())
-        await eventually(lambda: stage.upstream.received)
-        client.close()
-        await eventually(lambda: stage.cooling.entries)
-        assert await is_left_alone(stage)
+async def test_a_client_that_left_teaches_all_the_same(stage: Stage) -> None:
+    client = await stage.client()
+    stage.upstream.scripts.append([0.05, enough()])
+    await client.send(chat())
+    await eventually(lambda: stage.upstream.received)
+    client.close()
+    await eventually(lambda: stage.cooling.entries)
+    assert await is_left_alone(stage)
 
 
 # --- who refused, on every answer after which a client waits -----------------------------
@@ -379,10 +366,9 @@ async def test_the_gateway_says_what_it_refuses_itself() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503, 529])
-async def test_the_upstream_is_named_where_it_refuses(status: int) -> None:
-    async with staged() as stage:
-        forged = REFUSED_BY + b": gateway\r\n"
-        stage.upstream.scripts.append([enough(forged, b"%d X" % status)])
-        assert await told_by(stage) == (status, b"upstream")
-        stage.upstream.scripts.append([enough(forged, b"500 X")])
-        assert not (await stage.ask(chat())).all(REFUSED_BY)
+async def test_the_upstream_is_named_where_it_refuses(stage: Stage, status: int) -> None:
+    forged = REFUSED_BY + b": gateway\r\n"
+    stage.upstream.scripts.append([enough(forged, b"%d X" % status)])
+    assert await told_by(stage) == (status, b"upstream")
+    stage.upstream.scripts.append([enough(forged, b"500 X")])
+    assert not (await stage.ask(chat())).all(REFUSED_BY)

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.model import Caller
 from tests.http.fakes import AUTH, CALLER, USAGE_BODY, get, post
-from tests.http.stage import Answer, Stage, staged
+from tests.http.stage import Answer, Stage
 
 CHAT, MESSAGES = b"/v1/chat/completions", b"/v1/messages"
 GEMINI = b"/v1beta/models/m:generateContent"
@@ -47,28 +47,25 @@ async def user_of(stage: Stage, request: bytes) -> str:
         (call(GEMINI, FIELD), "ann"),
     ],
 )
-async def test_the_request_says_whose_it_is(caller: Caller, request_: bytes, user: str) -> None:
-    async with staged() as stage:
-        stage.directory.caller = caller
-        assert await user_of(stage, request_) == user
+async def test_the_request_says_whose_it_is(stage: Stage, caller: Caller, request_: bytes, user: str) -> None:
+    stage.directory.caller = caller
+    assert await user_of(stage, request_) == user
 
 
-async def test_a_key_that_ignores_users_hears_of_none() -> None:
-    async with staged() as stage:
-        stage.directory.caller = IGNORE
-        for request in (call(fields=FIELD, user="bob"), call(MESSAGES, metadata={"user_id": "dan"})):
-            assert await user_of(stage, request) == ""
-        assert (await stage.ask(get(b"/services/search/x", AUTH_AND_USER), "GET")).status == 200
-        assert stage.counters.holds[-1].user == ""
-        assert (await stage.ask(get(b"/.tollkeeper/usage", AUTH_AND_USER), "GET")).body == USAGE_BODY
+async def test_a_key_that_ignores_users_hears_of_none(stage: Stage) -> None:
+    stage.directory.caller = IGNORE
+    for request in (call(fields=FIELD, user="bob"), call(MESSAGES, metadata={"user_id": "dan"})):
+        assert await user_of(stage, request) == ""
+    assert (await stage.ask(get(b"/services/search/x", AUTH_AND_USER), "GET")).status == 200
+    assert stage.counters.holds[-1].user == ""
+    assert (await stage.ask(get(b"/.tollkeeper/usage", AUTH_AND_USER), "GET")).body == USAGE_BODY
 
 
 @pytest.mark.parametrize("user_header", ["accept", "require", "ignore"])
-async def test_a_keys_own_user_wins(user_header: str) -> None:
-    async with staged() as stage:
-        stage.directory.caller = replace(CALLER, user="eve", user_header=user_header)
-        for request in (call(), call(fields=FIELD, user="bob")):
-            assert await user_of(stage, request) == "eve"
+async def test_a_keys_own_user_wins(stage: Stage, user_header: str) -> None:
+    stage.directory.caller = replace(CALLER, user="eve", user_header=user_header)
+    for request in (call(), call(fields=FIELD, user="bob")):
+        assert await user_of(stage, request) == "eve"
 
 
 def message(answer: Answer, *where: str) -> str:
@@ -92,19 +89,17 @@ def message(answer: Answer, *where: str) -> str:
     ],
 )
 async def test_a_key_that_requires_a_user_refuses_nobodys_calls(
-    request_: bytes, where: tuple[str, ...]
+    stage: Stage, request_: bytes, where: tuple[str, ...]
 ) -> None:
-    async with staged() as stage:
-        stage.directory.caller = REQUIRE
-        answer = await stage.ask(request_)
-        assert (answer.status, answer.reason) == (400, "user_required")
-        assert "x-tollkeeper-user" in message(answer, *where)
-        assert not stage.counters.holds
-        assert not stage.upstream.received
+    stage.directory.caller = REQUIRE
+    answer = await stage.ask(request_)
+    assert (answer.status, answer.reason) == (400, "user_required")
+    assert "x-tollkeeper-user" in message(answer, *where)
+    assert not stage.counters.holds
+    assert not stage.upstream.received
 
 
-async def test_what_charges_nothing_needs_no_user() -> None:
-    async with staged() as stage:
-        stage.directory.caller = REQUIRE
-        assert (await stage.ask(get(b"/v1/models"), "GET")).status == 200
-        assert (await stage.ask(get(b"/.tollkeeper/usage"), "GET")).status == 200
+async def test_what_charges_nothing_needs_no_user(stage: Stage) -> None:
+    stage.directory.caller = REQUIRE
+    assert (await stage.ask(get(b"/v1/models"), "GET")).status == 200
+    assert (await stage.ask(get(b"/.tollkeeper/usage"), "GET")).status == 200

@@ -27,18 +27,17 @@ async def slowed(failed: int) -> AsyncIterator[tuple[Stage, Client]]:
         yield stage, slow
 
 
-async def test_each_kind_is_counted() -> None:
-    async with staged() as stage:
-        assert (await stage.ask(NO_KEY)).status == 401
-        assert (await stage.ask(post(CHAT).replace(b"Bearer tk_", b"Basic tk_"))).status == 401
-        stage.directory.known = False
-        assert (await stage.ask(post(CHAT))).status == 401
-        stage.directory.known = True
-        stage.counters.decision = Decision(Verdict.REVOKED, 1)
-        assert (await stage.ask(post(CHAT))).status == 401
-        counted = {reason: count for reason, count in stage.failures.counts.items() if count}
-        assert counted == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}
-        assert [told.attempts for told in stage.failures.take_reports()] == [4]
+async def test_each_kind_is_counted(stage: Stage) -> None:
+    assert (await stage.ask(NO_KEY)).status == 401
+    assert (await stage.ask(post(CHAT).replace(b"Bearer tk_", b"Basic tk_"))).status == 401
+    stage.directory.known = False
+    assert (await stage.ask(post(CHAT))).status == 401
+    stage.directory.known = True
+    stage.counters.decision = Decision(Verdict.REVOKED, 1)
+    assert (await stage.ask(post(CHAT))).status == 401
+    counted = {reason: count for reason, count in stage.failures.counts.items() if count}
+    assert counted == {"missing": 1, "malformed": 1, "unknown": 1, "revoked": 1}
+    assert [told.attempts for told in stage.failures.take_reports()] == [4]
 
 
 async def test_who_sends_many_waits_and_others_of_the_same_address_do_not() -> None:

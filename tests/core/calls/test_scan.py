@@ -8,7 +8,6 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -61,21 +60,21 @@ METERS = (
 )
 
 
-def built(folder: Path, flags: str) -> Scan:
-    found: Scan = extensions.built(SOURCE, folder, flags).scan
+def built(flags: str = "") -> Scan:
+    found: Scan = extensions.built(SOURCE, flags).scan
     return found
 
 
 @pytest.fixture(
     scope="session", params=["", "-DWITHOUT_AVX2", "-DWITHOUT_SSE2"], ids=["by 32", "by 16", "by 8"]
 )
-def scan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    return built(tmp_path_factory.mktemp("scan"), request.param)
+def scan(request: pytest.FixtureRequest) -> Scan:
+    return built(request.param)
 
 
 @pytest.fixture(scope="session")
-def slowest(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    return built(tmp_path_factory.mktemp("scan"), "-DWITHOUT_SSE2")
+def slowest() -> Scan:
+    return built("-DWITHOUT_SSE2")
 
 
 def read(meter: str, body: bytes, by: Scan | None) -> dict[str, Any]:

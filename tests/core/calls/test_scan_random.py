@@ -14,8 +14,8 @@ from tests.search import examples
 
 
 @pytest.fixture(scope="session")
-def quickest(tmp_path_factory: pytest.TempPathFactory) -> Scan:
-    return built(tmp_path_factory.mktemp("scan"), "")
+def quickest() -> Scan:
+    return built()
 
 
 _TEXTS = st.one_of(

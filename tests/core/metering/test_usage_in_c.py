@@ -86,8 +86,8 @@ PARTS = [
 
 
 @pytest.fixture(scope="module", params=["", "-DWITHOUT_SSE2"], ids=["by 16", "by 1"])
-def usage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return extensions.built(SOURCE, tmp_path_factory.mktemp("usage"), request.param)
+def usage(request: pytest.FixtureRequest) -> Any:
+    return extensions.built(SOURCE, request.param)
 
 
 def seen(document: bytes, by: Callable[[bytes], Any] | None) -> list[object]:

@@ -59,21 +59,21 @@ STATUS_LINES = [
 ]  # fmt: skip
 
 
-def built(folder: Any, flags: str = "") -> Any:
-    here: Any = extensions.built(SOURCE, folder, flags)
+def built(flags: str = "") -> Any:
+    here: Any = extensions.built(SOURCE, flags)
     here.know_credentials(tuple(request.CREDENTIAL_FIELDS))
     here.know_fields(answer._FIELDS, answer._PREFIXES)
     return here
 
 
 @pytest.fixture(scope="module", params=["", "-DWITHOUT_SSE2"], ids=["by 16", "by 1"])
-def heads(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return built(tmp_path_factory.mktemp("heads"), request.param)
+def heads(request: pytest.FixtureRequest) -> Any:
+    return built(request.param)
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Cut:
-    found: Cut = built(tmp_path_factory.mktemp("heads")).cut_head
+def cut() -> Cut:
+    found: Cut = built().cut_head
     return found
 
 

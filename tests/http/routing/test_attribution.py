@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.accounts.outbox import read_facts
 from tests.http.fakes import post
-from tests.http.stage import staged
+from tests.http.stage import Stage
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"traceparent: 00-{TRACE}-b7ad6b7169203331-01\r\n".encode()
@@ -48,34 +48,32 @@ def call(fields: bytes) -> bytes:
         (b"traceparent: nonsense\r\n", ""),
     ],
 )
-async def test_a_call_says_which_session_it_is_of(fields: bytes, session: str) -> None:
-    async with staged() as stage:
-        assert (await stage.ask(call(fields))).status == 200
-        await stage.settled(1)
-        facts = read_facts(stage.counters.charges[-1].metadata)
-        assert facts is not None
-        assert facts.session == session
-        [sent] = stage.upstream.received
-        head = {name.lower() for name, _ in sent.headers}
-        assert not [name for name in head if name.startswith(b"x-tollkeeper-")]
-        assert (b"x-claude-code-session-id" in head) == (b"claude" in fields.lower())
-        assert (b"traceparent" in head) == (b"traceparent" in fields)
+async def test_a_call_says_which_session_it_is_of(stage: Stage, fields: bytes, session: str) -> None:
+    assert (await stage.ask(call(fields))).status == 200
+    await stage.settled(1)
+    facts = read_facts(stage.counters.charges[-1].metadata)
+    assert facts is not None
+    assert facts.session == session
+    [sent] = stage.upstream.received
+    head = {name.lower() for name, _ in sent.headers}
+    assert not [name for name in head if name.startswith(b"x-tollkeeper-")]
+    assert (b"x-claude-code-session-id" in head) == (b"claude" in fields.lower())
+    assert (b"traceparent" in head) == (b"traceparent" in fields)
 
 
 @pytest.mark.parametrize("path", [b"/v1/messages", b"/services/search/x"])
-async def test_a_session_of_one_api_is_none_in_another(path: bytes) -> None:
+async def test_a_session_of_one_api_is_none_in_another(stage: Stage, path: bytes) -> None:
     """What other APIs call `session-id` may be a secret: it is not kept."""
-    async with staged() as stage:
-        body = json.dumps({"model": "m", "max_tokens": 9, "messages": []}).encode()
-        for fields, session in ((CODEX, ""), (CODEX + CLAUDE, "9b2e-7")):
-            head = b"content-type: application/json\r\n" + fields
-            for _ in range(2):  # and again where it is remembered, in whichever API it came before
-                assert (await stage.ask(call(fields))).status == 200
-                assert (await stage.ask(post(body, path, head))).status == 200
-                facts = read_facts(stage.counters.charges[-1].metadata)
-                assert facts is not None
-                assert facts.session == session
-                assert [value for name, value in stage.upstream.received[-1].headers if name == b"session-id"]
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": []}).encode()
+    for fields, session in ((CODEX, ""), (CODEX + CLAUDE, "9b2e-7")):
+        head = b"content-type: application/json\r\n" + fields
+        for _ in range(2):  # and again where it is remembered, in whichever API it came before
+            assert (await stage.ask(call(fields))).status == 200
+            assert (await stage.ask(post(body, path, head))).status == 200
+            facts = read_facts(stage.counters.charges[-1].metadata)
+            assert facts is not None
+            assert facts.session == session
+            assert [value for name, value in stage.upstream.received[-1].headers if name == b"session-id"]
 
 
 @pytest.mark.parametrize(("path", "session"), [(b"/v1/messages", "ses_A"), (b"/services/search/x", "")])
@@ -91,20 +89,18 @@ async def test_opencode_says_its_session_in_every_api_of_models(path: bytes, ses
 
 @pytest.mark.parametrize("value", ["a\u00a0b", "a\u200bb", "a\u2028b", "a\tb"])
 @pytest.mark.parametrize("name", [b"user", b"session", b"feature-version"])
-async def test_what_a_call_says_of_itself_is_printable(name: bytes, value: str) -> None:
-    async with staged() as stage:
-        answer = await stage.ask(call(b"x-tollkeeper-" + name + b": " + value.encode() + b"\r\n"))
-        assert (answer.status, answer.reason) == (400, "invalid_request")
-        assert b"printable" in answer.body
+async def test_what_a_call_says_of_itself_is_printable(stage: Stage, name: bytes, value: str) -> None:
+    answer = await stage.ask(call(b"x-tollkeeper-" + name + b": " + value.encode() + b"\r\n"))
+    assert (answer.status, answer.reason) == (400, "invalid_request")
+    assert b"printable" in answer.body
 
 
 @pytest.mark.parametrize("value", [b"s" * 129, b"\xff", b"a\tb"])
-async def test_a_session_of_ours_is_clean_text_within_its_bound(value: bytes) -> None:
-    async with staged() as stage:
-        answer = await stage.ask(call(b"x-tollkeeper-session: " + value + b"\r\n"))
-        assert (answer.status, answer.reason) == (400, "invalid_request")
-        assert b"x-tollkeeper-session" in answer.body
-        assert not stage.upstream.received
+async def test_a_session_of_ours_is_clean_text_within_its_bound(stage: Stage, value: bytes) -> None:
+    answer = await stage.ask(call(b"x-tollkeeper-session: " + value + b"\r\n"))
+    assert (answer.status, answer.reason) == (400, "invalid_request")
+    assert b"x-tollkeeper-session" in answer.body
+    assert not stage.upstream.received
 
 
 RUN = b"baggage: a=1,tollkeeper.run=nightly%2F7;ttl=9, b=2\r\n"
@@ -123,15 +119,14 @@ RUN = b"baggage: a=1,tollkeeper.run=nightly%2F7;ttl=9, b=2\r\n"
         (RUN + RUN, 400),
     ],
 )
-async def test_baggage_names_a_run_by_its_id(fields: bytes, run: str | int | None) -> None:
-    async with staged() as stage:
-        for _ in range(2):  # as something new, and as something known
-            client = await stage.client()
-            got = await client.ask(call(fields))
-            asked = stage.runs.asked
-            if run == 400:
-                assert (got.status, json.loads(got.body)["error"]["param"], asked) == (400, "baggage", [])
-            else:
-                assert [one.id for one in asked] == ([] if run is None else [run])
-                assert [one.amount for one in asked] == [5 * 10**9 if run == "own" else -1] * len(asked)
-            asked.clear()
+async def test_baggage_names_a_run_by_its_id(stage: Stage, fields: bytes, run: str | int | None) -> None:
+    for _ in range(2):  # as something new, and as something known
+        client = await stage.client()
+        got = await client.ask(call(fields))
+        asked = stage.runs.asked
+        if run == 400:
+            assert (got.status, json.loads(got.body)["error"]["param"], asked) == (400, "baggage", [])
+        else:
+            assert [one.id for one in asked] == ([] if run is None else [run])
+            assert [one.amount for one in asked] == [5 * 10**9 if run == "own" else -1] * len(asked)
+        asked.clear()

@@ -12,7 +12,7 @@ from gateway.core.model import Family
 from gateway.errors import InvalidRequest
 from gateway.http.routing.routes import check_query
 from tests.http.fakes import AUTH, CHAT, ROUTES, get, post
-from tests.http.stage import staged
+from tests.http.stage import Stage, staged
 
 MESSAGES, GENERATE = b"/v1/messages", b"/v1beta/models/g:generateContent"
 COMPLETIONS = b"/v1/chat/completions"
@@ -36,12 +36,11 @@ def typed(value: bytes) -> bytes:
         typed(b"application/json") + b"content-encoding: identity\r\n",
     ],
 )
-async def test_json_in_utf8_is_forwarded_as_such(fields: bytes) -> None:
-    async with staged() as stage:
-        assert (await stage.ask(post(CHAT, fields=fields))).status == 200
-        received = stage.upstream.received[0]
-        assert received.all(b"content-type") == [b"application/json"]
-        assert not received.all(b"content-encoding")
+async def test_json_in_utf8_is_forwarded_as_such(stage: Stage, fields: bytes) -> None:
+    assert (await stage.ask(post(CHAT, fields=fields))).status == 200
+    received = stage.upstream.received[0]
+    assert received.all(b"content-type") == [b"application/json"]
+    assert not received.all(b"content-encoding")
 
 
 @pytest.mark.parametrize(
@@ -74,37 +73,33 @@ async def test_json_in_utf8_is_forwarded_as_such(fields: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
-async def test_a_body_of_another_type_or_charset_is_refused(value: bytes, path: bytes) -> None:
-    async with staged() as stage:
-        got = await stage.ask(post(CHAT, path, typed(value)))
-        assert (got.status, got.reason) == (400, "invalid_request")
-        assert b"content-type" in got.body
-        assert not stage.counters.holds
-        assert not stage.upstream.received
+async def test_a_body_of_another_type_or_charset_is_refused(stage: Stage, value: bytes, path: bytes) -> None:
+    got = await stage.ask(post(CHAT, path, typed(value)))
+    assert (got.status, got.reason) == (400, "invalid_request")
+    assert b"content-type" in got.body
+    assert not stage.counters.holds
+    assert not stage.upstream.received
 
 
-async def test_two_content_types_are_refused_though_each_is_right() -> None:
-    async with staged() as stage:
-        got = await stage.ask(post(CHAT, fields=typed(b"application/json") * 2))
-        assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "content-type")
+async def test_two_content_types_are_refused_though_each_is_right(stage: Stage) -> None:
+    got = await stage.ask(post(CHAT, fields=typed(b"application/json") * 2))
+    assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "content-type")
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"identity, gzip", b"br", b"", b"utf-8"])
-async def test_a_compressed_body_is_refused(coding: bytes) -> None:
-    async with staged() as stage:
-        got = await stage.ask(post(CHAT, fields=b"content-encoding: " + coding + b"\r\n"))
-        assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "content-encoding")
+async def test_a_compressed_body_is_refused(stage: Stage, coding: bytes) -> None:
+    got = await stage.ask(post(CHAT, fields=b"content-encoding: " + coding + b"\r\n"))
+    assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "content-encoding")
 
 
-async def test_any_other_api_gets_its_content_type_and_query_as_they_came() -> None:
-    async with staged() as stage:
-        fields = typed(b"text/csv; charset=utf-7") + b"x-goog-fieldmask: a\r\nrange: bytes=0-1\r\n"
-        query = b"?fields=a&$alt=proto&callback=x;y&&z"
-        assert (await stage.ask(post(b"a,b", b"/services/search/x" + query, fields))).status == 200
-        received = stage.upstream.received[0]
-        assert received.target == b"/x" + query
-        assert received.all(b"content-type") == [b"text/csv; charset=utf-7"]
-        assert (received.all(b"x-goog-fieldmask"), received.all(b"range")) == ([b"a"], [b"bytes=0-1"])
+async def test_any_other_api_gets_its_content_type_and_query_as_they_came(stage: Stage) -> None:
+    fields = typed(b"text/csv; charset=utf-7") + b"x-goog-fieldmask: a\r\nrange: bytes=0-1\r\n"
+    query = b"?fields=a&$alt=proto&callback=x;y&&z"
+    assert (await stage.ask(post(b"a,b", b"/services/search/x" + query, fields))).status == 200
+    received = stage.upstream.received[0]
+    assert received.target == b"/x" + query
+    assert received.all(b"content-type") == [b"text/csv; charset=utf-7"]
+    assert (received.all(b"x-goog-fieldmask"), received.all(b"range")) == ([b"a"], [b"bytes=0-1"])
 
 
 @pytest.mark.parametrize(
@@ -118,11 +113,10 @@ async def test_any_other_api_gets_its_content_type_and_query_as_they_came() -> N
         (COMPLETIONS, b"api-version=2024-10-21"),
     ],
 )
-async def test_the_parameters_of_a_family_pass(path: bytes, query: bytes) -> None:
-    async with staged() as stage:
-        body = CHAT.replace(b'"model":"m"', b'"model":"g"')
-        assert (await stage.ask(post(body, path + b"?" + query))).status == 200
-        assert stage.upstream.received[0].target == path + b"?" + query
+async def test_the_parameters_of_a_family_pass(stage: Stage, path: bytes, query: bytes) -> None:
+    body = CHAT.replace(b'"model":"m"', b'"model":"g"')
+    assert (await stage.ask(post(body, path + b"?" + query))).status == 200
+    assert stage.upstream.received[0].target == path + b"?" + query
 
 
 @pytest.mark.parametrize(
@@ -168,14 +162,13 @@ async def test_the_parameters_of_a_family_pass(path: bytes, query: bytes) -> Non
     ],
 )
 async def test_any_other_parameter_of_a_metered_call_is_refused(
-    path: bytes, query: bytes, name: bytes
+    stage: Stage, path: bytes, query: bytes, name: bytes
 ) -> None:
-    async with staged() as stage:
-        got = await stage.ask(post(CHAT, path + b"?" + query))
-        assert (got.status, got.reason) == (400, "invalid_request")
-        assert name in got.body
-        assert not stage.counters.holds
-        assert not stage.upstream.received
+    got = await stage.ask(post(CHAT, path + b"?" + query))
+    assert (got.status, got.reason) == (400, "invalid_request")
+    assert name in got.body
+    assert not stage.counters.holds
+    assert not stage.upstream.received
 
 
 def test_a_route_may_take_more_parameters() -> None:
@@ -195,10 +188,9 @@ def test_a_route_may_take_more_parameters() -> None:
         b"include[]=a&include[]=b",
     ],
 )
-async def test_a_list_may_be_asked_for_in_pages(query: bytes) -> None:
-    async with staged() as stage:
-        assert (await stage.ask(get(b"/v1/models?" + query), "GET")).status == 200
-        assert stage.upstream.received[0].target == b"/v1/models?" + query
+async def test_a_list_may_be_asked_for_in_pages(stage: Stage, query: bytes) -> None:
+    assert (await stage.ask(get(b"/v1/models?" + query), "GET")).status == 200
+    assert stage.upstream.received[0].target == b"/v1/models?" + query
 
 
 @pytest.mark.parametrize(
@@ -207,10 +199,9 @@ async def test_a_list_may_be_asked_for_in_pages(query: bytes) -> None:
      b"x-http-method-override=POST", b"_method=DELETE", b"uploadType=media", b"token=x", b"x=1",
      b"limit=5&limit=6", b"Limit=5", b"l%69mit=5", b"limit=5;x", b"&&"],
 )  # fmt: skip
-async def test_no_other_parameter_passes_on_a_free_route(query: bytes) -> None:
-    async with staged() as stage:
-        got = await stage.ask(get(b"/v1beta/models/g?" + query), "GET")
-        assert (got.status, got.reason) == (400, "invalid_request")
+async def test_no_other_parameter_passes_on_a_free_route(stage: Stage, query: bytes) -> None:
+    got = await stage.ask(get(b"/v1beta/models/g?" + query), "GET")
+    assert (got.status, got.reason) == (400, "invalid_request")
 
 
 async def test_what_no_api_reads_of_a_list_is_left_out_of_its_path() -> None:
@@ -232,17 +223,17 @@ async def test_what_no_api_reads_of_a_list_is_left_out_of_its_path() -> None:
      b"oauth_token=x", b"bearer_token=x", b"x-api-key=x", b"x-goog-api-key=x", b"authorization=x"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [b"/v1/models", b"/services/search/x", b"/free/x"])
-async def test_no_spelling_of_a_credential_in_the_query_passes(query: bytes, path: bytes) -> None:
-    async with staged() as stage:
-        got = await stage.ask(get(path + b"?" + query), "GET")
-        assert (got.status, got.reason) == (400, "invalid_request")
-        assert not stage.upstream.received
+async def test_no_spelling_of_a_credential_in_the_query_passes(
+    stage: Stage, query: bytes, path: bytes
+) -> None:
+    got = await stage.ask(get(path + b"?" + query), "GET")
+    assert (got.status, got.reason) == (400, "invalid_request")
+    assert not stage.upstream.received
 
 
 @pytest.mark.parametrize("query", [b"monkey=1", b"keys=1", b"token=1", b"key_id=1", b"x=key", b"pageToken=k"])
-async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
-    async with staged() as stage:
-        assert (await stage.ask(get(b"/services/search/x?" + query), "GET")).status == 200
+async def test_what_only_looks_like_a_credential_passes(stage: Stage, query: bytes) -> None:
+    assert (await stage.ask(get(b"/services/search/x?" + query), "GET")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -258,35 +249,32 @@ async def test_what_only_looks_like_a_credential_passes(query: bytes) -> None:
      b"anthropic-organization", b"anthropic-organization-id", b"anthropic-user-profile-id", b"x-hf-bill-to"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", [COMPLETIONS, MESSAGES, GENERATE])
-async def test_a_field_that_masks_or_reshapes_does_not_pass(name: bytes, path: bytes) -> None:
-    async with staged() as stage:
-        body = CHAT.replace(b'"model":"m"', b'"model":"g"')
-        fields = name + b": x\r\nanthropic-beta: y\r\nx-stainless-read-timeout: 1\r\n"
-        got = await stage.ask(post(body, path, fields))
-        assert got.status == 200
-        received = stage.upstream.received[0]
-        assert not received.all(name.lower())
-        assert received.all(b"anthropic-beta") + received.all(b"x-stainless-read-timeout") == [b"y", b"1"]
+async def test_a_field_that_masks_or_reshapes_does_not_pass(stage: Stage, name: bytes, path: bytes) -> None:
+    body = CHAT.replace(b'"model":"m"', b'"model":"g"')
+    fields = name + b": x\r\nanthropic-beta: y\r\nx-stainless-read-timeout: 1\r\n"
+    got = await stage.ask(post(body, path, fields))
+    assert got.status == 200
+    received = stage.upstream.received[0]
+    assert not received.all(name.lower())
+    assert received.all(b"anthropic-beta") + received.all(b"x-stainless-read-timeout") == [b"y", b"1"]
 
 
-async def test_google_is_not_asked_for_another_form_of_its_answer() -> None:
-    async with staged() as stage:
-        accept = b"accept: application/x-protobuf\r\n"
-        await stage.ask(post(b"{}", GENERATE, accept))
-        await stage.ask(post(CHAT, fields=accept))
-        assert [received.all(b"accept") for received in stage.upstream.received] == [
-            [], [b"application/x-protobuf"],
-        ]  # fmt: skip
+async def test_google_is_not_asked_for_another_form_of_its_answer(stage: Stage) -> None:
+    accept = b"accept: application/x-protobuf\r\n"
+    await stage.ask(post(b"{}", GENERATE, accept))
+    await stage.ask(post(CHAT, fields=accept))
+    assert [received.all(b"accept") for received in stage.upstream.received] == [
+        [], [b"application/x-protobuf"],
+    ]  # fmt: skip
 
 
-async def test_a_free_route_keeps_its_fields_but_for_another_method() -> None:
-    async with staged() as stage:
-        fields = AUTH + b'if-none-match: "x"\r\nx-http-method: POST\r\nx-goog-fieldmask: a\r\n'
-        assert (await stage.ask(get(b"/v1/models", fields), "GET")).status == 200
-        received = stage.upstream.received[0]
-        assert received.all(b"if-none-match") == [b'"x"']
-        assert not received.all(b"x-http-method")
-        assert not received.all(b"x-goog-fieldmask")
+async def test_a_free_route_keeps_its_fields_but_for_another_method(stage: Stage) -> None:
+    fields = AUTH + b'if-none-match: "x"\r\nx-http-method: POST\r\nx-goog-fieldmask: a\r\n'
+    assert (await stage.ask(get(b"/v1/models", fields), "GET")).status == 200
+    received = stage.upstream.received[0]
+    assert received.all(b"if-none-match") == [b'"x"']
+    assert not received.all(b"x-http-method")
+    assert not received.all(b"x-goog-fieldmask")
 
 
 async def test_an_api_of_units_in_a_family_has_its_query_judged_too() -> None:

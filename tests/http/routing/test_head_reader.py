@@ -21,7 +21,7 @@ from gateway.http.protocol.request import RequestHead, cut_head, cut_length, rea
 from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader, HeadRouter
 from gateway.http.routing.routes import WorkerBindings, withheld
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
-from tests.http.stage import staged
+from tests.http.stage import Stage
 from tests.search import examples
 
 LIMITS = HttpLimits(head_fields_max=12)
@@ -356,28 +356,26 @@ def test_what_is_counted_is_no_less_than_what_is_held() -> None:
     assert held <= sum(kept(memory).values())
 
 
-async def test_heads_without_a_good_credential_are_never_remembered() -> None:
-    async with staged() as stage:
-        stage.directory.known = False
-        client = await stage.client()
-        for n in range(20):
-            assert (await client.ask(post(CHAT, fields=b"x-n: %d\r\n" % n))).status == 401
-        assert not any(kept(stage.plane.heads).values())
-        stage.directory.known = True
-        for _ in range(3):
-            assert (await client.ask(post(CHAT))).status == 200
-        assert len(stage.plane.heads.known) == 1
+async def test_heads_without_a_good_credential_are_never_remembered(stage: Stage) -> None:
+    stage.directory.known = False
+    client = await stage.client()
+    for n in range(20):
+        assert (await client.ask(post(CHAT, fields=b"x-n: %d\r\n" % n))).status == 401
+    assert not any(kept(stage.plane.heads).values())
+    stage.directory.known = True
+    for _ in range(3):
+        assert (await client.ask(post(CHAT))).status == 200
+    assert len(stage.plane.heads.known) == 1
 
 
-async def test_each_call_is_of_its_own_trace_and_user_and_passes_its_own_lines() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        for n in range(6):
-            own = b"x-tollkeeper-user: user-%d\r\nx-n: %d\r\nbaggage: n=%d\r\n" % (n // 2, n, n)
-            assert (await client.ask(post(CHAT, fields=trace(n) + own))).status == 200
-        assert [hold.user for hold in stage.counters.holds] == [f"user-{n // 2}" for n in range(6)]
-        for n, received in enumerate(stage.upstream.received):
-            assert received.all(b"traceparent") == [trace(n)[13:-2]]
-            assert received.all(b"x-n") == [b"%d" % n]
-            assert received.all(b"baggage") == [b"n=%d" % n]
-            assert not received.all(b"x-tollkeeper-user")
+async def test_each_call_is_of_its_own_trace_and_user_and_passes_its_own_lines(stage: Stage) -> None:
+    client = await stage.client()
+    for n in range(6):
+        own = b"x-tollkeeper-user: user-%d\r\nx-n: %d\r\nbaggage: n=%d\r\n" % (n // 2, n, n)
+        assert (await client.ask(post(CHAT, fields=trace(n) + own))).status == 200
+    assert [hold.user for hold in stage.counters.holds] == [f"user-{n // 2}" for n in range(6)]
+    for n, received in enumerate(stage.upstream.received):
+        assert received.all(b"traceparent") == [trace(n)[13:-2]]
+        assert received.all(b"x-n") == [b"%d" % n]
+        assert received.all(b"baggage") == [b"n=%d" % n]
+        assert not received.all(b"x-tollkeeper-user")

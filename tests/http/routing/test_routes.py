@@ -12,7 +12,7 @@ from gateway.http.routing.head import HeadRouter
 from gateway.http.routing.routes import RouteTable, WorkerBindings
 from gateway.settings.settings import load
 from tests.http.fakes import FakeDirectory, get, post
-from tests.http.stage import staged
+from tests.http.stage import Stage
 
 CHAT = "/v1/chat/completions"
 
@@ -79,14 +79,13 @@ def test_a_path_that_costs_is_not_had_by_another_spelling_of_it() -> None:
         assert plain.route is metered
 
 
-async def test_a_404_names_the_path_and_the_nearest_one() -> None:
-    async with staged() as stage:
-        got = await stage.ask(post(b"{}", b"/chat/completions?key=x"))
-        assert (got.status, got.reason) == (404, "unknown_route")
-        told = json.loads(got.body)["detail"]
-        assert told == "No route is configured for /chat/completions. Did you mean /v1/chat/completions?"
-        long = await stage.ask(get(b"/v1/" + b"x" * 5000), "GET")
-        assert len(json.loads(long.body)["error"]["message"]) < 300
+async def test_a_404_names_the_path_and_the_nearest_one(stage: Stage) -> None:
+    got = await stage.ask(post(b"{}", b"/chat/completions?key=x"))
+    assert (got.status, got.reason) == (404, "unknown_route")
+    told = json.loads(got.body)["detail"]
+    assert told == "No route is configured for /chat/completions. Did you mean /v1/chat/completions?"
+    long = await stage.ask(get(b"/v1/" + b"x" * 5000), "GET")
+    assert len(json.loads(long.body)["error"]["message"]) < 300
 
 
 # What google-genai 3.6.1 asks for by default, and the path that the route of Gemini's API has.

@@ -21,7 +21,7 @@ from tests.http.fakes import (
     get,
     post,
 )
-from tests.http.stage import Close, staged
+from tests.http.stage import Close, Stage, staged
 from tests.waiting import eventually
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -126,13 +126,12 @@ async def test_what_is_not_recorded_passes_on_as_it_came_and_leaves_no_span() ->
         assert spans.ended == []
 
 
-async def test_without_tracing_the_callers_fields_pass_untouched() -> None:
-    async with staged() as stage:
-        fields = b"traceparent: anything at all\r\ntracestate: a=1\r\n"
-        await stage.ask(post(CHAT, fields=fields))
-        [received] = stage.upstream.received
-        assert received.all(b"traceparent") == [b"anything at all"]
-        assert received.all(b"tracestate") == [b"a=1"]
+async def test_without_tracing_the_callers_fields_pass_untouched(stage: Stage) -> None:
+    fields = b"traceparent: anything at all\r\ntracestate: a=1\r\n"
+    await stage.ask(post(CHAT, fields=fields))
+    [received] = stage.upstream.received
+    assert received.all(b"traceparent") == [b"anything at all"]
+    assert received.all(b"tracestate") == [b"a=1"]
 
 
 async def test_a_remembered_head_has_a_trace_of_its_own_each_time() -> None:

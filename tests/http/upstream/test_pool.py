@@ -28,7 +28,7 @@ from tests.http.fakes import (
     get,
     post,
 )  # fmt: skip
-from tests.http.stage import Close, staged
+from tests.http.stage import Close, Stage, staged
 from tests.waiting import eventually
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -67,130 +67,118 @@ OK = b"HTTP/1.1 200 OK\r\n"
         b"HTTP/1.1 100 Continue\r\n\r\n" * 17 + OK + b"content-length: 0\r\n\r\n",
     ],
 )
-async def test_what_is_not_http_is_502_and_its_connection_dropped(raw: bytes) -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        stage.upstream.scripts.append([raw])
-        got = await client.ask(post(CHAT))
-        assert (got.status, got.reason) == (502, "upstream_unreachable")
-        assert len(stage.counters.settlements) == 1
-        assert [told["cause"] for told in stage.events("upstream_failed")] == ["broken"]
-        assert sum(stage.tally.upstream_failures.values()) == 1
+async def test_what_is_not_http_is_502_and_its_connection_dropped(stage: Stage, raw: bytes) -> None:
+    client = await stage.client()
+    stage.upstream.scripts.append([raw])
+    got = await client.ask(post(CHAT))
+    assert (got.status, got.reason) == (502, "upstream_unreachable")
+    assert len(stage.counters.settlements) == 1
+    assert [told["cause"] for told in stage.events("upstream_failed")] == ["broken"]
+    assert sum(stage.tally.upstream_failures.values()) == 1
+    assert (await client.ask(post(CHAT))).body == ANSWER
+    assert stage.upstream.connections == 2
+    await eventually(lambda: stage.upstream_connections == 1)
+
+
+async def test_bytes_behind_an_answer_never_reach_the_next_client(stage: Stage) -> None:
+    stage.upstream.scripts.append([answer(b'{"a":1}') + answer(b'{"forged":1}')])
+    client = await stage.client()
+    assert (await client.ask(post(CHAT))).body == b'{"a":1}'
+    assert (await client.ask(post(CHAT))).body == ANSWER
+    assert stage.upstream.connections == 2
+
+
+async def test_bytes_out_of_turn_destroy_an_idle_connection(stage: Stage) -> None:
+    stage.upstream.scripts.append([answer(), 0.05, answer(b'{"forged":1}')])
+    client = await stage.client()
+    await client.ask(post(CHAT))
+    await eventually(lambda: stage.upstream_connections == 0)
+    assert (await client.ask(post(CHAT))).body == ANSWER
+
+
+async def test_interim_answers_move_nothing(stage: Stage) -> None:
+    client = await stage.client()
+    for early in (
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 3,
+    ):
+        stage.upstream.scripts.append([early, 0.02, answer()])
         assert (await client.ask(post(CHAT))).body == ANSWER
-        assert stage.upstream.connections == 2
-        await eventually(lambda: stage.upstream_connections == 1)
-
-
-async def test_bytes_behind_an_answer_never_reach_the_next_client() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([answer(b'{"a":1}') + answer(b'{"forged":1}')])
-        client = await stage.client()
-        assert (await client.ask(post(CHAT))).body == b'{"a":1}'
+        stage.upstream.scripts.append([early + answer()])
         assert (await client.ask(post(CHAT))).body == ANSWER
-        assert stage.upstream.connections == 2
+    assert stage.upstream.connections == 1
 
 
-async def test_bytes_out_of_turn_destroy_an_idle_connection() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([answer(), 0.05, answer(b'{"forged":1}')])
-        client = await stage.client()
-        await client.ask(post(CHAT))
-        await eventually(lambda: stage.upstream_connections == 0)
-        assert (await client.ask(post(CHAT))).body == ANSWER
+async def test_an_answer_in_single_bytes_is_an_answer(stage: Stage) -> None:
+    steps: list[bytes | float] = []
+    for byte in STREAM_HEAD + chunks(EVENT, EVENT):
+        steps += [bytes([byte]), 0.0]
+    stage.upstream.scripts.append(list(steps))
+    got = await stage.ask(post(CHAT_STREAM))
+    assert (got.status, got.body, got.complete) == (200, EVENT * 2, True)
 
 
-async def test_interim_answers_move_nothing() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        for early in (
-            b"HTTP/1.1 100 Continue\r\n\r\n",
-            b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 3,
-        ):
-            stage.upstream.scripts.append([early, 0.02, answer()])
-            assert (await client.ask(post(CHAT))).body == ANSWER
-            stage.upstream.scripts.append([early + answer()])
-            assert (await client.ask(post(CHAT))).body == ANSWER
-        assert stage.upstream.connections == 1
+async def test_a_body_without_length_ends_with_its_connection(stage: Stage) -> None:
+    stage.upstream.scripts.append([OK + b"\r\nhel", 0.02, b"lo", Close()])
+    got = await stage.ask(get(b"/services/search/x"), "GET")
+    assert (got.body, got.complete) == (b"hello", True)
+    assert got.one(b"transfer-encoding") == b"chunked"
+    stage.upstream.scripts.append([OK + b"\r\nhel", 0.05, Close(reset=True)])
+    got = await stage.ask(get(b"/services/search/x"), "GET")
+    assert not got.complete
+    assert len(stage.counters.settlements) == 2
 
 
-async def test_an_answer_in_single_bytes_is_an_answer() -> None:
-    async with staged() as stage:
-        steps: list[bytes | float] = []
-        for byte in STREAM_HEAD + chunks(EVENT, EVENT):
-            steps += [bytes([byte]), 0.0]
-        stage.upstream.scripts.append(list(steps))
-        got = await stage.ask(post(CHAT_STREAM))
-        assert (got.status, got.body, got.complete) == (200, EVENT * 2, True)
+async def test_a_short_body_cuts_the_client(stage: Stage) -> None:
+    stage.upstream.scripts.append([OK + b"content-length: 10\r\n\r\nhello", 0.05, Close()])
+    got = await stage.ask(get(b"/services/search/x"), "GET")
+    assert (got.body, got.complete) == (b"hello", False)
 
 
-async def test_a_body_without_length_ends_with_its_connection() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([OK + b"\r\nhel", 0.02, b"lo", Close()])
-        got = await stage.ask(get(b"/services/search/x"), "GET")
-        assert (got.body, got.complete) == (b"hello", True)
-        assert got.one(b"transfer-encoding") == b"chunked"
-        stage.upstream.scripts.append([OK + b"\r\nhel", 0.05, Close(reset=True)])
-        got = await stage.ask(get(b"/services/search/x"), "GET")
-        assert not got.complete
-        assert len(stage.counters.settlements) == 2
-
-
-async def test_a_short_body_cuts_the_client() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([OK + b"content-length: 10\r\n\r\nhello", 0.05, Close()])
-        got = await stage.ask(get(b"/services/search/x"), "GET")
-        assert (got.body, got.complete) == (b"hello", False)
-
-
-async def test_a_body_to_head_or_204_destroys_the_connection() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts.append([OK + b"content-length: 5\r\n\r\nhello"])
-        got = await stage.ask(get(b"/v1/models", method=b"HEAD"), "HEAD")
-        assert (got.status, got.body) == (200, b"")
-        stage.upstream.scripts.append([b"HTTP/1.1 204 No Content\r\n\r\nhello"])
-        got = await stage.ask(get(b"/v1/models"), "GET")
-        assert (got.status, got.body) == (204, b"")
-        await stage.ask(get(b"/v1/models"), "GET")
-        assert stage.upstream.connections == 3
+async def test_a_body_to_head_or_204_destroys_the_connection(stage: Stage) -> None:
+    stage.upstream.scripts.append([OK + b"content-length: 5\r\n\r\nhello"])
+    got = await stage.ask(get(b"/v1/models", method=b"HEAD"), "HEAD")
+    assert (got.status, got.body) == (200, b"")
+    stage.upstream.scripts.append([b"HTTP/1.1 204 No Content\r\n\r\nhello"])
+    got = await stage.ask(get(b"/v1/models"), "GET")
+    assert (got.status, got.body) == (204, b"")
+    await stage.ask(get(b"/v1/models"), "GET")
+    assert stage.upstream.connections == 3
 
 
 @pytest.mark.parametrize("fields", [b"connection: close\r\n", b"Connection: foo, Close\r\n"])
-async def test_an_upstream_that_closes_is_not_used_again(fields: bytes) -> None:
-    async with staged() as stage:
-        for _ in range(2):
-            stage.upstream.scripts.append([answer(fields=fields)])
-            assert (await stage.ask(post(CHAT))).body == ANSWER
-        assert stage.upstream.connections == 2
+async def test_an_upstream_that_closes_is_not_used_again(stage: Stage, fields: bytes) -> None:
+    for _ in range(2):
+        stage.upstream.scripts.append([answer(fields=fields)])
+        assert (await stage.ask(post(CHAT))).body == ANSWER
+    assert stage.upstream.connections == 2
 
 
-async def test_an_old_upstream_is_used_again_only_if_it_says_so() -> None:
-    async with staged() as stage:
-        old = b"HTTP/1.0 200 OK\r\n%bcontent-length: 2\r\n\r\n{}"
-        stage.upstream.scripts += [[old % b""], [old % b"connection: keep-alive\r\n"], [old % b""]]
-        for _ in range(3):
-            got = await stage.ask(post(CHAT))
-            assert got.body == b"{}"
-        assert stage.upstream.connections == 2
+async def test_an_old_upstream_is_used_again_only_if_it_says_so(stage: Stage) -> None:
+    old = b"HTTP/1.0 200 OK\r\n%bcontent-length: 2\r\n\r\n{}"
+    stage.upstream.scripts += [[old % b""], [old % b"connection: keep-alive\r\n"], [old % b""]]
+    for _ in range(3):
+        got = await stage.ask(post(CHAT))
+        assert got.body == b"{}"
+    assert stage.upstream.connections == 2
 
 
-async def test_a_stale_pooled_connection_is_replaced_before_a_byte_is_written() -> None:
-    async with staged() as stage:
-        for _ in range(5):
-            stage.upstream.scripts.append([answer(), Close()])
-            assert (await stage.ask(post(CHAT))).body == ANSWER
-            await eventually(lambda: stage.upstream_connections == 0)
-        assert stage.upstream.connections == len(stage.upstream.received) == 5
+async def test_a_stale_pooled_connection_is_replaced_before_a_byte_is_written(stage: Stage) -> None:
+    for _ in range(5):
+        stage.upstream.scripts.append([answer(), Close()])
+        assert (await stage.ask(post(CHAT))).body == ANSWER
+        await eventually(lambda: stage.upstream_connections == 0)
+    assert stage.upstream.connections == len(stage.upstream.received) == 5
 
 
-async def test_a_request_that_was_written_is_never_sent_twice() -> None:
-    async with staged() as stage:
-        stage.upstream.scripts += [[answer()], [Close()]]
-        client = await stage.client()
-        assert (await client.ask(post(CHAT))).status == 200
-        got = await client.ask(post(CHAT))
-        assert (got.status, got.reason) == (502, "upstream_unreachable")
-        assert len(stage.upstream.received) == 2
-        assert stage.upstream.connections == 1
+async def test_a_request_that_was_written_is_never_sent_twice(stage: Stage) -> None:
+    stage.upstream.scripts += [[answer()], [Close()]]
+    client = await stage.client()
+    assert (await client.ask(post(CHAT))).status == 200
+    got = await client.ask(post(CHAT))
+    assert (got.status, got.reason) == (502, "upstream_unreachable")
+    assert len(stage.upstream.received) == 2
+    assert stage.upstream.connections == 1
 
 
 async def test_idle_upstream_connections_expire() -> None:
@@ -250,24 +238,23 @@ async def test_a_streamed_body_passes_as_it_comes_with_its_framing() -> None:
         assert second.all(b"content-length") == [b"6"]
 
 
-async def test_an_early_answer_to_a_streamed_body_is_an_answer() -> None:
-    async with staged() as stage:
+async def test_an_early_answer_to_a_streamed_body_is_an_answer(stage: Stage) -> None:
 
-        async def impatient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno")
-            await reader.read(1 << 20)
+    async def impatient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno")
+        await reader.read(1 << 20)
 
-        stage.upstream.handler = impatient
-        client = await stage.client()
-        await client.send(
-            b"PUT /services/search/x HTTP/1.1\r\nhost: x\r\n" + AUTH + b"content-length: 9000000\r\n\r\nabc"
-        )
-        got = await client.answer("PUT")
-        assert (got.status, got.body) == (403, b"no")
-        assert got.one(b"connection") == b"close"
-        assert await client.is_closed()
-        await eventually(lambda: stage.upstream_connections == 0)
+    stage.upstream.handler = impatient
+    client = await stage.client()
+    await client.send(
+        b"PUT /services/search/x HTTP/1.1\r\nhost: x\r\n" + AUTH + b"content-length: 9000000\r\n\r\nabc"
+    )
+    got = await client.answer("PUT")
+    assert (got.status, got.body) == (403, b"no")
+    assert got.one(b"connection") == b"close"
+    assert await client.is_closed()
+    await eventually(lambda: stage.upstream_connections == 0)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -315,15 +302,14 @@ async def test_a_certificate_for_another_name_is_refused(tmp_path: object) -> No
         assert not stage.upstream.received
 
 
-async def test_a_client_that_leaves_while_connecting_leaves_the_connection_to_the_next() -> None:
-    async with staged() as stage:
-        client = await stage.client()
-        await client.send(post(CHAT, b"/v1/abort"))
-        await eventually(lambda: stage.counters.holds)
-        client.reset()
-        await stage.settled()
-        assert (await stage.ask(post(CHAT))).status == 200
-        await eventually(lambda: stage.upstream_connections <= 1)
+async def test_a_client_that_leaves_while_connecting_leaves_the_connection_to_the_next(stage: Stage) -> None:
+    client = await stage.client()
+    await client.send(post(CHAT, b"/v1/abort"))
+    await eventually(lambda: stage.counters.holds)
+    client.reset()
+    await stage.settled()
+    assert (await stage.ask(post(CHAT))).status == 200
+    await eventually(lambda: stage.upstream_connections <= 1)
 
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/services/search/x", b"/free/x"])
