@@ -494,4 +494,9 @@ class World:
     def everything(self) -> dict[bytes, tuple[bytes | None, int]]:
         """Every key as the server would dump it, and when it ends: equal means nothing changed."""
         names = sorted(cast("list[bytes]", self.client.keys("*")))
-        return {name: (self.client.dump(name), int(self.client.pexpiretime(name.decode()))) for name in names}
+        with self.client.pipeline(transaction=False) as asked:
+            for name in names:
+                asked.dump(name)
+                asked.pexpiretime(name.decode())
+            said = asked.execute()
+        return dict(zip(names, zip(said[::2], said[1::2], strict=True), strict=True))

@@ -111,8 +111,9 @@ async def test_a_stream_is_extended_in_money(world: World, worker: Worker) -> No
 
 async def test_one_too_many_of_each_shares_the_account_of_all_others(world: World, worker: Worker) -> None:
     hers = account(window(1, 100), value="ann")
-    members = {f"{at:024x}": world.now_ms() + DAY_MS for at in range(states.EACH_ACCOUNTS_MAX)}
-    world.client.zadd(keys.each_accounts(world.p, NAME), members)
+    fill = "for at = 1, ARGV[1] do redis.call('ZADD', KEYS[1], ARGV[2], at) end"
+    index, until = keys.each_accounts(world.p, NAME), world.now_ms() + DAY_MS
+    world.client.eval(fill, 1, index, states.EACH_ACCOUNTS_MAX, until)
     request, decision = await worker.reserve(budgets=(hers,), money=9)
     assert decision.verdict is Verdict.ADMITTED
     assert names(*request.budgets) == (f"{NAME}:{OTHERS}",)

@@ -13,6 +13,7 @@ from tests.http.fakes import AUTH, post
 from tests.http.leaving import BODIES, NEVER_RELEASED, SENT, is_told, leave, requests_of
 from tests.http.readings import HONEST, READINGS, Server
 from tests.http.stage import staged
+from tests.search import steps
 
 STARTS = (b"POST /early ", b"POST /late ", b"POST /never ")
 
@@ -61,16 +62,17 @@ async def test_what_a_client_leaves_is_never_continued_by_another(
     ):
         relay = Relay(server)
         stage.upstream.handler = relay.serve
-        for cut in range(len(body)):
+        cuts = steps(range(len(body)))
+        for number, cut in enumerate(cuts):
             told, sent = is_told(kind, body[:cut]), left + framing + body[:cut]
-            await leave(stage, sent, relay.heads, server.release, told=told, abrupt=cut % 2 == 0)
+            await leave(stage, sent, relay.heads, server.release, told=told, abrupt=number % 2 == 0)
             charged = len(stage.counters.charges)
             got = await stage.ask(post(b"%d" % cut, b"/services/search/next"))
             assert (got.status, got.body) == (200, HONEST)
             assert len(stage.counters.charges) == charged + 1
             assert len(stage.counters.settlements) == len(stage.counters.holds)
         arrived = requests_of(relay.wires)
-        assert sorted(int(part) for target, part, _ in arrived if target == b"/next") == [*range(len(body))]
+        assert sorted(int(part) for target, part, _ in arrived if target == b"/next") == [*cuts]
         for target, part, whole in arrived:
             assert target in (b"/next", b"/" + answers.encode())
             assert whole == (target == b"/next")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,17 +25,20 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def warnings(text: str) -> list[str]:
-    """What luacheck says of a library, a line each; skips where it cannot be had."""
-    done = subprocess.run(
-        [*_luacheck(), "-", *OPTIONS],
-        input=text.partition("\n")[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def warnings(libraries: Mapping[str, str]) -> dict[str, list[str]]:
+    """What luacheck says of each library by its name, a line each; skips where it cannot be had."""
+    found: dict[str, list[str]] = {name: [] for name in libraries}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in libraries.items():
+            Path(folder, name).write_text(text.partition("\n")[2])
+        done = subprocess.run(
+            [*_luacheck(), *libraries, *OPTIONS], cwd=folder, capture_output=True, text=True, check=False
+        )
     assert done.returncode in {0, 1, 2}, done.stderr
-    return [line for line in done.stdout.splitlines() if line.strip()]
+    for line in done.stdout.splitlines():
+        if line.strip():
+            found[line.partition(":")[0]].append(line)
+    return found
 
 
 def _luacheck() -> list[str]:
@@ -55,7 +60,7 @@ def _luacheck() -> list[str]:
 def main() -> int:
     """Print what is wrong; the exit status."""
     try:
-        found = warnings(scripts.library().text)
+        [found] = warnings({"library": scripts.library().text}).values()
     except pytest.skip.Exception as skipped:
         sys.stdout.write(f"luacheck is left out: {skipped}\n")
         return 0

@@ -13,6 +13,7 @@ import redis
 from gateway.core.accounts.budgets import bounds
 from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 from tests.lua.boundaries import boundary_after
+from tests.search import examples
 
 LIB = Path("lua/lib")
 CALL = """
@@ -90,7 +91,7 @@ def test_none_never_resets(ask: Ask) -> None:
 
 def test_boundaries_follow_one_another(ask: Ask) -> None:
     some, since, until = random.Random(3), ms("1971-01-01"), ms("2120-01-01")
-    for _ in range(2000):
+    for _ in range(examples(2_000)):
         interval = some.choice(["daily", "weekly", "monthly"])
         anchor = some.randint(1, 7 if interval == "weekly" else 31)
         now, steps = some.randint(since, until), some.randint(0, 14)
@@ -131,7 +132,7 @@ def exact_until(zone: str, told: int, clock: ZoneOffset) -> int:
 @pytest.mark.parametrize("zone", ZONES)
 def test_boundaries_in_a_zone_are_those_of_budgets(ask: Ask, zone: str) -> None:
     some = random.Random(zone)
-    for _ in range(250):
+    for _ in range(examples(250)):
         interval = some.choice(["daily", "weekly", "monthly"])
         anchor = some.randint(1, 7) if interval == "weekly" else some.choice([1, 2, 15, 29, 30, 31])
         told = some.randint(ms("2008-01-01"), ms("2036-01-01"))

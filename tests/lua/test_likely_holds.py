@@ -21,6 +21,7 @@ from gateway.core.model import Family, HoldExtension, TokenUsage, Verdict
 from gateway.counters.admission.quota import EXTEND_MARGIN_TOKENS
 from tests.builders import Call, World
 from tests.lua.test_budgets import account, meters, window
+from tests.search import examples
 
 NANO = 10**9
 # Dollars a million tokens, as a dear model of Anthropic's costs.
@@ -31,7 +32,7 @@ LIST = {
 VECTOR = Vector(
     1, "USD", tuple(int(LIST[kind] * NANO) for kind in KINDS), service_tiers={"fast": (2, 1), "us": (11, 10)}
 )
-MIXES = 500
+MIXES = examples(500)
 
 
 @pytest.fixture(autouse=True)

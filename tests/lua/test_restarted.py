@@ -100,7 +100,8 @@ class Shipped(ValkeyServer):
     def __init__(self, folder: Path, binary: str, *options: str, users: str = "") -> None:
         folder.mkdir()
         file = write_users(folder, users)
-        super().__init__(folder, "--aclfile", str(file), "--appendonly", "yes", *options)
+        lasting = "--appendonly", "yes", "--appendfsync", "always"  # else a slow disk may hold writes up
+        super().__init__(folder, "--aclfile", str(file), *lasting, *options)
         self._binary = binary
 
     def program(self) -> tuple[str, ...]:

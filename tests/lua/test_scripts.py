@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Callable
@@ -107,17 +108,21 @@ def run(world: World, name: str, call: packing.Call) -> Any:
 
 @AMONG_OTHERS
 @pytest.mark.parametrize("name", CALLS)
-def test_every_call_runs(world: World, name: str) -> None:
-    """The ground for the tests below: undisturbed, each of these calls does its work."""
+def test_every_call_runs_and_touches_only_the_keys_it_declares(world: World, name: str) -> None:
+    """Undisturbed each does its work; every key written is one of KEYS, by what changed in the database."""
+    call = calls(world)[name]
     before = world.everything()
-    answer = run(world, name, calls(world)[name])
+    answer = run(world, name, call)
+    after = world.everything()
     if name == "reserve":
         assert packing.decision(answer, SERVICE).verdict is Verdict.ADMITTED
     elif name == "lease give back":
         assert packing.code_of(answer) == allowance.NONE
     elif name not in {"settle unknown", "extend", "peek"}:
         assert packing.code_of(answer) == 1
-    assert world.everything() != before
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert changed <= {key.encode() for key in call[0]}
+    assert bool(changed) is (name not in {"peek", "load rebuild"})
 
 
 # --- one slot ---------------------------------------------------------------------------
@@ -130,18 +135,6 @@ def test_every_script_runs_in_cluster_mode_on_its_one_slot(valkey_cluster: Valke
         assert len(slots) == 1, name
         run(world, name, call)
     world.client.close()
-
-
-@AMONG_OTHERS
-@pytest.mark.parametrize("name", CALLS)
-def test_scripts_touch_only_the_keys_they_declare(world: World, name: str) -> None:
-    """Every key written is one of KEYS: seen by what changed in the whole database."""
-    call = calls(world)[name]
-    before = world.everything()
-    run(world, name, call)
-    changed = {key for key, kept in world.everything().items() if before.get(key) != kept}
-    changed |= before.keys() - world.everything().keys()
-    assert changed <= {key.encode() for key in call[0]}
 
 
 def test_all_keys_of_a_partition_share_a_tag() -> None:
@@ -158,20 +151,19 @@ def test_all_keys_of_a_partition_share_a_tag() -> None:
 # --- arity ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize(("more_keys", "more_arguments"), [(-1, 0), (1, 0), (0, -1), (0, 1)])
-def test_wrong_arity_is_refused_before_anything_is_read(
-    world: World, verb: str, more_keys: int, more_arguments: int
-) -> None:
-    names, arguments = next(call for name, call in calls(world).items() if name.startswith(verb))
-    if verb == "peek":  # takes any number of states, but at least one
-        names, more_keys = names[:2], -1 if not more_arguments else 0
-    names = (*names, "tk:{p00}:more")[: len(names) + more_keys]
-    arguments = (*arguments, b"more")[: len(arguments) + more_arguments]
+def test_wrong_arity_is_refused_before_anything_is_read(world: World) -> None:
+    made = calls(world)
     before = world.everything()
-    with pytest.raises(redis.ResponseError, match=f"{verb} takes|budget account"):
-        world.run(verb, (names, arguments))
-    assert world.everything() == before
+    for verb, more in itertools.product(VERBS, [(-1, 0), (1, 0), (0, -1), (0, 1)]):
+        more_keys, more_arguments = more
+        names, arguments = next(call for name, call in made.items() if name.startswith(verb))
+        if verb == "peek":  # takes any number of states, but at least one
+            names, more_keys = names[:2], -1 if not more_arguments else 0
+        names = (*names, "tk:{p00}:more")[: len(names) + more_keys]
+        arguments = (*arguments, b"more")[: len(arguments) + more_arguments]
+        with pytest.raises(redis.ResponseError, match=f"{verb} takes|budget account"):
+            world.run(verb, (names, arguments))
+        assert world.everything() == before
 
 
 # --- wrong types ------------------------------------------------------------------------
@@ -186,41 +178,33 @@ TYPES: dict[str, Callable[[redis.Redis, str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("name", CALLS)
-def test_a_key_of_a_wrong_type_leaves_nothing_half_written(world: World, name: str, kind: str) -> None:
+def test_a_key_of_a_wrong_type_leaves_nothing_half_written(world: World, name: str) -> None:
     """Each key in turn is spoilt: the call either does nothing at all or all of its work."""
     call = calls(world)[name]
     stored = [(key, world.client.dump(key), max(world.client.pttl(key), 0)) for key in world.everything()]
-    for at in range(len(call[0])):
+    for key, kind in itertools.product(call[0], TYPES):
         with world.client.pipeline() as anew:
             anew.flushdb()
-            for key, value, ttl in stored:
-                anew.restore(key, ttl, value)
+            for one, value, ttl in stored:
+                anew.restore(one, ttl, value)
+            anew.delete(key)
+            TYPES[kind](anew, key)
             anew.execute()
-        world.client.delete(call[0][at])
-        TYPES[kind](world.client, call[0][at])
         before = contents(world)
         try:
             run(world, name, call)
         except redis.ResponseError:
-            assert contents(world) == before, call[0][at]
+            assert contents(world) == before, (key, kind)
         else:
-            assert balanced(world), call[0][at]
+            assert balanced(world), (key, kind)
 
 
 def contents(world: World) -> dict[bytes, Any]:
     """What every key holds; a stream by its entries."""
-    client = world.client
-    found: dict[bytes, Any] = {}
-    for name in world.everything():
-        if client.type(name) == b"stream":
-            entries = client.xrange(name)
-            if entries:
-                found[name] = entries
-        else:
-            found[name] = client.dump(name)
-    return found
+    streams = [name for name in world.everything() if world.client.type(name) == b"stream"]
+    kept = world.everything() | {name: world.client.xrange(name) for name in streams}
+    return {name: value for name, value in kept.items() if value}
 
 
 def balanced(world: World) -> bool:
@@ -370,19 +354,18 @@ def test_a_script_names_every_library_it_calls(verb: str) -> None:
 # luacheck has nothing to say of the scripts, and would have.
 
 
-def test_the_library_has_no_warnings() -> None:
-    assert warnings(scripts.library().text) == []
-
-
-@pytest.mark.parametrize(
-    ("wrong", "code"),
-    [
-        ("local function of(a) return 1 end\nreturn of(1)", "W212"),
-        ("local a = 1\nlocal function of(a) return a end\nreturn of(a)", "W431"),
-        ("return nowhere", "W113"),
-        ("somewhere = 1", "W111"),
-        ("local a = 1", "W211"),
-    ],
+WRONG = (
+    ("local function of(a) return 1 end\nreturn of(1)", "W212"),
+    ("local a = 1\nlocal function of(a) return a end\nreturn of(a)", "W431"),
+    ("return nowhere", "W113"),
+    ("somewhere = 1", "W111"),
+    ("local a = 1", "W211"),
 )
-def test_what_is_wrong_is_said(wrong: str, code: str) -> None:
-    assert [code in line for line in warnings(f"#!lua name=x\n{wrong}\n")] == [True]
+
+
+def test_the_library_has_no_warnings_and_others_would() -> None:
+    wrong = {code: f"#!lua name=x\n{text}\n" for text, code in WRONG}
+    found = warnings(wrong | {"library": scripts.library().text})
+    assert found.pop("library") == []
+    for code, lines in found.items():
+        assert [code in line for line in lines] == [True]

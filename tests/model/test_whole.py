@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import ValkeyServer
 from tests.model.system import KEYS, PLANS, System
-from tests.search import another, histories
+from tests.search import another, histories, is_night
 
 SEED = 20_261
-EXAMPLES = 6
+EXAMPLES = 6 if is_night() else 3
 STEPS_MAX = 24
 
 PRICED = [key for key in KEYS if key != "m-sub"]
