@@ -23,13 +23,12 @@ from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable
-from tests.builders import World, driven, new_id
+from tests.builders import World, new_id
 from tests.counters.conftest import Connect
 from tests.counters.lease_stage import Employ, Worker
 from tests.counters.segments import answered
 from tests.lua.windows import NAME, account, window
 
-CALLS = 500
 DAY_MS = 86_400_000
 # A nano-unit a token.
 RATE = TokenRate(0, 10**6, 10**6, in_money=True)
@@ -65,18 +64,6 @@ def used(world: World, *accounts: BudgetAccount) -> list[tuple[int, int]]:
 
 
 # --- calls ------------------------------------------------------------------------------------
-
-
-async def test_of_500_calls_at_the_same_instant_against_money_for_one_one_is_admitted(
-    world: World, worker: Worker
-) -> None:
-    here = account(window(1, 100), window(2, 10**9))
-    calls = [worker.request(1, budgets=(here,), money=60) for _ in range(CALLS)]
-    decisions = await asyncio.gather(*(driven(worker.counters.reserve(one)) for one in calls))
-    verdicts = [one.verdict for one in decisions]
-    assert verdicts.count(Verdict.ADMITTED) == 1
-    assert verdicts.count(Verdict.QUOTA_HELD) == CALLS - 1
-    assert used(world, here) == [(0, 60), (0, 60)]
 
 
 async def test_a_call_counts_what_it_used_and_its_record_says_so(

@@ -22,7 +22,7 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.runs import Run
-from gateway.core.billing.price_book import KINDS, read_stand_ins
+from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.tariff import NO_PRICES
@@ -30,7 +30,6 @@ from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope,
 from gateway.errors import ModelNotPriced
 from gateway.http.admission import check_known
 from tests.http.fakes import (
-    CALLER,
     CHAT,
     CHAT_STREAM,
     DONE_EVENT,
@@ -166,13 +165,6 @@ async def test_a_price_in_another_currency_is_none(stage: Stage) -> None:
     assert stage.counters.holds[-1].money == stage.counters.charges[-1].money == 0
 
 
-async def test_a_price_that_stands_in_counts_as_it_costs(stage: Stage) -> None:
-    budgeted(stage, BUDGET)
-    stage.directory.stand_ins = read_stand_ins("new*=m")
-    assert (await stage.ask(post(CHAT.replace(b'"m"', b'"new-1"')))).status == 200
-    assert stage.counters.charges[-1].money == 39
-
-
 SHAPES: list[tuple[bytes, bytes, tuple[str, ...], Any]] = [
     (b"/v1/chat/completions", CHAT, ("error", "code"), "insufficient_quota"),
     (b"/v1/messages", CHAT, ("error", "type"), "billing_error"),
@@ -220,18 +212,6 @@ async def test_within_a_minute_waiting_helps(stage: Stage) -> None:
     assert b"It resets at 1970-01-01T00:00:32Z." in got.body
 
 
-async def test_what_calls_in_flight_hold_is_worth_another_try(stage: Stage) -> None:
-    budgeted(stage, replace(BUDGET, unit=TOKENS))
-    stage.counters.decision = refused(Verdict.QUOTA_HELD, 5, 10, unit=FLAG_TOKENS)
-    got = await stage.ask(post(CHAT))
-    assert (got.status, got.reason) == (429, "quota_held")
-    assert (got.one(b"retry-after"), got.one(b"x-should-retry")) == (b"1", b"true")
-    assert (got.one(b"x-tollkeeper-budget"), got.one(b"x-tollkeeper-refused-by")) == (
-        b"all%20of%20it", b"budget",
-    )  # fmt: skip
-    assert b'Budget \\"all of it\\": 5 of 10 tokens left. Calls in flight' in got.body
-
-
 async def test_an_answer_tells_of_the_tightest_budget(stage: Stage) -> None:
     budgeted(stage, BUDGET)
     window = BudgetWindow(1, 20_000_000_000, 7_999_999_999, RESET, FLAG_MONEY)
@@ -250,14 +230,6 @@ async def test_a_hold_that_was_cut_is_sent_as_the_calls_maximum(stage: Stage) ->
     assert 0 < hold.money_least < 500 < hold.money
     sent = json.loads(stage.upstream.received[-1].body)
     assert 1 <= sent["max_completion_tokens"] <= 500 // 5
-
-
-async def test_a_hold_of_what_is_likely_binds_nothing(stage: Stage) -> None:
-    budgeted(stage, BUDGET, replace(BUDGET, id=2, unit=TOKENS, enforce=False))
-    stage.counters.decision = admitted()
-    stage.counters.holds_asked = True
-    assert (await stage.ask(post(OPEN))).status == 200
-    assert b"max" not in stage.upstream.received[-1].body
 
 
 async def stream(stage: Stage, first: int, extension: tuple[int, bool, bool], cut: bool) -> bytes:
@@ -301,38 +273,6 @@ async def test_a_budget_that_is_used_up_lets_a_stream_finish_where_it_says_so(st
     assert (await stream(stage, 4, (4, True, False), False)).count(b"word ") == 40
     (charge,) = stage.counters.charges
     assert charge.money == 39
-
-
-@pytest.mark.parametrize("named", ["ada", "bob", ""])
-async def test_a_keys_own_user_is_whose_budget_it_is(stage: Stage, named: str) -> None:
-    stage.directory.caller = replace(CALLER, user="eve")
-    each = replace(BUDGET, each="user")
-    budgeted(stage, each)
-    field = f"x-tollkeeper-user: {named}\r\n".encode() if named else b""
-    assert (await stage.ask(post(CHAT, fields=field))).status == 200
-    (hold,) = stage.counters.holds
-    assert [one.name for one in hold.budgets] == [account_of(1, each, "eve")]
-
-
-@pytest.mark.parametrize(
-    ("fields", "session"),
-    [
-        (b"x-tollkeeper-session: run 7\r\n", "run 7"),
-        (b"x-tollkeeper-session: run 7\r\nx-claude-code-session-id: other\r\n", "run 7"),
-        (b"x-claude-code-session-id: cc-1\r\n", "cc-1"),
-        (
-            b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n",
-            "4bf92f3577b34da6a3ce929d0e0e4736",
-        ),
-        (b"", ""),
-    ],
-)
-async def test_each_session_has_its_own(stage: Stage, fields: bytes, session: str) -> None:
-    each = replace(BUDGET, each="session")
-    budgeted(stage, each)
-    assert (await stage.ask(post(CHAT, fields=fields))).status == 200
-    (hold,) = stage.counters.holds
-    assert [one.name for one in hold.budgets] == [account_of(1, each, session)]
 
 
 async def test_a_call_of_models_of_too_many_budgets_is_told_to_ask_for_fewer() -> None:

@@ -241,24 +241,6 @@ async def test_what_a_one_time_service_cost_is_said_by_its_settlement(world: Wor
     assert charged == [50, 0, 0]
 
 
-async def test_a_refusal_is_an_answer_not_an_error(world: World, hire: Hire) -> None:
-    worker = await hire(world)
-    world.plan(10)
-    world.define_key(Limits(concurrency=1))
-    await worker.reserve(worker.request(5))
-    refused = await worker.reserve(worker.request(5))
-    assert refused.verdict is Verdict.CONCURRENCY_LIMITED
-
-
-async def test_release_gives_everything_back(world: World, hire: Hire) -> None:
-    worker = await hire(world)
-    world.plan(10)
-    request = worker.request(5)
-    await worker.reserve(request)
-    assert await worker.settle(request, 0, charge=False) is SettleResult.DONE
-    assert (world.tenant.held, world.tenant.used) == (0, 0)
-
-
 async def test_a_stale_catalogue_is_read_again_and_the_call_served(world: World, hire: Hire) -> None:
     worker = await hire(world)
     world.plan(10)
@@ -288,18 +270,6 @@ async def test_an_unverified_partition_is_unavailable(world: World, hire: Hire) 
     assert await worker.settle(request, 5) is SettleResult.SPOOLED
     with pytest.raises(CountersUnavailable):  # a hold that is not let go of ends by its deadline
         await worker.settle(request, 0, charge=False)
-
-
-async def test_full_memory_refuses_reserve_and_still_settles(own_valkey: Any, hire: Hire) -> None:
-    world = World(own_valkey().url)
-    worker = await hire(world)
-    world.plan(10)
-    request = worker.request(5)
-    await worker.reserve(request)
-    world.client.config_set("maxmemory", 1)
-    with pytest.raises(CountersUnavailable):
-        await worker.reserve(worker.request(5))
-    assert await worker.settle(request, 5) is SettleResult.DONE
 
 
 async def test_functions_that_were_flushed_are_not_missed(world: World, hire: Hire) -> None:
@@ -397,17 +367,6 @@ async def test_nothing_is_held_ahead_beyond_what_a_call_can_use(world: World, hi
     counted.tokens = 40  # its upstream does not keep to the maximum: what was seen is held, and no more
     await worker.counters.extend_all()
     assert (counted.held, world.tenant.held) == (40, 40)
-
-
-async def test_an_account_with_nothing_left_says_exhausted(world: World, hire: Hire) -> None:
-    worker = await hire(world)
-    world.plan(30)
-    request = worker.request(10)
-    await worker.reserve(request)
-    observed = HoldExtension(world.caller, request.request_id, held=10, tokens=50)
-    worker.counters.watch(observed)
-    await worker.counters.extend_all()
-    assert (observed.held, observed.exhausted) == (30, True)
 
 
 async def test_credits_of_a_live_call_follow_its_tokens(world: World, hire: Hire) -> None:

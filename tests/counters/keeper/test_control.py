@@ -217,15 +217,6 @@ async def test_what_this_user_may_not_read_is_neither_replaced_nor_taken_for_som
         world.client.acl_deluser("blind")
 
 
-async def test_an_older_definition_is_not_brought_over_a_newer_one(
-    world: World, control: ControlClient
-) -> None:
-    newer = OrganizationDefinition(1, Limits(concurrency=5))
-    assert await control.define(newer, 10) is True
-    assert await control.define(replace(newer, limits=Limits(concurrency=9)), 9) is True
-    assert world.organization.concurrency == 5
-
-
 async def test_the_catalogue_is_published_and_asked_for_everywhere(
     world: World, control: ControlClient
 ) -> None:
