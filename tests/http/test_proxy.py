@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 
+from gateway.core.metering.meter import BEHIND_END_BYTES_MAX
 from gateway.core.model import Decision, SettleResult, Verdict
 from gateway.errors import CountersRefused, InternalError
 from gateway.http.reply import LINES_MAX
@@ -214,6 +215,18 @@ async def test_a_whole_answer_that_breaks_off_is_a_clean_502(stage: Stage) -> No
     got = await stage.ask(post(CHAT))
     assert (got.status, got.complete) == (502, True)
     assert len(stage.counters.settlements) == 1
+
+
+async def test_an_answer_that_goes_on_behind_its_end_is_a_502_and_costs_what_it_reported(
+    stage: Stage,
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    behind = chunks(ANSWER, b" " * (BEHIND_END_BYTES_MAX + 1), end=False)
+    stage.upstream.scripts.append([head + behind, asyncio.Event()])
+    got = await stage.ask(post(CHAT))
+    assert (got.status, got.reason) == (502, "upstream_unreachable")
+    (charge,) = stage.counters.charges
+    assert (charge.tokens, told(charge.metadata)["estimated"]) == (12, False)
 
 
 async def test_a_whole_answer_that_stalls_is_a_504_and_charges_what_came() -> None:

@@ -128,6 +128,18 @@ async def test_an_agent_gets_a_key_of_the_person_who_approves_it_and_of_nobody_e
     assert not [one for one in secrets if one in stored]
 
 
+async def test_a_code_is_good_for_as_long_as_was_told_and_no_longer(world: World) -> None:
+    _, device = await asked(world, DEVICE_PATH)
+    lasts = "select extract(epoch from expires_at - created_at)::int from agent_sign_in"
+    [(lasts_s,)] = world.api.rows(lasts)
+    assert lasts_s == device["expires_in"]
+    world.api.rows("update agent_sign_in set expires_at = now()")
+    person = await engineer(world)
+    assert (await person.open(f"{PAGE}?user_code={device['user_code']}")).status == 404
+    poll = {"grant_type": DEVICE_GRANT, "device_code": device["device_code"]}
+    assert await asked(world, TOKEN_PATH, **poll) == (400, {"error": "expired_token"})
+
+
 async def test_what_somebody_else_decides_or_guesses_signs_nobody_in(world: World) -> None:
     _, device = await asked(world, DEVICE_PATH)
     anonymous = await Person(world.api.client).open(f"{PAGE}?user_code={device['user_code']}")

@@ -1,0 +1,31 @@
+"""What a caller may still hold, told in the unit of its hold and in no other."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, MONEY, TOKENS
+from gateway.core.model import BudgetWindow, Decision, Service, Verdict
+from gateway.http.holds import UNITS, _remaining
+
+PRICED, FREE = Service(1, "search", "consumption", counts_tokens=False, credits=3), Service(2, "chat")
+MONEY_LEFT, TOKENS_LEFT = BudgetWindow(1, 100, 70, 0, FLAG_MONEY), BudgetWindow(1, 100, 95, 0, FLAG_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("unit", "service", "window", "remaining"),
+    [
+        (TOKENS, FREE, None, 40), (TOKENS, FREE, TOKENS_LEFT, 5), (TOKENS, FREE, MONEY_LEFT, 40),
+        (UNITS, PRICED, TOKENS_LEFT, 6), (UNITS, FREE, None, None),
+        (MONEY, PRICED, MONEY_LEFT, 30), (MONEY, FREE, TOKENS_LEFT, None),
+    ],
+)  # fmt: skip
+def test_the_tightest_limit_that_is_in_the_unit_counts(
+    unit: str, service: Service, window: BudgetWindow | None, remaining: int | None
+) -> None:
+    decision = Decision(Verdict.ADMITTED, tokens_remaining=40, credits_remaining=20, budget=window)
+    assert _remaining(decision, service, unit) == remaining
+
+
+def test_credits_in_debt_leave_nothing() -> None:
+    assert _remaining(Decision(Verdict.ADMITTED, credits_remaining=-4), PRICED, UNITS) == 0
