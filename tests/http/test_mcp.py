@@ -57,23 +57,30 @@ def error_of(body: bytes) -> dict[str, Any]:
     return {"id": said["id"], **said["error"]}
 
 
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with served() as made:
+        yield made
+
+
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_call_of_a_tool_is_one_unit_and_reaches_the_servers_own_address(streamed: bool) -> None:
-    async with served() as stage:
-        events = [
-            b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{}}\n\n',
-            b"data: " + RESULT + b"\n\n",
-        ]
-        stage.upstream.scripts.append([STREAM_HEAD, chunks(*events)] if streamed else [answer(RESULT)])
-        got = await stage.ask(post(message(), b"/mcp/up"))
-        assert (got.status, got.body) == (200, b"".join(events) if streamed else RESULT)
-        [sent] = stage.upstream.received
-        assert (sent.target, json.loads(sent.body)) == (b"/v2/mcp", json.loads(message()))
-        [charge] = stage.counters.charges
-        assert (charge.tokens, charge.units, charge.charge) == (0, 1, True)
-        facts = read_facts(charge.metadata)
-        assert facts is not None
-        assert facts.model == "up/search"
+async def test_a_call_of_a_tool_is_one_unit_and_reaches_the_servers_own_address(
+    stage: Stage, streamed: bool
+) -> None:
+    events = [
+        b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{}}\n\n',
+        b"data: " + RESULT + b"\n\n",
+    ]
+    stage.upstream.scripts.append([STREAM_HEAD, chunks(*events)] if streamed else [answer(RESULT)])
+    got = await stage.ask(post(message(), b"/mcp/up"))
+    assert (got.status, got.body) == (200, b"".join(events) if streamed else RESULT)
+    [sent] = stage.upstream.received
+    assert (sent.target, json.loads(sent.body)) == (b"/v2/mcp", json.loads(message()))
+    [charge] = stage.counters.charges
+    assert (charge.tokens, charge.units, charge.charge) == (0, 1, True)
+    facts = read_facts(charge.metadata)
+    assert facts is not None
+    assert facts.model == "up/search"
 
 
 @pytest.mark.parametrize(
@@ -83,12 +90,11 @@ async def test_a_call_of_a_tool_is_one_unit_and_reaches_the_servers_own_address(
         message("notifications/initialized"), b'{"jsonrpc":"2.0","id":"s1","result":{}}',
     ],
 )  # fmt: skip
-async def test_other_messages_cost_nothing_and_are_limited_all_the_same(body: bytes) -> None:
-    async with served() as stage:
-        stage.upstream.scripts.append([answer(RESULT)])
-        assert (await stage.ask(post(body, b"/mcp/up"))).status == 200
-        assert (stage.counters.charges, len(stage.counters.heads)) == ([], 1)
-        assert (await stage.ask(post(body, b"/mcp/up").replace(b"authorization", b"x-other"))).status == 401
+async def test_other_messages_cost_nothing_and_are_limited_all_the_same(stage: Stage, body: bytes) -> None:
+    stage.upstream.scripts.append([answer(RESULT)])
+    assert (await stage.ask(post(body, b"/mcp/up"))).status == 200
+    assert (stage.counters.charges, len(stage.counters.heads)) == ([], 1)
+    assert (await stage.ask(post(body, b"/mcp/up").replace(b"authorization", b"x-other"))).status == 401
 
 
 @pytest.mark.parametrize(
@@ -104,12 +110,11 @@ async def test_other_messages_cost_nothing_and_are_limited_all_the_same(body: by
     ],
 )
 async def test_a_tool_that_ran_is_charged_and_an_error_of_the_protocol_is_not(
-    answered: bytes, charged: int
+    stage: Stage, answered: bytes, charged: int
 ) -> None:
-    async with served() as stage:
-        stage.upstream.scripts.append([answered])
-        await stage.ask(post(message(), b"/mcp/up"))
-        assert len(stage.counters.charges) == charged
+    stage.upstream.scripts.append([answered])
+    await stage.ask(post(message(), b"/mcp/up"))
+    assert len(stage.counters.charges) == charged
 
 
 @pytest.mark.parametrize(
@@ -138,100 +143,93 @@ async def test_a_tool_that_ran_is_charged_and_an_error_of_the_protocol_is_not(
     ],
 )  # fmt: skip
 async def test_a_message_that_could_be_read_in_two_ways_is_refused_by_its_id(
-    body: bytes, fields: bytes, code: int, param: str
+    stage: Stage, body: bytes, fields: bytes, code: int, param: str
 ) -> None:
-    async with served() as stage:
-        got = await stage.ask(post(body, b"/mcp/up", fields))
-        said = error_of(got.body)
-        assert (got.status, said["id"], said["data"]["param"]) == (400, 7, param)
-        assert said["code"] == (code if param != "method" or code == -32601 else -32601)
-        assert stage.upstream.received == []
+    got = await stage.ask(post(body, b"/mcp/up", fields))
+    said = error_of(got.body)
+    assert (got.status, said["id"], said["data"]["param"]) == (400, 7, param)
+    assert said["code"] == (code if param != "method" or code == -32601 else -32601)
+    assert stage.upstream.received == []
 
 
 @pytest.mark.parametrize("name", ["search", "=?base64?c2VhcmNo?="])
-async def test_a_head_that_says_the_same_passes(name: str) -> None:
-    async with served() as stage:
+async def test_a_head_that_says_the_same_passes(stage: Stage, name: str) -> None:
+    stage.upstream.scripts.append([answer(RESULT)])
+    got = await stage.ask(post(message(), b"/mcp/up", head(method="tools/call", name=name)))
+    assert got.status == 200
+    assert stage.upstream.received[0].all(b"mcp-name") == [name.encode()]
+
+
+async def test_a_batch_and_a_request_without_an_id_are_refused(stage: Stage) -> None:
+    for body in (b"[" + message() + b"]", message(id=None), message(id=True), message(id=1.5)):
+        got = await stage.ask(post(body, b"/mcp/up"))
+        assert (got.status, error_of(got.body)["id"]) == (400, None)
+    assert stage.upstream.received == []
+
+
+async def test_a_limit_is_told_to_who_waits_for_the_answer(stage: Stage) -> None:
+    assert stage.counters.decision is not None
+    stage.counters.decision = replace(stage.counters.decision, verdict=Verdict.RATE_LIMITED)
+    got = await stage.ask(post(message(id="a-1"), b"/mcp/up"))
+    said = error_of(got.body)
+    assert (got.status, said["id"], said["code"], said["data"]["reason"]) == (
+        429, "a-1", -32000, "rate_limited",
+    )  # fmt: skip
+    assert "Try again in" in said["message"]
+
+
+async def test_lists_of_models_and_budgets_know_a_tool_by_its_names(stage: Stage) -> None:
+    stage.directory.caller = replace(CALLER, models=frozenset({"up/read*"}))
+    got = await stage.ask(post(message(), b"/mcp/up"))
+    assert (got.status, error_of(got.body)["data"]["reason"]) == (403, "model_not_allowed")
+    stage.directory.caller = CALLER
+    stage.directory.budgets_there = [
+        Budget(1, "searches", "requests", 9, "day", tool="SEARCH", server="up"),
+        Budget(2, "reads", "requests", 9, "day", tool="read"),
+        Budget(3, "money", "money", 9, "day", server="up"),
+    ]
+    got = await stage.ask(post(message(), b"/mcp/up"))
+    assert (got.status, error_of(got.body)["data"]["reason"]) == (403, "model_not_priced")
+    stage.directory.prices["up/search"] = Vector(1, "USD", (0,) * len(KINDS), 2_000_000)
+    stage.upstream.scripts.append([answer(RESULT)])
+    assert (await stage.ask(post(message(), b"/mcp/up"))).status == 200
+    [hold], [charge] = stage.counters.holds, stage.counters.charges
+    assert (len(hold.budgets), hold.money, charge.money, charge.raw_tokens) == (
+        2,
+        2_000_000,
+        2_000_000,
+        0,
+    )
+
+
+async def test_a_session_belongs_to_the_organization_that_opened_it(stage: Stage) -> None:
+    stage.upstream.scripts.append([answer(RESULT, b"Mcp-Session-Id: s-1\r\n")])
+    got = await stage.ask(post(message("initialize"), b"/mcp/up"))
+    assert dict(got.headers)[b"mcp-session-id"] == b"s-1"
+    assert stage.objects.kept == {(CALLER.organization_id, session_of("up", b"s-1"))}
+    mine = b"mcp-session-id: s-1\r\n"
+    for ask in (post(message("tools/list"), b"/mcp/up", mine), post(message(), b"/mcp/up", mine)):
         stage.upstream.scripts.append([answer(RESULT)])
-        got = await stage.ask(post(message(), b"/mcp/up", head(method="tools/call", name=name)))
-        assert got.status == 200
-        assert stage.upstream.received[0].all(b"mcp-name") == [name.encode()]
+        assert (await stage.ask(ask)).status == 200
+    stage.directory.caller = replace(CALLER, organization_id=2)
+    for ask in (
+        post(message(), b"/mcp/up", mine),
+        *(post(b"", b"/mcp/up", mine).replace(b"POST", verb, 1) for verb in (b"GET", b"DELETE")),
+    ):
+        got = await stage.ask(ask)
+        assert (got.status, error_of(got.body)["data"]["reason"]) == (404, "object_not_found")
+    assert len(stage.upstream.received) == 3
 
 
-async def test_a_batch_and_a_request_without_an_id_are_refused() -> None:
-    async with served() as stage:
-        for body in (b"[" + message() + b"]", message(id=None), message(id=True), message(id=1.5)):
-            got = await stage.ask(post(body, b"/mcp/up"))
-            assert (got.status, error_of(got.body)["id"]) == (400, None)
-        assert stage.upstream.received == []
-
-
-async def test_a_limit_is_told_to_who_waits_for_the_answer() -> None:
-    async with served() as stage:
-        assert stage.counters.decision is not None
-        stage.counters.decision = replace(stage.counters.decision, verdict=Verdict.RATE_LIMITED)
-        got = await stage.ask(post(message(id="a-1"), b"/mcp/up"))
-        said = error_of(got.body)
-        assert (got.status, said["id"], said["code"], said["data"]["reason"]) == (
-            429, "a-1", -32000, "rate_limited",
-        )  # fmt: skip
-        assert "Try again in" in said["message"]
-
-
-async def test_lists_of_models_and_budgets_know_a_tool_by_its_names() -> None:
-    async with served() as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"up/read*"}))
-        got = await stage.ask(post(message(), b"/mcp/up"))
-        assert (got.status, error_of(got.body)["data"]["reason"]) == (403, "model_not_allowed")
-        stage.directory.caller = CALLER
-        stage.directory.budgets_there = [
-            Budget(1, "searches", "requests", 9, "day", tool="SEARCH", server="up"),
-            Budget(2, "reads", "requests", 9, "day", tool="read"),
-            Budget(3, "money", "money", 9, "day", server="up"),
-        ]
-        got = await stage.ask(post(message(), b"/mcp/up"))
-        assert (got.status, error_of(got.body)["data"]["reason"]) == (403, "model_not_priced")
-        stage.directory.prices["up/search"] = Vector(1, "USD", (0,) * len(KINDS), 2_000_000)
-        stage.upstream.scripts.append([answer(RESULT)])
-        assert (await stage.ask(post(message(), b"/mcp/up"))).status == 200
-        [hold], [charge] = stage.counters.holds, stage.counters.charges
-        assert (len(hold.budgets), hold.money, charge.money, charge.raw_tokens) == (
-            2,
-            2_000_000,
-            2_000_000,
-            0,
-        )
-
-
-async def test_a_session_belongs_to_the_organization_that_opened_it() -> None:
-    async with served() as stage:
-        stage.upstream.scripts.append([answer(RESULT, b"Mcp-Session-Id: s-1\r\n")])
-        got = await stage.ask(post(message("initialize"), b"/mcp/up"))
-        assert dict(got.headers)[b"mcp-session-id"] == b"s-1"
-        assert stage.objects.kept == {(CALLER.organization_id, session_of("up", b"s-1"))}
-        mine = b"mcp-session-id: s-1\r\n"
-        for ask in (post(message("tools/list"), b"/mcp/up", mine), post(message(), b"/mcp/up", mine)):
-            stage.upstream.scripts.append([answer(RESULT)])
-            assert (await stage.ask(ask)).status == 200
-        stage.directory.caller = replace(CALLER, organization_id=2)
-        for ask in (
-            post(message(), b"/mcp/up", mine),
-            *(post(b"", b"/mcp/up", mine).replace(b"POST", verb, 1) for verb in (b"GET", b"DELETE")),
-        ):
-            got = await stage.ask(ask)
-            assert (got.status, error_of(got.body)["data"]["reason"]) == (404, "object_not_found")
-        assert len(stage.upstream.received) == 3
-
-
-async def test_a_servers_own_stream_passes_and_other_paths_are_nobodys() -> None:
-    async with served() as stage:
-        stage.upstream.scripts.append([STREAM_HEAD, chunks(b": here\n\n")])
-        got = await stage.ask(get(b"/mcp/up"))
-        assert (got.status, got.body) == (200, b": here\n\n")
-        assert stage.upstream.received[0].target == b"/v2/mcp"
-        got = await stage.ask(post(message(), b"/mcp/down"))
-        assert (got.status, error_of(got.body)["code"]) == (404, -32000)
-        got = await stage.ask(post(message(), b"/mcp/up").replace(b"POST", b"PUT", 1))
-        assert got.status == 405
+async def test_a_servers_own_stream_passes_and_other_paths_are_nobodys(stage: Stage) -> None:
+    stage.upstream.scripts.append([STREAM_HEAD, chunks(b": here\n\n")])
+    got = await stage.ask(get(b"/mcp/up"))
+    assert (got.status, got.body) == (200, b": here\n\n")
+    assert stage.upstream.received[0].target == b"/v2/mcp"
+    got = await stage.ask(post(message(), b"/mcp/down"))
+    assert (got.status, error_of(got.body)["code"]) == (404, -32000)
+    got = await stage.ask(post(message(), b"/mcp/up").replace(b"POST", b"PUT", 1))
+    assert got.status == 405
 
 
 @pytest.mark.parametrize(("public", "origin"), [("", "http://gateway"), ("https://llm.example.com",) * 2])

@@ -97,39 +97,43 @@ async def turn(socket: aiohttp.ClientWebSocketResponse, **more: object) -> list[
     return types
 
 
-async def test_each_message_is_a_call_of_its_own() -> None:
-    async with staged(ROUTES) as stage:
-        stage.upstream.scripts = [[WHOLE], [stream(DELTA, completed(2, "incomplete"))]]
-        async with connected(stage) as socket:
-            assert await turn(socket) == ["response.output_text.delta", "response.completed"]
-            assert await turn(socket, previous_response_id=None) == [
-                "response.output_text.delta", "response.incomplete",
-            ]  # fmt: skip
-            assert len(stage.counters.charges) == len(stage.counters.holds) == 2
-        assert [one.tokens for one in stage.counters.charges] == [12, 12]
-        for sent in stage.upstream.received:
-            body = json.loads(sent.body)
-            assert (sent.method, sent.target) == (b"POST", b"/v1/responses")
-            assert (body["stream"], body.get("type")) == (True, None)
-            assert sent.all(b"authorization") == [b"Bearer upstream-secret"]
-            assert not [name for name, _ in sent.headers if name.startswith((b"sec-websocket", b"upgrade"))]
-        assert [one["status"] for one in stage.events("request")] == [101, 200, 200]
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    async with staged(ROUTES) as made:
+        yield made
 
 
-async def test_openais_own_client_has_its_responses() -> None:
-    async with staged(ROUTES) as stage:
-        stage.upstream.scripts = [[WHOLE], [WHOLE]]
-        async with (
-            AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{stage.port}/v1") as client,
-            client.responses.connect() as socket,
-        ):
-            for _ in range(2):
-                await socket.response.create(model="m", input="hi", max_output_tokens=10)
-                seen = [(await socket.recv()).type for _ in range(2)]
-                assert seen == ["response.output_text.delta", "response.completed"]
-            await socket.response.create(model="", input="hi")
-            said = await socket.recv()
-            assert (said.type, said.error.param, said.status) == ("error", "model", 400)
+async def test_each_message_is_a_call_of_its_own(stage: Stage) -> None:
+    stage.upstream.scripts = [[WHOLE], [stream(DELTA, completed(2, "incomplete"))]]
+    async with connected(stage) as socket:
+        assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+        assert await turn(socket, previous_response_id=None) == [
+            "response.output_text.delta", "response.incomplete",
+        ]  # fmt: skip
+        assert len(stage.counters.charges) == len(stage.counters.holds) == 2
+    assert [one.tokens for one in stage.counters.charges] == [12, 12]
+    for sent in stage.upstream.received:
+        body = json.loads(sent.body)
+        assert (sent.method, sent.target) == (b"POST", b"/v1/responses")
+        assert (body["stream"], body.get("type")) == (True, None)
+        assert sent.all(b"authorization") == [b"Bearer upstream-secret"]
+        assert not [name for name, _ in sent.headers if name.startswith((b"sec-websocket", b"upgrade"))]
+    assert [one["status"] for one in stage.events("request")] == [101, 200, 200]
+
+
+async def test_openais_own_client_has_its_responses(stage: Stage) -> None:
+    stage.upstream.scripts = [[WHOLE], [WHOLE]]
+    async with (
+        AsyncOpenAI(api_key=KEY, base_url=f"http://127.0.0.1:{stage.port}/v1") as client,
+        client.responses.connect() as socket,
+    ):
+        for _ in range(2):
+            await socket.response.create(model="m", input="hi", max_output_tokens=10)
+            seen = [(await socket.recv()).type for _ in range(2)]
+            assert seen == ["response.output_text.delta", "response.completed"]
+        await socket.response.create(model="", input="hi")
+        said = await socket.recv()
+        assert (said.type, said.error.param, said.status) == ("error", "model", 400)
 
 
 @pytest.mark.parametrize(
@@ -150,22 +154,21 @@ async def test_openais_own_client_has_its_responses() -> None:
     ],
 )
 async def test_what_is_no_call_is_refused_by_name_and_the_socket_stays_open(
-    message: object, status: int, reason: str, words: str
+    stage: Stage, message: object, status: int, reason: str, words: str
 ) -> None:
-    async with staged(ROUTES) as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
-        stage.upstream.scripts = [[WHOLE]]
-        async with connected(stage) as socket:
-            if isinstance(message, bytes):
-                await socket.send_bytes(message)
-            else:
-                await socket.send_str(message if isinstance(message, str) else json.dumps(message))
-            got = await refused(socket)
-            assert got[:2] == (status, reason)
-            assert words in got[2]
-            assert not stage.upstream.received
-            assert not stage.counters.holds
-            assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+    stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+    stage.upstream.scripts = [[WHOLE]]
+    async with connected(stage) as socket:
+        if isinstance(message, bytes):
+            await socket.send_bytes(message)
+        else:
+            await socket.send_str(message if isinstance(message, str) else json.dumps(message))
+        got = await refused(socket)
+        assert got[:2] == (status, reason)
+        assert words in got[2]
+        assert not stage.upstream.received
+        assert not stage.counters.holds
+        assert await turn(socket) == ["response.output_text.delta", "response.completed"]
 
 
 async def test_limits_refuse_a_message_as_they_do_a_call() -> None:
@@ -190,20 +193,19 @@ async def test_limits_refuse_a_message_as_they_do_a_call() -> None:
         assert len(stage.counters.charges) == 1
 
 
-async def test_a_key_that_was_revoked_has_no_further_turn_and_an_unknown_one_no_socket() -> None:
-    async with staged(ROUTES) as stage:
-        stage.upstream.scripts = [[WHOLE]]
-        async with connected(stage) as socket:
-            await turn(socket)
-            stage.directory.known = False
-            await socket.send_json(CREATE)
-            assert (await refused(socket))[:2] == (401, "invalid_api_key")
-        for headers, status in ((KEY_FIELD, 401), ({}, 401)):
-            with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-                async with connected(stage, headers):
-                    pass
-            assert caught.value.status == status
-        assert len(stage.upstream.received) == 1
+async def test_a_key_that_was_revoked_has_no_further_turn_and_an_unknown_one_no_socket(stage: Stage) -> None:
+    stage.upstream.scripts = [[WHOLE]]
+    async with connected(stage) as socket:
+        await turn(socket)
+        stage.directory.known = False
+        await socket.send_json(CREATE)
+        assert (await refused(socket))[:2] == (401, "invalid_api_key")
+    for headers, status in ((KEY_FIELD, 401), ({}, 401)):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            async with connected(stage, headers):
+                pass
+        assert caught.value.status == status
+    assert len(stage.upstream.received) == 1
 
 
 @pytest.mark.parametrize(
@@ -223,12 +225,11 @@ async def test_a_key_that_was_revoked_has_no_further_turn_and_an_unknown_one_no_
         ),
     ],
 )
-async def test_an_opening_that_is_none_is_refused(fields: bytes, status: int) -> None:
-    async with staged(ROUTES) as stage:
-        client = await stage.client()
-        head = b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
-        await client.send(head + AUTH + fields + b"\r\n")
-        assert (await client.answer("GET")).status == status
+async def test_an_opening_that_is_none_is_refused(stage: Stage, fields: bytes, status: int) -> None:
+    client = await stage.client()
+    head = b"GET /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    await client.send(head + AUTH + fields + b"\r\n")
+    assert (await client.answer("GET")).status == status
 
 
 async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,51 +241,48 @@ async def test_without_its_library_an_upgrade_is_426(monkeypatch: pytest.MonkeyP
         assert caught.value.status == 426
 
 
-async def test_what_no_upstream_stores_is_said_again_on_the_same_connection() -> None:
-    async with staged(ROUTES) as stage:
-        thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "sealed"}
-        lost = {"type": "reasoning", "id": "rs_2", "summary": []}
-        call = {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"}
-        done = [
-            {"type": "response.output_item.done", "output_index": 0, "item": one}
-            for one in (thought, lost, call)
-        ]
-        result = {"type": "function_call_output", "call_id": "c", "output": "4"}
-        stage.upstream.scripts = [
-            [stream(*done, completed(1))],
-            *([stream(completed(number))] for number in (2, 3, 4)),
-            [answer(UNKNOWN, status=b"400 Bad Request")],
-        ]
-        async with connected(stage) as socket:
-            await turn(socket, store=False)
-            assert stage.plane.sockets_keep.used
-            await turn(socket, store=False, previous_response_id="resp_1", input=[result])
-            await turn(socket, store=False, previous_response_id="resp_2", input="more")
-            assert await turn(socket, store=True, previous_response_id="resp_3") == ["response.completed"]
-            # It goes on from the last one alone, and on its own connection.
-            async with connected(stage) as other:
-                assert await turn(other, store=False, previous_response_id="resp_3") == ["error"]
-        bodies = [json.loads(one.body) for one in stage.upstream.received]
-        first = {"role": "user", "content": "hi"}
-        again = [{name: value for name, value in one.items() if name != "id"} for one in (thought, call)]
-        assert bodies[0]["input"] == "hi"
-        assert bodies[1]["input"] == [first, *again, result]
-        assert bodies[2]["input"] == [first, *again, result, {"role": "user", "content": "more"}]
-        assert bodies[3]["input"] == [*bodies[2]["input"], first]
-        assert [one.get("previous_response_id") for one in bodies] == [None] * 4 + ["resp_3"]
-        await eventually(lambda: stage.plane.sockets_keep.used == 0)
+async def test_what_no_upstream_stores_is_said_again_on_the_same_connection(stage: Stage) -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "sealed"}
+    lost = {"type": "reasoning", "id": "rs_2", "summary": []}
+    call = {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}"}
+    done = [
+        {"type": "response.output_item.done", "output_index": 0, "item": one} for one in (thought, lost, call)
+    ]
+    result = {"type": "function_call_output", "call_id": "c", "output": "4"}
+    stage.upstream.scripts = [
+        [stream(*done, completed(1))],
+        *([stream(completed(number))] for number in (2, 3, 4)),
+        [answer(UNKNOWN, status=b"400 Bad Request")],
+    ]
+    async with connected(stage) as socket:
+        await turn(socket, store=False)
+        assert stage.plane.sockets_keep.used
+        await turn(socket, store=False, previous_response_id="resp_1", input=[result])
+        await turn(socket, store=False, previous_response_id="resp_2", input="more")
+        assert await turn(socket, store=True, previous_response_id="resp_3") == ["response.completed"]
+        # It goes on from the last one alone, and on its own connection.
+        async with connected(stage) as other:
+            assert await turn(other, store=False, previous_response_id="resp_3") == ["error"]
+    bodies = [json.loads(one.body) for one in stage.upstream.received]
+    first = {"role": "user", "content": "hi"}
+    again = [{name: value for name, value in one.items() if name != "id"} for one in (thought, call)]
+    assert bodies[0]["input"] == "hi"
+    assert bodies[1]["input"] == [first, *again, result]
+    assert bodies[2]["input"] == [first, *again, result, {"role": "user", "content": "more"}]
+    assert bodies[3]["input"] == [*bodies[2]["input"], first]
+    assert [one.get("previous_response_id") for one in bodies] == [None] * 4 + ["resp_3"]
+    await eventually(lambda: stage.plane.sockets_keep.used == 0)
 
 
-async def test_what_is_not_stored_goes_on_from_what_is() -> None:
-    async with staged(ROUTES) as stage:
-        stage.upstream.scripts = [[stream(completed(1))], [stream(completed(2))], [stream(completed(3))]]
-        async with connected(stage) as socket:
-            await turn(socket)
-            await turn(socket, store=False, previous_response_id="resp_1", input="more")
-            await turn(socket, store=False, previous_response_id="resp_2", input="most")
-        body = json.loads(stage.upstream.received[2].body)
-        assert body["previous_response_id"] == "resp_1"
-        assert [one["content"] for one in body["input"]] == ["more", "most"]
+async def test_what_is_not_stored_goes_on_from_what_is(stage: Stage) -> None:
+    stage.upstream.scripts = [[stream(completed(1))], [stream(completed(2))], [stream(completed(3))]]
+    async with connected(stage) as socket:
+        await turn(socket)
+        await turn(socket, store=False, previous_response_id="resp_1", input="more")
+        await turn(socket, store=False, previous_response_id="resp_2", input="most")
+    body = json.loads(stage.upstream.received[2].body)
+    assert body["previous_response_id"] == "resp_1"
+    assert [one["content"] for one in body["input"]] == ["more", "most"]
 
 
 async def test_what_has_no_room_is_forgotten() -> None:
@@ -296,24 +294,23 @@ async def test_what_has_no_room_is_forgotten() -> None:
         assert stage.plane.sockets_keep.used == 0
 
 
-async def test_what_is_asked_counts_while_it_is_kept_and_goes_with_a_refusal() -> None:
-    async with staged(ROUTES) as stage:
-        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
-        go_on = asyncio.Event()
-        stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
-        long = CREATE | {"store": False, "input": "x" * 100_000}
-        async with connected(stage) as socket:
-            messages = next(iter(stage.plane._connections))
-            await socket.send_json(long | {"model": "other"})
-            assert (await refused(socket))[1] == "model_not_allowed"
-            assert messages.messages is not None
-            assert messages.messages.size == stage.plane.sockets_keep.used == 0
-            await socket.send_json(long)
-            assert (await received(socket))["type"] == "response.output_text.delta"
-            assert stage.plane.sockets_keep.used > 100_000
-            go_on.set()
-            assert (await received(socket))["type"] == "response.completed"
-        await eventually(lambda: stage.plane.sockets_keep.used == 0)
+async def test_what_is_asked_counts_while_it_is_kept_and_goes_with_a_refusal(stage: Stage) -> None:
+    stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+    go_on = asyncio.Event()
+    stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
+    long = CREATE | {"store": False, "input": "x" * 100_000}
+    async with connected(stage) as socket:
+        messages = next(iter(stage.plane._connections))
+        await socket.send_json(long | {"model": "other"})
+        assert (await refused(socket))[1] == "model_not_allowed"
+        assert messages.messages is not None
+        assert messages.messages.size == stage.plane.sockets_keep.used == 0
+        await socket.send_json(long)
+        assert (await received(socket))["type"] == "response.output_text.delta"
+        assert stage.plane.sockets_keep.used > 100_000
+        go_on.set()
+        assert (await received(socket))["type"] == "response.completed"
+    await eventually(lambda: stage.plane.sockets_keep.used == 0)
 
 
 async def test_who_takes_no_answers_is_not_asked_for_more_frames() -> None:
@@ -332,55 +329,56 @@ async def test_who_takes_no_answers_is_not_asked_for_more_frames() -> None:
         assert await turn(socket) == ["response.output_text.delta", "response.completed"]
 
 
-async def test_one_response_at_a_time() -> None:
-    async with staged(ROUTES) as stage:
-        go_on = asyncio.Event()
-        stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))], [WHOLE]]
-        async with connected(stage) as socket:
-            await socket.send_json(CREATE)
-            assert (await received(socket))["type"] == "response.output_text.delta"
-            await socket.send_json(CREATE)
-            assert (await refused(socket))[2].startswith("A response is being made")
-            go_on.set()
-            assert (await received(socket))["type"] == "response.completed"
-            assert await turn(socket) == ["response.output_text.delta", "response.completed"]
-            assert len(stage.counters.holds) == len(stage.upstream.received) == 2
+async def test_one_response_at_a_time(stage: Stage) -> None:
+    go_on = asyncio.Event()
+    stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))], [WHOLE]]
+    async with connected(stage) as socket:
+        await socket.send_json(CREATE)
+        assert (await received(socket))["type"] == "response.output_text.delta"
+        await socket.send_json(CREATE)
+        assert (await refused(socket))[2].startswith("A response is being made")
+        go_on.set()
+        assert (await received(socket))["type"] == "response.completed"
+        assert await turn(socket) == ["response.output_text.delta", "response.completed"]
+        assert len(stage.counters.holds) == len(stage.upstream.received) == 2
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-async def test_a_client_gone_in_the_middle_is_charged_as_a_stream_that_is_hung_up_on(how: str) -> None:
-    async with staged(ROUTES) as stage:
-        go_on = asyncio.Event()
-        stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
-        async with connected(stage) as socket:
-            await socket.send_json(CREATE)
-            await received(socket)
-            if how == "close":
-                await socket.close()
-            else:
-                transport = socket.get_extra_info("socket")
-                assert transport is not None
-                socket._writer.transport.abort()
-        await eventually(lambda: not stage.connections)
-        go_on.set()
-        await stage.settled()
-        assert [one.tokens for one in stage.counters.charges] == [12]
-        assert stage.plane.sockets.used == 0
+async def test_a_client_gone_in_the_middle_is_charged_as_a_stream_that_is_hung_up_on(
+    stage: Stage, how: str
+) -> None:
+    go_on = asyncio.Event()
+    stage.upstream.scripts = [[stream(DELTA, end=False), go_on, chunks(event(completed()))]]
+    async with connected(stage) as socket:
+        await socket.send_json(CREATE)
+        await received(socket)
+        if how == "close":
+            await socket.close()
+        else:
+            transport = socket.get_extra_info("socket")
+            assert transport is not None
+            socket._writer.transport.abort()
+    await eventually(lambda: not stage.connections)
+    go_on.set()
+    await stage.settled()
+    assert [one.tokens for one in stage.counters.charges] == [12]
+    assert stage.plane.sockets.used == 0
 
 
-async def test_an_upstream_that_breaks_off_ends_the_socket_and_costs_what_a_posted_call_costs() -> None:
-    async with staged(ROUTES) as stage:
-        stage.upstream.scripts = [[stream(DELTA, end=False), Close()] for _ in range(2)]
-        async with connected(stage) as socket:
-            await socket.send_json(CREATE)
-            await received(socket)
-            end = await socket.receive(WITHIN_S)
-            assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1011)
-        body = {name: value for name, value in CREATE.items() if name != "type"} | {"stream": True}
-        assert not (await stage.ask(post(json.dumps(body).encode(), b"/v1/responses"))).complete
-        await stage.settled(2)
-        first, second = stage.counters.charges
-        assert (first.tokens, first.credits) == (second.tokens, second.credits)
+async def test_an_upstream_that_breaks_off_ends_the_socket_and_costs_what_a_posted_call_costs(
+    stage: Stage,
+) -> None:
+    stage.upstream.scripts = [[stream(DELTA, end=False), Close()] for _ in range(2)]
+    async with connected(stage) as socket:
+        await socket.send_json(CREATE)
+        await received(socket)
+        end = await socket.receive(WITHIN_S)
+        assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1011)
+    body = {name: value for name, value in CREATE.items() if name != "type"} | {"stream": True}
+    assert not (await stage.ask(post(json.dumps(body).encode(), b"/v1/responses"))).complete
+    await stage.settled(2)
+    first, second = stage.counters.charges
+    assert (first.tokens, first.credits) == (second.tokens, second.credits)
 
 
 async def test_a_message_has_a_bound_in_bytes_and_in_frames() -> None:
@@ -447,39 +445,37 @@ async def test_a_client_that_takes_no_events_holds_up_its_upstream_and_is_let_go
         assert written < 64 << 20
 
 
-async def test_a_stream_of_many_or_long_events_arrives_as_it_was_sent() -> None:
-    async with staged(ROUTES) as stage:
-        long = DELTA | {"delta": "é" * 700_000}
-        stage.upstream.scripts = [[stream(*[DELTA] * 300, long, completed())]]
+async def test_a_stream_of_many_or_long_events_arrives_as_it_was_sent(stage: Stage) -> None:
+    long = DELTA | {"delta": "é" * 700_000}
+    stage.upstream.scripts = [[stream(*[DELTA] * 300, long, completed())]]
+    async with connected(stage) as socket:
+        await socket.send_json(CREATE)
+        got = [await received(socket) for _ in range(302)]
+        assert got[:300] == [DELTA] * 300
+        assert got[300] == long
+        assert got[301] == completed()
+
+
+async def test_five_hundred_turns_at_once_get_what_funds_for_twenty_let_through(stage: Stage) -> None:
+    left = 20
+    admitted = stage.counters.decision
+    reserve = stage.counters.reserve
+    refusal = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
+
+    async def limited(request: Any) -> Decision:
+        nonlocal left
+        left -= 1
+        stage.counters.decision = admitted if left >= 0 else refusal
+        return await reserve(request)
+
+    stage.counters.reserve = limited  # type: ignore[method-assign]  # a fake may
+    stage.upstream.scripts = [[WHOLE] for _ in range(20)]
+
+    async def turns() -> list[str]:
         async with connected(stage) as socket:
-            await socket.send_json(CREATE)
-            got = [await received(socket) for _ in range(302)]
-            assert got[:300] == [DELTA] * 300
-            assert got[300] == long
-            assert got[301] == completed()
+            return [(await turn(socket))[-1] for _ in range(20)]
 
-
-async def test_five_hundred_turns_at_once_get_what_funds_for_twenty_let_through() -> None:
-    async with staged(ROUTES) as stage:
-        left = 20
-        admitted = stage.counters.decision
-        reserve = stage.counters.reserve
-        refusal = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
-
-        async def limited(request: Any) -> Decision:
-            nonlocal left
-            left -= 1
-            stage.counters.decision = admitted if left >= 0 else refusal
-            return await reserve(request)
-
-        stage.counters.reserve = limited  # type: ignore[method-assign]  # a fake may
-        stage.upstream.scripts = [[WHOLE] for _ in range(20)]
-
-        async def turns() -> list[str]:
-            async with connected(stage) as socket:
-                return [(await turn(socket))[-1] for _ in range(20)]
-
-        stage.plane.sockets.each = 25
-        ends = [one for each in await asyncio.gather(*(turns() for _ in range(25))) for one in each]
-        assert (len(ends), ends.count("response.completed"), ends.count("error")) == (500, 20, 480)
-        assert len(stage.counters.charges) == len(stage.upstream.received) == 20
+    stage.plane.sockets.each = 25
+    ends = [one for each in await asyncio.gather(*(turns() for _ in range(25))) for one in each]
+    assert (len(ends), ends.count("response.completed"), ends.count("error")) == (500, 20, 480)
+    assert len(stage.counters.charges) == len(stage.upstream.received) == 20

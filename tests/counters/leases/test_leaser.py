@@ -29,6 +29,15 @@ from tests.waiting import eventually
 START = Callable[..., ValkeyServer]
 
 
+@pytest.fixture
+async def alone(allowing: World, employ: Employ) -> Worker:
+    """A worker with a lease, to which Redis is away."""
+    worker: Worker = await employ(allowing)
+    await worker.renew()
+    await worker.lose()
+    return worker
+
+
 # --- leasing ----------------------------------------------------------------------------
 
 
@@ -140,33 +149,30 @@ def test_tenants_kept_are_bounded(allowing: World) -> None:
 # --- back again -------------------------------------------------------------------------
 
 
-async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, employ: Employ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, _ = await worker.reserve(60)
-    flying, _ = await worker.reserve(10)
-    await worker.settle(request, 50)
-    await worker.find()
-    assert worker.log.waiting == 1
-    assert (allowing.tenant.held, worker.left) == (60 + (1000 - 60) // 10, 94)
-    await worker.resubmitter.resubmit()
-    assert (worker.log.waiting, len(allowing.late())) == (0, 1)
-    await worker.renew()
-    assert (allowing.tenant.held, worker.left) == (60 + 94, 94)
+async def test_what_was_used_stays_held_until_it_is_charged(allowing: World, alone: Worker) -> None:
+    request, _ = await alone.reserve(60)
+    flying, _ = await alone.reserve(10)
+    await alone.settle(request, 50)
+    await alone.find()
+    assert alone.log.waiting == 1
+    assert (allowing.tenant.held, alone.left) == (60 + (1000 - 60) // 10, 94)
+    await alone.resubmitter.resubmit()
+    assert (alone.log.waiting, len(allowing.late())) == (0, 1)
+    await alone.renew()
+    assert (allowing.tenant.held, alone.left) == (60 + 94, 94)
     post_late(allowing)
-    await worker.renew()
-    await worker.renew()
+    await alone.renew()
+    await alone.renew()
     assert allowing.tenant.remaining == 950
     assert allowing.tenant.held == 10 + (950 - 10) // 10
     # A call that began meanwhile and ends now finds no hold: it is charged by the late queue too.
-    assert await worker.settle(flying, 10) is SettleResult.UNKNOWN
+    assert await alone.settle(flying, 10) is SettleResult.UNKNOWN
     post_late(allowing)
-    await worker.renew()
-    await worker.renew()
-    assert (allowing.tenant.remaining, allowing.tenant.held, worker.left) == (940, 94, 94)
-    worker.clock.now += ACTIVE_S + 1
-    await worker.leaser.lease()
+    await alone.renew()
+    await alone.renew()
+    assert (allowing.tenant.remaining, allowing.tenant.held, alone.left) == (940, 94, 94)
+    alone.clock.now += ACTIVE_S + 1
+    await alone.leaser.lease()
     assert allowing.tenant.held == 0
 
 
@@ -199,16 +205,13 @@ async def test_what_is_unlimited_is_not_asked_for_all_the_time(world: World, emp
     assert "cmdstat_fcall" not in world.client.info("commandstats")
 
 
-async def test_a_call_redis_had_admitted_after_all_is_charged_by_it(allowing: World, employ: Employ) -> None:
+async def test_a_call_redis_had_admitted_after_all_is_charged_by_it(allowing: World, alone: Worker) -> None:
     """Its answer was late: the hold is there, and what was taken of the lease comes back."""
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, _ = await worker.reserve(60)
+    request, _ = await alone.reserve(60)
     allowing.reserve(need=60, request_id=request.request_id)
-    worker.wire.available = True
-    assert await worker.settle(request, 50) is SettleResult.DONE
-    assert worker.left == 100
+    alone.wire.available = True
+    assert await alone.settle(request, 50) is SettleResult.DONE
+    assert alone.left == 100
     assert (allowing.tenant.remaining, allowing.tenant.held) == (950, 100)
 
 
@@ -306,34 +309,26 @@ def post_late(world: World) -> None:
 
 
 async def test_a_worker_that_stops_leaves_only_what_is_not_charged_yet(
-    allowing: World, employ: Employ
+    allowing: World, alone: Worker
 ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, _ = await worker.reserve(60)
-    await worker.settle(request, 50)
-    worker.wire.available = True
-    await worker.leaser.give_back()
+    request, _ = await alone.reserve(60)
+    await alone.settle(request, 50)
+    alone.wire.available = True
+    await alone.leaser.give_back()
     assert (allowing.tenant.held, allowing.organization.credits_held) == (50, 0)
     assert max(allowing.deadlines().values()) <= allowing.now_ms() + ACTIVE_S * 1000
 
 
-async def test_a_lane_that_is_never_empty_keeps_nothing_held_for_ever(
-    allowing: World, employ: Employ
-) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, _ = await worker.reserve(60)
-    await worker.settle(request, 50)
-    await worker.find()
-    await hand_in([worker])
-    await worker.renew()
+async def test_a_lane_that_is_never_empty_keeps_nothing_held_for_ever(allowing: World, alone: Worker) -> None:
+    request, _ = await alone.reserve(60)
+    await alone.settle(request, 50)
+    await alone.find()
+    await hand_in([alone])
+    await alone.renew()
     assert allowing.tenant.held == 50 + 95
-    worker.clock.now += CHARGED_S_MAX
-    await worker.renew()
-    await worker.renew()
+    alone.clock.now += CHARGED_S_MAX
+    await alone.renew()
+    await alone.renew()
     assert allowing.tenant.held == 100
 
 
@@ -406,30 +401,24 @@ async def test_a_lease_that_was_due_while_its_server_was_away_is_asked_of_who_ha
 # What a worker admits on its leases while Redis is away.
 
 
-async def test_calls_go_on_within_the_lease_and_then_not(allowing: World, employ: Employ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, decision = await worker.reserve(60)
+async def test_calls_go_on_within_the_lease_and_then_not(alone: Worker) -> None:
+    request, decision = await alone.reserve(60)
     assert (decision.held_tokens, decision.limit, decision.tokens_remaining) == (60, 100, 40)
-    assert await worker.settle(request, 30) is SettleResult.SPOOLED
-    assert worker.left == 70
-    request, decision = await worker.reserve(50, ceiling=4000)
+    assert await alone.settle(request, 30) is SettleResult.SPOOLED
+    assert alone.left == 70
+    request, decision = await alone.reserve(50, ceiling=4000)
     assert (decision.held_tokens, decision.tokens_remaining) == (70, 0)
     with pytest.raises(CountersUnavailable):
-        await worker.reserve(1)
-    await worker.settle(request, 0, charge=False)
-    assert (worker.left, worker.allowances.calls, worker.allowances.admitted) == (70, {}, 2)
+        await alone.reserve(1)
+    await alone.settle(request, 0, charge=False)
+    assert (alone.left, alone.allowances.calls, alone.allowances.admitted) == (70, {}, 2)
 
 
-async def test_what_costs_nothing_is_covered_where_nothing_is_left(allowing: World, employ: Employ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    await worker.reserve(60, ceiling=4000)
+async def test_what_costs_nothing_is_covered_where_nothing_is_left(alone: Worker) -> None:
+    await alone.reserve(60, ceiling=4000)
     with pytest.raises(CountersUnavailable):
-        await worker.reserve(1)
-    _, decision = await worker.reserve(0)
+        await alone.reserve(1)
+    _, decision = await alone.reserve(0)
     assert decision.held_tokens == 0
 
 
@@ -438,27 +427,21 @@ def full(*_: object) -> int:
 
 
 async def test_a_call_that_could_be_kept_nowhere_is_charged_to_nobody(
-    allowing: World, employ: Employ, monkeypatch: pytest.MonkeyPatch
+    alone: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, _ = await worker.reserve(60)
+    request, _ = await alone.reserve(60)
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(CountersUnavailable):
-        await worker.settle(request, 30)
-    assert (worker.left, worker.allowances.calls) == (100, {})
+        await alone.settle(request, 30)
+    assert (alone.left, alone.allowances.calls) == (100, {})
 
 
-async def test_a_call_that_used_more_than_is_left_is_debt(allowing: World, employ: Employ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    request, _ = await worker.reserve(90)
-    await worker.settle(request, 130)
-    assert worker.left == -30
+async def test_a_call_that_used_more_than_is_left_is_debt(alone: Worker) -> None:
+    request, _ = await alone.reserve(90)
+    await alone.settle(request, 130)
+    assert alone.left == -30
     with pytest.raises(CountersUnavailable):
-        await worker.reserve(1)
+        await alone.reserve(1)
 
 
 async def test_a_strict_plan_refuses_what_does_not_fit(world: World, employ: Employ) -> None:
@@ -486,17 +469,14 @@ async def test_an_unlimited_plan_is_not_limited(world: World, employ: Employ) ->
         assert (decision.held_tokens, decision.limit, decision.tokens_remaining) == (10**6, 0, None)
 
 
-async def test_credits_come_from_the_lease(allowing: World, employ: Employ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    _, decision = await worker.reserve(service=CREDITS, credits_=15)
+async def test_credits_come_from_the_lease(alone: Worker) -> None:
+    _, decision = await alone.reserve(service=CREDITS, credits_=15)
     assert decision.credits_remaining == 5
     with pytest.raises(CountersUnavailable):
-        await worker.reserve(service=CREDITS, credits_=6)
+        await alone.reserve(service=CREDITS, credits_=6)
     with pytest.raises(CountersUnavailable):
-        await worker.reserve(service=BY_TOKEN, credits_=400, credits_least=6)
-    _, decision = await worker.reserve(service=BY_TOKEN, credits_=400, credits_least=5)
+        await alone.reserve(service=BY_TOKEN, credits_=400, credits_least=6)
+    _, decision = await alone.reserve(service=BY_TOKEN, credits_=400, credits_least=5)
     assert (decision.credits_remaining, decision.held_credits) == (0, 5)
 
 
@@ -522,15 +502,12 @@ async def test_a_key_known_as_revoked_stays_refused(allowing: World, employ: Emp
         await worker.reserve(1)
 
 
-async def test_a_lease_is_good_for_a_bounded_time(allowing: World, employ: Employ) -> None:
-    worker = await employ(allowing)
-    await worker.renew()
-    await worker.lose()
-    worker.clock.now += LEASE_S - 1
-    await worker.reserve(1)
-    worker.clock.now += 2
+async def test_a_lease_is_good_for_a_bounded_time(alone: Worker) -> None:
+    alone.clock.now += LEASE_S - 1
+    await alone.reserve(1)
+    alone.clock.now += 2
     with pytest.raises(CountersUnavailable):
-        await worker.reserve(1)
+        await alone.reserve(1)
 
 
 async def test_an_unverified_redis_is_away_and_a_full_one_is_not(own_valkey: START, employ: Employ) -> None:
