@@ -75,13 +75,9 @@ async def test_every_answer_to_a_named_origin_may_be_read_by_its_page() -> None:
             assert cors_of(one) == {ALLOW: PAGE, EXPOSE: b", ".join(EXPOSED)}
             assert one.all(b"vary")[-1] == b"Origin"
         ours = (
-            b"x-tollkeeper-",
-            b"x-ratelimit-",
-            b"ratelimit",
-            b"retry-after",
-            b"x-should-retry",
+            b"x-tollkeeper-", b"x-ratelimit-", b"ratelimit", b"retry-after", b"x-should-retry",
             b"x-request-id",
-        )
+        )  # fmt: skip
         names = {name for one in seen for name, _ in one.headers if name.startswith(ours)}
         assert names <= {*EXPOSED}
         assert {b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-request-id"} <= names

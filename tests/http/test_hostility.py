@@ -26,22 +26,9 @@ from tests.http.stage import Close, Stage, staged
 from tests.waiting import eventually
 
 NOISE = (
-    b"",
-    b"\r\n",
-    b"\r",
-    b"\n",
-    b" ",
-    b"\x00",
-    b":",
-    b"0",
-    b"9",
-    b"a",
-    b"\xff",
-    b",",
-    b"\r\n\r\n",
-    b"chunked",
+    b"", b"\r\n", b"\r", b"\n", b" ", b"\x00", b":", b"0", b"9", b"a", b"\xff", b",", b"\r\n\r\n", b"chunked",
     b"/..",
-)
+)  # fmt: skip
 REQUESTS = (
     post(CHAT),
     post(CHAT_STREAM),

@@ -541,13 +541,8 @@ async def test_parallel_calls_over_failing_upstreams_are_each_charged_once(seed:
     """The last target is well: whatever the others do, every caller is answered and charged one time."""
     chance = random.Random(seed)
     faults: list[list[Step]] = [
-        [Close(reset=True)],
-        [Close()],
-        [FAILED],
-        [LIMITED],
-        [asyncio.Event()],
-        [answer()],
-    ]
+        [Close(reset=True)], [Close()], [FAILED], [LIMITED], [asyncio.Event()], [answer()],
+    ]  # fmt: skip
     other = FakeUpstream()
     well = FakeUpstream()
     await other.start()

@@ -163,11 +163,7 @@ TABLE: dict[str, tuple[str, str, dict[str, Any], list[Step], int]] = {
         606_000,
     ),
     "ollama stream": (
-        "ollama",
-        "/api/chat",
-        {"model": "qwen3", "messages": SPOKEN},
-        lines(OLLAMA_LINES),
-        606_000,
+        "ollama", "/api/chat", {"model": "qwen3", "messages": SPOKEN}, lines(OLLAMA_LINES), 606_000,
     ),
     "ollama generate": (
         "ollama",
@@ -183,7 +179,7 @@ TABLE: dict[str, tuple[str, str, dict[str, Any], list[Step], int]] = {
         whole({"model": "qwen3", "embeddings": [[1]], "prompt_eval_count": 8}),
         8_000,
     ),
-}
+}  # fmt: skip
 
 
 def at_provider(stage: Stage, provider: str) -> None:

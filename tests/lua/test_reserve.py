@@ -223,13 +223,9 @@ def test_reserve_checks_in_the_order_of_the_contract(world: World) -> None:
     world.grant("recharge", 5)
     seen.append(world.reserve(need=1, service=EVERYTHING, credits_=1).verdict)
     assert seen == [
-        Verdict.REVOKED,
-        Verdict.TENANT_BLOCKED,
-        Verdict.RATE_LIMITED,
-        Verdict.CONCURRENCY_LIMITED,
-        Verdict.QUOTA_EXCEEDED,
-        Verdict.INSUFFICIENT_CREDITS,
-    ]
+        Verdict.REVOKED, Verdict.TENANT_BLOCKED, Verdict.RATE_LIMITED, Verdict.CONCURRENCY_LIMITED,
+        Verdict.QUOTA_EXCEEDED, Verdict.INSUFFICIENT_CREDITS,
+    ]  # fmt: skip
 
 
 # --- how much is held -------------------------------------------------------------------

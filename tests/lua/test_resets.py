@@ -137,19 +137,11 @@ def test_several_missed_cycles_are_one_row_with_their_number(
 @pytest.mark.parametrize(
     ("policy", "rollover", "left", "then"),
     [
-        ("block", 0, 30, 100),
-        ("block", 0, -30, 100),
-        ("block", 20, 30, 120),
-        ("block", 50, 30, 130),
-        ("carry", 0, 30, 100),
-        ("carry", 0, -30, 70),
-        ("carry", 50, -30, 70),
-        ("carry", 0, -130, -30),
-        ("carry", 20, 30, 120),
-        ("bill", 0, -30, 100),
-        ("bill", 10, 5, 105),
+        ("block", 0, 30, 100), ("block", 0, -30, 100), ("block", 20, 30, 120), ("block", 50, 30, 130),
+        ("carry", 0, 30, 100), ("carry", 0, -30, 70), ("carry", 50, -30, 70), ("carry", 0, -130, -30),
+        ("carry", 20, 30, 120), ("bill", 0, -30, 100), ("bill", 10, 5, 105),
     ],
-)
+)  # fmt: skip
 def test_what_a_reset_forgives_keeps_and_rolls_over(
     world: World, policy: str, rollover: int, left: int, then: int
 ) -> None:

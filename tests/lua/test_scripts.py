@@ -268,22 +268,11 @@ def test_a_constant_list_of_different_lengths_is_refused() -> None:
 @pytest.mark.parametrize(
     "kept",
     [
-        "call('TIME')",
-        'call("TIME")',
-        "call('a\\'TIME')",
-        "[[TIME]]",
-        "[==[ ]] TIME ]==]",
-        "t.TIME",
-        "t . TIME",
-        "{TIME = 1}",
-        "'TIME' .. \"TIME\"",
-        "x --[[ TIME ]] y",
-        "x -- TIME",
-        "TIMES",
-        "_TIME",
+        "call('TIME')", 'call("TIME")', "call('a\\'TIME')", "[[TIME]]", "[==[ ]] TIME ]==]", "t.TIME",
+        "t . TIME", "{TIME = 1}", "'TIME' .. \"TIME\"", "x --[[ TIME ]] y", "x -- TIME", "TIMES", "_TIME",
         "0xTIME",
     ],
-)
+)  # fmt: skip
 def test_a_constant_is_a_name_and_no_part_of_a_text(kept: str) -> None:
     assert scripts._fold(f"local TIME = 3\nreturn {kept}").strip() == f"return {kept}"
 

@@ -143,20 +143,11 @@ def test_what_is_not_known_to_be_left_is_not_told(verdict: Verdict, kind: LimitK
 @pytest.mark.parametrize(
     ("ms", "text"),
     [
-        (-5, "0s"),
-        (0, "0s"),
-        (1, "1ms"),
-        (999, "999ms"),
-        (1000, "1s"),
-        (1500, "1.5s"),
-        (8640, "8.64s"),
-        (59_999, "59.999s"),
-        (60_000, "1m0s"),
-        (360_000, "6m0s"),
-        (3_600_000, "1h0m0s"),
+        (-5, "0s"), (0, "0s"), (1, "1ms"), (999, "999ms"), (1000, "1s"), (1500, "1.5s"), (8640, "8.64s"),
+        (59_999, "59.999s"), (60_000, "1m0s"), (360_000, "6m0s"), (3_600_000, "1h0m0s"),
         (90_061_001, "25h1m1.001s"),
     ],
-)
+)  # fmt: skip
 def test_duration(ms: int, text: str) -> None:
     assert b"%d%b" % duration(ms) == text.encode()
 

@@ -189,17 +189,12 @@ def test_seven_tokens_of_which_all_were_used_cost_their_fee() -> None:
 @pytest.mark.parametrize(
     ("policy", "over", "then", "counted"),
     [
-        ("block", True, None, 0),
-        ("carry", True, None, 0),
-        ("bill", True, None, None),
-        ("block", False, None, None),
-        ("block", False, ("block", 500), 500),
-        ("bill", False, ("block", 500), 500),
-        ("block", False, ("block", None), None),
-        ("block", False, ("bill", 500), None),
-        ("block", False, ("carry", 500), 500),
+        ("block", True, None, 0), ("carry", True, None, 0), ("bill", True, None, None),
+        ("block", False, None, None), ("block", False, ("block", 500), 500),
+        ("bill", False, ("block", 500), 500), ("block", False, ("block", None), None),
+        ("block", False, ("bill", 500), None), ("block", False, ("carry", 500), 500),
     ],
-)
+)  # fmt: skip
 def test_who_counts_what_was_used(
     policy: str, over: bool, then: tuple[str, int | None] | None, counted: int | None
 ) -> None:

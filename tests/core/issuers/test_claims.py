@@ -35,17 +35,10 @@ def test_a_token_stands_for_the_key_of_its_subject_until_it_ends() -> None:
 @pytest.mark.parametrize(
     ("audience", "is_ours"),
     [
-        (AUDIENCE, True),
-        (["other", AUDIENCE], True),
-        ("other", False),
-        (["other"], False),
-        ([], False),
-        (None, False),
-        ({AUDIENCE: 1}, False),
-        ([[AUDIENCE]], False),
-        (AUDIENCE + " ", False),
+        (AUDIENCE, True), (["other", AUDIENCE], True), ("other", False), (["other"], False), ([], False),
+        (None, False), ({AUDIENCE: 1}, False), ([[AUDIENCE]], False), (AUDIENCE + " ", False),
     ],
-)
+)  # fmt: skip
 def test_a_token_is_for_this_gateway_or_refused(audience: object, is_ours: bool) -> None:
     said = PLAIN | {"aud": audience}
     if is_ours:
@@ -140,19 +133,12 @@ def test_an_issuer_never_stands_for_a_key_of_another() -> None:
 @pytest.mark.parametrize(
     ("url", "may"),
     [
-        ("https://issuer.example/x", True),
-        ("https://issuer.example:8443", True),
-        ("http://127.0.0.1:80", True),
-        ("http://localhost/keys", True),
-        ("http://issuer.example", False),
-        ("https://user@issuer.example", False),
-        ("https://", False),
-        ("https://issuer.example:0", False),
-        ("https://issuer.example:x", False),
-        ("file:///etc/passwd", False),
-        ("issuer.example", False),
+        ("https://issuer.example/x", True), ("https://issuer.example:8443", True),
+        ("http://127.0.0.1:80", True), ("http://localhost/keys", True), ("http://issuer.example", False),
+        ("https://user@issuer.example", False), ("https://", False), ("https://issuer.example:0", False),
+        ("https://issuer.example:x", False), ("file:///etc/passwd", False), ("issuer.example", False),
     ],
-)
+)  # fmt: skip
 def test_keys_come_over_https_or_from_this_machine(url: str, may: bool) -> None:
     assert may_fetch(url) is may
 
@@ -160,16 +146,11 @@ def test_keys_come_over_https_or_from_this_machine(url: str, may: bool) -> None:
 @pytest.mark.parametrize(
     "here",
     [
-        "http://127.0.0.1:80/keys",
-        "http://localhost/keys",
-        "https://localhost.:8443/keys",
-        "https://a.localhost/keys",
-        "https://127.9.9.9/keys",
-        "https://0.0.0.0/keys",
-        "https://[::1]/keys",
+        "http://127.0.0.1:80/keys", "http://localhost/keys", "https://localhost.:8443/keys",
+        "https://a.localhost/keys", "https://127.9.9.9/keys", "https://0.0.0.0/keys", "https://[::1]/keys",
         "https://[::ffff:127.0.0.1]/keys",
     ],
-)
+)  # fmt: skip
 def test_only_an_issuer_on_this_machine_leads_to_this_machine(here: str) -> None:
     assert may_lead_to("http://127.0.0.1:9000", here)
     assert not may_lead_to("https://issuer.example", here)

@@ -37,17 +37,10 @@ def test_a_token_says_its_algorithm_its_key_and_its_claims() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        {"alg": "none"},
-        {"alg": "None"},
-        {"alg": "HS256"},
-        {"alg": "HS512"},
-        {"alg": "dir"},
-        {"alg": "RS1"},
-        {"alg": ["RS256"]},
-        {"alg": None},
-        {},
+        {"alg": "none"}, {"alg": "None"}, {"alg": "HS256"}, {"alg": "HS512"}, {"alg": "dir"}, {"alg": "RS1"},
+        {"alg": ["RS256"]}, {"alg": None}, {},
     ],
-)
+)  # fmt: skip
 def test_only_signatures_of_key_pairs_count(header: dict[str, object]) -> None:
     assert failure(made(json.dumps(header).encode(), b"{}")) == "token_algorithm"
 
@@ -55,16 +48,10 @@ def test_only_signatures_of_key_pairs_count(header: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"crit": ["exp"]},
-        {"crit": []},
-        {"cty": "JWT"},
-        {"typ": "logout+jwt"},
-        {"typ": "dpop+jwt"},
-        {"typ": 1},
-        {"kid": 1},
-        {"kid": ["one"]},
+        {"crit": ["exp"]}, {"crit": []}, {"cty": "JWT"}, {"typ": "logout+jwt"}, {"typ": "dpop+jwt"},
+        {"typ": 1}, {"kid": 1}, {"kid": ["one"]},
     ],
-)
+)  # fmt: skip
 def test_headers_that_change_what_a_token_is_are_refused(more: dict[str, object]) -> None:
     header = json.dumps({"alg": "RS256"} | more).encode()
     assert failure(made(header, b"{}")) == "token_malformed"
@@ -84,21 +71,13 @@ def test_headers_that_offer_a_key_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        (b'{"alg":"RS256","alg":"RS256"}', b"{}"),
-        (HEADER, b'{"sub":"a","sub":"b"}'),
-        (HEADER, b'{"a":{"b":1,"b":2}}'),
-        (HEADER, b'{"exp":NaN}'),
-        (HEADER, b'{"exp":1e999}'),
-        (HEADER, b'{"exp":' + b"9" * 4400 + b"}"),
-        (HEADER, b'{"sub":"\xff"}'),
-        (HEADER, b'["sub"]'),
-        (HEADER, b'"sub"'),
-        (HEADER, b"{} {}"),
-        (HEADER, b""),
-        (b"[]", b"{}"),
+        (b'{"alg":"RS256","alg":"RS256"}', b"{}"), (HEADER, b'{"sub":"a","sub":"b"}'),
+        (HEADER, b'{"a":{"b":1,"b":2}}'), (HEADER, b'{"exp":NaN}'), (HEADER, b'{"exp":1e999}'),
+        (HEADER, b'{"exp":' + b"9" * 4400 + b"}"), (HEADER, b'{"sub":"\xff"}'), (HEADER, b'["sub"]'),
+        (HEADER, b'"sub"'), (HEADER, b"{} {}"), (HEADER, b""), (b"[]", b"{}"),
         (HEADER, b'{"a":' + b"[" * 5000),
     ],
-)
+)  # fmt: skip
 def test_what_could_be_read_in_two_ways_is_no_token(header: bytes, said: bytes) -> None:
     assert failure(made(header, said)) == "token_malformed"
 
@@ -106,20 +85,11 @@ def test_what_could_be_read_in_two_ways_is_no_token(header: bytes, said: bytes) 
 @pytest.mark.parametrize(
     "text",
     [
-        b"",
-        b"eyJ",
-        b"eyJ.eyJ",
-        b"a.b.c.d.e",
-        b"..",
-        b"eyJhIjoxfQ..x",
-        b"eyJhIjoxfQ.eyJhIjoxfQ.",
-        b" " + token(key=rsa_key()),
-        token(key=rsa_key()) + b"\n",
-        token(key=rsa_key()) + b"=",
-        token(key=rsa_key()).replace(b".", b" . "),
-        token(claims(pad="x" * TOKEN_BYTES_MAX)),
+        b"", b"eyJ", b"eyJ.eyJ", b"a.b.c.d.e", b"..", b"eyJhIjoxfQ..x", b"eyJhIjoxfQ.eyJhIjoxfQ.",
+        b" " + token(key=rsa_key()), token(key=rsa_key()) + b"\n", token(key=rsa_key()) + b"=",
+        token(key=rsa_key()).replace(b".", b" . "), token(claims(pad="x" * TOKEN_BYTES_MAX)),
     ],
-)
+)  # fmt: skip
 def test_other_text_is_no_token(text: bytes) -> None:
     assert not may_be_read(text)
     assert failure(text) == "token_malformed"

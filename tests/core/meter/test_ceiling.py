@@ -141,16 +141,11 @@ def test_what_nobody_can_read_is_charged_the_ceiling(meter: str, content_type: b
 @pytest.mark.parametrize(
     ("meter", "stated", "reports"),
     [
-        ("gemini_generate", "", True),
-        ("gemini_stream", "", True),
-        ("anthropic_messages", "", True),
-        ("anthropic_messages", "maybe", False),
-        ("gemini_embed", "", False),
-        ("openai_chat", "", False),
-        ("openai_chat", "always", True),
-        ("openai_responses", "", False),
+        ("gemini_generate", "", True), ("gemini_stream", "", True), ("anthropic_messages", "", True),
+        ("anthropic_messages", "maybe", False), ("gemini_embed", "", False), ("openai_chat", "", False),
+        ("openai_chat", "always", True), ("openai_responses", "", False),
     ],
-)
+)  # fmt: skip
 def test_a_route_may_say_whether_its_upstream_always_reports(meter: str, stated: str, reports: bool) -> None:
     from gateway.core.calls.claims import read_call
 

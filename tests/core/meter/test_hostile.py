@@ -19,42 +19,13 @@ METERS = [
 SMALL = UsageBounds(usage_tokens_max=1000, decoded_bytes_max=4096, kept_bytes_max=256, event_bytes_max=128)
 PIECES = st.sampled_from(
     [
-        b"data: ",
-        b"\n\n",
-        b"\r\n",
-        b"\r",
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b'"',
-        b"\\",
-        b":",
-        b",",
-        b"null",
-        b"1e400",
-        b"-1",
-        b'"usage":{',
-        b'"prompt_tokens":',
-        b'"completion_tokens":',
-        b'"output_tokens":',
-        b'"input_tokens":',
-        b'"usageMetadata":{',
-        b'"totalTokenCount":',
-        b'"choices":[',
-        b'"delta":',
-        b'"type":',
-        b'"response":{',
-        b'"message_delta"',
-        b'"content":"',
-        b"99999999999999999999",
-        b"\xff",
-        b"\x00",
-        b"[DONE]",
-        b"\xef\xbb\xbf",
-        b" ",
+        b"data: ", b"\n\n", b"\r\n", b"\r", b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"null",
+        b"1e400", b"-1", b'"usage":{', b'"prompt_tokens":', b'"completion_tokens":', b'"output_tokens":',
+        b'"input_tokens":', b'"usageMetadata":{', b'"totalTokenCount":', b'"choices":[', b'"delta":',
+        b'"type":', b'"response":{', b'"message_delta"', b'"content":"', b"99999999999999999999", b"\xff",
+        b"\x00", b"[DONE]", b"\xef\xbb\xbf", b" ",
     ]
-)
+)  # fmt: skip
 
 
 def run(meter: str, parts: list[bytes], content_type: bytes, coding: bytes, bounds: UsageBounds) -> None:

@@ -270,16 +270,11 @@ def test_what_counts_bytes_is_seen(said: str) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        "local none = HOLD.read(raw)",
-        "HOLD.field(raw, 'none')",
-        "HOLDS.field(raw, 'tokens')",
-        "HOLD.guess(raw, 'tokens')",
-        "HOLD.read(raw)",
-        "HOLD.pack{none = 1}",
-        "GONE.pack{code = 1, now = now}",
-        "HOLD.pack{tokens = 1",
+        "local none = HOLD.read(raw)", "HOLD.field(raw, 'none')", "HOLDS.field(raw, 'tokens')",
+        "HOLD.guess(raw, 'tokens')", "HOLD.read(raw)", "HOLD.pack{none = 1}",
+        "GONE.pack{code = 1, now = now}", "HOLD.pack{tokens = 1",
     ],
-)
+)  # fmt: skip
 def test_what_no_layout_has_is_not_assembled(script: str) -> None:
     with pytest.raises((ValueError, KeyError)):
         lua.expanded(script, packing.LAYOUTS)

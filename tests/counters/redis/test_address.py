@@ -89,17 +89,10 @@ def test_places_that_name_nothing_are_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "http://one",
-        "redis://",
-        "one:6379",
-        "redis://one/first",
-        "redis:///0",
-        "unix://",
-        "unix://one",
+        "", "http://one", "redis://", "one:6379", "redis://one/first", "redis:///0", "unix://", "unix://one",
         "unix://[",
     ],
-)
+)  # fmt: skip
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match="REDIS_URL"):
         parse_url(url)

@@ -64,15 +64,8 @@ def test_one_call_is_a_call_of_its_own() -> None:
     [(parts, count)] = sent([call(group(), ("a", "b"), 3, b"first", b"second")])
     assert (parts[0], parts[2], count) == (b"FCALL", b"6", 1)
     assert parts[3:] == [
-        b"tk:{p07}:d",
-        b"tk:{p07}:x",
-        b"tk:{p07}:m",
-        b"a",
-        b"b",
-        b"h:" + IDS[3].encode(),
-        b"first",
-        b"second",
-    ]
+        b"tk:{p07}:d", b"tk:{p07}:x", b"tk:{p07}:m", b"a", b"b", b"h:" + IDS[3].encode(), b"first", b"second",
+    ]  # fmt: skip
 
 
 def test_calls_of_a_group_are_one_that_names_each_account_once() -> None:

@@ -542,18 +542,13 @@ OURS, ANOTHER = replace(OLDER, ids=frozenset({b"one"})), replace(MOVED, epoch=9,
 @pytest.mark.parametrize(
     ("views", "known", "found"),
     [
-        ([], OLDER, None),
-        ([MOVED], OLDER, MOVED),
-        ([MOVED, OLDER], OLDER, OLDER),
-        ([OLDER, MOVED], MOVED, MOVED),
-        ([OLDER, MOVED, MOVED], OLDER, MOVED),
-        ([OLDER, MOVED, OLDER], MOVED, OLDER),
-        ([MOVED, LATER, MOVED], MOVED, LATER),
-        ([BEFORE, BEFORE, OLDER], BEFORE, OLDER),
-        ([ANOTHER, ANOTHER, OURS], OURS, OURS),
+        ([], OLDER, None), ([MOVED], OLDER, MOVED), ([MOVED, OLDER], OLDER, OLDER),
+        ([OLDER, MOVED], MOVED, MOVED), ([OLDER, MOVED, MOVED], OLDER, MOVED),
+        ([OLDER, MOVED, OLDER], MOVED, OLDER), ([MOVED, LATER, MOVED], MOVED, LATER),
+        ([BEFORE, BEFORE, OLDER], BEFORE, OLDER), ([ANOTHER, ANOTHER, OURS], OURS, OURS),
         ([ANOTHER], OURS, ANOTHER),
     ],
-)
+)  # fmt: skip
 def test_of_maps_of_one_epoch_that_of_most_counts(
     views: list[SlotMap], known: SlotMap, found: SlotMap | None
 ) -> None:
