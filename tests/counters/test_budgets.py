@@ -19,7 +19,6 @@ from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.control import RESET_ACCOUNTS
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
-from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable
@@ -27,7 +26,7 @@ from tests.builders import World, new_id
 from tests.counters.conftest import Connect
 from tests.counters.lease_stage import Employ, Worker
 from tests.counters.segments import answered
-from tests.lua.windows import NAME, account, window
+from tests.lua.windows import NAME, account, fill_places, window
 
 DAY_MS = 86_400_000
 # A nano-unit a token.
@@ -98,9 +97,7 @@ async def test_a_stream_is_extended_in_money(world: World, worker: Worker) -> No
 
 async def test_one_too_many_of_each_shares_the_account_of_all_others(world: World, worker: Worker) -> None:
     hers = account(window(1, 100), value="ann")
-    fill = "for at = 1, ARGV[1] do redis.call('ZADD', KEYS[1], ARGV[2], at) end"
-    index, until = keys.each_accounts(world.p, NAME), world.now_ms() + DAY_MS
-    world.client.eval(fill, 1, index, states.EACH_ACCOUNTS_MAX, until)
+    fill_places(world, until=world.now_ms() + DAY_MS)
     request, decision = await worker.reserve(budgets=(hers,), money=9)
     assert decision.verdict is Verdict.ADMITTED
     assert names(*request.budgets) == (f"{NAME}:{OTHERS}",)

@@ -19,6 +19,7 @@ from typing import cast
 
 import h11
 
+from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
@@ -383,6 +384,12 @@ class Stage:
         """One request on a connection of its own."""
         client = await self.client()
         return await client.ask(data, method)
+
+    def facts(self, number: int = -1) -> CallFacts:
+        """Return what is kept of one of the calls that were charged."""
+        found = read_facts(self.counters.charges[number].metadata)
+        assert found is not None
+        return found
 
     async def settled(self, count: int = 1) -> None:
         """Wait for so many settlements."""

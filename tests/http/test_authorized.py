@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.outbox import CallFacts
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.calls.routes import Route
 from gateway.core.families.mcp import routes_of
@@ -92,9 +92,7 @@ async def cost_elsewhere(stage: Stage, asked: bytes, told: bytes) -> CallFacts:
 
 
 def charged(stage: Stage) -> CallFacts:
-    found = read_facts(stage.counters.charges[-1].metadata)
-    assert found is not None
-    return found
+    return stage.facts()
 
 
 def said(**document: Any) -> bytes:

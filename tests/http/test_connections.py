@@ -49,13 +49,6 @@ async def test_a_bad_request_waits_behind_the_answer_in_front_of_it(stage: Stage
     assert len(stage.counters.charges) == 1
 
 
-async def test_many_refusals_in_one_write_are_answered_one_by_one(stage: Stage) -> None:
-    client = await stage.client()
-    await client.send(get(b"/nope") * 2000)
-    for _ in range(2000):
-        assert (await client.answer("GET")).status == 404
-
-
 async def test_a_request_that_began_behind_a_running_one_is_read_to_its_end(stage: Stage) -> None:
     held = asyncio.Event()
     stage.upstream.scripts += [[held, answer(b"1")], [answer(b"2")]]

@@ -51,9 +51,7 @@ async def facts_of(stage: Stage, model: str = ANSWERED, asked: dict[str, Any] | 
     sent = MESSAGE if asked is None else json.dumps(asked).encode()
     got = await stage.ask(post(sent, b"/v1/messages"))
     assert got.status == 200
-    facts = read_facts(stage.counters.charges[-1].metadata)
-    assert facts is not None
-    return facts
+    return stage.facts()
 
 
 async def test_a_call_costs_what_its_kinds_and_tools_do(stage: Stage) -> None:
@@ -129,8 +127,7 @@ async def test_tokens_of_an_advisor_cost_what_its_model_does(stage: Stage, advis
     tool = {"type": "advisor_20260301", "name": "advisor", "model": "claude-dear"}
     asked = json.loads(MESSAGE) | {"tools": [tool]}
     assert (await stage.ask(post(json.dumps(asked).encode(), b"/v1/messages"))).status == 200
-    facts = read_facts(stage.counters.charges[-1].metadata)
-    assert facts is not None
+    facts = stage.facts()
     # A call, 3 and 4 tokens of the model asked for, 1,000 and 100 of the advisor's.
     assert facts.cost == 5 + 3 * 5_000 + 4 * 25_000 + times * (1_000 * 5_000 + 100 * 25_000)
     assert (facts.total, facts.price_id) == (1_107, 7)
@@ -177,8 +174,7 @@ async def test_a_tool_without_a_price_is_told_and_counted_beside_what_else_the_c
         stage.directory.prices[ASKED] = OPUS
         stage.upstream.scripts.append([answer(body)])
         assert (await stage.ask(post(json.dumps(RUNS).encode(), b"/v1/messages"))).status == 200
-        facts = read_facts(stage.counters.charges[-1].metadata)
-        assert facts is not None
+        facts = stage.facts()
         assert (facts.unpriced, facts.cost) == ("code_execution", 353_765_000)
         assert stage.tally.snapshot()["unpriced_calls"] == [("messages", 1)]
 
@@ -224,8 +220,7 @@ async def test_an_absurd_count_is_charged_by_our_own_and_counted(
     stage.upstream.scripts.append([answer(json.dumps(body).encode())])
     got = await stage.ask(post(MESSAGE, b"/v1/messages"))
     assert (got.status, got.body) == (200, json.dumps(body).encode())
-    facts = read_facts(stage.counters.charges[-1].metadata)
-    assert facts is not None
+    facts = stage.facts()
     assert facts.estimated
     assert min(facts.counts[0], facts.counts[4]) > 0
     assert facts.total > (900 if name == "output_tokens" else 80)
@@ -263,8 +258,7 @@ async def test_a_report_of_zeros_is_none_and_is_counted_by_upstream(stage: Stage
         [answer(json.dumps({"type": "message", "model": ASKED, "usage": nothing}).encode())]
     )
     assert (await stage.ask(post(MESSAGE, b"/v1/messages"))).status == 200
-    facts = read_facts(stage.counters.charges[-1].metadata)
-    assert facts is not None
+    facts = stage.facts()
     assert (facts.total > 0, facts.estimated) == (True, True)
     assert list(stage.tally.untrue_reports.values()) == [1]
 

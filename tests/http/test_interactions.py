@@ -12,7 +12,7 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.outbox import CallFacts
 from gateway.core.billing.price_book import read_price
 from gateway.core.families.gemini import FAMILY
 from gateway.http.ports import JobsPort
@@ -63,9 +63,7 @@ def sdk(stage: Stage) -> genai.client.AsyncClient:
 
 
 def facts(stage: Stage) -> CallFacts:
-    found = read_facts(stage.counters.charges[-1].metadata)
-    assert found is not None
-    return found
+    return stage.facts()
 
 
 def asks(**said: Any) -> bytes:

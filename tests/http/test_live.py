@@ -102,8 +102,7 @@ async def until(socket: aiohttp.ClientWebSocketResponse, kind: str) -> list[str]
 
 
 def counts(stage: Stage, number: int) -> dict[str, int]:
-    facts = read_facts(stage.counters.charges[number].metadata)
-    assert facts is not None
+    facts = stage.facts(number)
     names = (
         "input", "cache_read", "cache_write", "cache_write_1h", "output", "reasoning", "audio_input",
         "audio_output",

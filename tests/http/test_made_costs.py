@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.price_book import converted, read_price
 from gateway.core.billing.vector import ExchangeRate, Vector
 from gateway.core.calls.routes import Route
@@ -105,8 +104,7 @@ async def test_every_made_answer_costs_what_the_table_says() -> None:
             stage.upstream.scripts = [[answer_of(one)]]
             got = await stage.ask(request_of(one))
             assert got.status == 200, (one.name, got.body)
-            facts = read_facts(stage.counters.charges[-1].metadata)
-            assert facts is not None
+            facts = stage.facts()
             counted = dict(zip(one.counts, facts.counts, strict=True))
             told = (facts.cost, facts.tools, facts.service_tier, facts.currency, facts.exchange_rate)
             by_fractions = MADE_PRICES[one.model].nano(one.counts, one.uses, one.tier, one.rate)

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.outbox import CallFacts
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.families.openai import FAMILY
@@ -52,9 +52,7 @@ def answers(stage: Stage, said: dict[str, Any]) -> None:
 
 
 def charged(stage: Stage) -> CallFacts:
-    found = read_facts(stage.counters.charges[-1].metadata)
-    assert found is not None
-    return found
+    return stage.facts()
 
 
 def unpriced_calls(stage: Stage) -> int:

@@ -97,8 +97,7 @@ async def test_the_upstream_is_sent_its_own_name_of_the_model() -> None:
         sent = pair.other.received[0]
         assert sent.all(b"authorization") == [b"Bearer theirs"]
         assert json.loads(sent.body) == json.loads(chat("gpt-4o-prod"))
-        facts = read_facts(pair.stage.counters.charges[0].metadata)
-        assert facts is not None
+        facts = pair.stage.facts(0)
         assert (facts.model, bytes(facts.metadata)) == ("fast", b"null")
 
 
@@ -420,8 +419,7 @@ async def test_a_target_without_a_price_has_that_of_the_name_asked_for() -> None
     async with paired(rule("fast", ("other", "deployment"))) as pair:
         pair.stage.directory.prices["fast"] = OPUS
         assert (await pair.ask(chat())).status == 200
-        facts = read_facts(pair.stage.counters.charges[0].metadata)
-        assert facts is not None
+        facts = pair.stage.facts(0)
         assert facts.price_id == OPUS.price_id
 
 
@@ -453,8 +451,7 @@ async def test_a_service_at_cost_is_charged_by_the_one_that_answered() -> None:
         pair.stage.directory.prices |= {"first": DEAR, "second": OPUS}
         pair.stage.upstream.scripts.append([FAILED])
         assert (await pair.ask(chat())).status == 200
-        facts = read_facts(pair.stage.counters.charges[0].metadata)
-        assert facts is not None
+        facts = pair.stage.facts(0)
         assert facts.price_id == OPUS.price_id
 
 

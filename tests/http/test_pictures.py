@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.outbox import CallFacts
 from gateway.core.billing.price_book import read_price
 from gateway.core.families.openai import FAMILY
 from gateway.core.model import Service
@@ -49,9 +49,7 @@ async def facts(stage: Stage, asked: bytes, told: bytes) -> CallFacts:
     stage.upstream.scripts.append([told])
     got = await stage.ask(asked)
     assert got.status == 200, got.body
-    found = read_facts(stage.counters.charges[-1].metadata)
-    assert found is not None
-    return found
+    return stage.facts()
 
 
 def as_json(document: dict[str, Any]) -> bytes:
@@ -142,8 +140,7 @@ async def test_speech_costs_the_characters_of_its_input_and_passes_as_it_came() 
         stage.upstream.scripts.append([sound(b"\xff\xfb" * 5_000)])
         got = await stage.ask(speaks("héllo wörld"))
         assert (got.status, got.body) == (200, b"\xff\xfb" * 5_000)
-        found = read_facts(stage.counters.charges[-1].metadata)
-        assert found is not None
+        found = stage.facts()
         assert (found.tools, found.cost, found.unpriced) == ({"character": 11}, 165_000, "")
         assert stage.counters.holds[-1].money >= 165_000
 

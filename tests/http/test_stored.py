@@ -13,7 +13,6 @@ import openai
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families import anthropic, gemini
@@ -274,8 +273,7 @@ async def test_what_is_worked_off_by_models_says_that_it_has_no_price(
     """Nobody knows at its beginning how many tokens it takes: where money decides only a price lets it in."""
     mine(stage, "file_1", "eval_1")
     assert (await stage.ask(request_)).status == 200
-    found = read_facts(stage.counters.charges[-1].metadata)
-    assert found is not None
+    found = stage.facts()
     assert (found.tools, found.cost) == ({unit: 1}, None)
     assert sum(dict(stage.tally.snapshot()["unpriced_calls"]).values()) == 1
     vector = read_price(price_row(id=5, model="m", input="1")).vector

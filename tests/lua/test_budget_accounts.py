@@ -16,7 +16,7 @@ from gateway.counters.layouts.states import WindowState, pack_windows
 from gateway.counters.redis import keys
 from tests.builders import Granted, World, new_id
 from tests.lua.uses import tell
-from tests.lua.windows import NAME, OTHER_NAME, account, window
+from tests.lua.windows import NAME, OTHER_NAME, account, fill_places, window
 
 HOUR, DAY = 3_600_000, 86_400_000
 
@@ -29,13 +29,6 @@ def plan(world: World) -> None:
 def index(world: World) -> dict[str, int]:
     found = world.client.zrange(keys.each_accounts(world.p, NAME), 0, -1, withscores=True)
     return {name.decode(): int(score) for name, score in found}
-
-
-def full(world: World, *, until: int) -> None:
-    """As many accounts as there may be, forgotten then."""
-    for start in range(0, states.EACH_ACCOUNTS_MAX, 10_000):
-        members = {f"{at:024x}": until for at in range(start, start + 10_000)}
-        world.client.zadd(keys.each_accounts(world.p, NAME), members)
 
 
 # --- for each ---------------------------------------------------------------------------------
@@ -60,7 +53,7 @@ def test_one_without_an_end_gives_up_its_place_a_month_after_its_last_call_and_i
     assert index(world)["ann"] in {(today + 31) * DAY, (today + 30) * DAY}
     call.settle(money=5)
     assert world.client.pexpiretime(name) == -1
-    full(world, until=world.now_ms() - 1)
+    fill_places(world, until=world.now_ms() - 1)
     world.client.zadd(keys.each_accounts(world.p, NAME), {"ann": world.now_ms() - 1})
     bob = account(window(1, 100), value="bob")
     assert world.reserve(budgets=(bob,), money=10).verdict is Verdict.ADMITTED
@@ -87,7 +80,7 @@ def test_a_plain_account_stays_and_is_in_no_index(world: World) -> None:
 
 
 def test_those_beyond_the_bound_share_an_account(world: World) -> None:
-    full(world, until=world.now_ms() + DAY)
+    fill_places(world, until=world.now_ms() + DAY)
     plain = account(window(2, 100), name=OTHER_NAME)
     hers = account(window(1, 100), value="ann")
     before = world.everything()
@@ -125,7 +118,7 @@ def test_what_a_call_costs_that_held_nothing_is_counted(world: World) -> None:
 
 
 def test_calls_that_come_to_nothing_fill_no_places(world: World) -> None:
-    full(world, until=world.now_ms() + DAY)
+    fill_places(world, until=world.now_ms() + DAY)
     world.client.zremrangebyrank(keys.each_accounts(world.p, NAME), 0, 0)
     for made_up in range(3):
         call = world.reserve(budgets=(account(window(1, 100), value=f"x{made_up}"),), money=10)
@@ -147,7 +140,7 @@ def test_a_reset_lets_go_of_whoever_holds_nothing(world: World) -> None:
 def test_whoever_has_an_account_keeps_it_beyond_the_bound(world: World) -> None:
     hers = account(window(1, 100), value="ann")
     world.reserve(budgets=(hers,), money=10).settle(money=7)
-    full(world, until=world.now_ms() + DAY)
+    fill_places(world, until=world.now_ms() + DAY)
     assert world.reserve(budgets=(hers,), money=10).verdict is Verdict.ADMITTED
 
 
@@ -168,7 +161,7 @@ def test_made_up_callers_fill_so_many_bytes_and_no_more(world: World, windows: i
 
 
 def test_those_that_are_forgotten_make_room(world: World) -> None:
-    full(world, until=world.now_ms() - 1)
+    fill_places(world, until=world.now_ms() - 1)
     at = world.now_ms() // HOUR * HOUR
     hers = account(window(1, 100, at=(at, at + HOUR, at + 2 * HOUR)), value="ann")
     assert world.reserve(budgets=(hers,), money=10).verdict is Verdict.ADMITTED

@@ -24,6 +24,11 @@ def midnight(world: World) -> int:
     return world.now_ms() // DAY_MS * DAY_MS
 
 
+def end_cycle(world: World) -> None:
+    world.put_tenant(next_reset=midnight(world))
+    world.sweep()
+
+
 # --- every script runs it first ---------------------------------------------------------
 
 
@@ -147,8 +152,7 @@ def test_what_a_reset_forgives_keeps_and_rolls_over(
 ) -> None:
     world.plan(100, reset_interval="daily", overage_policy=policy, rollover_max=rollover)
     world.reserve(need=1).settle(tokens=100 - left)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     reset = world.events()[-1]
     assert (reset.remaining, reset.used, reset.amount) == (then, 0, abs(then - left))
     assert bool(reset.flags & EventFlag.IN) is (then >= left)
@@ -162,8 +166,7 @@ def test_what_a_reset_forgives_keeps_and_rolls_over(
 def test_a_reset_says_what_debt_it_forgives(world: World, policy: str, left: int, told: bytes) -> None:
     world.plan(100, reset_interval="daily", overage_policy=policy)
     world.reserve(need=1).settle(tokens=100 - left)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert world.events()[-1].metadata == told
 
 
@@ -189,12 +192,10 @@ def test_what_is_beyond_a_plan_that_does_not_carry_is_not_carried_by_the_next_on
     assert world.plan(50, plan_id=2, **carries).remaining == -80
     assert world.events()[-1].metadata == b'{"forgives":true}'
     world.plan(40, plan_id=3, **carries)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert (world.tenant.remaining, world.events()[-1].metadata) == (40, b'{"forgiven":90}')
     world.reserve(need=1).settle(tokens=60)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert (world.tenant.remaining, world.events()[-1].metadata) == (20, b"")
 
 
@@ -211,8 +212,7 @@ def test_a_reset_by_a_call_forgives_what_is_beyond_another_plan_once(world: Worl
         call = world.reserve(need=1)
     call.settle(tokens=60)
     assert world.tenant.remaining == -20
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert (world.tenant.remaining, world.events()[-1].metadata) == (20, b"")
 
 
@@ -220,8 +220,7 @@ def test_what_fits_a_plan_is_carried_by_a_smaller_one(world: World) -> None:
     world.plan(100, reset_interval="daily")
     world.reserve(need=1).settle(tokens=90)
     world.plan(50, plan_id=2, reset_interval="daily", overage_policy="carry")
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert world.tenant.remaining == 10
 
 
@@ -236,15 +235,13 @@ def test_a_plan_that_comes_to_carry_does_so_from_the_next_cycle_on(
     world.reserve(need=1).settle(tokens=130)
     terms = PlanTerms(plan_id=1, total_amount=100, reset_interval="daily")
     world.define_tenant(terms=replace(terms, overage_policy=after))  # type: ignore[arg-type]  # as listed
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert world.tenant.remaining == then
     world.define_tenant(terms=replace(terms, overage_policy="carry"))
     world.put_tenant(next_reset=midnight(world), limit=100, used=0)
     world.sweep()
     world.reserve(need=1).settle(tokens=130)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert world.tenant.remaining == 70
 
 
@@ -275,16 +272,14 @@ def test_a_cycle_that_is_over_for_who_decides_on_a_plan_ends_first(
 
 def test_rollover_stops_at_what_a_double_counts(world: World) -> None:
     world.plan(INTEGER_MAX - 5, reset_interval="daily", rollover_max=INTEGER_MAX)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert world.tenant.remaining == INTEGER_MAX
 
 
 def test_an_unlimited_tenants_use_starts_again(world: World) -> None:
     world.plan(None, reset_interval="daily")
     world.reserve(need=1).settle(tokens=70)
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     reset = world.events()[-1]
     assert (reset.amount, reset.used, world.tenant.total) == (0, 0, -1)
     assert EventFlag.UNLIMITED in EventFlag(reset.flags)
@@ -293,8 +288,7 @@ def test_an_unlimited_tenants_use_starts_again(world: World) -> None:
 def test_a_plans_new_total_comes_with_the_reset(world: World) -> None:
     world.plan(100, reset_interval="daily")
     world.define_tenant(terms=PlanTerms(plan_id=1, total_amount=None, reset_interval="daily"))
-    world.put_tenant(next_reset=midnight(world))
-    world.sweep()
+    end_cycle(world)
     assert (world.tenant.total, world.events()[-1].amount) == (-1, 100)
     assert not world.events()[-1].flags & EventFlag.IN
 

@@ -11,10 +11,19 @@ from gateway.core.accounts.budgets import (
     FLAG_TOKENS,
 )
 from gateway.core.model import BudgetAccount
+from gateway.counters.layouts.states import EACH_ACCOUNTS_MAX
+from gateway.counters.redis import keys
+from tests.builders import World
 
 NAME, OTHER_NAME = "0123456789abcdef", "fedcba9876543210"
 EVER = (0, 0, 0)
 UNITS = {"money": FLAG_MONEY, "tokens": FLAG_TOKENS, "requests": FLAG_REQUESTS}
+
+
+def fill_places(world: World, *, until: int) -> None:
+    """Take as many places for accounts for each as there may be, which are forgotten then."""
+    fill = "for at = 1, ARGV[1] do redis.call('ZADD', KEYS[1], ARGV[2], string.format('%024x', at)) end"
+    world.client.eval(fill, 1, keys.each_accounts(world.p, NAME), str(EACH_ACCOUNTS_MAX), str(until))
 
 
 def window(

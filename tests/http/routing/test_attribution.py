@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from gateway.core.accounts.outbox import read_facts
 from tests.http.fakes import post
 from tests.http.stage import Stage
 
@@ -51,8 +50,7 @@ def call(fields: bytes) -> bytes:
 async def test_a_call_says_which_session_it_is_of(stage: Stage, fields: bytes, session: str) -> None:
     assert (await stage.ask(call(fields))).status == 200
     await stage.settled(1)
-    facts = read_facts(stage.counters.charges[-1].metadata)
-    assert facts is not None
+    facts = stage.facts()
     assert facts.session == session
     [sent] = stage.upstream.received
     head = {name.lower() for name, _ in sent.headers}
@@ -70,8 +68,7 @@ async def test_a_session_of_one_api_is_none_in_another(stage: Stage, path: bytes
         for _ in range(2):  # and again where it is remembered, in whichever API it came before
             assert (await stage.ask(call(fields))).status == 200
             assert (await stage.ask(post(body, path, head))).status == 200
-            facts = read_facts(stage.counters.charges[-1].metadata)
-            assert facts is not None
+            facts = stage.facts()
             assert facts.session == session
             assert [value for name, value in stage.upstream.received[-1].headers if name == b"session-id"]
 
