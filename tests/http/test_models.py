@@ -90,6 +90,12 @@ def sent_model(upstream: FakeUpstream) -> str:
 # A name of one's own.
 
 
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with paired() as made:
+        yield made
+
+
 async def test_the_upstream_is_sent_its_own_name_of_the_model() -> None:
     async with paired(rule("fast", ("other", "gpt-4o-prod"))) as pair:
         assert (await pair.ask(chat())).status == 200
@@ -101,10 +107,9 @@ async def test_the_upstream_is_sent_its_own_name_of_the_model() -> None:
         assert (facts.model, bytes(facts.metadata)) == ("fast", b"null")
 
 
-async def test_another_model_goes_where_its_route_says() -> None:
-    async with paired() as pair:
-        assert (await pair.ask(chat("m"))).status == 200
-        assert (pair.asked, sent_model(pair.stage.upstream)) == ((1, 0), "m")
+async def test_another_model_goes_where_its_route_says(pair: Pair) -> None:
+    assert (await pair.ask(chat("m"))).status == 200
+    assert (pair.asked, sent_model(pair.stage.upstream)) == ((1, 0), "m")
 
 
 async def test_a_list_of_a_key_holds_the_name_that_is_asked_for() -> None:
@@ -294,21 +299,20 @@ CAUSES: dict[str, list[Step]] = {
 
 
 @pytest.mark.parametrize("cause", [*CAUSES])
-async def test_the_next_target_answers_where_the_first_one_fails(cause: str) -> None:
-    async with paired() as pair:
-        pair.stage.upstream.scripts.append(list(CAUSES[cause]))
-        got = await pair.ask(chat())
-        assert (got.status, got.body) == (200, ANSWER)
-        assert (pair.asked, sent_model(pair.other)) == ((1, 1), "second")
-        [charge] = pair.stage.counters.charges
-        facts = read_facts(charge.metadata)
-        assert facts is not None
-        attempts = json.loads(bytes(facts.metadata))["attempts"]
-        assert attempts == [{"upstream": "up", "cause": cause}, {"upstream": "other"}]
-        assert (charge.tokens, facts.status, facts.model) == (12, 200, "fast")
-        assert pair.stage.tally.snapshot()["upstream_fallbacks"] == [("up", cause, 1)]
-        [line] = pair.stage.events("request")
-        assert (line["upstream"], line["passed_over"]) == ("other", [f"up {cause}"])
+async def test_the_next_target_answers_where_the_first_one_fails(pair: Pair, cause: str) -> None:
+    pair.stage.upstream.scripts.append(list(CAUSES[cause]))
+    got = await pair.ask(chat())
+    assert (got.status, got.body) == (200, ANSWER)
+    assert (pair.asked, sent_model(pair.other)) == ((1, 1), "second")
+    [charge] = pair.stage.counters.charges
+    facts = read_facts(charge.metadata)
+    assert facts is not None
+    attempts = json.loads(bytes(facts.metadata))["attempts"]
+    assert attempts == [{"upstream": "up", "cause": cause}, {"upstream": "other"}]
+    assert (charge.tokens, facts.status, facts.model) == (12, 200, "fast")
+    assert pair.stage.tally.snapshot()["upstream_fallbacks"] == [("up", cause, 1)]
+    [line] = pair.stage.events("request")
+    assert (line["upstream"], line["passed_over"]) == ("other", [f"up {cause}"])
 
 
 @pytest.mark.parametrize("cause", [*CAUSES])
@@ -338,15 +342,14 @@ async def test_where_nobody_listens_or_answers_in_time_the_next_one_is_asked() -
     await other.stop()
 
 
-async def test_each_target_is_asked_once_and_the_last_ones_answer_is_told() -> None:
-    async with paired() as pair:
-        pair.stage.upstream.scripts.append([LIMITED])
-        pair.other.scripts.append([FAILED])
-        got = await pair.ask(chat())
-        assert (got.status, got.all(b"x-tollkeeper-upstream")) == (500, [])
-        assert pair.asked == (1, 1)
-        assert not pair.stage.counters.charges
-        assert len(pair.stage.counters.releases) == 1
+async def test_each_target_is_asked_once_and_the_last_ones_answer_is_told(pair: Pair) -> None:
+    pair.stage.upstream.scripts.append([LIMITED])
+    pair.other.scripts.append([FAILED])
+    got = await pair.ask(chat())
+    assert (got.status, got.all(b"x-tollkeeper-upstream")) == (500, [])
+    assert pair.asked == (1, 1)
+    assert not pair.stage.counters.charges
+    assert len(pair.stage.counters.releases) == 1
 
 
 async def test_an_upstream_that_is_left_alone_is_passed_over_and_all_of_them_refuse() -> None:
@@ -363,21 +366,19 @@ async def test_an_upstream_that_is_left_alone_is_passed_over_and_all_of_them_ref
 
 
 @pytest.mark.parametrize("begun", [[STREAM_HEAD], [STREAM_HEAD, chunks(EVENT, end=False)]])
-async def test_nothing_is_sent_twice_once_an_answer_began(begun: list[Step]) -> None:
-    async with paired() as pair:
-        pair.stage.upstream.scripts.append([*begun, Close(reset=True)])
-        got = await pair.ask(chat(stream=True))
-        assert pair.asked == (1, 0)
-        assert got.status == 502 or not got.complete
+async def test_nothing_is_sent_twice_once_an_answer_began(pair: Pair, begun: list[Step]) -> None:
+    pair.stage.upstream.scripts.append([*begun, Close(reset=True)])
+    got = await pair.ask(chat(stream=True))
+    assert pair.asked == (1, 0)
+    assert got.status == 502 or not got.complete
 
 
-async def test_a_stream_falls_back_before_its_first_byte() -> None:
-    async with paired() as pair:
-        pair.stage.upstream.scripts.append([FAILED])
-        pair.other.scripts.append([STREAM_HEAD, chunks(EVENT, USAGE_EVENT, DONE_EVENT)])
-        got = await pair.ask(chat(stream=True, stream_options={"include_usage": True}))
-        assert (got.status, got.complete, got.body) == (200, True, EVENT + USAGE_EVENT + DONE_EVENT)
-        assert [one.tokens for one in pair.stage.counters.charges] == [12]
+async def test_a_stream_falls_back_before_its_first_byte(pair: Pair) -> None:
+    pair.stage.upstream.scripts.append([FAILED])
+    pair.other.scripts.append([STREAM_HEAD, chunks(EVENT, USAGE_EVENT, DONE_EVENT)])
+    got = await pair.ask(chat(stream=True, stream_options={"include_usage": True}))
+    assert (got.status, got.complete, got.body) == (200, True, EVENT + USAGE_EVENT + DONE_EVENT)
+    assert [one.tokens for one in pair.stage.counters.charges] == [12]
 
 
 ACTING = [{"type": "mcp", "server_url": "https://x"}]
@@ -387,12 +388,11 @@ ACTING = [{"type": "mcp", "server_url": "https://x"}]
     ("steps", "asked"),
     [(CAUSES["unreachable"], 0), ([FAILED], 0), ([LIMITED], 1), ([OVERLOADED], 1)],
 )
-async def test_what_may_have_acted_is_not_asked_for_again(steps: list[Step], asked: int) -> None:
-    async with paired() as pair:
-        pair.stage.upstream.scripts.append(list(steps))
-        got = await pair.ask(chat(tools=ACTING))
-        assert (got.status == 200) == bool(asked)
-        assert pair.asked == (1, asked)
+async def test_what_may_have_acted_is_not_asked_for_again(pair: Pair, steps: list[Step], asked: int) -> None:
+    pair.stage.upstream.scripts.append(list(steps))
+    got = await pair.ask(chat(tools=ACTING))
+    assert (got.status == 200) == bool(asked)
+    assert pair.asked == (1, asked)
 
 
 # Money.
@@ -423,13 +423,12 @@ async def test_a_target_without_a_price_has_that_of_the_name_asked_for() -> None
         assert facts.price_id == OPUS.price_id
 
 
-async def test_where_money_decides_every_target_needs_a_price() -> None:
-    async with paired() as pair:
-        pair.stage.directory.prices["first"] = OPUS
-        pair.stage.directory.budgets_there = [BUDGET]
-        refused = await pair.ask(chat())
-        assert (refused.status, refused.reason) == (403, "model_not_priced")
-        assert pair.asked == (0, 0)
+async def test_where_money_decides_every_target_needs_a_price(pair: Pair) -> None:
+    pair.stage.directory.prices["first"] = OPUS
+    pair.stage.directory.budgets_there = [BUDGET]
+    refused = await pair.ask(chat())
+    assert (refused.status, refused.reason) == (403, "model_not_priced")
+    assert pair.asked == (0, 0)
 
 
 async def test_a_budget_of_a_targets_model_holds_calls_by_another_name() -> None:

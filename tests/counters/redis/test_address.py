@@ -73,41 +73,20 @@ def test_members_of_a_cluster_are_an_address() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "redis+cluster://", "redis+cluster://one:x", "redis+cluster://one:0",
-        "redis+sentinel://one:0/main", "redis+cluster://one/1", "redis+cluster://one?db=1",
-        "redis+cluster://" + ",".join(["one"] * 17),
-        "redis+sentinel://one", "redis+sentinel:///main", "redis+sentinel://one:x/main",
-        "redis+sentinel://one/main/x", "redis+sentinel://" + ",".join(["one"] * 17) + "/main",
-        "redis+cluster://[::1", "redis+sentinel://[::1/main",
-    ],
-)  # fmt: skip
-def test_places_that_name_nothing_are_refused(url: str) -> None:
-    with pytest.raises(SettingError, match="REDIS_URL"):
-        parse_url(url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
+        # They name no place.
         "", "http://one", "redis://", "one:6379", "redis://one/first", "redis:///0", "unix://", "unix://one",
-        "unix://[",
-    ],
-)  # fmt: skip
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(SettingError, match="REDIS_URL"):
-        parse_url(url)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
+        "unix://[", "redis+cluster://", "redis+cluster://one:x", "redis+cluster://one:0",
+        "redis+sentinel://one:0/main", "redis+cluster://one/1", "redis+sentinel://one",
+        "redis+sentinel:///main", "redis+sentinel://one:x/main", "redis+sentinel://one/main/x",
+        "redis+cluster://[::1", "redis+sentinel://[::1/main", "redis+cluster://" + ",".join(["one"] * 17),
+        "redis+sentinel://" + ",".join(["one"] * 17) + "/main",
+        # Who writes these means another database, or another way to connect.
         "redis://one?db=2", "rediss://one/0?ssl_cert_reqs=none", "redis://one/0#2", "unix:///one?database=2",
         "unix:///one?db=second", "redis+sentinel://one/main?db=2", "redis+sentinel://one/main#2",
-        "redis+cluster://one#2",
+        "redis+cluster://one#2", "redis+cluster://one?db=1",
     ],
 )  # fmt: skip
-def test_what_nobody_would_read_of_an_address_is_refused(url: str) -> None:
-    """Who writes it means another database, or another way to connect."""
+def test_what_names_no_place_or_more_than_is_read_is_refused(url: str) -> None:
     with pytest.raises(SettingError, match="REDIS_URL"):
         parse_url(url)
 
