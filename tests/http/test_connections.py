@@ -270,6 +270,7 @@ async def test_a_slow_upstream_slows_the_client_down(stage: Stage) -> None:
         b"POST /services/search/x HTTP/1.1\r\nhost: x\r\n" + AUTH + b"content-length: 30000000\r\n\r\n"
     )
     client.writer.write(b"x" * 30_000_000)
+    await eventually(client.writer.transport.get_write_buffer_size)
     before, unsent = -1, 0
     while before != unsent:
         before = unsent

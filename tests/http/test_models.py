@@ -253,9 +253,9 @@ async def test_an_operation_is_the_routes_and_never_a_word_behind_a_colon() -> N
 
 async def test_heads_that_callers_vary_take_bounded_memory() -> None:
     async with staged(of_target=AZURE) as stage:
-        router = stage.plane.heads.router
+        router, client = stage.plane.heads.router, await stage.client()
         for number in range(OPENINGS_MAX + 10):
-            await stage.ask(post(chat(f"m{number}")))
+            await client.ask(post(chat(f"m{number}")))
         assert 0 < len(router._openings) <= OPENINGS_MAX  # nobody else knows how many
 
 

@@ -163,7 +163,8 @@ async def test_a_head_in_single_bytes_is_a_head(stage: Stage) -> None:
 
 async def test_http_1_0_is_closed_unless_it_asks_otherwise(stage: Stage) -> None:
     client = await stage.client()
-    kept = await client.ask(b"GET /v1/models/m HTTP/1.0\r\nconnection: keep-alive\r\n" + AUTH + b"\r\n", "GET")
+    staying = b"GET /v1/models/m HTTP/1.0\r\nconnection: keep-alive\r\n" + AUTH + b"\r\n"
+    kept = await client.ask(staying, "GET")
     assert kept.one(b"connection") == b"keep-alive"
     closed = await client.ask(b"GET /v1/models/m HTTP/1.0\r\n" + AUTH + b"\r\n", "GET")
     assert closed.status == 200

@@ -262,7 +262,5 @@ def test_any_life_is_explained_by_its_ledger(valkey: str) -> None:
     Life.url = valkey
     run_state_machine_as_test(
         Life,
-        settings=settings(
-            max_examples=examples(60), stateful_step_count=40
-        ),
+        settings=settings(max_examples=examples(60), stateful_step_count=40),
     )

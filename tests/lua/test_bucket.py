@@ -503,7 +503,5 @@ def test_whoever_took_a_slot_gives_it_back_whatever_limits_there_are(valkey: str
     machine = type("At", (Limited,), {"url": valkey})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # untyped in hypothesis
         machine,
-        settings=settings(
-            max_examples=examples(25), stateful_step_count=30
-        ),
+        settings=settings(max_examples=examples(25), stateful_step_count=30),
     )

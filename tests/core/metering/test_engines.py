@@ -63,7 +63,7 @@ def called(api: str, asked: dict[str, Any]) -> CallRequest:
 def test_an_upstream_says_that_its_reports_are_about_each_choice(
     choices: str, output: int, estimated: bool
 ) -> None:
-    """LiteLLM 1.109.0 in front of llama.cpp: nothing in its answer shows that it is of one of three choices."""
+    """LiteLLM 1.109.0 before llama.cpp: nothing in its answer shows that it is of one of three choices."""
     made = called("chat", {"model": "m", "messages": [], "n": 3, "max_tokens": 9})
     take_facts(made, (UpstreamFacts(choices=choices),))
     said = [
