@@ -55,7 +55,7 @@ async def test_a_refused_call_is_told_whole(stage: Stage) -> None:
         (call(n="x" * 5, fields=b"x-tollkeeper-project-id: x\r\n"), CALLER, 400, "invalid_request", ""),
         (post(b"{", CHAT), CALLER, 400, "invalid_request", ""),
         (call(), replace(CALLER, user="", user_header="require"), 400, "user_required", "m"),
-        (get(b"/v1/models?fields=x"), CALLER, 400, "invalid_request", ""),
+        (get(b"/v1/models/m?fields=x"), CALLER, 400, "invalid_request", ""),
     ],
 )
 async def test_whatever_refuses_a_call_is_told(  # noqa: PLR0917  # a row of the table

@@ -147,7 +147,6 @@ def test_a_route_may_take_more_parameters() -> None:
     [
         b"limit=5&after_id=x&before_id=y",
         b"pageSize=5&pageToken=x%3D%3D",
-        b"alt=json",
         b"include[]=a&include[]=b",
     ],
 )
