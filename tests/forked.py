@@ -1,7 +1,8 @@
 """Runs tests in processes that are forked behind the collection: nothing is imported or collected twice.
 
 `--processes N` says how many. Each takes whole files, one after another, and sends its reports back over a
-socket; so fixtures of a session are made once a process. A process that dies fails the test that it ran, by
+socket; so fixtures of a session are made once a process. Tests that ask for a stack of `STACKS` are one such
+file: one process starts it, and ends it behind them. A process that dies fails the test that it ran, by
 name, and another one goes on behind that test. `build/test-costs.json` keeps the CPU seconds of each test:
 the dearest files begin first. A test that costs more than its tier lets it fails the run, but for those of
 `DEAR`; servers that tests share are counted apart.
@@ -19,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,8 @@ PROCESSES_MAX: Final = 64
 DEAREST: Final = 20
 COSTS: Final = Path(__file__).resolve().parent.parent / "build" / "test-costs.json"
 SHARED: Final = "servers that tests share"
+# Fixtures of a session that are made once a run: a stack takes 16 CPU seconds to start.
+STACKS: Final = ("stack", "breakable_stack", "other_stack")
 # A machine that these CPU seconds of is no slower than the one that bounds are stated for.
 COMPUTED: Final = 2_000
 COMPUTED_S: Final = 0.08
@@ -70,7 +73,10 @@ class _Run:
 
     def __init__(self, session: pytest.Session) -> None:
         self.session, self.hook = session, session.config.hook
-        self.files = deque(_by_cost([list(items) for _, items in groupby(session.items, _file)]))
+        files: dict[str, list[pytest.Item]] = {}
+        for item in session.items:
+            files.setdefault(_file(item), []).append(item)
+        self.files = deque(_by_cost(list(files.values())))
         self.costs: dict[str, float] = {}
         self.shared_s = 0.0
         self.selector, self.started = selectors.DefaultSelector(), 0
@@ -196,7 +202,10 @@ def tell_costs(terminal: pytest.TerminalReporter) -> None:
 
 
 def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+    """Return the stack that an item asks for, else its file."""
+    made = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]  # as pytest's plugins do
+    shared = (name for name in STACKS if name in made and made[name][-1].scope == "session")
+    return next(shared, item.nodeid.partition("::")[0])
 
 
 def _kept_costs() -> dict[str, float]:
@@ -256,7 +265,8 @@ class _Sender:
     def run(self, item: pytest.Item, after: pytest.Item | None) -> None:
         """Run a test; what it costs is sent behind its reports, without that of shared servers."""
         began, self._shared_s = _spent_s(), 0.0
-        self._config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        stays = after is not None and (_file(after) == _file(item) or _file(item) not in STACKS)
+        self._config.hook.pytest_runtest_protocol(item=item, nextitem=after if stays else None)
         self.send([item.nodeid, round(_spent_s() - began - self._shared_s, 3), round(self._shared_s, 3)])
 
     def send(self, message: object) -> None:
