@@ -26,8 +26,9 @@ class FakeMailServer:
 
     @asynccontextmanager
     async def listening(self, *, tls: bool = False) -> AsyncIterator[FakeMailServer]:
-        """Listen on a free port of this machine."""
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=self.context if tls else None)
+        """Listen on its port, else on a free one."""
+        encrypted = self.context if tls else None
+        server = await asyncio.start_server(self.serve, "127.0.0.1", self.port, ssl=encrypted)
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             yield self

@@ -7,7 +7,6 @@ often a line was charged, and what all cost, beside the sum by hand.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -33,7 +32,11 @@ def main(lines: int, kills: int) -> int:
     """Kill as often, and count."""
     with tempfile.TemporaryDirectory(prefix="tollkeeper-killed-") as folder:
         began = time.monotonic()
-        rows, within, spent = play(Path(folder) / "data", lines, kills)
+        stack = Stack(Path(folder) / "data", TOLLKEEPER_WORKERS="2", TOLLKEEPER_JOBS_INTERVAL_S="1")
+        try:
+            rows, within, spent = play(stack, lines, kills)
+        finally:
+            stack.stop()
     numbers = Counter(row["request_id"] for row in rows)
     print(
         f"killed {kills} times, {within} of these before the last line was charged: {lines} lines, "
@@ -43,28 +46,24 @@ def main(lines: int, kills: int) -> int:
     return int(len(rows) != lines or len(numbers) != lines or spent != by_hand(rows))
 
 
-def play(folder: Path, lines: int, kills: int) -> tuple[list[Row], int, Decimal]:
+def play(stack: Stack, lines: int, kills: int) -> tuple[list[Row], int, Decimal]:
     """The journal's rows of a batch, kills before all were there, and what its budget has used."""
-    stack = Stack(folder, TOLLKEEPER_WORKERS="2", TOLLKEEPER_JOBS_INTERVAL_S="1")
-    try:
-        spender = Spender(stack)
-        budget = spender.budget(1_000)
-        spender.known(budget)
-        batch = make(spender, lines, demo_after_s=1).raise_for_status().json()["id"]
-        wait_until(lambda: live(spender, budget)[1] > 0)
-        draw, within = random.Random(SEED), 0
-        counted = f"SELECT count(*) FROM call WHERE organization_id = {spender.organization} AND cost > 0"
-        for number in range(kills):
-            within += stack.rows(counted)[0][0] < lines
-            _kill(stack, ("gateway", "redis", "gateway", "keeper")[number % 4], draw)
-        wait_until(lambda: len(journal(spender)) >= lines, ROWS_S_MAX)
-        job = settled(stack, batch, "completed")
-        wait_until(lambda: live(spender, budget)[1] == NOTHING, ROWS_S_MAX)
-        rows, (spent, _) = journal(spender), live(spender, budget)
-        assert (job["lines"], Decimal(job["cost"]), Decimal(job["held"])) == (lines, spent, 0)
-        return rows, within, spent
-    finally:
-        stack.stop()
+    spender = Spender(stack)
+    budget = spender.budget(1_000)
+    spender.known(budget)
+    batch = make(spender, lines, demo_after_s=1).raise_for_status().json()["id"]
+    wait_until(lambda: live(spender, budget)[1] > 0)
+    draw, within = random.Random(SEED), 0
+    counted = f"SELECT count(*) FROM call WHERE organization_id = {spender.organization} AND cost > 0"
+    for number in range(kills):
+        within += stack.rows(counted)[0][0] < lines
+        _kill(stack, ("gateway", "redis", "gateway", "keeper")[number % 4], draw)
+    wait_until(lambda: len(journal(spender)) >= lines, ROWS_S_MAX)
+    job = settled(stack, batch, "completed")
+    wait_until(lambda: live(spender, budget)[1] == NOTHING, ROWS_S_MAX)
+    rows, (spent, _) = journal(spender), live(spender, budget)
+    assert (job["lines"], Decimal(job["cost"]), Decimal(job["held"])) == (lines, spent, 0)
+    return rows, within, spent
 
 
 def by_hand(rows: list[Row]) -> Decimal:
@@ -100,7 +99,7 @@ def _pid_of(stack: Stack, role: str, draw: random.Random) -> int:
 
 def _pids(stack: Stack, role: str) -> list[int]:
     """The processes of a kind as they are now."""
-    found = json.loads(Path(stack.data_dir, "pids.json").read_text() or "{}").get(role)
+    found = stack.pids.get(role)
     return found if isinstance(found, list) else [found] if found else []
 
 

@@ -1,13 +1,9 @@
-"""Many calls at the same instant against funds for one: how far past the limit they get.
-
-`python -m tests.journey.parallel` starts a stack of its own and prints the figures.
-"""
+"""Many calls at the same instant against funds for one: how far past the limit they get."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -15,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.journey.apis import DOCUMENTS
@@ -64,26 +59,10 @@ def against_quota(stack: Stack, funds: int = SIZE, calls: int = CALLS) -> Crowd:
     return _crowd(stack, tenant, key, funds, calls)
 
 
-def against_minute(stack: Stack, funds: int = 100, calls: int = CALLS) -> Crowd:
-    """A tenant with so many tokens a minute."""
-    tenant, key = stack.tenant(None)
-    status, _ = stack.admin("PATCH", f"/tenants/{tenant}", {"limits": {"tokens_per_minute": funds}})
-    assert status == 200
-    return _crowd(stack, tenant, key, funds, calls)
-
-
 def _crowd(stack: Stack, tenant: int, key: str, funds: int, calls: int) -> Crowd:
     demo = {"usage": f"{SIZE - 40},40", "delay_s": "2"}
     request = CHAT.request(key, "demo-small", demo).replace(b'"max_tokens": 64', b'"max_tokens": 30')
     outcomes = asyncio.run(at_once(stack.gateway_url, request, calls))
-    wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0)
-    return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
-
-
-def against_strict(stack: Stack, funds: int = 100_000, calls: int = CALLS) -> Crowd:
-    """A tenant with a strict plan; calls that state no maximum and would write `LONG` tokens each."""
-    tenant, key = stack.tenant(funds, admission="strict")
-    outcomes = _rounds(stack, _chat(key), calls)
     wait_until(lambda: stack.quota(tenant)["tokens_held"] == 0)
     return Crowd(dict(outcomes), stack.quota(tenant)["tokens_used"], funds)
 
@@ -179,23 +158,3 @@ async def at_once(url: str, request: bytes, calls: int) -> Counter[tuple[int, st
     for _, writer in opened:
         writer.close()
     return outcomes
-
-
-def main() -> None:
-    """Print the figures, measured on a stack of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        stack = Stack(Path(folder) / "data", "--workers", "2")
-        try:
-            print(f"quota:  {against_quota(stack)}\nminute: {against_minute(stack)}")
-        finally:
-            stack.stop()
-        with obedient() as url:
-            stack = Stack(Path(folder) / "bound", "--workers", "2", "--upstream", url)
-            try:
-                print(f"strict: {against_strict(stack)}\nprepaid: {against_credits(stack)}")
-            finally:
-                stack.stop()
-
-
-if __name__ == "__main__":
-    main()

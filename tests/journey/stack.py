@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import httpx2 as httpx
 import psycopg
 
 from tests import plain_http
+from tests.stacks import Switch
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +41,8 @@ class Stack:
     database_url: str
     redis_url: str
     upstream_url: str
-    pids: dict[str, Any]
+    switch: Switch  # of the one whose upstream may be another one
+    mail_port: int  # of the one that sends mails
 
     def __init__(self, data_dir: Path, *options: str, **environ: str) -> None:
         self.data_dir = data_dir
@@ -63,6 +66,22 @@ class Stack:
         line = self.process.stdout.readline() if ready else b""
         assert line, self.log.read_text()[-3000:]
         self.__dict__.update(json.loads(line))
+
+    @property
+    def pids(self) -> dict[str, Any]:
+        """The process ids as they are now; none while they are written."""
+        found: dict[str, Any] = json.loads(Path(self.data_dir, "pids.json").read_text() or "{}")
+        return found
+
+    def wait_until_whole(self) -> None:
+        """Wait until keeper and workers answer; of any worker, whichever is asked."""
+        wait_until(lambda: self.admin("GET", "/organizations?limit=1")[0] == 200, START_S_MAX)
+        wait_until(lambda: all(self._answers() for _ in range(8)), START_S_MAX)
+
+    def _answers(self) -> bool:
+        with suppress(httpx.TransportError):
+            return self.chat(self.api_key, "1,1").status_code == 200
+        return False
 
     def stop(self) -> int:
         """Ctrl-C, and its exit status."""

@@ -6,21 +6,22 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
+import pytest
 
 from tests.journey.clients import node_with
 from tests.journey.stack import Stack
 from tests.journey.test_client_pages import CLAUDE_CODE, environment
+from tests.stacks import AGENTS_MODEL as MODEL
 from tests.waiting import wait_until
 
-MODEL = "claude-sonnet-4-6"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 RUN_S_MAX = 120
+pytestmark = pytest.mark.nightly
 
 
 class Agent:
@@ -68,11 +69,9 @@ def approved(stack: Stack, token: str, code: str) -> None:
 
 
 def test_claude_code_signs_in_works_sees_its_limit_and_is_out_at_one_origin(
-    own_stack: Callable[..., Stack], tmp_path: Path
+    other_stack: Stack, tmp_path: Path
 ) -> None:
-    policy = tmp_path / "settings.json"
-    policy.write_text(json.dumps({"model": MODEL, "env": {"CLAUDE_CODE_ENABLE_TELEMETRY": "1"}}))
-    stack = own_stack(TOLLKEEPER_AGENTS="true", TOLLKEEPER_AGENTS_SETTINGS_FILE=str(policy))
+    stack = other_stack
     tenant, _ = stack.tenant(None)
     organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
     user = stack.make("users", organization_id=organization, external_id="ada")

@@ -14,8 +14,6 @@ from tests.journey.stack import ROOT, Stack
 from tests.persistence.scenario import broken
 from tests.waiting import wait_until
 
-PEPPER = {"TOLLKEEPER_KEY_PEPPER": "a-pepper-kept-elsewhere"}
-
 
 def tollkeeper(*words: str, cwd: Path) -> str:
     """One command, as a person types it; what it printed."""
@@ -29,9 +27,8 @@ def tollkeeper(*words: str, cwd: Path) -> str:
 
 
 async def test_a_backup_under_load_serves_its_balances_elsewhere(
-    own_stack: Callable[..., Stack], tmp_path: Path
+    stack: Stack, own_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
-    stack = own_stack(**PEPPER)
     tenant, key = stack.tenant(100_000)
     stack.chat(key, "10,10")
     stack.settled(tenant, 2)
@@ -51,15 +48,14 @@ async def test_a_backup_under_load_serves_its_balances_elsewhere(
         stop.set()
         for thread in loading:
             thread.join()
-    stack.stop()
     [file] = tmp_path.glob("*.tar")
     assert (told["file"], told["rows"] > 0) == (str(file), True)
 
-    elsewhere = Path(stack.data_dir).with_name("data1")  # where the next stack begins
+    elsewhere = tmp_path / "data"
     said = tollkeeper("restore", "--from", str(file), "--data-dir", str(elsewhere), cwd=tmp_path)
     assert "agree with each other" in said
-    again = own_stack(**PEPPER)
-    assert Path(again.data_dir) == elsewhere
+    pepper = json.loads(Path(stack.data_dir, "secrets.json").read_bytes())["key_pepper"]
+    again = own_stack(data_dir=elsewhere, TOLLKEEPER_KEY_PEPPER=pepper)
     left = again.quota(tenant)["tokens_remaining"]
     rows = f"select amount, total_remaining from token_ledger where tenant_id = {tenant}"
     newest = f"{rows} order by seq desc limit 1"

@@ -130,62 +130,54 @@ def test_a_hold_ends_only_behind_the_charges_of_its_lines(spender: Spender) -> N
     assert all(used + kept >= min(spent, held) for used, kept in seen)
 
 
-@pytest.mark.parametrize(
-    ("lines", "told"),
-    [
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.headers["x-tollkeeper-reason"]
+
+
+def test_what_is_no_batch_is_refused_by_its_line_and_names_only_what_its_key_may_use(
+    spender: Spender, stack: Stack
+) -> None:
+    bodies = [line(number)["body"] | {"user": f"user-{number}"} for number in range(2)]
+    for lines, said in (
         ([line(1), b"{no json"], "Line 2: it cannot be read"),
         ([line(1), line(1)], "Line 2: custom_id must be there"),
         ([line(1, url="/v1/images/generations")], "Line 1: method must be POST, and url one of"),
         ([line(1), line(2, body={"messages": []})], "Line 2: it cannot be read"),
         ([line(1), line(2, body={"model": "another"})], f"Line 2: body.model must be {MODEL}"),
         ([], "There is no line in file"),
-    ],
-)
-def test_a_file_that_is_no_batch_is_refused_by_its_line(
-    spender: Spender, lines: list[Any], told: str
-) -> None:
-    refused = upload(spender, lines)
-    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
-    assert told in refused.json()["error"]["message"]
-
-
-def test_each_line_must_name_a_model_that_the_key_of_its_batch_may_use(spender: Spender) -> None:
-    _, other = spender.another_key(models=["something-else"])
-    refused = upload(spender, [line(1)], other)
-    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "model_not_allowed")
-    assert "Line 1" in refused.json()["error"]["message"]
-    file = upload(spender, [line(1)]).raise_for_status().json()["id"]
-    refused = ask(spender, "POST", "batches", other, json={"input_file_id": file, "endpoint": ENDPOINT})
-    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "model_not_allowed")
-
-
-def test_a_batch_has_a_run_where_a_policy_asks_for_one(spender: Spender) -> None:
-    _, key = spender.another_key(runs={"max": "0.000001", "required": True})
-    said = {"input_file_id": upload(spender, [line(1)], key).json()["id"], "endpoint": ENDPOINT}
-    for named, status, reason in (
-        ({}, 400, "run_required"),
-        ({"x-tollkeeper-run": "a"}, 429, "run_exceeded"),
     ):
-        refused = ask(spender, "POST", "batches", key, json=said, headers=named)
-        assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (status, reason)
-
-
-def test_nobody_sees_the_files_and_batches_of_another_organization(spender: Spender, stack: Stack) -> None:
+        refused = upload(spender, lines)
+        assert refusal(refused) == (400, "invalid_request")
+        assert said in refused.json()["error"]["message"]
+    for calls, said in (
+        ([], "There is no line in requests"),
+        ([{"custom_id": "a"}], "Line 1: it cannot be read"),
+        (messages_of(1) * 2, "Line 2: custom_id must be there"),
+    ):
+        refused = ask(spender, "POST", "messages/batches", json={"requests": calls})
+        assert refusal(refused) == (400, "invalid_request")
+        assert said in refused.json()["error"]["message"]
+    file = upload(spender, [line(number, body=body) for number, body in enumerate(bodies)]).json()["id"]
+    refused = ask(spender, "POST", "batches", json={"input_file_id": file, "endpoint": ENDPOINT})
+    assert "Line 2: it must be of the first line's user" in refused.json()["error"]["message"]
+    refused = make(spender, **{f"name_{number}": number for number in range(16)})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
     other = Spender(stack)
+    _, narrow = spender.another_key(models=["something-else"])
+    _, in_runs = spender.another_key(runs={"max": "0.000001", "required": True})
+    assert refusal(upload(spender, [line(1)], narrow)) == (403, "model_not_allowed")
     file = upload(spender, [line(1)]).raise_for_status().json()["id"]
-    batch = make(spender).raise_for_status().json()["id"]
-    said = {"input_file_id": file, "endpoint": ENDPOINT}
+    asked = {"input_file_id": file, "endpoint": ENDPOINT}
+    assert refusal(ask(spender, "POST", "batches", narrow, json=asked)) == (403, "model_not_allowed")
+    for named, expected in (({}, (400, "run_required")), ({"x-tollkeeper-run": "a"}, (429, "run_exceeded"))):
+        assert refusal(ask(spender, "POST", "batches", in_runs, json=asked, headers=named)) == expected
+    batch = make(spender, demo_after_s=600).raise_for_status().json()
+    assert set(batch["metadata"]) == {"demo_after_s", "tollkeeper_hold"}
     for answer in (
-        ask(other, "POST", "batches", json=said), ask(other, "GET", f"batches/{batch}"),
-        ask(other, "POST", f"batches/{batch}/cancel"), ask(other, "GET", f"files/{file}/content"),
+        ask(other, "POST", "batches", json=asked), ask(other, "GET", f"batches/{batch['id']}"),
+        ask(other, "POST", f"batches/{batch['id']}/cancel"), ask(other, "GET", f"files/{file}/content"),
     ):  # fmt: skip
-        assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (404, "object_not_found")
-
-
-def test_a_budget_that_does_not_cover_all_lines_refuses_the_batch(spender: Spender) -> None:
-    spender.known(spender.budget("0.00001"))
-    refused = make(spender, 20)
-    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (429, "budget_exceeded")
+        assert refusal(answer) == (404, "object_not_found")
 
 
 @pytest.mark.parametrize(
@@ -209,22 +201,6 @@ def test_a_job_that_does_not_complete_is_charged_what_was_done(
     spent = sum(Decimal(one["cost"]) for one in rows)
     wait_until(lambda: live(spender, budget) == (spent, NOTHING))
     assert len(rows) == charged
-
-
-def test_a_batch_bears_the_mark_of_its_hold_beside_15_names(spender: Spender) -> None:
-    told = make(spender, demo_after_s=600).raise_for_status().json()
-    assert set(told["metadata"]) == {"demo_after_s", "tollkeeper_hold"}
-    refused = make(spender, **{f"name_{number}": number for number in range(16)})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
-
-
-def test_a_batch_is_of_one_user(spender: Spender) -> None:
-    bodies = [line(number)["body"] | {"user": f"user-{number}"} for number in range(2)]
-    lines = [line(number, body=body) for number, body in enumerate(bodies)]
-    file = upload(spender, lines).raise_for_status().json()["id"]
-    refused = ask(spender, "POST", "batches", json={"input_file_id": file, "endpoint": ENDPOINT})
-    assert refused.status_code == 400
-    assert "Line 2: it must be of the first line's user" in refused.json()["error"]["message"]
 
 
 def test_many_who_ask_at_once_charge_a_batch_once(spender: Spender) -> None:
@@ -297,22 +273,6 @@ def test_results_of_messages_are_charged_before_they_are_told(spender: Spender) 
     assert ask(Spender(spender.stack), "GET", f"{path}/results").status_code == 404
     assert len(ask(spender, "GET", f"{path}/results").raise_for_status().text.splitlines()) == 3
     assert len(journal(spender, 3)) == 3
-
-
-@pytest.mark.parametrize(
-    ("calls", "told"),
-    [
-        ([], "There is no line in requests"),
-        ([{"custom_id": "a"}], "Line 1: it cannot be read"),
-        (messages_of(1) * 2, "Line 2: custom_id must be there"),
-    ],
-)
-def test_a_body_that_is_no_batch_is_refused_by_its_line(
-    spender: Spender, calls: list[Any], told: str
-) -> None:
-    refused = ask(spender, "POST", "messages/batches", json={"requests": calls})
-    assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (400, "invalid_request")
-    assert told in refused.json()["error"]["message"]
 
 
 def test_each_organization_lists_what_is_its_own(spender: Spender, stack: Stack) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import email
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.policy import default
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,9 +16,8 @@ import pytest
 from gateway.core.alerts.messages import signature
 from tests.journey.stack import Body, Stack
 from tests.mail_server import FakeMailServer
+from tests.stacks import MAIL_FROM
 from tests.waiting import wait_until
-
-FROM = "tollkeeper@example.com"
 
 
 class Receiver(ThreadingHTTPServer):
@@ -61,9 +60,13 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def mailbox() -> Iterator[FakeMailServer]:
+def mailbox(other_stack: Stack) -> Iterator[FakeMailServer]:
     """A mail server on this machine, so without TLS, in a thread of its own."""
-    server, loop, there = FakeMailServer(offers=()), asyncio.new_event_loop(), threading.Event()
+    server, loop, there = (
+        FakeMailServer(offers=(), port=other_stack.mail_port),
+        asyncio.new_event_loop(),
+        threading.Event(),
+    )
 
     async def listen() -> None:
         async with server.listening():
@@ -85,13 +88,9 @@ def organization_of(stack: Stack, tenant: int) -> int:
 
 
 def test_a_budget_that_is_used_up_is_told_once_by_message_and_by_mail(
-    own_stack: Callable[..., Stack], receiver: Receiver, mailbox: FakeMailServer
+    other_stack: Stack, receiver: Receiver, mailbox: FakeMailServer
 ) -> None:
-    stack = own_stack(
-        TOLLKEEPER_WEBHOOK_PRIVATE_ADDRESSES="true",
-        TOLLKEEPER_SMTP_URL=f"smtp://127.0.0.1:{mailbox.port}",
-        TOLLKEEPER_SMTP_FROM=FROM,
-    )
+    stack = other_stack
     tenant, key = stack.tenant(None)
     organization = organization_of(stack, tenant)
     budget = stack.make(
@@ -117,10 +116,10 @@ def test_a_budget_that_is_used_up_is_told_once_by_message_and_by_mail(
     wait_until(lambda: mailbox.mails)
     [mail] = mailbox.mails
     read = email.message_from_bytes(mail, policy=default)
-    assert (read["from"], read["to"]) == (f"Tollkeeper <{FROM}>", "ada@example.com, ops@example.com")
+    assert (read["from"], read["to"]) == (f"Tollkeeper <{MAIL_FROM}>", "ada@example.com, ops@example.com")
     assert str(read["subject"]).startswith("[Tollkeeper] A budget is used up: “Team A”")
     assert mailbox.said[1:4] == [
-        f"MAIL FROM:<{FROM}>", "RCPT TO:<ada@example.com>", "RCPT TO:<ops@example.com>",
+        f"MAIL FROM:<{MAIL_FROM}>", "RCPT TO:<ada@example.com>", "RCPT TO:<ops@example.com>",
     ]  # fmt: skip
 
     assert stack.stop() == 0

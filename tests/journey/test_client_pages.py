@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 
 PAGES = ROOT / "docs" / "clients"
 RUN_S_MAX = 120
+pytestmark = pytest.mark.nightly
 CLAUDE_CODE = "@anthropic-ai/claude-code@2.1.197"
 CODEX = "@openai/codex@0.169.0"
 AI_SDK = ("ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/anthropic@3.0.139")

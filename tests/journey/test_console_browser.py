@@ -22,6 +22,7 @@ from tests.journey.stack import Stack
 
 PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
 RUN_S_MAX = 600
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

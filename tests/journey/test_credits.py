@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2 as httpx
@@ -114,40 +113,6 @@ def test_a_negotiated_price_comes_into_force(buyer: Buyer) -> None:
     assert rows[0]["credits_used"] == 8
 
 
-def test_a_credit_limit_lends(stack: Stack) -> None:
-    buyer = Buyer(stack, credit_limit=10)
-    service = buyer.service(credits=10)
-    assert [buyer.call(service).status_code for _ in range(2)] == [200, 402]
-
-
-def test_one_time_is_paid_once_under_a_hundred_first_calls(buyer: Buyer) -> None:
-    service = buyer.service(credits=500, service_type="One-Time")
-    buyer.give(500)
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        failed = list(pool.map(lambda _: buyer.call(service, x_demo_status="500"), range(10)))
-        assert {answer.status_code for answer in failed} == {500}
-        answers = list(pool.map(lambda _: buyer.call(service), range(PARALLEL)))
-    assert {answer.status_code for answer in answers} == {200}
-    (paid,) = buyer.rows("credit-transactions", 1)
-    assert (paid["credits_used"], paid["balance_after"]) == (500, 0)
-    assert buyer.call(service).status_code == 200
-
-
-def test_tokens_are_priced_by_model_and_kind(buyer: Buyer) -> None:
-    chat = next(one for one in buyer.stack.admin("GET", "/services?key=chat")[1]["items"])
-    prices = {"demo-small": {"input": 1_000_000, "output": 3_000_000, "cached": 0}}
-    buyer.stack.make(
-        "organization-services", organization_id=buyer.id, service_id=chat["id"], negotiated_credits=1,
-        business_model_id=buyer.models["Consumption"], pricing={"per_million": prices},
-    )  # fmt: skip
-    buyer.give(500)  # what the call could cost at most is held
-    key = buyer.headers["authorization"].removeprefix("Bearer ")
-    answer = wait_until(lambda: (r := buyer.stack.chat(key, usage="10,20")).status_code == 200 and r)
-    used = answer.json()["usage"]
-    (paid,) = buyer.rows("credit-transactions", 1)
-    assert paid["credits_used"] == used["prompt_tokens"] + 3 * used["completion_tokens"]
-
-
 def test_subscription_services_need_a_plan_or_a_subscription_in_force(buyer: Buyer) -> None:
     service = buyer.service("Subscription")
     assert refusal(buyer.call(service)) == (403, "service_not_included")
@@ -164,31 +129,3 @@ def test_subscription_services_need_a_plan_or_a_subscription_in_force(buyer: Buy
     assert status == 200
     wait_until(lambda: refusal(buyer.call(service)) == (403, "service_not_included"))
     buyer.stack.admin("POST", f"/organization-subscriptions/{subscription['id']}/cancel", {"when": "now"})
-
-
-def test_units_climb_the_tiers_until_the_cap_is_reached(stack: Stack) -> None:
-    buyer = Buyer(stack, spend_cap="0.012")
-    tiers = [{"up_to": 10, "unit_price": "0.001"}, {"up_to": None, "unit_price": "0.0008"}]
-    service = buyer.service("Pay-Per-Use", pricing={"tiers": tiers})
-    assert [buyer.call(service, x_demo_units=units).status_code for units in ("6", "6")] == [200, 200]
-    assert refusal(buyer.call(service)) == (402, "spend_cap_reached")
-    rows = buyer.rows("feature-usage", 2)
-    assert [row["usage_amount"] for row in rows] == [6, 6]
-    spent = stack.rows(
-        f"select spend, spent_after from feature_usage where organization_id = {buyer.id} order by seq"
-    )
-    assert spent == [(6000, 6000), (5600, 11_600)]
-    assert stack.admin("PATCH", f"/organizations/{buyer.id}", {"spend_cap": "1"})[0] == 200
-    wait_until(lambda: buyer.call(service).status_code == 200)
-
-
-def test_an_organization_uses_all_services_until_it_has_a_list(buyer: Buyer) -> None:
-    given, other = buyer.service(credits=1), buyer.service(credits=0)
-    buyer.give(100)
-    buyer.stack.make(
-        "organization-services", organization_id=buyer.id, service_id=given["id"], negotiated_credits=1
-    )
-    assert {buyer.call(service).status_code for service in (given, other)} == {200}
-    assert buyer.stack.admin("PATCH", f"/organizations/{buyer.id}", {"services": "listed"})[0] == 200
-    wait_until(lambda: [refusal(buyer.call(other)) for _ in range(8)] == [(403, "service_not_included")] * 8)
-    assert buyer.call(given).status_code == 200

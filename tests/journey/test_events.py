@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -112,15 +111,3 @@ def test_an_event_moves_what_a_call_moves_once(stack: Stack) -> None:
     assert len(calls(stack, tenant["id"], 4)) == 4
     assert stack.quota(tenant["id"])["tokens_used"] == 47
     assert agrees(stack)
-
-
-def test_one_bad_event_refuses_itself_alone(stack: Stack) -> None:
-    tenant_id, _ = stack.tenant(1000)
-    good = event(f"tenant:{tenant_id}", {"service": "chat", "usage": {"output": 1}})
-    bad = event(f"tenant:{tenant_id}", {"service": "chat", "units": 10**30})
-    answer = send(stack, bad, good, json.loads(json.dumps(good)))
-    assert (answer["accepted"], answer["duplicates"]) == (1, 1)
-    assert [(each["index"], each["id"], each["field"]) for each in answer["rejected"]] == [
-        (0, bad["id"], "data.units")
-    ]
-    assert len(calls(stack, tenant_id, 1)) == 1

@@ -12,8 +12,6 @@ from tests import plain_http
 from tests.journey.stack import Stack
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
-COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
-GENERATE = "/v1beta/models/demo-small:generateContent"
 GEMINI_STREAM = "/v1beta/models/demo-small:streamGenerateContent"
 DEEP = b"[" * 10_000 + b"]" * 10_000
 
@@ -24,78 +22,31 @@ def chat(extra: bytes) -> bytes:
 
 
 REFUSED: dict[str, tuple[str, bytes, str | None]] = {
-    "max_tokens twice": (CHAT, chat(b'"max_tokens":1,"max_tokens":9'), "max_tokens"),
     "max_tokens twice by an escape": (CHAT, chat(b'"max_tokens":1,"max\\u005ftokens":9'), "max_tokens"),
-    "max_tokens in capitals": (CHAT, chat(b'"MAX_TOKENS":9'), "max_tokens"),
-    "model twice": (CHAT, chat(b'"model":"other"'), "model"),
     "model in another case": (CHAT, chat(b'"Model":"other"'), "model"),
-    "stream twice": (CHAT, chat(b'"stream":false,"stream":true'), "stream"),
-    "stream in another case": (CHAT, chat(b'"Stream":true'), "stream"),
     "stream by a letter that folds": (CHAT, chat('"ſtream":true'.encode()), "stream"),
-    "n twice": (CHAT, chat(b'"n":1,"n":2'), "n"),
-    "n in another case": (CHAT, chat(b'"N":2'), "n"),
     "n as a billion": (CHAT, chat(b'"n":1000000000'), "n"),
-    "n as nothing": (CHAT, chat(b'"n":0'), "n"),
-    "n as a float": (CHAT, chat(b'"n":1.5'), "n"),
-    "stream_options twice": (
-        CHAT, chat(b'"stream":true,"stream_options":{},"stream_options":{}'), "stream_options",
-    ),
     "include_usage twice": (
         CHAT, chat(b'"stream":true,"stream_options":{"include_usage":false,"include_usage":true}'),
         "stream_options.include_usage",
     ),
-    "stream_options no object": (CHAT, chat(b'"stream":true,"stream_options":[1]'), "stream_options"),
     "stream as text": (CHAT, chat(b'"stream":"yes"'), "stream"),
-    "max_tokens negative": (CHAT, chat(b'"max_tokens":-1'), "max_tokens"),
-    "max_tokens as a float": (CHAT, chat(b'"max_tokens":1.5'), "max_tokens"),
-    "max_tokens as text": (CHAT, chat(b'"max_tokens":"9"'), "max_tokens"),
-    "max_tokens as 1e400": (CHAT, chat(b'"max_tokens":1e400'), "max_tokens"),
     "max_tokens as 5,000 digits": (CHAT, chat(b'"max_tokens":' + b"9" * 5000), "max_tokens"),
-    "other members twice": (CHAT, chat(b'"x":1,"x":2'), "x"),
     "members twice far inside": (
         CHAT, chat(b'"x":[{"y":{"a":1}},{"y":{"a":1,"\\u0061":1}}]'), "x.1.y.a",
     ),
-    "a member twice beside an escaped colon": (CHAT, chat(b'"y":"\\u003a","x":1,"x":2'), "x"),
     "huge numbers elsewhere": (CHAT, chat(b'"x":1e400'), "x"),
-    "5,000 digits elsewhere": (CHAT, chat(b'"x":[' + b"9" * 5000 + b"]"), "x.0"),
-    "max_tokens as NaN": (CHAT, chat(b'"max_tokens":NaN'), "max_tokens"),
-    "max_completion_tokens negative": (CHAT, chat(b'"max_completion_tokens":-1'), "max_completion_tokens"),
     "no model": (CHAT, b'{"messages":[]}', "model"),
-    "model as a number": (CHAT, b'{"model":7,"messages":[]}', "model"),
-    "byte order mark": (CHAT, b"\xef\xbb\xbf" + chat(b""), None),
     "UTF-16": (CHAT, chat(b"").decode().encode("utf-16"), None),
-    "UTF-32": (CHAT, chat(b"").decode().encode("utf-32"), None),
-    "half a surrogate pair, encoded": (CHAT, chat(b'"x":"\xed\xa0\x80"'), None),
     "half a surrogate pair, escaped": (CHAT, chat(b'"x":"\\ud800"'), None),
-    "no UTF-8": (CHAT, chat(b'"x":"\xff"'), None),
     "two documents": (CHAT, chat(b"") * 2, None),
-    "an array": (CHAT, b"[" + chat(b"") + b"]", None),
-    "nothing": (CHAT, b"", None),
     "cut off": (CHAT, chat(b"")[:-1], None),
-    "10,000 deep": (CHAT, chat(b'"x":' + DEEP), None),
     "10,000 deep in a field": (CHAT, b'{"model":' + DEEP + b"}", None),
-    "best_of as a billion": (
-        COMPLETIONS, b'{"model":"demo-small","prompt":"x","best_of":1000000000}', "best_of",
-    ),
-    "background as a text": (
-        RESPONSES, b'{"model":"demo-small","input":"x","background":"true"}', "background",
-    ),
     "background and a stream": (
         RESPONSES, b'{"model":"demo-small","input":"x","background":true,"stream":true}', "background",
     ),
-    "max_output_tokens negative": (
-        RESPONSES, b'{"model":"demo-small","input":"x","max_output_tokens":-1}', "max_output_tokens",
-    ),
-    "embeddings without a model": (EMBEDDINGS, b'{"input":"x"}', "model"),
     "messages' max_tokens negative": (
         MESSAGES, b'{"model":"demo-small","max_tokens":-1,"messages":[]}', "max_tokens",
-    ),
-    "candidates as a billion": (
-        GENERATE, b'{"contents":[],"generationConfig":{"candidateCount":1000000000}}',
-        "generationConfig.candidateCount",
-    ),
-    "two generation configs": (
-        GENERATE, b'{"contents":[],"generationConfig":{},"generation_config":{}}', "generationConfig",
     ),
     "two spellings of a maximum": (
         GEMINI_STREAM, b'{"contents":[],"generationConfig":{"maxOutputTokens":1,"max_output_tokens":9}}',
@@ -105,10 +56,7 @@ REFUSED: dict[str, tuple[str, bytes, str | None]] = {
 
 FORWARDED: dict[str, tuple[str, bytes]] = {
     "no maximum": (CHAT, chat(b"")),
-    "a maximum of null": (CHAT, chat(b'"max_tokens":null')),
-    "an unknown model": (CHAT, b'{"model":"never-heard-of-it","messages":[]}'),
     "a controlled name as text": (CHAT, chat(b'"x":"max_tokens","y":{"max_tokens":-1,"MODEL":0}')),
-    "huge integers elsewhere": (CHAT, chat(b'"x":18446744073709551617')),
     "spaces and escapes": (CHAT, b' \r\n{ "m\\u006fdel" : "demo-small" , "messages" : [ ] }\n'),
     "10 MB of prompt": (CHAT, chat(b'"x":"' + b"word " * 2_000_000 + b'"')),
     "unusual text": (
@@ -160,14 +108,10 @@ def test_what_is_not_refused_is_forwarded_as_it_was_read(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("x-tollkeeper-metadata", "[1]"),
-        ("x-tollkeeper-metadata", '"text"'),
         ("x-tollkeeper-metadata", "{"),
-        ("x-tollkeeper-metadata", '{"x":NaN}'),
         ("x-tollkeeper-metadata", json.dumps({"x": "y" * 2048})),
         ("x-tollkeeper-metadata", '{"x":' + "[" * 1000 + "]" * 1000 + "}"),
         ("x-tollkeeper-content-id", "-1"),
-        ("x-tollkeeper-project-id", "1.5"),
         ("x-tollkeeper-user", "u" * 129),
         ("x-tollkeeper-units", "5"),
     ],

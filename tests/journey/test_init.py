@@ -72,6 +72,12 @@ def test_five_answers_leave_a_stack_that_runs_and_again_changes_nothing(stack: S
     )
     for text in (first.stdout, first.stderr, logs, files(place)["tollkeeper.yaml"]):
         assert SECRET not in text
+    # Its first budgets are in force.
+    [tenant] = api.items("tenants", 10)
+    first_one = {"name": "one", "unit": "requests", "amount": 1, "interval": "total"}
+    api.post("budgets", first_one | {"organization_id": tenant["organization_id"]})
+    asked = shlex.split(call)
+    wait_until(lambda: b"insufficient_quota" in subprocess.run(asked, stdout=-1, check=False).stdout)
     before = files(place)
     again = init(place, "--team", "Another")
     assert (again.returncode, "nothing was changed" in again.stderr) == (0, True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2 as httpx
-import pytest
 
 from tests import plain_http
 from tests.journey.stack import ANSWER_S_MAX, Body, Stack
@@ -86,9 +84,8 @@ def refused(answer: httpx.Response) -> tuple[int, str, str]:
     return answer.status_code, answer.headers["x-tollkeeper-reason"], answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_requests_a_minute(stack: Stack, scope: str) -> None:
-    caller = Caller(stack)
+def test_requests_a_minute(stack: Stack) -> None:
+    caller, scope = Caller(stack), "this user"
     caller.limit(scope, requests_per_minute=3)
     answers = [caller.call() for _ in range(4)]
     assert [answer.status_code for answer in answers[:3]] == [200] * 3
@@ -101,9 +98,8 @@ def test_requests_a_minute(stack: Stack, scope: str) -> None:
     assert len(stack.settled(caller.tenant, 4)) == 4  # the reset and three calls: refusals leave no row
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_tokens_a_minute_with_debt(stack: Stack, scope: str) -> None:
-    caller = Caller(stack)
+def test_tokens_a_minute_with_debt(stack: Stack) -> None:
+    caller, scope = Caller(stack), "this API key"
     caller.limit(scope, tokens_per_minute=100)
     assert caller.call("150,50").status_code == 200
     answer = caller.call()
@@ -117,23 +113,8 @@ def test_tokens_a_minute_with_debt(stack: Stack, scope: str) -> None:
     assert 12 <= int(answer.headers["retry-after"]) <= 61
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_requests_at_once(stack: Stack, scope: str) -> None:
-    caller = Caller(stack)
-    caller.limit(scope, concurrency=2)
-    with ThreadPoolExecutor(2) as pool:
-        slow = [pool.submit(caller.call, delay_s="4") for _ in range(2)]
-        in_flight(caller, 2)
-        answer = caller.call()
-        assert refused(answer)[1] == "concurrency_limited"
-        assert f"Concurrency limit of {scope}: 2 of 2 requests at once" in refused(answer)[2]
-        assert [each.result().status_code for each in slow] == [200, 200]
-    assert caller.call().status_code == 200
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-def test_a_changed_limit_counts_up_and_down_with_calls_in_flight(stack: Stack, scope: str) -> None:
-    caller = Caller(stack)
+def test_a_changed_limit_counts_up_and_down_with_calls_in_flight(stack: Stack) -> None:
+    caller, scope = Caller(stack), "this tenant"
     caller.limit(scope, concurrency=3)
     with ThreadPoolExecutor(4) as pool:
         slow = [pool.submit(caller.call, delay_s="6") for _ in range(3)]
@@ -173,13 +154,6 @@ def test_users_have_limits_each_and_their_own_stand_above_the_tenants(stack: Sta
     assert len(rows) == 2
 
 
-def test_a_keys_own_user_cannot_be_replaced_by_the_requests(stack: Stack) -> None:
-    caller = Caller(stack, user="bound")
-    caller.limit("this user", requests_per_minute=2)
-    assert [caller.call(user=user).status_code for user in ("ann", "bob", "eve")] == [200, 200, 429]
-    assert caller.usage("ann")["limits"][0]["used"] == 2
-
-
 def test_a_key_says_what_a_request_may_say_of_its_user(stack: Stack) -> None:
     caller = Caller(stack, user_header="require")
     assert refused(caller.call(user=""))[:2] == (400, "user_required")
@@ -198,28 +172,6 @@ def test_a_key_says_what_a_request_may_say_of_its_user(stack: Stack) -> None:
     caller.call(user="eve", body={"user": "eve"})
     wait_until(lambda: stack.ledger(caller.tenant)[-1]["user_id"] is None)
     assert "eve" not in users()
-
-
-def test_model_lists(stack: Stack) -> None:
-    caller = Caller(stack, models=["demo-small", "demo-large"])
-    assert caller.call().status_code == 200
-    status, reason, message = refused(caller.call(body={"model": "demo-huge"}))
-    assert (status, reason) == (403, "model_not_allowed")
-    assert "demo-huge" in message
-    gemini = f"{stack.gateway_url}/v1beta/models/%s:generateContent"
-    headers = {"x-goog-api-key": caller.key}
-    body = {"contents": [{"parts": [{"text": "hi"}]}]}
-    assert (
-        plain_http.post(gemini % "demo-large", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code
-        == 200
-    )
-    assert (
-        plain_http.post(gemini % "demo-huge", json=body, headers=headers, timeout=ANSWER_S_MAX).status_code
-        == 403
-    )
-    assert stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"models": ["demo-huge"]})[0] == 200
-    assert wait_until(lambda: caller.call(body={"model": "demo-huge"}).status_code == 200)
-    assert wait_until(lambda: caller.call().status_code == 403)  # of the other worker
 
 
 def test_the_narrowest_list_of_models_holds(stack: Stack) -> None:
@@ -244,36 +196,16 @@ def test_the_narrowest_list_of_models_holds(stack: Stack) -> None:
     wait_until(lambda: all(caller.call().status_code == 200 for _ in range(16)))
 
 
-def test_keys_expire(stack: Stack) -> None:
-    caller = Caller(stack, expires_at=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
-    assert caller.call().status_code == 200
-    ends = datetime.now(UTC) + timedelta(seconds=1.5)
-    assert stack.admin("PATCH", f"/api-keys/{caller.key_id}", {"expires_at": ends.isoformat()})[0] == 200
-    answer = wait_until(lambda: (got := caller.call()).status_code != 200 and got)
-    assert refused(answer)[:2] == (401, "invalid_api_key")
-    assert datetime.now(UTC) >= ends
-
-
-@pytest.mark.parametrize(
-    ("limits", "left"),
-    [
-        ({"requests_per_minute": 5}, ("requests_per_minute", 5, 1, 4)),
-        ({"tokens_per_minute": 50}, ("tokens_per_minute", 50, 20, 30)),
-        ({"concurrency": 4}, ("concurrency", 4, 0, 4)),
-    ],
-)
-def test_a_key_holder_is_told_what_is_left_of_each_limit(
-    stack: Stack, limits: dict[str, int], left: tuple[Any, ...]
-) -> None:
+def test_a_key_holder_is_told_what_is_left_of_each_limit(stack: Stack) -> None:
     caller = Caller(stack)
     for scope in SCOPES:
-        caller.limit(scope, **limits)
+        caller.limit(scope, tokens_per_minute=50)
     assert caller.call("10,10").status_code == 200
     told = caller.usage()
     assert [limit["scope"] for limit in told["limits"]] == ["key", "user", "tenant", "organization"]
     for limit in told["limits"]:
-        assert limit["limit"] == left[1]
-        assert left[2] // 2 <= limit["used"] <= left[2]  # it drains meanwhile, by five sixths a second
+        assert limit["limit"] == 50
+        assert 10 <= limit["used"] <= 20  # it drains meanwhile, by five sixths a second
         assert limit["remaining"] == limit["limit"] - limit["used"]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.cli.admin.configuration import documents
 from gateway.cli.admin.litellm import CONFIG, ENVIRON, _write, translate
 from gateway.settings.config_file import read_config, table_of
@@ -61,6 +63,7 @@ def silent(source: Any, directory: Path) -> list[str]:
     ]
 
 
+@pytest.mark.nightly
 def test_each_setting_of_litellms_examples_is_taken_over_or_named(tmp_path: Path) -> None:
     [package] = python_of_clients().parents[1].glob("lib/python*/site-packages/litellm")
     seen = 0

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import aiohttp
 import pytest
@@ -68,10 +68,12 @@ async def both(stack: Stack, key: str) -> list[object]:
     return await asyncio.gather(*(talk(stack, key, 1) for _ in range(2)), return_exceptions=True)
 
 
-def test_two_sessions_at_once_and_one_whose_gateway_is_killed(
-    upstream: str, own_stack: Callable[..., Stack]
-) -> None:
-    stack = own_stack("--workers", "1", "--upstream", upstream, TOLLKEEPER_HOLD_TTL_S="3")
+def test_two_sessions_at_once_and_one_whose_gateway_is_killed(upstream: str, other_stack: Stack) -> None:
+    with other_stack.switch.to(upstream):
+        two_at_once_and_one_killed(other_stack)
+
+
+def two_at_once_and_one_killed(stack: Stack) -> None:
     tenant, _ = stack.tenant(None)
     organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
     key = stack.make("api-keys", tenant_id=tenant)["key"]

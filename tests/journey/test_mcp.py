@@ -204,6 +204,7 @@ async def found_by_suite(clients: Path, url: str, folder: Path) -> dict[str, lis
     return found
 
 
+@pytest.mark.nightly
 async def test_the_conformance_suite_finds_what_it_finds_without_a_gateway(
     stack: Stack, gateway: tuple[str, int], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ import trustme
 
 from tests import plain_http
 from tests.certificates import issued
-from tests.features.rate_limit_service.test_rate_limit_service import MESSAGES, asked, codes, hits, reason
+from tests.features.rate_limit_service.test_rate_limit_service import MESSAGES, asked, codes
 from tests.journey import fronts
 from tests.journey.fronts import Front, RateLimitService
 from tests.journey.stack import ANSWER_S_MAX, Stack
@@ -119,36 +119,6 @@ def test_no_client_begins_a_call_twice_by_its_id(stack: Stack, envoy: Front) -> 
     assert holder.consumed() == [5, 5]
 
 
-def test_two_accounts_have_room_at_once_or_neither_is_charged(stack: Stack, ask: Ask) -> None:
-    small, large = Holder(stack, WORTH), Holder(stack, CALLS)
-    answers = at_once(lambda _: ask(of(small), of(large)).overall_code)
-    assert answers.count(1) == WORTH
-    stack.settled(small.tenant, 1 + WORTH)
-    stack.settled(large.tenant, 1 + WORTH)
-    assert (small.consumed(), large.consumed()) == ([1] * WORTH, [1] * WORTH)
-
-
-@pytest.mark.parametrize(
-    ("room", "addend", "passes"),
-    [
-        # envoyproxy/ratelimit tries the same by its own scripts: some calls pass, and the next one does not.
-        (3, 1, 3),  # trigger-ratelimit
-        (2, 0, 2),  # token-quota: looked at first, and charged by the answer. There one more passes
-    ],
-)
-def test_as_many_pass_as_there_are_and_no_more(
-    stack: Stack, ask: Ask, room: int, addend: int, passes: int
-) -> None:
-    holder = Holder(stack, room)
-    for number in range(passes + 2):
-        code = ask(of(holder) | hits(addend)).overall_code
-        assert code == (1 if number < passes else 2)
-        if not addend and code == 1:
-            assert ask(of(holder)).overall_code == 1
-    stack.settled(holder.tenant, 1 + passes)
-    assert holder.consumed() == [1] * passes
-
-
 def test_over_tls_who_has_a_certificate_asks(stack: Stack, tmp_path: Path) -> None:
     authority, holder = trustme.CA(), Holder(stack, 1)
     files, client = issued(tmp_path, authority, clients=authority), authority.issue_cert("envoy")
@@ -170,20 +140,6 @@ def test_over_tls_who_has_a_certificate_asks(stack: Stack, tmp_path: Path) -> No
                     asking(asked({"team": "a"}), timeout=ANSWER_S_MAX)
     finally:
         service.stop()
-
-
-def test_looks_gifts_and_ends_over_grpc(stack: Stack, ask: Ask) -> None:
-    holder = Holder(stack, HOLD)
-    assert codes(ask(of(holder) | hits(0))) == [1, 1]
-    one = of(holder, call="1")
-    assert ask(one).statuses[0].limit_remaining == 0
-    assert reason(ask(of(holder))) == "quota_held"
-    assert codes(ask(one | {"end": "yes"} | hits(900, back=True))) == [1, 1]
-    assert codes(ask(one | {"end": "yes"} | hits(9))) == [1, 1]  # the first end decides
-    assert ask(of(holder) | hits(899)).statuses[0].limit_remaining == 1
-    assert codes(ask(of(holder) | hits(2))) == [2, 2]
-    stack.settled(holder.tenant, 3)
-    assert sorted(holder.consumed()) == [100, 899]
 
 
 def test_kuadrant_reserves_as_often_as_there_is_room_and_commits_once(stack: Stack, ask: Ask) -> None:

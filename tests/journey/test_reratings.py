@@ -56,32 +56,3 @@ def test_open_charges_of_that_time_are_rated_again(stack: Stack) -> None:
     price(stack, name, "0.5", timedelta(days=25))
     wait_until(lambda: usage(stack, organization) == 21)
     assert agrees(stack)
-
-
-def test_what_is_billed_stays(stack: Stack) -> None:
-    name = f"billed-{time.monotonic_ns()}"
-    price(stack, name, "1", timedelta(days=30))
-    model = stack.admin("GET", "/business-models?limit=100")[1]["items"]
-    [own] = [each["id"] for each in model if each["meter"] == "pay_per_use"]
-    stack.make(
-        "services", name=name, key=name, credits=0, service_type="Pay-As-You-Go", business_model_id=own,
-        pricing={"at_cost": {"markup": "1"}},
-    )  # fmt: skip
-    tenant = stack.make("tenants", name=name)
-    organization = tenant["organization_id"]
-    data = {"service": name, "model": name, "usage": {"input": 5_000_000}}
-    assert send(stack, event(f"tenant:{tenant['id']}", data))["accepted"] == 1
-    calls(stack, tenant["id"], 1)
-    wait_until(lambda: usage(stack, organization) == 5)
-    first = datetime.now(UTC).date().replace(day=1)
-    made = stack.make(
-        "invoices", organization_id=organization, period_start=first.isoformat(),
-        period_end=(first + timedelta(days=32)).replace(day=1).isoformat(),
-    )  # fmt: skip
-    status, invoice = stack.admin("POST", f"/invoices/{made['id']}/finalize")
-    assert status == 200, invoice
-    assert Decimal(invoice["total_amount"]) == 5
-    price(stack, name, "9", timedelta(days=1))
-    assert stack.admin("GET", f"/reratings?organization_id={organization}")[1]["items"] == []
-    assert usage(stack, organization) == 0
-    assert agrees(stack)

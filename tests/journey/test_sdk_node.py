@@ -58,6 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_node_sdk(stack: Stack, project: Path) -> None:
     a = account(stack, 1000, reset_interval="daily")
     ran = subprocess.run(

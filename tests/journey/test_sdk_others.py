@@ -84,6 +84,7 @@ def run(program: str, stage: Stage) -> Any:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [*CALLS])
 async def test_a_client_works_and_its_call_costs_what_the_table_says(name: str) -> None:
     opening, asking, script, expected = CALLS[name]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import http.client
-import json
 import os
-import socket
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
@@ -19,7 +14,7 @@ from tests import plain_http
 from tests.journey.stack import Stack
 from tests.waiting import wait_until
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY")
+METHODS = ("GET", "HEAD", "POST", "PROPFIND")
 LARGE_BYTES = 48 << 20  # more than BODY_BYTES_MAX
 
 
@@ -77,15 +72,6 @@ def test_any_method_is_forwarded_by_the_rest_of_its_path(client: Client, method:
     assert client.units(answer) == 1
 
 
-@pytest.mark.parametrize(
-    "kind", ["application/octet-stream", "text/csv", "multipart/form-data; boundary=x", ""]
-)
-def test_any_type_of_body(client: Client, kind: str) -> None:
-    content = os.urandom(5000)
-    answer = client.call("POST", "/x", content, **({"content_type": kind} if kind else {}))
-    assert answer.json()["bytes"] == 5000
-
-
 @pytest.mark.parametrize("known_length", [True, False])
 def test_bodies_larger_than_any_buffer_are_streamed(client: Client, known_length: bool) -> None:
     piece = os.urandom(1 << 20)
@@ -108,38 +94,3 @@ def test_units_are_the_upstreams(client: Client) -> None:
     assert client.units(client.call("POST", "/x", x_demo_units="0007")) == 7
     assert client.units(client.call("POST", "/x", x_demo_units="-3")) == 1
     assert client.units(client.call("POST", "/x", x_demo_units="many")) == 1
-
-
-def test_an_error_of_the_upstream_costs_nothing(client: Client) -> None:
-    answer = client.call("POST", "/x", x_demo_status="500")
-    assert answer.status_code == 500
-    later = client.call("POST", "/x")
-    client.units(later)
-    body = client.stack.admin("GET", f"/feature-usage?organization_id={client.organization}&limit=1000")[1]
-    assert answer.headers["x-request-id"] not in {one["request_id"] for one in body["items"]}
-
-
-def test_unknown_services_are_not_found(client: Client) -> None:
-    url = f"{client.stack.gateway_url}/services/no-such/x"
-    answer = plain_http.get(url, headers=client.headers, timeout=60)
-    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
-    assert json.loads(answer.content)["reason"] == "unknown_route"
-
-
-def test_websockets_are_refused(client: Client) -> None:
-    parts = urlsplit(client.url)
-    with socket.create_connection((parts.hostname, parts.port), 10) as raw:
-        lines = (
-            f"GET {parts.path}/live HTTP/1.1",
-            "host: x",
-            f"authorization: {client.headers['authorization']}",
-            "connection: Upgrade",
-            "upgrade: websocket",
-            "sec-websocket-version: 13",
-            f"sec-websocket-key: {base64.b64encode(os.urandom(16)).decode()}",
-        )
-        raw.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = http.client.HTTPResponse(raw)
-        answer.begin()
-        assert answer.status == 426
-        assert b"101" not in answer.read()[:12]

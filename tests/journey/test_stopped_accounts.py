@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 
 import httpx2 as httpx
 import redis
@@ -13,9 +12,10 @@ from gateway.counters.redis.keys import partition_of
 from tests import plain_http
 from tests.journey.stack import Stack
 from tests.persistence.scenario import stop
+from tests.stacks import BREAKABLE
 from tests.waiting import wait_until
 
-MAX = 5
+MAX = int(BREAKABLE["WAITING_ENTRIES_MAX"])
 
 
 def stopped(stack: Stack, tenant_id: int) -> None:
@@ -48,8 +48,8 @@ def waiting(stack: Stack) -> float:
     return float(found[0].split()[1]) if found else -1
 
 
-def test_calls_are_refused_where_too_much_waits_and_none_is_lost(own_stack: Callable[..., Stack]) -> None:
-    stack = own_stack(TOLLKEEPER_WAITING_ENTRIES_MAX=str(MAX))
+def test_calls_are_refused_where_too_much_waits_and_none_is_lost(broken_stack: Stack) -> None:
+    stack = broken_stack
     (tenant, key), (other, other_key) = stack.tenant(10_000), stack.tenant(10_000)
     stack.settled(tenant, 1)
     stopped(stack, tenant)
@@ -80,20 +80,20 @@ def test_calls_are_refused_where_too_much_waits_and_none_is_lost(own_stack: Call
     wait_until(lambda: waiting(stack) == 0)
 
 
-def test_what_waited_in_a_redis_that_is_emptied_comes_back(own_stack: Callable[..., Stack]) -> None:
+def test_what_waited_in_a_redis_that_is_emptied_comes_back(broken_stack: Stack) -> None:
     """By the workers' logs: behind what is stored, as everything that Redis forgot."""
-    stack = own_stack()
+    stack = broken_stack
     tenant, key = stack.tenant(10_000)
     stack.settled(tenant, 1)
     stopped(stack, tenant)
-    for _ in range(20):
+    for _ in range(MAX - 1):
         assert stack.chat(key).status_code == 200
-    wait_until(lambda: waiting(stack) == 20)
+    wait_until(lambda: waiting(stack) == MAX - 1)
     with redis.Redis.from_url(stack.redis_url) as client:
         client.flushall()
     wait_until(lambda: stack.chat(key).status_code == 200, within_s=60)
     release(stack, tenant)
-    wait_until(lambda: charged(stack, tenant) == 21, within_s=60)
+    wait_until(lambda: charged(stack, tenant) == MAX, within_s=60)
     wait_until(lambda: waiting(stack) == 0)
     assert stack.quota(tenant)["tokens_used"] == sum(
         row["amount"] for row in stack.ledger(tenant) if row["transaction_type"] == "consume"

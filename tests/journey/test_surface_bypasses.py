@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -35,22 +34,6 @@ ANSWER = {
     "prompt_eval_count": 20, "eval_count": 40,
     "meta": {"billed_units": {"input_tokens": 20, "output_tokens": 40, "search_units": 1}},
 }  # fmt: skip
-CONFIG = """
-upstreams:
-  bedrock: {base_url: "http://127.0.0.1:9", family: bedrock}
-  cohere: {base_url: "http://127.0.0.1:9", family: cohere}
-  ollama: {base_url: "http://127.0.0.1:9", family: ollama}
-models:
-  - name: house-alias
-    targets: [{upstream: openai, model: budgeted-1}]
-include_default_routes: true
-routes:
-  - path: /openai/deployments/{model}/chat/completions
-    upstream: openai
-    service: chat
-    family: openai
-    meter: openai_chat
-"""
 SAID = [{"role": "user", "content": "hello there"}]
 CHAT: dict[str, Any] = {"model": MODEL, "messages": SAID, "max_tokens": 16}
 OTHER = "budgeted-allowed"
@@ -170,12 +153,12 @@ def upstream() -> Iterator[str]:
         server.shutdown()
 
 
-def test_no_way_around_leads_past_a_list_a_budget_or_the_journal(
-    own_stack: Callable[..., Stack], upstream: str, tmp_path: Path
-) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIG)
-    stack = own_stack("--workers", "1", "--upstream", upstream, "--config", str(config))
+def test_no_way_around_leads_past_a_list_a_budget_or_the_journal(other_stack: Stack, upstream: str) -> None:
+    with other_stack.switch.to(upstream):
+        nothing_leads_past(other_stack)
+
+
+def nothing_leads_past(stack: Stack) -> None:
     serve(stack)
     spender, spent = Spender(stack), Spender(stack)
     _, listed = spender.another_key(models=[OTHER])

@@ -126,26 +126,3 @@ def test_the_sdk_itself_waits_and_goes_on(stack: Stack) -> None:
     with caller.openai().with_options(max_retries=3) as client:
         assert client.chat.completions.create(model=name, messages=HELLO).choices
     assert heard(stack, name) == 1
-
-
-def test_a_call_that_was_too_large_silences_nobody(stack: Stack) -> None:
-    caller, name = account(stack), model()
-    limits = {"x_ratelimit_limit_tokens": "1000", "x_ratelimit_remaining_tokens": "500"}
-    with pytest.raises(openai.RateLimitError), caller.openai() as client:
-        client.chat.completions.create(
-            model=name, messages=HELLO, max_tokens=4_000, extra_headers=saying(retry_after="30", **limits)
-        )
-    assert chat(caller, name).choices
-
-
-def test_what_is_left_alone_is_counted_by_upstream(stack: Stack) -> None:
-    caller, name = account(stack), model()
-    with pytest.raises(openai.RateLimitError):
-        chat(caller, name, **saying(retry_after="20"))
-
-    def seconds() -> float:
-        scrape = plain_http.get(f"{stack.admin_url}/metrics", timeout=ANSWER_S_MAX).text
-        lines = [line for line in scrape.splitlines() if "upstream_cooling_seconds_total{" in line]
-        return sum(float(line.split()[-1]) for line in lines)
-
-    wait_until(lambda: seconds() >= 20)

@@ -75,7 +75,7 @@ def test_a_video_is_held_for_and_charged_by_its_seconds_with_the_official_client
         assert (job["kind"], job["model"], Decimal(job["cost"])) == ("video", SORA, seconds * SECOND[SORA])
 
 
-@pytest.mark.parametrize(("status", "charged"), [("failed", 0), ("expired", 0), ("completed", 1)])
+@pytest.mark.parametrize(("status", "charged"), [("failed", 0), ("completed", 1)])
 def test_one_that_fails_gives_back_what_it_held(spender: Spender, status: str, charged: int) -> None:
     budget = spender.budget(100)
     spender.known(budget)
@@ -95,16 +95,6 @@ def test_videos_are_their_organizations_alone_and_budgets_refuse_them(spender: S
         answer = ask(other, method, f"videos/{path}", **more)
         assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (404, "object_not_found")
     assert ask(other, "GET", "videos").json()["data"] == []
-    for said, param in (
-        ({"seconds": "601"}, "seconds"),
-        ({"seconds": 1.5}, "seconds"),
-        ({"n": 2}, "n"),
-        ({"model": None}, "model"),
-    ):
-        refused = begin(spender, **said)
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
-    refused = ask(spender, "POST", f"videos/{id_}/remix", json={"prompt": "x", "seconds": "1"})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "seconds")
     spender.known(spender.budget("0.3"))
     refused = begin(spender, seconds="4")
     assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (429, "budget_exceeded")
@@ -129,6 +119,3 @@ def test_videos_of_gemini_are_operations(spender: Spender) -> None:
     (row,) = journal(spender, 1)
     assert Decimal(row["cost"]) == Decimal("4.8")  # 2 × 6 s × 0.4
     wait_until(lambda: live(spender, budget) == (Decimal("4.8"), NOTHING))
-    refused = make(said | {"instances": [{"prompt": "a", "video": {"uri": "files/x"}}]})
-    assert refused.status_code == 400
-    assert "uri" in refused.text
