@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # loaded by the tests that need one
 # Bounds that a test can reach, and times that it can wait for.
 BREAKABLE = {
     "HOLD_TTL_S": "2", "LEASE_FRACTION": "0.1", "SHUTDOWN_GRACE_S": "1", "WAITING_ENTRIES_MAX": "5",
-    "JOBS_INTERVAL_S": "1",
+    "JOBS_INTERVAL_S": "1", "INVOICE_COUNTRY": "DE", "INVOICE_TAX_NUMBER": "DE123456789",
 }  # fmt: skip
 OTHER = {"HOLD_TTL_S": "3", "SHUTDOWN_GRACE_S": "4", "OBJECTS_MAX": "20", "WEBHOOK_PRIVATE_ADDRESSES": "true"}
 ABORTING = "  - {{path: {}, upstream: {}, service: {}, family: {}, meter: {}, on_disconnect: abort}}\n"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.bench.admitted import OK, REFUSED, Round, as_markdown, killed, stage, upstream
 from tests.bench.limited import KINDS, message
 
 
+@pytest.mark.nightly
 def test_ours_admits_what_the_budget_is_worth_and_remembers_it_when_killed() -> None:
     with upstream() as asked, stage(asked) as mine:
         together, after = killed(KINDS["tollkeeper"].start(mine, 4), 16, 4)

@@ -541,9 +541,7 @@ def test_monitors_name_the_jobs_and_rules_are_those_of_prometheus(
             "run python deploy/monitoring/to_kubernetes.py"
         )
     rule = one(objects, "PrometheusRule", "prod-rules")
-    files = [
-        MONITORING / "rules" / f"{name}.yml" for name in ("recording", "alerts", "gateways", "keepers")
-    ]
+    files = [MONITORING / "rules" / f"{name}.yml" for name in ("recording", "alerts", "gateways", "keepers")]
     assert rule["spec"]["groups"] == [
         group for file in files for group in yaml.safe_load(file.read_text())["groups"]
     ]

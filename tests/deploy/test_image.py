@@ -151,6 +151,7 @@ def pinned(lock: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)==([^ ;]+)", (ROOT / lock).read_text(), re.MULTILINE))
 
 
+@pytest.mark.nightly
 def test_what_is_installed_is_the_lock_and_the_program(image: Path) -> None:
     locked = pinned("deploy/requirements.lock")
     listed = json.loads((image / "sbom.json").read_text())
@@ -183,6 +184,7 @@ def test_extras_are_installed_from_their_locks() -> None:
         ]
 
 
+@pytest.mark.nightly
 def test_the_image_is_small(image: Path) -> None:
     packed = subprocess.Popen(["tar", "-C", str(image), "-c", "-I", "gzip -1", "."], stdout=subprocess.PIPE)
     assert packed.stdout is not None
@@ -193,6 +195,7 @@ def test_the_image_is_small(image: Path) -> None:
     assert size / 1e6 < COMPRESSED_MB_MAX
 
 
+@pytest.mark.nightly
 def test_it_runs_as_nobody_from_files_it_cannot_change(
     image: Path, tmp_path: Path, own_valkey: Callable[..., ValkeyServer], database: str
 ) -> None:

@@ -25,6 +25,7 @@ LOAD = Load(rate=25, clients=8, streams=3, pieces=6)
 Own = Callable[..., ValkeyServer]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("order", ORDERS)
 async def test_a_roll_out_in_any_order_fails_no_call_and_charges_each_once(
     tmp_path: Path, own_valkey: Own, database: str, order: str
@@ -48,10 +49,10 @@ async def test_it_is_taken_back_until_it_is_taken_up_and_refused_from_then_on(
 ) -> None:
     rollout = Rollout(tmp_path, own_valkey("--appendonly", "yes").url, database)
     try:
-        most = [("gateway", 0), ("keeper", 0), ("keeper", 1)]
+        some = [("gateway", 0), ("keeper", 0)]
         async with rollout.under(LOAD):
-            await rollout.replace(most, rollout.newer)
-            await rollout.replace(most, rollout.older)
+            await rollout.replace(some, rollout.newer)
+            await rollout.replace(some, rollout.older)
             assert rollout.layout == LAYOUT
             await rollout.replace(ORDERS["by turns"], rollout.newer)
             await rollout.has_current_history()

@@ -85,7 +85,7 @@ def served(deployment: Deployment) -> Served:
     return Served(process, port, ops, {"authorization": f"Bearer {key}"})
 
 
-def test_a_changed_configuration_is_in_force_for_the_next_call(
+def test_a_changed_configuration_is_in_force_for_the_next_call_and_a_wrong_one_is_said(
     deployment: Deployment, served: Served
 ) -> None:
     assert served.statuses("/v1/chat/completions") == {200}
@@ -109,12 +109,6 @@ def test_a_changed_configuration_is_in_force_for_the_next_call(
     wait_until(lambda: "settings read again" in served.process.said[before:], 30)
     wait_until(lambda: served.statuses("/v1/models") == {404})
     assert served.statuses(chat) == {200}
-
-
-def test_a_wrong_configuration_leaves_the_old_one_in_force_and_is_said(
-    deployment: Deployment, served: Served
-) -> None:
-    good = deployment.config.read_text()
     for wrong, named in (
         (good.replace("upstream: llm,", "upstream: llama,"), "upstream 'llama' is not one of"),
         (good + "settings: {bodybytes: 12}\n", "settings.bodybytes='12' is not a setting"),

@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ def names(query: str) -> set[str]:
     return {name for name in found if name.startswith((PREFIX, "up")) or ":" in name}
 
 
+@cache
 def rules() -> list[dict[str, Any]]:
     """Every recording rule and alert."""
     return [

@@ -10,6 +10,7 @@ import asyncio
 from types import ModuleType
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.faults import matrix, rows_history, rows_lasting, rows_processes, rows_redis
 from tests.faults.matrix import PARTS, ROWS
@@ -48,11 +49,16 @@ class Shared:
         self.world = None
 
 
-def names(parts: tuple[ModuleType, ...]) -> list[str]:
+# Rows whose mechanism another row has at once with theirs, or which are long.
+NIGHTLY = ("fallback", "sigterm", "soak")
+
+
+def names(parts: tuple[ModuleType, ...]) -> list[str | ParameterSet]:
     """The rows of some parts that have a short form, without those of `EACH`."""
     told = {part.__name__ for part in parts}
     return [
-        name for name, one in ROWS.items()
+        pytest.param(name, marks=pytest.mark.nightly) if name in NIGHTLY else name
+        for name, one in ROWS.items()
         if one.play.__module__ in told and not one.only_long and name not in EACH
     ]  # fmt: skip
 
