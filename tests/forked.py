@@ -36,7 +36,59 @@ STACKS: Final = ("stack", "breakable_stack", "other_stack")
 COMPUTED: Final = 2_000
 COMPUTED_S: Final = 0.08
 # Dearer than their tier lets tests be, and why.
-DEAR: Final[Mapping[str, str]] = {}
+DEAR: Final[Mapping[str, str]] = {
+    f"tests/{name}": reason
+    for reason, names in {
+        "a deployment of real processes, some of them started again": (
+            *(
+                f"faults/test_rows_{part}.py::test_row"
+                for part in ["each", "lasting", "others", "processes", "redis"]
+            ),
+            "deploy/test_layouts.py::test_it_is_taken_back_until_it_is_taken_up_and_refused_from_then_on",
+            (
+                "deploy/test_reload.py::"
+                "test_a_changed_configuration_is_in_force_for_the_next_call_and_a_wrong_one_is_said"
+            ),
+            (
+                "deploy/test_restarts.py::"
+                "test_a_gateway_starts_again_at_the_socket_of_a_service_manager_without_a_failed_call"
+            ),
+            (
+                "deploy/test_restarts.py::"
+                "test_a_gateway_that_was_told_to_stop_lives_and_is_not_ready_until_its_calls_are_over"
+            ),
+            "deploy/test_restarts.py::test_a_worker_that_is_killed_under_load_refuses_nobody",
+            "deploy/test_secured.py::test_a_certificate_of_somebody_elses_authority_is_not_trusted",
+            "deploy/test_secured.py::test_an_expired_certificate_is_named",
+            "deploy/test_secured.py::test_everything_works_over_tls_as_users_with_few_rights",
+            "deploy/test_tls.py::test_a_gateway_asks_for_certificates_and_takes_new_files_over",
+            "journey/test_backup.py::test_a_backup_under_load_serves_its_balances_elsewhere",
+            (
+                "journey/test_bound_services.py::"
+                "test_a_gateway_starts_with_services_that_share_paths_only_if_they_cost_the_same"
+            ),
+            (
+                "journey/test_cluster.py::"
+                "test_nothing_is_lost_doubled_or_granted_twice_whatever_becomes_of_a_primary"
+            ),
+            "journey/test_redis_tls.py::test_the_primary_that_a_sentinel_names_is_followed",
+        ),
+        "a stack starts again, and what it used before is counted where it ends": (
+            (
+                "journey/test_budget_alerts.py::"
+                "test_a_budget_that_is_used_up_is_told_once_by_message_and_by_mail"
+            ),
+            "journey/test_outages.py::test_everything_is_kept_over_a_restart_and_served_again",
+        ),
+        "Prometheus works out each rule": (
+            "deploy/test_rules.py::test_each_alert_fires_on_its_fault",
+            "deploy/test_rules.py::test_each_alert_fires_where_the_first_sample_is_of_the_fault",
+            "deploy/test_scrape.py::test_every_query_of_every_dashboard_returns_data",
+            "deploy/test_scrape.py::test_no_alert_fires_at_a_tollkeeper_that_is_well",
+        ),
+    }.items()
+    for name in names
+}
 # Tells a test, and the programs that it starts, that it runs beside others.
 WORKER: Final = "TEST_WORKER"
 
