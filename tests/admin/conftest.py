@@ -40,7 +40,7 @@ from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
-from tests.persistence.emptying import clear
+from tests.persistence.emptying import clear, connected
 from tests.waiting import eventually
 
 
@@ -57,6 +57,18 @@ PEPPERS = Peppers(b"pepper")
 FRESH = LiveQuota(
     0, None, 0, is_blocked=False, manual_block=False, last_reset_ms=0, next_reset_ms=0, cycle=1, seq=0
 )
+
+
+def rows_of(url: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    """Return what a statement finds, over the connection of a database that stays open."""
+    connection = connected(url)
+    try:
+        found = connection.execute(statement, values)
+    except psycopg.OperationalError:
+        if not connection.closed:
+            raise
+        found = connected(url).execute(statement, values)  # a test ended every connection
+    return found.fetchall() if found.description else []
 
 
 class MemoryCounters:
@@ -91,29 +103,31 @@ class MemoryCounters:
 
     def _push(self, account: str) -> None:
         self.pushed.append(account)
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            waiting = connection.execute(
-                "select id, verb, payload from control_write"
-                " where account = %s and state = 'pending' order by position",
-                (account,),
-            ).fetchall()
-            for row_id, verb, payload in waiting:
-                if self.refuses is not None:
-                    connection.execute(
-                        "update control_write set state = 'refused',"
-                        " result = jsonb_build_object('reason', %s::text) where id = %s",
-                        (self.refuses, row_id),
-                    )
-                    continue
-                if account.startswith("tenant:"):
-                    self._move(int(account.split(":")[1]), verb, payload)
-                if verb == "credits":
-                    organization = int(account.split(":")[1])
-                    self.balances[organization] = self.balances.get(organization, 0) + payload["amount"]
-                connection.execute(
-                    "update control_write set state = %s, applied_at = now() where id = %s",
-                    ("done" if verb == "define" else "applied", row_id),
-                )
+        waiting = rows_of(
+            self.url,
+            "select id, verb, payload from control_write"
+            " where account = %s and state = 'pending' order by position",
+            account,
+        )
+        for row_id, verb, payload in waiting:
+            if self.refuses is not None:
+                rows_of(
+                    self.url,
+                    "update control_write set state = 'refused',"
+                    " result = jsonb_build_object('reason', %s::text) where id = %s",
+                    self.refuses, row_id,
+                )  # fmt: skip
+                continue
+            if account.startswith("tenant:"):
+                self._move(int(account.split(":")[1]), verb, payload)
+            if verb == "credits":
+                organization = int(account.split(":")[1])
+                self.balances[organization] = self.balances.get(organization, 0) + payload["amount"]
+            rows_of(
+                self.url,
+                "update control_write set state = %s, applied_at = now() where id = %s",
+                "done" if verb == "define" else "applied", row_id,
+            )  # fmt: skip
 
     async def programs(self) -> dict[str, object]:
         if self.away:
@@ -263,9 +277,7 @@ class Api:
         return replace(self, token=token)
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            found = connection.execute(statement, values)
-            return found.fetchall() if found.description else []
+        return rows_of(self.url, statement, *values)
 
 
 # What every migrated database holds from the start.

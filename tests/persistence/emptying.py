@@ -27,10 +27,10 @@ Work = Callable[[psycopg.Connection], object]
 def clear(url: str, always_there: Collection[str], afterwards: Work = lambda _: None) -> None:
     """Delete every row but what is always there, and do `afterwards` in the same transaction."""
     try:
-        _clear(_connected(url), always_there, afterwards)
+        _clear(connected(url), always_there, afterwards)
     except psycopg.OperationalError:  # a test ended every connection, this one as well
         leave(url)
-        _clear(_connected(url), always_there, afterwards)
+        _clear(connected(url), always_there, afterwards)
 
 
 def leave(url: str) -> None:
@@ -40,9 +40,11 @@ def leave(url: str) -> None:
             _kept.pop(url).close()
 
 
-def _connected(url: str) -> psycopg.Connection:
-    if url not in _kept:
-        _kept[url] = psycopg.connect(url, autocommit=True)
+def connected(url: str) -> psycopg.Connection:
+    """Return the connection that stays open; another one, where a test ended it."""
+    if url not in _kept or _kept[url].closed:
+        # Tests change tables, so that no statement is prepared for the next time.
+        _kept[url] = psycopg.connect(url, autocommit=True, prepare_threshold=None)
     return _kept[url]
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from gateway.admin.configuration.words import KINDS, schema
 from gateway.cli.admin.configuration import SecretFiles, SecretFormat, documents, written
@@ -22,6 +21,7 @@ from tests.admin.conftest import ADMIN, Api
 
 program = typer.Typer()
 mount(program, ("apply", "diff", "export"))
+COMMAND = typer.main.get_command(program)
 
 Run = Callable[..., Awaitable[Result]]
 
@@ -45,7 +45,7 @@ def run(api: Api) -> Run:
         where = {
             "TOLLKEEPER_ADMIN_URL": str(api.client.make_url("")), "TOLLKEEPER_ADMIN_TOKEN": ADMIN, **more
         }  # fmt: skip
-        return await asyncio.to_thread(CliRunner().invoke, program, list(arguments), env=where, input=stdin)
+        return await asyncio.to_thread(CliRunner().invoke, COMMAND, list(arguments), env=where, input=stdin)
 
     return invoke
 
