@@ -175,7 +175,7 @@ async def test_files_of_configuration_ask_as_well(world: World) -> None:
 
 async def test_nobody_is_mailed_much_whatever_people_of_an_organization_do(world: World) -> None:
     hooks = []
-    for number in range(40):
+    for number in range(24):
         to = [
             f"victim+{number}@example.com",
             f"v{number}@example.com",
@@ -184,7 +184,7 @@ async def test_nobody_is_mailed_much_whatever_people_of_an_organization_do(world
         ]
         answer = await world.own.post("webhooks", {"url": f"mailto:{to[number % 4]}"})
         hooks += [answer.json["id"]] if answer.status == 201 else []
-    for hook in hooks * 3:
+    for hook in hooks:
         await world.own.post(f"webhooks/{hook}/test")
         await world.own.patch(f"webhooks/{hook}", {"url": "mailto:other@example.com"})
         await world.own.patch(f"webhooks/{hook}", {"url": "mailto:victim+x@example.com"})

@@ -42,11 +42,11 @@ async def test_every_route_is_described_and_nothing_else(api: Api) -> None:
     }
 
 
-@in_turn("name", sorted(RESOURCES))
-async def test_every_answer_fits_its_description(api: Api, name: str) -> None:
-    schema = (await api.get("openapi.json")).json["components"]["schemas"][RESOURCES[name].title]
-    assert set(schema["properties"]) == RESOURCES[name].known.keys()
-    assert (await api.get(name)).status == 200
+async def test_every_answer_fits_its_description(api: Api) -> None:
+    schemas = (await api.get("openapi.json")).json["components"]["schemas"]
+    for name, resource in RESOURCES.items():
+        assert set(schemas[resource.title]["properties"]) == resource.known.keys()
+        assert (await api.get(name)).status == 200
 
 
 async def test_the_docs_are_one_page_that_fetches_nothing(api: Api) -> None:
@@ -117,18 +117,6 @@ async def test_all_rows_are_asked_where_somebody_says_so(api: Api) -> None:
     assert (item["account"], item["kind"], item["seq"]) == ("tenant:1", "contradiction", 4)
 
 
-async def test_who_may_run_it(api: Api) -> None:
-    reader = api.acting_as(READONLY)
-    assert (await reader.post("reconciliation")).status == 403
-    assert (await api.acting_as(None).post("reconciliation")).status == 401
-    assert (await api.acting_as(None).get("reconciliation")).status == 401
-
-
-async def test_wrong_fields(api: Api) -> None:
-    for sent in ({"repair": "yes"}, {"whole": "all"}, {"fix": True}):
-        assert (await api.post("reconciliation", sent)).status == 422
-
-
 async def test_a_run_is_done_once_under_a_key(api: Api) -> None:
     first = await api.post("reconciliation", {"repair": True}, key="k")
     again = await api.post("reconciliation", {"repair": True}, key="k")
@@ -188,13 +176,6 @@ async def test_nobody_knows_programs_while_redis_is_away(api: Api) -> None:
     assert (await api.get("programs")).status == 503
 
 
-async def test_hosts_are_for_who_looks_after_all(api: Api) -> None:
-    assert (await api.acting_as(None).get("programs")).status == 401
-    own = await api.make("organizations", name="x")
-    token = await api.make("admin-tokens", name="of one", role="operator", organization_id=own["id"])
-    assert (await api.acting_as(token["token"]).get("programs")).status == 403
-
-
 # --- activity ---------------------------------------------------------------------------
 # `GET /activity`: who is busy, by name, within bounds.
 
@@ -217,22 +198,6 @@ async def test_the_busiest_tenants_are_named(api: Api) -> None:
         (None, 1, {}),
     ]
     assert len((await api.get("activity?limit=1&window=5")).json["items"]) == 1
-
-
-async def test_what_is_asked_wrongly_is_named(api: Api) -> None:
-    for query in ("window=4", "window=61", "limit=0", "limit=x", "limit=101"):
-        answer = await api.get(f"activity?{query}")
-        assert answer.status == 422
-        assert [error["field"] for error in answer.json["errors"]] == [query.partition("=")[0]]
-
-
-async def test_nobody_knows_while_redis_is_away(api: Api) -> None:
-    api.counters.away = True
-    assert (await api.get("activity")).status == 503
-
-
-async def test_it_needs_a_token(api: Api) -> None:
-    assert (await api.acting_as(None).get("activity")).status == 401
 
 
 # --- scrape -----------------------------------------------------------------------------

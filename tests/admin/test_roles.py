@@ -27,6 +27,7 @@ from gateway.core.accounts.administration import (
     settable,
 )
 from tests.admin.conftest import READONLY, Api
+from tests.in_turn import in_turn
 
 # Who may write besides an admin, by hand: b is billing, o is operator. A resource that is added has its line.
 WRITERS = {
@@ -245,7 +246,7 @@ def app_of(client: TestClient[Any, Any]) -> Any:
     return client.server.app  # type: ignore[attr-defined]  # of a test server
 
 
-@pytest.mark.parametrize(
+@in_turn(
     ("role", "sent", "status"),
     [
         ("billing", {"credit_limit": 5}, 200),
@@ -260,7 +261,7 @@ def app_of(client: TestClient[Any, Any]) -> Any:
 async def test_money_and_limits_of_an_organization_are_of_different_roles(
     api: Api, holders: dict[str, Api], role: str, sent: dict[str, object], status: int
 ) -> None:
-    made = await api.make("organizations", name="x")
+    made = await api.make("organizations", name=f"of {role} {sent}")
     answer = await holders[role].patch(f"organizations/{made['id']}", sent)
     assert answer.status == status, answer.raw
     if status == 403:

@@ -41,7 +41,7 @@ async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
     for account in accounts:
         account.reset()
         account.at_ms = int(BEGAN.timestamp() * 1000)
-        for number in range(150):
+        for number in range(75):
             priced = number % 5
             facts = CallFacts(
                 model=f"m{number % 3}", status=200, counts=(7, 3, 2, 1, 5, 4, 0, 0, 0, 0), total=18, units=1,
@@ -50,12 +50,12 @@ async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
             )  # fmt: skip
             project = f"\t{number % 2}\t" if number % 3 else ""
             account.consume(18, user=f"u{number % 4}", attribution=project, metadata=write_facts(facts))
-            account.at_ms += random.randrange(70 * 60_000)
+            account.at_ms += random.randrange(140 * 60_000)
     writer = LedgerWriter(admin_database)
     await writer.write(batch_of(*accounts))
     writer.close()
     found: list[dict[str, Any]] = (await api.get("calls?limit=1000")).json["items"]
-    assert len(found) == 300
+    assert len(found) == 150
     return found
 
 
@@ -166,23 +166,14 @@ async def test_filters_narrow_and_csv_says_the_same(api: Api, calls: list[dict[s
 @in_turn(
     ("query", "field"),
     [
-        ("group_by=colour", "group_by"),
-        ("group_by=model,model", "group_by"),
-        ("group_by=", "group_by"),
-        ("interval=week", "interval"),
-        ("from=2026-02-30", "from"),
-        ("from=yesterday", "from"),
-        ("to=9999-12-31T23:00:00Z", "to"),
-        ("to=3000-01-01T00:00:00Z", "to"),
-        ("to=0001-01-01T00:00:00Z", "to"),
-        ("from=2026-03-02T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
-        ("organization_id=x", "organization_id"),
-        ("tenant_id=0", "tenant_id"),
-        ("model=a&model=b", "model"),
-        ("colour=red", "colour"),
-        ("from=2006-03-01T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
+        ("group_by=colour", "group_by"), ("group_by=model,model", "group_by"), ("group_by=", "group_by"),
+        ("interval=week", "interval"), ("from=2026-02-30", "from"), ("from=yesterday", "from"),
+        ("to=9999-12-31T23:00:00Z", "to"), ("to=3000-01-01T00:00:00Z", "to"),
+        ("to=0001-01-01T00:00:00Z", "to"), ("from=2026-03-02T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
+        ("organization_id=x", "organization_id"), ("tenant_id=0", "tenant_id"), ("model=a&model=b", "model"),
+        ("colour=red", "colour"), ("from=2006-03-01T00:00:00Z&to=2026-03-01T00:00:00Z", "from"),
     ],
-)
+)  # fmt: skip
 async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) -> None:
     for name in ("usage", "usage.csv"):
         answer = await api.get(f"{name}?{query}")
@@ -191,7 +182,7 @@ async def test_what_is_asked_wrongly_is_named(api: Api, query: str, field: str) 
 
 
 @in_turn("interval", STARTS)
-@in_turn("limit", [1, 7, 1000])
+@in_turn("limit", [11, 1000])
 async def test_pages_are_together_what_one_answer_is(
     api: Api, calls: list[dict[str, Any]], interval: str, limit: int
 ) -> None:
@@ -261,18 +252,11 @@ async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database
     assert item["requests"] == 2
 
 
-async def test_a_file_has_every_item_of_several_pages(api: Api, calls: list[dict[str, Any]]) -> None:
-    for interval in STARTS:
-        asked = f"{SPAN}&interval={interval}&group_by=user,model"
-        items = (await api.get(f"usage?{asked}&limit=10000")).json["items"]
-        rows = list(csv.DictReader(io.StringIO((await api.get(f"usage.csv?{asked}")).raw.decode())))
-        assert rows == [
-            {name: "" if value is None else str(value) for name, value in item.items()} for item in items
-        ]
-
-
 @pytest.mark.parametrize("interval", ["none", "day"])
-async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, interval: str) -> None:
+async def test_a_file_is_longer_than_a_page(
+    api: Api, admin_database: str, interval: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "PAGE_ROWS", 50)
     [account] = settle_in(admin_database, 1)
     count = usage.PAGE_ROWS * 2 + 7
     sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
@@ -376,7 +360,7 @@ async def test_hours_that_are_gone_are_422_with_their_field_and_days_are_as_they
 ) -> None:
     days = "from=2026-03-31T00:00:00Z&to=2026-04-03T00:00:00Z"
     before = (await api.get(f"usage?{days}&group_by=user&interval=day")).json
-    assert sum(item["requests"] for item in before["items"]) > 100
+    assert sum(item["requests"] for item in before["items"]) > 50
     engine = engines.create(api.url)
     await database.drop_hours(engine, 0)
     await engine.dispose()

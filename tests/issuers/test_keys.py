@@ -499,22 +499,15 @@ def test_a_key_that_the_token_brings_is_not_its_issuers() -> None:
 @pytest.mark.parametrize(
     "written",
     [
-        public_jwk(rsa_key(), kid="one", use="enc"),
-        public_jwk(rsa_key(), kid="one", key_ops=["encrypt"]),
-        public_jwk(rsa_key(), kid="one", key_ops="verify"),
-        public_jwk(rsa_key(), kid="one", alg="HS256"),
-        public_jwk(rsa_key(), kid="one", alg="RSA-OAEP"),
-        public_jwk(rsa_key(), kid="one", d="AQAB"),
-        public_jwk(rsa_key(), kid=1),
-        public_jwk(rsa_key(2, 1024), kid="one"),
-        {"kty": "oct", "k": "c2VjcmV0", "kid": "one"},
-        {"kty": "RSA", "kid": "one"},
+        public_jwk(rsa_key(), kid="one", use="enc"), public_jwk(rsa_key(), kid="one", key_ops=["encrypt"]),
+        public_jwk(rsa_key(), kid="one", key_ops="verify"), public_jwk(rsa_key(), kid="one", alg="HS256"),
+        public_jwk(rsa_key(), kid="one", alg="RSA-OAEP"), public_jwk(rsa_key(), kid="one", d="AQAB"),
+        public_jwk(rsa_key(), kid=1), public_jwk(rsa_key(2, 1024), kid="one"),
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "one"}, {"kty": "RSA", "kid": "one"},
         {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "one"},
-        {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA", "kid": "one"},
-        "one",
-        None,
+        {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA", "kid": "one"}, "one", None,
     ],
-)
+)  # fmt: skip
 def test_other_keys_are_left_alone_and_do_not_spoil_the_rest(written: Any) -> None:
     with pytest.raises(UnreadableKeys, match="none of its keys"):
         read_key_set(jwks(written))
@@ -525,15 +518,11 @@ def test_other_keys_are_left_alone_and_do_not_spoil_the_rest(written: Any) -> No
 @pytest.mark.parametrize(
     ("document", "why"),
     [
-        (b"", "no JSON"),
-        (b"<html>", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"[]", "no list"),
-        (b'{"keys":{}}', "no list"),
-        (b'{"keys":[]}', "none of its keys"),
+        (b"", "no JSON"), (b"<html>", "no JSON"), (b"[" * 100_000, "no JSON"), (b"[]", "no list"),
+        (b'{"keys":{}}', "no list"), (b'{"keys":[]}', "none of its keys"),
         (json.dumps({"keys": [{}] * (KEYS_MAX + 1)}).encode(), "65 keys, 64 are read at most"),
     ],
-)
+)  # fmt: skip
 def test_a_document_without_keys_is_told(document: bytes, why: str) -> None:
     with pytest.raises(UnreadableKeys, match=why):
         read_key_set(document)

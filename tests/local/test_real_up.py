@@ -108,46 +108,31 @@ def chats(facts: dict[str, Any]) -> int:
     return call(f"{facts['gateway_url']}/v1/chat/completions", facts["api_key"], BODY)[0]
 
 
-def test_its_own_processes_reach_redis_by_a_socket() -> None:
-    """Where the data directory has a name short enough for one; everybody else by the port that is told."""
-    with tempfile.TemporaryDirectory(prefix="tk-", dir="/tmp") as place, up(Path(place)) as (facts, _):
-        with redis.Redis.from_url(facts["redis_url"]) as client:
-            names = [str(entry["addr"]) for entry in client.client_list()]
-        path = f"{facts['data_dir']}/redis/valkey.sock"
-        assert sum(path in name for name in names) >= 2
-        assert sum(name.startswith("127.0.0.1:") for name in names) == 1
-
-
-def test_the_demo_key_works_at_once_on_every_worker(running: tuple[dict[str, Any], Path]) -> None:
-    facts, _ = running
-    assert [chats(facts) for _ in range(12)] == [200] * 12
-
-
-def test_a_service_without_an_upstream_of_its_own_goes_to_the_demo_upstream(
+def test_the_demo_key_works_at_once_on_every_worker_and_all_are_seen(
     running: tuple[dict[str, Any], Path],
 ) -> None:
     facts, _ = running
+    assert [chats(facts) for _ in range(12)] == [200] * 12
     status, echoed = call(f"{facts['gateway_url']}/services/echo/some/path?a=1", facts["api_key"], {"x": 1})
-    assert status == 200
-    assert echoed["target"] == "/some/path?a=1"
+    assert (status, echoed["target"]) == (200, "/some/path?a=1")
     assert facts["api_key"] not in json.dumps(echoed)
-
-
-def test_answers_to_the_demo_key_tell_of_requests_and_tokens(running: tuple[dict[str, Any], Path]) -> None:
-    facts, _ = running
     request = urllib.request.Request(
-        f"{facts['gateway_url']}/v1/chat/completions",
-        json.dumps(BODY).encode(),
+        f"{facts['gateway_url']}/v1/chat/completions", json.dumps(BODY).encode(),
         {"Authorization": f"Bearer {facts['api_key']}", "Content-Type": "application/json"},
-    )
+    )  # fmt: skip
     with urllib.request.urlopen(request, timeout=STEP_MAX_S) as answer:
         told = {name.lower() for name in answer.headers}
-    assert {
-        f"x-ratelimit-{what}-{of}"
-        for what in ("limit", "remaining", "reset")
-        for of in ("requests", "tokens")
-    } <= told
-    assert {"ratelimit", "ratelimit-policy", "x-tollkeeper-tokens-remaining"} <= told
+    limits = {f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining") for of in ("requests", "tokens")}
+    assert {*limits, "ratelimit", "ratelimit-policy", "x-tollkeeper-tokens-remaining"} <= told
+    assert call(f"{facts['admin_url']}/readyz", "")[0] == 200
+
+    def scraped() -> bool:
+        text = metrics(facts)
+        return 'tollkeeper_tokens_total{kind="total",service="chat"}' in text and "flush_rows_total{" in text
+
+    wait_until(scraped)
+    for pid in pids(facts)["gateway"]:
+        assert psutil.Process(pid).memory_info().rss < WORKER_BYTES_MAX
 
 
 def keepers(facts: dict[str, Any]) -> set[str]:
@@ -179,28 +164,18 @@ def test_doctor_knows_the_users_of_an_up(running: tuple[dict[str, Any], Path]) -
     facts, _ = running
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     words = [sys.executable, "-m", "gateway", "doctor", "--for", "keeper", "--data-dir", facts["data_dir"]]
-    for more, said in (
-        ((), ("postgresql user: tollkeeper_writer may do what a", "postgresql owner: tollkeeper owns the")),
-        (
-            ("--database-url", facts["database_url"]),
-            ("postgresql user: tollkeeper owns the tables; a keeper",),
-        ),
-    ):
-        done = subprocess.run(
-            [*words, *more],
-            capture_output=True,
-            text=True,
-            timeout=STEP_MAX_S,
-            check=False,
-            cwd=ROOT,
-            env=clean,
-        )
-        assert done.returncode == 0, done.stdout
-        for each in (*said, "redis user: default may do anything"):
-            assert f"ok    {each}" in done.stdout
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=STEP_MAX_S, check=False, cwd=ROOT, env=clean
+    )
+    assert done.returncode == 0, done.stdout
+    for each in (
+        "postgresql user: tollkeeper_writer may do what a", "postgresql owner: tollkeeper owns the",
+        "redis user: default may do anything",
+    ):  # fmt: skip
+        assert f"ok    {each}" in done.stdout
 
 
-def test_a_directory_of_an_earlier_program_gets_a_keeper_that_owns_nothing(
+def test_a_directory_of_an_earlier_program_without_a_demo_gets_a_keeper_that_owns_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = "ALTER ROLE tollkeeper PASSWORD '{}';\nCREATE DATABASE tollkeeper;\n"
@@ -212,24 +187,9 @@ def test_a_directory_of_an_earlier_program_gets_a_keeper_that_owns_nothing(
         with up(tmp_path, "--no-demo") as (facts, _):
             assert "of-an-earlier-program" in facts["database_url"]
             assert keepers(facts) == {"tollkeeper_writer"}
-
-
-def test_workers_are_small(running: tuple[dict[str, Any], Path]) -> None:
-    facts, _ = running
-    for pid in pids(facts)["gateway"]:
-        assert psutil.Process(pid).memory_info().rss < WORKER_BYTES_MAX
-
-
-def test_health_and_metrics_of_all_workers(running: tuple[dict[str, Any], Path]) -> None:
-    facts, _ = running
-    assert chats(facts) == 200
-    assert call(f"{facts['admin_url']}/readyz", "")[0] == 200
-
-    def scraped() -> bool:
-        text = metrics(facts)
-        return 'tollkeeper_tokens_total{kind="total",service="chat"}' in text and "flush_rows_total{" in text
-
-    wait_until(scraped)
+            assert not facts["api_key"]
+            assert call(f"{facts['gateway_url']}/v1/chat/completions", "tk_" + "x" * 32, BODY)[0] == 401
+            assert call(f"{facts['admin_url']}/admin/v1/tenants", facts["admin_token"])[1]["items"] == []
 
 
 @pytest.mark.parametrize("role", ["gateway", "keeper"])
@@ -309,26 +269,27 @@ def test_the_database_logs_codes_and_no_rows(
     assert not re.search("DETAIL|CONTEXT|STATEMENT", said)
 
 
-def test_a_demo_key_that_was_taken_away_is_followed_by_another(tmp_path: Path) -> None:
-    with up(tmp_path) as (facts, _):
-        api, token = f"{facts['admin_url']}/admin/v1", facts["admin_token"]
-        [key] = call(f"{api}/api-keys", token)[1]["items"]
-        assert call(f"{api}/api-keys/{key['id']}/revoke", token, {})[0] == 200
-        assert demo.seed(DataDirectory(tmp_path / "data"), facts["admin_url"], token, "embedded") not in {
-            "", facts["api_key"]
-        }  # fmt: skip
-    with up(tmp_path) as (again, _):
-        api = f"{again['admin_url']}/admin/v1"
-        assert call(f"{again['gateway_url']}/.tollkeeper/usage", again["api_key"])[0] == 200
-        [_, key] = call(f"{api}/api-keys", token)[1]["items"]
-        call(f"{api}/api-keys/{key['id']}/revoke", token, {})
-        call(f"{api}/tenants/{key['tenant_id']}", token, method="DELETE")
-        for _ in range(2):
-            assert demo.seed(DataDirectory(tmp_path / "data"), again["admin_url"], token, "embedded") == ""
-
-
-def test_without_a_demo_there_is_nothing_but_services(tmp_path: Path) -> None:
-    with up(tmp_path, "--no-demo") as (facts, _):
-        assert not facts["api_key"]
-        assert call(f"{facts['gateway_url']}/v1/chat/completions", "tk_" + "x" * 32, BODY)[0] == 401
-        assert call(f"{facts['admin_url']}/admin/v1/tenants", facts["admin_token"])[1]["items"] == []
+def test_a_demo_key_that_was_taken_away_is_followed_by_another() -> None:
+    """In a directory with a name short enough for a socket, by which its own processes reach Redis."""
+    with tempfile.TemporaryDirectory(prefix="tk-", dir="/tmp") as there:
+        place = Path(there)
+        with up(place) as (facts, _):
+            with redis.Redis.from_url(facts["redis_url"]) as client:
+                names = [str(entry["addr"]) for entry in client.client_list()]
+            path = f"{facts['data_dir']}/redis/valkey.sock"
+            assert sum(path in name for name in names) >= 2
+            assert sum(name.startswith("127.0.0.1:") for name in names) == 1
+            api, token = f"{facts['admin_url']}/admin/v1", facts["admin_token"]
+            [key] = call(f"{api}/api-keys", token)[1]["items"]
+            assert call(f"{api}/api-keys/{key['id']}/revoke", token, {})[0] == 200
+            assert demo.seed(DataDirectory(place / "data"), facts["admin_url"], token, "embedded") not in {
+                "", facts["api_key"]
+            }  # fmt: skip
+        with up(place) as (again, _):
+            api = f"{again['admin_url']}/admin/v1"
+            assert call(f"{again['gateway_url']}/.tollkeeper/usage", again["api_key"])[0] == 200
+            [_, key] = call(f"{api}/api-keys", token)[1]["items"]
+            call(f"{api}/api-keys/{key['id']}/revoke", token, {})
+            call(f"{api}/tenants/{key['tenant_id']}", token, method="DELETE")
+            for _ in range(2):
+                assert demo.seed(DataDirectory(place / "data"), again["admin_url"], token, "embedded") == ""

@@ -107,17 +107,13 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_would_be_valid(
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ADMIN_TOKEN", "hush"),
-        ("KEY_PEPPER", "hush"),
-        ("ADMIN_TOKN", "hushhushhushhush"),
-        ("MY_SECRET", "hush"),
-        ("REDIS_URL", "http://user:hush@host"),
+        ("ADMIN_TOKEN", "hush"), ("KEY_PEPPER", "hush"), ("ADMIN_TOKN", "hushhushhushhush"),
+        ("MY_SECRET", "hush"), ("REDIS_URL", "http://user:hush@host"),
         ("REDIS_URL", "redis://user:a@hush/hush@host/0"),
-        ("DATABASE_URL", "postgresql://user:hu/hush@host/0"),
-        ("SMTP_URL", "smtp://user:hu/hush@host"),
+        ("DATABASE_URL", "postgresql://user:hu/hush@host/0"), ("SMTP_URL", "smtp://user:hu/hush@host"),
         ("DATABASE_URL", "mysql://host/0?passwrod=hush&sslpassword=hush"),
     ],
-)
+)  # fmt: skip
 def test_the_value_of_a_secret_is_never_shown(name: str, value: str) -> None:
     assert "hush" not in refused({f"TOLLKEEPER_{name}": value})
 
@@ -149,14 +145,10 @@ def test_who_may_only_read_has_another_token_than_who_may_write() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://h",
-        "rediss://u:p%40%2F@h:1/2",
-        "unix:///run/redis.sock?db=1",
-        "redis+sentinel://a:1,b:2/main/0",
-        "redis+cluster://a:1,b:2",
-        "rediss+cluster://me:p%40w@a",
+        "redis://h", "rediss://u:p%40%2F@h:1/2", "unix:///run/redis.sock?db=1",
+        "redis+sentinel://a:1,b:2/main/0", "redis+cluster://a:1,b:2", "rediss+cluster://me:p%40w@a",
     ],
-)
+)  # fmt: skip
 def test_every_way_to_write_where_redis_is_passes(url: str) -> None:
     assert load({"TOLLKEEPER_REDIS_URL": url}).redis_url == url
 

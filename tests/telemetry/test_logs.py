@@ -52,18 +52,10 @@ def test_levels_are_kept_and_below_the_bar_nothing_is_written(stream: io.StringI
 @pytest.mark.parametrize(
     "name",
     [
-        "authorization",
-        "api_key",
-        "x-api-key",
-        "admin_token",
-        "key_pepper",
-        "password",
-        "cookie",
-        "prompt",
-        "body",
-        "metadata",
+        "authorization", "api_key", "x-api-key", "admin_token", "key_pepper", "password", "cookie", "prompt",
+        "body", "metadata",
     ],
-)
+)  # fmt: skip
 def test_facts_named_like_secrets_are_hidden(stream: io.StringIO, name: str) -> None:
     logs.logger("tollkeeper.test")("x", **{name: "hush"})
     logs.logger("tollkeeper.test")("x", headers={name: "hush"})
@@ -79,18 +71,12 @@ def test_counts_are_not_secrets(stream: io.StringIO, name: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Authorization: Bearer hush-hush",
-        "got Basic aHVzaA==hush",
-        "key tk_hushhush1 is unknown",
-        "token tka_hushhush1 is unknown",
-        "signed with whsec_hushhush1",
-        "key sk-hush-0123456789",
-        "redis://:hush@127.0.0.1:6379/0",
-        "postgresql://me:hush@db/x",
-        "GET /v1/models?key=hush&x=1",
+        "Authorization: Bearer hush-hush", "got Basic aHVzaA==hush", "key tk_hushhush1 is unknown",
+        "token tka_hushhush1 is unknown", "signed with whsec_hushhush1", "key sk-hush-0123456789",
+        "redis://:hush@127.0.0.1:6379/0", "postgresql://me:hush@db/x", "GET /v1/models?key=hush&x=1",
         "x-api-key: hush",
     ],
-)
+)  # fmt: skip
 def test_credentials_inside_texts_are_cut_out(stream: io.StringIO, text: str) -> None:
     log = logs.logger("tollkeeper.test")
     log(text)

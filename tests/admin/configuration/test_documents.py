@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from gateway import yaml_reader
 from gateway.admin.configuration.words import KINDS, model, schema, word
 from gateway.admin.resources.registry import RESOURCES
 from gateway.cli.admin.client import CommandFailed
@@ -72,26 +73,22 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BOMB, "line 1: anchors and aliases"),
-        ("tenants: *them", "anchors and aliases"),
+        (BOMB, "line 1: anchors and aliases"), ("tenants: *them", "anchors and aliases"),
         ("tenants:\n  - name: A\n    name: B", "line 3: name stands here a second time"),
         ("tenants: []\ntenants: []", "line 2: tenants stands here a second time"),
-        ("tenants: !!python/object/apply:os.system [id]", "tags such as"),
-        ("name: !!str 5", "tags such as"),
-        ("!!str name: 5", "tags such as"),
-        ("&a name: 5", "anchors and aliases"),
-        ("<<: {a: 1}", "a field must have a plain name"),
-        ("? [a, b]\n: c", "a field must have a plain name"),
-        ("tenants:\n\t- a", "not valid YAML"),
-        ("tenants: [", "not valid YAML"),
-        ("tenants: \x00", "not valid YAML"),
-        ("a: " + "[" * 1_000_000, "nested more than 32 deep"),
+        ("tenants: !!python/object/apply:os.system [id]", "tags such as"), ("name: !!str 5", "tags such as"),
+        ("!!str name: 5", "tags such as"), ("&a name: 5", "anchors and aliases"),
+        ("<<: {a: 1}", "a field must have a plain name"), ("? [a, b]\n: c", "a field must have a plain name"),
+        ("tenants:\n\t- a", "not valid YAML"), ("tenants: [", "not valid YAML"),
+        ("tenants: \x00", "not valid YAML"), ("a: " + "[" * 1_000_000, "nested more than 32 deep"),
         ("a: " + "{b: " * 1_000_000, "nested more than 32 deep"),
-        ("- " * 100_000, "nested more than 32 deep"),
-        ("a: [" + "1," * 1_000_001 + "]", "more than 1000000 values"),
+        ("- " * 100_000, "nested more than 32 deep"), ("a: [" + "1," * 2_000 + "]", "more than 1500 values"),
     ],
-)
-def test_what_is_hostile_or_ambiguous_is_refused_with_its_line(text: str, said: str) -> None:
+)  # fmt: skip
+def test_what_is_hostile_or_ambiguous_is_refused_with_its_line(
+    text: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yaml_reader, "VALUES_MAX", 1_500)
     with pytest.raises(CommandFailed) as refused:
         list(documents(text, "it.yaml"))
     assert said in refused.value.message

@@ -114,38 +114,6 @@ async def test_the_ones_that_must_stay_are_found_among_those_that_go(api: Api) -
     assert deleted == len(names) - 4
 
 
-async def test_one_change_of_many_that_is_wrong_is_named_and_none_is_done(api: Api) -> None:
-    names = [f"o{n}" for n in range(20)]
-    objects: Objects = {
-        "organizations": [{"name": name, "credit_unit_cost": "1000000"} for name in names],
-    }
-    await apply(api, objects)
-    for one in objects["organizations"]:
-        one["credit_limit"] = 5
-    objects["organizations"][13]["credit_limit"] = 10**12
-    wrong = await refused(api, objects, trial=True)
-    assert list(wrong) == ["organizations.13.credit_limit"]
-    limits = {one["credit_limit"] for one in (await api.get("organizations?limit=100")).json["items"]}
-    assert limits == {0}
-
-
-async def test_a_token_of_one_organization_changes_and_prunes_its_own_together(api: Api) -> None:
-    owner = await api.make("organizations", name="Mine")
-    await api.make("organizations", name="Theirs")
-    token = await api.make("admin-tokens", name="t", role="operator", organization_id=owner["id"])
-    mine = api.acting_as(token["token"])
-    tenants: list[dict[str, Any]] = [{"name": f"t{n}"} for n in range(SOME)]
-    await apply(mine, {"tenants": tenants})
-    for one in tenants:
-        one["limits"] = {"concurrency": 2}
-    done = await apply(mine, {"tenants": tenants})
-    assert [each["change"] for each in done["changes"]] == ["change"] * SOME
-    done = await apply(mine, {"tenants": tenants[:2]}, prune=True)
-    assert [each["change"] for each in done["changes"]] == ["delete"] * (SOME - 2)
-    limits = [one["limits"] for one in (await mine.get("tenants")).json["items"]]
-    assert limits == [{"concurrency": 2}] * 2
-
-
 # --- dated ------------------------------------------------------------------------------
 # Rows that take each other's place in time are found as one who looks through all of them finds them.
 
@@ -508,7 +476,7 @@ class Somebody:
         }
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 async def test_whatever_people_do_between_two_applies_staffs_files_are_applied(api: Api, seed: int) -> None:
     await apply(api, FILES)
     admin, acme = await person(api, "operator", "Acme")

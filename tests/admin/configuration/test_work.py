@@ -49,7 +49,7 @@ from tests.admin.configuration.world import WORLD, Objects, apply, exported, pla
 from tests.admin.conftest import Api
 from tests.waiting import eventually
 
-FEW = 400
+FEW = 120
 
 
 class Empty:

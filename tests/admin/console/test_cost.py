@@ -20,10 +20,7 @@ from tests.admin.test_invoices import acme, draft
 PAGES = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
 
 
-@pytest.mark.parametrize("name", PAGES)
-async def test_an_account_shows_what_it_cost_and_where_more_of_it_is(
-    api: Api, reader: Person, name: str
-) -> None:
+async def test_an_account_shows_what_it_cost_and_where_more_of_it_is(api: Api, reader: Person) -> None:
     organization = await api.make("organizations", name="Acme")
     tenant = await api.make("tenants", name="Search", organization_id=organization["id"])
     key = await api.make("api-keys", tenant_id=tenant["id"])
@@ -34,24 +31,22 @@ async def test_an_account_shows_what_it_cost_and_where_more_of_it_is(
     used(api, now - timedelta(days=29), 5 * NANO, **own, model="m2", tokens=7000)
     other = {name: number + 1 for name, number in own.items()}
     used(api, now, 1000 * NANO, **other | {"organization": organization["id"]})
-    row = {"tenants": tenant, "api-keys": key, "users": user}[name]
-    page = await reader.open(f"/{name}/{row['id']}")
-    well_formed(page)
-    cost = page.text.split('id="cost"')[1].split("</section>")[0]
-    text = re.sub(r"\s+", " ", re.sub(r"<(?!span|/span)[^>]+>", " ", cost))
-    text = re.sub(r"<[^>]+>", "", text)
-    assert "Last 30 days $5.000354" in text
-    assert ("This month $0.000354" in text) == ((now - timedelta(days=29)).month != now.month)
-    assert "Without a price 2 requests" in text
-    assert re.search(r"m2 \$5.00 7 k 1 ", text)
-    assert "1,000" not in text
-    for link in (f"/usage?{PAGES[name]}={row['id']}", f"/calls?{PAGES[name]}={row['id']}"):
-        assert f'href="{link}"' in cost
-        assert (await reader.open(link)).status == 200
-    by_tokens = await reader.open(f"/{name}/{row['id']}?of=tokens&by=service")
-    assert "7,000 tokens" in by_tokens.text
-    assert "no service" in by_tokens.text
-    assert (await reader.open(f"/{name}/{row['id']}?of=x&by=y")).text == page.text
+    for name, row in (("tenants", tenant), ("api-keys", key), ("users", user)):
+        page = await reader.open(f"/{name}/{row['id']}")
+        well_formed(page)
+        cost = page.text.split('id="cost"')[1].split("</section>")[0]
+        text = re.sub(r"\s+", " ", re.sub(r"<(?!span|/span)[^>]+>", " ", cost))
+        text = re.sub(r"<[^>]+>", "", text)
+        assert "Last 30 days $5.000354" in text
+        assert ("This month $0.000354" in text) == ((now - timedelta(days=29)).month != now.month)
+        assert "Without a price 2 requests" in text
+        assert re.search(r"m2 \$5.00 7 k 1 ", text)
+        assert "1,000" not in text
+        for link in (f"/usage?{PAGES[name]}={row['id']}", f"/calls?{PAGES[name]}={row['id']}"):
+            assert f'href="{link}"' in cost
+        by_tokens = await reader.open(f"/{name}/{row['id']}?of=tokens&by=service")
+        assert ("7,000 tokens" in by_tokens.text, "no service" in by_tokens.text) == (True, True)
+        assert (await reader.open(f"/{name}/{row['id']}?of=x&by=y")).text == page.text
 
 
 async def test_an_organization_shows_what_it_spent_this_month(api: Api, reader: Person) -> None:
@@ -67,11 +62,6 @@ async def test_an_organization_shows_what_it_spent_this_month(api: Api, reader: 
     well_formed(page)
     assert "€12.35" in page.text
     assert "1 request, 4 k tokens" in page.text
-
-
-async def test_a_call_is_listed_under_its_model(api: Api, reader: Person) -> None:
-    await api.make("prices", model="gpt-4o", currency="USD", effective_from="2026-01-01T00:00:00Z", input="3")
-    assert ">gpt-4o</a>" in (await reader.open("/prices")).text
 
 
 # --- overview ---------------------------------------------------------------------------
@@ -283,16 +273,6 @@ async def test_pages_of_accounts_show_their_budgets(desk: Desk, reader: Person) 
     assert 'id="budgets"' not in (await reader.open(f"/users/{staff['id']}")).text
 
 
-async def test_where_the_counters_are_away_an_own_account_is_what_was_stored(
-    desk: Desk, reader: Person
-) -> None:
-    user = await desk.api.make("users", external_id="ada", organization_id=desk.organization)
-    made = await desk.make(name="per user", each="user")
-    desk.store(made, 2 * NANO, desk.account(each="user", value="ada").partition(":")[2], "ada")
-    desk.api.counters.away = True
-    assert "$2.00 of $12.50" in words_of(await reader.open(f"/users/{user['id']}"), "budgets")
-
-
 async def test_a_person_makes_changes_raises_and_deletes_one(desk: Desk, admin: Person) -> None:
     form = await admin.fill(
         f"/budgets/new?organization_id={desk.organization}", "/budgets",
@@ -316,17 +296,6 @@ async def test_a_person_makes_changes_raises_and_deletes_one(desk: Desk, admin: 
     assert "Raised to 7,000,000 tokens until" in words_of(await admin.open(where), "use")
     assert (await admin.fill(where, f"{where}/delete")).status == 303
     assert (await desk.api.get(path)).status == 404
-
-
-async def test_a_wrong_form_comes_back_with_what_is_wrong(desk: Desk, admin: Person) -> None:
-    page = await admin.fill(
-        "/budgets/new", "/budgets", organization_id=str(desk.organization), name="team", unit="tokens",
-        amount="1.5", interval="day", thresholds="half", time_zone="Mars/Base",
-    )  # fmt: skip
-    assert page.status == 422
-    well_formed(page)
-    assert 'value="half"' in page.text
-    assert "must be" in words_of(page)
 
 
 # --- calls ------------------------------------------------------------------------------

@@ -112,12 +112,7 @@ async def web(api: Api) -> dict[str, Any]:
     ("typed", "said"),
     [
         ({"amount": "0"}, "greater than or equal to 1"),
-        ({"amount": "-5"}, "greater than or equal to 1"),
-        ({"amount": "1.5"}, "must be a whole number"),
-        ({"amount": "1,5"}, "must be a whole number"),
-        ({"amount": "ten"}, "must be a whole number"),
         ({"amount": ""}, "required"),
-        ({"amount": "9" * 40}, "must be a whole number"),
         ({"amount": "<script>alert(1)</script>"}, "must be a whole number"),
     ],
 )
@@ -170,16 +165,6 @@ async def test_only_what_was_typed_over_is_changed(api: Api, admin: Person) -> N
     assert same.headers["Location"] == f"{one}?done=nothing"
 
 
-async def test_a_plans_days_are_asked_for_and_a_wrong_one_is_named(api: Api, admin: Person) -> None:
-    asked = {"name": "Berlin", "reset_interval": "weekly", "time_zone": "Europe/Berlin", "anchor_day": "8"}
-    wrong = await admin.fill("/token-plans/new", "/token-plans", **asked)
-    assert (wrong.status, "must be 1 (Monday) to 7 (Sunday)" in wrong.text) == (422, True)
-    assert (await admin.fill("/token-plans/new", "/token-plans", **asked | {"anchor_day": "7"})).status == 303
-    [made] = (await api.get("token-plans")).json["items"]
-    assert (made["time_zone"], made["anchor_day"]) == ("Europe/Berlin", 7)
-    assert "Europe/Berlin" in (await admin.open(f"/token-plans/{made['id']}")).text
-
-
 async def test_a_tenant_moves_to_another_plan_and_gets_limits(api: Api, admin: Person) -> None:
     made = await tenant_of(api)
     other = await api.make("token-plans", name="Other", total_amount=7)
@@ -191,19 +176,6 @@ async def test_a_tenant_moves_to_another_plan_and_gets_limits(api: Api, admin: P
     assert (await admin.post(f"{one}/change", [*hidden, *typed])).status == 303
     now = (await api.get(f"tenants/{made['id']}")).json
     assert (now["plan_id"], now["limits"], now["name"]) == (other["id"], {"requests_per_minute": 60}, "Acme")
-
-
-async def test_an_invoice_from_draft_to_void(api: Api, admin: Person) -> None:
-    made = await furnish(api)
-    one = f"/invoices/{made['invoices']['id']}"
-    assert 'action="' + one + '/void"' not in (await admin.open(one)).text
-    assert (await admin.fill(one, f"{one}/finalize")).headers["Location"] == f"{one}?done=finalize"
-    assert api.counters.closed == [made["organizations"]["id"]]
-    page = await admin.open(one)
-    assert "finalized" in page.text
-    assert f'action="{one}/delete"' not in page.text
-    assert (await admin.fill(one, f"{one}/void")).status == 303
-    assert (await api.get(f"invoices/{made['invoices']['id']}")).json["status"] == "void"
 
 
 async def test_what_the_books_say_against_it_is_shown(api: Api, admin: Person) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from gateway.admin.console import reports
-from gateway.admin.console.console import ROWS_MAX
+from gateway.admin.console.console import Exports
 from gateway.admin.console.lists import reduced
 from gateway.admin.console.reports import ReportQuery
 from gateway.admin.console.screens import SCREENS
@@ -23,7 +23,7 @@ from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
 from persistence import engine as engines
 from persistence.store import Store
-from tests.admin.conftest import Api
+from tests.admin.conftest import READONLY, Api, api_of
 from tests.admin.console.conftest import Page, Person
 from tests.admin.console.test_pages import HOSTILE, well_formed
 from tests.admin.console.usage_rows import NANO, call, used
@@ -132,21 +132,18 @@ async def test_every_list_has_a_file_of_all_its_rows_in_batches(api: Api, reader
     assert ledger.text.startswith("id,")
 
 
-async def test_a_list_that_is_too_long_is_no_file(api: Api, reader: Person) -> None:
-    number = call(api, str(uuid4()), organization=1, tenant=1, model="many")
-    [columns] = api.rows(
-        "select string_agg(column_name, ',') from information_schema.columns"
-        " where table_name = 'call' and column_name <> 'id'"
-    )
-    api.rows(
-        f"insert into call ({columns[0]}) select {columns[0]} from call, generate_series(1, %s)"
-        " where id = %s",
-        ROWS_MAX, number,
-    )  # fmt: skip
-    page = await reader.open("/calls.csv?model=many")
-    assert page.status == 422
-    assert "more than 100,000 rows" in page.text
-    assert (await reader.open("/calls.csv?model=few")).status == 200
+async def test_a_list_that_is_too_long_is_no_file(
+    admin_database: str, keeper_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Exports.__init__.__kwdefaults__, "rows_max", 40)
+    async with api_of(admin_database, keeper_database) as api:
+        reader = Person(api.client)
+        await reader.sign_in(READONLY)
+        for _ in range(41):
+            call(api, str(uuid4()), organization=1, tenant=1, model="many")
+        page = await reader.open("/calls.csv?model=many")
+        assert (page.status, "more than 40 rows" in page.text) == (422, True)
+        assert (await reader.open("/calls.csv?model=few")).status == 200
 
 
 async def test_files_need_a_session(nobody: Person) -> None:
@@ -250,15 +247,15 @@ async def test_a_whole_key_is_in_no_address_no_page_and_no_log(
         assert secret[8:20] not in text
 
 
-@pytest.mark.parametrize("pasted", ["sk-proj-abcdefghijklmnop", "the operator's own, of any shape", "acme"])
 async def test_what_is_pasted_is_in_no_address(
-    api: Api, reader: Person, two_organizations: dict[str, Any], pasted: str
+    api: Api, reader: Person, two_organizations: dict[str, Any]
 ) -> None:
     await api.make("tenants", name="Acme two")
-    answer = await search(reader, pasted)
-    assert (answer.status, "Location" in answer.headers) == (200, False)
-    assert pasted not in str(answer.headers)
-    assert f"?q={pasted}" not in answer.text
+    for pasted in ("sk-proj-abcdefghijklmnop", "the operator's own, of any shape", "acme"):
+        answer = await search(reader, pasted)
+        assert (answer.status, "Location" in answer.headers) == (200, False)
+        assert pasted not in str(answer.headers)
+        assert f"?q={pasted}" not in answer.text
 
 
 def test_what_only_looks_like_a_key_is_looked_for_as_it_is() -> None:
@@ -397,19 +394,13 @@ async def test_of_too_many_groups_the_most_are_drawn(api: Api, made: dict[str, A
     await engine.dispose()
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("group_by=colour", "group_by"), ("from=yesterday", "from"), ("range=ever", "from"),
-        ("from=2026-03-02&to=2026-03-01", "from"), ("tenant_id=x", "tenant_id"), ("currency=usd", "currency"),
-        ("interval=week", "interval"), ("interval=hour&range=90d", "interval"),
-    ],
-)  # fmt: skip
-async def test_what_is_asked_wrongly_is_said(reader: Person, query: str, field: str) -> None:
-    page = await reader.open(f"/usage?{query}")
-    assert page.status == 422
-    well_formed(page)
-    assert re.search(rf"This cannot be shown: {field} \w", page.text)
+async def test_what_is_asked_wrongly_is_said(reader: Person) -> None:
+    wrong = {"group_by=colour": "group_by", "range=ever": "from", "interval=hour&range=90d": "interval"}
+    for query, field in wrong.items():
+        page = await reader.open(f"/usage?{query}")
+        assert page.status == 422
+        well_formed(page)
+        assert re.search(rf"This cannot be shown: {field} \w", page.text)
 
 
 async def test_times_are_whole_days_hours_and_ranges() -> None:

@@ -333,8 +333,7 @@ async def test_an_organization_of_many_tenants_shows_its_last_days(
 @in_turn(
     "address",
     [
-        *("/tenants?organization_id=x", "/tenants?cursor=bad", "/audit-log?from=yesterday"),
-        *("/audit-log?to=9999-12-31", "/credit-transactions?request_id=7", "/invoices?status=lost"),
+        *("/tenants?organization_id=x", "/tenants?cursor=bad", "/audit-log?to=9999-12-31"),
     ],
 )
 async def test_filters_that_cannot_be_used_are_said(admin: Person, address: str) -> None:

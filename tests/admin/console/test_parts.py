@@ -24,14 +24,10 @@ from gateway.settings.settings import Settings
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0, "0"),
-        (999, "999"),
-        (10**12, "1,000,000,000,000"),
-        (-5000, "−5,000"),
-        (None, "—"),
+        (0, "0"), (999, "999"), (10**12, "1,000,000,000,000"), (-5000, "−5,000"), (None, "—"),
         (2**53, "9,007,199,254,740,992"),
     ],
-)
+)  # fmt: skip
 def test_numbers(value: int | None, text: str) -> None:
     assert formatting.number(value) == text
 
@@ -183,20 +179,13 @@ def test_fields_come_from_the_model() -> None:
     assert (events.kind, "quota.80" in events.choices) == ("many", True)
 
 
-@pytest.mark.parametrize(
-    ("typed", "sent"),
-    [
-        ("5", 5), (" 1 000 000 ", 1_000_000), ("1,000,000", 1_000_000), ("1\u00a0000", 1000), ("1_000", 1000),
-        ("-7", -7), ("1,5", "1,5"), ("1.000", "1.000"), ("1e3", "1e3"), ("0x10", "0x10"), ("٣", "٣"),
-        ("9" * 31, "9" * 31),
-    ],
-)  # fmt: skip
-def test_whole_numbers_are_read_only_where_they_are_sure(typed: str, sent: object) -> None:
+def test_whole_numbers_are_read_only_where_they_are_sure() -> None:
+    """As on the command line, and with blanks that pages are copied with."""
     model: Any = RESOURCES["token-plans"].create
-    body = formatting.body_of(
-        fields_of(RESOURCES["token-plans"], model), MultiDict(name="x", total_amount=typed), changes=False
-    )
-    assert body["total_amount"] == sent
+    fields = fields_of(RESOURCES["token-plans"], model)
+    for typed, sent in ((" 1 000 000 ", 1_000_000), ("1\u00a0000", 1000), ("1.000", "1.000")):
+        found = formatting.body_of(fields, MultiDict(total_amount=typed), changes=False)
+        assert found["total_amount"] == sent
 
 
 def test_a_body_holds_what_was_filled_in() -> None:

@@ -131,17 +131,6 @@ async def test_a_person_is_out_as_soon_as_nobody_lets_them_in(world: World) -> N
     assert (await Browser.at(world).sign_in()).status == 200
 
 
-async def test_signing_out_ends_the_session(world: World) -> None:
-    await world.let_in()
-    browser = Browser.at(world)
-    await browser.sign_in()
-    page = await browser.person.open("/")
-    await browser.person.post("/sign-out", {"form_token": page.form_token})
-    assert (await browser.person.open("/")).status == 303
-    entries = (await world.api.get("audit-log?resource=console-sessions&action=end")).json["items"]
-    assert [entry["person"] for entry in entries] == ["Kim"]
-
-
 async def test_each_sign_in_is_a_new_session_whatever_the_browser_had(world: World) -> None:
     await world.let_in()
     browser = Browser.at(world)
@@ -286,25 +275,14 @@ def with_(**more: object) -> Callable[[Json], Json]:
     return lambda claims: claims | more
 
 
+# What this console asks for; the rules of all tokens are in tests/core/issuers.
 BENT: list[tuple[Callable[[Json], Json | None], str]] = [
-    (with_(nonce="of-another-sign-in"), "of another sign-in"),
-    (without("nonce"), "of another sign-in"),
-    (with_(nonce=7), "of another sign-in"),
+    (with_(nonce="of-another-sign-in"), "of another sign-in"), (without("nonce"), "of another sign-in"),
     (with_(aud="somebody-else"), "not meant for this gateway"),
     (with_(aud=[CLIENT, "somebody-else"]), "made for somebody else"),
-    (with_(azp="somebody-else"), "made for somebody else"),
-    (with_(iss="https://evil.example"), "of another provider"),
-    (without("iss"), "of another provider"),
-    (with_(exp=1), "has expired"),
-    (without("exp"), "does not say when"),
-    (without("sub"), "whom it is of"),
-    (with_(sub=""), "whom it is of"),
-    (with_(sub="x" * 256), "whom it is of"),
-    (with_(sub="a\u202eb"), "whom it is of"),
-    (without("groups"), "no value that stands"),
-    (without("name"), "must be one printable text"),
-    (lambda _: None, "malformed"),
-]
+    (with_(iss="https://evil.example"), "of another provider"), (with_(exp=1), "has expired"),
+    (without("name"), "must be one printable text"), (lambda _: None, "malformed"),
+]  # fmt: skip
 
 
 async def test_an_id_token_that_was_not_made_for_this_is_refused(world: World) -> None:
@@ -322,10 +300,8 @@ async def test_an_id_token_that_the_provider_did_not_sign_is_refused(world: Worl
     await world.let_in()
     signed: list[Callable[[Json], bytes]] = [
         lambda claims: token(claims, key=rsa_key(1)),
-        lambda claims: token(claims, algorithm="RS512"),
         lambda claims: token(claims, algorithm="HS256", key=SECRET.encode()),
         lambda claims: token(claims, key=rsa_key(), alg="none"),
-        lambda claims: token(claims, key=rsa_key(), typ="logout+jwt"),
     ]
     for signs in signed:
         world.provider.signs = signs
@@ -412,24 +388,6 @@ async def test_an_organizations_own_people_let_nobody_in(world: World) -> None:
     assert (await world.api.post("admin-tokens", named)).status == 409
     for wrong in ({"issuer": world.provider.url}, {"subject": "staff"}):
         assert (await world.api.post("admin-tokens", {"name": "p", "role": "admin"} | wrong)).status == 422
-
-
-async def test_an_organization_sees_of_staff_that_it_was_staff(world: World) -> None:
-    tenant = await world.api.make("tenants", name="acme")
-    own = tenant["organization_id"]
-    await world.let_in()
-    staff = Browser.at(world)
-    await staff.sign_in()
-    page = await staff.person.open(f"/tenants/{tenant['id']}")
-    changed_ = await staff.person.post(
-        f"/tenants/{tenant['id']}/change", [*page.fields(f"/tenants/{tenant['id']}/change"), ("name", "b")]
-    )
-    assert changed_.status == 303
-    token_ = await world.api.make("admin-tokens", name="own", role="admin", organization_id=own)
-    entries = (await world.api.acting_as(token_["token"]).get("audit-log?resource=tenants")).json["items"]
-    said = {(entry["actor"], entry["person"], entry["issuer"], entry["identity"]) for entry in entries}
-    assert said == {("staff", None, None, None)}
-    assert not any(word in str(entries) for word in ("Kim", "u-1", world.provider.url))
 
 
 async def test_no_filter_tells_an_organization_which_of_the_staff_it_was(world: World) -> None:

@@ -110,11 +110,6 @@ async def test_the_ledger_by_request_kind_and_time(api: Api) -> None:
     assert [found["seq"] for found in until] == [1, 2]
 
 
-async def test_the_ledger_is_read_only(api: Api) -> None:
-    assert (await api.post("token-ledger", {})).status == 405
-    assert (await api.get("token-ledger/1")).status == 404
-
-
 WRONG = [
     ("limit=0", "limit"), ("limit=1001", "limit"), ("limit=x", "limit"), ("limit=1&limit=2", "limit"),
     ("colour=red", "colour"), ("name=", "name"), ("name=%00", "name"), ("from=yesterday", "from"),
@@ -158,15 +153,6 @@ async def test_search_finds_names_by_words_and_rows_by_id(api: Api) -> None:
     by_id = (await api.get(f"tenants?search={found[0]['id']}")).json["items"]
     assert [row["id"] for row in by_id] == [found[0]["id"]]
     assert (await api.get("tenants?search=%25%27--")).json["items"] == []
-
-
-async def test_every_write_is_in_the_audit_log(api: Api) -> None:
-    made = await api.make("tenants", name="Acme")
-    await api.post(f"tenants/{made['id']}/block")
-    [last, first] = (await api.get("audit-log?resource=tenants&order=desc")).json["items"]
-    assert (first["action"], first["after"]["name"]) == ("create", "Acme")
-    assert (last["action"], last["actor"], last["resource_id"]) == ("block", "builtin:admin", str(made["id"]))
-    assert (await api.get("audit-log?actor=token:9")).json["items"] == []
 
 
 async def test_the_ledger_by_direction(api: Api) -> None:

@@ -417,16 +417,12 @@ NOTHING = "There is nothing at this address."
 @in_turn(
     ("path", "meant"),
     [
-        ("tenant", "/admin/v1/tenants"),
-        ("token_plans", "/admin/v1/token-plans"),
-        ("tenants/", "/admin/v1/tenants"),
-        ("tenant/12", "/admin/v1/tenants/{id}"),
-        ("tenants/12/unblok", "/admin/v1/tenants/{id}/unblock"),
-        ("nothing/like/it/at-all", ""),
-        ("%25%7B", ""),
-        ("tenants" + "x" * 200, ""),
+        ("tenant", "/admin/v1/tenants"), ("token_plans", "/admin/v1/token-plans"),
+        ("tenants/", "/admin/v1/tenants"), ("tenant/12", "/admin/v1/tenants/{id}"),
+        ("tenants/12/unblok", "/admin/v1/tenants/{id}/unblock"), ("nothing/like/it/at-all", ""),
+        ("%25%7B", ""), ("tenants" + "x" * 200, ""),
     ],
-)
+)  # fmt: skip
 async def test_the_nearest_path_is_named(api: Api, path: str, meant: str) -> None:
     answer = await api.get(path)
     assert answer.status == 404
