@@ -158,7 +158,7 @@ async def _look_in_report(world: World, report: ReportEndpoint) -> None:
     assert report.name == "usage", "a report that is added says here how it is looked into"
     for filters in ("", *(f"&{GROUPS[one]}={world.bravos[name]}" for one, name in _BY_ID.items())):
         for group in GROUPS:
-            for suffix in ("", ".csv", ".parquet"):
+            for suffix in ("", ".csv", ".parquet") if group == "tenant" else ("",):
                 asked = f"usage{suffix}?group_by={group}{filters}"
                 assert traces(_text(await world.alpha.get(asked))) == [], asked
         assert (await world.alpha.get(f"usage?{filters.lstrip('&')}")).json["items"] == []
