@@ -42,6 +42,7 @@ from gateway.core.families.family import (
     only_text,
 )
 from gateway.core.families.openai.calls import STORED
+from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import EventStreamMeter
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import Reports, integer, loose_document, summed
@@ -195,6 +196,7 @@ class _Usage(UsageShape, rename="camel"):
     cache_details: list[_CacheDetail] | None = None
 
 
+_ENDING: Final = ENDINGS["converse"]
 _REPORTS = Reports(_Usage)
 
 
@@ -213,6 +215,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if "metadata" in said:
         _take(meter, object_in(said, "metadata"))
         meter.phase = CLOSED
+    meter.last_word = meter.last_word or not _ENDING.events.isdisjoint(said)
     return False
 
 
@@ -245,7 +248,7 @@ def _take(meter: Meter, said: Document) -> None:
 
 
 CHECKED: Final = Dialect(_read_checked)
-CONVERSE: Final = Dialect(_read_whole, _read_event)
+CONVERSE: Final = Dialect(_read_whole, _read_event, ending=_ENDING)
 _MEDIA: Final = MediaPlaces(
     "messages",
     by_name={

@@ -22,8 +22,9 @@ from gateway.core.families.controlled import (
     model_name,
 )
 from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import LinesMeter
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.core.metering.report import see_content
 from gateway.core.model import Family
@@ -41,6 +42,7 @@ _PLAIN = ControlledNames("model", "documents", "inputs", *OF_EVERY_FAMILY)
 # A search unit is a query with up to so many documents; a longer one counts once for each part of it.
 _DOCUMENTS: Final = 100
 _PART_BYTES: Final = 1_500
+_ENDING: Final = ENDINGS["cohere"]
 _CONTENT: Final = frozenset(
     {"content-start", "content-delta", "tool-plan-delta", "tool-call-start", "tool-call-delta"}
 )
@@ -96,9 +98,9 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 def _read_event(meter: Meter, data: bytes) -> bool:
     event = loose_document(data)
-    kind, delta = event.get("type"), object_in(event, "delta")
-    if event.get("event_type") == "stream-end":  # of v1, whose events have their text themselves
-        kind, delta = "message-end", {"usage": object_in(event, "response").get("meta")}
+    kind, delta = event.get("type") or event.get("event_type"), object_in(event, "delta")
+    if kind == "stream-end":  # of v1, whose events have their text themselves
+        delta = {"usage": object_in(event, "response").get("meta")}
     elif isinstance(event.get("text"), str):
         meter.saw(str(event["text"]))
         meter.content_events += 1
@@ -109,11 +111,11 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             meter.content_events += 1
         else:
             see_content(meter, delta, 0)
-    elif kind == "message-end":
+    elif kind in _ENDING.events:
         meter.failed = delta.get("error") is not None
         _take(meter, object_in(delta, "usage"))
         meter.finished += 1
-        meter.phase = CLOSED
+        meter.close()
     return False
 
 
@@ -141,7 +143,7 @@ def _take(meter: Meter, said: Document) -> None:
     meter.report(used, output, cached, 0, used + output, final=True)
 
 
-DIALECT: Final = Dialect(_read_whole, _read_event)
+DIALECT: Final = Dialect(_read_whole, _read_event, ending=_ENDING)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:

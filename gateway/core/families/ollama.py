@@ -22,8 +22,9 @@ from gateway.core.families.controlled import (
     object_at,
 )
 from gateway.core.families.family import ApiFamily, CallKind, object_in
+from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import LinesMeter
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.core.metering.report import see_content
 from gateway.core.model import Family
@@ -67,10 +68,10 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.content_events += 1
     elif holder.get("tool_calls"):
         see_content(meter, holder, 0)
-    if said.get("done") is True:
+    if any(said.get(word) is True for word in _ENDING.events):
         _report(meter, said)
         meter.finished += 1
-        meter.phase = CLOSED
+        meter.close()
     return False
 
 
@@ -83,7 +84,8 @@ def _report(meter: Meter, said: Document) -> None:
         meter.report(used, output, 0, 0, used + output, final=True)
 
 
-DIALECT: Final = Dialect(_read_whole, _read_event)
+_ENDING: Final = ENDINGS["ollama"]
+DIALECT: Final = Dialect(_read_whole, _read_event, ending=_ENDING)
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:

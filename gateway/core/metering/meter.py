@@ -16,6 +16,7 @@ from typing import Final
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import Counts
 from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
+from gateway.core.metering.endings import BY_CONNECTION, Ending
 from gateway.core.model import TokenUsage
 
 # What an answer says beside what is charged: kinds of tokens, tools, tier, the model that answered.
@@ -172,6 +173,7 @@ def _is_text(raw: bytes) -> bool:
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
 SLIM_BYTES_MAX = 128 << 10  # of a document or an event, while memory is short
 TEXTS_MAX = 1024  # pieces of it: each takes fifty bytes beside its letters
+BEGUN_MAX = 1024  # choices that are told apart
 BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
 
 # How far an answer has come: more follows; every choice has said that it is finished, which more
@@ -188,7 +190,8 @@ class Dialect:
     `read_whole` takes a complete JSON answer, `read_event` the data of one event and says
     whether that event is only a usage frame, `closing` the events that end a cut stream well, and `failing`
     the event that says a refusal's body in the middle of a stream. An API that streams nothing has the first.
-    `read_event` counts in `Meter.finished` what finishes a choice, and sets `Meter.phase` to CLOSED.
+    `read_event` notes choices by `Meter.note_choice`, counts in `Meter.finished` what finishes one of them,
+    and calls `Meter.close` at the last word, by its `ending`.
     `texts` finds where a text begins that is produced, or padding or a number that may differ beside it, by
     groups of these names: an event that differs from one before it by these alone is not decoded. Without it,
     every event is.
@@ -199,16 +202,19 @@ class Dialect:
     closing: Callable[[Meter], bytes] = lambda meter: b""
     failing: Callable[[Meter, bytes], bytes] = lambda meter, body: b"data: %b\n\n" % body
     texts: re.Pattern[bytes] | None = None
+    ending: Ending = BY_CONNECTION
 
 
 class Meter:
     """Count one answer: the arithmetic every meter shares.
 
-    `ended` says the answer came to its end; `final` that the report covers all of it, `partial` that it
-    leaves out what an API that always reports never does, `uncounted` that its output is no number,
-    `by_units` that it tells no tokens, `reported_part` which part of the prompts it is about; `by_choice` is
-    what a family keeps of the reports of several choices;
-    `failed` that the answer itself says it failed, or is empty; `unread` that nobody can read some of it.
+    `ended` says that its connection came to the answer's end, `last_word` that its API said so, and `begun`
+    are the choices that began, each with whether it is finished. `final` says that the report covers all of
+    it, `partial` that it leaves out what an API that always reports never does, `uncounted` that its output
+    is no number, `by_units` that it tells no tokens, `reported_part` which part of the prompts it is about;
+    `by_choice` is what a family keeps of the reports of several choices, `output_most` the most tokens that
+    all choices may write, by what the call states or its model can; `failed` says that the answer itself says
+    it failed, or is empty; `unread` that nobody can read some of it.
     To end a stream well, `opening` keeps its first event (empty where that is long) and `position` where it
     stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
     answer says beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
@@ -219,10 +225,11 @@ class Meter:
     """
 
     __slots__ = (
-        "_reported_at", "behind", "bounds", "by_choice", "by_units", "cached", "call", "content_events",
-        "detail", "ended", "failed", "final", "finished", "input", "marked", "opening", "output", "partial",
-        "phase", "position", "reasoning", "reported", "reported_part", "said", "status", "surplus",
-        "text_bytes", "texts", "told", "total", "uncounted", "unread", "withheld",
+        "_reported_at", "begun", "behind", "bounds", "by_choice", "by_units", "cached", "call",
+        "content_events", "detail", "ended", "failed", "final", "finished", "input", "last_word", "marked",
+        "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
+        "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
+        "unread", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
@@ -236,8 +243,14 @@ class Meter:
         self.behind = False
         self.told: list[str] = []
         self.said: dict[tuple[int, str], int] = {}
+        self.begun: dict[int, bool] = {}
+        # Counts stay within what the call may have; reports need not.
+        each, most = call.output_max, bounds.usage_tokens_max
+        if each is None:
+            each = call.output_ceiling or most
+        self.output_most = min(each * call.choices, most)
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
-        self.ended = self.failed = self.surplus = self.unread = self.by_units = False
+        self.ended = self.last_word = self.failed = self.surplus = self.unread = self.by_units = False
         self.reported_part = 1.0
         self.by_choice: object = None
         self.opening: bytes | None = None
@@ -295,6 +308,31 @@ class Meter:
         """True once nothing that may still come changes what is charged."""
         return False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the answer came to its last word: else it broke off, however its connection ended."""
+        return self.ended
+
+    def note_choice(self, index: object, place: int, *, finished: bool) -> None:
+        """Note a choice that begins or goes on, by its index, else by its place; or that it is finished."""
+        begun, number = self.begun, index if type(index) is int else place
+        if number not in begun and len(begun) >= BEGUN_MAX:
+            number = -1
+        if finished:
+            begun[number] = True
+        else:
+            begun.setdefault(number, False)
+
+    def close(self) -> None:
+        """Take an event for the last word of the answer's API."""
+        self.phase, self.last_word = CLOSED, True
+
+    def ends_by(self, ending: Ending) -> bool:
+        """Whether a stream came to one of these last words, or nobody can read whether it did."""
+        if self.last_word or (ending.choices and self.begun and False not in self.begun.values()):
+            return True
+        return self.ended and (self.unread or ending is BY_CONNECTION)
+
     def observed(self) -> int:
         """Tokens seen so far, zero before anything was produced."""
         if not self.produced:
@@ -313,20 +351,22 @@ class Meter:
 
     def usage(self) -> TokenUsage:
         """What this answer is charged, as far as it came."""
-        ended_well = self.ended and not self.failed and 200 <= self.status < 300
-        if ended_well and self.call.reports and (self.partial or not self.reported):
+        is_whole, good = self.is_whole, 200 <= self.status < 300
+        ended_well = self.ended and not self.failed and good
+        if ended_well and is_whole and self.call.reports and (self.partial or not self.reported):
             return self._ceiling()
         if self.reported:
-            return self._reported_usage()
-        if not 200 <= self.status < 300 or not (self.produced or (self.ended and not self.failed)):
+            return self._reported_usage(is_whole)
+        if not good or not (self.produced or self.unread or (ended_well and is_whole)):
             return TokenUsage(units=0)
         spent = input_tokens(self.call)
         output = self._produced_tokens()
         return TokenUsage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
 
     def counted(self) -> int:
-        """Output tokens by what passed: at least one for each content event."""
-        return max(self.content_events, int(-(-self.text_bytes // self.call.output_bytes_per_token)))
+        """Output tokens by what passed, one for each content event at least, within the call's maximum."""
+        size = int(-(-self.text_bytes // self.call.output_bytes_per_token))
+        return min(max(self.content_events, size), self.output_most)
 
     def unreadable(self, size: int) -> None:
         """Count bytes of an answer that nobody can read, as far as its call produces any tokens."""
@@ -388,18 +428,11 @@ class Meter:
         self.by_units = True
         self.report(0, 0, 0, 0, 0, final=True)
 
-    def output_most(self) -> int:
-        """The most tokens that all choices may write, by what the call states or its model can."""
-        call = self.call
-        most = call.output_ceiling if call.output_max is None else call.output_max
-        known = most > 0 or call.output_max is not None
-        return self._bounded(most * call.choices) if known else self.bounds.usage_tokens_max
-
-    def _reported_usage(self) -> TokenUsage:
+    def _reported_usage(self, is_whole: bool) -> TokenUsage:
         """Return the reported numbers, or those counted where the answer shows more: no prompt is read and no
         text written by zero tokens, and an answer may have broken off.
         """
-        read, output, total, marked = self.input, self.output, self.total, self.marked
+        read, output, total, marked = self.input, self.output, self.total, self.marked or not is_whole
         counted = self.counted()
         answered = 200 <= self.status < 300 and not self.by_units and (counted > 0 or not self.failed)
         no_input = answered and not read and self.call.has_input
@@ -407,13 +440,12 @@ class Meter:
         if no_input:
             read, marked = input_tokens(self.call), True
         is_final = self.final and self.content_events == self._reported_at
-        if (
-            self.uncounted
-            or no_output
-            or not (is_final or (self.ended and not self.failed and counted <= output))
-        ):
+        covers = is_final or (is_whole and self.ended and not self.failed and counted <= output)
+        if self.uncounted or no_output or not covers:
             read, output, marked = ceil(read / self.reported_part), max(output, self._produced_tokens()), True
             self.detail.contradicted = self.detail.contradicted or no_output or self.reported_part < 1.0
+        elif not is_whole:
+            output = max(output, min(self.content_events, self.output_most))
         self.detail.contradicted = self.detail.contradicted or no_input
         if read != self.input or output != self.output:
             total = self._bounded(max(total, read + output))
@@ -432,7 +464,7 @@ class Meter:
         """Output tokens by the model's own tokenizer where it is known, else as `counted`."""
         tokens_of = self.call.tokens_of
         if self.texts and tokens_of is not None:
-            return tokens_of("".join(self.texts))
+            return min(tokens_of("".join(self.texts)), self.output_most)
         return self.counted()
 
     def _bounded(self, tokens: int) -> int:

@@ -24,7 +24,14 @@ from gateway.core.metering.reading import (
     text_bytes,
     texts_in,
 )
-from gateway.core.metering.stream import CODED_BYTES, OpaqueMeter, StreamMeter, Tail, TextShortener
+from gateway.core.metering.stream import (
+    CODED_BYTES,
+    OpaqueMeter,
+    StreamMeter,
+    Tail,
+    TextShortener,
+    is_open,
+)
 from gateway.core.model import TokenUsage
 from gateway.errors import UpstreamUnreachable
 
@@ -270,7 +277,7 @@ def _at(value: object, pointer: str) -> object:
 class WholeMeter(Meter):
     """Keep the document, pass it on, read it at the end."""
 
-    __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_shortened")
+    __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_open", "_shortened")
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, dialect: Dialect) -> None:
         Meter.__init__(self, call, status, bounds)
@@ -280,6 +287,7 @@ class WholeMeter(Meter):
         self._shortened: TextShortener | None = None
         self._end: Tail | None = None
         self._examined = 0
+        self._open = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Keep the chunk and pass it on, but for the byte that may be the document's last."""
@@ -325,6 +333,10 @@ class WholeMeter(Meter):
             self.bounds = slim(self.bounds)
 
     @property
+    def is_whole(self) -> bool:
+        return self.ended and not self._open
+
+    @property
     def produced(self) -> bool:
         """True once text was seen or use was reported."""
         self._examine()
@@ -338,11 +350,13 @@ class WholeMeter(Meter):
             return 0
         # Who asked for a stream has it as it comes.
         passed = self._kept_bytes if self.call.streamed else 0
-        return self.call.input_estimate + int(passed // self.call.output_bytes_per_token)
+        produced = int(passed // self.call.output_bytes_per_token)
+        return self.call.input_estimate + min(produced, self.output_most)
 
     def _judge(self, document: bytes) -> None:
-        """An empty answer is none; one that is no JSON object is counted by its size."""
+        """An empty answer is none; one that is no JSON object counts by its size, and may have broken off."""
         if document and not is_object(document):
+            self._open = document.startswith(b"{") and is_open(document)
             self.unreadable(max(len(document) - self.text_bytes, 1))
         self.failed = self.failed or not (document or self.unread)
 
@@ -460,6 +474,10 @@ class EncodedMeter(Meter):
 
     def observed(self) -> int:
         return self._inner.observed()
+
+    @property
+    def is_whole(self) -> bool:
+        return self._inner.is_whole
 
     def so_far(self) -> TokenUsage:
         return self._inner.so_far()

@@ -31,7 +31,7 @@ _BOM = b"\xef\xbb\xbf"
 _MARK = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?(?:data[ \t]*:)?[ \t\"'\x0b\x0c]*\[DONE\]")
 _NAME = re.compile(
     rb"event(?:(?<=\A.{5})|(?<=[\r\n].{5})|(?<=\xef\xbb\xbf.{5}))[ \t]*:[ \t\"']*"
-    rb"(?:message_stop|done|response\.(?:completed|incomplete|failed|cancelled))[ \t\"']*(?:[\r\n]|\Z)"
+    rb"(message_stop|done|response\.(?:completed|incomplete|failed|cancelled))[ \t\"']*(?:[\r\n]|\Z)"
 )
 
 
@@ -75,7 +75,13 @@ def says_end(event: bytes) -> bool:
     Clients differ in what they take for it: a line that only begins with the mark, a quoted one, a
     name without data. All of that counts, of each API for every other.
     """
-    return has_mark(event) or (b"event" in event and _NAME.search(event) is not None)
+    return has_mark(event) or bool(_name_of_end(event))
+
+
+def _name_of_end(event: bytes) -> str:
+    """The name by which an event says that the stream is over, empty where it does not."""
+    found = _NAME.search(event) if b"event" in event else None
+    return "" if found is None else found[1].decode()
 
 
 def has_mark(event: bytes) -> bool:
@@ -139,6 +145,13 @@ class Brackets:
     def closed(self) -> bool:
         """Whether a document in brackets began, and all of them are closed."""
         return self._seen and self._depth <= 0 and not self._in_text
+
+
+def is_open(document: bytes) -> bool:
+    """Whether a document in brackets broke off in the middle."""
+    brackets = Brackets()
+    brackets.feed(document)
+    return not brackets.closed
 
 
 class Tail:
@@ -485,6 +498,10 @@ class StreamMeter(Meter):
         self.call.text_bytes = self.text_bytes
         return b"".join(passed)
 
+    @property
+    def is_whole(self) -> bool:
+        return self.ends_by(self._dialect.ending)
+
     def cut(self) -> bytes:
         """End the stream here in the API's own shape, unless part of an event has passed."""
         if self._oversized is not None:
@@ -559,7 +576,7 @@ class StreamMeter(Meter):
         if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
             return False
         if says_end(event):
-            self.phase = CLOSED
+            self._end_by(event)
         data = data_of(event)
         if not data:
             if self.opening is None and event.lstrip(b"\r\n")[:1] in {b"", b":"}:  # it only keeps alive
@@ -577,6 +594,12 @@ class StreamMeter(Meter):
                 if self.content_events >= (self._trials - TRIALS_AT_ONCE) * EVENTS_A_TRIAL:
                     self._try(event)
         return left_out and self._strip
+
+    def _end_by(self, event: bytes) -> None:
+        """Take an event that says in some API that the stream is over; in this one, where that is its own."""
+        self.phase, ending = CLOSED, self._dialect.ending
+        if _name_of_end(event) in ending.events or (ending.mark and has_mark(event)):
+            self.last_word = True
 
     def _see_known(self, chunk: bytes) -> int:
         """Count the events at the beginning that are like one that was tried out; the place behind them."""
@@ -669,7 +692,8 @@ class StreamMeter(Meter):
         """Stop keeping an event that is too long, but for what is read of it at its end."""
         if self._oversized is None:
             if self.phase == CLOSED or has_mark(part):  # no client may have it before the end
-                self.phase, self.surplus = CLOSED, True
+                self._end_by(part)
+                self.surplus = True
                 self._hold(part, left_out=False)
                 return
             self._release(passed)
@@ -691,6 +715,7 @@ class StreamMeter(Meter):
         if event:
             self._read(event)
         else:
+            self.unread = True  # but for its ends
             shortened.read_ends(self, self._dialect)
         self._shortened = TextShortener(self.bounds.event_bytes_max)
 

@@ -76,10 +76,13 @@ def test_without_a_stated_maximum_it_is_what_the_model_can_produce() -> None:
     assert usage.total == 150 + 2 * ENDLESS
 
 
-def test_more_than_was_stated_is_charged_as_it_came() -> None:
-    text = "word " * 10_000
-    usage = used(asked("gemini_generate"), json.dumps({"candidates": [{"text": text}]}).encode())
-    assert usage.output == len(text) // 4
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("reports", [True, False])
+def test_what_is_counted_is_never_more_than_was_stated(*, reports: bool, ended: bool) -> None:
+    made = asked("gemini_generate", choices=3)
+    made.reports = reports
+    body = json.dumps({"candidates": [{"text": "word " * 10_000}]}).encode()
+    assert used(made, body, ended=ended).output == 3 * 500
 
 
 @pytest.mark.parametrize("content_type", [SSE, JSON])

@@ -20,6 +20,7 @@ from tests.core.meter.recorded import (
     CHAT_FRAMES,
     CHAT_USED,
     DONE,
+    MESSAGE_END,
     MESSAGE_START,
     MESSAGE_TEXT,
     RECORDED,
@@ -173,6 +174,7 @@ def test_usage_repeated_in_every_frame_is_taken_once() -> None:
         meter.feed(frame({**delta("x"), "usage": {"prompt_tokens": 10, "completion_tokens": count}}))
     for _ in range(2):
         meter.feed(frame(chat_chunk(choices=[], usage={"prompt_tokens": 10, "completion_tokens": 5})))
+    meter.feed(DONE)
     meter.finish()
     assert meter.usage() == TokenUsage(10, 5, 0, 0, 15, 1, True, False)
 
@@ -254,7 +256,7 @@ def test_the_stripped_usage_still_counts() -> None:
 def test_numbers_a_later_report_leaves_out_keep_their_value() -> None:
     meter = make_meter(call("anthropic_messages"), 200, SSE)
     last = message("message_delta", delta={}, usage={"input_tokens": 30, "output_tokens": 15})
-    meter.feed(b"".join([MESSAGE_START, *MESSAGE_TEXT, last]))
+    meter.feed(b"".join([MESSAGE_START, *MESSAGE_TEXT, last, MESSAGE_END[-1]]))
     meter.finish()
     assert meter.usage() == TokenUsage(170, 15, 40, 0, 185, 1, True, False)
 

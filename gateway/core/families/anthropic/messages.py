@@ -15,7 +15,8 @@ import msgspec
 from gateway.core.billing.price_book import Counts
 from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
 from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.endings import ENDINGS
+from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import (
     NO_COUNT,
     UNREADABLE,
@@ -65,6 +66,7 @@ class _MessageUsage(UsageShape):
     completion_tokens: int | None = None
 
 
+ENDING = ENDINGS["messages"]
 _REPORTS = Reports(_MessageUsage)
 # Iterations whose tokens are in the report's own numbers, and those that the same model made a summary of.
 _INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
@@ -120,8 +122,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         count_text(meter, data)
         event = loose_document(data)
         _report_loose(meter, event, True)
-        if event.get("type") == "message_stop":
-            meter.phase = CLOSED
+        if event.get("type") in ENDING.events:
+            meter.close()
         return False
     _see(meter, read, data)
     if read.type == "content_block_start" and read.index is not None:
@@ -136,8 +138,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         _report(meter, bytes(read.usage), True)
     if read.type == "error":
         meter.failed = True
-    elif read.type == "message_stop":
-        meter.phase = CLOSED
+    elif read.type in ENDING.events:
+        meter.close()
     if read.message is not None and meter.call.keeps == KEPT_LINKED:
         meter.told += ids_of(object_in(loose_document(data), "message").get("id"))
     if meter.call.keeps and may_tell(data):
@@ -295,4 +297,4 @@ def _failing(meter: Meter, body: bytes) -> bytes:
 
 
 _TEXTS = re.compile(rb'"(?P<text>text|thinking|partial_json)"[ \t]*:[ \t]*"')
-DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS)
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS, ending=ENDING)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.families.family import object_in, objects_in
+from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Detail, Dialect, Meter
 from gateway.core.metering.reading import (
     UNREADABLE,
@@ -102,6 +103,7 @@ class _Content(msgspec.Struct):
 
 
 class _Candidate(msgspec.Struct, rename="camel"):
+    index: Any = None
     content: _Content | None = None
     finish_reason: str | None = None
     grounding_metadata: _Grounding | None = None
@@ -145,20 +147,22 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         meter.failed = True
     meter.detail.answered_by(read.model_version)
     before, whole = meter.text_bytes, final
-    for candidate in read.candidates or ():
+    for place, candidate in enumerate(read.candidates or ()):
         if candidate.grounding_metadata is not None:
             meter.detail.searched(candidate.grounding_metadata.web_search_queries or ())
             chunks = candidate.grounding_metadata.grounding_chunks or ()
             if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
                 meter.detail.used_tool("google_maps", 1)  # an answer with places is one use
         _see(meter, candidate)
-        if candidate.finish_reason is not None:
+        finished = candidate.finish_reason is not None
+        meter.note_choice(candidate.index, place, finished=finished)
+        if finished:
             final = True
             meter.finished += 1
     if read.candidates and not whole and may_hold_more(document, meter.text_bytes - before):
         _see_more(meter, document, meter.text_bytes - before)
     if read.prompt_feedback is not None and is_there(read.prompt_feedback.block_reason):  # nothing follows
-        final = True
+        final = meter.last_word = True
         meter.finished += 1
     if is_there(read.usage_metadata):
         report(meter, bytes(read.usage_metadata), final)
@@ -235,6 +239,8 @@ def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
 def _report_loose(meter: Meter, document: bytes) -> None:
     """Take what can be read of an answer that is not of the documented types."""
     answer = loose_document(document)
+    for place, said in enumerate(objects_in(answer, "candidates")):
+        meter.note_choice(said.get("index"), place, finished=bool(said.get("finishReason")))
     meter.detail.answered_by(answer.get("modelVersion"))
     usage = answer.get("usageMetadata")
     if isinstance(usage, dict):
@@ -264,7 +270,8 @@ def _closing(meter: Meter) -> bytes:
     return b"data: " + end_of(meter) + b"\r\n\r\n"
 
 
-DIALECT = Dialect(_read_whole, _read_event, _closing)
+ENDING = ENDINGS["gemini"]
+DIALECT = Dialect(_read_whole, _read_event, _closing, ending=ENDING)
 
 
 def _read_cached(meter: Meter, document: bytes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from gateway.core.calls.call import CallRequest, UsageBounds
-from gateway.core.families.gemini.answers import DIALECT, end_of, take
+from gateway.core.families.gemini.answers import DIALECT, ENDING, end_of, take
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
 from gateway.core.metering.stream import TextShortener
 
@@ -73,11 +73,15 @@ class ArrayMeter(Meter):
 
     def finish(self) -> bytes:
         self.ended = True
-        if not self._first_end:  # there was no element
+        if not (self.begun or self.last_word or self.reported or self.failed):  # it was none of this API
             self.unreadable(max(self._fed - self.text_bytes, 0))
             self.failed = not (self._fed or self.unread)
         waiting, self._waiting = self._waiting, []
         return b"".join(waiting)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.ends_by(ENDING)
 
     @property
     def kept(self) -> int:
@@ -119,6 +123,7 @@ class ArrayMeter(Meter):
         self._first_end = self._first_end or end
         finished, content = self.finished, self.content_events
         if shortened is not None and not element:
+            self.unread = True  # but for its ends
             shortened.read_ends(self, DIALECT)
         else:
             take(self, element, False)

@@ -25,7 +25,8 @@ from gateway.core.families.controlled import (
 from gateway.core.families.family import object_in, objects_in, told_of
 from gateway.core.families.gemini.answers import report
 from gateway.core.families.gemini.calls import OBJECTS
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.endings import ENDINGS
+from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.core.metering.report import may_hold_more, see_content
 from gateway.errors import InvalidRequest
@@ -51,6 +52,7 @@ _NAMES: Final = {
 _GROUNDED: Final = "grounding_tool_count"
 # Counts beside tokens, and one that is in `total_input_tokens`.
 _WITHIN: Final = frozenset({_GROUNDED, "initial_input_tokens"})
+_ENDING: Final = ENDINGS["interactions"]
 _COMPLETED: Final = "interaction.completed"
 
 
@@ -95,8 +97,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if meter.call.keeps:
             meter.told += told_of(OBJECTS, interaction, meter.call.named)
         _take(meter, interaction, final=kind == _COMPLETED)
-    if kind == _COMPLETED:
-        meter.phase = CLOSED
+    if kind in _ENDING.events:
+        meter.close()
     return False
 
 
@@ -152,4 +154,4 @@ def _event(said: Document) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (str(said["event_type"]).encode(), msgspec.json.encode(said))
 
 
-DIALECT: Final = Dialect(_read_whole, _read_event, _closing, _failing)
+DIALECT: Final = Dialect(_read_whole, _read_event, _closing, _failing, ending=_ENDING)

@@ -16,11 +16,13 @@ from gateway.core.families.family import object_in, objects_in, told_of
 from gateway.core.families.openai.calls import OBJECTS
 from gateway.core.families.openai.reports import ChoiceReports, read_usage, report_all
 from gateway.core.families.openai.shapes import Choice, CompletionChunk, read_event, read_whole
+from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
 from gateway.core.metering.report import may_hold_more, see_content
 
 DONE = b"data: [DONE]\n\n"
+_NO_REASON = b'""'  # as some servers write it in each event
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
 
@@ -83,14 +85,12 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     try:
         read = decoded(read_event, data)
     except UNREADABLE:
-        count_text(meter, data)
-        event = loose_document(data)
-        return _report_loose(meter, event) and event.get("choices") == []
+        return _read_odd_event(meter, data)
     if meter.call.keeps and not meter.told:
         meter.told += told_of(OBJECTS, loose_document(data))
     before, content = meter.text_bytes, meter.content_events
-    for choice in read.choices or ():
-        _see(meter, choice)
+    for place, choice in enumerate(read.choices or ()):
+        _see(meter, choice, place)
     if read.choices and may_hold_more(data, meter.text_bytes - before):
         see_content(meter, loose_document(data).get("choices"), meter.text_bytes - before)
     elif read.choices is None and not is_there(read.error) and not is_there(read.usage):
@@ -109,6 +109,15 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return is_there(read.usage) and not read.choices
 
 
+def _read_odd_event(meter: Meter, data: bytes) -> bool:
+    """Read an event that is not of the documented types; whether it is only a usage frame."""
+    count_text(meter, data)
+    event = loose_document(data)
+    for place, said in enumerate(objects_in(event, "choices")):
+        meter.note_choice(said.get("index"), place, finished=bool(said.get("finish_reason")))
+    return _report_loose(meter, event) and event.get("choices") == []
+
+
 def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
     """See what a server says in a shape of its own; an error of that shape is none of its content."""
     if event.get("object") != "error":
@@ -123,7 +132,7 @@ def _usage_inside(read: CompletionChunk) -> bytes:
     return next((bytes(usage) for usage in places if is_there(usage)), b"")
 
 
-def _see(meter: Meter, choice: Choice) -> None:
+def _see(meter: Meter, choice: Choice, place: int) -> None:
     before = meter.text_bytes
     if choice.text:
         meter.saw(choice.text)
@@ -141,9 +150,12 @@ def _see(meter: Meter, choice: Choice) -> None:
                     meter.saw((function.name or "") + (function.arguments or ""))
     if meter.text_bytes > before:
         meter.content_events += 1
-    ends = is_there(choice.finish_reason)
-    if ends:
+    reason = choice.finish_reason
+    ends, finished = is_there(reason), False
+    if is_there(reason):
         meter.finished += 1
+        finished = bytes(reason) != _NO_REASON
+    meter.note_choice(choice.index, place, finished=finished)
     if meter.call.choices > 1:
         _reports_of(meter).see(_index(meter, choice), ends)
 
@@ -216,4 +228,4 @@ _TEXTS = re.compile(
     rb'"(?:(?P<text>content|text|reasoning_content|reasoning|arguments)|(?P<padding>obfuscation))"'
     rb'[ \t]*:[ \t]*"'
 )
-DIALECT = Dialect(_read_whole, _read_event, _closing, texts=_TEXTS)
+DIALECT = Dialect(_read_whole, _read_event, _closing, texts=_TEXTS, ending=ENDINGS["chat"])

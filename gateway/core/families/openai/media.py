@@ -29,6 +29,7 @@ from gateway.core.families.controlled import (
 from gateway.core.families.family import object_in
 from gateway.core.families.openai.calls import model_of
 from gateway.core.families.openai.responses import report
+from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.errors import InvalidRequest, ObjectNotFound
@@ -44,15 +45,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9:.x-]{0,31}")
 _PLAIN: Final = "dall-e-"
 _PLAIN_USUAL: Final = ("1024x1024", "standard")
 _REPORTING: Final = "gpt-image-"
-_DONE: Final = frozenset(
-    {
-        "image_generation.completed",
-        "image_edit.completed",
-        "speech.audio.done",
-        "transcript.text.done",
-        "error",
-    }
-)
+_ENDING: Final = ENDINGS["media"]
 # Of a picture that is edited: the most of a model's own tiles, in high fidelity.
 EDITED_TOKENS: Final = 6_800
 EDIT_FORM: Final = FormKind(
@@ -214,12 +207,12 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 def _read_event(meter: Meter, data: bytes) -> bool:
     event = loose_document(data)
     if event.get("type") == "error":
-        meter.failed = True
+        meter.failed, meter.phase = True, CLOSED
     else:
         meter.content_events += 1
     _take(meter, event)
-    if event.get("type") in _DONE:
-        meter.phase = CLOSED
+    if event.get("type") in _ENDING.events:
+        meter.close()
     return False
 
 
@@ -240,7 +233,9 @@ def _read_event_heard(meter: Meter, data: bytes) -> bool:
         meter.saw(piece)
         meter.content_events += 1
     _take_heard(meter, event)
-    if kind in _DONE:
+    if kind in _ENDING.events:
+        meter.close()
+    elif kind == "error":
         meter.phase = CLOSED
     return False
 
@@ -273,7 +268,7 @@ def _told(said: dict[str, object], name: str, asked: str) -> str:
     return value.lower() if isinstance(value, str) and _WORD.fullmatch(value) is not None else asked
 
 
-DIALECT = Dialect(_read_whole, _read_event)
-HEARD = Dialect(_read_whole_heard, _read_event_heard)
+DIALECT = Dialect(_read_whole, _read_event, ending=_ENDING)
+HEARD = Dialect(_read_whole_heard, _read_event_heard, ending=_ENDING)
 VIDEO = Dialect(_read_whole_video)
 OCR = Dialect(_read_ocr)

@@ -21,7 +21,8 @@ from gateway.core.families.controlled import (
     model_name,
 )
 from gateway.core.families.family import ids_of, object_in
-from gateway.core.metering.meter import CLOSED, Dialect, Meter
+from gateway.core.metering.endings import ENDINGS
+from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.core.metering.report import may_hold_more, see_content
 from gateway.errors import InvalidRequest
@@ -31,7 +32,7 @@ _CONVERSATION = ControlledNames(
     "agent_id", "model", "stream", "completion_args", "inputs", "handoff_execution", *OF_EVERY_FAMILY
 )
 _ARGUMENTS = ControlledNames("max_tokens")
-_DONE: Final = "conversation.response.done"
+_ENDING: Final = ENDINGS["conversations"]
 
 
 def read_agent(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -78,9 +79,9 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.failed = True
     elif kind == "conversation.response.started":
         meter.told += ids_of(event.get("conversation_id"))
-    elif kind == _DONE:
+    elif kind in _ENDING.events:
         _take(meter, object_in(event, "usage"))
-        meter.phase = CLOSED
+        meter.close()
     elif isinstance(content, str):
         meter.detail.answered_by(event.get("model"))
         meter.saw(content)
@@ -100,4 +101,4 @@ def _take(meter: Meter, usage: Document) -> None:
     meter.report(read, written, 0, 0, read + written, final=True)
 
 
-DIALECT: Final = Dialect(_read_whole, _read_event)
+DIALECT: Final = Dialect(_read_whole, _read_event, ending=_ENDING)

@@ -75,7 +75,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
 
 def _at_most(meter: Meter, completion: int, inferred: int) -> int:
     """What a completion is by a total, which makes it no more than the call or its model allows."""
-    most = max(completion, meter.output_most())
+    most = max(completion, meter.output_most)
     meter.marked = meter.marked or inferred > most
     return min(max(completion, inferred), most)
 
@@ -182,7 +182,7 @@ class ChoiceReports:
             whole = alone.read, alone.written, alone.cached, alone.reasoning
         # Several reports make no more than the call or its model allows, one is believed.
         self._largest = max(self._largest, numbers[1])
-        most = max(self._largest, meter.output_most())
+        most = max(self._largest, meter.output_most)
         used, output = max(whole[0], own.read), min(max(whole[1], own.written), most)
         counted = output >= meter.content_events
         tells_all = len(alone) > 1 or (counted and whole[1] >= own.written)

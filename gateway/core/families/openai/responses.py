@@ -16,7 +16,8 @@ import msgspec
 from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.calls import OBJECTS, ids_in_item
 from gateway.core.families.openai.reports import read_usage
-from gateway.core.metering.meter import CLOSED, Detail, Dialect, Meter
+from gateway.core.metering.endings import ENDINGS
+from gateway.core.metering.meter import Detail, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
 from gateway.core.metering.report import UNCOUNTED, content_bytes, may_hold_more, see_content
 
@@ -50,9 +51,9 @@ _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
 _ITEM_DONE = "response.output_item.done"
 # Work on a page that a search found is no search.
 _READING = ({"type": "open_page"}, {"type": "find_in_page"})
-_CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+ENDING = ENDINGS["responses"]
 # Events of coming parts, and of a response as it stands.
-_NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *_CLOSING)
+_NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *ENDING.events)
 # Events that say the whole of an item or a part: what others said of it, or what nothing said before.
 _WHOLE = (".done", ".added")
 # What names an item, and what a tool brought into it, is nothing the model produced.
@@ -87,16 +88,16 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         response = event.get("response")
         if isinstance(response, dict):
             _report_loose(meter, response)
-        if event.get("type") in _CLOSING:
-            meter.phase = CLOSED
+        if event.get("type") in ENDING.events:
+            meter.close()
         return False
     _see(meter, read, data)
     if read.sequence_number is not None:
         meter.position = read.sequence_number
     if read.type == "error":
         meter.failed = True
-    elif read.type in _CLOSING or (read.response is not None and read.response.status in _OVER):
-        meter.phase = CLOSED
+    elif read.type in ENDING.events or (read.response is not None and read.response.status in _OVER):
+        meter.close()
     if meter.call.keeps and read.response is not None:
         meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.named)
     if meter.call.keeps and read.type == _ITEM_DONE:
@@ -248,4 +249,4 @@ _TEXTS = re.compile(
     rb'"(?:(?P<text>delta)|(?P<padding>obfuscation))"[ \t]*:[ \t]*"'
     rb'|"(?P<number>sequence_number)"[ \t]*:[ \t]*'
 )
-DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS)
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS, ending=ENDING)

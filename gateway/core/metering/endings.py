@@ -1,0 +1,43 @@
+"""When a streamed answer is whole, by its API: once its last word came, however its connection ended.
+
+A stream without it broke off, whether its connection was reset or ended in good order. Answers of APIs that
+are in no row, and those that nobody here can read, end with their connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last word of an API: one of these `events`, the `mark` [DONE], or an end of each choice that began.
+
+    Any one of these that an API has suffices.
+    """
+
+    events: frozenset[str] = frozenset()
+    mark: bool = False
+    choices: bool = False
+
+
+def _event(*names: str) -> Ending:
+    return Ending(frozenset(names))
+
+
+BY_CONNECTION: Final = Ending()
+ENDINGS: Final = {
+    "chat": Ending(mark=True, choices=True),  # some servers send no mark, some no reason to finish
+    "responses": _event("response.completed", "response.incomplete", "response.failed", "response.cancelled"),
+    "messages": _event("message_stop"),
+    "gemini": Ending(choices=True),
+    "interactions": _event("interaction.completed"),
+    "converse": _event("messageStop", "metadata"),
+    "cohere": _event("message-end", "stream-end"),
+    "ollama": _event("done"),
+    "conversations": _event("conversation.response.done"),
+    "media": _event(
+        "image_generation.completed", "image_edit.completed", "speech.audio.done", "transcript.text.done"
+    ),
+}  # fmt: skip
