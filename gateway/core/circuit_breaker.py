@@ -307,10 +307,12 @@ def _reset_s(value: str, now_s: float) -> float | None:
 
 REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET = "refused", "unresolved", "tls", "unroutable", "reset"
 TIMEOUT, CONNECT_TIMEOUT, BROKEN, OTHER = "timeout", "connect_timeout", "broken", "other"
+UNFINISHED = "unfinished"  # its answer ended without the last word of its API
 CREDENTIALS = "credentials"  # there are none for it now
 PROXY = "proxy"  # on the way to the upstream: it cannot be reached, refuses, or speaks no HTTP
 CAUSES = (
-    REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT, BROKEN, PROXY, CREDENTIALS, OTHER,
+    REFUSED, UNRESOLVED, TLS, UNROUTABLE, RESET, CONNECT_TIMEOUT, TIMEOUT, BROKEN, UNFINISHED, PROXY,
+    CREDENTIALS, OTHER,
 )  # fmt: skip
 # One line of each upstream and cause within so many seconds; it says how many there were.
 TELL_EACH_S = 10.0

@@ -281,8 +281,9 @@ class AdmittedCall:
         The unused part is released, and the answer need not wait for that. What a client `abandoned` once
         an upstream had heard of it costs its units and its input, whatever came of it. The same holds for
         a call that its upstream gave up where the call states a timeout of its own. What an upstream may
-        have made without saying so costs its unit, where nobody looks for it later. `failed` says what
-        the client is told of a failure, where that is not its upstream's.
+        have made without saying so costs its unit, where nobody looks for it later. What it may have written
+        since it said something last is charged by that time, where the gateway waits no longer. `failed` says
+        what the client is told of a failure, where that is not its upstream's.
         """
         assert self.due, "a charge ends once"
         exchange, worker = self._exchange, self._worker
@@ -298,6 +299,8 @@ class AdmittedCall:
             usage = TokenUsage(tokens, total=tokens, estimated=tokens > 0)
         elif self.charges and not complete and _may_have_made(exchange, usage, status):
             usage = TokenUsage(estimated=True)
+        if exchange.silent_s and self.charges and (status == 0 or 200 <= status < 300):
+            usage = self._unseen(usage, exchange.silent_s)
         used = usage.units > 0 or usage.total > 0
         facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
         settlement = self._settlement(usage, facts, used)
@@ -340,7 +343,8 @@ class AdmittedCall:
         if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = max(usage.units, exchange.routed.units)
         detail = NO_DETAIL if meter is None else meter.detail
-        done = status == 0 or 200 <= status < 300 or not _MADE_ALONE.isdisjoint(call.measured or ())
+        done = status == 0 or 200 <= status < 300 or exchange.outlasted is not None
+        done = done or not _MADE_ALONE.isdisjoint(call.measured or ())
         if call.measured and used and not detail.tools and done:
             detail = detail if meter is not None else Detail()
             for name, times in call.measured.items():
@@ -377,6 +381,20 @@ class AdmittedCall:
             without, rate,
         )  # fmt: skip
 
+    def _unseen(self, usage: TokenUsage, silent_s: float) -> TokenUsage:
+        """Add the output that a call may have had in so many seconds, at the speed of its model."""
+        call, meter = self.call, self.meter
+        each = call.output_ceiling if call.output_max is None else call.output_max
+        if not (call.has_input and each) or (meter is not None and meter.is_whole):
+            return usage
+        speed = self._worker.ports.estimator.speed(call)
+        likely = usage.output + int(silent_s * speed * call.choices) + 1
+        output = max(usage.output, min(likely, each * call.choices))
+        total = min(usage.total + output - usage.output, self._worker.bounds.usage_tokens_max)
+        return TokenUsage(
+            usage.input, output, usage.cached, usage.reasoning, total, usage.units, usage.reported, True
+        )
+
     def _settlement(self, usage: TokenUsage, facts: tuple[Any, ...] | None, used: bool) -> Settlement:
         """What charges the call; or gives its hold back, with what the journal says of it."""
         exchange, service, budgets = self._exchange, self.service, self.budgets
@@ -410,7 +428,9 @@ class AdmittedCall:
         ports, service, call = self._worker.ports, self.service, self.call
         if complete:
             share = self._input_share(usage)
-            ports.estimator.learn(call, self.caller.organization_id, service.key, usage, share)
+            exchange = self._exchange
+            took = exchange.ended_upstream - exchange.began_upstream
+            ports.estimator.learn(call, self.caller.organization_id, service.key, usage, share, seconds=took)
         tally = ports.tally
         tally.settled(service.key, usage, credits_charged)
         if service.counts_tokens:

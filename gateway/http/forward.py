@@ -101,6 +101,42 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     return answer
 
 
+async def late_answer(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
+    """The head of an answer that comes behind its deadline, or came before a later one."""
+    link, upstream = exchange.link, exchange.upstream
+    assert link is not None
+    assert upstream is not None
+    link.go_past()
+    while link.answer is None and link.failure is None:
+        await link.arrival()
+    answer = link.answer
+    if answer is None:
+        raise link.failure or UpstreamUnreachable()
+    if admitted.meter is None:
+        _take_head(exchange, admitted, upstream, answer)
+        targets = [(one.upstream, one.model) for one in admitted.call.targets]
+        if targets:
+            admitted.answered_by(targets.index((exchange.upstream_name, exchange.model_sent)))
+    return answer
+
+
+def note_failure(exchange: Exchange, failure: UpstreamFailure) -> None:
+    """Count a failure of an upstream, and tell of some: all of them are in the journal of calls."""
+    ports, name = exchange.worker.ports, exchange.upstream_name
+    ports.tally.upstream_failed(name, failure.cause)
+    count = ports.failing.note(name, failure.cause, ports.seconds())
+    if count:
+        ports.log(
+            "upstream_failed",
+            request_id=exchange.request_id,
+            upstream=name,
+            cause=failure.cause,
+            why=failure.detail or failure.message,
+            failures=count,
+            level="warning",
+        )
+
+
 def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, last: bool) -> None:
     """Send what of a request is here; what is still arriving follows by itself."""
     routed, connection, side = exchange.routed, exchange.connection, link.side

@@ -19,6 +19,7 @@ from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import CallRequest, NameCheck
 from gateway.core.calls.routes import Route
+from gateway.core.circuit_breaker import UNFINISHED
 from gateway.core.families.family import TOLD_MAX
 from gateway.core.families.objects import kept_apart, session_of
 from gateway.core.families.refusal import HELD_OFF, render
@@ -26,8 +27,8 @@ from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meter import OPEN, Meter
 from gateway.core.model import Decision
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
-from gateway.http.charge import AdmittedCall
-from gateway.http.forward import REFUSING, hear_refusal
+from gateway.http.charge import AdmittedCall, Failed
+from gateway.http.forward import REFUSING, hear_refusal, note_failure
 from gateway.http.identity import upload_pass
 from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
@@ -36,9 +37,10 @@ from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.upstream.pool import Link
 
 CLIENT_GONE: Final = "client_gone"
+ANSWER_CUT: Final = "answer_cut"
 CORS_PREFIX: Final = b"access-control-"
 # What the journal says of an answer that was read to its end, where its client is gone and where it is not.
-_LEFT, _TOLD = (0, CLIENT_GONE), (0, "")
+_LEFT, _TOLD, _CUT = (0, CLIENT_GONE), (0, ""), (0, ANSWER_CUT)
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -80,14 +82,24 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     if early:
         outlet.end(tail)
     # A job has its hold until its result is there.
-    charged = not admitted.due or await admitted.settle(
-        status, True, False, _LEFT if exchange.gone else _TOLD
-    )
+    complete, came_to = _outcome(exchange, meter, status)
+    charged = not admitted.due or await admitted.settle(status, complete, False, came_to)
     if not early:
         if not charged:  # an answer that may not have been charged is never completed
             raise CountersUnavailable(retry_after_s=1)
         outlet.end(tail)
     exchange.leave_upstream()
+
+
+def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Failed]:
+    """Whether an answer that ended in good order is whole, and what the journal says of it."""
+    if not meter.ended or meter.is_whole or not 200 <= status < 300:
+        return True, exchange.outlasted or (_LEFT if exchange.gone else _TOLD)
+    failure = UpstreamUnreachable("The upstream's answer ended without its API's last word.")
+    failure.cause = UNFINISHED
+    exchange.reason = exchange.reason or ANSWER_CUT
+    note_failure(exchange, failure)
+    return False, exchange.outlasted or _CUT
 
 
 async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, route: Route) -> None:
@@ -128,7 +140,7 @@ async def _relay_body(
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
-    drained, tokens_max = 0, -1
+    read_on: _ReadOn | None = None
     while True:
         data, complete = link.take_payload(), link.complete
         passed = _metered(exchange, admitted, meter, data)
@@ -157,16 +169,34 @@ async def _relay_body(
                 meter.slim()
                 held_max = 0
         if exchange.gone and exchange.before_end is None:  # else it is wanted whole
-            drained += size
-            tokens = meter.observed() if call.streamed else 0
-            tokens_max = tokens_max if tokens_max >= 0 else tokens + limits.drain_tokens_max
-            if meter.known or drained > limits.drain_bytes_max or tokens > tokens_max:
-                raise ClientGone  # reading on is in vain, or was enough
+            read_on = read_on or _ReadOn()
+            read_on.check(exchange, meter, size, call.streamed)
         elif exchange.connection.blocked:
             link.hold()
             await exchange.connection.writable()
             link.go_on()
         await link.arrival()
+
+
+class _ReadOn:
+    """How much of an answer was read on for nobody."""
+
+    __slots__ = ("_read", "_tokens", "_tokens_max")
+
+    def __init__(self) -> None:
+        self._read, self._tokens, self._tokens_max = 0, -1, 0
+
+    def check(self, exchange: Exchange, meter: Meter, size: int, streamed: bool) -> None:
+        """Count so many bytes more; `ClientGone` where reading on is in vain, or was enough."""
+        limits, before = exchange.worker.limits, self._tokens
+        tokens = self._tokens = meter.observed() if streamed else 0
+        if before < 0:
+            self._tokens_max = tokens + limits.drain_tokens_max
+        if tokens > before >= 0 or (tokens and not exchange.silent_since):
+            exchange.silent_since = exchange.worker.ports.seconds()
+        self._read += size
+        if meter.known or self._read > limits.drain_bytes_max or tokens > self._tokens_max:
+            raise ClientGone
 
 
 def _check_unbroken(link: Link, meter: Meter) -> None:

@@ -22,26 +22,27 @@ from gateway.errors import (
 )
 from gateway.http.admission import by_head
 from gateway.http.charge import AdmittedCall
+from gateway.http.forward import late_answer, note_failure
 from gateway.http.ports import Log
-from gateway.http.relay import CLIENT_GONE, origin_of, own_answer
+from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, origin_of, own_answer, relay
 from gateway.http.routing.cors import Preflight
 from gateway.http.routing.head import CallHead, RoutedHead
 from gateway.http.routing.routes import METADATA_PATH, OWN_PATHS
 from gateway.http.server.buffers import bare
 from gateway.http.server.exchange import ClientGone, Exchange
 
-ANSWER_CUT = "answer_cut"
-
 
 async def given_up(exchange: Exchange, error: BaseException) -> None:
     """Give back what a call that failed was admitted with, and say what came of it."""
     expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
     failure = bare(error if expected else UnexpectedError(error))  # of any other only its type and place
+    if isinstance(failure, UpstreamTimeout) and _goes_on(exchange):
+        await _outlast(exchange, failure)
+        return
     exchange.leave_upstream()
     caller, charge = exchange.caller, exchange.charge
     if charge is not None and charge.due:
-        abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
-        await charge.settle(exchange.status, False, abandoned, told)
+        await _settle(exchange, failure)
     if isinstance(failure, UnexpectedError) and caller is not None and charge is None:
         failure = await _counted(exchange, caller, failure)
     if caller is not None and not exchange.opened and isinstance(failure, Refusal | UnexpectedError):
@@ -53,8 +54,62 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
         _tell(exchange, failure)
 
 
+# What an upstream works on behind a deadline is its caller's all the same: nobody else may pay for it.
+
+
+def _goes_on(exchange: Exchange) -> bool:
+    """Whether an answer that is late may still come, and say what it used."""
+    link = exchange.link
+    alone = exchange.connection.messages is None and exchange.before_end is None
+    return alone and link is not None and link.is_late and exchange.is_worked_on
+
+
+async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
+    """Tell the client that its answer is late, and read on to what it used, as for a client that left."""
+    charge, link, status = exchange.charge, exchange.link, exchange.status
+    assert isinstance(charge, AdmittedCall)
+    assert link is not None
+    began = charge.meter is not None and charge.meter.produced
+    exchange.silent_since = exchange.worker.ports.seconds() - link.silent_s if began else 0.0
+    if exchange.gone:
+        exchange.reason, exchange.broken = CLIENT_GONE, True
+        note_failure(exchange, late)
+    else:
+        exchange.outlasted = _came_to(exchange, late)
+        _tell(exchange, late)
+        exchange.status = status
+        exchange.part()
+    failure: BaseException | None = None
+    try:
+        answer = await late_answer(exchange, charge)
+        await relay(exchange, charge, answer)
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # it is charged, whatever came of it
+        failure = bare(error)
+    if failure is not None:
+        exchange.leave_upstream()
+        if charge.due:
+            await _settle(exchange, failure)
+    if exchange.outlasted is not None:
+        exchange.status = exchange.outlasted[0] or exchange.status
+    if failure is not None and not isinstance(failure, Refusal | ClientGone):
+        raise failure
+
+
+async def _settle(exchange: Exchange, failure: BaseException) -> None:
+    """Charge a call that was given up, or give its hold back."""
+    charge = exchange.charge
+    assert charge is not None
+    abandoned, told = _is_abandoned(exchange, failure), _came_to(exchange, failure)
+    if _is_unseen(exchange, failure):
+        since = exchange.silent_since or exchange.began_upstream
+        exchange.silent_s = exchange.worker.ports.seconds() - since
+    await charge.settle(exchange.status, False, abandoned, told)
+
+
 def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
     """What the client is told of a call that failed, and why it did."""
+    if exchange.outlasted is not None:
+        return exchange.outlasted
     if isinstance(failure, ClientGone):
         return 0, CLIENT_GONE
     if exchange.opened:
@@ -70,6 +125,8 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     was read.
     """
     whole, call = exchange.connection.body_complete, exchange.call
+    if exchange.outlasted is not None:
+        return True
     if exchange.read and call is not None and call.has_input:  # by a target that was passed over
         return True
     if isinstance(failure, UpstreamUnreachable) or (exchange.long and not whole):
@@ -77,6 +134,14 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     if whole and isinstance(failure, UpstreamTimeout):
         return exchange.forwarded and not exchange.status and call is not None and call.has_input
     return exchange.forwarded and (exchange.gone or not whole)
+
+
+def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
+    """Whether an upstream may work on what nobody sees: the gateway itself waits for it no longer."""
+    if exchange.outlasted is not None or (exchange.drains and isinstance(failure, ClientGone)):
+        return True
+    late = isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.before_end is None
+    return late and exchange.connection.body_complete
 
 
 async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -> BaseException:
@@ -101,7 +166,7 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
     """
     ports, caller = exchange.worker.ports, exchange.caller
     if isinstance(failure, UpstreamFailure):
-        _tell_of_upstream(exchange, failure)
+        note_failure(exchange, failure)
     elif isinstance(failure, CountersRefused):
         _tell_of_counters(exchange, failure)
     if isinstance(failure, Refusal) and not exchange.opened:
@@ -122,23 +187,6 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
         exchange.reason, exchange.broken = CLIENT_GONE, True
     else:
         raise failure
-
-
-def _tell_of_upstream(exchange: Exchange, failure: UpstreamFailure) -> None:
-    """Count a failure of an upstream, and tell of some: all of them are in the journal of calls."""
-    ports, name = exchange.worker.ports, exchange.upstream_name
-    ports.tally.upstream_failed(name, failure.cause)
-    count = ports.failing.note(name, failure.cause, ports.seconds())
-    if count:
-        ports.log(
-            "upstream_failed",
-            request_id=exchange.request_id,
-            upstream=name,
-            cause=failure.cause,
-            why=failure.detail or failure.message,
-            failures=count,
-            level="warning",
-        )
 
 
 def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:

@@ -207,7 +207,7 @@ async def test_a_stream_that_outgrows_its_credits_is_treated_as_one_without_toke
             stage.upstream.scripts.append(
                 [STREAM_HEAD, *([chunks(EVENT, end=False), 0.001] * 100), chunks(DONE_EVENT)]
             )
-            got = await stage.ask(post(CHAT_STREAM))
+            got = await stage.ask(post(CHAT_STREAM.replace(b":10,", b":1000,")))
             assert stage.counters.outgrowths[0] >= 25
             assert stage.counters.watched[0].rate is not None
             assert (got.body.count(EVENT) < 100, got.complete, got.body.endswith(DONE_EVENT)) == (

@@ -182,10 +182,11 @@ async def test_an_upstream_that_refuses_connections_is_502() -> None:
 
 
 async def test_an_upstream_that_hangs_is_504_and_its_caller_pays_the_input_it_took() -> None:
-    async with staged(upstream_first_byte_s=0.1) as stage:
+    async with staged(upstream_first_byte_s=0.1, drain_s=0.1) as stage:
         stage.upstream.scripts.append([30.0])
         got = await stage.ask(post(CHAT))
         assert (got.status, got.reason) == (504, "upstream_timeout")
+        await stage.settled(1)
         (charge,) = stage.counters.charges
         assert 0 < charge.tokens < len(CHAT)
         assert told(charge.metadata)["estimated"] is True
@@ -203,10 +204,11 @@ async def test_a_stream_that_dies_is_charged_as_seen_and_cut(stage: Stage) -> No
 
 
 async def test_an_upstream_that_stops_in_the_middle_is_cut() -> None:
-    async with staged(upstream_idle_s=0.1) as stage:
+    async with staged(upstream_idle_s=0.1, drain_s=0.1) as stage:
         stage.upstream.scripts.append([STREAM_HEAD + chunks(EVENT, end=False), 30.0])
         got = await stage.ask(post(CHAT_STREAM))
         assert not got.complete
+        await stage.settled(1)
         assert len(stage.counters.charges) == 1
 
 
@@ -230,10 +232,11 @@ async def test_an_answer_that_goes_on_behind_its_end_is_a_502_and_costs_what_it_
 
 
 async def test_a_whole_answer_that_stalls_is_a_504_and_charges_what_came() -> None:
-    async with staged(upstream_idle_s=0.1) as stage:
+    async with staged(upstream_idle_s=0.1, drain_s=0.1) as stage:
         stage.upstream.scripts.append([answer()[:-20], 30.0])
         got = await stage.ask(post(CHAT))
         assert (got.status, got.reason, got.complete) == (504, "upstream_timeout", True)
+        await stage.settled(1)
         (charge,) = stage.counters.charges
         assert charge.tokens > 0
 

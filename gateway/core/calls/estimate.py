@@ -34,6 +34,7 @@ OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything w
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
+OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one answer
 QUANTILE = 0.95  # of calls' use, by which the next is held
 RECENT = 64  # calls in the quantile: 1.5 KB of each that is learned of
 MEAN_OVER = 32  # calls a mean looks back over
@@ -82,7 +83,7 @@ class _Learned(LruEntry):
 
     __slots__ = (
         "answers", "bytes_per_output_token", "ceiling", "dearer", "input_mean", "input_ratio", "input_share",
-        "output", "texts",
+        "output", "speed", "texts",
     )  # fmt: skip
 
     def __init__(self, ceiling: int, dearer: int) -> None:
@@ -91,6 +92,7 @@ class _Learned(LruEntry):
         self.input_ratio, self.input_share = _Quantile(INPUT_RATIO_FIRST), _Quantile(1.0)
         self.input_mean = INPUT_RATIO_FIRST
         self.bytes_per_output_token = BYTES_PER_OUTPUT_TOKEN_FIRST
+        self.speed = OUTPUT_PER_SECOND_FIRST
         self.answers = self.texts = 0
 
 
@@ -190,11 +192,12 @@ class Estimator:
 
     def learn(
         self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,
-        input_share: float | None = None,
+        input_share: float | None = None, *, seconds: float = 0.0,
     ) -> None:  # fmt: skip
         """Learn from a complete answer that reported its use; what was only counted teaches nothing.
 
         `input_share` is what its input cost, as a part of the price it asked for, None where nobody knows.
+        `seconds` are those that its upstream took.
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
@@ -219,12 +222,21 @@ class Estimator:
         if usage.output > 0:
             produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
             learned.output.add(produced, self._quantile)
+            if seconds > 0:
+                speed = min(usage.output / call.choices / seconds, OUTPUT_PER_SECOND_MAX)
+                speed = max(speed, OUTPUT_PER_SECOND_FIRST)  # callers choose what is seen, as for input
+                learned.speed += (speed - learned.speed) / MEAN_OVER
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:
                 learned.texts = min(learned.texts + 1, MEAN_OVER)
                 bytes_per_token = min(max(1.0, call.text_bytes / visible), BYTES_PER_OUTPUT_TOKEN_FIRST)
                 step = bytes_per_token - learned.bytes_per_output_token
                 learned.bytes_per_output_token += step / learned.texts
+
+    def speed(self, call: CallRequest) -> float:
+        """How many tokens a second one answer to such a call has: never less than the first value."""
+        learned = call.learned
+        return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
     def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
         share = self.known.find(organization_id)

@@ -118,6 +118,7 @@ class _Host(Protocol):
 
     def opened(self, connection: ClientConnection) -> bool: ...
     def closed(self, connection: ClientConnection) -> None: ...
+    def parted(self, exchange: Exchange) -> None: ...
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange: ...
     def tell(self, exchange: Exchange) -> None: ...
 
@@ -362,6 +363,14 @@ class ClientConnection(asyncio.Protocol):
             self._reading.break_off()
         else:
             self.transport.close()
+
+    def part(self, exchange: Exchange) -> None:
+        """End the connection behind what is written; its exchange goes on by itself."""
+        self._host.parted(exchange)
+        if exchange.broken:
+            self.cut(exchange.until_close)
+        else:
+            self.finish(False)
 
     # deadlines
 

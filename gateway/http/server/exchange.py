@@ -229,6 +229,7 @@ class _Client(Protocol):
     def shut(self) -> None: ...
     def finish(self, keep_alive: bool) -> None: ...
     def cut(self, reset: bool) -> None: ...
+    def part(self, exchange: Exchange) -> None: ...
 
 
 class _Hold(Protocol):
@@ -258,16 +259,20 @@ class Exchange(RequestDriver):
     the credential, and `begins` is how the request begins where its head alone does not say that.
     A form that is `long` passes as it comes, behind its texts. `passed_over` are the upstreams that failed it
     before, each with the cause; `read` says that one of them took the whole request, and did not answer in
-    time. It `waits` for its upstream's capacity, or has done so for `waited_ms`. The job that
-    its path names `says` more parameters of its path.
+    time. What an upstream does for a client that is told already, or has left, is read on where it `drains`:
+    `outlasted` is the status and the reason of a client that was told, `silent_since` when the answer said
+    something last, and `silent_s` how long it had said nothing when it was given up. It `waits` for its
+    upstream's capacity, or has done so for `waited_ms`. The job that its path names `says` more parameters
+    of its path.
     """
 
     __slots__ = (
         "_on_end", "before_end", "began_upstream", "begins", "body_failure", "body_length", "broken",
-        "call", "caller", "charge", "connection", "deadline", "ended_upstream", "fail", "forwarded",
-        "gone", "head", "invited", "keep_alive", "key", "link", "long", "model_sent", "opened", "passed_over",
-        "read", "reason", "request_id", "routed", "says", "started", "status", "trace", "until_close",
-        "upstream", "upstream_name", "waited_ms", "waits", "worker",
+        "call", "caller", "charge", "connection", "deadline", "drains", "ended_upstream", "fail", "forwarded",
+        "gone", "head", "invited", "keep_alive", "key", "link", "long", "model_sent", "opened", "outlasted",
+        "passed_over", "read", "reason", "request_id", "routed", "says", "silent_s", "silent_since",
+        "started", "status", "trace", "until_close", "upstream", "upstream_name", "waited_ms", "waits",
+        "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -288,7 +293,8 @@ class Exchange(RequestDriver):
         self._on_end = on_end
         self.began_upstream = self.ended_upstream = 0.0
         self.deadline = NEVER
-        self.gone = self.opened = self.broken = self.until_close = self.keep_alive = False
+        self.silent_since = self.silent_s = 0.0
+        self.gone = self.opened = self.broken = self.until_close = self.keep_alive = self.drains = False
         self.forwarded = self.invited = False
         self.status = self.waited_ms = 0
         self.waits = False
@@ -306,6 +312,7 @@ class Exchange(RequestDriver):
         self.upstream_name, self.model_sent, self.key = head.routed.upstream, "", 0
         self.begins: UpstreamOpening | None = None
         self.passed_over: tuple[tuple[str, str], ...] = ()
+        self.outlasted: tuple[int, str] | None = None
         self.long = False
         self.read = False
         self.says: Mapping[str, str] = {}
@@ -315,6 +322,8 @@ class Exchange(RequestDriver):
         self._on_end(self, error)
         # These know this exchange: none waits for the collector.
         self.charge = self.fail = self.before_end = None
+        if self.outlasted is not None:
+            return  # its client was told long ago
         if self.broken:
             self.connection.cut(self.until_close)
         else:
@@ -360,7 +369,7 @@ class Exchange(RequestDriver):
     def decide_keep_alive(self) -> bool:
         """Whether the connection serves another request after this one; said in the answer's head."""
         routed, connection = self.routed, self.connection
-        self.keep_alive = routed.keep_alive and connection.reusable
+        self.keep_alive = routed.keep_alive and connection.reusable and self.outlasted is None
         if routed.expects and not connection.body_complete:
             self.keep_alive = False  # whether its body follows is the client's choice
         return self.keep_alive
@@ -387,13 +396,27 @@ class Exchange(RequestDriver):
         self.gone = True
         if self.shielded:
             return
+        if self.is_worked_on:
+            self._begin_drain()
+        else:
+            self.interrupt(ClientGone())
+
+    @property
+    def is_worked_on(self) -> bool:
+        """Whether an upstream works on a whole call that is charged, and its route reads on to the end."""
         route, charge = self.routed.route, self.charge
         due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
         drains = due and self.forwarded and route is not None and self._drains(route.on_disconnect)
-        if drains and self.connection.body_complete:
-            self.deadline = self.worker.clock.now + self.worker.limits.drain_s
-        else:
-            self.interrupt(ClientGone())
+        return drains and self.connection.body_complete
+
+    def part(self) -> None:
+        """The client is told all it is told: read on as for one that left."""
+        self.gone = True
+        self._begin_drain()
+        self.connection.part(self)
+
+    def _begin_drain(self) -> None:
+        self.drains, self.deadline = True, self.worker.clock.now + self.worker.limits.drain_s
 
     def _drains(self, on_disconnect: str) -> bool:
         """Whether an answer is read to its end without its client, as one that goes on all the same is."""

@@ -526,6 +526,10 @@ class DataPlane:
         else:
             self._stopping.changed()
 
+    def parted(self, exchange: Exchange) -> None:
+        """The client of an exchange is told, and its answer is read on."""
+        self._orphans.add(exchange)
+
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Make the exchange of a request; it is handled once its body is set up."""
         now = self._ports.seconds()
@@ -551,7 +555,7 @@ class DataPlane:
         tally.request(exchange.routed.label, exchange.status, exchange.reason)
         tally.took(took, upstream, exchange.upstream_name)
         if exchange.gone:
-            tally.client_disconnects += 1
+            tally.client_disconnects += exchange.outlasted is None
             self._orphans.discard(exchange)
             self._stopping.changed()
         if ports.access_log:

@@ -383,13 +383,14 @@ class Link(asyncio.BufferedProtocol):
     """A pooled connection, used for one exchange at a time. It feeds its `UpstreamSide`, which frames.
 
     `answer` is the final head once it has arrived. `failure` is set when the answer cannot be
-    completed: before the head it is what the client is refused with, after it the answer is cut.
+    completed: before the head it is what the client is refused with, after it the answer is cut. Where that
+    is a deadline, `silent_s` is how long nothing came before it, and the exchange may go past it.
     """
 
     __slots__ = (
-        "_clean_end", "_clock", "_gone", "_limits", "_on_gone", "_paused", "_payload", "_payload_bytes",
-        "_queued", "_turns", "_wait", "address", "answer", "deadline", "failure", "idle_since", "side",
-        "source", "transport",
+        "_clean_end", "_clock", "_gone", "_limits", "_on_gone", "_patient", "_paused", "_payload",
+        "_payload_bytes", "_queued", "_turns", "_wait", "address", "answer", "deadline", "failure",
+        "idle_since", "side", "silent_s", "source", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -404,7 +405,8 @@ class Link(asyncio.BufferedProtocol):
         self.address = ""
         self.deadline = NEVER
         self.idle_since = 0.0
-        self._gone = self._clean_end = self._paused = self._queued = False
+        self.silent_s = 0.0
+        self._gone = self._clean_end = self._paused = self._queued = self._patient = False
         self._payload: list[bytes] = []
         self._payload_bytes = 0
         self._wait: Wait[None] | None = None
@@ -430,7 +432,7 @@ class Link(asyncio.BufferedProtocol):
 
     def begin_request(self, request: bytes, body: bytes = b"") -> None:
         """Send what `side` made of a request, or of the beginning of one; or a head, and a body as it is."""
-        self.answer = None
+        self.answer, self._patient = None, False
         self.deadline = self._clock.now + self._limits.upstream_first_byte_s
         if self._gone:
             self._fail(UpstreamUnreachable("The upstream closed its connection."))
@@ -513,10 +515,24 @@ class Link(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def expire(self) -> None:
-        if self.side.answering == AWAITED:
-            self._fail(UpstreamTimeout())
-        elif self.side.answering == BODY:
-            self._fail(UpstreamTimeout("The upstream stopped in the middle of its answer."))
+        """The deadline has passed; the connection stands until it is given up."""
+        self.deadline, answering = NEVER, self.side.answering
+        if self._patient or answering not in {AWAITED, BODY}:
+            return
+        begun, limits = answering == BODY, self._limits
+        self.silent_s = limits.upstream_idle_s if begun else limits.upstream_first_byte_s
+        late = "The upstream stopped in the middle of its answer." if begun else None
+        self.failure = UpstreamTimeout(late)
+        self._wake()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether nothing is wrong with it but a deadline."""
+        return not self._gone and isinstance(self.failure, UpstreamTimeout)
+
+    def go_past(self) -> None:
+        """Wait for the rest of the answer without any deadline here."""
+        self.failure, self._patient, self.deadline = None, True, NEVER
 
     # asyncio.BufferedProtocol
 

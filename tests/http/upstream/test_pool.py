@@ -331,10 +331,11 @@ async def test_one_organization_cannot_take_every_connection(path: bytes) -> Non
 
 
 async def test_a_share_is_given_back_however_a_call_ends() -> None:
-    async with staged(upstream_connections_max=4, upstream_first_byte_s=0.1) as stage:
-        for script in ([Close()], [5.0], [b"not HTTP\r\n\r\n"], [answer()]):
+    async with staged(upstream_connections_max=4, upstream_first_byte_s=0.1, drain_s=0.1) as stage:
+        for number, script in enumerate(([Close()], [5.0], [b"not HTTP\r\n\r\n"], [answer()])):
             stage.upstream.scripts.append(script)
             await stage.ask(post(CHAT))
+            await stage.settled(number + 1)
         client = await stage.client()
         stage.upstream.scripts.append([5.0])
         await client.send(post(CHAT, b"/v1/abort"))
