@@ -38,7 +38,7 @@ PER = {TOKENS_A_PRICE: "per million", USES_A_PRICE: "per thousand", 1: "per call
 _BROKEN = {
     "upstream_error": "The upstream answered with an error.",
     "client_gone": "The client closed its connection before it had its answer.",
-    "answer_cut": "The answer had begun, and could not be completed.",
+    "answer_cut": "The answer had begun, and could not be completed, or ended without its API's last word.",
     "reclaimed": "Its gateway died; the call was charged by what was seen of it.",
     "upstream_unreachable": "The upstream could not be reached.",
     "upstream_credentials": "The gateway had no valid credentials for the upstream.",

@@ -173,7 +173,7 @@ def _is_text(raw: bytes) -> bool:
 TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
 SLIM_BYTES_MAX = 128 << 10  # of a document or an event, while memory is short
 TEXTS_MAX = 1024  # pieces of it: each takes fifty bytes beside its letters
-BEGUN_MAX = 1024  # choices that are told apart
+BEGUN_MAX = 1024  # choices that count each by itself
 BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
 
 # How far an answer has come: more follows; every choice has said that it is finished, which more
