@@ -22,6 +22,7 @@ from gateway.core.metering.stream import Splitter, data_of
 from gateway.core.model import TokenUsage
 from tests.core.meter.recorded import SSE, call, chat_chunk, delta, frame
 from tests.recorded.answers import Answer, answers
+from tests.search import examples
 
 STREAMED = [answer for answer in answers() if answer.mode == "sse"]
 # They end with a turn of their session, or with the answer to a message.
@@ -97,7 +98,7 @@ def test_a_stream_cut_at_any_event_costs_what_passed_and_never_the_ceiling(answe
             assert usage.cached == meter.cached
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(1_000))
 @given(st.sampled_from(STREAMED), st.data())
 def test_no_broken_stream_is_cheaper_than_what_passed_or_dearer_than_its_ceiling(
     answer: Answer, data: st.DataObject
