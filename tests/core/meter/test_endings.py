@@ -230,7 +230,7 @@ def test_a_stream_that_ends_in_good_order_in_the_middle_keeps_what_was_reported(
 @pytest.mark.parametrize("ended", [True, False])
 def test_zeros_ahead_of_an_answer_that_breaks_off_are_no_report(*, ended: bool) -> None:
     assert used([NOUGHT, PONG], ended=ended) == TokenUsage(100, 2, 0, 0, 102, 1, False, True)
-    assert used([NOUGHT], ended=ended) == TokenUsage(units=0)
+    assert used([NOUGHT], ended=ended) == TokenUsage(100, 0, 0, 0, 100, 1, False, True)  # it was read
 
 
 def test_a_report_of_one_choice_is_no_report_of_all_that_broke_off() -> None:
