@@ -253,10 +253,7 @@ async def test_by_default_it_is_of_the_last_thirty_days(api: Api, admin_database
 
 
 @pytest.mark.parametrize("interval", ["none", "day"])
-async def test_a_file_is_longer_than_a_page(
-    api: Api, admin_database: str, interval: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(usage, "PAGE_ROWS", 50)
+async def test_a_file_is_longer_than_a_page(api: Api, admin_database: str, interval: str) -> None:
     [account] = settle_in(admin_database, 1)
     count = usage.PAGE_ROWS * 2 + 7
     sums = ", ".join("n" if name == "cost" else "1" for name in SUMS)
