@@ -80,7 +80,10 @@ WORLD: Objects = {
         },
     ],
     "models": [
-        {"name": "gpt-4o", "targets": [{"upstream": "azure", "model": "prod"}, {"upstream": "openai"}]},
+        {
+            "name": "gpt-4o", "targets": [{"upstream": "azure", "model": "prod"}, {"upstream": "openai"}],
+            "output_max": 16_384, "context": 128_000,
+        },
         {
             "organization": "Acme", "name": "own-*", "prefix": "own-", "fallback": ["429"],
             "targets": [{"upstream": "gpu", "model": "*"}],
