@@ -689,8 +689,9 @@ TEXTS = frozenset(
 # maximum.
 FREE_OBJECTS = frozenset(
     {
-        "messages", "input", "inputs", "prompt", "contents", "content", "system", "instructions", "documents",
-        "systemInstruction", "system_instruction", "chat_history", "message", "prediction", "images",
+        "messages", "items", "input", "inputs", "prompt", "contents", "content", "system", "instructions",
+        "documents", "systemInstruction", "system_instruction", "chat_history", "message", "prediction",
+        "images",
         "tools", "functions", "tool_choice", "function_call", "toolConfig", "tool_config", "toolChoice",
         "mcp_servers", "plugins", "connectors", "tool_results", "container", "conversation",
         "response_format", "responseFormat", "text", "format", "output_format", "json_schema",

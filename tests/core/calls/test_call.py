@@ -375,7 +375,7 @@ def test_a_tool_that_cannot_be_looked_through_is_refused() -> None:
     deep: object = {"model": "a"}
     for _ in range(20):
         deep = {"x": deep}
-    assert refused("openai_chat", {"model": "m", "tools": [deep]}) == "tools"
+    assert refused("openai_chat", {"model": "m", "tools": [deep]}).startswith("tools.x")
     for wrong in (7, {"a": 1}, [7], "", "a "):
         assert refused("openai_chat", {"model": "m", "tools": [{"model": wrong}]}) == "tools.model"
 
