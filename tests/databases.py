@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import psycopg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from persistence import engine as engines
+
+# Engines that no test has now. Each knows the statements that it compiled, which costs more than to run them.
+_SPARE: Final = defaultdict[str, list[AsyncEngine]](list)
 
 
 @contextmanager
@@ -17,3 +25,14 @@ def own_database(postgres: str, name: str, template: str = "") -> Iterator[str]:
     yield postgres.rsplit("/", 1)[0] + "/" + name
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"drop database if exists {name} with (force)".encode())
+
+
+def take_engine(url: str) -> AsyncEngine:
+    """Return an engine that a test has alone until it gives it back."""
+    return _SPARE[url].pop() if _SPARE[url] else engines.create(url)
+
+
+async def give_back(url: str, engine: AsyncEngine) -> None:
+    """End the connections of an engine; a later test may have it."""
+    await engine.dispose()
+    _SPARE[url].append(engine)

@@ -32,13 +32,13 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable
 from gateway.run.timed_loops import sweeper
-from persistence import engine as engines
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import LedgerReader
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.builders import World
+from tests.databases import give_back, take_engine
 from tests.letterhead import LETTERHEAD
 from tests.persistence.keeper.agenda import on_agenda
 from tests.waiting import eventually
@@ -67,7 +67,7 @@ class Backend:
 
     def __init__(self, valkey: str, database: str, **patience: float) -> None:
         self.valkey, self.database = valkey, database
-        self.engine = engines.create(database)
+        self.engine = take_engine(database)
         self.wire = RedisConnection(parse_url(valkey), time.monotonic, **patience)
         self.counters = KeeperCounters(self.wire)
         self.keeping = ReclaimClient(self.counters)
@@ -86,7 +86,7 @@ class Backend:
     async def close(self) -> None:
         self.writer.close()
         await self.wire.close()
-        await self.engine.dispose()
+        await give_back(self.database, self.engine)
 
     # --- what people do -----------------------------------------------------------------
 

@@ -7,14 +7,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 
 import psycopg
 import pytest
 import redis
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
-from gateway.core.accounts.outbox import FlushReport, History, fan_out
+from gateway.core.accounts.outbox import History, fan_out
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
@@ -25,8 +27,8 @@ from persistence import engine
 from persistence.keeper.sweeps import KeeperShares
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
-from tests.persistence.lossy_proxy import LossyProxy
 from tests.persistence.scenario import Account, broken, release, rows_of, settle_in, stop
+from tests.search import steps
 from tests.waiting import eventually
 
 STEPS = ("read", "parked", "read_parked", "acknowledge", "park", "acknowledge_parked")
@@ -137,27 +139,6 @@ async def test_ids_of_stored_control_writes_are_forgotten(valkey: str, migrated:
         assert client.hkeys(keys.control(account.partition)) == [b"another"]
 
 
-async def test_two_flushers_at_once_store_each_entry_once(valkey: str, migrated: str) -> None:
-    accounts = settle_in(migrated, *[10_000] * 8)
-    for account in accounts:
-        account.reset()
-    async with flushing(valkey, migrated) as one, flushing(valkey, migrated) as other:
-        runs = [asyncio.create_task(flusher.run()) for flusher in (one, other)]
-        for _ in range(10):
-            for account in accounts:
-                for _ in range(20):
-                    account.consume(1, credits_=1)
-            append(valkey, *accounts)
-            await eventually(lambda: waiting(valkey, *accounts) < 8 * 20)  # they are at it meanwhile
-        await eventually(lambda: waiting(valkey, *accounts) == 0)
-        one.stop()
-        other.stop()
-        await asyncio.gather(*runs)
-    assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(8 * 201,)]
-    assert rows_of(migrated, "SELECT count(*) FROM quarantine") == [(0,)]
-    assert await broken(migrated) == []
-
-
 class Reading(Outbox):
     """Notes which entries were read, and of which owners what waits was."""
 
@@ -235,52 +216,6 @@ async def test_keepers_that_share_read_each_entry_once_and_what_waits_too(valkey
     assert await broken(migrated) == []
 
 
-async def test_a_lost_commit_reply_and_killed_sessions_cost_no_row(valkey: str, migrated: str) -> None:
-    accounts = settle_in(migrated, *[10_000] * 4)
-    for account in accounts:
-        account.reset()
-    seen: list[FlushedBatch | FailedBatch] = []
-    with LossyProxy(migrated) as proxy:
-        async with flushing(valkey, proxy.url, seen) as flusher:
-            running = asyncio.create_task(flusher.run())
-            for turn in range(6):
-                for account in accounts:
-                    for _ in range(25):
-                        account.consume(1, credits_=1, units=1, spend=2)
-                if turn % 2:
-                    proxy.swallow_next(b"COMMIT")
-                append(valkey, *accounts)
-                if turn % 3 == 2:
-                    with psycopg.connect(migrated, autocommit=True) as admin:
-                        admin.execute(
-                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                        )
-                await eventually(lambda: waiting(valkey, *accounts) == 0)
-            flusher.stop()
-            await running
-    reports: list[FlushReport] = [fact.report for fact in seen if isinstance(fact, FlushedBatch)]
-    assert any(isinstance(fact, FailedBatch) for fact in seen)
-    assert sum(report.repeated for report in reports) > 0
-    assert rows_of(migrated, "SELECT count(*) FROM token_ledger") == [(4 * 151,)]
-    assert await broken(migrated) == []
-
-
-async def test_a_quarantined_account_does_not_hold_up_its_partition(valkey: str, migrated: str) -> None:
-    account, other = settle_in(migrated, 10_000, 10_000, together=True)
-    account.reset()
-    account.take()
-    for _ in range(10):
-        account.consume(1)
-        other.reset()
-    append(valkey, account, other)
-    async with flushing(valkey, migrated) as flusher:
-        assert await flusher.flush() == 10
-        assert await flusher.flush() == 0
-    assert (waiting(valkey, account), parked(valkey, account)) == (0, 10)
-    assert await broken(migrated) == []
-
-
 async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released(
     valkey: str, migrated: str
 ) -> None:
@@ -323,8 +258,7 @@ async def test_entries_of_a_stopped_account_are_judged_again_once_it_is_released
     assert await broken(migrated) == []
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "behind"), steps(list(product(STEPS, (False, True)))))
 async def test_a_flusher_killed_at_any_step_loses_and_doubles_nothing_that_waits(
     valkey: str, migrated: str, step: str, behind: bool
 ) -> None:
@@ -406,9 +340,8 @@ async def test_a_release_behind_a_read_has_newer_entries_wait_for_those_before_t
     assert (report.left_over, report.held, report.quarantined) == (frozenset(newer), 0, [])
 
 
-async def test_tenants_are_refused_once_where_too_much_waits(migrated: str) -> None:
+async def test_tenants_are_refused_once_where_too_much_waits(migrated: str, pool: AsyncEngine) -> None:
     account, other = settle_in(migrated, 10_000, 10_000)
-    pool = engine.create(migrated)
     refused = Quarantines(pool)
     wanted = {account.partition: [account.tenant_id, 999_999], other.partition: [other.tenant_id]}
     assert await refused.refuse(wanted) == sorted(f"tenant:{one.tenant_id}" for one in (account, other))
@@ -424,4 +357,3 @@ async def test_tenants_are_refused_once_where_too_much_waits(migrated: str) -> N
             (account.partition, f"tenant:{account.tenant_id}"),
         )
     assert await refused.refuse(wanted) == [f"tenant:{account.tenant_id}"]
-    await pool.dispose()

@@ -22,6 +22,7 @@ from persistence.keeper.sweeps import Losses, watch_gauges
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer
+from tests.search import histories
 from tests.waiting import eventually
 from tests.worker import Worker, worker_at
 
@@ -146,13 +147,12 @@ async def forgotten(scene: Scene, service: Service) -> None:
     assert scene.world.user("ann").inflight == 0
 
 
-@pytest.mark.parametrize("service", [CHAT, CREDITS, UNITS], ids=lambda one: str(one.key))
 async def test_an_older_append_only_file_costs_nothing(
-    own_valkey: START, migrated: str, tmp_path: Path, service: Service
+    own_valkey: START, migrated: str, tmp_path: Path
 ) -> None:
     server = own_valkey("--appendonly", "yes", "--appendfsync", "always")
     async with scene_at(server, migrated, tmp_path) as scene:
-        await forgotten(scene, service)
+        await forgotten(scene, CREDITS)
         scene.check()
         assert [(one.recovered, one.lost) for one in await scene.losses()] == [(4, 0)]
         assert await scene.losses() == []
@@ -287,7 +287,7 @@ def counter_of(scene: Scene, said: list[dict[str, object]]) -> LossCounter:
     return LossCounter(losses, evidence, lambda _, **facts: said.append(facts), at_rest=at_rest)
 
 
-@pytest.mark.parametrize("seed", range(1))
+@pytest.mark.parametrize("seed", range(histories(1)))
 async def test_any_mix_of_losses_books_each_call_once(
     own_valkey: START, migrated: str, tmp_path: Path, seed: int
 ) -> None:

@@ -10,7 +10,7 @@ from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Service
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
-from tests.background.backend import Backend, backend_at
+from tests.background.backend import Backend
 from tests.builders import ONE_TIME, UNITS, World
 
 TIERS = ServicePricing((PriceTier(10, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
@@ -32,49 +32,22 @@ def kept(world: World, service: Service) -> states.ActivationState:
     return states.unpack(states.ActivationState, world.get(name))
 
 
-async def test_a_call_that_died_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        service = replace(UNITS, pricing=TIERS, counts_tokens=True)
-        call = world.reserve(need=5, service=service, units=12, user="ann", ttl_ms=1)
-        call.extend(observed=3)
-        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        for _ in range(2):
-            await backend.reclaimer.sweep()
-        assert (world.organization.spent, kept(world, UNITS).quantity) == (10 * 1000 + 2 * 800, 12)
-        assert world.events()[-1].user == "ann"
-
-
-async def test_a_late_settlement_costs_the_tiers_it_was_admitted_at(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(service=replace(UNITS, pricing=TIERS), units=12)
-        world.client.delete(keys.hold(world.p, call.id))
-        call.settle(units=12)
-        await backend.flush()
-        await backend.late_settlements.drain()
-        assert (world.organization.spent, world.late()) == (10 * 1000 + 2 * 800, [])
-
-
-async def test_after_a_loss_nothing_is_paid_twice_and_no_tier_begins_again(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        once, tiered, other = [
-            await known(backend, one) for one in (ONE_TIME, replace(UNITS, pricing=TIERS), UNITS)
-        ]
-        world.grant("credits", 100)
-        world.reserve(service=once, credits_=50).settle(credits=50)
-        for units in (7, 5):
-            world.reserve(service=tiered, units=units).settle(units=units)
-        await backend.flush()
-        before = [kept(world, one) for one in (once, tiered)]
-        world.client.flushall()
-        await backend.verify()
-        paid = replace(before[0], price=0, month=before[1].month)
-        assert [kept(world, one) for one in (once, tiered)] == [paid, before[1]]
-        assert world.get(keys.activation(world.p, world.caller.organization_id, other.id)) == b""
-        world.reserve(service=once, credits_=50).settle(credits=50)
-        world.reserve(service=tiered, units=1).settle(units=1)
-        assert (world.organization.balance, world.organization.spent) == (50, 12_400)
+async def test_after_a_loss_nothing_is_paid_twice_and_no_tier_begins_again(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    once, tiered, other = [
+        await known(backend, one) for one in (ONE_TIME, replace(UNITS, pricing=TIERS), UNITS)
+    ]
+    world.grant("credits", 100)
+    world.reserve(service=once, credits_=50).settle(credits=50)
+    for units in (7, 5):
+        world.reserve(service=tiered, units=units).settle(units=units)
+    await backend.flush()
+    before = [kept(world, one) for one in (once, tiered)]
+    world.client.flushall()
+    await backend.verify()
+    paid = replace(before[0], price=0, month=before[1].month)
+    assert [kept(world, one) for one in (once, tiered)] == [paid, before[1]]
+    assert world.get(keys.activation(world.p, world.caller.organization_id, other.id)) == b""
+    world.reserve(service=once, credits_=50).settle(credits=50)
+    world.reserve(service=tiered, units=1).settle(units=1)
+    assert (world.organization.balance, world.organization.spent) == (50, 12_400)

@@ -2,89 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from gateway.core.accounts.holds import ExpiredHold, ReclaimPolicy
 from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.accounts.plans import ONE, Weights
 from gateway.core.model import HoldExtension, SettleResult
 from gateway.counters.redis import keys
-from tests.background.backend import Backend, backend_at
-from tests.background.verifying.test_verifier import restarted
+from tests.background.backend import Backend
 from tests.builders import World
-from tests.conftest import ValkeyServer
 
 TENTH = Weights.of(dict.fromkeys(("input", "output"), ONE // 10))
 
 
-async def test_a_call_settled_after_its_reclaim_is_made_good_in_both_numbers(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(1000)
-        call = world.reserve(need=500, quota=(50, 50, 0))
-        live = HoldExtension(world.caller, call.id, 0, tokens=200, weights=TENTH, weighed=20)
-        world.extended([(live, 0)])
-        (hold,) = await held(backend, world, call.id)
-        assert (hold.observed, hold.weighed, hold.held) == (200, 20, 50)
-        assert await backend.keeping.reclaim(hold, hold.charge(ReclaimPolicy.CHARGE_OBSERVED))
-        await backend.flush()
-        assert tokens_of(backend, call.id) == 200
-        used = {"tokens": 400, "weighed": 130, "metadata": facts(100, 300)}
-        for settled in (SettleResult.RECLAIMED, SettleResult.UNKNOWN):
-            assert call.settle(**used) is settled
-            await drained(backend)
-            assert backend.ledger(world.caller.tenant_id) == [
-                (1, "reset", 1000, 1000),
-                (2, "consume", -20, 980),
-                (3, "adjust", -110, 870),
-            ]
-            assert tokens_of(backend, call.id) == 400
-
-
-async def test_all_that_a_call_held_is_what_it_counts(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(1000)
-        call = world.reserve(need=500, quota=(50, 50, 0))
-        (hold,) = await held(backend, world, call.id)
-        assert await backend.keeping.reclaim(hold, hold.charge(ReclaimPolicy.CHARGE_HOLD))
-        assert (world.tenant.used, world.tenant.remaining, world.tenant.held) == (50, 950, 0)
-        assert call.settle(tokens=300, weighed=30, metadata=facts(300, 0)) is SettleResult.RECLAIMED
+async def test_a_call_settled_after_its_reclaim_is_made_good_in_both_numbers(backend: Backend) -> None:
+    world = await backend.settle_in(1000)
+    call = world.reserve(need=500, quota=(50, 50, 0))
+    live = HoldExtension(world.caller, call.id, 0, tokens=200, weights=TENTH, weighed=20)
+    world.extended([(live, 0)])
+    (hold,) = await held(backend, world, call.id)
+    assert (hold.observed, hold.weighed, hold.held) == (200, 20, 50)
+    assert await backend.keeping.reclaim(hold, hold.charge(ReclaimPolicy.CHARGE_OBSERVED))
+    await backend.flush()
+    assert tokens_of(backend, call.id) == 200
+    used = {"tokens": 400, "weighed": 130, "metadata": facts(100, 300)}
+    for settled in (SettleResult.RECLAIMED, SettleResult.UNKNOWN):
+        assert call.settle(**used) is settled
         await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[1:] == [
-            (2, "consume", -50, 950),
-            (3, "adjust", 20, 970),
+        assert backend.ledger(world.caller.tenant_id) == [
+            (1, "reset", 1000, 1000),
+            (2, "consume", -20, 980),
+            (3, "adjust", -110, 870),
         ]
+        assert tokens_of(backend, call.id) == 400
 
 
-async def test_a_call_that_never_arrived_is_posted_by_what_it_counts(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(1000)
-        call = world.reserve(need=500, quota=(50, 50, 0))
-        world.client.delete(keys.hold(world.p, call.id))
-        used = {"tokens": 300, "weighed": 30, "metadata": facts(0, 300)}
-        assert [call.settle(**used), call.settle(**used)] == [SettleResult.UNKNOWN] * 2
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -30, 970)]
-        assert tokens_of(backend, call.id) == 300
-
-
-async def test_an_emptied_redis_is_rebuilt_to_what_was_counted(
-    own_valkey: Callable[..., ValkeyServer], migrated: str
-) -> None:
-    server = own_valkey()
-    async with backend_at(server.url, migrated) as backend:
-        world = await backend.settle_in(1000)
-        for tokens, weighed in ((500, 50), (7, 1), (30, 90), (10, 0)):
-            world.reserve(need=1).settle(tokens=tokens, weighed=weighed, metadata=facts(tokens, 0))
-        await backend.flush()
-        assert (world.tenant.used, world.tenant.remaining, world.tenant.seq) == (141, 859, 5)
-        async with restarted(server, backend):
-            pass
-        world = world.again()
-        assert world.client.dbsize() == 0
-        await backend.verify()
-        assert (world.tenant.used, world.tenant.remaining, world.tenant.seq) == (141, 859, 5)
+async def test_a_call_that_never_arrived_is_posted_by_what_it_counts(backend: Backend) -> None:
+    world = await backend.settle_in(1000)
+    call = world.reserve(need=500, quota=(50, 50, 0))
+    world.client.delete(keys.hold(world.p, call.id))
+    used = {"tokens": 300, "weighed": 30, "metadata": facts(0, 300)}
+    assert [call.settle(**used), call.settle(**used)] == [SettleResult.UNKNOWN] * 2
+    await drained(backend)
+    assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -30, 970)]
+    assert tokens_of(backend, call.id) == 300
 
 
 def facts(read: int, cached: int) -> bytes:

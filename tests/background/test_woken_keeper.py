@@ -38,6 +38,7 @@ from tests.background.test_zones import compared
 from tests.builders import World
 from tests.conftest import ValkeyServer
 from tests.persistence.scenario import broken
+from tests.search import histories
 from tests.waiting import eventually
 
 START = Callable[..., ValkeyServer]
@@ -375,7 +376,7 @@ def booked(backend: Backend, table: str, amount: str, where: str = "true") -> Co
     return Counter((row["request"], row["amount"]) for row in rows)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 1 + histories(1)))
 async def test_each_event_moves_everything_once_whatever_is_lost(
     valkey: str, migrated: str, seed: int
 ) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from persistence.ledger.writer import LedgerWriter
-from tests.persistence.migrated import cloned, migrated, shared, template
+from tests.persistence.migrated import cloned, migrated, pool, shared, template
 
-__all__ = ["cloned", "migrated", "shared", "template"]
+__all__ = ["cloned", "migrated", "pool", "shared", "template"]
 
 
 @pytest.fixture

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence.schema import migrate
-from tests.databases import own_database
+from tests.databases import give_back, own_database, take_engine
 from tests.persistence.emptying import clear
 
 ALWAYS_THERE = ("business_model",)
@@ -44,6 +45,13 @@ def shared(postgres: str) -> str:
 def migrated(shared: str) -> str:
     empty(shared)
     return shared
+
+
+@pytest.fixture
+async def pool(migrated: str) -> AsyncIterator[AsyncEngine]:
+    engine = take_engine(migrated)
+    yield engine
+    await give_back(migrated, engine)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from persistence import engine as engines
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import LedgerReader
 from persistence.ledger.writer import LedgerWriter
-from tests.background.backend import Backend, backend_at
+from tests.background.backend import Backend
 from tests.builders import CHAT, CREDITS, Call, World
 from tests.persistence.ledger.test_budget_uses import opened
 from tests.persistence.scenario import batch_of, broken, rows_of
@@ -142,109 +142,98 @@ def archive(url: str, bound: datetime) -> None:
     cut(url, bound)
 
 
-async def test_what_may_be_charged_in_an_archive_is_for_a_person_who_looks_there(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        before, after = now_ms() - 60 * DAY_MS, now_ms() - 10 * DAY_MS
-        cut(migrated, datetime.now(UTC) - timedelta(days=40))
-        old, new = settled_late(world, id_at(before), tokens=40), settled_late(world, id_at(after), tokens=7)
-        await drained(backend)
-        rows = "select request_id::text, amount from token_ledger where request_id is not null"
-        assert backend.rows(rows) == [{"request_id": new.id, "amount": 7}]
-        [letter] = letters(backend)
-        assert (letter["organization_id"], letter["tenant_id"]) == (
-            world.caller.organization_id,
-            world.caller.tenant_id,
-        )
-        assert f"request {old.id} settles late" in letter["reason"]
-        assert letter["entry_id"].startswith("late:")
-        assert world.late() == []
-        # It is no entry that could be corrected, and nobody charges it twice.
-        with pytest.raises(Unprocessable) as caught:
-            await decide(backend, "redrive", letter["id"], changes={"amount": 1})
-        assert caught.value.errors[0][0] == "changes"
-        assert await decide(backend, "redrive", letter["id"], reason="not in the archive") == "redriven"
-        assert await backend.push() == 0
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -7, 93), (3, "consume", -40, 53)]
-        assert backend.rows(f"{rows} order by seq")[-1] == {"request_id": old.id, "amount": 40}
-        assert [row[1:] for row in backend.writes() if row[1] == "late"] == [("late", "done")]
-        assert (world.tenant.used, world.client.hlen(keys.control(world.p))) == (47, 0)
-        assert letters(backend) == []
-        assert await broken(migrated) == []
-        with pytest.raises(Conflict):
-            await decide(backend, "redrive", letter["id"])
+async def test_what_may_be_charged_in_an_archive_is_for_a_person_who_looks_there(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    before, after = now_ms() - 60 * DAY_MS, now_ms() - 10 * DAY_MS
+    cut(backend.database, datetime.now(UTC) - timedelta(days=40))
+    old, new = settled_late(world, id_at(before), tokens=40), settled_late(world, id_at(after), tokens=7)
+    await drained(backend)
+    rows = "select request_id::text, amount from token_ledger where request_id is not null"
+    assert backend.rows(rows) == [{"request_id": new.id, "amount": 7}]
+    [letter] = letters(backend)
+    assert (letter["organization_id"], letter["tenant_id"]) == (
+        world.caller.organization_id,
+        world.caller.tenant_id,
+    )
+    assert f"request {old.id} settles late" in letter["reason"]
+    assert letter["entry_id"].startswith("late:")
+    assert world.late() == []
+    # It is no entry that could be corrected, and nobody charges it twice.
+    with pytest.raises(Unprocessable) as caught:
+        await decide(backend, "redrive", letter["id"], changes={"amount": 1})
+    assert caught.value.errors[0][0] == "changes"
+    assert await decide(backend, "redrive", letter["id"], reason="not in the archive") == "redriven"
+    assert await backend.push() == 0
+    await drained(backend)
+    assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -7, 93), (3, "consume", -40, 53)]
+    assert backend.rows(f"{rows} order by seq")[-1] == {"request_id": old.id, "amount": 40}
+    assert [row[1:] for row in backend.writes() if row[1] == "late"] == [("late", "done")]
+    assert (world.tenant.used, world.client.hlen(keys.control(world.p))) == (47, 0)
+    assert letters(backend) == []
+    assert await broken(backend.database) == []
+    with pytest.raises(Conflict):
+        await decide(backend, "redrive", letter["id"])
 
 
 @pytest.mark.parametrize("ledger", LEDGERS)
-async def test_one_ledger_that_is_archived_leaves_it_to_a_person(
-    valkey: str, migrated: str, ledger: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        cut(migrated, datetime.now(UTC) - timedelta(days=40), [ledger])
-        old = settled_late(world, id_at(now_ms() - 60 * DAY_MS), tokens=40)
-        await drained(backend)
-        [letter] = letters(backend)
-        assert f"request {old.id} settles late" in letter["reason"]
-        assert backend.rows("select amount from token_ledger where request_id is not null") == []
+async def test_one_ledger_that_is_archived_leaves_it_to_a_person(backend: Backend, ledger: str) -> None:
+    world = await backend.settle_in(100)
+    cut(backend.database, datetime.now(UTC) - timedelta(days=40), [ledger])
+    old = settled_late(world, id_at(now_ms() - 60 * DAY_MS), tokens=40)
+    await drained(backend)
+    [letter] = letters(backend)
+    assert f"request {old.id} settles late" in letter["reason"]
+    assert backend.rows("select amount from token_ledger where request_id is not null") == []
 
 
-async def test_two_letters_of_one_request_are_one_charge(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        cut(migrated, datetime.now(UTC) - timedelta(days=40))
-        call = settled_late(world, id_at(now_ms() - 60 * DAY_MS), tokens=40)
-        await drained(backend)
-        call.settle(tokens=40)
-        await drained(backend)
-        one, other = letters(backend)
-        await decide(backend, "redrive", one["id"])
-        for _ in range(2):  # before its row is there, and after
-            with pytest.raises(Conflict, match="is charged already"):
-                await decide(backend, "redrive", other["id"])
-            await backend.push()
-            await drained(backend)
-        assert await decide(backend, "resolve", other["id"], reason="the same") == "resolved"
-        # A third copy is dropped: its request has a row here now.
-        call.settle(tokens=40)
-        await drained(backend)
-        assert (letters(backend), world.late(), world.tenant.used) == ([], [], 40)
-
-
-async def test_a_letter_keeps_all_that_was_settled(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await backend.made(
-            "credit-additions", organization_id=world.caller.organization_id, credits_added=100
-        )
-        await backend.push()
-        cut(migrated, datetime.now(UTC) - timedelta(days=40))
-        metadata = b'{"model":"m","status":200}'
-        used = {"credits": 12, "metadata": metadata, "attribution": "5\t6\tv"}
-        call = settled_late(world, id_at(now_ms() - 60 * DAY_MS), service=CREDITS, **used)
-        await drained(backend)
-        [letter] = letters(backend)
-        await decide(backend, "redrive", letter["id"])
+async def test_two_letters_of_one_request_are_one_charge(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    cut(backend.database, datetime.now(UTC) - timedelta(days=40))
+    call = settled_late(world, id_at(now_ms() - 60 * DAY_MS), tokens=40)
+    await drained(backend)
+    call.settle(tokens=40)
+    await drained(backend)
+    one, other = letters(backend)
+    await decide(backend, "redrive", one["id"])
+    for _ in range(2):  # before its row is there, and after
+        with pytest.raises(Conflict, match="is charged already"):
+            await decide(backend, "redrive", other["id"])
         await backend.push()
         await drained(backend)
-        assert backend.rows(CREDIT_COLUMNS) == [{"credits_used": 12, "balance_after": 88}]
-        [row] = backend.rows(
-            "select request_id::text, content_id, metadata->>'model' as model from credit_transaction"
-        )
-        assert row == {"request_id": call.id, "content_id": 5, "model": "m"}
+    assert await decide(backend, "resolve", other["id"], reason="the same") == "resolved"
+    # A third copy is dropped: its request has a row here now.
+    call.settle(tokens=40)
+    await drained(backend)
+    assert (letters(backend), world.late(), world.tenant.used) == ([], [], 40)
 
 
-async def test_a_hold_of_an_archived_month_is_let_go_and_no_lease_is(valkey: str, migrated: str) -> None:
+async def test_a_letter_keeps_all_that_was_settled(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    await backend.made("credit-additions", organization_id=world.caller.organization_id, credits_added=100)
+    await backend.push()
+    cut(backend.database, datetime.now(UTC) - timedelta(days=40))
+    metadata = b'{"model":"m","status":200}'
+    used = {"credits": 12, "metadata": metadata, "attribution": "5\t6\tv"}
+    call = settled_late(world, id_at(now_ms() - 60 * DAY_MS), service=CREDITS, **used)
+    await drained(backend)
+    [letter] = letters(backend)
+    await decide(backend, "redrive", letter["id"])
+    await backend.push()
+    await drained(backend)
+    assert backend.rows(CREDIT_COLUMNS) == [{"credits_used": 12, "balance_after": 88}]
+    [row] = backend.rows(
+        "select request_id::text, content_id, metadata->>'model' as model from credit_transaction"
+    )
+    assert row == {"request_id": call.id, "content_id": 5, "model": "m"}
+
+
+async def test_a_hold_of_an_archived_month_is_let_go_and_no_lease_is(backend: Backend) -> None:
     """A Redis that was set back by months has it again: nobody knows here what became of its call."""
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        alive, old = world.reserve(need=10), world.reserve(need=20, request_id=id_at(now_ms()))
-        lease = "00000000-0000-5000-8000-000000000000"
-        cut(migrated, datetime.now(UTC) - timedelta(days=40))
-        world.client.zadd(keys.deadlines(world.p), {old.id: now_ms() - 50 * DAY_MS, lease: 1})
-        held = await backend.counters.held(world.p)
-        settled = await LedgerReader(backend.engine, keys.partition_of).settled(held)
-        assert (alive.id in held, lease in held, settled) == (True, True, [old.id])
+    world = await backend.settle_in(100)
+    alive, old = world.reserve(need=10), world.reserve(need=20, request_id=id_at(now_ms()))
+    lease = "00000000-0000-5000-8000-000000000000"
+    cut(backend.database, datetime.now(UTC) - timedelta(days=40))
+    world.client.zadd(keys.deadlines(world.p), {old.id: now_ms() - 50 * DAY_MS, lease: 1})
+    held = await backend.counters.held(world.p)
+    settled = await LedgerReader(backend.engine, keys.partition_of).settled(held)
+    assert (alive.id in held, lease in held, settled) == (True, True, [old.id])

@@ -85,9 +85,9 @@ class Streams:
     async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> Mapping[Owner, int]:
         await asyncio.sleep(0)
         for owner, ids in entries.items():
-            there = self.entries[owner[0]]
+            there, gone = set(self.entries[owner[0]]), set(ids)
             self.apart.setdefault(owner, []).extend(id_ for id_ in ids if id_ in there)
-            self.entries[owner[0]] = [id_ for id_ in there if id_ not in set(ids)]
+            self.entries[owner[0]] = [id_ for id_ in self.entries[owner[0]] if id_ not in gone]
         return {owner: len(self.apart[owner]) for owner in entries}
 
     async def acknowledge_parked(
@@ -95,7 +95,8 @@ class Streams:
     ) -> None:
         await asyncio.sleep(0)
         for owner, ids in entries.items():
-            self.apart[owner] = [id_ for id_ in self.apart.get(owner, []) if id_ not in set(ids)]
+            gone = set(ids)
+            self.apart[owner] = [id_ for id_ in self.apart.get(owner, []) if id_ not in gone]
         for partition, names in control_ids.items():
             self.control_ids.setdefault(partition, []).extend(names)
 

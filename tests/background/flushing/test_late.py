@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from gateway.core.accounts.holds import (
     correction_id,
     refund_id,
 )
-from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.counters.redis import keys
 from persistence.keeper.sweeps import Sweeps
@@ -98,6 +96,7 @@ ONCE = reclaimed(service=ONE_TIME, tokens=0, credits=50)
         (PAID, ChargedAmounts(0, 5), [("correct", 0, 4, 0)], []),
         (PAID, ChargedAmounts(0, 9), [("correct", 0, 0, 0)], []),
         (PAID, ChargedAmounts(0, 30), [("correct", 0, 0, 0)], [21]),
+        (reclaimed(service=CREDITS, tokens=35, credits=5), ChargedAmounts(0, 5), [("correct", 0, 0, 0)], []),
         (reclaimed(service=EVERYTHING, credits=9), ChargedAmounts(20, 30), [("correct", 50, 0, 0)], [21]),
         (UNITS_LATE, ChargedAmounts(units=5), [("correct", 0, 0, -2)], []),
         (UNITS_LATE, ChargedAmounts(units=1), [("correct", 0, 0, 2)], []),
@@ -105,8 +104,8 @@ ONCE = reclaimed(service=ONE_TIME, tokens=0, credits=50)
     ],
     ids=[
         "never arrived", "arrived", "arrived otherwise", "more tokens", "fewer tokens", "corrected",
-        "reclaimed long ago", "more credits", "the same credits", "fewer credits", "more and fewer",
-        "fewer units", "more units", "paid once by another",
+        "reclaimed long ago", "more credits", "the same credits", "fewer credits", "tokens of credits",
+        "more and fewer", "fewer units", "more units", "paid once by another",
     ],
 )  # fmt: skip
 async def test_what_the_ledger_knows_decides(
@@ -136,98 +135,73 @@ async def drained(backend: Backend) -> None:
     await backend.flush()
 
 
-async def test_a_call_settled_twice_is_one_row(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=10)
-        assert [call.settle(tokens=30), call.settle(tokens=30)] == [SettleResult.DONE, SettleResult.UNKNOWN]
-        await drained(backend)
-        assert (backend.ledger(world.caller.tenant_id)[1:], world.late()) == ([(2, "consume", -30, 70)], [])
-        assert world.tenant.remaining == 70
+async def test_a_call_settled_twice_is_one_row(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    call = world.reserve(need=10)
+    assert [call.settle(tokens=30), call.settle(tokens=30)] == [SettleResult.DONE, SettleResult.UNKNOWN]
+    await drained(backend)
+    assert (backend.ledger(world.caller.tenant_id)[1:], world.late()) == ([(2, "consume", -30, 70)], [])
+    assert world.tenant.remaining == 70
 
 
-async def test_nothing_is_decided_before_what_came_first_is_in_the_ledger(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=10)
-        call.settle(tokens=30)
-        call.settle(tokens=30)
-        assert await backend.late_settlements.drain() == 0
-        assert (len(world.late()), world.tenant.used) == (1, 30)
+async def test_nothing_is_decided_before_what_came_first_is_in_the_ledger(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    call = world.reserve(need=10)
+    call.settle(tokens=30)
+    call.settle(tokens=30)
+    assert await backend.late_settlements.drain() == 0
+    assert (len(world.late()), world.tenant.used) == (1, 30)
 
 
-async def test_entries_of_one_millisecond_are_not_taken_for_later_ones(valkey: str, migrated: str) -> None:
+async def test_entries_of_one_millisecond_are_not_taken_for_later_ones(backend: Backend) -> None:
     """Each stream numbers a millisecond's entries by itself: 5-9 here may be before 5-0 there."""
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=10)
-        await backend.flush()
-        call.settle(tokens=30)
-        entries: Any = world.client.xrange(keys.outbox(world.p))
-        call.settle(tokens=30)
-        lane: Any = world.client.xrange(keys.late(world.p))
-        ((entry_id, fields),), ((_, late),) = entries, lane
-        ms = entry_id.split(b"-")[0].decode()
-        world.client.delete(keys.outbox(world.p), keys.late(world.p))
-        world.client.xadd(keys.outbox(world.p), fields, id=f"{ms}-9")
-        world.client.xadd(keys.late(world.p), late, id=f"{ms}-0")
-        assert await backend.late_settlements.drain() == 0
-        await drained(backend)
-        assert world.tenant.used == 30
+    world = await backend.settle_in(100)
+    call = world.reserve(need=10)
+    await backend.flush()
+    call.settle(tokens=30)
+    entries: Any = world.client.xrange(keys.outbox(world.p))
+    call.settle(tokens=30)
+    lane: Any = world.client.xrange(keys.late(world.p))
+    ((entry_id, fields),), ((_, late),) = entries, lane
+    ms = entry_id.split(b"-")[0].decode()
+    world.client.delete(keys.outbox(world.p), keys.late(world.p))
+    world.client.xadd(keys.outbox(world.p), fields, id=f"{ms}-9")
+    world.client.xadd(keys.late(world.p), late, id=f"{ms}-0")
+    assert await backend.late_settlements.drain() == 0
+    await drained(backend)
+    assert world.tenant.used == 30
 
 
-async def test_a_call_that_never_arrived_is_posted_with_all_it_carried(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=10, user="ann")
-        world.client.delete(keys.hold(world.p, call.id))
-        metadata = b'{"model":"m","status":200}'
-        assert call.settle(tokens=40, metadata=metadata) is SettleResult.UNKNOWN
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -40, 60)
-        row = backend.rows("select request_id::text, metadata, user_id from token_ledger where seq = 2")[0]
-        assert row["request_id"] == call.id
-        assert row["metadata"]["model"] == "m"
-        assert row["user_id"] is not None
-        assert (world.tenant.used, world.late()) == (40, [])
-        assert world.client.hlen(keys.control(world.p)) == 0
+async def test_a_call_that_never_arrived_is_posted_with_all_it_carried(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    call = world.reserve(need=10, user="ann")
+    world.client.delete(keys.hold(world.p, call.id))
+    metadata = b'{"model":"m","status":200}'
+    assert call.settle(tokens=40, metadata=metadata) is SettleResult.UNKNOWN
+    await drained(backend)
+    assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -40, 60)
+    row = backend.rows("select request_id::text, metadata, user_id from token_ledger where seq = 2")[0]
+    assert row["request_id"] == call.id
+    assert row["metadata"]["model"] == "m"
+    assert row["user_id"] is not None
+    assert (world.tenant.used, world.late()) == (40, [])
+    assert world.client.hlen(keys.control(world.p)) == 0
 
 
-async def test_a_call_settled_after_its_reclaim_is_corrected(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=50)
-        call.reclaim(tokens=20)
-        assert [call.settle(tokens=35), call.settle(tokens=35)] == [SettleResult.RECLAIMED] * 2
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id) == [
-            (1, "reset", 100, 100),
-            (2, "consume", -20, 80),
-            (3, "adjust", -15, 65),
-        ]
-        row = backend.rows("select request_id::text, metadata from token_ledger where seq = 3")[0]
-        assert (row["request_id"], row["metadata"]["corrects"]) == (call.id, call.id)
-        assert world.tenant.remaining == 65
-
-
-async def test_a_reclaim_that_charged_too_much_is_given_back(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=50)
-        call.reclaim(tokens=40)
-        call.settle(tokens=25)
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[-1] == (3, "adjust", 15, 75)
-
-
-async def test_a_call_reclaimed_for_free_is_charged_when_it_settles(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=50)
-        call.reclaim()
-        call.settle(tokens=25)
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -25, 75)
+async def test_a_call_settled_after_its_reclaim_is_corrected(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    call = world.reserve(need=50)
+    call.reclaim(tokens=20)
+    assert [call.settle(tokens=35), call.settle(tokens=35)] == [SettleResult.RECLAIMED] * 2
+    await drained(backend)
+    assert backend.ledger(world.caller.tenant_id) == [
+        (1, "reset", 100, 100),
+        (2, "consume", -20, 80),
+        (3, "adjust", -15, 65),
+    ]
+    row = backend.rows("select request_id::text, metadata from token_ledger where seq = 3")[0]
+    assert (row["request_id"], row["metadata"]["corrects"]) == (call.id, call.id)
+    assert world.tenant.remaining == 65
 
 
 async def paid(backend: Backend, world: World) -> None:
@@ -236,162 +210,50 @@ async def paid(backend: Backend, world: World) -> None:
     await backend.push()
 
 
-def uses(backend: Backend, table: str, *columns: str) -> list[tuple[Any, ...]]:
-    """A ledger's rows in order, each by the columns and the request it corrects."""
-    listed = f"select {', '.join(columns)}, metadata->>'corrects' as corrects from {table} order by seq"
-    return [tuple(row.values()) for row in backend.rows(listed)]
-
-
-async def test_credits_a_reclaim_charged_too_few_are_an_extra_row(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await paid(backend, world)
-        call = world.reserve(service=CREDITS, credits_=10, user="ann")
-        call.reclaim(tokens=20, credits=10)
-        call.settle(credits=17, metadata=b'{"model":"m"}', attribution="5\t6\tv")
-        call.settle(credits=17)
-        await drained(backend)
-        assert uses(backend, "credit_transaction", "credits_used", "balance_after", "request_id::text") == [
-            (10, 90, call.id, None),
-            (7, 83, call.id, call.id),
-        ]
-        row = backend.rows("select content_id, user_id, metadata from credit_transaction where seq = 3")[0]
-        assert (row["content_id"], row["metadata"]["model"], row["user_id"] is None) == (5, "m", False)
-        assert (world.organization.balance, world.late()) == (83, [])
-        assert world.client.hlen(keys.control(world.p)) == 0
-        assert await broken(migrated) == []
-
-
-async def test_credits_a_reclaim_charged_too_many_are_given_back_once(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await paid(backend, world)
-        call = world.reserve(service=CREDITS, credits_=30)
-        call.reclaim(tokens=20, credits=30, metadata=b'{"reclaimed":true}')
-        for _ in range(2):
-            call.settle(credits=12)
-        await backend.flush()
-        (late,) = await backend.keeping.late(10)  # of a call one entry at a time
-        charged = await Sweeps(backend.engine).charged([late])
-        assert charged[call.id] == ChargedAmounts(0, 30, 0, reclaimed=True, requests=1)
-        for _ in range(2):  # and dies before it drops the entry
-            await Sweeps(backend.engine).refund(late, 18)
-        await drained(backend)
-        assert await backend.push() == 0
-        await backend.flush()
-        listed = "select category, credits_added from credit_addition order by id"
-        assert [tuple(row.values()) for row in backend.rows(listed)] == [("paid", 100), ("refund", 18)]
-        assert (world.organization.balance, world.late()) == (88, [])
-        assert await broken(migrated) == []
-
-
-async def test_units_are_corrected_both_ways_at_the_tiers_they_were_admitted_at(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        tiers = ServicePricing((PriceTier(10, Decimal("0.0010")), PriceTier(None, Decimal("0.0008"))))
-        service = replace(UNITS, pricing=tiers)
-        for units in (8, 15):
-            call = world.reserve(service=service, units=12)
-            call.reclaim(tokens=1, units=12)
-            call.settle(units=units)
-        await drained(backend)
-        rows = uses(backend, "feature_usage", "usage_amount", "spend", "spent_after")
-        assert [row[:3] for row in rows] == [
-            (12, 11_600, 11_600), (12, 9_600, 21_200), (-4, -3_200, 18_000), (3, 2_400, 20_400),
-        ]  # fmt: skip
-        assert world.organization.spent == 10 * 1000 + 13 * 800
-        assert backend.rows("select usage_amount, requests from usage_daily") == [
-            {"usage_amount": 23, "requests": 2}
-        ]
-        assert await broken(migrated) == []
-
-
-async def test_tokens_and_credits_of_one_call_are_corrected_together(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await paid(backend, world)
-        call = world.reserve(need=50, service=EVERYTHING, credits_=10)
-        call.reclaim(tokens=20, credits=10)
-        call.settle(tokens=35, credits=18)
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -20, 80), (3, "adjust", -15, 65)]
-        assert [row[0] for row in uses(backend, "credit_transaction", "credits_used")] == [10, 8]
-        assert (world.tenant.used, world.organization.balance) == (35, 82)
-        assert await broken(migrated) == []
-
-
-async def test_what_is_paid_once_is_never_corrected(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await paid(backend, world)
-        payer, rider = (world.reserve(service=ONE_TIME, credits_=50) for _ in range(2))
-        payer.reclaim()  # nothing was seen of it
-        rider.reclaim(tokens=5)  # so this one pays
-        for call in (payer, rider):
-            call.settle(credits=50)
-        await drained(backend)
-        assert [row[0] for row in uses(backend, "credit_transaction", "credits_used")] == [50]
-        assert (world.organization.balance, world.organization.credits_held, world.late()) == (50, 0, [])
-        assert await broken(migrated) == []
-
-
-@pytest.mark.parametrize("service", [CREDITS, UNITS], ids=lambda one: str(one.key))
-async def test_a_service_that_counts_no_tokens_never_moves_them(
-    valkey: str, migrated: str, service: object
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        world.grant("credits", 100)
-        call = world.reserve(service=service, credits_=5)  # type: ignore[arg-type]  # parametrized
-        call.reclaim(tokens=20, credits=5, units=1)
-        call.settle(tokens=35, credits=5, units=1)
-        await drained(backend)
-        assert backend.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100)]
-        assert (world.tenant.remaining, world.late()) == (100, [])
-
-
-async def test_a_poster_that_dies_anywhere_posts_once(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=10)
-        world.client.delete(keys.hold(world.p, call.id))
-        call.settle(tokens=40)
-        await backend.flush()
-        (late,) = await backend.keeping.late(10)
-        used = ChargedAmounts(late.settlement.tokens)
-        for _ in range(2):  # and a frozen one that had read the same
-            assert await backend.keeping.end([LateResolution(late, Verb.POST, used)]) == [True]
-        await backend.late_settlements.drain()
-        await drained(backend)
-        assert world.tenant.used == 40
-        assert len(backend.ledger(world.caller.tenant_id)) == 2
+async def test_credits_a_reclaim_charged_too_many_are_given_back_once(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    await paid(backend, world)
+    call = world.reserve(service=CREDITS, credits_=30)
+    call.reclaim(tokens=20, credits=30, metadata=b'{"reclaimed":true}')
+    for _ in range(2):
+        call.settle(credits=12)
+    await backend.flush()
+    (late,) = await backend.keeping.late(10)  # of a call one entry at a time
+    charged = await Sweeps(backend.engine).charged([late])
+    assert charged[call.id] == ChargedAmounts(0, 30, 0, reclaimed=True, requests=1)
+    for _ in range(2):  # and dies before it drops the entry
+        await Sweeps(backend.engine).refund(late, 18)
+    await drained(backend)
+    assert await backend.push() == 0
+    await backend.flush()
+    listed = "select category, credits_added from credit_addition order by id"
+    assert [tuple(row.values()) for row in backend.rows(listed)] == [("paid", 100), ("refund", 18)]
+    assert (world.organization.balance, world.late()) == (88, [])
+    assert await broken(backend.database) == []
 
 
 async def test_a_call_twice_in_the_lane_is_posted_once_however_soon_its_row_is_stored(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = world.reserve(need=10)
-        world.client.delete(keys.hold(world.p, call.id))
-        call.settle(tokens=7)
-        call.settle(tokens=7)
-        assert len(world.late()) == 2
-        await backend.flush()
-        end = backend.keeping.end
+    world = await backend.settle_in(100)
+    call = world.reserve(need=10)
+    world.client.delete(keys.hold(world.p, call.id))
+    call.settle(tokens=7)
+    call.settle(tokens=7)
+    assert len(world.late()) == 2
+    await backend.flush()
+    end = backend.keeping.end
 
-        async def stored_at_once(endings: Sequence[LateResolution]) -> list[bool]:
-            done = []
-            for one in endings:
-                done += await end([one])
-                await backend.flush()
-            return done
+    async def stored_at_once(endings: Sequence[LateResolution]) -> list[bool]:
+        done = []
+        for one in endings:
+            done += await end([one])
+            await backend.flush()
+        return done
 
-        monkeypatch.setattr(backend.keeping, "end", stored_at_once)
-        await drained(backend)
-        assert (world.tenant.used, world.late()) == (7, [])
+    monkeypatch.setattr(backend.keeping, "end", stored_at_once)
+    await drained(backend)
+    assert (world.tenant.used, world.late()) == (7, [])
 
 
 async def test_two_posters_at_once_post_once(valkey: str, migrated: str) -> None:
@@ -412,53 +274,50 @@ async def test_two_posters_at_once_post_once(valkey: str, migrated: str) -> None
         assert world.late() == []
 
 
-async def test_another_accounts_waiting_entries_are_in_nobodys_way(valkey: str, migrated: str) -> None:
+async def test_another_accounts_waiting_entries_are_in_nobodys_way(backend: Backend) -> None:
     """An account in quarantine keeps its entries in the outbox until somebody looks."""
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await backend.flush()
-        world.moved(999_999, 2_500)
-        world.client.xadd(keys.outbox(world.p), {"e": b"malformed"})
-        call = world.reserve(need=10)
-        world.client.delete(keys.hold(world.p, call.id))
+    world = await backend.settle_in(100)
+    await backend.flush()
+    world.moved(999_999, 2_500)
+    world.client.xadd(keys.outbox(world.p), {"e": b"malformed"})
+    call = world.reserve(need=10)
+    world.client.delete(keys.hold(world.p, call.id))
+    call.settle(tokens=7)
+    assert await backend.late_settlements.drain() == 1
+    assert world.tenant.used == 7
+    call.settle(tokens=7)  # behind the post, which waits itself
+    assert await backend.late_settlements.drain() == 0
+
+
+async def test_one_that_the_counters_refuse_keeps_no_other(backend: Backend) -> None:
+    world, other = await backend.settle_in(100), await backend.settle_in(100)
+    assert world.p != other.p
+    await backend.flush()
+    for one in (world, other):
+        call = one.reserve(need=10)
+        one.client.delete(keys.hold(one.p, call.id))
         call.settle(tokens=7)
-        assert await backend.late_settlements.drain() == 1
-        assert world.tenant.used == 7
-        call.settle(tokens=7)  # behind the post, which waits itself
-        assert await backend.late_settlements.drain() == 0
+    world.client.hset(keys.control(world.p), "x", "1")
+    late = await backend.keeping.late(10)
+    world.client.set(keys.outbox(world.p), "not a stream")
+    endings = [LateResolution(one, Verb.POST, ChargedAmounts(one.settlement.tokens)) for one in late]
+    done = await backend.keeping.end(endings)
+    assert dict(zip([one.settlement.caller.tenant_id for one in late], done, strict=True)) == {
+        world.caller.tenant_id: False,
+        other.caller.tenant_id: True,
+    }
+    assert (world.tenant.used, other.tenant.used, len(world.late()), other.late()) == (0, 7, 1, [])
 
 
-async def test_one_that_the_counters_refuse_keeps_no_other(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world, other = await backend.settle_in(100), await backend.settle_in(100)
-        assert world.p != other.p
-        await backend.flush()
-        for one in (world, other):
-            call = one.reserve(need=10)
-            one.client.delete(keys.hold(one.p, call.id))
-            call.settle(tokens=7)
-        world.client.hset(keys.control(world.p), "x", "1")
-        late = await backend.keeping.late(10)
-        world.client.set(keys.outbox(world.p), "not a stream")
-        endings = [LateResolution(one, Verb.POST, ChargedAmounts(one.settlement.tokens)) for one in late]
-        done = await backend.keeping.end(endings)
-        assert dict(zip([one.settlement.caller.tenant_id for one in late], done, strict=True)) == {
-            world.caller.tenant_id: False,
-            other.caller.tenant_id: True,
-        }
-        assert (world.tenant.used, other.tenant.used, len(world.late()), other.late()) == (0, 7, 1, [])
-
-
-async def test_entries_that_are_charged_already_go_in_one_command(valkey: str, migrated: str) -> None:
+async def test_entries_that_are_charged_already_go_in_one_command(backend: Backend) -> None:
     """After Redis lost its last second, everything that was acknowledged comes by once more."""
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(1000)
-        for _ in range(30):
-            call = world.reserve(need=1)
-            call.settle(tokens=1)
-            call.settle(tokens=1)
-        await backend.flush()
-        world.client.config_resetstat()
-        assert await backend.late_settlements.drain() == 30
-        stats: Any = world.client.info("commandstats")
-        assert (stats["cmdstat_xdel"]["calls"], world.late(), world.tenant.used) == (1, [], 30)
+    world = await backend.settle_in(1000)
+    for _ in range(30):
+        call = world.reserve(need=1)
+        call.settle(tokens=1)
+        call.settle(tokens=1)
+    await backend.flush()
+    world.client.config_resetstat()
+    assert await backend.late_settlements.drain() == 30
+    stats: Any = world.client.info("commandstats")
+    assert (stats["cmdstat_xdel"]["calls"], world.late(), world.tenant.used) == (1, [], 30)

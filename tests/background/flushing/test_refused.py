@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Isolation
@@ -19,7 +20,6 @@ from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.keeper.outbox import RefusedStream
 from gateway.counters.redis import keys
 from gateway.errors import LedgerUnavailable
-from persistence import engine as engines
 from persistence.ledger.redrive import NAMED_A_DAY_MAX, RefusedJournal
 from tests.background.backend import Backend, backend_at
 from tests.builders import World, new_id
@@ -154,20 +154,18 @@ async def test_two_keepers_at_once_count_once(valkey: str, migrated: str) -> Non
         assert (line.counted(), len(line.rows())) == ([("m", 3)], 3)
 
 
-async def test_batches_are_claimed_in_one_order_by_all_keepers(migrated: str) -> None:
+async def test_batches_are_claimed_in_one_order_by_all_keepers(migrated: str, pool: AsyncEngine) -> None:
     """Another keeper has claimed the first one, and then claims the other."""
     first, other = (str(uuid.UUID(int=number)) for number in (1, 2))
     claim = "INSERT INTO refused_batch (worker, number) VALUES (%s, 1)"
-    engine = engines.create(migrated)
     async with await psycopg.AsyncConnection.connect(migrated) as keeper:
         await keeper.execute(claim, (first,))
         batches = [RefusedBatch(one, 1, [], []) for one in (other, first)]
-        storing = asyncio.create_task(RefusedJournal(engine).store(batches))
+        storing = asyncio.create_task(RefusedJournal(pool).store(batches))
         await eventually(lambda: rows_of(migrated, WAITS) == [(1,)])
         await keeper.execute(claim, (other,))
         await keeper.commit()
         assert await storing == 0
-    await engine.dispose()
 
 
 async def test_while_nobody_reads_the_stream_stays_small_and_nothing_goes_uncounted(

@@ -78,40 +78,38 @@ def accounts_of(world: World) -> list[str]:
     return [f"credits:{owner}", f"spend:{owner}", f"tenant:{world.caller.tenant_id}"]
 
 
-async def test_what_is_stored_or_waits_is_no_setback(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        rollbacks = rollbacks_of(backend)
-        assert await rollbacks.stop_accounts() == []
-        use(world, 3)
-        assert await rollbacks.stop_accounts() == []
-        # Deleted, and stored all the same: a mark that is behind only has everything compared.
-        await backend.flush()
-        with psycopg.connect(migrated) as connection:
-            connection.execute("UPDATE partition_state SET last_entry_id = NULL")
-        use(world, 1)
-        assert await rollbacks.stop_accounts() == []
-        assert rollbacks.quarantined == 0
-        marks = await Quarantines(backend.engine).marks()
-        assert marks[partition_of(world.caller.organization_id)][0]
+async def test_what_is_stored_or_waits_is_no_setback(backend: Backend) -> None:
+    world = await busy(backend)
+    rollbacks = rollbacks_of(backend)
+    assert await rollbacks.stop_accounts() == []
+    use(world, 3)
+    assert await rollbacks.stop_accounts() == []
+    # Deleted, and stored all the same: a mark that is behind only has everything compared.
+    await backend.flush()
+    with psycopg.connect(backend.database) as connection:
+        connection.execute("UPDATE partition_state SET last_entry_id = NULL")
+    use(world, 1)
+    assert await rollbacks.stop_accounts() == []
+    assert rollbacks.quarantined == 0
+    marks = await Quarantines(backend.engine).marks()
+    assert marks[partition_of(world.caller.organization_id)][0]
 
 
-async def test_what_waits_apart_is_no_setback(valkey: str, migrated: str) -> None:
+async def test_what_waits_apart_is_no_setback(backend: Backend) -> None:
     """It left the outbox, and stands where whoever looks for it finds it."""
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        await backend.flush()
-        stop(migrated, world.p, world.caller.organization_id, world.caller.tenant_id)
-        use(world, 3)
-        await backend.flush()
-        assert world.client.xlen(keys.outbox(world.p)) == 0
-        assert world.client.xlen(keys.parked_entries(world.p, world.caller.organization_id)) > 0
-        # Its newest entry is on file as one that left; where it is not, everything is compared.
-        rollbacks = rollbacks_of(backend)
-        for mark in ("last_entry_id", "NULL"):
-            with psycopg.connect(migrated) as connection:
-                connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
-            assert await rollbacks.stop_accounts() == []
+    world = await busy(backend)
+    await backend.flush()
+    stop(backend.database, world.p, world.caller.organization_id, world.caller.tenant_id)
+    use(world, 3)
+    await backend.flush()
+    assert world.client.xlen(keys.outbox(world.p)) == 0
+    assert world.client.xlen(keys.parked_entries(world.p, world.caller.organization_id)) > 0
+    # Its newest entry is on file as one that left; where it is not, everything is compared.
+    rollbacks = rollbacks_of(backend)
+    for mark in ("last_entry_id", "NULL"):
+        with psycopg.connect(backend.database) as connection:
+            connection.execute(f"UPDATE partition_state SET last_entry_id = {mark}")
+        assert await rollbacks.stop_accounts() == []
 
 
 async def test_an_older_postgresql_is_noticed_without_traffic(
@@ -162,28 +160,27 @@ async def test_an_older_postgresql_is_noticed_without_traffic(
 
 
 async def test_a_look_follows_where_entries_were_removed_or_somebody_wrote_a_while_ago(
-    valkey: str, migrated: str
+    backend: Backend,
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        looks, now, written = list[float](), 100.0, 0
+    looks, now, written = list[float](), 100.0, 0
 
-        async def first(*, anew: bool) -> None:
-            assert not anew
-            looks.append(now)
+    async def first(*, anew: bool) -> None:
+        assert not anew
+        looks.append(now)
 
-        rollbacks = Rollbacks(
-            Outbox(backend.counters), backend.counters, Accounts(backend.engine), Quarantines(backend.engine),
-            partition_of=partition_of, first=first, clock=lambda: now, written=lambda: written,
-        )  # fmt: skip
+    rollbacks = Rollbacks(
+        Outbox(backend.counters), backend.counters, Accounts(backend.engine), Quarantines(backend.engine),
+        partition_of=partition_of, first=first, clock=lambda: now, written=lambda: written,
+    )  # fmt: skip
+    await rollbacks.look()
+    for now, written, removed in (  # noqa: B007  # what its functions answer
+        (101.0, 0, False), (111.0, 0, False), (112.0, 1, False), (113.0, 2, False), (114.0, 2, True),
+        (120.0, 2, False), (121.0, 3, False),
+    ):  # fmt: skip
+        if removed:
+            rollbacks._outbox._deleted.forget([1])
         await rollbacks.look()
-        for now, written, removed in (  # noqa: B007  # what its functions answer
-            (101.0, 0, False), (111.0, 0, False), (112.0, 1, False), (113.0, 2, False), (114.0, 2, True),
-            (120.0, 2, False), (121.0, 3, False),
-        ):  # fmt: skip
-            if removed:
-                rollbacks._outbox._deleted.forget([1])
-            await rollbacks.look()
-        assert looks == [100.0, 112.0, 114.0, 121.0]
+    assert looks == [100.0, 112.0, 114.0, 121.0]
 
 
 async def test_an_account_at_rest_is_noticed_however_soon_others_flush(valkey: str, migrated: str) -> None:
@@ -293,24 +290,23 @@ class Reads:
 
 
 async def test_everybody_is_read_once_and_each_stream_once_however_many_organizations_there_are(
-    valkey: str, migrated: str
+    backend: Backend,
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        await backend.flush()
-        for _ in range(2):
-            many = "insert into organization (name) select gen_random_uuid() from generate_series(1, 90)"
-            backend.rows(f"{many} returning id")
-            backend.rows("update partition_state set older = true returning partition")
-            there = sorted(row["id"] for row in backend.rows("select id from organization"))
-            reads = Reads(backend, owners_a_batch=7)
-            assert await reads.rollbacks.stop_accounts() == []
-            assert [one for some in reads.owners for one in some] == there
-            assert len(reads.owners) == -(-len(there) // 7) + 1
-            assert reads.streams == sorted({partition_of(one) for one in there})
-            assert world.p in reads.streams
-            assert backend.rows("select 1 from partition_state where older") == []
-        # Where nothing is older nobody is read.
+    world = await busy(backend)
+    await backend.flush()
+    for _ in range(2):
+        many = "insert into organization (name) select gen_random_uuid() from generate_series(1, 90)"
+        backend.rows(f"{many} returning id")
+        backend.rows("update partition_state set older = true returning partition")
+        there = sorted(row["id"] for row in backend.rows("select id from organization"))
         reads = Reads(backend, owners_a_batch=7)
         assert await reads.rollbacks.stop_accounts() == []
-        assert (reads.owners, reads.streams) == ([], [])
+        assert [one for some in reads.owners for one in some] == there
+        assert len(reads.owners) == -(-len(there) // 7) + 1
+        assert reads.streams == sorted({partition_of(one) for one in there})
+        assert world.p in reads.streams
+        assert backend.rows("select 1 from partition_state where older") == []
+    # Where nothing is older nobody is read.
+    reads = Reads(backend, owners_a_batch=7)
+    assert await reads.rollbacks.stop_accounts() == []
+    assert (reads.owners, reads.streams) == ([], [])

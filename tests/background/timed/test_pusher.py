@@ -182,40 +182,38 @@ async def test_a_thousand_accounts_are_pushed_by_the_hundred() -> None:
 # --- with the counters and the database -------------------------------------------------
 
 
-async def test_what_people_write_is_in_force_and_done_by_its_row(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        tenant_id = world.caller.tenant_id
-        await backend.write("tenants", "recharge", tenant_id, amount=50)
-        await backend.write("tenants", "adjust", tenant_id, amount=30, direction="OUT", reason="too much")
-        await backend.write("tenants", "reset", tenant_id)
-        await backend.write("tenants", "block", tenant_id)
-        assert await backend.push() == 0
-        assert (world.tenant.remaining, world.tenant.manual_block) == (100, True)
-        assert {state for _, verb, state in backend.writes() if verb != "define"} == {"applied"}
-        assert {state for _, verb, state in backend.writes() if verb == "define"} == {"done"}
-        await backend.flush()
-        assert backend.ledger(tenant_id) == [
-            (1, "reset", 100, 100),
-            (2, "recharge", 50, 150),
-            (3, "adjust", -30, 120),
-            (4, "reset", -20, 100),
-        ]
-        assert backend.rows("select metadata from token_ledger where seq = 3")[0]["metadata"] == {
-            "reason": "too much"
-        }
-        assert {state for _, _, state in backend.writes()} == {"done"}
-        assert world.client.hlen(keys.control(world.p)) == 0
+async def test_what_people_write_is_in_force_and_done_by_its_row(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    tenant_id = world.caller.tenant_id
+    await backend.write("tenants", "recharge", tenant_id, amount=50)
+    await backend.write("tenants", "adjust", tenant_id, amount=30, direction="OUT", reason="too much")
+    await backend.write("tenants", "reset", tenant_id)
+    await backend.write("tenants", "block", tenant_id)
+    assert await backend.push() == 0
+    assert (world.tenant.remaining, world.tenant.manual_block) == (100, True)
+    assert {state for _, verb, state in backend.writes() if verb != "define"} == {"applied"}
+    assert {state for _, verb, state in backend.writes() if verb == "define"} == {"done"}
+    await backend.flush()
+    assert backend.ledger(tenant_id) == [
+        (1, "reset", 100, 100),
+        (2, "recharge", 50, 150),
+        (3, "adjust", -30, 120),
+        (4, "reset", -20, 100),
+    ]
+    assert backend.rows("select metadata from token_ledger where seq = 3")[0]["metadata"] == {
+        "reason": "too much"
+    }
+    assert {state for _, _, state in backend.writes()} == {"done"}
+    assert world.client.hlen(keys.control(world.p)) == 0
 
 
-async def test_pushing_again_changes_nothing(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await backend.write("tenants", "recharge", world.caller.tenant_id, amount=50)
-        assert sum(await asyncio.gather(backend.push(), backend.push())) == 0
-        backend.rows("update control_write set state = 'pending' where verb <> 'define' returning id")
-        assert await backend.push() == 0
-        assert world.tenant.remaining == 150
+async def test_pushing_again_changes_nothing(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    await backend.write("tenants", "recharge", world.caller.tenant_id, amount=50)
+    assert sum(await asyncio.gather(backend.push(), backend.push())) == 0
+    backend.rows("update control_write set state = 'pending' where verb <> 'define' returning id")
+    assert await backend.push() == 0
+    assert world.tenant.remaining == 150
 
 
 async def test_two_keepers_push_one_account_once(valkey: str, migrated: str) -> None:
@@ -228,68 +226,61 @@ async def test_two_keepers_push_one_account_once(valkey: str, migrated: str) -> 
         assert [event.seq for event in world.events()] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_what_a_key_makes_of_users_is_written_anew(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        name = keys.identity(backend.rows("select digest from api_key")[0]["digest"])
-        for wanted in ("require", "ignore", "accept"):
-            await backend.write("api-keys", "change", world.caller.key_id, user_header=wanted)
-            await backend.push()
-            assert decode_identity(world.client.get(name)).h == wanted
-            world.client.flushall()
-            await backend.verify()
-            assert decode_identity(world.client.get(name)).h == wanted
-
-
-async def test_a_revoked_key_is_refused_at_once(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        digest = backend.rows("select digest from api_key")[0]["digest"]
-        assert world.client.exists(keys.identity(digest))
-        await backend.write("api-keys", "revoke", world.caller.key_id)
+async def test_what_a_key_makes_of_users_is_written_anew(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    name = keys.identity(backend.rows("select digest from api_key")[0]["digest"])
+    for wanted in ("require", "ignore", "accept"):
+        await backend.write("api-keys", "change", world.caller.key_id, user_header=wanted)
         await backend.push()
-        assert not world.client.exists(keys.identity(digest))
-        assert world.reserve().verdict is Verdict.REVOKED
+        assert decode_identity(world.client.get(name)).h == wanted
+        world.client.flushall()
+        await backend.verify()
+        assert decode_identity(world.client.get(name)).h == wanted
 
 
-async def test_limits_and_plans_reach_the_counters(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100, reset_interval="daily")
-        caller = world.caller
-        limits = {"requests_per_minute": 5, "concurrency": 2}
-        await backend.write(
-            "tenants", "change", caller.tenant_id, limits=limits, user_limits={"concurrency": 1}
-        )
-        await backend.write("organizations", "change", caller.organization_id, limits=limits)
-        await backend.write("api-keys", "change", caller.key_id, limits=limits)
-        bigger = await backend.made("token-plans", name="bigger", total_amount=500)
-        await backend.write("tenant-quotas", "change", caller.tenant_id, plan_id=bigger)
-        assert await backend.push() == 0
-        for state in (world.tenant, world.organization, world.key):
-            assert (state.rpm, state.concurrency) == (5, 2)
-        assert (world.tenant.user_concurrency, world.tenant.remaining) == (1, 500)
+async def test_a_revoked_key_is_refused_at_once(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    digest = backend.rows("select digest from api_key")[0]["digest"]
+    assert world.client.exists(keys.identity(digest))
+    await backend.write("api-keys", "revoke", world.caller.key_id)
+    await backend.push()
+    assert not world.client.exists(keys.identity(digest))
+    assert world.reserve().verdict is Verdict.REVOKED
 
 
-async def test_writes_wait_while_redis_is_away_or_unverified(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        world.client.delete(keys.marker(world.p))
-        await backend.write("tenants", "recharge", world.caller.tenant_id, amount=1)
-        assert await backend.push() == 1
-        await backend.wire.close()
-        assert await backend.push() == 1
-        assert backend.writes()[-1][2] == "pending"
+async def test_limits_and_plans_reach_the_counters(backend: Backend) -> None:
+    world = await backend.settle_in(100, reset_interval="daily")
+    caller = world.caller
+    limits = {"requests_per_minute": 5, "concurrency": 2}
+    await backend.write("tenants", "change", caller.tenant_id, limits=limits, user_limits={"concurrency": 1})
+    await backend.write("organizations", "change", caller.organization_id, limits=limits)
+    await backend.write("api-keys", "change", caller.key_id, limits=limits)
+    bigger = await backend.made("token-plans", name="bigger", total_amount=500)
+    await backend.write("tenant-quotas", "change", caller.tenant_id, plan_id=bigger)
+    assert await backend.push() == 0
+    for state in (world.tenant, world.organization, world.key):
+        assert (state.rpm, state.concurrency) == (5, 2)
+    assert (world.tenant.user_concurrency, world.tenant.remaining) == (1, 500)
 
 
-async def test_what_would_leave_the_range_is_refused_for_good(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(INTEGER_MAX)
-        written = await backend.write("tenants", "recharge", world.caller.tenant_id, amount=1)
-        assert await backend.push() == 0
-        assert backend.writes()[-1][2] == "refused"
-        reason = await backend.store.refusal([intent.id for intent in written.intents])
-        assert reason is not None
-        assert "9007199254740991" in reason
+async def test_writes_wait_while_redis_is_away_or_unverified(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    world.client.delete(keys.marker(world.p))
+    await backend.write("tenants", "recharge", world.caller.tenant_id, amount=1)
+    assert await backend.push() == 1
+    await backend.wire.close()
+    assert await backend.push() == 1
+    assert backend.writes()[-1][2] == "pending"
+
+
+async def test_what_would_leave_the_range_is_refused_for_good(backend: Backend) -> None:
+    world = await backend.settle_in(INTEGER_MAX)
+    written = await backend.write("tenants", "recharge", world.caller.tenant_id, amount=1)
+    assert await backend.push() == 0
+    assert backend.writes()[-1][2] == "refused"
+    reason = await backend.store.refusal([intent.id for intent in written.intents])
+    assert reason is not None
+    assert "9007199254740991" in reason
 
 
 # --- terms ------------------------------------------------------------------------------
@@ -317,64 +308,59 @@ async def service(backend: Backend, model_name: str, meter: str) -> Service:
     return Service(service_id, key, meter, credits=8)
 
 
-async def test_overrides_reach_the_gateways_and_survive_a_loss(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        images = await service(backend, "Consumption", "consumption")
-        override = await backend.made(
-            "organization-services", organization_id=world.caller.organization_id, service_id=images.id,
-            negotiated_credits=6,
-        )  # fmt: skip
-        await backend.push()
-        assert terms(world).resolve(images, NOW_MS).credits == 6
-        await backend.write(
-            "organization-services", "change", override, negotiated_credits=0,
-            business_model_id=await model(backend, "Pay-Per-Use"),
-            pricing={"tiers": [{"up_to": 9, "unit_price": "0.01"}, {"up_to": None, "unit_price": "0.008"}]},
-        )  # fmt: skip
-        await backend.push()
-        for _ in range(2):
-            found = terms(world).resolve(images, NOW_MS)
-            assert (found.meter, found.credits) == ("pay_per_use", 0)
-            assert found.pricing.tiers == (PriceTier(9, Decimal("0.01")), PriceTier(None, Decimal("0.008")))
-            world.client.flushall()
-            await backend.verify()
+async def test_overrides_reach_the_gateways_and_survive_a_loss(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    images = await service(backend, "Consumption", "consumption")
+    override = await backend.made(
+        "organization-services", organization_id=world.caller.organization_id, service_id=images.id,
+        negotiated_credits=6,
+    )  # fmt: skip
+    await backend.push()
+    assert terms(world).resolve(images, NOW_MS).credits == 6
+    await backend.write(
+        "organization-services", "change", override, negotiated_credits=0,
+        business_model_id=await model(backend, "Pay-Per-Use"),
+        pricing={"tiers": [{"up_to": 9, "unit_price": "0.01"}, {"up_to": None, "unit_price": "0.008"}]},
+    )  # fmt: skip
+    await backend.push()
+    for _ in range(2):
+        found = terms(world).resolve(images, NOW_MS)
+        assert (found.meter, found.credits) == ("pay_per_use", 0)
+        assert found.pricing.tiers == (PriceTier(9, Decimal("0.01")), PriceTier(None, Decimal("0.008")))
+        world.client.flushall()
+        await backend.verify()
 
 
-async def test_another_meter_of_a_business_model_reaches_who_negotiated_it(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        images = await service(backend, "Subscription", "subscription")
-        special = await backend.made("business-models", name=images.key, meter="consumption")
-        await backend.made(
-            "organization-services", organization_id=world.caller.organization_id, service_id=images.id,
-            negotiated_credits=6, business_model_id=special,
-        )  # fmt: skip
-        await backend.push()
-        assert terms(world).resolve(images, NOW_MS).meter == "consumption"
-        await backend.write("business-models", "change", special, meter="pay_per_use")
-        await backend.push()
-        assert terms(world).resolve(images, NOW_MS).meter == "pay_per_use"
+async def test_another_meter_of_a_business_model_reaches_who_negotiated_it(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    images = await service(backend, "Subscription", "subscription")
+    special = await backend.made("business-models", name=images.key, meter="consumption")
+    await backend.made(
+        "organization-services", organization_id=world.caller.organization_id, service_id=images.id,
+        negotiated_credits=6, business_model_id=special,
+    )  # fmt: skip
+    await backend.push()
+    assert terms(world).resolve(images, NOW_MS).meter == "consumption"
+    await backend.write("business-models", "change", special, meter="pay_per_use")
+    await backend.push()
+    assert terms(world).resolve(images, NOW_MS).meter == "pay_per_use"
 
 
-async def test_a_subscription_reaches_the_gateways_with_its_days(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        images = await service(backend, "Subscription", "subscription")
-        assert terms(world).resolve(images, NOW_MS).needs_plan
-        costs = {"monthly_cost": Decimal(1), "annual_cost": Decimal(10)}
-        plan = await backend.made("subscription-plans", name=images.key, feature_access=[images.key], **costs)
-        await backend.made(
-            "organization-subscriptions", organization_id=world.caller.organization_id, plan_id=plan,
-            start_date=TODAY, end_date=TODAY + timedelta(days=30),
-        )  # fmt: skip
-        await backend.push()
-        assert not terms(world).resolve(images, NOW_MS).needs_plan
-        with pytest.raises(ServiceNotIncluded):
-            terms(world).resolve(images, NOW_MS + 31 * 86_400_000)
-        await backend.write("subscription-plans", "change", plan, feature_access=[])
-        await backend.push()
-        with pytest.raises(ServiceNotIncluded):
-            terms(world).resolve(images, NOW_MS)
+async def test_a_subscription_reaches_the_gateways_with_its_days(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    images = await service(backend, "Subscription", "subscription")
+    assert terms(world).resolve(images, NOW_MS).needs_plan
+    costs = {"monthly_cost": Decimal(1), "annual_cost": Decimal(10)}
+    plan = await backend.made("subscription-plans", name=images.key, feature_access=[images.key], **costs)
+    await backend.made(
+        "organization-subscriptions", organization_id=world.caller.organization_id, plan_id=plan,
+        start_date=TODAY, end_date=TODAY + timedelta(days=30),
+    )  # fmt: skip
+    await backend.push()
+    assert not terms(world).resolve(images, NOW_MS).needs_plan
+    with pytest.raises(ServiceNotIncluded):
+        terms(world).resolve(images, NOW_MS + 31 * 86_400_000)
+    await backend.write("subscription-plans", "change", plan, feature_access=[])
+    await backend.push()
+    with pytest.raises(ServiceNotIncluded):
+        terms(world).resolve(images, NOW_MS)

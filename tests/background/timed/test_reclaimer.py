@@ -23,9 +23,8 @@ from gateway.core.model import (
 from gateway.counters.leases.allowance import lease
 from gateway.counters.redis import keys
 from gateway.errors import CountersUnavailable
-from tests.background.backend import Backend, backend_at
+from tests.background.backend import Backend
 from tests.builders import BY_TOKEN, CHAT, CREDITS, ONE_TIME, UNITS, Call, World, new_id
-from tests.persistence.scenario import broken
 
 # --- alone ------------------------------------------------------------------------------
 
@@ -98,129 +97,84 @@ def dead(world: World, need: int = 50, **more: object) -> Call:
     return world.reserve(need=need, ttl_ms=-1, **more)  # type: ignore[arg-type]  # reserve's own keywords
 
 
-async def test_dead_calls_give_back_tokens_slots_and_minutes(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        world.define_key(Limits(concurrency=2, tokens_per_minute=1000))
-        calls = [dead(world, 30, user="ann") for _ in range(2)]
-        assert world.reserve(need=1).verdict is Verdict.CONCURRENCY_LIMITED
-        assert await sweep_twice(backend) == 2
-        assert (world.tenant.held, world.tenant.remaining, world.slots("ann")) == (0, 100, [0, 0, 0, 0])
-        assert (world.deadlines(), world.key.tokens_used) == ({}, 0)
-        assert [call.hold is not None and call.hold.charged for call in calls] == [0, 0]
-        await backend.flush()
-        assert backend.ledger(world.caller.tenant_id) == [(1, "reset", 100, 100)]
+async def test_what_was_seen_of_a_dead_call_is_charged(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    call = dead(world)
+    call.extend(observed=20)
+    world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+    assert await sweep_twice(backend) == 1
+    event = world.events()[-1]
+    assert (event.amount, event.note, event.source) == (20, EventNote.RECLAIMED, call.id)
+    await backend.flush()
+    assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -20, 80)
+    assert backend.rows("select metadata from token_ledger where seq = 2")[0]["metadata"]["estimated"] is True
 
 
-async def test_what_was_seen_of_a_dead_call_is_charged(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = dead(world)
-        call.extend(observed=20)
-        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        assert await sweep_twice(backend) == 1
-        event = world.events()[-1]
-        assert (event.amount, event.note, event.source) == (20, EventNote.RECLAIMED, call.id)
-        await backend.flush()
-        assert backend.ledger(world.caller.tenant_id)[-1] == (2, "consume", -20, 80)
-        assert (
-            backend.rows("select metadata from token_ledger where seq = 2")[0]["metadata"]["estimated"]
-            is True
-        )
+async def test_a_dead_call_paid_by_token_costs_what_was_seen(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    world.grant("credits", 100)
+    call = dead(world, 0, service=BY_TOKEN, credits_=60)
+    call.priced(14, 5, TokenRate(read=10, input=2 * 10**15, output=5 * 10**15))
+    world.client.zadd(keys.deadlines(world.p), {call.id: 1})
+    assert await sweep_twice(backend) == 1
+    assert (world.organization.balance, world.organization.credits_held) == (60, 0)
+    call.settle(credits=45)
+    assert len(world.late()) == 1
 
 
-async def test_a_dead_call_paid_by_token_costs_what_was_seen(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        world.grant("credits", 100)
-        call = dead(world, 0, service=BY_TOKEN, credits_=60)
-        call.priced(14, 5, TokenRate(read=10, input=2 * 10**15, output=5 * 10**15))
-        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        assert await sweep_twice(backend) == 1
-        assert (world.organization.balance, world.organization.credits_held) == (60, 0)
-        call.settle(credits=45)
-        assert len(world.late()) == 1
+async def test_a_live_call_is_not_touched(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    live, renewed = world.reserve(need=10), dead(world, 10)
+    await backend.reclaimer.sweep()
+    renewed.extend(observed=1)
+    assert await sweep_twice(backend) == 0
+    assert world.tenant.held == 20
+    assert [call.settle(tokens=5) for call in (live, renewed)] == [SettleResult.DONE] * 2
 
 
-async def test_a_live_call_is_not_touched(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        live, renewed = world.reserve(need=10), dead(world, 10)
-        await backend.reclaimer.sweep()
-        renewed.extend(observed=1)
-        assert await sweep_twice(backend) == 0
-        assert world.tenant.held == 20
-        assert [call.settle(tokens=5) for call in (live, renewed)] == [SettleResult.DONE] * 2
+async def test_a_deadline_without_a_hold_is_cleared_away(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    call = dead(world)
+    world.client.delete(keys.hold(world.p, call.id))
+    assert await sweep_twice(backend) == 0
+    assert world.deadlines() == {}
 
 
-async def test_a_deadline_without_a_hold_is_cleared_away(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        call = dead(world)
-        world.client.delete(keys.hold(world.p, call.id))
-        assert await sweep_twice(backend) == 0
-        assert world.deadlines() == {}
+async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    world.plan(100, on_store_failure="allow")
+    world.define_organization(Limits(concurrency=5))
+    call = world.reserve(need=10)
+    entries = len(world.events())
+    lease_id = new_id()
+    world.run("lease", lease(world.run_id, world.caller, lease_id, 60_000, fraction=0.5))
+    assert world.tenant.held == 55
+    world.client.zadd(keys.deadlines(world.p), {lease_id: 1})
+    backend.reclaimer = Reclaimer(backend.keeping, ReclaimPolicy.CHARGE_HOLD)
+    assert await sweep_twice(backend) == 0  # by its own word it lasts
+    world.run("lease", lease(world.run_id, world.caller, lease_id, 1, fraction=0.5))
+    while world.now_ms() < world.deadlines()[lease_id]:
+        pass
+    assert await sweep_twice(backend) == 1
+    assert (world.tenant.held, world.tenant.inflight, len(world.events())) == (10, 1, entries)
+    assert list(world.deadlines()) == [call.id]
 
 
-@pytest.mark.parametrize("service", [CREDITS, ONE_TIME, UNITS], ids=lambda one: str(one.key))
-async def test_every_meter_gives_back_what_it_held(valkey: str, migrated: str, service: object) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        world.grant("credits", 100)
-        entries = len(world.events())
-        call = dead(world, 0, service=service, credits_=30)
-        assert call.verdict is Verdict.ADMITTED
-        assert await sweep_twice(backend) == 1
-        assert (world.organization.credits_held, world.organization.balance) == (0, 100)
-        told = world.events()[entries:]
-        assert world.organization.inflight == 0
-        assert [(one.flags, one.note, one.source) for one in told] == [(0, EventNote.RECLAIMED, call.id)]
+async def test_a_call_known_by_its_head_alone_becomes_no_row(backend: Backend) -> None:
+    world = await backend.settle_in(100)
+    entries = len(world.events())
+    dead(world, 0, service=NO_SERVICE, user="ann")
+    backend.reclaimer = Reclaimer(backend.keeping, ReclaimPolicy.CHARGE_HOLD)
+    assert await sweep_twice(backend) == 1
+    assert (world.slots("ann"), len(world.events()), world.late()) == ([0] * 4, entries, [])
 
 
-@pytest.mark.parametrize("policy", list(ReclaimPolicy))
-async def test_a_lease_that_nobody_renewed_is_given_back_and_charges_nothing(
-    valkey: str, migrated: str, policy: ReclaimPolicy
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        world.plan(100, on_store_failure="allow")
-        world.define_organization(Limits(concurrency=5))
-        call = world.reserve(need=10)
-        entries = len(world.events())
-        lease_id = new_id()
-        world.run("lease", lease(world.run_id, world.caller, lease_id, 60_000, fraction=0.5))
-        assert world.tenant.held == 55
-        world.client.zadd(keys.deadlines(world.p), {lease_id: 1})
-        backend.reclaimer = Reclaimer(backend.keeping, policy)
-        assert await sweep_twice(backend) == 0  # by its own word it lasts
-        world.run("lease", lease(world.run_id, world.caller, lease_id, 1, fraction=0.5))
-        while world.now_ms() < world.deadlines()[lease_id]:
-            pass
-        assert await sweep_twice(backend) == 1
-        assert (world.tenant.held, world.tenant.inflight, len(world.events())) == (10, 1, entries)
-        assert list(world.deadlines()) == [call.id]
-
-
-@pytest.mark.parametrize("policy", list(ReclaimPolicy))
-async def test_a_call_known_by_its_head_alone_becomes_no_row(
-    valkey: str, migrated: str, policy: ReclaimPolicy
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        entries = len(world.events())
-        dead(world, 0, service=NO_SERVICE, user="ann")
-        backend.reclaimer = Reclaimer(backend.keeping, policy)
-        assert await sweep_twice(backend) == 1
-        assert (world.slots("ann"), len(world.events()), world.late()) == ([0] * 4, entries, [])
-
-
-async def test_holds_of_every_partition_are_found(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        worlds = [await backend.settle_in(100) for _ in range(4)]
-        for world in worlds:
-            dead(world)
-        assert await sweep_twice(backend) == 4
-        assert [world.tenant.held for world in worlds] == [0] * 4
+async def test_holds_of_every_partition_are_found(backend: Backend) -> None:
+    worlds = [await backend.settle_in(100) for _ in range(4)]
+    for world in worlds:
+        dead(world)
+    assert await sweep_twice(backend) == 4
+    assert [world.tenant.held for world in worlds] == [0] * 4
 
 
 # --- policies ---------------------------------------------------------------------------
@@ -263,43 +217,20 @@ def test_what_a_hold_costs_where_its_plan_weighs_tokens(
     assert replace(weighed, credits=4, units=3).charge(policy) == charged
 
 
-@pytest.mark.parametrize(("policy", "left"), [(OBSERVED, 80), (RELEASE, 100), (HOLD, 50)])
-async def test_a_late_settlement_corrects_whatever_the_policy_charged(
-    valkey: str, migrated: str, policy: ReclaimPolicy, left: int
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        backend.reclaimer = Reclaimer(backend.keeping, policy)
-        world = await backend.settle_in(100)
-        call = dead(world)
-        call.extend(observed=20)
-        world.client.zadd(keys.deadlines(world.p), {call.id: 1})
-        assert await sweep_twice(backend) == 1
-        await backend.flush()
-        assert (world.tenant.remaining, world.tenant.held) == (left, 0)
-        assert call.settle(tokens=30) is SettleResult.RECLAIMED
-        await backend.late_settlements.drain()
-        await backend.flush()
-        assert world.tenant.remaining == 70
-        signed = [row[2] for row in backend.ledger(world.caller.tenant_id)]
-        assert sum(signed) == 70
-        assert await broken(migrated) == []
-
-
 @pytest.mark.parametrize(
     ("service", "held", "kept"),
     [(CREDITS, {"credits_": 30}, 70), (ONE_TIME, {"credits_": 30}, 70), (UNITS, {"units": 4}, 100)],
     ids=["credits", "one-time", "units"],
 )
 async def test_what_other_meters_held_is_charged_where_that_is_the_policy(
-    valkey: str, migrated: str, service: Service, held: dict[str, int], kept: int
+    backend: Backend, service: Service, held: dict[str, int], kept: int
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        backend.reclaimer = Reclaimer(backend.keeping, HOLD)
-        world = await backend.settle_in(100)
-        world.grant("credits", 100)
-        call = dead(world, 0, service=service, **held)
-        assert call.verdict is Verdict.ADMITTED
-        assert await sweep_twice(backend) == 1
-        event = world.events()[-1]
-        assert (event.source, event.note, event.units) == (call.id, EventNote.RECLAIMED, held.get("units", 0))
-        assert (world.organization.credits_held, world.organization.balance) == (0, kept)
+    backend.reclaimer = Reclaimer(backend.keeping, HOLD)
+    world = await backend.settle_in(100)
+    world.grant("credits", 100)
+    call = dead(world, 0, service=service, **held)
+    assert call.verdict is Verdict.ADMITTED
+    assert await sweep_twice(backend) == 1
+    event = world.events()[-1]
+    assert (event.source, event.note, event.units) == (call.id, EventNote.RECLAIMED, held.get("units", 0))
+    assert (world.organization.credits_held, world.organization.balance) == (0, kept)

@@ -120,16 +120,13 @@ async def test_a_server_that_another_keeper_verified_is_not_overtaken_for_the_on
         )
 
 
-async def test_a_partition_is_closed_as_of_the_history_it_was_verified_under(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        await backend.verify()
-        run_id = backend.wire.run_id
-        await backend.counters.close_again(b"o" * 40, [3, 4])
-        assert (await backend.counters.markers()).unverified == []
-        await backend.counters.close_again(run_id, [3])
-        assert [one for one, _, _ in (await backend.counters.markers()).unverified] == [3]
+async def test_a_partition_is_closed_as_of_the_history_it_was_verified_under(backend: Backend) -> None:
+    await backend.verify()
+    run_id = backend.wire.run_id
+    await backend.counters.close_again(b"o" * 40, [3, 4])
+    assert (await backend.counters.markers()).unverified == []
+    await backend.counters.close_again(run_id, [3])
+    assert [one for one, _, _ in (await backend.counters.markers()).unverified] == [3]
 
 
 async def test_what_waits_is_not_read_as_of_the_epoch_that_it_is_not_verified_under_yet(
@@ -149,12 +146,11 @@ async def test_what_waits_is_not_read_as_of_the_epoch_that_it_is_not_verified_un
         assert truths.read == [0]
 
 
-async def test_an_epoch_is_of_one_history(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        truths = LedgerReader(backend.engine, partition_of)
-        await backend.verify()
-        run_id, other = backend.wire.run_id, b"o" * 40
-        assert await truths.note(other, {3: 1, 4: 2}) == {4}
-        assert await truths.note(run_id, {3: 1, 4: 1, 5: 2}) == {3, 5}
-        noted = await truths.noted()
-        assert [noted[one] for one in (3, 4, 5)] == [(run_id, 1), (other, 2), (run_id, 2)]
+async def test_an_epoch_is_of_one_history(backend: Backend) -> None:
+    truths = LedgerReader(backend.engine, partition_of)
+    await backend.verify()
+    run_id, other = backend.wire.run_id, b"o" * 40
+    assert await truths.note(other, {3: 1, 4: 2}) == {4}
+    assert await truths.note(run_id, {3: 1, 4: 1, 5: 2}) == {3, 5}
+    noted = await truths.noted()
+    assert [noted[one] for one in (3, 4, 5)] == [(run_id, 1), (other, 2), (run_id, 2)]

@@ -71,77 +71,74 @@ def held_up(
 
 
 async def test_a_partition_is_served_before_others_are_compared(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world, other = await two_emptied(backend)
-        source, looks_on = held_up(backend, other.p, monkeypatch)
-        verifier = Verifier(source, backend.counters, organizations_max=1)
-        verifying = asyncio.create_task(verifier.verify())
-        await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
-        # Whoever is not found may still come.
-        directory = Directory(backend.wire, asyncio.get_running_loop().time)
-        with pytest.raises(CountersUnavailable):
-            await driven(directory.identify("unknown"))
-        assert other.reserve(need=1).verdict is Verdict.UNVERIFIED
-        assert not verifier.ready
-        looks_on.set()
-        assert [one.partition for one in await verifying] == list(range(PARTITIONS))
-        assert verifier.ready
-        assert other.reserve(need=1).verdict is Verdict.ADMITTED
-        with pytest.raises(InvalidApiKey):
-            await driven(directory.identify("unknown"))
+    world, other = await two_emptied(backend)
+    source, looks_on = held_up(backend, other.p, monkeypatch)
+    verifier = Verifier(source, backend.counters, organizations_max=1)
+    verifying = asyncio.create_task(verifier.verify())
+    await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
+    # Whoever is not found may still come.
+    directory = Directory(backend.wire, asyncio.get_running_loop().time)
+    with pytest.raises(CountersUnavailable):
+        await driven(directory.identify("unknown"))
+    assert other.reserve(need=1).verdict is Verdict.UNVERIFIED
+    assert not verifier.ready
+    looks_on.set()
+    assert [one.partition for one in await verifying] == list(range(PARTITIONS))
+    assert verifier.ready
+    assert other.reserve(need=1).verdict is Verdict.ADMITTED
+    with pytest.raises(InvalidApiKey):
+        await driven(directory.identify("unknown"))
 
 
 async def test_a_partition_admits_before_others_are_compared_though_redis_was_silent_for_once(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world, other = await two_emptied(backend)
-        source, looks_on = held_up(backend, other.p, monkeypatch)
-        late_waiting, silent = backend.counters.late_waiting, list[bool]()
+    world, other = await two_emptied(backend)
+    source, looks_on = held_up(backend, other.p, monkeypatch)
+    late_waiting, silent = backend.counters.late_waiting, list[bool]()
 
-        async def once_silent() -> frozenset[int]:
-            if not silent:
-                silent.append(True)
-                raise CountersUnavailable
-            return await late_waiting()
+    async def once_silent() -> frozenset[int]:
+        if not silent:
+            silent.append(True)
+            raise CountersUnavailable
+        return await late_waiting()
 
-        monkeypatch.setattr(backend.counters, "late_waiting", once_silent)
-        gate = AdmissionGate(source, backend.counters, asyncio.get_running_loop().time, recovery_s_max=0.0)
-        verifier = Verifier(source, backend.counters, admission_gate=gate, organizations_max=1)
-        verifying = asyncio.create_task(verifier.verify())
-        await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
-        assert silent
-        assert not verifying.done()
-        assert other.reserve(need=1).verdict is Verdict.UNVERIFIED
-        looks_on.set()
-        assert [one.partition for one in await verifying] == list(range(PARTITIONS))
-        assert other.reserve(need=1).verdict is Verdict.ADMITTED
+    monkeypatch.setattr(backend.counters, "late_waiting", once_silent)
+    gate = AdmissionGate(source, backend.counters, asyncio.get_running_loop().time, recovery_s_max=0.0)
+    verifier = Verifier(source, backend.counters, admission_gate=gate, organizations_max=1)
+    verifying = asyncio.create_task(verifier.verify())
+    await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
+    assert silent
+    assert not verifying.done()
+    assert other.reserve(need=1).verdict is Verdict.UNVERIFIED
+    looks_on.set()
+    assert [one.partition for one in await verifying] == list(range(PARTITIONS))
+    assert other.reserve(need=1).verdict is Verdict.ADMITTED
 
 
 async def test_so_many_partitions_are_compared_at_once(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few organizations they have: all of them are read at once."""
-    async with backend_at(valkey, migrated) as backend:
-        original, goes_on = backend.counters.held, asyncio.Event()
-        under_way, most = set[int](), 0
+    original, goes_on = backend.counters.held, asyncio.Event()
+    under_way, most = set[int](), 0
 
-        async def held(partition: int) -> dict[str, int]:
-            nonlocal most
-            under_way.add(partition)
-            most = max(most, len(under_way))
-            await goes_on.wait()
-            under_way.remove(partition)
-            return await original(partition)
+    async def held(partition: int) -> dict[str, int]:
+        nonlocal most
+        under_way.add(partition)
+        most = max(most, len(under_way))
+        await goes_on.wait()
+        under_way.remove(partition)
+        return await original(partition)
 
-        monkeypatch.setattr(backend.counters, "held", held)
-        verifying = asyncio.create_task(backend.verify())
-        await eventually(lambda: len(under_way) >= PARTITIONS_AT_ONCE_MAX)
-        goes_on.set()
-        assert [one.partition for one in await verifying] == list(range(PARTITIONS))
-        assert most == PARTITIONS_AT_ONCE_MAX
+    monkeypatch.setattr(backend.counters, "held", held)
+    verifying = asyncio.create_task(backend.verify())
+    await eventually(lambda: len(under_way) >= PARTITIONS_AT_ONCE_MAX)
+    goes_on.set()
+    assert [one.partition for one in await verifying] == list(range(PARTITIONS))
+    assert most == PARTITIONS_AT_ONCE_MAX
 
 
 async def test_a_connection_that_is_lost_is_looked_after_at_once(
@@ -162,28 +159,27 @@ async def test_a_connection_that_is_lost_is_looked_after_at_once(
 
 
 async def test_what_fails_in_one_partition_fails_the_verification(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        await backend.flush()
-        empty(backend)
-        original = backend.counters.held
+    world = await backend.settle_in(100)
+    await backend.flush()
+    empty(backend)
+    original = backend.counters.held
 
-        async def held(partition: int) -> dict[str, int]:
-            if partition == world.p:
-                raise CountersUnavailable
-            return await original(partition)
+    async def held(partition: int) -> dict[str, int]:
+        if partition == world.p:
+            raise CountersUnavailable
+        return await original(partition)
 
-        with monkeypatch.context() as patched:
-            patched.setattr(backend.counters, "held", held)
-            with pytest.raises(CountersUnavailable):
-                await backend.verify()
-        assert not backend.verifier.ready
-        assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
-        await backend.verify()
-        assert backend.verifier.ready
-        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+    with monkeypatch.context() as patched:
+        patched.setattr(backend.counters, "held", held)
+        with pytest.raises(CountersUnavailable):
+            await backend.verify()
+    assert not backend.verifier.ready
+    assert world.reserve(need=1).verdict is Verdict.UNVERIFIED
+    await backend.verify()
+    assert backend.verifier.ready
+    assert world.reserve(need=1).verdict is Verdict.ADMITTED
 
 
 LIMITS = {"requests_per_minute": 50, "tokens_per_minute": 9_000, "concurrency": 4}
@@ -210,82 +206,77 @@ def stored(world: World) -> list[object]:
     return [replace(states.unpack(kind, world.get(name)), at=0, version=0) for kind, name in kinds]
 
 
-async def test_what_is_written_whole_is_what_was_defined(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await limited(backend)
-        await backend.flush()
-        before, terms = stored(world), world.get(keys.organization_terms(world.caller.organization_id))
-        empty(backend)
-        await backend.verify()
-        assert stored(world) == before
-        after = world.get(keys.organization_terms(world.caller.organization_id))
-        assert terms.partition(b",")[2] == after.partition(b",")[2]
-        # A later definition is in force, and an earlier one that still waited is not.
-        await backend.write("api-keys", "change", world.caller.key_id, limits={"concurrency": 9})
-        await backend.push()
-        key = states.unpack(states.KeyState, world.get(world.api_key))
-        assert (key.concurrency, key.rpm) == (9, 0)
+async def test_what_is_written_whole_is_what_was_defined(backend: Backend) -> None:
+    world = await limited(backend)
+    await backend.flush()
+    before, terms = stored(world), world.get(keys.organization_terms(world.caller.organization_id))
+    empty(backend)
+    await backend.verify()
+    assert stored(world) == before
+    after = world.get(keys.organization_terms(world.caller.organization_id))
+    assert terms.partition(b",")[2] == after.partition(b",")[2]
+    # A later definition is in force, and an earlier one that still waited is not.
+    await backend.write("api-keys", "change", world.caller.key_id, limits={"concurrency": 9})
+    await backend.push()
+    key = states.unpack(states.KeyState, world.get(world.api_key))
+    assert (key.concurrency, key.rpm) == (9, 0)
 
 
 def definitions_of(truth: LedgerState) -> list[AccountDefinition]:
     return [*(one.definition for one in (*truth.organizations, *truth.tenants)), *truth.keys]
 
 
-async def test_a_definition_is_written_where_any_of_it_differs_and_nowhere_else(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await limited(backend)
-        caller = world.caller
-        truth = (
-            await LedgerReader(backend.engine, keys.partition_of).truth({world.p: [caller.organization_id]})
-        )[world.p]
-        user = UserDefinition(caller.tenant_id, caller.organization_id, "its user", Limits(concurrency=3))
-        names = [
-            world.organization_key, world.tenant_key, world.api_key,
-            keys.user_state(world.p, caller.tenant_id, "its user"),
-        ]  # fmt: skip
-        kinds = (
-            (states.OrganizationState, packing.DEFINE_ORGANIZATION),
-            (states.TenantState, packing.DEFINE_TENANT),
-            (states.KeyState, packing.DEFINE_KEY),
-            (states.UserState, packing.DEFINE_USER),
-        )
-        definitions, later = [*definitions_of(truth), user], truth.version + 1
-        assert await backend.counters.define_all([user], truth.version) == []
-        raw = {name: world.get(name) for name in names}
-        assert await backend.counters.define_all(definitions, later) == []
-        assert {name: world.get(name) for name in names} == raw
-        for definition, name, (kind, layout) in zip(definitions, names, kinds, strict=True):
-            as_it_is = states.unpack(kind, raw[name])
-            # Another plan is a grant, which comes by itself.
-            for field in (one.name for one in layout.fields if one.name != "plan_id"):
-                other = replace(as_it_is, **{field: 1 - getattr(as_it_is, field) % 2})
-                world.client.set(name, states.pack(other))
-                assert await backend.counters.define_all([definition], later) == []
-                after = states.unpack(kind, world.get(name))
-                assert (getattr(after, field), after.version) == (getattr(as_it_is, field), later), field
-            world.client.delete(name)
-            answered = await backend.counters.define_all([definition], later)
-            assert (answered, world.client.exists(name)) == ([], 1), "it is none that has a ledger"
+async def test_a_definition_is_written_where_any_of_it_differs_and_nowhere_else(backend: Backend) -> None:
+    world = await limited(backend)
+    caller = world.caller
+    truth = (
+        await LedgerReader(backend.engine, keys.partition_of).truth({world.p: [caller.organization_id]})
+    )[world.p]
+    user = UserDefinition(caller.tenant_id, caller.organization_id, "its user", Limits(concurrency=3))
+    names = [
+        world.organization_key, world.tenant_key, world.api_key,
+        keys.user_state(world.p, caller.tenant_id, "its user"),
+    ]  # fmt: skip
+    kinds = (
+        (states.OrganizationState, packing.DEFINE_ORGANIZATION),
+        (states.TenantState, packing.DEFINE_TENANT),
+        (states.KeyState, packing.DEFINE_KEY),
+        (states.UserState, packing.DEFINE_USER),
+    )
+    definitions, later = [*definitions_of(truth), user], truth.version + 1
+    assert await backend.counters.define_all([user], truth.version) == []
+    raw = {name: world.get(name) for name in names}
+    assert await backend.counters.define_all(definitions, later) == []
+    assert {name: world.get(name) for name in names} == raw
+    for definition, name, (kind, layout) in zip(definitions, names, kinds, strict=True):
+        as_it_is = states.unpack(kind, raw[name])
+        # Another plan is a grant, which comes by itself.
+        for field in (one.name for one in layout.fields if one.name != "plan_id"):
+            other = replace(as_it_is, **{field: 1 - getattr(as_it_is, field) % 2})
+            world.client.set(name, states.pack(other))
+            assert await backend.counters.define_all([definition], later) == []
+            after = states.unpack(kind, world.get(name))
+            assert (getattr(after, field), after.version) == (getattr(as_it_is, field), later), field
+        world.client.delete(name)
+        answered = await backend.counters.define_all([definition], later)
+        assert (answered, world.client.exists(name)) == ([], 1), "it is none that has a ledger"
 
 
 async def test_a_keeper_that_starts_beside_data_that_is_verified_reads_no_account_and_writes_nothing(
-    valkey: str, migrated: str, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await backend.settle_in(100)
-        assert await backend.verify() == []
-        truths = LedgerReader(backend.engine, keys.partition_of)
-        for name in ("truth", "places"):
-            monkeypatch.delattr(type(truths), name)
-        another = Verifier(truths, KeeperCounters(backend.wire))
-        world.client.config_resetstat()
-        assert await another.verify() == []
-        assert another.ready
-        asked = {name.removeprefix("cmdstat_") for name in world.client.info("commandstats")}
-        assert asked
-        assert not asked & WRITES
+    world = await backend.settle_in(100)
+    assert await backend.verify() == []
+    truths = LedgerReader(backend.engine, keys.partition_of)
+    for name in ("truth", "places"):
+        monkeypatch.delattr(type(truths), name)
+    another = Verifier(truths, KeeperCounters(backend.wire))
+    world.client.config_resetstat()
+    assert await another.verify() == []
+    assert another.ready
+    asked = {name.removeprefix("cmdstat_") for name in world.client.info("commandstats")}
+    assert asked
+    assert not asked & WRITES
 
 
 async def written(backend: Backend, *lost: str) -> dict[str, int]:
@@ -299,68 +290,65 @@ async def written(backend: Backend, *lost: str) -> dict[str, int]:
     return {name: ran[f"cmdstat_{name}"]["calls"] for name in WRITES if f"cmdstat_{name}" in ran}
 
 
-async def test_as_little_is_written_however_many_are_there(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await limited(backend)
-        await backend.flush()
-        marker = keys.marker(world.p)
-        await written(backend, marker)
-        before = await written(backend, marker)
-        digests = [uuid.uuid4().hex * 2 for _ in range(12)]
-        for number, digest in enumerate(digests):
-            ends = {"expires_at": datetime.now(UTC) + timedelta(days=1)} if number % 2 else {}
-            await backend.made(
-                "api-keys", tenant_id=world.caller.tenant_id, name=f"key {number}", digest=digest,
-                prefix="tk_test", **ends,
-            )  # fmt: skip
-        await backend.push()
-        everything = {name: world.get(name) for name in map(keys.identity, digests)}
-        assert all(everything.values())
-        await written(backend, marker)  # the catalogue and the prices say how new they are
-        assert await written(backend, marker) == before
-        # Of what is lost so much is written, and no more: a credential, one that ends, another's key
-        # (which its script sets).
-        lost = [keys.identity(digest) for digest in digests[:2]]
-        (key,) = backend.rows("select id from api_key where digest = %s", digests[2])
-        after = await written(backend, marker, *lost, keys.key_state(world.p, key["id"]))
-        more = {name: after.get(name, 0) - before.get(name, 0) for name in WRITES}
-        assert {name: calls for name, calls in more.items() if calls} == {"mset": 1, "set": 2, "fcall": 1}
-        assert {name: world.get(name) for name in everything} == everything
-        assert 0 < world.client.pttl(lost[1]) <= 86_400_000
-        assert world.reserve(need=1).verdict is Verdict.ADMITTED
+async def test_as_little_is_written_however_many_are_there(backend: Backend) -> None:
+    world = await limited(backend)
+    await backend.flush()
+    marker = keys.marker(world.p)
+    await written(backend, marker)
+    before = await written(backend, marker)
+    digests = [uuid.uuid4().hex * 2 for _ in range(12)]
+    for number, digest in enumerate(digests):
+        ends = {"expires_at": datetime.now(UTC) + timedelta(days=1)} if number % 2 else {}
+        await backend.made(
+            "api-keys", tenant_id=world.caller.tenant_id, name=f"key {number}", digest=digest,
+            prefix="tk_test", **ends,
+        )  # fmt: skip
+    await backend.push()
+    everything = {name: world.get(name) for name in map(keys.identity, digests)}
+    assert all(everything.values())
+    await written(backend, marker)  # the catalogue and the prices say how new they are
+    assert await written(backend, marker) == before
+    # Of what is lost so much is written, and no more: a credential, one that ends, another's key
+    # (which its script sets).
+    lost = [keys.identity(digest) for digest in digests[:2]]
+    (key,) = backend.rows("select id from api_key where digest = %s", digests[2])
+    after = await written(backend, marker, *lost, keys.key_state(world.p, key["id"]))
+    more = {name: after.get(name, 0) - before.get(name, 0) for name in WRITES}
+    assert {name: calls for name, calls in more.items() if calls} == {"mset": 1, "set": 2, "fcall": 1}
+    assert {name: world.get(name) for name in everything} == everything
+    assert 0 < world.client.pttl(lost[1]) <= 86_400_000
+    assert world.reserve(need=1).verdict is Verdict.ADMITTED
 
 
-async def test_a_credential_that_is_somebody_elses_is_put_right(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await limited(backend)
-        (key,) = backend.rows("select digest from api_key where id = %s", world.caller.key_id)
-        name, marker = keys.identity(key["digest"]), keys.marker(world.p)
-        right = world.get(name)
-        world.client.set(name, right.replace(b'"u":""', b'"u":"another"'))
-        assert world.get(name) != right
-        await written(backend, marker)
-        assert world.get(name) == right
-        # One that ended stands for nobody, whatever came back.
-        await backend.write("api-keys", "revoke", world.caller.key_id)
-        await backend.push()
-        assert world.client.get(name) is None
-        world.client.set(name, right)
-        await written(backend, marker)
-        assert world.client.get(name) is None
+async def test_a_credential_that_is_somebody_elses_is_put_right(backend: Backend) -> None:
+    world = await limited(backend)
+    (key,) = backend.rows("select digest from api_key where id = %s", world.caller.key_id)
+    name, marker = keys.identity(key["digest"]), keys.marker(world.p)
+    right = world.get(name)
+    world.client.set(name, right.replace(b'"u":""', b'"u":"another"'))
+    assert world.get(name) != right
+    await written(backend, marker)
+    assert world.get(name) == right
+    # One that ended stands for nobody, whatever came back.
+    await backend.write("api-keys", "revoke", world.caller.key_id)
+    await backend.push()
+    assert world.client.get(name) is None
+    world.client.set(name, right)
+    await written(backend, marker)
+    assert world.client.get(name) is None
 
 
-async def test_of_a_partition_only_what_is_not_there_is_written(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        worlds = [await backend.settle_in(100) for _ in range(2)]
-        one = worlds[0]
-        await backend.flush()
-        one.client.delete(one.tenant_key, one.api_key)
-        for world in worlds:
-            world.client.delete(keys.marker(world.p))
-        backend.verifier._vouched = b""
-        done = {each.partition: each for each in await backend.verify()}
-        assert sum(each.rebuilt for each in done.values()) == 1
-        assert all(world.reserve(need=1).verdict is Verdict.ADMITTED for world in worlds)
+async def test_of_a_partition_only_what_is_not_there_is_written(backend: Backend) -> None:
+    worlds = [await backend.settle_in(100) for _ in range(2)]
+    one = worlds[0]
+    await backend.flush()
+    one.client.delete(one.tenant_key, one.api_key)
+    for world in worlds:
+        world.client.delete(keys.marker(world.p))
+    backend.verifier._vouched = b""
+    done = {each.partition: each for each in await backend.verify()}
+    assert sum(each.rebuilt for each in done.values()) == 1
+    assert all(world.reserve(need=1).verdict is Verdict.ADMITTED for world in worlds)
 
 
 # --- published --------------------------------------------------------------------------
@@ -509,34 +497,30 @@ async def test_what_waits_beside_what_another_server_went_on_with_is_dropped(
 # What verifying one of several servers goes by: its own partitions, and who stands beside them.
 
 
-async def test_while_a_partition_is_not_verified_nobody_is_said_not_to_exist(
-    valkey: str, migrated: str
-) -> None:
+async def test_while_a_partition_is_not_verified_nobody_is_said_not_to_exist(backend: Backend) -> None:
     """It came with a slot, and who stands there may only not be there yet."""
-    async with backend_at(valkey, migrated) as backend:
-        await backend.verify()
-        run_id, counters = backend.wire.run_id, backend.counters
-        assert await counters.is_marked_verified(run_id)
-        assert await counters.is_marked_verified(run_id, [7])
-        assert not await counters.is_marked_verified(run_id)
-        await backend.verify()
-        assert await counters.is_marked_verified(run_id)
+    await backend.verify()
+    run_id, counters = backend.wire.run_id, backend.counters
+    assert await counters.is_marked_verified(run_id)
+    assert await counters.is_marked_verified(run_id, [7])
+    assert not await counters.is_marked_verified(run_id)
+    await backend.verify()
+    assert await counters.is_marked_verified(run_id)
 
 
-async def test_credentials_are_of_the_partitions_that_they_stand_beside(valkey: str, migrated: str) -> None:
+async def test_credentials_are_of_the_partitions_that_they_stand_beside(backend: Backend) -> None:
     """Of a cluster another primary may have them than has their organization."""
-    async with backend_at(valkey, migrated) as backend:
-        for _ in range(3):
-            await backend.settle_in()
-        truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest)
-        whole = await truths.places(range(PARTITIONS), {})
-        assert not whole.credentials
-        found = [one for truth in (await truths.truth(whole.organizations)).values() for one in truth.keys]
-        assert len(found) == 3
-        for one in found:
-            there, home = keys.partition_of_digest(one.digest), keys.partition_of(one.organization_id)
-            assert (one.key_id in (await truths.places({there}, {})).credentials) is (there != home)
-            assert one.key_id not in (await truths.places({there, home}, {})).credentials
-            others = set(range(PARTITIONS)) - {there}
-            assert one.key_id not in (await truths.places(others, {})).credentials
-            assert await truths.credentials([one.key_id]) == [one]
+    for _ in range(3):
+        await backend.settle_in()
+    truths = LedgerReader(backend.engine, keys.partition_of, keys.partition_of_digest)
+    whole = await truths.places(range(PARTITIONS), {})
+    assert not whole.credentials
+    found = [one for truth in (await truths.truth(whole.organizations)).values() for one in truth.keys]
+    assert len(found) == 3
+    for one in found:
+        there, home = keys.partition_of_digest(one.digest), keys.partition_of(one.organization_id)
+        assert (one.key_id in (await truths.places({there}, {})).credentials) is (there != home)
+        assert one.key_id not in (await truths.places({there, home}, {})).credentials
+        others = set(range(PARTITIONS)) - {there}
+        assert one.key_id not in (await truths.places(others, {})).credentials
+        assert await truths.credentials([one.key_id]) == [one]

@@ -73,290 +73,265 @@ def kinds(row: Any) -> list[tuple[str, str, int]]:
     return [(item["account"], item["kind"], item["difference"]) for item in items]
 
 
-async def test_accounts_that_agree(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        await busy(backend)
-        row = await reconciler_of(backend).run_now()
-        assert (row["checked"], row["pending"], row["items"]) == (3, 0, [])
-        assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
+async def test_accounts_that_agree(backend: Backend) -> None:
+    await busy(backend)
+    row = await reconciler_of(backend).run_now()
+    assert (row["checked"], row["pending"], row["items"]) == (3, 0, [])
+    assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
 
 
-async def test_what_is_not_stored_yet_is_lag(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.reserve(need=10).settle(tokens=7)
-        row = await reconciler_of(backend).run_now()
-        assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "lag", -7)]
-        assert (row["pending"], row["drift_tokens"]) == (1, 0)
+async def test_what_is_not_stored_yet_is_lag(backend: Backend) -> None:
+    world = await busy(backend)
+    world.reserve(need=10).settle(tokens=7)
+    row = await reconciler_of(backend).run_now()
+    assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "lag", -7)]
+    assert (row["pending"], row["drift_tokens"]) == (1, 0)
 
 
-async def test_drift_in_the_counters_is_found_and_repaired_by_an_adjust(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        account, owner = f"tenant:{world.caller.tenant_id}", world.caller.organization_id
-        world.put_tenant(remaining=world.tenant.remaining + 40)
-        world.put_organization(balance=world.organization.balance - 25)
-        reconciler = reconciler_of(backend)
-        row = await reconciler.run_now()
-        assert kinds(row) == [(account, "drift", 40), (f"credits:{owner}", "drift", -25)]
-        assert (row["drift_tokens"], row["drift_credits"]) == (40, 25)
-        assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
+async def test_drift_in_the_counters_is_found_and_repaired_by_an_adjust(backend: Backend) -> None:
+    world = await busy(backend)
+    account, owner = f"tenant:{world.caller.tenant_id}", world.caller.organization_id
+    world.put_tenant(remaining=world.tenant.remaining + 40)
+    world.put_organization(balance=world.organization.balance - 25)
+    reconciler = reconciler_of(backend)
+    row = await reconciler.run_now()
+    assert kinds(row) == [(account, "drift", 40), (f"credits:{owner}", "drift", -25)]
+    assert (row["drift_tokens"], row["drift_credits"]) == (40, 25)
+    assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
 
-        await reconciler.run_now(repair=True)
-        assert await backend.push() == 0
-        await backend.flush()
-        assert (world.tenant.remaining, world.organization.balance) == (950, 485)
-        assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", -40, 950)
-        assert (await reconciler.run_now())["items"] == []
-        assert await broken(migrated) == []
-
-
-async def test_an_account_that_nobody_can_read_is_told(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        tenant, owner = world.caller.tenant_id, world.caller.organization_id
-        kept = world.get(world.tenant_key), world.get(world.organization_key)
-        world.client.set(world.tenant_key, b"\x01garbage")
-        row = await reconciler_of(backend).run_now()
-        assert kinds(row) == [(f"tenant:{tenant}", "excess", -950)]
-        assert row["drift_tokens"] == 950
-        assert "nobody can read" in row["items"][0]["detail"]
-        assert backend.counters.left_alone.count("account") == 1
-
-        world.client.set(world.organization_key, b"\x01")
-        row = await reconciler_of(backend).run_now(repair=True)
-        assert kinds(row) == [
-            (f"tenant:{tenant}", "excess", -950), (f"credits:{owner}", "excess", -485),
-            (f"spend:{owner}", "excess", 0),
-        ]  # fmt: skip
-        assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
-
-        world.client.set(world.organization_key, kept[1])
-        world.client.delete(world.tenant_key, keys.marker(world.p))  # as deploy/README.md says
-        await backend.verify()
-        assert (await reconciler_of(backend).run_now())["items"] == []
-        assert world.again().tenant.remaining == 950
-        assert backend.counters.left_alone.count("account") == 0
+    await reconciler.run_now(repair=True)
+    assert await backend.push() == 0
+    await backend.flush()
+    assert (world.tenant.remaining, world.organization.balance) == (950, 485)
+    assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", -40, 950)
+    assert (await reconciler.run_now())["items"] == []
+    assert await broken(backend.database) == []
 
 
-async def test_an_account_of_a_newer_version_is_no_fault(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        newer = bytes([LAYOUT + 1]) + world.get(world.tenant_key)[1:]
-        world.client.set(world.tenant_key, newer)
-        row = await reconciler_of(backend).run_now()
-        assert (row["checked"], row["items"]) == (2, [])
+async def test_an_account_that_nobody_can_read_is_told(backend: Backend) -> None:
+    world = await busy(backend)
+    tenant, owner = world.caller.tenant_id, world.caller.organization_id
+    kept = world.get(world.tenant_key), world.get(world.organization_key)
+    world.client.set(world.tenant_key, b"\x01garbage")
+    row = await reconciler_of(backend).run_now()
+    assert kinds(row) == [(f"tenant:{tenant}", "excess", -950)]
+    assert row["drift_tokens"] == 950
+    assert "nobody can read" in row["items"][0]["detail"]
+    assert backend.counters.left_alone.count("account") == 1
+
+    world.client.set(world.organization_key, b"\x01")
+    row = await reconciler_of(backend).run_now(repair=True)
+    assert kinds(row) == [
+        (f"tenant:{tenant}", "excess", -950), (f"credits:{owner}", "excess", -485),
+        (f"spend:{owner}", "excess", 0),
+    ]  # fmt: skip
+    assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
+
+    world.client.set(world.organization_key, kept[1])
+    world.client.delete(world.tenant_key, keys.marker(world.p))  # as deploy/README.md says
+    await backend.verify()
+    assert (await reconciler_of(backend).run_now())["items"] == []
+    assert world.again().tenant.remaining == 950
+    assert backend.counters.left_alone.count("account") == 0
 
 
-async def test_drift_behind_later_movements_is_found_too(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.put_tenant(remaining=world.tenant.remaining - 40)
-        world.put_organization(balance=world.organization.balance + 25)
-        for _ in range(3):
-            world.reserve(need=10).settle(tokens=10)
-            world.reserve(service=CREDITS, credits_=3).settle(credits=3)
-        await backend.flush()
-        reconciler = reconciler_of(backend)
-        row = await reconciler.run_now(repair=True)
-        assert sorted(difference for _, _, difference in kinds(row)) == [-40, 25]
-        await backend.push()
-        await backend.flush()
-        assert (world.tenant.remaining, world.organization.balance) == (920, 476)
-        assert (await reconciler.run_now())["items"] == []
-        assert await broken(migrated) == []
+async def test_an_account_of_a_newer_version_is_no_fault(backend: Backend) -> None:
+    world = await busy(backend)
+    newer = bytes([LAYOUT + 1]) + world.get(world.tenant_key)[1:]
+    world.client.set(world.tenant_key, newer)
+    row = await reconciler_of(backend).run_now()
+    assert (row["checked"], row["items"]) == (2, [])
 
 
-async def test_spend_is_a_measure_whose_drift_is_put_on_file(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.put_organization(spent=world.organization.spent + 9)
-        reconciler = reconciler_of(backend)
-        row = await reconciler.run_now(repair=True)
-        assert kinds(row) == [(f"spend:{world.caller.organization_id}", "drift", 9)]
-        assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
-        assert (await reconciler.run_now())["items"] == []
-        world.reserve(service=UNITS).settle(units=2)
-        await backend.flush()
-        assert (await reconciler.run_now())["items"] == []
-        assert await broken(migrated) == []
+async def test_drift_behind_later_movements_is_found_too(backend: Backend) -> None:
+    world = await busy(backend)
+    world.put_tenant(remaining=world.tenant.remaining - 40)
+    world.put_organization(balance=world.organization.balance + 25)
+    for _ in range(3):
+        world.reserve(need=10).settle(tokens=10)
+        world.reserve(service=CREDITS, credits_=3).settle(credits=3)
+    await backend.flush()
+    reconciler = reconciler_of(backend)
+    row = await reconciler.run_now(repair=True)
+    assert sorted(difference for _, _, difference in kinds(row)) == [-40, 25]
+    await backend.push()
+    await backend.flush()
+    assert (world.tenant.remaining, world.organization.balance) == (920, 476)
+    assert (await reconciler.run_now())["items"] == []
+    assert await broken(backend.database) == []
 
 
-async def test_deleted_tenants_still_agree(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        await backend.write("api-keys", "revoke", world.caller.key_id)
-        await backend.write("tenants", "delete", world.caller.tenant_id)
-        await backend.push()
-        assert (await reconciler_of(backend).run_now())["items"] == []
+async def test_spend_is_a_measure_whose_drift_is_put_on_file(backend: Backend) -> None:
+    world = await busy(backend)
+    world.put_organization(spent=world.organization.spent + 9)
+    reconciler = reconciler_of(backend)
+    row = await reconciler.run_now(repair=True)
+    assert kinds(row) == [(f"spend:{world.caller.organization_id}", "drift", 9)]
+    assert (row["drift_tokens"], row["drift_credits"]) == (0, 0)
+    assert (await reconciler.run_now())["items"] == []
+    world.reserve(service=UNITS).settle(units=2)
+    await backend.flush()
+    assert (await reconciler.run_now())["items"] == []
+    assert await broken(backend.database) == []
 
 
-async def test_a_changed_note_in_postgresql_is_found_and_follows_the_next_row(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        with psycopg.connect(migrated) as connection:
-            connection.execute("UPDATE tenant_quota SET tokens_remaining = 1")
-        reconciler = reconciler_of(backend)
-        row = await reconciler.run_now(repair=True)
-        assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", 949)]
-        await backend.push()
-        await backend.flush()
-        assert world.tenant.remaining == 950
-        assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", 0, 950)
-        assert (await reconciler.run_now())["items"] == []
-        assert await broken(migrated) == []
+async def test_deleted_tenants_still_agree(backend: Backend) -> None:
+    world = await busy(backend)
+    await backend.write("api-keys", "revoke", world.caller.key_id)
+    await backend.write("tenants", "delete", world.caller.tenant_id)
+    await backend.push()
+    assert (await reconciler_of(backend).run_now())["items"] == []
 
 
-async def test_a_changed_row_in_postgresql_is_found(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        with psycopg.connect(migrated) as connection:
-            connection.execute("SET LOCAL session_replication_role = replica")
-            connection.execute("UPDATE token_ledger SET amount = amount + 5 WHERE seq = 3")
-        row = await reconciler_of(backend).run_now()
-        assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", 5)]
-        told = {item["detail"].partition(":")[0] for item in row["items"] if item["kind"] == "contradiction"}
-        assert told == {"chain", "quota", "rollup"}
+async def test_a_changed_note_in_postgresql_is_found_and_follows_the_next_row(backend: Backend) -> None:
+    world = await busy(backend)
+    with psycopg.connect(backend.database) as connection:
+        connection.execute("UPDATE tenant_quota SET tokens_remaining = 1")
+    reconciler = reconciler_of(backend)
+    row = await reconciler.run_now(repair=True)
+    assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", 949)]
+    await backend.push()
+    await backend.flush()
+    assert world.tenant.remaining == 950
+    assert backend.ledger(world.caller.tenant_id)[-1][1:] == ("adjust", 0, 950)
+    assert (await reconciler.run_now())["items"] == []
+    assert await broken(backend.database) == []
+
+
+async def test_a_changed_row_in_postgresql_is_found(backend: Backend) -> None:
+    world = await busy(backend)
+    with psycopg.connect(backend.database) as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")
+        connection.execute("UPDATE token_ledger SET amount = amount + 5 WHERE seq = 3")
+    row = await reconciler_of(backend).run_now()
+    assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", 5)]
+    told = {item["detail"].partition(":")[0] for item in row["items"] if item["kind"] == "contradiction"}
+    assert told == {"chain", "quota", "rollup"}
 
 
 @pytest.mark.parametrize("service", [CHAT, CREDITS, UNITS], ids=lambda one: str(one.key))
 async def test_a_last_movement_that_died_is_a_listed_gap_and_no_drift(
-    valkey: str, migrated: str, service: Service
+    backend: Backend, service: Service
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        call = world.reserve(service=service, need=10, credits_=3)
-        call.settle(tokens=10, credits=3, units=2)
-        [(entry_id, fields)] = world.entries(keys.outbox(world.p))
-        poisoned = encode(replace(decode(fields[b"e"]), service_id=2**80))
-        world.client.xdel(keys.outbox(world.p), entry_id)
-        world.client.xadd(keys.outbox(world.p), {"e": poisoned})
-        await backend.flush()
-        assert len(backend.rows("select 1 from dead_letter")) == 1
-        reconciler = reconciler_of(backend)
-        assert (await reconciler.run_now())["items"] == []
-        account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler)
-        with pytest.raises(Conflict, match="could not be stored"):
-            await account_closing.close(world.caller.organization_id)
-        [letter] = backend.rows("select id from dead_letter")
-        await backend.write("dead-letters", "resolve", letter["id"], reason="a test")
+    world = await busy(backend)
+    call = world.reserve(service=service, need=10, credits_=3)
+    call.settle(tokens=10, credits=3, units=2)
+    [(entry_id, fields)] = world.entries(keys.outbox(world.p))
+    poisoned = encode(replace(decode(fields[b"e"]), service_id=2**80))
+    world.client.xdel(keys.outbox(world.p), entry_id)
+    world.client.xadd(keys.outbox(world.p), {"e": poisoned})
+    await backend.flush()
+    assert len(backend.rows("select 1 from dead_letter")) == 1
+    reconciler = reconciler_of(backend)
+    assert (await reconciler.run_now())["items"] == []
+    account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler)
+    with pytest.raises(Conflict, match="could not be stored"):
         await account_closing.close(world.caller.organization_id)
+    [letter] = backend.rows("select id from dead_letter")
+    await backend.write("dead-letters", "resolve", letter["id"], reason="a test")
+    await account_closing.close(world.caller.organization_id)
 
 
-async def test_missing_rows_are_a_gap(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        with psycopg.connect(migrated) as connection:
-            connection.execute("SET LOCAL session_replication_role = replica")
-            connection.execute("DELETE FROM token_ledger WHERE seq IN (3, 4)")
-        assert kinds(await reconciler_of(backend).run_now()) == [
-            (f"tenant:{world.caller.tenant_id}", "gap", 2)
-        ]
+async def test_missing_rows_are_a_gap(backend: Backend) -> None:
+    world = await busy(backend)
+    with psycopg.connect(backend.database) as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")
+        connection.execute("DELETE FROM token_ledger WHERE seq IN (3, 4)")
+    assert kinds(await reconciler_of(backend).run_now()) == [(f"tenant:{world.caller.tenant_id}", "gap", 2)]
 
 
-async def test_counters_that_went_back_are_an_excess_of_the_ledger(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.put_tenant(remaining=990, seq=2)
-        assert kinds(await reconciler_of(backend).run_now()) == [
-            (f"tenant:{world.caller.tenant_id}", "excess", 40)
-        ]
+async def test_counters_that_went_back_are_an_excess_of_the_ledger(backend: Backend) -> None:
+    world = await busy(backend)
+    world.put_tenant(remaining=990, seq=2)
+    assert kinds(await reconciler_of(backend).run_now()) == [
+        (f"tenant:{world.caller.tenant_id}", "excess", 40)
+    ]
 
 
-async def test_a_sample_looks_at_last_rows(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.put_tenant(remaining=world.tenant.remaining + 40)
-        accounts = Accounts(backend.engine)
-        found = await reconciler_of(backend).check(await accounts.some_owners(10), deep=False)
-        assert [(item.kind, item.difference) for item in found.items] == [(DifferenceKind.DRIFT, 40)]
+async def test_a_sample_looks_at_last_rows(backend: Backend) -> None:
+    world = await busy(backend)
+    world.put_tenant(remaining=world.tenant.remaining + 40)
+    accounts = Accounts(backend.engine)
+    found = await reconciler_of(backend).check(await accounts.some_owners(10), deep=False)
+    assert [(item.kind, item.difference) for item in found.items] == [(DifferenceKind.DRIFT, 40)]
 
 
-async def test_traffic_is_never_taken_for_drift(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        reconciler, accounts = reconciler_of(backend), Accounts(backend.engine)
+async def test_traffic_is_never_taken_for_drift(backend: Backend) -> None:
+    world = await busy(backend)
+    reconciler, accounts = reconciler_of(backend), Accounts(backend.engine)
 
-        async def traffic() -> None:
-            while True:
-                for _ in range(5):
-                    await asyncio.to_thread(lambda: world.reserve(need=1).settle(tokens=1))
-                await backend.flush()
+    async def traffic() -> None:
+        while True:
+            for _ in range(5):
+                await asyncio.to_thread(lambda: world.reserve(need=1).settle(tokens=1))
+            await backend.flush()
 
-        running = asyncio.create_task(traffic())
-        owners = await accounts.owners(0, 10)
-        for _ in range(10):
-            for deep in (True, False):
-                assert (await reconciler.check(owners, deep=deep)).faults == ()
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
-
-
-async def test_counters_that_are_not_verified_say_nothing(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        with backend.client() as client:
-            client.delete(keys.marker(world.p))
-        with pytest.raises(CountersUnavailable):
-            await reconciler_of(backend).run_now()
+    running = asyncio.create_task(traffic())
+    owners = await accounts.owners(0, 10)
+    for _ in range(10):
+        for deep in (True, False):
+            assert (await reconciler.check(owners, deep=deep)).faults == ()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
 
 
-async def test_accounts_are_closed_when_all_is_stored_and_agrees(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        accounts = LookedAt(backend.engine)
-        account_closing = AccountCloser(backend.counters, accounts, reconciler_of(backend))
-        owner = world.caller.organization_id
+async def test_counters_that_are_not_verified_say_nothing(backend: Backend) -> None:
+    world = await busy(backend)
+    with backend.client() as client:
+        client.delete(keys.marker(world.p))
+    with pytest.raises(CountersUnavailable):
+        await reconciler_of(backend).run_now()
+
+
+async def test_accounts_are_closed_when_all_is_stored_and_agrees(backend: Backend) -> None:
+    world = await busy(backend)
+    accounts = LookedAt(backend.engine)
+    account_closing = AccountCloser(backend.counters, accounts, reconciler_of(backend))
+    owner = world.caller.organization_id
+    await account_closing.close(owner)
+
+    world.reserve(need=10).settle(tokens=10)
+    before = accounts.looks
+    closing = asyncio.create_task(account_closing.close(owner))
+    await eventually(lambda: accounts.looks > before + 1)
+    assert not closing.done()
+    await backend.flush()
+    await closing
+
+    world.put_tenant(remaining=5)
+    with pytest.raises(Conflict, match="drift"):
         await account_closing.close(owner)
 
-        world.reserve(need=10).settle(tokens=10)
-        before = accounts.looks
-        closing = asyncio.create_task(account_closing.close(owner))
-        await eventually(lambda: accounts.looks > before + 1)
-        assert not closing.done()
-        await backend.flush()
-        await closing
 
-        world.put_tenant(remaining=5)
-        with pytest.raises(Conflict, match="drift"):
-            await account_closing.close(owner)
-
-
-async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world, other = await busy(backend), await busy(backend)
-        account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
-        with psycopg.connect(migrated) as connection:
-            connection.execute(
-                "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
-                " VALUES (1, '1-1', '', 'its numbers are out of range', %s)", (world.caller.organization_id,),
-            )  # fmt: skip
-        with pytest.raises(Conflict, match="out of range"):
-            await account_closing.close(world.caller.organization_id)
-        await account_closing.close(other.caller.organization_id)
+async def test_an_entry_that_could_not_be_stored_blocks_its_own_account_only(backend: Backend) -> None:
+    world, other = await busy(backend), await busy(backend)
+    account_closing = AccountCloser(backend.counters, Accounts(backend.engine), reconciler_of(backend))
+    with psycopg.connect(backend.database) as connection:
+        connection.execute(
+            "INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id)"
+            " VALUES (1, '1-1', '', 'its numbers are out of range', %s)", (world.caller.organization_id,),
+        )  # fmt: skip
+    with pytest.raises(Conflict, match="out of range"):
+        await account_closing.close(world.caller.organization_id)
+    await account_closing.close(other.caller.organization_id)
 
 
-async def test_a_closed_month_that_was_changed_is_told_and_never_repaired(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        later = (datetime.now(UTC) + timedelta(days=31)).date().replace(day=1)
-        owners = [world.caller.organization_id]
-        assert await Checkpoints(backend.engine).close_months(owners, later) == 3
-        reconciler = reconciler_of(backend)
-        assert (await reconciler.run_now())["items"] == []
-        with psycopg.connect(migrated) as connection:
-            connection.execute("SET LOCAL session_replication_role = replica")
-            connection.execute("UPDATE token_ledger SET amount = amount + 4 WHERE transaction_type = 'reset'")
-            # One checkpoint of an owner's is proved at a time.
-            connection.execute("DELETE FROM account_checkpoint WHERE NOT starts_with(account, 'tenant:')")
-        row = await reconciler.run_now(repair=True)
-        assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", -4)]
-        assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
+async def test_a_closed_month_that_was_changed_is_told_and_never_repaired(backend: Backend) -> None:
+    world = await busy(backend)
+    later = (datetime.now(UTC) + timedelta(days=31)).date().replace(day=1)
+    owners = [world.caller.organization_id]
+    assert await Checkpoints(backend.engine).close_months(owners, later) == 3
+    reconciler = reconciler_of(backend)
+    assert (await reconciler.run_now())["items"] == []
+    with psycopg.connect(backend.database) as connection:
+        connection.execute("SET LOCAL session_replication_role = replica")
+        connection.execute("UPDATE token_ledger SET amount = amount + 4 WHERE transaction_type = 'reset'")
+        # One checkpoint of an owner's is proved at a time.
+        connection.execute("DELETE FROM account_checkpoint WHERE NOT starts_with(account, 'tenant:')")
+    row = await reconciler.run_now(repair=True)
+    assert kinds(row) == [(f"tenant:{world.caller.tenant_id}", "drift", -4)]
+    assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
 
 
 class Slow(Accounts):
@@ -372,40 +347,36 @@ class Slow(Accounts):
         return await super().contradictions(within_s=within_s)
 
 
-async def test_what_was_compared_is_repaired_and_kept_before_rows_are_asked(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.put_tenant(remaining=world.tenant.remaining - 7)
-        slow, results = Slow(backend), ReconciliationResults(backend.engine, partition_of)
-        reconciler = reconciler_of(backend, slow)
-        running = asyncio.create_task(reconciler.run_now(repair=True))
-        await slow.asked.wait()
-        row = await results.last()
-        assert row is not None
-        assert [kind for _, kind, _ in kinds(row)] == ["drift", "unasked"]
-        assert backend.rows("select count(*) as n from known_drift") == [{"n": 1}]
-        slow.may.set()
-        assert [kind for _, kind, _ in kinds(await running)] == ["drift"]
-        assert kinds(await results.last() or {}) == kinds(await running)
+async def test_what_was_compared_is_repaired_and_kept_before_rows_are_asked(backend: Backend) -> None:
+    world = await busy(backend)
+    world.put_tenant(remaining=world.tenant.remaining - 7)
+    slow, results = Slow(backend), ReconciliationResults(backend.engine, partition_of)
+    reconciler = reconciler_of(backend, slow)
+    running = asyncio.create_task(reconciler.run_now(repair=True))
+    await slow.asked.wait()
+    row = await results.last()
+    assert row is not None
+    assert [kind for _, kind, _ in kinds(row)] == ["drift", "unasked"]
+    assert backend.rows("select count(*) as n from known_drift") == [{"n": 1}]
+    slow.may.set()
+    assert [kind for _, kind, _ in kinds(await running)] == ["drift"]
+    assert kinds(await results.last() or {}) == kinds(await running)
 
 
 async def test_rows_are_asked_within_the_time_that_is_left_and_over_a_connection_of_their_own(
-    valkey: str, migrated: str
+    backend: Backend,
 ) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        await busy(backend)
-        one = engine.create(migrated, connections_max=1, wait_s=0.1)
-        accounts = Accounts(one)
-        async with one.connect():
-            assert await accounts.contradictions(within_s=60) == []
-        with psycopg.connect(migrated) as connection:
-            connection.execute("LOCK TABLE known_drift")  # so that asking takes longer than it may
-            assert await accounts.contradictions(within_s=0.2) is None
-        row = await reconciler_of(backend).run_now(within_s=KEEP_S)
-        assert kinds(row) == [("rows", "unasked", 0)]
-        await one.dispose()
+    await busy(backend)
+    one = engine.create(backend.database, connections_max=1, wait_s=0.1)
+    accounts = Accounts(one)
+    async with one.connect():
+        assert await accounts.contradictions(within_s=60) == []
+    with psycopg.connect(backend.database) as connection:
+        connection.execute("LOCK TABLE known_drift")  # so that asking takes longer than it may
+        assert await accounts.contradictions(within_s=0.2) is None
+    row = await reconciler_of(backend).run_now(within_s=KEEP_S)
+    assert kinds(row) == [("rows", "unasked", 0)]
+    await one.dispose()
 
 
 async def test_everything_is_compared_once_a_night_whichever_keeper_does_it(
@@ -440,48 +411,43 @@ async def test_everything_is_compared_once_a_night_whichever_keeper_does_it(
         assert [one["started_at"].day for one in runs()] == [4, 9]
 
 
-async def test_one_run_at_a_time(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        reconciler, other_keepers = reconciler_of(backend), reconciler_of(backend)
-        for second in (reconciler, other_keepers):
-            async with reconciler.alone():
-                with pytest.raises(Overloaded, match="under way"):
-                    async with second.alone():
-                        raise AssertionError
-            async with second.alone():
-                pass
-
-
-async def test_a_drift_is_made_good_once_however_many_keepers_are_asked_to(
-    valkey: str, migrated: str
-) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        world = await busy(backend)
-        world.put_tenant(remaining=world.tenant.remaining - 7)
-
-        async def repaired(reconciler: Reconciler) -> bool:
-            try:
-                async with reconciler.alone():
-                    await reconciler.run_now(repair=True)
-            except Overloaded:
-                return False
-            return True
-
-        keepers = [reconciler_of(backend) for _ in range(3)]
-        assert sorted(await asyncio.gather(*map(repaired, keepers))) == [False, False, True]
-        await backend.push()
-        await backend.flush()
-        assert (await keepers[0].run_now())["items"] == []
-
-
-async def test_a_run_whose_turn_broke_meanwhile_has_ended_all_the_same(valkey: str, migrated: str) -> None:
-    async with backend_at(valkey, migrated) as backend:
-        reconciler = reconciler_of(backend)
+async def test_one_run_at_a_time(backend: Backend) -> None:
+    reconciler, other_keepers = reconciler_of(backend), reconciler_of(backend)
+    for second in (reconciler, other_keepers):
         async with reconciler.alone():
-            [(ended,)] = broken_turns(migrated)
-            assert ended
-        async with reconciler.alone():
+            with pytest.raises(Overloaded, match="under way"):
+                async with second.alone():
+                    raise AssertionError
+        async with second.alone():
             pass
+
+
+async def test_a_drift_is_made_good_once_however_many_keepers_are_asked_to(backend: Backend) -> None:
+    world = await busy(backend)
+    world.put_tenant(remaining=world.tenant.remaining - 7)
+
+    async def repaired(reconciler: Reconciler) -> bool:
+        try:
+            async with reconciler.alone():
+                await reconciler.run_now(repair=True)
+        except Overloaded:
+            return False
+        return True
+
+    keepers = [reconciler_of(backend) for _ in range(3)]
+    assert sorted(await asyncio.gather(*map(repaired, keepers))) == [False, False, True]
+    await backend.push()
+    await backend.flush()
+    assert (await keepers[0].run_now())["items"] == []
+
+
+async def test_a_run_whose_turn_broke_meanwhile_has_ended_all_the_same(backend: Backend) -> None:
+    reconciler = reconciler_of(backend)
+    async with reconciler.alone():
+        [(ended,)] = broken_turns(backend.database)
+        assert ended
+    async with reconciler.alone():
+        pass
 
 
 async def test_a_turn_outlasts_what_the_server_allows_idle_transactions(valkey: str, cloned: str) -> None:
