@@ -81,7 +81,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("tenants:\n\t- a", "not valid YAML"), ("tenants: [", "not valid YAML"),
         ("tenants: \x00", "not valid YAML"), ("a: " + "[" * 1_000_000, "nested more than 32 deep"),
         ("a: " + "{b: " * 1_000_000, "nested more than 32 deep"),
-        ("- " * 100_000, "nested more than 32 deep"), ("a: [" + "1," * 1_000_001 + "]", "more than 1000000 values"),
+        ("- " * 100_000, "nested more than 32 deep"),
+        ("a: [" + "1," * 1_000_001 + "]", "more than 1000000 values"),
     ],
 )  # fmt: skip
 def test_what_is_hostile_or_ambiguous_is_refused_with_its_line(text: str, said: str) -> None:
