@@ -359,16 +359,15 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
             if name in _OWN_NAMES or (depth > 1 and name in _TOLD and isinstance(inside, str)):
                 continue
             folded = name.casefold()
-            place = f"{path}.{name}"
             names = folded.endswith(_NAMING) or folded in MODEL_LISTS
-            if place in _JUDGES:
-                _add_models(inside, place, [])
+            if names and f"{path}.{name}" in _JUDGES:
+                _add_models(inside, f"{path}.{name}", [])
             elif names and (
                 strict or _is_name(inside) or (isinstance(inside, list) and any(map(_is_name, inside)))
             ):
-                _add_models(inside, place, found)
-            elif not (functions and name == "parameters"):
-                _add_nested(inside, place, found, depth - 1, strict=strict)
+                _add_models(inside, f"{path}.{name}", found)
+            elif isinstance(inside, list | dict) and not (functions and name == "parameters"):
+                _add_nested(inside, f"{path}.{name}", found, depth - 1, strict=strict)
 
 
 def _is_name(value: object) -> bool:
