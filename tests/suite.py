@@ -70,7 +70,6 @@ VERIFY = (
     "tests/features/backup",
     "tests/features/test_features.py",
     "tests/features/provider_report/test_command.py",
-    "tests/features/provider_report/test_journey.py",
     "tests/local/test_commands.py",
     "tests/local/test_real_up.py",
     "tests/model/test_whole.py",

@@ -22,47 +22,8 @@ def names(written: str) -> frozenset[str]:
 
 
 # Callers' own numbers and names, whichever API: of calls of tools, of users, of requests, of lines of a file.
-_OF_CALLERS: Final = names(
+OF_CALLERS: Final = names(
     "call_id tool_call_id tool_use_id user_id request_id trace_id custom_id connector_id"
-)
-OPENAI_OTHERS: Final = _OF_CALLERS | names(
-    # The call of a program that made another call, events of a socket, what traces are sorted by; Mistral's
-    # agents are the operator's own.
-    "caller_id event_id group_id agent_id"
-)
-OPENAI_NAMED: Final = names(
-    # what calls name
-    "approval_request_id comparison_response_id container_id conversation_id file_id file_ids input_file_id"
-    " item_id part_ids previous_item_id previous_response_id response_id skill_id stream_id tunnel_id"
-    " vector_store_id vector_store_ids assistant_id thread_id run_id eval_id delegation_id field_id"
-    # of Mistral
-    " library_id library_ids from_entry_id document_id"
-    # of agents, their sessions, environments and vaults
-    " credential_id environment_id environment_template_id session_id subagent_id turn_id vault_id vault_ids"
-    # of the account itself: no route leads there
-    " actor_ids api_key_ids certificate_ids client_id external_id external_key_id group_ids kms_project_id"
-    " model_ids project_id project_ids resource_ids role_id service_account_id subscription_id tenant_id"
-    " user_ids workload_identity_pool_id workload_identity_provider_id"
-    # a text of these names names one too
-    " conversation container training_file validation_file"
-)
-ANTHROPIC_OTHERS: Final = _OF_CALLERS | names(
-    # Calls of tools by other tools, and pages and downloads of a caller's own browser.
-    "custom_tool_use_id tool_id tab_id download_id"
-)
-ANTHROPIC_NAMED: Final = names(
-    # what calls name
-    "container file_id previous_message_id skill_id plugin_id"
-    # of agents
-    " agent_id agent_ids deployment_id deployment_ids environment_id environment_ids memory_id"
-    " memory_store_id reference_id served_version_id session_id session_ids session_thread_id vault_id"
-    " vault_ids"
-    # of lists, and of the account: who pays is the operator's to say
-    " after_id before_id scope_id actor_ids anthropic_worker_id api_key_id api_key_ids channel_id"
-    " claude_tag_user_ids client_id created_by_user_id external_id external_key_id issuer_id marketplace_id"
-    " organization_id organization_ids owner_user_id rbac_group_ids service_account_id slack_channel_id"
-    " slack_channel_ids slack_workspace_id tenant_id user_ids user_profile_id user_profile_ids workspace_id"
-    " workspace_ids"
 )
 
 # An object that stands whole in a request has an id of its own that names nothing. It is an element of such

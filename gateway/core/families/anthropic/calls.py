@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
+from gateway.core.families.anthropic.references import NAMED, OTHERS
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -30,7 +31,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.families.references import ANTHROPIC_NAMED, ANTHROPIC_OTHERS, IdFields, may_name_ids, names
+from gateway.core.families.references import IdFields, may_name_ids, names
 
 _MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVERY_FAMILY)
 _METADATA = ControlledNames("user_id")
@@ -136,7 +137,7 @@ def _is_free(name: str, holder: Document) -> bool:
 
 
 FIELDS: Final = IdFields(
-    ANTHROPIC_NAMED, ANTHROPIC_OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS
+    NAMED, OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS
 )
 # What the bodies of stored things may say, as Anthropic's reference has it.
 _AGENT: Final = (

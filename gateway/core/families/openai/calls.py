@@ -34,7 +34,8 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
-from gateway.core.families.references import OPENAI_NAMED, OPENAI_OTHERS, IdFields, may_name_ids, names
+from gateway.core.families.openai.references import NAMED, OTHERS
+from gateway.core.families.references import IdFields, may_name_ids, names
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import InvalidRequest
@@ -308,7 +309,7 @@ _KINDS: Final = {
 
 
 FIELDS: Final = IdFields(
-    OPENAI_NAMED, OPENAI_OTHERS, lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-")
+    NAMED, OTHERS, lambda holder, id_: isinstance(id_, str) and id_.startswith("openai-")
 )
 OBJECTS = ObjectRules(
     collections=(

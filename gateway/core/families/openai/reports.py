@@ -10,7 +10,7 @@ from math import ceil
 from typing import Final
 
 from gateway.core.families.family import objects_in
-from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetails, Usage
+from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetails, ReportedUsage
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.metering.report import content_bytes
 
@@ -19,7 +19,7 @@ Numbers = tuple[int, int, int, int]
 
 # The names of one number by servers: the most that any of them tells is believed. The first are OpenAI's
 # chats', the second OpenAI's responses'; behind them stand DeepSeek, Moonshot and Together, Mistral, and
-# those that pass on Anthropic's.
+# those that pass on what messages report.
 _PROMPT: Final = ("prompt_tokens", "input_tokens")
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
@@ -89,7 +89,7 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
             detail.keep(raw)
 
 
-def _note(detail: Detail, usage: Usage) -> tuple[int, int, int]:
+def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
     """Note what tokens are made of; those cached, of reasoning, and all that a cache read or kept."""
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details

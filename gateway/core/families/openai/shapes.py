@@ -40,7 +40,7 @@ class OutputDetails(UsageShape):
     rejected_prediction_tokens: int | None = None
 
 
-class Usage(UsageShape):
+class ReportedUsage(UsageShape):
     """The use a document or an event reports, by the names of chats and of responses.
 
     Behind these are what some servers tell beside them: the cache's part, reasoning (Perplexity, SGLang),
@@ -74,7 +74,7 @@ class Usage(UsageShape):
     total_time: Any = None
 
 
-USAGE = Reports(Usage)
+USAGE = Reports(ReportedUsage)
 
 
 class CompletionDocument(msgspec.Struct):
