@@ -87,8 +87,10 @@ DEAR: Final[Mapping[str, str]] = {
             "admin/test_roles.py::test_every_operation_is_open_to_those_roles_it_is_stated_for",
         ),
         "a document of a million values is read": (
-            "admin/configuration/test_documents.py::"
-            "test_what_is_hostile_or_ambiguous_is_refused_with_its_line",
+            (
+                "admin/configuration/test_documents.py::"
+                "test_what_is_hostile_or_ambiguous_is_refused_with_its_line"
+            ),
         ),
         "the first test that reads the tree parses all of it": (
             "test_tidy.py::test_modules_stay_small",
