@@ -26,7 +26,7 @@ from tests.deploy.test_chart import SIDECAR
 from tests.tree import ROOT
 from tests.waiting import wait_until
 
-IDLE_MIB_MAX = 60.0
+IDLE_MIB_MAX = 62.0
 ADMIN_TOKEN = "an-admin-token-of-tests"
 ROUTES = """
 upstreams:

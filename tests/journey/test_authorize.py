@@ -114,9 +114,11 @@ def test_what_is_no_call_of_a_route_is_refused(stack: Stack) -> None:
 
 def test_what_costs_nothing_takes_no_hold(stack: Stack) -> None:
     holder = Holder(stack, 1000)
-    free = ask(holder, "/v1/models", method="GET", body=None)
+    free = ask(holder, "/v1/models/gpt-4o-mini", method="GET", body=None)
     assert free.status_code == 200
     assert "x-tollkeeper-hold" not in free.headers
+    # Whose trained models a list names, nobody sees here.
+    assert ask(holder, "/v1/models", method="GET", body=None).status_code == 403
     assert (
         ask(Holder(stack, 1000), "/v1/models", method="GET", authorization="Bearer tk_none").status_code
         == 401
