@@ -12,7 +12,8 @@ from tests.journey.stack import Stack
 
 
 @pytest.fixture
-def own_stack() -> Iterator[Callable[..., Stack]]:
+def own_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Starts stacks; they end before the directory of the test goes, where the data of one may be."""
     stacks: list[Stack] = []
     with tempfile.TemporaryDirectory(prefix="tollkeeper-journey-") as folder:
 

@@ -143,7 +143,8 @@ def mixed(stack: Stack, calls: int) -> Compared:
     draw = random.Random(7)
 
     def numbers() -> str:
-        return ",".join(str(draw.randrange(1, 5000)) for _ in range(5))
+        parts = [draw.randrange(1, 500) for _ in range(3)]  # of the prompt and of what is written
+        return ",".join(map(str, (draw.randrange(1000, 5000), draw.randrange(500, 5000), *parts)))
 
     comparison.run([(draw.choice(STREAMS + DOCUMENTS), None, {"usage": numbers()}) for _ in range(calls)])
     return comparison.compare(as_counted)

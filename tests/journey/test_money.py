@@ -122,12 +122,16 @@ def test_what_is_paid_by_the_call_uses_up_no_plan(stack: Stack) -> None:
     stack.make("prices", model="double-", match="prefix", currency="USD", input="3", output="15",
                effective_from="2026-01-01T00:00:00Z")  # fmt: skip
     gives(buyer, "Pay-Per-Use", {"at_cost": {"markup": "1.2"}})
-    served = in_force(lambda: chat(buyer, "0,0", model="double-1"))
+    served = in_force(lambda: chat(buyer, "1,1", model="double-1"))
     used = Decimal(50_000) * 3 + Decimal(10_000) * 15
     paid = used / 10**6 * Decimal("1.2")
 
     def owed() -> dict[str, Decimal]:
-        return {kind: Decimal(amount) for kind, amount in unbilled(stack, buyer.id).items()}
+        """To the cent: calls that the price was waited for with cost less than one together."""
+        return {
+            kind: Decimal(amount).quantize(Decimal("0.01"))
+            for kind, amount in unbilled(stack, buyer.id).items()
+        }
 
     assert chat(buyer, "50000,10000", model="double-1").status_code == 200
     buyer.rows("feature-usage", served + 1)
@@ -138,7 +142,7 @@ def test_what_is_paid_by_the_call_uses_up_no_plan(stack: Stack) -> None:
     # Who wants both says so, for one customer.
     [price] = stack.admin("GET", f"/organization-services?organization_id={buyer.id}")[1]["items"]
     stack.admin("PATCH", f"/organization-services/{price['id']}", {"counts_tokens": True})
-    wait_until(lambda: chat(buyer, "0,1", model="double-1").headers.get("x-tollkeeper-tokens-remaining"))
+    wait_until(lambda: chat(buyer, "1,1", model="double-1").headers.get("x-tollkeeper-tokens-remaining"))
     wait_until(lambda: 0 < stack.quota(tenant["id"])["tokens_remaining"] < 1_000)
     assert send(stack, event(f"tenant:{tenant['id']}", told))["accepted"] == 1
     wait_until(lambda: owed().keys() == {"usage", "overage"})

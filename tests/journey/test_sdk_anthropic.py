@@ -68,7 +68,7 @@ def test_refusals_are_the_sdks_own_errors(stack: Stack) -> None:
     a.anthropic(usage="30,30").messages.create(**CALL)
     with pytest.raises(anthropic.RateLimitError) as limited:
         a.anthropic().with_options(max_retries=3).messages.create(**CALL)
-    assert "60 of 10 tokens of this cycle are used" in limited.value.message
+    assert "60 of 10 tokens of this tenant's cycle are used" in limited.value.message
     assert limited.value.body["error"]["type"] == "rate_limit_error"  # type: ignore[index] # it is a JSON object
     assert limited.value.request_id == limited.value.response.headers["x-request-id"]
     with pytest.raises(anthropic.AuthenticationError):

@@ -81,7 +81,7 @@ def test_refusals_are_the_sdks_own_errors(stack: Stack) -> None:
     with pytest.raises(errors.ClientError) as limited:
         a.gemini().models.generate_content(**CALL)
     assert (limited.value.code, limited.value.status) == (429, "RESOURCE_EXHAUSTED")
-    assert "60 of 10 tokens of this cycle are used" in str(limited.value.message)
+    assert "60 of 10 tokens of this tenant's cycle are used" in str(limited.value.message)
     stranger = account(stack)
     stack.act(stranger.tenant, "block")
     with pytest.raises(errors.ClientError) as blocked:

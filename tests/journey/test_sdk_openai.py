@@ -41,7 +41,7 @@ def test_chat_with_choices_tools_parts_and_both_maxima(stack: Stack) -> None:
 
 def test_chat_streams_of_text_choices_and_tools(stack: Stack) -> None:
     a = account(stack)
-    with a.openai(usage="11,7").chat.completions.stream(model="demo-small", messages=HELLO, n=2) as stream:
+    with a.openai(usage="11,70").chat.completions.stream(model="demo-small", messages=HELLO, n=2) as stream:
         final = stream.get_final_completion()
     assert len(final.choices) == 2
     assert final.usage is None
@@ -52,7 +52,7 @@ def test_chat_streams_of_text_choices_and_tools(stack: Stack) -> None:
     assert frames[-1].usage is not None
     assert frames[-1].usage.total_tokens == 11
     rows = a.charges(2)
-    assert [row["amount"] for row in rows] == [18, 11]
+    assert [row["amount"] for row in rows] == [81, 11]
     assert said(rows[1], "streamed", "cached", "reasoning", "estimated") == (True, 1, 2, False)
 
 
@@ -63,7 +63,7 @@ def test_a_model_is_asked_for_by_a_name_with_slashes(stack: Stack) -> None:
 
 def test_legacy_completions(stack: Stack) -> None:
     a = account(stack)
-    completions = a.openai(usage="3,4").completions
+    completions = a.openai(usage="30,60").completions
     completions.create(model="demo-small", prompt=["one", "two"], n=2, best_of=3, max_tokens=5)
     text = "".join(
         frame.choices[0].text
@@ -71,7 +71,7 @@ def test_legacy_completions(stack: Stack) -> None:
         if frame.choices
     )
     assert text
-    assert a.amounts(2) == [7, 7]
+    assert a.amounts(2) == [90, 90]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -121,7 +121,7 @@ def test_refusals_are_the_sdks_own_errors(stack: Stack) -> None:
     with pytest.raises(openai.RateLimitError) as limited:
         call(max_retries=3)  # told that waiting under a minute cannot help, the SDK does not try again
     assert (limited.value.code, limited.value.type) == ("insufficient_quota", "insufficient_quota")
-    assert "60 of 10 tokens of this cycle are used" in limited.value.message
+    assert "60 of 10 tokens of this tenant's cycle are used" in limited.value.message
     assert limited.value.response.headers["x-should-retry"] == "false"
     with pytest.raises(openai.AuthenticationError):
         call(api_key="tk_" + "0" * 40)

@@ -219,9 +219,9 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
                 assert len(keys) == 2
                 assert sum(int(client.zcard(name)) for name in keys) <= 2 * (CALLS + 1)
                 assert max(keys.values()) <= 150 * (CALLS + 1)
-            elif family in {"own:", "obj:"}:  # a list of each organization, and an owner of each in them
-                counts = {name: int(client.zcard(name)) if family == "own:" else 1 for name in keys}
-                assert set(counts.values()) == ({OBJECTS_MAX} if family == "own:" else {1})
+            elif family in {"told:", "obj:"}:  # a list of each organization, and an owner of each in them
+                counts = {name: int(client.zcard(name)) if family == "told:" else 1 for name in keys}
+                assert set(counts.values()) == ({OBJECTS_MAX} if family == "told:" else {1})
                 assert sum(counts.values()) == 2 * OBJECTS_MAX
                 assert all(life > 0 for life in lives.values())
                 assert all(keys[name] <= 150 * count for name, count in counts.items())
@@ -241,9 +241,9 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
             elif family == "programs":
                 assert sum(int(client.zcard(name)) for name in keys) <= 10
                 assert max(keys.values(), default=0) <= 10 * 500
-            # Nothing is billed by the unit, no call names a run or is a batch, and nobody takes a hold.
+            # Nothing is billed by the unit or made to be kept; no call names a run or takes an own hold.
             elif family in {
-                "a:", "run:", "runs:", "children:", "hold:", "end:", "idem:", "job:", "jobs", "look:",
+                "a:", "own:", "run:", "runs:", "children:", "hold:", "end:", "idem:", "job:", "jobs", "look:",
                 "cap:", "caps:",
             }:  # fmt: skip
                 assert keys == {}
