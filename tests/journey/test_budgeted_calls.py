@@ -71,7 +71,7 @@ def test_calls_in_flight_pass_a_budget_by_no_more_than_their_admission_lets_them
 
 def test_a_stream_that_crosses_a_budget_is_cut_where_it_says_so(spender: Spender) -> None:
     words = 4_000
-    budget = spender.budget(cost(0, 600), on_exhausted="cut")
+    budget = spender.budget(cost(0, 2_000), on_exhausted="cut")  # more than a call is taken to write at first
     spender.known(budget)
     asked = {"stream": True, "max_tokens": None}
     answer = spender.chat("none", body=asked, demo_words=str(words), demo_pause_s="0.002")
