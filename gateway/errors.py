@@ -13,8 +13,7 @@ class TollkeeperError(Exception):
     """Something went wrong."""
 
     reason: ClassVar[str] = "internal_error"
-    # Of its class, unless its caller is told by another one.
-    status: int = 500
+    status: ClassVar[int] = 500
 
     def __init_subclass__(cls, *, reason: str = "", status: int = 0) -> None:
         if reason:

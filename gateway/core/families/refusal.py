@@ -60,7 +60,8 @@ def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
     if refusal.retry_after_s is not None and answer.retry_after_max_s:
         refusal.retry_after_s = min(refusal.retry_after_s, answer.retry_after_max_s)
     if answer.status == HTTPStatus.PAYMENT_REQUIRED:
-        refusal.status, refusal.retry_helps = answer.status, False
+        setattr(refusal, "status", answer.status)  # noqa: B010  # of this one, whose class has another
+        refusal.retry_helps = False
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:

@@ -222,8 +222,8 @@ def _told(document: Document) -> Iterator[str]:
             yield from ids_of(one.get("id"))
             yield from ids_of(one.get("fine_tuned_model_checkpoint"))
     files = document.get("result_files")  # of training
-    for one in files if isinstance(files, list) else ():
-        yield from ids_of(one)
+    for file in files if isinstance(files, list) else ():
+        yield from ids_of(file)
     yield from ids_of(object_in(document, "file").get("id"))  # of an upload that is complete
     for item in objects_in(document, "output"):
         yield from ids_in_item(item)
