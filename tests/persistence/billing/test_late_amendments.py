@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import event
 
 from gateway.core.accounts.outbox import EventKind
+from gateway.errors import Unprocessable
 from persistence.billing import charges
 from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, billed, customer
@@ -131,7 +132,8 @@ async def test_an_event_behind_a_plan_is_used_of_it_once(april: April) -> None:
     await send(april, ids["tenant"], at(4, 3), 200_000, "behind")
     await send(april, ids["tenant"], at(4, 3), 200_000, "behind")
     await april.on(at(4, 4, 14))
-    await send(april, ids["tenant"], at(4, 4, 13), 50_000, "used behind")
+    with pytest.raises(Unprocessable):  # no plan was in force
+        await send(april, ids["tenant"], at(4, 4, 13), 50_000, "used behind")
     assert await early(april, ids) == Decimal("210.00")
     counted(april)
     assert await early(april, ids) == Decimal("210.00")
