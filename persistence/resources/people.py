@@ -198,7 +198,10 @@ ORGANIZATION_SUBJECT = Entity(
     },
     check_row=check_row,
     define=define_organization,
-    defining=frozenset({"limits", "currency", "credit_limit", "spend_cap", "services", "models", "runs"}),
+    defining=frozenset({
+        "limits", "currency", "credit_limit", "spend_cap", "services", "models", "runs", "spent_status",
+        "retry_after_max_s",
+    }),
 )
 
 

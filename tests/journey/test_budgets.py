@@ -32,8 +32,9 @@ def test_a_budget_of_requests_is_in_force_is_used_up_and_says_so(spender: Spende
 def test_an_organization_has_it_told_by_402(spender: Spender) -> None:
     organization = f"/organizations/{spender.organization}"
     said = {"spent_status": 402, "retry_after_max_s": 600}
-    assert spender.stack.admin("PATCH", organization, said)[0] == 200
     spender.budget(1, "requests")
+    spender.until(429)
+    assert spender.stack.admin("PATCH", organization, said)[0] == 200
     refused = spender.until(402)
     assert (refused.headers["x-tollkeeper-reason"], refused.headers["x-should-retry"]) == (
         "budget_exceeded", "false",

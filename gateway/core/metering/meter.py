@@ -421,7 +421,9 @@ class Meter:
             total = self.input + self.output
         self.total = min(max(total, self.total), most)
         self.reported = True
-        self.final, self._reported_at = self.final or final, self.content_events
+        self.final = self.final or final
+        if of_output:  # one that tells less than was told is not about what came since
+            self._reported_at = self.content_events
 
     def report_units(self) -> None:
         """Take a report of units beside tokens, which are noted in `detail`: it is about no tokens."""

@@ -224,6 +224,18 @@ def test_no_report_lowers_a_number_of_an_earlier_one(
         before = after
 
 
+@pytest.mark.parametrize("api", sorted(SAID))
+def test_zeros_behind_a_text_are_about_none_of_it(api: str) -> None:
+    """What was told before the text does not make them so."""
+    made = make_meter(call(api), 200, SSE)
+    made.feed(frame(SAID[api](9, 1, 0)))
+    made.saw(TEXT)
+    made.content_events += 1
+    made.feed(frame(SAID[api](0, 0, 0)))
+    made.finish()
+    assert (made.usage().output, made.usage().estimated) == (250, True)
+
+
 def test_a_prompt_that_gemini_told_early_alone_is_kept() -> None:
     made = make_meter(call("gemini_stream"), 200, SSE)
     early, late = {"promptTokenCount": 5_000, "totalTokenCount": 5_000}, {"candidatesTokenCount": 50}

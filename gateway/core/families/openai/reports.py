@@ -119,9 +119,10 @@ class _Sum:
         self.read = self.written = self.cached = self.reasoning = 0
 
     def put(self, index: int, prompt: int, numbers: Numbers) -> None:
-        """Take the numbers of a choice in place of its earlier ones."""
+        """Take the numbers of a choice; none lowers an earlier one."""
         read, written, cached, reasoning = numbers
         written_before, reasoning_before = self._choices.get(index, (0, 0))
+        written, reasoning = max(written, written_before), max(reasoning, reasoning_before)
         self._choices[index] = written, reasoning
         self.written += written - written_before
         self.reasoning += reasoning - reasoning_before
