@@ -82,7 +82,15 @@ DEAR: Final[Mapping[str, str]] = {
             ),
             "journey/test_outages.py::test_everything_is_kept_over_a_restart_and_served_again",
         ),
+        "the compiled hot path passes the tests of the modules it is made of": (
+            "contract/test_compiled.py::test_a_wheel_of_it_is_installed_and_runs",
+            "contract/test_compiled.py::test_compiled_hot_path_passes_the_tests_of_all_that_it_reads",
+        ),
+        "four times as much of a ledger is four times the work": (
+            "persistence/billing/test_work.py::test_credit_of_four_times_the_notes_is_four_times_the_work",
+        ),
         "every operation of the Admin API is asked for": (
+            "admin/test_described.py::test_requests_made_from_the_document_are_answered_as_it_says",
             "admin/http/test_places.py::test_no_request_of_somebody_is_answered_without_a_place",
             "admin/test_roles.py::test_every_operation_is_open_to_those_roles_it_is_stated_for",
         ),
