@@ -48,6 +48,8 @@ NO_SCHEMA_SAYS = re.compile(
     # text that nobody could read or no call could name; what somebody else names
     r"|control|printable|blank|one line|IANA|cannot be read|pairs such as|model's name|without \*|ASCII"
     r"|lower case|once, with commas"
+    # kinds of objects of a configuration, and what of them is known
+    r"|known are |did you mean"
     # as the settings say, or an invoice that does not say enough to be electronic
     r"|must begin with https|public host|private address|is not a URL|is required \(BR|name a host"
     # 1.0 is an integer to JSON Schema, and here it is not; decimals have a least that patterns cannot say

@@ -448,7 +448,8 @@ def _report_paths(report: ReportEndpoint) -> Json:
         run = methods["post"] = _operation(
             report, report.run.name, report.run.summary, report.run.body, title=title
         )
-        run["requestBody"]["required"] = False
+        needed = report.run.body.model_fields.values() if report.run.body is not None else ()
+        run["requestBody"]["required"] = any(one.is_required() for one in needed)
         run["parameters"] = [KEY_PARAMETER]
     root = f"/admin/v1/{report.name}"
     return {root: methods} | {
