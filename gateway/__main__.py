@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words == ["--version"]:
-            from importlib.metadata import version  # noqa: PLC0415  # loaded where it is needed
+            from gateway.extras import version  # noqa: PLC0415  # loaded where it is needed
 
-            print(f"tollkeeper {version('tollkeeper')}", flush=True)  # noqa: T201  # the answer
+            print(f"tollkeeper {version()}", flush=True)  # noqa: T201  # the answer
             return 0
         if words == ["--help"]:  # `make docs` writes it from the commands, which take a second to load
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # it is a file

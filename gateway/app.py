@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from gateway import extras
 from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import UsageBounds
@@ -266,7 +266,7 @@ def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None
             Recorder,
         )
 
-        plane_of, exporter = TracedPlane, Exporter(settings.tracing, version("tollkeeper"), ports.log)
+        plane_of, exporter = TracedPlane, Exporter(settings.tracing, extras.version(), ports.log)
         exporter.start()
         tracer = Recorder(settings.tracing, exporter.offer, ports.seconds, time.time, os.urandom)
         ports = replace(ports, tracer=tracer)

@@ -398,13 +398,8 @@ class LoopsSilent(AdminRefusal, reason="loops_silent", status=503):
 class MissingExtra(AdminRefusal, reason="extra_not_installed", status=501):
     """This needs an extra that is not installed; the message says how to install it."""
 
-    def __init__(self, extra: str) -> None:
-        super().__init__(f"This needs libraries that are not installed: {install(extra)}")
-
-
-def install(extra: str) -> str:
-    """The command that brings an extra of the package."""
-    return f"pip install 'tollkeeper[{extra}]'"
+    def __init__(self, command: str) -> None:
+        super().__init__(f"This needs libraries that are not installed: {command}")
 
 
 class CollectorUnavailable(AdminRefusal, reason="collector_unavailable", status=503):

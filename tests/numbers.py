@@ -59,8 +59,13 @@ def root_files() -> list[str]:
 
 
 def base_packages() -> list[str]:
-    """The packages of `requirements.lock`, each once; those of one system or of older Pythons count."""
-    return re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    """The packages that a gateway's install brings; those of one system or of older Pythons count."""
+    return packages_of("deploy/requirements.lock")
+
+
+def packages_of(lock: str) -> list[str]:
+    """The packages of a lock, by its path."""
+    return re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE)
 
 
 def layers() -> list[str]:

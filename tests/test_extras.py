@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import extras
 from gateway.errors import MissingExtra
 from gateway.extras import LIBRARIES, is_installed, loading
 from tests.deploy import installed
@@ -38,7 +39,7 @@ print(json.dumps(lacking))
 @pytest.fixture(scope="module")
 def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """For a Python that sees this project and the packages of the base alone."""
-    base = installed.base(tmp_path_factory.mktemp("installed") / "base", "tollkeeper")
+    base = installed.base(tmp_path_factory.mktemp("installed") / "base", extras.DISTRIBUTION)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     return kept | {"PYTHONPATH": f"{ROOT}{os.pathsep}{base}"}
 
@@ -50,7 +51,7 @@ def run(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str
 
 def test_each_extra_has_its_libraries_and_its_lock() -> None:
     assert LIBRARIES.keys() == EXTRAS.keys() - {"all", "dev"}
-    assert EXTRAS["all"] == [f"tollkeeper[{','.join(LIBRARIES)}]"]
+    assert EXTRAS["all"] == [f"{extras.DISTRIBUTION}[{','.join(LIBRARIES)}]"]
     brought_by = packages_distributions()
     for extra, libraries in LIBRARIES.items():
         locked = pins(f"{extra}.lock")
@@ -88,21 +89,23 @@ def test_without_extras_the_command_line_helps(environ: dict[str, str], words: l
         (["rls", "--config", "rls.yaml"], "rls"),
         (["keeper"], "stripe"),
         (["up", "--data-dir", "data"], "stripe"),
+        (["up", "--data-dir", "data"], "up"),
     ],
 )
 def test_a_command_says_which_extra_it_needs(
     environ: dict[str, str], tmp_path: Path, words: list[str], extra: str
 ) -> None:
-    more = {"TOLLKEEPER_STRIPE_API_KEY": "sk_test_of_these_tests", "TOLLKEEPER_DATA_DIR": str(tmp_path)}
+    more = {"TOLLKEEPER_STRIPE_API_KEY": "sk_test_of_these_tests"} if extra == "stripe" else {}
+    more["TOLLKEEPER_DATA_DIR"] = str(tmp_path)
     said = run(environ | more, "-m", "gateway", *words)
     assert said.returncode == 1
-    assert said.stderr.splitlines()[-1].endswith(f": pip install 'tollkeeper[{extra}]'")
+    assert extras.install(extra) in said.stderr.splitlines()[-1]
 
 
 def test_what_another_module_lacks_is_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "stripe", None)
     assert not is_installed("stripe")
-    with pytest.raises(MissingExtra, match=r"pip install 'tollkeeper\[stripe\]'"), loading("stripe"):
+    with pytest.raises(MissingExtra, match=re.escape(extras.install("stripe"))), loading("stripe"):
         importlib.import_module("stripe")
     with pytest.raises(ModuleNotFoundError), loading("stripe"):
         importlib.import_module("gateway.no_such_module")

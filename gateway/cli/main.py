@@ -20,6 +20,7 @@ from uuid import UUID
 
 import typer
 
+from gateway.extras import version
 from gateway.feature import features
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ def _known(settings: Settings) -> Settings:
 
 def _version(wanted: bool) -> None:  # typer's way of an eager option
     if wanted:
-        from importlib.metadata import version as installed  # noqa: PLC0415  # slow to load
-
-        typer.echo(f"tollkeeper {installed('tollkeeper')}")
+        typer.echo(f"tollkeeper {version()}")
         raise typer.Exit
 
 

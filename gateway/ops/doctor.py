@@ -23,8 +23,8 @@ from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import without_password
-from gateway.errors import SchemaUnavailable, SettingError, StartError, install
-from gateway.extras import is_installed
+from gateway.errors import SchemaUnavailable, SettingError, StartError
+from gateway.extras import install, is_installed
 from gateway.feature import features
 from gateway.http.upstream.pool import reach
 from gateway.issuers.key_set import UnreadableKeys

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
+from gateway import extras
 from gateway.admin.application import build
 from gateway.admin.http.server import AdminListener, Answers, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
@@ -279,7 +279,7 @@ class Administration:
             off=screens_off(settings),
             checkout=next((routes.checkout for routes in self._routes if routes.checkout is not None), None),
             sign_ins=self._sign_ins.now,
-            version=version("tollkeeper"),
+            version=extras.version(),
             gateway_url=settings.calls_url,
             budget=HourlyBudget(
                 settings.organization_cpu_s_an_hour,

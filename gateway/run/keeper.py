@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
+from gateway import extras
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, KeeperShare
 from gateway.background.flushing.late import JobsDrain, RefusedDrain
 from gateway.background.loops import Agenda, Gauges, Loop, call
@@ -250,7 +250,7 @@ class Keeper:
             "redis": partial(tell_of_redis, self._wires, log),
             "redis state": self._redis_state.keep_asking,
             "presence": Presence(
-                self._wires, version("tollkeeper"), peppers_of(settings).ids, unread
+                self._wires, extras.version(), peppers_of(settings).ids, unread
             ).keep_saying,
             "programs": self.programs.keep_saying,
             "layout": partial(self.programs.keep_looking, self._servers.workers, log),

@@ -14,11 +14,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from types import FrameType
 from typing import Literal
 from uuid import uuid4
 
+from gateway import extras
 from gateway.background.loops import Isolation
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
@@ -248,4 +248,4 @@ def give_back_large_blocks() -> bool:
 # What this very process is, as others see it in the list of programs.
 def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
     host = socket.gethostname()[:HOST_CHARS_MAX]
-    return Program(str(uuid4()), role, version("tollkeeper"), LAYOUT, host, round(time.time(), 3), schema)
+    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, round(time.time(), 3), schema)

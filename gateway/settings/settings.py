@@ -32,8 +32,8 @@ from gateway.core.issuers import Issuer, SignIn
 from gateway.core.lru import POOL_BYTES_MAX
 from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
-from gateway.errors import SettingError, install
-from gateway.extras import is_installed
+from gateway.errors import SettingError
+from gateway.extras import install, is_installed
 from gateway.files import UrlFile
 from gateway.settings.checking import (
     USAGE_FEED_CODE,

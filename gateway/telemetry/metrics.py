@@ -11,13 +11,13 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from importlib.metadata import version
 from operator import add, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from gateway import extras
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.feature import features
 
@@ -230,7 +230,7 @@ def _write(lines: list[str], fact: Fact, samples: Iterable[Sample], *, is_open: 
 
 @cache
 def _build() -> str:
-    return _said([("python", platform.python_version()), ("version", version("tollkeeper"))])
+    return _said([("python", platform.python_version()), ("version", extras.version())])
 
 
 def _said(labels: Iterable[tuple[str, object]]) -> str:

@@ -49,12 +49,13 @@ def install(wheel: Path, folder: Path) -> Path:
     said_by(sys.executable, "-m", "pip", "--python", programs / "python", *words, wheel, cwd=folder)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = said_by(programs / "python", "-c", where, cwd=folder).strip()
-    (Path(own) / "beside.pth").write_text(f"{base(folder / 'base')}\n")
+    embedded = numbers.packages_of("deploy/extras/up.lock")
+    (Path(own) / "beside.pth").write_text(f"{base(folder / 'base', *embedded)}\n")
     return programs
 
 
 def base(folder: Path, *more: str) -> Path:
-    """A directory that has the packages of `requirements.lock` alone, and what else is named."""
+    """A directory that has the packages of a gateway's install alone, and what else is named."""
     folder.mkdir()
     for name in (*numbers.base_packages(), *more):
         with suppress(PackageNotFoundError):  # of older Pythons

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from gateway.extras import DISTRIBUTION
 from tests import certificates
 from tests.conftest import free_port
 from tests.deploy import helm, installed
@@ -50,8 +51,8 @@ def test_uvx_runs_what_was_published(index: str, tmp_path: Path) -> None:
     wheel = installed.said_by(sys.executable, ROOT / "deploy/wheels.py", tmp_path, "--pure", cwd=tmp_path)
     said = ["--username", "anybody", "--password", "any"]
     installed.said_by(UV, "publish", "--publish-url", index, *said, wheel.strip(), cwd=tmp_path)
-    words = ["tool", "run", "--index", f"{index}/simple", "--from", f"tollkeeper=={VERSION}", "tollkeeper"]
-    assert installed.said_by(UV, *words, "--version", cwd=tmp_path) == f"tollkeeper {VERSION}\n"
+    words = ["tool", "run", "--index", f"{index}/simple", "--from", f"{DISTRIBUTION}=={VERSION}"]
+    assert installed.said_by(UV, *words, "tollkeeper", "--version", cwd=tmp_path) == f"tollkeeper {VERSION}\n"
 
 
 @pytest.fixture

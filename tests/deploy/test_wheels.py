@@ -7,12 +7,12 @@ import re
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gateway.extras import version
 from tests.deploy import installed
 from tests.tree import ROOT
 
@@ -45,8 +45,8 @@ def test_each_file_of_the_packages_is_in_the_wheel_and_no_other(wheel: Path) -> 
 
 
 def test_it_asks_for_what_the_project_asks_for(wheel: Path) -> None:
-    assert wheel.name == f"tollkeeper-{VERSION}-py3-none-any.whl"
-    about = email.message_from_bytes(parts(wheel)[f"tollkeeper-{VERSION}.dist-info/METADATA"])
+    assert wheel.name == f"tollkeeper_gateway-{VERSION}-py3-none-any.whl"
+    about = email.message_from_bytes(parts(wheel)[f"tollkeeper_gateway-{VERSION}.dist-info/METADATA"])
     asked = [one for one in about.get_all("Requires-Dist", []) if "extra ==" not in one]
     plain = {re.sub(r"\s", "", one) for one in asked}
     assert plain == {re.sub(r"\s", "", one) for one in PROJECT["dependencies"]}
@@ -71,4 +71,4 @@ def test_everything_that_says_a_version_says_the_same() -> None:
     assert chart["version"] == re.sub(r"(?<=\d)rc(?=\d)", "-rc.", VERSION)
     label = re.findall(r'^ARG VERSION="(.*)"$', (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
     assert label == [VERSION]
-    assert version("tollkeeper") == VERSION  # of this environment, which programs of the checkout say
+    assert version() == VERSION  # of this environment, which programs of the checkout say

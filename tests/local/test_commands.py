@@ -12,13 +12,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
 
+from gateway.extras import version
 from gateway.local.ports import usage_line
 from persistence.schema import migrate
 from persistence.schema.standing import NEEDED
@@ -359,7 +359,7 @@ def test_a_gateway_does_not_start_with_services_that_could_undercut_each_other(
 
 def test_the_version_is_said(tmp_path: Path) -> None:
     done = run("--version", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, f"tollkeeper {version('tollkeeper')}\n")
+    assert (done.returncode, done.stdout) == (0, f"tollkeeper {version()}\n")
 
 
 def allowed(url: str) -> tuple[int, str]:

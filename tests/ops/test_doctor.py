@@ -19,7 +19,7 @@ import trustme
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.errors import SettingError
-from gateway.extras import LIBRARIES
+from gateway.extras import LIBRARIES, install
 from gateway.ops import hints
 from gateway.ops.doctor import _data_directory, _open_files, examine, upstream_finding
 from gateway.ops.doctor_redis import Finding, verification
@@ -105,9 +105,9 @@ async def test_what_is_set_needs_its_extras(tmp_path: Path, monkeypatch: pytest.
     assert await said_for("keeper") == {"stripe": "its libraries are installed"}
     for library in ("stripe", "jwt"):
         monkeypatch.setitem(sys.modules, library, None)
-    brings = "is set, and its libraries are not installed: pip install 'tollkeeper[{}]'"
-    assert await said_for("serve") == {"oidc": f"issuers {brings.format('oidc')}"}
-    stripe = {"stripe": f"TOLLKEEPER_STRIPE_API_KEY {brings.format('stripe')}"}
+    brings = "is set, and its libraries are not installed: {}"
+    assert await said_for("serve") == {"oidc": f"issuers {brings.format(install('oidc'))}"}
+    stripe = {"stripe": f"TOLLKEEPER_STRIPE_API_KEY {brings.format(install('stripe'))}"}
     assert await said_for("keeper") == stripe
     for role, named in (("serve", "issuers"), ("keeper", "TOLLKEEPER_STRIPE_API_KEY"), ("all", "")):
         with pytest.raises(SettingError, match=f"{named}.* is set, and its libraries are not installed"):

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
+from gateway import extras
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.retention import Retention
 from gateway.ops.storage import FileStore, told
@@ -72,7 +72,7 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
         name_of(manifest.month, manifest.file.ledger),
         {
             "format": FORMAT,
-            "program_version": version("tollkeeper"),
+            "program_version": extras.version(),
             "schema_version": standing.NEEDED,
             "database": str(manifest.database),
             "month": f"{manifest.month:%Y-%m}",

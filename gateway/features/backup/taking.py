@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
+from gateway import extras
 from gateway.errors import BackupFailed, StartError
 from gateway.features.backup.storage import FORMAT, Backup, BackupManifest, Backups, BackupWriter
 from gateway.local.embedded import postgres
@@ -93,7 +93,7 @@ def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, BackupManifes
         with backups.moment(url) as moment:
             size, digest = _dump(url, moment, growing)
         manifest = BackupManifest(
-            FORMAT, version("tollkeeper"), moment.schema_version, moment.server_version,
+            FORMAT, extras.version(), moment.schema_version, moment.server_version,
             now.isoformat(timespec="seconds"), moment.rows, size, digest,
         )  # fmt: skip
         backup = growing.finish(manifest)

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
-from importlib.metadata import version
 from time import time as wall_clock
 from typing import Any, Literal
 
 import stripe
 
+from gateway import extras
 from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from gateway.errors import AdminRefusal, CollectorUnavailable, Conflict, Unauthorized
 from gateway.features.stripe.handover import (
@@ -71,7 +71,7 @@ class StripeApi:
         self, api_key: Callable[[], str], base_url: str = "", connector: object | None = None
     ) -> None:
         self._http = stripe.AIOHTTPClient(timeout=REQUEST_S_MAX, connector=connector)
-        stripe.set_app_info("Tollkeeper", version=version("tollkeeper"))
+        stripe.set_app_info("Tollkeeper", version=extras.version())
         self._now, self._base_url, self._api_key = api_key, base_url.rstrip("/"), api_key()
         self._client = self._with(self._api_key)
         # An answer that broke off: the library passes on what its own client raises.

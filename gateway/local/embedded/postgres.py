@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
+from gateway.extras import install
 from gateway.local.embedded.unprivileged import UnprivilegedUser, borrow
 from gateway.local.processes import ProcessSpec, missing_library
 
@@ -52,7 +53,8 @@ def binaries() -> Path:
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = [path for place in places if (path := Path(place) / "pginstall" / "bin").is_dir()]
     if not found:
-        raise StartError("the embedded PostgreSQL is not installed; use --database-url for a server of yours")
+        lacks = f"the embedded PostgreSQL is not installed: {install('up')}"
+        raise StartError(f"{lacks}; or name a server of yours by --database-url")
     return found[0]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gateway.errors import StartError
+from gateway.extras import install
 from gateway.local.processes import ProcessSpec
 
 READY_WAIT_S = 1.0
@@ -36,9 +37,8 @@ def binary() -> Path:
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = [path for place in places for path in Path(place).glob("_binaries/*/valkey-server")]
     if not found:
-        raise StartError(
-            "the embedded Valkey is not installed; use --redis-url to point at a server of yours"
-        )
+        lacks = f"the embedded Valkey is not installed: {install('up')}"
+        raise StartError(f"{lacks}; or name a server of yours by --redis-url")
     return found[0]
 
 

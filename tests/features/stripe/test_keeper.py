@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from stripe import APIError, InvalidRequestError
 
 from gateway.background.loops import Isolation
 from gateway.errors import MissingExtra, Unauthorized
+from gateway.extras import install
 from gateway.features.stripe.feature import FEATURE
 from gateway.features.stripe.handover import HandoverStep
 from gateway.features.stripe.keeper import Handovers
@@ -128,5 +130,5 @@ def signed(body: bytes, secret: str) -> str:
 def test_where_the_library_is_missing_the_start_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "gateway.features.stripe.service", raising=False)
     monkeypatch.setitem(sys.modules, "stripe", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'tollkeeper\[stripe\]'"):
+    with pytest.raises(MissingExtra, match=re.escape(install("stripe"))):
         work_of(of(API_KEY=KEY))

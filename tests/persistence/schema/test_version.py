@@ -7,7 +7,6 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,7 @@ from psycopg import errors
 from sqlalchemy import create_engine
 
 from gateway.errors import StartError
+from gateway.extras import version
 from persistence import engine
 from persistence.keeper.sweeps import KeeperShares
 from persistence.schema import database, migrate, roles, standing
@@ -35,7 +35,7 @@ from tests.persistence.schema.baseline import bring_to_baseline, described
 def test_each_schema_names_the_version_that_brings_it() -> None:
     """In their order; what is not released is of the next minor version at most."""
     said = [tuple(map(int, standing.version_of(each).split("."))) for each in KNOWN]
-    major, minor, _ = (int(part) for part in version("tollkeeper").split("."))
+    major, minor, _ = (int(part) for part in version().split("."))
     assert said == sorted(said)
     assert said[0] <= (major, minor, 0)
     assert said[-1] <= (major, minor + 1, 0)
