@@ -16,7 +16,7 @@ from tests.admin.conftest import (  # noqa: F401  # fixtures are found by their 
     migrated,
     pytest_asyncio_loop_factories,
 )
-from tests.journey.conftest import own_stack  # noqa: F401  # as above
+from tests.persistence.migrated import pool  # noqa: F401  # as above
 
 BUCKETS = (f"ledgers-{number}" for number in itertools.count())
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.loops import Loop
@@ -22,21 +21,17 @@ from gateway.core.billing.money import PriceTier
 from gateway.counters.redis.keys import partition_of
 from gateway.features.dunning.feature import dunning_loop
 from gateway.run.timed_loops import billing_loops, charge
-from persistence import engine
 from persistence.billing.credit_balances import Allocations
 from persistence.dunning import DunningSchedule
-from persistence.ledger import checkpoints
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
+from tests.databases import give_back, take_engine
 from tests.letterhead import LETTERHEAD
 from tests.persistence.keeper.agenda import on_agenda
-from tests.persistence.scenario import Account, batch_of, document, rows_of
+from tests.persistence.scenario import INVARIANTS, Account, batch_of, broken, document, rows_of
 
 ACTOR = Actor("builtin:admin", "admin")
 TIERS = (PriceTier(10_000, Decimal("0.0010")), PriceTier(None, Decimal("0.0008")))
-_INVARIANTS = str(
-    checkpoints.ALL.compile(dialect=PGDialect_psycopg(), compile_kwargs={"literal_binds": True})
-)
 
 
 def at(month: int, day: int, hour: int = 12, year: int = 2026) -> datetime:
@@ -56,6 +51,8 @@ class April:
     pool: AsyncEngine
     # For what is only looked at, and often.
     connection: psycopg.Connection[tuple[object, ...]]
+    # Whether all invariants hold when a test ends; one that breaks them says so.
+    is_sound: bool = True
 
     def fresh(self, name: str) -> str:
         """A name that no row has: this one, or with a number behind it."""
@@ -70,7 +67,7 @@ class April:
 
     def broken(self) -> list[tuple[object, ...]]:
         """Every invariant these rows violate; read over and over, planned once."""
-        return self.connection.execute(_INVARIANTS, prepare=True).fetchall()
+        return self.connection.execute(INVARIANTS, prepare=True).fetchall()
 
     async def do(
         self, resource: str, verb: str, row_id: int | None = None, **values: object
@@ -86,9 +83,7 @@ class April:
 
     def loop(self, name: str, page: int = 200) -> Loop:
         """A loop of the keeper, under this clock."""
-        return on_agenda(
-            billing_loops(self.store, lambda: self.now, page)[name], self.pool, lambda: self.now
-        )
+        return on_agenda(billing_loops(self.store, lambda: self.now, page)[name], self.pool, lambda: self.now)
 
     async def dun(self, schedule: DunningSchedule = DunningSchedule()) -> None:  # noqa: B008  # frozen
         """Have both loops come round, dunning before payments as well as after them: neither waits."""
@@ -146,8 +141,10 @@ AnyApril = TypeVar("AnyApril", bound=April)
 
 @pytest.fixture
 async def april(migrated: str) -> AsyncIterator[April]:
+    """A store and a ledger, whose rows contradict nothing when the test ends."""
     async with opened(migrated, at(3, 25)) as made:
         yield made
+        assert not made.is_sound or await broken(migrated) == []
 
 
 @asynccontextmanager
@@ -160,7 +157,7 @@ async def opened(
 ) -> AsyncIterator[AnyApril]:
     """All of it over a database, beginning at a time; written as a keeper's user, if one is named."""
     written = keeper_url or url
-    pool = engine.create(written)
+    pool = take_engine(written)
     store = Store(pool, partition_of, lambda: made.now, letterhead=LETTERHEAD)
     writer = LedgerWriter(written)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -169,7 +166,7 @@ async def opened(
             yield made
         finally:
             writer.close()
-            await pool.dispose()
+            await give_back(written, pool)
 
 
 async def plan(april: April, name: str, cost: str, tokens: int, **more: object) -> int:

@@ -16,6 +16,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Command
 from gateway.counters.redis.keys import partition_of
@@ -214,12 +215,12 @@ async def test_a_conflicting_digest_reaches_no_log(migrated: str) -> None:
         ("SELECT 1 / (length(%(it)s) - 6)", {"it": "s3cr3t"}),
     ],
 )
-async def test_bad_values_are_not_repeated(migrated: str, statement: str, values: dict[str, str]) -> None:
-    pool = engine.create(migrated)
+async def test_bad_values_are_not_repeated(
+    migrated: str, pool: AsyncEngine, statement: str, values: dict[str, str]
+) -> None:
     with pytest.raises(DBAPIError) as caught:
         async with pool.connect() as connection:
             await connection.exec_driver_sql(statement, values)
-    await pool.dispose()
     with psycopg.connect(migrated) as bare, pytest.raises(psycopg.DataError) as raised:
         bare.execute(statement.encode(), values)
     for said in (str(caught.value), complaint(caught.value), complaint(raised.value)):
@@ -227,26 +228,22 @@ async def test_bad_values_are_not_repeated(migrated: str, statement: str, values
     assert complaint(raised.value).startswith("22")
 
 
-async def test_what_is_wrong_with_the_way_there_is_told(migrated: str) -> None:
+async def test_what_is_wrong_with_the_way_there_is_told(migrated: str, pool: AsyncEngine) -> None:
     with pytest.raises(psycopg.OperationalError) as caught:
         psycopg.connect(migrated, dbname="nowhere")
     assert 'database "nowhere" does not exist' in complaint(caught.value)
-    pool = engine.create(migrated)
     with pytest.raises(DBAPIError) as missing:
         async with pool.connect() as connection:
             await connection.execute(text("SELECT x FROM nothing"))
-    await pool.dispose()
     assert complaint(missing.value) == '42P01 relation "nothing" does not exist'
 
 
-async def test_an_answer_names_the_fields_that_clash_and_not_their_values(migrated: str) -> None:
-    pool = engine.create(migrated)
+async def test_an_answer_names_the_fields_that_clash_and_not_their_values(pool: AsyncEngine) -> None:
     store, actor = Store(pool, partition_of), Actor("builtin:admin", "admin")
     values = {"key": "s3cr3t-service", "name": "one", "business_model_id": 1}
     await store.write(Command("services", "create", actor, "", plain, None, values))
     with pytest.raises(Conflict) as caught:
         await store.write(Command("services", "create", actor, "", plain, None, values))
-    await pool.dispose()
     assert caught.value.message == "This service already exists (key)."
 
 

@@ -86,7 +86,6 @@ async def test_the_worked_example(april: April) -> None:
     ledger = "SELECT total_remaining, direction, amount FROM token_ledger ORDER BY seq DESC LIMIT 2"
     assert rows_of(april.url, ledger) == [(10_000_000, "IN", 12_345_678), (-2_345_678, "OUT", 445_678)]
     assert rows_of(april.url, "SELECT spent FROM credit_addition ORDER BY id") == [(2_000,), (7_500,)]
-    assert await broken(april.url) == []
 
 
 async def test_units_are_billed_at_what_they_cost_when_they_were_used(april: April) -> None:
@@ -107,7 +106,6 @@ async def test_units_are_billed_at_what_they_cost_when_they_were_used(april: Apr
     assert sum(Decimal(amount) for _, amount in lines) == Decimal(account.spent) / 10**6
     await april.do("invoices", "void", first["id"])
     assert usage(await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))) == lines
-    assert await broken(april.url) == []
 
 
 async def test_units_given_back_after_their_invoice_are_given_back_by_the_next(april: April) -> None:
@@ -123,7 +121,6 @@ async def test_units_given_back_after_their_invoice_are_given_back_by_the_next(a
     april.flush()
     second = await invoiced(april, ids, date(2026, 4, 11), date(2026, 5, 1))
     assert usage(second) == [(-200, "-0.20"), (-100, "-0.08")]
-    assert await broken(april.url) == []
 
 
 async def test_tokens_beyond_a_plan_cost_what_they_did_when_their_cycle_began(april: April) -> None:
@@ -175,7 +172,6 @@ async def test_late_use_is_billed_once_by_the_next_invoice(april: April) -> None
     assert [line["quantity"] for line in second["lines"] if line["kind"] == "overage"] == [2_000_000]
     third = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
     assert {line["kind"] for line in third["lines"]} == {"subscription", "tax"}
-    assert await broken(april.url) == []
 
 
 async def test_what_a_void_invoice_billed_is_billed_again(april: April) -> None:
@@ -193,7 +189,6 @@ async def test_what_a_void_invoice_billed_is_billed_again(april: April) -> None:
     assert await broken(april.url) == []
     second = await invoiced(april, ids, *period)
     assert (second["number"], str(second["total_amount"])) == ("2026-000002", "223.25")
-    assert await broken(april.url) == []
 
 
 async def test_a_credit_note_gives_an_invoice_back(april: April) -> None:
@@ -212,7 +207,6 @@ async def test_a_credit_note_gives_an_invoice_back(april: April) -> None:
             await april.do("invoices", refused, first["id"])
     done = await april.do("invoices", "finalize", note["id"])
     assert done["number"] == "2026-000002"
-    assert await broken(april.url) == []
 
 
 async def test_days_billed_ahead_come_back_after_a_cancellation(april: April) -> None:

@@ -158,7 +158,9 @@ def pair() -> Iterator[tuple[str, Standby]]:
             standby.stop()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "stopped"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)], ids=["killed", "stopped"]
+)
 async def test_each_entry_is_a_row_once_whatever_dies(
     valkey: str, pair: tuple[str, Standby], how: signal.Signals
 ) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +50,7 @@ from tests.core.billing.prices import price_row
 from tests.faults.crashing import Plan, Stepped
 from tests.http.fakes import get, post
 from tests.http.stage import Client, FakeUpstream, Stage, reset, staged
+from tests.search import steps
 from tests.waiting import eventually
 
 ROUTES = tuple(
@@ -206,8 +208,6 @@ class Gateway:
         assert told == sum(costs)
 
 
-
-
 def said(event: str, **facts: object) -> None:
     """A test that fails shows why a job was not looked at."""
     print(event, facts)
@@ -254,9 +254,7 @@ async def gateway_at(url: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-async def gateway(
-    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Gateway]:
+async def gateway(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     async with gateway_at(valkey, tmp_path, monkeypatch) as made:
         yield made
 
@@ -315,8 +313,7 @@ def well(gateway: Gateway) -> None:
     gateway.world.client.execute_command("REPLICAOF", "NO", "ONE")
 
 
-@pytest.mark.parametrize("fault", [*UNKNOWN, *TOLD], ids=lambda one: one.__name__)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "fault"), steps(list(product(KINDS, (*UNKNOWN, *TOLD)))))
 async def test_what_an_upstream_made_is_charged_once(
     gateway: Gateway, kind: str, fault: Callable[[Gateway, asyncio.StreamWriter], Any]
 ) -> None:
@@ -471,9 +468,7 @@ def replace_hold(job: Job, owner: str) -> Job:
     return msgspec.structs.replace(job, hold_id=job.hold_id if owner == "hold" else owner)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("back", [0, 1, 2, 3])
-@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize(("kind", "back", "other"), steps(list(product(KINDS, range(4), (False, True)))))
 async def test_a_job_that_is_not_found_is_charged_as_held_at_the_third_look(
     gateway: Gateway, kind: str, back: int, other: bool
 ) -> None:
@@ -624,7 +619,7 @@ async def test_at_each_moment_of_a_call_a_fault_loses_nothing_that_was_made(
     await gateway.rest()
     points, calls = list(dict.fromkeys(plan.points)), 1
     assert len(points) > 12
-    for point in points:
+    for point in steps(points):
         plan = Striking(point, partial(STRIKES[strike], gateway))
         calls += 1
         await gateway.ask(kind)

@@ -8,10 +8,13 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
+from copy import copy, deepcopy
 from datetime import UTC, datetime, time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,7 +25,9 @@ from gateway.features.archive.archiving import ArchiveRun, archive
 from gateway.features.archive.retention import Retention
 from gateway.ops.storage import FileStore
 from gateway.run.timed_loops import charge
+from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
+from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.databases import own_database
 from tests.letterhead import LETTERHEAD
@@ -37,6 +42,7 @@ LEDGERS = {
 }
 
 Clones = Callable[[], AbstractContextManager[str]]
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,16 @@ class Aging(Past):
     def __init__(self, url: str, movements_max: int, root: Path) -> None:
         super().__init__(url, movements_max)
         self.root, self.allocations, self.billed_until = root, Allocations(self.pool), BEGINS.date()
+
+    def copied(self, url: str, root: Path) -> Aging:
+        """Return the same organization in a copy of its database."""
+        past = copy(self)
+        past.account, past.tokens, past.credits, past.spends = deepcopy(
+            (self.account, self.tokens, self.credits, self.spends)
+        )
+        past.url, past.root, past.writer, past.pool = url, root, LedgerWriter(url), engines.create(url)
+        past.allocations = Allocations(past.pool)
+        return past
 
     async def settle(self) -> None:
         """What keepers do before a month is closed."""
@@ -152,10 +168,26 @@ async def lived(url: str, root: Path) -> Aging:
     return past
 
 
+@cache
+def _lived(postgres: str, template: str) -> Aging:
+    """An organization that lived so once a process, in a database that is copied for each test."""
+    name = f"lived_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"create database {name} template {template}")
+
+    async def made() -> Aging:
+        past = await lived(f"{postgres.rpartition('/')[0]}/{name}", Path())
+        await past.end()
+        return past
+
+    return asyncio.run(made())
+
+
 @pytest.fixture
-async def old(clones: Clones, tmp_path: Path) -> AsyncIterator[Aging]:
+async def old(postgres: str, template: str, tmp_path: Path) -> AsyncIterator[Aging]:
     """An organization that lived so."""
-    with clones() as url:
-        past = await lived(url, tmp_path)
+    before = await asyncio.to_thread(_lived, postgres, template)
+    with own_database(postgres, f"old{os.getpid()}_{next(_numbers)}", before.url.rpartition("/")[2]) as url:
+        past = before.copied(url, tmp_path)
         yield past
         await past.end()

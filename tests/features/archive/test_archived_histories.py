@@ -18,7 +18,7 @@ from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from tests.features.archive.aging import Clones, clones, months_made
 from tests.persistence.billing.drawn import some
-from tests.persistence.billing.test_histories import FIRST, STEPS, History, live
+from tests.persistence.billing.histories import FIRST, STEPS, History, live
 from tests.persistence.migrated import template
 from tests.persistence.scenario import rows_of
 

@@ -15,7 +15,7 @@ from gateway.errors import Conflict
 from persistence.dunning import DunningSchedule
 from tests.persistence.april import April, april, at
 from tests.persistence.credits import give
-from tests.persistence.scenario import Account, broken, rows_of
+from tests.persistence.scenario import Account, rows_of
 
 __all__ = ["april"]
 
@@ -99,7 +99,6 @@ async def test_reminders_then_a_block_then_with_the_payment_none(april: April) -
     ]  # fmt: skip
     await look(april, 6, 30)
     assert len(verbs(april)) == 4
-    assert await broken(april.url) == []
 
 
 async def test_a_payment_that_goes_back_blocks_again(april: April) -> None:
@@ -173,7 +172,6 @@ async def test_an_invoice_that_another_leaves_the_block_goes_on_blocking_once_it
     await pay(april, second, "bank-2")
     await look(april, 6, 16)
     assert verbs(april) == ["block", "unblock"]
-    assert await broken(april.url) == []
 
 
 async def test_what_is_switched_on_late_reminds_once_before_it_blocks(april: April) -> None:

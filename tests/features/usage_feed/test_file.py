@@ -13,6 +13,7 @@ import pytest
 
 from gateway.features.usage_feed.events import FeedEvent
 from gateway.features.usage_feed.file import RECENT_MAX, EventFile
+from tests.search import histories
 
 AT = datetime(2026, 4, 1, 12, 0, 0, 123_000, tzinfo=UTC)
 TYPE = "tollkeeper_use"
@@ -49,7 +50,7 @@ async def test_each_line_is_a_cloud_event_in_the_order_of_use(tmp_path: Path) ->
     assert (tmp_path / "use.ndjson").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(histories(2)))
 async def test_wherever_a_keeper_dies_each_event_is_there_once(tmp_path: Path, seed: int) -> None:
     path, draw, noted = tmp_path / "use.ndjson", random.Random(seed), 0
     while noted < 400:

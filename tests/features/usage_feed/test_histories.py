@@ -17,8 +17,8 @@ from tests.features.usage_feed.fed import Fed, fed
 from tests.features.usage_feed.usage_servers import Failure
 from tests.persistence.april import April
 from tests.persistence.billing.drawn import some
+from tests.persistence.billing.histories import FIRST, live
 from tests.persistence.billing.test_every_history import CHANGES, EveryHistory
-from tests.persistence.billing.test_histories import FIRST, live
 
 # Few, so that some are added up.
 WAITING_MAX = 8

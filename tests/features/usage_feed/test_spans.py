@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Command
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import Terms
-from persistence import engine
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from persistence.usage_feed import queue as usage_feed
@@ -199,7 +199,7 @@ async def test_flushes_are_not_kept_from_being_made_while_one_of_them_takes_long
 
 
 async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
-    migrated: str, writer: LedgerWriter
+    migrated: str, pool: AsyncEngine, writer: LedgerWriter
 ) -> None:
     """A call that was stored before the feed was there counts as used before, whatever its clock says."""
     [account] = settle_in(migrated, 10**9)
@@ -207,13 +207,11 @@ async def test_a_clock_that_is_ahead_leaves_no_call_between_begin_and_feed(
     account.at_ms = Spans.now_ms() + 30_000
     account.consume(5)
     await writer.write(batch_of(account))
-    pool = engine.create(migrated)
     assert await FeedQueue(pool).begin(Terms("lago"))
     [(before,)] = rows_of(
         migrated, "SELECT max(c.created_at) < min(f.begun_at) FROM call AS c, usage_feed AS f"
     )
     assert before
-    await pool.dispose()
 
 
 async def test_a_keeper_that_starts_again_begins_nothing_that_a_person_ended(migrated: str) -> None:

@@ -22,10 +22,10 @@ from gateway.core.billing import events
 from gateway.core.billing.money import IN_MONEY, PriceTier, read_tiers
 from gateway.errors import Conflict
 from tests.persistence.april import April, service
+from tests.persistence.billing.histories import DAY, NANO
 from tests.persistence.billing.papers import Paper, half_up
-from tests.persistence.billing.test_histories import DAY, NANO
 from tests.persistence.billing.test_postpaid import Books
-from tests.persistence.billing.test_whole_histories import WholeHistory, Wholly, told_of
+from tests.persistence.billing.whole_histories import WholeHistory, Wholly, told_of
 
 MARKUP, MODEL = Fraction("1.25"), "dated"
 

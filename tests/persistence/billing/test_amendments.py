@@ -56,7 +56,6 @@ async def test_what_was_billed_of_a_cycle_is_given_back_by_the_next_invoice(apri
     assert total(may) == Decimal("-0.90")
     [line] = [line for line in may["lines"] if line["kind"] == "overage"]
     assert line["description"].endswith("cycle from 1 April 2026, given back")
-    assert await broken(april.url) == []
 
 
 @pytest.mark.parametrize("ledger", ["token_ledger", "credit_transaction", "feature_usage"])
@@ -83,7 +82,6 @@ async def test_a_call_is_amended_though_its_gateways_clock_was_a_year_ahead(
     assert rows_of(april.url, "SELECT tokens, amended FROM call WHERE request_id = %s", [given]) == [
         (100_000, 300_000)
     ]
-    assert await broken(april.url) == []
 
 
 async def test_what_a_cycle_that_is_over_owes_besides_is_billed_by_the_next_invoice(april: April) -> None:
@@ -97,7 +95,6 @@ async def test_what_a_cycle_that_is_over_owes_besides_is_billed_by_the_next_invo
     await april.on(at(6, 1, 6))
     may = await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))
     assert total(may) == Decimal("1.50")
-    assert await broken(april.url) == []
 
 
 async def test_both_directions_and_events_of_a_cycle_meet(april: April) -> None:
@@ -126,7 +123,6 @@ async def test_both_directions_and_events_of_a_cycle_meet(april: April) -> None:
         assert await broken(april.url) == []
     await send(april, ids["tenant"], at(4, 20), 11)
     assert rows_of(april.url, "SELECT sum(quantity) FROM charge WHERE kind = 'overage'") == [(owed + 11,)]
-    assert await broken(april.url) == []
 
 
 async def test_events_and_amendments_of_a_cycle_meet(april: April) -> None:
@@ -159,7 +155,6 @@ async def test_a_call_is_amended_once_and_by_no_more_than_it_was(april: April) -
     assert rows_of(april.url, "SELECT tokens, amended FROM call WHERE request_id = %s", [request_id]) == [
         (0, 400_000)
     ]
-    assert await broken(april.url) == []
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,6 @@ async def test_tokens_beyond_a_plan_are_billed_however_its_cycle_ends(april: Apr
     made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
     assert total(made) == Decimal("21.37")
     assert ("overage", 1_000_000, "3.00") in lines(made)
-    assert await broken(april.url) == []
 
 
 async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April) -> None:
@@ -91,7 +90,6 @@ async def test_tokens_are_billed_where_the_term_ends_inside_a_cycle(april: April
     await april.on(at(5, 5))
     await april.on(at(6, 2))
     assert total(await invoiced(april, ids, date(2026, 5, 1), date(2026, 6, 1))) == Decimal("6.74")
-    assert await broken(april.url) == []
 
 
 async def test_tokens_beyond_a_small_plan_are_billed_once_on_the_way_to_a_big_one_and_back(
@@ -112,7 +110,6 @@ async def test_tokens_beyond_a_small_plan_are_billed_once_on_the_way_to_a_big_on
     april.flush()
     # 5,000,000 beyond the small one, then 8,000,000 in all.
     assert await billed(april, ids, 4) == 8_000_000 * Decimal("0.000003")
-    assert await broken(april.url) == []
 
 
 @pytest.mark.parametrize(("day", "due"), [(16, "163.00"), (20, "153.67")])
@@ -133,7 +130,6 @@ async def test_a_month_billed_ahead_and_made_void_after_its_days_came_back(
     assert await broken(april.url) == []
     again = await invoiced(april, ids, date(2026, 6, 1), date(2026, 7, 1))
     assert total(again) + total(july) == Decimal(due)
-    assert await broken(april.url) == []
 
 
 @pytest.mark.parametrize("first", ["note", "upgrade", "billed upgrade"])
@@ -159,7 +155,6 @@ async def test_days_of_an_invoice_that_was_given_back_are_given_back_once(april:
         came_to += await note()
         came_to += await billed(april, ids, 8) - 99
     assert came_to == Decimal("148.50")
-    assert await broken(april.url) == []
 
 
 async def test_a_part_that_was_given_back_is_not_given_back_again(april: April) -> None:
@@ -195,7 +190,6 @@ async def test_a_year_in_twelve_invoices_and_a_month_in_three(april: April) -> N
     thirds = [date(2026, 4, 1), date(2026, 4, 11), date(2026, 4, 21), date(2026, 5, 1)]
     parts = [total(await invoiced(april, ids, *thirds[at : at + 2])) for at in range(3)]
     assert (sum(parts), sorted(parts)) == (10, [Decimal("3.33"), Decimal("3.33"), Decimal("3.34")])
-    assert await broken(april.url) == []
 
 
 async def test_a_year_billed_ahead_leaves_its_use_to_the_months(april: April) -> None:
@@ -208,7 +202,6 @@ async def test_a_year_billed_ahead_leaves_its_use_to_the_months(april: April) ->
     await april.on(at(5, 1, 6))
     month = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
     assert lines(month) == [("usage", 9_000, "9.00"), ("tax", 1, "1.80")]
-    assert await broken(april.url) == []
 
 
 async def test_a_top_up_that_was_billed_alone_stands_in_no_months_way(april: April) -> None:
@@ -220,7 +213,6 @@ async def test_a_top_up_that_was_billed_alone_stands_in_no_months_way(april: Apr
     alone = await invoiced(april, ids, date(2026, 4, 10), date(2026, 4, 11))
     assert ("credits_purchased", 1_000, "10.00") in lines(alone)
     assert total(alone) + await billed(april, ids, 4) == 39
-    assert await broken(april.url) == []
 
 
 async def test_what_was_before_the_first_invoice_is_on_it(april: April) -> None:
@@ -233,7 +225,6 @@ async def test_what_was_before_the_first_invoice_is_on_it(april: April) -> None:
     await april.on(at(5, 2))
     made = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
     assert total(made) == 29 * 3 + Decimal("0.94") + 10  # one day of 31
-    assert await broken(april.url) == []
 
 
 async def test_credits_dated_before_what_was_invoiced_are_on_the_next(april: April) -> None:
@@ -255,7 +246,6 @@ async def test_credits_dated_before_what_was_invoiced_are_on_the_next(april: Apr
     assert [line["description"] for line in may["lines"] if line["kind"] == "credits_purchased"] == [
         "Credits, 1 March 2026"
     ]
-    assert await broken(april.url) == []
 
 
 async def test_thousandths_of_every_day_come_to_cents(april: April) -> None:
@@ -274,7 +264,6 @@ async def test_thousandths_of_every_day_come_to_cents(april: April) -> None:
             start = date(2026, 4, 1) + timedelta(days=day - 9)
             amounts.append(total(await invoiced(april, ids, start, start + timedelta(days=10))))
     assert amounts == [Decimal("0.04")] * 3
-    assert await broken(april.url) == []
 
 
 async def test_an_organization_is_kept_until_all_is_billed(april: April) -> None:
@@ -299,25 +288,6 @@ async def test_an_organization_is_kept_until_all_is_billed(april: April) -> None
     await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
     assert await april.store.unbilled(organization) == []
     await april.do("organizations", "delete", organization)
-
-
-async def test_what_is_delivered_again_is_charged_once(april: April) -> None:
-    starter = await plan(april, "Starter", "29.00", 2_000_000)
-    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
-    await april.on(at(4, 1))
-    april.account.consume(3_000_000)
-    give(april.url, april.account, 1_000, unit_cost="0.01")
-    april.account.reset()
-    kept = list(april.account.entries)
-    april.flush()
-    await april.charge(ids["organization"])
-    charges = "SELECT kind, quantity, amount FROM charge ORDER BY id"
-    before = rows_of(april.url, charges)
-    assert [row[0] for row in before] == ["overage", "credits_purchased"]
-    april.account.entries = kept
-    april.flush()
-    await april.charge(ids["organization"])
-    assert rows_of(april.url, charges) == before
 
 
 async def test_what_ends_a_cycle_is_stored_with_its_charge_or_not_at_all(april: April) -> None:
@@ -368,7 +338,6 @@ async def test_a_recharge_takes_back_what_was_billed_while_the_cycle_ran(april: 
     assert ("overage", -400_000, "-1.20") in lines(second)
     april.account.reset()
     april.flush()
-    assert await broken(april.url) == []
 
 
 def lines(made: dict[str, Any]) -> list[tuple[str, int, str]]:
@@ -411,7 +380,6 @@ async def test_a_top_up_is_billed_at_once_and_the_month_without_it(april: April)
     month = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
     assert kinds(month) == ["subscription", "credits_purchased", "usage", "tax"]
     assert month["total_amount"] == Decimal("46.92")
-    assert await broken(april.url) == []
 
 
 async def test_a_year_is_billed_ahead_alone_and_its_use_by_month(april: April) -> None:
@@ -427,7 +395,6 @@ async def test_a_year_is_billed_ahead_alone_and_its_use_by_month(april: April) -
     await april.on(at(5, 2))
     month = await invoiced(april, ids, date(2026, 4, 1), date(2026, 5, 1))
     assert (kinds(month), month["subtotal"]) == (["usage", "tax"], Decimal("1.00"))
-    assert await broken(april.url) == []
 
 
 async def test_one_that_is_void_is_owed_again(april: April) -> None:
@@ -440,7 +407,6 @@ async def test_one_that_is_void_is_owed_again(april: April) -> None:
     await april.do("invoices", "void", made["id"])
     again = await one_off(april, ids, source="credit_addition")
     assert again["subtotal"] == Decimal("10.00")
-    assert await broken(april.url) == []
 
 
 @pytest.mark.parametrize(
@@ -493,6 +459,7 @@ async def price(april: April, model: str, rate: str, day: int) -> int:
 
 async def used(april: April) -> dict[str, Any]:
     """An organization with a service at cost, and many calls of it on 10 April at 1.00 a million tokens."""
+    april.is_sound = False  # these rows have no movements behind them
     await april.on(at(4, 1))
     first, other = await price(april, "dated", "1", 1), await price(april, "other", "1", 1)
     [(model,)] = rows_of(april.url, "SELECT id FROM business_model WHERE name = 'Pay-Per-Use'")
@@ -582,7 +549,6 @@ async def test_those_that_nobody_holds_are_charged_together_and_the_others_told(
     assert await free(april, [first, held, last]) == []
     for owner in (first, held, last):
         assert april.rows(OF_TEN_DAYS, [owner]) == [(10, Decimal(10))]
-    assert await broken(april.url) == []
 
 
 async def test_an_hour_charges_everybody_once(april: April) -> None:

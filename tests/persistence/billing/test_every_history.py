@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.finance import ReportPeriod
@@ -24,9 +24,9 @@ from persistence.dunning import DunningSchedule
 from tests.persistence.april import April
 from tests.persistence.billing.called import Called
 from tests.persistence.billing.drawn import over_years, some
+from tests.persistence.billing.histories import CARRIED, DAY, FIRST, live
 from tests.persistence.billing.papers import Paper, apply_open, to_cents
-from tests.persistence.billing.test_histories import DAY, FIRST, live
-from tests.persistence.billing.test_whole_histories import MORE
+from tests.persistence.billing.whole_histories import MORE, TOLD, TOLD_BACK
 from tests.persistence.credits import give
 
 REMINDERS, BLOCK, DUE_DAYS = (3, 10), 20, 14
@@ -514,12 +514,13 @@ class EveryHistory(Called):
         assert self.april.rows("SELECT count(*), sum(amount) FROM charge") == before
 
 
+@pytest.mark.parametrize("steps", [MET, PASSED_ON, ORDERED_AGAIN, NETTED, CARRIED, TOLD_BACK, TOLD])
+def test_what_met_once_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
+    asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
+
+
 @some(2)
 @given(steps=over_years(STEPS, 20, 50))
-@example(steps=MET)
-@example(steps=PASSED_ON)
-@example(steps=ORDERED_AGAIN)
-@example(steps=NETTED)
 def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
 

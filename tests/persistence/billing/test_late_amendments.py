@@ -116,7 +116,6 @@ async def test_an_amendment_behind_a_plan_moves_what_was_used_of_it(
         await april.charge(ids["organization"])
         assert await broken(april.url) == []
     assert await billed(april, ids, 5) == Decimal(due)
-    assert await broken(april.url) == []
 
 
 async def test_an_event_behind_a_plan_is_used_of_it_once(april: April) -> None:
@@ -137,7 +136,6 @@ async def test_an_event_behind_a_plan_is_used_of_it_once(april: April) -> None:
     assert await early(april, ids) == Decimal("210.00")
     counted(april)
     assert await early(april, ids) == Decimal("210.00")
-    assert await broken(april.url) == []
 
 
 async def test_ends_of_one_cycle_go_on_from_each_other_when_one_is_told_of(april: April) -> None:
@@ -160,7 +158,6 @@ async def test_ends_of_one_cycle_go_on_from_each_other_when_one_is_told_of(april
     quantities = rows_of(april.url, "SELECT quantity FROM plan_end WHERE total_amount = 1000000 ORDER BY id")
     assert await early(april, ids) == Decimal("135.00")
     assert quantities == [(0,), (450_000,)]
-    assert await broken(april.url) == []
 
 
 async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: April) -> None:
@@ -178,7 +175,6 @@ async def test_tokens_beyond_a_plan_that_bills_are_owed_behind_it_too(april: Apr
     counted(april)
     await april.charge(ids["organization"])
     assert Decimal(str(rows_of(april.url, charged)[0][0])) == 2
-    assert await broken(april.url) == []
 
 
 async def test_what_was_used_of_a_plan_costs_its_price_and_not_the_next_ones(april: April) -> None:
@@ -198,7 +194,6 @@ async def test_what_was_used_of_a_plan_costs_its_price_and_not_the_next_ones(apr
     charged = "SELECT sum(quantity)::bigint, sum(amount)::text FROM charge WHERE kind = 'overage'"
     [(quantity, amount)] = rows_of(april.url, charged)
     assert (quantity, Decimal(str(amount))) == (1_200, 12)
-    assert await broken(april.url) == []
 
 
 async def test_debt_that_a_plan_carried_is_owed_where_nobody_carries_it_on(april: April) -> None:
@@ -217,7 +212,6 @@ async def test_debt_that_a_plan_carried_is_owed_where_nobody_carries_it_on(april
     # May's first thousand paid a thousand of the 998,000 back.
     assert await early(april, ids) == Decimal("299.10")
     assert await billed(april, ids, 5) == Decimal("299.10") + Decimal("0.29")
-    assert await broken(april.url) == []
 
 
 @pytest.mark.parametrize(
@@ -242,7 +236,7 @@ async def test_the_plan_behind_debt_has_what_it_has(
     # What is told now of the big one is owed as well, where it was not had.
     await send(april, ids["tenant"], at(4, 1), 500, "behind")
     assert await early(april, ids) == Decimal(due) + (Decimal("0.15") if Decimal(due) else 0)
-    # Nobody is blocked by a plan that bills, but for the account of these tests.
+    april.is_sound = False  # a plan that bills blocks nobody, but for the account of these tests
     assert [each for each in await broken(april.url) if each.invariant != "blocked"] == []
 
 
@@ -257,7 +251,6 @@ async def test_debt_goes_from_one_plan_that_carries_to_another_and_a_person_ends
     await april.do("tenant-quotas", "change", ids["tenant"], plan_id=own["id"])
     april.follow()
     assert await early(april, ids) == Decimal("299.40")
-    assert await broken(april.url) == []
 
 
 async def test_debt_of_a_tenant_that_is_deleted_is_owed_with_the_end_of_its_plan(april: April) -> None:
@@ -268,7 +261,6 @@ async def test_debt_of_a_tenant_that_is_deleted_is_owed_with_the_end_of_its_plan
     await april.do("tenants", "delete", ids["tenant"])
     await april.do("organization-subscriptions", "cancel", ids["subscription"], when="now")
     assert await early(april, ids) == Decimal("299.70")
-    assert await broken(april.url) == []
 
 
 async def test_ends_of_plans_are_changed_by_what_is_known_alone(april: April) -> None:
@@ -310,7 +302,6 @@ async def test_a_plan_that_ends_with_its_cycle_is_owed_for_or_carried_on(
     assert (await early(april, ids)).quantize(Decimal("0.0001")) == (
         due if reset_first else due - Decimal("0.3")
     )
-    assert await broken(april.url) == []
 
 
 async def test_debt_that_a_reset_forgives_is_owed_then(april: April) -> None:
@@ -337,7 +328,6 @@ async def test_debt_that_a_reset_forgives_is_owed_then(april: April) -> None:
     april.flush()
     await act(april, ids, "cancel", when="now")
     assert await early(april, ids) == Decimal("299.10")
-    assert await broken(april.url) == []
 
 
 async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> None:
@@ -360,7 +350,6 @@ async def test_debt_that_many_plans_carried_on_is_read_once(april: April) -> Non
     assert len(lots) == 1
     # Of each end its turns, of the plan it was of and of the one that carried it.
     assert len(turns) <= 3 * 5
-    assert await broken(april.url) == []
 
 
 async def test_what_was_owed_for_is_not_carried_on_besides(april: April) -> None:
@@ -380,7 +369,6 @@ async def test_what_was_owed_for_is_not_carried_on_besides(april: April) -> None
     assert await early(april, ids) == Decimal("299.43")
     await act(april, ids, "cancel", when="now")
     assert await early(april, ids) == Decimal("299.43")
-    assert await broken(april.url) == []
 
 
 async def test_debt_that_was_paid_back_is_owed_no_more_whoever_goes_beyond_then(april: April) -> None:
@@ -399,7 +387,6 @@ async def test_debt_that_was_paid_back_is_owed_no_more_whoever_goes_beyond_then(
     await act(april, ids, "cancel", when="now")
     # June's tokens of the small one alone.
     assert await early(april, ids) == 1
-    assert await broken(april.url) == []
 
 
 async def test_what_two_plans_left_as_debt_is_no_more_than_there_is(april: April) -> None:
@@ -419,7 +406,6 @@ async def test_what_two_plans_left_as_debt_is_no_more_than_there_is(april: April
     await act(april, ids, "cancel", when="now")
     # All of it was used of the first one, at 0.03.
     assert await early(april, ids) == 210
-    assert await broken(april.url) == []
 
 
 async def test_what_is_told_while_debt_is_carried_is_part_of_it(april: April) -> None:
@@ -434,7 +420,6 @@ async def test_what_is_told_while_debt_is_carried_is_part_of_it(april: April) ->
     await act(april, ids, "cancel", when="now")
     # 999,500 tokens, less a day of the small one.
     assert await early(april, ids) == Decimal("299.85") - Decimal("0.033333333")
-    assert await broken(april.url) == []
 
 
 async def test_a_cycle_that_comes_with_a_smaller_plan_pays_no_more_back_than_that_has(april: April) -> None:
@@ -451,4 +436,3 @@ async def test_a_cycle_that_comes_with_a_smaller_plan_pays_no_more_back_than_tha
     assert april.account.remaining == -997_500
     await act(april, ids, "cancel", when="now")
     assert await early(april, ids) == Decimal("299.25")
-    assert await broken(april.url) == []

@@ -75,7 +75,6 @@ async def test_what_a_month_gives_back_is_taken_off_what_is_due(april: April) ->
         await april.dun(SCHEDULE)
     assert april.rows("SELECT action FROM dunning_step") == []
     assert (await stands(april, first))[0] == "paid"
-    assert await broken(april.url) == []
 
 
 async def test_credit_of_what_is_paid_goes_to_the_next_invoice_and_the_rest_is_paid_back(
@@ -114,7 +113,6 @@ async def test_credit_of_what_is_paid_goes_to_the_next_invoice_and_the_rest_is_p
     assert await stands(april, note) == (None, "0.00", "-74.08", "-1000.00")
     await april.do("invoices", "void", note["id"])
     assert await stands(april, top_up) == ("open", "0.00", "0.00", "74.08")
-    assert await broken(april.url) == []
 
 
 async def test_a_person_applies_credit_to_an_invoice_of_their_choice(april: April) -> None:
@@ -147,7 +145,6 @@ async def test_a_person_applies_credit_to_an_invoice_of_their_choice(april: Apri
     assert [(row[2], row[3], row[4]) for row in april.rows(ROWS)] == [
         ("100", "asked", PERSON), ("500", "oldest", "keeper"),
     ]  # fmt: skip
-    assert await broken(april.url) == []
 
 
 async def test_money_that_goes_back_while_there_is_credit_makes_nothing_overdue(april: April) -> None:
@@ -195,7 +192,6 @@ async def test_a_note_over_an_invoice_gives_it_back_first_and_the_rest_to_the_ol
     assert [(await stands(april, each))[2:] for each in (may, june, july)] == [
         ("0.00", "30.00"), ("0.00", "30.00"), ("0.00", "60.00"),
     ]  # fmt: skip
-    assert await broken(april.url) == []
 
 
 async def test_credit_stays_in_its_organization(april: April) -> None:
@@ -228,3 +224,4 @@ async def test_what_is_applied_never_changes(april: April) -> None:
         )
     found = {(each.invariant, each.detail.partition(",")[0]) for each in await broken(april.url)}
     assert found == {("payments", "is a note")}
+    april.is_sound = False

@@ -58,7 +58,6 @@ async def test_an_invoice_is_open_until_its_last_part_is_paid(april: April) -> N
     assert stands(await pay(april, made, "20.00")) == ("open", "20.00", "100.00")
     assert stands(await pay(april, made, "99.99", "bank-2")) == ("open", "119.99", "0.01")
     assert stands(await pay(april, made, "0.01", "bank-3")) == ("paid", "120.00", "0.00")
-    assert await broken(april.url) == []
 
 
 async def test_a_payment_told_twice_is_taken_once(april: April) -> None:
@@ -78,7 +77,6 @@ async def test_of_payments_at_once_no_more_is_taken_than_is_left(april: April) -
     assert sorted(type(each).__name__ for each in told) == ["Unprocessable"] * 4 + ["dict"] * 2
     row = await april.store.get("invoices", made["id"])
     assert stands(dict(row)) == ("open", "100.00", "20.00")
-    assert await broken(april.url) == []
 
 
 async def test_what_is_no_final_invoice_is_not_paid(april: April) -> None:
@@ -115,7 +113,6 @@ async def test_an_invoice_is_overdue_the_day_after_it_was_due(april: April) -> N
     assert [row[0] for row in rows_of(april.url, "SELECT event FROM webhook_delivery ORDER BY id")] == [
         "invoice.overdue", "invoice.paid",
     ]  # fmt: skip
-    assert await broken(april.url) == []
 
 
 async def test_nothing_to_pay_is_paid_at_once(april: April) -> None:
@@ -123,7 +120,6 @@ async def test_nothing_to_pay_is_paid_at_once(april: April) -> None:
     assert stands(made) == ("paid", "0.00", "0.00")
     with pytest.raises(Unprocessable):
         await pay(april, made, "0.01")
-    assert await broken(april.url) == []
 
 
 async def test_an_organization_has_days_to_pay_of_its_own(april: April) -> None:
@@ -143,7 +139,6 @@ async def test_a_credit_note_leaves_less_to_pay_and_its_void_more(april: April) 
     assert str((await april.store.get("invoices", note["id"]))["amount_due"]) == "-100.00"
     await april.do("invoices", "void", note["id"])
     assert stands(dict(await april.store.get("invoices", made["id"]))) == ("open", "100.00", "20.00")
-    assert await broken(april.url) == []
 
 
 async def test_an_invoice_that_is_paid_is_void_once_the_money_went_back(april: April) -> None:
@@ -163,7 +158,6 @@ async def test_an_invoice_that_is_paid_is_void_once_the_money_went_back(april: A
     assert str(back["amount_left"]) == "0.00"
     made_void = await april.do("invoices", "void", made["id"])
     assert (made_void["status"], made_void["payment_status"]) == ("void", None)
-    assert await broken(april.url) == []
 
 
 async def test_what_a_person_gave_up_is_paid_all_the_same(april: April) -> None:
@@ -173,7 +167,6 @@ async def test_what_a_person_gave_up_is_paid_all_the_same(april: April) -> None:
         await april.do("invoices", "uncollectible", made["id"])
     assert stands(await pay(april, made, "20.00")) == ("uncollectible", "20.00", "100.00")
     assert stands(await pay(april, made, "100.00", "bank-2")) == ("paid", "120.00", "0.00")
-    assert await broken(april.url) == []
 
 
 async def test_the_database_keeps_payments_and_what_is_final(april: April) -> None:
@@ -197,6 +190,7 @@ async def test_the_database_keeps_payments_and_what_is_final(april: April) -> No
                 connection.execute(statement)
         connection.execute("UPDATE invoice SET payment_status = 'paid'")
     assert [violation.invariant for violation in await broken(april.url)] == ["payments"]
+    april.is_sound = False
 
 
 STEPS = st.one_of(

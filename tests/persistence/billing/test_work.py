@@ -111,6 +111,7 @@ SELECT count(*) FROM made"""
 
 async def test_credit_of_four_times_the_notes_is_four_times_the_work(april: April) -> None:
     """Whatever is due is given credit, dunned, reported; a document becomes final; one is void."""
+    april.is_sound = False  # its rows are made by hand
     work, done = watched(april), []
     starter = await plan(april, "Starter", "10.00", 1_000)
     # Of somebody else there is more: a small table is read from its first to its last row.
@@ -170,6 +171,7 @@ SELECT {of}, 'credits_purchased', '2026-04-01', '2026-04-02', 90, 1, 90, 'USD', 
 
 
 async def test_books_of_four_times_the_credits_are_four_times_the_work(april: April) -> None:
+    april.is_sound = False  # its rows are made by hand
     work, done = watched(april), []
     starter = await plan(april, "Starter", "10.00", 1_000)
     ids = await customer(april, starter, at(4, 1).date(), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.budgets import EACH_UNUSED_DAYS
 from persistence import engine
-from persistence import engine as engines
 from persistence.keeper import news as keeper_news
 from persistence.keeper.news import WAITING_MAX
 from persistence.keeper.verification import KEPT_DAYS, forget_budget_uses
@@ -23,13 +21,6 @@ NOW = datetime(2026, 11, 20, 13, 0, tzinfo=UTC)
 MONTH = datetime(2026, 10, 31, 23, 0, tzinfo=UTC)  # in Berlin
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNIT = 10**9
-
-
-@pytest.fixture
-async def pool(migrated: str) -> AsyncIterator[AsyncEngine]:
-    made = engine.create(migrated)
-    yield made
-    await made.dispose()
 
 
 class Desk:
@@ -296,7 +287,7 @@ async def test_a_webhook_with_too_much_waiting_hears_nothing_new(desk: Desk) -> 
 # What was used of budgets is kept for some time, and as long as anybody can go by it.
 
 
-async def test_windows_that_ended_long_ago_are_forgotten(migrated: str) -> None:
+async def test_windows_that_ended_long_ago_are_forgotten(migrated: str, pool: AsyncEngine) -> None:
     [account] = settle_in(migrated, None)
     with psycopg.connect(migrated, autocommit=True) as connection:
         for name, interval, each in (
@@ -317,9 +308,7 @@ async def test_windows_that_ended_long_ago_are_forgotten(migrated: str) -> None:
             "UPDATE budget SET deleted_at = now() - make_interval(days => %s) WHERE id = %s",
             (KEPT_DAYS + 1, budget),
         )
-    pool = engines.create(migrated)
     assert await forget_budget_uses(pool, at_once=2) == 9
     assert await forget_budget_uses(pool) == 0
-    await pool.dispose()
     kept = "SELECT b.name, count(*) FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id GROUP BY 1"
     assert dict(rows_of(migrated, kept)) == {"year": 3, "each": 3, "total": 4, "users": 4, "sessions": 1}

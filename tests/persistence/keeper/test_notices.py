@@ -63,6 +63,15 @@ def store(url: str, account: Account) -> None:
         writer.close()
 
 
+def half_used(url: str) -> Account:
+    """An account that somebody is told of."""
+    [account] = settle_in(url, 100)
+    account.reset()
+    account.consume(55)
+    store(url, account)
+    return account
+
+
 def told(url: str) -> list[str]:
     return [str(event) for (event,) in rows_of(url, "SELECT event FROM webhook_delivery ORDER BY id")]
 
@@ -130,10 +139,7 @@ async def test_what_still_stands_is_remembered_longer_than_its_message(
 ) -> None:
     """A month's quota has a cycle of up to 31 days."""
     hook(migrated)
-    [account] = settle_in(migrated, 100)
-    account.reset()
-    account.consume(55)
-    store(migrated, account)
+    account = half_used(migrated)
     await look(notices)
     with psycopg.connect(migrated) as connection:
         connection.execute(
@@ -235,10 +241,7 @@ async def test_a_message_is_tried_until_it_is_taken(
     migrated: str, notices: Notices, deliveries: Deliveries
 ) -> None:
     hook(migrated)
-    [account] = settle_in(migrated, 100)
-    account.reset()
-    account.consume(55)
-    store(migrated, account)
+    half_used(migrated)
     receiver = Receiver()
     webhook_deliveries = WebhookDeliveries(deliveries, receiver, now)
     await look(notices)
@@ -275,10 +278,7 @@ async def test_a_message_goes_by_mail_where_the_url_says_so(
     hook(migrated)
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook SET url = 'mailto:a@example.com,b@example.com'")
-    [account] = settle_in(migrated, 100)
-    account.reset()
-    account.consume(55)
-    store(migrated, account)
+    half_used(migrated)
     receiver, post = Receiver(), Postbox()
     webhook_deliveries = WebhookDeliveries(deliveries, receiver, now, mailer=post)
     await look(notices)
@@ -297,10 +297,7 @@ async def test_without_a_mail_server_a_mail_waits(
     hook(migrated)
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook SET url = 'mailto:a@example.com'")
-    [account] = settle_in(migrated, 100)
-    account.reset()
-    account.consume(55)
-    store(migrated, account)
+    half_used(migrated)
     webhook_deliveries = WebhookDeliveries(deliveries, Receiver(), now)
     await look(notices)
     assert await deliver(webhook_deliveries) == 1
@@ -312,10 +309,7 @@ async def test_a_message_nobody_takes_is_given_up(
     migrated: str, notices: Notices, deliveries: Deliveries
 ) -> None:
     hook(migrated)
-    [account] = settle_in(migrated, 100)
-    account.reset()
-    account.consume(55)
-    store(migrated, account)
+    half_used(migrated)
     await look(notices)
     for _ in range(10):
         [delivery] = await deliveries.claim_due(10, 10)
@@ -331,10 +325,7 @@ async def test_a_webhook_that_is_gone_is_told_nothing(
     migrated: str, notices: Notices, deliveries: Deliveries
 ) -> None:
     hook(migrated)
-    [account] = settle_in(migrated, 100)
-    account.reset()
-    account.consume(55)
-    store(migrated, account)
+    half_used(migrated)
     await look(notices)
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE webhook SET deleted_at = now()")

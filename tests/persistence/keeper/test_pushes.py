@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import psycopg
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite, KeyDefinition
@@ -15,7 +16,7 @@ from persistence.keeper.definitions import WRITES_MAX, Pushes
 from tests.persistence.scenario import settle_in
 
 
-async def test_a_plan_is_pushed_as_it_was_committed(migrated: str) -> None:
+async def test_a_plan_is_pushed_as_it_was_committed(migrated: str, pool: AsyncEngine) -> None:
     [account] = settle_in(migrated, 1000)
     committed = {
         "plan_id": 4, "total_amount": 9, "reset_interval": "weekly", "overage_policy": "carry",
@@ -28,18 +29,18 @@ async def test_a_plan_is_pushed_as_it_was_committed(migrated: str) -> None:
             "INSERT INTO control_write (account, verb, payload) VALUES (%s, 'plan', %s)",
             (f"tenant:{account.tenant_id}", json.dumps(committed)),
         )
-    engine = engines.create(migrated)
     name = f"tenant:{account.tenant_id}"
-    async with Pushes(engine).waiting([name]) as waiting:
+    async with Pushes(pool).waiting([name]) as waiting:
         (write,) = waiting.by_account[name]
-    await engine.dispose()
     assert write.terms == PlanTerms(
         plan_id=4, total_amount=9, reset_interval="weekly", overage_policy="carry", rollover_max=2,
         admission="strict", on_exhausted="cut", on_store_failure="allow", anchor=5,
     )  # fmt: skip
 
 
-async def test_what_is_of_no_partition_waits_for_whoever_looks_after_some(migrated: str) -> None:
+async def test_what_is_of_no_partition_waits_for_whoever_looks_after_some(
+    migrated: str, pool: AsyncEngine
+) -> None:
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute("DELETE FROM control_write")
         connection.execute(
@@ -47,25 +48,23 @@ async def test_what_is_of_no_partition_waits_for_whoever_looks_after_some(migrat
             " VALUES ('prices', 'define', '{}', NULL), ('tenant:7', 'define', '{}', 7),"
             " ('tenant:8', 'define', '{}', 8)"
         )
-    engine = engines.create(migrated)
-    pushes = Pushes(engine)
+    pushes = Pushes(pool)
     found = [await pushes.accounts(9, some) for some in ([7], [], None)]
-    await engine.dispose()
     assert found == [["prices", "tenant:7"], ["prices"], ["prices", "tenant:7", "tenant:8"]]
 
 
-async def test_a_key_that_was_deleted_says_that_its_subject_is_nobodys(migrated: str) -> None:
+async def test_a_key_that_was_deleted_says_that_its_subject_is_nobodys(
+    migrated: str, pool: AsyncEngine
+) -> None:
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO control_write (account, verb, payload) VALUES ('key:987654', 'define', %s),"
             " ('key:987655', 'define', '{}')",
             (json.dumps({"digest": "d" * 64, "organization_id": 5}),),
         )
-    engine = engines.create(migrated)
     names = ["key:987654", "key:987655"]
-    async with Pushes(engine).waiting(names) as waiting:
+    async with Pushes(pool).waiting(names) as waiting:
         found = [waiting.by_account[name][0].definitions for name in names]
-    await engine.dispose()
     gone = KeyDefinition(987654, 0, 5, "d" * 64, Limits(), revoked=True, of_tokens=True, gone=True)
     assert found == [(gone,), ()]
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.redis.keys import partition_of
@@ -55,8 +56,9 @@ async def test_without_postgresql_there_is_no_last_result() -> None:
     await pool.dispose()
 
 
-async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(migrated: str) -> None:
-    pool = engine.create(migrated)
+async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(
+    migrated: str, pool: AsyncEngine
+) -> None:
     with psycopg.connect(migrated) as connection:
         made = connection.execute(
             "insert into organization (name) select 'one ' || n from generate_series(1, 11) as n returning id"
@@ -78,10 +80,11 @@ async def test_a_sample_is_of_everybody_before_anybody_is_looked_at_again(migrat
         assert turn == [there[(begun + at) % len(there)] for at in range(len(turn))]
     whole = await Accounts(pool).some_owners(2 * len(there))
     assert sorted(one.organization_id for one in whole) == there
-    await pool.dispose()
 
 
-async def test_resets_that_are_due_and_what_was_defined_since_are_found_by_an_index(migrated: str) -> None:
+async def test_resets_that_are_due_and_what_was_defined_since_are_found_by_an_index(
+    pool: AsyncEngine,
+) -> None:
     """Whatever the planner takes for so few rows: it may take that one."""
     asked = {
         "tenant_quota_next_reset_at_idx": (
@@ -90,11 +93,9 @@ async def test_resets_that_are_due_and_what_was_defined_since_are_found_by_an_in
         ),
         "control_write_defined_idx": (verification._CHANGES, {"position": 7, "n": 10}),
     }
-    pool = engine.create(migrated)
     async with pool.connect() as connection:
         for way in ("seqscan", "bitmapscan", "sort"):
             await connection.execute(text(f"SET LOCAL enable_{way} = off"))
         for index, (query, values) in asked.items():
             plan = await connection.execute(text(f"EXPLAIN {query.text}"), values)
             assert index in "\n".join(plan.scalars())
-    await pool.dispose()

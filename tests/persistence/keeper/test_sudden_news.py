@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
-import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from persistence import engine
 from persistence.keeper import news
 from tests.persistence.scenario import Account, one, rows_of, settle_in
 
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 NOW = HOUR + timedelta(minutes=20)
 UNIT = 10**9
-
-
-@pytest.fixture
-async def pool(migrated: str) -> AsyncIterator[AsyncEngine]:
-    made = engine.create(migrated)
-    yield made
-    await made.dispose()
 
 
 def hook(url: str) -> None:

@@ -6,11 +6,11 @@ import time
 from datetime import UTC, datetime
 
 import psycopg
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.billing.invoice import LEFT_REASONS
 from gateway.core.integrity.reconciliation import UNASKED, DifferenceKind, Item, ReconciliationSummary
 from gateway.counters.redis.keys import partition_of
-from persistence import engine as engines
 from persistence.keeper.sweeps import certificate_end, watch_gauges
 from persistence.resources.integrity import ReconciliationResults
 
@@ -51,34 +51,25 @@ SELECT gen_random_uuid(), t.organization_id, t.id, 'j', 'video', 'm', 'running',
 """
 
 
-async def test_open_jobs_are_counted_with_the_age_of_the_oldest(migrated: str) -> None:
-    engine = engines.create(migrated)
-    try:
-        with psycopg.connect(migrated) as connection:
-            connection.execute(JOBS)
-        found = await watch_gauges(engine)
-        assert found["jobs_open"] == 2
-        assert abs(found["jobs_oldest_seconds"] - 3 * 3600) < 600
-    finally:
-        await engine.dispose()
+async def test_open_jobs_are_counted_with_the_age_of_the_oldest(migrated: str, pool: AsyncEngine) -> None:
+    with psycopg.connect(migrated) as connection:
+        connection.execute(JOBS)
+    found = await watch_gauges(pool)
+    assert found["jobs_open"] == 2
+    assert abs(found["jobs_oldest_seconds"] - 3 * 3600) < 600
 
 
-async def test_the_next_end_is_that_of_a_valid_credential(migrated: str) -> None:
-    engine = engines.create(migrated)
-    try:
-        assert (await watch_gauges(engine))["credential_expiry_timestamp_seconds"] == []
-        with psycopg.connect(migrated) as connection:
-            connection.execute(KEYS)
-        [(kind, end)] = (await watch_gauges(engine))["credential_expiry_timestamp_seconds"]
-        assert kind == "api_key"
-        assert abs(end - time.time() - 2 * 86400) < 3600
-    finally:
-        await engine.dispose()
+async def test_the_next_end_is_that_of_a_valid_credential(migrated: str, pool: AsyncEngine) -> None:
+    assert (await watch_gauges(pool))["credential_expiry_timestamp_seconds"] == []
+    with psycopg.connect(migrated) as connection:
+        connection.execute(KEYS)
+    [(kind, end)] = (await watch_gauges(pool))["credential_expiry_timestamp_seconds"]
+    assert kind == "api_key"
+    assert abs(end - time.time() - 2 * 86400) < 3600
 
 
-async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) -> None:
-    engine = engines.create(migrated)
-    results, now = ReconciliationResults(engine, partition_of), datetime.now(UTC)
+async def test_what_the_last_comparison_found_is_counted_by_kind(pool: AsyncEngine) -> None:
+    results, now = ReconciliationResults(pool, partition_of), datetime.now(UTC)
     of_rows = Item("tenant:1", DifferenceKind.CONTRADICTION, 0, 3, "balance: 3")
     drift = Item("tenant:1", DifferenceKind.DRIFT, 5, 3, "5 more")
     runs = [
@@ -89,77 +80,61 @@ async def test_what_the_last_comparison_found_is_counted_by_kind(migrated: str) 
         ([drift], {"drift": 1}),
         (UNASKED.items, {"unasked": 1}),
     ]
-    try:
-        assert (await watch_gauges(engine))["reconciliation_items"] == [
-            (kind.value, 0) for kind in DifferenceKind
-        ]
-        for items, expected in runs:
-            await results.keep(now, now, ReconciliationSummary(1, 0, tuple(items)))
-            found = dict((await watch_gauges(engine))["reconciliation_items"])
-            assert found == dict.fromkeys(DifferenceKind, 0) | expected
-    finally:
-        await engine.dispose()
+    assert (await watch_gauges(pool))["reconciliation_items"] == [(kind.value, 0) for kind in DifferenceKind]
+    for items, expected in runs:
+        await results.keep(now, now, ReconciliationSummary(1, 0, tuple(items)))
+        found = dict((await watch_gauges(pool))["reconciliation_items"])
+        assert found == dict.fromkeys(DifferenceKind, 0) | expected
 
 
-async def test_entries_put_aside_are_counted(migrated: str) -> None:
-    engine = engines.create(migrated)
-    try:
-        assert (await watch_gauges(engine))["dead_letters"] == 0
-        with psycopg.connect(migrated) as connection:
-            connection.execute(
-                "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
-            )
-        assert (await watch_gauges(engine))["dead_letters"] == 1
-    finally:
-        await engine.dispose()
+async def test_entries_put_aside_are_counted(migrated: str, pool: AsyncEngine) -> None:
+    assert (await watch_gauges(pool))["dead_letters"] == 0
+    with psycopg.connect(migrated) as connection:
+        connection.execute(
+            "INSERT INTO dead_letter (partition, entry_id, raw, reason) VALUES (1, '1-1', 'x', 'torn')"
+        )
+    assert (await watch_gauges(pool))["dead_letters"] == 1
 
 
-async def test_movements_that_were_found_lost_are_dated_by_their_rows(migrated: str) -> None:
-    engine, lost = engines.create(migrated), "INSERT INTO redis_loss VALUES ('tenant:1', %s, 7, 3, 9, 0, %s)"
-    try:
-        with psycopg.connect(migrated) as connection:
-            connection.execute(lost, (1, 0))  # all were brought back
-            connection.commit()
-            assert (await watch_gauges(engine))["last_timestamp_seconds"] == [("lost_events", 0.0)]
-            connection.execute(lost, (2, 4))
-        [(event, at)] = (await watch_gauges(engine))["last_timestamp_seconds"]
-        assert event == "lost_events"
-        assert abs(at - time.time()) < 3600
-    finally:
-        await engine.dispose()
+async def test_movements_that_were_found_lost_are_dated_by_their_rows(
+    migrated: str, pool: AsyncEngine
+) -> None:
+    lost = "INSERT INTO redis_loss VALUES ('tenant:1', %s, 7, 3, 9, 0, %s)"
+    with psycopg.connect(migrated) as connection:
+        connection.execute(lost, (1, 0))  # all were brought back
+        connection.commit()
+        assert (await watch_gauges(pool))["last_timestamp_seconds"] == [("lost_events", 0.0)]
+        connection.execute(lost, (2, 4))
+    [(event, at)] = (await watch_gauges(pool))["last_timestamp_seconds"]
+    assert event == "lost_events"
+    assert abs(at - time.time()) < 3600
 
 
-async def test_the_oldest_message_is_of_a_webhook_that_somebody_wants(migrated: str) -> None:
-    engine = engines.create(migrated)
-    try:
-        assert (await watch_gauges(engine))["webhook_messages_oldest_seconds"] == 0
-        with psycopg.connect(migrated) as connection:
-            connection.execute(MESSAGES)
-        found = await watch_gauges(engine)
-        assert found["webhook_messages_waiting"] == 4
-        assert 3600 <= float(str(found["webhook_messages_oldest_seconds"])) < 2 * 3600
-    finally:
-        await engine.dispose()
+async def test_the_oldest_message_is_of_a_webhook_that_somebody_wants(
+    migrated: str, pool: AsyncEngine
+) -> None:
+    assert (await watch_gauges(pool))["webhook_messages_oldest_seconds"] == 0
+    with psycopg.connect(migrated) as connection:
+        connection.execute(MESSAGES)
+    found = await watch_gauges(pool)
+    assert found["webhook_messages_waiting"] == 4
+    assert 3600 <= float(str(found["webhook_messages_oldest_seconds"])) < 2 * 3600
 
 
-async def test_what_the_schedule_left_is_counted_by_reason(migrated: str) -> None:
-    engine = engines.create(migrated)
-    try:
-        with psycopg.connect(migrated) as connection:
-            connection.execute(
-                "INSERT INTO organization (name, invoicing_left, invoicing_left_reason, deleted_at) VALUES"
-                " ('a', 'Invoice 7 has days of this period.', 'conflict', null),"
-                " ('b', 'Invoice 8 has days of this period.', 'conflict', null),"
-                " ('c', 'This cannot become final.', 'incomplete', null),"
-                " ('gone', 'They differ.', 'not_agreed', now()), ('made', null, null, null)"
-            )
-        found = await watch_gauges(engine, "on")
-        assert found["invoices_left"] == [
-            (reason, {"conflict": 2, "incomplete": 1}.get(reason, 0)) for reason in LEFT_REASONS
-        ]
-        assert (await watch_gauges(engine))["invoices_left"] == []
-    finally:
-        await engine.dispose()
+async def test_what_the_schedule_left_is_counted_by_reason(migrated: str, pool: AsyncEngine) -> None:
+    with psycopg.connect(migrated) as connection:
+        connection.execute(
+            "INSERT INTO organization (name, invoicing_left, invoicing_left_reason, deleted_at) VALUES"
+            " ('a', 'Invoice 7 has days of this period.', 'conflict', null),"
+            " ('b', 'Invoice 8 has days of this period.', 'conflict', null),"
+            " ('c', 'This cannot become final.', 'incomplete', null),"
+            " ('gone', 'They differ.', 'not_agreed', now()), ('made', null, null, null)"
+        )
+    found = await watch_gauges(pool, "on")
+    assert found["invoices_left"] == [
+        (reason, {"conflict": 2, "incomplete": 1}.get(reason, 0)) for reason in LEFT_REASONS
+    ]
+    assert (await watch_gauges(pool))["invoices_left"] == []
 
 
 def test_a_server_without_tls_has_no_certificate(migrated: str) -> None:

@@ -22,6 +22,7 @@ from gateway.core.accounts.outbox import (
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.writer import LedgerWriter
 from tests.persistence.scenario import Account, batch_of, broken, insert_budget, rows_of, settle_in, stop
+from tests.search import histories
 
 START = 1_789_776_000_000
 NOBODY = "e3b0c44298fc1c149afbf4c8"
@@ -257,7 +258,7 @@ async def test_what_is_behind_a_reset_counts_in_one_flush_too(migrated: str, wri
     assert used(migrated, window.budget, beside) == [4500, 4505]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(histories(1)))
 async def test_windows_go_with_the_counters_in_whatever_pieces_they_are_stored(
     migrated: str, writer: LedgerWriter, seed: int
 ) -> None:

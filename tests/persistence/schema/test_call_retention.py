@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from itertools import permutations
 from typing import Any
@@ -47,8 +47,9 @@ def sums(url: str) -> int:
         return int(found[0])  # type: ignore[index]  # one row
 
 
-async def test_months_that_ended_are_dropped_and_all_else_stays(migrated: str, writer: LedgerWriter) -> None:
-    engine = engines.create(migrated)
+async def test_months_that_ended_are_dropped_and_all_else_stays(
+    migrated: str, pool: AsyncEngine, writer: LedgerWriter
+) -> None:
     [account] = settle_in(migrated, 10**6)
     account.reset()
     now_ms = int(NOW.timestamp() * 1000)
@@ -61,20 +62,19 @@ async def test_months_that_ended_are_dropped_and_all_else_stays(migrated: str, w
         account.consume(1, request_id=str(uuid.uuid4()), metadata=write_facts(CallFacts(total=1, units=1)))
     await writer.write(batch_of(account))
     assert (calls(migrated), await broken(migrated)) == (5, [])
-    assert await database.drop_calls(engine, 36_500) == []
+    assert await database.drop_calls(pool, 36_500) == []
     assert calls(migrated) == 5
-    dropped = await database.drop_calls(engine, 200)
+    dropped = await database.drop_calls(pool, 200)
     assert len(dropped) >= 1
     assert all(name.startswith("call_y") for name in dropped)
     assert (calls(migrated), sums(migrated), await broken(migrated)) == (3, 5, [])
-    assert await database.drop_calls(engine, 200) == []
-    await database.drop_calls(engine, 0)  # the last month is safe whatever is asked
+    assert await database.drop_calls(pool, 200) == []
+    await database.drop_calls(pool, 0)  # the last month is safe whatever is asked
     assert (calls(migrated), await broken(migrated)) == (2, [])
     # What is missing of a time that is kept is told.
     with psycopg.connect(migrated) as connection:
         connection.execute("DELETE FROM call WHERE created_at > now() - interval '12 hours'")
     assert {one.invariant for one in await broken(migrated)} == {"usage_adds_up"}
-    await engine.dispose()
 
 
 DRAFT = """
@@ -124,17 +124,17 @@ def first_of_month(at: datetime) -> datetime:
     return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-async def test_what_lies_outside_of_the_months_is_dropped_too(migrated: str, writer: LedgerWriter) -> None:
-    engine = engines.create(migrated)
+async def test_what_lies_outside_of_the_months_is_dropped_too(
+    migrated: str, pool: AsyncEngine, writer: LedgerWriter
+) -> None:
     [account] = settle_in(migrated, 10**6)
     account.reset()
     account.at_ms -= 900 * DAY_MS
     account.consume(1, metadata=write_facts(CallFacts(total=1)))
     await writer.write(batch_of(account))
     assert calls(migrated) == 1
-    await database.drop_calls(engine, 365)
+    await database.drop_calls(pool, 365)
     assert (calls(migrated), await broken(migrated)) == (0, [])
-    await engine.dispose()
 
 
 @in_turn(
@@ -159,13 +159,6 @@ AGES = (400, 100, 100, 1, 0)
 FACTS = CallFacts(model="m", total=7, cost=3, currency="USD")
 DROPS = {"calls": database.drop_calls, "hours": database.drop_hours}
 PEOPLE, TEAMS = ("user",), ("tenant",)
-
-
-@pytest.fixture
-async def pool(migrated: str) -> AsyncIterator[AsyncEngine]:
-    engine = engines.create(migrated)
-    yield engine
-    await engine.dispose()
 
 
 def opened(url: str) -> Account:

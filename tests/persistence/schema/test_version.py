@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg import errors
 from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import StartError
 from gateway.extras import version
@@ -30,6 +32,13 @@ from persistence.tables import metadata
 from tests.persistence.migrated import BY_MONTH, KEYS_ALWAYS_THERE, LEDGERS, PARTITIONED
 from tests.persistence.scenario import one, rows_of, settle_in
 from tests.persistence.schema.baseline import bring_to_baseline, described
+
+
+@pytest.fixture
+async def pool(cloned: str) -> AsyncIterator[AsyncEngine]:
+    made = engine.create(cloned)
+    yield made
+    await made.dispose()
 
 
 def test_each_schema_names_the_version_that_brings_it() -> None:
@@ -91,37 +100,36 @@ def in_future(database: str, comment: str) -> None:
 
 async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrate_changes_nothing(
     cloned: str,
+    pool: AsyncEngine,
 ) -> None:
     in_future(cloned, f"runs from {NEEDED}")
-    pool = engine.create(cloned)
     await roles.refuse_unfit(pool)
     said: list[str] = []
     assert migrate.upgrade(cloned, said.append) == "9999"
     assert "newer one, on which programs" in said[0]
     assert (await schema.status(pool))[:2] == ("9999", NEEDED)
-    await pool.dispose()
 
 
 @pytest.mark.parametrize("comment", ["runs from 9998", "", "runs from all"])
-async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(cloned: str, comment: str) -> None:
+async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(
+    cloned: str, pool: AsyncEngine, comment: str
+) -> None:
     in_future(cloned, comment)
-    pool = engine.create(cloned)
     with pytest.raises(StartError, match=f"9999, this program knows {NEEDED} at most"):
         await roles.refuse_unfit(pool)
     with pytest.raises(StartError, match="9999"):
         migrate.upgrade(cloned)
-    await pool.dispose()
 
 
 @pytest.mark.parametrize(("comment", "goes_on"), [(f"runs from {NEEDED}", True), ("runs from 9999", False)])
-async def test_a_keeper_goes_on_while_the_schema_serves_it(cloned: str, comment: str, goes_on: bool) -> None:
-    pool = engine.create(cloned)
+async def test_a_keeper_goes_on_while_the_schema_serves_it(
+    cloned: str, pool: AsyncEngine, comment: str, goes_on: bool
+) -> None:
     assert await schema.outgrown(pool) == ""
     in_future(cloned, comment)
     said = await schema.outgrown(pool)
     assert ("" if goes_on else f"9999, this program knows {NEEDED} at most") in said
     assert (said == "") is goes_on
-    await pool.dispose()
 
 
 async def test_who_does_not_answer_has_outgrown_nobody() -> None:
@@ -142,9 +150,8 @@ def tomorrow(tmp_path: Path) -> Path:
 
 
 async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stopped(
-    cloned: str, tomorrow: Path
+    cloned: str, pool: AsyncEngine, tomorrow: Path
 ) -> None:
-    pool = engine.create(cloned)
     keeper, other = KeeperShares(pool, 8081), KeeperShares(pool, 8082)
     for each in (keeper, other):
         await each.keep([0], [], held_s=3600)
@@ -159,46 +166,45 @@ async def test_a_schema_that_does_not_serve_who_runs_waits_until_they_are_stoppe
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, migrations=tomorrow) == "9999"
     assert "keepers run" not in "".join(told)
-    await pool.dispose()
 
 
-async def test_a_killed_keeper_is_waited_for_as_long_as_it_is_listed(cloned: str, tomorrow: Path) -> None:
-    pool = engine.create(cloned)
+async def test_a_killed_keeper_is_waited_for_as_long_as_it_is_listed(
+    cloned: str, pool: AsyncEngine, tomorrow: Path
+) -> None:
     await KeeperShares(pool, 8081).keep([0], [], held_s=1)
     assert migrate.upgrade(cloned, wait_s=600, migrations=tomorrow) == "9999"
-    await pool.dispose()
 
 
-async def test_keepers_that_the_schema_serves_no_longer_may_end_by_it(cloned: str, tomorrow: Path) -> None:
-    pool = engine.create(cloned)
+async def test_keepers_that_the_schema_serves_no_longer_may_end_by_it(
+    cloned: str, pool: AsyncEngine, tomorrow: Path
+) -> None:
     await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, end_older=True, migrations=tomorrow) == "9999"
     assert re.search(f"8081 .knows {NEEDED}.: they end within seconds", told[0])
     assert "9999" in await schema.outgrown(pool)
-    await pool.dispose()
 
 
-async def test_who_says_no_schema_knew_the_last_one_that_nobody_said(cloned: str, tomorrow: Path) -> None:
-    pool = engine.create(cloned)
+async def test_who_says_no_schema_knew_the_last_one_that_nobody_said(
+    cloned: str, pool: AsyncEngine, tomorrow: Path
+) -> None:
     await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     with psycopg.connect(cloned) as connection:
         connection.execute("UPDATE keeper SET schema_version = NULL")
     with pytest.raises(StartError, match=r"8081 .knows 0078"):
         migrate.upgrade(cloned, migrations=tomorrow)
-    await pool.dispose()
 
 
-async def test_keepers_that_the_schema_serves_go_on_over_a_migration(cloned: str, tomorrow: Path) -> None:
+async def test_keepers_that_the_schema_serves_go_on_over_a_migration(
+    cloned: str, pool: AsyncEngine, tomorrow: Path
+) -> None:
     last = tomorrow / "versions" / "v9999_tomorrow.py"
     last.write_text(last.read_text() + f'\n\nruns_from = "{NEEDED}"\n')
-    pool = engine.create(cloned)
     await KeeperShares(pool, 8081).keep([0], [], held_s=3600)
     told: list[str] = []
     assert migrate.upgrade(cloned, told.append, migrations=tomorrow) == "9999"
     assert "keepers run" not in "".join(told)
     assert await schema.outgrown(pool) == ""
-    await pool.dispose()
 
 
 def test_the_last_migration_that_serves_no_older_program_says_who_runs() -> None:
@@ -313,12 +319,10 @@ async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database
     assert migrate.schema_status(database).version == "0085"
 
 
-async def test_partitions_are_made_ahead_and_only_once(cloned: str) -> None:
-    pool = engine.create(cloned)
+async def test_partitions_are_made_ahead_and_only_once(pool: AsyncEngine) -> None:
     made = await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
     assert await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
-    await pool.dispose()
 
 
 def test_months_begin_at_midnight_utc(cloned: str) -> None:

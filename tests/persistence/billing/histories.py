@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
@@ -10,7 +9,6 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventKind
@@ -18,13 +16,12 @@ from gateway.core.billing.money import PriceTier
 from gateway.errors import Conflict
 from tests.persistence.april import April, opened, plan, service
 from tests.persistence.billing.carried import CARRY, Watched
-from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, NANO, PLANS, Owed, Term
 from tests.persistence.credits import give
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import document
 
-__all__ = ["DAY", "FIRST", "NANO", "STEPS", "History", "live"]
+__all__ = ["CARRIED", "DAY", "FIRST", "NANO", "STEPS", "History", "live"]
 
 _TERMS = {"name": "Small", "billing_interval": "monthly", "billing": None, "renews": False, "trial": 0}
 FIRST = _TERMS | {"off": "0", "off_for": None, "cost": None}
@@ -436,13 +433,6 @@ class History:
 
     def _noon(self, hour: int = 12) -> datetime:
         return datetime.combine(self.today, time(hour), UTC)
-
-
-@some(5)
-@given(steps=over_years(STEPS, 8, 30))
-@example(steps=CARRIED)
-def test_what_is_charged_is_what_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
-    asyncio.run(live(History, migrated, [("subscribe", FIRST), *steps]))
 
 
 async def live(of: type[History], url: str, steps: list[tuple[str, Any]]) -> None:

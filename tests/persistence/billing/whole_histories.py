@@ -6,7 +6,6 @@ What is owed is counted by another way, by fractions, of what happened.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,17 +16,15 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import Any
 
-from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventKind
 from gateway.errors import Conflict
 from tests.persistence.april import April
 from tests.persistence.billing.carried import LateTokens
-from tests.persistence.billing.drawn import over_years, some
+from tests.persistence.billing.histories import STEPS, History
 from tests.persistence.billing.owed import BY_TOKENS, DAY, Owed, days, ladder
 from tests.persistence.billing.test_events import send
-from tests.persistence.billing.test_histories import FIRST, STEPS, History, live
 from tests.persistence.billing.test_top_ups import post
 from tests.persistence.scenario import Account, document
 
@@ -375,11 +372,3 @@ TOLD_BACK: list[tuple[str, Any]] = [
     ("wait", 3), ("call", 1_500), ("wait", 2), ("change", ("Blocks", "now")), ("late", (1, 900)),
     ("wait", 40), ("amend", (1, 50)), ("amend", (0, 10)),
 ]  # fmt: skip
-
-
-@some(2)
-@given(steps=over_years(MORE, 8, 30))
-@example(steps=TOLD_BACK)
-@example(steps=TOLD)
-def test_what_is_told_late_is_charged_as_it_is_owed(migrated: str, steps: list[tuple[str, Any]]) -> None:
-    asyncio.run(live(WholeHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
