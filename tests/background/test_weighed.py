@@ -8,6 +8,7 @@ from gateway.core.accounts.plans import ONE, Weights
 from gateway.core.model import HoldExtension, SettleResult
 from gateway.counters.redis import keys
 from tests.background.backend import Backend
+from tests.background.flushing.test_late import drained
 from tests.builders import World
 
 TENTH = Weights.of(dict.fromkeys(("input", "output"), ONE // 10))
@@ -49,14 +50,6 @@ async def test_a_call_that_never_arrived_is_posted_by_what_it_counts(backend: Ba
 def facts(read: int, cached: int) -> bytes:
     counts = (read, cached, 0, 0, 0, 0, 0, 0, 0, 0)
     return write_facts(CallFacts(model="m", status=200, counts=counts, total=read + cached, units=1))
-
-
-async def drained(backend: Backend) -> None:
-    """Flush, drain the queue, flush what came of it, until the queue is empty."""
-    for _ in range(3):
-        await backend.flush()
-        await backend.late_settlements.drain()
-    await backend.flush()
 
 
 async def held(backend: Backend, world: World, request_id: str) -> list[ExpiredHold]:

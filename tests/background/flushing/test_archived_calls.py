@@ -22,6 +22,7 @@ from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import LedgerReader
 from persistence.ledger.writer import LedgerWriter
 from tests.background.backend import Backend
+from tests.background.flushing.test_late import drained
 from tests.builders import CHAT, CREDITS, Call, World
 from tests.persistence.ledger.test_budget_uses import opened
 from tests.persistence.scenario import batch_of, broken, rows_of
@@ -54,13 +55,6 @@ def settled_late(world: World, request_id: str, **used: Any) -> Call:
     world.client.delete(keys.hold(world.p, call.id))
     assert call.settle(**used) is SettleResult.UNKNOWN
     return call
-
-
-async def drained(backend: Backend) -> None:
-    for _ in range(3):
-        await backend.flush()
-        await backend.late_settlements.drain()
-    await backend.flush()
 
 
 async def decide(backend: Backend, verb: str, letter: int, **values: Any) -> Any:

@@ -519,7 +519,7 @@ def test_what_met_once_is_owed_once(migrated: str, steps: list[tuple[str, Any]])
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))
 
 
-@some(2)
+@some(3)
 @given(steps=over_years(STEPS, 20, 50))
 def test_everything_that_happens_is_owed_once(migrated: str, steps: list[tuple[str, Any]]) -> None:
     asyncio.run(live(EveryHistory, migrated, [("subscribe", FIRST | {"renews": True}), *steps]))

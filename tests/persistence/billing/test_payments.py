@@ -1,27 +1,23 @@
-"""Invoices that are paid: in parts, given back, given up, overdue; and random histories of all of it."""
+"""Invoices that are paid: in parts, given back, given up, overdue."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from dataclasses import replace
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Conflict, Unprocessable
 from persistence import engine
 from persistence.store import Store
 from tests.letterhead import LETTERHEAD
-from tests.persistence.april import April, april, at, invoiced, opened
-from tests.persistence.billing.drawn import some
+from tests.persistence.april import April, april, at, invoiced
 from tests.persistence.credits import give
-from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of
 
 __all__ = ["april"]
@@ -191,148 +187,3 @@ async def test_the_database_keeps_payments_and_what_is_final(april: April) -> No
         connection.execute("UPDATE invoice SET payment_status = 'paid'")
     assert [violation.invariant for violation in await broken(april.url)] == ["payments"]
     april.is_sound = False
-
-
-STEPS = st.one_of(
-    st.tuples(st.just("pay"), st.integers(1, 13_000)),
-    st.tuples(st.just("pay"), st.integers(1, 13_000)),
-    st.tuples(st.just("again"), st.integers(0, 9)),
-    st.tuples(st.just("reverse"), st.integers(0, 9)),
-    st.tuples(st.just("part"), st.integers(1, 5_000)),
-    st.tuples(st.just("note"), st.integers(1, 4_000)),
-    st.tuples(st.just("void_note"), st.integers(0, 9)),
-    st.tuples(st.just("give_up"), st.just(0)),
-    st.tuples(st.just("wait"), st.integers(1, 9)),
-    st.tuples(st.just("void"), st.just(0)),
-)
-
-
-@dataclass
-class InvoiceEvents:
-    """What happened to an invoice of 120.00, in cents: payments by reference, notes by id."""
-
-    day: date = date(2026, 5, 2)
-    paid: dict[str, int] = field(default_factory=dict)
-    back: dict[str, int] = field(default_factory=dict)
-    notes: dict[int, int] = field(default_factory=dict)
-    given_up: bool = False
-    is_void: bool = False
-
-    @property
-    def rest(self) -> int:
-        came = sum(self.paid.values()) - sum(self.back.values())
-        return 12_000 - came - sum(self.notes.values())
-
-    @property
-    def status(self) -> str | None:
-        if self.is_void:
-            return None
-        if self.rest <= 0:
-            return "paid"
-        if self.given_up:
-            return "uncollectible"
-        return "overdue" if self.day > date(2026, 5, 16) else "open"
-
-
-class History:
-    """Plays steps on an invoice and keeps what they come to."""
-
-    def __init__(self, april: April, invoice: dict[str, Any]) -> None:
-        self.april, self.invoice, self.told = april, invoice, InvoiceEvents()
-        self.payments, self.ids = april.loop("payments"), dict[str, int]()
-
-    async def step(self, number: int, what: str, size: int) -> None:
-        await getattr(self, f"_{what}")(size, f"r{number}")
-        row = dict(await self.april.store.get("invoices", self.invoice["id"]))
-        assert row["payment_status"] == self.told.status, self.told
-        if not self.told.is_void:
-            notes = [await self.april.store.get("invoices", note) for note in self.told.notes]
-            # What notes give back beyond what is left to pay is credit of theirs.
-            dues = [Decimal(str(each["amount_due"])).scaleb(2) for each in (row, *notes)]
-            assert dues[0] == max(0, self.told.rest)
-            assert sum(dues) == self.told.rest
-
-    async def _pay(self, size: int, reference: str) -> None:
-        told, amount = self.told, str(Decimal(size).scaleb(-2))
-        if told.is_void or size > told.rest:
-            with pytest.raises((Unprocessable, Conflict)):
-                await pay(self.april, self.invoice, amount, reference)
-            return
-        await pay(self.april, self.invoice, amount, reference)
-        told.paid[reference] = size
-        [(last,)] = rows_of(self.april.url, "SELECT max(id) FROM payment")
-        self.ids[reference] = int(str(last))
-
-    async def _again(self, size: int, _: str) -> None:
-        if known := self._one_of(self.told.paid, size):
-            await pay(self.april, self.invoice, str(Decimal(self.told.paid[known]).scaleb(-2)), known)
-
-    async def _reverse(self, size: int, reference: str) -> None:
-        if known := self._one_of(self.told.paid, size):
-            await self._back(known, None, reference)
-
-    async def _part(self, size: int, reference: str) -> None:
-        if known := self._one_of(self.told.paid, size):
-            await self._back(known, size, reference)
-
-    async def _back(self, known: str, part: int | None, reference: str) -> None:
-        left = self.told.paid[known] - self.told.back.get(known, 0)
-        size = left if part is None else min(part, left)
-        if size:
-            amount = None if part is None else Decimal(size).scaleb(-2)
-            await self.april.do("payments", "reverse", self.ids[known], reference=reference, amount=amount)
-            self.told.back[known] = self.told.back.get(known, 0) + size
-
-    async def _note(self, size: int, _: str) -> None:
-        lines = [{"position": 1, "amount": Decimal(size).scaleb(-2)}]
-        try:
-            note = await self.april.do("invoices", "credit-note", self.invoice["id"], lines=lines)
-        except (Unprocessable, Conflict):
-            # The line's 100.00 is given back, with its tax, as far as notes can.
-            assert self.told.is_void or size + sum(self.told.notes.values()) / 1.2 > 9_999
-            return
-        await self.april.do("invoices", "finalize", note["id"])
-        self.told.notes[note["id"]] = -int(Decimal(str(note["total_amount"])).scaleb(2))
-
-    async def _void_note(self, size: int, _: str) -> None:
-        if note := self._one_of(self.told.notes, size):
-            await self.april.do("invoices", "void", note)
-            del self.told.notes[note]
-
-    async def _give_up(self, _: int, __: str) -> None:
-        if self.told.status in {"open", "overdue"}:
-            await self.april.do("invoices", "uncollectible", self.invoice["id"])
-            self.told.given_up = True
-
-    async def _wait(self, days: int, _: str) -> None:
-        self.told.day += timedelta(days=days)
-        await self.april.on(at(self.told.day.month, self.told.day.day))
-        await self.payments.turn()
-
-    async def _void(self, _: int, __: str) -> None:
-        if self.told.notes or self.told.is_void:
-            return
-        if sum(self.told.paid.values()) == sum(self.told.back.values()):
-            await self.april.do("invoices", "void", self.invoice["id"])
-            self.told.is_void = True
-            return
-        with pytest.raises(Conflict):
-            await self.april.do("invoices", "void", self.invoice["id"])
-
-    def _one_of(self, known: dict[Any, int], size: int) -> Any:
-        return sorted(known)[size % len(known)] if known else None
-
-
-@some(8)
-@given(st.lists(STEPS, min_size=4, max_size=14))
-def test_random_histories_come_to_what_happened(shared: str, steps: list[tuple[str, int]]) -> None:
-    asyncio.run(_play_one(shared, steps))
-
-
-async def _play_one(url: str, steps: list[tuple[str, int]]) -> None:
-    empty(url)
-    async with opened(url, at(3, 25)) as made:
-        history = History(made, await bought(made))
-        for number, (what, size) in enumerate(steps):
-            await history.step(number, what, size)
-        assert await broken(url) == []

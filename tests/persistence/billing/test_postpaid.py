@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.errors import Conflict
-from tests.persistence.april import April, april, at, opened
-from tests.persistence.billing.drawn import some
+from tests.persistence.april import April, april, at
 from tests.persistence.billing.test_top_ups import post
 from tests.persistence.credits import give
-from tests.persistence.migrated import empty
-from tests.persistence.scenario import Account, broken, rows_of
+from tests.persistence.scenario import Account, rows_of
 
 __all__ = ["april"]
 
@@ -309,154 +303,3 @@ class Books:
     @property
     def balance(self) -> int:
         return self.pool - len(self.debt)
-
-
-PRICES = ("0.02", "0.0000000001", None, "0.333333")
-STEPS = st.one_of(
-    st.tuples(st.just("use"), st.integers(1, 90)),
-    st.tuples(st.just("use"), st.integers(1, 90)),
-    st.tuples(st.just("top_up"), st.integers(1, 120)),
-    st.tuples(st.just("gift"), st.integers(1, 60)),
-    st.tuples(st.just("wait"), st.integers(1, 20)),
-    st.tuples(st.just("price"), st.integers(0, len(PRICES) - 1)),
-    st.tuples(st.just("bill"), st.integers(0, 3)),
-    st.tuples(st.just("pay"), st.integers(0, 5)),
-    st.tuples(st.just("void"), st.integers(0, 5)),
-    st.tuples(st.just("allocate"), st.just(0)),
-    st.tuples(st.just("charge"), st.just(0)),
-    st.tuples(st.just("again"), st.just(0)),
-)
-
-
-@dataclass
-class History:
-    """The same steps in the database and in the books."""
-
-    april: April
-    owner: int
-    books: Books
-    price: Fraction | None = Fraction(PRICES[0] or 0)
-    billed_until: date = date(2026, 4, 1)
-    unpaid: list[int] = field(default_factory=list)
-    sent: list[tuple[bytes, bytes]] = field(default_factory=list)
-
-    @property
-    def today(self) -> date:
-        return self.april.now.date()
-
-    async def use(self, credits_: int) -> None:
-        self.april.account.consume(None, credits_=credits_)
-        self.flush()
-        self.books.use(credits_, self.today, self.price)
-
-    async def top_up(self, credits_: int) -> None:
-        give(self.april.url, self.april.account, credits_, unit_cost="0.011")
-        self.flush()
-        self.books.add(credits_, credits_ * Fraction("0.011"))
-
-    async def gift(self, credits_: int) -> None:
-        give(self.april.url, self.april.account, credits_, category="promotional")
-        self.flush()
-        self.books.add(credits_)
-
-    async def wait(self, days: int) -> None:
-        await self.april.on(self.april.now + timedelta(days=days))
-
-    async def price_(self, number: int) -> None:
-        await self.april.on(self.april.now + timedelta(minutes=1))
-        cost = PRICES[number]
-        await self.april.do(
-            "organizations", "change", self.owner, credit_unit_cost=None if cost is None else Decimal(cost)
-        )
-        self.price = None if cost is None else Fraction(cost)
-
-    async def bill(self, back: int) -> None:
-        until = self.today - timedelta(days=back)
-        if until <= self.billed_until:
-            return
-        made = await self.april.do(
-            "invoices", "create", organization_id=self.owner, period_start=self.billed_until, period_end=until
-        )
-        if not made["lines"]:
-            await self.april.do("invoices", "delete", made["id"])
-            return
-        final = await self.april.do("invoices", "finalize", made["id"])
-        self.billed_until = until
-        self.books.bill(made["id"], until)
-        if final["payment_status"] == "open":
-            self.unpaid.append(made["id"])
-        else:
-            self.give(made["id"])
-
-    async def pay(self, number: int) -> None:
-        if self.unpaid:
-            made = self.unpaid.pop(number % len(self.unpaid))
-            row = await self.april.store.get("invoices", made)
-            await self.april.do("invoices", "payments", made, amount=row["amount_due"], reference="bank")
-            self.give(made)
-
-    def give(self, made: int) -> None:
-        """What an invoice billed comes as credits."""
-        count = len(self.books.invoices[made])
-        assert post(self.april) == count
-        self.books.add(count, paid=made)
-
-    async def void(self, number: int) -> None:
-        if self.unpaid:
-            made = self.unpaid.pop(number % len(self.unpaid))
-            await self.april.allocate()
-            await self.april.do("invoices", "void", made)
-            self.books.void(made)
-
-    async def allocate(self, _: int) -> None:
-        await self.april.allocate()
-
-    async def charge(self, _: int) -> None:
-        await self.april.charge(self.owner)
-
-    async def again(self, _: int) -> None:
-        self.april.account.entries = [*self.sent]
-        self.april.flush()
-
-    def flush(self) -> None:
-        self.sent = list(self.april.account.entries)
-        self.april.flush()
-
-    async def compare(self) -> None:
-        await self.april.allocate()
-        await self.april.charge(self.owner)
-        [(charged,)] = rows_of(self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge")
-        assert Fraction(str(charged)) == self.books.charged
-        assert self.april.account.balance == self.books.balance
-        [(billed,)] = rows_of(
-            self.april.url, "SELECT coalesce(sum(total_amount), 0) FROM invoice WHERE status = 'finalized'"
-        )
-        [(exact,)] = rows_of(
-            self.april.url, "SELECT coalesce(sum(amount), 0) FROM charge WHERE line IS NOT NULL"
-        )
-        # What was used is one basis that is rounded on and on; each addition is one of its own.
-        [(sold,)] = rows_of(self.april.url, "SELECT count(unit_cost) FROM credit_addition")
-        assert abs(Fraction(str(billed)) - Fraction(str(exact))) <= Fraction(1, 200) * (1 + int(str(sold)))
-        assert await broken(self.april.url) == []
-
-
-@some(8)
-@given(steps=st.lists(STEPS, min_size=12, max_size=30))
-def test_histories_owe_what_is_owed_credit_by_credit(migrated: str, steps: list[tuple[str, int]]) -> None:
-    asyncio.run(live(migrated, steps))
-
-
-@asynccontextmanager
-async def begun(url: str) -> AsyncIterator[History]:
-    empty(url)
-    async with opened(url, at(4, 1)) as made:
-        owner = await customer(made)
-        await made.on(at(4, 1))
-        yield History(made, owner, Books())
-
-
-async def live(url: str, steps: list[tuple[str, int]]) -> None:
-    async with begun(url) as history:
-        for what, how in steps:
-            await getattr(history, "price_" if what == "price" else what)(how)
-        await history.compare()

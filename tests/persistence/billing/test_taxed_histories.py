@@ -25,14 +25,14 @@ from gateway.core.billing import events
 from gateway.core.billing.money import PriceTier, read_tiers
 from gateway.core.times import ms_of
 from persistence.billing import charges
-from tests.persistence.april import TIERS, April, april, at, invoiced, plan, set_up
+from tests.persistence.april import TIERS, April, april, at, invoiced, opened, plan, set_up
 from tests.persistence.billing.drawn import over_years, some
 from tests.persistence.billing.owed import DAY, Term, days
 from tests.persistence.billing.papers import to_cents
 from tests.persistence.billing.test_due import customer
-from tests.persistence.billing.test_postpaid import begun
 from tests.persistence.billing.test_usage_file import adds_up, of, read
 from tests.persistence.credits import give
+from tests.persistence.migrated import empty
 from tests.persistence.scenario import broken, document, rows_of
 
 BEGINS = date(2026, 4, 1)
@@ -289,14 +289,15 @@ def test_what_is_supplied_is_taxed_with_the_rate_of_its_day(
 
 
 async def live(url: str, steps: list[tuple[str, Any]]) -> None:
-    async with begun(url) as history:
-        taxed = Taxed(history.april)
+    empty(url)
+    async with opened(url, datetime.combine(BEGINS, time(12), UTC)) as made:
+        taxed = Taxed(made)
         await taxed.begin()
         for what, how in steps:
             await getattr(taxed, what)(how)
         await taxed.wait(1)
         await taxed.bill(0)
-        assert history.april.broken() == []
+        assert made.broken() == []
 
 
 # --- supplied ---------------------------------------------------------------------------

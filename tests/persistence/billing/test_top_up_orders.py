@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gateway.errors import Conflict, Unprocessable
 from tests.persistence.april import April, april
-from tests.persistence.billing.drawn import some
-from tests.persistence.billing.test_postpaid import begun
 from tests.persistence.billing.test_top_ups import own_invoice, pay, post
 from tests.persistence.credits import give
-from tests.persistence.scenario import Account, broken, rows_of
+from tests.persistence.scenario import Account, rows_of
 
 __all__ = ["april"]
 
@@ -201,51 +196,3 @@ async def test_people_are_told_and_amounts_keep_their_currency(april: April) -> 
     with pytest.raises(Unprocessable) as refused:
         await april.do("organizations", "change", owner, auto_top_up=TERMS | {"unit_cost": "0.000001"})
     assert dict(refused.value.errors) == {"auto_top_up.unit_cost": "comes to no USD that can be paid"}
-
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["use", "use", "use", "turn", "post", "again", "buy"]), st.integers(1, 700)
-    ),
-    min_size=5, max_size=30,
-)  # fmt: skip
-
-
-@some(6)
-@given(steps=STEPS)
-def test_histories_buy_as_often_as_a_balance_falls(migrated: str, steps: list[tuple[str, int]]) -> None:
-    asyncio.run(live(migrated, steps))
-
-
-async def live(url: str, steps: list[tuple[str, int]]) -> None:
-    """Told by the balance alone: one is bought where it is low and none is on its way."""
-    async with begun(url) as history:
-        april = history.april
-        await april.do("organizations", "change", history.owner, auto_top_up=TERMS | {"monthly_max": 100})
-        sent: list[tuple[bytes, bytes]] = []
-        expected, on_their_way = 1, True  # nothing is there to begin with
-        for what, many in steps:
-            if what == "turn":
-                await asyncio.gather(*(april.loop("top-ups").turn() for _ in range(2)))
-                continue
-            if what == "post":
-                if post(april):
-                    on_their_way = False
-            elif what == "again":
-                april.account.entries = [*sent]
-                april.flush()
-                continue
-            elif what == "buy":
-                give(url, april.account, many, unit_cost="0.01")
-            else:
-                april.account.consume(None, credits_=many)
-            sent = list(april.account.entries) or sent
-            april.flush()
-            if april.account.credit_seq and april.account.balance <= 100 and not on_their_way:
-                expected, on_their_way = expected + 1, True
-        await april.loop("top-ups").turn()
-        assert len(await bought(april)) == expected
-        assert [Decimal(str(each["unit_cost"])) for each in await bought(april)] == [
-            Decimal("0.01")
-        ] * expected
-        assert await broken(url) == []
