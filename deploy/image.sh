@@ -9,7 +9,7 @@ packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_p
 
 "$python" -m pip wheel -q --no-index --no-deps --no-build-isolation --wheel-dir build/wheel .
 "$python" -m pip --python "$environment/bin/python" install -q --no-compile --no-index --no-deps build/wheel/*.whl
-echo image >"$packages"/tollkeeper_gateway-*.dist-info/INSTALLER
+echo image | tee "$packages"/tollkeeper_gateway-*.dist-info/INSTALLER >/dev/null
 if [ "$compiled" = yes ]; then
     PYTHONPATH="$packages" "$python" deploy/compile.py build/compiled
     (cd build/compiled && find . -name '*.so' -exec cp --parents {} "$packages" \;)

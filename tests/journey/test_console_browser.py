@@ -143,3 +143,47 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert (found["landed"], found["asked"]) == (["/me", "/me", "/"], "open")
     assert found["checkout"] == "Pay $10.00 at Stripe"
     assert stack.chat(found["rotated"]).status_code == 200
+
+
+# Teams, each with a model and the tokens of one of its calls on a usual day.
+TEAMS = (
+    ("Search", "gpt-4o", 2_100_000),
+    ("Support", "gpt-4o-mini", 8_400_000),
+    ("Coding", "gpt-4.1", 1_700_000),
+)
+
+
+def test_the_overview_shows_a_month(stack: Stack, browser: str, script: Path) -> None:
+    """Its pictures, light and dark, are left in build/; docs/img has those that README shows."""
+    whose = stack.make("organizations", name="Northwind")["id"]
+    plan = stack.make("token-plans", name="Overview plan", total_amount=10**12)
+    now = datetime.now(UTC)
+    for team, model, tokens in TEAMS:
+        stack.make("tenants", name=team, organization_id=whose, plan_id=plan["id"])
+        days = [day for day in range(31) if (now - timedelta(days=day)).month == now.month]
+        told = [
+            {
+                "specversion": "1.0", "type": "use", "source": "overview", "id": f"{team}-{day}-{part}",
+                "subject": team, "time": (now - timedelta(days=day, hours=part)).isoformat(),
+                "data": {
+                    "service": "chat", "model": model, "user": ("ada", "grace", "edsger")[part],
+                    "usage": {"input": tokens * (60 - (now - timedelta(days=day)).weekday() * 9) // 60,
+                              "output": tokens // (4 + part)},
+                },
+            }
+            for day in days for part in range(3)
+        ]  # fmt: skip
+        status, answer = stack.admin("POST", "/events", told)
+        assert (status, answer["rejected"]) == (200, []), answer
+    folder = Path("build")
+    asked = {
+        "browser": browser, "profile": str(script.parent / "pictures"), "url": stack.admin_url,
+        "token": stack.admin_token, "folder": str(folder.resolve()),
+    }  # fmt: skip
+    drawn = shutil.copy(Path(__file__).with_name("overview.mjs"), script.parent)
+    words = ["node", drawn, json.dumps(asked)]
+    ran = subprocess.run(words, cwd=script.parent, capture_output=True, timeout=RUN_S_MAX, check=False)
+    assert ran.returncode == 0, ran.stderr.decode()[-3000:]
+    said = json.loads(ran.stdout)["text"]
+    assert all(team in said for team, _, _ in TEAMS)
+    assert all((folder / f"overview-{scheme}.png").stat().st_size > 20_000 for scheme in ("light", "dark"))
