@@ -219,18 +219,19 @@ async def show_statement(
     """`GET /balances?at=2026-05-31`: by organization and currency, those that owe most first."""
     require_read(desk.ports.actor, REPORTS[f"reports/{statement.name}"])
     sent = {name: text for name, text in read_once(request.query).items() if text}
+    sent |= lists.texts(await lists.ids_of_names(desk, sent, {"organization_id": "organizations"}))
     asked = period_of(desk.ports, statement.name, checked(ASKED[statement.name], sent))
     rows = await desk.ports.store.report(statement.name, asked, 0, ROWS_SHOWN_MAX + 1)
     last = list(statement.amounts)[-1]
     shown = sorted(rows[:ROWS_SHOWN_MAX], key=lambda row: (row["currency"], -_amount(row[last])))
     at, owner = (asked.until - timedelta(days=1)).date(), asked.organization_id
     names = () if owner is None else statement.previews
-    lists = await asyncio.gather(*(preview(desk, name, organization_id=owner) for name in names if owner))
+    previews = await asyncio.gather(*(preview(desk, name, organization_id=owner) for name in names if owner))
     return desk.answer(
         request, signed, "statement.html",
         statement=statement, at=at.isoformat(), is_today=at == datetime.now(UTC).date(), rows=shown,
         organization_id=owner, totals=_totals(shown, statement), is_cut=len(rows) > ROWS_SHOWN_MAX,
-        previews=lists,
+        previews=previews,
     )  # fmt: skip
 
 
@@ -274,7 +275,7 @@ class Exports:
         **fixed: str,
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
-        named = await lists.ids_of_names(desk, screen, request)
+        named = await lists.filtered(desk, screen, request)
         query = lists.read(screen, request, LIMIT_MAX, named | fixed)
         pieces = self._pieces(desk, screen, query)
         return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)

@@ -122,6 +122,8 @@ def _is_sortable(screen: Screen, column: str) -> bool:
 
 ROWS_A_PAGE = 50
 FOUND_MAX = 20
+# Rows that are told where a name says none.
+ALIKE_SHOWN_MAX = 3
 KINDS = {"id": "id", "count": "id"}
 # How many rows are counted, of more it is said that there are more; and how long a list waits for it.
 COUNT_MAX = 10_000
@@ -185,7 +187,7 @@ async def page_of(
     errors: Mapping[str, str] = {}
     found = ListPage((), None, None)
     try:
-        named = await ids_of_names(desk, screen, request)
+        named = await filtered(desk, screen, request)
         found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=named | fixed)
     except Unprocessable as wrong:
         errors = dict(wrong.errors)
@@ -267,11 +269,34 @@ async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tu
     return await desk.ports.figures.find(name, text, FOUND_MAX)
 
 
-async def meant(desk: ConsoleShell, target: str, text: str) -> int | str:
-    """The id of the row that is named; the text where it names none, or more than one."""
-    wanted = text.strip().casefold()
-    ids = [row_id for row_id, name in await found_by_name(desk, target, text) if name.casefold() == wanted]
-    return ids[0] if len(ids) == 1 else text
+async def ids_of_names(
+    desk: ConsoleShell, typed: Mapping[str, str], targets: Mapping[str, str]
+) -> dict[str, int]:
+    """Return the ids of the rows that are named, by field; `targets` are their resources by field.
+
+    A number is left to whoever checks the field. `Unprocessable` has a sentence for each field whose name
+    no row has, or several have.
+    """
+    wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
+    named = {name: text for name, text in wanted.items() if text and not text.isdecimal()}
+    found = await asyncio.gather(*(_meant(desk, targets[name], text) for name, text in named.items()))
+    wrong = tuple((name, said) for name, said in zip(named, found, strict=True) if isinstance(said, str))
+    if wrong:
+        raise Unprocessable("Some names do not say which row is meant.", wrong)
+    return {name: said for name, said in zip(named, found, strict=True) if isinstance(said, int)}
+
+
+async def _meant(desk: ConsoleShell, target: str, text: str) -> int | str:
+    """The id of the row that is named; a sentence where none is, or several are."""
+    there = await found_by_name(desk, target, text)
+    same = [row_id for row_id, name in there if name.casefold() == text.casefold()]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        numbers = ", ".join(map(str, sorted(same)))
+        return f"is the name of {len(same)} rows: give one of their numbers, {numbers}"
+    alike = ", ".join(f"{name} ({row_id})" for row_id, name in there[:ALIKE_SHOWN_MAX])
+    return f"names nothing: {f'there is {alike}' if alike else 'give a whole name, or a number'}"
 
 
 def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
@@ -292,16 +317,15 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
     return read_query(screen.name, screen.resource.filters, sent)
 
 
-async def ids_of_names(desk: ConsoleShell, screen: Screen, request: web.Request) -> dict[str, str]:
+async def filtered(desk: ConsoleShell, screen: Screen, request: web.Request) -> dict[str, str]:
     """The ids that a list's filters mean where names are typed into them."""
-    typed = {name: request.query.get(name, "").strip() for name in screen.filters}
-    wanted = [
-        (name, target, text)
-        for name, text in typed.items()
-        if text and not text.isdecimal() and (target := screen.resource.target(name)) in FOUND
-    ]
-    ids = await asyncio.gather(*(meant(desk, target, text) for _, target, text in wanted))
-    return {name: str(row_id) for (name, _, _), row_id in zip(wanted, ids, strict=True)}
+    targets = {name: screen.resource.target(name) for name in screen.filters}
+    return texts(await ids_of_names(desk, request.query, targets))
+
+
+def texts(ids: Mapping[str, int]) -> dict[str, str]:
+    """Ids as an address has them."""
+    return {name: str(row_id) for name, row_id in ids.items()}
 
 
 async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:

@@ -68,6 +68,8 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
         budget = await with_owner(desk, sent)
         if not all(budget.get(name) for name in ("organization_id", "amount", "unit", "interval")):
             return []
+        if any(isinstance(budget.get(name), str) for name in SELECTING if name.endswith("_id")):
+            return []
         owner = await desk.ports.store.get("organizations", int(str(budget["organization_id"])))
         limit = Decimal(str(budget["amount"]))
         if limit <= 0 or (budget["unit"] != MONEY and limit != int(limit)):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -30,7 +30,7 @@ from gateway.admin.console.formatting import (
     use_of,
 )
 from gateway.admin.console.home import CachedAnswer, ConsoleShell, SignedInPerson, query
-from gateway.admin.console.lists import FilterControl
+from gateway.admin.console.lists import FilterControl, ids_of_names, texts
 from gateway.admin.console.reports import (
     PAGES,
     RANGES,
@@ -82,6 +82,10 @@ TROUBLE = (
 )
 
 
+# Whose spend it may be of, by field.
+_TARGETS = {"organization_id": "organizations", "tenant_id": "tenants"}
+
+
 @dataclass(frozen=True, slots=True)
 class TightBudget:
     """A budget with little left; of one with `each`, the account that used most."""
@@ -103,16 +107,29 @@ class RefusalCount:
 
 
 class OverviewQuery:
-    """What the overview's address asks: a range of time, and whose spend."""
+    """What the overview's address asks: a range of time, and whose spend; `errors` by field."""
 
-    def __init__(self, request: web.Request, realm: Realm | None) -> None:
-        names = ("range", *(["organization_id"] if realm is None else []), "tenant_id")
-        self.realm = realm
-        self.asked = {name: text for name in names if (text := request.query.get(name, "").strip())}
+    def __init__(self, typed: Mapping[str, str], realm: Realm | None, errors: Mapping[str, str]) -> None:
+        self.realm, self.asked, self.errors = realm, dict(typed), dict(errors)
         self._report = ReportQuery(self.asked, ["model"], datetime.now(UTC))
         self.range = self._report.range
         # Checked at once: what is kept is asked of the store alone.
-        self.query()
+        try:
+            self.query()
+        except Unprocessable as wrong:
+            self.errors = dict(wrong.errors) | self.errors
+
+    @classmethod
+    async def read(cls, desk: ConsoleShell, request: web.Request) -> Self:
+        """Read an address, in which rows may be named."""
+        realm, errors = desk.ports.actor.realm, dict[str, str]()
+        names = ("range", *(["organization_id"] if realm is None else []), "tenant_id")
+        typed = {name: text for name in names if (text := request.query.get(name, "").strip())}
+        try:
+            typed |= texts(await ids_of_names(desk, typed, _TARGETS))
+        except Unprocessable as wrong:
+            errors = dict(wrong.errors)
+        return cls(typed, realm, errors)
 
     @property
     def key(self) -> tuple[Realm | None, tuple[tuple[str, str], ...]]:
@@ -141,10 +158,12 @@ class OverviewQuery:
         return self._report.file(query, ".csv", query.interval)
 
     def controls(self) -> list[FilterControl]:
-        targets = {"organization_id": "organizations", "tenant_id": "tenants"}
         return [
-            FilterControl(name, label_of(name), "named", self.asked.get(name, ""), refers=target)
-            for name, target in targets.items()
+            FilterControl(
+                name, label_of(name), "named", self.asked.get(name, ""), refers=target,
+                error=self.errors.get(name, ""),
+            )
+            for name, target in _TARGETS.items()
             if self.realm is None or (name == "tenant_id" and self.realm.tenant_id is None)
         ]
 
@@ -165,17 +184,17 @@ class Overview:
 
     async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /?range=7d&tenant_id=5`."""
-        asked = OverviewQuery(request, desk.ports.actor.realm)
-        spend, trouble = await asyncio.gather(self._kept_for(desk, asked).now(), self._trouble(desk))
-        return desk.answer(
-            request, signed, "overview.html", trouble=trouble, **self._said(desk, asked, spend)
-        )
+        asked = await OverviewQuery.read(desk, request)
+        spend, trouble = await asyncio.gather(self._spent(desk, asked), self._trouble(desk))
+        status = 422 if asked.errors else 200
+        said = self._said(desk, asked, spend)
+        return desk.answer(request, signed, "overview.html", status, trouble=trouble, **said)
 
     async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /spend`: what is spent, alone, asked for now and then."""
-        asked = OverviewQuery(request, desk.ports.actor.realm)
-        spend = await self._kept_for(desk, asked).now()
-        return desk.answer(request, signed, "spend.html", **self._said(desk, asked, spend))
+        asked = await OverviewQuery.read(desk, request)
+        said = self._said(desk, asked, await self._spent(desk, asked))
+        return desk.answer(request, signed, "spend.html", 422 if asked.errors else 200, **said)
 
     async def health(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /health`: what the gateways do now, and who used most today."""
@@ -244,6 +263,9 @@ class Overview:
             "ranges": RANGES,
             "reads_budgets": refused_read(actor, budgets.name, budgets.access) is None,
         }
+
+    async def _spent(self, desk: ConsoleShell, asked: OverviewQuery) -> object:
+        return None if asked.errors else await self._kept_for(desk, asked).now()
 
     def _kept_for(self, desk: ConsoleShell, asked: OverviewQuery) -> CachedAnswer[dict[str, Any]]:
         """The answer for everybody who sees the same, and asks the same."""

@@ -24,7 +24,7 @@ from gateway.admin import live
 from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, lists, meaning, reports
 from gateway.admin.console.formatting import PageForm, cell, label_of, references, state_of
-from gateway.admin.console.home import FOUND, ConsoleShell, Posted, SignedInPerson, query, see
+from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.http.requests import Body
 from gateway.admin.operations import WriteResult
@@ -158,8 +158,8 @@ class Records:
     async def create(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>`; a secret made here is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
-        sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False))
         try:
+            sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False))
             sent = await self._filled(sent)
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
@@ -187,11 +187,16 @@ class Records:
         form = self._change_form(where)
         form = replace(form, former=formatting.former_values(form.fields, posted))
         sent = formatting.body_of(form.fields, posted, changes=True)
-        sent = await self._in_unit(form, sent, row_id(request))
         if not sent:
             return see(f"{where}?done=nothing")
-        doing = self._operations.change(self._desk.asked(request, signed, posted), row_id(request), sent)
-        done = await self._done(request, signed, posted, form, doing)
+
+        async def change() -> WriteResult:
+            meant = await self._in_unit(form, sent, row_id(request))
+            return await self._operations.change(
+                self._desk.asked(request, signed, posted), row_id(request), meant
+            )
+
+        done = await self._done(request, signed, posted, form, change())
         return _said(where, "changed", done) if isinstance(done, WriteResult) else done
 
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
@@ -207,9 +212,13 @@ class Records:
         """`POST /<resource>/{id}/<action>`."""
         acted = row_id(request)
         form = self._action_form(self._address(acted), action)
-        sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False), acted)
-        doing = self._operations.act(action, self._desk.asked(request, signed, posted, sent), acted, sent)
-        done = await self._done(request, signed, posted, form, doing)
+
+        async def act() -> WriteResult:
+            sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False), acted)
+            asked = self._desk.asked(request, signed, posted, sent)
+            return await self._operations.act(action, asked, acted, sent)
+
+        done = await self._done(request, signed, posted, form, act())
         if not isinstance(done, WriteResult):
             return done
         if action.mints and self._screen.resource.secret is not None:
@@ -236,9 +245,9 @@ class Records:
 
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
         """The body with ids for names, and amounts in the unit of their row."""
-        for each in form.fields:
-            if each.refers in FOUND and isinstance(named := sent.get(each.name), str):
-                sent = {**sent, each.name: await lists.meant(self._desk, each.refers, named)}
+        targets = {each.name: each.refers for each in form.fields if each.refers}
+        typed = {name: value for name, value in sent.items() if isinstance(value, str)}
+        sent = {**sent, **await lists.ids_of_names(self._desk, typed, targets)}
         names = form_fields.amounts(form.fields, sent)
         if not names:
             return sent

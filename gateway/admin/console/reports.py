@@ -20,7 +20,7 @@ from multidict import MultiDict
 from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
-from gateway.admin.console.lists import FilterControl
+from gateway.admin.console.lists import FilterControl, ids_of_names, texts
 from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
@@ -262,10 +262,14 @@ class ReportQuery:
 async def show_explorer(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /usage`."""
     sent = {name: text.strip() for name, text in request.query.items()}
+    errors: Mapping[str, str] = {}
+    try:
+        sent |= texts(await ids_of_names(desk, sent, REFERS))
+    except Unprocessable as wrong:
+        errors = dict(wrong.errors)
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
-    errors: Mapping[str, str] = {}
     typed = (asked.since, asked.until)
     found, facts = SpendSummary((), (), None), {}
     try:
@@ -282,7 +286,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
             ],
         }
     except Unprocessable as wrong:
-        errors = dict(wrong.errors)
+        errors = {**dict(wrong.errors), **errors}
     lines = _lines(found, asked)
     choices = await desk.choices({"services"})
     return desk.answer(

@@ -102,6 +102,8 @@ def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
 TIMEOUT_S = 40.0
 PAGE_ROWS_MAX = 1_000
 NAMES_READ_MAX = 5_000
+# Rows of one name that are told by their ids.
+NAMESAKES_MAX = 6
 DATA_DIR = ".tollkeeper"
 # Ids are below 2^63.
 ID_DIGITS_MAX = 19
@@ -160,12 +162,13 @@ class AdminClient:
             return int(text)
         by = named_by(resource)
         value = self.id_of("organizations", text) if by == "organization_id" else text
-        found = self.get(resource, **{by: value}, limit=2)["items"]
+        found = self.get(resource, **{by: value}, limit=NAMESAKES_MAX)["items"]
         one = resource.removesuffix("s")
         if not found:
             raise CommandFailed(f"There is no {one} named {text!r}; give its whole name, or its id.")
         if len(found) > 1:
-            raise CommandFailed(f"There is more than one {one} named {text!r}; give its id instead.")
+            ids = ", ".join(str(row["id"]) for row in found)
+            raise CommandFailed(f"There is more than one {one} named {text!r}: give one of their ids, {ids}.")
         return int(found[0]["id"])
 
     def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -126,6 +127,22 @@ async def test_what_is_wrong_stands_at_its_field(
     assert said in field.partition('class="error"')[2]
     assert "<script>alert" not in answer.text
     assert api.rows("select count(*) from control_write where verb = 'recharge'") == [(0,)]
+
+
+@pytest.mark.parametrize(("typed", "said"), [("Twin", "one of their numbers"), ("Nope", "names nothing")])
+async def test_a_name_that_says_no_row_comes_back_beside_its_field(
+    api: Api, admin: Person, typed: str, said: str
+) -> None:
+    for name in ("First", "Second"):
+        whose = await api.make("organizations", name=name)
+        await api.make("tenants", name="Twin", organization_id=whose["id"])
+    form = {"tenant_id": typed, "organization_id": str(whose["id"]), "amount": "20"}
+    form |= {"unit": "money", "interval": "day"}
+    assert (await admin.open(f"/budgets/meaning?{urlencode(form)}")).status == 200
+    for page, more in (("budgets", form), ("api-keys", {"tenant_id": typed, "name": "laptop"})):
+        answer = await admin.fill(f"/{page}/new", f"/{page}", **more)
+        assert (answer.status, f'value="{typed}"' in answer.text) == (422, True)
+        assert said in answer.text.partition('name="tenant_id"')[2].partition("</form>")[0]
 
 
 async def test_a_form_comes_back_as_it_was_typed(admin: Person) -> None:

@@ -403,6 +403,32 @@ async def test_what_is_asked_wrongly_is_said(reader: Person) -> None:
         assert re.search(rf"This cannot be shown: {field} \w", page.text)
 
 
+FILTERED = ("/?", "/spend?", "/usage?", "/calls?", "/calls.csv?", "/budgets?", "/tenants?", "/balances?")
+
+
+@pytest.mark.parametrize("address", FILTERED)
+async def test_every_filter_takes_a_name_and_says_what_is_wrong_with_it(
+    api: Api, admin: Person, made: dict[str, Any], address: str
+) -> None:
+    acme, euro = made["acme"]["id"], made["bank"]["organization_id"]
+    of = f"{address}organization_id="
+    named, numbered = await admin.open(f"{of}acme"), await admin.open(f"{of}{acme}")
+    assert (named.status, numbered.status) == (200, 200)
+    assert figures_of(named.text) == figures_of(numbered.text)
+    nobody = await admin.open(f"{of}Acm")
+    assert (nobody.status, f"Acme ({acme})" in nobody.text, figures_of(nobody.text)) == (422, True, [])
+    if "tenants" not in address and "balances" not in address:
+        twin = await api.make("tenants", name="Search", organization_id=euro)
+        several = await admin.open(f"{address}tenant_id=search")
+        assert several.status == 422
+        assert f"one of their numbers, {made['search']['id']}, {twin['id']}" in several.text
+
+
+def figures_of(page: str) -> list[str]:
+    """The amounts of a page."""
+    return re.findall(r"[$€][\d,.]+", page)
+
+
 async def test_times_are_whole_days_hours_and_ranges() -> None:
     now = datetime(2026, 3, 15, 10, 20, tzinfo=UTC)
     spans = {

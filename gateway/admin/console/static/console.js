@@ -53,6 +53,18 @@
     }
   });
 
+  // What could not be had is said where it was asked for, until the next answer there.
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const { target, xhr, successful } = event.detail;
+    if (target.previousElementSibling?.matches("[data-failed]")) target.previousElementSibling.remove();
+    if (successful || xhr.status === 422 || xhr.status === 401) return;
+    const page = new DOMParser().parseFromString(xhr.responseText, "text/html");
+    const said = page.querySelector(".error-page h1")?.textContent ?? "The server does not answer. It is asked again with the next change.";
+    const notice = Object.assign(document.createElement("p"), { className: "notice bad", role: "alert", textContent: said });
+    notice.dataset.failed = "";
+    if (document.contains(target)) target.before(notice);
+  });
+
   // A list that is asked again takes nobody's place: who stood on a link stands on it again.
   let stood = null;
   document.addEventListener("htmx:beforeSwap", (event) => {
