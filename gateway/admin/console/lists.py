@@ -274,7 +274,7 @@ async def ids_of_names(
 ) -> dict[str, int]:
     """Return the ids of the rows that are named, by field; `targets` are their resources by field.
 
-    A number is left to whoever checks the field. `Unprocessable` has a sentence for each field whose name
+    A number stays as it is: the field is checked later. `Unprocessable` has a sentence for each field whose name
     no row has, or several have.
     """
     wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
