@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from gateway.admin.api import usage, views
 from gateway.admin.api.finance import checked, period_of
@@ -37,7 +36,7 @@ from gateway.admin.console.records import Extras, Records, address_of, preview
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
-from gateway.admin.http.guard import CSV, Files, files_of
+from gateway.admin.http.guard import AS_PAGE, CSV, Files, files_of
 from gateway.admin.http.requests import LIMIT_MAX, read_once, require_read, slow_down
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.reports import ASKED, REPORTS
@@ -382,7 +381,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     for screen in SCREENS.values():
         _mount_screen(app, desk, screen)
         router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen=screen)))
-    app.middlewares.append(_not_found_as_page(desk))
+    app[AS_PAGE] = lambda request, told: _error_page(desk, request, told)
 
 
 def _mount_sign_ins(
@@ -429,20 +428,20 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
         writing(f"{one}/{address_of(action)}", partial(act, action=action), action.name)
 
 
-def _not_found_as_page(desk: ConsoleShell) -> Middleware:
-    @web.middleware
-    async def found(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPNotFound:
-            if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
-                raise
-            return desk.answer(
-                request, None, "error.html", 404, message="There is nothing at this address.", errors=(),
-                reason="not_found", code=404,
-            )  # fmt: skip
-
-    return found
+def _error_page(desk: ConsoleShell, request: web.Request, told: web.Response) -> web.Response | None:
+    """Return the page that says a problem, or None where a program asked."""
+    if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
+        return None
+    problem = json.loads(told.text or "{}")
+    errors = [(each["field"], each["message"]) for each in problem.get("errors", ())]
+    page = desk.answer(
+        request, None, "error.html", told.status, message=problem["detail"], errors=errors,
+        reason=problem["type"].rpartition(":")[2], code=told.status,
+    )  # fmt: skip
+    for name in ("Allow", "Retry-After"):
+        if name in told.headers:
+            page.headers[name] = told.headers[name]
+    return page
 
 
 async def _sampling(live: Live, _: web.Application) -> AsyncIterator[None]:

@@ -424,7 +424,8 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("mark", f"{value['event']}: {value['state']}", tone=status_tone(value["state"]))
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         more = f" and {len(value) - ITEMS_MAX} more" if len(value) > ITEMS_MAX else ""
-        return Cell("text", (", ".join(value[:ITEMS_MAX]) + more) or "everything")
+        empty = Cell("text", "everything") if column == "events" else Cell("none", NOTHING_TO_SHOW)
+        return Cell("text", ", ".join(value[:ITEMS_MAX]) + more) if value else empty
     if isinstance(value, dict | list):
         return Cell("document", document(value))
     return Cell("code" if column in CODES else "text", str(value))

@@ -274,8 +274,8 @@ async def ids_of_names(
 ) -> dict[str, int]:
     """Return the ids of the rows that are named, by field; `targets` are their resources by field.
 
-    A number stays as it is: the field is checked later. `Unprocessable` has a sentence for each field whose name
-    no row has, or several have.
+    A number stays as it is: the field is checked later. `Unprocessable` has a sentence for each field whose
+    name no row has, or several have.
     """
     wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
     named = {name: text for name, text in wanted.items() if text and not text.isdecimal()}

@@ -17,7 +17,7 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.requests import problem, refusal, slow_down
+from gateway.admin.http.requests import CONTENT_TYPE, problem, refusal, slow_down
 from gateway.admin.http.server import HELD, Answers, ConcurrencyLimits, WorkSlots
 from gateway.core.accounts.administration import METER, Actor, WorkMeter
 from gateway.core.credentials import Failures
@@ -132,6 +132,8 @@ def nearest(app: web.Application, path: str) -> str:
 
 
 REQUEST_ID = web.RequestKey("request_id", str)
+# How an error is told to a person with a browser, where pages are served; None: it stays as it is.
+AS_PAGE: web.AppKey[Callable[[web.Request, web.Response], web.Response | None]] = web.AppKey("as_page")
 # The bound on a request's time; a long answer moves it on with each piece.
 DEADLINE = web.RequestKey("deadline", asyncio.Timeout)
 
@@ -172,6 +174,9 @@ def guard(
             response: web.StreamResponse = _too_large(request.path)
         else:
             response = await _answer(request, handler, request_timeout_s, failures)
+        if (page := request.app.get(AS_PAGE)) is not None and response.content_type == CONTENT_TYPE:
+            assert isinstance(response, web.Response)
+            response = page(request, response) or response
         answers.note(request.path, response.status, time.monotonic() - began)
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers["Server"] = "tollkeeper"

@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_amid_its_body_is_no_error_of_ours(
     async def left(_request: web.Request) -> web.StreamResponse:
         raise ConnectionResetError("Connection lost")
 
-    request = make_mocked_request("POST", "/admin/v1/organizations")
+    request = make_mocked_request("POST", "/admin/v1/organizations", app=web.Application())
     answers = Answers()
     guarded = guard(request_timeout_s=1.0, failures=Failures(time.monotonic), answers=answers)
     answer = await guarded(request, left)
