@@ -200,6 +200,10 @@ class TooManyRuns(Refusal, reason="too_many_runs", status=429):
     """The tenant has as many runs as may be remembered."""
 
 
+class TooManyJobs(Refusal, reason="too_many_jobs", status=429):
+    """The organization, or the API key, has as many open jobs as it may have."""
+
+
 class RunEnded(Refusal, reason="run_ended", status=409):
     """The run has ended, or one that it draws from has."""
 

@@ -133,7 +133,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
     job = _job_of(exchange, admitted, paths)
     try:
-        await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
+        await jobs.open(job)  # before its upstream hears of it: a worker may end at any time
     except BaseException:
         begin(jobs.drop(job))  # which may have been stored all the same
         raise
@@ -415,7 +415,7 @@ async def _taken(
     job.batches = BATCH_AT[exchange.routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
-        await jobs.keep(job)  # before its upstream hears of it: a worker may end at any time
+        await jobs.open(job)  # before its upstream hears of it: a worker may end at any time
     except Exception:
         begin(_given_back(ports, job, jobs))
         raise

@@ -210,6 +210,9 @@ class JobsPort(Protocol):
     ) -> Awaitable[tuple[int, bytes]]:
         """A status and a body, as an upstream answers there. Fails with `UpstreamUnreachable`."""
 
+    def open(self, job: Job) -> Awaitable[None]:
+        """Store a job before its upstream hears of it. Fails with `TooManyJobs` and `CountersUnavailable`."""
+
     def keep(self, job: Job) -> Awaitable[None]:
         """Store a job as it is now. Fails with `CountersUnavailable`."""
 

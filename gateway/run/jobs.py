@@ -32,6 +32,7 @@ from gateway.core.accounts.jobs import (
     BatchState,
     CallState,
     Job,
+    by_turns,
     read_call_state,
     read_list,
     read_operation,
@@ -87,6 +88,7 @@ class Jobs:
         self._fetches, self._asks = asyncio.Semaphore(FETCHES_MAX), asyncio.Semaphore(ASKS_MAX)
         self._fetches_each = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(FETCHES_EACH_MAX))
         self._rounds: dict[str, asyncio.Future[Any]] = {}
+        self._due: dict[str, Iterator[Job]] = {}
 
     def serve(self, plane: DataPlane, ports: Ports) -> None:
         """Look by the upstreams of this plane."""
@@ -94,6 +96,9 @@ class Jobs:
 
     def keep(self, job: Job) -> Wait[None]:
         return self._stored.keep(job)
+
+    def open(self, job: Job) -> Wait[None]:
+        return self._stored.open(job)
 
     def drop(self, job: Job) -> Wait[bool]:
         return self._stored.drop(job)
@@ -127,30 +132,33 @@ class Jobs:
         return asyncio.shield(task)
 
     async def keep_looking(self) -> None:
-        """Look at all jobs now and then, until cancelled; those of a slow upstream hold up no others."""
+        """Look at jobs that are due, until cancelled; those of a slow upstream hold up no others.
+
+        What a round has not come to is due again, behind those that it came to.
+        """
         try:
             while True:
                 interval_s = self._settings.jobs_interval_s
                 await asyncio.sleep(interval_s)
-                found: dict[str, list[Job]] = {}
-                for job in await self._stored.open():
-                    found.setdefault(job.upstream, []).append(job)
+                within_s, found = max(1, int(interval_s)), defaultdict[str, list[Job]](list)
+                for job in await self._stored.due(within_s):
+                    found[job.upstream].append(job)
                 for upstream, jobs in found.items():
+                    self._due[upstream] = by_turns(jobs, lambda job: job.organization_id)
                     if upstream not in self._rounds:
-                        self._begin_round(upstream, iter(jobs), max(1, int(interval_s)))
+                        self._begin_round(upstream, within_s)
         finally:
             for one in self._rounds.values():
                 one.cancel()
 
-    def _begin_round(self, upstream: str, jobs: Iterator[Job], within_s: int) -> None:
-        """Look at jobs of an upstream, several at once."""
+    def _begin_round(self, upstream: str, within_s: int) -> None:
+        """Look at the jobs of an upstream that are due, several at once."""
 
         async def look_at_each() -> None:
-            for job in jobs:
+            while (listed := next(self._due[upstream], None)) is not None:
                 with suppress(Refusal):  # a look says why it failed
-                    if job.next_look_ms and await self._stored.now_ms(job) < job.next_look_ms:
-                        continue
-                    if await self._stored.claim(job, within_s):
+                    job = await self._stored.claim(listed, within_s)
+                    if job is not None:
                         await self.look(job)
 
         looking = asyncio.gather(*(look_at_each() for _ in range(LOOKS_MAX)))

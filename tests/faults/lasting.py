@@ -433,8 +433,8 @@ class Lasting:
     def _age(self) -> None:
         with self.world.counters() as counters:
             for partition in range(PARTITIONS):
-                for id_ in counters.zrange(keys.jobs(partition), 0, -1):
-                    raw = counters.get(keys.job(partition, id_.decode()))
+                for member in counters.zrange(keys.jobs(partition), 0, -1):
+                    raw = counters.get(keys.job(partition, keys.job_of(member)))
                     job = read_job(raw) if isinstance(raw, bytes) else None
                     if job is None or job.status != OPENING or job.settled_ms:
                         continue

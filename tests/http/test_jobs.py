@@ -47,6 +47,9 @@ class FakeJobs:
         self.objects = FakeObjects()
         self.file = b""
 
+    async def open(self, job: Job) -> None:
+        await self.keep(job)
+
     async def keep(self, job: Job) -> None:
         self.kept = [one for one in self.kept if one.hold_id != job.hold_id] + [job]
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from gateway.core.billing.price_book import read_price
 from gateway.core.families import gemini, openai
 from gateway.core.model import Service
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.jobs import StoredJobs
+from gateway.counters.admission.jobs import LOOK_MAX, OPEN_KEY_MAX, OPEN_MAX, StoredJobs
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import Counters
 from gateway.counters.admission.stored import encode_catalogue
@@ -173,7 +173,9 @@ class Gateway:
 
     async def looked(self, later_s: float = UNANSWERED_S_MAX + 60) -> list[Job]:
         """All jobs, once each was looked at when it was so much older."""
-        for job in await self.stored.open():
+        for job in self.listed():
+            if job.settled_ms:
+                continue
             job.created_ms -= int(1000 * later_s)
             job.next_look_ms -= int(1000 * later_s)
             self.world.client.set(keys.job(job.partition, job.hold_id), write_job(job))
@@ -183,7 +185,7 @@ class Gateway:
 
     def listed(self) -> list[Job]:
         ids = cast("list[bytes]", self.world.client.zrange(keys.jobs(self.world.p), 0, -1))
-        raw = [self.world.client.get(keys.job(self.world.p, one.decode())) for one in ids]
+        raw = [self.world.client.get(keys.job(self.world.p, keys.job_of(one))) for one in ids]
         return [job for one in raw if one and (job := read_job(cast("bytes", one))) is not None]
 
     def charged(self) -> list[CallFacts]:
@@ -391,7 +393,7 @@ async def test_open_jobs_are_stored_again_in_a_redis_that_lost_them(
     job = await begun(gateway, fault)
     client, p = gateway.world.client, gateway.world.p
     stored = cast("list[bytes]", client.keys(keys.job(p, "*")))
-    client.delete(keys.jobs(p), keys.hold(p, job.hold_id), *stored)
+    client.delete(keys.jobs(p), keys.open_jobs(p, 1), keys.hold(p, job.hold_id), *stored)
     assert not gateway.listed()
     await gateway.stored.restore({p + 1})
     assert not gateway.listed()
@@ -504,6 +506,41 @@ async def test_ages_go_by_the_clock_of_redis(gateway: Gateway, ahead_s: int, mak
     assert [one.status for one in await gateway.looked(0)] == [OPENING]
     assert [one.status for one in await gateway.looked()] == ["failed"]
     gateway.check("response")
+
+
+async def test_a_look_takes_more_jobs_than_it_may_by_turns_of_organizations(gateway: Gateway) -> None:
+    p = gateway.world.p
+    other = next(one for one in count(2) if keys.partition_of(one) == p)
+    mine = [
+        Job(f"{number:032}", 1, 2, 3, p, "", "chat", "up", "/v1/videos", "draw", "", 1, number, 0)
+        for number in range(1, LOOK_MAX + 101)
+    ]
+    theirs = msgspec.structs.replace(mine[-1], hold_id="theirs", organization_id=other)
+    for job in (*mine, theirs):
+        await driven(gateway.stored.keep(job))
+    assert await gateway.stored.due(60) == [mine[0], theirs, *mine[1 : LOOK_MAX - 1]]
+    late = msgspec.structs.replace(mine[-1], hold_id="late", created_ms=mine[-1].created_ms + 1)
+    await driven(gateway.stored.keep(late))
+    assert await gateway.stored.due(60) == [*mine[LOOK_MAX - 1 :], late]
+    assert await gateway.stored.due(60) == []
+
+
+@pytest.mark.parametrize(("open_jobs", "key_id"), [(OPEN_KEY_MAX, 3), (OPEN_MAX, 4)])
+async def test_one_more_open_job_than_may_be_is_refused_before_it_is_made(
+    gateway: Gateway, open_jobs: int, key_id: int
+) -> None:
+    name = keys.open_jobs(gateway.world.p, 1)
+    gateway.world.client.zadd(name, {f"job {number}": key_id for number in range(open_jobs)})
+    path, said = RESPONSE
+    got = await gateway.stage.ask(post(json.dumps(said).encode(), path.encode()))
+    assert (got.status, got.reason) == (429, "too_many_jobs")
+    await gateway.rest()
+    assert (gateway.maker.made, gateway.listed(), gateway.charged()) == ({}, [], [])
+    assert not gateway.world.client.keys(keys.hold(gateway.world.p, "*"))
+    gateway.world.client.zrem(name, "job 0")
+    assert await gateway.ask("response") == 200
+    await gateway.looked()
+    assert gateway.world.client.zcard(name) == open_jobs - 1
 
 
 async def test_an_id_that_is_another_jobs_by_then_costs_nothing(gateway: Gateway) -> None:

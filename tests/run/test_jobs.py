@@ -87,7 +87,7 @@ class Slow(Jobs):
     """Jobs of two upstreams. Only one of them answers."""
 
     def __init__(self, jobs: list[Job]) -> None:
-        stored = SimpleNamespace(open=lambda: later(jobs), claim=lambda *_: later(True))
+        stored = SimpleNamespace(due=lambda _: later(jobs), claim=lambda job, _: later(job))
         super().__init__(cast("Any", stored), cast("Settings", SimpleNamespace(jobs_interval_s=0)), print)
         self.begun: list[str] = []
         self.rounds = asyncio.Event()

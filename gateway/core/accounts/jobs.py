@@ -7,6 +7,7 @@ often it is charged.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -133,6 +134,18 @@ class Job(msgspec.Struct):
     def weighing(self) -> Weights | None:
         """What its plan counted a token of each kind when it was made."""
         return None if self.weights is None else Weights(*self.weights)
+
+
+def by_turns(found: Iterable[T], whose: Callable[[T], object]) -> Iterator[T]:
+    """Return all of it, one of each owner at a time, those of one in their order."""
+    waiting: dict[object, deque[T]] = {}
+    for one in found:
+        waiting.setdefault(whose(one), deque()).append(one)
+    while waiting:
+        for owner, theirs in list(waiting.items()):
+            yield theirs.popleft()
+            if not theirs:
+                del waiting[owner]
 
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(Job).decode

@@ -1,8 +1,9 @@
 """Jobs as they are stored in Redis: any worker finds them, looks at them and charges them.
 
 Each has one key, and a second one that leads there from its upstream's id. Beside them each partition has a
-list of those that are not settled, or whose row is not stored since: a keeper takes these off. All stand in
-the partition's slot.
+list of those that are not settled, by when they are looked at next, or whose row is not stored since: a
+keeper takes these off. A look moves a job behind, so that no number of others keeps it from being looked at.
+Each organization has a list of its open jobs, which bounds them. All stand in the partition's slot.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Coroutine
 from hashlib import sha256
+from itertools import islice
 from typing import Any, Final, cast
 
-from gateway.core.accounts.jobs import HOLD_S_MAX, OPENING, RESPONSE, Job, read_job, write_job
+from gateway.core.accounts.jobs import HOLD_S_MAX, OPENING, RESPONSE, Job, by_turns, read_job, write_job
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.objects import ObjectOwners
@@ -20,7 +22,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.counters.settlement_log.log import JOB, SettlementLog
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, TooManyJobs
 
 # So long a settled job is remembered: a look at it charges nothing. Of responses there are many.
 SETTLED_S: Final = 7 * 86_400
@@ -29,9 +31,13 @@ CALL_SETTLED_S: Final = 3_600
 NO_PLACE: Final = "0-0"
 # So long it is known whose a batch is: as long as it runs, and is remembered.
 OWNED_S: Final = HOLD_S_MAX + SETTLED_S
-# Jobs of one partition that one look brings at least, where there are so many, and that it reads.
+# Open jobs of one organization, and of one of its API keys.
+OPEN_MAX, OPEN_KEY_MAX = 10_000, 5_000
+# Jobs of one partition that one look takes, and that are due and may have a turn in it.
 LOOK_MAX: Final = 1_000
-LISTED_MAX: Final = 20_000
+LISTED_MAX: Final = 2 * OPEN_MAX
+# When a settled job is looked at.
+_NEVER: Final = b"+inf"
 
 # Open jobs that one worker remembers, of about one kilobyte each.
 REMEMBERED_MAX: Final = 10_000
@@ -46,10 +52,14 @@ class StoredJobs:
 
     def __init__(self, wires: RedisConnections, objects: ObjectOwners, log: SettlementLog) -> None:
         self._wires, self._objects, self._log = wires, objects, log
-        self._open: OrderedDict[str, bytes] = OrderedDict()
+        self._remembered: OrderedDict[str, bytes] = OrderedDict()
 
     def keep(self, job: Job) -> Wait[None]:
         return begin(self._keep(job))
+
+    def open(self, job: Job) -> Wait[None]:
+        """Store a job that its upstream has not heard of; `TooManyJobs` where there are as many as may be."""
+        return begin(self._open(job))
 
     def drop(self, job: Job) -> Wait[bool]:
         """Forget a job that was never made, at the latest once Redis is back."""
@@ -91,7 +101,7 @@ class StoredJobs:
 
     async def restore(self, partitions: Collection[int]) -> None:
         """Store the remembered jobs of partitions whose Redis lost them; from an asyncio task."""
-        for raw in list(self._open.values()):
+        for raw in list(self._remembered.values()):
             job = read_job(raw)
             if job is not None and job.partition in partitions:
                 await in_task(begin(self._resend(job) if job.id else self._reopen(job)))
@@ -113,20 +123,36 @@ class StoredJobs:
             job.id, job.status, job.ended = "", OPENING, "failed"
             await self._keep(job)
 
+    async def _open(self, job: Job) -> None:
+        await self._keep(job)
+        wire, listed = self._wires.of(job.partition), _open_jobs(job)
+        of_key = b"%d" % job.key_id
+        asked = wire.send(encode(b"ZCARD", listed)), wire.send(encode(b"ZCOUNT", listed, of_key, of_key))
+        whole, part = [cast("int", await one) for one in asked]
+        if whole > OPEN_MAX or part > OPEN_KEY_MAX:
+            await self._drop(job)
+            whose, most = ("organization", OPEN_MAX) if whole > OPEN_MAX else ("API key", OPEN_KEY_MAX)
+            raise TooManyJobs(f"This {whose} has {most} open jobs: wait until some are over.")
+
     async def _keep(self, job: Job) -> None:
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
         remembered_s = CALL_SETTLED_S if job.kind == RESPONSE else SETTLED_S
         ends = (b"EX", b"%d" % remembered_s) if job.settled_ms else ()
         written = write_job(job)
-        self._open.pop(job.hold_id, None)
-        if not job.settled_ms:
-            self._open[job.hold_id] = written
-            if len(self._open) > REMEMBERED_MAX:
-                self._open.popitem(last=False)
+        self._remembered.pop(job.hold_id, None)
+        listed, member = keys.jobs(job.partition).encode(), _member(job)
+        open_jobs, hold_id = _open_jobs(job), job.hold_id.encode()
         sent = [wire.send(encode(b"SET", name, written, *ends))]
-        listed = keys.jobs(job.partition).encode()
-        hold_id = job.hold_id.encode()
-        sent.append(wire.send(encode(b"ZADD", listed, b"%d" % job.created_ms, hold_id)))
+        if job.settled_ms:
+            sent.append(wire.send(encode(b"ZADD", listed, _NEVER, member)))
+            sent.append(wire.send(encode(b"ZREM", open_jobs, hold_id)))
+        else:
+            self._remembered[job.hold_id] = written
+            if len(self._remembered) > REMEMBERED_MAX:
+                self._remembered.popitem(last=False)
+            when = (b"%d" % job.next_look_ms,) if job.next_look_ms else (b"NX", b"%d" % job.created_ms)
+            sent.append(wire.send(encode(b"ZADD", listed, *when, member)))
+            sent.append(wire.send(encode(b"ZADD", open_jobs, b"%d" % job.key_id, hold_id)))
         if job.id:
             pointer = keys.job(job.partition, job.id).encode()
             sent.append(wire.send(encode(b"SET", pointer, job.hold_id.encode(), *ends)))
@@ -149,17 +175,16 @@ class StoredJobs:
 
     async def now_ms(self, job: Job) -> int:
         """The time of the Redis that has a job; from an asyncio task."""
-        time = await in_task(self._wires.of(job.partition).send(encode(b"TIME")))
-        seconds, micros = (int(part) for part in cast("list[bytes]", time))
-        return 1000 * seconds + micros // 1000
+        return _ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
 
     async def _drop(self, job: Job) -> bool:
-        self._open.pop(job.hold_id, None)
-        wire = self._wires.of(job.partition)
+        self._remembered.pop(job.hold_id, None)
+        wire, hold_id = self._wires.of(job.partition), job.hold_id.encode()
         names = [keys.job(job.partition, one).encode() for one in (job.hold_id, job.id) if one]
-        gone = wire.send(encode(b"DEL", *names))
-        await wire.send(encode(b"ZREM", keys.jobs(job.partition).encode(), job.hold_id.encode()))
-        await gone
+        sent = [wire.send(encode(b"DEL", *names)), wire.send(encode(b"ZREM", _open_jobs(job), hold_id))]
+        await wire.send(encode(b"ZREM", keys.jobs(job.partition).encode(), _member(job), hold_id))
+        for one in sent:
+            await one
         return True
 
     async def _find(self, caller: Caller, id_: str) -> Job | None:
@@ -174,18 +199,24 @@ class StoredJobs:
         raw = await self._wires.of(partition).send(encode(b"GET", keys.job(partition, hold_id).encode()))
         return read_job(raw) if isinstance(raw, bytes) else None
 
-    async def open(self) -> list[Job]:
-        """The jobs that are not settled, oldest first in each partition; from an asyncio task."""
+    async def due(self, within_s: int) -> list[Job]:
+        """Take the jobs that are due, by turns of organizations; from an asyncio task.
+
+        Each is due again so much later, whatever becomes of this look.
+        """
         found: list[Job] = []
         for partition in range(PARTITIONS):
-            found += await in_task(begin(self._listed(partition)))
+            found += await in_task(begin(self._due(partition, 1000 * within_s)))
         return found
 
-    async def claim(self, job: Job, within_s: int) -> bool:
-        """Whether this worker is to look at a job now; the next one may so much later."""
+    async def claim(self, job: Job, within_s: int) -> Job | None:
+        """A job as it is now, where this worker is to look at it; the next one may so much later."""
         name = keys.job_look(job.partition, job.hold_id).encode()
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"EX", b"%d" % within_s))
-        return await in_task(asked) is not None
+        if await in_task(asked) is None:
+            return None
+        there = await in_task(begin(self._stored(job.partition, job.hold_id)))
+        return None if there is None or there.settled_ms else there
 
     async def place(self, partition: int) -> str:
         """Behind which place of the late queue stands what is written from now on; from an asyncio task."""
@@ -203,20 +234,41 @@ class StoredJobs:
         found = await in_task(self._wires.of(job.partition).send(asked))
         return bool(found)
 
-    async def _listed(self, partition: int) -> list[Job]:
-        """Those that are not settled; settled ones before them are passed over."""
-        wire, listed, found = self._wires.of(partition), keys.jobs(partition).encode(), list[Job]()
-        for first in range(0, LISTED_MAX, LOOK_MAX):
-            asked = encode(b"ZRANGE", listed, b"%d" % first, b"%d" % (first + LOOK_MAX - 1))
-            ids = cast("list[bytes]", await wire.send(asked))
-            names = [keys.job(partition, one.decode()).encode() for one in ids]
-            if names:
-                raw = cast("list[bytes | None]", await wire.send(encode(b"MGET", *names)))
-                jobs = [read_job(one) for one in raw if one is not None]
-                found += [one for one in jobs if one is not None and not one.settled_ms]
-            if len(ids) < LOOK_MAX or len(found) >= LOOK_MAX:
-                break
-        return found
+    async def _due(self, partition: int, again_ms: int) -> list[Job]:
+        wire, listed = self._wires.of(partition), keys.jobs(partition).encode()
+        asked, there = wire.send(encode(b"TIME")), wire.send(encode(b"ZCARD", listed))
+        now_ms = _ms(await asked)
+        if not await there:
+            return []
+        of_these = b"BYSCORE", b"LIMIT", b"0", b"%d" % LISTED_MAX
+        due = await wire.send(encode(b"ZRANGE", listed, b"-inf", b"%d" % now_ms, *of_these))
+        taken = list(islice(by_turns(cast("list[bytes]", due), _organization_of), LOOK_MAX))
+        if not taken:
+            return []
+        behind = [part for member in taken for part in (b"%d" % (now_ms + again_ms), member)]
+        moved = wire.send(encode(b"ZADD", listed, b"XX", b"GT", *behind))
+        names = [keys.job(partition, keys.job_of(member)).encode() for member in taken]
+        raw = cast("list[bytes | None]", await wire.send(encode(b"MGET", *names)))
+        await moved
+        jobs = [read_job(one) for one in raw if one is not None]
+        return [one for one in jobs if one is not None and not one.settled_ms]
+
+
+def _ms(time: object) -> int:
+    seconds, micros = (int(part) for part in cast("list[bytes]", time))
+    return 1000 * seconds + micros // 1000
+
+
+def _member(job: Job) -> bytes:
+    return keys.listed_job(job.organization_id, job.hold_id)
+
+
+def _organization_of(member: bytes) -> bytes:
+    return member.partition(b":")[0]
+
+
+def _open_jobs(job: Job) -> bytes:
+    return keys.open_jobs(job.partition, job.organization_id).encode()
 
 
 def _owner(upstream: str, id_: str) -> tuple[int, bytes]:

@@ -27,7 +27,7 @@ class ListedJobs:
         found: list[Job] = []
         for partition, ids in listed.items():
             for some in batched(cast("list[bytes]", ids or []), _AT_ONCE):
-                names = [keys.job(partition, one.decode()).encode() for one in some]
+                names = [keys.job(partition, keys.job_of(one)).encode() for one in some]
                 (answers,) = await self._client.ask_each([(b"MGET", *names)])
                 stored = cast("list[bytes | None]", answers or [])
                 jobs = [read_job(raw) for raw in stored if raw is not None]
@@ -35,6 +35,10 @@ class ListedJobs:
         return found
 
     async def forget(self, jobs: Sequence[Job]) -> None:
-        await self._client.ask_each(
-            (b"ZREM", keys.jobs(one.partition).encode(), one.hold_id.encode()) for one in jobs
-        )
+        await self._client.ask_each(_removal(one) for one in jobs)
+
+
+def _removal(job: Job) -> tuple[bytes, ...]:
+    """The command that takes a job off its list, however a version wrote it there."""
+    member = keys.listed_job(job.organization_id, job.hold_id)
+    return b"ZREM", keys.jobs(job.partition).encode(), member, job.hold_id.encode()

@@ -97,7 +97,7 @@ verified, workers = map(_of_server, ("verified", "workers"))
 # organization, settlements without a hold, and ids of control writes that are not in PostgreSQL.
 marker, deadlines, outbox = _of_partition("m"), _of_partition("d"), _of_partition("x")
 parked, late, control = _of_partition("w"), _of_partition("late"), _of_partition("g")
-# The jobs of its organizations, by when they were made.
+# The jobs of its organizations, by when they are looked at next.
 jobs = _of_partition("jobs")
 # By the partition and an API key's id: its state, and what it asked of its own usage lately.
 key_state, bucket = _of_account("k"), _of_account("q")
@@ -106,8 +106,8 @@ tenant_state = _of_account("t")
 # and of the ids in answers.
 organization_state, parked_entries, objects = _of_account("o"), _of_account("w"), _of_account("own")
 answers = _of_account("told")
-# By the partition and a tenant's id: its runs that are remembered.
-runs = _of_account("runs")
+# By the partition and a tenant's id: its runs that are remembered. By an organization's: its open jobs.
+runs, open_jobs = _of_account("runs"), _of_account("open")
 # By the partition and an account's name (`gateway/core/accounts/budgets.py`): the account of budgets; of a
 # run's, the run as it was made, and the runs that draw from it.
 budget_account, run, children = _of_name("b"), _of_name("run"), _of_name("children")
@@ -117,6 +117,16 @@ budget_account, run, children = _of_name("b"), _of_name("run"), _of_name("childr
 caller_hold, hold_end, job, job_look = map(_of_name, ("hold", "end", "job", "look"))
 # The answer to a request with an `Idempotency-Key`; the digest is of its API key and of that.
 idempotent = _of_name("idem")
+
+
+def listed_job(organization_id: int, hold_id: str) -> bytes:
+    """A member of a list of jobs: whose it is, and the id of its hold."""
+    return f"{organization_id}:{hold_id}".encode()
+
+
+def job_of(member: bytes) -> str:
+    """The id of the hold of a member; earlier versions wrote that alone."""
+    return member.rpartition(b":")[2].decode()
 
 
 def marked(partition: int) -> str:

@@ -130,7 +130,7 @@ async def test_one_who_reads_all_servers_finds_what_each_of_them_has(connect: Co
     for partition in range(PARTITIONS):
         job = jobs.Job(f"{partition:032}", 1, 2, 3, partition, "", "chat", "u", "/", "m", "f", 1, 5, 6)
         await counters.ask(b"SET", keys.job(partition, job.hold_id).encode(), jobs.write_job(job))
-        await counters.ask(b"ZADD", keys.jobs(partition).encode(), b"5", job.hold_id.encode())
+        await counters.ask(b"ZADD", keys.jobs(partition).encode(), b"5", keys.listed_job(1, job.hold_id))
         await counters.ask(b"ZADD", keys.deadlines(partition).encode(), b"5", b"a call")
         await counters.ask(b"SET", keys.marker(partition).encode(), b"%d" % partition)
         found.append(job)
