@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 
 class FairShares:
@@ -126,23 +126,23 @@ REST_S_MAX = 0.5  # after one body
 _READER = ThreadPoolExecutor(1, "bodies")
 
 
-class _FairWaiter(Generic[T]):
+class _FairWaiter:
     """One who waits for a turn; nobody does any more where `read` is None."""
 
     __slots__ = ("read", "result")
 
-    def __init__(self, read: Callable[[], T], result: asyncio.Future[T]) -> None:
-        self.read: Callable[[], T] | None = read
+    def __init__(self, read: Callable[[], Any], result: asyncio.Future[Any]) -> None:
+        self.read: Callable[[], Any] | None = read
         self.result = result
 
 
-class LargeBodies(Generic[T]):
+class LargeBodies:
     """Ask with `read`: it is read in a thread when it is its organization's turn. `turns` counts these."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float]) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._waiting: dict[int, deque[_FairWaiter[T]]] = {}
+        self._waiting: dict[int, deque[_FairWaiter]] = {}
         self._taken = False
         self.turns = 0
 
@@ -157,6 +157,12 @@ class LargeBodies(Generic[T]):
             return result
         finally:
             one.read = None  # a client that left has no turn, and its body is let go
+
+    def rest(self, took_s: float) -> asyncio.Future[None]:
+        """What to wait for behind work that took the loop itself so long, for the same share."""
+        rested: asyncio.Future[None] = self._loop.create_future()
+        self._loop.call_later(_rest_s(took_s), rested.set_result, None)
+        return rested
 
     def _next(self) -> None:
         """Begin with the first of the organization whose turn it is; it is the last one to have another."""
@@ -173,10 +179,9 @@ class LargeBodies(Generic[T]):
                 doing = self._loop.run_in_executor(_READER, one.read)
                 doing.add_done_callback(partial(self._done, one, self._seconds()))
 
-    def _done(self, one: _FairWaiter[T], began: float, doing: asyncio.Future[T]) -> None:
+    def _done(self, one: _FairWaiter, began: float, doing: asyncio.Future[Any]) -> None:
         """Tell who waited, and rest: the next one begins once this one has taken no more than the share."""
-        took = self._seconds() - began
-        self._loop.call_later(min(REST_S_MAX, took * (1 / TIME_SHARE - 1)), self._next)
+        self._loop.call_later(_rest_s(self._seconds() - began), self._next)
         error = doing.exception()
         if one.read is None:
             return
@@ -184,3 +189,7 @@ class LargeBodies(Generic[T]):
             one.result.set_result(doing.result())
         else:
             one.result.set_exception(error)
+
+
+def _rest_s(took_s: float) -> float:
+    return min(REST_S_MAX, took_s * (1 / TIME_SHARE - 1))

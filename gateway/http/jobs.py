@@ -6,7 +6,6 @@ look. The hold is given back behind the last line.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -86,8 +85,10 @@ from gateway.http.server.exchange import Exchange
 from gateway.http.tally import NEVER
 
 _JSON: Final = [(b"content-type", b"application/json")]
-# Bytes of lines that are read in one turn of the loop.
-_AT_ONCE: Final = 64 << 10
+# Bytes of lines that are read in one turn of their organization.
+_AT_ONCE: Final = 32 << 10
+# So long a batch may be held for at the least, until all its lines are read.
+_READ_MS_MAX: Final = 900_000
 # What a line counts for beside its body.
 _LINE_BYTES: Final = 512
 # Failures that a proxy tells of the upstream behind it.
@@ -331,8 +332,9 @@ async def _given_back(ports: Ports, job: Job, jobs: JobsPort) -> None:
 
 # What a batch holds: its lines at the batch price, each as a call of its own is held.
 async def _lines(
-    exchange: Exchange, document: Mapping[str, object], jobs: JobsPort, arrive: Callable[[int], None]
-) -> tuple[str, Route, list[BatchLine]]:
+    exchange: Exchange, caller: Caller, document: Mapping[str, object], jobs: JobsPort,
+    arrive: Callable[[int], None],
+) -> tuple[str, Route, list[BatchLine]]:  # fmt: skip
     """The input of a batch, the route its calls would take, and these, where they stand."""
     paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
     model = exchange.routed.params.get("model", "")
@@ -358,7 +360,8 @@ async def _lines(
             exchange.worker.limits.body_bytes_max, arrive,
         )  # fmt: skip
         read = partial(batch_lines, content, (route.path,))
-    return input_id, route, await asyncio.get_running_loop().run_in_executor(None, read)
+    lines = await exchange.worker.bodies.read(caller.organization_id, read)
+    return input_id, route, lines
 
 
 async def _taken(
@@ -368,12 +371,11 @@ async def _taken(
     """Take the hold of all lines of a batch, or none; `arrive` counts the bytes of its file."""
     worker, attribution = exchange.worker, exchange.head.attribution
     ports, upstream = worker.ports, exchange.routed.upstream
-    input_id, route, lines = await _lines(exchange, call.document or {}, jobs, arrive)
+    input_id, route, lines = await _lines(exchange, caller, call.document or {}, jobs, arrive)
     service = ports.directory.resolve(caller, route.service)
     if service is None:
         raise ServiceNotIncluded
-    params = exchange.routed.params
-    first = _call_of(route, lines[0], 1, worker.bounds, params)
+    first = _call_of(route, lines[0], 1, worker.bounds, exchange.routed.params)
     asked, run = attribution.run, None
     policies = run_policies(exchange, caller, asked)
     if asked is not None:
@@ -384,32 +386,21 @@ async def _taken(
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
     hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
-    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=1000 * HOLD_S_MAX, whole=True)
+    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=_READ_MS_MAX, whole=True)
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
-    likely, prices, read = 0, at_batch_prices(prices), 0
-    for number, line in enumerate(lines, 1):
-        read += len(bytes(line.body)) + _LINE_BYTES
-        if read >= _AT_ONCE:
-            read = 0
-            await _turn()
-        one = _call_of(route, line, number, worker.bounds, params)
-        check_batch_models(exchange, caller, one, number)
-        if caller.acts_for(attribution.user, one.user) != user:
-            raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-        read_objects(_NAMES, one)
-        named = one.named + made_models(exchange, caller, one)
-        if named and not await ports.objects.owned(caller, named):
-            raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
-        if one.tools or one.models_beside:
-            prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
-        likely += _add(ports, request, one, prices, budgets)
-    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    least = replace(request)
+    if service.counts_tokens:  # each line reads a token at least
+        least.need = least.ceiling = least.read = least.read_likely = len(lines)
+    await _reserved(exchange, least, budgets)
+    request.budgets, request.names = least.budgets, least.names
     try:
-        decision = await ports.counters.reserve(request)
-    finally:
-        exchange.shielded, exchange.deadline = False, NEVER
-    check_admitted(decision, budgets, ports, caller)
+        likely, prices = await _add_lines(exchange, request, route, lines, prices, budgets)
+        request.raises, request.ttl_ms = True, 1000 * HOLD_S_MAX
+        decision = await _reserved(exchange, request, budgets)
+    except BaseException:
+        begin(ports.counters.settle(_release(caller, hold_id, user, service, request.names)))
+        raise
     job = _job(exchange, caller, hold_id, user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
     job.batches = BATCH_AT[exchange.routed.label].batches
@@ -420,6 +411,71 @@ async def _taken(
         begin(_given_back(ports, job, jobs))
         raise
     return job
+
+
+async def _reserved(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
+    """Have all of a hold taken, or raise the refusal that says why not; nothing interrupts this."""
+    worker = exchange.worker
+    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    try:
+        decision = await worker.ports.counters.reserve(request)
+    finally:
+        exchange.shielded, exchange.deadline = False, NEVER
+    check_admitted(decision, budgets, worker.ports, request.caller)
+    return decision
+
+
+async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
+    exchange: Exchange, request: HoldRequest, route: Route, lines: list[BatchLine], prices: CallPrices,
+    budgets: CallBudgets | None,
+) -> tuple[int, CallPrices]:  # fmt: skip
+    """Have a hold cover each line, some at a time in turns of its organization.
+
+    Returns what they are likely to cost, in nano-units, and the prices of the last one.
+    """
+    worker, caller, service = exchange.worker, request.caller, request.service
+    ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
+    likely, prices, number = 0, at_batch_prices(prices), 0
+    for some in _pieces(lines):
+        read = partial(_calls_of, route, some, number + 1, worker.bounds, params)
+        calls = await worker.bodies.read(caller.organization_id, read)
+        began_s = ports.seconds()
+        for one in calls:
+            number += 1
+            check_batch_models(exchange, caller, one, number)
+            if caller.acts_for(attribution.user, one.user) != request.user:
+                raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
+            named = one.named + made_models(exchange, caller, one)
+            if named and not await ports.objects.owned(caller, named):
+                raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
+            if one.tools or one.models_beside:
+                prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
+            likely += _add(ports, request, one, prices, budgets)
+        await worker.bodies.rest(ports.seconds() - began_s)
+    return likely, prices
+
+
+def _pieces(lines: list[BatchLine]) -> Iterator[list[BatchLine]]:
+    """The lines, so many together as are read in one turn."""
+    some, size = list[BatchLine](), 0
+    for line in lines:
+        some.append(line)
+        size += len(bytes(line.body)) + _LINE_BYTES
+        if size >= _AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _calls_of(
+    route: Route, lines: list[BatchLine], first: int, bounds: UsageBounds, params: Mapping[str, str]
+) -> list[CallRequest]:
+    """The calls of lines, the first one's number being `first`, with the objects that each names."""
+    calls = [_call_of(route, line, number, bounds, params) for number, line in enumerate(lines, first)]
+    for call in calls:
+        read_objects(_NAMES, call)
+    return calls
 
 
 def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
@@ -499,13 +555,6 @@ def _packed(weights: Weights | None) -> tuple[tuple[int, ...], int, int] | None:
     return None if weights is None else (weights.by_kind, weights.read, weights.written)
 
 
-async def _turn() -> None:
-    """Let others have their turns."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().call_soon(future.set_result, None)
-    await future
-
-
 # What a job is charged, once its result is there.
 def service_of(ports: Ports, job: Job) -> Service | None:
     """The service of a job at its organization's price, also where that has it no more."""
@@ -518,10 +567,15 @@ def service_of(ports: Ports, job: Job) -> Service | None:
 
 def release_of(job: Job, service: Service) -> Settlement:
     """Give the hold of a job back."""
+    return _release(job.caller, job.hold_id, job.user, service, job.accounts)
+
+
+def _release(
+    caller: Caller, hold_id: str, user: str, service: Service, accounts: tuple[str, ...]
+) -> Settlement:
     return Settlement(
-        job.caller, job.hold_id, job.user, service, charge=False, budgets=job.accounts,
-        hold_ttl_ms=1000 * HOLD_S_MAX,
-    )  # fmt: skip
+        caller, hold_id, user, service, charge=False, budgets=accounts, hold_ttl_ms=1000 * HOLD_S_MAX
+    )
 
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result

@@ -219,12 +219,12 @@ class Readers:
         self.now -= 1
         return name.upper()
 
-    def asked(self, bodies: LargeBodies[str], organization: int, name: str) -> asyncio.Task[str]:
+    def asked(self, bodies: LargeBodies, organization: int, name: str) -> asyncio.Task[str]:
         return asyncio.ensure_future(bodies.read(organization, lambda: self.reading(name)))
 
 
 async def test_organizations_take_turns_and_one_body_is_read_at_a_time() -> None:
-    bodies: LargeBodies[str] = LargeBodies(asyncio.get_running_loop(), lambda: 0.0)
+    bodies = LargeBodies(asyncio.get_running_loop(), lambda: 0.0)
     readers = Readers()
     greedy = [readers.asked(bodies, 1, f"a{number}") for number in range(5)]
     others = [readers.asked(bodies, 2, "b0"), readers.asked(bodies, 3, "c0"), readers.asked(bodies, 2, "b1")]
@@ -236,7 +236,7 @@ async def test_organizations_take_turns_and_one_body_is_read_at_a_time() -> None
 
 
 async def test_who_left_is_not_read_and_what_fails_is_told() -> None:
-    bodies: LargeBodies[str] = LargeBodies(asyncio.get_running_loop(), lambda: 0.0)
+    bodies = LargeBodies(asyncio.get_running_loop(), lambda: 0.0)
     readers = Readers()
     first, leaver, last = (readers.asked(bodies, 1, name) for name in "abc")
     await asyncio.sleep(0)
@@ -252,7 +252,7 @@ async def test_who_left_is_not_read_and_what_fails_is_told() -> None:
 
 async def test_reading_takes_no_more_than_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, clock, rests = asyncio.get_running_loop(), iter([0.0, 0.02, 1.0, 9.0]), list[float]()
-    bodies: LargeBodies[str] = LargeBodies(loop, lambda: next(clock))
+    bodies = LargeBodies(loop, lambda: next(clock))
     later = loop.call_later
     monkeypatch.setattr(loop, "call_later", lambda s, *what: rests.append(s) or later(0, *what))
     for _ in range(2):

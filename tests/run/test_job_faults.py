@@ -423,6 +423,28 @@ async def test_a_batch_keeps_its_hold_and_its_id(gateway: Gateway, fault: Callab
         assert (job.status, job.id) == (RUNNING, "batches/b")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "refused"), [(2, "quota_exceeded"), (3, "invalid_request"), (10**9, "invalid_request")]
+)
+async def test_a_batch_whose_lines_cannot_fit_is_refused_before_they_are_judged(
+    gateway: Gateway, tokens: int, refused: str
+) -> None:
+    gateway.world.plan(tokens)
+    wrong = CALL | {"generationConfig": {"maxOutputTokens": "x"}}
+    calls = [{"request": CALL}] * 2 + [{"request": wrong}]
+    asked = {"batch": {"inputConfig": {"requests": {"requests": calls}}}}
+    got = await gateway.stage.ask(post(json.dumps(asked).encode(), BATCH[0].encode()))
+    assert (got.reason, gateway.maker.made) == (refused, {})
+    await gateway.rest()
+    assert not gateway.world.client.keys(keys.hold(gateway.world.p, "*"))
+    assert gateway.world.tenant.remaining == tokens
+    gateway.world.plan(10**9)
+    assert await gateway.ask("batch") == 200
+    (job,) = gateway.listed()
+    assert (job.lines, gateway.world.tenant.held) == (3, job.tokens)
+    assert gateway.world.tenant.inflight == 1
+
+
 async def begun(gateway: Gateway, fault: Callable[..., Any] | None = None, kind: str = "video") -> Job:
     """A job whose upstream was asked once, and what a fault left of it."""
     if fault is not None:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gateway.core.accounts.plans import Weights
+from gateway.core.calls.call import check_names
 from gateway.core.metering.reading import UNREADABLE, decoded, integer
 from gateway.core.model import Caller
 from gateway.errors import InvalidRequest
@@ -172,8 +173,8 @@ def id_of(name: str, created_ms: int, *, of: str) -> str:
 
 
 # The input of a batch: a file with one call a line.
-class BatchLine(msgspec.Struct):
-    """One call of a batch, as it is written."""
+class BatchLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One call of a batch, as it is written, and all that a line may have."""
 
     custom_id: str
     method: str
@@ -181,24 +182,25 @@ class BatchLine(msgspec.Struct):
     body: msgspec.Raw
 
 
-class _InlineCall(msgspec.Struct):
+class _InlineCall(msgspec.Struct, forbid_unknown_fields=True):
     """The same where it stands in the body that makes its batch."""
 
     custom_id: str
     params: dict[str, Any]
 
 
-class _OperatedCall(msgspec.Struct):
-    """A call of the model in the path that makes its batch."""
+class _OperatedCall(msgspec.Struct, forbid_unknown_fields=True):
+    """A call of the model in the path that makes its batch; `metadata` comes back with its result."""
 
     request: dict[str, Any]
+    metadata: dict[str, Any] | None = None
 
 
 class _NamedModel(msgspec.Struct):
     model: str
 
 
-_line = msgspec.json.Decoder(BatchLine).decode
+_decode_line, _encode_line = msgspec.json.Decoder(BatchLine).decode, msgspec.json.Encoder().encode
 _model = msgspec.json.Decoder(_NamedModel).decode
 
 
@@ -235,7 +237,13 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
 
     The refusal names the line.
     """
-    return _checked(_numbered(content), _line, endpoints, "file")
+
+    def read(raw: bytes) -> BatchLine:
+        line = _decode_line(raw)
+        check_names(raw.strip(), _encode_line(line), 0)
+        return line
+
+    return _checked(_numbered(content), read, endpoints, "file")
 
 
 def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
@@ -256,15 +264,20 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> list[Ba
     """
 
     def read(call: tuple[int, object]) -> BatchLine:
-        said = {"model": f"models/{model}"} | msgspec.convert(call[1], _OperatedCall).request
+        request = msgspec.convert(call[1], _OperatedCall).request
+        of_path(request)
+        said = {"model": f"models/{model}"} | request
         return BatchLine(str(call[0]), "POST", endpoint, msgspec.Raw(msgspec.json.encode(said)))
+
+    def of_path(named: object) -> None:
+        if _member(named, "model") not in (None, f"models/{model}"):
+            raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
 
     place = document
     for name in field.split("."):
         if _member(place, "fileName") is not None:
             raise InvalidRequest(f"fileName is not accepted: send the calls in {field}.", param="fileName")
-        if _member(place, "model") not in (None, f"models/{model}"):
-            raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
+        of_path(place)
         place = _member(place, name)
     listed = enumerate(place if isinstance(place, list) else (), 1)
     return _checked(((number, (number, call)) for number, call in listed), read, (endpoint,), field)
@@ -291,6 +304,8 @@ def _checked(
         try:
             line = read(raw)
             model = _model(line.body).model
+        except InvalidRequest as error:
+            raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _wrong(field, number, f"it cannot be read: {error}") from error
         if not 0 < len(line.custom_id) <= LINE_ID_CHARACTERS_MAX or line.custom_id in seen:

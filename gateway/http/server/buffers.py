@@ -17,8 +17,8 @@ from gateway.core.wait import OVER, Wait, Waiter
 from gateway.errors import Overloaded, Refusal
 from gateway.http.fair_share import FairShares
 
-# Files of batches that one worker reads at once, and one organization there.
-FILES_MAX, FILES_EACH_MAX = 16, 2
+# Files of batches that one worker reads at once, and one organization there. Their bytes are bounded apart.
+FILES_MAX, FILES_EACH_MAX = 64, 16
 
 
 class BatchFiles:

@@ -181,7 +181,7 @@ class Worker:
     bounds: UsageBounds
     heads: HeadReader
     buffers: Buffers
-    bodies: LargeBodies[CallRequest]
+    bodies: LargeBodies
     workloads: Mapping[str, tuple[str, ...]]
     models: ConfiguredModels
     capacity: _CapacityTurns

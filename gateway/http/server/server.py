@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
+from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
@@ -319,7 +319,7 @@ class DataPlane:
         self.turns = FairQueue(loop, ports.seconds)
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
         self.sockets, self.sockets_keep = FairShares(0, 0), FairShares(0, 0)
-        self.bodies: LargeBodies[CallRequest] = LargeBodies(loop, ports.seconds)
+        self.bodies = LargeBodies(loop, ports.seconds)
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}

@@ -1,10 +1,14 @@
-"""Results of batches: a line that is odd in places is charged for all the same."""
+"""Lines of batches have the names of theirs alone; one of a result that is odd in places is charged for."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
-from gateway.core.accounts.jobs import BatchResult, results
+from gateway.core.accounts.jobs import BatchLine, BatchResult, batch_lines, calls_of, inline_lines, results
+from gateway.errors import InvalidRequest
 
 DEEP = b"[" * 5_000 + b"]" * 5_000
 
@@ -35,3 +39,46 @@ def test_an_answer_nested_too_deep_keeps_its_report() -> None:
     (found,) = results(b'{"custom_id": "a", "response": {"status_code": 200, "body": ' + body + b"}}")
     assert isinstance(found, BatchResult)
     assert b'"total_tokens": 5' in found.body
+
+
+LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"body": {"model": "m", "n": 100}, %s', "body appears twice"),
+        (b'{"b\\u006fdy": {"model": "dear"}, %s', "body appears twice"),
+        (b'{"custom_id": "b", %s', "custom_id appears twice"),
+        (b'{"url": "/v1/responses", %s', "url appears twice"),
+        (b'{"Body": {"model": "dear"}, %s', "unknown field `Body`"),
+        (b'{"extra": 1, %s', "unknown field `extra`"),
+    ],
+)
+def test_a_line_has_each_of_its_names_once_and_no_other(line: bytes, why: str) -> None:
+    whole = json.dumps(LINE).encode()
+    second = whole.replace(b'"a"', b'"c:\\u003ad"')
+    assert [one.custom_id for one in batch_lines(whole + b"\n" + second, (LINE["url"],))] == ["a", "c::d"]
+    with pytest.raises(InvalidRequest, match=f"Line 2: .*{why}"):
+        batch_lines(whole + b"\n" + line % second[1:], (LINE["url"],))
+
+
+@pytest.mark.parametrize("extra", ["Params", "model", "url"])
+def test_a_call_of_a_body_has_no_other_name_than_its_own(extra: str) -> None:
+    call = {"custom_id": "a", "params": {"model": "m"}}
+    assert len(inline_lines([call], "/v1/messages", "requests")) == 1
+    with pytest.raises(InvalidRequest, match=f"Line 1: .*unknown field `{extra}`"):
+        inline_lines([call | {extra: {"model": "dear"}}], "/v1/messages", "requests")
+
+
+@pytest.mark.parametrize("extra", ["Request", "model", "metaData"])
+def test_a_call_of_a_model_in_a_path_has_a_request_and_metadata(extra: str) -> None:
+    def of(call: dict[str, Any]) -> list[BatchLine]:
+        return calls_of({"batch": {"requests": [call]}}, "/v1", "batch.requests", "m")
+
+    call = {"request": {"contents": []}, "metadata": {"key": "a"}}
+    assert len(of(call)) == 1
+    with pytest.raises(InvalidRequest, match=f"Line 1: .*unknown field `{extra}`"):
+        of(call | {extra: {}})
+    with pytest.raises(InvalidRequest, match=r"Line 1: .*that of the path: models/m"):
+        of({"request": {"model": "models/dear"}})
