@@ -24,7 +24,6 @@ from gateway.core.accounts.jobs import (
     JOB_S_MAX,
     NO_COST,
     OPENING,
-    OPERATIONS,
     PAGES_MAX,
     RESULT_BYTES_MAX,
     RUNNING,
@@ -42,7 +41,7 @@ from gateway.core.accounts.jobs import (
 )
 from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
-from gateway.core.families.family import BatchPaths
+from gateway.core.families.family import BatchPaths, JobList
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
 from gateway.core.model import Caller, Service, Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
@@ -274,7 +273,7 @@ class Jobs:
         if route is None:
             raise CountersUnavailable
         paths = BATCH_AT.get(job.batches) or FAMILIES[route.family].batches[0]
-        if not job.id and not await self._was_made(job, paths):
+        if not job.id and not await self._was_made(job, paths.listed):
             return
         id_ = quote(job.id.rpartition("/")[2], safe="")
         if paths.makers:
@@ -342,7 +341,7 @@ class Jobs:
     async def _look_at_call(self, job: Job) -> None:
         """The same of a call in the background: its result is what its upstream tells of it."""
         paths = JOBS[job.endpoint]
-        if not job.id and not await self._was_begun(job):
+        if not job.id and not await self._was_made(job, paths.listed):
             return
         async with self._fetching(job.upstream):
             said = await self._told(job, paths.of(job.sent or job.model, job.id), "failed")
@@ -394,47 +393,40 @@ class Jobs:
         except msgspec.MsgspecError as error:
             raise UpstreamUnreachable("The upstream tells of a job in a way nobody can read.") from error
 
-    async def _was_made(self, job: Job, paths: BatchPaths) -> bool:
-        """Whether the upstream made a batch whose answer nobody has read; it has its id then.
+    async def _was_made(self, job: Job, listed: JobList | None) -> bool:
+        """Whether the upstream made a call whose answer nobody has read; the job has its id then.
 
-        It is the one that bears the job's mark. Where there is one that may be it, nobody knows: only an
-        account without any of these never had it.
+        One that bears its mark is taken at once. Once others have had the time to note their own, a job that
+        the list cannot have was never made, and one of a list that `guesses` is the only one that it may be.
+        Else nobody knows: where a list may tell more it stays open, and elsewhere it is charged as held.
         """
-        asks = f"{paths.batches}?" + (f"pageSize=100&{OPERATIONS}" if paths.makers else "limit=100")
-        may_be = await self._search(job, asks, paths)
-        if may_be == [] and not job.id and await self._age_s(job) > UNANSWERED_S_MAX:
-            await self._settle(job, "failed", b"", 0)
-        return bool(job.id)
-
-    async def _was_begun(self, job: Job) -> bool:
-        """The same of another call, which bears no mark, once others have had the time to note their own.
-
-        It is the only one that may be it. Where there are several, or no list, it is charged as held.
-        """
-        if await self._age_s(job) <= UNANSWERED_S_MAX:
+        is_late, guesses = await self._age_s(job) > UNANSWERED_S_MAX, listed is None or listed.guesses
+        if guesses and not is_late:
             return False
-        may_be = await self._search(job, JOBS[job.endpoint].listed if job.upstream else "")
-        if job.id:
-            return True
+        may_be = await self._search(job, listed)
+        if job.id or not is_late:
+            return bool(job.id)
         if may_be == []:
             await self._never_made(job)
-        elif may_be is None or len(may_be) > 1 or not await self._take(job, may_be[0]):
+        elif guesses and (may_be is None or len(may_be) > 1 or not await self._take(job, may_be[0])):
             await self._charge_as_held(job, "failed")
         return bool(job.id)
 
-    async def _search(self, job: Job, asks: str, paths: BatchPaths | None = None) -> list[str] | None:
+    async def _search(self, job: Job, listed: JobList | None) -> list[str] | None:
         """The ids of nobody in an account's list that may be a job's; None where nobody can read all of it.
 
         One that is certainly the job's is taken.
         """
         may_be, after = list[str](), ""
-        for _ in range(PAGES_MAX if asks else 0):
-            status, said = await self._ask(job.upstream, asks + after, () if paths is None else paths.headers)
-            if paths is None and status in _NO_LIST:
+        for _ in range(PAGES_MAX if job.upstream else 0):
+            if listed is None:
+                break
+            status, said = await self._ask(job.upstream, listed.path + after, listed.headers)
+            if status in _NO_LIST:
                 break
             if status != 200:
                 raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a list.")
-            page = self._read(said, read_operations if paths is not None and paths.makers else read_list)
+            page = self._read(said, read_operations if listed.operations else read_list)
             for one in page.data:
                 owner = await self._stored.owner(job, one.id) if one.may_be_of(job) else None
                 if (one.is_marked(job) or owner == job.hold_id) and await self._take(job, one.id):
@@ -445,8 +437,7 @@ class Jobs:
             if not page.has_more or oldest_s < job.created_ms / 1000 - EARLY_S_MAX:
                 # Another key may be of another account, whose list nobody reads here.
                 return may_be if len(self._target(job.upstream).keys) < 2 else None
-            name = "after" if paths is None else paths.after
-            after = f"&{name}={quote(page.token or page.data[-1].id, safe='')}"
+            after = f"&{listed.after}={quote(page.token or page.data[-1].id, safe='')}"
         return None
 
     async def _take(self, job: Job, id_: str) -> bool:

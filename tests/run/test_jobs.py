@@ -51,8 +51,8 @@ class Listed(Jobs):
         page = 1 if "after=" in asked[1] else 0
         return 200, msgspec.json.encode({"data": self.pages[page], "has_more": page + 1 < len(self.pages)})
 
-    async def _settle(self, job: Job, status: str, *_: Any) -> None:
-        job.status = status
+    async def _never_made(self, job: Job) -> None:
+        job.status = "failed"
 
 
 def one(id_: str, at_s: int = 1, lines: int = 3, **metadata: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_a_batch_is_taken_by_its_mark(
     job = Job(
         "hold", 1, 2, 3, 0, "", "chat", "openai", "/v1/messages", "m", "", 3, 1000 * CREATED_S, 0
     )  # fmt: skip
-    asyncio.run(Listed(pages, other)._was_made(job, PATHS))
+    asyncio.run(Listed(pages, other)._was_made(job, PATHS.listed))
     assert (job.status, job.id) == (status, id_)
 
 

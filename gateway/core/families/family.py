@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from gateway.core.accounts.jobs import OPERATIONS
 from gateway.core.calls.call import CallRequest, FieldNames, MediaPlaces, NameCheck, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.routes import Route, UpstreamTarget
@@ -358,6 +359,21 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class JobList:
+    """Where an upstream lists the jobs of an account, the newest first, each with its time.
+
+    `after` names the job that a page begins behind, `headers` are sent with it, and `operations` says that it
+    has these. One that `guesses` tells enough of each that the only one which may be a job is that job.
+    """
+
+    path: str
+    after: str = "after"
+    headers: tuple[tuple[str, str], ...] = ()
+    operations: bool = False
+    guesses: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPaths:
     """Where an API takes batches of calls: their files, themselves, and the paths that calls may be of.
 
@@ -393,6 +409,12 @@ class BatchPaths:
         return f"{self.one}:cancel" if self.makers else f"{self.one}/cancel"
 
     @property
+    def listed(self) -> JobList:
+        """Where its upstream lists batches: by calls and time alone, which is no proof."""
+        asks = f"pageSize=100&{OPERATIONS}" if self.makers else "limit=100"
+        return JobList(f"{self.batches}?{asks}", self.after, self.headers, bool(self.makers))
+
+    @property
     def results(self) -> str:
         """The template of its results, where these are neither a file nor a part of it."""
         return f"{self.one}/results" if self.inline and not self.makers else ""
@@ -403,8 +425,7 @@ class JobPaths:
     """Where an API takes calls that it works off later, and tells of each: all jobs of a `kind`.
 
     `remake` makes one more of an earlier one, and `results` has what came of one. One job is `shown` below
-    its `path`, where nothing else is said. `listed` says where its upstream lists those of an account, the
-    newest first, with the model and the time of each.
+    its `path`, where nothing else is said.
     """
 
     kind: str
@@ -412,7 +433,7 @@ class JobPaths:
     remake: str = ""
     results: str = ""
     shown: str = ""
-    listed: str = ""
+    listed: JobList | None = None
 
     @property
     def one(self) -> str:

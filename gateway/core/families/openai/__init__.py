@@ -11,6 +11,7 @@ from gateway.core.families.family import (
     ApiFamily,
     BatchPaths,
     CallKind,
+    JobList,
     JobPaths,
     Listing,
     SdkExample,
@@ -167,7 +168,7 @@ AT_AZURE = tuple([BatchPaths(f"{one}/files", f"{one}/batches", _CALLS) for one i
 RESPONSES = JobPaths("response", "/v1/responses")
 VIDEOS = JobPaths(
     "video", "/v1/videos", "/v1/videos/{id}/remix", "/v1/videos/{id}/content",
-    listed="/v1/videos?order=desc&limit=100",
+    listed=JobList("/v1/videos?order=desc&limit=100", guesses=True),
 )  # fmt: skip
 
 
