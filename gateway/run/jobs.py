@@ -48,6 +48,7 @@ from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
 from gateway.files import https_with
+from gateway.http.fair_share import FairShares
 from gateway.http.jobs import call_charge, line_charges, release_of, service_of, unread_charge
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
@@ -65,8 +66,9 @@ LOOKS_MAX: Final = 4
 FETCHES_MAX, FETCHES_EACH_MAX = 3, 2
 # Answers that are read for callers at once; the others wait.
 ASKS_MAX: Final = 8
-# How often it is looked whether the lines of a job are charged, so that its hold may end, and of how many.
-FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX = 0.5, 120, 200
+# How often it is looked whether the lines of a job are charged, so that its hold may end; of how many jobs,
+# and of how many of one organization. A later look does it for the others.
+FOLLOW_S, FOLLOWS_MAX, FOLLOWED_MAX, FOLLOWED_EACH_MAX = 0.5, 120, 200, 50
 # Statuses of things that are gone, or too long to be read.
 TOO_LONG: Final = 413
 _GONE: Final = frozenset({404, 410, TOO_LONG})
@@ -83,7 +85,8 @@ class Jobs:
         self._plane: DataPlane | None = None
         self._ports: Ports | None = None
         self._looking: dict[str, asyncio.Task[bool]] = {}
-        self._followed: dict[str, asyncio.Task[None]] = {}
+        self._follows = set[asyncio.Task[None]]()
+        self._followed = FairShares(FOLLOWED_MAX, FOLLOWED_EACH_MAX)
         self._fetches, self._asks = asyncio.Semaphore(FETCHES_MAX), asyncio.Semaphore(ASKS_MAX)
         self._fetches_each = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(FETCHES_EACH_MAX))
         self._rounds: dict[str, asyncio.Future[Any]] = {}
@@ -466,17 +469,21 @@ class Jobs:
         job.cost, job.ended = cost, "failed" if job.status == OPENING else status
         job.lines_until = await self._stored.place(job.partition)
         await in_task(self._stored.keep(job))
-        if not await self._release(job) and len(self._followed) < FOLLOWED_MAX:
-            follows = self._followed[job.hold_id] = asyncio.create_task(self._follow(job))
-            follows.add_done_callback(lambda _: self._followed.pop(job.hold_id, None))
+        if not await self._release(job) and self._followed.acquire(job.organization_id):
+            follows = asyncio.create_task(self._follow(job))
+            self._follows.add(follows)
+            follows.add_done_callback(self._follows.discard)
 
     async def _follow(self, job: Job) -> None:
         """End a hold soon after its lines are charged; where this fails, the next look does."""
-        for _ in range(FOLLOWS_MAX):
-            await asyncio.sleep(FOLLOW_S)
-            with suppress(Refusal):
-                if await self._release(job):
-                    return
+        try:
+            for _ in range(FOLLOWS_MAX):
+                await asyncio.sleep(FOLLOW_S)
+                with suppress(Refusal):
+                    if await self._release(job):
+                        return
+        finally:
+            self._followed.release(job.organization_id)
 
     async def _release(self, job: Job) -> bool:
         """End a hold whose lines a keeper has charged; whether it has."""

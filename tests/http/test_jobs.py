@@ -276,11 +276,28 @@ async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> No
     assert (files._bytes.used, files._count.used) == (0, 0)
 
 
-async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:
+async def test_lines_of_a_batch_are_judged_in_turns_of_their_organization(stage: Stage) -> None:
+    has_lines(stage, 300)
+    turns = stage.plane.bodies.turns
+    said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+    job = await asked(stage, b"/v1/batches", said, {"id": "batch_1", "status": "validating"})
+    assert job.lines == 300
+    assert stage.plane.bodies.turns - turns > 5
+    least, whole = stage.counters.holds[-2:]
+    assert (least.need, least.raises, whole.raises) == (300, False, True)
+    assert whole.request_id == least.request_id
+
+
+def has_lines(stage: Stage, count: int) -> None:
+    """Have the upstream's file be a batch of so many calls."""
     body = {"model": "draw", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    jobs(stage).file = json.dumps(line).encode()
+    line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    jobs(stage).file = b"\n".join(json.dumps({"custom_id": str(n)} | line).encode() for n in range(count))
     stage.objects.kept.add((stage.directory.caller.organization_id, "file-1"))
+
+
+async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:
+    has_lines(stage, 1)
     said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
     job = await asked(stage, b"/openai/v1/batches", said, {"id": "batch_1", "status": "validating"})
     assert (job.id, job.batches, job.lines) == ("batch_1", "/openai/v1/batches", 1)
