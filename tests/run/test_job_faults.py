@@ -545,6 +545,9 @@ async def test_a_look_takes_more_jobs_than_it_may_by_turns_of_organizations(gate
     await driven(gateway.stored.keep(late))
     assert await gateway.stored.due(60) == [*mine[LOOK_MAX - 1 :], late]
     assert await gateway.stored.due(60) == []
+    now = msgspec.structs.replace(late, status=RUNNING)
+    await driven(gateway.stored.keep(now))
+    assert [await gateway.stored.claim(late, 60) for _ in range(2)] == [now, None]
 
 
 @pytest.mark.parametrize(("open_jobs", "key_id"), [(OPEN_KEY_MAX, 3), (OPEN_MAX, 4)])

@@ -210,9 +210,9 @@ class StoredJobs:
         return found
 
     async def claim(self, job: Job, within_s: int) -> Job | None:
-        """A job as it is now, where this worker is to look at it; the next one may so much later."""
-        name = keys.job_look(job.partition, job.hold_id).encode()
-        asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"EX", b"%d" % within_s))
+        """A job as it is now, where this worker is to look at it, and no other took it in half that time."""
+        name, half_ms = keys.job_look(job.partition, job.hold_id).encode(), b"%d" % (500 * within_s)
+        asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"PX", half_ms))
         if await in_task(asked) is None:
             return None
         there = await in_task(begin(self._stored(job.partition, job.hold_id)))
