@@ -550,15 +550,19 @@ async def test_a_look_takes_more_jobs_than_it_may_by_turns_of_organizations(gate
     assert [await gateway.stored.claim(late, 60) for _ in range(2)] == [now, None]
 
 
-@pytest.mark.parametrize(("open_jobs", "key_id"), [(OPEN_KEY_MAX, 3), (OPEN_MAX, 4)])
+@pytest.mark.parametrize(
+    ("open_jobs", "key_id", "scope"), [(OPEN_KEY_MAX, 3, b"key"), (OPEN_MAX, 4, b"organization")]
+)
 async def test_one_more_open_job_than_may_be_is_refused_before_it_is_made(
-    gateway: Gateway, open_jobs: int, key_id: int
+    gateway: Gateway, open_jobs: int, key_id: int, scope: bytes
 ) -> None:
     name = keys.open_jobs(gateway.world.p, 1)
     gateway.world.client.zadd(name, {f"job {number}": key_id for number in range(open_jobs)})
     path, said = RESPONSE
     got = await gateway.stage.ask(post(json.dumps(said).encode(), path.encode()))
     assert (got.status, got.reason) == (429, "too_many_jobs")
+    told = [got.one(name) for name in (b"x-tollkeeper-refused-by", b"retry-after", b"x-should-retry")]
+    assert told == [scope, b"60", b"false"]
     await gateway.rest()
     assert (gateway.maker.made, gateway.listed(), gateway.charged()) == ({}, [], [])
     assert not gateway.world.client.keys(keys.hold(gateway.world.p, "*"))

@@ -33,6 +33,8 @@ NO_PLACE: Final = "0-0"
 OWNED_S: Final = HOLD_S_MAX + SETTLED_S
 # Open jobs of one organization, and of one of its API keys.
 OPEN_MAX, OPEN_KEY_MAX = 10_000, 5_000
+# When one who has as many may ask again: jobs are looked at each minute, by default.
+AGAIN_S: Final = 60
 # Jobs of one partition that one look takes, and that are due and may have a turn in it.
 LOOK_MAX: Final = 1_000
 LISTED_MAX: Final = 2 * OPEN_MAX
@@ -131,8 +133,15 @@ class StoredJobs:
         whole, part = [cast("int", await one) for one in asked]
         if whole > OPEN_MAX or part > OPEN_KEY_MAX:
             await self._drop(job)
-            whose, most = ("organization", OPEN_MAX) if whole > OPEN_MAX else ("API key", OPEN_KEY_MAX)
-            raise TooManyJobs(f"This {whose} has {most} open jobs: wait until some are over.")
+            scope, whose, most = "organization", "organization", OPEN_MAX
+            if whole <= OPEN_MAX:
+                scope, whose, most = "key", "API key", OPEN_KEY_MAX
+            refusal = TooManyJobs(
+                f"This {whose} has {most} open jobs: wait until some are over.",
+                retry_after_s=AGAIN_S, retry_helps=False,
+            )  # fmt: skip
+            refusal.scope = scope
+            raise refusal
 
     async def _keep(self, job: Job) -> None:
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
