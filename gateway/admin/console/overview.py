@@ -79,6 +79,7 @@ TROUBLE = (
     ("dead-letters", "resolved", False, "calls that could not be stored"),
     ("quarantine", "released", False, "accounts in quarantine"),
     ("webhook-deliveries", "state", "failed", "alerts that could not be delivered"),
+    ("raise-requests", "status", "open", "requests for more of a budget"),
 )
 
 

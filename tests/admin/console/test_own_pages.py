@@ -203,6 +203,8 @@ async def test_more_is_asked_of_budgets_that_own_calls_take_from(team: Team) -> 
             assert refused.status == 404, name
         low = await person.post(f"/me/budgets/{budget}/ask", {**form, "amount": "1"})
         assert (low.status, "amount" in low.text) == (422, True)
+    overview = await (await signed_in(team.api, ADMIN)).open("/")
+    assert "2 requests for more of a budget" in overview.text
 
 
 async def test_a_key_that_has_ended_opens_nothing(team: Team) -> None:
