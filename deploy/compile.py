@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
 # Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
 MODULES = {
+    "gateway/calls": ("charge", "rating"),
     "gateway/core": (
         "circuit_breaker", "histograms", "http_limits", "lru", "model", "traces", "wait",
     ),

@@ -7,34 +7,25 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from gateway.calls.charge import NO_DETAIL, Charge, Counted, Terms, Use, charge, release
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX
 from gateway.core.accounts.outbox import (
     NONE,
-    OUTPUT,
-    REASONING,
     TEXT_CHARACTERS_MAX,
-    briefly,
-    named_unpriced,
-    write_facts,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS
 from gateway.core.billing.price_book import (
     TOKENS_A_PRICE,
-    Counts,
     TokenRate,
-    cost_nano,
     dearest,
-    unpriced,
     usual_rate,
-    without_request,
 )
-from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import (
     CallClaim,
@@ -48,16 +39,11 @@ from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import (
     NO_PRICES,
     CallPrices,
-    PriceMatch,
-    PriceOf,
-    answering,
-    charge_of,
     covered,
-    is_model,
     rate_of,
 )
 from gateway.core.families.refusal import from_decision
-from gateway.core.metering.meter import Detail, Meter
+from gateway.core.metering.meter import Meter
 from gateway.core.model import (
     INTEGER_MAX,
     Caller,
@@ -65,7 +51,6 @@ from gateway.core.model import (
     HoldExtension,
     HoldRequest,
     Service,
-    Settlement,
     SettleResult,
     TokenUsage,
     Verdict,
@@ -76,13 +61,9 @@ from gateway.http.protocol.answer import refuses
 from gateway.http.server.exchange import Exchange, Worker
 from gateway.http.tally import NEVER
 
-NO_DETAIL = Detail()
-# Why a call failed whose upstream said so.
-UPSTREAM_ERROR = "upstream_error"
 _UNUSED = TokenUsage(units=0)
 _NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
-_NO_PRICE: Final = PriceMatch("", None)
 _ADMITTED = Verdict.ADMITTED
 _UNVERIFIED = SettleResult.UNVERIFIED
 # Uses that run on when their call is over, and are no jobs here.
@@ -105,18 +86,13 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_cost", "_counts", "_covered", "_currency", "_exchange", "_lacks_price", "_money_rate",
-        "_observed", "_raises", "_rate", "_stands_in", "_worker", "budgets", "call", "caller", "claim",
-        "decision", "due", "first_token", "meter", "prices", "room", "service", "upstream_id", "user",
+        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_worker",
+        "budgets", "call", "caller", "claim", "decision", "due", "first_token", "meter", "prices", "room",
+        "service", "upstream_id", "user",
     )  # fmt: skip
 
     claim: CallClaim
     decision: Decision
-    # Copies of CallFacts' fields: msgspec's are found by name, slots by offset.
-    _cost: int | None
-    _counts: Counts
-    _currency: str
-    _lacks_price: bool  # a tool that no price covers, or tokens and no price
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,
@@ -133,7 +109,6 @@ class AdmittedCall:
         self.user = ""
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
-        self._stands_in = False
         # The seen part once it is watched; what its hold covers, and it costs while it runs, once asked.
         self._observed: HoldExtension | None = None
         self._covered = -1
@@ -302,11 +277,11 @@ class AdmittedCall:
         if exchange.silent_s and self.charges and (status == 0 or 200 <= status < 300):
             usage = self._unseen(usage, exchange.silent_s)
         used = usage.units > 0 or usage.total > 0
-        facts = self._facts(usage, failed[0] or status, failed[1], used) if self.charges else None
-        settlement = self._settlement(usage, facts, used)
+        charged = self._charged(usage, failed[0] or status, failed[1], used) if self.charges else None
+        settlement = release(self._terms()) if charged is None else charged.settlement
+        if self.call.background:
+            settlement.hold_ttl_ms = 1000 * HOLD_S_MAX
         self.let_go()
-        if self.room is not None:
-            self.leave_room(usage.total)
         exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
         try:
             settled = await ports.counters.settle(settlement)
@@ -315,11 +290,15 @@ class AdmittedCall:
             return not used
         finally:
             exchange.shielded, exchange.deadline = False, NEVER
+            if self.room is not None:  # whatever fails there, the call is charged
+                self.leave_room(usage.total)
         if settled is _UNVERIFIED:
             ports.tally.settlements_failed += 1
             return not used
-        if used and facts is not None:
-            self._count(usage, settlement.credits, complete)
+        if used and charged is not None:
+            if complete:
+                self._learn(usage, charged.counted)
+            ports.tally.charged(charged.counted, exchange.upstream_name)
         return True
 
     def leave_room(self, tokens: int) -> None:
@@ -335,51 +314,44 @@ class AdmittedCall:
             self._worker.ports.counters.unwatch(self._observed)
             self._observed = None
 
-    def _facts(self, usage: TokenUsage, status: int, reason: str, used: bool) -> tuple[Any, ...]:
-        """The values of `CallFacts`, by their places: what the call used and cost, and how it went."""
+    def _terms(self) -> Terms:
+        budgets = self.budgets
+        return Terms(
+            self.caller, self._exchange.request_id, self.user, self.service, self.prices, self._accounts,
+            budgets is not None, "" if budgets is None else budgets.currency, None,
+            self._exchange.head.said.columns,
+        )  # fmt: skip
+
+    def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> Charge:
+        """Say what the call used and how it went, and have that charged."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
-        look_up, now_s = ports.directory.price, ports.seconds()
+        now_s = ports.seconds()
         if used and exchange.routed.units > 1 and not usage.reported:
             usage.units = max(usage.units, exchange.routed.units)
         detail = NO_DETAIL if meter is None else meter.detail
         done = status == 0 or 200 <= status < 300 or exchange.outlasted is not None
         done = done or not _MADE_ALONE.isdisjoint(call.measured or ())
-        if call.measured and used and not detail.tools and done:
-            detail = detail if meter is not None else Detail()
-            for name, times in call.measured.items():
-                detail.used_tool(name, times)
-        counts = detail.counts(usage)
-        priced = price_of(look_up, self.caller, self.prices, detail, counts, now_s, exchange.model_sent)
-        price, self._stands_in = priced.vector, priced.stands_in
-        cost: int | None = 0
-        if price is None or usage.units > 0 or usage.total > 0:
-            cost = cost_of(look_up, self.caller, self.prices, priced, detail, counts, now_s)
         took, first_token = now_s - exchange.started, self.first_token
         if first_token:
             first_token -= exchange.started
         elif call.streamed and meter is not None and meter.produced:
             first_token = took  # all of it came at once
-        attribution, tools = exchange.head.attribution, detail.tools
-        currency, price_id, rate, without = "", 0, "", ""
-        if price is not None:
-            currency, price_id, rate = price.currency, price.price_id, price.rate
-        if tools:
-            without = named_unpriced(tools if price is None else unpriced(price, tools, counts))
-        self._cost, self._counts, self._currency = cost, counts, currency
-        self._lacks_price = without != "" or (cost is None and usage.total > 0)
-        return (
-            call.model, detail.model, call.streamed, status,
+        terms = self._terms()
+        if used:
+            terms.weights = self.decision.weights
+        use = Use(
+            used, detail.counts(usage), usage.total, usage.units, usage.estimated, detail, call.model,
+            exchange.routed.label, call.family, status, _metadata_of(exchange), reason, call.streamed,
             int(took * 1000), int(first_token * 1000) if first_token else None,
-            counts, usage.total, usage.units, usage.estimated, tools, detail.service_tier,
-            cost, currency, price_id, exchange.routed.label, attribution.session,
-            self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), _metadata_of(exchange),
-            msgspec.Raw(detail.unknown) if detail.unknown else NONE,
-            "",  # it corrects nothing
-            reason or (UPSTREAM_ERROR if status >= 400 else ""),
-            0,  # it is used as it is charged
-            without, rate,
+            exchange.head.attribution.session,
+            self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), exchange.model_sent,
+            call.measured if done else None,
         )  # fmt: skip
+        charged = charge(ports.directory.price, now_s, use, terms)
+        if used:
+            charged.settlement.frame = self.decision.frame
+        return charged
 
     def _unseen(self, usage: TokenUsage, silent_s: float) -> TokenUsage:
         """Add the output that a call may have had in so many seconds, at the speed of its model."""
@@ -395,63 +367,19 @@ class AdmittedCall:
             usage.input, output, usage.cached, usage.reasoning, total, usage.units, usage.reported, True
         )
 
-    def _settlement(self, usage: TokenUsage, facts: tuple[Any, ...] | None, used: bool) -> Settlement:
-        """What charges the call; or gives its hold back, with what the journal says of it."""
-        exchange, service, budgets = self._exchange, self.service, self.budgets
-        settlement = Settlement(
-            self.caller, exchange.request_id, self.user, service, charge=used and facts is not None,
-            attribution=exchange.head.said.columns, budgets=self._accounts,
+    def _learn(self, usage: TokenUsage, counted: Counted) -> None:
+        """Have the next calls estimated by what this one used."""
+        exchange = self._exchange
+        took = exchange.ended_upstream - exchange.began_upstream
+        self._worker.ports.estimator.learn(
+            self.call, self.caller.organization_id, self.service.key, usage,
+            self._input_share(usage, counted), seconds=took,
         )  # fmt: skip
-        if self.call.background:
-            settlement.hold_ttl_ms = 1000 * HOLD_S_MAX
-        if facts is None:
-            return settlement
-        settlement.metadata = write_facts(facts if used else briefly(facts))
-        if not used:
-            return settlement
-        decision, total, cost, counts = self.decision, usage.total, self._cost, self._counts
-        settlement.frame, weights = decision.frame, decision.weights
-        settlement.credits, settlement.over, settlement.units = charge_of(
-            service, self.prices.vectors, counts, cost, usage.units
-        )
-        settlement.tokens = total if service.counts_tokens else 0
-        settlement.weighed = None if weights is None else weights.count(counts, total)
-        if budgets is not None:
-            settlement.raw_tokens = total
-            # A call without a price in the currency of its budgets moves no money of theirs.
-            if cost is not None and self._currency == budgets.currency:
-                settlement.money = min(cost, INTEGER_MAX)
-        return settlement
 
-    def _count(self, usage: TokenUsage, credits_charged: int, complete: bool) -> None:
-        """Learn from the call and add it to the worker's numbers."""
-        ports, service, call = self._worker.ports, self.service, self.call
-        if complete:
-            share = self._input_share(usage)
-            exchange = self._exchange
-            took = exchange.ended_upstream - exchange.began_upstream
-            ports.estimator.learn(call, self.caller.organization_id, service.key, usage, share, seconds=took)
-        tally = ports.tally
-        tally.settled(service.key, usage, credits_charged)
-        if service.counts_tokens:
-            tally.used(service.key, usage.input, usage.output, usage.total)
-        tally.served(self.caller.tenant_id, usage.total if service.counts_tokens else 0)
-        if (cost := self._cost) is not None:
-            tally.cost(service.key, call.model, self._currency, cost)
-        if self._lacks_price or (usage.total and self._stands_in):
-            tally.unpriced[service.key] = tally.unpriced.get(service.key, 0) + 1
-        if self.meter is None:
-            return
-        if self.meter.detail.says_more:
-            tally.unknown_usage[call.family] = tally.unknown_usage.get(call.family, 0) + 1
-        if self.meter.detail.contradicted:
-            name = self._exchange.upstream_name
-            tally.untrue_reports[name] = tally.untrue_reports.get(name, 0) + 1
-
-    def _input_share(self, usage: TokenUsage) -> float | None:
+    def _input_share(self, usage: TokenUsage, counted: Counted) -> float | None:
         """What the call's input cost, as a part of the price that it asked for; None where nobody knows."""
-        budget, budgets, cost = self.claim.budget, self.budgets, self._cost
-        if budget is None or budgets is None or cost is None or self._currency != budgets.currency:
+        budget, budgets, cost = self.claim.budget, self.budgets, counted.cost
+        if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
             return None
         rate = budget.likely
         if rate is None or budget.holds_most or not (rate.input and usage.input):
@@ -526,56 +454,6 @@ def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports
         if budget is not None:
             ports.tally.budget_refused(refusal.reason, budget.unit, budget.interval)
         raise refusal
-
-
-# What a call costs, now that it is known what answered and how much was used.
-def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the outcome
-    look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
-    sent: str = "",
-) -> PriceMatch:  # fmt: skip
-    """The price of a call of its admission, now that it is known what answered and how much was used.
-
-    `sent` is what its upstream was told the asked model's name is.
-    """
-    named, answered = prices.named, detail.model
-    if not named:
-        return _NO_PRICE
-    found = named[0]
-    if len(named) > 1:
-        found = answering(named, answered, counts, detail.tools, detail.service_tier, sent)
-    if (found.vector is None or found.stands_in) and answered and not prices.own:
-        if answered.lower() == found.model.lower():
-            return found
-        vector = look_up(caller, answered, now_s - prices.at_s, False)
-        if vector is not None:
-            return PriceMatch(answered, vector)
-    return found
-
-
-def cost_of(  # noqa: PLR0917  # as `price_of`, whose answer `price` is
-    look_up: PriceOf, caller: Caller, prices: CallPrices, price: PriceMatch, detail: Detail, counts: Counts,
-    now_s: float,
-) -> int | None:  # fmt: skip
-    """What a call costs in nano-units; tokens of another model within it cost what that model's do."""
-    vector = price.vector
-    if vector is None:
-        return None
-    whole, left = 0, counts
-    for model, said in detail.beside:
-        part = tuple([min(each, most) for each, most in zip(said, left, strict=True)])
-        left = tuple([most - each for each, most in zip(part, left, strict=True)])
-        known = [one for one in prices.named if is_model(model, one.model)]
-        own = max(known, key=lambda one: len(one.model)).vector if known else None
-        if own is None and model:
-            own = look_up(caller, model, now_s - prices.at_s, prices.own)
-        if own is not None and own.currency == vector.currency:
-            vectors: tuple[Vector, ...] = (own,)
-        else:
-            vectors = (vector, *prices.in_currency(vector.currency))
-        whole += max(cost_nano(without_request(one), part, tier=detail.service_tier) for one in vectors)
-    if detail.beside:  # reasoning is of the output that is left
-        left = (*left[:REASONING], min(left[REASONING], left[OUTPUT]), *left[REASONING + 1 :])
-    return whole + cost_nano(vector, left, detail.tools, detail.service_tier)
 
 
 # Whether a call that came to nothing may have cost its upstream something.

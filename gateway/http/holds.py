@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
+from gateway.calls.hold_ends import counted_of, released_by, settled_by
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -24,25 +25,19 @@ from gateway.core.accounts.caller_holds import (
     HoldEnd,
     SaidUse,
     SettleBody,
-    UseCost,
     answered,
     held_call,
     idempotency_key,
     money_of,
     read_body,
     read_deletion,
-    released_by,
-    settled_by,
     unit_of,
-    used_by,
     whole_in,
 )
 from gateway.core.accounts.limits import limit_headers
-from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.runs import FIELD, read_run
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import Counts, charged, dearest
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.price_book import charged, dearest
 from gateway.core.calls.call import CallRequest, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
@@ -52,7 +47,6 @@ from gateway.core.calls.tariff import CONSUMPTION, CallPrices, factor_of, is_in_
 from gateway.core.families.family import KEPT_ANSWERS
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import SHAPES
-from gateway.core.metering.meter import Detail
 from gateway.core.model import (
     GENERIC,
     INTEGER_MAX,
@@ -97,10 +91,8 @@ from gateway.http.admission import (
 from gateway.http.charge import (
     NO_UNITS,
     check_admitted,
-    cost_of,
     fields_allowed,
     hold_request,
-    price_of,
 )
 from gateway.http.ports import Ports
 from gateway.http.relay import own_answer
@@ -236,13 +228,13 @@ async def _settle_by(
         said, detail, estimated, made = read_use(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
-            prices, price = _prices_then(ports, hold)
-            if said.cost is not None:
-                prices.vectors = ()
+            now_s = ports.seconds()
+            prices = _prices_then(ports, hold, now_s)
             label = exchange.routed.label if hold.call is None else hold.call.route
             end = settled_by(
-                hold, said, detail, prices.vectors, price, label, ports.holds.now_ms(), estimated
-            )
+                hold, said, detail, prices, ports.directory.price, now_s, label, ports.holds.now_ms(),
+                estimated,
+            )  # fmt: skip
             if made:
                 await ports.objects.keep(hold.caller, made, KEPT_ANSWERS)
             end = await ports.holds.decide(hold, end)
@@ -598,22 +590,14 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
 # Its end.
 
 
-def _prices_then(ports: Ports, hold: CallerHold) -> tuple[CallPrices, UseCost]:
-    """The prices of when a hold was taken, and what a use costs by them. Which of a hold's models answered is
-    told by the answer alone: else it is the dearest.
+def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
+    """The prices of when a hold was taken. Which of its models answered is told by the answer alone: else it
+    is the dearest.
     """
-    directory, caller, now_s, call = ports.directory, hold.caller, ports.seconds(), hold.names()
-    ago_s = (ports.holds.now_ms() - hold.created_ms) / 1000
-    named = named_prices(directory, caller, call, hold.own, ago_s) if hold.model else ()
+    call, ago_s = hold.names(), (ports.holds.now_ms() - hold.created_ms) / 1000
+    named = named_prices(ports.directory, hold.caller, call, hold.own, ago_s) if hold.model else ()
     vectors = charging_prices(hold.service, call, named)
-    prices = CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, now_s - ago_s, hold.own)
-    sent = hold.targets[0] if hold.targets else ""
-
-    def price(detail: Detail, counts: Counts) -> tuple[Vector | None, int | None]:
-        found = price_of(directory.price, caller, prices, detail, counts, now_s, sent)
-        return found.vector, cost_of(directory.price, caller, prices, found, detail, counts, now_s)
-
-    return prices, price
+    return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, now_s - ago_s, hold.own)
 
 
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
@@ -623,12 +607,9 @@ async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
     if settled is SettleResult.UNVERIFIED:
         raise CountersUnavailable(retry_after_s=1)
     await ports.holds.ended(hold, end)
-    if end.charge and settled is not SettleResult.UNKNOWN:
-        tally, facts, usage = ports.tally, read_facts(end.facts.encode()), used_by(end)
-        tally.settled(hold.service.key, usage, settlement.credits)
-        tally.served(hold.tenant_id, end.tokens)
-        if facts is not None and facts.cost is not None:
-            tally.cost(hold.service.key, hold.model, facts.currency, facts.cost)
+    counted = counted_of(hold, end)
+    if counted is not None and settled is not SettleResult.UNKNOWN:
+        ports.tally.charged(counted)
     return settled
 
 

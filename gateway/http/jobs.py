@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from gateway.calls.charge import Charge, Held, Terms, Use, charge, charge_as_held, release
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import (
     BATCH,
@@ -33,7 +34,7 @@ from gateway.core.accounts.jobs import (
     id_of,
     inline_lines,
 )
-from gateway.core.accounts.outbox import NONE, TEXT_CHARACTERS_MAX, CallFacts, write_facts
+from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.vector import Vector
@@ -41,10 +42,11 @@ from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.routes import ModelTarget, Route
-from gateway.core.calls.tariff import CallPrices, charge_of
+from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.families.family import BatchPaths, JobPaths
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
+from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.reading import loose_document
 from gateway.core.model import (
@@ -76,7 +78,7 @@ from gateway.http.admission import (
     prices_of,
     run_policies,
 )
-from gateway.http.charge import AdmittedCall, check_admitted, cost_of, hold_request, price_of
+from gateway.http.charge import AdmittedCall, check_admitted, hold_request
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
@@ -98,6 +100,8 @@ _SUMMED: Final = (
     "need", "ceiling", "read", "read_likely", "credits", "units", "money", "money_most",
     "raw_tokens", "raw_most",
 )  # fmt: skip
+# A line that is not there.
+_MISSING: Final = BatchResult("", 0, "", b"", False)
 # How a line meets objects: by those that its body names.
 _NAMES: Final = ObjectAccess((), None)
 
@@ -399,7 +403,8 @@ async def _taken(
         request.raises, request.ttl_ms = True, 1000 * HOLD_S_MAX
         decision = await _reserved(exchange, request, budgets)
     except BaseException:
-        begin(ports.counters.settle(_release(caller, hold_id, user, service, request.names)))
+        terms = Terms(caller, hold_id, user, service, NO_PRICES, request.names)
+        begin(ports.counters.settle(release(terms, 1000 * HOLD_S_MAX)))
         raise
     job = _job(exchange, caller, hold_id, user, service, decision, prices)
     job.upstream, job.endpoint, job.model, job.input_id = upstream, route.path, first.model, input_id
@@ -567,22 +572,14 @@ def service_of(ports: Ports, job: Job) -> Service | None:
 
 def release_of(job: Job, service: Service) -> Settlement:
     """Give the hold of a job back."""
-    return _release(job.caller, job.hold_id, job.user, service, job.accounts)
-
-
-def _release(
-    caller: Caller, hold_id: str, user: str, service: Service, accounts: tuple[str, ...]
-) -> Settlement:
-    return Settlement(
-        caller, hold_id, user, service, charge=False, budgets=accounts, hold_ttl_ms=1000 * HOLD_S_MAX
-    )
+    return release(_terms(job, job.hold_id, service, NO_PRICES), 1000 * HOLD_S_MAX)
 
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
     bounds: UsageBounds, ago_s: float,
-) -> Iterator[tuple[Settlement | None, int]]:  # fmt: skip
-    """What charges each line of a result, and what it costs; None of one that used nothing.
+) -> Iterator[Charge | None]:  # fmt: skip
+    """What charges each line of a result; None of one that used nothing.
 
     The job was made `ago_s` ago. A line whose use nobody can read costs its share of the hold, and so does
     each that is missing of those that were `answered`.
@@ -593,33 +590,33 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     for number, line in enumerate(found, 1):
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
-        charge = _charged(ports, job, service, route, line, id_, prices, now_s, bounds)
-        there += charge is not None or not line.free
-        yield charge or ((None, 0) if line.free else _share(job, id_, service, line.status))
+        charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds)
+        there += charged is not None or not line.free
+        yield charged or (None if line.free else _share(job, id_, service, line, ago_s))
     for number in range(there, min(answered, job.lines)):
         id_ = id_of(str(number), job.created_ms, of=f"{job.hold_id} missing")
-        yield _share(job, id_, service, 0)
+        yield _share(job, id_, service, _MISSING, ago_s)
 
 
 def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
     ago_s: float,
-) -> tuple[Settlement, int]:  # fmt: skip
-    """What a job of one call, made `ago_s` ago, costs by its result; one that says no use is `free`, or costs
-    what was held.
+) -> Charge | None:  # fmt: skip
+    """What charges a job of one call, made `ago_s` ago, by its result; one that says no use costs what was
+    held, or nothing where it is `free`: None.
     """
     now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)
     prices = _prices_then(ports, job, service, now_s, ago_s)
-    charge = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds)
-    return charge or ((release_of(job, service), 0) if free else unread_charge(job, service))
+    charged = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds)
+    return charged or (None if free else unread_charge(job, service, ago_s))
 
 
 def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
     now_s: float, bounds: UsageBounds,
-) -> tuple[Settlement, int] | None:  # fmt: skip
-    """What a result costs by the use that it reports; None where it reports none."""
+) -> Charge | None:  # fmt: skip
+    """What charges a result by the use that it reports; None where it reports none."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
     call.reports = True
     if job.kind == VIDEO:
@@ -631,30 +628,13 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
         return None
     if job.kind == BATCH:
         detail.service_tier = SERVICE_TIER
-    counts = detail.counts(usage)
-    price = price_of(ports.directory.price, job.caller, prices, detail, counts, now_s, job.sent)
-    cost = cost_of(ports.directory.price, job.caller, prices, price, detail, counts, now_s)
-    facts = _facts(job, line.status)
-    facts.response_model, facts.counts, facts.total, facts.units = detail.model, counts, usage.total, 1
-    facts.tools, facts.cost, facts.service_tier = detail.tools, cost, detail.service_tier
-    facts.upstream_request_id = line.request_id[:TEXT_CHARACTERS_MAX]
-    if price.vector is not None:
-        facts.currency, facts.price_id = price.vector.currency, price.vector.price_id
-        facts.exchange_rate = price.vector.rate
-    one = _settlement(job, id_, service, facts)
-    one.credits, one.over, one.units = charge_of(service, prices.vectors, counts, cost, 1)
-    weights = job.weighing
-    one.tokens = usage.total if service.counts_tokens else 0
-    one.weighed = None if weights is None else weights.count(counts, usage.total)
-    if job.accounts:
-        one.raw_tokens = usage.total
-        if cost is not None and facts.currency == job.currency:
-            one.money = min(cost, INTEGER_MAX)
-    return one, cost or 0
+    use = _use(job, route.family, line, now_s - prices.at_s, detail)
+    use.counts, use.total, use.units, use.estimated = detail.counts(usage), usage.total, 1, usage.estimated
+    return charge(ports.directory.price, now_s, use, _terms(job, id_, service, prices))
 
 
-def _share(job: Job, id_: str, service: Service, status: int) -> tuple[Settlement, int]:
-    """What a line costs whose use nobody can read: what it held."""
+def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> Charge:
+    """What charges a line whose use nobody can read: what it held."""
 
     def share(whole: int) -> int:
         return -(-whole // job.lines)
@@ -663,37 +643,36 @@ def _share(job: Job, id_: str, service: Service, status: int) -> tuple[Settlemen
         job, tokens=share(job.tokens), credits=share(job.credits), units=share(job.units),
         money=share(job.money), raw_tokens=share(job.raw_tokens), held=share(job.held),
     )  # fmt: skip
-    return _as_held(one, id_, service, status)
+    return _as_held(one, id_, service, line, ago_s)
 
 
-def unread_charge(job: Job, service: Service) -> tuple[Settlement, int]:
-    """What a job costs whose result nobody can read: all that it held, marked estimated."""
-    return _as_held(job, job.hold_id, service, 0)
+def unread_charge(job: Job, service: Service, ago_s: float) -> Charge:
+    """What charges a job whose result nobody can read: all that it held, marked estimated."""
+    return _as_held(job, job.hold_id, service, _MISSING, ago_s)
 
 
-def _as_held(job: Job, id_: str, service: Service, status: int) -> tuple[Settlement, int]:
-    facts = _facts(job, status)
-    facts.estimated, facts.total, facts.units = True, job.raw_tokens or job.tokens, job.units
-    facts.cost, facts.currency, facts.counts = job.held, job.currency, NO_COUNTS
-    one = _settlement(job, id_, service, facts)
-    one.tokens = job.tokens if service.counts_tokens else 0
-    one.credits, one.units = job.credits, job.units
-    one.money, one.raw_tokens = job.money, job.raw_tokens
-    return one, job.held
+def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> Charge:
+    detail = Detail()
+    detail.service_tier = SERVICE_TIER if job.kind == BATCH else ""
+    use = _use(job, GENERIC, line, ago_s, detail)
+    use.estimated, use.total, use.units = True, job.raw_tokens or job.tokens, job.units
+    held = Held(job.tokens, job.credits, job.money, job.raw_tokens, job.held)
+    return charge_as_held(use, _terms(job, id_, service, NO_PRICES), held)
 
 
-def _settlement(job: Job, request_id: str, service: Service, facts: CallFacts) -> Settlement:
-    return Settlement(
-        job.caller, request_id, job.user, service, charge=True, attribution=job.columns,
-        budgets=job.accounts, metadata=write_facts(facts),
+def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail) -> Use:
+    """The use of a job that was made so long ago, or of a line of one, before its numbers."""
+    return Use(
+        True, NO_COUNTS, 0, 0, False, detail, job.model, job.endpoint, family, line.status,
+        duration_ms=max(0, int(1000 * ago_s)), session=job.session, upstream_id=line.request_id,
+        metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE, sent=job.sent,
     )  # fmt: skip
 
 
-def _facts(job: Job, status: int) -> CallFacts:
-    return CallFacts(
-        model=job.model[:TEXT_CHARACTERS_MAX], status=status, route=job.endpoint,
-        service_tier=SERVICE_TIER if job.kind == BATCH else "",
-        session=job.session, metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE,
+def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> Terms:
+    return Terms(
+        job.caller, id_, job.user, service, prices, job.accounts, bool(job.accounts), job.currency,
+        job.weighing, job.columns,
     )  # fmt: skip
 
 

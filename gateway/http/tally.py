@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gateway.calls.charge import Counted
 from gateway.core.billing.money import NANO
 from gateway.core.circuit_breaker import CAUSES
 from gateway.core.families.registry import ALL
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS, SECONDS, Histogram
-from gateway.core.model import TokenUsage
 from gateway.core.wait import Awake
 
 SERIES_MAX = 4096
@@ -163,15 +163,6 @@ class Tally:
         series = upstream, cause
         self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
 
-    def used(self, service: str, tokens_in: int, tokens_out: int, total: int) -> None:
-        """Count the tokens one settled call was charged for."""
-        tokens = self.tokens.get(service)
-        if tokens is None:
-            tokens = self.tokens[service] = ChargedTokens()
-        tokens.read += tokens_in
-        tokens.written += tokens_out
-        tokens.total += total
-
     def cost(self, service: str, model: str, currency: str, nano: int) -> None:
         """Count what a settled call cost, in nano-units; models beyond the maximum are counted together."""
         costs, series = self.costs, (service, model, currency)
@@ -183,13 +174,30 @@ class Tally:
             known = costs[series] = ChargedCost()
         known.nano += nano
 
-    def settled(self, service: str, usage: TokenUsage, credits_charged: int) -> None:
-        """Count the units and credits of one settled call."""
-        self.units[service] = self.units.get(service, 0) + usage.units
-        if credits_charged:
-            self.credits[service] = self.credits.get(service, 0) + credits_charged
-        if usage.estimated:
+    def charged(self, counted: Counted, upstream: str = "") -> None:
+        """Count one settled use, whatever it came as; `upstream` is the one that answered."""
+        service, total = counted.service, counted.total if counted.counts_tokens else 0
+        self.units[service] = self.units.get(service, 0) + counted.units
+        if counted.credits:
+            self.credits[service] = self.credits.get(service, 0) + counted.credits
+        if counted.estimated:
             self.settlements_estimated += 1
+        if counted.counts_tokens:
+            tokens = self.tokens.get(service)
+            if tokens is None:
+                tokens = self.tokens[service] = ChargedTokens()
+            tokens.read += counted.input
+            tokens.written += counted.output
+            tokens.total += total
+        self.served(counted.tenant_id, total)
+        if (cost := counted.cost) is not None:
+            self.cost(service, counted.model, counted.currency, cost)
+        if counted.lacks_price:
+            self.unpriced[service] = self.unpriced.get(service, 0) + 1
+        if counted.says_more:
+            self.unknown_usage[counted.family] = self.unknown_usage.get(counted.family, 0) + 1
+        if counted.contradicted:
+            self.untrue_reports[upstream] = self.untrue_reports.get(upstream, 0) + 1
 
     def served(self, tenant_id: int, tokens: int) -> None:
         """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from gateway.calls.charge import Charge, Counted
 from gateway.core.accounts.jobs import (
     AGAIN_S,
     BATCH,
@@ -43,7 +44,7 @@ from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths, JobList
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
-from gateway.core.model import Caller, Service, Settlement, SettleResult
+from gateway.core.model import Caller, Service, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
@@ -355,15 +356,23 @@ class Jobs:
                 return
             ports, service, route, bounds = self._charging(job)
             free, age_s = ended in {"failed", "expired"}, await self._age_s(job)
-            settlement, cost = call_charge(ports, job, service, route, said, free, bounds, age_s)
-            await self._charge(job, settlement, cost)
+            charge = call_charge(ports, job, service, route, said, free, bounds, age_s)
+            if charge is None:
+                await in_task(ports.counters.settle(release_of(job, service)))
+                job.cost = 0
+            else:
+                await self._charge(job, charge)
             await self._end(job, ended)
 
-    async def _charge(self, job: Job, settlement: Settlement, cost: int) -> None:
-        """Put a charge in the place of a hold. Where that is gone, nobody here knows what it comes to."""
+    async def _charge(self, job: Job, charge: Charge) -> None:
+        """Put a charge in the place of a hold, and count it. Where that is gone, nobody here knows what it
+        comes to: it was charged and counted before.
+        """
         assert self._ports is not None
-        settled = await in_task(self._ports.counters.settle(settlement))
-        job.cost = NO_COST if cost and settled is SettleResult.UNKNOWN else cost
+        settled = await in_task(self._ports.counters.settle(charge.settlement))
+        if settled not in {SettleResult.UNKNOWN, SettleResult.UNVERIFIED}:
+            self._ports.tally.charged(charge.counted, job.upstream)
+        job.cost = NO_COST if charge.cost and settled is SettleResult.UNKNOWN else charge.cost
 
     async def _never_made(self, job: Job) -> None:
         """Give back the hold of a call whose upstream does not have it."""
@@ -457,15 +466,18 @@ class Jobs:
         if not job.lines_after:
             job.lines_after = await self._stored.place(job.partition)
             await in_task(self._stored.keep(job))
-        cost = 0
+        cost, counted = 0, list[Counted]()
         age_s = await self._age_s(job)
-        lines = line_charges(ports, job, service, route, results(content), answered, bounds, age_s)
-        for settlement, each in lines:
-            cost += each
-            if settlement is None:
+        for line in line_charges(ports, job, service, route, results(content), answered, bounds, age_s):
+            if line is None:
                 await asyncio.sleep(0)
-            elif await in_task(ports.counters.settle(settlement)) is SettleResult.SPOOLED:
+                continue
+            cost += line.cost
+            if await in_task(ports.counters.settle(line.settlement)) is SettleResult.SPOOLED:
                 raise CountersUnavailable  # who looks next charges it again, and it counts once
+            counted.append(line.counted)
+        for one in counted:  # by the worker that has handed over all of them
+            ports.tally.charged(one, job.upstream)
         job.cost, job.ended = cost, "failed" if job.status == OPENING else status
         job.lines_until = await self._stored.place(job.partition)
         await in_task(self._stored.keep(job))
@@ -510,7 +522,7 @@ class Jobs:
             await self._release(job)
             return
         if service is not None:
-            await self._charge(job, *unread_charge(job, service))
+            await self._charge(job, unread_charge(job, service, await self._age_s(job)))
         elif await self._age_s(job) <= HOLD_S_MAX:
             raise CountersUnavailable
         await self._end(job, status)

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from gateway.calls.event_use import use_of
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import NegotiatedTerms
 from gateway.core.accounts.plans import Weights, millionths
@@ -195,7 +196,7 @@ def _accept(batch: _Batch, event: Mapping[str, Any]) -> _AcceptedEvent | None:
     if free and not is_borne(connection, tenant.id, at):
         wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
         raise Unacceptable("time", wrong)
-    use = events.use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
+    use = use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
     for _, why in tenant.beyond.too_much(use.weighed if service.counts_tokens else 0, use.credits):
         raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
     late = use.weighed if service.counts_tokens and not runs else 0

@@ -97,6 +97,20 @@ async def test_a_call_is_let_in_at_once_and_gives_back_what_it_did_not_use(
     assert (ended.by, ended.requests, ended.tokens) == (1, 0, one.need - 12)
 
 
+async def test_a_call_is_charged_though_its_room_cannot_be_given_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError("a fault of the queue")
+
+    monkeypatch.setattr(queues.CapacityQueue, "end", fail)
+    await stage.ask(post(chat("gpt")))
+    assert [one.tokens for one in stage.counters.charges] == [12]
+    [failed] = stage.events("request_failed")
+    assert failed["error"] == "AttributeError"
+    stage.logged.clear()
+
+
 async def test_a_call_that_finds_no_room_waits_and_says_how_long(
     stage: Stage, capacity: FakeCapacity
 ) -> None:

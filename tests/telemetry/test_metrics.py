@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
+from gateway.calls.charge import Counted
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.http.tally import Tally
 from gateway.telemetry import metrics
@@ -29,7 +30,7 @@ def tally() -> Any:
     one.request("/v1/chat/completions", 429, "quota_exceeded")
     one.request_seconds.observe(0.003)
     one.request_seconds.observe(400.0)
-    one.used("chat", 3, 4, 7)
+    one.charged(Counted("chat", 7, "m", "openai", True, 3, 4, 7, 1, 0, False, None, ""))
     one.upstream_connections = 2
     return json.loads(json.dumps({**one.snapshot(), "leases": 5}))
 

@@ -7,30 +7,24 @@ held: it is the caller's own bill, and never below nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from gateway.core.accounts.budgets import MONEY, TOKENS, told_amount
-from gateway.core.accounts.outbox import CallFacts, briefly, named_unpriced, write_facts
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
-from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import (
     KINDS,
     NANO_DIGITS,
     PARTS_OF,
     WHOLES,
     Counts,
-    charged,
-    unpriced,
 )
-from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import TIMED_OUT, CallRequest, UsageBounds, read_document
 from gateway.core.calls.routes import ModelTarget, Route
-from gateway.core.calls.tariff import CONSUMPTION, Vectors, charge_of, factor_of, is_in_money
 from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import GENERIC, INTEGER_MAX, Caller, Family, Service, Settlement, TokenUsage
@@ -210,7 +204,7 @@ class CallerHold(msgspec.Struct):
 class HoldEnd(msgspec.Struct):
     """How a caller ended a hold: it is charged these, or `released`; `answer` is what its caller is told.
 
-    One that is `applied` needs nothing more.
+    One that is `applied` needs nothing more. It `lacks_price` and `says_more` as `Counted` has it.
     """
 
     released: bool
@@ -225,6 +219,8 @@ class HoldEnd(msgspec.Struct):
     money: int = 0
     raw_tokens: int = 0
     applied: bool = False
+    lacks_price: bool = False
+    says_more: bool = False
 
     def settlement(self, hold: CallerHold) -> Settlement:
         return Settlement(
@@ -254,8 +250,6 @@ read_deletion = msgspec.json.Decoder(HoldDeletion).decode
 _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
 # The use, the rest that an answer says, whether the use is estimated, and the objects that the answer made.
 SaidUse = tuple[SettleBody, Detail | None, bool, Sequence[str]]
-# The price of a use, and what it costs in nano-units.
-UseCost = Callable[[Detail, Counts], tuple[Vector | None, int | None]]
 
 
 def read_body(kind: type[_B], body: bytes) -> _B:
@@ -308,76 +302,6 @@ def idempotency_key(lines: bytes) -> str:
     return found[0].decode()
 
 
-def released_by(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
-    """The end of a hold that its caller gives back."""
-    facts = _facts(hold, route, now_ms, _CLIENT_CLOSED)
-    facts.reason = RELEASED
-    return HoldEnd(True, False, write_facts(facts).decode())
-
-
-def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
-    hold: CallerHold, said: SettleBody, detail: Detail | None, vectors: Vectors, cost_of: UseCost, route: str,
-    now_ms: int, estimated: bool,
-) -> HoldEnd:  # fmt: skip
-    """The end of a hold whose caller says what was used; `InvalidRequest` where that says too little.
-
-    `vectors` set the price of its service, `cost_of` says what the use costs by the price book. What an
-    answer says of itself is its `detail`. The use is `estimated` where no provider told it.
-    """
-    service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
-    counts, tools, tier = _usage(said.usage or {})
-    facts = _facts(hold, route, now_ms, said.status)
-    if nothing and said.status >= 400:  # a failure
-        end = HoldEnd(False, False, write_facts(briefly(facts)).decode())
-        end.answer = _told(hold, facts, end)
-        return end
-    if said.usage is None and said.cost is None and (vectors or service.counts_tokens):
-        raise InvalidRequest(
-            f"The service {service.key} is paid by what was used: say usage or cost.", param="usage"
-        )
-    total, units = sum(counts[:WHOLES]), 1 if said.units is None else said.units
-    if detail is None:
-        detail = Detail()
-        detail.tools, detail.service_tier = tools, tier
-    if not tools and hold.call is not None and hold.call.measured and 200 <= said.status < 300:
-        for name, times in hold.call.measured.items():
-            detail.used_tool(name, times)
-        tools = detail.tools
-    price, cost = cost_of(detail, counts)
-    if price is not None:
-        facts.currency, facts.price_id, facts.exchange_rate = price.currency, price.price_id, price.rate
-        facts.unpriced = named_unpriced(unpriced(price, tools, counts))
-    if said.cost is not None:
-        cost, facts.currency = money_of(said.cost, "cost"), hold.currency or facts.currency
-        facts.price_id, facts.unpriced, facts.exchange_rate = 0, "", ""
-    facts.counts, facts.total, facts.units, facts.tools = counts, total, units, tools
-    facts.response_model = detail.model
-    facts.service_tier, facts.cost, facts.estimated = tier, cost, estimated
-    at_cost = service.pricing.at_cost is not None
-    if said.cost is not None and at_cost and service.meter == CONSUMPTION:
-        credits_, over = whole_credits(charged(cost or 0, factor_of(service)))
-    else:
-        credits_, over, units = charge_of(service, vectors, counts, cost, units)
-    if (
-        max(credits_, units) > (INTEGER_MAX if is_in_money(service) else UNITS_MAX)
-        or (cost or 0) > INTEGER_MAX
-    ):
-        raise InvalidRequest(
-            "This comes to more than one call may.", param="usage" if said.usage else "units"
-        )
-    end = HoldEnd(
-        False, True, write_facts(facts).decode(), tokens=total if service.counts_tokens else 0,
-        weighed=None if hold.weights is None else hold.weights.count(counts, total),
-        credits=credits_, over=over, units=units,
-    )  # fmt: skip
-    if hold.budgets:
-        end.raw_tokens = total
-        if cost is not None and facts.currency == hold.currency:
-            end.money = cost
-    end.answer = _told(hold, facts, end)
-    return end
-
-
 def answered(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
 ) -> SaidUse:
@@ -405,20 +329,7 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
     return SettleBody(used, units=units, status=status), detail, usage.estimated, made
 
 
-def used_by(end: HoldEnd) -> TokenUsage:
-    """What the worker's numbers count of it."""
-    return TokenUsage(total=end.tokens, units=end.units)
-
-
-def _facts(hold: CallerHold, route: str, now_ms: int, status: int) -> CallFacts:
-    metadata = msgspec.Raw(hold.metadata.encode()) if hold.metadata else msgspec.Raw(b"null")
-    return CallFacts(
-        model=hold.model, status=status, duration_ms=max(0, now_ms - hold.created_ms), route=route,
-        session=hold.session, metadata=metadata,
-    )  # fmt: skip
-
-
-def _usage(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
+def usage_of(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
     """Tokens by kind, uses of tools, and the service tier, as the journal names them."""
     right = f"usage takes {', '.join(KINDS)}, tools and service_tier"
     for name in said:
@@ -443,21 +354,6 @@ def _count(value: object, param: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= TOKENS_MAX:
         raise InvalidRequest(f"{param} must be a whole number from 0 to {TOKENS_MAX}.", param=param)
     return value
-
-
-def _told(hold: CallerHold, facts: CallFacts, end: HoldEnd) -> str:
-    return msgspec.json.encode(
-        {
-            "id": hold.id,
-            "status": facts.status,
-            "charged": end.charge,
-            "tokens": end.tokens,
-            "credits": end.credits,
-            "units": facts.units,
-            "cost": None if facts.cost is None or not end.charge else told_amount(MONEY, facts.cost),
-            "currency": facts.currency or None,
-        }
-    ).decode()
 
 
 def unit_of(said: HoldBody) -> str:

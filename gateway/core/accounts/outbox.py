@@ -49,6 +49,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     says why a call failed, else why it is corrected. `used_ms` is when it was used, where that is told of use
     that did not pass the gateway; 0 is when it is charged. `unpriced` names the tools that no price covers,
     which are not in `cost`. `exchange_rate` is the one that its price was converted by, empty for none.
+    `beside` are tokens of other models within the call, which have prices of their own: the model, the id of
+    the price, and tokens by `KINDS`.
     """
 
     model: str = ""
@@ -76,6 +78,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     used_ms: int = 0
     unpriced: str = ""
     exchange_rate: str = ""
+    beside: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
 
 
 def named_unpriced(names: Iterable[str]) -> str:
@@ -177,6 +180,12 @@ def told_of(facts: CallFacts) -> bytes:
     }
     if facts.corrects:
         ours |= {"corrects": facts.corrects, "reason": facts.reason}
+    if facts.beside:
+        ours["beside"] = [
+            {"model": model, "price_id": price_id}
+            | {kind: count for kind, count in zip(KINDS, counts, strict=False) if count}
+            for model, price_id, counts in facts.beside
+        ]
     if facts.used_ms:
         used_at = rfc3339(moment_of(facts.used_ms))
         ours |= {"used_at": used_at, "supplied_on": used_at[:10]}

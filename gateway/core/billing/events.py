@@ -1,4 +1,4 @@
-"""Use that did not pass the gateway: what one event of it moves and costs, by the prices of its time.
+"""Use that did not pass the gateway: what one event of it says, and what waits for the counters.
 
 An event has the id of a call, made of its source and id: so it is a call once, however often it is sent.
 Pure: who is meant by a subject, and where events are kept, is not known here.
@@ -11,22 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from gateway.core.accounts.outbox import CallFacts, named_unpriced, read_facts, write_facts
-from gateway.core.accounts.plans import Weights
-from gateway.core.billing.money import pack_tiers, spend_micro
-from gateway.core.billing.price_book import (
-    KINDS,
-    NO_COUNTS,
-    PARTS_OF,
-    WHOLES,
-    Counts,
-    cost_nano,
-    token_price,
-    unpriced,
-)
-from gateway.core.billing.vector import Vector
-from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, charge_of, is_in_money
-from gateway.core.model import INTEGER_MAX, Service
+from gateway.core.accounts.outbox import CallFacts, read_facts, write_facts
+from gateway.core.billing.price_book import KINDS, NO_COUNTS, PARTS_OF, WHOLES, Counts
 
 # Of one request.
 EVENTS_MAX = 500
@@ -113,39 +99,6 @@ def counts_of(usage: Mapping[str, Any]) -> Counts:
     return counts
 
 
-def use_of(
-    told: EventUsage, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
-    in_cycle: bool,
-) -> EventSettlement:  # fmt: skip
-    """What an event moves; `Unacceptable` where it says too little, or is not priced.
-
-    `price` is the price book's of its model at its time. Its tokens count toward a quota while their cycle
-    runs, `in_cycle`.
-    """
-    vectors = _vectors(told, service, price)
-    if service.meter not in {CONSUMPTION, PAY_PER_USE} and not told.is_counted:
-        raise Unacceptable("data.usage", "required: the service counts tokens")
-    cost = None if price is None else cost_nano(price, told.counts, told.tools, told.service_tier)
-    credits_, over, units = charge_of(service, vectors, told.counts, cost, told.units)
-    tiers = pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b""
-    _bounded(told, service, cost or 0, credits_, units)
-    weighed = told.tokens if weights is None else weights.count(told.counts, told.tokens)
-    return EventSettlement(
-        tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
-        tiers=tiers, user=told.user, project_id=told.project_id,
-        counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens, weighed=weighed,
-        credits=credits_, over=over, units=units if service.meter == PAY_PER_USE else 0, money=cost or 0,
-        facts=CallFacts(
-            model=told.model, status=200, counts=told.counts, total=told.tokens, units=told.units,
-            tools=dict(told.tools), service_tier=told.service_tier, cost=cost,
-            currency="" if price is None else price.currency,
-            price_id=0 if price is None else price.price_id, route=ROUTE, used_ms=told.at_ms,
-            unpriced="" if price is None else named_unpriced(unpriced(price, told.tools, told.counts)),
-            exchange_rate="" if price is None else price.rate,
-        ),
-    )  # fmt: skip
-
-
 def written(use: EventSettlement) -> dict[str, Any]:
     """A use as a control write carries it."""
     named = {name: getattr(use, name) for name in _PLAIN}
@@ -163,29 +116,3 @@ _PLAIN = (
     "tenant_id", "service_id", "meter", "one_time", "user", "project_id", "counts_tokens", "tokens",
     "weighed", "credits", "over", "units", "money",
 )  # fmt: skip
-
-
-def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[Vector, ...]:
-    """What tokens cost where they set the price of a service; `Unacceptable` where nothing says it."""
-    pricing = service.pricing
-    by_token = pricing.per_million is not None or pricing.at_cost is not None
-    if not by_token or service.meter not in {CONSUMPTION, PAY_PER_USE}:
-        return ()
-    if not told.model:
-        raise Unacceptable("data.model", "required: the service is priced by the tokens of a model")
-    if not told.is_counted:
-        raise Unacceptable("data.usage", "required: the service is priced by tokens")
-    vector = price if pricing.per_million is None else token_price(pricing, told.model)
-    if vector is None:
-        raise Unacceptable("data.model", "has no price at that time")
-    return (vector,)
-
-
-def _bounded(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
-    """`Unacceptable` where an event comes to more than one may."""
-    name = "data.usage" if told.is_counted else "data.units"
-    most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX
-    if max(told.tokens, credits_) > AMOUNT_MAX or cost >= INTEGER_MAX or units > most:
-        raise Unacceptable(name, "comes to more than one event may; send less at once")
-    if service.meter == PAY_PER_USE and spend_micro(service.pricing.ladder, 0, units) > INTEGER_MAX:
-        raise Unacceptable(name, "costs more than one event may; send less at once")

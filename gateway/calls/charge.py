@@ -1,0 +1,238 @@
+"""The one charge of a use: what it costs, and the facts, the settlement and the counts that it leaves behind.
+
+A use is a call, a turn of a socket, a job or a line of one, a hold that a caller took, or an event. Its
+module says what was used (`Use`) and at which terms it was admitted (`Terms`). Nothing else writes the facts
+of a use. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from gateway.calls.rating import NO_PARTS, ModelPart, cost_of, parts_of, price_of
+from gateway.core.accounts.outbox import (
+    NONE,
+    TEXT_CHARACTERS_MAX,
+    briefly,
+    named_unpriced,
+    write_facts,
+)
+from gateway.core.accounts.plans import Weights
+from gateway.core.billing.money import whole_credits
+from gateway.core.billing.price_book import Counts, charged, unpriced
+from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of
+from gateway.core.metering.meter import Detail
+from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement
+
+NO_DETAIL: Final = Detail()
+# Why a use failed whose upstream said so.
+UPSTREAM_ERROR: Final = "upstream_error"
+
+
+@dataclass(slots=True)
+class Terms:
+    """What a use was admitted at: whose it is, at which prices, and what its hold took from.
+
+    `accounts` are the names of its budgets' accounts, and it is `budgeted` where there are any; their money
+    is in `currency`. `weights` are those of its plan, `columns` its attribution as a settlement carries it.
+    """
+
+    caller: Caller
+    request_id: str
+    user: str
+    service: Service
+    prices: CallPrices
+    accounts: tuple[str, ...] = ()
+    budgeted: bool = False
+    currency: str = ""
+    weights: Weights | None = None
+    columns: str = ""
+
+
+@dataclass(slots=True)
+class Use:
+    """A use that is over. One that is not `used` costs nothing, and gives its hold back.
+
+    `counts` are tokens by `KINDS`, and `total` is how many are charged. `detail` is the rest of the answer.
+    `measured` are uses of tools by name that count where an answer has none. A `cost` in nano-units that its
+    caller states is charged in place of that of the price book. `sent` is the name of the model that the
+    upstream was sent. `family` is that of the route, `used_ms` the time of a use that is not of now.
+    """
+
+    used: bool
+    counts: Counts
+    total: int
+    units: int
+    estimated: bool
+    detail: Detail
+    model: str
+    route: str
+    family: str
+    status: int
+    metadata: msgspec.Raw
+    reason: str = ""
+    streamed: bool = False
+    duration_ms: int = 0
+    first_token_ms: int | None = None
+    session: str = ""
+    upstream_id: str = ""
+    sent: str = ""
+    measured: Mapping[str, int] | None = None
+    cost: int | None = None
+    used_ms: int = 0
+
+
+@dataclass(slots=True)
+class Held:
+    """The amounts of a hold, by account, and the cost in nano-units that it was taken for."""
+
+    tokens: int
+    credits: int
+    money: int
+    raw_tokens: int
+    cost: int
+
+
+@dataclass(slots=True)
+class Counted:
+    """What the numbers of a worker count of a use: `input` and `output` tokens, and `total` where its service
+    counts these. It `lacks_price` where tokens or a tool have no price of their own, `says_more` where its
+    provider reported what is not documented, and is `contradicted` where what passed disproves a report.
+    """
+
+    service: str
+    tenant_id: int
+    model: str
+    family: str
+    counts_tokens: bool
+    input: int
+    output: int
+    total: int
+    units: int
+    credits: int
+    estimated: bool
+    cost: int | None
+    currency: str
+    lacks_price: bool = False
+    says_more: bool = False
+    contradicted: bool = False
+
+
+@dataclass(slots=True)
+class Charge:
+    """What a use costs and leaves behind; `facts` are the values of `CallFacts` by their places."""
+
+    facts: tuple[Any, ...]
+    settlement: Settlement
+    counted: Counted
+
+    @property
+    def cost(self) -> int:
+        """What it costs in nano-units, 0 where no price says that."""
+        return self.counted.cost or 0
+
+
+def charge(look_up: PriceOf, now_s: float, use: Use, terms: Terms) -> Charge:
+    """Charge a use by the prices of its admission; `look_up` finds those of a model that only answered."""
+    detail, counts, used = use.detail, use.counts, use.used
+    if use.measured and used and not detail.tools:
+        detail = detail if detail is not NO_DETAIL else Detail()
+        for name, times in use.measured.items():
+            detail.used_tool(name, times)
+    prices, tools = terms.prices, detail.tools
+    priced = price_of(look_up, terms.caller, prices, detail, counts, now_s, use.sent)
+    price = priced.vector
+    parts, cost, told = NO_PARTS, use.cost, use.cost is not None
+    currency, price_id, rate, without = "", 0, "", ""
+    if price is not None:
+        currency, price_id, rate = price.currency, price.price_id, price.rate
+        if detail.beside:
+            parts = parts_of(look_up, terms.caller, prices, price, detail, counts, now_s)
+        if not told:
+            cost = cost_of(price, counts, tools, detail.service_tier, parts) if used else 0
+    if told:
+        currency, price_id, rate = terms.currency or currency, 0, ""
+    elif tools:
+        without = named_unpriced(tools if price is None else unpriced(price, tools, counts))
+    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)
+    settlement = release(terms)
+    settlement.metadata = write_facts(facts if used else briefly(facts))
+    if used:
+        settlement.charge = True
+        _take(settlement, use, terms, cost)
+        if terms.budgeted:
+            settlement.raw_tokens = use.total
+            # A use without a price in the currency of its budgets moves no money of theirs.
+            if cost is not None and currency == terms.currency:
+                settlement.money = min(cost, INTEGER_MAX)
+    counted = _counted(use, terms, settlement, cost, currency)
+    stands_in = priced.stands_in and not told
+    counted.lacks_price = without != "" or (use.total > 0 and (cost is None or stands_in))
+    counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
+    return Charge(facts, settlement, counted)
+
+
+def charge_as_held(use: Use, terms: Terms, held: Held) -> Charge:
+    """Charge a use that nobody can read: all that was held for it."""
+    cost = held.cost if terms.currency else None
+    facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS)
+    settlement = release(terms)
+    settlement.charge, settlement.metadata = True, write_facts(facts)
+    settlement.tokens = held.tokens if terms.service.counts_tokens else 0
+    settlement.credits, settlement.units = held.credits, use.units
+    settlement.money, settlement.raw_tokens = held.money, held.raw_tokens
+    counted = _counted(use, terms, settlement, cost, terms.currency)
+    counted.lacks_price = cost is None and use.total > 0
+    return Charge(facts, settlement, counted)
+
+
+def release(terms: Terms, hold_ttl_ms: int = 0) -> Settlement:
+    """Return the settlement that gives a hold back."""
+    return Settlement(
+        terms.caller, terms.request_id, terms.user, terms.service, False, attribution=terms.columns,
+        budgets=terms.accounts, hold_ttl_ms=hold_ttl_ms,
+    )  # fmt: skip
+
+
+def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
+    use: Use, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
+    parts: tuple[ModelPart, ...],
+) -> tuple[Any, ...]:  # fmt: skip
+    return (
+        use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
+        use.counts, use.total, use.units, use.estimated, detail.tools, detail.service_tier,
+        cost, currency, price_id, use.route, use.session, use.upstream_id[:TEXT_CHARACTERS_MAX],
+        use.metadata, msgspec.Raw(detail.unknown) if detail.unknown else NONE,
+        "",  # it corrects nothing
+        use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
+        use.used_ms, without, rate,
+        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (),
+    )  # fmt: skip
+
+
+def _take(settlement: Settlement, use: Use, terms: Terms, cost: int | None) -> None:
+    """Have a settlement charge what was used; a cost that is told decides in place of tokens."""
+    service, weights, counts = terms.service, terms.weights, use.counts
+    if use.cost is not None and service.meter == CONSUMPTION and service.pricing.at_cost is not None:
+        settlement.credits, settlement.over = whole_credits(charged(use.cost, factor_of(service)))
+        settlement.units = use.units
+    else:
+        vectors = terms.prices.vectors if use.cost is None else UNPRICED
+        settlement.credits, settlement.over, settlement.units = charge_of(
+            service, vectors, counts, cost, use.units
+        )
+    settlement.tokens = use.total if service.counts_tokens else 0
+    settlement.weighed = None if weights is None else weights.count(counts, use.total)
+
+
+def _counted(use: Use, terms: Terms, settlement: Settlement, cost: int | None, currency: str) -> Counted:
+    counts, service = use.counts, terms.service
+    return Counted(
+        service.key, terms.caller.tenant_id, use.model, use.family, service.counts_tokens,
+        counts[0] + counts[1] + counts[2] + counts[3], counts[4], use.total, use.units,
+        settlement.credits, use.estimated, cost, currency,
+    )  # fmt: skip

@@ -1,0 +1,74 @@
+"""What one event of use that did not pass the gateway costs and moves, by the prices of its time. Pure."""
+
+from __future__ import annotations
+
+from gateway.calls.charge import Terms, Use, charge
+from gateway.core.accounts.outbox import NONE, CallFacts
+from gateway.core.accounts.plans import Weights
+from gateway.core.billing.events import AMOUNT_MAX, ROUTE, EventSettlement, EventUsage, Unacceptable
+from gateway.core.billing.money import pack_tiers, spend_micro
+from gateway.core.billing.price_book import token_price
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, CallPrices, PriceMatch, is_in_money
+from gateway.core.metering.meter import Detail
+from gateway.core.model import GENERIC, INTEGER_MAX, Caller, Service
+
+
+def use_of(
+    told: EventUsage, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
+    in_cycle: bool,
+) -> EventSettlement:  # fmt: skip
+    """What an event moves; `Unacceptable` where it says too little, or is not priced.
+
+    `price` is the price book's of its model at its time. Its tokens count toward a quota while their cycle
+    runs, `in_cycle`.
+    """
+    vectors = _vectors(told, service, price)
+    if service.meter not in {CONSUMPTION, PAY_PER_USE} and not told.is_counted:
+        raise Unacceptable("data.usage", "required: the service counts tokens")
+    detail = Detail()
+    detail.tools, detail.service_tier = dict(told.tools), told.service_tier
+    use = Use(
+        True, told.counts, told.tokens, told.units, False, detail, told.model, ROUTE, GENERIC, 200,
+        NONE, used_ms=told.at_ms,
+    )  # fmt: skip
+    prices = CallPrices(vectors, (PriceMatch(told.model, price),), 0.0, own=True)
+    terms = Terms(Caller(0, tenant_id, 0, 0), "", told.user, service, prices, weights=weights)
+    made = charge(lambda *_: None, 0.0, use, terms)
+    moved = made.settlement
+    _bounded(told, service, made.cost, moved.credits, moved.units)
+    facts = CallFacts(*made.facts)
+    return EventSettlement(
+        tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
+        tiers=pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b"", user=told.user,
+        project_id=told.project_id, counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens,
+        weighed=told.tokens if moved.weighed is None else moved.weighed, credits=moved.credits,
+        over=moved.over, units=moved.units if service.meter == PAY_PER_USE else 0, money=made.cost,
+        facts=facts,
+    )  # fmt: skip
+
+
+def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[Vector, ...]:
+    """What tokens cost where they set the price of a service; `Unacceptable` where nothing says it."""
+    pricing = service.pricing
+    by_token = pricing.per_million is not None or pricing.at_cost is not None
+    if not by_token or service.meter not in {CONSUMPTION, PAY_PER_USE}:
+        return ()
+    if not told.model:
+        raise Unacceptable("data.model", "required: the service is priced by the tokens of a model")
+    if not told.is_counted:
+        raise Unacceptable("data.usage", "required: the service is priced by tokens")
+    vector = price if pricing.per_million is None else token_price(pricing, told.model)
+    if vector is None:
+        raise Unacceptable("data.model", "has no price at that time")
+    return (vector,)
+
+
+def _bounded(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
+    """`Unacceptable` where an event comes to more than one may."""
+    name = "data.usage" if told.is_counted else "data.units"
+    most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX
+    if max(told.tokens, credits_) > AMOUNT_MAX or cost >= INTEGER_MAX or units > most:
+        raise Unacceptable(name, "comes to more than one event may; send less at once")
+    if service.meter == PAY_PER_USE and spend_micro(service.pricing.ladder, 0, units) > INTEGER_MAX:
+        raise Unacceptable(name, "costs more than one event may; send less at once")

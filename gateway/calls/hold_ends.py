@@ -1,0 +1,131 @@
+"""How a hold ends that a caller took by the API: settled by what its caller says, or released. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.calls.charge import NO_DETAIL, Counted, Terms, Use, charge
+from gateway.core.accounts.budgets import MONEY, told_amount
+from gateway.core.accounts.caller_holds import (
+    RELEASED,
+    UNITS_MAX,
+    CallerHold,
+    HoldEnd,
+    SettleBody,
+    money_of,
+    usage_of,
+)
+from gateway.core.accounts.outbox import NONE, read_facts
+from gateway.core.billing.price_book import NO_COUNTS, WHOLES
+from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceOf, is_in_money
+from gateway.core.metering.meter import Detail
+from gateway.core.model import GENERIC, INTEGER_MAX
+from gateway.errors import InvalidRequest
+
+_CLIENT_CLOSED = 499
+
+
+def released_by(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
+    """Return the end of a hold that its caller gives back."""
+    use = _use(hold, route, now_ms, _CLIENT_CLOSED, NO_DETAIL)
+    use.reason = RELEASED
+    return _unused(hold, use)
+
+
+def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
+    hold: CallerHold, said: SettleBody, detail: Detail | None, prices: CallPrices, look_up: PriceOf,
+    now_s: float, route: str, now_ms: int, estimated: bool,
+) -> HoldEnd:  # fmt: skip
+    """Return the end of a hold whose caller says what was used; `InvalidRequest` where that says too little.
+
+    `prices` are those of when it was taken. `detail` is what an answer says of itself. The use is `estimated`
+    where no provider told it.
+    """
+    service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
+    counts, tools, tier = usage_of(said.usage or {})
+    if detail is None:
+        detail = Detail()
+        detail.tools, detail.service_tier = tools, tier
+    use = _use(hold, route, now_ms, said.status, detail)
+    if nothing and said.status >= 400:
+        end = _unused(hold, use)
+        end.answer = _told(hold, end)
+        return end
+    if said.usage is None and said.cost is None and (prices.vectors or service.counts_tokens):
+        raise InvalidRequest(
+            f"The service {service.key} is paid by what was used: say usage or cost.", param="usage"
+        )
+    use.used, use.counts, use.total, use.estimated = True, counts, sum(counts[:WHOLES]), estimated
+    use.units = 1 if said.units is None else said.units
+    use.cost = None if said.cost is None else money_of(said.cost, "cost")
+    use.sent = hold.targets[0] if hold.targets else ""
+    if hold.call is not None and 200 <= said.status < 300:
+        use.measured = hold.call.measured
+    made = charge(look_up, now_s, use, _terms(hold, prices))
+    one = made.settlement
+    most = INTEGER_MAX if is_in_money(service) else UNITS_MAX
+    if max(one.credits, one.units) > most or made.cost > INTEGER_MAX:
+        raise InvalidRequest(
+            "This comes to more than one call may.", param="usage" if said.usage else "units"
+        )
+    end = HoldEnd(
+        False, True, one.metadata.decode(), "", one.tokens, one.weighed, one.credits, one.over, one.units,
+        one.money, one.raw_tokens, False, made.counted.lacks_price, made.counted.says_more,
+    )  # fmt: skip
+    end.answer = _told(hold, end)
+    return end
+
+
+def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
+    """Return what the numbers of a worker count of a hold that ended so; None where it cost nothing."""
+    facts = read_facts(end.facts.encode()) if end.charge else None
+    if facts is None:
+        return None
+    service, counts = hold.service, facts.counts
+    return Counted(
+        service.key, hold.tenant_id, hold.model, GENERIC if hold.call is None else hold.call.family,
+        service.counts_tokens, sum(counts[: WHOLES - 1]), counts[WHOLES - 1], facts.total, facts.units,
+        end.credits, facts.estimated, facts.cost, facts.currency, end.lacks_price, end.says_more,
+    )  # fmt: skip
+
+
+def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail) -> Use:
+    """Return the use of a hold that used nothing yet."""
+    call = hold.call
+    return Use(
+        False, NO_COUNTS, 0, 0, False, detail, hold.model, route, GENERIC if call is None else call.family,
+        status, streamed=call is not None and call.streamed,
+        duration_ms=max(0, now_ms - hold.created_ms), session=hold.session,
+        metadata=msgspec.Raw(hold.metadata.encode()) if hold.metadata else NONE,
+    )  # fmt: skip
+
+
+def _terms(hold: CallerHold, prices: CallPrices) -> Terms:
+    return Terms(
+        hold.caller, hold.id, hold.user, hold.service, prices, hold.budgets, bool(hold.budgets),
+        hold.currency, hold.weights, hold.columns,
+    )  # fmt: skip
+
+
+def _unused(hold: CallerHold, use: Use) -> HoldEnd:
+    """Return the end of a hold that is charged nothing."""
+    made = charge(lambda *_: None, 0.0, use, _terms(hold, NO_PRICES))
+    return HoldEnd(use.reason == RELEASED, False, made.settlement.metadata.decode())
+
+
+def _told(hold: CallerHold, end: HoldEnd) -> str:
+    """Return what the caller of a hold is told of its end."""
+    facts = read_facts(end.facts.encode())
+    assert facts is not None, "they are written above"
+    return msgspec.json.encode(
+        {
+            "id": hold.id,
+            "status": facts.status,
+            "charged": end.charge,
+            "tokens": end.tokens,
+            "credits": end.credits,
+            "units": facts.units,
+            "cost": None if facts.cost is None or not end.charge else told_amount(MONEY, facts.cost),
+            "currency": facts.currency or None,
+        }
+    ).decode()

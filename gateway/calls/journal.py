@@ -1,0 +1,141 @@
+"""Uses as the journal has them: rated again by a price that comes late, and told line by line. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+from gateway.calls.rating import ModelPart, cost_of
+from gateway.core.accounts.outbox import named_unpriced
+from gateway.core.billing.money import EXACT, ONE_NANO
+from gateway.core.billing.price_book import (
+    KINDS,
+    CostLine,
+    Counts,
+    choose,
+    folded,
+    lines,
+    read_price,
+    unpriced,
+    vector_in,
+)
+from gateway.core.billing.vector import ModelPrice, Vector
+from gateway.core.model import INTEGER_MAX
+
+
+class JournalUse(NamedTuple):
+    """What the journal and the ledger keep of a use that was charged.
+
+    `beside` are its parts of other models, as `CallFacts` has them.
+    """
+
+    model: str
+    response_model: str
+    currency: str
+    exchange_rate: str
+    price_id: int
+    cost: int
+    at_ms: int
+    counts: Counts
+    tools: Mapping[str, int]
+    service_tier: str
+    beside: Sequence[tuple[str, int, Counts]] = ()
+
+
+class Rating(NamedTuple):
+    """The cost of a use by the prices of today. `left_out` is why it keeps its cost, empty where it moves."""
+
+    cost: int
+    price_id: int
+    unpriced: str
+    left_out: str = ""
+
+
+UNEXPLAINED: Final = "the prices of its models do not make up its cost"
+UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows for which"
+# The price that tokens were charged by, where it is known, and names that their model may have.
+_Charged = tuple[ModelPrice | None, tuple[str, ...]]
+
+
+class PricesThen:
+    """All prices that were ever set, by which uses of a currency are rated again."""
+
+    __slots__ = ("_by_id", "_currency", "_named")
+
+    def __init__(self, prices: Iterable[ModelPrice], currency: str) -> None:
+        self._by_id = {one.vector.price_id: one for one in prices}
+        self._currency = currency
+        self._named: dict[str, list[ModelPrice]] = {}
+
+    def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
+        """Return what a use costs now that the price `ours` is there; None where that is not about it.
+
+        A price is about tokens that were charged by a price of its model, whatever name the call was asked
+        by. A use whose prices do not make up its cost is left out: it has something that is not known here.
+        """
+        charged: list[_Charged] = [(self._by_id.get(use.price_id), (use.model, use.response_model))]
+        charged += [(self._by_id.get(price_id), (model,)) for model, price_id, _ in use.beside]
+        before = [price for price, _ in charged]
+        now = [self._in_force(one, use.at_ms) for one in charged]
+        about = self._by_id[ours]
+        if not any(new is about and old is not about for old, new in zip(before, now, strict=True)):
+            was = before[0]
+            unsure = was is not None and now[0] is None and about.model.startswith(was.model)
+            return Rating(use.cost, use.price_id, "", UNKNOWN_MODEL) if unsure else None
+        # A part may have been rated again before, which its facts do not say.
+        without = [before[0], *(self._in_force(one, use.at_ms, but=about) for one in charged[1:])]
+        cost, main = self._cost(use, now), now[0]
+        known = {self._cost(use, before), self._cost(use, without)}
+        if cost is None or main is None or use.cost not in known:
+            return Rating(use.cost, use.price_id, "", UNEXPLAINED)
+        lacking = unpriced(main.vector, use.tools, use.counts)
+        return Rating(cost, main.vector.price_id, named_unpriced(lacking))
+
+    def _in_force(self, charged: _Charged, at_ms: int, but: ModelPrice | None = None) -> ModelPrice | None:
+        """Return the price of the same model at a time; None where nobody knows which model that is."""
+        was, names = charged
+        if was is None:
+            return None
+        name = was.model
+        if was.is_prefix:
+            name = next((one for one in map(folded, names) if one.startswith(was.model)), "")
+        if not name:
+            return None
+        if name not in self._named:
+            self._named[name] = [
+                one for one in self._by_id.values() if choose([one], name, self._currency, INTEGER_MAX)
+            ]
+        of_name = self._named[name]
+        return choose([one for one in of_name if one is not but], name, self._currency, at_ms) or was
+
+    def _cost(self, use: JournalUse, prices: Sequence[ModelPrice | None]) -> int | None:
+        """Return the cost of a use by these prices, its own first; None where one of them is not known."""
+        vectors = list[Vector]()
+        for one in prices:
+            own = one is not None and one.vector.currency == use.currency
+            if one is None or not (own or use.exchange_rate):
+                return None
+            vectors.append(vector_in(one, use.currency, "" if own else use.exchange_rate))
+        parts = [
+            ModelPart(model, counts, vector)
+            for (model, _, counts), vector in zip(use.beside, vectors[1:], strict=True)
+        ]
+        return cost_of(vectors[0], use.counts, use.tools, use.service_tier, parts)
+
+
+class Itemized(NamedTuple):
+    """The lines of a cost, and whether they make up all of it."""
+
+    lines: list[CostLine]
+    adds_up: bool
+
+
+def itemize(call: Mapping[str, Any], price: Mapping[str, Any]) -> Itemized:
+    """Return what the cost of a call of the journal is made of, by the row of its price."""
+    usage = call["usage"]
+    vector = vector_in(read_price(price), str(call["currency"]), str(call["exchange_rate"] or ""))
+    counts = [usage.get(kind, 0) for kind in KINDS]
+    found = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
+    whole = sum((line.amount for line in found), Decimal(0)).quantize(ONE_NANO, "ROUND_HALF_UP", EXACT)
+    return Itemized(found, call["cost"] is not None and whole == Decimal(str(call["cost"])))

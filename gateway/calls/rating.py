@@ -1,0 +1,103 @@
+"""What a use costs by its prices: the one pricer of charges, and of those that are rated again.
+
+A use is of one model, and parts of it may be of others. Each is priced by a price of its own: the cost of all
+is the sum, and `CallFacts.beside` keeps which price a part had. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from gateway.core.accounts.outbox import OUTPUT, REASONING
+from gateway.core.billing.price_book import Counts, cost_nano, without_request
+from gateway.core.billing.vector import Vector
+from gateway.core.calls.tariff import CallPrices, PriceMatch, PriceOf, answering, is_model
+from gateway.core.metering.meter import Detail
+from gateway.core.model import Caller
+
+_NO_PRICE: Final = PriceMatch("", None)
+_NO_TOOLS: Final[Mapping[str, int]] = {}
+
+
+class ModelPart(NamedTuple):
+    """Tokens of another model within a use, and the price that they have."""
+
+    model: str
+    counts: Counts
+    vector: Vector
+
+
+NO_PARTS: Final[tuple[ModelPart, ...]] = ()
+
+
+def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the outcome
+    look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
+    sent: str = "",
+) -> PriceMatch:  # fmt: skip
+    """Return the price of a use of its admission, now that it is known what answered and how much was used.
+
+    `sent` is what its upstream was told the asked model's name is.
+    """
+    named, answered = prices.named, detail.model
+    if not named:
+        return _NO_PRICE
+    found = named[0]
+    if len(named) > 1:
+        found = answering(named, answered, counts, detail.tools, detail.service_tier, sent)
+    if (found.vector is None or found.stands_in) and answered and not prices.own:
+        if answered.lower() == found.model.lower():
+            return found
+        vector = look_up(caller, answered, now_s - prices.at_s, False)
+        if vector is not None:
+            return PriceMatch(answered, vector)
+    return found
+
+
+def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector`
+    look_up: PriceOf, caller: Caller, prices: CallPrices, vector: Vector, detail: Detail, counts: Counts,
+    now_s: float,
+) -> tuple[ModelPart, ...]:  # fmt: skip
+    """Return the parts of other models in a use: each within what is left, at the price of its model.
+
+    A model that nobody knows has the dearest price of all that the use may have.
+    """
+    parts, left = list[ModelPart](), counts
+    for model, reported in detail.beside:
+        part = tuple([min(each, most) for each, most in zip(reported, left, strict=True)])
+        left = tuple([most - each for each, most in zip(part, left, strict=True)])
+        known = [one for one in prices.named if is_model(model, one.model)]
+        own = max(known, key=lambda one: len(one.model)).vector if known else None
+        if own is None and model:
+            own = look_up(caller, model, now_s - prices.at_s, prices.own)
+        if own is None or own.currency != vector.currency:
+            own, most = vector, cost_of_part(vector, part, detail.service_tier)
+            for other in prices.in_currency(vector.currency):
+                cost = cost_of_part(other, part, detail.service_tier)
+                if cost > most:
+                    own, most = other, cost
+        parts.append(ModelPart(model, part, own))
+    return tuple(parts)
+
+
+def cost_of(
+    vector: Vector, counts: Counts, tools: Mapping[str, int] = _NO_TOOLS, tier: str = "",
+    parts: Sequence[ModelPart] = NO_PARTS,
+) -> int:  # fmt: skip
+    """Return the cost of a use in nano-units: its `parts` by their own prices, all else by `vector`."""
+    if not parts:
+        return cost_nano(vector, counts, tools, tier)
+    whole = sum([cost_of_part(part.vector, part.counts, tier) for part in parts])
+    return whole + cost_nano(vector, counts_left(counts, parts), tools, tier)
+
+
+def cost_of_part(vector: Vector, counts: Counts, tier: str) -> int:
+    """Return the cost of tokens within another model's call, which alone has the price of a call."""
+    return cost_nano(without_request(vector), counts, tier=tier)
+
+
+def counts_left(counts: Counts, parts: Sequence[ModelPart]) -> Counts:
+    """Return the tokens of a use that no part has; reasoning is of the output that is left."""
+    for part in parts:
+        counts = tuple([most - each for each, most in zip(part.counts, counts, strict=True)])
+    return (*counts[:REASONING], min(counts[REASONING], counts[OUTPUT]), *counts[REASONING + 1 :])
