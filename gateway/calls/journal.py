@@ -54,18 +54,17 @@ class Rating(NamedTuple):
 
 UNEXPLAINED: Final = "the prices of its models do not make up its cost"
 UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows for which"
-# The price that tokens were charged by, where it is known, and names that their model may have.
-_Charged = tuple[ModelPrice | None, tuple[str, ...]]
 
 
 class PricesThen:
     """All prices that were ever set, by which uses of a currency are rated again."""
 
-    __slots__ = ("_by_id", "_currency", "_named")
+    __slots__ = ("_book", "_by_id", "_currency", "_named")
 
     def __init__(self, prices: Iterable[ModelPrice], currency: str) -> None:
         self._by_id = {one.vector.price_id: one for one in prices}
         self._currency = currency
+        self._book = [one for one in self._by_id.values() if one.vector.currency == currency]
         self._named: dict[str, list[ModelPrice]] = {}
 
     def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
@@ -74,17 +73,21 @@ class PricesThen:
         A price is about tokens that were charged by a price of its model, whatever name the call was asked
         by. A use whose prices do not make up its cost is left out: it has something that is not known here.
         """
-        charged: list[_Charged] = [(self._by_id.get(use.price_id), (use.model, use.response_model))]
-        charged += [(self._by_id.get(price_id), (model,)) for model, price_id, _ in use.beside]
-        before = [price for price, _ in charged]
-        now = [self._in_force(one, use.at_ms) for one in charged]
         about = self._by_id[ours]
+        charged: list[tuple[int, tuple[str, ...]]] = [(use.price_id, (use.model, use.response_model))]
+        charged += [(price_id, (model,)) for model, price_id, _ in use.beside]
+        before = [self._by_id.get(price_id) for price_id, _ in charged]
+        found = [
+            self._in_force(was, names, use.at_ms, about)
+            for was, (_, names) in zip(before, charged, strict=True)
+        ]
+        now = [price for price, _ in found]
         if not any(new is about and old is not about for old, new in zip(before, now, strict=True)):
             was = before[0]
             unsure = was is not None and now[0] is None and about.model.startswith(was.model)
             return Rating(use.cost, use.price_id, "", UNKNOWN_MODEL) if unsure else None
         # A part may have been rated again before, which its facts do not say.
-        without = [before[0], *(self._in_force(one, use.at_ms, but=about) for one in charged[1:])]
+        without = [before[0], *(price for _, price in found[1:])]
         cost, main = self._cost(use, now), now[0]
         known = {self._cost(use, before), self._cost(use, without)}
         if cost is None or main is None or use.cost not in known:
@@ -92,22 +95,37 @@ class PricesThen:
         lacking = unpriced(main.vector, use.tools, use.counts)
         return Rating(cost, main.vector.price_id, named_unpriced(lacking))
 
-    def _in_force(self, charged: _Charged, at_ms: int, but: ModelPrice | None = None) -> ModelPrice | None:
-        """Return the price of the same model at a time; None where nobody knows which model that is."""
-        was, names = charged
+    def _in_force(
+        self, was: ModelPrice | None, names: tuple[str, ...], at_ms: int, about: ModelPrice
+    ) -> tuple[ModelPrice | None, ModelPrice | None]:
+        """Return the price at a time of the model that had the price `was`, and the one without `about`; None
+        where nobody knows which model that is.
+        """
         if was is None:
-            return None
+            return None, None
         name = was.model
         if was.is_prefix:
             name = next((one for one in map(folded, names) if one.startswith(was.model)), "")
         if not name:
-            return None
+            return None, None
         if name not in self._named:
             self._named[name] = [
-                one for one in self._by_id.values() if choose([one], name, self._currency, INTEGER_MAX)
+                one for one in self._book if choose([one], name, self._currency, INTEGER_MAX, one.provider)
             ]
         of_name = self._named[name]
-        return choose([one for one in of_name if one is not but], name, self._currency, at_ms) or was
+        others = [one for one in of_name if one is not about]
+        # Its upstream may have been of a provider: then prices of that one alone explain what it had.
+        provider = ""
+        if (
+            choose(others, name, self._currency, at_ms)
+            is not was
+            is choose(others, name, self._currency, at_ms, was.provider)
+        ):
+            provider = was.provider
+        return (
+            choose(of_name, name, self._currency, at_ms, provider) or was,
+            choose(others, name, self._currency, at_ms, provider) or was,
+        )
 
     def _cost(self, use: JournalUse, prices: Sequence[ModelPrice | None]) -> int | None:
         """Return the cost of a use by these prices, its own first; None where one of them is not known."""

@@ -17,14 +17,15 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, case, insert, select, text
 
+from gateway.calls.journal import JournalUse, PricesThen, Rating
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.holds import correction_id
-from gateway.core.accounts.outbox import named_unpriced
+from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, MICRO, NANO, PriceTier, pack_tiers, spend_micro
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
-from gateway.core.billing.price_book import SAME, charged, choose, cost_nano, read_price, unpriced
+from gateway.core.billing.price_book import SAME, charged, read_price
 from gateway.core.billing.proration import CARRY
-from gateway.core.billing.vector import Factor, ModelPrice
+from gateway.core.billing.vector import Factor
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, factor_of, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.core.times import ms_of, rfc3339
@@ -357,15 +358,19 @@ PIECE_CALLS_MAX = 10_000
 # they are charged once everything is stored that is on its way.
 _OPEN = text(f"""
 SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key,
-       c.created_at, c.model, c.response_model, c.cost, c.price_id, c.tools,
+       c.created_at, coalesce(c.model, '') AS model, coalesce(c.response_model, '') AS response_model,
+       c.cost, c.currency, coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, u.units,
-       u.day AS told_on,
+       u.day AS told_on, u.other_models,
        {", ".join("c." + kind for kind in KINDS_OF_TOKENS)}
-  FROM (SELECT request_id, sum(units)::bigint AS units, (min(at) AT TIME ZONE 'UTC')::date AS day
-          FROM (SELECT request_id, usage_amount AS units, "timestamp" AS at FROM feature_usage
+  FROM (SELECT request_id, sum(units)::bigint AS units, (min(at) AT TIME ZONE 'UTC')::date AS day,
+               (array_agg(others ORDER BY at DESC) FILTER (WHERE others IS NOT NULL))[1] AS other_models
+          FROM (SELECT request_id, usage_amount AS units, "timestamp" AS at,
+                       metadata->'{OTHER_MODELS}' AS others FROM feature_usage
                  WHERE in_money AND "timestamp" >= :since
                  UNION ALL
-                SELECT (payload->>'corrects')::uuid, -(payload->>'units')::bigint, NULL FROM control_write
+                SELECT (payload->>'corrects')::uuid, -(payload->>'units')::bigint, NULL, NULL
+                  FROM control_write
                  WHERE verb = 'amend' AND state IN ('pending', 'applied')) AS moved
          GROUP BY 1 HAVING min(at) IS NOT NULL) AS u
   JOIN call AS c ON c.request_id = u.request_id AND c.created_at >= :since
@@ -393,19 +398,20 @@ _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""  # noqa: S608  # our own words
 _RERATE = f"""
-UPDATE call SET cost = n.k, unpriced = n.u, price_id = %(price)s, rerated = rerated + n.k - cost
-  FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[], %(unpriced)s::text[]) AS n (r, k, u)
+UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost,
+       exchange_rate = CASE WHEN price_id = n.p THEN exchange_rate END
+  FROM unnest(%(ids)s::uuid[], %(costs)s::bigint[], %(unpriced)s::text[], %(prices)s::bigint[])
+       AS n (r, k, u, p)
  WHERE request_id = n.r AND created_at BETWEEN %(first)s AND %(last)s RETURNING {statements.SUMS_OF_CALL}"""  # noqa: S608  # our own words
 
 
 @dataclass(frozen=True, slots=True)
 class _RepricedCall:
-    """A call, what it costs now, and by how many units of money that is more."""
+    """A call, its cost now, and by how many units of money its charge is more."""
 
     call: Any
-    cost: int
+    rating: Rating
     more: int
-    unpriced: str | None
 
 
 def create_rerating(change: EntityWrite) -> Row:
@@ -465,32 +471,29 @@ def _effective(row: Row) -> datetime:
 
 
 def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
-    """Those of the calls that this price is about, and what they cost by it."""
-    currency, ours = str(row["currency"]), int(str(row["id"]))
-    book: dict[str, list[ModelPrice]] = {}
+    """Those of the calls that this price is about, and their costs by it."""
+    every = [read_price(dict(each)) for each in connection.execute(select(price)).mappings()]
+    prices = PricesThen(every, str(row["currency"]))
     factors: dict[tuple[int, str], Factor] = {}
-    every = [
-        read_price(dict(each))
-        for each in connection.execute(select(price).where(price.c.currency == currency)).mappings()
-    ]
     for call in calls:
+        rating = prices.rate_again(_use_of(call), int(str(row["id"])))
+        if rating is None:
+            continue
         whose = (call.organization_id, call.key)
         if whose not in factors:
             service = service_of(connection, *whose)
             factors[whose] = SAME if service is None else factor_of(service)
-        for name in dict.fromkeys(filter(None, (call.model, call.response_model))):
-            if name not in book:
-                book[name] = [each for each in every if choose([each], name, currency, INTEGER_MAX)]
-            chosen = choose(book[name], name, currency, ms_of(call.created_at))
-            # By one of this name it was rated before, whichever: another one may have calls left, too.
-            was = any(each.vector.price_id == call.price_id for each in book[name])
-            if chosen is not None and chosen.vector.price_id == ours != call.price_id and was:
-                counts = [getattr(call, kind) for kind in KINDS_OF_TOKENS]
-                cost = cost_nano(chosen.vector, counts, call.tools or {}, call.service_tier)
-                more = _units(call, cost, factors[whose]) - call.units
-                lacking = named_unpriced(unpriced(chosen.vector, call.tools or {}))
-                yield _RepricedCall(call, cost, more, stored_text(lacking) or None)
-                break
+        more = 0 if rating.left_out else _units(call, rating.cost, factors[whose]) - call.units
+        yield _RepricedCall(call, rating, more)
+
+
+def _use_of(call: Any) -> JournalUse:
+    counts = tuple([getattr(call, kind) for kind in KINDS_OF_TOKENS])
+    return JournalUse(
+        call.model, call.response_model, call.currency, call.exchange_rate, call.price_id, call.cost,
+        ms_of(call.created_at), counts, call.tools or {}, call.service_tier,
+        read_other_models(call.other_models),
+    )  # fmt: skip
 
 
 def _units(call: Any, cost: int, factor: Factor) -> int:
@@ -501,6 +504,7 @@ def _units(call: Any, cost: int, factor: Factor) -> int:
 
 
 def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor: str) -> None:
+    """Tell of each call: one that is left out keeps its cost, and its row says why."""
     connection = change.connection
     reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
     connection.execute(
@@ -509,8 +513,9 @@ def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor:
             {
                 "price_id": row["id"], "request_id": one.call.request_id, "currency": row["currency"],
                 "organization_id": one.call.organization_id, "tenant_id": one.call.tenant_id,
-                "service_id": one.call.service_id, "cost_before": one.call.cost, "cost_after": one.cost,
-                "charged": one.more, "reason": reason, "actor": actor,
+                "service_id": one.call.service_id, "cost_before": one.call.cost,
+                "cost_after": one.rating.cost, "charged": one.more, "actor": actor,
+                "reason": f"{reason}: left out, {why}" if (why := one.rating.left_out) else reason,
             }
             for one in rated
         ],
@@ -522,15 +527,17 @@ def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor:
             "reason": reason, "told_on": one.call.told_on.isoformat(),
         }) for one in rated if one.more
     ])  # fmt: skip
-    _tell_rerating(connection, int(str(row["id"])), rated)
+    moved = [one for one in rated if not one.rating.left_out]
+    if moved:
+        _tell_rerating(connection, moved)
 
 
-def _tell_rerating(connection: Connection, price_id: int, rated: Sequence[_RepricedCall]) -> None:
+def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall]) -> None:
     times = [one.call.created_at for one in rated]
     values = {
-        "ids": [one.call.request_id for one in rated], "costs": [one.cost for one in rated],
-        "unpriced": [one.unpriced for one in rated],
-        "price": price_id, "first": min(times), "last": max(times),
+        "ids": [one.call.request_id for one in rated], "costs": [one.rating.cost for one in rated],
+        "unpriced": [stored_text(one.rating.unpriced) or None for one in rated],
+        "prices": [one.rating.price_id for one in rated], "first": min(times), "last": max(times),
     }  # fmt: skip
     before = connection.exec_driver_sql(_SUMS, values).fetchall()
     after = connection.exec_driver_sql(_RERATE, values).fetchall()

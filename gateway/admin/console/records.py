@@ -33,11 +33,11 @@ from gateway.admin.resources.form_fields import FormField
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.admin.resources.resource import Action, fields_of
 from gateway.admin.resources.values import In
+from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
 from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
-from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.payments import PAID, WAITING
 from gateway.core.billing.price_book import (
     IMAGES,
@@ -46,10 +46,6 @@ from gateway.core.billing.price_book import (
     TOKENS_A_PRICE,
     UNITS,
     USES_A_PRICE,
-    CostLine,
-    lines,
-    read_price,
-    vector_in,
 )
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.feature import features
@@ -397,23 +393,17 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
     usage: Any = row["usage"]
     tools: Mapping[str, int] = usage.get("tools") or {}
     price = await _price(desk, row["price_id"])
-    found: Sequence[CostLine] = ()
-    if price is not None:
-        counts = [usage.get(kind, 0) for kind in KINDS]
-        tier = str(row["service_tier"] or "")
-        vector = vector_in(read_price(price), str(row["currency"]), str(row["exchange_rate"] or ""))
-        found = lines(vector, counts, tools, tier)
+    found, adds_up = ([], False) if price is None else itemize(row, price)
     owners = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
     names = await desk.names({name: {int(str(row[of]))} for name, of in owners.items() if row[of]})
     counted = {name for name in tools if name in UNITS or name.startswith(IMAGES)}
-    summed = sum((line.amount for line in found), Decimal(0))
     return {
         "kinds": [(kind, usage[kind], kind in PARTS) for kind in KINDS if usage.get(kind)],
         "tools": sorted(tools.items()),
         "unknown": usage.get("unknown"),
         "price": price,
         "lines": [(line, "each" if line.kind in counted else PER[line.per]) for line in found],
-        "adds_up": row["cost"] is not None and _rounded(summed) == Decimal(str(row["cost"])),
+        "adds_up": adds_up,
         "called": {name: text for (name, _), text in names.items()},
         "ledgers": [
             ("Token ledger", f"/tenants/{row['tenant_id']}?request_id={row['request_id']}#ledger"),
@@ -430,11 +420,6 @@ async def _price(desk: ConsoleShell, price_id: object) -> Row | None:
         return await desk.ports.store.get("prices", price_id)
     except NotFound:
         return None
-
-
-def _rounded(amount: Decimal) -> Decimal:
-    """To whole nano-units, half up, as a call's cost is rounded once."""
-    return amount.quantize(ONE_NANO, "ROUND_HALF_UP", EXACT)
 
 
 # Budgets on pages: what is used of one, by whom most, and those that are of a tenant, a key or a user.

@@ -16,17 +16,11 @@ from uuid import UUID
 import typer
 
 from gateway import errors
+from gateway.calls.journal import itemize
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json
 from gateway.core.accounts.budgets import CallAttributes, read_budget
-from gateway.core.billing.price_book import (
-    KINDS,
-    TOKENS_A_PRICE,
-    USES_A_PRICE,
-    lines,
-    read_price,
-    vector_in,
-)
+from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
 
 BUDGETS_MAX = 10_000
@@ -284,23 +278,22 @@ class Explanation:
         return ExplainedStep("use", f"{how[:1].upper()}{how[1:]}.{broken}", facts)
 
     def _cost(self) -> ExplainedStep:
-        call, usage = self._call, self._call["usage"]
+        call = self._call
         if call["cost"] is None:
             return ExplainedStep("price", "No price covers this call: it has no cost.")
         cost = f"{call['cost']} {call['currency']}"
         row = self._read("prices", call["price_id"])
         if not row:
             return ExplainedStep("price", f"{cost}; its price is not one of the price book.")
-        price = read_price({**row, "effective_from": _moment(row["effective_from"])})
-        counts = [usage.get(kind, 0) for kind in KINDS]
-        vector = vector_in(price, str(call["currency"]), str(call["exchange_rate"] or ""))
-        found = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
+        found, adds_up = itemize(call, {**row, "effective_from": _moment(row["effective_from"])})
         facts = [
             f"{line.kind.removeprefix('tools.').replace('_', ' ')}: {line.quantity:,} at "
             f"{_plain(line.unit_price)} {PER[line.per]} = {_plain(line.amount)}"
             for line in found
         ]
         facts += [f"{tool} was used, and has no price: the cost is without it" for tool in call["unpriced"]]
+        if not adds_up:
+            facts.append("these lines are not all of the cost: tokens of another model have the price of that")
         says = f"{cost} by price {row['id']} of {row['model']}, in force since {row['effective_from']}:"
         return ExplainedStep("price", says if facts else f"{says[:-1]}.", facts)
 

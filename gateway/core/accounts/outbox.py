@@ -37,6 +37,8 @@ FACTS_BYTES_MAX = 60_000
 TEXT_CHARACTERS_MAX = 256
 UNKNOWN_BYTES_MAX = 4096
 SEPARATOR = ", "
+# Where a ledger's row tells of tokens of other models within a call, which have prices of their own.
+OTHER_MODELS = "other_models"
 
 
 class CallFacts(msgspec.Struct, array_like=True):
@@ -181,7 +183,7 @@ def told_of(facts: CallFacts) -> bytes:
     if facts.corrects:
         ours |= {"corrects": facts.corrects, "reason": facts.reason}
     if facts.beside:
-        ours["beside"] = [
+        ours[OTHER_MODELS] = [
             {"model": model, "price_id": price_id}
             | {kind: count for kind, count in zip(KINDS, counts, strict=False) if count}
             for model, price_id, counts in facts.beside
@@ -194,9 +196,23 @@ def told_of(facts: CallFacts) -> bytes:
         return _encode(ours)
     # As the gateway reads and writes what callers say: what it took in is stored.
     try:
-        return json.dumps(json.loads(theirs) | ours, ensure_ascii=False, separators=(",", ":")).encode()
-    except (ValueError, TypeError, RecursionError):  # no gateway of ours wrote it
+        said = json.loads(theirs)
+        said.pop(OTHER_MODELS, None)  # that is ours to say
+        return json.dumps(said | ours, ensure_ascii=False, separators=(",", ":")).encode()
+    except (ValueError, TypeError, AttributeError, RecursionError):  # no gateway of ours wrote it
         return _encode({**ours, "unreadable": True})
+
+
+def read_other_models(said: object) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Return the tokens of other models within a call, as `told_of` wrote them; none of anything else."""
+    try:
+        parts = msgspec.convert(said or [], list[dict[str, int | str]])
+        return [
+            (str(one["model"]), int(one["price_id"]), tuple([int(one.get(kind, 0)) for kind in KINDS]))
+            for one in parts
+        ]
+    except (msgspec.ValidationError, KeyError, ValueError):
+        return []
 
 
 def _said(metadata: bytes) -> dict[str, Any]:
