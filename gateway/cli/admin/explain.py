@@ -293,7 +293,7 @@ class Explanation:
         ]
         facts += [f"{tool} was used, and has no price: the cost is without it" for tool in call["unpriced"]]
         if not adds_up:
-            facts.append("these lines are not all of the cost: tokens of another model have the price of that")
+            facts.append("these lines are not all of the cost: tokens of other models have their own prices")
         says = f"{cost} by price {row['id']} of {row['model']}, in force since {row['effective_from']}:"
         return ExplainedStep("price", says if facts else f"{says[:-1]}.", facts)
 

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from gateway.admin.http import requests
 from gateway.admin.resources.catalogue import PriceCreate
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import EventKind
+from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
+from gateway.core.billing.money import IN_MONEY
 from gateway.core.billing.price_book import KINDS
 from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
 from gateway.run.timed_loops import billing_loops
@@ -503,6 +506,43 @@ async def test_all_of_many_calls_are_rated_in_the_end(april: April) -> None:
     # The counters hear of each call's difference: at last half of what it was charged.
     moved = "SELECT sum((payload->>'units')::bigint)::bigint FROM control_write WHERE verb = 'amend'"
     assert rows_of(april.url, moved) == [(about * MARKUP * TOKENS * 500,)]
+
+
+async def test_calls_of_several_models_are_rated_by_all_of_them_or_left_out(april: April) -> None:
+    """One tells the tokens of its advisor, and one was charged before calls told them."""
+    await april.on(at(4, 1))
+    main, advisor = await price(april, "main", "1", 1), await price(april, "advisor", "10", 1)
+    [(model,)] = rows_of(april.url, "SELECT id FROM business_model WHERE name = 'Pay-Per-Use'")
+    service = await april.do(
+        "services", "create", name="At cost", key="at-cost", credits=0, service_type="Pay-As-You-Go",
+        business_model_id=model, pricing={"at_cost": {"markup": str(MARKUP)}},
+    )  # fmt: skip
+    tenant = await april.do("tenants", "create", name="Main")
+    april.account = Account(tenant["organization_id"], tenant["id"], None, service_id=int(service["id"]))
+    april.account.tiers = IN_MONEY
+    await april.on(at(4, 10))
+    cost = 60 * 1_000 + 40 * 10_000
+    facts = CallFacts(
+        model="main", status=200, counts=(100, *[0] * 9), total=100, units=1, cost=cost, currency="USD",
+        price_id=main, beside=(("advisor", advisor, (40, *[0] * 9)),),
+    )  # fmt: skip
+    ids = [str(uuid4()) for _ in range(2)]
+    for request_id, one in zip(ids, (facts, replace_fields(facts, beside=())), strict=True):
+        april.account.consume(None, units=MARKUP * cost, request_id=request_id, metadata=write_facts(one))
+    april.flush()
+    await april.on(at(4, 20))
+    found = "SELECT request_id::text, cost, price_id, rerated FROM call ORDER BY cost"
+    same = await price(april, "main", "1", 2)
+    assert sorted(rows_of(april.url, found)) == sorted([(ids[0], cost, same, 0), (ids[1], cost, main, 0)])
+    half = await price(april, "advisor", "5", 3)
+    again = 60 * 1_000 + 40 * 5_000
+    assert (ids[0], again, same, again - cost) in rows_of(april.url, found)
+    told = "SELECT price_id, request_id::text, cost_after, charged, reason LIKE %s FROM rerating ORDER BY id"
+    assert sorted(rows_of(april.url, told, ["%left out%"])) == sorted([
+        (same, ids[0], cost, 0, False), (same, ids[1], cost, 0, True),
+        (half, ids[0], again, MARKUP * (again - cost), False),
+    ])  # fmt: skip
+    assert await broken(april.url) == []
 
 
 async def test_a_price_for_days_to_come_leaves_nothing(april: April) -> None:
