@@ -1,6 +1,6 @@
 """One admitted call, and what becomes of its hold: charged once, or released.
 
-Everything a settlement says is put together here. The holder of an `AdmittedCall` ends it with
+What it used is told to `gateway/calls/charge.py`. The holder of an `AdmittedCall` ends it with
 exactly one `settle`; neither that nor `reserve` is ever interrupted, both are bounded in time.
 """
 

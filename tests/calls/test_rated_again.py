@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from gateway.calls.charge import Charge, Terms, Use, charge
 from gateway.calls.journal import UNEXPLAINED, UNKNOWN_MODEL, JournalUse, PricesThen, Rating
@@ -166,3 +167,12 @@ def replace_id(one: ModelPrice, id_: int) -> ModelPrice:
     """The same price again, from another day on."""
     at = int(LATE.timestamp() * 1000)
     return one._replace(effective_ms=at, vector=one.vector._replace(price_id=id_))
+
+
+def test_only_the_gateway_tells_of_other_models() -> None:
+    """What a caller says under that name is no part of a charge."""
+    said = json.dumps({"team": "a", "other_models": [{"model": "adv", "price_id": 2, "input": 90}]})
+    told = json.loads(told_of(CallFacts(model="m", metadata=Raw(said.encode()))))
+    assert (told["team"], "other_models" in told) == ("a", False)
+    for foreign in ("x", {"a": 1}, [{"model": "m"}], [{"model": "m", "price_id": "x"}], [5], None):
+        assert read_other_models(foreign) == []
