@@ -5,7 +5,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own, and runs whole files. Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
 SUITE = .venv/bin/python -m tests.suite -q --processes $(TEST_PROCESSES)
-.PHONY: run test verify versions nightly check compile wheels run-compiled bench bench-scale docs prices lock clean
+.PHONY: run test verify versions nightly check compile wheels run-compiled bench bench-scale docs faults world prices lock clean
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock
@@ -65,6 +65,10 @@ docs: ## The site of docs/ in build/site, its reference made from the code; ARGS
 faults: ## The matrix of faults in its long form, resumable; SEED=…, ARGS="--rows NAME,… --fresh --list"
 	@.ci/environment requirements-dev.lock
 	@SEED="$(SEED)" exec .venv/bin/python -m tests.faults.run $(ARGS)
+
+world: ## Real engines behind Tollkeeper, and docs/compatibility.md; ARGS="--programs NAME,… --fresh --record --list"
+	@.ci/environment requirements-dev.lock
+	@exec .venv/bin/python -m tests.world.run $(ARGS)
 
 prices: ## The bundled price list anew, from the locked genai-prices
 	@.ci/environment requirements-dev.lock

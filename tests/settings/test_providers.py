@@ -26,6 +26,7 @@ SENT = {
     "mistral": ("mistral-large", "mistral-large", f"https://api.mistral.ai{CHAT}"),
     "openrouter": ("openrouter/a/b", "a/b", f"https://openrouter.ai/api{CHAT}"),
     "perplexity": ("sonar-pro", "sonar-pro", "https://api.perplexity.ai/chat/completions"),
+    "transformers": ("transformers/qwen", "qwen", f"http://127.0.0.1:8000{CHAT}"),
     "vertex-openai": (
         "google/gemini", "google/gemini",
         "https://eu-1-aiplatform.googleapis.com/v1/projects/p/locations/eu-1/endpoints/openapi/chat/completions",
@@ -108,14 +109,16 @@ def test_a_path_of_a_provider_goes_where_it_takes_it(name: str) -> None:
     assert upstream.base_url + own_path(upstream, route, asked, model) == address
 
 
-# As seen in November 2026 of vLLM 0.32.0, llama.cpp (xllamacpp 2026.10.11549) and LiteLLM 1.109.0.
+# As seen of vLLM 0.32.0 in November 2026, and of those in docs/compatibility.md.
 FACTS = {
     "vllm": UpstreamFacts(listed=True, on_cut="stops"),
     "llamacpp": UpstreamFacts(output_default=TokenCounts(0), choices="each", on_cut="stops"),
     "litellm": UpstreamFacts(
         output_min=TokenCounts(None, (("anthropic_messages", 16), ("openai_responses", 16))),
         output_default=TokenCounts(0),
+        on_cut="goes_on",
     ),
+    "transformers": UpstreamFacts(output_default=TokenCounts(1_024), on_cut="stops"),
     "mistral": UpstreamFacts(maximum="max_tokens", adds=frozenset()),
 }
 

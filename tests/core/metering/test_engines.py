@@ -2,7 +2,8 @@
 
 `tests/recorded/engines.txt` has their answers, each with its server, version and date, with the call, and
 with what a hand made of both: input, output and cached tokens, and whether they are an estimate.
-A cut one has no end.
+A cut one has no end. `world.txt` is made by `make world ARGS=--record`: its numbers are the engines' own
+counters, of input, output and cached tokens, and how many of the output passed.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from gateway.core.calls.routes import Route, UpstreamFacts
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family
+from gateway.settings.settings import load
 from tests.core.meter.recorded import DONE, JSON, SSE, call, chat_chunk, delta, frame
 from tests.recorded.answers import FOLDER, METERS
+from tests.settings.test_providers import ENVIRON
+from tests.settings.test_providers import FOLDER as SHIPPED
 
 _HEAD = re.compile(r"^@@ (.+) \| (.+) \| (\{.+\}) \| (.+)\n", re.MULTILINE)
+_COUNTED = re.compile(r"^@@ (.+) \| (.+) \| (.+) \| (\{.+\}) \| (.+)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class EngineAnswer:
     body: bytes
 
     def metered(self) -> Meter:
-        meter = make_meter(self.call, 200, SSE if self.call.streamed else JSON)
+        meter = make_meter(self.call, 200, JSON if self.body.startswith(b"{") else SSE)
         meter.feed(self.body)
         if "cut" not in self.numbers:
             meter.finish()
@@ -55,11 +60,48 @@ def engine_answers() -> list[EngineAnswer]:
 
 
 def called(api: str, asked: dict[str, Any]) -> CallRequest:
-    route = Route(("POST",), "/x", "up", "s", Family("openai"), METERS[api])
+    route = Route(("POST",), "/x", "up", "s", Family(METERS[api].partition("_")[0]), METERS[api])
     return read_call(route, asked, json.dumps(asked).encode())
 
 
-@pytest.mark.parametrize(("choices", "output", "estimated"), [("sum", 6, False), ("each", 18, True)])
+def counted_answers() -> list[EngineAnswer]:
+    """Those that engines counted themselves, of calls that have the facts of their shipped file."""
+    found = []
+    parts = _COUNTED.split((FOLDER / "world.txt").read_text())[1:]
+    for server, file, api, asked, counts, body in zip(*(iter(parts),) * 6, strict=True):
+        made = called(api, json.loads(asked))
+        [upstream] = (one for one in load(ENVIRON, SHIPPED / f"{file}.yaml").upstreams if one.name == file)
+        take_facts(made, (upstream.facts,))
+        found.append(EngineAnswer(f"{server} | {asked[:99]}", made, counts.split(), body.encode()))
+    return found
+
+
+@pytest.mark.parametrize("answer", counted_answers(), ids=lambda answer: answer.server)
+def test_a_count_is_the_engine_s_own_or_is_flagged_and_no_less(answer: EngineAnswer) -> None:
+    usage, (read, written, cached, passed) = answer.metered().usage(), map(int, answer.numbers)
+    if usage.estimated:
+        assert answer.call.choices > 1
+        assert usage.output >= passed
+    else:
+        assert (usage.input, usage.output, usage.cached) == (read, written, cached)
+
+
+def test_choices_that_end_by_themselves_are_as_dense_as_the_densest_known_one() -> None:
+    """One is reported of three: the second reached its maximum in 10 letters, so 5 of them are 10 tokens.
+
+    Another four may be its end and shorter words.
+    """
+    made = called("completions", {"model": "m", "prompt": "x", "n": 3, "max_tokens": 20})
+    take_facts(made, (UpstreamFacts(choices="each"),))
+    ends = [("a" * 12, "stop"), ("b" * 10, "length"), ("c" * 5, "stop")]
+    said = [{"index": at, "text": text, "finish_reason": end} for at, (text, end) in enumerate(ends)]
+    meter = make_meter(made, 200, JSON)
+    meter.feed(json.dumps({"choices": said, "usage": {"prompt_tokens": 1, "completion_tokens": 6}}).encode())
+    meter.finish()
+    assert (meter.usage().output, meter.usage().estimated) == (6 + 20 + 10 + 4, True)
+
+
+@pytest.mark.parametrize(("choices", "output", "estimated"), [("sum", 6, False), ("each", 24, True)])
 def test_an_upstream_says_that_its_reports_are_about_each_choice(
     choices: str, output: int, estimated: bool
 ) -> None:

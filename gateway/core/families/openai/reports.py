@@ -6,7 +6,7 @@ say more than they do. A report may be about one choice of several, and come aga
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, isqrt
 from typing import Final
 
 from gateway.core.families.family import objects_in
@@ -211,14 +211,32 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
     if len(texts) < 2 or completion < 0:
         return numbers
     stated = call.output_max or 0
-    least = stated * [one.get("finish_reason") for one in choices].count(_LENGTH)
+    at_most = [place for place, one in enumerate(choices) if stated and one.get("finish_reason") == _LENGTH]
     counted = ceil(sum(texts) / call.output_bytes_per_token)
-    of_first = call.reports_each or _TIMINGS in document or completion < least
+    of_first = call.reports_each or _TIMINGS in document or completion < stated * len(at_most)
     if not of_first and counted <= _SURELY * completion:
         return numbers
     meter.marked = meter.detail.contradicted = True
     if of_first:
-        counted = ceil(completion * sum(texts) / texts[0]) if texts[0] else completion * len(texts)
+        counted = _written(texts, dict.fromkeys(at_most, stated) | {0: completion}, stated)
     most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
-    output = min(max(completion, counted, least), most)
+    output = min(max(completion, counted), most)
     return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
+
+
+def _written(texts: list[int], known: dict[int, int], stated: int) -> int:
+    """Return the tokens of texts of these sizes: the known ones, and others as dense as the densest of these.
+
+    What ends by itself has a token for its end, and by how much its words are shorter nobody tells: that is
+    taken to be the root of its tokens.
+    """
+    tokens, size = known[0], texts[0]
+    for place, one in known.items():
+        if texts[place] and (not size or one * size > tokens * texts[place]):
+            tokens, size = one, texts[place]
+    total = 0
+    for place, text in enumerate(texts):
+        likely = -(-tokens * text // size) if size else tokens
+        likely += isqrt(likely) + 1
+        total += known.get(place, min(likely, stated) if stated else likely)
+    return total

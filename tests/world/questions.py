@@ -1,0 +1,108 @@
+"""The table of questions: what each column of the page asks a program, and calls that are drawn.
+
+A body has no model: a program's own name for it, or a caller's, is put in.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.world.programs import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+
+PATHS = {
+    CHAT: "/v1/chat/completions",
+    COMPLETIONS: "/v1/completions",
+    MESSAGES: "/v1/messages",
+    RESPONSES: "/v1/responses",
+}
+MAXIMUM = dict.fromkeys(PATHS, "max_tokens") | {RESPONSES: "max_output_tokens"}
+USE, CHOICES, STREAMS, CACHED = "Use reported", "Several choices", "Streams", "Cached"
+ABORTED, ERRORS, MAXIMA = "Aborted", "Overload and errors", "Maxima"
+COLUMNS = (USE, CHOICES, STREAMS, CACHED, ABORTED, ERRORS, MAXIMA)
+SHORT, OTHER = "pay the toll at the gate", "the keeper and the bridge"
+LONG = " ".join(["the road here and the bridge"] * 20)
+BEYOND = " ".join(["the road here and the bridge"] * 500)
+ASKED = {"stream": True, "stream_options": {"include_usage": True}}
+DRAWN = 200
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call. `leaves` after so many events; `times` at once; `plan` is the admission of its caller."""
+
+    column: str
+    title: str
+    api: str
+    body: dict[str, Any] = field(default_factory=dict)
+    leaves: int | None = None
+    times: int = 1
+    plan: str = "available"
+    record: bool = False
+
+
+def _said(api: str, text: str = SHORT, maximum: int | None = 8, **more: Any) -> dict[str, Any]:
+    """Return the body of a call of an API that says a text."""
+    body: dict[str, Any] = {} if maximum is None else {MAXIMUM[api]: maximum}
+    if api in {CHAT, MESSAGES}:
+        body["messages"] = [{"role": "user", "content": text}]
+    else:
+        body["input" if api == RESPONSES else "prompt"] = text
+    return body | more
+
+
+QUESTIONS = (
+    *(Question(USE, api, api, _said(api), record=True) for api in PATHS),
+    Question(CHOICES, "chat, n 3", CHAT, _said(CHAT, n=3), record=True),
+    Question(CHOICES, "chat, n 3, streamed", CHAT, _said(CHAT, n=3, **ASKED), record=True),
+    Question(CHOICES, "completions, n 2", COMPLETIONS, _said(COMPLETIONS, n=2), record=True),
+    Question(
+        CHOICES, "3 prompts", COMPLETIONS, _said(COMPLETIONS, prompt=[SHORT, OTHER, "coin"]), record=True
+    ),
+    Question(
+        CHOICES, "2 prompts, streamed", COMPLETIONS, _said(COMPLETIONS, prompt=[SHORT, OTHER], **ASKED),
+        record=True,
+    ),
+    Question(STREAMS, "chat", CHAT, _said(CHAT, stream=True)),
+    Question(STREAMS, "chat, asked", CHAT, _said(CHAT, **ASKED), record=True),
+    Question(STREAMS, "completions", COMPLETIONS, _said(COMPLETIONS, stream=True)),
+    Question(STREAMS, "messages", MESSAGES, _said(MESSAGES, stream=True), record=True),
+    Question(STREAMS, "responses", RESPONSES, _said(RESPONSES, stream=True), record=True),
+    *(Question(CACHED, f"{api}, again", api, _said(api, LONG), record=True) for api in PATHS),
+    Question(ABORTED, "chat", CHAT, _said(CHAT, maximum=400, stream=True), leaves=4),
+    Question(
+        ABORTED, "completions, `abort`", COMPLETIONS,
+        _said(COMPLETIONS, maximum=1_500, stream=True), leaves=4,
+    ),
+    Question(ERRORS, "prompt beyond the context", CHAT, _said(CHAT, BEYOND)),
+    Question(ERRORS, "no messages", CHAT, {"messages": [], "max_tokens": 4}),
+    Question(ERRORS, "`n` of 0", CHAT, _said(CHAT, n=0)),
+    Question(ERRORS, "16 calls at once", CHAT, _said(CHAT), times=16),
+    Question(MAXIMA, "none stated, `strict`", CHAT, _said(CHAT, maximum=None), plan="strict"),
+    Question(
+        MAXIMA, "completions, none, `strict`", COMPLETIONS, _said(COMPLETIONS, maximum=None), plan="strict"
+    ),
+    Question(MAXIMA, "beyond the context", CHAT, _said(CHAT, maximum=9_000)),
+    Question(MAXIMA, "messages of 4, `strict`", MESSAGES, _said(MESSAGES, maximum=4), plan="strict"),
+    Question(MAXIMA, "responses of 4, `strict`", RESPONSES, _said(RESPONSES, maximum=4), plan="strict"),
+)  # fmt: skip
+
+
+def drawn(seed: int, apis: tuple[str, ...], count: int = DRAWN) -> list[Question]:
+    """Return so many calls of these APIs, of all shapes, the same for a seed."""
+    chance, made = random.Random(seed), []
+    for number in range(count):
+        api = chance.choice(apis)
+        text = chance.choice((SHORT, OTHER, LONG, f"coin {number} " + LONG))
+        body = _said(api, text, maximum=chance.randint(1, 40))
+        if api in {CHAT, COMPLETIONS}:
+            body["n"] = chance.randint(1, 4)
+        if api == COMPLETIONS and chance.random() < 0.5:
+            body["prompt"] = [chance.choice((SHORT, OTHER, "coin")) for _ in range(chance.randint(1, 3))]
+        leaves = None
+        if chance.random() < 0.5:
+            body |= {"stream": True} if api not in {CHAT, COMPLETIONS} or chance.random() < 0.5 else ASKED
+            leaves = chance.randint(1, 20) if chance.random() < 0.4 else None
+        made.append(Question("", f"call {number}", api, body, leaves))
+    return made

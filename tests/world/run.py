@@ -1,0 +1,267 @@
+"""Play real programs behind Tollkeeper, compare their counters with the ledger, write the page: `make world`.
+
+Usage: python -m tests.world.run [--programs NAME,…] [--fresh] [--drawn N] [--seed N] [--record] [--list]
+
+A row is a program. What was played is kept in build/world; a run that was interrupted goes on with the
+programs that have no row yet. The page keeps the rows of programs that are not named. Exit status 1 where
+a row differs from what its program counted, and is not flagged, or has less than what passed. With --record
+the answers go to tests/recorded/world.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.journey.stack import Stack
+from tests.tree import ROOT
+from tests.waiting import wait_until
+from tests.world import page
+from tests.world.calls import OK, Reply, ask, cached, written
+from tests.world.programs import (
+    CHAT,
+    COMPLETIONS,
+    PLACE,
+    PROGRAMS,
+    Counted,
+    Program,
+    Running,
+    installed,
+    running,
+)
+from tests.world.questions import ABORTED, CACHED, CHOICES, DRAWN, MAXIMA, QUESTIONS, Question, drawn
+
+SEED = 20_261
+ROW_S_MAX = 1_500.0
+SETTLED_S_MAX = 90.0
+STRICT_TOKENS = 4_000
+RECORDED = ROOT / "tests" / "recorded" / "world.txt"
+RIGHT, FLAGGED, REFUSED, WRONG = "right", "flagged", "refused", "WRONG"
+
+
+@dataclass
+class Cell:
+    """One question's fact, and whether the ledger has it right."""
+
+    column: str
+    title: str
+    fact: str
+    verdict: str
+
+
+@dataclass
+class Row:
+    """All of one program: its cells, and what became of the drawn calls."""
+
+    name: str
+    version: str
+    file: str
+    date: str
+    cells: list[Cell] = field(default_factory=list)
+    drawn: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    """Play, write, and say what is wrong."""
+    parser = argparse.ArgumentParser(prog="world")
+    parser.add_argument("--programs", default="", help="names, separated by commas; all without")
+    parser.add_argument("--fresh", action="store_true", help="play rows again that are there")
+    parser.add_argument("--drawn", type=int, default=DRAWN, help="how many drawn calls a program has")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--record", action="store_true", help="write the answers that tests use")
+    parser.add_argument("--list", action="store_true", help="the programs there are")
+    options = parser.parse_args()
+    if options.list:
+        print(*(f"{one.name}: {', '.join(one.packages)}" for one in PROGRAMS.values()), sep="\n")
+        return 0
+    names = [one for one in options.programs.split(",") if one] or list(PROGRAMS)
+    if unknown := set(names) - PROGRAMS.keys():
+        parser.error(f"no such program: {', '.join(sorted(unknown))}")
+    rows: list[Row] = []
+    for program in map(PROGRAMS.__getitem__, names):
+        kept = program.place / "row.json"
+        if options.fresh or options.record or not kept.is_file():
+            print(f"{program.name}: playing", file=sys.stderr)
+            kept.unlink(missing_ok=True)
+            installed(program)
+            row = _play(program, options)
+            kept.write_text(json.dumps(asdict(row)))
+        said = json.loads(kept.read_text())
+        rows.append(Row(**said | {"cells": [Cell(**cell) for cell in said["cells"]]}))
+    page.write(rows)
+    for row in rows:
+        print(f"{row.name}: {row.drawn}", *row.wrong, sep="\n")
+    return 1 if any(row.wrong for row in rows) else 0
+
+
+def _play(program: Program, options: argparse.Namespace) -> Row:
+    with running(program) as started, tempfile.TemporaryDirectory(dir=PLACE) as folder:
+        config = Path(folder, "config.yaml")
+        config.write_text(yaml.safe_dump(_configuration(program)))
+        environ = {program.variable: started.url, **dict(program.environ)}
+        environ["LITELLM_API_KEY"] = environ.get("LITELLM_MASTER_KEY", "")
+        stack = Stack(Path(folder, "data"), "--config", str(config), **environ)
+        try:
+            return _World(started, stack, options).play()
+        finally:
+            stack.stop()
+
+
+def _configuration(program: Program) -> dict[str, Any]:
+    """Return the shipped configuration, and one route that gives up an answer whose client left."""
+    said: dict[str, Any] = yaml.safe_load((ROOT / f"deploy/providers/{program.file}.yaml").read_text())
+    said["include_default_routes"] = True
+    route = {"path": "/v1/completions", "upstream": program.file, "service": "completions"}
+    route |= {"family": "openai", "meter": "openai_completions", "on_disconnect": "abort"}
+    said["routes"] = [*said.get("routes", ()), route]
+    return said
+
+
+class _World:
+    """One program, a Tollkeeper before it, and its callers by the admission of their plan."""
+
+    def __init__(self, program: Running, stack: Stack, options: argparse.Namespace) -> None:
+        self._program, self._stack, self._options = program, stack, options
+        self._own_key = dict(program.program.environ).get("LITELLM_MASTER_KEY", "none")
+        self._keys = {
+            plan: stack.tenant(total, admission=plan)[1]
+            for plan, total in (("available", 10_000_000), ("strict", STRICT_TOKENS))
+        }
+        made = program.program
+        self._row = Row(made.name, made.version, made.file, f"{datetime.now(UTC):%Y-%m-%d}")
+        self._until = time.monotonic() + ROW_S_MAX
+        self._recorded: list[str] = []
+
+    def play(self) -> Row:
+        """Ask all that the program has, then what is drawn."""
+        for question in QUESTIONS:
+            if question.api in self._program.program.apis:
+                self._row.cells.append(self._asked(question))
+        counts: Counter[str] = Counter()
+        for question in drawn(self._options.seed, self._program.program.apis, self._options.drawn):
+            if time.monotonic() > self._until:
+                break
+            verdict, why, _ = self._compared(question)
+            counts[verdict] += 1
+            if verdict == WRONG:
+                self._row.wrong.append(f"{question.title} {json.dumps(question.body)[:300]}: {why}")
+        self._row.drawn = dict(counts)
+        if self._options.record:
+            _record(self._program.program, self._recorded)
+        return self._row
+
+    def _asked(self, question: Question) -> Cell:
+        """What the program says by itself, and what the ledger makes of the same call."""
+        own, key = self._program.program.model.partition("/")[2], self._own_key
+        if question.column == CACHED:
+            ask(self._program.url, key, own, question)
+        before = self._still()
+        said = ask(self._program.url, key, own, question)
+        made = self._still().since(before)
+        if question.record and said.status in OK:
+            row, body = self._row, json.dumps({"model": own} | question.body)
+            head = f"@@ {row.name} {row.version}, {row.date} | {row.file} | {question.api} | {body}"
+            passed = said.passed if said.streamed else made.output
+            counts = f"{made.input} {made.output} {made.cached} {passed}"
+            self._recorded.append(f"{head} | {counts}\n{said.body.decode().rstrip()}\n\n")
+        verdict, why, fact = self._compared(question)
+        if verdict == WRONG:
+            self._row.wrong.append(f"{question.title}: {why}")
+        return Cell(question.column, question.title, _fact(question, said, made) + fact, verdict)
+
+    def _compared(self, question: Question) -> tuple[str, str, str]:
+        """Ask through the gateway; the verdict on its row, why, and a fact of it."""
+        before, model = self._program.counted(), self._program.program.model
+        url, key = self._stack.gateway_url, self._keys[question.plan]
+        with ThreadPoolExecutor(question.times) as threads:
+            futures = [threads.submit(ask, url, key, model, question) for _ in range(question.times)]
+            told = [one.result() for one in futures]
+        rows = [wait_until(partial(self._found, one), SETTLED_S_MAX) for one in told]
+        made = self._still().since(before)
+        return judged(question, told, rows, made)
+
+    def _found(self, told: Reply) -> dict[str, Any] | None:
+        _, body = self._stack.admin("GET", f"/calls?request_id={told.request_id}")
+        items = (body or {}).get("items") or [None]
+        found: dict[str, Any] | None = items[0]
+        return found
+
+    def _still(self) -> Counted:
+        """The counters once they stand still, as they do a moment after a call."""
+        seen: list[Counted] = [self._program.counted()]
+
+        def still() -> Counted | None:
+            seen.append(self._program.counted())
+            return seen[-1] if len(seen) > 3 and len(set(seen[-3:])) == 1 else None
+
+        found: Counted = wait_until(still, SETTLED_S_MAX)
+        return found
+
+
+def judged(
+    question: Question, told: list[Reply], rows: list[dict[str, Any]], made: Counted
+) -> tuple[str, str, str]:
+    """Return the verdict on the rows of calls that an engine counted together, why, and a fact of them.
+
+    A row without a flag is the engine's count to the token; with one it is at least what passed.
+    """
+    uses = [row["usage"] or {} for row in rows]
+    read = sum(use.get(kind, 0) for use in uses for kind in ("input", "cache_read", "cache_write"))
+    output = sum(use.get("output", 0) for use in uses)
+    why = f"engine {made.input} ({made.cached} cached) + {made.output}, rows {read} + {output}"
+    if all(one.status not in OK for one in told):
+        return (REFUSED if not read + output else WRONG), why, ""
+    if not any(row["estimated"] for row in rows):
+        return (RIGHT if (read, output) == (made.input, made.output) else WRONG), why, ""
+    passed = sum(one.passed for one in told) if all(one.streamed for one in told) else made.output
+    fact = f", row {output} of {made.output}" if question.column in {ABORTED, CHOICES} else ""
+    return (FLAGGED if output >= passed else WRONG), f"{why}, {passed} passed", fact
+
+
+def _fact(question: Question, said: Reply, made: Counted) -> str:
+    """Return what an answer of the program itself says, in a few words."""
+    if said.status not in OK:
+        return f"{said.status} {f'`{said.error}`' if said.error else ''}".strip()
+    if question.leaves is not None:
+        return f"made {made.output} after {said.passed} passed"
+    if not said.reports:
+        return "no report"
+    usage = said.reports[-1]
+    if question.column == CACHED:
+        return f"{cached(usage)} of {made.input} said"
+    if question.column == CHOICES:
+        reported = sum(map(written, said.reports))
+        if said.choices == 1 and reported == made.output:
+            return "one choice made"
+        return "the sum" if reported == made.output else f"{reported} of {made.output} made"
+    if said.streamed:
+        marked = b"[DONE]" in said.body or question.api not in {CHAT, COMPLETIONS}
+        ends = "" if marked else ", no `[DONE]`"
+        return f"in {said.places[-1]}{ends}"
+    if written(usage) != made.output:
+        return f"{written(usage)} of {made.output} said"
+    return f"{made.output} made" if question.column == MAXIMA else "in the answer"
+
+
+def _record(program: Program, answers: list[str]) -> None:
+    """Put the answers of a program in place of its earlier ones."""
+    kept = RECORDED.read_text() if RECORDED.is_file() else ""
+    others = [one for one in kept.split("@@ ")[1:] if not one.startswith(f"{program.name} ")]
+    RECORDED.write_text("".join([*(f"@@ {one}" for one in others), *answers]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Run llama.cpp's own HTTP server, as its wheel of xllamacpp has it, until it is ended.
+
+Usage: python llama_server.py MODEL PORT SLOTS
+"""
+
+import sys
+import threading
+
+import xllamacpp
+
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.model_alias = sys.argv[1], {"tiny"}
+parameters.hostnames, parameters.port = ["127.0.0.1"], int(sys.argv[2])
+parameters.n_parallel, parameters.n_ctx = int(sys.argv[3]), 2_048 * int(sys.argv[3])
+parameters.kv_unified = False
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
+parameters.n_threads_http = 4
+parameters.endpoint_metrics, parameters.warmup, parameters.use_jinja = True, False, True
+server = xllamacpp.Server(parameters)
+print(server.listening_address, flush=True)
+threading.Event().wait()

@@ -1,0 +1,50 @@
+"""Run `transformers serve`, and count what its model reads and writes into the file `counts`.
+
+Usage: python serve_transformers.py MODEL PORT
+
+The server has no counters of its own, so they are taken where no report passes: each step of the model that
+begins a text reads its prompt, and each step makes one token. The last number tells how many texts run.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers.cli.transformers import main
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+counts = [0, 0, 0, 0]  # tokens of prompts, of these cached, of output; texts that run
+step, generate = LlamaForCausalLM.forward, LlamaForCausalLM.generate
+
+
+def write(running: int) -> None:
+    """Put the counts into their file, whole."""
+    counts[3] += running
+    Path("counts.new").write_text(json.dumps(counts))
+    Path("counts.new").rename("counts")
+
+
+def counted(self: Any, input_ids: Any = None, **more: Any) -> Any:
+    """Make one step: without anything kept it reads a prompt."""
+    kept = more.get("past_key_values")
+    if kept is None or not kept.get_seq_length():
+        counts[0] += input_ids.numel()
+    counts[2] += input_ids.shape[0]
+    return step(self, input_ids, **more)
+
+
+def whole(self: Any, *texts: Any, **more: Any) -> Any:
+    """Make one text."""
+    write(1)
+    try:
+        return generate(self, *texts, **more)
+    finally:
+        write(-1)
+
+
+write(0)
+LlamaForCausalLM.forward, LlamaForCausalLM.generate = counted, whole
+words = ["serve", sys.argv[1], "--device", "cpu", "--host", "127.0.0.1", "--port", sys.argv[2]]
+sys.argv = ["transformers", *words]
+main()
