@@ -35,7 +35,7 @@ MODULES = {
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat", "reports"),
-    "gateway/core/metering": ("eventstream", "meter", "meters", "reading", "stream"),
+    "gateway/core/metering": ("content", "eventstream", "meter", "meters", "reading", "stream"),
     "gateway/counters/admission": ("cache", "callers", "catalogue", "quota"),
     "gateway/counters/layouts": ("accounts", "packing"),
     "gateway/counters/leases": ("allowance",),

@@ -129,8 +129,10 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
         return True
     if exchange.read and call is not None and call.has_input:  # by a target that was passed over
         return True
-    if isinstance(failure, UpstreamUnreachable) or (exchange.long and not whole):
+    if exchange.long and not whole:
         return False  # of a form without its end nobody can read anything
+    if isinstance(failure, UpstreamUnreachable):
+        return exchange.gone and 200 <= exchange.status < 300 and call is not None and call.has_input
     if whole and isinstance(failure, UpstreamTimeout):
         return exchange.forwarded and not exchange.status and call is not None and call.has_input
     return exchange.forwarded and (exchange.gone or not whole)

@@ -34,7 +34,7 @@ from tests.http.fakes import (
     post,
     told,
 )
-from tests.http.stage import Close, Stage, Step, staged
+from tests.http.stage import Close, Stage, Step, reset, staged
 from tests.waiting import eventually
 
 PIECE = b" " * 65_536
@@ -83,6 +83,52 @@ async def test_an_answer_read_to_its_end_says_whether_anybody_had_it(*, leaves: 
         await eventually(lambda: stage.counters.charges)
         facts = stage.facts()
         assert (facts.status, facts.total, facts.reason) == (200, 7, reason)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_an_answer_that_was_told_and_reported_is_whole_though_its_connection_is_reset(
+    *, reported: bool
+) -> None:
+    events = [EVENT, USAGE_EVENT, DONE_EVENT] if reported else [EVENT]
+    async with staged() as stage:
+        stage.upstream.scripts = [[STREAM_HEAD + chunks(*events, end=False), 0.1, Close(reset=True)]]
+        client = await stage.client()
+        await client.send(post(CHAT_STREAM))
+        got = await client.answer()
+        await stage.settled(1)
+        facts = stage.facts()
+        assert (got.complete, facts.reason, facts.estimated) == (
+            (True, "", False) if reported else (False, "answer_cut", True)
+        )
+        if reported:
+            assert facts.total == 12
+
+
+@pytest.mark.parametrize("request_", [CHAT, CHAT_STREAM])
+async def test_a_reset_behind_a_good_head_costs_a_caller_that_left_its_input(request_: bytes) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(STREAM_HEAD)
+        begun.set()
+        await go_on.wait()
+        reset(writer)
+
+    for leaves in (True, False):
+        async with staged() as stage:
+            stage.upstream.handler = serve
+            client = await stage.client()
+            await client.send(post(request_))
+            await begun.wait()
+            if leaves:
+                client.reset()
+                await eventually(lambda: stage.connections == 0)
+            go_on.set()
+            await eventually(lambda: stage.counters.settlements)
+            assert [charge.tokens > 0 for charge in stage.counters.charges] == [True] * leaves
+            begun.clear()
+            go_on.clear()
 
 
 async def left_in_the_middle(stage: Stage, request: bytes, kind: bytes) -> int:

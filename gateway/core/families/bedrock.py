@@ -45,7 +45,7 @@ from gateway.core.families.openai.calls import STORED
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import EventStreamMeter
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.reading import Reports, integer, loose_document, summed
+from gateway.core.metering.reading import Reports, integer, loose_document, loose_event, summed
 from gateway.core.metering.report import UsageShape, see_content
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, Refusal
@@ -205,7 +205,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    said = loose_document(data)
+    said = loose_event(meter, data)
     for holder in ("contentBlockStart", "contentBlockDelta"):
         piece = object_in(said, holder)
         if piece:

@@ -25,8 +25,8 @@ from gateway.core.families.family import ApiFamily, CallKind, object_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import LinesMeter
 from gateway.core.metering.meter import Dialect, Meter
-from gateway.core.metering.reading import integer, loose_document
-from gateway.core.metering.report import see_content
+from gateway.core.metering.reading import integer, loose_document, loose_event
+from gateway.core.metering.report import see_content, see_whole
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest, Refusal
 
@@ -97,7 +97,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    event = loose_document(data)
+    event = loose_event(meter, data)
     kind, delta = event.get("type") or event.get("event_type"), object_in(event, "delta")
     if kind == "stream-end":  # of v1, whose events have their text themselves
         delta = {"usage": object_in(event, "response").get("meta")}
@@ -111,9 +111,12 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             meter.content_events += 1
         else:
             see_content(meter, delta, 0)
+    elif kind == "message-start":
+        see_whole(meter, delta)
     elif kind in _ENDING.events:
         meter.failed = delta.get("error") is not None
         _take(meter, object_in(delta, "usage"))
+        see_whole(meter, {**event, **delta})
         meter.finished += 1
         meter.close()
     return False

@@ -25,7 +25,7 @@ from gateway.core.families.family import ApiFamily, CallKind, object_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.eventstream import LinesMeter
 from gateway.core.metering.meter import Dialect, Meter
-from gateway.core.metering.reading import integer, loose_document
+from gateway.core.metering.reading import integer, loose_document, loose_event
 from gateway.core.metering.report import see_content
 from gateway.core.model import Family
 from gateway.errors import Refusal
@@ -57,7 +57,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    said = loose_document(data)
+    said = loose_event(meter, data)
     if said.get("error") is not None:
         meter.failed = True
         return False

@@ -16,6 +16,7 @@ from typing import Final
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import Counts
 from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
+from gateway.core.metering.content import LooseContent
 from gateway.core.metering.endings import BY_CONNECTION, Ending
 from gateway.core.model import TokenUsage
 
@@ -194,7 +195,7 @@ class Dialect:
     and calls `Meter.close` at the last word, by its `ending`.
     `texts` finds where a text begins that is produced, or padding or a number that may differ beside it, by
     groups of these names: an event that differs from one before it by these alone is not decoded. Without it,
-    every event is.
+    every event is. `brought` names what stands in an answer beside what its model wrote, in this API alone.
     """
 
     read_whole: Callable[[Meter, bytes], None]
@@ -203,6 +204,7 @@ class Dialect:
     failing: Callable[[Meter, bytes], bytes] = lambda meter, body: b"data: %b\n\n" % body
     texts: re.Pattern[bytes] | None = None
     ending: Ending = BY_CONNECTION
+    brought: frozenset[str] = frozenset()
 
 
 class Meter:
@@ -214,7 +216,8 @@ class Meter:
     is no number, `by_units` that it tells no tokens, `reported_part` which part of the prompts it is about;
     `by_choice` is what a family keeps of the reports of several choices, `output_most` the most tokens that
     all choices may write, by what the call states or its model can; `failed` says that the answer itself says
-    it failed, or is empty; `unread` that nobody can read some of it.
+    it failed, or is empty; `unread` that nobody can read some of it, `broke` that it ended within the first
+    piece of it. `text_bytes` came in pieces, and `whole_bytes` are those of an event that says all of it.
     To end a stream well, `opening` keeps its first event (empty where that is long) and `position` where it
     stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
     answer says beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
@@ -225,11 +228,11 @@ class Meter:
     """
 
     __slots__ = (
-        "_reported_at", "begun", "behind", "bounds", "by_choice", "by_units", "cached", "call",
+        "_reported_at", "begun", "behind", "bounds", "broke", "by_choice", "by_units", "cached", "call",
         "content_events", "detail", "ended", "failed", "final", "finished", "input", "last_word", "marked",
         "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
         "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
-        "unread", "withheld",
+        "unread", "whole_bytes", "withheld",
     )  # fmt: skip
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
@@ -238,7 +241,8 @@ class Meter:
         self.bounds = bounds
         self.input = self.output = self.cached = self.reasoning = self.total = 0
         self.detail = Detail()
-        self.text_bytes = self.content_events = self.finished = self.withheld = self._reported_at = 0
+        self.text_bytes = self.whole_bytes = self.content_events = self.finished = 0
+        self.withheld = self._reported_at = 0
         self.phase: int = OPEN
         self.behind = False
         self.told: list[str] = []
@@ -250,7 +254,8 @@ class Meter:
             each = call.output_ceiling or most
         self.output_most = min(each * call.choices, most)
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
-        self.ended = self.last_word = self.failed = self.surplus = self.unread = self.by_units = False
+        self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
+        self.unread = self.broke = False
         self.reported_part = 1.0
         self.by_choice: object = None
         self.opening: bytes | None = None
@@ -301,7 +306,12 @@ class Meter:
     @property
     def produced(self) -> bool:
         """True once the first content or the first report of use was seen."""
-        return self.reported or self.content_events > 0 or self.text_bytes > 0
+        return self.reported or self.content_events > 0 or self.seen_bytes > 0
+
+    @property
+    def seen_bytes(self) -> int:
+        """Bytes of the text that was seen, in pieces or as a whole."""
+        return max(self.text_bytes, self.whole_bytes)
 
     @property
     def known(self) -> bool:
@@ -331,7 +341,7 @@ class Meter:
         """Whether a stream came to one of these last words, or nobody can read whether it did."""
         if self.last_word or (ending.choices and self.begun and False not in self.begun.values()):
             return True
-        return self.ended and (self.unread or ending is BY_CONNECTION)
+        return self.ended and not self.broke and (self.unread or ending is BY_CONNECTION)
 
     def observed(self) -> int:
         """Tokens seen so far, zero before anything was produced."""
@@ -365,8 +375,13 @@ class Meter:
 
     def counted(self) -> int:
         """Output tokens by what passed, one for each content event at least, within the call's maximum."""
-        size = int(-(-self.text_bytes // self.call.output_bytes_per_token))
+        size = int(-(-self.seen_bytes // self.call.output_bytes_per_token))
         return min(max(self.content_events, size), self.output_most)
+
+    def see_rest(self, part: bytes) -> None:
+        """Count the text in the part of an event or element within which the answer ends so far."""
+        if part:
+            self.whole_bytes = max(self.whole_bytes, self.text_bytes + LooseContent(part).size)
 
     def unreadable(self, size: int) -> None:
         """Count bytes of an answer that nobody can read, as far as its call produces any tokens."""
@@ -465,7 +480,7 @@ class Meter:
     def _produced_tokens(self) -> int:
         """Output tokens by the model's own tokenizer where it is known, else as `counted`."""
         tokens_of = self.call.tokens_of
-        if self.texts and tokens_of is not None:
+        if self.texts and tokens_of is not None and self.whole_bytes <= self.text_bytes:
             return min(tokens_of("".join(self.texts)), self.output_most)
         return self.counted()
 

@@ -13,16 +13,16 @@ from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.families.family import CallKind
 from gateway.core.families.objects import may_tell, told
 from gateway.core.families.registry import SHAPES
+from gateway.core.metering.content import UNCOUNTED, LooseContent
 from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
 from gateway.core.metering.reading import (
     BRACKETS_MAX,
     UNREADABLE,
+    as_it_reads,
     decoded,
     integer,
     is_object,
     loose_document,
-    text_bytes,
-    texts_in,
 )
 from gateway.core.metering.stream import (
     CODED_BYTES,
@@ -367,17 +367,20 @@ class WholeMeter(Meter):
 
     def _examine(self) -> None:
         """Count the text that came, for an answer that is broken or does not say what it used."""
-        told = self.reported and not self.uncounted and (self.output > 0 or self.by_units)
+        told = self.reported and self.final and not self.uncounted and (self.output > 0 or self.by_units)
         if told or self._examined == self._kept_bytes or self.call.server or self.call.output_max == 0:
             return
         self._examined = self._kept_bytes
-        document = self._document()
-        left_out = 0 if self._shortened is None else self._shortened.text_bytes
-        self.text_bytes = max(self.text_bytes, left_out + text_bytes(document))
-        if left_out:
+        document, left_out = self._document(), UNCOUNTED | self._dialect.brought
+        content = LooseContent(document, left_out, whole=True)
+        if not (content.found or self.reported):  # it has a shape of its own
+            content = LooseContent(document, left_out)
+        long_texts = 0 if self._shortened is None else self._shortened.text_bytes
+        self.text_bytes = max(self.text_bytes, long_texts + content.size)
+        if long_texts or content.data:
             self.texts = None
         elif self.texts is not None and self.text_bytes <= TOKENIZED_BYTES_MAX:
-            self.texts = texts_in(document)
+            self.texts = [as_it_reads(text) for text in content.texts]
 
     def _keep(self, chunk: bytes) -> None:
         self._kept_bytes += len(chunk)

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeGuard, TypeVar, get_args, get_origin
 import msgspec
 from msgspec.structs import fields
 
+from gateway.core.metering.content import LooseContent
 from gateway.core.metering.meter import CLOSED, Meter
 
 # Read an upstream's JSON that is odd in places: its counts do not answer for what they stand among.
@@ -99,12 +100,6 @@ def _flat(document: bytes) -> bytes:
 _UNSET: Final = msgspec.UNSET
 # An object as its members, each unread.
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-# The fields that hold produced text in any of the APIs, complete or broken off.
-_TEXT = re.compile(
-    rb'"(?:content|text|reasoning_content|reasoning|refusal|arguments|thinking|partial_json|delta)"'
-    rb'[ \t\r\n]*+:[ \t\r\n]*+"((?:[^"\\]++|\\.)*+)',
-    re.DOTALL,
-)
 # What says in any of the APIs that a choice, or the whole answer, is finished.
 _FINISH = re.compile(
     rb'"(?:finish_reason|stop_reason|finishReason|blockReason)"[ \t\r\n]*+:[ \t\r\n]*+(?!null\b)'
@@ -144,17 +139,8 @@ def integer(value: object) -> int | None:
     return ceil(value) if value > 0 else floor(value)
 
 
-def text_bytes(document: bytes) -> int:
-    """Bytes of produced text in a document, complete or broken off."""
-    return sum(match.end(1) - match.start(1) for match in _TEXT.finditer(document))
-
-
-def texts_in(document: bytes) -> list[str]:
-    """Produced text in a document, complete or broken off, as it reads."""
-    return [_as_it_reads(match[1]) for match in _TEXT.finditer(document)]
-
-
-def _as_it_reads(raw: bytes) -> str:
+def as_it_reads(raw: bytes) -> str:
+    """Return a text of a document, complete or broken off, as it reads."""
     try:
         return msgspec.json.decode(b'"' + raw + b'"', type=str)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -163,14 +149,23 @@ def _as_it_reads(raw: bytes) -> str:
 
 def count_text(meter: Meter, data: bytes) -> None:
     """Count the text of an event that could not be decoded, and see whether it ends the answer."""
-    size = text_bytes(data)
+    size = LooseContent(data).size
     if size:
         meter.text_bytes += size
         meter.content_events += 1
+        meter.texts = None
     if _FINISH.search(data) is not None:
         meter.finished += 1
     if _CLOSE.search(data) is not None:
         meter.phase = CLOSED
+
+
+def loose_event(meter: Meter, data: bytes) -> dict[str, object]:
+    """Return an event as an object; the text of one that is none is counted."""
+    event = loose_document(data)
+    if not event:
+        count_text(meter, data)
+    return event
 
 
 T = TypeVar("T", bound=msgspec.Struct)

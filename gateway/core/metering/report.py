@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
+from gateway.core.metering.content import UNCOUNTED, content_bytes, generated
 from gateway.core.metering.meter import Meter
 
 
@@ -17,29 +17,8 @@ class UsageShape(msgspec.Struct, forbid_unknown_fields=True):
     """
 
 
-# What an event says beside the fields that its API documents: its strings are text, by any name.
-#
-# An API's next kind of content is charged before anybody here knows it. Only known other values stay out.
-
 # What an event may be longer than four times its text, before somebody looks for more in it.
 ENVELOPE_BYTES: Final = 512
-# A picture or a sound is some token for 512 bytes of base64, as it is counted: 128 bytes for one of text.
-DATA_BYTES_MIN: Final = 1024
-DATA_BYTES_EACH: Final = 128
-# They name, point and finish; a signature is not produced text."""
-UNCOUNTED = frozenset(
-    {
-        "id", "type", "role", "object", "model", "status", "phase", "finish_reason", "native_finish_reason",
-        "stop_reason", "stop_sequence", "finishReason", "finishMessage", "logprobs", "logprobsResult",
-        "call_id", "item_id", "tool_use_id", "response_id", "signature", "thoughtSignature",
-        "thought_signature",
-        "encrypted_content", "obfuscation", "format", "mimeType", "mime_type", "mime", "media_type",
-        "citation", "citations", "annotation", "safetyRatings", "usage", "usageMetadata",
-    }
-)  # fmt: skip
-_DATA = frozenset(
-    {"data", "b64_json", "partial_image_b64", "url", "image_url", "result", "audio", "video", "file_data"}
-)
 
 
 def may_hold_more(data: bytes, seen: int) -> bool:
@@ -62,22 +41,15 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
             meter.content_events += 1
 
 
-def _bytes_of(text: str) -> int:
-    return len(text.encode("utf-8", "replace"))
+def see_whole(meter: Meter, event: dict[str, object], left_out: frozenset[str] = UNCOUNTED) -> None:
+    """Note the text of an event that says the answer as it stands: it may have come in pieces, or may not."""
+    if meter.final and meter.output:
+        return
+    meter.whole_bytes = max(meter.whole_bytes, content_bytes(generated(event), left_out))
 
 
-def content_bytes(
-    holder: object, left_out: frozenset[str] = UNCOUNTED, size_of: Callable[[str], int] = _bytes_of
-) -> int:
-    """Bytes of content in a value, as text is counted, without the fields that are left out."""
-    size, waiting = 0, [("", holder)]
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, str):
-            long = name in _DATA and len(value) >= DATA_BYTES_MIN
-            size += -(-len(value) // DATA_BYTES_EACH) if long else size_of(value)
-        elif isinstance(value, dict):
-            waiting += [(key, inner) for key, inner in value.items() if key not in left_out]
-        elif isinstance(value, list):
-            waiting += [(name, inner) for inner in value]
-    return size
+def at_most(meter: Meter, told: int, inferred: int) -> int:
+    """Return the output by a total or by thoughts, which make it no more than the call or model allows."""
+    most = max(told, meter.output_most)
+    meter.marked = meter.marked or inferred > most
+    return min(max(told, inferred), most)

@@ -15,8 +15,9 @@ import msgspec
 
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
-from gateway.core.metering.reading import UNREADABLE, text_of
+from gateway.core.metering.reading import UNREADABLE, is_object, text_of
 from gateway.core.metering.report import may_be_more
+from gateway.core.model import TokenUsage
 
 # Split a server-sent event stream into events without changing a byte.
 #
@@ -33,6 +34,10 @@ _NAME = re.compile(
     rb"event(?:(?<=\A.{5})|(?<=[\r\n].{5})|(?<=\xef\xbb\xbf.{5}))[ \t]*:[ \t\"']*"
     rb"(message_stop|done|response\.(?:completed|incomplete|failed|cancelled))[ \t\"']*(?:[\r\n]|\Z)"
 )
+
+
+# An event begins.
+_BEGUN = re.compile(rb"(?:\xef\xbb\xbf)?(?:event|data|id|retry)[ \t]*:")
 
 
 class Splitter:
@@ -87,6 +92,11 @@ def _name_of_end(event: bytes) -> str:
 def has_mark(event: bytes) -> bool:
     """Whether an event has the mark; nobody waits for more behind it."""
     return b"[DONE]" in event and _MARK.search(event) is not None
+
+
+def _breaks_off(event: bytes) -> bool:
+    """Whether a stream ended within this event."""
+    return _BEGUN.match(event) is not None and not (has_mark(event) or is_object(data_of(event)))
 
 
 def data_of(event: bytes) -> bytes:
@@ -488,15 +498,21 @@ class StreamMeter(Meter):
         if self._oversized is not None:
             self._held.append(self._oversized.take())
             self._read_shortened()
-        rest = self._splitter.take()
+        rest, unread = self._splitter.take(), self.opening is None
         if rest:
             self._held.append(self._beside(rest) if self._read(rest) else rest)
+            self.broke = unread and _breaks_off(rest)
         passed, self._held = self._held, []
-        if self.opening is None and not self.reported:  # these were no events
+        if (self.opening is None or (self.broke and not self.produced)) and not self.reported:
+            # These were no events, or the beginning of one.
             self.unreadable(max(self._unread - self.text_bytes, 0))
             self.failed = not (self._unread or self.unread)
-        self.call.text_bytes = self.text_bytes
+        self.call.text_bytes = self.seen_bytes
         return b"".join(passed)
+
+    def usage(self) -> TokenUsage:
+        self.see_rest(self._splitter.pending)
+        return Meter.usage(self)
 
     @property
     def is_whole(self) -> bool:
@@ -596,9 +612,14 @@ class StreamMeter(Meter):
         return left_out and self._strip
 
     def _end_by(self, event: bytes) -> None:
-        """Take an event that says in some API that the stream is over; in this one, where that is its own."""
+        """Take an event that says in some API that the stream is over; in this one, where that is its own.
+
+        Its name says so where all of it came: an event that the stream ended in has a document.
+        """
         self.phase, ending = CLOSED, self._dialect.ending
-        if _name_of_end(event) in ending.events or (ending.mark and has_mark(event)):
+        if _name_of_end(event) in ending.events:
+            self.last_word = self.last_word or not self.ended or is_object(data_of(event))
+        elif ending.mark and has_mark(event):
             self.last_word = True
 
     def _see_known(self, chunk: bytes) -> int:

@@ -27,7 +27,7 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.report import UsageShape, may_hold_more, see_content
+from gateway.core.metering.report import UsageShape, may_hold_more, see_content, see_whole
 
 
 class _CacheCreation(UsageShape):
@@ -79,6 +79,10 @@ class _Message(msgspec.Struct):
     model: Any = None
 
 
+class _Begun(_Message):
+    content: Any = None
+
+
 class _Delta(msgspec.Struct):
     text: str | None = None
     thinking: str | None = None
@@ -90,7 +94,7 @@ class _MessageEvent(msgspec.Struct):
     type: str | None = None
     index: int | None = None
     delta: _Delta | None = None
-    message: _Message | None = None
+    message: _Begun | None = None
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -99,6 +103,8 @@ _HOLDERS = {"content_block_start": "content_block", "content_block_delta": "delt
 _NO_CONTENT = frozenset(
     {"message_start", "message_delta", "message_stop", "content_block_stop", "ping", "error", None}
 )
+# An event without content is no longer than this, unless it says something.
+_BARE_BYTES = 80
 _whole = msgspec.json.Decoder(_Message).decode
 _event = msgspec.json.Decoder(_MessageEvent).decode
 
@@ -136,15 +142,23 @@ def _read_event(meter: Meter, data: bytes) -> bool:
             _report(meter, bytes(read.message.usage), False)
     if is_there(read.usage):
         _report(meter, bytes(read.usage), True)
-    if read.type == "error":
-        meter.failed = True
-    elif read.type in ENDING.events:
-        meter.close()
+    _see_end(meter, read, data)
     if read.message is not None and meter.call.keeps == KEPT_LINKED:
         meter.told += ids_of(object_in(loose_document(data), "message").get("id"))
     if meter.call.keeps and may_tell(data):
         meter.told += ids_in_event(loose_document(data))
     return False
+
+
+def _see_end(meter: Meter, read: _MessageEvent, data: bytes) -> None:
+    """See what an event says that begins or ends something."""
+    says_more = read.message.content if read.message is not None else len(data) > _BARE_BYTES
+    if says_more and read.type in _NO_CONTENT and not (meter.final and meter.output):
+        see_whole(meter, loose_document(data))
+    if read.type == "error":
+        meter.failed = True
+    elif read.type in ENDING.events:
+        meter.close()
 
 
 def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:

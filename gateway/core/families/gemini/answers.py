@@ -8,7 +8,7 @@ its parts; every element of a stream repeats the metadata so far, and the one th
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -25,7 +25,7 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.report import UsageShape, may_hold_more, see_content
+from gateway.core.metering.report import UsageShape, at_most, may_hold_more, see_content
 
 # When to try again, as Gemini says it in the body of a 429: google.rpc.RetryInfo (AIP-193).
 
@@ -85,6 +85,9 @@ class _GeminiUsage(UsageShape, rename="camel"):
 _REPORTS = Reports(_GeminiUsage)
 _AUDIO = frozenset({"AUDIO"})
 _IMAGES = frozenset({"IMAGE", "DOCUMENT"})  # a document is read as pictures of its pages
+# Of a proto3 enumeration the first is said where nothing is.
+_NO_END: Final = frozenset({None, "", "FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED"})
+_READ_MAX: Final = 2_097_152  # tokens that a model's own tools bring: no model reads more at once
 _ON_DEMAND = "on_demand_"  # in front of tiers, as Vertex AI names them
 
 
@@ -110,7 +113,7 @@ class _Candidate(msgspec.Struct, rename="camel"):
 
 
 class _Feedback(msgspec.Struct, rename="camel"):
-    block_reason: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    block_reason: Any = None
 
 
 class _Answer(msgspec.Struct, rename="camel"):
@@ -154,18 +157,23 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
             if any(isinstance(chunk, dict) and "maps" in chunk for chunk in chunks):
                 meter.detail.used_tool("google_maps", 1)  # an answer with places is one use
         _see(meter, candidate)
-        finished = candidate.finish_reason is not None
+        finished = candidate.finish_reason not in _NO_END
         meter.note_choice(candidate.index, place, finished=finished)
         if finished:
             final = True
+        if candidate.finish_reason is not None:
             meter.finished += 1
     if read.candidates and not whole and may_hold_more(document, meter.text_bytes - before):
         _see_more(meter, document, meter.text_bytes - before)
-    if read.prompt_feedback is not None and is_there(read.prompt_feedback.block_reason):  # nothing follows
+    if read.prompt_feedback is not None and _ends(read.prompt_feedback.block_reason):  # nothing follows
         final = meter.last_word = True
         meter.finished += 1
     if is_there(read.usage_metadata):
         report(meter, bytes(read.usage_metadata), final)
+
+
+def _ends(reason: object) -> bool:
+    return reason not in _NO_END if isinstance(reason, str) else bool(reason)
 
 
 def _see(meter: Meter, candidate: _Candidate) -> None:
@@ -192,26 +200,32 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
         return
     # An absent number keeps its last value: a stream may tell its prompt early alone.
     prompt, tools = usage.prompt_token_count, usage.tool_use_prompt_token_count
+    if tools is not None and tools > _READ_MAX:
+        tools, meter.marked = _READ_MAX, True
     used = meter.input if prompt is None and meter.input > (tools or 0) else summed(prompt, tools)
-    thoughts = usage.thoughts_token_count or 0
-    written = usage.candidates_token_count is not None or usage.thoughts_token_count is not None
-    output = summed(usage.candidates_token_count, thoughts) if written else meter.output
+    thoughts, candidates = usage.thoughts_token_count or 0, usage.candidates_token_count
+    written = candidates is not None or usage.thoughts_token_count is not None
+    output = summed(candidates, thoughts) if written else meter.output
+    if thoughts > 0 and output > 0:
+        output = at_most(meter, candidates or 0, output)
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
     if cached > used >= 0:  # no prompt has more than all of it
         used += cached
     if total is None:
-        if prompt is None and usage.candidates_token_count is None:
+        if prompt is None and candidates is None:
             return
         total = used + output
     elif total != used + output and min(used, output) >= 0:
         if total == used + output - thoughts:  # these candidates have the thoughts in them
             output -= thoughts
         else:
-            output = max(output, total - used)
+            output = at_most(meter, output, total - used)
             if final:
                 meter.detail.keep(raw)
     elif output < 0 <= used <= total:  # the candidates are no number: the total is charged all the same
-        output, meter.marked = total - used, True
+        output, meter.marked = at_most(meter, 0, total - used), True
+    if used >= 0 and output >= 0 and total > used + output:
+        total = used + output
     _note(meter.detail, usage)
     meter.partial = usage.total_token_count is None and not (meter.reported and not meter.partial)
     meter.report(used, output, cached, thoughts, total, final=final)
@@ -240,7 +254,7 @@ def _report_loose(meter: Meter, document: bytes) -> None:
     """Take what can be read of an answer that is not of the documented types."""
     answer = loose_document(document)
     for place, said in enumerate(objects_in(answer, "candidates")):
-        meter.note_choice(said.get("index"), place, finished=bool(said.get("finishReason")))
+        meter.note_choice(said.get("index"), place, finished=_ends(said.get("finishReason")))
     meter.detail.answered_by(answer.get("modelVersion"))
     usage = answer.get("usageMetadata")
     if isinstance(usage, dict):

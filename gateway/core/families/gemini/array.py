@@ -11,6 +11,7 @@ from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.families.gemini.answers import DIALECT, ENDING, end_of, take
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
 from gateway.core.metering.stream import TextShortener
+from gateway.core.model import TokenUsage
 
 _OUTSIDE = re.compile(rb'["{}\]]')
 _INSIDE = re.compile(rb'["\\]')
@@ -24,14 +25,14 @@ class ArrayMeter(Meter):
     """
 
     __slots__ = (
-        "_depth", "_element", "_element_at", "_escaped", "_fed", "_first_end", "_in_string", "_kept_bytes",
-        "_safe", "_shortened", "_waiting",
+        "_depth", "_element", "_element_at", "_escaped", "_fed", "_first_end", "_in_string", "_is_array",
+        "_kept_bytes", "_safe", "_shortened", "_waiting",
     )  # fmt: skip
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds) -> None:
         Meter.__init__(self, call, status, bounds)
         self._depth = self._kept_bytes = self._fed = self._safe = self._element_at = self._first_end = 0
-        self._in_string = self._escaped = False
+        self._in_string = self._escaped = self._is_array = False
         self._element: list[bytes] = []
         self._shortened: TextShortener | None = None
         self._waiting: list[bytes] = []
@@ -74,10 +75,15 @@ class ArrayMeter(Meter):
     def finish(self) -> bytes:
         self.ended = True
         if not (self.begun or self.last_word or self.reported or self.failed):  # it was none of this API
+            self.broke = self._depth > 0 or (self._is_array and self.phase != CLOSED)
             self.unreadable(max(self._fed - self.text_bytes, 0))
             self.failed = not (self._fed or self.unread)
         waiting, self._waiting = self._waiting, []
         return b"".join(waiting)
+
+    def usage(self) -> TokenUsage:
+        self.see_rest(b"".join(self._element))
+        return Meter.usage(self)
 
     @property
     def is_whole(self) -> bool:
@@ -152,6 +158,8 @@ class ArrayMeter(Meter):
 
     def _pass(self, chunk: bytes, before: int) -> bytes:
         """Give what stands in front of the safe place; the rest waits."""
+        if not before:
+            self._is_array = chunk.lstrip()[:1] == b"["
         if self._safe <= before:
             passed, at = self._waiting_up_to(self._safe - before + self.withheld), 0
         else:

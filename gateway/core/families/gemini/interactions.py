@@ -27,8 +27,8 @@ from gateway.core.families.gemini.answers import report
 from gateway.core.families.gemini.calls import OBJECTS
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Dialect, Meter
-from gateway.core.metering.reading import integer, loose_document
-from gateway.core.metering.report import may_hold_more, see_content
+from gateway.core.metering.reading import integer, loose_document, loose_event
+from gateway.core.metering.report import may_hold_more, see_content, see_whole
 from gateway.errors import InvalidRequest
 
 _ELSEWHERE: Final = (
@@ -80,7 +80,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    event = loose_document(data)
+    event = loose_event(meter, data)
     kind, before = event.get("event_type"), meter.text_bytes
     if kind == "error":
         meter.failed = True
@@ -97,6 +97,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         if meter.call.keeps:
             meter.told += told_of(OBJECTS, interaction, meter.call.named)
         _take(meter, interaction, final=kind == _COMPLETED)
+        see_whole(meter, {"interaction": interaction})
     if kind in _ENDING.events:
         meter.close()
     return False

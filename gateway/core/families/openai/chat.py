@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib import import_module
+from math import ceil
 
 import msgspec
 
@@ -16,6 +17,7 @@ from gateway.core.families.family import object_in, objects_in, told_of
 from gateway.core.families.openai.calls import OBJECTS
 from gateway.core.families.openai.reports import ChoiceReports, read_usage, report_all
 from gateway.core.families.openai.shapes import Choice, CompletionChunk, read_event, read_whole
+from gateway.core.metering.content import content_bytes
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
@@ -69,14 +71,22 @@ def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
 
 
 def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
-    """Take the reports that stand in the choices of a whole answer."""
-    reports = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
+    """Take the reports that stand in the choices of a whole answer; the rest of these is counted."""
+    reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
     for place in range(len(choices)):
         reports.see(place, True)
     for place, choice in enumerate(choices):
         numbers = read_usage(meter, msgspec.json.encode(object_in(choice, "usage")))
         if numbers is not None:
             reports.report(meter, place, numbers, 0)
+        else:
+            untold.append(choice)
+    if meter.reported and untold:
+        counted = ceil(sum(map(content_bytes, untold)) / meter.call.output_bytes_per_token)
+        output = max(meter.output, min(meter.output + counted, meter.output_most))
+        read = ceil(meter.input / meter.call.first_part)
+        meter.report(read, output, meter.cached, meter.reasoning, read + output, final=True)
+        meter.marked = meter.detail.contradicted = True
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:

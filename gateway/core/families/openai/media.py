@@ -31,7 +31,7 @@ from gateway.core.families.openai.calls import model_of
 from gateway.core.families.openai.responses import report
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
-from gateway.core.metering.reading import integer, loose_document
+from gateway.core.metering.reading import integer, loose_document, loose_event
 from gateway.errors import InvalidRequest, ObjectNotFound
 
 _IMAGES = ControlledNames("model", "n", "size", "quality", "stream", "user", *OF_EVERY_FAMILY)
@@ -205,7 +205,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    event = loose_document(data)
+    event = loose_event(meter, data)
     if event.get("type") == "error":
         meter.failed, meter.phase = True, CLOSED
     else:
@@ -225,7 +225,7 @@ def _read_whole_heard(meter: Meter, document: bytes) -> None:
 
 
 def _read_event_heard(meter: Meter, data: bytes) -> bool:
-    event = loose_document(data)
+    event = loose_event(meter, data)
     kind, piece = event.get("type"), event.get("delta")
     if kind == "error" or event.get("error") is not None:
         meter.failed = True

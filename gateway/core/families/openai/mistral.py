@@ -23,8 +23,8 @@ from gateway.core.families.controlled import (
 from gateway.core.families.family import ids_of, object_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Dialect, Meter
-from gateway.core.metering.reading import integer, loose_document
-from gateway.core.metering.report import may_hold_more, see_content
+from gateway.core.metering.reading import integer, loose_document, loose_event
+from gateway.core.metering.report import may_hold_more, see_content, see_whole
 from gateway.errors import InvalidRequest
 
 _AGENT = ControlledNames("agent_id", "model", "stream", "n", "max_tokens", *OF_EVERY_FAMILY)
@@ -73,7 +73,8 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    event, before = loose_document(data), meter.text_bytes
+    before = meter.text_bytes
+    event = loose_event(meter, data)
     kind, content = event.get("type"), event.get("content")
     if kind == "conversation.response.error":
         meter.failed = True
@@ -81,6 +82,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.told += ids_of(event.get("conversation_id"))
     elif kind in _ENDING.events:
         _take(meter, object_in(event, "usage"))
+        see_whole(meter, event)
         meter.close()
     elif isinstance(content, str):
         meter.detail.answered_by(event.get("model"))

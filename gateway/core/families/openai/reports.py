@@ -11,8 +11,9 @@ from typing import Final
 
 from gateway.core.families.family import objects_in
 from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetails, ReportedUsage
+from gateway.core.metering.content import content_bytes
 from gateway.core.metering.meter import Detail, Meter
-from gateway.core.metering.report import content_bytes
+from gateway.core.metering.report import at_most
 
 # Tokens of the prompt, of the completion, cached and of reasoning.
 Numbers = tuple[int, int, int, int]
@@ -69,15 +70,8 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     if total is not None and total != prompt + completion:
         if total - prompt - completion != reasoning_beside:
             meter.detail.keep(raw)
-        completion = _at_most(meter, completion, total - prompt)
+        completion = at_most(meter, completion, total - prompt)
     return prompt, completion, cached, reasoning
-
-
-def _at_most(meter: Meter, completion: int, inferred: int) -> int:
-    """What a completion is by a total, which makes it no more than the call or its model allows."""
-    most = max(completion, meter.output_most)
-    meter.marked = meter.marked or inferred > most
-    return min(max(completion, inferred), most)
 
 
 def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
@@ -186,11 +180,12 @@ class ChoiceReports:
         most = max(self._largest, meter.output_most)
         used, output = max(whole[0], own.read), min(max(whole[1], own.written), most)
         counted = output >= meter.content_events
-        tells_all = len(alone) > 1 or (counted and whole[1] >= own.written)
+        of_one = meter.call.reports_each and 0 < len(alone) < len(self._seen)
+        tells_all = not of_one and (len(alone) > 1 or (counted and whole[1] >= own.written))
         meter.reported_part = 1.0 if tells_all else meter.call.first_part
         final = counted and (
             len(self._behind) >= len(self._seen)
-            or self._covered == meter.content_events
+            or (not of_one and self._covered == meter.content_events)
             or len(alone) >= len(self._seen)
             or (len(alone) == 1 and tells_all)
         )

@@ -16,10 +16,11 @@ import msgspec
 from gateway.core.families.family import object_in, told_of
 from gateway.core.families.openai.calls import OBJECTS, ids_in_item
 from gateway.core.families.openai.reports import read_usage
+from gateway.core.metering.content import UNCOUNTED, content_bytes
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Detail, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, count_text, decoded, is_there, loose_document
-from gateway.core.metering.report import UNCOUNTED, content_bytes, may_hold_more, see_content
+from gateway.core.metering.report import may_hold_more, see_content, see_whole
 
 
 class _Item(msgspec.Struct):
@@ -83,11 +84,13 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     try:
         read = decoded(_event, data)
     except UNREADABLE:
-        count_text(meter, data)
         event = loose_document(data)
         response = event.get("response")
         if isinstance(response, dict):
             _report_loose(meter, response)
+            see_whole(meter, {"response": response}, _BROUGHT)
+        else:
+            count_text(meter, data)
         if event.get("type") in ENDING.events:
             meter.close()
         return False
@@ -104,6 +107,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.told += ids_in_item(loose_document(bytes(read.item)))
     if read.response is not None:
         _take(meter, read.response)
+        if read.response.output and not (meter.final and meter.output):
+            see_whole(meter, loose_document(data), _BROUGHT)
     return False
 
 
@@ -114,6 +119,8 @@ def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
         meter.saw(read.delta)
         meter.content_events += 1
     seen = meter.text_bytes - before
+    if read.response is not None:  # as it stands
+        return
     if kind.endswith(_WHOLE):
         if kind == _ITEM_DONE:
             _note_item(meter, bytes(read.item))
@@ -249,4 +256,4 @@ _TEXTS = re.compile(
     rb'"(?:(?P<text>delta)|(?P<padding>obfuscation))"[ \t]*:[ \t]*"'
     rb'|"(?P<number>sequence_number)"[ \t]*:[ \t]*'
 )
-DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS, ending=ENDING)
+DIALECT = Dialect(_read_whole, _read_event, _closing, _failing, texts=_TEXTS, ending=ENDING, brought=_BROUGHT)

@@ -1,0 +1,174 @@
+"""What of an answer its model wrote: any text in it, by any name, but for the names of this table.
+
+Pure. An API's next kind of content is charged before anybody here knows it: only known other values stay out.
+The same names hold for whole answers, events, and documents that nobody can decode.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+# A picture or a sound is some token for 512 bytes of base64, as it is counted: 128 bytes for one of text.
+DATA_BYTES_MIN: Final = 1024
+DATA_BYTES_EACH: Final = 128
+# They name, point and finish; a signature is not produced text.
+UNCOUNTED = frozenset(
+    {
+        "id", "type", "role", "object", "model", "status", "phase", "finish_reason", "native_finish_reason",
+        "stop_reason", "stop_sequence", "finishReason", "finishMessage", "logprobs", "logprobsResult",
+        "call_id", "item_id", "tool_use_id", "response_id", "signature", "thoughtSignature",
+        "thought_signature",
+        "encrypted_content", "obfuscation", "format", "mimeType", "mime_type", "mime", "media_type",
+        "citation", "citations", "annotation", "safetyRatings", "usage", "usageMetadata", "error",
+    }
+)  # fmt: skip
+# Where an answer has what its model wrote: all else at its top is about it, or repeats the request.
+GENERATED = frozenset(
+    {
+        "choices", "content", "output", "outputs", "output_text", "candidates", "text", "thinking",
+        "response", "interaction", "message", "content_block", "steps", "tool_calls", "tool_plan",
+    }
+)  # fmt: skip
+# They have an answer in them, with the same at its top.
+_ENVELOPES = frozenset({"response", "interaction", "message"})
+# What a tool is given is text as a whole, with its names and numbers.
+_ARGUMENTS = frozenset({"input", "args", "arguments", "parameters"})
+_DATA = frozenset(
+    {"data", "b64_json", "partial_image_b64", "url", "image_url", "result", "audio", "video", "file_data"}
+)
+
+
+def generated(answer: dict[str, object]) -> list[object]:
+    """Return the parts of an answer that its model may have written."""
+    parts: list[object] = []
+    for name, value in answer.items():
+        if not is_generated(name, is_object=isinstance(value, dict), is_text=isinstance(value, str)):
+            continue
+        if name in _ENVELOPES and isinstance(value, dict):
+            parts += generated(value)
+        else:
+            parts.append(value)
+    return parts
+
+
+def is_generated(name: str, *, is_object: bool, is_text: bool) -> bool:
+    """Whether a member at the top of an answer is its model's: settings of texts and errors are not."""
+    if name not in GENERATED:
+        return False
+    return not (is_object and name == "text") and not (is_text and name == "message")
+
+
+def _bytes_of(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def content_bytes(
+    holder: object, left_out: frozenset[str] = UNCOUNTED, size_of: Callable[[str], int] = _bytes_of
+) -> int:
+    """Bytes of content in a value, as text is counted, without the fields that are left out."""
+    size, waiting = 0, [("", holder)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, str):
+            size += data_bytes(len(value)) if is_data(name, len(value)) else size_of(value)
+        elif isinstance(value, dict):
+            if name in _ARGUMENTS:
+                size += len(msgspec.json.encode(value)) if value else 0
+            else:
+                waiting += [(key, inner) for key, inner in value.items() if key not in left_out]
+        elif isinstance(value, list):
+            waiting += [(name, inner) for inner in value]
+    return size
+
+
+def is_data(name: str, size: int) -> bool:
+    """Whether a text of this name and size is a picture, a sound or a file."""
+    return size >= DATA_BYTES_MIN and name in _DATA
+
+
+def data_bytes(size: int) -> int:
+    """Return what a text of so many bytes counts that is no text but data."""
+    return -(-size // DATA_BYTES_EACH)
+
+
+_QUOTE: Final = 0x22
+_OPENING: Final = b"{["
+_EMPTY: Final = frozenset({b"", b"{}"})
+# A document that nobody can decode, since it broke off or is odd, is read by its marks: texts, names in front
+# of a colon, and brackets.
+_MARK = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?([ \t\r\n]*+:)?|[\[\]{}]', re.DOTALL)
+
+
+def _may_be_name(document: bytes, mark: re.Match[bytes]) -> bool:
+    """Whether a document ends within what may be a name, or behind it."""
+    return mark.end() == len(document) and document[: mark.start()].rstrip()[-1:] in {b"{", b",", b""}
+
+
+class LooseContent:
+    """What a document may hold that its model wrote, by the same names as in one that can be decoded.
+
+    A `whole` answer is looked at where one has that, and `found` says that there is such a place. An event is
+    looked at everywhere. `size` are its bytes, `texts` its pieces as they stand; `data` says that some of
+    these are no text.
+    """
+
+    __slots__ = ("_left_out", "_whole", "data", "found", "size", "texts")
+
+    def __init__(self, document: bytes, left_out: frozenset[str] = UNCOUNTED, *, whole: bool = False) -> None:
+        self._left_out, self._whole = left_out, whole
+        self.size = 0
+        self.texts: list[bytes] = []
+        self.data = self.found = False
+        self._read(document)
+
+    def _read(self, document: bytes) -> None:
+        name, names = "", list[str]()
+        inside = begins = 0  # how deep a part stands that is looked at as a whole
+        for mark in _MARK.finditer(document):
+            first, depth = document[mark.start()], len(names)
+            if first == _QUOTE and mark[2] is not None:
+                name = mark[1].decode("utf-8", "replace")
+                self.found = self.found or (depth == 1 and name in GENERATED)
+            elif first == _QUOTE:
+                if not (inside or self._is_left_out(name, names, first) or _may_be_name(document, mark)):
+                    self._add(name, mark[1])
+            elif first in _OPENING:
+                if depth and not inside:
+                    begins = self._begin(name, names, first, mark.start())
+                    inside = depth if begins else 0
+                names.append(name)
+                name = name if first == _OPENING[0] else ""
+            elif depth:
+                name = names.pop()
+                if inside and inside == depth - 1:
+                    self._add("", document[begins : mark.end()] if begins > 0 else b"")
+                    inside = 0
+        if inside and begins > 0:
+            self._add("", document[begins:])
+
+    def _begin(self, name: str, names: list[str], first: int, place: int) -> int:
+        """Where a part begins that is looked at as a whole: -1 if it is left out, 0 if there is none."""
+        if self._is_left_out(name, names, first):
+            return -1
+        return place if first == _OPENING[0] and name in _ARGUMENTS else 0
+
+    def _is_left_out(self, name: str, names: list[str], first: int) -> bool:
+        """Whether a value of this name, that begins so, is left out inside of those with these names."""
+        depth = len(names)
+        if (depth == 1 and self._whole) or (depth == 2 and names[1] in _ENVELOPES):
+            return not is_generated(name, is_object=first == _OPENING[0], is_text=first == _QUOTE)
+        return name in self._left_out
+
+    def _add(self, name: str, text: bytes) -> None:
+        if text in _EMPTY:
+            return
+        if is_data(name, len(text)):
+            self.data = True
+            self.size += data_bytes(len(text))
+        else:
+            self.size += len(text)
+            self.texts.append(text)
