@@ -22,6 +22,7 @@ from gateway.core.accounts.jobs import (
     JOB_S_MAX,
     MARK,
     METADATA_MAX,
+    RESPONSE,
     RUNNING,
     SECONDS,
     SERVICE_TIER,
@@ -91,6 +92,9 @@ _JSON: Final = [(b"content-type", b"application/json")]
 _AT_ONCE: Final = 32 << 10
 # So long a batch may be held for at the least, until all its lines are read.
 _READ_MS_MAX: Final = 900_000
+# Members of a response that are told before it is charged, and the statuses of one that made something.
+_OF_RUNNING: Final = ("id", "object", "status", "created_at", "model", "background")
+_MADE: Final = frozenset({"completed", "incomplete", "failed"})
 # What a line counts for beside its body.
 _LINE_BYTES: Final = 512
 # Failures that a proxy tells of the upstream behind it.
@@ -259,6 +263,8 @@ async def tell_job(exchange: Exchange) -> None:
         if (shows or exchange.routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
             raise InvalidRequest(f"It is not over, so it {what}.")
+        if job is not None and job.kind == RESPONSE and not await _is_over(exchange, jobs, job):
+            admitted.call.narrow, admitted.call.strip_usage = _progress, True
         if not shows:
             exchange.before_end = partial(_looked, jobs, caller, id_)
         if paths is not None and paths.results and exchange.routed.method == b"GET":
@@ -267,6 +273,24 @@ async def tell_job(exchange: Exchange) -> None:
     answer = await forward(exchange, admitted)
     await relay(exchange, admitted, answer)
     await OVER
+
+
+async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
+    """Whether a response is charged, so that all of it may be told; none is streamed before."""
+    if job.is_charged or (exchange.routed.method == b"GET" and await jobs.look(job)):
+        return True
+    if "stream=true" in exchange.routed.query:
+        raise InvalidRequest("It is not over, so it cannot be streamed.", param="stream")
+    return False
+
+
+def _progress(document: bytes) -> Iterator[bytes]:
+    """How far a response is that is not charged: without what it made, nor that this is there."""
+    said = loose_document(document)
+    told: dict[str, object] = {name: said[name] for name in _OF_RUNNING if name in said}
+    if told.get("status") in _MADE:
+        told["status"] = "in_progress"
+    yield write_document({**told, "output": []})
 
 
 async def _told(exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> None:
@@ -624,7 +648,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     usage, detail = meter.usage(), meter.detail
-    if not usage.reported or not (usage.total or job.kind == VIDEO):
+    passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.raw_tokens) > 0
+    if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
         return None
     if job.kind == BATCH:
         detail.service_tier = SERVICE_TIER

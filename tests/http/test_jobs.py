@@ -187,6 +187,50 @@ async def test_a_number_or_a_place_in_another_spelling_is_refused(
     assert not stage.upstream.received
 
 
+RUNNING_RESPONSE: dict[str, Any] = {
+    "id": "resp_1", "object": "response", "status": "in_progress", "created_at": 7, "model": "draw",
+    "output": [{"type": "message", "content": [{"type": "output_text", "text": "Tolls are due. " * 2_000}]}],
+}  # fmt: skip
+
+
+async def test_nobody_is_told_the_output_of_a_response_that_is_not_charged(stage: Stage) -> None:
+    stage.directory.services["responses"] = Service(95, "responses", "subscription")
+    said = {"model": "draw", "input": "x", "background": True}
+    await asked(stage, b"/v1/responses", said, {"id": "resp_1", "status": "queued"})
+    for request, method, status, shown in (
+        (get(b"/v1/responses/resp_1"), "GET", "in_progress", "in_progress"),
+        (get(b"/v1/responses/resp_1"), "GET", "completed", "in_progress"),
+        (post(b"", b"/v1/responses/resp_1/cancel"), "POST", "cancelled", "cancelled"),
+    ):
+        stage.upstream.scripts.append([answer(json.dumps({**RUNNING_RESPONSE, "status": status}).encode())])
+        got = await stage.ask(request, method)
+        told = json.loads(got.body)
+        assert (told["status"], told["output"], told["id"]) == (shown, [], "resp_1")
+        assert b"Tolls" not in got.body
+    got = await stage.ask(get(b"/v1/responses/resp_1?stream=true"), "GET")
+    assert (got.status, b"stream" in got.body) == (400, True)
+    job = jobs(stage).kept[-1]
+    job.settled_ms = 1
+    stage.upstream.scripts.append([answer(json.dumps(RUNNING_RESPONSE).encode())])
+    assert json.loads((await stage.ask(get(b"/v1/responses/resp_1"), "GET")).body) == RUNNING_RESPONSE
+
+
+@pytest.mark.parametrize(("letters", "tokens"), [(15, 1_000), (6_000, 1_500)])
+async def test_a_cancelled_response_costs_its_hold_or_its_text(
+    stage: Stage, letters: int, tokens: int
+) -> None:
+    stage.directory.services["responses"] = Service(95, "responses", "subscription", counts_tokens=True)
+    said = {"model": "draw", "input": "x", "background": True}
+    job = await asked(stage, b"/v1/responses", said, {"id": "resp_1", "status": "queued"})
+    job.tokens = job.raw_tokens = 1_000
+    route = next(one for one in ROUTES if one.meter == "openai_responses")
+    content = [{"type": "output_text", "text": "x" * letters}]
+    body = json.dumps({"id": "resp_1", "status": "cancelled", "output": [{"content": content}]}).encode()
+    service = stage.directory.services["responses"]
+    charge, _ = call_charge(stage.plane._ports, job, service, route, body, False, DEFAULT_BOUNDS, 0.0)
+    assert charge.tokens == tokens
+
+
 async def charges(stage: Stage, job: Job, meter: str, said: dict[str, Any], nano: int) -> None:
     """What a result is charged, by the table."""
     route = next(one for one in ROUTES if one.meter == meter)
