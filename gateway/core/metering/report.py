@@ -48,7 +48,7 @@ def see_whole(meter: Meter, event: dict[str, object], left_out: frozenset[str] =
     meter.whole_bytes = max(meter.whole_bytes, content_bytes(generated(event), left_out))
 
 
-def at_most(meter: Meter, told: int, inferred: int) -> int:
+def bounded_output(meter: Meter, told: int, inferred: int) -> int:
     """Return the output by a total or by thoughts, which make it no more than the call or model allows."""
     most = max(told, meter.output_most)
     meter.marked = meter.marked or inferred > most

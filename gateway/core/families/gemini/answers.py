@@ -25,7 +25,7 @@ from gateway.core.metering.reading import (
     loose_document,
     summed,
 )
-from gateway.core.metering.report import UsageShape, at_most, may_hold_more, see_content
+from gateway.core.metering.report import UsageShape, bounded_output, may_hold_more, see_content
 
 # When to try again, as Gemini says it in the body of a 429: google.rpc.RetryInfo (AIP-193).
 
@@ -207,7 +207,7 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     written = candidates is not None or usage.thoughts_token_count is not None
     output = summed(candidates, thoughts) if written else meter.output
     if thoughts > 0 and output > 0:
-        output = at_most(meter, candidates or 0, output)
+        output = bounded_output(meter, candidates or 0, output)
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
     if cached > used >= 0:  # no prompt has more than all of it
         used += cached
@@ -219,11 +219,11 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
         if total == used + output - thoughts:  # these candidates have the thoughts in them
             output -= thoughts
         else:
-            output = at_most(meter, output, total - used)
+            output = bounded_output(meter, output, total - used)
             if final:
                 meter.detail.keep(raw)
     elif output < 0 <= used <= total:  # the candidates are no number: the total is charged all the same
-        output, meter.marked = at_most(meter, 0, total - used), True
+        output, meter.marked = bounded_output(meter, 0, total - used), True
     if used >= 0 and output >= 0 and total > used + output:
         total = used + output
     _note(meter.detail, usage)

@@ -13,7 +13,7 @@ from gateway.core.families.family import objects_in
 from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetails, ReportedUsage
 from gateway.core.metering.content import content_bytes
 from gateway.core.metering.meter import Detail, Meter
-from gateway.core.metering.report import at_most
+from gateway.core.metering.report import bounded_output
 
 # Tokens of the prompt, of the completion, cached and of reasoning.
 Numbers = tuple[int, int, int, int]
@@ -70,7 +70,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     if total is not None and total != prompt + completion:
         if total - prompt - completion != reasoning_beside:
             meter.detail.keep(raw)
-        completion = at_most(meter, completion, total - prompt)
+        completion = bounded_output(meter, completion, total - prompt)
     return prompt, completion, cached, reasoning
 
 
