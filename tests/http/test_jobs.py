@@ -227,8 +227,11 @@ async def test_a_cancelled_response_costs_its_hold_or_its_text(
     content = [{"type": "output_text", "text": "x" * letters}]
     body = json.dumps({"id": "resp_1", "status": "cancelled", "output": [{"content": content}]}).encode()
     service = stage.directory.services["responses"]
-    charge, _ = call_charge(stage.plane._ports, job, service, route, body, False, DEFAULT_BOUNDS, 0.0)
-    assert charge.tokens == tokens
+    made = call_charge(stage.plane._ports, job, service, route, body, False, DEFAULT_BOUNDS, 0.0)
+    assert made is not None
+    facts = read_facts(made.settlement.metadata)
+    assert facts is not None
+    assert (made.settlement.tokens, facts.total, facts.estimated) == (tokens, tokens, True)
 
 
 async def charges(stage: Stage, job: Job, meter: str, said: dict[str, Any], nano: int) -> None:
