@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Write the bundled price list again: everything `genai-prices` knows, as rows of prices in US dollars.
 
+What it does not know of a model, service tiers and prices of sound, a second table says (`second_prices.py`).
+
     make prices
 
 A test holds the list to the version that is locked. What the library says and prices here cannot is left out
@@ -9,8 +11,9 @@ and told, never guessed:
 - of a name's patterns an exact one stays exact and a beginning a prefix. One that is found anywhere
   counts where it begins a name, one that ends a name where it is all of it, a date of digits as the
   prefix of its century; of any other pattern the names that the library lists stay;
-- a variant of a service tier is one factor for every kind of token, or it is left out;
-- prices of certain hours of the day are left out, and those not per token, call or tool.
+- a variant of a service tier is one factor for every kind of token, or a table of its own;
+- of prices of certain hours of the day the dearest count always;
+- prices of hours, characters and pages become those of seconds, characters and pages; others are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
@@ -29,6 +33,7 @@ from typing import Any
 from genai_prices import types
 from genai_prices.data import providers
 
+from deploy.second_prices import read_table
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
     BUNDLED,
@@ -54,11 +59,23 @@ TOOL_OF = {
     "social_searches_kcount": "social_search", "code_executions_kcount": "code_execution",
 }  # fmt: skip
 A_CALL = "requests_kcount"
+# Units beside tokens, and how many of ours one of theirs is.
+UNIT_OF = {
+    "audio_hours": ("audio_second", 3600), "input_audio_hours": ("audio_second", 3600),
+    "input_mchars": ("character", 1_000_000), "input_document_kpages": ("page", 1_000),
+}  # fmt: skip
 # What the library's variants are selected by, where that is what we call a service tier.
 SELECTORS = ("processing", "service_tier", "speed")
 # What models of a provider cost more since a version, and the library does not know: for Anthropic's
 # `inference_geo`.
 REGIONAL = {"anthropic": ((4, 6), {"us": "1.1"})}
+# Models of Google up to this version search for so much a prompt, later ones for so much a query.
+BY_PROMPT = (2, 99)
+# Places of inference, as Bedrock names them in front of a model.
+BEDROCK = "aws"
+PLACES = ("us.", "eu.", "apac.", "global.", "jp.", "au.", "ca.", "us-gov.", "sa.", "me.", "af.", "il.", "in.")
+# What the second table says of kinds, where the library says nothing.
+SOUND = ("audio_input", "audio_output", "image_output")
 _VERSION = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
 _DIGITS = r"(?:\\d(?:\{\d\})?-?)+"
 _DATED = re.compile(rf"\^(?P<name>[^\[\](){{}}*+?|^$]+?)(?P<between>\[-@\])?(?:{_DIGITS})\$")
@@ -100,7 +117,7 @@ def _add(
         bundle.left_out.append(f"{provider.id} {model.id}: {what}")
 
     periods = list(_periods(model, told))
-    names = list(dict.fromkeys(_names(model, told))) if periods else ()
+    names = list(dict.fromkeys(_names(provider.id, model, told))) if periods else ()
     for match, name in names:
         # Names that a pattern has: a date's prefix is none yet.
         dated = match == PREFIX and name[-3:] in {"-20", "@20"}
@@ -109,31 +126,91 @@ def _add(
         if (match, name) in taken or model not in found or not 0 < len(name) <= MODEL_CHARS_MAX:
             continue
         taken.add((match, name))
-        regional = _regional(provider.id, name)
+        before: Row | None = None
         for since, prices in periods:
-            if regional:
-                tiers = {**prices.get("service_tiers", {}), **regional}
-                prices = {**prices, "service_tiers": tiers}  # noqa: PLW2901  # of this name alone
+            whole = _completed(provider.id, name, prices)
+            if whole == before:
+                continue
+            before = whole
             bundle.rows.append(
                 {
                     "provider": provider.id, "model": name, "match": match, "currency": BASE_CURRENCY,
-                    "effective_from": since, "source": BUNDLED, **prices,
+                    "effective_from": since, "source": BUNDLED, **whole,
                 }
             )  # fmt: skip
+
+
+def _completed(provider: str, name: str, prices: Row) -> Row:
+    """A row with what the library does not know of a model of this name."""
+    row: dict[str, Any] = deepcopy(dict(prices))
+    tiers = dict(row.get("service_tiers", {}))
+    more = _second(provider, name)
+    if more and all(more.get(kind) == row.get(kind) for kind in ("input", "output")):
+        for tier, table in more.get("service_tiers", {}).items():
+            tiers.setdefault(tier, _long(table))
+        row = {**{kind: more[kind] for kind in SOUND if kind in more}, **row}
+        row |= {kind: price for kind, price in _long(more).items() if kind == "cache_write_1h"}
+        later = {step["above"]: _long(step) for step in more.get("context_tiers", ())}
+        if "cache_write_1h" in row and "context_tiers" in row:
+            row["context_tiers"] = [
+                {**{kind: price for kind, price in later.get(step["above"], {}).items()
+                    if kind == "cache_write_1h"}, **step}
+                for step in row["context_tiers"]
+            ]  # fmt: skip
+    tiers |= _regional(provider, name)
+    if tiers:
+        row["service_tiers"] = dict(sorted(tiers.items()))
+    return _of_google(name, row) if provider == "google" else row
+
+
+def _long(said: Row) -> dict[str, Any]:
+    """Prices by our kinds: the longer of two lifetimes of a cache is that of an hour."""
+    row = {kind: price for kind, price in said.items() if kind not in {"cache_write_12h", "service_tiers"}}
+    if "cache_write_12h" in said:
+        row["cache_write_1h"] = said["cache_write_12h"]
+    if "context_tiers" in row and "service_tiers" not in said:
+        row["context_tiers"] = [_long(step) for step in row["context_tiers"]]
+    return row
+
+
+def _second(provider: str, name: str) -> Row:
+    """The second table's row of a name: of one without a date, that of its last date."""
+    rows = read_table()[1].get(provider, {})
+    dated = [one for one in rows if one.startswith(f"{name}-20")]
+    found: Row = rows.get(name) or (rows[max(dated)] if dated else {})
+    return found
+
+
+def _of_google(name: str, row: dict[str, Any]) -> Row:
+    """Google has one price for text and sound where it says no other; the unit of a search is apart."""
+    tables = [one for one in row.get("service_tiers", {}).values() if isinstance(one, dict)]
+    if "audio_input" not in row:
+        for one in (row, *tables):
+            for level in (one, *one.get("context_tiers", ())):
+                if "input" in level:
+                    level["audio_input"] = level["input"]
+    tools = dict(row.get("tools", {}))
+    if "web_search" in tools and _version_of(name) <= BY_PROMPT:
+        tools["web_search_prompt"] = tools.pop("web_search")
+        row["tools"] = tools
+    return row
 
 
 def _regional(provider: str, name: str) -> Row:
     """The factors for places of inference that a model of this name has."""
     since, factors = REGIONAL.get(provider, ((0, 0), {}))
+    return factors if _version_of(name) >= since else {}
+
+
+def _version_of(name: str) -> tuple[int, int]:
     found = _VERSION.search(name)
-    version_ = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
-    return factors if version_ >= since else {}
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 # --- names ------------------------------------------------------------------------------
 
 
-def _names(model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
+def _names(provider: str, model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
     """What a model is called, lowercase, as (match, name)."""
     for clause in _clauses(model.match):
         kind, wanted = next(iter(vars(clause).items()))
@@ -141,6 +218,8 @@ def _names(model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
             yield EXACT_NAME, wanted.lower()
         elif kind in {"starts_with", "contains"}:
             yield PREFIX, wanted.lower()
+            if kind == "contains" and provider == BEDROCK:
+                yield from ((PREFIX, name) for name in _of_bedrock(model.id, wanted.lower()))
             if kind == "contains":
                 told(f"names with {wanted!r} further on")
         elif kind == "ends_with":
@@ -153,6 +232,16 @@ def _names(model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
             yield from found
     if model.is_match(model.id):
         yield EXACT_NAME, model.id.lower()
+
+
+def _of_bedrock(model: str, word: str) -> Iterator[str]:
+    """A word of a name behind the maker and the place of inference that Bedrock sets in front of it."""
+    maker = model.lower().removeprefix("regional.").removeprefix("global.").partition(".")[0] + "."
+    if word.startswith(PLACES):
+        return
+    whole = word if word.startswith(maker) else maker + word
+    yield whole
+    yield from (place + whole for place in PLACES)
 
 
 def _clauses(match: Any) -> Iterator[Any]:
@@ -192,15 +281,15 @@ def _periods(model: types.ModelInfo, told: Any) -> Iterator[tuple[datetime, Row]
             yield since, row
             before = row
     if before is None:
-        told("nothing that is counted in tokens, calls or tools")
+        told("nothing that is counted in tokens, calls, tools or units")
 
 
 def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
     """Each day on which anything changes, with what the library says of it."""
     dated = model.prices if isinstance(model.prices, list) else []
-    lasting = [each for each in dated if not hasattr(each.constraint, "start_time")]
+    lasting = _dearest_of_day(dated)
     if len(lasting) < len(dated):
-        told("prices of certain hours of the day")
+        told("prices of certain hours of the day: the dearest count always")
         model = replace(model, prices=lasting)
     days: set[date] = set()
     contexts: dict[str, dict[str, str]] = {}
@@ -218,6 +307,24 @@ def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
         yield since, model.get_prices(since), variants
 
 
+def _dearest_of_day(dated: list[Any]) -> list[Any]:
+    """Prices of a time of the day count from the day of those before them, kind by kind the dearest."""
+    lasting: list[Any] = []
+    for each in dated:
+        if not hasattr(each.constraint, "start_time"):
+            lasting.append(each)
+            continue
+        before = vars(lasting[-1].prices)
+        dearest = {
+            key: price if before.get(key) is None else max(price, before[key])
+            for key, price in vars(each.prices).items()
+            if price is not None
+        }
+        prices = type(each.prices)(**{**before, **dearest})
+        lasting[-1] = replace(lasting[-1], prices=prices)
+    return lasting
+
+
 def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], told: Any) -> Row:
     """A price's own fields, with decimals in strings; empty where none of it can be said."""
     row: dict[str, Any] = {}
@@ -233,6 +340,9 @@ def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], 
             tools[TOOL_OF[key]] = _text(_base(price))
         elif key == A_CALL:
             row["request"] = _text(_base(price) / 1000)
+        elif key in UNIT_OF:
+            unit, units = UNIT_OF[key]
+            row[unit] = _text(_base(price) / units)
         else:
             told(f"prices of {key}")
     for above, step in steps.items():
@@ -240,7 +350,7 @@ def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], 
         for key, kind in KIND_OF.items():
             if hasattr(known.get(key), "tiers"):
                 step[kind] = _text(_at(known[key], above))
-    factors = {tier: _factor(known, vars(variant), tier, told) for tier, variant in variants.items()}
+    factors = {tier: _tier(known, vars(variant), tier, told) for tier, variant in variants.items()}
     more = {
         "tools": tools,
         "context_tiers": [steps[above] for above in sorted(steps)],
@@ -249,22 +359,32 @@ def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], 
     return {**row, **{name: value for name, value in more.items() if value}} if row or tools else {}
 
 
-def _factor(known: Row, variant: Row, tier: str, told: Any) -> str | None:
-    """What every price of a tier is times the usual; None where that is no one number, or 1."""
+def _tier(known: Row, variant: Row, tier: str, told: Any) -> str | Row | None:
+    """What every price of a tier is times the usual, or its own prices; None where it has the usual ones."""
     found = {
-        Fraction(dear) / Fraction(usual)
+        Fraction(dear) / Fraction(usual) if usual else None
         for key in known.keys() & {*KIND_OF, A_CALL}
         for usual, dear in _pairs(known[key], variant[key])
         if usual or dear
     }
     if found in ({Fraction(1)}, set()):
         return None
-    [factor, *others] = found
-    exact = Decimal(factor.numerator) / factor.denominator
-    if others or Fraction(exact) != factor or exact != exact.quantize(_NANO):
-        told(f"prices of the tier {tier}, which are no one factor")
-        return None
-    return _text(exact)
+    factor = next(iter(found))
+    if len(found) == 1 and factor is not None:
+        exact = Decimal(factor.numerator) / factor.denominator
+        if Fraction(exact) == factor and exact == exact.quantize(_NANO):
+            return _text(exact)
+    if _base(known.get(A_CALL, 0)) != _base(variant.get(A_CALL, 0)):
+        told(f"a call's own price of the tier {tier}")
+    prices = {key: variant[key] for key in KIND_OF if variant.get(key) is not None}
+    table: dict[str, Any] = {KIND_OF[key]: _text(_base(price)) for key, price in prices.items()}
+    ends = sorted({step.start for price in prices.values() for step in getattr(price, "tiers", ())})
+    steps = [
+        {"above": above}
+        | {KIND_OF[key]: _text(_at(price, above)) for key, price in prices.items() if hasattr(price, "tiers")}
+        for above in ends
+    ]
+    return {**table, "context_tiers": steps} if steps else table
 
 
 def _pairs(usual: Any, other: Any) -> Iterator[tuple[Decimal, Decimal]]:

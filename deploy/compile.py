@@ -29,7 +29,7 @@ MODULES = {
         "circuit_breaker", "histograms", "http_limits", "lru", "model", "traces", "wait",
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
-    "gateway/core/billing": ("price_book",),
+    "gateway/core/billing": ("price_book", "sellers", "stand_ins", "token_prices"),
     "gateway/core/calls": ("call", "claims", "estimate", "models", "tariff"),
     "gateway/core/families": ("controlled", "family", "objects", "references"),
     "gateway/core/families/anthropic": ("calls",),

@@ -98,7 +98,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     ports = _ports(settings, wires, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
     programs, (plane, exporter) = ProgramRegistry(wires, this_program("gateway")), _plane(settings, ports)
-    port, jobs = GatewayPort(settings, plane, door.tokens, log), ports.jobs
+    port, jobs = GatewayPort(settings, plane, door.tokens, log, door.directory.sell), ports.jobs
     assert isinstance(jobs, Jobs)
     jobs.serve(plane, ports)
     resubmitter = Resubmitter(

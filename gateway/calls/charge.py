@@ -156,8 +156,10 @@ def charge(look_up: PriceOf, now_s: float, use: Use, terms: Terms) -> Charge:
             cost = cost_of(price, counts, tools, detail.service_tier, parts) if used else 0
     if told:
         currency, price_id, rate = terms.currency or currency, 0, ""
+    elif price is not None:
+        without = named_unpriced(unpriced(price, tools, counts, detail.service_tier)) if used else ""
     elif tools:
-        without = named_unpriced(tools if price is None else unpriced(price, tools, counts))
+        without = named_unpriced(tools)
     facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))

@@ -7,7 +7,7 @@ from gateway.core.accounts.outbox import NONE, CallFacts
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.events import AMOUNT_MAX, ROUTE, EventSettlement, EventUsage, Unacceptable
 from gateway.core.billing.money import pack_tiers, spend_micro
-from gateway.core.billing.price_book import token_price
+from gateway.core.billing.token_prices import token_price
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, CallPrices, PriceMatch, is_in_money
 from gateway.core.metering.meter import Detail

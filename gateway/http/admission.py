@@ -22,14 +22,14 @@ from gateway.core.calls.claims import read_call, read_form, unpriced_tools
 from gateway.core.calls.facts import NO_FACTS, take_facts
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.models import ModelTable, fitting, is_repeatable, named_by
-from gateway.core.calls.routes import ModelRule
+from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import (
     NO_PRICES,
     UNPRICED,
     CallPrices,
     PriceMatch,
-    PriceOf,
     Vectors,
+    unpriced_part,
     vectors_of,
 )
 from gateway.core.credentials import WORKLOAD
@@ -400,6 +400,7 @@ def _know_upstreams(exchange: Exchange, call: CallRequest, rule: ModelRule | Non
     """Have a call go by what is known of each upstream that may answer it."""
     upstreams = exchange.worker.upstreams
     if not call.targets:
+        call.upstream = exchange.upstream_name
         upstream = upstreams.get(exchange.upstream_name)
         facts = None if upstream is None else upstream.facts_of(call.model, None)
         if facts is not None:
@@ -432,9 +433,10 @@ def prices_of(
     if ports.refuse_unpriced or own:
         vectors = [one.vector for one in prices.named if one.vector is not None]
         found = unpriced_tools(call, vectors)
-        if found:
+        part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
+        if part is not None:
             of = " or ".join([one.model for one in prices.named]) or "any model"
-            raise ModelNotPriced(_unpriced(f"the tool {found[0]} of {of}", asking, by_cost), param="tools")
+            raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
         # Pictures that are paid by their tokens cost what was held where their answer does not say how many.
         if call.measured and not call.reports:
             call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
@@ -446,14 +448,16 @@ def named_prices(
 ) -> tuple[PriceMatch, ...]:
     """The price book's prices of all that a call names, or of its targets, as they were so long ago."""
     if not call.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, ago_s),)
+        return (book_price(directory, caller, call.model, own, ago_s, call.upstream),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
     if call.targets:
         theirs = [one.model for one in call.targets]
-        found = tuple([_target_price(directory, caller, call, one, own, ago_s) for one in theirs])
+        found = tuple([_target_price(directory, caller, call, one, own, ago_s) for one in call.targets])
         models = [one for one in models[1:] if one not in theirs]
-    return found + tuple([book_price(directory, caller, model, own, ago_s) for model in models])
+    return found + tuple([
+        book_price(directory, caller, model, own, ago_s, call.upstream) for model in models
+    ])  # fmt: skip
 
 
 def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch, ...]) -> Vectors:
@@ -509,26 +513,28 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
     return f'No {budgets.currency} price for {what}, so the budget "{name}" cannot be enforced.'
 
 
-def book_price(directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float) -> PriceMatch:
+def book_price(  # noqa: PLR0917  # as `named_prices`
+    directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float, upstream: str = ""
+) -> PriceMatch:  # fmt: skip
     """A model's price of so many seconds ago: its own, or else the one that is configured to stand in."""
-    found = directory.price(caller, model, ago_s, own)
+    found = directory.price(caller, model, ago_s, own, upstream)
     if found is not None:
         return PriceMatch(model, found)
-    found = directory.price_as(caller, model, ago_s, own)
+    found = directory.price_as(caller, model, ago_s, own, upstream)
     return PriceMatch(model, found, found is not None)
 
 
 def _target_price(  # noqa: PLR0917  # as `named_prices`
-    directory: DirectoryPort, caller: Caller, call: CallRequest, model: str, own: bool, ago_s: float
+    directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, ago_s: float
 ) -> PriceMatch:
     """The price of the upstream's own name of a model; where nobody says one, that of the name asked for."""
     for stands_in in (False, True):
-        look_up: PriceOf = directory.price_as if stands_in else directory.price
-        for name in dict.fromkeys((model, call.model)):
-            found = look_up(caller, name, ago_s, own)
+        look_up = directory.price_as if stands_in else directory.price
+        for name in dict.fromkeys((target.model, call.model)):
+            found = look_up(caller, name, ago_s, own, target.upstream)
             if found is not None:
-                return PriceMatch(model, found, stands_in)
-    return PriceMatch(model, None)
+                return PriceMatch(target.model, found, stands_in)
+    return PriceMatch(target.model, None)
 
 
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:

@@ -533,6 +533,7 @@ def _call_of(
         raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
     if call.streamed:
         raise InvalidRequest(f"Line {number}: a call of a batch is not streamed.", param="stream")
+    call.upstream = route.upstream
     return call
 
 
@@ -567,15 +568,17 @@ def at_batch_prices(prices: CallPrices) -> CallPrices:
 
 def at_batch_price(vector: Vector) -> Vector:
     """The price of a batch's calls, as one of its own; the same where it names no other for batches."""
+    if SERVICE_TIER in vector.tiers:
+        return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)
     if factor is None:
-        return vector._replace(service_tiers={})
+        return vector._replace(service_tiers={}, tiers={})
 
     def times(prices: tuple[int, ...]) -> tuple[int, ...]:
         return tuple([-(-one * factor[0] // factor[1]) for one in prices])
 
     return vector._replace(
-        prices=times(vector.prices), request=times((vector.request,))[0], service_tiers={},
+        prices=times(vector.prices), request=times((vector.request,))[0], service_tiers={}, tiers={},
         context_tiers=tuple([(above, times(dearer)) for above, dearer in vector.context_tiers]),
     )  # fmt: skip
 
@@ -705,6 +708,7 @@ def _prices_then(ports: Ports, job: Job, service: Service, now_s: float, ago_s: 
     """The prices of when a job was made."""
     ago_s = max(0.0, ago_s)
     call = CallRequest("none", GENERIC, b"", model=job.model)
+    call.upstream = job.upstream
     if job.sent:
         call.targets = (ModelTarget(job.upstream, job.sent),)
     named = named_prices(ports.directory, job.caller, call, job.own, ago_s)

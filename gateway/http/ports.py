@@ -97,13 +97,17 @@ class DirectoryPort(Protocol):
     def pays_in(self, caller: Caller) -> str:
         """The currency that a caller's organization pays in."""
 
-    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+    def price(
+        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+    ) -> Vector | None:
         """What a model cost the caller's organization so many seconds ago; None where nobody says.
 
-        `own` is in its own currency alone.
+        `own` is in its own currency alone. The `upstream` says whose list counts first.
         """
 
-    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+    def price_as(
+        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+    ) -> Vector | None:
         """The same of the model that stands in for one without a price, if one does."""
 
 

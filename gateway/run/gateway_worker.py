@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -18,7 +18,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from gateway.core.accounts.spent_answers import SpentAnswer
+from gateway.core.billing.sellers import Seller, seller_of
 from gateway.core.calls.call import UsageBounds
+from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
@@ -56,9 +58,11 @@ class GatewayPort:
     """Where the data plane meets clients. Made inside a running event loop."""
 
     def __init__(
-        self, settings: Settings, plane: DataPlane, tokens: TokenCallers, log: Callable[..., None]
-    ) -> None:
+        self, settings: Settings, plane: DataPlane, tokens: TokenCallers, log: Callable[..., None],
+        sell: Callable[[Mapping[str, Seller]], None] = lambda sellers: None,
+    ) -> None:  # fmt: skip
         self._settings, self._plane, self._tokens, self._log = settings, plane, tokens, log
+        self._sell = sell
         self._tls = TlsPort(settings, "gateway", log)
         self._vitals = ProcessVitals("gateway")
         self.sent = SettingsUpdates(self._take, log)
@@ -100,10 +104,17 @@ class GatewayPort:
             origins=origins_of(settings.cors_origins), workloads=settings.workloads,
             accepts_tokens=bool(settings.issuers), models=settings.models,
         )  # fmt: skip
+        self._sell(sellers_of(settings.upstreams))
         self._tokens.renew(settings.issuers)
         self._tls.renew(settings)
         logs.configure(settings.log_level)
         self._log("settings renewed", routes=len(settings.routes), upstreams=len(settings.upstreams))
+
+
+def sellers_of(targets: Iterable[UpstreamTarget]) -> dict[str, Seller]:
+    """Return the sellers of upstreams by their names; one that bills by nobody's list has none."""
+    found = {one.name: seller_of(one.prices, one.price_factor, one.family, one.base_url) for one in targets}
+    return {name: seller for name, seller in found.items() if seller is not None}
 
 
 # Who calls with a token of an issuer, introduced to the directory of API keys.
@@ -226,6 +237,7 @@ def make_door(
     directory = Directory(
         wires, clock, allowances=allowances, stale_s=settings.lease_s_max, log=log, pool=caches,
     )  # fmt: skip
+    directory.sell(sellers_of(settings.upstreams))
     directory.stand_ins, directory.spent = settings.stand_ins, SpentAnswer(settings.spent_status)
     ttl_ms = int(settings.hold_ttl_s * 1000)
     leaser = Leaser(

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.billing.price_book import WANTED, read_stand_ins
+from gateway.core.billing.stand_ins import WANTED, read_stand_ins
 from gateway.core.credentials import EARLIER_MAX, TlsFiles
 from gateway.core.network import without_password
 from gateway.errors import SettingError

@@ -246,6 +246,8 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,512}$")]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=TOKENS_MAX)]
 TokensOrNone = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 PerMinute = Annotated[int, msgspec.Meta(ge=1, le=PER_MINUTE_MAX)]
+# How many times the list's prices an upstream bills.
+PriceFactor = Annotated[str, msgspec.Meta(pattern=r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,9})?$")]
 Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=1024)]
 
 
@@ -362,6 +364,8 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )  # fmt: skip
     choices: Literal["sum", "each"] = "sum"
     on_cut: Literal["stops", "goes_on"] | None = None
+    prices: Word | Literal[""] = ""
+    price_factor: PriceFactor | Literal[""] = ""
 
 
 class _Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -540,7 +544,7 @@ def base_url_of(url: str, place: str) -> str:
 # What an upstream says that is just so of its target.
 _AS_WRITTEN = (
     "ca_file", "limits", "cert_file", "key_file", "region", "project", "first_byte_s", "idle_s", "auth",
-    "credentials_file",
+    "credentials_file", "prices", "price_factor",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
-from gateway.core.billing.price_book import StandIns, read_stand_ins
+from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.estimate import QUANTILE
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget

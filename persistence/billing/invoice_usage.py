@@ -85,15 +85,23 @@ def _price(kind: str) -> str:
     return f"CASE WHEN c.{kind} > 0 THEN trim_scale({own} * {_TIER}) END"
 
 
-_TIER = "coalesce((p.service_tiers->>c.service_tier)::numeric, 1)"
+# A service tier is a factor, or a table of its own, whose context tiers are its own as well.
+_TIER = "coalesce((CASE WHEN q.said IS NULL THEN p.service_tiers->>c.service_tier END)::numeric, 1)"
 _CALL = """
   LEFT JOIN call AS c ON c.request_id = l.request_id AND l.corrects IS NULL AND l.place = 1
    AND c.created_at >= %(first)s AND c.created_at <= %(last)s
   LEFT JOIN price AS p ON p.id = c.price_id
   LEFT JOIN LATERAL (
-      SELECT t.prices FROM jsonb_array_elements(p.context_tiers) AS t (prices)
+      SELECT p.service_tiers->c.service_tier AS said
+       WHERE jsonb_typeof(p.service_tiers->c.service_tier) = 'object') AS q ON true
+  LEFT JOIN LATERAL (
+      SELECT t.prices
+        FROM jsonb_array_elements(
+                 CASE WHEN q.said IS NULL THEN p.context_tiers ELSE q.said->'context_tiers' END) AS t (prices)
        WHERE (t.prices->>'above')::bigint < c.input + c.cache_read + c.cache_write + c.cache_write_1h
-       ORDER BY (t.prices->>'above')::bigint DESC LIMIT 1) AS x ON p.context_tiers IS NOT NULL"""
+       ORDER BY (t.prices->>'above')::bigint DESC LIMIT 1) AS z ON true
+  LEFT JOIN LATERAL (
+      SELECT coalesce(q.said, '{}') || coalesce(z.prices, '{}') AS prices) AS x ON p.id IS NOT NULL"""
 _NAMES = """
   LEFT JOIN tenant AS t ON t.id = l.tenant_id
   LEFT JOIN app_user AS u ON u.id = l.user_id

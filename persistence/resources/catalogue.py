@@ -34,7 +34,6 @@ from gateway.core.billing.price_book import (
     BUNDLED,
     EXACT_NAME,
     KINDS,
-    MAKERS,
     OPERATOR,
     PREFIX,
     UNITS,
@@ -476,10 +475,8 @@ def _kind(values: Row) -> tuple[object, ...]:
 
 
 def in_force(now: datetime) -> Select[Any]:
-    """Prices of models known by their names that are in force, were a day ago, or will be."""
-    each, columns = _superseded_later_than(now - KEPT)
-    known = or_(each.source != BUNDLED, _folded(func.coalesce(each.provider, "")).in_(("", *MAKERS)))
-    return columns.where(known)
+    """Prices that are in force, were a day ago, or will be."""
+    return _superseded_later_than(now - KEPT)[1]
 
 
 def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, ...]:

@@ -17,7 +17,7 @@ from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer
-from gateway.core.billing.price_book import NO_STAND_INS
+from gateway.core.billing.stand_ins import NO_STAND_INS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.capacity import Share
@@ -254,11 +254,15 @@ class FakeDirectory:
     def pays_in(self, caller: Caller) -> str:
         return self.currency
 
-    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+    def price(
+        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+    ) -> Vector | None:
         found = self.prices.get(model)
         return None if own and found is not None and found.currency != self.currency else found
 
-    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+    def price_as(
+        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+    ) -> Vector | None:
         other = self.stand_ins.of(model)
         return self.price(caller, other, ago_s, own) if other else None
 

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
-from gateway.core.billing.price_book import read_stand_ins
+from gateway.core.billing.stand_ins import read_stand_ins
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
@@ -41,7 +41,7 @@ MILLION = 10**9
 OPUS = Vector(
     7, "USD",
     tuple(int(each * MILLION) for each in (5, 0.5, 6.25, 10, 25, 25, 5, 25, 5, 25)),
-    tools={"web_search": 10 * MILLION},
+    tools={"web_search": 10 * MILLION}, service_tiers={"priority": (1, 1)},
 )  # fmt: skip
 
 
@@ -171,11 +171,11 @@ async def test_a_tool_without_a_price_is_told_and_counted_beside_what_else_the_c
     }
     body = json.dumps({"type": "message", "model": ASKED, "usage": used}).encode()
     async with staged() as stage:
-        stage.directory.prices[ASKED] = OPUS
+        stage.directory.prices[ASKED] = OPUS._replace(service_tiers={})
         stage.upstream.scripts.append([answer(body)])
         assert (await stage.ask(post(json.dumps(RUNS).encode(), b"/v1/messages"))).status == 200
         facts = stage.facts()
-        assert (facts.unpriced, facts.cost) == ("code_execution", 353_765_000)
+        assert (facts.unpriced, facts.cost) == ("code_execution, service_tier.priority", 353_765_000)
         assert stage.tally.snapshot()["unpriced_calls"] == [("messages", 1)]
 
 

@@ -618,7 +618,7 @@ def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
             "exchange_rate": None if rate is None else rate.rate,
             "cost": money(cost_nano(vector, counts, tools, tier)),
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
-            "unpriced": unpriced(vector, tools),
+            "unpriced": unpriced(vector, tools, counts, tier),
         }
     ).model_dump(mode="json")
 

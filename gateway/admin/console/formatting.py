@@ -569,7 +569,7 @@ EXAMPLES = {
     "auto_top_up": '{"threshold": 1000, "credits": 10000, "unit_cost": "0.01", "monthly_max": 10}',
     "tools": '{"web_search": "10"}',
     "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
-    "service_tiers": '{"batch": "0.5"}',
+    "service_tiers": '{"batch": "0.5", "priority": {"input": "5", "output": "20"}}',
     "weights": '{"cache_read": "0.1"}',
     "changes": '{"amount": 120}',
 }

@@ -26,7 +26,7 @@ from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.form_fields import IntegerParameter
 from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter
-from gateway.admin.resources.values import read_moment
+from gateway.admin.resources.values import FORMS, read_moment
 from gateway.core.accounts.administration import (
     ADMIN,
     METER,
@@ -224,6 +224,7 @@ ERRORS_MAX = 50
 VALUES_MAX = 50_000
 # What pydantic adds where a name itself is wrong, not what it names.
 _OF_A_NAME = "[key]"
+_NO_FIELDS = {_OF_A_NAME, *FORMS}
 
 Body = dict[str, object]
 NONE_KNOWN: Mapping[str, str] = {}
@@ -298,7 +299,7 @@ def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[s
     """What a model found wrong, as (field, message) pairs."""
     found = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
-        field = ".".join(str(part) for part in item["loc"] if part != _OF_A_NAME)
+        field = ".".join(str(part) for part in item["loc"] if part not in _NO_FIELDS)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = known.get(field, "unknown field")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -9,8 +10,10 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     WithJsonSchema,
     create_model,
     model_validator,
@@ -28,6 +31,8 @@ from gateway.admin.resources.resource import (
 )
 from gateway.admin.resources.values import (
     AS_STORED,
+    FACTOR,
+    TABLE,
     Amount,
     AskedModel,
     CreditsPerUnit,
@@ -520,6 +525,41 @@ ContextTiers = Annotated[
 ]
 
 
+class ServiceTier(TokenRates):
+    """Prices of a service tier; a kind without one keeps its usual price. Its context tiers are its own."""
+
+    context_tiers: ContextTiers | None = optional("Prices of calls that read more tokens than `above`.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if all(getattr(self, name) is None for name in (*KINDS, "context_tiers")):
+            raise ValueError(f"must name a price: {', '.join(KINDS)}")
+        return self
+
+
+def _tier_form(value: object) -> str:
+    return TABLE if isinstance(value, Mapping | ServiceTier) else FACTOR
+
+
+def _tiers_by_name(tiers: dict[str, Decimal | ServiceTier]) -> dict[str, Any]:
+    return {
+        name: _exact(of) if isinstance(of, Decimal) else of.model_dump(mode="json", exclude_none=True)
+        for name, of in tiers.items()
+    }
+
+
+ServiceTiers = Annotated[
+    dict[
+        LowerName,
+        Annotated[
+            Annotated[Rate, Tag(FACTOR)] | Annotated[ServiceTier, Tag(TABLE)], Discriminator(_tier_form)
+        ],
+    ],
+    Field(max_length=SERVICE_TIERS_MAX),
+    PlainSerializer(_tiers_by_name),
+]
+
+
 class _Priced(In):
     """What a price is of."""
 
@@ -544,8 +584,8 @@ class PriceCreate(UnitRates, TokenRates, _Priced):
         "A thousand uses of a provider's tool, by its name."
     )
     context_tiers: ContextTiers | None = optional("Prices of calls that read more tokens than `above`.")
-    service_tiers: Annotated[Rates, Field(max_length=SERVICE_TIERS_MAX)] | None = optional(
-        "What tokens and the call cost in a service tier, times the usual."
+    service_tiers: ServiceTiers | None = optional(
+        "By service tier: what tokens and the call cost, times the usual, or prices of each kind of token."
     )
     source: Literal["bundled", "operator"] = Field(
         default="operator", description="Prices of the operator precede the bundled list."
@@ -561,7 +601,7 @@ Price = answer_of(
     tools=dict[str, str] | None,
     images=dict[str, str] | None,
     context_tiers=list[dict[str, Any]] | None,
-    service_tiers=dict[str, str] | None,
+    service_tiers=dict[str, str | dict[str, Any]] | None,
 )
 
 

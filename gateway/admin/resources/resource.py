@@ -313,9 +313,8 @@ def _of_texts(shape: Json) -> bool:
     parts: Sequence[Json] = (
         [inner] if isinstance(inner, Mapping) else list(shape.get("properties", {}).values())
     )
-    return bool(parts) and all(
-        _shape(part, {})[0].get("type") == "string" for part in parts if "$ref" not in part
-    )
+    forms = [form for part in parts for form in part.get("oneOf", (part,)) if "$ref" not in form]
+    return bool(parts) and all(_shape(form, {})[0].get("type") == "string" for form in forms)
 
 
 def _text(value: object) -> str:

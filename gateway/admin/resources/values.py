@@ -87,6 +87,8 @@ def _dumped(value: BaseModel | Sequence[BaseModel] | None) -> Any:
     return None if value is None else [_dumped(one) for one in value]
 
 
+# The two forms of a service tier's price, where an error names its place.
+FACTOR, TABLE = FORMS = ("[factor]", "[table]")
 # Of a document, or a list of some: the JSON that is stored, without what is null.
 AS_STORED = PlainSerializer(_dumped)
 

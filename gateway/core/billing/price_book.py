@@ -14,14 +14,12 @@ from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
 from gateway.core.billing.money import (
-    ANY_MODEL,
     ENDLESS,
     EXACT,
     NANO,
-    CreditRates,
-    ServicePricing,
     whole_credits,
 )
+from gateway.core.billing.sellers import Seller, in_order, is_known_by_name, rank
 from gateway.core.billing.vector import ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
@@ -50,6 +48,12 @@ FALLBACK: Final[Mapping[str, str]] = {
     "audio_input": "input", "image_input": "input",
     "reasoning": "output", "audio_output": "output", "image_output": "output",
 }  # fmt: skip
+# Kinds that cost many times what text does: a price that names none of them says nothing of them.
+NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
+# Service tiers by which a call costs what its price says; all others have a price, or are unpriced.
+USUAL_TIERS: Final = frozenset(
+    {"", "auto", "default", "global", "on_demand", "standard", "standard_only", "unspecified"}
+)
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
 # Units beside tokens that have a price each; pictures are `images.<size>/<quality>`.
@@ -61,6 +65,9 @@ TOOLS_OF_UNITS: Final[Mapping[str, tuple[str, ...]]] = {
     "search": ("web_search", "web_search_preview", "file_search"),
     "container": ("code_interpreter", "code_execution"),
 }
+# A price of searches is of each query, or of a whole answer that searched at all.
+SEARCH: Final = "web_search"
+SEARCH_PROMPT: Final = "web_search_prompt"
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000
@@ -80,13 +87,6 @@ def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
 BUNDLED, OPERATOR = SOURCES = ("bundled", "operator")
-# Whose models are known by their names alone, in the order in which a name is looked for. What others of
-# the bundled list sell is a price only where they are named: a name there says nothing of who answers.
-MAKERS: Final = (
-    "anthropic", "cohere", "deepseek", "google", "meta", "minimax", "mistral", "moonshotai", "openai",
-    "voyageai", "x-ai", "zhipuai",
-)  # fmt: skip
-_MAKER_ORDER: Final = {maker: order for order, maker in enumerate(("", *MAKERS))}
 MODELS_REMEMBERED_MAX: Final = 4_096
 MODEL_CHARS_MAX: Final = 200
 _CAPITALS: Final = {ord(capital): ord(capital) + 32 for capital in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
@@ -122,20 +122,9 @@ def choose(
     the model's are found as if nobody were named.
     """
     name = folded(model)
-    now = [
-        price
-        for price in prices
-        if price.effective_ms <= at_ms and price.vector.currency == currency and _matches(price, name)
-    ]
-    if provider:
-        own = [price for price in now if price.provider in {"", folded(provider)}]
-        now = own or now
-    return min((price for price in now if is_known_by_name(price, provider)), key=_rank, default=None)
-
-
-def is_known_by_name(price: ModelPrice, provider: str = "") -> bool:
-    """Whether a price counts where this provider is asked for, or where none is."""
-    return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == folded(provider)
+    matching = [price for price in prices if price.vector.currency == currency and _matches(price, name)]
+    ordered = in_order(sorted(matching, key=rank), folded(provider))
+    return next((price for price in ordered if price.effective_ms <= at_ms), None)
 
 
 class PriceBook:
@@ -150,32 +139,34 @@ class PriceBook:
         self,
         prices: Iterable[ModelPrice] = (),
         rates: Iterable[ExchangeRate] = (),
+        sellers: Collection[str] = (),
         *,
         models_max: int = MODELS_REMEMBERED_MAX,
     ) -> None:
         # By name, each with its place among all: the lesser counts.
         self._exact: dict[str, list[tuple[int, ModelPrice]]] = {}
         self._prefixes: dict[str, list[tuple[int, ModelPrice]]] = {}
-        for place in enumerate(sorted(filter(is_known_by_name, prices), key=_rank)):
+        there = [price for price in prices if is_known_by_name(price) or price.provider in sellers]
+        for place in enumerate(sorted(there, key=rank)):
             into = self._prefixes if place[1].is_prefix else self._exact
             into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})
-        # By model and currency, since when and what, the one that counts most first.
-        self._found: dict[tuple[str, str], list[tuple[int, Vector]]] = {}
+        # By model, currency and seller, since when and what, the one that counts most first.
+        self._found: dict[tuple[str, str, Seller | None], list[tuple[int, Vector]]] = {}
         self._models_max = models_max
         self._rates = sorted(rates, key=_rate_rank)
 
-    def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
-        """The price in force of a model at a time, None where there is none."""
-        found = self._found.get((model, currency))
+    def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
+        """The price in force of a model at a time, by its seller's list first; None where there is none."""
+        found = self._found.get((model, currency, seller))
         if found is None:
-            found = self._look(model, currency)
+            found = self._look(model, currency, seller)
         for since_ms, vector in found:
             if since_ms <= at_ms:
                 return vector
         return None
 
-    def _look(self, model: str, currency: str) -> list[tuple[int, Vector]]:
+    def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
         """Every price a model may have in a currency."""
         name = folded(model)
         places = list(self._exact.get(name, ()))
@@ -184,22 +175,28 @@ class PriceBook:
                 break
             places += self._prefixes.get(name[:length], ())
         places.sort()
-        found = [
-            (price.effective_ms, price.vector) for _, price in places if price.vector.currency == currency
-        ]
+        whose = "" if seller is None else seller.name
+
+        def ordered(base: str) -> list[ModelPrice]:
+            return in_order([price for _, price in places if price.vector.currency == base], whose)
+
+        found = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each once by every rate that it may be converted by: its own is the first in force.
         for base in dict.fromkeys(one.base for one in self._rates if one.currency == currency):
             dated = [one for one in self._rates if (one.currency, one.base) == (currency, base)]
-            for _, price in places:
-                if price.vector.currency == base:
-                    found += [
-                        (max(price.effective_ms, one.effective_ms), converted(price.vector, one))
-                        for one in dated
-                    ]
+            for price in ordered(base):
+                found += [
+                    (max(price.effective_ms, one.effective_ms), converted(price.vector, one)) for one in dated
+                ]
+        if seller is not None and seller.factor != SAME:
+            found = [
+                (since_ms, _multiplied(vector, seller.factor, vector.currency, vector.rate))
+                for since_ms, vector in found
+            ]
         if len(model) <= MODEL_CHARS_MAX:
             if len(self._found) >= self._models_max:
                 self._found.clear()
-            self._found[model, currency] = found
+            self._found[model, currency, seller] = found
         return found
 
 
@@ -213,18 +210,28 @@ def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
 
 def converted(vector: Vector, rate: ExchangeRate) -> Vector:
     """A price in the currency of a rate of its own."""
-    factor = _fraction(rate.rate)
+    return _multiplied(vector, _fraction(rate.rate), rate.currency, rate.rate)
+
+
+def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:
+    """A price times a factor: rounded up for holds, and exact for charges."""
+    exact, whole = vector, factor
+    if vector.exact is not None:
+        exact, (numerator, denominator) = vector.exact
+        whole = numerator * factor[0], denominator * factor[1]
     return Vector(
         vector.price_id,
-        rate.currency,
+        currency,
         _all_times(vector.prices, factor),
         _times(vector.request, factor),
         {name: _times(price, factor) for name, price in vector.tools.items()},
         tuple([(above, _all_times(prices, factor)) for above, prices in vector.context_tiers]),
         vector.service_tiers,
-        rate.rate,
-        (vector, factor),
+        rate,
+        (exact, whole),
         {name: _times(price, factor) for name, price in vector.units.items()},
+        {tier: _multiplied(table, factor, currency, rate) for tier, table in vector.tiers.items()},
+        vector.lacks,
     )
 
 
@@ -278,23 +285,13 @@ def without_request(vector: Vector) -> Vector:
     """A price of tokens alone."""
     if vector.exact is not None:
         vector = vector._replace(exact=(vector.exact[0]._replace(request=0), vector.exact[1]))
+    if vector.tiers:
+        vector = vector._replace(tiers={tier: without_request(table) for tier, table in vector.tiers.items()})
     return vector._replace(request=0)
 
 
 def _matches(price: ModelPrice, name: str) -> bool:
     return name.startswith(price.model) if price.is_prefix else name == price.model
-
-
-def _rank(price: ModelPrice) -> tuple[object, ...]:
-    """Of two prices of a model the lesser counts; of one provider's the newest, those of any time."""
-    return (
-        price.is_bundled,
-        price.is_prefix,
-        -len(price.model),
-        _MAKER_ORDER.get(price.provider, len(_MAKER_ORDER)),
-        price.provider,
-        -price.effective_ms,
-    )
 
 
 def _vector(row: Mapping[str, Any]) -> Vector:
@@ -303,17 +300,47 @@ def _vector(row: Mapping[str, Any]) -> Vector:
     tools = {name: _nano(price) for name, price in (row["tools"] or {}).items()}
     for unit in TOOLS_OF_UNITS.keys() & units.keys():
         for name in TOOLS_OF_UNITS[unit]:
-            tools.setdefault(name, units[unit])
-    return Vector(
+            if not (name == SEARCH and SEARCH_PROMPT in tools):
+                tools.setdefault(name, units[unit])
+    prices, tiers = _filled(own), row["service_tiers"] or {}
+    usual = Vector(
         int(row["id"]),
         str(row["currency"]),
-        _filled(own),
+        prices,
         _nano(row["request"]),
         tools,
-        tuple((int(tier["above"]), _filled({**own, **tier})) for tier in row["context_tiers"] or ()),
-        {name: _fraction(factor) for name, factor in (row["service_tiers"] or {}).items()},
+        _steps(own, row["context_tiers"]),
+        {name: _fraction(factor) for name, factor in tiers.items() if not isinstance(factor, Mapping)},
         units=units,
+        lacks=lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
     )
+    tables = {name: _table(usual, own, said) for name, said in tiers.items() if isinstance(said, Mapping)}
+    return usual._replace(tiers=tables) if tables else usual
+
+
+def lacking(prices: Sequence[int], named: Collection[str]) -> tuple[str, ...]:
+    """Kinds of `NAMED_ALONE` that a price of these does not name; of one that is free, none."""
+    return tuple([kind for kind in NAMED_ALONE if kind not in named and prices[KINDS.index(FALLBACK[kind])]])
+
+
+def _steps(
+    own: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]] | None
+) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    return tuple([(int(tier["above"]), _filled({**own, **tier})) for tier in tiers or ()])
+
+
+def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Vector:
+    """The price of a service tier that names kinds: those that it does not name keep the usual price.
+
+    Its context tiers are its own.
+    """
+    mine = {**own, **{kind: said[kind] for kind in KINDS if kind in said}}
+    return of_tier(usual, _filled(mine), _steps(mine, said.get("context_tiers")))
+
+
+def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
+    """The price of a service tier with a table of its own."""
+    return usual._replace(prices=prices, context_tiers=steps, service_tiers={}, tiers={})
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
@@ -343,101 +370,12 @@ def _fraction(factor: Decimal | str) -> tuple[int, int]:
     return exact.numerator, exact.denominator
 
 
-# What a service's own prices say of a model: credits a million tokens, by kind.
-#
-# They are counted with as the price book's are: such a price is a vector in nano-credits. Pure.
-
-_found: dict[tuple[int, str], tuple[ServicePricing, Vector | None]] = {}
-
-
-def token_price(pricing: ServicePricing, model: str) -> Vector | None:
-    """What a model's tokens cost in nano-credits, None where it has no price.
-
-    Its whole name counts first, then the longest beginning of it that stands before a `*`, letter by letter.
-    """
-    known = _found.get((id(pricing), model))
-    if known is not None:
-        return known[1]
-    price = _look(pricing, model)
-    vector = None if price is None else _vector_of_tokens(price, pricing)
-    if len(_found) >= MODELS_REMEMBERED_MAX:
-        _found.clear()
-    _found[id(pricing), model] = pricing, vector  # kept with it: no other one has its id meanwhile
-    return vector
-
-
 def dearest(vectors: Sequence[Vector]) -> Vector:
     """Of each kind the dearest price: any of the caller's models may answer."""
     first, *others = vectors
     if not others:
         return first
     return first._replace(prices=tuple(map(max, *(one.prices for one in vectors))))
-
-
-def _look(pricing: ServicePricing, model: str) -> CreditRates | None:
-    prices = pricing.per_million or {}
-    if model in prices and model != ANY_MODEL:
-        return prices[model]
-    fitting = [name for name in prices if name.endswith(ANY_MODEL) and model.startswith(name[:-1])]
-    return prices[max(fitting, key=len)] if fitting else None
-
-
-def _vector_of_tokens(price: CreditRates, pricing: ServicePricing) -> Vector:
-    factor = int(pricing.markup * NANO)
-    own = {kind: getattr(price, kind) for kind in KINDS}
-    return Vector(0, "", filled({kind: None if one is None else one * factor for kind, one in own.items()}))
-
-
-# Models that have the price of another one, where they have none: as people configure it. Pure.
-#
-# Written as `pattern=model, pattern=model`: a pattern is a name, or the beginning of one before a `*`. Names
-# are compared without regard to case, as prices are; a whole name counts first, then the longest beginning.
-
-STAND_INS_MAX: Final = 200
-WANTED: Final = (
-    f"at most {STAND_INS_MAX} of <model or beginning*>=<model that has a price>, with commas between"
-)
-
-
-class StandIns:
-    """Which model's price one without any has."""
-
-    __slots__ = ("_exact", "_prefixes")
-
-    def __init__(self, pairs: dict[str, str]) -> None:
-        self._exact = {name: other for name, other in pairs.items() if not name.endswith("*")}
-        prefixes = ((name[:-1], other) for name, other in pairs.items() if name.endswith("*"))
-        self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
-
-    def of(self, model: str) -> str:
-        """The model that stands in for one; empty where none does."""
-        if not self._exact and not self._prefixes:
-            return ""
-        name = folded(model)
-        found = self._exact.get(name)
-        if found is not None:
-            return found
-        return next((other for prefix, other in self._prefixes if name.startswith(prefix)), "")
-
-
-NO_STAND_INS: Final = StandIns({})
-
-
-def read_stand_ins(text: str) -> StandIns:
-    """Read what is configured; ValueError says what is wrong with it."""
-    pairs: dict[str, str] = {}
-    for part in text.split(",") if text.strip() else ():
-        name, equals, other = (each.strip() for each in part.partition("="))
-        if not (name and equals and other) or "*" in name[:-1] or "*" in other:
-            raise ValueError(f"{part.strip()!r} is no <model or beginning*>=<model>")
-        if max(len(name), len(other)) > MODEL_CHARS_MAX or not (name + other).isprintable():
-            raise ValueError(f"names of models have at most {MODEL_CHARS_MAX} visible characters")
-        if folded(name) in pairs:
-            raise ValueError(f"{name!r} is there twice")
-        pairs[folded(name)] = other
-    if len(pairs) > STAND_INS_MAX:
-        raise ValueError(f"there are {len(pairs)}, and {STAND_INS_MAX} at most")
-    return StandIns(pairs)
 
 
 # What one call costs: its counts times the prices of its admission, in whole numbers.
@@ -450,6 +388,7 @@ _DRAWN: Final = KINDS.index("image_output")
 _HEARD: Final = KINDS.index("audio_input")
 # Seconds of sound, and a recording whose seconds nobody knows.
 SOUND: Final = ("audio_second", "audio_file")
+TIER: Final = "service_tier."  # in front of one that has no price
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 
@@ -473,6 +412,8 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
     that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
     """
+    if tier and vector.tiers:
+        vector = vector.tiers.get(tier, vector)
     numerator, denominator = SAME
     if vector.exact is not None:
         vector, (numerator, denominator) = vector.exact
@@ -492,7 +433,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         scale *= tier_denominator
     if tools:
         for name, uses in tools.items():
-            whole += uses * use_price(vector, name) * scale // USES_A_PRICE
+            whole += uses_price(vector, name, uses) * scale // USES_A_PRICE
     if numerator != denominator:
         whole *= numerator
         scale *= denominator
@@ -503,7 +444,7 @@ def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
     """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
-    rate = SAME
+    vector, rate = vector.tiers.get(tier, vector), SAME
     if vector.exact is not None:
         vector, rate = vector.exact
     prices = prices_at(vector, sum(counts[:4]))
@@ -516,9 +457,15 @@ def lines(
     ]
     if vector.request:
         made.append(_line("request", 1, vector.request, 1, factor))
+    billed = {
+        SEARCH_PROMPT if _is_by_prompt(vector, name) else name: min(uses, 1)
+        if _is_by_prompt(vector, name)
+        else uses
+        for name, uses in tools.items()
+    }
     made += [
         _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, rate)
-        for name, uses in tools.items()
+        for name, uses in billed.items()
         if uses and name in vector.tools
     ]
     made += [
@@ -529,17 +476,38 @@ def lines(
     return made
 
 
-def use_price(vector: Vector, name: str) -> int:
-    """The cost of a thousand uses of a tool, or of a thousand units; 0 where the price does not say."""
+def uses_price(vector: Vector, name: str, uses: int) -> int:
+    """A thousand times what so many uses of a tool cost, or so many units; 0 where the price does not say."""
     price = vector.tools.get(name)
-    return vector.units.get(name, 0) if price is None else price
+    if price is None and _is_by_prompt(vector, name):
+        return min(uses, 1) * vector.tools[SEARCH_PROMPT]
+    return uses * (vector.units.get(name, 0) if price is None else price)
 
 
-def unpriced(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None) -> list[str]:
-    """Names of tools, and of units, whose uses no price covers.
+def _is_by_prompt(vector: Vector, name: str) -> bool:
+    """Whether queries cost as much as one: the price is of a prompt that was answered by them."""
+    return name == SEARCH and SEARCH not in vector.tools and SEARCH_PROMPT in vector.tools
+
+
+def unpriced(
+    vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None, tier: str = ""
+) -> list[str]:
+    """Names of tools, of units, of kinds of tokens, and of the service tier, that the price does not name.
 
     Pictures may be paid by their tokens, and so may sound, where any were counted: None is before that.
     """
+    found = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
+    if lacks_tier(vector, tier):
+        found.append(TIER + tier)
+    return [*_unpriced_uses(vector, tools, counts), *found] if tools else found
+
+
+def lacks_tier(vector: Vector, tier: str) -> bool:
+    """Whether a service tier has other prices, and this one does not say them."""
+    return tier not in USUAL_TIERS and tier not in vector.service_tiers and tier not in vector.tiers
+
+
+def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
     drawn = vector.prices[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)
     heard = vector.prices[_HEARD] > 0 and (counts is None or counts[0] > 0)
     return [
@@ -549,6 +517,7 @@ def unpriced(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | N
         and name not in vector.tools
         and name not in vector.units
         and name not in FREE_TOOLS
+        and not _is_by_prompt(vector, name)
         and not (drawn and name.startswith(IMAGES))
         and not (heard and name in SOUND)
     ]
@@ -713,7 +682,7 @@ def dearest_rate(
 ) -> TokenRate:
     """The most a call could cost by its tokens: of all prices it may have, the dearest."""
     input_ = output = fixed = 0
-    for one in vectors:
+    for one in _tables(vectors, asks.tiers):
         dearest = highest_rates(one, read)
         text, written, request = dearest.text, dearest.written, one.request
         if asks.caches:
@@ -730,9 +699,20 @@ def dearest_rate(
         input_, output = max(input_, text), max(output, written)
         tools = 0
         if asks.tools:
-            tools = sum([uses * use_price(one, name) for name, uses in asks.tools.items()])
+            tools = sum([uses_price(one, name, uses) for name, uses in asks.tools.items()])
         fixed = max(fixed, request - -tools // USES_A_PRICE)
     return TokenRate(read, input_, output, fixed, factor, in_money)
+
+
+def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
+    """These prices, each with the tables of its tiers that may answer."""
+    if not any(one.tiers for one in vectors):
+        return vectors
+    found = []
+    for one in vectors:
+        found.append(one)
+        found += [table for tier, table in one.tiers.items() if tiers is None or tier in tiers]
+    return found
 
 
 def plain_rate(vector: Vector, read: int) -> TokenRate | None:
@@ -741,7 +721,8 @@ def plain_rate(vector: Vector, read: int) -> TokenRate | None:
     None where caches, blobs, sound or service tiers may cost more: then `dearest_rate` has to look.
     """
     rates = highest_rates(vector, read)
-    if rates.dear_caches or rates.dear_blobs or rates.dear_sound or vector.service_tiers:
+    dear = rates.dear_caches or rates.dear_blobs or rates.dear_sound
+    if dear or vector.service_tiers or vector.tiers:
         return None
     return TokenRate(read, rates.text, rates.written, max(0, vector.request), SAME, True)
 

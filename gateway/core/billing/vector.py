@@ -25,6 +25,8 @@ class Vector(NamedTuple):
     One that was converted has its prices rounded up, as holds need them. `exact` is the price as it was set
     and the exchange rate, by which a charge is counted, and `rate` that rate as it was written. `units` are
     nano-units a thousand of the units beside tokens, such as `character` or `images.1024x1024/high`.
+    `tiers` are the service tiers that have a table of their own, each a whole price. `lacks` are kinds that
+    the price does not name, and that no price of text stands for.
     """
 
     price_id: int
@@ -37,6 +39,8 @@ class Vector(NamedTuple):
     rate: str = ""
     exact: tuple[Vector, Factor] | None = None
     units: Mapping[str, int] = _NONE
+    tiers: Mapping[str, Vector] = _NONE
+    lacks: tuple[str, ...] = ()
 
 
 class ExchangeRate(NamedTuple):

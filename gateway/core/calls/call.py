@@ -344,26 +344,34 @@ class MediaPlaces:
 class Media:
     """The media of a body: their bytes as written, what they are held at in tokens.
 
-    `unsure` are the bytes of those whose tokens do not follow from their size.
+    `unsure` are the bytes of those whose tokens do not follow from their size. They are so many in `count`,
+    of these `named` stand where an address may stand as well, and one that `sounds` is sound.
     """
 
     size: int = 0
     tokens: int = 0
     unsure: int = 0
+    count: int = 0
+    named: int = 0
+    sounds: bool = False
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     """What of a document is media, at the places where its API takes it."""
-    size = tokens = unsure = 0
-    for kind, length in _found(document.get(places.root), places, DEPTH_MAX):
+    size = tokens = unsure = count = named = 0
+    sounds = False
+    for kind, length, by_name in _found(document.get(places.root), places, DEPTH_MAX):
         size += length
         tokens += BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
         unsure += length if kind in _PACKED else 0
-    return Media(size, tokens, unsure)
+        count += 1
+        named += by_name
+        sounds = sounds or kind.startswith("audio")
+    return Media(size, tokens, unsure, count, named, sounds)
 
 
-def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, int]]:
-    """Type and length of each medium below a value."""
+def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, int, bool]]:
+    """Type and length of each medium below a value, and whether an address may stand in its place."""
     if depth == 0:
         return
     if isinstance(value, list):
@@ -386,8 +394,8 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
                 yield from _found(each, places, depth - 1)
 
 
-def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int] | None:
-    """Type and length of the medium that a part holds; None where the value is not one for sure."""
+def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int, bool] | None:
+    """Return what `_found` tells of the medium that a part holds; None where it is not one for sure."""
     value: object = holder
     for name in part.path:
         if not isinstance(value, dict):
@@ -402,7 +410,9 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int] | 
     kind = str(stated if url is None else url[1]).lower()
     begins = _BEGINNINGS.get(kind) or _BEGINNINGS.get(kind.partition("/")[0], ())
     at = 0 if url is None else url.end()
-    return (kind, len(value) - at) if begins and value.startswith(begins, at) else None
+    if not begins or not value.startswith(begins, at):
+        return None
+    return kind, len(value) - at, part.path[-1].endswith(_FILES)
 
 
 # What the names in a body end like: each is looked at once, for all who ask.
@@ -560,7 +570,9 @@ class CallRequest:
     `facts` are those of its upstream, or of its targets in their order, where anybody states any: an answer
     has `output_default` tokens at most where the call states no maximum (0: nobody says so), and a maximum is
     `output_least` at least; with `reports_each` a report is about one choice. The gateway has `put_in` these
-    fields, and has `renamed` the maximum that was `stated` as this.
+    fields, and has `renamed` the maximum that was `stated` as this. Its body holds so many `pictures`, sound
+    and files; with `sounds` there is sound among them. Without targets its `upstream` answers, empty where
+    nobody knows which one.
     """
 
     meter: str
@@ -621,6 +633,9 @@ class CallRequest:
     put_in: tuple[str, ...] = ()
     stated: dict[str, int] | None = None
     renamed: str = ""
+    pictures: int = 0
+    sounds: bool = False
+    upstream: str = ""
 
     @property
     def has_input(self) -> bool:

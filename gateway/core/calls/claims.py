@@ -16,6 +16,7 @@ from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, UNIT_OF
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     NO_COUNTS,
+    SEARCH_PROMPT,
     PriceQualifiers,
     TokenRate,
     dearest_rate,
@@ -71,6 +72,7 @@ TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
 # Model names that make an answer search beside `tools`, and what it is called.
 _SEARCH: Final = "web_search"
+_BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
 _GROUP: Final = "namespace"  # a tool that is others
 _DIGITS: Final = "0123456789"  # of the date that a kind ends with
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
@@ -110,6 +112,8 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
             found.setdefault(name, searches)
         if names_kept:
             found.setdefault(name, _uses(total))
+    if SEARCH_PROMPT in found:
+        found[SEARCH_PROMPT] = 1
     return found
 
 
@@ -231,8 +235,12 @@ def _said(tool: Document) -> str:
 
 
 def _plain(said: str) -> str:
-    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`."""
-    return said.lower().replace("_", "").replace("google", "web")
+    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`.
+
+    A search that is paid by the prompt is one as well.
+    """
+    plainly = said.lower().replace("_", "").replace("google", "web")
+    return "websearch" if plainly == _BY_PROMPT else plainly
 
 
 def _uses(stated: object) -> int:
@@ -341,8 +349,9 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
         caches = caches or dearest.dear_caches
         blobs = blobs or dearest.dear_blobs
         sound = sound or dearest.dear_sound
-        if one.service_tiers:
-            tiers.update([tier for tier in one.service_tiers if not excluded.tier(document, tier)])
+        for named in (one.service_tiers, one.tiers):
+            if named:
+                tiers.update([tier for tier in named if not excluded.tier(document, tier)])
     caches = caches and not excluded.cache(document, names)
     return PriceQualifiers(
         caches,
@@ -551,6 +560,8 @@ def read_call(
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
+        call.pictures, call.sounds = media.count, media.sounds
+        call.names.files -= media.named
     return call
 
 

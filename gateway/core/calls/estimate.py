@@ -168,8 +168,9 @@ class Estimator:
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
         worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
-        # What a body names and does not hold is taken for an image.
-        read = max(used, worst + (blobs + call.names.files * BLOB_TOKENS) * learned.dearer)
+        # What a body names and does not hold is taken for an image. The size of one is never multiplied.
+        pictures = (call.pictures + call.names.files) * BLOB_TOKENS * learned.dearer
+        read = max(used, worst + blobs - call.pictures * BLOB_TOKENS + pictures)
         call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
         answers, beside, stated = choices, 0, call.output_max
         if stated is None and call.output_default:

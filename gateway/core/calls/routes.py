@@ -131,7 +131,8 @@ class UpstreamTarget:
     can take, None where nobody states that. `auth` says what proves who calls: its headers, or a cloud's
     credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them. `told` are
     header fields whose values say of a call whose it is (`TOLD`). `held` says where each credential is kept:
-    the variable or the setting. `facts` are None where nobody states any.
+    the variable or the setting. `facts` are None where nobody states any. It bills by the list of `prices`,
+    empty for that of its family or host, and `price_factor` times what that says.
     """
 
     name: str
@@ -158,6 +159,8 @@ class UpstreamTarget:
     told: tuple[tuple[str, str], ...] = ()
     held: tuple[str, ...] = ()
     facts: UpstreamFacts | None = None
+    prices: str = ""
+    price_factor: str = ""
 
     def place_of_key(self, key: int) -> str:
         """Return where people keep this credential."""

@@ -17,10 +17,14 @@ from gateway.core.billing.price_book import (
     charged,
     cost_nano,
     dearest,
-    token_price,
+    lacks_tier,
     usual_rate,
 )
+from gateway.core.billing.token_prices import token_price
 from gateway.core.billing.vector import Factor, Vector
+from gateway.core.calls.call import CallRequest
+from gateway.core.families.family import never
+from gateway.core.families.registry import OF_METER
 from gateway.core.model import INTEGER_MAX, Caller, HoldExtension, Service
 from gateway.errors import ModelNotPriced
 
@@ -117,6 +121,23 @@ def vectors_of(
     if pricing.per_million is None:
         return tuple(found)
     return tuple(found) if apart > 1 else (dearest(found),)
+
+
+def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None:
+    """What else a call asks for that has no price for a model that may answer: in words, and its field."""
+    document, family = call.document, OF_METER.get(call.meter)
+    if document is None or family is None:
+        return None
+    rules = family.exclusions
+    for tier in rules.asked_tiers(document):
+        if any(lacks_tier(one, tier) for one in vectors):
+            return f"the service tier {tier}", rules.tier_fields[0]
+    if call.sounds and any("audio_input" in one.lacks for one in vectors):
+        return "sound that is read", "messages"
+    makes = rules.sound is not never and not rules.sound(document, call.names)
+    if makes and any("audio_output" in one.lacks for one in vectors):
+        return "sound that is made", "modalities"
+    return None
 
 
 def is_by_token(service: Service) -> bool:

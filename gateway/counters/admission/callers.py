@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final
 
@@ -24,7 +24,9 @@ from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
-from gateway.core.billing.price_book import BASE_CURRENCY, NO_STAND_INS, StandIns
+from gateway.core.billing.price_book import BASE_CURRENCY
+from gateway.core.billing.sellers import Seller
+from gateway.core.billing.stand_ins import NO_STAND_INS, StandIns
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import CachePool, LruCache
@@ -412,6 +414,7 @@ class Directory(CallerCache):
             wires, clock, today, allowances=allowances, stale_s=stale_s, bounds=bounds, log=log, pool=pool,
         )  # fmt: skip
         self.stand_ins: StandIns = NO_STAND_INS
+        self._sellers: Mapping[str, Seller] = {}
         self.spent = UNSAID
         self._budgets = BudgetCache()
         if pool is not None:
@@ -489,18 +492,27 @@ class Directory(CallerCache):
         of_organization = UNSAID if terms is None else terms.spent
         return caller.spent.else_of(of_organization).else_of(self.spent)
 
-    def price(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+    def sell(self, sellers: Mapping[str, Seller]) -> None:
+        """Go by these sellers of the upstreams."""
+        self._sellers = sellers
+        self.prices.read_for(frozenset({one.name for one in sellers.values()}))
+
+    def price(
+        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+    ) -> Vector | None:
         """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
 
         None where there is no such price; with `own` in no other currency than the organization's.
         """
         currency = self.pays_in(caller)
-        at_ms = (self._today() - ago_s) * 1000
-        found = self.prices.vector(model, currency, at_ms)
+        at_ms, seller = (self._today() - ago_s) * 1000, self._sellers.get(upstream)
+        found = self.prices.vector(model, currency, at_ms, seller)
         if found is None and currency != BASE_CURRENCY and not own:
-            found = self.prices.vector(model, BASE_CURRENCY, at_ms)
+            found = self.prices.vector(model, BASE_CURRENCY, at_ms, seller)
         return found
 
-    def price_as(self, caller: Caller, model: str, ago_s: float, own: bool = False) -> Vector | None:
+    def price_as(
+        self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
+    ) -> Vector | None:
         other = self.stand_ins.of(model)
-        return self.price(caller, other, ago_s, own) if other else None
+        return self.price(caller, other, ago_s, own, upstream) if other else None

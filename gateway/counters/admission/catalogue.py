@@ -19,6 +19,7 @@ from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, Organiz
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import NO_POLICIES
 from gateway.core.billing.price_book import PriceBook
+from gateway.core.billing.sellers import Seller
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
@@ -58,11 +59,12 @@ def unheard(what: str, **facts: object) -> None:
 class PriceCache:
     """The book and its `version`, 0 before the first one was read; `log` is told of those that cannot be."""
 
-    __slots__ = ("_book", "_log", "_looked_at", "_told", "_wires", "version")
+    __slots__ = ("_book", "_log", "_looked_at", "_sellers", "_told", "_wires", "version")
 
     def __init__(self, wires: RedisConnections, log: Callable[..., None]) -> None:
         self.version = 0
         self._book = PriceBook()
+        self._sellers: frozenset[str] = frozenset()
         self._wires = wires
         self._log = log
         # The head of the last read one, good or not; and the last logged one.
@@ -74,9 +76,14 @@ class PriceCache:
         """Whether those that are there could not be read when they were looked at last."""
         return self._told != ""
 
-    def vector(self, model: str, currency: str, at_ms: float) -> Vector | None:
+    def read_for(self, sellers: frozenset[str]) -> None:
+        """Keep the lists of these sellers too, from the next refresh on."""
+        if sellers != self._sellers:
+            self._sellers, self._looked_at = sellers, b""
+
+    def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
         """The price in force of a model at a time (ms since the epoch), None where there is none."""
-        return self._book.vector(model, currency, at_ms)
+        return self._book.vector(model, currency, at_ms, seller)
 
     async def refresh(self) -> None:
         """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
@@ -88,7 +95,7 @@ class PriceCache:
                 self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")
             return
         if stored is not None:
-            self._book = PriceBook(stored.prices, stored.rates)
+            self._book = PriceBook(stored.prices, stored.rates, self._sellers)
             self.version, self._told = stored.version, ""
 
     async def _newer(self) -> StoredPrices | None:

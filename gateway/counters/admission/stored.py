@@ -13,7 +13,7 @@ from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
-from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.price_book import KINDS, NAMED_ALONE, of_tier
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
@@ -86,12 +86,15 @@ class StoredPrices(_PricesHead):
     """All prices and exchange rates that are in force, were a day ago or will be.
 
     Units beside tokens have their prices apart, by the price's id: a program that does not know them
-    reads the rest.
+    reads the rest. The `tables` of service tiers stand apart as well, and so do the kinds of `NAMED_ALONE`
+    that a price has `named`.
     """
 
     prices: list[ModelPrice]
     rates: list[ExchangeRate] = []
     units: dict[int, dict[str, int]] = {}
+    tables: dict[int, dict[str, tuple[tuple[int, ...], tuple[tuple[int, tuple[int, ...]], ...]]]] = {}
+    named: dict[int, list[str]] | None = None
 
 
 # What each of them was written as.
@@ -182,10 +185,20 @@ def decode_terms(raw: bytes) -> OrganizationTerms:
 def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[ExchangeRate] = ()) -> bytes:
     """The prices as the keeper writes them: gateways convert them, so none is sent that was."""
     listed = [(*price[:-1], price.vector[:VECTOR_FIELDS]) for price in prices]
-    units = {one.vector.price_id: one.vector.units for one in prices if one.vector.units}
+    vectors = [price.vector for price in prices]
+    units = {one.price_id: one.units for one in vectors if one.units}
+    tables = {
+        one.price_id: {tier: (of.prices, of.context_tiers) for tier, of in one.tiers.items()}
+        for one in vectors
+        if one.tiers
+    }
+    named = {one.price_id: kinds for one in vectors if (kinds := _named(one))}
     more: dict[str, object] = {"rates": rates} if rates else {}
     if units:
         more["units"] = units
+    if tables:
+        more["tables"] = tables
+    more["named"] = named
     return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 
 
@@ -196,15 +209,31 @@ def decode_prices(raw: bytes) -> StoredPrices:
         raise UnknownLayout(f"prices of layout {layout}, {PRICES_LAYOUT} is known")
     stored = _decode_prices(raw)
     for price in stored.prices:
-        vectors = (price.vector.prices, *(prices for _, prices in price.vector.context_tiers))
-        if any(len(prices) != len(KINDS) for prices in vectors):
-            raise ValueError(f"price {price.vector.price_id} has not a price for each of {len(KINDS)} kinds")
-    if stored.units:
-        stored.prices = [
-            one._replace(vector=one.vector._replace(units=stored.units.get(one.vector.price_id, {})))
-            for one in stored.prices
-        ]
+        vector, tables = price.vector, stored.tables.get(price.vector.price_id, {}).values()
+        rows = [(vector.prices, vector.context_tiers), *tables]
+        every = [row for prices, steps in rows for row in (prices, *[dearer for _, dearer in steps])]
+        if any(len(prices) != len(KINDS) for prices in every):
+            raise ValueError(f"price {vector.price_id} has not a price for each of {len(KINDS)} kinds")
+    stored.prices = [one._replace(vector=_whole(stored, one.vector)) for one in stored.prices]
     return stored
+
+
+def _named(vector: Vector) -> list[str]:
+    """The kinds that text stands for in no price, and that this one says the price of."""
+    return [kind for kind in NAMED_ALONE if kind not in vector.lacks]
+
+
+def _whole(stored: StoredPrices, vector: Vector) -> Vector:
+    """A price with what stands beside those that every program of this layout reads."""
+    number, named = vector.price_id, stored.named
+    lacks = () if named is None else tuple([one for one in NAMED_ALONE if one not in named.get(number, ())])
+    usual = vector._replace(units=stored.units.get(number, {}), lacks=lacks)
+    tables = stored.tables.get(number)
+    if tables is None:
+        return usual
+    return usual._replace(
+        tiers={tier: of_tier(usual, prices, steps) for tier, (prices, steps) in tables.items()}
+    )
 
 
 def services_of(raw: object) -> Mapping[str, Service]:

@@ -51,7 +51,11 @@ WORLD: Objects = {
             "provider": "Us", "model": "Our-", "match": "prefix", "currency": "EUR", "request": "0.001",
             "effective_from": "2026-02-01T00:00:00Z", "tools": {"web_search": "10"},
             "images": {"1024x1024/high": "0.167"}, "character": "0.000015",
-            "context_tiers": [{"above": 200000, "input": "5"}], "service_tiers": {"batch": "0.5"},
+            "context_tiers": [{"above": 200000, "input": "5"}],
+            "service_tiers": {
+                "batch": "0.5",
+                "priority": {"input": "5", "context_tiers": [{"above": 200000, "input": "9"}]},
+            },
         },
     ],
     "exchange-rates": [

@@ -12,8 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.money import NANO
-from gateway.core.billing.price_book import FREE_TOOLS, KINDS, cost_nano, lines, money, read_price, unpriced
-from gateway.core.billing.vector import ModelPrice, Vector
+from gateway.core.billing.price_book import (
+    FREE_TOOLS,
+    KINDS,
+    NO_COUNTS,
+    PriceQualifiers,
+    converted,
+    cost_nano,
+    dearest_rate,
+    lines,
+    money,
+    read_price,
+    unpriced,
+)
+from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from tests.core.billing.prices import price_row
 
 OPUS = price_row(
@@ -100,19 +112,21 @@ def test_a_price_survives_its_way_to_the_gateway() -> None:
 
 money_text = st.decimals(0, 10**6, places=9).map(str)
 some_counts = st.lists(st.integers(0, 10**8), min_size=10, max_size=10).map(tuple)
+steps = st.lists(
+    st.fixed_dictionaries({"above": st.integers(0, 10**8)}, optional=dict.fromkeys(KINDS, money_text)),
+    max_size=3,
+    unique_by=lambda tier: tier["above"],
+).map(lambda tiers: sorted(tiers, key=lambda tier: tier["above"]))
+tables = st.fixed_dictionaries({}, optional={**dict.fromkeys(KINDS, money_text), "context_tiers": steps})
 rows = st.fixed_dictionaries(
     {"input": money_text},
     optional={
         **dict.fromkeys((*KINDS[1:], "request"), money_text),
-        "tools": st.dictionaries(st.sampled_from(["web_search", "file_search"]), money_text),
-        "service_tiers": st.dictionaries(st.sampled_from(["batch", "flex"]), money_text),
-        "context_tiers": st.lists(
-            st.fixed_dictionaries(
-                {"above": st.integers(0, 10**8)}, optional=dict.fromkeys(KINDS, money_text)
-            ),
-            max_size=3,
-            unique_by=lambda tier: tier["above"],
-        ).map(lambda tiers: sorted(tiers, key=lambda tier: tier["above"])),
+        "tools": st.dictionaries(
+            st.sampled_from(["web_search", "web_search_prompt", "file_search"]), money_text
+        ),
+        "service_tiers": st.dictionaries(st.sampled_from(["batch", "flex"]), money_text | tables),
+        "context_tiers": steps,
     },
 )
 
@@ -120,10 +134,12 @@ rows = st.fixed_dictionaries(
 def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], tier: str) -> Fraction:
     """The same from the words of the contract, kind by kind, in fractions."""
     of = dict(zip(KINDS, used, strict=True))
-    price = dict(row)
-    for step in row.get("context_tiers", ()):
+    said = row.get("service_tiers", {}).get(tier, "1")
+    table, factor = (said, "1") if isinstance(said, dict) else ({}, said)
+    base = price = {**row, **table}
+    for step in (table if isinstance(said, dict) else row).get("context_tiers", ()):
         if of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"] > step["above"]:
-            price = {**row, **step}
+            price = {**base, **step}
 
     def rate(*chain: str) -> Fraction:
         return Fraction(next((price[kind] for kind in chain if kind in price), "0")) / 10**6
@@ -137,9 +153,12 @@ def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], t
     for whole, parts in (("input", inputs), ("output", outputs)):
         total += max(0, of[whole] - sum(of[part] for part in parts)) * rate(whole)
         total += sum(of[part] * each for part, each in parts.items())
-    total *= Fraction(row.get("service_tiers", {}).get(tier, "1"))
+    total *= Fraction(factor)
+    paid = dict(tools)
+    if "web_search" not in row.get("tools", {}):
+        paid["web_search_prompt"] = 1 if tools.get("web_search") else 0
     return total + sum(
-        uses * Fraction(row.get("tools", {}).get(name, "0")) / 1000 for name, uses in tools.items()
+        uses * Fraction(row.get("tools", {}).get(name, "0")) / 1000 for name, uses in paid.items()
     )
 
 
@@ -147,6 +166,33 @@ def test_a_tool_that_a_price_does_not_name_is_unpriced_but_for_those_that_cost_n
     made = vector(price_row(tools={"web_search": "10", "shell": "0"}))
     used = {"web_search": 1, "shell": 1, "image_generation": 3, "google_maps": 1, "code_interpreter": 0}
     assert unpriced(made, used | dict.fromkeys(FREE_TOOLS, 1)) == ["image_generation", "google_maps"]
+
+
+def test_kinds_and_tiers_that_a_price_does_not_name_are_unpriced() -> None:
+    bare = vector(price_row(input="1", output="2", service_tiers={"flex": "0.5", "batch": {"input": "1"}}))
+    counts = tuple(range(10))
+    assert unpriced(bare, {}, counts, "priority") == [
+        "audio_input", "audio_output", "image_output", "service_tier.priority"
+    ]  # fmt: skip
+    assert unpriced(bare, {}, NO_COUNTS, "flex") == unpriced(bare, {}, NO_COUNTS, "batch") == []
+    assert all(unpriced(bare, {}, NO_COUNTS, tier) == [] for tier in ("", "default", "standard"))
+    heard = vector(price_row(input="1", output="2", audio_input="1", audio_output="9", image_output="0"))
+    assert unpriced(heard, {}, counts) == unpriced(vector(price_row(input="0", output="0")), {}, counts) == []
+
+
+@given(row=rows, used=some_counts, tier=st.sampled_from(["", "batch", "flex"]))
+def test_the_dearest_rate_is_no_less_than_any_tier_that_may_answer(
+    row: dict[str, Any], used: tuple[int, ...], tier: str
+) -> None:
+    made = vector(price_row(**row))
+    read = used[0] + used[1] + used[2] + used[3]
+    parts = (0,) * 5
+    for given_, asks in ((tier, PriceQualifiers()), ("", PriceQualifiers(tiers=()))):
+        rate = dearest_rate([made], read, asks, in_money=True)
+        assert rate.cost(read, used[4]) >= cost_nano(made, (*used[:5], *parts), tier=given_)
+        krone = converted(made, ExchangeRate("DKK", "USD", "6.87", 0))
+        rate = dearest_rate([krone], read, asks, in_money=True)
+        assert rate.cost(read, used[4]) >= cost_nano(krone, (*used[:5], *parts), tier=given_)
 
 
 @given(

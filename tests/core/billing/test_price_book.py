@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.price_book import MAKERS, PriceBook, choose, read_price
+from gateway.core.billing.price_book import PriceBook, choose, read_price
 from gateway.core.billing.price_changes import A_MOMENT, changes
+from gateway.core.billing.sellers import MAKERS, Seller
 from gateway.core.billing.vector import ModelPrice
 from tests.core.billing.prices import price_row
 
@@ -108,6 +109,30 @@ def test_a_gateway_finds_what_a_quote_says(prices: list[ModelPrice], model: str,
 @pytest.mark.parametrize("model", ["", "gpt-4o" * 100])
 def test_any_name_may_be_asked_for(model: str) -> None:
     assert found([price(1)], model) is None
+
+
+def test_a_seller_has_its_own_price_and_of_two_makers_by_name_the_dearer_counts() -> None:
+    mine = [
+        price(1, provider="zhipuai"),
+        price(2, provider="zai", output="9"),
+        price(3, provider="groq", output="5"),
+        price(4, provider="aws", source="operator", output="1"),
+    ]
+    book = PriceBook(mine[:3], (), ("groq",))
+    by = {
+        name: book.vector("gpt-4o", "USD", NOON_MS, Seller(name) if name else None)
+        for name in ("", "groq", "zhipuai", "azure")
+    }
+    assert {name: one and one.price_id for name, one in by.items()} == {
+        "": 2, "groq": 3, "zhipuai": 1, "azure": 2
+    }  # fmt: skip
+    for name, vector in by.items():
+        chosen = choose(mine[:3], "gpt-4o", "USD", NOON_MS, name)
+        assert chosen is not None
+        assert chosen.vector == vector
+    every = PriceBook(mine, (), ("groq",))
+    assert every.vector("gpt-4o", "USD", NOON_MS) == mine[3].vector  # the operator's stands above
+    assert every.vector("gpt-4o", "USD", NOON_MS, Seller("groq")) == mine[2].vector
 
 
 # --- price changes ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.billing.price_book import NO_STAND_INS, STAND_INS_MAX, read_stand_ins
+from gateway.core.billing.stand_ins import NO_STAND_INS, STAND_INS_MAX, read_stand_ins
 
 
 def test_a_whole_name_counts_first_and_then_the_longest_beginning() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing import price_book
+from gateway.core.billing import token_prices
 from gateway.core.billing.money import NANO, CreditRates, ServicePricing, read_pricing
 from gateway.core.billing.price_book import (
     FALLBACK,
@@ -17,8 +17,8 @@ from gateway.core.billing.price_book import (
     MODELS_REMEMBERED_MAX,
     cost_nano,
     dearest,
-    token_price,
 )
+from gateway.core.billing.token_prices import token_price
 
 PRICES = {"gpt": 1, "gpt*": 2, "gpt-4o*": 3, "gpt-4o-mini": 4, "*": 5}
 LADDER = ServicePricing(per_million={name: CreditRates(input=price) for name, price in PRICES.items()})
@@ -42,7 +42,7 @@ def test_a_model_that_fits_nothing_has_no_price() -> None:
 def test_of_names_no_more_are_remembered_than_there_is_room_for() -> None:
     for number in range(2 * MODELS_REMEMBERED_MAX):
         token_price(LADDER, f"gpt-{number}")
-    assert len(price_book._found) <= MODELS_REMEMBERED_MAX
+    assert len(token_prices._found) <= MODELS_REMEMBERED_MAX
 
 
 AMOUNT = st.none() | st.integers(0, 5_000_000)

@@ -112,7 +112,12 @@ class _Before(msgspec.Struct):
 
 
 def test_they_travel_to_gateways_and_older_ones_read_the_rest() -> None:
-    both = [price(), read_price(price_row(id=2, input="1"))]
+    table = {"input": "5", "context_tiers": [{"above": 9, "output": "7"}]}
+    tiers = {"batch": "0.5", "priority": table}
+    both = [
+        price(service_tiers=tiers),
+        read_price(price_row(id=2, input="1", audio_input="2", service_tiers=tiers)),
+    ]
     raw = encode_prices(3, both, [ExchangeRate("EUR", "USD", "0.92", 5)])
     stored: StoredPrices = decode_prices(raw)
     assert stored.prices == both

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import pytest
 
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
+from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import (
     CEILING,
     LEARNED_BYTES,
@@ -17,6 +19,7 @@ from gateway.core.calls.estimate import (
     Estimator,
     limit_models,
 )
+from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.model import INTEGER_MAX, Family, TokenUsage
 from gateway.errors import InvalidRequest
@@ -309,9 +312,31 @@ def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: 
     asked = call(model, output_max=0)
     plain = Estimator().hold(asked, 1, "chat")
     asked.blob_tokens, asked.names = BLOB_TOKENS, names_in({"image_url": {"url": "https://x.example/a.png"}})
+    asked.pictures = 1
     found = Estimator().hold(asked, 1, "chat")
     assert found.ceiling - plain.ceiling >= 2 * most
     assert found.need - plain.need == BLOB_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("model", "most"), [("gpt-4o", 1_600), ("gpt-4o-mini", 31 * 1_600), ("gemini-2.5-pro", 1_600)]
+)
+def test_a_picture_in_a_body_is_held_once_and_its_size_is_not_multiplied(model: str, most: int) -> None:
+    route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_chat")
+
+    def held(*parts: dict[str, Any]) -> int:
+        said = [{"role": "user", "content": [{"type": "text", "text": "what?"}, *parts]}]
+        body = json.dumps({"model": model, "max_tokens": 1, "messages": said}).encode()
+        return Estimator().hold(read_call(route, {}, body), 1, "chat").ceiling
+
+    inline = "data:image/png;base64,iVBORw0KGgo" + "A" * 5_900
+    picture, address = (
+        {"type": "image_url", "image_url": {"url": url}} for url in (inline, "https://x/a.png")
+    )
+    beside = 100  # JSON around it, and a token for each KiB
+    assert most <= held(picture) - held() <= most + beside
+    assert most <= held(address) - held() <= most + beside
+    assert 2 * most <= held(picture, picture) - held() <= 2 * most + 2 * beside
 
 
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:

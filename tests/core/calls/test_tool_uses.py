@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import TOOL_USES, limit_uses, unpriced_tools, uses_of
 from gateway.core.calls.estimate import TOOL_USES_MAX
+from gateway.core.calls.tariff import unpriced_part
 from gateway.core.families.controlled import elements
 from gateway.core.model import Family
+from tests.core.billing.prices import price_row
 
 CHAT, MESSAGES, RESPONSES, GEMINI = (
     "openai_chat", "anthropic_messages", "openai_responses", "gemini_generate",
@@ -175,3 +177,36 @@ def test_a_search_by_itself_is_a_tool_unless_the_price_of_a_call_has_it() -> Non
         assert unpriced_tools(call, [bare]) == ["web_search"]
         assert unpriced_tools(call, [PRICES[0], bare]) == ["web_search"]  # either may answer
         assert not unpriced_tools(call, [bare._replace(request=1)])
+
+
+@pytest.mark.parametrize(
+    ("meter", "fields", "found"),
+    [
+        (CHAT, {}, None), (CHAT, {"service_tier": "auto"}, None), (CHAT, {"service_tier": "flex"}, None),
+        (CHAT, {"service_tier": "priority"}, ("the service tier priority", "service_tier")),
+        (MESSAGES, {"speed": "fast"}, ("the service tier fast", "service_tier")),
+        (GEMINI, {"serviceTier": "SERVICE_TIER_PRIORITY"}, ("the service tier priority", "service_tier")),
+        (CHAT, {"modalities": ["text", "audio"]}, ("sound that is made", "modalities")),
+        (CHAT, {"modalities": ["text"]}, None), (MESSAGES, {"messages": "hello"}, None),
+    ],
+)  # fmt: skip
+def test_a_tier_or_a_sound_that_no_price_names_is_known_before_it_is_made(
+    meter: str, fields: dict[str, Any], found: tuple[str, str] | None
+) -> None:
+    row = price_row(input="1", output="2", service_tiers={"flex": "0.5", "batch": {"input": "1"}})
+    bare = read_price(row).vector
+    named = read_price(row | {"audio_input": "3", "audio_output": "9"}).vector
+    call = asked(meter, fields)
+    assert unpriced_part(call, [bare]) == unpriced_part(call, [named, bare]) == found
+    if found is None or found[1] == "modalities":
+        assert unpriced_part(call, [named]) is None
+    call.sounds = True
+    assert unpriced_part(call, [bare]) is not None
+
+
+def test_a_search_that_is_paid_by_the_prompt_is_held_once() -> None:
+    prompt = (PRICES[0]._replace(tools={"web_search_prompt": 10**9}),)
+    call = asked(GEMINI, {"tools": [{"google_search": {}}]})
+    assert call.document is not None
+    assert uses_of(call, call.document, ["web_search_prompt"]) == {"web_search_prompt": 1}
+    assert unpriced_tools(call, prompt) == []

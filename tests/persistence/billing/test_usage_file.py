@@ -104,17 +104,22 @@ async def test_uses_are_on_the_line_with_the_tax_of_their_day(april: April) -> N
     ]  # fmt: skip
 
 
-async def test_what_a_call_cost_is_computed_from_its_row(april: April) -> None:
+TABLE = {"input": "2", "output": "9", "context_tiers": [{"above": 1000, "input": "3", "cache_read": None}]}
+# Input 2,000 and 500 read of a cache: the dearer prices, of which the factor is the half; by hand.
+LONG = (2000 * 6 + 500 * 6 + 100 * Decimal("22.5")) / 2 / 1_000_000 + Decimal("0.0005") + Decimal("0.03")
+OF_TABLE = (2000 * 3 + 500 * 3 + 100 * Decimal(9)) / 1_000_000 + Decimal("0.001") + Decimal("0.03")
+
+
+@pytest.mark.parametrize(("tier", "cost"), [("0.5", LONG), (TABLE, OF_TABLE)])
+async def test_what_a_call_cost_is_computed_from_its_row(april: April, tier: Any, cost: Decimal) -> None:
     ids = await set_up(april)
     await april.on(at(4, 1))
     price = await april.do(
         "prices", "create", provider=None, model="m", match="exact", currency="USD", effective_from=at(3, 1),
         input=Decimal(3), output=Decimal(15), cache_read=Decimal("0.3"),
         context_tiers=[{"above": 1000, "input": "6", "output": "22.5", "cache_read": None}],
-        service_tiers={"batch": "0.5"}, tools={"search": "10"}, request=Decimal("0.001"), source="operator",
+        service_tiers={"batch": tier}, tools={"search": "10"}, request=Decimal("0.001"), source="operator",
     )  # fmt: skip
-    # Input 2,000 and 500 read of a cache: the dearer prices, of which batch is the half; by hand.
-    cost = (2000 * 6 + 500 * 6 + 100 * Decimal("22.5")) / 2 / 1_000_000 + Decimal("0.0005") + Decimal("0.03")
     facts = CallFacts(
         model="m", response_model="m-1", status=200, counts=(2000, 500, 0, 0, 100, 0, 0, 0, 0, 0), total=2600,
         units=1, tools={"search": 3}, service_tier="batch", cost=int(cost * 10**9), currency="USD",

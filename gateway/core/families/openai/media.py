@@ -89,6 +89,7 @@ def read_edits(call: CallRequest, document: Document, params: PathParams, bounds
     if not call.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
     call.blob_tokens = len(call.files) * EDITED_TOKENS
+    call.pictures = len(call.files)
 
 
 def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:

@@ -1,0 +1,90 @@
+"""Who sells a model: whose list of prices an upstream bills by, and how many times that. Pure.
+
+A name says who made a model, and not who answers: the same one has another price at each seller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from gateway.core.billing.vector import Factor, ModelPrice
+
+# Whose models are known by their names alone, in the order in which a name is looked for.
+MAKERS: Final = (
+    "anthropic", "cohere", "deepseek", "google", "meta", "minimax", "mistral", "moonshotai", "openai",
+    "perplexity", "voyageai", "x-ai", "zai", "zhipuai",
+)  # fmt: skip
+_MAKER_ORDER: Final = {maker: order for order, maker in enumerate(("", *MAKERS))}
+# Sellers by how their hosts end.
+_HOSTS: Final = {
+    "anthropic.com": "anthropic", "openai.com": "openai", "generativelanguage.googleapis.com": "google",
+    "aiplatform.googleapis.com": "google-vertex", "azure.com": "azure", "amazonaws.com": "aws",
+    "openrouter.ai": "openrouter", "groq.com": "groq", "together.xyz": "together", "together.ai": "together",
+    "fireworks.ai": "fireworks", "mistral.ai": "mistral", "deepseek.com": "deepseek", "x.ai": "x-ai",
+    "cohere.com": "cohere", "cohere.ai": "cohere", "perplexity.ai": "perplexity",
+    "moonshot.ai": "moonshotai", "moonshot.cn": "moonshotai", "z.ai": "zai", "bigmodel.cn": "zhipuai",
+    "minimax.io": "minimax", "voyageai.com": "voyageai", "cerebras.ai": "cerebras", "novita.ai": "novita",
+    "databricks.com": "databricks", "cloudflare.com": "cloudflare",
+}  # fmt: skip
+_FAMILIES: Final = {"bedrock": "aws"}
+_ONCE: Final = (1, 1)
+
+
+class Seller(NamedTuple):
+    """Whose list an upstream bills by, empty for nobody's, and how many times what that says."""
+
+    name: str
+    factor: Factor = _ONCE
+
+
+def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | None:
+    """Return the seller that an upstream states, else that of its family or its host; None for nobody."""
+    name = prices or _FAMILIES.get(family, "") or _of_host((urlsplit(base_url).hostname or "").lower())
+    times = Fraction(Decimal(factor)).as_integer_ratio() if factor else _ONCE
+    return Seller(name, times) if name or times != _ONCE else None
+
+
+def _of_host(host: str) -> str:
+    fitting = (name for end, name in _HOSTS.items() if host == end or host.endswith((f".{end}", f"-{end}")))
+    return next(fitting, "")
+
+
+# The order in which prices count.
+
+
+def is_known_by_name(price: ModelPrice, provider: str = "") -> bool:
+    """Whether a price counts where this provider is asked for, or where none is."""
+    return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == provider
+
+
+def in_order(matching: Sequence[ModelPrice], provider: str) -> list[ModelPrice]:
+    """The prices of one model in the order in which they count, of those by rank; the seller's own first.
+
+    Of two makers in the bundled list that sell under one name, the dearer counts.
+    """
+    mine = {"", provider} if provider else set()
+    own = [one for one in matching if one.provider in mine]
+    rest = [one for one in matching if one.provider not in mine and is_known_by_name(one)]
+    dear: dict[str, int] = {}
+    for one in rest:
+        if one.is_bundled:
+            dear.setdefault(one.provider, max(one.vector.prices))
+    if len(dear) > 1:
+        rest.sort(key=lambda one: (one.is_bundled, -dear[one.provider] if one.is_bundled else 0))
+    return own + rest
+
+
+def rank(price: ModelPrice) -> tuple[object, ...]:
+    """Of two prices of a model the lesser counts; of one provider's the newest, those of any time."""
+    return (
+        price.is_bundled,
+        price.is_prefix,
+        -len(price.model),
+        _MAKER_ORDER.get(price.provider, len(_MAKER_ORDER)),
+        price.provider,
+        -price.effective_ms,
+    )
