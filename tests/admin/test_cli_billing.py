@@ -307,7 +307,7 @@ async def test_the_bundled_list_is_compared_and_taken_over(run: Run, api: Api) -
 async def test_what_prices_cannot_say_is_told(run: Run) -> None:
     found = await from_json(run, "prices", "diff", "--left-out")
     assert any("hours of the day" in line for line in found["left_out"])
-    assert "audio_hours" in (await run("prices", "diff", "--left-out")).stdout
+    assert "input_text_messages_kcount" in (await run("prices", "diff", "--left-out")).stdout
 
 
 async def test_a_time_that_is_none_is_refused(run: Run) -> None:

@@ -68,13 +68,13 @@ async def test_gateways_hold_no_more_than_the_bound(migrated: str) -> None:
     engine.dispose()
 
 
-async def test_gateways_are_not_told_what_is_known_by_no_name(migrated: str) -> None:
+async def test_gateways_are_told_what_every_seller_bills(migrated: str) -> None:
     await put_in(migrated, row("m", provider="groq"), row("m", provider=None), row("m"))
     engine = create_engine(engines.dialect_url(migrated))
     with engine.begin() as connection:
         connection.execute(insert(price), [row("m", provider="groq", source="operator")])
     engine.dispose()
-    assert await told(migrated) == [("m", ""), ("m", "groq"), ("m", "openai")]
+    assert await told(migrated) == [("m", ""), ("m", "groq"), ("m", "groq"), ("m", "openai")]
 
 
 async def test_the_bundled_list_is_put_in_once_however_many_keepers_start(migrated: str) -> None:
