@@ -70,7 +70,7 @@ world: ## Real engines behind Tollkeeper, and docs/compatibility.md; ARGS="--pro
 	@.ci/environment requirements-dev.lock
 	@exec .venv/bin/python -m tests.world.run $(ARGS)
 
-prices: ## The bundled price list anew, from the locked genai-prices
+prices: ## The bundled price list, from the locked genai-prices, and its differences to a second table
 	@.ci/environment requirements-dev.lock
 	@.venv/bin/python -m deploy.bundled_prices
 

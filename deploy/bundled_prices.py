@@ -33,6 +33,7 @@ from typing import Any
 from genai_prices import types
 from genai_prices.data import providers
 
+from deploy import price_differences
 from deploy.second_prices import read_table
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
@@ -85,7 +86,9 @@ _NANO = Decimal(1).scaleb(-NANO_DIGITS)
 
 
 def main() -> None:
-    LIST.write_text(written(made()), encoding="utf-8")
+    bundle = made()
+    price_differences.FILE.write_text(price_differences.written(bundle), encoding="utf-8")
+    LIST.write_text(written(bundle), encoding="utf-8")
     sys.stdout.write(f"written: {LIST}\n")
 
 

@@ -18,6 +18,7 @@ import pytest
 from genai_prices import Usage, calc_price
 from genai_prices.data import providers
 
+from deploy import price_differences
 from deploy.bundled_prices import _spelled, made, written
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import (
@@ -94,6 +95,7 @@ def test_the_list_is_that_of_the_locked_library() -> None:
     """`make prices` writes it."""
     assert read_bundle() == made()
     assert LIST.read_text() == written(made())
+    assert price_differences.FILE.read_text() == price_differences.written(made())
 
 
 def counts(used: Mapping[str, int]) -> tuple[int, ...]:
