@@ -195,6 +195,19 @@ async def test_a_tool_without_a_price_is_refused_where_a_model_without_one_is(re
         assert not (await facts_of(stage, ASKED, RUNS)).unpriced
 
 
+async def test_a_service_tier_without_a_price_is_refused_where_a_model_without_one_is() -> None:
+    fast = json.dumps(json.loads(MESSAGE) | {"speed": "fast"}).encode()
+    async with staged(refuses_unpriced=True) as stage:
+        stage.directory.prices[ASKED] = OPUS
+        got = await stage.ask(post(fast, b"/v1/messages"))
+        assert (got.status, got.reason) == (403, "model_not_priced")
+        assert b"the service tier fast of claude-opus-5" in got.body
+        assert not stage.upstream.received
+        stage.directory.prices[ASKED] = OPUS._replace(tiers={"fast": DEAR})
+        stage.upstream.scripts.append([answer(b'{"type":"message"}')])
+        assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
+
+
 async def test_a_report_that_says_more_than_is_known_is_counted_by_family(stage: Stage) -> None:
     for more in ({}, {"new_tokens": 7}, {"new_tokens": 0}, {"new": "x" * 5000}):
         body = json.dumps({"type": "message", "model": ANSWERED, "usage": USED | more}).encode()

@@ -51,9 +51,10 @@ FALLBACK: Final[Mapping[str, str]] = {
 # Kinds that cost many times what text does: a price that names none of them says nothing of them.
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
 # Service tiers by which a call costs what its price says; all others have a price, or are unpriced.
-USUAL_TIERS: Final = frozenset(
-    {"", "auto", "default", "global", "on_demand", "standard", "standard_only", "unspecified"}
-)
+USUAL_TIERS: Final = frozenset({
+    "", "auto", "default", "global", "on_demand", "standard", "standard_only",
+    "unspecified", "service_tier_unspecified", "traffic_type_unspecified",
+})  # fmt: skip
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
 # Units beside tokens that have a price each; pictures are `images.<size>/<quality>`.
