@@ -157,7 +157,7 @@ def charge(look_up: PriceOf, now_s: float, use: Use, terms: Terms) -> Charge:
     if told:
         currency, price_id, rate = terms.currency or currency, 0, ""
     elif price is not None:
-        without = named_unpriced(unpriced(price, tools, counts, detail.service_tier)) if used else ""
+        without = named_unpriced(unpriced(price, tools, counts, detail.service_tier))
     elif tools:
         without = named_unpriced(tools)
     facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts)

@@ -92,7 +92,7 @@ class PricesThen:
         known = {self._cost(use, before), self._cost(use, without)}
         if cost is None or main is None or use.cost not in known:
             return Rating(use.cost, use.price_id, "", UNEXPLAINED)
-        lacking = unpriced(main.vector, use.tools, use.counts, use.tier)
+        lacking = unpriced(main.vector, use.tools, use.counts, use.service_tier)
         return Rating(cost, main.vector.price_id, named_unpriced(lacking))
 
     def _in_force(
