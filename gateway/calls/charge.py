@@ -1,7 +1,7 @@
 """The one charge of a use: what it costs, and the facts, the settlement and the counts that it leaves behind.
 
 A use is a call, a turn of a socket, a job or a line of one, a hold that a caller took, or an event. Its
-module says what was used (`Use`) and at which terms it was admitted (`Terms`). Nothing else writes the facts
+module says what was used (`MeteredUse`) and at which terms it was admitted (`UseTerms`). Nothing else writes the facts
 of a use. No I/O, no clock.
 """
 
@@ -34,7 +34,7 @@ UPSTREAM_ERROR: Final = "upstream_error"
 
 
 @dataclass(slots=True)
-class Terms:
+class UseTerms:
     """What a use was admitted at: whose it is, at which prices, and what its hold took from.
 
     `accounts` are the names of its budgets' accounts, and it is `budgeted` where there are any; their money
@@ -54,7 +54,7 @@ class Terms:
 
 
 @dataclass(slots=True)
-class Use:
+class MeteredUse:
     """A use that is over. One that is not `used` costs nothing, and gives its hold back.
 
     `counts` are tokens by `KINDS`, and `total` is how many are charged. `detail` is the rest of the answer.
@@ -123,7 +123,7 @@ class Counted:
 
 
 @dataclass(slots=True)
-class Charge:
+class ChargedUse:
     """What a use costs and leaves behind; `facts` are the values of `CallFacts` by their places."""
 
     facts: tuple[Any, ...]
@@ -136,7 +136,7 @@ class Charge:
         return self.counted.cost or 0
 
 
-def charge(look_up: PriceOf, now_s: float, use: Use, terms: Terms) -> Charge:
+def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> ChargedUse:
     """Charge a use by the prices of its admission; `look_up` finds those of a model that only answered."""
     detail, counts, used = use.detail, use.counts, use.used
     if use.measured and used and not detail.tools:
@@ -175,10 +175,10 @@ def charge(look_up: PriceOf, now_s: float, use: Use, terms: Terms) -> Charge:
     stands_in = priced.stands_in and not told
     counted.lacks_price = without != "" or (use.total > 0 and (cost is None or stands_in))
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
-    return Charge(facts, settlement, counted)
+    return ChargedUse(facts, settlement, counted)
 
 
-def charge_as_held(use: Use, terms: Terms, held: Held) -> Charge:
+def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     """Charge a use that nobody can read: all that was held for it."""
     cost = held.cost if terms.currency else None
     facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS)
@@ -189,10 +189,10 @@ def charge_as_held(use: Use, terms: Terms, held: Held) -> Charge:
     settlement.money, settlement.raw_tokens = held.money, held.raw_tokens
     counted = _counted(use, terms, settlement, cost, terms.currency)
     counted.lacks_price = cost is None and use.total > 0
-    return Charge(facts, settlement, counted)
+    return ChargedUse(facts, settlement, counted)
 
 
-def release(terms: Terms, hold_ttl_ms: int = 0) -> Settlement:
+def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
     """Return the settlement that gives a hold back."""
     return Settlement(
         terms.caller, terms.request_id, terms.user, terms.service, False, attribution=terms.columns,
@@ -201,7 +201,7 @@ def release(terms: Terms, hold_ttl_ms: int = 0) -> Settlement:
 
 
 def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
-    use: Use, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
+    use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
     parts: tuple[ModelPart, ...],
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
@@ -216,7 +216,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     )  # fmt: skip
 
 
-def _take(settlement: Settlement, use: Use, terms: Terms, cost: int | None) -> None:
+def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | None) -> None:
     """Have a settlement charge what was used; a cost that is told decides in place of tokens."""
     service, weights, counts = terms.service, terms.weights, use.counts
     if use.cost is not None and service.meter == CONSUMPTION and service.pricing.at_cost is not None:
@@ -231,7 +231,9 @@ def _take(settlement: Settlement, use: Use, terms: Terms, cost: int | None) -> N
     settlement.weighed = None if weights is None else weights.count(counts, use.total)
 
 
-def _counted(use: Use, terms: Terms, settlement: Settlement, cost: int | None, currency: str) -> Counted:
+def _counted(
+    use: MeteredUse, terms: UseTerms, settlement: Settlement, cost: int | None, currency: str
+) -> Counted:
     counts, service = use.counts, terms.service
     return Counted(
         service.key, terms.caller.tenant_id, use.model, use.family, service.counts_tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.calls.charge import Terms, Use, charge
+from gateway.calls.charge import MeteredUse, UseTerms, charge
 from gateway.core.accounts.outbox import NONE, CallFacts
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.events import AMOUNT_MAX, ROUTE, EventSettlement, EventUsage, Unacceptable
@@ -28,12 +28,12 @@ def use_of(
         raise Unacceptable("data.usage", "required: the service counts tokens")
     detail = Detail()
     detail.tools, detail.service_tier = dict(told.tools), told.service_tier
-    use = Use(
+    use = MeteredUse(
         True, told.counts, told.tokens, told.units, False, detail, told.model, ROUTE, GENERIC, 200,
         NONE, used_ms=told.at_ms,
     )  # fmt: skip
     prices = CallPrices(vectors, (PriceMatch(told.model, price),), 0.0, own=True)
-    terms = Terms(Caller(0, tenant_id, 0, 0), "", told.user, service, prices, weights=weights)
+    terms = UseTerms(Caller(0, tenant_id, 0, 0), "", told.user, service, prices, weights=weights)
     made = charge(lambda *_: None, 0.0, use, terms)
     moved = made.settlement
     _bounded(told, service, made.cost, moved.credits, moved.units)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.calls.charge import NO_DETAIL, Counted, Terms, Use, charge
+from gateway.calls.charge import NO_DETAIL, Counted, MeteredUse, UseTerms, charge
 from gateway.core.accounts.budgets import MONEY, told_amount
 from gateway.core.accounts.caller_holds import (
     RELEASED,
@@ -89,10 +89,10 @@ def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
     )  # fmt: skip
 
 
-def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail) -> Use:
+def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail) -> MeteredUse:
     """Return the use of a hold that used nothing yet."""
     call = hold.call
-    return Use(
+    return MeteredUse(
         False, NO_COUNTS, 0, 0, False, detail, hold.model, route, GENERIC if call is None else call.family,
         status, streamed=call is not None and call.streamed,
         duration_ms=max(0, now_ms - hold.created_ms), session=hold.session,
@@ -100,14 +100,14 @@ def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail)
     )  # fmt: skip
 
 
-def _terms(hold: CallerHold, prices: CallPrices) -> Terms:
-    return Terms(
+def _terms(hold: CallerHold, prices: CallPrices) -> UseTerms:
+    return UseTerms(
         hold.caller, hold.id, hold.user, hold.service, prices, hold.budgets, bool(hold.budgets),
         hold.currency, hold.weights, hold.columns,
     )  # fmt: skip
 
 
-def _unused(hold: CallerHold, use: Use) -> HoldEnd:
+def _unused(hold: CallerHold, use: MeteredUse) -> HoldEnd:
     """Return the end of a hold that is charged nothing."""
     made = charge(lambda *_: None, 0.0, use, _terms(hold, NO_PRICES))
     return HoldEnd(use.reason == RELEASED, False, made.settlement.metadata.decode())

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.calls.charge import NO_DETAIL, Charge, Counted, Terms, Use, charge, release
+from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX
@@ -314,15 +314,15 @@ class AdmittedCall:
             self._worker.ports.counters.unwatch(self._observed)
             self._observed = None
 
-    def _terms(self) -> Terms:
+    def _terms(self) -> UseTerms:
         budgets = self.budgets
-        return Terms(
+        return UseTerms(
             self.caller, self._exchange.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
             self._exchange.head.said.columns,
         )  # fmt: skip
 
-    def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> Charge:
+    def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
         """Say what the call used and how it went, and have that charged."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
@@ -340,7 +340,7 @@ class AdmittedCall:
         terms = self._terms()
         if used:
             terms.weights = self.decision.weights
-        use = Use(
+        use = MeteredUse(
             used, detail.counts(usage), usage.total, usage.units, usage.estimated, detail, call.model,
             exchange.routed.label, call.family, status, _metadata_of(exchange), reason, call.streamed,
             int(took * 1000), int(first_token * 1000) if first_token else None,

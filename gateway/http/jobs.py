@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.charge import Charge, Held, Terms, Use, charge, charge_as_held, release
+from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import (
     BATCH,
@@ -427,7 +427,7 @@ async def _taken(
         request.raises, request.ttl_ms = True, 1000 * HOLD_S_MAX
         decision = await _reserved(exchange, request, budgets)
     except BaseException:
-        terms = Terms(caller, hold_id, user, service, NO_PRICES, request.names)
+        terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
         begin(ports.counters.settle(release(terms, 1000 * HOLD_S_MAX)))
         raise
     job = _job(exchange, caller, hold_id, user, service, decision, prices)
@@ -605,7 +605,7 @@ def release_of(job: Job, service: Service) -> Settlement:
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
     bounds: UsageBounds, ago_s: float,
-) -> Iterator[Charge | None]:  # fmt: skip
+) -> Iterator[ChargedUse | None]:  # fmt: skip
     """What charges each line of a result; None of one that used nothing.
 
     The job was made `ago_s` ago. A line whose use nobody can read costs its share of the hold, and so does
@@ -628,7 +628,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
 def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
     ago_s: float,
-) -> Charge | None:  # fmt: skip
+) -> ChargedUse | None:  # fmt: skip
     """What charges a job of one call, made `ago_s` ago, by its result; one that says no use costs what was
     held, or nothing where it is `free`: None.
     """
@@ -642,7 +642,7 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
 def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
     now_s: float, bounds: UsageBounds,
-) -> Charge | None:  # fmt: skip
+) -> ChargedUse | None:  # fmt: skip
     """What charges a result by the use that it reports; None where it reports none."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
     call.reports = True
@@ -661,7 +661,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     return charge(ports.directory.price, now_s, use, _terms(job, id_, service, prices))
 
 
-def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> Charge:
+def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
     """What charges a line whose use nobody can read: what it held."""
 
     def share(whole: int) -> int:
@@ -674,12 +674,12 @@ def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float
     return _as_held(one, id_, service, line, ago_s)
 
 
-def unread_charge(job: Job, service: Service, ago_s: float) -> Charge:
+def unread_charge(job: Job, service: Service, ago_s: float) -> ChargedUse:
     """What charges a job whose result nobody can read: all that it held, marked estimated."""
     return _as_held(job, job.hold_id, service, _MISSING, ago_s)
 
 
-def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> Charge:
+def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
     detail = Detail()
     detail.service_tier = SERVICE_TIER if job.kind == BATCH else ""
     use = _use(job, GENERIC, line, ago_s, detail)
@@ -688,17 +688,17 @@ def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: flo
     return charge_as_held(use, _terms(job, id_, service, NO_PRICES), held)
 
 
-def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail) -> Use:
+def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail) -> MeteredUse:
     """The use of a job that was made so long ago, or of a line of one, before its numbers."""
-    return Use(
+    return MeteredUse(
         True, NO_COUNTS, 0, 0, False, detail, job.model, job.endpoint, family, line.status,
         duration_ms=max(0, int(1000 * ago_s)), session=job.session, upstream_id=line.request_id,
         metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE, sent=job.sent,
     )  # fmt: skip
 
 
-def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> Terms:
-    return Terms(
+def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms:
+    return UseTerms(
         job.caller, id_, job.user, service, prices, job.accounts, bool(job.accounts), job.currency,
         job.weighing, job.columns,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.charge import Charge, Counted
+from gateway.calls.charge import ChargedUse, Counted
 from gateway.core.accounts.jobs import (
     AGAIN_S,
     BATCH,
@@ -364,7 +364,7 @@ class Jobs:
                 await self._charge(job, charge)
             await self._end(job, ended)
 
-    async def _charge(self, job: Job, charge: Charge) -> None:
+    async def _charge(self, job: Job, charge: ChargedUse) -> None:
         """Put a charge in the place of a hold, and count it. Where that is gone, nobody here knows what it
         comes to: it was charged and counted before.
         """

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from gateway.calls.charge import Charge, Terms, Use, charge
+from gateway.calls.charge import ChargedUse, MeteredUse, UseTerms, charge
 from gateway.calls.journal import UNEXPLAINED, UNKNOWN_MODEL, JournalUse, PricesThen, Rating
 from gateway.core.accounts.outbox import CallFacts, read_other_models, told_of
 from gateway.core.billing.price_book import KINDS, read_price
@@ -47,18 +47,19 @@ def nano(read: int, wrote: int, rate: str) -> Fraction:
 
 def charged(
     main: ModelPrice, detail: Detail, total: tuple[int, ...], asked: str, *others: ModelPrice
-) -> Charge:
+) -> ChargedUse:
     """A call by a price; `others` are those of models that only answer."""
     book = {one.model: one.vector for one in others}
-    use = Use(True, total, sum(total[:5]), 1, False, detail, asked, "/v1/messages", GENERIC, 200, NOTHING)
+    tokens = sum(total[:5])
+    use = MeteredUse(True, total, tokens, 1, False, detail, asked, "/v1/messages", GENERIC, 200, NOTHING)
     prices = CallPrices((), (PriceMatch(main.model, main.vector),), 0.0, own=True)
-    return charge(lambda _, model, *__: book.get(model), 0.0, use, Terms(CALLER, "", "", SERVICE, prices))
+    return charge(lambda _, model, *__: book.get(model), 0.0, use, UseTerms(CALLER, "", "", SERVICE, prices))
 
 
 NOTHING: Any = CallFacts().metadata
 
 
-def journal(made: Charge) -> JournalUse:
+def journal(made: ChargedUse) -> JournalUse:
     """The use as the journal has it: its facts, and the parts that a row of a ledger tells."""
     facts = CallFacts(*made.facts)
     parts = read_other_models(json.loads(told_of(facts)).get("other_models"))
