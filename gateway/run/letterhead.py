@@ -9,8 +9,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from gateway.core.billing.document import InvoiceParty, Letterhead, countries
+import msgspec
+
+from gateway.core.billing.document import ENDPOINT, InvoiceParty, Letterhead, countries, party_of
 from gateway.errors import SettingError
 from gateway.files import read_regular
 from gateway.settings.settings import PREFIX, Settings
@@ -40,7 +43,45 @@ def _seller(settings: Settings) -> InvoiceParty | None:
         raise wrong("invoice_country", country, "the two letters of a country (ISO 3166)")
     if not name:
         return None
-    return InvoiceParty(name, tuple(address), country or None, settings.invoice_tax_number.strip() or None)
+    more = _details(settings.invoice_seller)
+    said = {"address": address, "country": country or None} | more
+    return party_of(name, said | {"tax_number": settings.invoice_tax_number.strip() or None})
+
+
+class _Address(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    street: str | None = None
+    city: str | None = None
+    post_code: str | None = None
+    region: str | None = None
+    country: str | None = None
+
+
+class _Contact(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    name: str | None = None
+    phone: str | None = None
+    email: str | None = None
+
+
+class _Details(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    address: _Address | None = None
+    contact: _Contact | None = None
+    endpoint_id: Annotated[str, msgspec.Meta(pattern=f"^{ENDPOINT}$")] | None = None
+
+
+def _details(text: str) -> dict[str, Any]:
+    """What electronic invoices say of the seller besides, of one JSON object."""
+    if not text:
+        return {}
+    try:
+        read = msgspec.json.decode(text, type=_Details)
+    except msgspec.MsgspecError as error:
+        raise wrong(
+            "invoice_seller", text, f"a JSON object of address, contact, endpoint_id: {error}"
+        ) from error
+    if read.address is not None and read.address.country not in {None, *countries()}:
+        raise wrong("invoice_seller", text, "the two letters of a country (ISO 3166)")
+    found: dict[str, Any] = msgspec.to_builtins(read)
+    return found
 
 
 def _iban(text: str) -> str | None:

@@ -50,9 +50,9 @@ from gateway.core.billing.document import (
     CREDIT_NOTE,
     INVOICE,
     Document,
-    InvoiceParty,
     InvoiceReference,
     Letterhead,
+    party_of,
     require_complete,
 )
 from gateway.core.billing.invoice import Bill, bill
@@ -217,9 +217,7 @@ SELECT DISTINCT b.number, b.finalized_at FROM billed AS b JOIN of_kind AS k ON k
 def document_of(
     letterhead: Letterhead, organization: Any, corrects: Sequence[InvoiceReference] = ()
 ) -> Document:
-    buyer = InvoiceParty(
-        organization.name, tuple(organization.address or ()), organization.country, organization.tax_number
-    )
+    buyer = party_of(organization.name, organization._asdict())
     return Document(
         letterhead.seller, letterhead.buyer(organization.id, buyer), letterhead.notes,
         corrects=tuple(corrects), iban=letterhead.iban,
@@ -229,7 +227,8 @@ def document_of(
 def copy_document(change: EntityWrite, row: Row) -> Document:
     """Copy into a credit note what is true of it now; its due date is a column of its own."""
     of = organization.c
-    found = select(of.id, of.name, of.address, of.country, of.tax_number)
+    parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
+    found = select(of.id, of.name, *parts)
     known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
     copied = document_of(change.letterhead, known, corrected_by(change.connection, row))
     change.connection.execute(

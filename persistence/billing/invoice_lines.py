@@ -308,6 +308,7 @@ _WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), c
 # Uses since then stand behind the next invoice, unless one covers them already.
 _ORGANIZATIONS = text(f"""
 SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number, o.due_days,
+       o.contact, o.buyer_reference, o.endpoint_id,
        (SELECT coalesce(sum(u.credits - u.billed_credits), 0)::bigint FROM usage_daily AS u
          WHERE u.organization_id = o.id AND u.day < w.until AND u.credits <> u.billed_credits) AS consumed,
        least(w.start, (SELECT min(u.day) FROM usage_daily AS u WHERE u.organization_id = o.id),

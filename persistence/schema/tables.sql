@@ -281,6 +281,10 @@ CREATE TABLE organization (
     -- The status by which it is told that an amount is spent, and the longest time to wait that it is told.
     spent_status smallint CHECK (spent_status IN (402, 429)),
     retry_after_max_s integer CHECK (retry_after_max_s > 0),
+    -- Of electronic invoices: whom to ask, what it wants to be named, where they go.
+    contact jsonb CHECK (jsonb_typeof(contact) = 'object'),
+    buyer_reference text,
+    endpoint_id text,
     CONSTRAINT organization_invoicing_left_check CHECK ((invoicing_left IS NULL) = (invoicing_left_reason IS
         NULL))
 );
@@ -1424,7 +1428,7 @@ CREATE INDEX amendment_told_idx
 -- PDF and XML of final invoices, as they were made the first time. A void one has a PDF that says so.
 CREATE TABLE invoice_document (
     invoice_id bigint NOT NULL REFERENCES invoice(id),
-    format text NOT NULL CHECK (format IN ('pdf', 'factur-x', 'ubl')),
+    format text NOT NULL CHECK (format IN ('pdf', 'factur-x', 'ubl', 'xrechnung', 'xrechnung-ubl', 'peppol')),
     status text NOT NULL CHECK (status IN ('finalized', 'void')),
     sha256 text NOT NULL CHECK (sha256 ~ '^[0-9a-f]{64}$'),
     content bytea NOT NULL CHECK (octet_length(content) <= 33554432),

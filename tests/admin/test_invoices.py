@@ -265,8 +265,9 @@ async def test_seller_buyer_and_terms_are_copied(api: Api, admin_database: str, 
     )  # fmt: skip
     done = (await api.post(f"invoices/{made['id']}/finalize")).json
     final = date.fromisoformat(done["finalized_at"][:10])
-    assert done["buyer"] == {"name": "Acme", **CUSTOMERS_ADDRESS}
-    assert done["seller"] == {
+    nothing = dict.fromkeys(("postal", "contact", "endpoint_id", "buyer_reference"))
+    assert done["buyer"] == {"name": "Acme", **CUSTOMERS_ADDRESS, **nothing}
+    assert done["seller"] == nothing | {
         "name": "Tollkeeper Ltd", "address": ["12 Gate Street"], "country": "GB", "tax_number": "GB123456789",
     }  # fmt: skip
     assert (done["notes"], done["due_date"]) == (["Thank you."], (final + timedelta(days=14)).isoformat())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.billing.document import InvoiceParty
+from gateway.core.billing.document import Contact, InvoiceParty
 from gateway.errors import SettingError
 from gateway.run.letterhead import letterhead
 from gateway.settings.settings import Settings
@@ -41,6 +41,27 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content:
         place.write_text(content)
     with pytest.raises(SettingError, match=name.upper()):
         letterhead(Settings(**{name: str(place)}))
+
+
+def test_electronic_invoices_say_more_of_the_seller() -> None:
+    said = (
+        '{"address": {"street": "Gate Street 12", "city": "Berlin", "post_code": "10115", "country": "DE"},'
+        ' "contact": {"name": "Ada", "phone": "+49 1 23", "email": "ada@example.com"},'
+        ' "endpoint_id": "9930:DE123456789"}'
+    )
+    made = letterhead(Settings(invoice_issuer="Tollkeeper Ltd\nElsewhere", invoice_seller=said)).seller
+    assert made is not None
+    assert (made.address, made.country) == (("Gate Street 12", "10115 Berlin"), "DE")
+    assert made.contact == Contact("Ada", "+49 1 23", "ada@example.com")
+    assert made.endpoint == ("9930", "DE123456789")
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[]", '{"adress": {}}', '{"endpoint_id": "x"}', '{"address": {"country": "QQ"}}']
+)
+def test_details_of_the_seller_that_cannot_be_used_stop_the_start(said: str) -> None:
+    with pytest.raises(SettingError, match="INVOICE_SELLER"):
+        letterhead(Settings(invoice_issuer="Ltd", invoice_seller=said))
 
 
 @pytest.mark.parametrize("country", ["QQ", "de", "DEU"])

@@ -551,6 +551,14 @@ def _ask(resource: Resource, question: Question) -> Json:
     return operation
 
 
+# Parameters of documents, in words.
+_SAID = {
+    "format": "Else what the Accept header names.",
+    "profile": "What the document keeps to.",
+    "version": "Of the specification.",
+}
+
+
 def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
     schema: Json = {"type": "string", **({} if file.media.startswith("text/") else {"format": "binary"})}
     if file.media.endswith("json"):
@@ -559,9 +567,11 @@ def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
     read["responses"]["200"] = {"description": "The document.", "content": {file.media: {"schema": schema}}}
     if file.public:
         read |= {"security": [], "description": "Anybody may ask: it shows no data."}
-    if file.formats:
-        asked = {"type": "string", "enum": list(file.formats), "default": file.formats[0]}
-        read["parameters"] = [parameter("format", asked, "Else what the Accept header names.")]
+    if file.asked:
+        read["parameters"] = [
+            parameter(name, {"type": "string", "enum": list(values), "default": values[0]}, _SAID[name])
+            for name, values in file.asked
+        ]
     return read
 
 

@@ -567,6 +567,9 @@ EXAMPLES = {
     'or {"per_million": {"gpt-4o*": {"input": 500, "output": 1500}}, "markup": "1.2"}\n'
     'or {"at_cost": {"markup": "1.2"}}',
     "auto_top_up": '{"threshold": 1000, "credits": 10000, "unit_cost": "0.01", "monthly_max": 10}',
+    "address": "Main Road 5\n10115 Berlin\n"
+    'or {"street": "Main Road 5", "post_code": "10115", "city": "Berlin", "country": "DE"}',
+    "contact": '{"name": "Ada", "phone": "+49 30 1", "email": "ada@example.com"}',
     "tools": '{"web_search": "10"}',
     "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
     "service_tiers": '{"batch": "0.5", "priority": {"input": "5", "output": "20"}}',
@@ -762,7 +765,8 @@ def _shown(each: FormField, value: Any) -> Any:
     if each.kind == "numbers":
         return ", ".join(f"{item:g}" for item in value)
     if each.kind == "lines":
-        return "\n".join(map(str, value))
+        parts = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else None
+        return "\n".join(map(str, value)) if parts is None else parts
     if each.kind == "json":
         return json.dumps(value, indent=2, ensure_ascii=False)
     return str(value)

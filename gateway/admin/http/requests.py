@@ -26,7 +26,7 @@ from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.form_fields import IntegerParameter
 from gateway.admin.resources.resource import CURSOR_CHARS_MAX, Endpoint, Filter
-from gateway.admin.resources.values import FORMS, read_moment
+from gateway.admin.resources.values import ADDRESS_LINES, ADDRESS_PARTS, FORMS, read_moment
 from gateway.core.accounts.administration import (
     ADMIN,
     METER,
@@ -222,9 +222,9 @@ def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
 ERRORS_MAX = 50
 # What a body may hold, however deep: each takes many times the memory that it takes as JSON.
 VALUES_MAX = 50_000
-# What pydantic adds where a name itself is wrong, not what it names.
+# What pydantic adds where a name itself is wrong, not what it names, and where a value has one of two shapes.
 _OF_A_NAME = "[key]"
-_NO_FIELDS = {_OF_A_NAME, *FORMS}
+_NO_FIELDS = {_OF_A_NAME, *FORMS, ADDRESS_LINES, ADDRESS_PARTS}
 
 Body = dict[str, object]
 NONE_KNOWN: Mapping[str, str] = {}

@@ -163,13 +163,35 @@ class InvoiceLine(Out):
     period_end: Day | None = Field(description="The day behind the last one.")
 
 
+class PartyAddress(Out):
+    """An address by its parts."""
+
+    street: str | None
+    city: str | None
+    post_code: str | None
+    region: str | None
+    country: str | None
+
+
+class PartyContact(Out):
+    """Whom to ask about an invoice."""
+
+    name: str | None
+    phone: str | None
+    email: str | None
+
+
 class Party(Out):
     """Who sells or buys, as it was when the document became final."""
 
     name: str
-    address: list[str]
+    address: list[str] = Field(description="As it is set on paper.")
     country: str | None
     tax_number: str | None
+    postal: PartyAddress | None = Field(default=None, description="The address, where its parts are known.")
+    contact: PartyContact | None = None
+    endpoint_id: str | None = Field(default=None, description="Where electronic invoices go.")
+    buyer_reference: str | None = Field(default=None, description="What a buyer wants to be named.")
 
 
 class InvoiceCorrection(Out):

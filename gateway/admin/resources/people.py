@@ -24,8 +24,10 @@ from gateway.admin.resources.values import (
     Address,
     Amount,
     Cap,
+    Contact,
     Country,
     Currency,
+    EndpointId,
     Exactly,
     ExternalId,
     Flag,
@@ -122,9 +124,16 @@ class OrganizationCreate(In):
         description="Send reminders and block when invoices stay unpaid.",
     )
     tax_rate: Fraction = Field(default="0", description='A fraction, such as "0.20".', validate_default=True)
-    address: Address | None = optional("Below its name on invoices.")
+    address: Address | None = optional(
+        "Below its name on invoices: lines, or street, city, post_code, region and country as one object."
+    )
     country: Country | None = optional("ISO 3166, two letters.")
     tax_number: Text | None = optional("Such as its VAT identifier.")
+    contact: Contact | None = optional("Whom to ask about its invoices: name, phone, email.")
+    buyer_reference: Text | None = optional("What it wants its invoices to name, such as a Leitweg-ID.")
+    endpoint_id: EndpointId | None = optional(
+        "Where it gets electronic invoices: a scheme and an identifier, or a mail address."
+    )
     stripe_customer: StripeCustomer | None = optional(
         "Stripe's customer id, such as cus_…; later final documents are handed over."
     )
@@ -134,6 +143,7 @@ class OrganizationCreate(In):
 # What an organization says of itself. Files and staff know it by its name.
 THEIR_FIELDS = {
     "limits", "models", "runs", "spent_status", "retry_after_max_s", "address", "country", "tax_number",
+    "contact", "buyer_reference", "endpoint_id",
 }  # fmt: skip
 
 Organization = answer_of(

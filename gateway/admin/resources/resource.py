@@ -99,7 +99,7 @@ class BatchEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEndpoint:
-    """`GET …/{id}<suffix>`: a file made of a row; `formats` are those that `?format=` may ask for.
+    """`GET …/{id}<suffix>`: a file made of a row; `asked` are parameters, their values, the default first.
 
     One that is `public` needs no token.
     """
@@ -107,7 +107,7 @@ class DocumentEndpoint:
     suffix: str
     media: str
     summary: str
-    formats: tuple[str, ...] = ()
+    asked: tuple[tuple[str, tuple[str, ...]], ...] = ()
     public: bool = False
 
 
@@ -272,7 +272,7 @@ def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
     """The schema behind references and `or null`."""
     if "$ref" in part:
         return schema["$defs"][part["$ref"].rpartition("/")[2]], False
-    options: Sequence[Json] = part.get("anyOf", ())
+    options: Sequence[Json] = part.get("anyOf", part.get("oneOf", ()))
     if options:
         real = [option for option in options if option.get("type") != "null"]
         if [option.get("type") for option in real] == ["string", "integer"]:

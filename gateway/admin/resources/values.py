@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -19,10 +20,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     PlainSerializer,
+    Tag,
     WithJsonSchema,
 )
 from pydantic_core import CoreSchema
@@ -30,7 +33,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
-from gateway.core.billing.document import ADDRESS_LINES_MAX, countries
+from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, countries, is_mail_address
 from gateway.core.billing.money import EXACT, MICRO, MINOR_DIGITS, NANO
 from gateway.core.calls.routes import read_pattern
 from gateway.core.model import INTEGER_MAX
@@ -50,6 +53,7 @@ _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]
 _FINER = re.compile(r"(\.\d{6})\d+")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _BREAK = re.compile(r"[\t\n\r]")
+_PHONE = re.compile(r"\d.*\d.*\d", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -364,13 +368,57 @@ AskedModel = Annotated[
 ]
 
 
-# Addresses of customers.
-Address = Annotated[list[Text], Field(min_length=1, max_length=ADDRESS_LINES_MAX)]
 Country = Annotated[
     str,
     Field(strict=True),
     must(lambda text: text in countries(), 'be the two letters of a country (ISO 3166), such as "DE"'),
     WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
+]
+
+
+class PostalAddressIn(In):
+    """An address by its parts, as electronic invoices have it."""
+
+    street: Text | None = None
+    city: Text | None = None
+    post_code: Text | None = None
+    region: Text | None = None
+    country: Country | None = optional("ISO 3166, two letters; null: `country` of the row.")
+
+
+class ContactIn(In):
+    """Whom to ask about an invoice."""
+
+    name: Text | None = None
+    phone: Annotated[Text, must(lambda text: _PHONE.search(text) is not None, "have 3 digits")] | None = None
+    email: Annotated[Text, must(is_mail_address, "be a mail address")] | None = None
+
+
+# What lines and parts are called where an address is wrong: no field has such a name.
+ADDRESS_LINES, ADDRESS_PARTS = "[lines]", "[parts]"
+
+
+def _address(value: object) -> object:
+    """Return the parts that one line of JSON has: forms and commands take lines."""
+    if isinstance(value, list) and len(value) == 1 and str(value[0]).startswith("{"):
+        with suppress(ValueError):
+            return json.loads(value[0])
+    return value
+
+
+# Addresses of customers: lines as they are set, or parts.
+Address = Annotated[
+    Annotated[list[Text], Field(min_length=1, max_length=ADDRESS_LINES_MAX), Tag(ADDRESS_LINES)]
+    | Annotated[PostalAddressIn, Tag(ADDRESS_PARTS)],
+    Discriminator(lambda value: ADDRESS_LINES if isinstance(value, list) else ADDRESS_PARTS),
+    BeforeValidator(_address),
+    PlainSerializer(lambda value: value if isinstance(value, list) else _dumped(value)),
+]
+Contact = Annotated[ContactIn, AS_STORED]
+EndpointId = Annotated[
+    str,
+    Field(strict=True, max_length=TEXT_CHARS_MAX),
+    _PatternText(ENDPOINT, "a scheme and an identifier, such as 0088:4012345678901, or a mail address"),
 ]
 
 

@@ -72,6 +72,8 @@ def show(
     pdf: Annotated[Path | None, typer.Option(help="Write the PDF here.")] = None,
     xml: Annotated[Path | None, typer.Option(help="Write the electronic invoice here: Factur-X.")] = None,
     ubl: Annotated[Path | None, typer.Option(help="Write it as UBL here.")] = None,
+    xrechnung: Annotated[Path | None, typer.Option(help="Write it as XRechnung here.")] = None,
+    peppol: Annotated[Path | None, typer.Option(help="Write it for Peppol here.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the lines here.")] = None,
     usage: Annotated[Path | None, typer.Option(help="Write every use that it bills here.")] = None,
     as_json: AsJson = False,
@@ -81,6 +83,7 @@ def show(
         report(api.get(f"invoices/{invoice}"), "Lines", LINE_COLUMNS, inner="lines", as_json=as_json)
         asked = (
             (pdf, ".pdf"), (xml, ".xml"), (ubl, ".xml?format=ubl"), (csv, ".csv"), (usage, "/usage.csv"),
+            (xrechnung, ".xml?profile=xrechnung"), (peppol, ".xml?profile=peppol"),
         )  # fmt: skip
         for path, suffix in asked:
             if path is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -35,14 +35,86 @@ def countries() -> frozenset[str]:
     return frozenset(row[:2] for row in rows if row and not row.startswith("#"))
 
 
+# Two characters at least before and behind one `@`, without a dot beside it (BR-DE-28 of XRechnung).
+_MAIL = r"[^@\s.][^@\s]*[^@\s.]@[^@\s.][^@\s]*[^@\s.]"
+# Where electronic invoices go: a scheme of the Peppol code list (EAS) and an identifier, or a mail address.
+ENDPOINT = rf"(?:[0-9]{{4}}:[!-~]{{1,150}}|{_MAIL})"
+MAIL_SCHEME = "EM"
+
+
+def is_mail_address(text: str) -> bool:
+    return re.fullmatch(_MAIL, text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PostalAddress:
+    """An address by its parts."""
+
+    street: str | None = None
+    city: str | None = None
+    post_code: str | None = None
+    region: str | None = None
+    country: str | None = None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The address as it is set on paper."""
+        place = " ".join(filter(None, (self.post_code, self.city)))
+        return tuple(filter(None, (self.street, place, self.region)))
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """Whom to ask about an invoice."""
+
+    name: str | None = None
+    phone: str | None = None
+    email: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class InvoiceParty:
-    """Who sells or buys: a name, lines of address, a country (ISO 3166), a tax number."""
+    """Who sells or buys: a name, lines of address, a country (ISO 3166), a tax number.
+
+    `postal` is the address by its parts, where it is known so. A `reference` is what a buyer wants to be
+    named; electronic invoices go to an `endpoint_id`.
+    """
 
     name: str
     address: tuple[str, ...] = ()
     country: str | None = None
     tax_number: str | None = None
+    postal: PostalAddress | None = None
+    contact: Contact | None = None
+    endpoint_id: str | None = None
+    buyer_reference: str | None = None
+
+    @property
+    def endpoint(self) -> tuple[str, str] | None:
+        """The scheme and the identifier of its endpoint."""
+        if self.endpoint_id is None:
+            return None
+        if is_mail_address(self.endpoint_id):
+            return MAIL_SCHEME, self.endpoint_id
+        scheme, _, identifier = self.endpoint_id.partition(":")
+        return scheme, identifier
+
+
+def party_of(name: str, said: Mapping[str, Any]) -> InvoiceParty:
+    """Return a party of an address, lines or parts, and of other fields as organizations have them."""
+    address, country, contact = said.get("address"), said.get("country"), said.get("contact")
+    postal = PostalAddress(**address) if isinstance(address, Mapping) else None
+    lines: Sequence[str] = address or () if postal is None else postal.lines
+    return InvoiceParty(
+        name,
+        tuple(lines),
+        (postal.country if postal is not None else None) or country,
+        said.get("tax_number"),
+        postal,
+        Contact(**contact) if contact else None,
+        said.get("endpoint_id"),
+        said.get("buyer_reference"),
+    )
 
 
 class UnseenLetters(TollkeeperError, reason="store_unavailable", status=503):
@@ -72,8 +144,7 @@ class Letterhead:
     def buyer(self, organization_id: int, party: InvoiceParty) -> InvoiceParty:
         """A customer with the address that is known of it."""
         known = self.addresses.get(str(organization_id), self.addresses.get(party.name, ()))
-        address = party.address or tuple(known)
-        return InvoiceParty(party.name, address, party.country, party.tax_number)
+        return replace(party, address=party.address or tuple(known))
 
     def due_date(self, kind: str, finalized: date | None) -> date | None:
         """The last day to pay what was made final on a day; of a credit note there is none."""
@@ -173,7 +244,10 @@ def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 def _party(kept: Mapping[str, Any]) -> InvoiceParty:
-    return InvoiceParty(kept["name"], tuple(kept["address"]), kept["country"], kept["tax_number"])
+    """A party as it was copied; older copies have no parts, no contact and no endpoint."""
+    made = party_of(kept["name"], kept)
+    postal = kept.get("postal")
+    return made if postal is None else replace(made, postal=PostalAddress(**postal))
 
 
 # Tax by the date of supply: at which rate, and why at none. Pure.

@@ -1,5 +1,7 @@
 """An invoice in the terms of EN 16931, by their numbers (BT-1, BG-25): what CII and UBL are both written of.
 
+A profile narrows the norm: XRechnung 3.0 (KoSIT's rules) and Peppol BIS Billing 3.0 ask for more.
+
 Figures are those of the document, never computed again; of a credit note they are turned round, since its
 type says that it gives back. What the norm asks for and the document does not have is named. Pure.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,13 +18,16 @@ from typing import Any
 from gateway.core.billing.document import (
     CODES,
     CREDIT_NOTE,
+    MAIL_SCHEME,
     OUTSIDE_SCOPE,
     REASONS,
     REVERSE_CHARGE,
     STANDARD,
     ZERO,
+    Contact,
     Document,
     InvoiceParty,
+    PostalAddress,
     Tax,
     document_of,
 )
@@ -37,7 +43,36 @@ PIECE = "C62"
 NO_DUE_DATE = "As agreed"
 NOTHING_DUE = "Nothing is to be paid: this gives back"
 
+# Of a payment that no account is named for.
+UNDEFINED_MEANS = "1"
+GERMANY = "DE"
+# By how much a line may differ from quantity times price (PEPPOL-EN16931-R120).
+LINE_SLACK = Decimal("0.02")
+
 Terms = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What an electronic invoice says it keeps to (BT-24), and in which business process (BT-23).
+
+    One with a process asks for what networks need: endpoints, a reference of the buyer, lines that multiply.
+    """
+
+    name: str
+    specification: str
+    process: str | None = None
+
+
+_BILLING = "urn:fdc:peppol.eu:2017:poacc:billing:01:1.0"
+EN_16931 = Profile("en16931", "urn:cen.eu:en16931:2017")
+XRECHNUNG = Profile(
+    "xrechnung", f"{EN_16931.specification}#compliant#urn:xeinkauf.de:kosit:xrechnung_3.0", _BILLING
+)
+PEPPOL = Profile(
+    "peppol", f"{EN_16931.specification}#compliant#urn:fdc:peppol.eu:2017:poacc:billing:3.0", _BILLING
+)
+PROFILES = {profile.name: profile for profile in (EN_16931, XRECHNUNG, PEPPOL)}
 # A category's code, and a rate in per cent.
 Rate = tuple[str, str]
 
@@ -46,12 +81,13 @@ _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 _PREFIXES = {"GR": ("EL",), "GB": ("GB", "XI")}
 _OLD_TAX = re.compile(r"Tax ([0-9.]+) %")
 _ZERO, _CENT = Decimal(0), Decimal("0.01")
+_NOWHERE = PostalAddress()
 
 
-def terms_of(invoice: Mapping[str, Any]) -> Terms:
+def terms_of(invoice: Mapping[str, Any], profile: Profile = EN_16931) -> Terms:
     """The terms of an invoice, as the API answers it.
 
-    `Conflict` where it is not final; `Unprocessable` names what the norm asks for and it does not have.
+    `Conflict` where it is not final; `Unprocessable` names what the profile asks for and it does not have.
     """
     if invoice["status"] != "finalized":
         raise Conflict(f"The invoice is {invoice['status']}; only of a final one XML is made.")
@@ -59,14 +95,17 @@ def terms_of(invoice: Mapping[str, Any]) -> Terms:
         errors = [("seller", "was not copied: this became final before documents kept who sells and buys")]
         raise Unprocessable("This cannot be an electronic invoice.", tuple(errors))
     document, taxes = document_of(invoice), _taxes(invoice)
-    errors = list(_missing(invoice, document, set(taxes.values())))
+    errors = [
+        *_missing(invoice, document, set(taxes.values())),
+        *_missing_in_profile(invoice, document, profile),
+    ]
     if errors:
         raise Unprocessable("This cannot be an electronic invoice.", tuple(errors))
     return (
-        _head(invoice, document)
-        | _totals(invoice, taxes)
+        _head(invoice, document, profile)
+        | _totals(invoice, taxes, profile)
         | {
-            "BG-25": [_line(invoice, line, taxes[line["position"]]) for line in _billed(invoice)],
+            "BG-25": [_line(invoice, line, taxes[line["position"]], profile) for line in _billed(invoice)],
         }
     )
 
@@ -137,7 +176,38 @@ def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) ->
         )
 
 
-def _head(invoice: Mapping[str, Any], document: Document) -> Terms:
+def _missing_in_profile(
+    invoice: Mapping[str, Any], document: Document, profile: Profile
+) -> Iterator[tuple[str, str]]:
+    """What XRechnung's rules and those of Peppol ask for; between Germans Peppol has the same ones."""
+    if profile.process is None:
+        return
+    seller, buyer = document.seller, document.buyer
+    assert seller is not None
+    asked: list[tuple[str, object, str]] = [
+        ("buyer.buyer_reference", buyer.buyer_reference, "BR-DE-15, PEPPOL-EN16931-R003"),
+        ("buyer.endpoint_id", buyer.endpoint_id, "PEPPOL-EN16931-R010"),
+        ("seller.endpoint_id", seller.endpoint_id, "PEPPOL-EN16931-R020"),
+    ]
+    if profile is XRECHNUNG or seller.country == buyer.country == GERMANY:
+        contact, places = seller.contact or Contact(), (seller.postal or _NOWHERE, buyer.postal or _NOWHERE)
+        asked += [
+            ("seller.contact.name", contact.name, "BR-DE-5"),
+            ("seller.contact.phone", contact.phone, "BR-DE-6"),
+            ("seller.contact.email", contact.email, "BR-DE-7"),
+            ("seller.address.city", places[0].city, "BR-DE-3"),
+            ("seller.address.post_code", places[0].post_code, "BR-DE-4"),
+            ("buyer.address.city", places[1].city, "BR-DE-8"),
+            ("buyer.address.post_code", places[1].post_code, "BR-DE-9"),
+            ("iban", document.iban or invoice["kind"] == CREDIT_NOTE, "BR-DE-1"),
+        ]
+    yield from ((name, f"is required ({rule})") for name, value, rule in asked if not value)
+    for name, party in (("buyer", buyer), ("seller", seller)):
+        if profile is PEPPOL and party.endpoint is not None and party.endpoint[0] == MAIL_SCHEME:
+            yield f"{name}.endpoint_id", "has no scheme of Peppol's, such as 0088 (PEPPOL-EN16931-CL008)"
+
+
+def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> Terms:
     note = invoice["kind"] == CREDIT_NOTE
     assert document.seller is not None
     start, end = (date.fromisoformat(invoice[name]) for name in ("period_start", "period_end"))
@@ -150,7 +220,7 @@ def _head(invoice: Mapping[str, Any], document: Document) -> Terms:
         "BT-72": end - timedelta(days=1),
         "BT-73": start,
         "BT-74": end - timedelta(days=1),
-        "BG-1": [{"BT-22": legible(each)} for each in document.notes],
+        "BG-1": [{"BT-22": each} for each in _notes(document, profile)],
         "BG-3": [
             {"BT-25": each.number, "BT-26": date.fromisoformat(each.date)} for each in document.corrects
         ],
@@ -164,16 +234,30 @@ def _head(invoice: Mapping[str, Any], document: Document) -> Terms:
     if document.iban and not note:
         terms["BT-81"] = SEPA_TRANSFER if invoice["currency"] == "EUR" else TRANSFER
         terms["BT-84"] = document.iban
+    elif profile.process is not None:
+        terms["BT-81"] = UNDEFINED_MEANS
+    if profile.process is not None:
+        terms |= {"BT-23": profile.process, "BT-10": legible(document.buyer.buyer_reference or "")}
+    elif document.buyer.buyer_reference:
+        terms["BT-10"] = legible(document.buyer.buyer_reference)
     return terms
+
+
+def _notes(document: Document, profile: Profile) -> list[str]:
+    """The notes; a network's document has one at most (PEPPOL-EN16931-R002)."""
+    notes = [legible(each) for each in document.notes]
+    return notes if profile.process is None or not notes else ["\n".join(notes)]
 
 
 def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
     """A party; what is outside the scope of a tax names no VAT identifier (BR-O-02)."""
     made: Terms = {"name": legible(party.name), "country_code": party.country}
-    lines = [legible(line) for line in party.address]
-    made |= dict(zip(("addr_l1", "addr_l2"), lines, strict=False))
-    if len(lines) > 2:
-        made["addr_l3"] = ", ".join(lines[2:])
+    made |= _address(party)
+    if party.contact is not None:
+        said = {"name": party.contact.name, "phone": party.contact.phone, "email": party.contact.email}
+        made["contacts"] = [{name: legible(text) for name, text in said.items() if text}]
+    if party.endpoint is not None:
+        made |= dict(zip(("einvoicing_addr_schemeid", "einvoicing_addr"), party.endpoint, strict=True))
     if party.tax_number and is_vat_number(party) and not outside:
         made["vat_identifier"] = _compact(party.tax_number)
     elif party.tax_number:
@@ -183,18 +267,34 @@ def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
     return made
 
 
-def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> Terms:
+def _address(party: InvoiceParty) -> Terms:
+    """An address by its parts where they are known, else its lines."""
+    if party.postal is not None:
+        postal = party.postal
+        parts = {
+            "addr_l1": postal.street, "city": postal.city, "postcode": postal.post_code,
+            "country_subdivision": postal.region,
+        }  # fmt: skip
+        return {name: legible(text) for name, text in parts.items() if text}
+    lines = [legible(line) for line in party.address]
+    made: Terms = dict(zip(("addr_l1", "addr_l2"), lines, strict=False))
+    if len(lines) > 2:
+        made["addr_l3"] = ", ".join(lines[2:])
+    return made
+
+
+def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> Terms:
     subtotal, tax, total = (_amount(invoice, invoice[name]) for name in ("subtotal", "tax", "total_amount"))
     prepaid = prepaid_of(invoice)
     return {
         "BT-106": subtotal, "BT-109": subtotal, "BT-110": tax, "BT-112": total,
         **({"BT-113": _amount(invoice, prepaid)} if prepaid else {}),
         "BT-115": _amount(invoice, due_of(invoice)),
-        "BG-23": _breakdown(invoice, taxes),
+        "BG-23": _breakdown(invoice, taxes, profile),
     }  # fmt: skip
 
 
-def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> list[Terms]:
+def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> list[Terms]:
     """The amount taxed at each rate of a category, and the tax as the document has it."""
     basis: dict[Rate, Decimal] = {}
     paid: dict[Rate, Decimal] = {}
@@ -209,7 +309,8 @@ def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax]) -> list[Ter
             "BT-116": _amount(invoice, of_rate),
             "BT-117": _amount(invoice, paid.get(rate, _ZERO)),
             "BT-118": rate[0],
-            **_percent("BT-119", rate),
+            # XRechnung wants a rate there, of zero too (BR-DE-14).
+            **({"BT-119": rate[1]} if profile.process is not None else _percent("BT-119", rate)),
             **({"BT-120": legible(reason)} if (reason := reasons[rate]) else {}),
         }
         for rate, of_rate in basis.items()
@@ -221,7 +322,7 @@ def _percent(term: str, rate: Rate) -> Terms:
     return {} if rate[0] == CODES[OUTSIDE_SCOPE] else {term: rate[1]}
 
 
-def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax) -> Terms:
+def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax, profile: Profile) -> Terms:
     """A line; what is given back has a quantity below zero, never a price (BR-27)."""
     rate = (CODES[tax.category or STANDARD], tax.percent)
     return {
@@ -229,18 +330,33 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax) -> Term
         "BT-129": f"{_turned(invoice, Decimal(line['quantity'])):f}",
         "BT-130": PIECE,
         "BT-131": _amount(invoice, line["amount"]),
-        "BT-146": line["unit_price"],
+        **_price(line, profile),
         "BT-151": rate[0],
         **_percent("BT-152", rate),
         "BT-153": legible(line["description"]),
-        **_supplied(line),
+        **_supplied(invoice, line, profile),
     }
 
 
-def _supplied(line: Mapping[str, Any]) -> Terms:
-    """The first and the last day that a line bills, where they were kept."""
+def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
+    """A line's price; where rounding moved the line too far from it, the line's amount for its quantity."""
+    quantity, price, amount = (Decimal(line[name]) for name in ("quantity", "unit_price", "amount"))
+    if profile.process is None or abs(EXACT.multiply(quantity, price) - amount) <= LINE_SLACK:
+        return {"BT-146": line["unit_price"]}
+    return {"BT-146": f"{abs(amount):f}", "BT-149": f"{abs(quantity):f}"}
+
+
+def _supplied(invoice: Mapping[str, Any], line: Mapping[str, Any], profile: Profile) -> Terms:
+    """The first and the last day that a line bills, where they were kept.
+
+    In a network's document they lie within those of the invoice (PEPPOL-EN16931-R110, -R111), or are left
+    out.
+    """
     start, end = line["period_start"], line["period_end"]
     if start is None or end is None:
+        return {}
+    within = invoice["period_start"] <= start and end <= invoice["period_end"]
+    if profile.process is not None and not within:
         return {}
     first, last = date.fromisoformat(start), date.fromisoformat(end) - timedelta(days=1)
     return {"BT-134": first, "BT-135": last}

@@ -56,8 +56,8 @@ FEATURE = Feature(
         "invoices": (
             (".pdf", "application/pdf", "An invoice on paper"),
             (
-                ".xml", "application/xml", "A final invoice as EN 16931 has it: Factur-X, or UBL",
-                ("factur-x", "ubl"),
+                ".xml", "application/xml", "A final invoice as EN 16931 or its profile has it: Factur-X, UBL",
+                (("format", ("factur-x", "ubl")), ("profile", ("en16931", "xrechnung", "peppol"))),
             ),
         )
     },

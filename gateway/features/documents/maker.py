@@ -22,13 +22,14 @@ from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict, Overloaded, Unprocessable
-from gateway.features.documents.renderer import FACTUR_X, UBL, InvoiceRenderer
+from gateway.features.documents.e_invoice import EN_16931, PEPPOL, PROFILES, Profile
+from gateway.features.documents.renderer import FACTUR_X, KINDS, UBL, InvoiceRenderer
 
 if TYPE_CHECKING:
     from persistence.store import Store
 
 XML = "application/xml"
-# What files are called by what is in them.
+# What files are called by their syntax.
 SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
 # Documents that are being made or wait for it.
 UNDER_WAY = ConcurrencyLimits(staff_max=32, own_max=8, others_max=32)
@@ -65,9 +66,10 @@ def mount_documents(
         return _file(name_of(invoice, "pdf"), "application/pdf", content)
 
     async def xml(request: web.Request) -> web.Response:
-        syntax = _syntax(request)
+        profile = _profile(request)
+        syntax = _syntax(request, profile)
         mine, invoice = await read(request)
-        content = await made.xml(mine, row_id(request), invoice, syntax)
+        content = await made.xml(mine, row_id(request), invoice, syntax, profile)
         response = _file(name_of(invoice, SUFFIXES[syntax]), XML, content)
         response.headers["Vary"] = "Accept"
         return response
@@ -116,12 +118,20 @@ class DocumentMaker:
             mine, (invoice_id, "pdf", status), partial(self._pdf, mine, invoice_id, invoice)
         )
 
-    async def xml(self, mine: DocumentRequester, invoice_id: int, invoice: Row, syntax: str) -> bytes:
+    async def xml(
+        self,
+        mine: DocumentRequester,
+        invoice_id: int,
+        invoice: Row,
+        syntax: str,
+        profile: Profile = EN_16931,
+    ) -> bytes:
         """The XML: of a void invoice what was made before, since it cannot say that it is void."""
-        if (known := await mine.store.document(invoice_id, syntax, "finalized")) is not None:
+        kind = KINDS[profile, syntax]
+        if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known
-        make = partial(self._xml, mine, invoice_id, invoice, syntax)
-        return await self._awaited(mine, (invoice_id, syntax, "finalized"), make)
+        make = partial(self._xml, mine, invoice_id, invoice, syntax, profile)
+        return await self._awaited(mine, (invoice_id, kind, "finalized"), make)
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         """The PDF of a draft, made once for its contents: the same draft has the same."""
@@ -172,17 +182,25 @@ class DocumentMaker:
     async def _pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         status = str(invoice["status"])
         try:
-            content = await self._xml(mine, invoice_id, invoice, FACTUR_X) if status == "finalized" else b""
+            content = await self._xml(mine, invoice_id, invoice) if status == "finalized" else b""
         except (Unprocessable, Conflict):
             content = b""
         make = partial(self._renderer.pdf, invoice, content)
         return await self._keep(mine, invoice_id, "pdf", status, make)
 
-    async def _xml(self, mine: DocumentRequester, invoice_id: int, invoice: Row, syntax: str) -> bytes:
-        if (known := await mine.store.document(invoice_id, syntax, "finalized")) is not None:
+    async def _xml(
+        self,
+        mine: DocumentRequester,
+        invoice_id: int,
+        invoice: Row,
+        syntax: str = FACTUR_X,
+        profile: Profile = EN_16931,
+    ) -> bytes:
+        kind = KINDS[profile, syntax]
+        if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known
-        make = partial(self._renderer.xml, invoice, syntax)
-        return await self._keep(mine, invoice_id, syntax, "finalized", make)
+        make = partial(self._renderer.xml, invoice, syntax, profile)
+        return await self._keep(mine, invoice_id, kind, "finalized", make)
 
     async def _keep(
         self, mine: DocumentRequester, invoice_id: int, kind: str, status: str, make: Callable[[], bytes]
@@ -195,9 +213,21 @@ class DocumentMaker:
 _MAKER = web.AppKey("documents", DocumentMaker)
 
 
-def _syntax(request: web.Request) -> str:
-    """Which XML is asked for: by the query, else by what is accepted."""
+def _profile(request: web.Request) -> Profile:
+    """Which profile of the norm is asked for."""
+    asked = request.query.get("profile", EN_16931.name)
+    if asked not in PROFILES:
+        raise Unprocessable(errors=(("profile", f"must be one of {', '.join(PROFILES)}"),))
+    return PROFILES[asked]
+
+
+def _syntax(request: web.Request, profile: Profile) -> str:
+    """Which XML is asked for: by the query, else by what is accepted. Peppol takes UBL alone."""
     asked = request.query.get("format")
+    if profile is PEPPOL:
+        if asked not in {None, UBL}:
+            raise Unprocessable(errors=(("format", f"must be {UBL}: Peppol takes no other"),))
+        return UBL
     if asked is None:
         return UBL if UBL in request.headers.get("Accept", "").lower() else FACTUR_X
     if asked not in SUFFIXES:

@@ -20,11 +20,20 @@ from gateway.core.billing.document import (
     Document,
     InvoiceParty,
     Letterhead,
+    Tax,
     document_of,
 )
 from gateway.core.billing.invoice import span
 from gateway.extras import loading
-from gateway.features.documents.e_invoice import due_of, prepaid_of, terms_of
+from gateway.features.documents.e_invoice import (
+    EN_16931,
+    PEPPOL,
+    XRECHNUNG,
+    Profile,
+    due_of,
+    prepaid_of,
+    terms_of,
+)
 
 # Electronic invoices: the terms of EN 16931 as XML, and a PDF that carries it (Factur-X).
 #
@@ -35,20 +44,32 @@ EXTRA = "documents"
 FACTUR_X, UBL = "factur-x", "ubl"
 # How the library calls each syntax.
 _SYNTAXES = {FACTUR_X: "factur-x", UBL: "ubl-2.1"}
-_PROFILE = "en16931"
+# A document's kind, as it is kept, by its profile and syntax.
+KINDS = {
+    (EN_16931, FACTUR_X): "factur-x",
+    (EN_16931, UBL): "ubl",
+    (XRECHNUNG, FACTUR_X): "xrechnung",
+    (XRECHNUNG, UBL): "xrechnung-ubl",
+    (PEPPOL, UBL): "peppol",
+}
+_LEVEL = EN_16931.name
 # What holds the same facts as the pages do.
 _RELATION = "alternative"
 
 
-def electronic_invoice(invoice: Row, syntax: str) -> bytes:
-    """Write an invoice as CII or UBL, checked against its schema; refuses as `terms_of` does."""
+def electronic_invoice(invoice: Row, syntax: str, profile: Profile = EN_16931) -> bytes:
+    """Write an invoice as CII or UBL, checked against its schema; refuses as `terms_of` does.
+
+    The library knows no other profile than the norm: the identifier of another one takes its place.
+    """
     with loading(EXTRA):
         from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
 
     made: bytes = generate_xml(
-        terms_of(invoice), flavor=_SYNTAXES[syntax], level=_PROFILE, check_xsd=True, check_schematron=None
-    )
-    return made
+        terms_of(invoice, profile), flavor=_SYNTAXES[syntax], level=_LEVEL, check_xsd=True,
+        check_schematron=None,
+    )  # fmt: skip
+    return made.replace(f">{EN_16931.specification}<".encode(), f">{profile.specification}<".encode(), 1)
 
 
 def pdf_carrying(pdf: bytes, content: bytes, invoice: Row) -> bytes:
@@ -59,7 +80,7 @@ def pdf_carrying(pdf: bytes, content: bytes, invoice: Row) -> bytes:
     seller: Any = invoice["seller"]
     about = {"author": seller["name"], "title": title, "subject": title, "keywords": "Factur-X"}
     made: bytes = generate_from_binary(
-        pdf, content, flavor="factur-x", level=_PROFILE, check_xsd=False, pdf_metadata=about, lang="en",
+        pdf, content, flavor="factur-x", level=_LEVEL, check_xsd=False, pdf_metadata=about, lang="en",
         afrelationship=_RELATION,
     )  # fmt: skip
     return made
@@ -107,9 +128,9 @@ class InvoiceRenderer:
             return pdf_carrying(archived, xml, invoice)
         return press.set_pages(content, self.logo, len(lines))
 
-    def xml(self, invoice: Row, syntax: str) -> bytes:
-        """Write an invoice as EN 16931 has it, as CII or UBL."""
-        return electronic_invoice(invoice, syntax)
+    def xml(self, invoice: Row, syntax: str, profile: Profile = EN_16931) -> bytes:
+        """Write an invoice as a profile of EN 16931 has it, as CII or UBL."""
+        return electronic_invoice(invoice, syntax, profile)
 
     def content(self, invoice: Any) -> dict[str, Any]:
         note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]
@@ -125,12 +146,7 @@ class InvoiceRenderer:
             "facts": _facts(invoice, document),
             "currency": invoice["currency"],
             "groups": _groups(invoice["lines"]),
-            "taxes": [
-                {"description": line["description"], "amount": _grouped(line["amount"])}
-                for line in invoice["lines"]
-                if line["kind"] == "tax"
-            ]
-            + _prepaid(invoice),
+            "taxes": [*_taxes(invoice), *_prepaid(invoice)],
             "subtotal": _grouped(invoice["subtotal"]),
             "total": _grouped(f"{due_of(invoice):f}"),
             "total_label": "Total" if note or not document.due_date else "Amount due",
@@ -146,6 +162,40 @@ class InvoiceRenderer:
         day = date.fromisoformat(issued[:10]) if issued else None
         due = head.due_date(invoice["kind"], day)
         return Document(head.seller, buyer, head.notes, due.isoformat() if due else None), issued is not None
+
+
+def _taxes(invoice: Any) -> list[dict[str, str]]:
+    """A row for each tax: its rate or why there is none, the amount that is taxed so, the tax.
+
+    A rate of zero has no line of its own in the invoice, and lines from before taxes were kept with them
+    have no tax.
+    """
+    bases: dict[str, Decimal] = {}
+    amounts: dict[str, Decimal] = {}
+    nothing = abs(Decimal(invoice["subtotal"])) * 0
+    for line in invoice["lines"]:
+        sums = amounts if line["kind"] == "tax" else bases
+        if said := _tax_said(line):
+            sums[said] = sums.get(said, nothing) + Decimal(line["amount"])
+    return [
+        {
+            "description": f"{said} on {_grouped(f'{bases[said]:f}')}" if said in bases else said,
+            "amount": _grouped(f"{amounts.get(said, nothing):f}"),
+        }
+        for said in bases | amounts
+    ]
+
+
+def _tax_said(line: Any) -> str:
+    """The tax of a line in words; of lines from before it was kept as the line of the tax says it."""
+    if line["tax_rate"] is None:
+        return line["description"] if line["kind"] == "tax" else ""
+    tax = Tax(Decimal(line["tax_rate"]), line["tax_category"], line["tax_reason"])
+    return tax.said or "Tax 0 %"
+
+
+def _rate(line: Any) -> str:
+    return "" if line["tax_rate"] is None else f"{Tax(Decimal(line['tax_rate'])).percent} %"
 
 
 def _prepaid(invoice: Any) -> list[dict[str, str]]:
@@ -183,8 +233,9 @@ def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:
         entries = [
             {
                 "description": line["description"],
-                "quantity": f"{line['quantity']:,}",
+                "quantity": _grouped(f"{line['quantity']}"),
                 "unit_price": "" if kind == "credits_consumed" else _grouped(_short(line["unit_price"])),
+                "tax": _rate(line),
                 "amount": _grouped(line["amount"]),
             }
             for line in lines

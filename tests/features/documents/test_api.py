@@ -93,3 +93,27 @@ async def test_a_credit_note_is_one_and_names_its_invoice(api: Api) -> None:
     said = {each.tag.rpartition("}")[2]: each.text for each in found.iter()}
     assert (said["CreditNoteTypeCode"], said["PayableAmount"]) == ("381", "9.60")
     assert made["number"] in [each.text for each in found.iter()]
+
+
+PARTS = {"street": "Main Road 5", "city": "Paris", "post_code": "75001", "country": "FR"}
+NETWORK = {"address": PARTS, "country": None, "buyer_reference": "PO 7", "endpoint_id": "9957:FR40303265045"}
+
+
+async def test_a_profile_is_made_once_of_the_fields_that_it_asks_for(
+    admin_database: str, keeper_database: str
+) -> None:
+    seller = InvoiceParty("Seller", (), "FR", "FR83404833048", endpoint_id="9957:FR83404833048")
+    async with api_of(admin_database, keeper_database, Letterhead(seller)) as api:
+        made = await final(api, **NETWORK)
+        assert made["buyer"]["address"] == ["Main Road 5", "75001 Paris"]
+        where = f"invoices/{made['id']}.xml?profile="
+        found = await api.get(f"{where}peppol")
+        said = {each.tag.rpartition("}")[2]: each.text for each in ET.fromstring(found.raw).iter()}
+        assert (said["BuyerReference"], said["CityName"], said["PostalZone"]) == ("PO 7", "Paris", "75001")
+        assert (await api.get(f"{where}peppol&format=ubl")).raw == found.raw
+        refused = [await api.get(f"{where}{asked}") for asked in ("xrechnung", "peppol&format=factur-x", "x")]
+        assert [each.status for each in refused] == [422, 422, 422]
+        fields = [[error["field"] for error in each.json["errors"]] for each in refused]
+        assert fields[1:] == [["format"], ["profile"]]
+        assert "seller.contact.name" in fields[0]
+        assert api.rows("SELECT format FROM invoice_document") == [("peppol",)]

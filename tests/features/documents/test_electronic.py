@@ -105,9 +105,25 @@ def test_credit_that_was_applied_as_it_became_final_leaves_less_to_pay(
     assert [texts(electronic_invoice(found, syntax), name) for name in names] == [["20.00"], ["49.60"]]
     on_paper = InvoiceRenderer().content(found)
     assert [(each["description"], each["amount"]) for each in on_paper["taxes"]] == [
-        ("Tax 20.0 %", "11.60"), ("Total", "69.60"), ("Credit applied", "\N{MINUS SIGN}20.00"),
+        ("Tax 20 % on 58.00", "11.60"), ("Total", "69.60"), ("Credit applied", "\N{MINUS SIGN}20.00"),
     ]  # fmt: skip
     assert (on_paper["total_label"], on_paper["total"]) == ("Amount due", "49.60")
+
+
+def test_paper_says_each_rate_with_its_base_zero_and_reasons_too() -> None:
+    lines = (
+        (15, "1", "15.00", "0.19", None), (-5, "1", "-5.00", "0.16", "standard"),
+        (9, "1", "9.00", "0", None), (2, "1", "2.00", "0", "reverse_charge"),
+    )  # fmt: skip
+    taxes = ((1, "2.85", "2.85", "0.19", None), (1, "-0.80", "-0.80", "0.16", "standard"))
+    made = InvoiceRenderer().content(invoice(lines, taxes))
+    assert [(each["description"], each["amount"]) for each in made["taxes"]] == [
+        ("Tax 19 % on 15.00", "2.85"), ("Tax 16 % on −5.00", "−0.80"),
+        ("Tax 0 % on 9.00", "0.00"), ("Tax 0 %, Reverse charge on 2.00", "0.00"),
+    ]  # fmt: skip
+    [group] = made["groups"]
+    assert [each["tax"] for each in group["lines"]] == ["19 %", "16 %", "0 %", "0 %"]
+    assert [each["quantity"] for each in group["lines"]][1] == "−5"
 
 
 def test_the_pdf_carries_the_xml_to_the_byte() -> None:

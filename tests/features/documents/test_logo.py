@@ -19,7 +19,7 @@ INVOICE = {
     "seller": None, "buyer": None,
     "lines": [
         {"kind": "usage", "description": "*not* _markup_ #x", "quantity": -3, "unit_price": "0.966666666667",
-         "amount": "-1234.50"},
+         "amount": "-1234.50", "tax_rate": None},
     ],
 }  # fmt: skip
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><rect width="9" height="9"/></svg>'
