@@ -68,6 +68,7 @@ BESIDE = {
     "usage.csv": ("usage",),
     "usage.parquet": ("usage",),
     "usage.focus.csv": ("usage",),
+    "usage.focus.parquet": ("usage",),
     **{
         f"{name}.{what}": ("report", name.removeprefix("reports/"))
         for name, report in REPORTS.items()

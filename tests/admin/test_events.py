@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import psycopg
@@ -203,6 +206,33 @@ async def test_a_time_has_any_fraction_of_a_second(api: Api) -> None:
     assert (await api.post("events", sent)).json["accepted"] == 2
     used = [row["used_at"] for row in (await api.get("events")).json["items"]]
     assert sorted(used) == [f"{day}T10:00:00.123456Z", f"{day}T10:00:00.999999Z"]
+
+
+async def test_an_event_in_binary_mode_is_what_it_is_in_structured_mode(api: Api) -> None:
+    made = await tenant(api, "Zoë")
+    sent = event("Zoë")
+    data = sent.pop("data")
+    head = {f"Ce-{name}": quote(value, safe=" :+/") for name, value in sent.items()}
+    head["ce-traceparent"] = "00-x"
+    body = json.dumps(data).encode()
+    kind = {"Content-Type": "application/json"}
+    answer = await api.call("POST", "events", data=body, headers=head | kind)
+    assert (answer.status, answer.json["accepted"]) == (200, 1)
+    [row] = (await api.get("events")).json["items"]
+    assert (row["event_id"], row["source"], row["tenant_id"]) == (sent["id"], "importer", made["id"])
+    assert (await api.post("events", sent | {"data": data})).json["duplicates"] == 1
+    wrong = await api.call("POST", "events", data=b"{}", headers=head | kind | {"ce-id": "other"})
+    assert (wrong.status, wrong.json["errors"][0]["field"]) == (422, "0.data.service")
+
+
+async def test_data_in_base64_is_json_in_it(api: Api) -> None:
+    await tenant(api)
+    sent = event("Main")
+    said = base64.b64encode(json.dumps(sent.pop("data")).encode()).decode()
+    assert (await api.post("events", sent | {"data_base64": said})).json["accepted"] == 1
+    for wrong in ("{}", base64.b64encode(b"{").decode(), 7, None):
+        answer = await api.post("events", event("Main", data=None) | {"data_base64": wrong})
+        assert (answer.status, "data_base64" in answer.json["errors"][0]["message"]) == (422, True)
 
 
 @in_turn(

@@ -318,6 +318,13 @@ async def test_charges_of_focus_are_what_the_calls_cost(api: Api, calls: list[di
         assert row["ResourceId"] == "api-key/5"
         assert datetime.fromisoformat(row["ChargePeriodStart"]) >= BEGAN
     assert found == {key: each["cost"] for key, each in by_day.items()}
+    # The same rows in Parquet, with types and in the columns of another version.
+    content = (await api.get(f"usage/focus.parquet?{SPAN}&version=1.2")).raw
+    table = pq.read_table(io.BytesIO(content))
+    assert tuple(table.column_names) == focus.VERSIONS["1.2"]
+    assert [row["BilledCost"] for row in table.to_pylist()] == [Decimal(row["BilledCost"]) for row in rows]
+    assert {each["ProviderName"] for each in table.to_pylist()} == {rows[0]["ServiceProviderName"]}
+    assert str(table.schema.field("ChargePeriodStart").type) == "timestamp[us, tz=UTC]"
     one = calls[0]["organization_id"]
     answer = await api.get(f"usage/focus.csv?{SPAN}&organization_id={one}")
     rows = list(csv.DictReader(io.StringIO(answer.raw.decode())))
@@ -332,7 +339,8 @@ async def test_a_file_of_charges_has_its_own_groups_and_needs_a_token(api: Api) 
             [name.partition("=")[0]],
         )
     assert (await api.get("usage/focus.csv")).raw.decode().split() == [",".join(focus.FOCUS_COLUMNS)]
-    for file in ("usage.csv", "usage/focus.csv"):
+    assert (await api.get("usage/focus.csv?version=1.3")).json["errors"][0]["field"] == "version"
+    for file in ("usage.csv", "usage/focus.csv", "usage/focus.parquet"):
         assert (await api.acting_as(None).get(file)).status == 401
 
 

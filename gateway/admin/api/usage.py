@@ -156,28 +156,43 @@ class Parquet:
 
     media = "application/vnd.apache.parquet"
 
-    def __init__(self, name: str, columns: tuple[str, ...], money: Collection[str], libraries: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        columns: tuple[str, ...],
+        money: Collection[str],
+        libraries: Any,
+        *,
+        times: Collection[str] = ("start",),
+        counts: bool = True,
+    ) -> None:
         self.name = name
         arrow, parquet = libraries
         self._decimals = DECIMALS if money == _COST else DECIMALS_OF_CHARGES
         types = {
-            "start": arrow.timestamp("us", tz="UTC"),
+            **dict.fromkeys(times, arrow.timestamp("us", tz="UTC")),
             "month": arrow.date32(),
             **dict.fromkeys(money, arrow.decimal128(DIGITS, self._decimals)),
             **dict.fromkeys(_TEXTS, arrow.string()),
         }
         self._arrow = arrow
-        self._schema = arrow.schema([(name, types.get(name, arrow.int64())) for name in columns])
+        other = arrow.int64() if counts else arrow.string()
+        self._schema = arrow.schema([(name, types.get(name, other)) for name in columns])
         self._written = _ByteSink()
         self._writer = parquet.ParquetWriter(arrow.PythonFile(self._written, "w"), self._schema)
 
     @classmethod
-    async def of(cls, name: str, columns: tuple[str, ...], money: Collection[str] = _COST) -> Parquet:
-        """Begin a file. The library is large: it is loaded by the first one, beside the loop."""
+    async def of(
+        cls, name: str, columns: tuple[str, ...], money: Collection[str] = _COST, **others: Any
+    ) -> Parquet:
+        """Begin a file; other columns than `money` and `times` are `counts`, or texts.
+
+        The library is large: it is loaded by the first file, beside the loop.
+        """
         load = importlib.import_module
         with loading("finance"):
             libraries = [await asyncio.to_thread(load, each) for each in ("pyarrow", "pyarrow.parquet")]
-        return cls(name, columns, money, libraries)
+        return cls(name, columns, money, libraries, **others)
 
     def head(self) -> bytes:
         """The bytes before the first row."""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from aiohttp import web
 from multidict import MultiMapping
@@ -40,7 +41,7 @@ from gateway.admin.http.server import ConcurrencyLimits, WorkSlots
 from gateway.admin.operations import Operations, WriteRequest, WriteResult, finish
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.catalogue import QUOTE, Quote, QuoteQuery
-from gateway.admin.resources.events import MANY, ONE, PLAIN, TAKEN, CloudEvent
+from gateway.admin.resources.events import ATTRIBUTE, MANY, ONE, PLAIN, TAKEN, CloudEvent
 from gateway.admin.resources.integrity import (
     DEAD_LETTERS,
     DECIDED_USUALLY,
@@ -304,6 +305,8 @@ async def _read(request: web.Request) -> list[object]:
     if media not in {ONE, MANY, PLAIN, "application/octet-stream"}:  # the last where none is said
         raise UnsupportedMedia(f"Events are sent as {ONE}, {MANY} or {PLAIN}.")
     found = requests.parse_any_body(await request.read())
+    if f"{ATTRIBUTE}specversion" in request.headers and media not in {ONE, MANY}:
+        return [_binary(request, found)]
     if isinstance(found, dict) and media != MANY:
         return [found]
     if not isinstance(found, list) or media == ONE:
@@ -311,6 +314,16 @@ async def _read(request: web.Request) -> list[object]:
     if len(found) > EVENTS_MAX:
         raise Unprocessable(errors=(("", f"{len(found)} events at once; send at most {EVENTS_MAX}"),))
     return found
+
+
+def _binary(request: web.Request, data: object) -> dict[str, object]:
+    """An event in binary mode: its attributes are header fields, percent-encoded, its data is the body."""
+    attributes = {
+        name.lower().removeprefix(ATTRIBUTE): unquote(value)
+        for name, value in request.headers.items()
+        if name.lower().startswith(ATTRIBUTE)
+    }
+    return {**attributes, "datacontenttype": PLAIN, "data": data}
 
 
 def _sorted(sent: list[object]) -> Row:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -39,6 +41,8 @@ from gateway.core.network import URL_CHARS_MAX
 
 ONE, MANY, PLAIN = "application/cloudevents+json", "application/cloudevents-batch+json", "application/json"
 EXTENSION_CHARS_MAX = 20
+# Of header fields that are attributes, where an event is sent in binary mode.
+ATTRIBUTE = "ce-"
 
 
 Count = Annotated[int, Field(strict=True, ge=0, le=AMOUNT_MAX)]
@@ -94,6 +98,18 @@ class CloudEvent(In):
     ) = None
     dataschema: Text | None = None
     data: EventData
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_bytes(cls, sent: Any) -> Any:
+        """Read `data_base64`, in which an SDK sends JSON that it was given as bytes."""
+        if not isinstance(sent, dict) or "data_base64" not in sent or "data" in sent:
+            return sent
+        others = {name: value for name, value in sent.items() if name != "data_base64"}
+        try:
+            return others | {"data": json.loads(b64decode(sent["data_base64"], validate=True))}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError("data_base64 must be JSON in base64") from error
 
     @model_validator(mode="after")
     def _extensions(self) -> Self:

@@ -55,7 +55,8 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     parquet: Annotated[Path | None, typer.Option(help="Write Parquet to this file.")] = None,
     as_focus: Annotated[
-        bool, typer.Option("--focus", help="Print charges of each day as FOCUS 1.4 has them, as CSV.")
+        bool,
+        typer.Option("--focus", help="Charges of each day as FOCUS 1.4 has them, as CSV or with --parquet."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,6 +67,9 @@ def usage(
         asked: Json = {
             "group_by": by, "from_": since, "to": until, "interval": interval, "tenant_id": tenant_id,
         }  # fmt: skip
+        if as_focus and parquet is not None:
+            parquet.write_bytes(api.download("usage/focus.parquet", **asked))
+            return
         if as_focus:
             typer.echo(api.download("usage/focus.csv", **asked), nl=False)
             return

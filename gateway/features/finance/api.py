@@ -1,27 +1,44 @@
-"""`/usage/focus.csv`: the charges of each day as FOCUS 1.4 has them, for the Admin API and the console."""
+"""`/usage/focus.csv` and `.parquet`: the charges of each day as FOCUS has them.
+
+For the Admin API and the console.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aiohttp import web
-from multidict import MultiMapping
+from multidict import MultiDict, MultiMapping
 
-from gateway.admin.api.usage import CsvFile, File, read, serve_file
+from gateway.admin.api.usage import CsvFile, File, Parquet, read, serve_file
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import UsageQuery
 from gateway.errors import Unprocessable
-from gateway.features.finance.focus import FOCUS_COLUMNS, FOCUS_GROUPED_BY, FOCUS_INTERVAL, focus_charge
+from gateway.features.finance.focus import (
+    FOCUS_GROUPED_BY,
+    FOCUS_INTERVAL,
+    FOCUS_QUANTITIES,
+    FOCUS_TIMES,
+    VERSIONS,
+    focus_charge,
+    with_types,
+)
 
 
 def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Admit) -> None:
-    """Serve the file; `admitted` names who asks."""
+    """Serve the files; `admitted` names who asks."""
 
-    async def as_focus(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+    def asked_of(query: MultiMapping[str]) -> tuple[UsageQuery, tuple[str, ...], Callable[[Row], Row]]:
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
             raise Unprocessable("Some query parameters are wrong.", fixed)
-        asked = replace(read(query), interval=FOCUS_INTERVAL, groups=FOCUS_GROUPED_BY)
+        others = MultiDict(query)
+        version = others.pop("version", next(iter(VERSIONS)))
+        if version not in VERSIONS:
+            wrong = ("version", f"must be one of {', '.join(VERSIONS)}")
+            raise Unprocessable("Some query parameters are wrong.", (wrong,))
+        asked = replace(read(others), interval=FOCUS_INTERVAL, groups=FOCUS_GROUPED_BY)
         seller = ports.store.letterhead.seller
 
         def charge(row: Row) -> Row:
@@ -33,6 +50,29 @@ def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
                 tokens=row["model"] is not None,
             )
 
-        return asked, CsvFile("focus.csv", FOCUS_COLUMNS, charge, used_only=True)
+        return asked, VERSIONS[version], charge
 
-    serve_file(app, ports, f"{root}/usage/focus.csv", as_focus, admitted)
+    async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        asked, columns, charge = asked_of(query)
+        return asked, CsvFile("focus.csv", columns, charge, used_only=True)
+
+    async def as_parquet(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
+        asked, columns, charge = asked_of(query)
+        file = await Parquet.of("focus.parquet", columns, FOCUS_QUANTITIES, times=FOCUS_TIMES, counts=False)
+        return asked, _Charges(file, charge)
+
+    serve_file(app, ports, f"{root}/usage/focus.csv", as_csv, admitted)
+    serve_file(app, ports, f"{root}/usage/focus.parquet", as_parquet, admitted)
+
+
+class _Charges:
+    """The charges of used rows as Parquet."""
+
+    def __init__(self, file: Parquet, charge: Callable[[Row], Row]) -> None:
+        self.name, self.media = file.name, file.media
+        self.head, self.tail = file.head, file.tail
+        self._file, self._charge = file, charge
+
+    def some(self, rows: Sequence[Row]) -> bytes:
+        """The next rows."""
+        return self._file.some([with_types(dict(self._charge(row))) for row in rows if row["requests"]])

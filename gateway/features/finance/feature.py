@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from gateway.feature import Feature, lazy, mounts
 
+_VERSIONS = (("version", ("1.4", "1.2")),)
+
 FEATURE = Feature(
     name="finance",
-    documents={"usage": (("/focus.csv", "text/csv", "Charges of each day, as FOCUS 1.4 has them"),)},
+    documents={
+        "usage": (
+            ("/focus.csv", "text/csv", "Charges of each day, as FOCUS has them", _VERSIONS),
+            ("/focus.parquet", "application/vnd.apache.parquet", "The same as Parquet", _VERSIONS),
+        )
+    },
     admin_commands=lazy("gateway.features.finance.command:add_reports"),
     routes=mounts(files="gateway.features.finance.api:mount_focus"),
 )

@@ -1,4 +1,4 @@
-"""Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), version 1.4. Pure.
+"""Use as charges of the FinOps Open Cost and Usage Specification (FOCUS), versions 1.4 and 1.2. Pure.
 
 A row is a day of one organization, tenant, key, user, project, service and model. Its cost is that of
 the price book, without the markup of use at cost; there are no discounts, so all four costs are the same.
@@ -30,6 +30,16 @@ FOCUS_COLUMNS: Final = (
     "ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId",
     "SubAccountName", "Tags",
 )  # fmt: skip
+# Version 1.2 names who offers and who made a service by other columns.
+_BEFORE: Final = {"ServiceProviderName": "ProviderName", "HostProviderName": "PublisherName"}
+VERSIONS: Final = {
+    "1.4": FOCUS_COLUMNS,
+    "1.2": tuple(sorted(_BEFORE.get(name, name) for name in FOCUS_COLUMNS)),
+}
+FOCUS_QUANTITIES: Final = frozenset({
+    "BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "ConsumedQuantity", "PricingQuantity",
+})  # fmt: skip
+FOCUS_TIMES: Final = frozenset(name for name in FOCUS_COLUMNS if name.endswith(("PeriodStart", "PeriodEnd")))
 PROVIDER: Final = "Tollkeeper"
 _MODELS: Final = ("AI and Machine Learning", "Generative AI")
 _OTHERS: Final = ("Other", "Other (Other)")
@@ -57,7 +67,7 @@ def focus_charge(
     return {
         **dict.fromkeys(FOCUS_COLUMNS),
         **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), spent),
-        **dict.fromkeys(("InvoiceIssuerName", "ServiceProviderName", "HostProviderName"), seller or PROVIDER),
+        **dict.fromkeys(("InvoiceIssuerName", *_BEFORE, *_BEFORE.values()), seller or PROVIDER),
         "BillingAccountId": f"organization/{row['organization_id']}",
         "BillingAccountName": row["organization"],
         "BillingCurrency": row["currency"],
@@ -86,6 +96,12 @@ def focus_charge(
         "SubAccountName": row["tenant"] or f"tenant {row['tenant_id']}",
         "Tags": _tags(row),
     }
+
+
+def with_types(charge: Charge) -> Charge:
+    """A charge with numbers and times in the place of their texts."""
+    numbers = {name: Decimal(str(charge[name])) for name in FOCUS_QUANTITIES}
+    return charge | numbers | {name: datetime.fromisoformat(str(charge[name])) for name in FOCUS_TIMES}
 
 
 def _description(row: Mapping[str, object], sku: str) -> str:

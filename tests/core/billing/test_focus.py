@@ -103,6 +103,16 @@ def test_the_columns_are_those_of_the_specification() -> None:
     assert all(re.fullmatch("([A-Z][a-z]+)+", name) and len(name) <= 50 for name in focus.FOCUS_COLUMNS)
 
 
+def test_version_1_2_names_the_provider_and_the_publisher() -> None:
+    columns = focus.VERSIONS["1.2"]
+    assert set(columns) ^ set(focus.FOCUS_COLUMNS) == {
+        "ProviderName", "PublisherName", "ServiceProviderName", "HostProviderName",
+    }  # fmt: skip
+    charge = focus.focus_charge(ROW, since=DAY, until=DAY + timedelta(days=1), seller="Gate Ltd", tokens=True)
+    [row] = csv.DictReader(io.StringIO(as_csv(columns, [charge], head=True).decode()))
+    assert (row["ProviderName"], row["PublisherName"]) == ("Gate Ltd", "Gate Ltd")
+
+
 @pytest.mark.parametrize(
     "over",
     [
