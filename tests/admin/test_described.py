@@ -125,6 +125,18 @@ def _no_schema_says(told: str) -> bool:
     return bool(errors) and all(NO_SCHEMA_SAYS.search(each["message"]) for each in errors)
 
 
+def test_each_list_says_what_it_is_of(described: Json) -> None:
+    def lists(part: Any) -> Iterator[Json]:
+        if isinstance(part, dict):
+            if part.get("type") == "array":
+                yield part
+            part = list(part.values())
+        for inner in part if isinstance(part, list) else ():
+            yield from lists(inner)
+
+    assert all("items" in each for each in lists(described))
+
+
 def test_each_body_has_an_example_that_its_model_takes() -> None:
     bodies: list[type[In] | None] = []
     for resource in RESOURCES.values():

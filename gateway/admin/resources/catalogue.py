@@ -121,7 +121,8 @@ class AtCost(In):
 def _only(name: str, kind: str, *beside: str) -> dict[str, Any]:
     none = {"type": "null"}
     apart = {"tiers", "per_million", "at_cost", "currency", "markup"} - {name, *beside}
-    return {"required": [name], "properties": {name: {"type": kind}, **dict.fromkeys(sorted(apart), none)}}
+    shape: dict[str, Any] = {"type": kind} | ({"items": {}} if kind == "array" else {})
+    return {"required": [name], "properties": {name: shape, **dict.fromkeys(sorted(apart), none)}}
 
 
 class Pricing(In):
