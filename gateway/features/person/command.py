@@ -1,0 +1,69 @@
+"""`tollkeeper person`: all data of one user, written to a file or taken out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.admin.output import AsJson, print_json
+from gateway.cli.databases import Config, Database, DataDir, owner_url
+
+User = Annotated[str, typer.Argument(help="The user's id, as callers say it.")]
+Of = Annotated[str | None, typer.Option("--org", help="Its organization: id or name.")]
+
+
+def add_person(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    person = typer.Typer(help="All data of one user.", no_args_is_help=True)
+    person.command()(export)
+    person.command()(delete)
+    app.add_typer(person, name="person")
+
+
+def export(
+    user: User, *, of: Of = None,
+    to: Annotated[Path | None, typer.Option(help="Write to this file, not to standard output.")] = None,
+    config: Config = None, data_dir: DataDir = None, database_url: Database = None,
+) -> None:  # fmt: skip
+    """Write every row of a user, a JSON object a line, without secrets."""
+    from persistence.person import find_person, opened, read_person  # noqa: PLC0415  # loaded where it is needed
+
+    with opened(owner_url(config, database_url, data_dir)) as connection:
+        found = find_person(connection, user, of)
+        out = to.open("w", encoding="utf-8") if to is not None else sys.stdout
+        try:
+            for row in read_person(connection, found):
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        finally:
+            if to is not None:
+                out.close()
+
+
+def delete(
+    user: User, *, of: Of = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Also rows of a signed ledger, whose proof misses them then.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: Config = None, data_dir: DataDir = None, database_url: Database = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Take out names, sign-ins, sessions and metadata of a deleted user. Amounts and counts stay."""
+    from persistence.person import delete_person, find_person, opened  # noqa: PLC0415  # loaded where it is needed
+
+    with opened(owner_url(config, database_url, data_dir)) as connection:
+        found = find_person(connection, user, of)
+        if not yes:
+            typer.confirm(
+                f"Take out the data of {user} (user {found.id})? It does not come back.", abort=True
+            )
+        done = delete_person(connection, found, signed=signed)
+    if as_json:
+        print_json(done)
+        return
+    for table, rows in done.items():
+        if rows:
+            typer.echo(f"{table}: {rows:,} rows")

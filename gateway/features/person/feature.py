@@ -1,0 +1,7 @@
+"""All data of a person: `tollkeeper person export` and `tollkeeper person delete`."""
+
+from __future__ import annotations
+
+from gateway.feature import Feature, lazy
+
+FEATURE = Feature(name="person", commands=lazy("gateway.features.person.command:add_person"))

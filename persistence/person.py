@@ -1,0 +1,214 @@
+"""All data of one user, read whole and taken out; sums, amounts and counts stay as they are.
+
+Rows that add up keep the user's id, which names nobody once the user's row does not. Ledgers are changed by
+nobody else than their owner: within its transaction alone they may be changed.
+"""
+
+# ruff: noqa: S608  # all statements are of our own words
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from gateway.errors import Conflict, NotFound
+from persistence.address import CONNECT, plain_url
+
+# How long the tables of the ledgers may be waited for: their writers wait behind.
+LOCK_WAIT = "5s"
+ROWS_AT_ONCE = 1_000
+
+_FIND = """
+SELECT u.id, u.external_id AS name, u.organization_id AS organization, u.deleted_at IS NOT NULL AS is_deleted
+  FROM app_user AS u LEFT JOIN organization AS o ON o.id = u.organization_id
+ WHERE u.external_id = %(user)s
+   AND (%(of)s::text IS NULL OR o.name = %(of)s OR o.id::text = %(of)s) ORDER BY u.id LIMIT 2"""
+_TENANTS = "SELECT id FROM tenant WHERE organization_id = %(organization)s"
+_KEYS = f"""SELECT id FROM api_key WHERE "user" = %(name)s AND tenant_id IN ({_TENANTS})"""
+_TOKENS = "SELECT id FROM admin_token WHERE user_id = %(id)s"
+_SCOPES = f"""SELECT 'key:' || id FROM ({_KEYS}) AS k UNION ALL SELECT 'token:' || id FROM ({_TOKENS}) AS t"""
+_ACCOUNTS = f"SELECT 'user:' || id || ':' || %(name)s FROM ({_TENANTS}) AS t"
+_THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR actor IN ({_SCOPES})
+    OR (resource = 'users' AND resource_id = %(id)s::text)
+    OR (resource = 'api-keys' AND resource_id IN (SELECT id::text FROM ({_KEYS}) AS k))
+    OR (resource = 'admin-tokens' AND resource_id IN (SELECT id::text FROM ({_TOKENS}) AS t))
+    OR (organization_id = %(organization)s AND %(name)s IN (before ->> 'user', after ->> 'user')))"""
+_LEDGERS = ("token_ledger", "credit_transaction", "feature_usage")
+_THEIR_SESSIONS = "token_digest IN (SELECT digest FROM admin_token WHERE user_id = %(id)s)"
+
+# By table: which rows are of a user, and which of their columns are secrets.
+KEPT = {
+    "app_user": ("id = %(id)s", ()),
+    "api_key": (f"id IN ({_KEYS})", ("digest", "pepper")),
+    "admin_token": ("user_id = %(id)s", ("digest", "pepper")),
+    "console_session": (
+        _THEIR_SESSIONS,
+        ("digest", "token_digest", "renewal", "id_token", "provider_session"),
+    ),
+    "agent_sign_in": (
+        f"token_id IN ({_TOKENS}) OR api_key_id IN ({_KEYS})",
+        ("seed", "user_code", "renewal"),
+    ),
+    "audit_log": (_THEIR_AUDIT, ()),
+    "budget": ('organization_id = %(organization)s AND "user" = %(name)s', ()),
+    "raise_request": (f"requested_by IN ({_SCOPES})", ()),
+    "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
+    "call": ("user_id = %(id)s", ()),
+    **dict.fromkeys(_LEDGERS, ("user_id = %(id)s", ())),
+}
+
+# Uses that end before anything is taken out, by the words of the refusal.
+_REFUSALS = {
+    "an API key of the user is in use: revoke it": f"""
+SELECT FROM api_key
+ WHERE id IN ({_KEYS}) AND revoked_at IS NULL AND coalesce(expires_at > now(), true)""",
+    "an admin token of the user is in use: revoke it": f"""
+SELECT FROM admin_token
+ WHERE id IN ({_TOKENS}) AND revoked_at IS NULL AND coalesce(expires_at > now(), true)""",
+    "a budget names the user: delete it": """
+SELECT FROM budget WHERE organization_id = %(organization)s AND "user" = %(name)s AND deleted_at IS NULL""",
+    "a write about the user is on its way: try again in a minute": f"""
+SELECT FROM control_write WHERE state IN ('pending', 'applied')
+   AND (account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s)""",
+}
+_SIGNED = """SELECT FROM ledger_head LIMIT 1"""
+# The gateway writes these names of metadata; all others are of callers.
+_OURS = ("model", "streamed", "status", "duration_ms", "input", "output", "cached", "reasoning", "estimated")
+_OURS_OF_CORRECTIONS = ("corrects", "reason", "used_at", "supplied_on", *_OURS)
+_SAID = "metadata - %(ours)s::text[] <> '{}' AND metadata IS NOT NULL AND user_id = %(id)s"
+_CLEARED = """
+UPDATE {table} SET metadata = (
+    SELECT coalesce(jsonb_object_agg(key, value), '{{}}') FROM jsonb_each(metadata)
+     WHERE key = ANY(
+         CASE WHEN metadata ? 'corrects' THEN %(of_corrections)s::text[] ELSE %(ours)s::text[] END))
+ WHERE jsonb_typeof(metadata) = 'object' AND user_id = %(id)s"""
+_NAMES = "'{external_id,name,user,subject,issuer,limits,reason}'::text[]"
+# In this order: later statements find rows by what earlier ones still say.
+_TAKEN_OUT = {
+    "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
+    "agent_sign_in": f"DELETE FROM agent_sign_in WHERE {KEPT['agent_sign_in'][0]}",
+    "idempotency_key": f"""DELETE FROM idempotency_key
+ WHERE actor IN ({_SCOPES}) OR strpos(response::text, to_jsonb(%(name)s::text)::text) > 0""",
+    "webhook_delivery": """DELETE FROM webhook_delivery
+ WHERE state <> 'pending' AND strpos(payload::text, to_jsonb(%(name)s::text)::text) > 0""",
+    "audit_log": f"""UPDATE audit_log SET before = before - {_NAMES}, after = after - {_NAMES},
+       person = NULL, issuer = NULL, identity = NULL WHERE {_THEIR_AUDIT}""",
+    "raise_request": f"UPDATE raise_request SET reason = '-' WHERE requested_by IN ({_SCOPES})",
+    "control_write": f"""UPDATE control_write
+   SET account = CASE WHEN account IN ({_ACCOUNTS}) THEN 'user:' || %(none)s ELSE account END,
+       payload = CASE WHEN payload ? 'user' THEN payload || jsonb_build_object('user', %(none)s::text)
+                      ELSE payload END
+ WHERE account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s""",
+    "call": "UPDATE call SET session = NULL, upstream_request_id = NULL WHERE user_id = %(id)s",
+    "budget": f"""UPDATE budget SET "user" = %(none)s, name = %(none)s WHERE {KEPT["budget"][0]}""",
+    "admin_token": """UPDATE admin_token SET name = %(none)s, issuer = NULL, subject = NULL
+ WHERE user_id = %(id)s""",
+    "api_key": f"""UPDATE api_key SET name = %(none)s, "user" = %(none)s, issuer = NULL, subject = NULL
+ WHERE id IN ({_KEYS})""",
+    "app_user": """UPDATE app_user
+   SET external_id = %(none)s, name = NULL, limits = '{}', models = NULL WHERE id = %(id)s""",
+}
+_NOTED = """
+INSERT INTO audit_log (actor, action, resource, resource_id, organization_id)
+VALUES ('person delete', 'forget', 'users', %(id)s::text, %(organization)s)"""
+_NEVER_CHANGED = ("audit_log", *_LEDGERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A user: `organization` is None of staff."""
+
+    id: int
+    name: str
+    organization: int | None
+    is_deleted: bool
+
+    @property
+    def here(self) -> dict[str, Any]:
+        """The parameters of statements; the name that takes the place of theirs is of nobody."""
+        return {
+            "id": self.id, "name": self.name, "organization": self.organization,
+            "none": f"deleted-{self.id}", "ours": list(_OURS), "of_corrections": list(_OURS_OF_CORRECTIONS),
+        }  # fmt: skip
+
+
+@contextmanager
+def opened(url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(plain_url(url), **CONNECT) as connection:
+        yield connection
+
+
+def find_person(connection: psycopg.Connection, user: str, organization: str | None) -> Person:
+    """Return a user by its own id, of an organization by id or name; `Conflict` where two have that id."""
+    found = connection.execute(_FIND, {"user": user, "of": organization}).fetchall()
+    if not found:
+        raise NotFound(f"No user is called {user} there.")
+    if len(found) > 1:
+        raise Conflict(f"Users of two organizations are called {user}: name the organization.")
+    return Person(*found[0])
+
+
+def read_person(connection: psycopg.Connection, person: Person) -> Iterator[dict[str, Any]]:
+    """Every row that is kept of a user, with its table, without secrets."""
+    for table, (which, secrets) in KEPT.items():
+        statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {which}"
+        with connection.cursor(f"kept_{table}", row_factory=dict_row) as cursor:
+            cursor.itersize = ROWS_AT_ONCE
+            cursor.execute(statement.encode(), person.here | {"secrets": list(secrets)})
+            for found in cursor:
+                yield {"table": table, "row": found["row"]}
+
+
+def delete_person(connection: psycopg.Connection, person: Person, *, signed: bool = False) -> dict[str, int]:
+    """Take out the names and metadata of a user, in one transaction; answers changed rows by table.
+
+    `Conflict` where the user is in use, or where rows of a signed ledger would change and `signed` does not
+    say so.
+    """
+    with connection.transaction():
+        connection.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
+        if not person.is_deleted:
+            raise Conflict("The user is not deleted: `tollkeeper user delete` first.")
+        for said, statement in _REFUSALS.items():
+            if connection.execute(statement.encode(), person.here).fetchone() is not None:
+                raise Conflict(f"Nothing was taken out: {said}.")
+        if not signed and _changes_signed_rows(connection, person):
+            raise Conflict(
+                "Nothing was taken out: heads of the ledger are signed, and rows of the user have metadata "
+                "of callers, which their proof would miss. --signed takes it out all the same."
+            )
+        return _take_out(connection, person)
+
+
+def _changes_signed_rows(connection: psycopg.Connection, person: Person) -> bool:
+    if connection.execute(_SIGNED).fetchone() is None:
+        return False
+    said = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)
+    here = person.here | {"ours": list(_OURS_OF_CORRECTIONS)}
+    return any(connection.execute(each.encode(), here).fetchone() is not None for each in said)
+
+
+def _take_out(connection: psycopg.Connection, person: Person) -> dict[str, int]:
+    for table in _NEVER_CHANGED:
+        _switch(connection, table, "DISABLE")
+    done = {
+        ledger: connection.execute(_CLEARED.format(table=ledger).encode(), person.here).rowcount
+        for ledger in _LEDGERS
+    }
+    for table, statement in _TAKEN_OUT.items():
+        done[table] = connection.execute(statement.encode(), person.here).rowcount
+    for table in _NEVER_CHANGED:
+        _switch(connection, table, "ENABLE")
+    connection.execute(_NOTED, person.here)
+    return done
+
+
+def _switch(connection: psycopg.Connection, table: str, how: str) -> None:
+    statement = sql.SQL("ALTER TABLE {} {} TRIGGER append_only")
+    connection.execute(statement.format(sql.Identifier(table), sql.SQL(how)))
