@@ -15,8 +15,8 @@ from gateway.core.issuers import LIFE_MAX
 from persistence.tables import admin_token, agent_sign_in, console_session
 
 SEED_BYTES = 32
-# Devices that ask at once, and those of one sender. More are refused: nobody's code is taken away for
-# another one's.
+# Devices that ask at once, and those of one sender. Where there are as many, the oldest makes room whose code
+# nobody has typed: a code that a person has typed keeps its place.
 ASKING_MAX, ASKING_EACH_MAX = 1_000, 100
 OVER_MAX, DUE_MAX = 100, 8
 ASKED, APPROVED, DENIED, GIVEN = "asked", "approved", "denied", "given"
@@ -31,14 +31,17 @@ def begin(
 ) -> RowMapping | None:
     """Keep a device that asks, known by the digest of its user code.
 
-    None where `most` do already, or `each` of them from this site.
+    Where `each` of this `site` do, or `most` of all, the oldest whose code nobody has typed makes room: of
+    this site, or of the one with the most. None where each code was typed.
     """
     connection.execute(delete(agent_sign_in).where(_here.state.in_((ASKED, DENIED)), ~_is_live))
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("agent_sign_in"))))
-    here = func.count().filter(_here.site == site)
-    many = select(func.count(), here).select_from(agent_sign_in).where(_here.state == ASKED)
-    of_all, of_site = connection.execute(many).one()
-    if of_all >= most or of_site >= each:
+    untyped = func.count().filter(_here.asked_at.is_(None))
+    many = select(_here.site, func.count(), untyped).where(_here.state == ASKED).group_by(_here.site)
+    sites = connection.execute(many.order_by(untyped.desc())).all()
+    is_crowded = any(of == site and count >= each for of, count, _ in sites)
+    is_full = is_crowded or sum(count for _, count, _ in sites) >= most
+    if is_full and not _forget_oldest(connection, site if is_crowded else sites[0][0]):
         return None
     row = {"seed": secrets.token_hex(SEED_BYTES), "user_code": user_code, "agent": agent, "site": site}
     ends = func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lasts_s)
@@ -46,10 +49,20 @@ def begin(
     return connection.execute(kept).mappings().one()
 
 
+def _forget_oldest(connection: Connection, site: str) -> bool:
+    """Delete the oldest device of a site whose code nobody has typed; return whether one exists."""
+    oldest = select(_here.id).where(_here.state == ASKED, _here.site == site, _here.asked_at.is_(None))
+    forgotten = delete(agent_sign_in).where(_here.id == oldest.order_by(_here.id).limit(1).scalar_subquery())
+    return connection.execute(forgotten.returning(_here.id)).first() is not None
+
+
 def asking(connection: Connection, user_codes: Sequence[str]) -> RowMapping | None:
-    """The device that shows a code now, by the digests that it may have."""
-    found = select(agent_sign_in).where(_here.user_code.in_(user_codes), _asking)
-    return connection.execute(found).mappings().first()
+    """Return the device that shows a code now, by the digests that it may have.
+
+    A signed-in person has typed that code: from now on `asked_at` says so, and it keeps its place.
+    """
+    typed = update(agent_sign_in).where(_here.user_code.in_(user_codes), _asking)
+    return connection.execute(typed.values(asked_at=func.now()).returning(agent_sign_in)).mappings().first()
 
 
 def decide(connection: Connection, row_id: int, state: str, **values: object) -> bool:

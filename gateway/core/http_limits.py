@@ -51,9 +51,10 @@ class HttpLimits:
     # For so long at most nobody asks an upstream that said it has enough; 0: it is asked all the same.
     upstream_cooling_s_max: float = _setting(COOLING_S_MAX, Annotated[float, msgspec.Meta(ge=0, le=3600)])
     # For so long a call waits at most until its upstream's stated capacity has room for it; so many bytes of
-    # such calls are kept in one worker, half of them of batches; of either half one organization's part.
+    # such calls are kept in one worker, and so many calls, half of them of batches; one organization's part.
     capacity_wait_s: float = _setting(10.0, Seconds)
     capacity_waiting_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
+    capacity_waiting_max: int = 8_000
     capacity_waiting_share: float = _setting(0.25, Share)
     drain_s: float = _setting(120.0, Seconds)
     # For a small body on its way, before its call is asked about by its head. It has a timer of its own.

@@ -38,8 +38,6 @@ from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.server.exchange import Exchange
 from gateway.http.upstream.pool import Upstream
 
-# Bytes of a waiting call beside its body.
-CALL_BYTES: Final = 4_096
 # So many calls are asked for together, so many of them of batches; of one share at most so many.
 ASKS_MAX: Final = 40
 BATCH_ASKS: Final = 8
@@ -76,7 +74,8 @@ class CapacityQueues:
 
     def __init__(self, ports: Ports, loop: asyncio.AbstractEventLoop, limits: HttpLimits) -> None:
         self.ports, self.loop = ports, loop
-        self.kept = FairShares(0, 0), FairShares(0, 0)
+        # How many wait, of interactive calls and of those of batches, and the bytes of their bodies.
+        self.places, self.bytes = (FairShares(), FairShares()), FairShares()
         self._accounts: dict[tuple[str, str], CapacityQueue] = {}
         self._learned: dict[str, LearnedLimits] = {}
         self._table = ShareTable()
@@ -86,10 +85,23 @@ class CapacityQueues:
     def renew(self, limits: HttpLimits) -> None:
         """Go by these limits from the next call on."""
         self._wait_s = limits.capacity_wait_s
-        for kept in self.kept:
-            largest = limits.body_bytes_max + CALL_BYTES  # it must fit into every part
-            kept.most = max(limits.capacity_waiting_bytes_max // 2, largest)
-            kept.each = max(int(kept.most * limits.capacity_waiting_share), largest)
+        share, largest = limits.capacity_waiting_share, limits.body_bytes_max
+        for places in self.places:
+            places.bound_by_share(limits.capacity_waiting_max // 2, share)
+        self.bytes.bound_by_share(max(limits.capacity_waiting_bytes_max, 2 * largest), share, largest)
+
+    def _enter(self, one: WaitingCall) -> bool:
+        """Whether a call may wait; then it has its place and its bytes until `_leave`."""
+        if not self.places[one.batch].acquire(one.organization_id):
+            return False
+        if self.bytes.acquire(one.organization_id, one.size):
+            return True
+        self.places[one.batch].release(one.organization_id)
+        return False
+
+    def _leave(self, one: WaitingCall) -> None:
+        self.places[one.batch].release(one.organization_id)
+        self.bytes.release(one.organization_id, one.size)
 
     async def finish(self, within_s: float = LAST_TOLD_S_MAX) -> None:
         """Tell which calls are over, before this worker ends; Redis frees the others by their time."""
@@ -140,9 +152,9 @@ class CapacityQueues:
         began = ports.seconds()
         one = WaitingCall(
             exchange.request_id, share, caller.organization_id, batch, need,
-            len(call.body) + CALL_BYTES, began + self._wait_s if waits else began,
+            max(1, len(call.body)), began + self._wait_s if waits else began,
         )  # fmt: skip
-        if not self.kept[batch].acquire(one.organization_id, one.size):
+        if not self._enter(one):
             raise queue.refusal(one)
         exchange.waits = True
         try:
@@ -153,7 +165,7 @@ class CapacityQueues:
             raise
         finally:
             exchange.waits = False
-            self.kept[batch].release(one.organization_id, one.size)
+            self._leave(one)
         if one.asked > 1:
             waited = ports.seconds() - began
             exchange.waited_ms = max(1, round(waited * 1000))
@@ -170,6 +182,7 @@ class CapacityQueue:
         self._waiting: tuple[dict[str, deque[WaitingCall]], ...] = ({}, {})
         self._asking = self._asks_anew = False
         self._timer: asyncio.TimerHandle | None = None
+        self._asks_at = 0.0  # a handle of no delay has no time
         self._wait_ms = 0
         self._ended: list[CapacityEnd] = []
         self._over: list[str] = []
@@ -253,13 +266,14 @@ class CapacityQueue:
     def _again(self, seconds: float) -> None:
         """Ask in so many seconds, unless that is done before."""
         loop = self._queues.loop
+        at = loop.time() + seconds
         if self._asking:
             return
         if self._timer is not None:
-            if self._timer.when() <= loop.time() + seconds:
+            if self._asks_at <= at:
                 return
             self._timer.cancel()
-        self._timer = loop.call_later(seconds, self._look)
+        self._asks_at, self._timer = at, loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
         """Refuse those who waited for too long, and ask for the others."""

@@ -16,17 +16,32 @@ from typing import Any, TypeVar
 class FairShares:
     """`most` of something; one of its users has `each` at most. Users are numbers.
 
-    Where `each` is less than the whole, nobody takes more than would then be left for all others
-    (the dynamic threshold of Choudhury and Hahne, 1998): where a few have much, a newcomer gets some.
+    Nobody takes more than would then be left for all others (the dynamic threshold of Choudhury and Hahne,
+    1998): where a few have much, a newcomer gets some. So `each` is half of the whole at most. Only who says
+    that there is one user `alone` gives one the whole.
     """
 
     __slots__ = ("_has", "each", "most", "used")
 
-    def __init__(self, most: int, each: int) -> None:
-        self.most = most
-        self.each = max(1, each)
+    def __init__(self, most: int = 2, each: int = 1, *, alone: bool = False) -> None:
         self.used = 0
         self._has: dict[int, int] = {}
+        self.bound(most, each, alone=alone)
+
+    def bound(self, most: int, each: int, *, alone: bool = False) -> None:
+        """Go by these from now on; ValueError where `each` would leave nothing to others."""
+        each = max(1, each)
+        if 2 * each > most and not alone:
+            raise ValueError(f"{each} of {most} for one user are more than half")
+        self.most, self.each = most, each
+
+    def bound_by_share(self, most: int, share: float, largest: int = 1) -> None:
+        """Give one user this `share`: the `largest` thing at least, and half at most.
+
+        A share of 1, or a whole of 1, is said to be for one user.
+        """
+        alone = share >= 1 or most < 2
+        self.bound(most, most if alone else min(max(largest, int(most * share)), most // 2), alone=alone)
 
     def allows(self, who: int, amount: int) -> bool:
         """Whether a user may have so much more."""

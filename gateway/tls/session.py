@@ -426,11 +426,6 @@ class TlsGate:
         """Makers of protocols, as a server wants them: each has TLS between its socket and itself."""
         return lambda: TlsSession(self, inner())
 
-    @property
-    def shaking(self) -> int:
-        """How many shake hands now."""
-        return len(self._shaking)
-
     def snapshot(self) -> dict[str, Any]:
         """What metrics say of this port."""
         return {

@@ -304,7 +304,14 @@ def bytes_field(raw: bytes) -> bytes:
     return _LENGTH(len(raw)) + raw
 
 
+# An escaped NUL, which no jsonb has, behind whole pairs of backslashes.
+_ESCAPED_NUL = re.compile(rb"((?<!\\)(?:\\\\)*)\\u0000")
+
+
 def json_field(document: bytes) -> bytes:
+    """Return the field of a JSON document, without the NULs that its texts may have."""
+    if b"u0000" in document:
+        document = _ESCAPED_NUL.sub(rb"\1", document)
     return _LENGTH(len(document) + 1) + b"\1" + document if document else NULL
 
 

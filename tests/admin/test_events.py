@@ -185,6 +185,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("data.project_id", {"data": {"service": "chat", "units": 1, "project_id": -1}}),
     ("data.user", {"data": {"service": "chat", "units": 1, "user": "x" * 129}}),
     ("data.model", {"data": {"service": "chat", "units": 1, "model": "gpt*"}}),
+    ("data.model", {"data": {"service": "chat", "units": 1, "model": "gpt\u202eo4"}}),
 ]  # fmt: skip
 
 

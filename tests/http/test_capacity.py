@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -21,6 +22,7 @@ from gateway.core.calls.capacity import (
     Share,
 )
 from gateway.core.calls.routes import ModelRule, ModelTarget
+from gateway.core.http_limits import HttpLimits
 from gateway.core.model import BATCH
 from gateway.counters.admission.capacity import CapacityAccounts
 from gateway.counters.redis import keys
@@ -28,6 +30,8 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersRefused, CountersUnavailable
 from gateway.http import capacity as queues
+from gateway.http.capacity import CapacityQueue, CapacityQueues, WaitingCall
+from gateway.http.ports import Ports
 from tests.conftest import ValkeyServer
 from tests.http.fakes import CALLER, answer, post
 from tests.http.stage import Answer, Stage, staged
@@ -150,12 +154,13 @@ async def test_a_client_that_leaves_leaves_the_queue_and_the_next_one_is_let_in(
     await eventually(lambda: stage.plane.snapshot()["capacity_waiting"] == [("up", 1)])
     capacity.room = 1
     assert (await stays).status == 200
-    assert [kept.used for kept in stage.plane.capacity.kept] == [0, 0]
+    made = stage.plane.capacity
+    assert [one.used for one in (*made.places, made.bytes)] == [0, 0, 0]
 
 
-async def test_one_organization_keeps_its_part_of_the_bytes_and_no_more(capacity: FakeCapacity) -> None:
+async def test_one_organization_has_its_part_of_the_places_and_no_more(capacity: FakeCapacity) -> None:
     capacity.room = 0
-    bounds = {"capacity_waiting_bytes_max": 4096, "body_bytes_max": 4096, "capacity_waiting_share": 1.0}
+    bounds = {"capacity_waiting_max": 2, "capacity_waiting_share": 1.0}
     async with staged(of_target={"capacity": CAPACITY}, capacity=capacity, **bounds) as stage:
         [first] = await asking(stage, post(chat("gpt")))
         await eventually(lambda: capacity.asked)
@@ -163,9 +168,38 @@ async def test_one_organization_keeps_its_part_of_the_bytes_and_no_more(capacity
         assert (answer.status, answer.one(b"x-tollkeeper-reason")) == (429, b"capacity_exceeded")
         batch = (b"x-tollkeeper-priority: batch\r\n",)
         [other] = await asking(stage, *(post(chat("gpt"), fields=one) for one in batch))
-        await eventually(lambda: capacity.asked[-1].batch)  # a batch has bytes of its own
+        await eventually(lambda: capacity.asked[-1].batch)  # a batch has places of its own
         capacity.room = 9
         assert [(await one).status for one in (first, other)] == [200, 200]
+
+
+class _Loop:
+    """Gives handles without a time, as a fast loop does where there is no delay."""
+
+    def time(self) -> float:
+        return 1.0
+
+    def call_later(self, _: float, __: object) -> object:
+        return object()
+
+
+def test_a_call_may_end_before_a_question_of_no_delay_is_asked() -> None:
+    made = CapacityQueues(cast("Ports", None), cast("asyncio.AbstractEventLoop", _Loop()), HttpLimits())
+    queue, share = CapacityQueue(made, "up", ""), Share("up", "", CALLER.organization_id)
+    queue._again(0.0)
+    queue.end(WaitingCall("1", share, CALLER.organization_id, 0, 5, 1, 0.0), 1, 3, True)
+    assert queue._ended == [CapacityEnd(share.name, 1, share.weight, 0, 2)]
+
+
+async def test_a_fault_of_the_room_loses_no_charge(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: object) -> None:
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr(CapacityQueue, "end", end)
+    await stage.ask(post(chat("gpt")))
+    assert [one.tokens > 0 for one in stage.counters.charges] == [True]
+    assert stage.events("request_failed")
+    stage.logged.clear()
 
 
 async def test_the_share_and_priority_of_a_call_are_told(stage: Stage, capacity: FakeCapacity) -> None:

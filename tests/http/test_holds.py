@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, MONEY, TOKENS
+from gateway.core.accounts.caller_holds import HoldBody, read_body
 from gateway.core.model import BudgetWindow, Decision, Service, Verdict
+from gateway.errors import InvalidRequest
 from gateway.http.holds import UNITS, _remaining
 
 PRICED, FREE = Service(1, "search", "consumption", counts_tokens=False, credits=3), Service(2, "chat")
@@ -29,3 +33,10 @@ def test_the_tightest_limit_that_is_in_the_unit_counts(
 
 def test_credits_in_debt_leave_nothing() -> None:
     assert _remaining(Decision(Verdict.ADMITTED, credits_remaining=-4), PRICED, UNITS) == 0
+
+
+@pytest.mark.parametrize("name", ["gpt-4o\0x", "gpt\u202eo4", "gpt\n", "a,b", " gpt"])
+def test_a_model_of_a_hold_is_named_as_a_call_names_it(name: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        read_body(HoldBody, json.dumps({"service": "chat", "model": name}).encode())
+    assert refusal.value.param == "model"

@@ -12,6 +12,11 @@ from typing import cast
 
 import pytest
 
+from gateway.core.credentials import Peppers
+from gateway.core.http_limits import HttpLimits
+from gateway.core.network import DIRECT
+from gateway.features.agents.gateway import EACH_BYTES, TELEMETRY_BYTES_MAX, Collector, OneOrigin
+from gateway.http.capacity import CapacityQueues
 from gateway.http.fair_share import (
     AT_ONCE_BYTES_MAX,
     REST_S_MAX,
@@ -21,6 +26,8 @@ from gateway.http.fair_share import (
     FairShares,
     LargeBodies,
 )
+from gateway.http.ports import Ports
+from gateway.http.server.buffers import Buffers
 from tests.http.fakes import (
     AUTH,
     CALLER,
@@ -63,8 +70,53 @@ def test_where_some_have_all_they_can_a_newcomer_gets_some(organizations: int) -
     assert shares.used <= 2000
 
 
+def test_no_part_of_one_is_more_than_half() -> None:
+    with pytest.raises(ValueError, match="more than half"):
+        FairShares(3, 2)
+    shares = FairShares()
+    shares.bound_by_share(9, 0.75, largest=2)
+    assert (shares.most, shares.each) == (9, 4)
+
+
+async def default_shares() -> dict[str, tuple[FairShares, int]]:
+    """Every share of a worker at the defaults, with the largest thing that one may ask of it."""
+    limits = HttpLimits()
+    buffers, body = Buffers(limits), limits.body_bytes_max
+    capacity = CapacityQueues(cast("Ports", None), asyncio.get_running_loop(), limits)
+    collector = Collector("", DIRECT, lambda *_, **__: None)
+    origin = OneOrigin("", Peppers(b"pepper"), lambda *_, **__: None)
+    found = {
+        "buffers": (buffers._organizations, body),
+        "buffers of keys": (buffers._keys, body),
+        "bytes of files": (buffers.files._bytes, body),
+        "files": (buffers.files._count, 1),
+        "bytes that wait for capacity": (capacity.bytes, body),
+        "batches that wait for capacity": (capacity.places[1], 1),
+        "calls that wait for capacity": (capacity.places[0], 1),
+        "clients that linger": (FairShares(limits.lingering_max, limits.lingering_each_max), 1),
+        "telemetry of agents": (collector._bytes, TELEMETRY_BYTES_MAX + EACH_BYTES),
+        "agents signed in": (origin._asks, 1),
+    }
+    for name, most, share in (
+        ("sockets", limits.sockets_max, limits.sockets_share),
+        ("bytes of sockets", limits.sockets_kept_bytes_max, limits.sockets_share),
+        ("connections", limits.upstream_connections_max, limits.upstream_connections_share),
+    ):
+        shares = FairShares()
+        shares.bound_by_share(most, share)
+        found[name] = shares, 1
+    return found
+
+
+@pytest.mark.parametrize("small", [False, True])
+async def test_beside_a_greedy_user_a_modest_one_gets_the_largest_thing_at_the_defaults(small: bool) -> None:
+    for name, (shares, largest) in (await default_shares()).items():
+        fill(shares, 1, max(1, largest // 512) if small else largest)
+        assert shares.acquire(2, largest), name
+
+
 def test_the_whole_may_be_ones_alone() -> None:
-    shares = FairShares(3, 3)
+    shares = FairShares(3, 3, alone=True)
     assert fill(shares, 1) == 3
     assert not shares.acquire(2)
 

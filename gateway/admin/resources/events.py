@@ -36,6 +36,7 @@ from gateway.core.accounts.administration import BILLING, access
 from gateway.core.alerts.messages import CONSENT_EVENT, EVENTS, SECRET_PREFIX, TEST_EVENT
 from gateway.core.billing.events import AGE_DAYS_MAX, AMOUNT_MAX, EVENTS_MAX
 from gateway.core.billing.price_book import KINDS
+from gateway.core.families.controlled import is_model_name
 from gateway.core.model import INTEGER_MAX
 from gateway.core.network import URL_CHARS_MAX
 
@@ -48,6 +49,11 @@ ATTRIBUTE = "ce-"
 Count = Annotated[int, Field(strict=True, ge=0, le=AMOUNT_MAX)]
 Some = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
 ProjectId = Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]
+
+
+def _is_of_one(name: str) -> bool:
+    return name[-1] != "*" and is_model_name(name)
+
 
 UsageIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
     "EventUsage",
@@ -67,7 +73,7 @@ class EventData(In):
     service: ServiceKey
     units: Some | None = optional("By default one, where `usage` is told.")
     usage: UsageIn | None = None  # type: ignore[valid-type]  # built above
-    model: Annotated[Text, must(lambda name: name[-1] != "*", "be a model's name, without *")] | None = None
+    model: Annotated[Text, must(_is_of_one, "be a model's name as a call has it, without *")] | None = None
     service_tier: LowerName | None = None
     user: ExternalId | None = None
     project_id: ProjectId | None = None

@@ -18,18 +18,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, Owner, fan_out
+from gateway.core.accounts.outbox import (
+    Batch,
+    FlushReport,
+    History,
+    Judged,
+    Owner,
+    PartitionAssignment,
+    fan_out,
+)
 from gateway.core.model import PARTITIONS
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailable
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.outbox import Outbox
-    from persistence.ledger.writer import LedgerWriter
-from gateway.core.accounts.outbox import PartitionAssignment
-from gateway.errors import LedgerUnavailable
-
-if TYPE_CHECKING:
     from persistence.keeper.sweeps import KeeperShares
+    from persistence.ledger.writer import LedgerWriter
 
 # How far one pass over the outbox has read, and what it leaves to the next one. Pure.
 

@@ -7,9 +7,9 @@ Finds and says; repairs only when asked, by appending.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, time, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budgets import Budget, account_of, accounts_of, ends_of
 from gateway.core.accounts.definitions import OrganizationAccount
+from gateway.core.accounts.holds import MovementRange
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.integrity.reconciliation import (
     ACCOUNTS_MAX,
@@ -44,15 +45,9 @@ from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
+    from persistence.keeper.sweeps import Losses
     from persistence.keeper.verification import Accounts, BudgetUses
     from persistence.resources.integrity import ReconciliationResults
-from collections.abc import Awaitable, Collection, Mapping
-from dataclasses import asdict
-
-from gateway.core.accounts.holds import MovementRange
-
-if TYPE_CHECKING:
-    from persistence.keeper.sweeps import Losses
 
 # Accounts of budgets against what is stored of them and what waits to be.
 #
@@ -118,9 +113,7 @@ class BudgetRebuild:
             for some in batched(every, REBUILT_AT_ONCE):
                 wrong = await self._wrong(partition, some, less_only=less_only)
                 written += len(wrong)
-                if wrong and not await self._target.restore_budgets(
-                    partition, marker, wrong, now_ms, holds
-                ):
+                if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
                     return None
         await self._target.restore_runs(partition, runs)
         return written

@@ -25,6 +25,7 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.calls.call import TIMED_OUT, CallRequest, UsageBounds, read_document
 from gateway.core.calls.routes import ModelTarget, Route
+from gateway.core.families.controlled import model_name
 from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import GENERIC, INTEGER_MAX, Caller, Family, Service, Settlement, TokenUsage
@@ -69,6 +70,10 @@ class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
     request: dict[str, Any] | None = None
     ttl_s: _Ttl = TTL_S
     run: Annotated[str, msgspec.Meta(max_length=FIELD_BYTES_MAX)] = ""
+
+    def __post_init__(self) -> None:
+        if self.model:
+            model_name(self.model)  # as of any call
 
 
 class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -266,6 +266,14 @@ def model_name(value: object, param: str = "model") -> str:
     return value
 
 
+def is_model_name(value: str) -> bool:
+    """Return whether a call may name a model so."""
+    try:
+        return bool(model_name(value))
+    except InvalidRequest:
+        return False
+
+
 def model_in_path(document: Document, named: str | None) -> str:
     """The model of a path; a body that names one too must name the same."""
     model = model_name(named)

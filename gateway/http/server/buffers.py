@@ -30,11 +30,11 @@ class BatchFiles:
     __slots__ = ("_bytes", "_count")
 
     def __init__(self) -> None:
-        self._bytes, self._count = FairShares(0, 0), FairShares(FILES_MAX, FILES_EACH_MAX)
+        self._bytes, self._count = FairShares(), FairShares(FILES_MAX, FILES_EACH_MAX)
 
     def renew(self, largest: int) -> None:
         """Have room for two of the largest, one of an organization."""
-        self._bytes.most, self._bytes.each = 2 * largest, largest
+        self._bytes.bound(2 * largest, largest)
 
     @contextmanager
     def reading(self, caller: Caller) -> Iterator[Callable[[int], None]]:
@@ -70,7 +70,7 @@ class Buffers:
 
     def __init__(self, limits: HttpLimits) -> None:
         self.files = BatchFiles()
-        self._organizations, self._keys = FairShares(0, 0), FairShares(0, 0)
+        self._organizations, self._keys = FairShares(), FairShares()
         self.heads = self.shed = 0
         self.pressed = False
         self.renew(limits)
@@ -78,10 +78,10 @@ class Buffers:
     def renew(self, limits: HttpLimits) -> None:
         """Go by these limits from now on; what is kept is kept."""
         organizations, keys, largest = self._organizations, self._keys, limits.body_bytes_max
-        # The largest body must fit into every part.
-        organizations.most = keys.most = max(limits.buffered_bytes_max, largest)
-        organizations.each = max(largest, int(limits.buffered_bytes_max * limits.buffered_share))
-        keys.each = max(largest, organizations.each // 2)
+        # The largest body must fit into every part, and no part is more than half.
+        most = max(limits.buffered_bytes_max, 2 * largest)
+        organizations.bound_by_share(most, limits.buffered_share, largest)
+        keys.bound(most, max(largest, organizations.each // 2))
         self.files.renew(largest)
         self._heads_max, self._head_free = limits.heads_bytes_max, limits.head_free_bytes
         self._press()

@@ -318,7 +318,7 @@ class DataPlane:
         self.clock = TickClock(loop, ports.seconds, limits.tick_s, self._check)
         self.turns = FairQueue(loop, ports.seconds)
         self.lingering = FairShares(limits.lingering_max, limits.lingering_each_max)
-        self.sockets, self.sockets_keep = FairShares(0, 0), FairShares(0, 0)
+        self.sockets, self.sockets_keep = FairShares(), FairShares()
         self.bodies = LargeBodies(loop, ports.seconds)
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
@@ -392,10 +392,8 @@ class DataPlane:
                 upstream.leave()
                 self._left.append(upstream)
         self.buffers.renew(limits)
-        self.sockets.most = limits.sockets_max
-        self.sockets.each = max(1, int(limits.sockets_max * limits.sockets_share))
-        self.sockets_keep.most = limits.sockets_kept_bytes_max
-        self.sockets_keep.each = int(limits.sockets_kept_bytes_max * limits.sockets_share)
+        self.sockets.bound_by_share(limits.sockets_max, limits.sockets_share)
+        self.sockets_keep.bound_by_share(limits.sockets_kept_bytes_max, limits.sockets_share)
         self.capacity.renew(limits)
         ports.tally.begin_with(upstreams)
         ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())

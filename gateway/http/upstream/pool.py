@@ -141,8 +141,8 @@ class Upstream:
         self.contexts: dict[str, int] = {}
         self.listed = target.facts is not None and target.facts.listed
         self._left = False
-        most = limits.upstream_connections_max
-        self._shares = FairShares(most, max(1, int(most * limits.upstream_connections_share)))
+        self._shares = FairShares()
+        self._shares.bound_by_share(limits.upstream_connections_max, limits.upstream_connections_share)
         self.certificate_end: float | None = None
         told = partial(log, upstream=target.name)
         self._place = DialAddress(target, told)

@@ -167,22 +167,36 @@ async def test_who_is_of_no_tenant_or_no_person_signs_no_agent_in(world: World) 
     assert world.api.rows("select count(*) from api_key") == [(0,)]
 
 
-async def test_devices_that_ask_are_bounded_and_take_no_code_away(world: World) -> None:
-    devices = [(await asked(world, DEVICE_PATH))[1] for _ in range(3)]
-    assert await asked(world, DEVICE_PATH) == (429, {"error": "slow_down"})
+async def test_devices_that_ask_are_bounded_and_the_oldest_untyped_code_makes_room(world: World) -> None:
     person = await engineer(world)
+    devices = [(await asked(world, DEVICE_PATH))[1] for _ in range(3)]
+    assert (await person.open(f"{PAGE}?user_code={devices[0]['user_code']}")).status == 200
+    for _ in range(5):
+        assert (await asked(world, DEVICE_PATH))[0] == 200
+    assert (await person.open(f"{PAGE}?user_code={devices[1]['user_code']}")).status == 404
     assert (await decided(person, devices[0]["user_code"])).status == 303
     await given(world, devices[0])
-    assert (await asked(world, DEVICE_PATH))[0] == 200
 
 
-@of(AgentLimits(asking_max=3, asking_each_max=1))
-async def test_a_sender_of_many_devices_keeps_nobody_else_from_asking(world: World) -> None:
-    assert (await asked(world, DEVICE_PATH))[0] == 200
+async def test_where_every_code_was_typed_another_device_has_to_wait(world: World) -> None:
+    person = await engineer(world)
+    for _ in range(3):
+        _, device = await asked(world, DEVICE_PATH)
+        assert (await person.open(f"{PAGE}?user_code={device['user_code']}")).status == 200
     assert await asked(world, DEVICE_PATH) == (429, {"error": "slow_down"})
+
+
+@of(AgentLimits(asking_max=4, asking_each_max=3))
+async def test_a_sender_of_many_devices_takes_the_code_of_no_other_sender(world: World) -> None:
+    person = await engineer(world)
     told = {SENDER_FIELD: told_sender(PEPPERS, DEVICE_PATH, "203.0.113.7", time.time())}
     async with world.api.client.post(DEVICE_PATH, headers=told) as answer:
+        other = await answer.json()
+    for _ in range(6):
+        assert (await asked(world, DEVICE_PATH))[0] == 200
+    async with world.api.client.post(DEVICE_PATH, headers=told) as answer:
         assert answer.status == 200
+    assert (await person.open(f"{PAGE}?user_code={other['user_code']}")).status == 200
 
 
 async def test_two_who_refresh_at_once_have_the_same_successor(world: World) -> None:

@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
 from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.times import DAY_MS, HOUR_MS
+from persistence.ledger.rows import NULL, json_field
 from persistence.ledger.writer import LedgerWriter
 from tests.persistence.scenario import Account, batch_of, broken, settle_in
 
@@ -208,3 +209,16 @@ async def test_costs_that_are_more_than_a_sum_holds_keep_no_charge_from_being_st
     for span in SPANS:
         rows = added(rollup_in(migrated, span))
         assert (rows["requests"], rows["cost"], rows["input"], rows["cache_read"]) == (4, 2**63 - 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("document", "stored"),
+    [
+        (rb'{"a":"\u0000x\u0000\u0000"}', b'{"a":"x"}'),
+        (rb'{"a":"\\u0000"}', rb'{"a":"\\u0000"}'),
+        (rb'{"a":"\\\u0000b"}', rb'{"a":"\\b"}'),
+    ],
+)
+def test_an_escaped_nul_is_stored_in_no_document(document: bytes, stored: bytes) -> None:
+    assert json_field(document)[5:] == stored
+    assert json_field(b"") == NULL
