@@ -4,13 +4,15 @@
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by when they are forgotten (ZSET)
 -- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] the run it draws from, or KEYS[3] where it is a root
 -- KEYS[8] the children of that one, by when they are forgotten (ZSET); of none where it is a root
+-- KEYS[9] the runs that its API key opened, by when they are forgotten (ZSET)
 -- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore), organization, tenant, ttl ms, the budget id that a new one gets
 -- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account; restore: the run as it was stored
 -- ARGV[3] what its entry says of it (JSON)  ARGV[4] its id
 -- Returns packed: 1 there or 2 opened, ended or restored now, and the time; then the run, packed as it is stored
 --   | 0 unverified | -1 no such run | -2 the run it draws from is not open | -3 its tenant has as many as may be
+--   | -4 its API key would have more than it leaves to the tenant's others
 -- Example: open with ttl 60000 below a run that expires in 10 s -> it expires in 10 s
-if #KEYS ~= 8 or #ARGV ~= 4 then return redis.error_reply('ERR run takes 8 keys and 4 arguments') end
+if #KEYS ~= 9 or #ARGV ~= 4 then return redis.error_reply('ERR run takes 9 keys and 4 arguments') end
 local CALLS_AT = 1 -- the window of calls comes first
 local run_id, verb, organization_id, tenant_id, ttl, budget_id = RUN_CALL.read(ARGV[1])
 local raw = call('MGET', KEYS[1], KEYS[3], KEYS[5], KEYS[7])
@@ -36,7 +38,10 @@ else
     expires = min(expires, RUN.field(raw[4], 'expires'))
   end
   call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
-  if call('ZCARD', KEYS[4]) >= RUNS_MAX then return CODE.pack{code = -3} end
+  call('ZREMRANGEBYSCORE', KEYS[9], '-inf', now)
+  local left, own = RUNS_MAX - call('ZCARD', KEYS[4]), call('ZCARD', KEYS[9])
+  if left < 1 then return CODE.pack{code = -3} end
+  if own > 0 and own + 1 > left - 1 then return CODE.pack{code = -4} end
   packed = RUN.replaced(ARGV[2], {budget_id = budget_id, created = now, expires = expires}) .. RUN.behind(ARGV[2])
 end
 local expires = RUN.field(packed, 'expires')
@@ -52,6 +57,10 @@ if ends then
 else
   call('SET', KEYS[3], packed, 'PXAT', expires + RUN_KEPT_MS)
   call('ZADD', KEYS[4], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
+  if verb == RUN_OPEN then
+    call('ZADD', KEYS[9], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
+    call('PEXPIREAT', KEYS[9], call('ZRANGE', KEYS[9], -1, -1, 'WITHSCORES')[2])
+  end
   if KEYS[7] ~= KEYS[3] then
     call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now)
     call('ZADD', KEYS[8], expires + RUN_KEPT_MS, ARGV[4])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import FIELD, Run
+from gateway.core.accounts.runs import FIELD, Run, unopened
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import pictures_by_tokens
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
@@ -42,6 +42,7 @@ from gateway.core.model import (
     INTERACTIVE,
     NO_SERVICE,
     USER_REQUIRED,
+    Attribution,
     Caller,
     Patterns,
     RunRequest,
@@ -152,19 +153,19 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     try:
         call = read(exchange, body, look) if light else await _read_in_turn(exchange, caller, body, look)
         exchange.call = call
-        asked, run = exchange.head.attribution.run, None
+        asked, run, opening = exchange.head.attribution.run, None, None
         if routed.metered and not call.free:
-            policies, runs = run_policies(exchange, caller, asked), worker.ports.runs
+            policies = run_policies(exchange, caller, asked)
             if asked is not None:
-                run = runs.cached(caller, asked)
-                if run is None:
-                    # A caller that is over a limit opens no run.
-                    held = held or await by_head(exchange, caller)
-                    run = await runs.find(caller, asked, policies)
+                run, opening = run_to_judge(worker.ports, caller, asked, policies)
         service, prices, budgets = priced(exchange, caller, call, run)
         await check_objects(exchange, caller, call)
         if worker.ports.cooling.entries:
             check_circuit(exchange, caller, call)
+        if opening is not None:
+            held = held or await by_head(exchange, caller)  # a caller that is over a limit opens none
+            attribution = exchange.head.attribution
+            _, prices, budgets = await open_run(worker.ports, opening, service, attribution, call)
     except Refusal as refusal:
         if isinstance(refusal, TooManyBudgets):
             worker.ports.tally.budgets_exceeding += 1
@@ -174,6 +175,37 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
     admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
     await admitted.reserve()
     return admitted
+
+
+class OpeningRun(NamedTuple):
+    """A run that a call names and nobody here knows: whose call, what it says, what it is held to."""
+
+    caller: Caller
+    asked: RunRequest
+    policies: CallRunPolicies
+
+
+def run_to_judge(
+    ports: Ports, caller: Caller, asked: RunRequest, policies: CallRunPolicies
+) -> tuple[Run, OpeningRun | None]:
+    """Return the run that a call is judged in, and what opens it where nobody here knows it."""
+    known = ports.runs.cached(caller, asked)
+    if known is not None:
+        return known, None
+    return unopened(caller, asked, policies), OpeningRun(caller, asked, policies)
+
+
+async def open_run(
+    ports: Ports, opening: OpeningRun, service: Service, said: Attribution, call: CallRequest
+) -> tuple[Run, CallPrices, CallBudgets | None]:
+    """Open the run of a judged call, or find the open one; return the call's prices and budgets in it too.
+
+    So no refused call opens one: after that only the run, and the limits that a reservation asks, refuse it.
+    """
+    caller = opening.caller
+    run = await ports.runs.find(caller, opening.asked, opening.policies)
+    budgets = ports.directory.budgets(caller, service.id, said, call, run=run) if service.id else None
+    return run, prices_of(ports, caller, service, call, budgets), budgets
 
 
 def run_policies(

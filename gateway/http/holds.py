@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from gateway.calls.hold_ends import counted_of, released_by, settled_by
@@ -83,10 +84,12 @@ from gateway.http.admission import (
     judge_as_asked,
     known,
     named_prices,
+    open_run,
     priced,
     prices_of,
     read,
     run_policies,
+    run_to_judge,
 )
 from gateway.http.charge import (
     NO_UNITS,
@@ -366,30 +369,31 @@ async def _taken(
             else _asked_call(exchange, caller, said, authorized)
         )
         exchange.call = call
-        run = attribution.run
-        opened, field = None, "run" if authorized is None else FIELD
-        policies = () if call.free else run_policies(exchange, caller, run, field)
-        if run is not None:
-            opened = ports.runs.cached(caller, run)
-            if opened is None:
-                await by_head(exchange, caller)  # a caller that is over a limit opens no run
-                _shield(exchange)
-                opened = await ports.runs.find(caller, run, policies)
+        asked_run, run, opening = attribution.run, None, None
+        policies = () if call.free else run_policies(
+            exchange, caller, asked_run, "run" if authorized is None else FIELD
+        )  # fmt: skip
+        if asked_run is not None:
+            run, opening = run_to_judge(ports, caller, asked_run, policies)
         budgets: CallBudgets | None
         if authorized is None:
             service = _service(exchange, caller, said.service)
-            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=opened)
+            budgets = ports.directory.budgets(caller, service.id, attribution, call, run=run)
             prices = prices_of(ports, caller, service, call, budgets)
         else:
-            service, prices, budgets = priced(exchange, caller, call, opened)
+            service, prices, budgets = priced(exchange, caller, call, run)
         await check_objects(exchange, caller, call)
         estimate = _estimate(exchange, caller, service, said, call)
         if authorized is not None:
             most = estimate.need if call.output_max is None else estimate.ceiling
             estimate = replace(estimate, need=most, least=0)
-        claim, request, asked = _asked(
-            caller, id_, attribution.user, service, call, estimate, prices, budgets, said.amount, again
-        )
+        ask = partial(_asked, caller, id_, attribution.user, service, call, estimate)
+        claim, request, asked = ask(prices, budgets, said.amount, again)
+        if opening is not None:
+            await by_head(exchange, caller)  # a caller that is over a limit opens no run
+            _shield(exchange)
+            run, prices, budgets = await open_run(ports, opening, service, attribution, call)
+            claim, request, asked = ask(prices, budgets, said.amount, again)
     except Refusal:
         if exchange.charge is None:
             await by_head(exchange, caller)
@@ -416,7 +420,7 @@ async def _taken(
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, decision.weights, exchange.head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
-        call.models_beside, tuple([one.model for one in call.targets]), "" if opened is None else opened.id,
+        call.models_beside, tuple([one.model for one in call.targets]), "" if run is None else run.id,
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens

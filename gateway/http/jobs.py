@@ -406,13 +406,14 @@ async def _taken(
     first = _call_of(route, lines[0], 1, worker.bounds, exchange.routed.params)
     asked, run = attribution.run, None
     policies = run_policies(exchange, caller, asked)
-    if asked is not None:
-        run = await ports.runs.find(caller, asked, policies)
-    budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
-    prices = prices_of(ports, caller, service, first, budgets)
     user = caller.acts_for(attribution.user, first.user)
     if caller.user_header == USER_REQUIRED and not user:
         raise UserRequired(param="x-tollkeeper-user")
+    check_batch_models(exchange, caller, first, 1)
+    if asked is not None:  # behind what its first line is judged by: a refused batch opens no run
+        run = await ports.runs.find(caller, asked, policies)
+    budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
+    prices = prices_of(ports, caller, service, first, budgets)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
     request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=_READ_MS_MAX, whole=True)
     if budgets is not None:

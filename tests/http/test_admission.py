@@ -68,6 +68,21 @@ async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decisi
         assert stage.upstream_connections == 0
 
 
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/.tollkeeper/authorize/60/v1/chat/completions"])
+async def test_a_refused_call_opens_no_run(path: bytes) -> None:
+    fields = b"x-tollkeeper-run: new\r\n"
+    async with staged() as stage:
+        stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
+        assert (await stage.ask(post(CHAT, path, fields=fields))).reason == "model_not_allowed"
+        stage.directory.caller = CALLER
+        stage.directory.refusal = ServiceNotIncluded()
+        assert (await stage.ask(post(CHAT, path, fields=fields))).reason == "service_not_included"
+        assert not stage.runs.asked
+        stage.directory.refusal = None
+        assert (await stage.ask(post(CHAT, path, fields=fields))).reason == "too_many_runs"
+        assert [one.id for one in stage.runs.asked] == ["new"]
+
+
 async def test_refusals_come_in_the_order_of_their_table() -> None:
     """One call is wrong in every way: what is put right shows the next row of docs/internals/request.md."""
     async with staged(base_url="http://127.0.0.1:9") as stage:

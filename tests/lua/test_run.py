@@ -91,6 +91,6 @@ def test_an_unverified_partition_serves_none(world: World) -> None:
     assert opened(world, "job")[0] == 0
 
 
-def test_it_takes_eight_keys_and_four_arguments(world: World) -> None:
-    with pytest.raises(redis.ResponseError, match="run takes 8 keys"):
+def test_it_takes_nine_keys_and_four_arguments(world: World) -> None:
+    with pytest.raises(redis.ResponseError, match="run takes 9 keys"):
         world.run("run", ((keys.marker(world.p),), (b"",)))

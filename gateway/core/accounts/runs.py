@@ -32,7 +32,7 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.layout import Layout
-from gateway.core.model import INTEGER_MAX, BudgetAccount, RunRequest
+from gateway.core.model import INTEGER_MAX, BudgetAccount, Caller, RunRequest
 from gateway.core.times import HOUR_MS, ms_of
 
 FIELD: Final = "x-tollkeeper-run"
@@ -194,6 +194,18 @@ def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, st
         opened.append(said if said > 0 else most or said)
     amount, calls_max, ttl_s = opened
     return replace(asked, amount=amount, calls_max=calls_max, ttl_s=ttl_s), ""
+
+
+def unopened(caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
+    """Return the run as a call would open it: for judging that call before anything is opened.
+
+    Its budget id is no run's: what is found for it is found for no other call.
+    """
+    wanted, _ = within(asked, policies)
+    return Run(
+        caller.organization_id, caller.tenant_id, wanted.id, wanted.parent_id, -1 - abs(hash(wanted)) % 2**52,
+        wanted.unit, wanted.amount, wanted.calls_max, 0, INTEGER_MAX,
+    )  # fmt: skip
 
 
 class RunNews(msgspec.Struct):

@@ -118,7 +118,12 @@ class Runs:
                 f"{FIELD} has the parent {asked.parent_id}, which is no open run of this tenant.", param=FIELD
             )
         if code == packing.RUN_TOO_MANY:
-            raise TooManyRuns(f"This tenant has {RUNS_MAX} runs: end some, or give them a shorter ttl.")
+            raise TooManyRuns(f"This tenant has {RUNS_MAX} runs: give them a shorter ttl.")
+        if code == packing.RUN_KEY_FULL:
+            raise TooManyRuns(
+                f"This API key has as many of this tenant's {RUNS_MAX} runs as it leaves to others: give "
+                "them a shorter ttl."
+            )
         if parent_of(packed) != (parents[0].id if parents else ""):  # which others may have opened meanwhile
             parents = await self._parents(caller, packed)
             _check_level(parents)

@@ -120,7 +120,7 @@ RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id tt
 RAN = Layout("RAN", "f64 code now")
 RUN_LOOK, RUN_OPEN, RUN_END, RUN_RESTORE = 1, 2, 3, 4
 # Codes of `run`: there is none, or no new one can be opened, and why.
-RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY = -1, -2, -3
+RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY, RUN_KEY_FULL = -1, -2, -3, -4
 # A run is remembered so long behind its end, and a tenant has so many at most.
 RUN_KEPT_MS, RUNS_MAX = DAY_MS, runs.RUNS_MAX
 
@@ -453,7 +453,7 @@ def run(
     return (
         keys.marker(p), keys.outbox(p), keys.run(p, name), keys.runs(p, caller.tenant_id),
         keys.budget_account(p, name), keys.each_accounts(p, name), keys.run(p, parent),
-        keys.children(p, parent),
+        keys.children(p, parent), keys.opened_runs(p, caller.key_id),
     ), (
         RUN_CALL.pack(run_id, verb, caller.organization_id, caller.tenant_id, ttl_ms, budget_id),
         packed, entry, id_.encode(),

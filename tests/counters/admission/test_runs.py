@@ -6,7 +6,7 @@ import json
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -405,8 +405,22 @@ async def test_a_tenant_has_so_many_and_the_last_one_is_refused(worker: Worker, 
     with pytest.raises(Refusal) as refused:
         await worker.run("another")
     assert refused.value.reason == "too_many_runs"
-    world.client.zadd(name, {"run 1": 1})
-    await worker.run("another")  # another is forgotten
+    world.client.zadd(name, {"run 1": 1, "run 2": 1, "run 3": 1})
+    await worker.run("another")  # others are forgotten
+
+
+async def test_a_key_leaves_as_many_runs_to_others_as_it_has(worker: Worker, world: World) -> None:
+    soon, half = world.now_ms() + 60_000, packing.RUNS_MAX // 2
+    own = {f"run {n}": soon for n in range(half - 1)}
+    for name in (keys.runs(world.p, world.caller.tenant_id), keys.opened_runs(world.p, world.caller.key_id)):
+        world.client.zadd(name, own)
+    await worker.run("half")
+    with pytest.raises(Refusal, match="leaves to others") as refused:
+        await worker.run("another")
+    assert refused.value.reason == "too_many_runs"
+    other = replace(world.caller, key_id=world.caller.key_id + 1)
+    assert (await driven(worker.runs.find(other, read_run("theirs")))).id == "theirs"
+    assert world.client.pttl(keys.opened_runs(world.p, other.key_id)) > 0  # type: ignore[operator]  # it does not wait
 
 
 async def test_who_asks_too_often_is_refused(worker: Worker) -> None:
