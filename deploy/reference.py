@@ -196,6 +196,7 @@ HINTS = {
     "run_conflict": "Name the run by its id alone, or open another one.",
     "run_not_found": "Name a run of this tenant that is open, or ended within a day.",
     "too_many_jobs": "Wait until some are over, or cancel them; [jobs](../jobs.md#how-many-there-may-be).",
+    "too_many_holds": "Settle or release holds that are done, and give others a shorter `ttl_s`.",
     "too_many_runs": "End runs that are done, and open others with a shorter `ttl`.",
     "hold_not_found": "Name an open hold of this tenant, or one of the last hour; [holds](../holds.md).",
     "hold_ended": "Take another hold; [holds](../holds.md).",

@@ -204,6 +204,10 @@ class TooManyJobs(Refusal, reason="too_many_jobs", status=429):
     """The organization, or the API key, has as many open jobs as it may have."""
 
 
+class TooManyHolds(Refusal, reason="too_many_holds", status=429):
+    """As many holds by the API are open as the organization may have, or as its key leaves to others."""
+
+
 class RunEnded(Refusal, reason="run_ended", status=409):
     """The run has ended, or one that it draws from has."""
 

@@ -389,6 +389,7 @@ async def _taken(
             estimate = replace(estimate, need=most, least=0)
         ask = partial(_asked, caller, id_, attribution.user, service, call, estimate)
         claim, request, asked = ask(prices, budgets, said.amount, again)
+        await ports.holds.check_room(caller)
         if opening is not None:
             await by_head(exchange, caller)  # a caller that is over a limit opens no run
             _shield(exchange)

@@ -165,6 +165,9 @@ class HoldsPort(Protocol):
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
         """The request was refused: the next one with its key is a new one."""
 
+    def check_room(self, caller: Caller) -> Awaitable[None]:
+        """Fail with `TooManyHolds` where no more of this caller's may be open, or `CountersUnavailable`."""
+
     def keep(
         self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""
     ) -> Awaitable[None]:

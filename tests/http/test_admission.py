@@ -12,6 +12,7 @@ from gateway.core.model import USER_REQUIRED, Decision, LimitKind, Scope, Verdic
 from gateway.errors import RateLimited, ServiceNotIncluded
 from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
 from tests.http.stage import Client, Stage, staged
+from tests.http.test_authorized import Holds
 from tests.waiting import eventually
 
 BLOCKED = Decision(Verdict.TENANT_BLOCKED, scope=Scope.TENANT)
@@ -71,7 +72,7 @@ async def test_the_head_decides_first_whatever_comes_behind_it(name: str, decisi
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/.tollkeeper/authorize/60/v1/chat/completions"])
 async def test_a_refused_call_opens_no_run(path: bytes) -> None:
     fields = b"x-tollkeeper-run: new\r\n"
-    async with staged() as stage:
+    async with staged(holds=Holds()) as stage:
         stage.directory.caller = replace(CALLER, models=frozenset({"other"}))
         assert (await stage.ask(post(CHAT, path, fields=fields))).reason == "model_not_allowed"
         stage.directory.caller = CALLER

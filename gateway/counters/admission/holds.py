@@ -13,8 +13,9 @@ from hashlib import sha256
 from typing import Final, cast
 
 import msgspec
+from msgspec.structs import replace
 
-from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldDeletion, HoldEnd
+from gateway.core.accounts.caller_holds import LIFE_S_MAX, CallerHold, HeldAmounts, HoldDeletion, HoldEnd
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
 from gateway.counters.admission.stored import UNREADABLE
@@ -25,12 +26,27 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode, encode_script
 from gateway.counters.settlement_log.log import DELETION, SettlementLog
-from gateway.errors import CountersRefused, CountersUnavailable, HoldEnded, HoldNotFound, IdempotencyConflict
+from gateway.errors import (
+    CountersRefused,
+    CountersUnavailable,
+    HoldEnded,
+    HoldNotFound,
+    IdempotencyConflict,
+    TooManyHolds,
+)
 
 # How long an open hold is remembered behind its time, for keepers that were away.
 OPEN_MS: Final = 7 * 86_400_000
-# An ended one, so that its settlement is answered again.
+# An ended one, so that its settlement is answered again; a released one, for requests that are on their way.
 ENDED_MS: Final = 3_600_000
+RELEASED_MS: Final = 60_000
+# Of one organization: open holds, of some 1 KiB and 16 KiB at most; ended ones, and requests with an
+# `Idempotency-Key`, of some 1 KiB. More are not opened; of the others the first that would go makes room.
+OPEN_MAX: Final = 20_000
+ENDED_MAX: Final = 50_000
+IDEMPOTENT_MAX: Final = 50_000
+# So many make room at once, at most.
+MADE_ROOM_MAX: Final = 100
 # What a request with an `Idempotency-Key` came to.
 IDEMPOTENT_MS: Final = 86_400_000
 # Whose worker is silent for so long is dead: the same request takes its place.
@@ -64,8 +80,12 @@ def read_hold(raw: object) -> CallerHold | None:
 class CallerHolds:
     """Of one worker; `today` is the time of day in seconds. The `log` keeps deletions while Redis is away."""
 
-    def __init__(self, wires: RedisConnections, today: Callable[[], float], log: SettlementLog) -> None:
+    def __init__(
+        self, wires: RedisConnections, today: Callable[[], float], log: SettlementLog,
+        ended_max: int = ENDED_MAX, idempotent_max: int = IDEMPOTENT_MAX,
+    ) -> None:  # fmt: skip
         self._wires, self._today, self._log = wires, today, log
+        self._ended_max, self._idempotent_max = ended_max, idempotent_max
 
     def now_ms(self) -> int:
         return int(self._today() * 1000)
@@ -78,6 +98,10 @@ class CallerHolds:
         name, now_ms = _idempotent(caller, key), self.now_ms()
         mine = _Request(_digest(body), id_, now_ms)
         if await self._set(caller.partition, name, mine, IDEMPOTENT_MS, b"NX"):
+            for gone in await self._list(
+                caller.partition, _requests(caller), name, IDEMPOTENT_MS, self._idempotent_max
+            ):
+                await self._ask(caller.partition, b"DEL", gone)
             return id_, b""
         raw = await self._ask(caller.partition, b"GET", name)
         if raw is None:  # it was refused just now
@@ -93,11 +117,28 @@ class CallerHolds:
         return found.id, b""
 
     async def forget(self, caller: Caller, key: str) -> None:
-        await self._ask(caller.partition, b"DEL", _idempotent(caller, key))
+        name = _idempotent(caller, key)
+        await self._together(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
+
+    async def check_room(self, caller: Caller) -> None:
+        """Fail with `TooManyHolds` where its organization has `OPEN_MAX`, or its key more than it leaves."""
+        now, names = b"%d" % self.now_ms(), _open_indexes(caller)
+        commands = [(b"ZREMRANGEBYSCORE", name, b"-inf", now) for name in names]
+        counted = await self._together(caller.partition, *commands, *((b"ZCARD", name) for name in names))
+        counts = cast("list[int]", counted[2:])
+        left, own = OPEN_MAX - counts[0], counts[1]
+        if left < 1 or (own > 0 and own + 1 > left - 1):
+            whose = "organization has" if left < 1 else "API key leaves to others of"
+            raise TooManyHolds(f"Of {OPEN_MAX} open holds this {whose} no more: end some.", retry_after_s=60)
 
     async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         await self._set(hold.partition, _record(hold), hold, life_ms)
+        until = b"%d" % (hold.expires_ms + ENDED_MS)  # by then a keeper has ended it
+        life = b"%d" % (1000 * LIFE_S_MAX + ENDED_MS)
+        names = _open_indexes(hold.caller)
+        listed = [(b"ZADD", name, until, hold.id.encode()) for name in names]
+        await self._together(hold.partition, *listed, *((b"PEXPIRE", name, life) for name in names))
         if key:
             done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
             await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
@@ -135,8 +176,16 @@ class CallerHolds:
 
     async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
         end.applied = True
-        await self._set(hold.partition, _end(hold), end, ENDED_MS)
-        await self._set(hold.partition, _record(hold), hold, ENDED_MS)
+        life_ms = RELEASED_MS if end.released else ENDED_MS
+        # Nothing is settled again: what was said of the call is in its row alone.
+        await self._set(hold.partition, _end(hold), replace(end, facts=""), life_ms)
+        await self._set(hold.partition, _record(hold), replace(hold, metadata="", columns=""), life_ms)
+        names = _open_indexes(hold.caller)
+        await self._together(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
+        index = keys.ended_holds(hold.partition, hold.organization_id).encode()
+        for gone in await self._list(hold.partition, index, hold.id.encode(), life_ms, self._ended_max):
+            record, ended = (of(hold.partition, gone.decode()) for of in (keys.caller_hold, keys.hold_end))
+            await self._ask(hold.partition, b"DEL", record.encode(), ended.encode())
 
     async def undecide(self, hold: CallerHold) -> None:
         await self._ask(hold.partition, b"DEL", _end(hold))
@@ -169,12 +218,43 @@ class CallerHolds:
         written = msgspec.json.encode(value)
         return await self._ask(partition, b"SET", name, written, b"PX", b"%d" % life_ms, *more) is not None
 
+    async def _list(self, partition: int, index: bytes, name: bytes, life_ms: int, most: int) -> list[bytes]:
+        """List a name by when it is forgotten; return the first ones where there are more than `most`."""
+        now_ms = self.now_ms()
+        counted = await self._together(
+            partition,
+            (b"ZADD", index, b"%d" % (now_ms + life_ms), name),
+            (b"ZREMRANGEBYSCORE", index, b"-inf", b"%d" % now_ms),
+            (b"PEXPIRE", index, b"%d" % max(life_ms, ENDED_MS)),
+            (b"ZCARD", index),
+        )
+        beyond = cast("int", counted[-1]) - most
+        if beyond < 1:
+            return []
+        count = b"%d" % min(beyond, MADE_ROOM_MAX)
+        return cast("list[bytes]", await self._ask(partition, b"ZPOPMIN", index, count))[::2]
+
+    async def _together(self, partition: int, *commands: tuple[bytes, ...]) -> list[Reply]:
+        wire = self._wires.of(partition)
+        asked = [wire.send(encode(*command)) for command in commands]
+        return [await one for one in asked]
+
     async def _ask(self, partition: int, *command: bytes) -> Reply:
         return await self._wires.of(partition).send(encode(*command))
 
 
 def _record(hold: CallerHold) -> bytes:
     return keys.caller_hold(hold.partition, hold.id).encode()
+
+
+def _open_indexes(caller: Caller) -> tuple[bytes, bytes]:
+    """Return the names of the lists of open holds: of the organization, and of the key."""
+    p = caller.partition
+    return keys.open_holds(p, caller.organization_id).encode(), keys.key_holds(p, caller.key_id).encode()
+
+
+def _requests(caller: Caller) -> bytes:
+    return keys.idempotents(caller.partition, caller.organization_id).encode()
 
 
 def _end(hold: CallerHold) -> bytes:

@@ -108,8 +108,11 @@ organization_state, parked_entries, objects = _of_account("o"), _of_account("w")
 answers = _of_account("told")
 # By the partition and a tenant's id: its runs that are remembered. By an organization's: its open jobs.
 runs, open_jobs = _of_account("runs"), _of_account("open")
-# By the partition and an API key's id: the runs that it opened.
-opened_runs = _of_account("opened")
+# By the partition and an API key's id: the runs that it opened, and its open holds by the API.
+opened_runs, key_holds = _of_account("opened"), _of_account("mine")
+# By the partition and an organization's id: its open holds by the API, those that have ended, and requests
+# that have an `Idempotency-Key`.
+open_holds, ended_holds, idempotents = map(_of_account, ("holds", "ended", "idems"))
 # By the partition and an account's name (`gateway/core/accounts/budgets.py`): the account of budgets; of a
 # run's, the run as it was made, and the runs that draw from it.
 budget_account, run, children = _of_name("b"), _of_name("run"), _of_name("children")
