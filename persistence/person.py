@@ -121,7 +121,7 @@ _NEVER_CHANGED = ("audit_log", *_LEDGERS)
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class KeptPerson:
     """A user: `organization` is None of staff."""
 
     id: int
@@ -144,17 +144,17 @@ def opened(url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def find_person(connection: psycopg.Connection, user: str, organization: str | None) -> Person:
+def find_person(connection: psycopg.Connection, user: str, organization: str | None) -> KeptPerson:
     """Return a user by its own id, of an organization by id or name; `Conflict` where two have that id."""
     found = connection.execute(_FIND, {"user": user, "of": organization}).fetchall()
     if not found:
         raise NotFound(f"No user is called {user} there.")
     if len(found) > 1:
         raise Conflict(f"Users of two organizations are called {user}: name the organization.")
-    return Person(*found[0])
+    return KeptPerson(*found[0])
 
 
-def read_person(connection: psycopg.Connection, person: Person) -> Iterator[dict[str, Any]]:
+def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[dict[str, Any]]:
     """Every row that is kept of a user, with its table, without secrets."""
     for table, (which, secrets) in KEPT.items():
         statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {which}"
@@ -165,7 +165,7 @@ def read_person(connection: psycopg.Connection, person: Person) -> Iterator[dict
                 yield {"table": table, "row": found["row"]}
 
 
-def delete_person(connection: psycopg.Connection, person: Person, *, signed: bool = False) -> dict[str, int]:
+def delete_person(connection: psycopg.Connection, person: KeptPerson, *, signed: bool = False) -> dict[str, int]:
     """Take out the names and metadata of a user, in one transaction; answers changed rows by table.
 
     `Conflict` where the user is in use, or where rows of a signed ledger would change and `signed` does not
@@ -186,7 +186,7 @@ def delete_person(connection: psycopg.Connection, person: Person, *, signed: boo
         return _take_out(connection, person)
 
 
-def _changes_signed_rows(connection: psycopg.Connection, person: Person) -> bool:
+def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> bool:
     if connection.execute(_SIGNED).fetchone() is None:
         return False
     said = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)
@@ -194,7 +194,7 @@ def _changes_signed_rows(connection: psycopg.Connection, person: Person) -> bool
     return any(connection.execute(each.encode(), here).fetchone() is not None for each in said)
 
 
-def _take_out(connection: psycopg.Connection, person: Person) -> dict[str, int]:
+def _take_out(connection: psycopg.Connection, person: KeptPerson) -> dict[str, int]:
     for table in _NEVER_CHANGED:
         _switch(connection, table, "DISABLE")
     done = {

@@ -17,7 +17,7 @@ from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.errors import Conflict, NotFound
 from gateway.features.person.command import add_person
 from persistence.ledger.writer import LedgerWriter
-from persistence.person import KEPT, Person, delete_person, find_person, opened, read_person
+from persistence.person import KEPT, KeptPerson, delete_person, find_person, opened, read_person
 from tests.admin.conftest import Api
 from tests.persistence.scenario import batch_of, settle_in
 from tests.persistence.schema.baseline import postgres_bin
@@ -32,7 +32,7 @@ SELECT 'token_ledger', tenant_id, count(*), sum(amount) FROM token_ledger GROUP 
 
 
 @pytest.fixture
-async def person(api: Api, admin_database: str) -> Person:
+async def person(api: Api, admin_database: str) -> KeptPerson:
     """A user with calls, metadata, a key and an admin token; another one made calls, too."""
     [account] = settle_in(admin_database, 10**9)
     account.reset()
@@ -68,7 +68,7 @@ def program() -> typer.Typer:
     return made
 
 
-async def end(api: Api, person: Person) -> None:
+async def end(api: Api, person: KeptPerson) -> None:
     """Delete the user, and have all writes applied."""
     assert (await api.delete(f"users/{person.id}")).status in {200, 202, 204}
     api.rows("UPDATE control_write SET state = 'done' RETURNING 1")
@@ -85,7 +85,7 @@ def named_in(text: str) -> list[str]:
 
 
 async def test_every_row_of_a_user_is_written_out_without_secrets(
-    api: Api, admin_database: str, person: Person, tmp_path: Path
+    api: Api, admin_database: str, person: KeptPerson, tmp_path: Path
 ) -> None:
     file = tmp_path / "ada.jsonl"
     words = ["person", "export", ADA, "--to", str(file), "--database-url", admin_database]
@@ -109,7 +109,7 @@ async def test_every_row_of_a_user_is_written_out_without_secrets(
 
 
 async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
-    api: Api, admin_database: str, person: Person
+    api: Api, admin_database: str, person: KeptPerson
 ) -> None:
     await end(api, person)
     before, whole = api.rows(SUMS), dumped(admin_database)
@@ -137,7 +137,7 @@ async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
         find_person(connection, ADA, None)
 
 
-async def test_a_user_in_use_is_not_taken_out(api: Api, admin_database: str, person: Person) -> None:
+async def test_a_user_in_use_is_not_taken_out(api: Api, admin_database: str, person: KeptPerson) -> None:
     with opened(admin_database) as connection:
         with pytest.raises(Conflict, match="not deleted"):
             delete_person(connection, person)
@@ -155,7 +155,7 @@ async def test_a_user_in_use_is_not_taken_out(api: Api, admin_database: str, per
 
 
 async def test_rows_of_a_signed_ledger_change_where_that_is_said(
-    api: Api, admin_database: str, person: Person
+    api: Api, admin_database: str, person: KeptPerson
 ) -> None:
     await end(api, person)
     with opened(admin_database) as connection:
