@@ -165,7 +165,9 @@ def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[
                 yield {"table": table, "row": found["row"]}
 
 
-def delete_person(connection: psycopg.Connection, person: KeptPerson, *, signed: bool = False) -> dict[str, int]:
+def delete_person(
+    connection: psycopg.Connection, person: KeptPerson, *, signed: bool = False
+) -> dict[str, int]:
     """Take out the names and metadata of a user, in one transaction; answers changed rows by table.
 
     `Conflict` where the user is in use, or where rows of a signed ledger would change and `signed` does not
