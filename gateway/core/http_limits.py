@@ -101,6 +101,7 @@ class HttpLimits:
     sockets_max: int = _setting(2_000, Count)
     sockets_share: float = _setting(0.25, Share)
     socket_idle_s: float = _setting(600.0, Seconds)
+    socket_unasked_s: float = 5.0  # until a turn without a request gives its hold back
     # Of responses that no upstream stores; one organization's part of that is as large.
     sockets_kept_bytes_max: int = _setting(64 * 1024 * 1024, Bytes)
     socket_frames_max: int = 10_000  # of one message

@@ -6,7 +6,7 @@ milliseconds since the epoch, UTC, unless a name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NewType
@@ -398,6 +398,10 @@ class Settlement:
         return self.tokens if self.weighed is None else self.weighed
 
 
+# What covers least of a hold.
+BY_QUOTA, BY_CREDITS, BY_BUDGETS = 0, 1, 2
+
+
 @dataclass(slots=True)
 class HoldExtension:
     """A live call's hold as `extend` keeps it: renewed while the call lives.
@@ -408,7 +412,9 @@ class HoldExtension:
     finish. Under `weights` the quota is apart: of it `weighed` was seen so far and `quota` is held.
     Of `budgets`, the names of its accounts, `money_rate` says what was used of their money, `hold_rate` what
     is held of it where that is another, and `counts_raw` that some are of tokens. Nothing is held ahead
-    beyond `most`, all the call can use.
+    beyond `most`, all the call can use. Besides, `reserved` tokens and, under weights, `reserved_quota` are
+    asked for once: `answered` is called when the answer is here, and `short` says what covers least of the
+    hold: its tokens, credits or budgets.
     """
 
     caller: Caller
@@ -427,10 +433,21 @@ class HoldExtension:
     hold_rate: TokenRate | None = None
     counts_raw: bool = False
     most: int = INTEGER_MAX
+    reserved: int = 0
+    reserved_quota: int = 0
+    answered: Callable[[], object] | None = None
+    short: int = 0
 
     def ahead(self, margin: int) -> int:
-        """Tokens a hold should cover: those seen, and as many more as the call can still use."""
-        return max(self.tokens, min(self.tokens + margin, self.most))
+        """Tokens a hold should cover: those seen and reserved, and as many more as the call can still use."""
+        return max(self.tokens, self.reserved, min(self.tokens + margin, self.most))
+
+    def end_request(self) -> None:
+        """Ask for nothing that is reserved any more, and tell that this was answered."""
+        answered, self.answered = self.answered, None
+        self.reserved = self.reserved_quota = 0
+        if answered is not None:
+            answered()
 
     def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
         """Money seen so far, and what windows of money and of tokens hold of so much more output."""
@@ -442,5 +459,7 @@ class HoldExtension:
 
     def wanted(self, margin: int) -> int:
         """Tokens of the quota that the seen and so much more output count."""
-        more = self.ahead(margin) - self.tokens
-        return self.tokens + more if self.weights is None else self.weighed + self.weights.at_most(more, 0)
+        if self.weights is None:
+            return self.ahead(margin)
+        more = max(0, min(margin, self.most - self.tokens))
+        return max(self.weighed + self.weights.at_most(more, 0), self.reserved_quota)

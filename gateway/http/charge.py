@@ -20,6 +20,7 @@ from gateway.core.accounts.outbox import (
     TEXT_CHARACTERS_MAX,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS
+from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     TOKENS_A_PRICE,
     TokenRate,
@@ -45,6 +46,9 @@ from gateway.core.calls.tariff import (
 from gateway.core.families.refusal import from_decision
 from gateway.core.metering.meter import Meter
 from gateway.core.model import (
+    BY_BUDGETS,
+    BY_CREDITS,
+    BY_QUOTA,
     INTEGER_MAX,
     Caller,
     Decision,
@@ -55,7 +59,7 @@ from gateway.core.model import (
     TokenUsage,
     Verdict,
 )
-from gateway.errors import CountersUnavailable, InvalidRequest
+from gateway.errors import CountersUnavailable, InvalidRequest, Refusal
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.server.exchange import Exchange, Worker
@@ -65,6 +69,11 @@ _UNUSED = TokenUsage(units=0)
 _NO_FIELDS: frozenset[str] = frozenset()
 NO_UNITS: frozenset[str] = frozenset()
 _ADMITTED = Verdict.ADMITTED
+_SHORT: Final = {
+    BY_QUOTA: Verdict.QUOTA_EXCEEDED,
+    BY_CREDITS: Verdict.INSUFFICIENT_CREDITS,
+    BY_BUDGETS: Verdict.BUDGET_EXCEEDED,
+}
 _UNVERIFIED = SettleResult.UNVERIFIED
 # Uses that run on when their call is over, and are no jobs here.
 _MADE_ALONE: Final = frozenset({"fine_tuning_job", "eval_run"})
@@ -213,6 +222,54 @@ class AdmittedCall:
             return not observed.cut
         self._worker.ports.counters.outgrown(observed)
         return True
+
+    def reserves(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
+        """Return whether the hold has so many tokens of input beside all that it was taken for.
+
+        Where it has not, these and a `step` more are asked for, and `answered` is called once that is known;
+        None asks nobody.
+        """
+        observed, weights = self._observed or self._watch(), self.decision.weights
+        covered_, held_quota = self._tokens_covered(), self.decision.held_tokens
+        wanted = 0 if covered_ >= ENDLESS else covered_ + tokens
+        quota = 0 if weights is None else held_quota + weights.at_most(tokens, tokens)
+        if wanted <= observed.held and (weights is None or quota <= observed.quota):
+            return True
+        if answered is None:
+            return False
+        observed.reserved = wanted + step if wanted else 0
+        if weights is not None:
+            observed.reserved_quota = quota + weights.at_most(step, step)
+        observed.rate = _reading_more(self._rate, tokens + step)
+        observed.money_rate = _reading_more(self._money_rate, tokens + step)
+        budget = self.claim.budget
+        if budget is not None:
+            observed.hold_rate = _reading_more(budget.likely, tokens + step)
+        observed.most, observed.answered = INTEGER_MAX, answered
+        self._worker.ports.counters.outgrown(observed)
+        return False
+
+    def short_of(self) -> Refusal:
+        """Return the refusal that names the limit which `reserves` found short."""
+        observed = self._observed
+        short = BY_QUOTA if observed is None else observed.short
+        budget = self.decision.budget
+        verdict = _SHORT[short] if short != BY_BUDGETS or budget is not None else _SHORT[BY_QUOTA]
+        spent = self._worker.ports.directory.spent_answer
+        there = self.decision
+        decision = Decision(
+            verdict, there.scope, there.kind, there.used, there.limit, there.until_ms, there.now_ms,
+            budget=budget,
+        )  # fmt: skip
+        refusal = from_decision(decision, lambda: spent(self.caller))
+        refusal.args = ("The amount left does not cover this message.",)
+        return refusal
+
+    def owe(self, before: AdmittedCall) -> None:
+        """Be charged without a hold: what was begun under that of `before` is paid, whatever is left."""
+        self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
+        self.decision, self.due = Decision(_ADMITTED), True
+        self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:
         """Have the hold renewed from now on."""
@@ -387,6 +444,14 @@ class AdmittedCall:
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
         return max(0.0, paid / (asked * usage.input))
+
+
+def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
+    """Return a rate by which so many tokens more are input."""
+    if rate is None:
+        return None
+    read = rate.read + tokens
+    return TokenRate(read, rate.input, rate.output, rate.fixed, rate.factor, rate.in_money)
 
 
 def _metadata_of(exchange: Exchange) -> msgspec.Raw:

@@ -21,6 +21,7 @@ from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
 from gateway.core.calls.call import BodyLook, read_document, write_document, written_of
+from gateway.core.families.controlled import Document
 from gateway.core.families.family import LiveSession
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
@@ -50,6 +51,10 @@ _SENT_CODES: Final = frozenset({1000, 1001, 1007, 1008, 1009, 1011, 1012, 1013})
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 REASON_BYTES_MAX: Final = 123
 LOOK_S: Final = 1.0
+# Tokens that are held ahead of messages: of sound, some twenty seconds.
+HELD_AHEAD: Final = 256
+# Statuses of refusals that end no session: what is asked for may be had later.
+_LATER: Final = frozenset({402, 429})
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _EVENTS: Final = b"text/event-stream"
 _LINES: Final = bytes.maketrans(b"\r\n", b"  ")
@@ -57,11 +62,11 @@ _LINES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 async def open_live(exchange: Exchange) -> None:
     """Open a socket by its first turn, or go on with its next one."""
-    caller = known(exchange) or await identify(exchange)
     there = exchange.connection.transport
     if isinstance(there, LiveSocket):
-        await there.turn(exchange, caller)
+        await there.turn(exchange)
         return
+    caller = known(exchange) or await identify(exchange)
     take_place(exchange, caller)
     route = exchange.routed.route
     made = None if route is None else SHAPES[route.meter].live
@@ -73,7 +78,7 @@ async def open_live(exchange: Exchange) -> None:
         open_as(socket, exchange)
         return
     try:
-        await socket.turn(exchange, caller)
+        await socket.turn(exchange)
     finally:
         if exchange.connection.transport is not socket:
             exchange.worker.sockets.release(caller.organization_id)
@@ -87,27 +92,34 @@ class LiveSocket(WebSocket):
         self._session = session
         self._upstream: UpstreamSocket | None = None
         self._aimed, self._key = ("", ""), 0
-        # The present turn's, from when its call is admitted until an event ends it; whether there is a turn.
+        self._route = exchange.routed.route
+        # The present turn's, from when its call is admitted until an event ends it; whether there is a turn;
+        # the call that was admitted last, and what of the session its hold was taken for.
         self._link: Link | None = None
         self._turning = False
+        self._admitted: AdmittedCall | None = None
+        self._covered = 0
         self._asked: list[bytes] = []
         # Bytes of messages that are kept until the upstream has them.
         self._owed = 0
-        self._kept = b""  # a message that waits for the end of an answer
+        self._kept = b""  # a message that waits for the end of an answer, and what of it says so
+        self._kept_asks: Document = {}
         self._heard: list[tuple[bytes, bool, bool]] = []
         self._ends: tuple[int, str] | None = None
-        self._seen_at = asyncio.get_running_loop().time()
+        self._seen_at = self._asked_at = asyncio.get_running_loop().time()
         self._look: asyncio.TimerHandle | None = None
-        self._gone = False
+        # A client that is gone: until when the rest is read, the bytes of it, and whether that was enough. A
+        # connection that is over has no turn any more; one whose caller is refused has those that are due.
+        self._gone = self._left = self._spent = self._over = self._refused = False
+        self._drained_until, self._drained = 0.0, 0
 
     # one turn
 
-    async def turn(self, exchange: Exchange, caller: Caller) -> None:
+    async def turn(self, exchange: Exchange) -> None:
         """Admit a call, pass on what it may, and charge what the event reports that ends it."""
-        self._turning, self._caller = True, caller
+        self._turning, self._covered = True, self._session.needs
         try:
-            exchange.connection.body.add(write_document(self._session.document()))
-            admitted = await admit(exchange, caller)
+            admitted = await self._admit(exchange)
             if self._upstream is None:
                 answer = await forward(exchange, admitted)
                 if answer.status != 101:
@@ -117,15 +129,49 @@ class LiveSocket(WebSocket):
                 self._name(exchange)
             else:
                 await self._aim(exchange, admitted)
-            if self._ends is not None or exchange.gone:
+            self._admitted = admitted
+            if (self._ends is not None or self._spent or exchange.gone) and not self._heard:
+                self._take_back()
+                if self._session.pending:  # nobody hears what it comes to
+                    self._begin_turn(exchange, admitted)
+                    self._charge_rest(exchange)
                 raise ClientGone
             link = self._begin_turn(exchange, admitted)
+            self._pass()
+            asyncio.get_running_loop().call_soon(self._flow)
             assert link.answer is not None
             await relay(exchange, admitted, link.answer)
             if not link.complete and not exchange.gone:  # what covered it is used up
+                self._session.forget()
                 self._close(_REFUSED)
         finally:
             self._link = None
+
+    async def _admit(self, exchange: Exchange) -> AdmittedCall:
+        """Admit the call of a turn. What an upstream makes already is charged, whatever is left by now."""
+        before, session = self._admitted, self._session
+        try:
+            caller = self._caller = known(exchange) or await identify(exchange)
+            exchange.connection.body.add(write_document(session.document()))
+            return await admit(exchange, caller)
+        except Refusal:
+            if self._asked or before is None or not self._is_owed:
+                raise
+        self._refused = True
+        exchange.caller, call = before.caller, exchange.call or before.call
+        exchange.call, call.blob_tokens = call, session.needs
+        owed = AdmittedCall(
+            exchange, before.caller, before.service, call, None, before.prices, before.budgets
+        )
+        owed.owe(before)
+        return owed
+
+    def _charge_rest(self, exchange: Exchange) -> None:
+        """Have all that is on its way charged by estimate with this call: nothing of it is heard any more."""
+        if exchange.call is not None:
+            exchange.call.blob_tokens = self._session.needs
+        exchange.read = True
+        self._session.forget()
 
     def _take_upstream(self, exchange: Exchange, answer: AnswerHead) -> None:
         """Go on with an upstream that opened a socket, and open the client's."""
@@ -155,29 +201,33 @@ class LiveSocket(WebSocket):
         """Have a later turn go where the socket does; refuse it where its model leads elsewhere by now."""
         targets = [(one.upstream, one.model) for one in admitted.call.targets]
         there = targets or [(exchange.upstream_name, exchange.model_sent)]
-        if self._aimed not in there:
+        if self._aimed not in there and not self._is_due:
             raise ModelNotAllowed(f"The model {admitted.call.model} leads elsewhere by now: connect again.")
-        if targets:
+        if targets and self._aimed in there and not self._refused:
             admitted.answered_by(targets.index(self._aimed))
         (exchange.upstream_name, exchange.model_sent), exchange.key = self._aimed, self._key
         upstream = exchange.worker.upstreams.get(exchange.upstream_name)
-        if upstream is not None and upstream.capacity is not None and admitted.charges:
+        if upstream is not None and upstream.capacity is not None and admitted.charges and not self._is_due:
             await exchange.worker.capacity.take(exchange, admitted, upstream, True)
 
     def _begin_turn(self, exchange: Exchange, admitted: AdmittedCall) -> Link:
-        """Let pass what waits: from now on it is the call's."""
+        """Make the link of a turn: what passes from now on is the call's."""
         upstream, worker = self._upstream, exchange.worker
         assert upstream is not None
         link = exchange.link = self._link = upstream.turn()
         admitted.meter = make_meter(admitted.call, 200, _EVENTS, b"", worker.bounds)
         exchange.status, exchange.forwarded, exchange.began_upstream = 200, True, worker.ports.seconds()
-        self._send()
-        asyncio.get_running_loop().call_soon(self._flow)
+        self._asked_at = asyncio.get_running_loop().time()
         return link
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether a turn is for what an upstream makes already, and for nothing that is asked now."""
+        return self._is_owed and not self._asked
 
     def _ask_for_turn(self) -> None:
         """Say the opening again: the connection reads it once the turn before is over."""
-        if not self._turning and not self.is_closing():
+        if not (self._turning or self._over) and (self._is_owed or not self.is_closing()):
             self._turning = True
             self._answer = SocketAnswer(self)
             self._connection.data_received(self._connection.opened_by)
@@ -185,17 +235,29 @@ class LiveSocket(WebSocket):
     def _end_turn(self, code: int, why: str = "") -> None:
         """End the socket. A turn in which nothing was asked for costs nothing."""
         self._ends = self._ends or (code, why)
+        self._take_back()
         exchange, link = self._connection.exchange, self._link
-        if not self._turning:
+        if not self._turning and self._session.pending:
+            self._ask_for_turn()
+        elif not self._turning:
             self._close(*self._ends)
         elif link is not None and self._session.pending:
             self._link = None
+            if exchange is not None:
+                self._charge_rest(exchange)
             if code in {_USUAL, _AWAY}:
                 self._ends = _BROKEN, ""
             link.connection_lost(None)
-        elif exchange is not None:
+        elif exchange is not None and not exchange.shielded and not self._is_owed:
             exchange.forwarded = False
             exchange.interrupt(ClientGone())
+
+    def _give_back(self) -> None:
+        """End a turn in which nothing was asked for: its hold is given back, and the socket stays open."""
+        charge, link = self._admitted, self._link
+        if charge is not None and link is not None:
+            self._link = charge.meter = None
+            link.data_received(LAST_CHUNK)
 
     # what the client says
 
@@ -205,15 +267,53 @@ class LiveSocket(WebSocket):
         self._reading.resume(INNER)  # its connection answers the opening as long as the first turn takes
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_after)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """The client is gone: what it asked for is drained as its route says; else the turn costs nothing."""
+    def _hang_up(self, error: Exception | None) -> None:
+        """The client is gone: open requests are read on and charged, as far as the route says so."""
+        self.keep(-self._owed)
+        self._owed, self._gone, self._kept = 0, True, b""
+        self._take_back()
+        upstream, route = self._upstream, self._route
+        if upstream is not None and self._is_owed:
+            waits_s = 0.0 if route is not None and route.on_disconnect == "abort" else self._limits.drain_s
+            self._drained_until = asyncio.get_running_loop().time() + waits_s
+            if self._connection.blocked:
+                self._connection.resume_writing()
+            upstream.reading.resume(_SLOW)
+        else:
+            self._leave_connection(error)
+        self._look_after()
+
+    def _leave_connection(self, error: Exception | None) -> None:
+        """Tell the connection that its client is gone: there is no turn any more."""
         exchange = self._connection.exchange
         if exchange is not None:
-            exchange.forwarded = exchange.forwarded and self._session.pending
-        super().connection_lost(error)
-        self.keep(-self._owed)
-        self._owed, self._gone = 0, True
-        self._look_after()
+            exchange.forwarded = exchange.forwarded and (self._session.pending or exchange.read)
+        self._over = self._left = True
+        self._connection.connection_lost(error)
+
+    def _end_drain(self) -> None:
+        """Read on no more for a client that is gone: what is on its way is charged by estimate."""
+        self._spent = True
+        exchange, link = self._connection.exchange, self._link
+        if exchange is not None and link is not None:
+            self._link = None
+            self._charge_rest(exchange)
+            self._leave_connection(None)
+            if exchange.drains:
+                exchange.interrupt(ClientGone())
+        else:
+            self._flow()
+
+    def write(self, data: bytes) -> None:
+        """Pass an answer on; one that nobody hears any more is read to its end."""
+        answer = self._answer
+        if answer is None or not self._closed:
+            super().write(data)
+            return
+        answer.feed(data)
+        if answer.over:
+            self._answer = None
+            self._passed([], answer)
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -230,6 +330,8 @@ class LiveSocket(WebSocket):
     def close(self) -> None:
         """Say why this is the end."""
         usual, self._turning = _AWAY if self._answer is None else _BROKEN, False
+        self._over = True  # its connection is
+        self._session.forget()
         self._close(*(self._ends or (usual, "")))
 
     def hold(self, reason: int) -> None:
@@ -247,6 +349,7 @@ class LiveSocket(WebSocket):
 
     def _ask(self, body: bytes) -> None:
         session, before = self._session, self._session.models
+        self._asked_at = asyncio.get_running_loop().time()
         if len(body) > MESSAGE_BYTES_MAX:
             self._refuse(RequestTooLarge(f"A message here may have {MESSAGE_BYTES_MAX} bytes."), _TOO_LARGE)
             return
@@ -254,16 +357,20 @@ class LiveSocket(WebSocket):
         try:
             document = read_document(body)
             if session.waits(document):
-                self._kept = body
+                self._kept, self._kept_asks = body, {"type": document.get("type")}
                 self._owe(len(body))
                 self.hold(WAITING)
                 return
             written = written_of(document, body, BodyLook(body))
-            session.ask(document, len(body))
+            if session.ask(document, len(body)):
+                written = write_document(document)
             if session.models != before:
-                self._judge()
+                try:
+                    self._judge()
+                except Refusal:
+                    session.take_back()
+                    raise
         except Refusal as refusal:
-            session.models = before
             self._refuse(refusal)
             return
         self._asked.append(written)
@@ -272,7 +379,35 @@ class LiveSocket(WebSocket):
             self.hold(WAITING)
             self._ask_for_turn()
         else:
+            self._pass()
+
+    def _pass(self) -> None:
+        """Send what the client asked, once the hold of the turn covers it too."""
+        charge, more = self._admitted, self._session.needs - self._covered
+        held = partial(asyncio.get_running_loop().call_soon, self._pass_held, self._link)
+        if self._asked and charge is not None and more > 0 and not charge.reserves(more, HELD_AHEAD, held):
+            self.hold(WAITING)
+        else:
             self._send()
+
+    def _pass_held(self, link: Link | None) -> None:
+        """Send what waited for its hold, or say that too little is left; another turn asks for itself."""
+        charge = self._admitted
+        if link is None or link is not self._link or charge is None or not self._asked:
+            return
+        more = self._session.needs - self._covered
+        if charge.reserves(more, 0, None):
+            self._send()
+            return
+        self._take_back()
+        self._refuse(charge.short_of(), 0 if self._session.refuses_by_event else _REFUSED)
+        self.go_on(WAITING)
+
+    def _take_back(self) -> None:
+        """Forget a message that is not sent."""
+        if self._asked:
+            self._asked = []
+            self._session.take_back()
 
     def _owe(self, size: int) -> None:
         """So many bytes more of messages are kept, or fewer."""
@@ -303,7 +438,7 @@ class LiveSocket(WebSocket):
         asked, self._asked = self._asked, []
         exchange, upstream = self._connection.exchange, self._upstream
         if exchange is not None and exchange.call is not None:
-            exchange.call.blob_tokens = self._session.tokens
+            exchange.call.blob_tokens = self._session.needs
         if upstream is not None:
             for one in asked:
                 upstream.send(one)
@@ -313,7 +448,9 @@ class LiveSocket(WebSocket):
     def _ask_kept(self) -> None:
         """Take the message that waited, once its client has heard the end; what came behind it comes next."""
         ending = self._ends is not None or (self._link is None and self._turning)
-        if not self._kept or ending or self._heard or self._session.busy or self.is_closing():
+        if not self._kept or ending or self._heard or self.is_closing():
+            return
+        if self._session.waits(self._kept_asks):
             return
         body, self._kept = self._kept, b""
         self._owe(-len(body))
@@ -331,13 +468,26 @@ class LiveSocket(WebSocket):
         return [refused] if self._session.refuses_by_event else []
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
-        """A turn that is refused ends the socket, once its client was told why."""
+        """A turn that is refused ends the socket, but where its message may be said later."""
         if answer.over:
             self._turning = False
-            if not answer.is_stream:
+            if not answer.is_stream and self._may_go_on(answer):
+                self._take_back()
+                self.go_on(WAITING)
+            elif not answer.is_stream:
+                if self._asked:
+                    self._take_back()
+                else:
+                    self._session.forget()
                 error = msgspec.json.decode(answer.refused)["error"]
                 self._close(_REFUSED, "" if self._session.refuses_by_event else str(error.get("message", "")))
             asyncio.get_running_loop().call_soon(self._flow)
+
+    def _may_go_on(self, answer: SocketAnswer) -> bool:
+        """Whether a refusal is of a message alone, as more may be left later."""
+        if not (self._asked and self._session.refuses_by_event) or self.is_closing():
+            return False
+        return msgspec.json.decode(answer.refused).get("status") in _LATER
 
     def _say_end(self, event: CloseConnection) -> None:
         super()._say_end(event)
@@ -355,21 +505,39 @@ class LiveSocket(WebSocket):
         loop, connection = asyncio.get_running_loop(), self._connection
         if self._look is not None:
             self._look.cancel()
-        if self._gone and connection.exchange is None:
-            self._turning = False
-            self._flow()
+        if self._gone:
+            if self._over and connection.exchange is None:
+                self._turning = False
+                self._flow()
+                return
+            if not (self._over or self._spent) and loop.time() >= self._drained_until:
+                self._end_drain()
+            self._look = loop.call_later(LOOK_S, self._look_after)
             return
-        self._look = loop.call_later(LOOK_S, self._look_after)
-        idle = loop.time() - self._seen_at > self._limits.socket_idle_s
-        if self._turning and not self._session.pending and (idle or not connection.reusable):
+        limits = self._limits
+        self._look = loop.call_later(min(LOOK_S, limits.socket_unasked_s), self._look_after)
+        idle = loop.time() - self._seen_at > limits.socket_idle_s
+        if not self._turning or self._session.pending:
+            return
+        if idle or not connection.reusable:
             self._end_turn(_AWAY)
+            return
+        if loop.time() - self._asked_at > limits.socket_unasked_s and not (self._asked or self._heard):
+            self._give_back()
 
     # what the upstream says
 
     def hear(self, event: bytes) -> None:
         """Take an event of the upstream's."""
         self._seen_at = asyncio.get_running_loop().time()
-        self._heard.append((event, *self._session.hear(event)))
+        self._heard.append(self._session.hear(event))
+        if self._gone and not self._spent:
+            self._drained += len(event)
+            meter = None if self._admitted is None else self._admitted.meter
+            made = 0 if meter is None else meter.counted()
+            if self._drained > self._limits.drain_bytes_max or made > self._limits.drain_tokens_max:
+                self._end_drain()
+                return
         self._flow()
 
     def upstream_ended(self, code: int, why: str) -> None:
@@ -378,13 +546,42 @@ class LiveSocket(WebSocket):
         self._ends = self._ends or (code if code in _SENT_CODES or code >= _OWN_CODES else usual, why)
         self._flow()
 
+    @property
+    def _is_owed(self) -> bool:
+        """Whether something is on its way, or here, that another turn is to charge."""
+        return not self._over and (self._session.pending or any(ends for _, _, ends in self._heard))
+
     def _flow(self) -> None:
-        """Pass on what is here, as far as a turn covers it or it costs nothing."""
-        upstream, closed = self._upstream, self.is_closing()
+        """Pass on what is here, as far as a turn covers it or it costs nothing; then go on, or end."""
+        upstream = self._upstream
+        self._pass_heard()
+        if upstream is None:
+            return
+        if self._heard:
+            upstream.reading.pause(_WAITING)
+        else:
+            upstream.reading.resume(_WAITING)
+        self._ask_kept()
+        if self.is_closing() and not (self._is_owed or self._over):
+            self._give_back()  # what it was for came to an error
+        idle = not self._turning and not self._is_owed
+        if idle and self.is_closing():
+            upstream.close()
+            if self._gone and not self._left:
+                self._leave_connection(None)
+        elif idle and self._refused:
+            self._close(_REFUSED)
+        elif self._ends is not None and not self._heard:
+            self._end_turn(*self._ends)
+        elif (self._heard or self._asked or self._session.pending) and self._link is None:
+            self._ask_for_turn()  # what is still on its way is a call, though nothing of it is here
+
+    def _pass_heard(self) -> None:
+        closed = self.is_closing()
         while self._heard:
             event, is_free, ends = self._heard[0]
             link = self._link
-            if link is None and (self._turning or (not is_free and not closed)):
+            if link is None and (self._turning or (not is_free and (not closed or self._is_owed))):
                 break
             self._heard.pop(0)
             if link is not None:
@@ -394,19 +591,6 @@ class LiveSocket(WebSocket):
                 link.data_received(part + LAST_CHUNK if ends else part)
             elif is_free and not closed:
                 self._transport.write(self._frames.send(TextMessage(data=event.decode("utf-8", "replace"))))
-        if upstream is None:
-            return
-        if self._heard:
-            upstream.reading.pause(_WAITING)
-        else:
-            upstream.reading.resume(_WAITING)
-        self._ask_kept()
-        if closed and not self._turning:
-            upstream.close()
-        elif self._ends is not None and not self._heard:
-            self._end_turn(*self._ends)
-        elif (self._heard or self._asked or self._session.pending) and self._link is None:
-            self._ask_for_turn()  # what is still on its way is a call, though nothing of it is here
 
 
 class UpstreamSocket(asyncio.Protocol):

@@ -140,8 +140,9 @@ class WebSocket(asyncio.Protocol):
         self._let_go()
         if self._answer is not None:
             self.keep(-self._answer.kept)
+            self._answer.kept = 0
         self._worker.sockets.release(self._caller.organization_id)
-        self._connection.connection_lost(error)
+        self._hang_up(error)
 
     def pause_writing(self) -> None:
         """The client reads slowly: nothing more is read of it, or of the upstream."""
@@ -273,6 +274,10 @@ class WebSocket(asyncio.Protocol):
                 self._size, self._frames_here, self._dropped = 0, 0, False
                 if not dropped:
                     self._ask(body)
+
+    def _hang_up(self, error: Exception | None) -> None:
+        """Tell the connection that its client is gone."""
+        self._connection.connection_lost(error)
 
     def _ask(self, body: bytes) -> None:
         """A message is here."""

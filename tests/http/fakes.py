@@ -377,6 +377,9 @@ class FakeCounters:
         self.outgrowths.append(observed.tokens)
         if self.extension is not None:
             observed.held, observed.exhausted, observed.cut = self.extension
+        elif observed.answered is not None:
+            observed.held = max(observed.held, observed.reserved)
+        observed.end_request()
 
     @property
     def charges(self) -> list[Settlement]:

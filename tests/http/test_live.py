@@ -52,8 +52,10 @@ CREATE = {"type": "response.create", "response": {"output_modalities": ["text"]}
 REFUSAL = Decision(Verdict.QUOTA_EXCEEDED, Scope.TENANT, LimitKind.QUOTA, 100, 100, 0, 1_000)
 
 
-def done(status: str = "completed", usage: dict[str, Any] | None = USAGE) -> dict[str, Any]:
-    return {"type": "response.done", "response": {"id": "resp_1", "status": status, "usage": usage}}
+def done(
+    status: str = "completed", usage: dict[str, Any] | None = USAGE, name: str = "resp_1"
+) -> dict[str, Any]:
+    return {"type": "response.done", "response": {"id": name, "status": status, "usage": usage}}
 
 
 async def responding(socket: LiveUpstream) -> None:
@@ -236,18 +238,20 @@ async def test_an_upstream_that_opens_no_socket_is_told_of_as_it_is() -> None:
         assert stage.plane.sockets.used == 0
 
 
-async def test_a_turn_that_is_refused_is_told_of_and_ends_the_socket() -> None:
+async def test_a_turn_that_is_refused_is_told_of_and_the_session_goes_on() -> None:
     async with live() as (stage, sockets), connected(stage) as socket:
         await socket.send_json(CREATE)
         await until(socket, "response.done")
-        stage.counters.decision = REFUSAL
+        admitted, stage.counters.decision = stage.counters.decision, REFUSAL
         await socket.send_json(CREATE)
         types = await until(socket, "error")
         assert types in (["error"], ["rate_limits.updated", "error"])
-        end = await socket.receive(WITHIN_S)
-        assert (end.type, end.data) == (aiohttp.WSMsgType.CLOSE, 1008)
-        assert [one["type"] for one in sockets[0].heard] == ["response.create"]
         assert len(stage.counters.charges) == 1
+        stage.counters.decision = admitted
+        await socket.send_json(CREATE)
+        assert (await until(socket, "response.done"))[-1] == "response.done"
+        assert [one["type"] for one in sockets[0].heard] == ["response.create"] * 2
+        assert len(stage.counters.charges) == 2
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ async def test_a_client_gone_in_the_middle_is_charged_for_what_it_asked(asks: bo
                 await socket.send_json(CREATE)
                 await until(socket, "response.output_text.delta")
             socket._writer.transport.abort()
-        await eventually(lambda: not stage.connections)
+        await eventually(lambda: stage.plane.sockets.used == 0)
         go_on.set()
         await stage.settled()
         assert [one.tokens for one in stage.counters.charges] == ([253] if asks else [])
@@ -355,9 +359,10 @@ async def test_each_of_several_responses_at_once_is_charged_though_its_client_le
     async def script(socket: LiveUpstream) -> None:
         await socket.send(CREATED)
         await socket.until("response.create")
-        await socket.send(BEGUN, BEGUN, DELTA, done(), *([DELTA] if begins else []))
+        other = {"type": "response.created", "response": {"id": "resp_2"}}
+        await socket.send(BEGUN, other, DELTA, done(), *([DELTA] if begins else []))
         await go_on.wait()
-        await socket.send(done())
+        await socket.send(done(name="resp_2"))
         await socket.until("")
 
     async with live(script) as (stage, _):
@@ -367,7 +372,7 @@ async def test_each_of_several_responses_at_once_is_charged_though_its_client_le
             await until(socket, "response.done")
             await eventually(lambda: len(stage.counters.holds) == 2)
             socket._writer.transport.abort()
-        await eventually(lambda: not stage.connections)
+        await eventually(lambda: stage.plane.sockets.used == 0)
         go_on.set()
         await stage.settled(2)
         assert [one.tokens for one in stage.counters.charges] == [253, 253]
@@ -468,7 +473,8 @@ async def test_messages_have_a_bound_on_both_sides() -> None:
         async with connected(stage, max_msg_size=0) as socket:
             await socket.send_json(CREATE)
             assert (await socket.receive(WITHIN_S)).data == 1009
-        assert not stage.counters.charges
+        await stage.settled()
+        assert [facts_of(one).estimated for one in stage.counters.charges] == [True]
 
 
 async def test_an_idle_socket_holds_nothing_for_long() -> None:
@@ -648,5 +654,5 @@ def test_what_interrupts_an_answer_is_held_for_although_nothing_of_its_own_answe
     usage = {"promptTokenCount": 3, "responseTokenCount": 2}
     for word, pending in (("interrupted", True), ("turnComplete", False)):
         event = json.dumps({"serverContent": {"modelTurn": {}, word: True}, "usageMetadata": usage})
-        assert session.hear(event.encode()) == (False, True)
+        assert session.hear(event.encode()) == (event.encode(), False, True)
         assert session.pending is pending

@@ -25,7 +25,15 @@ from gateway.core.billing.vector import Factor, Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.families.family import never
 from gateway.core.families.registry import OF_METER
-from gateway.core.model import INTEGER_MAX, Caller, HoldExtension, Service
+from gateway.core.model import (
+    BY_BUDGETS,
+    BY_CREDITS,
+    BY_QUOTA,
+    INTEGER_MAX,
+    Caller,
+    HoldExtension,
+    Service,
+)
 from gateway.errors import ModelNotPriced
 
 SUBSCRIPTION = "subscription"
@@ -179,11 +187,14 @@ def extended(
     counts = observed.counts
     if observed.weights is not None:
         observed.quota, counts = tokens, False
-    held = covered(counts, observed.rate, tokens, credits_)
+    by_quota = covered(counts, None, tokens, credits_)
+    by_credits = covered(False, observed.rate, tokens, credits_)
     rate = observed.hold_rate or observed.money_rate
-    if rate is not None:
-        held = min(held, rate.paid(money))
-    observed.held = min(held, raw_tokens) if observed.counts_raw else held
+    by_budgets = ENDLESS if rate is None else rate.paid(money)
+    if observed.counts_raw:
+        by_budgets = min(by_budgets, raw_tokens)
+    held = observed.held = min(by_quota, by_credits, by_budgets)
+    observed.short = BY_QUOTA if held == by_quota else BY_CREDITS if held == by_credits else BY_BUDGETS
 
 
 def charge_of(

@@ -97,6 +97,7 @@ class LiveHolds:
     def outgrown(self, observed: HoldExtension) -> None:
         """This watched call has used up its hold: extend it shortly, together with others."""
         if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
+            observed.end_request()
             return
         self._outgrown[observed.request_id] = observed
         if self._extending is None or self._extending.done():
@@ -144,6 +145,7 @@ class LiveHolds:
             if tokens >= 0:
                 extended(one, tokens, credits_, money, raw_tokens)
                 one.exhausted, one.cut = exhausted > 0, exhausted == CUT
+            one.end_request()
 
 
 # Holds that nobody waits for any more: they are given back as soon as Redis can be told.

@@ -54,20 +54,34 @@ _BYTES_PER_TOKEN: Final = 3
 
 
 class GeminiLiveSession:
-    """One connection; `tokens` are those of its context, as far as the last report told them."""
+    """One connection; `tokens` are those of its context: what was said by size, and as reports told them.
+
+    There is one answer at a time. More that is asked for interrupts it, and has an end of its own: the API
+    names neither, so they are counted.
+    """
 
     refuses_by_event = False
     named_later = True
-    # There is one answer at a time: more that is said interrupts it.
-    busy = False
 
     def __init__(self, query: Mapping[str, str]) -> None:
         self.model = ""
         self.models: tuple[str, ...] = ()
         self.tokens = 0
-        self.pending = False
         self._tools: list[Document] = []
-        self._reported = self._over = self._interrupts = False
+        self._asked = 0  # answers that are on their way
+        self._said = self._said_before = 0  # in all, and before the present answer began
+        self._last = 0, 0, 0  # tokens, answers and tools of the last message
+        self._begun = self._reported = self._over = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether an answer is on its way."""
+        return self._asked > 0
+
+    @property
+    def needs(self) -> int:
+        """Tokens that the answers on their way read: each the whole context."""
+        return self.tokens * max(1, self._asked)
 
     def waits(self, message: Document) -> bool:
         """No message has to."""
@@ -77,11 +91,11 @@ class GeminiLiveSession:
         """The body of the call that the next turn is: it may hear, and answer by sound."""
         sound = {"responseModalities": ["AUDIO"]}
         return {
-            "model": self.model, "input_tokens": self.tokens, "generationConfig": sound, "tools": self._tools,
+            "model": self.model, "input_tokens": self.needs, "generationConfig": sound, "tools": self._tools,
             "contents": [{"parts": [{"inlineData": {}}]}],
         }  # fmt: skip
 
-    def ask(self, message: Document, size: int) -> None:
+    def ask(self, message: Document, size: int) -> bool:
         """Take a message: the setup first, and once."""
         name = next(iter(message), "")
         kind, said = _KINDS.get(name, ""), object_in(message, name)
@@ -100,30 +114,51 @@ class GeminiLiveSession:
                 raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
             self.model = model_name(stated[1])
         self._tools = [*self._tools, *tools]
-        asks = _asks(kind, said)
-        self._interrupts = self._interrupts or (self.pending and asks and kind == _CONTENT)
-        self.pending = self.pending or asks
+        # Words that come before an answer begins are answered with the ones before them.
+        joins = kind == _INPUT and self._asked > 0 and not self._begun
+        asked = int(_asks(kind, said) and not joins)
+        self._asked += asked
         if kind == _INPUT and "text" not in said:
-            self.tokens += size // _SAID_CHARACTERS + 1
+            tokens = size // _SAID_CHARACTERS + 1
         else:
             media = media_in({"said": said}, _MEDIA)
-            self.tokens += (size - media.size) // _BYTES_PER_TOKEN + media.tokens
+            tokens = (size - media.size) // _BYTES_PER_TOKEN + media.tokens
+        self._last = tokens, asked, len(tools)
+        self.tokens += tokens
+        self._said += tokens
+        return False
 
-    def hear(self, event: bytes) -> tuple[bool, bool]:
+    def take_back(self) -> None:
+        """The last message is not sent."""
+        (tokens, asked, tools), self._last = self._last, (0, 0, 0)
+        self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
+        self._asked = max(0, self._asked - asked)
+        self._tools = self._tools[: len(self._tools) - tools]
+
+    def forget(self) -> None:
+        """Note that all open requests are charged."""
+        self._asked = 0
+
+    def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
         """Take a message of the upstream's."""
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
+        if content.get("modelTurn") is not None and not self._begun:
+            self._begun, self._said_before = True, self._said
+            self._asked = self._asked or 1  # it may speak by itself
         if usage:
             self._reported = True
             told = integer(usage.get("promptTokenCount")), integer(usage.get("responseTokenCount"))
-            self.tokens = sum(one for one in told if one) or self.tokens
-        if content.get("modelTurn") is not None:
-            self.pending = True
+            read = sum(one for one in told if one)
+            if read:
+                since = self._said - self._said_before
+                self.tokens = read + since if self._begun else max(self.tokens, read)
         self._over = self._over or _is_over(said, content)
         ends = self._reported and self._over
-        if ends:  # what interrupted an answer has one of its own
-            self.pending, self._reported, self._over, self._interrupts = self._interrupts, False, False, False
-        return bool(said) and said.keys() <= _FREE, ends
+        if ends:
+            self._asked = max(0, self._asked - 1)
+            self._begun = self._reported = self._over = False
+        return event, bool(said) and said.keys() <= _FREE, ends
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """The setup with its upstream's own name of the model."""

@@ -7,8 +7,8 @@ either ends a turn, which is a call.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
-from gateway.core.families.family import object_in
+from gateway.core.families.family import object_in, objects_in
 from gateway.core.families.openai.responses import report
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded, integer, loose_document
@@ -34,7 +34,7 @@ _ASKED: Final = frozenset(
 ) | frozenset(f"input_audio_buffer.{action}" for action in ("append", "clear", "commit"))
 _UPDATE, _CREATE, _CANCEL = "session.update", "response.create", "response.cancel"
 _CLIENT: Final = _ASKED | {_UPDATE, _CREATE, _CANCEL, "output_audio_buffer.clear"}
-_NAMES = ControlledNames("type", "session", "response", "item", "audio")
+_NAMES = ControlledNames("type", "event_id", "session", "response", "item", "audio")
 _SESSION = ControlledNames("type", "model", "tools", "audio", "input_audio_transcription")
 # Tools of a session: the client runs them, or a server that it names.
 _TOOLS: Final = frozenset({"function", "mcp"})
@@ -44,14 +44,17 @@ _OTHERS: Final = frozenset(
 )
 # What a response may say of the conversation: another one is kept by the upstream.
 _CONVERSATIONS: Final = (None, "auto", "none")
-# What events of the upstream open and close of `pending`; those that report a use end a turn.
+_APPEND, _COMMIT, _ITEM = "input_audio_buffer.append", "input_audio_buffer.commit", "conversation.item.create"
+# What names a message that is answered later, before the name that its client has for it.
+_OURS: Final = "tollkeeper-"
+EVENT_ID_MAX: Final = 480
+# Events of the upstream that answer messages, and end what is on its way; those that report a use end a turn.
 _HEARD: Final = "conversation.item.input_audio_transcription."
 _DONE, _HEARD_DONE = "response.done", f"{_HEARD}completed"
-_OPEN: Final = {"response.created": "response", "input_audio_buffer.committed": "transcript"}
-_CLOSE: Final = {
-    _DONE: "response", _HEARD_DONE: "transcript", f"{_HEARD}failed": "transcript",
-    "response.created": "asked", "error": "asked",
-}  # fmt: skip
+_CREATED, _ERROR, _COMMITTED = "response.created", "error", "input_audio_buffer.committed"
+_CLEARED, _UPDATED = "input_audio_buffer.cleared", "session.updated"
+_CONFIGURED: Final = frozenset({"session.created", _UPDATED})
+_HEARD_ENDS: Final = frozenset({_HEARD_DONE, f"{_HEARD}failed"})
 _REPORTING: Final = frozenset({_DONE, _HEARD_DONE})
 # Events that cost nothing: they may pass while no turn is held for.
 _BETWEEN: Final = (
@@ -63,8 +66,11 @@ _BETWEEN: Final = (
     "error",
 )
 MODELS_MAX: Final = 8
-# A token of sound is 100 ms that are said, 50 ms that are made, as base64 of 16 bits at 24 kHz.
+# A token of sound is 100 ms that are said, 50 ms that are made, as base64 of 16 bits at 24 kHz. Other formats
+# of a client have 8 bits at 8 kHz.
 _SAID_CHARACTERS: Final = 6_400
+_SHORT_CHARACTERS: Final = 1_066
+_LONG_FORMATS: Final = frozenset({None, "audio/pcm", "pcm16"})
 _MADE_CHARACTERS: Final = 3_200
 _BYTES_PER_TOKEN: Final = 3
 
@@ -72,13 +78,40 @@ _BYTES_PER_TOKEN: Final = 3
 class _LiveEvent(msgspec.Struct):
     type: str = ""
     delta: Any = None
+    item_id: Any = None
 
 
 _event = msgspec.json.Decoder(_LiveEvent).decode
 
 
+@dataclass(slots=True)
+class _OpenRequest:
+    """A message that is not answered yet: its type, and the tokens that were `said` before it.
+
+    A commit has `tokens` of sound, which are `written` down; an update of the session may have that done.
+    """
+
+    kind: str
+    said: int
+    tokens: int = 0
+    writes: bool = False
+
+
+@dataclass(slots=True)
+class _LastMessage:
+    """What the last message added, to be taken back; and the models that were named before it."""
+
+    name: str
+    tokens: int
+    sound: int
+    models: tuple[str, ...]
+
+
 class RealtimeSession:
-    """One connection; `tokens` are those of its conversation, as far as the last response told them."""
+    """One connection. Each open request has a name: of its message, its response or its item.
+
+    `tokens` are those of its conversation: what was said by size, and as the last response told them.
+    """
 
     refuses_by_event = True
     named_later = False
@@ -87,36 +120,61 @@ class RealtimeSession:
         self.model = query.get("model") or query.get("deployment") or ""
         self.models: tuple[str, ...] = ()
         self.tokens = 0
-        self._transcribes = False
-        # How many of each are on their way: the upstream may make several responses at once.
-        self._open: Counter[str] = Counter()
+        self._number = 0
+        self._asked: dict[str, _OpenRequest] = {}
+        self._responses: dict[str, int] = {}  # with the tokens that were said before each
+        self._transcripts: dict[str, int] = {}  # with the tokens of each
+        self._configured = False  # whether the upstream has said that it writes down what it hears
+        self._partial = False  # whether a response is on its way that reads but a part of the conversation
+        self._last = _LastMessage("", 0, 0, ())
+        # All that was said; of that the sound which is not committed, and its characters below a token.
+        self._said = self._sound = self._rest = 0
+        self._sound_characters = _SAID_CHARACTERS
 
     @property
     def pending(self) -> bool:
         """Whether a response or a transcript is on its way."""
-        return bool(self._open)
+        owed = any(one.kind == _CREATE or one.tokens for one in self._asked.values())
+        return owed or bool(self._responses or self._transcripts)
 
     @property
-    def busy(self) -> bool:
-        """Whether a response is on its way."""
-        return self._open["asked"] > 0 or self._open["response"] > 0
+    def needs(self) -> int:
+        """Tokens that each response on its way may read, and those of the sound that is written down."""
+        creates = sum(one.kind == _CREATE for one in self._asked.values())
+        written = sum(self._transcripts.values()) + sum(one.tokens for one in self._asked.values())
+        sound = self._sound if self._transcribes else 0
+        return self.tokens * max(1, creates + len(self._responses)) + written + sound
+
+    @property
+    def _transcribes(self) -> bool:
+        return self._configured or any(one.writes for one in self._asked.values())
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
 
     def waits(self, message: Document) -> bool:
         """Those that ask for a response wait for the one before, which alone is held for."""
-        return message.get("type") == _CREATE and self.busy
+        return message.get("type") == _CREATE and self._busy
 
     def document(self) -> Document:
         """The body of the call that the next turn is: it may hear, and answer by sound."""
         beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
-        return {"model": self.model, "input_tokens": self.tokens, "audio": {}, **beside}
+        return {"model": self.model, "input_tokens": self.needs, "audio": {}, **beside}
 
-    def ask(self, message: Document, size: int) -> None:
+    def ask(self, message: Document, size: int) -> bool:
         """Take a message: one of the events there are, for the model of the connection alone."""
         _NAMES.check(message)
         kind = message.get("type")
         if kind not in _CLIENT:
             right = ", ".join(sorted(_CLIENT))
             raise InvalidRequest(f"type must be one of these: {right}.", param="type")
+        own_name = message.get("event_id")
+        if isinstance(own_name, str) and (own_name.startswith(_OURS) or len(own_name) > EVENT_ID_MAX):
+            raise InvalidRequest(
+                f"event_id has {EVENT_ID_MAX} characters at most, and begins not with {_OURS}.",
+                param="event_id",
+            )
         written: tuple[str, ...] = ()
         if kind == _UPDATE:
             written = self._update(object_in(message, "session"))
@@ -134,35 +192,118 @@ class RealtimeSession:
                 f"A connection may name {MODELS_MAX} models of transcripts.", param="session"
             )
         refuse_inside(message, _OTHERS, "")
+        self._take(message, str(kind), size, bool(written))
         self.models = tuple(found)
-        if kind == _CREATE:
-            self._open["asked"] += 1
-        sound = message.get("audio")
-        self.tokens += (
-            len(sound) // _SAID_CHARACTERS + 1 if isinstance(sound, str) else size // _BYTES_PER_TOKEN
-        )
+        if not self._last.name:
+            return False
+        message["event_id"] = f"{self._last.name}{own_name if isinstance(own_name, str) else ''}"
+        return True
 
-    def hear(self, event: bytes) -> tuple[bool, bool]:
+    def _take(self, message: Document, kind: str, size: int, writes: bool) -> None:
+        """Count what a message says, and note what it asks for, by a name that nobody else gives."""
+        tokens, sound, name = 0, message.get("audio"), ""
+        if kind == _APPEND and isinstance(sound, str):
+            tokens, self._rest = divmod(self._rest + len(sound), self._sound_characters)
+            self._sound += tokens
+        elif kind == _ITEM:
+            tokens = self._said_by(object_in(message, "item"), size)
+        elif kind in {_UPDATE, _CREATE}:
+            tokens = size // _BYTES_PER_TOKEN
+        if kind in {_UPDATE, _CREATE, _COMMIT}:
+            self._number += 1
+            name = f"{_OURS}{self._number}:"
+            owed = self._sound + 1 if kind == _COMMIT and self._transcribes else 0
+            self._asked[name] = _OpenRequest(kind, self._said, owed, writes)
+        if kind == _CREATE:
+            response = object_in(message, "response")
+            self._partial = self._partial or "input" in response or response.get("conversation") == "none"
+        committed = kind == _COMMIT
+        self._last = _LastMessage(name, tokens, tokens if kind == _APPEND else 0, self.models)
+        self._sound = 0 if committed else self._sound
+        self._said += tokens
+        self.tokens += tokens
+
+    def _said_by(self, item: Document, size: int) -> int:
+        """Return the tokens of an item, whose sound is not read as text."""
+        sounds = [one.get("audio") for one in objects_in(item, "content")]
+        characters = sum(len(one) for one in sounds if isinstance(one, str))
+        return max(0, size - characters) // _BYTES_PER_TOKEN + -(-characters // self._sound_characters)
+
+    def take_back(self) -> None:
+        """The last message is not sent."""
+        last, self._last = self._last, _LastMessage("", 0, 0, self.models)
+        asked = self._asked.pop(last.name, None)
+        self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
+        self.tokens, self._said = max(0, self.tokens - last.tokens), self._said - last.tokens
+        self.models = last.models
+
+    def forget(self) -> None:
+        """Note that all open requests are charged."""
+        self._asked.clear()
+        self._responses.clear()
+        self._transcripts.clear()
+
+    def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
         """Take an event of the upstream's."""
         try:
-            kind = decoded(_event, event).type
+            read = decoded(_event, event)
         except UNREADABLE:
-            return False, False
-        opens = _OPEN.get(kind)
-        if opens is not None and (opens != "transcript" or self._transcribes):
-            self._open[opens] += 1
-        closes = _CLOSE.get(kind, "")
-        left = self._open.pop(closes, 0) - 1
-        if left > 0:
-            self._open[closes] = left
-        if kind in {"session.created", "session.updated"}:
-            named = _transcribers(object_in(loose_document(event), "session"))
-            self._transcribes = bool(named)
-        if kind == _DONE:
-            usage = object_in(object_in(loose_document(event), "response"), "usage")
-            self.tokens = integer(usage.get("total_tokens")) or self.tokens
-        ends = kind in _REPORTING
-        return kind.startswith(_BETWEEN) and not kind.startswith(_HEARD), ends
+            return event, False, False
+        kind = read.type
+        if kind == _ERROR:
+            event = self._hear_error(event)
+        elif kind == _CREATED:
+            asked = self._answered(_CREATE)
+            name = object_in(loose_document(event), "response").get("id")
+            self._responses[str(name)] = self._said if asked is None else asked.said
+        elif kind == _COMMITTED:
+            asked = self._answered(_COMMIT)
+            tokens, self._sound = (self._sound, 0) if asked is None else (asked.tokens, self._sound)
+            if self._transcribes or tokens:
+                self._transcripts[str(read.item_id)] = tokens
+        elif kind == _CLEARED:
+            self._sound = 0
+        elif kind in _HEARD_ENDS:
+            self._transcripts.pop(str(read.item_id), None)
+        elif kind in _CONFIGURED:
+            self._hear_session(kind, object_in(loose_document(event), "session"))
+        elif kind == _DONE:
+            self._hear_response(object_in(loose_document(event), "response"))
+        return event, kind.startswith(_BETWEEN) and not kind.startswith(_HEARD), kind in _REPORTING
+
+    def _answered(self, kind: str) -> _OpenRequest | None:
+        """Return the first message of a type that is not answered yet: it is by now."""
+        name = next((name for name, one in self._asked.items() if one.kind == kind), "")
+        return self._asked.pop(name, None)
+
+    def _hear_error(self, event: bytes) -> bytes:
+        """Close what an error names alone, and call the message as its client does."""
+        document = loose_document(event)
+        error = object_in(document, "error")
+        name = error.get("event_id")
+        if not isinstance(name, str) or not name.startswith(_OURS):
+            return event
+        ours, _, theirs = name.partition(":")
+        self._asked.pop(f"{ours}:", None)
+        error["event_id"] = theirs or None
+        return msgspec.json.encode(document)
+
+    def _hear_session(self, kind: str, session: Document) -> None:
+        """Note whether what is said is written down from now on."""
+        named = bool(_transcribers(session))
+        if kind == _UPDATED:
+            self._answered(_UPDATE)
+        self._configured = named or (self._configured and kind != _UPDATED)
+
+    def _hear_response(self, response: Document) -> None:
+        """Note what the conversation has now: less than is known by a response alone that read all of it."""
+        said = self._responses.pop(str(response.get("id")), None)
+        total = integer(object_in(response, "usage").get("total_tokens"))
+        if total:
+            whole = said is not None and not self._partial and response.get("status") == "completed"
+            since = self._said - said if whole and said is not None else 0
+            self.tokens = total + since if whole else max(self.tokens, total)
+        self._partial = self._partial and self._busy
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
         """The query names the model: no message does."""
@@ -174,6 +315,9 @@ class RealtimeSession:
         if session.get("type") not in {None, "realtime"}:
             raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
         heard = object_in(object_in(session, "audio"), "input")
+        formats = object_in(heard, "format").get("type"), session.get("input_audio_format")
+        if not all(isinstance(one, str | None) and one in _LONG_FORMATS for one in formats):
+            self._sound_characters = _SHORT_CHARACTERS
         for place in (heard.get("transcription"), session.get("input_audio_transcription")):
             if isinstance(place, dict) and place.get("model") is None:
                 raise InvalidRequest("transcription must name its model.", param="transcription.model")

@@ -1,0 +1,452 @@
+"""What a live session has begun is charged, in each order of messages, errors, ends and departures.
+
+The upstream counts what it does, so the ledger's sum is checked by a second calculation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.core.families.openai.realtime import RealtimeSession
+from gateway.core.model import HoldExtension, HoldRequest, Settlement, SettleResult
+from gateway.errors import InvalidRequest
+from tests import search
+from tests.http.live_upstream import LiveUpstream
+from tests.http.stage import Stage
+from tests.http.test_live import (
+    CREATED,
+    GEMINI_ROUTES,
+    HEARD,
+    LIVE,
+    REFUSAL,
+    SETUP,
+    SPOKEN,
+    connected,
+    facts_of,
+    live,
+    received,
+    until,
+)
+from tests.waiting import eventually
+
+ASIDE = {"type": "response.create", "response": {"conversation": "none"}}
+NOT_THERE = {"type": "conversation.item.delete", "item_id": "nowhere"}
+TRANSCRIBED = {"audio": {"input": {"transcription": {"model": "m"}}}}
+SOUND = {"type": "input_audio_buffer.append", "audio": "A" * 12_800}
+COMMIT = {"type": "input_audio_buffer.commit"}
+OUTPUT = 50
+
+
+def said(text: str) -> dict[str, Any]:
+    part = {"type": "input_text", "text": text}
+    item = {"type": "message", "role": "user", "content": [part]}
+    return {"type": "conversation.item.create", "item": item}
+
+
+class Provider:
+    """A Realtime API that has several responses and transcripts under way, and counts their tokens.
+
+    What it began it ends, whether anybody listens: `draw` says in which order and when, `release` at once.
+    """
+
+    def __init__(self, draw: random.Random | None) -> None:
+        self.draw = draw
+        self.release = asyncio.Event()
+        self.conversations: list[Conversation] = []
+
+    async def __call__(self, socket: LiveUpstream) -> None:
+        conversation = Conversation(socket, self.draw)
+        self.conversations.append(conversation)
+        await conversation.go_on(self.release)
+
+    @property
+    def tokens(self) -> int:
+        return sum(one.tokens for one in self.conversations)
+
+    @property
+    def made(self) -> int:
+        return sum(one.made for one in self.conversations)
+
+    @property
+    def began(self) -> int:
+        return sum(one.began for one in self.conversations)
+
+    @property
+    def said(self) -> int:
+        return sum(one.said for one in self.conversations)
+
+
+class Conversation:
+    """That of one socket."""
+
+    def __init__(self, socket: LiveUpstream, draw: random.Random | None) -> None:
+        self.socket, self.draw = socket, draw
+        self.tokens = self.made = self.began = self.said = self.sound = 0
+        self.left, self._leave = False, asyncio.Event()
+        self._under_way: list[tuple[str, int]] = []
+
+    async def begin_alone(self) -> None:
+        """Begin a response that nobody asked for."""
+        await self._begin("response", self.said + 1)
+
+    async def go_on(self, release: asyncio.Event) -> None:
+        """Answer messages up to the last one, and end what was begun."""
+        await self.socket.send(CREATED)
+        ending = asyncio.ensure_future(self._end_each(release))
+        try:
+            while True:
+                await self._answer(await self.socket.receive())
+        except ConnectionError:
+            self.left = True
+            self._leave.set()
+        finally:
+            await ending
+
+    async def _answer(self, message: dict[str, Any]) -> None:
+        kind, read = message["type"], len(json.dumps(message)) // 4
+        if kind == "session.update":
+            await self.socket.send({"type": "session.updated", "session": TRANSCRIBED})
+        elif kind == "conversation.item.create":
+            self.said += read
+        elif kind == "input_audio_buffer.append":
+            self.sound += len(message["audio"]) // 6_400
+        elif kind == "response.create" and message["response"].get("instructions") == "wrong":
+            await self._refuse(message)
+        elif kind == "response.create":
+            whole = message["response"].get("conversation") != "none"
+            await self._begin("response", (self.said if whole else 0) + read)
+        elif kind == "input_audio_buffer.commit" and self.sound:
+            sound, self.sound = self.sound, 0
+            self.said += sound
+            await self._begin("transcript", sound)
+        else:
+            await self._refuse(message)
+
+    async def _refuse(self, message: dict[str, Any]) -> None:
+        error = {"type": "invalid_request_error", "event_id": message.get("event_id")}
+        await self.socket.send({"type": "error", "error": error})
+
+    async def _begin(self, kind: str, read: int) -> None:
+        self.began += 1
+        name = f"{kind}-{self.began}"
+        self._under_way.append((name, read))
+        if kind == "response":
+            await self.socket.send({"type": "response.created", "response": {"id": name}})
+        else:
+            await self.socket.send({"type": "input_audio_buffer.committed", "item_id": name})
+
+    async def _end_each(self, release: asyncio.Event) -> None:
+        released = asyncio.ensure_future(self._leave.wait())
+        while self._under_way or not self.left:
+            await asyncio.wait({released}, timeout=0.002)
+            soon = self.left or release.is_set() or (self.draw is not None and self.draw.random() < 0.2)
+            if not self._under_way or not soon:
+                continue
+            name, read = self._under_way.pop(self.draw.randrange(len(self._under_way)) if self.draw else 0)
+            made = OUTPUT if name.startswith("response") else 1
+            self.tokens += read + made
+            self.made += 1
+            usage = {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
+            if self.left:
+                continue
+            if name.startswith("response"):
+                response = {"id": name, "status": "completed", "usage": usage}
+                await self.socket.send({"type": "response.done", "response": response})
+            else:
+                await self.socket.send({"type": HEARD, "item_id": name, "usage": usage | {"type": "tokens"}})
+
+
+class Strict:
+    """A quota of which nobody gets more than is left: of a fake's counters, by a sum of its own."""
+
+    def __init__(self, stage: Stage, quota: int) -> None:
+        self.quota, self.used, self.held = quota, 0, dict[str, int]()
+        self.counters, self.admitted = stage.counters, stage.counters.decision
+        self._reserve, self._settle = stage.counters.reserve, stage.counters.settle
+        for name in ("reserve", "settle", "outgrown"):
+            setattr(stage.counters, name, getattr(self, name))
+
+    @property
+    def left(self) -> int:
+        return self.quota - self.used - sum(self.held.values())
+
+    async def reserve(self, request: HoldRequest) -> Any:
+        assert self.admitted is not None
+        fits = request.need <= self.left or not request.service.id
+        if fits and request.service.id:
+            self.held[request.request_id] = request.need
+        self.counters.decision = replace(self.admitted, held_tokens=request.need) if fits else REFUSAL
+        return await self._reserve(request)
+
+    async def settle(self, settlement: Settlement) -> SettleResult:
+        self.held.pop(settlement.request_id, None)
+        self.used += settlement.tokens if settlement.charge else 0
+        assert self.used <= self.quota
+        return await self._settle(settlement)
+
+    def outgrown(self, observed: HoldExtension) -> None:
+        wanted = max(0, observed.wanted(0) - observed.held)
+        more = min(wanted, self.left)
+        self.held[observed.request_id] += more
+        observed.held += more
+        observed.exhausted = more < wanted
+        observed.end_request()
+
+
+async def charged(stage: Stage, provider: Provider) -> None:
+    """Wait until all that the provider began is charged, and nothing is held: to the token."""
+    provider.release.set()
+    await eventually(lambda: provider.made == provider.began)
+    await eventually(lambda: len(stage.counters.charges) == provider.began)
+    await eventually(lambda: not stage.connections)
+    assert sum(one.tokens for one in stage.counters.charges) == provider.tokens
+    assert len(stage.counters.settlements) == len(stage.counters.holds)
+
+
+@asynccontextmanager
+async def played(seed: float | None = None, **more: Any) -> AsyncIterator[tuple[Stage, Provider]]:
+    provider = Provider(None if seed is None else random.Random(seed))
+    async with live(provider, **more) as (stage, _):
+        yield stage, provider
+
+
+async def leave(socket: aiohttp.ClientWebSocketResponse, politely: bool) -> None:
+    if politely:
+        await socket.close()
+    else:
+        socket._writer.transport.abort()
+
+
+def drawn(draw: random.Random) -> dict[str, Any]:
+    """A message of those that begin something, fail, say something or are free."""
+    return dict(
+        draw.choice(
+            (
+                ASIDE, ASIDE, {"type": "response.create", "response": {}}, SOUND, COMMIT, COMMIT, NOT_THERE,
+                NOT_THERE | {"event_id": "mine"}, said("word " * draw.randrange(1, 200)),
+                {"type": "response.create", "event_id": "mine", "response": {"instructions": "wrong"}},
+            )
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(search.histories(6)))
+async def test_whoever_leaves_when_pays_for_all_that_was_begun(seed: int) -> None:
+    draw = random.Random(search.another(seed))
+    async with played(draw.random()) as (stage, provider):
+        strict = Strict(stage, draw.choice((6_000, 40_000)))
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json({"type": "session.update", "session": TRANSCRIBED})
+            for _ in range(draw.randrange(1, 25)):
+                await socket.send_json(drawn(draw))
+                for _ in range(draw.randrange(20)):
+                    await asyncio.sleep(0)
+            await leave(socket, draw.random() < 0.5)
+        await charged(stage, provider)
+        assert strict.used == provider.tokens
+        assert not strict.held
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_an_error_closes_what_it_names_and_nothing_else(named: bool) -> None:
+    async with played() as (stage, provider):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(ASIDE)
+            for number in range(9):
+                await socket.send_json(NOT_THERE | ({"event_id": f"mine{number}"} if named else {}))
+                assert await until(socket, "error")
+            for _ in range(9):
+                await socket.send_json(ASIDE)
+            wrong = {"type": "response.create", "event_id": "mine", "response": {"instructions": "wrong"}}
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert provider.began == 1
+            provider.release.set()
+            for _ in range(10):
+                await until(socket, "response.done")
+            await socket.send_json(wrong)
+            assert (await received(socket))["error"]["event_id"] == "mine"
+            await socket.send_json(ASIDE)
+            await until(socket, "response.done")
+        await charged(stage, provider)
+        assert provider.began == 11
+
+
+async def test_a_client_that_leaves_ten_responses_made_at_once_pays_for_each() -> None:
+    """The upstream begins those that nobody asked for, as by the voice that it hears."""
+    async with played() as (stage, provider):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(ASIDE)
+            await until(socket, "response.created")
+            for _ in range(9):
+                await provider.conversations[0].begin_alone()
+                await until(socket, "response.created")
+            await leave(socket, politely=False)
+        await charged(stage, provider)
+        assert provider.began == 10
+
+
+@pytest.mark.parametrize("politely", [True, False])
+async def test_ten_commits_of_one_that_left_are_ten_transcripts(politely: bool) -> None:
+    async with played() as (stage, provider):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json({"type": "session.update", "session": TRANSCRIBED})
+            for _ in range(10):
+                await socket.send_json(SOUND)
+                await socket.send_json(COMMIT)
+            await eventually(lambda: provider.began == 10)
+            await leave(socket, politely)
+        await charged(stage, provider)
+
+
+@pytest.mark.parametrize("kind", ["item", "sound", "update", "output"])
+async def test_what_is_said_behind_the_first_message_is_held_before_it_is_sent(kind: str) -> None:
+    """Sockets whose openings fit say as much as they can at once: more than all have is not used."""
+    output = {"type": "function_call_output", "call_id": "c", "output": "word " * 9_000}
+    message = {
+        "item": said("word " * 9_000),
+        "sound": SOUND | {"audio": "A" * 1_280_000},
+        "update": {"type": "session.update", "session": {"instructions": "word " * 9_000}},
+        "output": {"type": "conversation.item.create", "item": output},
+    }[kind]
+    async with played(1) as (stage, _):
+        at_once, quota = (1, 2_500) if kind == "sound" else (4, 100_000)
+        strict = Strict(stage, quota)
+
+        async def talk() -> str:
+            async with connected(stage, max_msg_size=0) as socket:
+                await until(socket, "session.created")
+                for _ in range(9):
+                    await socket.send_json(message)
+                await socket.send_json({"type": "response.create", "response": {}})
+                while (event := await received(socket))["type"] not in {"response.done", "error"}:
+                    pass
+                return str(event.get("error", {}).get("headers", {}).get("x-tollkeeper-reason", "done"))
+
+        ends = await asyncio.gather(*(talk() for _ in range(at_once)))
+        assert set(ends) <= {"done", "quota_exceeded", "quota_held"}
+        assert "quota_exceeded" in ends
+        assert strict.used <= strict.quota
+
+
+async def test_a_message_that_is_too_much_is_refused_by_an_event_and_the_session_goes_on() -> None:
+    async with played(1) as (stage, provider):
+        Strict(stage, 10_000)
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(said("a few"))
+            await socket.send_json(said("word " * 9_000))
+            error = await received(socket)
+            assert (error["type"], error["status"]) == ("error", 429)
+            assert error["error"]["headers"]["x-tollkeeper-reason"] == "quota_exceeded"
+            await socket.send_json({"type": "response.create", "response": {}})
+            await until(socket, "response.done")
+            assert provider.said < 100
+        await charged(stage, provider)
+
+
+async def test_sound_is_held_in_steps_and_not_by_each_frame() -> None:
+    async with played(1) as (stage, _), connected(stage) as socket:
+        await until(socket, "session.created")
+        for _ in range(500):  # ten seconds by frames of 20 ms: a hundred tokens
+            await socket.send_json(SOUND | {"audio": "A" * 1_280})
+        await socket.send_json({"type": "response.create", "response": {}})
+        await until(socket, "response.done")
+        assert len(stage.counters.outgrowths) <= 3
+
+
+async def test_idle_sessions_hold_nothing_and_go_on_when_something_is_asked() -> None:
+    async with played(1, socket_unasked_s=0.05) as (stage, _):
+        strict = Strict(stage, 20_000)
+        async with connected(stage) as one, connected(stage) as other:
+            for socket in (one, other):
+                await until(socket, "session.created")
+            await eventually(lambda: not strict.held)
+            assert len(stage.counters.releases) == 2
+            await one.send_json(said("hello"))  # nothing is asked by it
+            await eventually(lambda: len(stage.counters.holds) == 3 and not strict.held)
+            await one.send_json(ASIDE)
+            await until(one, "response.done")
+        assert strict.used == sum(one.tokens for one in stage.counters.charges) > 0
+
+
+def test_a_response_beside_the_conversation_does_not_lower_what_is_known_of_it() -> None:
+    for response in ({"conversation": "none", "input": []}, {"input": []}):
+        session = RealtimeSession({"model": "m"})
+        session.ask(said("word " * 3_000), 15_000)
+        known = session.needs
+        session.ask({"type": "response.create", "response": response}, 60)
+        done = {"id": "r", "status": "completed", "usage": {"total_tokens": 12}}
+        session.hear(json.dumps({"type": "response.created", "response": {"id": "r"}}).encode())
+        session.hear(json.dumps({"type": "response.done", "response": done}).encode())
+        assert session.needs >= known
+        assert not session.pending
+
+
+def test_a_name_of_the_gateways_own_is_no_callers() -> None:
+    session = RealtimeSession({"model": "m"})
+    asked: dict[str, Any] = {"type": "response.create"}
+    assert session.ask(asked, 30)
+    with pytest.raises(InvalidRequest):
+        session.ask(dict(NOT_THERE, event_id=asked["event_id"]), 60)
+    assert session.pending
+
+
+async def test_what_is_on_its_way_when_reading_on_ends_is_charged_by_estimate() -> None:
+    async with played(None, drain_s=0.1) as (stage, provider):
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json({"type": "session.update", "session": TRANSCRIBED})
+            for one in (said("word " * 300), SOUND, COMMIT, {"type": "response.create", "response": {}}):
+                await socket.send_json(one)
+            await eventually(lambda: provider.began == 2)
+            await leave(socket, politely=False)
+        await stage.settled()
+        (charge,) = stage.counters.charges
+        assert charge.tokens >= provider.said + 2
+        assert facts_of(charge).estimated
+        provider.release.set()
+
+
+async def test_three_requests_of_gemini_live_are_charged_though_their_client_leaves() -> None:
+    released, sockets_left = asyncio.Event(), 0
+    usage = {"promptTokenCount": 80, "responseTokenCount": 40, "totalTokenCount": 120}
+
+    async def script(socket: LiveUpstream) -> None:
+        nonlocal sockets_left
+        await socket.receive()
+        await socket.send({"setupComplete": {}})
+        for _ in range(3):
+            await socket.receive()
+        await released.wait()
+        for word in ("interrupted", "turnComplete", "turnComplete"):
+            await socket.send(SPOKEN, {"serverContent": {word: True}, "usageMetadata": usage})
+        sockets_left += 1
+        with pytest.raises(ConnectionError):
+            await socket.receive()
+
+    content = {"clientContent": {"turns": [{"parts": [{"text": "hi"}]}], "turnComplete": True}}
+    async with live(script, GEMINI_ROUTES) as (stage, sockets):
+        async with connected(stage, LIVE) as socket:
+            await socket.send_json(SETUP)
+            await received(socket)
+            for _ in range(3):
+                await socket.send_json(content)
+            await eventually(lambda: len(sockets[0].heard) == 4)
+            await leave(socket, politely=False)
+        released.set()
+        await stage.settled(3)
+        assert [one.tokens for one in stage.counters.charges] == [120] * 3
