@@ -59,7 +59,8 @@ else
   call('ZADD', KEYS[4], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
   if verb == RUN_OPEN then
     call('ZADD', KEYS[9], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
-    call('PEXPIREAT', KEYS[9], call('ZRANGE', KEYS[9], -1, -1, 'WITHSCORES')[2])
+    local last = call('ZRANGE', KEYS[9], -1, -1, 'WITHSCORES')[2] -- later ones may end before it
+    call('EXPIRE', KEYS[9], ceil((last - now) / 1000))
   end
   if KEYS[7] ~= KEYS[3] then
     call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now)
