@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Self
+from uuid import uuid4
 
 import aiohttp
 
@@ -401,9 +402,10 @@ class Lasting:
             while True:
                 await socket.until("response.create")
                 thing = self.register("turns")
-                begun = {"type": "response.created", "response": {"id": "r", "status": "in_progress"}}
+                name = f"resp_{uuid4().hex}"
+                begun = {"type": "response.created", "response": {"id": name, "status": "in_progress"}}
                 await socket.send(begun, {"type": "response.output_text.delta", "delta": "word"})
-                done = {"id": "r", "status": "completed", "usage": _usage(thing.amount)}
+                done = {"id": name, "status": "completed", "usage": _usage(thing.amount)}
                 await socket.send({"type": "response.done", "response": done})
         socket.writer.close()
 

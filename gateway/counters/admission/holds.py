@@ -135,10 +135,10 @@ class CallerHolds:
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         await self._set(hold.partition, _record(hold), hold, life_ms)
         until = b"%d" % (hold.expires_ms + ENDED_MS)  # by then a keeper has ended it
-        life = b"%d" % (1000 * LIFE_S_MAX + ENDED_MS)
+        life = b"%d" % (LIFE_S_MAX + ENDED_MS // 1000)
         names = _open_indexes(hold.caller)
         listed = [(b"ZADD", name, until, hold.id.encode()) for name in names]
-        await self._together(hold.partition, *listed, *((b"PEXPIRE", name, life) for name in names))
+        await self._together(hold.partition, *listed, *((b"EXPIRE", name, life) for name in names))
         if key:
             done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
             await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
@@ -225,14 +225,16 @@ class CallerHolds:
             partition,
             (b"ZADD", index, b"%d" % (now_ms + life_ms), name),
             (b"ZREMRANGEBYSCORE", index, b"-inf", b"%d" % now_ms),
-            (b"PEXPIRE", index, b"%d" % max(life_ms, ENDED_MS)),
+            (b"EXPIRE", index, b"%d" % (max(life_ms, ENDED_MS) // 1000)),
             (b"ZCARD", index),
         )
         beyond = cast("int", counted[-1]) - most
         if beyond < 1:
             return []
-        count = b"%d" % min(beyond, MADE_ROOM_MAX)
-        return cast("list[bytes]", await self._ask(partition, b"ZPOPMIN", index, count))[::2]
+        last = b"%d" % (min(beyond, MADE_ROOM_MAX) - 1)
+        gone = cast("list[bytes]", await self._ask(partition, b"ZRANGE", index, b"0", last))
+        await self._ask(partition, b"ZREM", index, *gone)
+        return gone
 
     async def _together(self, partition: int, *commands: tuple[bytes, ...]) -> list[Reply]:
         wire = self._wires.of(partition)
