@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.cli.admin.configuration import written
-from gateway.cli.admin.litellm import translate
+from gateway.cli.admin.litellm import Translated, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
@@ -41,7 +42,7 @@ model_list:
   - model_name: nova
     litellm_params: {model: predibase/nova-pro, adapter_id: a}
   - model_name: "*"
-    litellm_params: {model: openai/*}
+    litellm_params: {model: hosted_vllm/*, api_base: "http://127.0.0.1:8000/v1"}
 litellm_settings:
   max_budget: 100
   budget_duration: 1d
@@ -67,6 +68,9 @@ TEAMS = [
 ]  # fmt: skip
 KEYS = {"keys": [{"key_alias": "ann", "team_id": "t1", "user_id": "ann", "tpm_limit": 1000, "max_budget": 3,
                   "token": "hash"}]}  # fmt: skip
+
+
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -102,15 +106,20 @@ async def test_what_is_made_is_read_and_applied(run: Run, api: Api, source: Path
     assert {name: (each["amount"], each["interval"], each["each"]) for name, each in budgets.items()} == {
         "All calls": ("100", "day", None),
         "Each user": ("5", "week", "user"),
+        "Key ann": ("3", "total", None),
         "Model claude": ("50", "month", None),
         "Team Search": ("20.50", "month", None),
     }
     tenants = {each["name"]: each for each in (await from_json(run, "tenant", "list"))["items"]}
-    assert tenants["Search"]["limits"] == {"requests_per_minute": 60}
+    assert (tenants["Search"]["limits"], tenants["Search"]["models"]) == (
+        {"requests_per_minute": 60}, ["gpt-4o"],
+    )  # fmt: skip
     [key] = (await from_json(run, "key", "list"))["items"]
     assert (key["name"], key["user"], key["models"], key["limits"]) == (
-        "ann", "ann", ["gpt-4o"], {"tokens_per_minute": 1000},
+        "ann", "ann", None, {"tokens_per_minute": 1000},
     )  # fmt: skip
+    owner = await from_json(run, "org", "show", "Company")
+    assert set(owner["models"]) == {"gpt-4o", "claude", "local/*", "house", "best"}
     again = await run("import", "litellm", str(source), "--to", str(to))
     assert (again.exit_code != 0, "is there already" in str(again.exception)) == (True, True)
 
@@ -121,7 +130,7 @@ async def test_each_setting_that_is_left_is_named(run: Run, source: Path, tmp_pa
         "model_list[0].litellm_params.rpm", "model_list[2].model_info.supports_vision",
         "model_list[6].litellm_params.model", "model_list[6].litellm_params.adapter_id",
         "model_list[6].model_name", "model_list[7].model_name",
-        "model_list[7].litellm_params.model", "litellm_settings.drop_params",
+        "litellm_settings.drop_params",
         "litellm_settings.fallbacks.gone", "litellm_settings.success_callback",
         "litellm_settings.default_internal_user_params.user_role",
         "litellm_settings.default_team_settings[0].langfuse_secret",
@@ -133,14 +142,11 @@ async def test_each_setting_that_is_left_is_named(run: Run, source: Path, tmp_pa
 
 
 def targets(*rows: dict[str, Any], **more: Any) -> Any:
-    found = translate({"model_list": list(rows), **more}, "Company", Path("/d"))
+    found = translate({"model_list": list(rows), **more}, "Company", Path("/d"), NOW)
     return {each.get("name") or each["prefix"]: each["targets"] for each in found.config["models"]}
 
 
 def test_fallbacks_and_aliases_are_targets() -> None:
-    def row(name: str, model: str) -> dict[str, Any]:
-        return {"model_name": name, "litellm_params": {"model": model}}
-
     settings = {"fallbacks": [{"a": ["b"]}], "model_group_alias": {"c": {"model": "a", "hidden": True}}}
     first, second = {"upstream": "openai", "model": "gpt-4o"}, {"upstream": "groq", "model": "llama"}
     assert targets(row("a", "gpt-4o"), row("b", "groq/llama"), router_settings=settings) == {
@@ -158,7 +164,7 @@ def test_models_in_clouds_have_upstreams_that_sign_in(tmp_path: Path) -> None:
         {"model": "vertex_ai/textembedding-gecko"},
     ]  # fmt: skip
     source = {"model_list": [{"model_name": f"m{n}", "litellm_params": row} for n, row in enumerate(rows)]}
-    made = translate(source, "Company", tmp_path)
+    made = translate(source, "Company", tmp_path, NOW)
     path = tmp_path / "tollkeeper.yaml"
     path.write_text(written(made.config))
     environ = {"PROJECT": "their", "VERTEX_REGION": "europe-west1"}
@@ -184,6 +190,125 @@ def test_models_in_clouds_have_upstreams_that_sign_in(tmp_path: Path) -> None:
         "model_list[3].model_name",
     ]  # fmt: skip
     assert "Callers of m0 use the API of bedrock, not OpenAI's: nothing is translated." in made.notes
+
+
+def made_of(*rows: dict[str, Any], **more: Any) -> Translated:
+    return translate({"model_list": list(rows)}, "Company", Path("/d"), NOW, **more)
+
+
+def row(name: str, model: str, **params: Any) -> dict[str, Any]:
+    return {"model_name": name, "litellm_params": {"model": model, **params}}
+
+
+HOUSE = {"api_base": "http://127.0.0.1:8000/v1", "api_key": "os.environ/HOUSE_KEY"}
+
+
+@pytest.mark.parametrize(
+    ("params", "upstream"),
+    [
+        ({}, "openai"),
+        ({"api_base": "https://api.openai.com/v1"}, "openai"),
+        (HOUSE, "openai-2"),
+        ({"api_key": "os.environ/SECOND_KEY"}, "openai-2"),
+        ({"organization": "org-1"}, "openai-2"),
+    ],
+)
+def test_default_routes_lead_to_no_upstream_that_is_imported(params: dict[str, Any], upstream: str) -> None:
+    made = made_of(row("m", "openai/gpt-4o", **params))
+    assert list(made.config["upstreams"]) == [upstream]
+    assert made.objects["organizations"] == [{"name": "Company", "models": ["m"]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "target"),
+    [
+        ("openai/*", "openai/*", "*"),
+        ("gpt-*", "openai/gpt-*", "gpt-*"),
+        ("new-*", "openai/responses/gpt-4o", "gpt-4o"),
+        ("a", "azure/o_series/prod", "prod"),
+        ("b", "bedrock/invoke/us-gov-west-1/amazon.nova-pro-v1:0", "amazon.nova-pro-v1:0"),
+        ("b", "bedrock/agent/A1/B2", None),
+        ("*-mini", "openai/*-mini", None),
+        ("plain", "openai/*", None),
+        ("two words", "openai/gpt-4o", None),
+    ],
+)
+def test_special_names_are_read_or_left_out(name: str, model: str, target: str | None) -> None:
+    made = made_of(row(name, model, **({"api_base": "https://a.example"} if "azure" in model else {})))
+    assert [each["targets"][0]["model"] for each in made.config["models"]] == ([target] if target else [])
+    assert bool(made.left) is (target is None)
+    if target is None:
+        assert not made.config["upstreams"]
+
+
+def test_names_that_nobody_listed_pass_where_a_row_for_all_leads_where_their_paths_do() -> None:
+    everything = made_of(row("m", "gpt-4o"), row("*", "openai/*"))
+    assert everything.objects["organizations"] == [{"name": "Company"}]
+    assert [each["name"] for each in everything.config["models"]] == ["m"]
+    house = made_of(row("m", "gpt-4o"), row("*", "openai/*", **HOUSE))
+    assert house.objects["organizations"] == [{"name": "Company", "models": ["m"]}]
+    assert [place for place, _ in house.left] == ["model_list[1].model_name"]
+
+
+def test_keys_that_may_ask_for_nothing_are_left_out_by_name() -> None:
+    teams = [
+        {"team_id": "t", "models": ["fast"], "team_member_budget": 4}, {"team_id": "gone", "blocked": True},
+    ]  # fmt: skip
+    rows = [
+        {"key_alias": "good", "team_id": "t", "expires": "2026-12-31T00:00:00Z", "blocked": False,
+         "models": ["all-team-models"], "max_budget": 1e-12, "model_max_budget": {"m": {"budget_limit": 1}}},
+        {"key_alias": "narrow", "team_id": "t", "models": ["m", "unheard-of"],
+         "allowed_routes": ["llm_api_routes"]},
+        {"key_alias": "any", "models": ["all-proxy-models"]},
+        {"key_alias": "nothing", "models": ["no-default-models"]},
+        {"key_alias": "blocked", "blocked": True},
+        {"key_alias": "old", "expires": "2026-11-28T00:00:00+00:00"},
+        {"key_alias": "odd", "expires": "soon"},
+        {"key_alias": "theirs", "team_id": "gone"},
+        {"key_alias": "lost", "team_id": "elsewhere"},
+        {"key_alias": "manager", "allowed_routes": ["management_routes"]},
+    ]  # fmt: skip
+    model = row("m", "gpt-4o") | {"model_info": {"access_groups": ["fast"]}}
+    made = made_of(model, teams=teams, keys=rows)
+    found = [(each["name"], each["tenant"]["name"], each.get("models")) for each in made.objects["api-keys"]]
+    assert found == [
+        ("good", "t", None), ("narrow", "t", ["m", "unheard-of"]), ("any", "Everybody", None),
+        ("nothing", "Everybody", ["no-default-models"]),
+    ]  # fmt: skip
+    assert made.objects["api-keys"][0]["expires_at"] == "2026-12-31T00:00:00Z"
+    assert [each.get("models") for each in made.objects["tenants"]] == [["m"], None]
+    assert [(each["name"], each["each"]) for each in made.objects["budgets"]] == [("Each of team t", "user")]
+    left = dict(made.left)
+    assert left.keys() == {
+        "teams[1]", "keys[0].max_budget", "keys[0].model_max_budget.m.budget_limit", "keys[1].models",
+        "keys[3].models", *(f"keys[{number}]" for number in range(4, 10)),
+    }  # fmt: skip
+    assert made_of(model, keys=[{"blocked": True}]).objects.get("api-keys") is None
+
+
+def test_a_credential_of_the_list_signs_in_where_it_is_named() -> None:
+    listed = {"credential_name": "one", "credential_values": {"api_key": "os.environ/ONE"}}
+    source = {
+        "model_list": [row("m", "gpt-4o", litellm_credential_name="one"),
+                       row("n", "gpt-4o", litellm_credential_name="two")],
+        "credential_list": [listed],
+    }  # fmt: skip
+    made = translate(source, "Company", Path("/d"), NOW)
+    assert [each["keys"] for each in made.config["upstreams"].values()] == [[{"env": "ONE"}]]
+    assert [place for place, _ in made.left] == [
+        "model_list[1].litellm_params.model",
+        "model_list[1].model_name",
+    ]
+
+
+def test_a_target_of_another_api_is_said_to_be_passed_over() -> None:
+    rows = row("gpt-4o", "gpt-4o"), row("gpt-4o", "anthropic/claude-opus-4"), row("c", "claude-opus-4")
+    of_another = [note for note in made_of(*rows).notes if "API" in note]
+    alone = "calls of the API of anthropic alone"
+    assert of_another == [
+        f"The target claude-opus-4 (anthropic) of gpt-4o answers {alone}: others pass it over.",
+        "Callers of c use the API of anthropic, not OpenAI's: nothing is translated.",
+    ]
 
 
 @pytest.mark.parametrize(("text", "said"), [("- a", "must be one document"), ("a: [", "line 1")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def is_in(value: Any, text: str) -> bool:
 
 def silent(source: Any, directory: Path) -> list[str]:
     """Places of the source that are neither taken over nor named; the files that are made are read."""
-    made = translate(source, "Company", directory)
+    made = translate(source, "Company", directory, datetime.now(UTC))
     _write(directory, made)
     table_of(read_config(directory / CONFIG, AnyVariable()), AnyVariable())
     left = "|".join(re.escape(place) for place, _ in made.left)

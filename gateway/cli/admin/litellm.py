@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,10 +21,17 @@ import typer
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.configuration import documents, written
 from gateway.cli.admin.output import AsJson, print_json, say
+from gateway.core.accounts.budgets import MONEY, wrong_amount
+from gateway.core.billing.price_book import folded
+from gateway.core.calls.routes import TARGETS_MAX
+from gateway.core.families.registry import ALL
 from gateway.core.text import read_json, visible
+from gateway.core.times import rfc3339
 
 CONFIG, OBJECTS, KEYS = "tollkeeper.yaml", "objects.yaml", "keys"
 BYTES_MAX = 4 * 2**20
+# Models of one list, at most.
+LIST_MAX = 100
 PLAN, EVERYBODY = "Tokens without a limit", "Everybody"
 ENVIRON = "os.environ/"
 
@@ -85,6 +93,7 @@ PROVIDERS: Mapping[str, Provider] = {
     "voyage": Provider("openai", "https://api.voyageai.com", "VOYAGE_API_KEY"),
     "jina_ai": Provider("openai", "https://api.jina.ai", "JINA_AI_API_KEY"),
     "hosted_vllm": Provider("openai", "", ""),
+    "litellm_proxy": Provider("openai", "", "LITELLM_PROXY_API_KEY"),
     "ollama": Provider("openai", "http://localhost:11434", ""),
     "ollama_chat": Provider("openai", "http://localhost:11434", ""),
 }
@@ -93,6 +102,20 @@ _PLAIN = {
     "claude": "anthropic", "gemini": "gemini", "gpt-": "openai", "o1": "openai", "o3": "openai",
     "o4": "openai", "chatgpt-": "openai", "text-embedding-": "openai", "anthropic.": "bedrock",
 }  # fmt: skip
+# Words that LiteLLM reads in front of a provider's own name of a model.
+_HINTS = {
+    "openai": r"responses/",
+    "azure": r"(?:responses|o_series|gpt5_series)/",
+    "xai": r"responses/",
+    "bedrock": r"(?:converse|invoke|[a-z]{2}(?:-[a-z]+)+-\d)/",
+}
+# The upstreams of default routes, each at the address and with the variable that make it this one.
+_BUILT_IN = {target.name: target for one in ALL if one.target is not None for target in [one.target({})]}
+# Names in lists of models that say which models, rather than name one.
+_ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
+# Routes of a key that may ask for answers of models.
+_ANSWERS = "llm_api_routes"
+_NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
 _INTERVALS = {
     "1h": "hour",
     "24h": "day",
@@ -123,6 +146,9 @@ _WHY = (
     (r"mcp_servers.*|.*mcp.*", "make each server an upstream with family: mcp"),
     (r"general_settings\.(?:enable_jwt_auth|litellm_jwtauth.*)", "name the issuer of tokens under issuers"),
     (r".*provider_budget_config.*", "a budget is of callers or models, not of a provider"),
+    (r".*model_max_budget.*", "make a budget with a model: tollkeeper budget create"),
+    (r".*(?:soft_budget|budget_alert).*", "give a budget thresholds, and a webhook"),
+    (r".*budget_id", "make the budget that it names: tollkeeper budget create"),
 )  # fmt: skip
 
 
@@ -138,10 +164,13 @@ class Translated:
 
 
 def translate(
-    source: Json, organization: str, directory: Path, teams: Any = None, keys: Any = None
+    source: Json, organization: str, directory: Path, now: datetime, *, teams: Any = None, keys: Any = None
 ) -> Translated:
-    """Translate a configuration, and lists of teams and keys as LiteLLM's API answers them."""
-    work = _Translation(deepcopy(source), organization, directory)
+    """Translate a configuration, and lists of teams and keys as LiteLLM's API answers them.
+
+    Keys that are blocked, or expired by `now`, are left out.
+    """
+    work = _Translation(deepcopy(source), organization, directory, now)
     work.models()
     work.budgets()
     work.teams(deepcopy(teams), deepcopy(keys))
@@ -149,47 +178,98 @@ def translate(
 
 
 class _Translation:
-    def __init__(self, source: Json, organization: str, directory: Path) -> None:
-        self._source, self._owner, self._directory = source, organization, directory
+    def __init__(self, source: Json, organization: str, directory: Path, now: datetime) -> None:
+        self._source, self._owner, self._directory, self._now = source, organization, directory, now
         self._made = Translated()
+        self._credentials: dict[str, Json] = {}
+        self._credentials_used: set[str] = set()
+        # Names of models by LiteLLM's access group; whether names that no row has pass as well.
+        self._groups: dict[str, list[str]] = {}
+        self._any_model = False
         self._upstreams: dict[str, Json] = {}
         self._targets: dict[str, list[Json]] = {}
         self._budgets: list[Json] = []
 
     def models(self) -> None:
+        for each in _rows(self._source.get("credential_list")):
+            self._credentials[str(each.get("credential_name"))] = dict(each.get("credential_values") or {})
         for number, each in enumerate(_rows(self._source.get("model_list"))):
-            place = f"model_list[{number}]"
-            name, params = str(each.get("model_name") or ""), each.get("litellm_params")
-            if name == "*":
-                self._leave(f"{place}.model_name", "a name for all: such calls go by their path")
-                continue
-            if not name or not isinstance(params, dict) or (target := self._target(place, params)) is None:
-                continue
-            self._budget(params, f"Model {name}", place, model=name)
-            del each["model_name"]
-            known = self._targets.setdefault(name, [])
-            if target not in known:
-                known.append(target)
-            if len(known) > 1:
-                self._note(
-                    "Of a name with several targets, the first one is asked, and the next one where it fails."
-                )
+            self._model(each, f"model_list[{number}]")
+        for each in _rows(self._source.get("credential_list")):
+            if str(each.get("credential_name")) in self._credentials_used:
+                each.clear()
         for place in ("litellm_settings", "router_settings"):
             self._fallbacks(place)
         self._aliases()
 
+    def _model(self, row: Json, place: str) -> None:
+        name, params = str(row.get("model_name") or ""), row.get("litellm_params")
+        info = row["model_info"] if isinstance(row.get("model_info"), dict) else {}
+        if not isinstance(params, dict):
+            return
+        fault = self._fault_of_name(name, params, info)
+        if fault:
+            self._leave(place, f"{name}: {fault}")
+            row.clear()
+        if fault or (target := self._target(place, params)) is None:
+            return
+        del row["model_name"]
+        self._budget(params, f"Model {name}", place, model=name)
+        if name == "*":
+            self._pass_any(place, target)
+            return
+        known = self._targets.setdefault(name, [])
+        if target not in known and len(known) == TARGETS_MAX:
+            self._leave(f"{place}.litellm_params", f"{name} has {TARGETS_MAX} targets already")
+        elif target not in known:
+            known.append(target)
+        for group in info.pop("access_groups", None) or ():
+            self._groups.setdefault(str(group), []).append(name)
+        if len(known) > 1:
+            self._note(
+                "Of a name with several targets, the first one is asked, and the next one where it fails."
+            )
+
+    def _fault_of_name(self, name: str, params: Json, info: Json) -> str:
+        """Why no model can have this name; empty where one can."""
+        asked = str(params.get("model") or "")
+        if not _NAME.fullmatch(name):
+            return "a name has 1 to 256 visible characters, and no comma"
+        if info.get("team_id"):
+            return "a model of one team: put it under models, and on the list of other tenants"
+        if "*" in name.removesuffix("*"):
+            return "a * stands at the end of a name alone"
+        if asked.count("*") > name.count("*"):
+            return f"a * in {asked} has nothing to stand for"
+        if any(folded(name) == folded(other) and name != other for other in self._targets):
+            return "a name that differs in case alone is the same one"
+        return ""
+
+    def _pass_any(self, place: str, target: Json) -> None:
+        """Let names that no row has go by their paths, if that is where the row for all sends them."""
+        upstream = self._upstreams[target["upstream"]]
+        if target == {"upstream": upstream["family"], "model": "*"}:
+            self._any_model = True
+            self._note(
+                "Names of models that are not listed go by their paths, with the variables OPENAI_API_KEY, "
+                "ANTHROPIC_API_KEY and GEMINI_API_KEY: unset those that nobody is to use."
+            )
+            return
+        said = "a name for all: nothing but the usual upstreams takes any name; list those that are called"
+        self._leave(f"{place}.model_name", f"{said} at {target['upstream']}")
+
     def _target(self, place: str, params: Json) -> Json | None:
         """The upstream and model of a deployment; None where nothing here reaches it."""
-        asked = params.get("model")
-        provider, model = _called(str(asked or ""), str(params.get("custom_llm_provider") or ""))
-        known = PROVIDERS.get(provider)
-        if known is None or not model:
-            self._leave(f"{place}.litellm_params.model", f"{asked}: its provider's API is not known here")
-            params.pop("model", None)
-            return None
-        base = _text(params.get("api_base"))
-        if not base and not known.base_url:
-            self._leave(f"{place}.litellm_params.model", f"{asked}: needs an api_base")
+        asked, named = str(params.get("model") or ""), params.pop("litellm_credential_name", None)
+        params |= {**self._credentials.get(str(named), {}), **params}
+        self._credentials_used.add(str(named))
+        provider, model = _called(asked, str(params.get("custom_llm_provider") or ""))
+        known, base = PROVIDERS.get(provider), _text(params.get("api_base"))
+        fault = _fault_of_target(known, provider, model, base)
+        if named is not None and str(named) not in self._credentials:
+            fault = f"credential_list has no {named}"
+        if known is None or fault:
+            self._leave(f"{place}.litellm_params.model", f"{asked}: {fault}")
             params.pop("model", None)
             return None
         for name in ("model", "api_base", "custom_llm_provider"):
@@ -199,13 +279,9 @@ class _Translation:
         if known.path:
             upstream["path"] = known.path
         elif base and known.family == "openai" and not provider.startswith("ollama"):
-            if upstream["base_url"].endswith("/v1"):
-                upstream["base_url"] = upstream["base_url"].removesuffix("/v1")
-            else:
-                upstream["path"] = "/{operation}"
+            _cut_version(upstream)
         if provider == "azure":
-            version = _text(params.pop("api_version", None)) or "${AZURE_API_VERSION:-2024-10-21}"
-            upstream |= {"query": {"api-version": version}, "headers": {"api-key": "{key}"}}
+            self._as_azure(upstream, params)
         headers = {
             str(name).lower(): _text(each)
             for name, each in dict(params.pop("extra_headers", None) or {}).items()
@@ -218,10 +294,25 @@ class _Translation:
             upstream["keys"] = [key]
         return {"upstream": self._upstream(provider, upstream), "model": model}
 
+    def _as_azure(self, upstream: Json, params: Json) -> None:
+        """Azure by its deployments; by names of models where the address is that of its version 1."""
+        version = params.pop("api_version", None)
+        upstream["headers"] = {"api-key": "{key}"}
+        if upstream["base_url"].endswith("/openai/v1"):
+            upstream["path"] = "/{operation}"
+            return
+        shown = _text(version) or "${AZURE_API_VERSION:-2024-10-21}"
+        upstream["query"] = {"api-version": shown}
+
     def _upstream(self, provider: str, wanted: Json) -> str:
-        """The name of this upstream, which may be there already; one with another key is another account."""
-        for number in range(1, len(self._upstreams) + 2):
+        """The name of this upstream, which may be there already; one with another key is another account.
+
+        The name of a built-in upstream is for this one alone: default routes lead there.
+        """
+        for number in range(1, len(self._upstreams) + 3):
             name = provider.replace("_", "-") + (f"-{number}" if number > 1 else "")
+            if name in _BUILT_IN and not _is_built_in(name, wanted):
+                continue
             if self._upstreams.setdefault(name, wanted) == wanted:
                 return name
         raise AssertionError(provider)
@@ -253,6 +344,10 @@ class _Translation:
                     continue
                 known = self._targets[name]
                 known += [target for target in found if target not in known]
+                if beyond := known[TARGETS_MAX:]:
+                    del known[TARGETS_MAX:]
+                    said = f"{len(beyond)} targets are more than the {TARGETS_MAX} that a model has"
+                    self._leave(f"{place}.fallbacks.{name}", said)
 
     def _aliases(self) -> None:
         settings = self._source.get("router_settings")
@@ -270,96 +365,152 @@ class _Translation:
             return
         self._budget(settings, "All calls", "litellm_settings")
         users = settings.get("default_internal_user_params")
-        if isinstance(users, dict):
-            self._budget(users, "Each user", "litellm_settings.default_internal_user_params", each="user")
+        place = "litellm_settings.default_internal_user_params"
+        if not isinstance(users, dict) or users.get("max_budget") is None:
+            users, place = settings, "litellm_settings"
+            names = ("max_internal_user_budget", "internal_user_budget_duration")
+            self._budget(users, "Each user", place, names, each="user")
+        else:
+            self._budget(users, "Each user", place, each="user")
 
-    def _budget(self, source: Json, name: str, place: str, **of: object) -> None:
-        """The budget that `max_budget` and `budget_duration` say, if they do."""
-        said, duration = source.get("max_budget"), source.get("budget_duration")
+    def _budget(
+        self, source: Json, name: str, place: str,
+        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
+    ) -> None:  # fmt: skip
+        """The budget that these two fields of a part say, if they do."""
+        said, duration = (source.get(one) for one in names)
         if said is None:
             return
         interval = _INTERVALS.get(str(duration), "") if duration is not None else "total"
         try:
             amount = Decimal(str(said))
+            faults = [fault for _, fault in wrong_amount(MONEY, amount, "")]
         except InvalidOperation:
-            amount = Decimal(0)
-        if not interval or amount <= 0:
-            self._leave(
-                f"{place}.budget_duration" if amount > 0 else f"{place}.max_budget",
-                "no interval or amount of a budget",
-            )
+            amount, faults = Decimal(0), ["is no number"]
+        if faults:
+            self._leave(f"{place}.{names[0]}", f"{said}: an amount of money {faults[0]}")
+        elif not interval:
+            self._leave(f"{place}.{names[1]}", f"{duration}: a budget is of {', '.join(_INTERVALS)}")
+        if faults or not interval:
             return
-        source.pop("max_budget")
-        source.pop("budget_duration", None)
+        for one in names:
+            source.pop(one, None)
         name = _free(name, self._budgets)
-        self._budgets.append(
-            {
-                "name": name,
-                "organization": self._owner,
-                "unit": "money",
-                "amount": f"{amount:f}",
-                "interval": interval,
-                **of,
-            }
-        )
+        row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
+        self._budgets.append({**row, "interval": interval, **of})
 
     def teams(self, teams: Any, keys: Any) -> None:
         """Tenants of teams, and keys of theirs; without any, one tenant for everybody with one key."""
-        settings = self._source.get("litellm_settings")
-        known = _rows(teams.get("teams") if isinstance(teams, dict) else teams)
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
-        models: dict[str, list[str]] = {}
-        for number, each in enumerate(known):
-            team_id = str(each.get("team_id"))
-            by_id[team_id] = name = self._tenant(each, tenants)
-            models[name] = [str(model) for model in each.pop("models", None) or ()]
-            self._budget(each, f"Team {name}", f"teams[{number}]", tenant=name)
-            self._rest(each, f"teams[{number}]")
-        for each in _rows(settings.get("default_team_settings") if isinstance(settings, dict) else None):
+        for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
+            place, team_id = f"teams[{number}]", str(each.get("team_id"))
+            if each.get("blocked"):
+                self._leave(place, f"{each.get('team_alias') or team_id} is blocked: it has no tenant")
+                by_id[team_id] = ""
+                continue
+            by_id[team_id] = name = self._tenant(each, place, tenants)
+            self._budget(each, f"Team {name}", place, tenant=name)
+            own = ("team_member_budget", "team_member_budget_duration")
+            self._budget(each, f"Each of team {name}", place, own, tenant=name, each="user")
+            self._rest(each, place)
+        settings = self._source.get("litellm_settings")
+        defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
+        for number, each in enumerate(_rows(defaults)):
             team = str(each.pop("team_id", ""))
-            if team and team not in by_id:
-                by_id[team] = self._tenant({"team_id": team}, tenants)
-        made_keys: list[Json] = []
+            if team and teams is None:
+                self._tenant({"team_id": team}, f"litellm_settings.default_team_settings[{number}]", tenants)
+        made: list[Json] = []
         for number, each in enumerate(_rows(keys.get("keys") if isinstance(keys, dict) else keys)):
-            team = by_id.get(str(each.pop("team_id", None) or ""), "")
-            tenant = team or self._everybody(tenants)
-            name = str(each.pop("key_alias", None) or each.pop("key_name", None) or f"key {number + 1}")
-            own = [str(model) for model in each.pop("models", None) or ()] or models.get(tenant, [])
-            row: Json = {"name": name, "tenant": {"organization": self._owner, "name": tenant}}
-            row |= {"models": own} if own else {}
-            row |= {"user": user} if (user := each.pop("user_id", None)) else {}
-            row |= {"limits": limits} if (limits := _limits(each)) else {}
-            made_keys.append(row)
-            if each.get("max_budget") is not None:
-                self._leave(
-                    f"keys[{number}].max_budget",
-                    f"{each.pop('max_budget')}: make a budget of the new key's id",
-                )
-            self._rest(each, f"keys[{number}]")
-        if made_keys:
+            self._api_key(each, number, by_id, tenants, made)
+        if made:
             self._note("Values of keys are known to LiteLLM as hashes: each key here is a new one.")
         if not tenants:
             self._everybody(tenants)
-        for each in tenants if not made_keys else ():
-            own = models.get(each["name"], [])
-            made_keys.append(
-                {"name": "first", "tenant": {"organization": self._owner, "name": each["name"]}}
-                | ({"models": own} if own else {})
-            )
+        if keys is None:
+            owner = {"organization": self._owner}
+            made = [{"name": "first", "tenant": {**owner, "name": each["name"]}} for each in tenants]
         self._made.objects = {
-            "organizations": [{"name": self._owner}],
+            "organizations": [{"name": self._owner} | self._listed()],
             "token-plans": [{"name": PLAN}],
             "tenants": tenants,
-            "api-keys": made_keys,
+            **({"api-keys": made} if made else {}),
             **({"budgets": self._budgets} if self._budgets else {}),
         }
 
-    def _tenant(self, team: Json, tenants: list[Json]) -> str:
+    def _listed(self) -> Json:
+        """The list of the organization: names that nobody configured are refused, as LiteLLM refuses them."""
+        names = list(self._targets)
+        if self._any_model or not names:
+            return {}
+        if len(names) <= LIST_MAX:
+            return {"models": names}
+        self._note(
+            f"A list has {LIST_MAX} models at most, and here are {len(names)}: names that are not listed go "
+            "by their paths, with the variables OPENAI_API_KEY, ANTHROPIC_API_KEY and GEMINI_API_KEY."
+        )
+        return {}
+
+    def _api_key(
+        self, row: Json, number: int, by_id: Mapping[str, str], tenants: list[Json], made: list[Json]
+    ) -> None:
+        """A key in the place of this one, unless that asks for nothing any more."""
+        place, team_id = f"keys[{number}]", str(row.pop("team_id", None) or "")
+        name = str(row.pop("key_alias", None) or row.pop("key_name", None) or f"key {number + 1}")
+        if fault := self._fault_of_key(row, team_id, by_id):
+            self._leave(place, f"{name} {fault}: no key is made")
+            return
+        tenant = by_id[team_id] if team_id else self._everybody(tenants)
+        of = {"organization": self._owner, "name": tenant}
+        name = _free(name, [each for each in made if each["tenant"] == of])
+        key: Json = {"name": name, "tenant": of}
+        key |= self._models_of(row, place)
+        key |= {"user": user} if (user := row.pop("user_id", None)) else {}
+        key |= {"limits": limits} if (limits := _limits(row)) else {}
+        if (ends := row.pop("expires", None)) is not None:
+            key["expires_at"] = rfc3339(_moment(ends))
+        row.pop("blocked", None)
+        if row.get("allowed_routes") == [_ANSWERS]:
+            del row["allowed_routes"]
+        made.append(key)
+        self._budget(row, f"Key {name}", place, tenant=tenant, api_key=name)
+        self._rest(row, place)
+
+    def _fault_of_key(self, row: Json, team_id: str, by_id: Mapping[str, str]) -> str:
+        """Why a key may ask for no answer of a model; empty where it may."""
+        if row.get("blocked"):
+            return "is blocked"
+        if team_id and team_id not in by_id:
+            return f"is of the team {team_id}, which no list of --teams has"
+        if team_id and not by_id[team_id]:
+            return "is of a blocked team"
+        if (routes := row.get("allowed_routes")) and _ANSWERS not in routes:
+            return "asks for no models (allowed_routes)"
+        try:
+            ended = row.get("expires") is not None and _moment(row["expires"]) <= self._now
+        except ValueError:
+            return f"ends at {row['expires']}, which is no time"
+        return f"has expired ({row['expires']})" if ended else ""
+
+    def _models_of(self, row: Json, place: str) -> Json:
+        """The list of models of a team or key, which never becomes a wider one; none is any."""
+        said = [str(each) for each in row.pop("models", None) or ()]
+        if _ALL_MODELS in said or _MODELS_OF_TEAM in said:
+            return {}
+        names: dict[str, None] = {}
+        for each in said:
+            group = [each] if each in self._targets else self._groups.get(each, [])
+            if not group:
+                self._leave(f"{place}.models", f"{each}: no model or access group of this name is taken over")
+            names |= dict.fromkeys(group or [each])
+        return {"models": list(names)} if names else {}
+
+    def _tenant(self, team: Json, place: str, tenants: list[Json]) -> str:
         name = str(team.pop("team_alias", None) or team.get("team_id") or EVERYBODY)
         team.pop("team_id", None)
         name = _free(name, tenants)
-        row: Json = {"name": name, "organization": self._owner, "plan": PLAN}
+        team.pop("blocked", None)
+        row: Json = {"name": name, "organization": self._owner, "plan": PLAN} | self._models_of(team, place)
         tenants.append(row | ({"limits": limits} if (limits := _limits(team)) else {}))
         return name
 
@@ -371,16 +522,30 @@ class _Translation:
     def done(self) -> Translated:
         made = self._made
         self._rest(self._source, "")
-        made.config = {"upstreams": self._upstreams, "models": [], "include_default_routes": True}
+        used = {each["upstream"] for targets in self._targets.values() for each in targets}
+        upstreams = {name: each for name, each in self._upstreams.items() if name in used}
+        made.config = {"upstreams": upstreams, "models": [], "include_default_routes": True}
         for name, targets in self._targets.items():
             by = {"prefix": name[:-1]} if name.endswith("*") else {"name": name}
             made.config["models"].append({**by, "targets": targets})
-            families = {self._upstreams[each["upstream"]]["family"] for each in targets}
-            if len(families) > 1:
-                self._note("Nothing is translated between APIs: targets of another API are passed over.")
-            for family in sorted(families - {"openai"}):
-                self._note(f"Callers of {name} use the API of {family}, not OpenAI's: nothing is translated.")
+            self._note_families(name, targets)
         return made
+
+    def _note_families(self, name: str, targets: list[Json]) -> None:
+        """Say by which API a name is called, and which of its targets such calls pass over."""
+        families = dict.fromkeys(self._upstreams[each["upstream"]]["family"] for each in targets)
+        if list(families) == ["openai"]:
+            return
+        if "openai" not in families:
+            apis = " or ".join(families)
+            self._note(f"Callers of {name} use the API of {apis}, not OpenAI's: nothing is translated.")
+        for each in targets if len(families) > 1 else ():
+            family = self._upstreams[each["upstream"]]["family"]
+            if family != "openai":
+                self._note(
+                    f"The target {each['model']} ({each['upstream']}) of {name} answers calls of the API of "
+                    f"{family} alone: others pass it over."
+                )
 
     def _leave(self, place: str, why: str) -> None:
         self._made.left.append((place, why))
@@ -406,12 +571,41 @@ def _called(asked: str, named: str) -> tuple[str, str]:
     if named or provider not in PROVIDERS:
         provider = named or next((known for start, known in _PLAIN.items() if asked.startswith(start)), "")
         model = asked
-    if provider == "bedrock":
-        return provider, re.sub(r"^(?:(?:converse|invoke|[a-z]{2}-[a-z]+-\d)/)+", "", model)
+    if provider in _HINTS:
+        model = re.sub(rf"^(?:{_HINTS[provider]})+", "", model)
     if provider == "vertex_ai":
         publishers = {"gemini": provider, "claude": "vertex_ai-anthropic_models"}
         provider = next((its for start, its in publishers.items() if model.startswith(start)), "")
     return provider, model
+
+
+def _fault_of_target(known: Provider | None, provider: str, model: str, base: str) -> str:
+    """Why nothing here reaches a deployment; empty where something does."""
+    if known is None or not model:
+        return "its provider's API is not known here"
+    if provider == "bedrock" and "/" in model and not model.startswith("arn:"):
+        return "no model that Bedrock's Converse or InvokeModel takes"
+    return "" if base or known.base_url else "needs an api_base"
+
+
+def _is_built_in(name: str, upstream: Json) -> bool:
+    """Whether an upstream of this name is just the one that default routes have."""
+    there, [variable] = _BUILT_IN[name], _BUILT_IN[name].held
+    return upstream == {"base_url": there.base_url, "family": there.family, "keys": [{"env": variable}]}
+
+
+def _cut_version(upstream: Json) -> None:
+    """Take the version out of an address, since paths have it; an address without one gets paths without."""
+    if upstream["base_url"].endswith("/v1"):
+        upstream["base_url"] = upstream["base_url"].removesuffix("/v1")
+    else:
+        upstream["path"] = "/{operation}"
+
+
+def _moment(said: object) -> datetime:
+    """A time, of UTC where it names no zone; `ValueError` where it is none."""
+    found = datetime.fromisoformat(str(said))
+    return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
@@ -500,7 +694,7 @@ def litellm(
     if to.exists():
         raise CommandFailed(f"{to} is there already: name a new directory with --to.")
     directory = to.absolute()
-    made = translate(found[0], org, directory, _lists(teams), _lists(keys))
+    made = translate(found[0], org, directory, datetime.now(UTC), teams=_lists(teams), keys=_lists(keys))
     _write(directory, made)
     if as_json:
         left = [{"place": place, "why": why} for place, why in made.left]
