@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import json
 import logging
 import re
 import time
@@ -21,6 +22,7 @@ from gateway.admin.http.requests import CONTENT_TYPE, problem, refusal, slow_dow
 from gateway.admin.http.server import HELD, Answers, ConcurrencyLimits, WorkSlots
 from gateway.core.accounts.administration import METER, Actor, WorkMeter
 from gateway.core.credentials import Failures
+from gateway.core.text import read_json
 from gateway.errors import TollkeeperError, Unauthorized
 
 # Counts the CPU that is spent for a request, wherever that is: in its own steps, in tasks, and in threads.
@@ -134,6 +136,9 @@ def nearest(app: web.Application, path: str) -> str:
 REQUEST_ID = web.RequestKey("request_id", str)
 # How an error is told to a person with a browser, where pages are served; None: it stays as it is.
 AS_PAGE: web.AppKey[Callable[[web.Request, web.Response], web.Response | None]] = web.AppKey("as_page")
+# How errors of one request are told, made of the problem that stands for each; unset: as that problem.
+Shape = Callable[[Mapping[str, Any]], dict[str, Any]]
+SHAPE: web.RequestKey[Shape] = web.RequestKey("shape")
 # The bound on a request's time; a long answer moves it on with each piece.
 DEADLINE = web.RequestKey("deadline", asyncio.Timeout)
 
@@ -177,6 +182,10 @@ def guard(
         if (page := request.app.get(AS_PAGE)) is not None and response.content_type == CONTENT_TYPE:
             assert isinstance(response, web.Response)
             response = page(request, response) or response
+        if (shape := request.get(SHAPE)) is not None and response.content_type == CONTENT_TYPE:
+            assert isinstance(response, web.Response)
+            response.text = json.dumps(shape(read_json(response.text or "")))
+            response.content_type = "application/json"
         answers.note(request.path, response.status, time.monotonic() - began)
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers["Server"] = "tollkeeper"

@@ -68,7 +68,7 @@ COSTLY_FILES = (".csv", ".parquet", ".pdf", ".xml")
 _NAMED = re.compile(
     rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
 )
-_BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
+BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
 
 
 async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
@@ -83,7 +83,7 @@ async def identify(ports: AdminPorts, request: web.Request) -> Actor:
 
 async def identify_by(ports: AdminPorts, request: web.Request, sent: Sequence[str]) -> Actor:
     """Name the caller by what was sent, which must be one `Bearer` token."""
-    match = _BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
+    match = BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
     if match is None:
         nobody = Unauthorized()
         nobody.failure = "malformed" if sent else "missing"

@@ -5,21 +5,20 @@ Source: Anthropic's Admin API reference. A workspace is a tenant of ours; amount
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.money import EXACT
+from gateway.core.families.anthropic import ERROR_TYPES
 from gateway.core.times import rfc3339
-from gateway.errors import AdminRefusal
 from gateway.features.vendor_admin.report import VendorQuery, VendorReport, summed
 
 _GROUPS = {"model": "model", "api_key_id": "api_key", "workspace_id": "tenant"}
 _FILTERS = {"models": "model", "api_key_ids": "api_key", "workspace_ids": "tenant"}
 _COST_GROUPS = {"description": "model", "workspace_id": "tenant"}
-_ERRORS = {401: "authentication_error", 403: "permission_error"}
 
 
 def _messages(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
@@ -72,9 +71,10 @@ def _page(buckets: list[dict[str, Any]], following: str | None) -> dict[str, Any
     return {"data": buckets, "has_more": following is not None, "next_page": following}
 
 
-def refusal(refusal: AdminRefusal) -> dict[str, Any]:
-    kind = _ERRORS.get(refusal.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+def refusal(problem: Mapping[str, Any]) -> dict[str, Any]:
+    other = "invalid_request_error" if problem["status"] < 500 else "api_error"
+    kind = ERROR_TYPES.get(problem["status"], other)
+    return {"type": "error", "error": {"type": kind, "message": problem["detail"]}}
 
 
 def _moment(text: str) -> datetime:

@@ -14,14 +14,14 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
-from gateway.admin.http.guard import REQUEST_ID
+from gateway.admin.http.guard import REQUEST_ID, Shape
 from gateway.admin.http.requests import Body, read_body, require_read, require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row
 from gateway.core.accounts.budgets import ENFORCE, MONEY, SELECTING
-from gateway.errors import AdminRefusal, NotFound, Unprocessable
+from gateway.errors import NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
 from gateway.features.vendor_admin.report import handler
 
@@ -107,14 +107,14 @@ def mount_limits(app: web.Application, ports: AdminPorts) -> None:
 
 def _handler(
     ports: AdminPorts,
-    refused: Callable[[AdminRefusal], Shown],
+    shape: Shape,
     answer: Callable[[_Limits, web.Request, Body], Awaitable[Shown]],
 ) -> Callable[[web.Request], Any]:
     async def content(mine: AdminPorts, request: web.Request) -> Shown:
         sent = await read_body(request, needed=True) if request.method == "POST" else {}
         return await answer(_Limits(mine), request, sent)
 
-    return handler(ports, refused, content)
+    return handler(ports, shape, content)
 
 
 def _write(request: web.Request) -> WriteRequest:

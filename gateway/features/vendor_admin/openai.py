@@ -6,13 +6,12 @@ the written tokens in it. Use of the service `embeddings` is told as embeddings,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from gateway.core.accounts.administration import Row
-from gateway.errors import AdminRefusal
 from gateway.features.vendor_admin.report import VendorQuery, VendorReport, summed
 
 _GROUPS = {"model": "model", "api_key_id": "api_key", "project_id": "tenant", "user_id": "user"}
@@ -68,10 +67,11 @@ def _page(buckets: list[dict[str, Any]], following: str | None) -> dict[str, Any
     return {"object": "page", "data": buckets, "has_more": following is not None, "next_page": following}
 
 
-def refusal(refusal: AdminRefusal) -> dict[str, Any]:
-    param = refusal.errors[0][0] if refusal.errors else None
-    told = {"message": refusal.message, "type": "invalid_request_error", "param": param, "code": None}
-    return {"error": told}
+def refusal(problem: Mapping[str, Any]) -> dict[str, Any]:
+    param = next((wrong["field"] for wrong in problem.get("errors", ())), None)
+    kind = "invalid_request_error" if problem["status"] < 500 else "server_error"
+    code = "invalid_api_key" if problem["status"] == 401 else None
+    return {"error": {"message": problem["detail"], "type": kind, "param": param, "code": code}}
 
 
 def _moment(text: str) -> datetime:

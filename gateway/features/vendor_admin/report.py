@@ -11,11 +11,12 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from gateway.admin.http.requests import identify_by
+from gateway.admin.http.guard import SHAPE, Shape
+from gateway.admin.http.requests import BEARER, identify_by
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
-from gateway.errors import AdminRefusal
+from gateway.errors import Unauthorized
 
 # Money is a number in OpenAI's shape, and loses no digit on its way.
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -51,7 +52,7 @@ class VendorReport:
     filters: Mapping[str, str]
     results: Results
     bucket: Callable[[datetime, datetime, list[dict[str, Any]]], dict[str, Any]]
-    refusal: Callable[[AdminRefusal], dict[str, Any]]
+    refusal: Shape
     moment: Callable[[str], datetime]
     since: str
     until: str
@@ -84,24 +85,31 @@ def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, 
 
 
 def _credentials(request: web.Request) -> list[str]:
-    """What says who asks: `Authorization`, or Anthropic's own field; one alone names somebody."""
+    """The credentials of a request, each once: of `Authorization`, and of Anthropic's own field.
+
+    `Unauthorized` names the fields of two that differ.
+    """
+    said = request.headers.getall("Authorization", [])
     keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
-    return [*request.headers.getall("Authorization", []), *keys]
+    tokens = {match[1] if (match := BEARER.fullmatch(one)) else one: one for one in (*said, *keys)}
+    if len(tokens) > 1:
+        fields = " and ".join(name for name, sent in (("Authorization", said), ("x-api-key", keys)) if sent)
+        several = Unauthorized(f"{fields} have {len(tokens)} credentials that differ: send one.")
+        several.failure = "malformed"
+        raise several
+    return list(tokens.values())
 
 
 def handler(
     ports: AdminPorts,
-    refused: Callable[[AdminRefusal], dict[str, Any]],
+    shape: Shape,
     answer: Callable[[AdminPorts, web.Request], Awaitable[dict[str, Any]]],
 ) -> Callable[[web.Request], Any]:
-    """Answer a request by what its asker may see; `refused` says a refusal in the vendor's shape."""
+    """Answer a request by what its asker may see; each refusal has the vendor's `shape`."""
 
     async def show(request: web.Request) -> web.Response:
+        request[SHAPE] = shape
         mine = ports.of(await identify_by(ports, request, _credentials(request)))
-        try:
-            content = await answer(mine, request)
-        except AdminRefusal as refusal:
-            return web.json_response(refused(refusal), status=refusal.status)
-        return web.Response(body=_encode(content), content_type="application/json")
+        return web.Response(body=_encode(await answer(mine, request)), content_type="application/json")
 
     return show

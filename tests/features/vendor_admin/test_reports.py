@@ -115,12 +115,36 @@ async def test_a_token_of_one_organization_sees_its_own(api: Api, calls: list[di
     )
 
 
+DIFFER = "Authorization and x-api-key have 2 credentials that differ: send one."
+NO_TOKEN = "A valid admin token is needed: send `Authorization: Bearer <token>`."
+
+
 @pytest.mark.parametrize(
-    "headers", [{}, {"x-api-key": "nobody"}, {"x-api-key": "a", "authorization": "Bearer b"}]
+    ("headers", "said"),
+    [
+        ({}, NO_TOKEN),
+        ({"x-api-key": "nobody"}, NO_TOKEN),
+        ({"x-api-key": "a", "authorization": "Bearer b"}, DIFFER),
+        ({"x-api-key": READONLY, "authorization": "Bearer b"}, DIFFER),
+    ],
 )
-async def test_nobody_is_told_nothing(api: Api, headers: dict[str, str]) -> None:
-    answer = await api.acting_as(None).call("GET", f"/v1/organization/costs?{OF_OPENAI}", headers=headers)
-    assert answer.status == 401
+async def test_nobody_is_told_nothing_in_the_shape_of_the_vendor(
+    api: Api, headers: dict[str, str], said: str
+) -> None:
+    nobody = api.acting_as(None)
+    answer = await nobody.call("GET", f"/v1/organization/costs?{OF_OPENAI}", headers=headers)
+    wrong = {"type": "invalid_request_error", "param": None, "code": "invalid_api_key", "message": said}
+    assert (answer.status, answer.json) == (401, {"error": wrong})
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    answer = await nobody.call("GET", f"/v1/organizations/cost_report?{OF_ANTHROPIC}", headers=headers)
+    wrong = {"type": "authentication_error", "message": said}
+    assert (answer.status, answer.json) == (401, {"type": "error", "error": wrong})
+
+
+async def test_one_credential_in_two_fields_is_one(api: Api) -> None:
+    headers = {"x-api-key": READONLY, "authorization": f"bearer  {READONLY}"}
+    path = f"/v1/organizations/cost_report?{OF_ANTHROPIC}"
+    assert (await api.acting_as(None).call("GET", path, headers=headers)).status == 200
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from gateway.errors import BudgetExceeded, Refusal
 
 NAME = Family("anthropic")
 
-_TYPES = {
+ERROR_TYPES = {
     401: "authentication_error",
     402: "billing_error",
     403: "permission_error",
@@ -39,7 +39,7 @@ _SPENT: Final = {"error_code": "enforced_spend_limit_reached"}
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     other = "invalid_request_error" if refusal.status < 500 else "api_error"
-    kind = _TYPES.get(refusal.status, other)
+    kind = ERROR_TYPES.get(refusal.status, other)
     error: dict[str, object] = {"type": kind, "message": refusal.told_of_field}
     if _is_spent(refusal):
         error |= {"type": "billing_error", "details": _SPENT}
