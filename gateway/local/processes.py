@@ -148,8 +148,7 @@ class Child:
         """Ask it to stop, wait its time, then kill it."""
         if self._keeper is not None:
             self._keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+            await asyncio.wait({self._keeper})
         if self._process is not None:
             await self._end(self._process, self.program.stop_max_s)
         self._deafen()
@@ -206,7 +205,10 @@ class Child:
     async def _spawn(self) -> Process:
         program = self.program
         beats = self._listening()
-        said = _opened(program.log) if program.log else os.dup(sys.stderr.fileno())
+        try:
+            said = _opened(program.log) if program.log else os.dup(sys.stderr.fileno())
+        except OSError as error:
+            raise StartError(f"{program.name} cannot be started: {error.strerror} ({program.log})") from error
         try:
             process = await asyncio.create_subprocess_exec(
                 *program.argv,

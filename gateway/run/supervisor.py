@@ -372,15 +372,21 @@ class Supervisor:
         """Stop all children, role by role. The ports are theirs alone from now on."""
         for port in self.held:
             port.close()
-        for role in self.STOP_ORDER:
-            async with AsyncExitStack() as stack:
-                for each, child in self._children:
-                    if each == role:
-                        stack.push_async_callback(child.stop)
+        async with AsyncExitStack() as stack:  # each is stopped, whatever another one fails by
+            for role in reversed(self.STOP_ORDER):
+                for child in self.children(role):
+                    stack.push_async_callback(child.stop)
         for name in ("pids.json", "processes.json"):
             self.data.forget(name)
 
     def _note(self) -> None:
+        """Note who runs; a data directory that takes no note any more ends no child, and keeps none alive."""
+        try:
+            self._write_notes()
+        except OSError as error:
+            self.voice.warn(f"the data directory {self.data.path} cannot be written: {error.strerror}")
+
+    def _write_notes(self) -> None:
         self.data.write("pids.json", self.pids())
         ours = [
             leftovers.noted_child(child.pid)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ import pytest
 from gateway.errors import CountersUnavailable
 from gateway.local.data_directory import DataDirectory
 from gateway.local.ports import Voice
-from gateway.local.processes import DIED, HUNG, run_to_end
+from gateway.local.processes import DIED, HUNG, ProcessSpec, run_to_end
 from gateway.run import lifecycle
 from gateway.run.reload import Renewal
 from gateway.run.serving import plain_options, tell_overruled
@@ -165,6 +167,38 @@ async def test_restarts_that_cannot_be_told_end_nothing_and_are_told_once_they_c
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_all_children_are_stopped_though_the_data_directory_is_gone(tmp_path: Path) -> None:
+    async def ready(_pid: int) -> bool:
+        return True
+
+    data = tmp_path / "data"
+    (data / "logs").mkdir(parents=True)
+    voice = SpokenVoice()
+    supervisor = Supervisor(DataDirectory(data), voice)
+    for role in Supervisor.STOP_ORDER:
+        logs = data / "logs" / "of.log"
+        await supervisor.run(role, ProcessSpec(role, ("sleep", "600"), ready, log=logs))
+    pids = [child.pid for role in Supervisor.STOP_ORDER for child in supervisor.children(role)]
+    assert None not in pids
+    shutil.rmtree(data)
+    os.kill(pids[-1] or 0, signal.SIGKILL)  # nobody can start it again: its log has no place
+    await eventually(lambda: [line for line in voice.lines if "trying again" in line])
+    await supervisor.stop()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid or 0, 0)
+    assert any(f"{data} cannot be written" in line for line in voice.lines)
+
+
+class SpokenVoice(Voice):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        self.lines.append(sentence)
 
 
 def test_settings_a_file_states_in_vain_are_told_by_name_and_never_by_value(tmp_path: Path) -> None:
