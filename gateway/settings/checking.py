@@ -257,7 +257,7 @@ NEAREST_MAX = 3
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
     from difflib import get_close_matches  # noqa: PLC0415  # where something is misspelt
 
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    close = _of_words(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
     nearest = close or get_close_matches(name, names, n=NEAREST_MAX, cutoff=0.0)
     spelled = [prefix + (each.upper() if prefix else each) for each in nearest]
     hint = f"did you mean {spelled[0]}?"
@@ -265,6 +265,13 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
         hint = f"the nearest are {', '.join(spelled)}, and docs/settings.md has all of them"
     secret = name if SECRET.search(name) else (close[0] if close else name)
     return SettingError(f"{place}={shown(secret, value)} is not a setting; {hint}")
+
+
+def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
+    """The setting that has all words of a name: of the gateway before others, of few words before many."""
+    words = set(name.split("_"))
+    found = [each for each in names if words.issubset(each.split("_"))]
+    return sorted(found, key=lambda each: (not each.startswith("gateway_"), each.count("_")))[:1]
 
 
 def shown(name: str, value: Any) -> str:

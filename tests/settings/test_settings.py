@@ -93,6 +93,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("TICK_S", "3", "'3' is not a setting"),
         ("HTTP", "3", "'3' is not a setting"),
         ("HOLD_TTL", "3", "'3' is not a setting; did you mean TOLLKEEPER_HOLD_TTL_S?"),
+        ("PORT", "8090", "'8090' is not a setting; did you mean TOLLKEEPER_GATEWAY_PORT?"),
+        ("REDIS", "3", "'3' is not a setting; did you mean TOLLKEEPER_REDIS_URL?"),
         ("QQQQ", "3", "'3' is not a setting; the nearest are TOLLKEEPER_"),
     ],
 )

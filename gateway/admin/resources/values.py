@@ -100,7 +100,8 @@ AS_STORED = PlainSerializer(_dumped)
 def read_instant(text: str) -> datetime:
     """Read an RFC 3339 instant, to the microsecond; `ValueError` unless it names its offset from UTC."""
     if _INSTANT.fullmatch(text) is None:
-        raise ValueError("must be an RFC 3339 time with a time zone, such as 2026-01-31T00:00:00Z")
+        example = f"{text if _DATE.fullmatch(text) else '2026-01-31'}T00:00:00Z"
+        raise ValueError(f"must be an RFC 3339 time with a time zone, such as {example}")
     try:
         return datetime.fromisoformat(_FINER.sub(r"\1", text.upper())).astimezone(UTC)
     except OverflowError as error:
@@ -109,9 +110,12 @@ def read_instant(text: str) -> datetime:
 
 def read_moment(text: str) -> datetime:
     """Read an instant, or a day: it stands for its beginning in UTC."""
-    if _DATE.fullmatch(text) is None:
-        return read_instant(text)
-    return datetime.combine(date.fromisoformat(text), time(), UTC)
+    if _DATE.fullmatch(text) is not None:
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    if _INSTANT.fullmatch(text) is None:
+        said = "must be a day such as 2026-01-31, or an RFC 3339 time with a time zone, such as"
+        raise ValueError(f"{said} 2026-01-31T00:00:00Z")
+    return read_instant(text)
 
 
 def show_instant(moment: datetime) -> str:

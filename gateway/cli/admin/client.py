@@ -23,7 +23,7 @@ from gateway.cli.admin.sections import section_of
 from gateway.core.credentials import TlsFiles
 from gateway.core.network import without_password
 from gateway.core.text import read_json
-from gateway.errors import TollkeeperError
+from gateway.errors import NotFound, TollkeeperError
 from gateway.tls.certificates import pinned, trusting
 
 # What people type for each resource of the Admin API, where it is not simply the resource's own word.
@@ -317,7 +317,7 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
         said = f"The Admin API answered {error.code}."
     if error.code == 401:
         said = "The admin token is not accepted."
-    elif error.code == 404:
+    elif error.code == 404 and (said == NotFound().message or said.startswith("The Admin API answered")):
         resource, _, row = path.partition("?")[0].partition("/")
         said, section = f"{path.partition('?')[0]} was not found.", section_of(resource)
         if (number := row.partition("/")[0]).isdecimal():

@@ -8,6 +8,7 @@ option, in order.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField
@@ -35,6 +37,7 @@ BY_HAND = frozenset({"invoice", "ledger", "letters", "reconciliation"})
 COMPLETION_ROWS_MAX = 50
 COMPLETION_S_MAX = 2.0
 NOTHING = ("none", "unlimited")
+_BELOW_0 = re.compile(r"-[0-9][0-9.,_]*[kKmM]?")
 
 
 def row_argument(resource: CliResource, word: str) -> Any:
@@ -266,7 +269,7 @@ class CliCommand:
         }
         given |= {field.name: "none" for field in self.fields if typed.get(_USUAL + field.control)}
         left = [name for name in self.positional if name not in given]
-        words = typed.get("words") or []
+        words = [word.strip() for word in typed.get("words") or []]
         if len(words) > len(left):
             raise CommandFailed(f"Unexpected argument {words[len(left)]!r}. Try --help.")
         given |= dict(zip(left, words, strict=False))
@@ -340,7 +343,7 @@ def _section(app: typer.Typer, resource: CliResource) -> typer.Typer:
     if resource.batch is not None:
         section.command(resource.batch[0])(sends(resource.name, resource.batch[1]))
     for verb, parts in resource.commands.items():
-        section.command(verb)(CliCommand.of(resource, parts).function())
+        section.command(verb, cls=WordsCommand)(CliCommand.of(resource, parts).function())
     return section
 
 
@@ -348,7 +351,20 @@ def _add_alias(section: typer.Typer, alias: client.Alias) -> None:
     resource = described.resource(alias.resource)
     command = CliCommand.of(resource, resource.commands[alias.does])
     command = replace(command, summary=alias.summary, positional=alias.positional or command.positional)
-    section.command(alias.verb)(command.function())
+    section.command(alias.verb, cls=WordsCommand)(command.function())
+
+
+class WordsCommand(TyperCommand):
+    """A command whose words may be numbers below 0: -5 is no option, so the API says whether it may be."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse words with a blank before each number that no option stands before."""
+        before = ["", *args]
+        words = [
+            f" {word}" if _BELOW_0.fullmatch(word) and not earlier.startswith("-") else word
+            for earlier, word in zip(before, args, strict=False)
+        ]
+        return super().parse_args(ctx, words)
 
 
 def _shows(report: CliReport) -> Callable[..., None]:
