@@ -214,12 +214,13 @@ class Voice:
     def warn(self, sentence: str) -> None:
         self.say(sentence)
 
-    def ready(self, facts: dict[str, Any]) -> None:
+    def ready(self, facts: dict[str, Any], first_call: str) -> None:
+        """Print what runs where; a person is shown a `first_call` to paste, where there is a key for it."""
         self.step("ready")
-        print(self._result(facts), flush=True)  # noqa: T201  # standard output is the result
+        print(self._result(facts, first_call), flush=True)  # noqa: T201  # standard output is the result
 
-    def _result(self, facts: dict[str, Any]) -> str:
-        return _for_a_person(facts)
+    def _result(self, facts: dict[str, Any], first_call: str) -> str:
+        return _for_a_person(facts, first_call)
 
 
 class JsonVoice(Voice):
@@ -238,7 +239,7 @@ class JsonVoice(Voice):
     def warn(self, sentence: str) -> None:
         self._log(sentence, level="warning")
 
-    def _result(self, facts: dict[str, Any]) -> str:
+    def _result(self, facts: dict[str, Any], first_call: str) -> str:
         return json.dumps(facts, separators=(",", ":"))
 
 
@@ -246,7 +247,7 @@ def _news(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201  # standard error is where news go
 
 
-def _for_a_person(facts: dict[str, Any]) -> str:
+def _for_a_person(facts: dict[str, Any], first_call: str) -> str:
     key = facts["api_key"]
     lines = [
         "",
@@ -258,7 +259,7 @@ def _for_a_person(facts: dict[str, Any]) -> str:
     ]
     if key:
         usage = usage_line(Path(facts["data_dir"]), Path(sys.executable).with_name("tollkeeper"), Path.cwd())
-        lines += ["", "  Try it:", "", curl_line(facts["gateway_url"], key), usage]
+        lines += ["", "  Try it:", "", first_call, usage]
     return "\n".join([*lines, "", "  Ctrl-C stops everything in order; the next start keeps every row.", ""])
 
 
@@ -271,9 +272,9 @@ def usage_line(data_dir: Path, program: Path, here: Path) -> str:
     )
 
 
-def curl_line(gateway_url: str, key: str) -> str:
-    """A command that works when pasted into a shell."""
-    body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]})
+def curl_line(gateway_url: str, key: str, model: str = "gpt-4o-mini") -> str:
+    """A command that works when pasted into a shell: a chat with a model."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     return (
         f"curl -s {gateway_url}/v1/chat/completions -H 'Authorization: Bearer {key}'"
         f" -H 'Content-Type: application/json' -d '{body}'"

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
 from gateway.background.flushing.flusher import HELD_S
+from gateway.core.calls.routes import EVERYBODY
 from gateway.core.credentials import TlsFiles
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import SettingError, StartError, TollkeeperError
@@ -188,10 +189,30 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     }
     noted = {name: facts[name] for name in NOTED} | {"keeper_database_url": keeper_url}
     data.write("up.json", noted | ca_file_of(settings))
-    voice.ready(facts)
+    voice.ready(facts, first_call(options, settings, gateway_url, key))
     if options.read is not None:
         read = partial(_read_here, options.read, here)
         await _watching(supervisor, renewal_of(settings, read))
+
+
+def first_call(options: Options, settings: Settings, gateway_url: str, key: str) -> str:
+    """A command that gets an answer by this configuration.
+
+    It is a chat where the upstream is the demo's or named, or the file has a model of OpenAI's API, or OpenAI
+    itself with a key; else it asks the gateway what the key has used, which no upstream answers.
+    """
+    upstreams = {one.name: one for one in settings.table.upstreams}
+    if options.upstream or options.demo_upstream:
+        return ports.curl_line(gateway_url, key)
+    for rule in settings.table.models:
+        speaks = any(upstreams[target.upstream].family == "openai" for target in rule.targets)
+        if speaks and not rule.prefix and rule.organization_id == EVERYBODY and "'" not in rule.name:
+            return ports.curl_line(gateway_url, key, rule.name)
+    usual, ours = default_table({}).upstreams, upstreams.get("openai")
+    of_openai = ours is not None and ours.base_url in {one.base_url for one in usual if one.name == "openai"}
+    if ours is not None and of_openai and (ours.headers or ours.keys):
+        return ports.curl_line(gateway_url, key)
+    return f"curl -s {gateway_url}{USAGE_PATH} -H 'Authorization: Bearer {key}'"
 
 
 def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:

@@ -102,7 +102,7 @@ FACTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("key", ["tk_x", ""])
 def test_the_console_comes_first_with_what_opens_it(key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Voice().ready(FACTS | {"api_key": key})
+    Voice().ready(FACTS | {"api_key": key}, "curl -s http://127.0.0.1:1/v1")
     first, second, *others = filter(None, map(str.strip, capsys.readouterr().out.splitlines()))
     assert first.split() == ["Console", "http://127.0.0.1:8081"]
     assert second.split() == ["Admin", "token", "secret"]
