@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ from gateway.telemetry import logs
 from gateway.tls.certificates import pinned
 
 READY_S_MAX = 90.0
+# In the data directory's logs: what our own processes say where a person looks at standard error.
+LOG = "tollkeeper.log"
 # What `up.json` says to the commands run beside this data directory.
 NOTED = (
     "gateway_url", "admin_url", "admin_token", "api_key", "redis_url", "database_url", "upstream_url",
@@ -88,8 +91,9 @@ def up(
     tell_overruled(settings, voice.warn)
     if few := few_files(settings):
         voice.warn(few)
-    options = Options(settings, upstream, demo=demo, demo_upstream=demo and not configured, read=read)
-    run_up(options, voice)
+    apart = not json and sys.stderr.isatty()
+    starts_demo = demo and not configured
+    run_up(Options(settings, upstream, demo=demo, demo_upstream=starts_demo, read=read, apart=apart), voice)
 
 
 def run_up(options: Options, voice: Voice) -> None:
@@ -139,6 +143,10 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
     if data.read("processes.json"):
         await asyncio.to_thread(leftovers.stop_leftovers, data, voice.say)
     secrets = data.secrets()
+    if (log := options.log(data.path)) is not None:
+        if log.exists():
+            log.replace(log.with_name(f"{LOG}.1"))  # of the last start alone: nothing else bounds it
+        voice.step(f"the gateway and the keeper log to {log}")
     programs = _ours(options, settings.with_values(admin_port=admin.number), held, admin)
     for role, program in programs:  # they load their code while the servers start
         await supervisor.load(role, program)
@@ -309,10 +317,10 @@ def _ours(
     given, told = admin.given(0, 1)
     keeper = ProcessSpec(
         "keeper", options.command("keeper", "--worker"), ready, READY_S_MAX, stdin=to_json(settings),
-        given=given, environment=told,
+        given=given, environment=told, log=options.log(settings.data_dir),
     )  # fmt: skip
     workers = gateway_workers(options.command("serve", "--worker"), settings, held, READY_S_MAX)
-    return [("keeper", keeper), *(("gateway", one) for one in workers)]
+    return [("keeper", keeper), *(("gateway", replace(one, log=keeper.log)) for one in workers)]
 
 
 async def _start_ours(
@@ -430,7 +438,8 @@ class Options:
 
     `demo_upstream` starts one unless `upstream` is given, the base URL of every upstream. `command` makes
     the command line of a process of ours; `migrate` and `admit_writer` block, and may raise anything.
-    `read` reads the settings again, for secrets that change.
+    `read` reads the settings again, for secrets that change. With `apart` our own processes log to a file,
+    since a person looks at standard error.
     """
 
     settings: Settings
@@ -441,6 +450,10 @@ class Options:
     migrate: Callable[[str], object] = _migrate_own
     admit_writer: Callable[[str, str], str] = admit_writer
     read: Callable[[], Settings] | None = None
+    apart: bool = False
+
+    def log(self, data_dir: str | Path) -> Path | None:
+        return Path(data_dir).absolute() / "logs" / LOG if self.apart else None
 
 
 EXTERNAL_WAIT_S = 5.0
@@ -521,7 +534,8 @@ def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGrou
         return await ports.port_answers("127.0.0.1", port, 1.0)
 
     argv = options.command("demo-upstream", str(port), "--worker")
-    program = ProcessSpec("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0)
+    log = options.log(supervisor.data.path)
+    program = ProcessSpec("demo upstream", argv, ready, stdin=b"{}", stop_max_s=5.0, log=log)
     beside.create_task(supervisor.run("demo upstream", program))
     return f"http://127.0.0.1:{port}"
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.run.supervisor import Options, first_call
+from gateway.local.ports import held_port
+from gateway.run.serving import gateway_port
+from gateway.run.supervisor import Options, _ours, first_call
 from gateway.settings.settings import load
 
 OCR = "upstreams: {ocr: {base_url: 'http://127.0.0.1:9100'}}\nservices: {scan: {upstream: ocr}}"
@@ -39,3 +41,12 @@ def test_the_first_call_is_one_that_the_file_answers(
     assert f'"model": "{model}"' in line or not model
     named = Options(settings, "http://127.0.0.1:1", demo=True, demo_upstream=False)
     assert CHAT in first_call(named, settings, "http://gateway", "tk_1")
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_in_a_terminal_no_process_of_ours_logs_between_the_steps(tmp_path: Path, *, apart: bool) -> None:
+    settings = load({}).with_values(data_dir=str(tmp_path), gateway_port=0, admin_port=0)
+    options = Options(settings, "", demo=True, demo_upstream=False, apart=apart)
+    with gateway_port(settings) as held, held_port("127.0.0.1", 0, "Admin API") as admin:
+        logs = {one.log for _, one in _ours(options, settings, held, admin)}
+    assert logs == {tmp_path / "logs" / "tollkeeper.log" if apart else None}
