@@ -246,7 +246,8 @@ class Lasting:
             more = {"service_type": "Pay-As-You-Go", "counts_tokens": key != "videos"}
             world.admin("POST", "/services", service | more)
         tokens = {"input": "1", "output": "1"}
-        prices = {"truth": tokens, "narrow": tokens, VIDEO: {"video_second": "0.001"}}
+        sound = {"audio_input": "1", "audio_output": "1"}
+        prices = {"truth": tokens | sound, "narrow": tokens, VIDEO: {"video_second": "0.001"}}
         for model, price in prices.items():
             if not world.admin("GET", f"/prices?model={model}")["items"]:
                 said = {"model": model, "currency": "USD", "effective_from": "2024-01-01T00:00:00Z"}

@@ -20,7 +20,7 @@ from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import NO_POLICIES
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.sellers import Seller
-from gateway.core.billing.vector import Vector
+from gateway.core.billing.vector import ModelPrice, Vector
 from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
@@ -95,10 +95,11 @@ class PriceCache:
                 self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")
             return
         if stored is not None:
-            self._book = PriceBook(stored.prices, stored.rates, self._sellers)
-            self.version, self._told = stored.version, ""
+            told, prices = stored
+            self._book = PriceBook(prices, told.rates, self._sellers)
+            self.version, self._told = told.version, ""
 
-    async def _newer(self) -> StoredPrices | None:
+    async def _newer(self) -> tuple[StoredPrices, list[ModelPrice]] | None:
         head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD), upkeep=True))
         if not isinstance(head, bytes) or head == self._looked_at:
             return None
@@ -108,8 +109,8 @@ class PriceCache:
         if raw is None:  # its next writer may write the same head
             self._looked_at = before
             raise ValueError("there are none")
-        stored = decode_prices(raw if isinstance(raw, bytes) else b"")
-        if stored.version < self.version and not await says_verified(wire, ask_word(wire)):
+        stored = decode_prices(raw if isinstance(raw, bytes) else b"", self._sellers)
+        if stored[0].version < self.version and not await says_verified(wire, ask_word(wire)):
             self._looked_at = before  # of a server that may lack the latest
             return None
         return stored

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated
 from zlib import crc32
@@ -14,6 +14,7 @@ from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.price_book import KINDS, NAMED_ALONE, of_tier
+from gateway.core.billing.sellers import is_known_by_name
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from gateway.core.calls.capacity import Share
 from gateway.core.calls.routes import ModelRule
@@ -90,11 +91,15 @@ class StoredPrices(_PricesHead):
     that a price has `named`.
     """
 
-    prices: list[ModelPrice]
+    prices: list[msgspec.Raw]
     rates: list[ExchangeRate] = []
-    units: dict[int, dict[str, int]] = {}
-    tables: dict[int, dict[str, tuple[tuple[int, ...], tuple[tuple[int, tuple[int, ...]], ...]]]] = {}
-    named: dict[int, list[str]] | None = None
+    units: dict[int, msgspec.Raw] = {}
+    tables: dict[int, msgspec.Raw] = {}
+    named: dict[int, msgspec.Raw] | None = None
+
+
+# By service tier, the prices and the context tiers of a table.
+_Tables = dict[str, tuple[tuple[int, ...], tuple[tuple[int, tuple[int, ...]], ...]]]
 
 
 # What each of them was written as.
@@ -105,6 +110,11 @@ _decode_terms, _decode_version = (
     msgspec.json.Decoder(_Versioned).decode,
 )
 _decode_prices = msgspec.json.Decoder(StoredPrices).decode
+NOTHING_LACKS: tuple[str, ...] = ()
+_decode_price = msgspec.json.Decoder(ModelPrice).decode
+_decode_units = msgspec.json.Decoder(dict[str, int]).decode
+_decode_tables = msgspec.json.Decoder(_Tables).decode
+_decode_kinds = msgspec.json.Decoder(list[str]).decode
 _decode_prices_head = msgspec.json.Decoder(_PricesHead).decode
 
 
@@ -202,20 +212,20 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
     return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 
 
-def decode_prices(raw: bytes) -> StoredPrices:
-    """The prices as they were written; ValueError where they cannot be read."""
+def decode_prices(raw: bytes, sellers: Collection[str] = ()) -> tuple[StoredPrices, list[ModelPrice]]:
+    """Return the prices as they were written, and of these the ones that count by name or at these sellers.
+
+    The others, three of four, are never all in memory at once. ValueError where they cannot be read.
+    """
     layout = _decode_prices_head(raw).layout
     if layout != PRICES_LAYOUT:
         raise UnknownLayout(f"prices of layout {layout}, {PRICES_LAYOUT} is known")
-    stored = _decode_prices(raw)
-    for price in stored.prices:
-        vector, tables = price.vector, stored.tables.get(price.vector.price_id, {}).values()
-        rows = [(vector.prices, vector.context_tiers), *tables]
-        every = [row for prices, steps in rows for row in (prices, *[dearer for _, dearer in steps])]
-        if any(len(prices) != len(KINDS) for prices in every):
-            raise ValueError(f"price {vector.price_id} has not a price for each of {len(KINDS)} kinds")
-    stored.prices = [one._replace(vector=_whole(stored, one.vector)) for one in stored.prices]
-    return stored
+    stored, kept = _decode_prices(raw), list[ModelPrice]()
+    for each in stored.prices:
+        price = _decode_price(each)
+        if is_known_by_name(price) or price.provider in sellers:
+            kept.append(price._replace(vector=_whole(stored, price.vector)))
+    return stored, kept
 
 
 def _named(vector: Vector) -> list[str]:
@@ -225,11 +235,17 @@ def _named(vector: Vector) -> list[str]:
 
 def _whole(stored: StoredPrices, vector: Vector) -> Vector:
     """A price with what stands beside those that every program of this layout reads."""
-    number, named = vector.price_id, stored.named
-    lacks = () if named is None else tuple([one for one in NAMED_ALONE if one not in named.get(number, ())])
-    usual = vector._replace(units=stored.units.get(number, {}), lacks=lacks)
-    tables = stored.tables.get(number)
-    if tables is None:
+    number, lacks = vector.price_id, NOTHING_LACKS
+    if stored.named is not None:
+        named = _decode_kinds(stored.named.get(number, b"[]"))
+        lacks = tuple([kind for kind in NAMED_ALONE if kind not in named])
+    usual = vector._replace(units=_decode_units(stored.units.get(number, b"{}")), lacks=lacks)
+    tables = _decode_tables(stored.tables.get(number, b"{}"))
+    rows = [(vector.prices, vector.context_tiers), *tables.values()]
+    every = [row for prices, steps in rows for row in (prices, *[dearer for _, dearer in steps])]
+    if any(len(prices) != len(KINDS) for prices in every):
+        raise ValueError(f"price {number} has not a price for each of {len(KINDS)} kinds")
+    if not tables:
         return usual
     return usual._replace(
         tiers={tier: of_tier(usual, prices, steps) for tier, (prices, steps) in tables.items()}

@@ -17,8 +17,8 @@ from gateway.core.billing.price_book import (
     read_price,
     unpriced,
 )
-from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
-from gateway.counters.admission.stored import StoredPrices, decode_prices, encode_prices
+from gateway.core.billing.vector import ExchangeRate, ModelPrice
+from gateway.counters.admission.stored import decode_prices, encode_prices
 from tests.core.billing.prices import price_row
 
 IMAGES = {"1024x1024/low": "0.011", "1024x1024/high": "0.167", "1536x1024/high": "0.25"}
@@ -119,8 +119,10 @@ def test_they_travel_to_gateways_and_older_ones_read_the_rest() -> None:
         read_price(price_row(id=2, input="1", audio_input="2", service_tiers=tiers)),
     ]
     raw = encode_prices(3, both, [ExchangeRate("EUR", "USD", "0.92", 5)])
-    stored: StoredPrices = decode_prices(raw)
-    assert stored.prices == both
+    stored, kept = decode_prices(raw)
+    assert kept == both
     assert stored.rates == [ExchangeRate("EUR", "USD", "0.92", 5)]
-    assert isinstance(stored.prices[0].vector, Vector)
+    elsewhere = both[0]._replace(provider="aws", is_bundled=True)
+    several = encode_prices(4, [*both, elsewhere])
+    assert (decode_prices(several)[1], decode_prices(several, {"aws"})[1]) == (both, [*both, elsewhere])
     assert len(msgspec.json.decode(raw, type=_Before).prices) == 2
