@@ -94,6 +94,7 @@ def test_no_door_knows_a_vendor(door: str) -> None:
             "gateway.app",
             ("sqlalchemy", "psycopg", "aiohttp", "pydantic", "yaml", "difflib", "persistence.engine"),
         ),
+        ("gateway.app, gateway.run.serving, gateway.run.keeper", ("prometheus_client",)),
         ("gateway.run.administration", ("gateway.background.flushing.flusher", "persistence.ledger.writer")),
     ],
 )

@@ -63,7 +63,7 @@ from gateway.run.lifecycle import cancel, ended, stop_signal, until_stopped
 from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
-from gateway.telemetry import logs, metrics
+from gateway.telemetry import logs, metrics, scrape
 from persistence import address
 from persistence import engine as engines
 from persistence.engine import PeoplePools, Replica
@@ -322,11 +322,11 @@ class Administration:
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
         """Written once of a snapshot, in each of the two formats that somebody asks for."""
-        snapshot, kind = await self._snapshot.now(), metrics.content_type_of(accept)
+        snapshot, kind = await self._snapshot.now(), scrape.content_type_of(accept)
         if snapshot is not self._written_of:
             self._written_of, self._written = snapshot, {}
         if kind not in self._written:
-            self._written[kind] = metrics.render(kind, snapshot)
+            self._written[kind] = scrape.render(kind, snapshot)
         return self._written[kind]
 
     async def _look(self) -> Mapping[str, Any]:

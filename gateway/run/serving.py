@@ -206,5 +206,7 @@ def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
 
 
 def _metrics(settings: Settings, tls: TlsPort, accept: str) -> tuple[bytes, str]:
+    from gateway.telemetry import scrape  # noqa: PLC0415  # loaded once somebody scrapes
+
     found = metrics.merge(metrics.collect(settings.metrics_dir), tls.snapshot())
-    return metrics.render(accept, metrics.merge(found, disks(settings)))
+    return scrape.render(accept, metrics.merge(found, disks(settings)))

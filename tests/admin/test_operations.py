@@ -14,7 +14,7 @@ from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.cli.admin.usage import Scrape, read_scrape
 from gateway.core.histograms import SECONDS
 from gateway.core.layout import LAYOUT
-from gateway.telemetry.metrics import render
+from gateway.telemetry.scrape import render
 from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
 

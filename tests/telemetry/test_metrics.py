@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from gateway.calls.charge import Counted
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.http.tally import Tally
-from gateway.telemetry import metrics
 from gateway.telemetry import metrics as tallies
-from gateway.telemetry.metrics import FACTS, GAUGES, LAST, WAKING
+from gateway.telemetry import scrape
+from gateway.telemetry.metrics import FACTS, GAUGES, LAST, PREFIX, WAKING
 from tests.waiting import eventually
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
@@ -44,7 +44,7 @@ def samples(body: bytes) -> dict[tuple[str, ...], float]:
 
 
 def test_snapshots_are_added_label_by_label_and_bucket_by_bucket() -> None:
-    found = samples(metrics.render("", tallies.merge(tally(), tally()))[0])
+    found = samples(scrape.render("", tallies.merge(tally(), tally()))[0])
     route = "route=/v1/chat/completions"
     assert found["tollkeeper_requests_total", "reason=", route, "status=200"] == 2
     assert found["tollkeeper_requests_total", "reason=quota_exceeded", route, "status=429"] == 2
@@ -60,14 +60,14 @@ def test_both_formats_are_served_by_accept_and_parse() -> None:
     snapshot = tally()
     snapshot["script_seconds"] = {"reserve": snapshot["request_seconds"]}
     snapshot |= {"flush_rows": [["token_ledger", 3]], "outbox_entries": 4, "spool_entries": 0}
-    body, content_type = metrics.render("", snapshot)
+    body, content_type = scrape.render("", snapshot)
     assert content_type.startswith("text/plain")
     found = samples(body)
     assert found["tollkeeper_script_seconds_count", "script=reserve"] == 2
     assert found["tollkeeper_flush_rows_total", "table=token_ledger"] == 3
     assert found["tollkeeper_outbox_entries",] == 4
     assert any(name[0] == "tollkeeper_build_info" for name in found)
-    body, content_type = metrics.render(OPEN_METRICS, snapshot)
+    body, content_type = scrape.render(OPEN_METRICS, snapshot)
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
     assert {"tollkeeper_requests", "tollkeeper_build"} <= {
@@ -84,8 +84,42 @@ def test_every_metric_of_the_contract_has_a_fact() -> None:
     } <= names  # fmt: skip
 
 
+@pytest.mark.parametrize(("accept", "read"), [("", plain_text), (OPEN_METRICS, open_metrics)])
+def test_every_fact_of_a_snapshot_is_written_by_its_name_kind_help_and_labels(accept: str, read: Any) -> None:
+    value = 'a "quoted" \\ value\n'
+    snapshot: dict[str, Any] = {"bounds": [0.5, 2.0]}
+    expected = {}
+    for number, fact in enumerate(FACTS, 1):
+        name, labels = PREFIX + fact.name, dict.fromkeys(fact.labels, value)
+        if fact.kind == "histogram":
+            counts = {"buckets": [number, 1, 2], "sum": 1.5}
+            snapshot[fact.name] = {value: counts} if fact.labels else counts
+            totals = zip(("0.5", "2.0", "+Inf"), (number, number + 1, number + 3), strict=True)
+            written = [(f"{name}_bucket", {**labels, "le": bound}, total) for bound, total in totals]
+            written += [(f"{name}_count", labels, number + 3), (f"{name}_sum", labels, 1.5)]
+        else:
+            snapshot[fact.name] = [[*labels.values(), number]] if labels else number
+            written = [(name + "_total" * (fact.kind == "counter"), labels, number)]
+        expected[name] = (fact.kind, fact.help, written)
+    body, _ = scrape.render(accept, snapshot)
+    families = {each.name: each for each in read(body.decode())}
+    assert {"process_cpu_seconds", "process_open_fds", "python_gc_collections"} <= families.keys()
+    assert {
+        name: (family.type, family.documentation, [sample[:3] for sample in family.samples])
+        for name, family in families.items()
+        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}build")
+    } == expected
+
+
 def test_nothing_measured_yet_is_a_valid_scrape() -> None:
-    assert b"tollkeeper_build_info" in metrics.render("", {})[0]
+    assert b"tollkeeper_build_info" in scrape.render("", {})[0]
+
+
+@pytest.mark.parametrize("asked", ["version=2.0.0", "version=x", "escaping=allow-utf-8"])
+def test_a_scraper_chooses_the_format_alone(asked: str) -> None:
+    kind = scrape.content_type_of(f"application/openmetrics-text;{asked};q=0.6,*/*;q=0.2")
+    assert kind == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert scrape.content_type_of(f"text/plain;{asked}") == "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def test_a_worker_leaves_its_snapshot_and_a_last_one_when_it_ends(tmp_path: Path) -> None:
@@ -115,9 +149,11 @@ def test_what_a_version_without_labels_has_counted_breaks_no_scrape(tmp_path: Pa
     now["upstream_failures"] = [["openai", "refused", 3]]
     now["upstream_seconds"] = {"openai": now["request_seconds"]}
     older = now | {"upstream_failures": 7, "upstream_seconds": now["request_seconds"]}
+    older["cost"] = [["chat", 7]]
+    scrape.render("", older)
     for left, right in ((older, now), (now, older)):
-        metrics.render("", tallies.merge(left, right))
-    found = samples(metrics.render("", tallies.merge(older, now))[0])
+        scrape.render("", tallies.merge(left, right))
+    found = samples(scrape.render("", tallies.merge(older, now))[0])
     assert found["tollkeeper_upstream_failures_total", "cause=refused", "upstream=openai"] == 3
     assert found["tollkeeper_upstream_seconds_count", "upstream=openai"] == 2
 
