@@ -243,8 +243,8 @@ def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
                 assert max(keys.values(), default=0) <= 10 * 500
             # Nothing is billed by the unit or made to be kept; no call names a run or takes an own hold.
             elif family in {
-                "a:", "own:", "run:", "runs:", "children:", "hold:", "end:", "idem:", "job:", "jobs", "look:",
-                "cap:", "caps:",
+                "a:", "own:", "run:", "runs:", "opened:", "children:", "hold:", "end:", "idem:", "holds:",
+                "mine:", "ended:", "idems:", "job:", "jobs", "open:", "look:", "cap:", "caps:",
             }:  # fmt: skip
                 assert keys == {}
             else:
