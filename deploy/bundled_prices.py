@@ -131,7 +131,7 @@ def _add(
         taken.add((match, name))
         before: Row | None = None
         for since, prices in periods:
-            whole = _completed(provider.id, name, prices)
+            whole = _complete(provider.id, name, prices)
             if whole == before:
                 continue
             before = whole
@@ -143,17 +143,17 @@ def _add(
             )  # fmt: skip
 
 
-def _completed(provider: str, name: str, prices: Row) -> Row:
-    """A row with what the library does not know of a model of this name."""
+def _complete(provider: str, name: str, prices: Row) -> Row:
+    """Return a row with what the library does not know of a model of this name."""
     row: dict[str, Any] = deepcopy(dict(prices))
     tiers = dict(row.get("service_tiers", {}))
-    more = _second(provider, name)
+    more = _find_second(provider, name)
     if more and all(more.get(kind) == row.get(kind) for kind in ("input", "output")):
         for tier, table in more.get("service_tiers", {}).items():
-            tiers.setdefault(tier, _long(table))
+            tiers.setdefault(tier, _rename_kinds(table))
         row = {**{kind: more[kind] for kind in SOUND if kind in more}, **row}
-        row |= {kind: price for kind, price in _long(more).items() if kind == "cache_write_1h"}
-        later = {step["above"]: _long(step) for step in more.get("context_tiers", ())}
+        row |= {kind: price for kind, price in _rename_kinds(more).items() if kind == "cache_write_1h"}
+        later = {step["above"]: _rename_kinds(step) for step in more.get("context_tiers", ())}
         if "cache_write_1h" in row and "context_tiers" in row:
             row["context_tiers"] = [
                 {**{kind: price for kind, price in later.get(step["above"], {}).items()
@@ -163,29 +163,29 @@ def _completed(provider: str, name: str, prices: Row) -> Row:
     tiers |= _regional(provider, name)
     if tiers:
         row["service_tiers"] = dict(sorted(tiers.items()))
-    return _of_google(name, row) if provider == "google" else row
+    return _complete_google(name, row) if provider == "google" else row
 
 
-def _long(said: Row) -> dict[str, Any]:
-    """Prices by our kinds: the longer of two lifetimes of a cache is that of an hour."""
+def _rename_kinds(said: Row) -> dict[str, Any]:
+    """Return prices by our kinds: the longer of two lifetimes of a cache is that of an hour."""
     row = {kind: price for kind, price in said.items() if kind not in {"cache_write_12h", "service_tiers"}}
     if "cache_write_12h" in said:
         row["cache_write_1h"] = said["cache_write_12h"]
     if "context_tiers" in row and "service_tiers" not in said:
-        row["context_tiers"] = [_long(step) for step in row["context_tiers"]]
+        row["context_tiers"] = [_rename_kinds(step) for step in row["context_tiers"]]
     return row
 
 
-def _second(provider: str, name: str) -> Row:
-    """The second table's row of a name: of one without a date, that of its last date."""
+def _find_second(provider: str, name: str) -> Row:
+    """Return the second table's row of a name; of one without a date, that of its last date."""
     rows = read_table()[1].get(provider, {})
-    dated = [one for one in rows if one.startswith(f"{name}-20")]
-    found: Row = rows.get(name) or (rows[max(dated)] if dated else {})
-    return found
+    dated = [other for other in rows if other.startswith(f"{name}-20")]
+    row: Row = rows.get(name) or (rows[max(dated)] if dated else {})
+    return row
 
 
-def _of_google(name: str, row: dict[str, Any]) -> Row:
-    """Google has one price for text and sound where it says no other; the unit of a search is apart."""
+def _complete_google(name: str, row: dict[str, Any]) -> Row:
+    """Add what Google says: sound costs what text does where no price names it, and the unit of a search."""
     tables = [one for one in row.get("service_tiers", {}).values() if isinstance(one, dict)]
     if "audio_input" not in row:
         for one in (row, *tables):
@@ -238,7 +238,7 @@ def _names(provider: str, model: types.ModelInfo, told: Any) -> Iterator[tuple[s
 
 
 def _of_bedrock(model: str, word: str) -> Iterator[str]:
-    """A word of a name behind the maker and the place of inference that Bedrock sets in front of it."""
+    """Yield a word behind the maker and each place of inference, as Bedrock names its models."""
     maker = model.lower().removeprefix("regional.").removeprefix("global.").partition(".")[0] + "."
     if word.startswith(PLACES):
         return
@@ -311,7 +311,7 @@ def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
 
 
 def _dearest_of_day(dated: list[Any]) -> list[Any]:
-    """Prices of a time of the day count from the day of those before them, kind by kind the dearest."""
+    """Return the prices that count for a whole day: kind by kind the dearest of its hours."""
     lasting: list[Any] = []
     for each in dated:
         if not hasattr(each.constraint, "start_time"):
@@ -363,7 +363,7 @@ def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], 
 
 
 def _tier(known: Row, variant: Row, tier: str, told: Any) -> str | Row | None:
-    """What every price of a tier is times the usual, or its own prices; None where it has the usual ones."""
+    """Return the factor of a tier, or a table of its own prices; None where it has the usual ones."""
     found = {
         Fraction(dear) / Fraction(usual) if usual else None
         for key in known.keys() & {*KIND_OF, A_CALL}

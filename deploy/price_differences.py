@@ -44,7 +44,7 @@ def written(bundle: Bundle) -> str:
 
 
 def _differences(ours: Row, theirs: Row) -> Iterator[tuple[str, str, str]]:
-    """Prices of both that are not equal; what one alone knows is none."""
+    """Yield prices that both know and that are not equal."""
     yield from _of_kinds("", ours, theirs)
     tables: Row = theirs.get("service_tiers", {})
     for tier, said in ours.get("service_tiers", {}).items():

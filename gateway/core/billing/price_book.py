@@ -19,7 +19,7 @@ from gateway.core.billing.money import (
     NANO,
     whole_credits,
 )
-from gateway.core.billing.sellers import Seller, in_order, is_known_by_name, rank
+from gateway.core.billing.sellers import Seller, is_known_by_name, order_prices, rank
 from gateway.core.billing.vector import ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
@@ -124,7 +124,7 @@ def choose(
     """
     name = folded(model)
     matching = [price for price in prices if price.vector.currency == currency and _matches(price, name)]
-    ordered = in_order(sorted(matching, key=rank), folded(provider))
+    ordered = order_prices(sorted(matching, key=rank), folded(provider))
     return next((price for price in ordered if price.effective_ms <= at_ms), None)
 
 
@@ -147,8 +147,8 @@ class PriceBook:
         # By name, each with its place among all: the lesser counts.
         self._exact: dict[str, list[tuple[int, ModelPrice]]] = {}
         self._prefixes: dict[str, list[tuple[int, ModelPrice]]] = {}
-        there = [price for price in prices if is_known_by_name(price) or price.provider in sellers]
-        for place in enumerate(sorted(there, key=rank)):
+        known = [price for price in prices if is_known_by_name(price) or price.provider in sellers]
+        for place in enumerate(sorted(known, key=rank)):
             into = self._prefixes if place[1].is_prefix else self._exact
             into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})
@@ -158,7 +158,7 @@ class PriceBook:
         self._rates = sorted(rates, key=_rate_rank)
 
     def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
-        """The price in force of a model at a time, by its seller's list first; None where there is none."""
+        """Return the price in force of a model at a time, by its seller's list first; None without one."""
         found = self._found.get((model, currency, seller))
         if found is None:
             found = self._look(model, currency, seller)
@@ -176,10 +176,10 @@ class PriceBook:
                 break
             places += self._prefixes.get(name[:length], ())
         places.sort()
-        whose = "" if seller is None else seller.name
+        provider = "" if seller is None else seller.name
 
         def ordered(base: str) -> list[ModelPrice]:
-            return in_order([price for _, price in places if price.vector.currency == base], whose)
+            return order_prices([price for _, price in places if price.vector.currency == base], provider)
 
         found = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each once by every rate that it may be converted by: its own is the first in force.
@@ -215,7 +215,7 @@ def converted(vector: Vector, rate: ExchangeRate) -> Vector:
 
 
 def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:
-    """A price times a factor: rounded up for holds, and exact for charges."""
+    """Return a price times a factor: rounded up for holds, and exact for charges."""
     exact, whole = vector, factor
     if vector.exact is not None:
         exact, (numerator, denominator) = vector.exact
@@ -320,7 +320,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
 
 
 def lacking(prices: Sequence[int], named: Collection[str]) -> tuple[str, ...]:
-    """Kinds of `NAMED_ALONE` that a price of these does not name; of one that is free, none."""
+    """Return the kinds of `NAMED_ALONE` that a price does not name, though text is not free by it."""
     return tuple([kind for kind in NAMED_ALONE if kind not in named and prices[KINDS.index(FALLBACK[kind])]])
 
 
@@ -331,7 +331,7 @@ def _steps(
 
 
 def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Vector:
-    """The price of a service tier that names kinds: those that it does not name keep the usual price.
+    """Return the price of a service tier that names kinds; any other kind keeps the usual price.
 
     Its context tiers are its own.
     """
@@ -340,7 +340,7 @@ def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Ve
 
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
-    """The price of a service tier with a table of its own."""
+    """Return the price of a service tier with a table of its own."""
     return usual._replace(prices=prices, context_tiers=steps, service_tiers={}, tiers={})
 
 
@@ -458,15 +458,9 @@ def lines(
     ]
     if vector.request:
         made.append(_line("request", 1, vector.request, 1, factor))
-    billed = {
-        SEARCH_PROMPT if _is_by_prompt(vector, name) else name: min(uses, 1)
-        if _is_by_prompt(vector, name)
-        else uses
-        for name, uses in tools.items()
-    }
     made += [
         _line(f"tools.{name}", uses, vector.tools[name], USES_A_PRICE, rate)
-        for name, uses in billed.items()
+        for name, uses in [_billed_uses(vector, *used) for used in tools.items()]
         if uses and name in vector.tools
     ]
     made += [
@@ -478,22 +472,23 @@ def lines(
 
 
 def uses_price(vector: Vector, name: str, uses: int) -> int:
-    """A thousand times what so many uses of a tool cost, or so many units; 0 where the price does not say."""
+    """Return a thousand times the cost of uses of a tool, or of units; 0 where the price has neither."""
+    name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
-    if price is None and _is_by_prompt(vector, name):
-        return min(uses, 1) * vector.tools[SEARCH_PROMPT]
     return uses * (vector.units.get(name, 0) if price is None else price)
 
 
-def _is_by_prompt(vector: Vector, name: str) -> bool:
-    """Whether queries cost as much as one: the price is of a prompt that was answered by them."""
-    return name == SEARCH and SEARCH not in vector.tools and SEARCH_PROMPT in vector.tools
+def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
+    """Return the name and number by which a price bills uses: all queries of one prompt may count once."""
+    if name == SEARCH and SEARCH not in vector.tools and SEARCH_PROMPT in vector.tools:
+        return SEARCH_PROMPT, min(uses, 1)
+    return name, uses
 
 
 def unpriced(
     vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None, tier: str = ""
 ) -> list[str]:
-    """Names of tools, of units, of kinds of tokens, and of the service tier, that the price does not name.
+    """Return the tools, units, kinds of tokens and the service tier that the price does not name.
 
     Pictures may be paid by their tokens, and so may sound, where any were counted: None is before that.
     """
@@ -504,7 +499,7 @@ def unpriced(
 
 
 def lacks_tier(vector: Vector, tier: str) -> bool:
-    """Whether a service tier has other prices, and this one does not say them."""
+    """Return whether a service tier has prices of its own that this price does not name."""
     return tier not in USUAL_TIERS and tier not in vector.service_tiers and tier not in vector.tiers
 
 
@@ -515,10 +510,9 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
         name
         for name, uses in tools.items()
         if uses
-        and name not in vector.tools
+        and _billed_uses(vector, name, uses)[0] not in vector.tools
         and name not in vector.units
         and name not in FREE_TOOLS
-        and not _is_by_prompt(vector, name)
         and not (drawn and name.startswith(IMAGES))
         and not (heard and name in SOUND)
     ]
@@ -706,14 +700,14 @@ def dearest_rate(
 
 
 def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
-    """These prices, each with the tables of its tiers that may answer."""
+    """Return these prices, each with the tables of its tiers that may answer."""
     if not any(one.tiers for one in vectors):
         return vectors
-    found = []
+    tables = []
     for one in vectors:
-        found.append(one)
-        found += [table for tier, table in one.tiers.items() if tiers is None or tier in tiers]
-    return found
+        tables.append(one)
+        tables += [table for tier, table in one.tiers.items() if tiers is None or tier in tiers]
+    return tables
 
 
 def plain_rate(vector: Vector, read: int) -> TokenRate | None:

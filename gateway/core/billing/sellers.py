@@ -1,6 +1,6 @@
-"""Who sells a model: whose list of prices an upstream bills by, and how many times that. Pure.
+"""Who sells a model: the list of prices that an upstream bills by, a factor, and the order of prices. Pure.
 
-A name says who made a model, and not who answers: the same one has another price at each seller.
+A name says who made a model, and not who answers: one model has another price at each seller.
 """
 
 from __future__ import annotations
@@ -53,33 +53,30 @@ def _of_host(host: str) -> str:
     return next(fitting, "")
 
 
-# The order in which prices count.
+def is_known_by_name(price: ModelPrice) -> bool:
+    """Return whether a price counts where no provider is asked for."""
+    return not price.is_bundled or price.provider in _MAKER_ORDER
 
 
-def is_known_by_name(price: ModelPrice, provider: str = "") -> bool:
-    """Whether a price counts where this provider is asked for, or where none is."""
-    return not price.is_bundled or price.provider in _MAKER_ORDER or price.provider == provider
-
-
-def in_order(matching: Sequence[ModelPrice], provider: str) -> list[ModelPrice]:
-    """The prices of one model in the order in which they count, of those by rank; the seller's own first.
+def order_prices(ranked: Sequence[ModelPrice], provider: str) -> list[ModelPrice]:
+    """Return the prices of one model, `ranked` by `rank`, as they count: those of the `provider` first.
 
     Of two makers in the bundled list that sell under one name, the dearer counts.
     """
-    mine = {"", provider} if provider else set()
-    own = [one for one in matching if one.provider in mine]
-    rest = [one for one in matching if one.provider not in mine and is_known_by_name(one)]
-    dear: dict[str, int] = {}
-    for one in rest:
-        if one.is_bundled:
-            dear.setdefault(one.provider, max(one.vector.prices))
-    if len(dear) > 1:
-        rest.sort(key=lambda one: (one.is_bundled, -dear[one.provider] if one.is_bundled else 0))
+    first = {"", provider} if provider else set()
+    own = [price for price in ranked if price.provider in first]
+    rest = [price for price in ranked if price.provider not in first and is_known_by_name(price)]
+    dearest: dict[str, int] = {}
+    for price in rest:
+        if price.is_bundled:
+            dearest.setdefault(price.provider, max(price.vector.prices))
+    if len(dearest) > 1:
+        rest.sort(key=lambda price: (price.is_bundled, -dearest[price.provider] if price.is_bundled else 0))
     return own + rest
 
 
 def rank(price: ModelPrice) -> tuple[object, ...]:
-    """Of two prices of a model the lesser counts; of one provider's the newest, those of any time."""
+    """Return the place of a price among those of its model: the least counts, of a provider the newest."""
     return (
         price.is_bundled,
         price.is_prefix,

@@ -27,7 +27,7 @@ class StandIns:
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
 
     def of(self, model: str) -> str:
-        """The model that stands in for one; empty where none does."""
+        """Return the model that stands in for one; empty where none does."""
         if not self._exact and not self._prefixes:
             return ""
         name = folded(model)

@@ -13,7 +13,7 @@ _found: dict[tuple[int, str], tuple[ServicePricing, Vector | None]] = {}
 
 
 def token_price(pricing: ServicePricing, model: str) -> Vector | None:
-    """What a model's tokens cost in nano-credits, None where it has no price.
+    """Return the price of a model's tokens in nano-credits, None where it has none.
 
     Its whole name counts first, then the longest beginning of it that stands before a `*`, letter by letter.
     """

@@ -1,4 +1,4 @@
-"""What of an answer its model wrote: any text in it, by any name, but for the names of this table.
+"""The text of an answer that its model wrote: any text in it, by any name, but for the names of this table.
 
 Pure. An API's next kind of content is charged before anybody here knows it: only known other values stay out.
 The same names hold for whole answers, events, and documents that nobody can decode.
@@ -56,7 +56,7 @@ def generated(answer: dict[str, object]) -> list[object]:
 
 
 def is_generated(name: str, *, is_object: bool, is_text: bool) -> bool:
-    """Whether a member at the top of an answer is its model's: settings of texts and errors are not."""
+    """Return whether a member at the top of an answer is its model's; settings and errors are not."""
     if name not in GENERATED:
         return False
     return not (is_object and name == "text") and not (is_text and name == "message")
@@ -69,7 +69,7 @@ def _bytes_of(text: str) -> int:
 def content_bytes(
     holder: object, left_out: frozenset[str] = UNCOUNTED, size_of: Callable[[str], int] = _bytes_of
 ) -> int:
-    """Bytes of content in a value, as text is counted, without the fields that are left out."""
+    """Return the bytes of content in a value, as text is counted, without the fields that are left out."""
     size, waiting = 0, [("", holder)]
     while waiting:
         name, value = waiting.pop()
@@ -86,12 +86,12 @@ def content_bytes(
 
 
 def is_data(name: str, size: int) -> bool:
-    """Whether a text of this name and size is a picture, a sound or a file."""
+    """Return whether a text of this name and size is a picture, a sound or a file."""
     return size >= DATA_BYTES_MIN and name in _DATA
 
 
 def data_bytes(size: int) -> int:
-    """Return what a text of so many bytes counts that is no text but data."""
+    """Return the bytes of text that so many bytes of data count as."""
     return -(-size // DATA_BYTES_EACH)
 
 
@@ -104,12 +104,12 @@ _MARK = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?([ \t\r\n]*+:)?|[\[\]{}]', re.DOTAL
 
 
 def _may_be_name(document: bytes, mark: re.Match[bytes]) -> bool:
-    """Whether a document ends within what may be a name, or behind it."""
+    """Return whether a document ends within a text that may be a name, or behind it."""
     return mark.end() == len(document) and document[: mark.start()].rstrip()[-1:] in {b"{", b",", b""}
 
 
 class LooseContent:
-    """What a document may hold that its model wrote, by the same names as in one that can be decoded.
+    """The text of a document that its model may have written, by the names that hold for decoded ones.
 
     A `whole` answer is looked at where one has that, and `found` says that there is such a place. An event is
     looked at everywhere. `size` are its bytes, `texts` its pieces as they stand; `data` says that some of
@@ -151,13 +151,13 @@ class LooseContent:
             self._add("", document[begins:])
 
     def _begin(self, name: str, names: list[str], first: int, place: int) -> int:
-        """Where a part begins that is looked at as a whole: -1 if it is left out, 0 if there is none."""
+        """Return where a part begins that is read as a whole: -1 if it is left out, 0 if none begins."""
         if self._is_left_out(name, names, first):
             return -1
         return place if first == _OPENING[0] and name in _ARGUMENTS else 0
 
     def _is_left_out(self, name: str, names: list[str], first: int) -> bool:
-        """Whether a value of this name, that begins so, is left out inside of those with these names."""
+        """Return whether a value with this name and first byte is left out within values of these names."""
         depth = len(names)
         if (depth == 1 and self._whole) or (depth == 2 and names[1] in _ENVELOPES):
             return not is_generated(name, is_object=first == _OPENING[0], is_text=first == _QUOTE)

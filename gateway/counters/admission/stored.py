@@ -203,12 +203,13 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
         if one.tiers
     }
     named = {one.price_id: kinds for one in vectors if (kinds := _named(one))}
-    more: dict[str, object] = {"rates": rates} if rates else {}
+    more: dict[str, object] = {"named": named}
+    if rates:
+        more["rates"] = rates
     if units:
         more["units"] = units
     if tables:
         more["tables"] = tables
-    more["named"] = named
     return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 
 
@@ -229,12 +230,12 @@ def decode_prices(raw: bytes, sellers: Collection[str] = ()) -> tuple[StoredPric
 
 
 def _named(vector: Vector) -> list[str]:
-    """The kinds that text stands for in no price, and that this one says the price of."""
+    """Return the kinds of `NAMED_ALONE` that a price names."""
     return [kind for kind in NAMED_ALONE if kind not in vector.lacks]
 
 
 def _whole(stored: StoredPrices, vector: Vector) -> Vector:
-    """A price with what stands beside those that every program of this layout reads."""
+    """Return a price with its parts that stand apart, since older programs of this layout skip them."""
     number, lacks = vector.price_id, NOTHING_LACKS
     if stored.named is not None:
         named = _decode_kinds(stored.named.get(number, b"[]"))

@@ -213,13 +213,13 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
         return numbers
     meter.marked = meter.detail.contradicted = True
     if of_first:
-        counted = _written(texts, dict.fromkeys(at_most, stated) | {0: completion}, stated)
+        counted = _count_tokens(texts, dict.fromkeys(at_most, stated) | {0: completion}, stated)
     most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
     output = min(max(completion, counted), most)
     return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
 
 
-def _written(texts: list[int], known: dict[int, int], stated: int) -> int:
+def _count_tokens(texts: list[int], known: dict[int, int], stated: int) -> int:
     """Return the tokens of texts of these sizes: the known ones, and others as dense as the densest of these.
 
     What ends by itself has a token for its end, and by how much its words are shorter nobody tells: that is
