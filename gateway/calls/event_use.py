@@ -1,4 +1,4 @@
-"""What one event of use that did not pass the gateway costs and moves, by the prices of its time. Pure."""
+"""The charge of an event of use that did not pass the gateway, by the prices of its time. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def use_of(
     told: EventUsage, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
     in_cycle: bool,
 ) -> EventSettlement:  # fmt: skip
-    """What an event moves; `Unacceptable` where it says too little, or is not priced.
+    """Return the amounts that an event moves; `Unacceptable` where it says too little, or is not priced.
 
     `price` is the price book's of its model at its time. Its tokens count toward a quota while their cycle
     runs, `in_cycle`.
@@ -36,20 +36,19 @@ def use_of(
     terms = UseTerms(Caller(0, tenant_id, 0, 0), "", told.user, service, prices, weights=weights)
     made = charge(lambda *_: None, 0.0, use, terms)
     moved = made.settlement
-    _bounded(told, service, made.cost, moved.credits, moved.units)
-    facts = CallFacts(*made.facts)
+    _check_amounts(told, service, made.cost, moved.credits, moved.units)
     return EventSettlement(
         tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
         tiers=pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b"", user=told.user,
         project_id=told.project_id, counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens,
         weighed=told.tokens if moved.weighed is None else moved.weighed, credits=moved.credits,
         over=moved.over, units=moved.units if service.meter == PAY_PER_USE else 0, money=made.cost,
-        facts=facts,
+        facts=CallFacts(*made.facts),
     )  # fmt: skip
 
 
 def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[Vector, ...]:
-    """What tokens cost where they set the price of a service; `Unacceptable` where nothing says it."""
+    """Return the prices of tokens where they set the price of a service; `Unacceptable` without any."""
     pricing = service.pricing
     by_token = pricing.per_million is not None or pricing.at_cost is not None
     if not by_token or service.meter not in {CONSUMPTION, PAY_PER_USE}:
@@ -64,8 +63,8 @@ def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[
     return (vector,)
 
 
-def _bounded(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
-    """`Unacceptable` where an event comes to more than one may."""
+def _check_amounts(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
+    """Refuse an event that comes to more than one may."""
     name = "data.usage" if told.is_counted else "data.units"
     most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX
     if max(told.tokens, credits_) > AMOUNT_MAX or cost >= INTEGER_MAX or units > most:

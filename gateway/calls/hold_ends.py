@@ -25,21 +25,21 @@ from gateway.errors import InvalidRequest
 _CLIENT_CLOSED = 499
 
 
-def released_by(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
+def end_released(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
     """Return the end of a hold that its caller gives back."""
     use = _use(hold, route, now_ms, _CLIENT_CLOSED, NO_DETAIL)
     use.reason = RELEASED
-    return _unused(hold, use)
+    return _end_unused(hold, use)
 
 
-def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
+def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the prices
     hold: CallerHold, said: SettleBody, detail: Detail | None, prices: CallPrices, look_up: PriceOf,
     now_s: float, route: str, now_ms: int, estimated: bool,
 ) -> HoldEnd:  # fmt: skip
-    """Return the end of a hold whose caller says what was used; `InvalidRequest` where that says too little.
+    """Return the end of a hold by the use that its caller states; `InvalidRequest` where it says too little.
 
-    `prices` are those of when it was taken. `detail` is what an answer says of itself. The use is `estimated`
-    where no provider told it.
+    `prices` are those of when it was taken. `detail` is the rest of an answer. The use is `estimated` where
+    no provider reported it.
     """
     service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
     counts, tools, tier = usage_of(said.usage or {})
@@ -48,8 +48,8 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
         detail.tools, detail.service_tier = tools, tier
     use = _use(hold, route, now_ms, said.status, detail)
     if nothing and said.status >= 400:
-        end = _unused(hold, use)
-        end.answer = _told(hold, end)
+        end = _end_unused(hold, use)
+        end.answer = _render_answer(hold, end)
         return end
     if said.usage is None and said.cost is None and (prices.vectors or service.counts_tokens):
         raise InvalidRequest(
@@ -62,22 +62,22 @@ def settled_by(  # noqa: PLR0917  # a hold, what its caller says, and the prices
     if hold.call is not None and 200 <= said.status < 300:
         use.measured = hold.call.measured
     made = charge(look_up, now_s, use, _terms(hold, prices))
-    one = made.settlement
+    moved = made.settlement
     most = INTEGER_MAX if is_in_money(service) else UNITS_MAX
-    if max(one.credits, one.units) > most or made.cost > INTEGER_MAX:
+    if max(moved.credits, moved.units) > most or made.cost > INTEGER_MAX:
         raise InvalidRequest(
             "This comes to more than one call may.", param="usage" if said.usage else "units"
         )
     end = HoldEnd(
-        False, True, one.metadata.decode(), "", one.tokens, one.weighed, one.credits, one.over, one.units,
-        one.money, one.raw_tokens, False, made.counted.lacks_price, made.counted.says_more,
+        False, True, moved.metadata.decode(), "", moved.tokens, moved.weighed, moved.credits, moved.over,
+        moved.units, moved.money, moved.raw_tokens, False, made.counted.lacks_price, made.counted.says_more,
     )  # fmt: skip
-    end.answer = _told(hold, end)
+    end.answer = _render_answer(hold, end)
     return end
 
 
 def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
-    """Return what the numbers of a worker count of a hold that ended so; None where it cost nothing."""
+    """Return the counts of a worker for a hold that ended so; None where it cost nothing."""
     facts = read_facts(end.facts.encode()) if end.charge else None
     if facts is None:
         return None
@@ -107,14 +107,14 @@ def _terms(hold: CallerHold, prices: CallPrices) -> UseTerms:
     )  # fmt: skip
 
 
-def _unused(hold: CallerHold, use: MeteredUse) -> HoldEnd:
+def _end_unused(hold: CallerHold, use: MeteredUse) -> HoldEnd:
     """Return the end of a hold that is charged nothing."""
     made = charge(lambda *_: None, 0.0, use, _terms(hold, NO_PRICES))
     return HoldEnd(use.reason == RELEASED, False, made.settlement.metadata.decode())
 
 
-def _told(hold: CallerHold, end: HoldEnd) -> str:
-    """Return what the caller of a hold is told of its end."""
+def _render_answer(hold: CallerHold, end: HoldEnd) -> str:
+    """Return the answer to the caller of a hold that ended so, as JSON."""
     facts = read_facts(end.facts.encode())
     assert facts is not None, "they are written above"
     return msgspec.json.encode(

@@ -23,9 +23,12 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import ModelPrice, Vector
 from gateway.core.model import INTEGER_MAX
 
+UNEXPLAINED: Final = "the prices of its models do not make up its cost"
+UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows for which"
+
 
 class JournalUse(NamedTuple):
-    """What the journal and the ledger keep of a use that was charged.
+    """A charged use, as the journal and the ledger keep it.
 
     `beside` are its parts of other models, as `CallFacts` has them.
     """
@@ -52,10 +55,6 @@ class Rating(NamedTuple):
     left_out: str = ""
 
 
-UNEXPLAINED: Final = "the prices of its models do not make up its cost"
-UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows for which"
-
-
 class PricesThen:
     """All prices that were ever set, by which uses of a currency are rated again."""
 
@@ -68,26 +67,26 @@ class PricesThen:
         self._named: dict[str, list[ModelPrice]] = {}
 
     def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
-        """Return what a use costs now that the price `ours` is there; None where that is not about it.
+        """Return the cost of a use now that the price `ours` exists; None where it is about other uses.
 
-        A price is about tokens that were charged by a price of its model, whatever name the call was asked
-        by. A use whose prices do not make up its cost is left out: it has something that is not known here.
+        A price is about tokens that were charged by a price of its model, by any name of the call. A use
+        whose prices do not make up its cost is left out: something else, unknown here, is in that cost.
         """
         about = self._by_id[ours]
         charged: list[tuple[int, tuple[str, ...]]] = [(use.price_id, (use.model, use.response_model))]
         charged += [(price_id, (model,)) for model, price_id, _ in use.beside]
         before = [self._by_id.get(price_id) for price_id, _ in charged]
-        found = [
+        in_force = [
             self._in_force(was, names, use.at_ms, about)
             for was, (_, names) in zip(before, charged, strict=True)
         ]
-        now = [price for price, _ in found]
+        now = [price for price, _ in in_force]
         if not any(new is about and old is not about for old, new in zip(before, now, strict=True)):
             was = before[0]
             unsure = was is not None and now[0] is None and about.model.startswith(was.model)
             return Rating(use.cost, use.price_id, "", UNKNOWN_MODEL) if unsure else None
         # A part may have been rated again before, which its facts do not say.
-        without = [before[0], *(price for _, price in found[1:])]
+        without = [before[0], *(price for _, price in in_force[1:])]
         cost, main = self._cost(use, now), now[0]
         known = {self._cost(use, before), self._cost(use, without)}
         if cost is None or main is None or use.cost not in known:
@@ -98,8 +97,9 @@ class PricesThen:
     def _in_force(
         self, was: ModelPrice | None, names: tuple[str, ...], at_ms: int, about: ModelPrice
     ) -> tuple[ModelPrice | None, ModelPrice | None]:
-        """Return the price at a time of the model that had the price `was`, and the one without `about`; None
-        where nobody knows which model that is.
+        """Return the price at a time of the model that had the price `was`, and its price without `about`.
+
+        Both are None where nobody knows which model that is.
         """
         if was is None:
             return None, None
@@ -115,17 +115,11 @@ class PricesThen:
         of_name = self._named[name]
         others = [one for one in of_name if one is not about]
         # Its upstream may have been of a provider: then prices of that one alone explain what it had.
-        provider = ""
-        if (
-            choose(others, name, self._currency, at_ms)
-            is not was
-            is choose(others, name, self._currency, at_ms, was.provider)
-        ):
-            provider = was.provider
-        return (
-            choose(of_name, name, self._currency, at_ms, provider) or was,
-            choose(others, name, self._currency, at_ms, provider) or was,
-        )
+        provider, without = "", choose(others, name, self._currency, at_ms)
+        of_provider = choose(others, name, self._currency, at_ms, was.provider)
+        if without is not was and of_provider is was:
+            provider, without = was.provider, was
+        return choose(of_name, name, self._currency, at_ms, provider) or was, without or was
 
     def _cost(self, use: JournalUse, prices: Sequence[ModelPrice | None]) -> int | None:
         """Return the cost of a use by these prices, its own first; None where one of them is not known."""
@@ -150,7 +144,7 @@ class Itemized(NamedTuple):
 
 
 def itemize(call: Mapping[str, Any], price: Mapping[str, Any]) -> Itemized:
-    """Return what the cost of a call of the journal is made of, by the row of its price."""
+    """Return the lines of the cost of a call of the journal, by the row of its price."""
     usage = call["usage"]
     vector = vector_in(read_price(price), str(call["currency"]), str(call["exchange_rate"] or ""))
     counts = [usage.get(kind, 0) for kind in KINDS]

@@ -35,9 +35,9 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """Return the price of a use of its admission, now that it is known what answered and how much was used.
+    """Return the price that a use has by those of its admission, now that its answer and numbers are known.
 
-    `sent` is what its upstream was told the asked model's name is.
+    `sent` is the name by which its upstream was asked for the model.
     """
     named, answered = prices.named, detail.model
     if not named:

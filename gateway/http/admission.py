@@ -14,7 +14,7 @@ from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.jobs import batch_lines, model_of, uploaded
 from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import FIELD, Run, unopened
+from gateway.core.accounts.runs import FIELD, Run, make_provisional
 from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.price_book import pictures_by_tokens
 from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, NameCheck, look_out_of_turn
@@ -178,7 +178,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
 
 
 class OpeningRun(NamedTuple):
-    """A run that a call names and nobody here knows: whose call, what it says, what it is held to."""
+    """A run that a call names and this worker does not know: the caller, the request, the policies."""
 
     caller: Caller
     asked: RunRequest
@@ -188,19 +188,19 @@ class OpeningRun(NamedTuple):
 def run_to_judge(
     ports: Ports, caller: Caller, asked: RunRequest, policies: CallRunPolicies
 ) -> tuple[Run, OpeningRun | None]:
-    """Return the run that a call is judged in, and what opens it where nobody here knows it."""
-    known = ports.runs.cached(caller, asked)
-    if known is not None:
-        return known, None
-    return unopened(caller, asked, policies), OpeningRun(caller, asked, policies)
+    """Return the run that a call is judged in, and its opening where this worker does not know it."""
+    cached = ports.runs.cached(caller, asked)
+    if cached is not None:
+        return cached, None
+    return make_provisional(caller, asked, policies), OpeningRun(caller, asked, policies)
 
 
 async def open_run(
     ports: Ports, opening: OpeningRun, service: Service, said: Attribution, call: CallRequest
 ) -> tuple[Run, CallPrices, CallBudgets | None]:
-    """Open the run of a judged call, or find the open one; return the call's prices and budgets in it too.
+    """Open the run of a judged call, or find the open one; return it with the call's prices and budgets.
 
-    So no refused call opens one: after that only the run, and the limits that a reservation asks, refuse it.
+    It comes last, so that a refused call opens no run: only the run and the reservation may refuse it later.
     """
     caller = opening.caller
     run = await ports.runs.find(caller, opening.asked, opening.policies)

@@ -90,18 +90,18 @@ class CapacityQueues:
             places.bound_by_share(limits.capacity_waiting_max // 2, share)
         self.bytes.bound_by_share(max(limits.capacity_waiting_bytes_max, 2 * largest), share, largest)
 
-    def _enter(self, one: WaitingCall) -> bool:
-        """Whether a call may wait; then it has its place and its bytes until `_leave`."""
-        if not self.places[one.batch].acquire(one.organization_id):
+    def _enter(self, call: WaitingCall) -> bool:
+        """Acquire a place and bytes for a call, until `_leave`; return whether there was room."""
+        if not self.places[call.batch].acquire(call.organization_id):
             return False
-        if self.bytes.acquire(one.organization_id, one.size):
+        if self.bytes.acquire(call.organization_id, call.size):
             return True
-        self.places[one.batch].release(one.organization_id)
+        self.places[call.batch].release(call.organization_id)
         return False
 
-    def _leave(self, one: WaitingCall) -> None:
-        self.places[one.batch].release(one.organization_id)
-        self.bytes.release(one.organization_id, one.size)
+    def _leave(self, call: WaitingCall) -> None:
+        self.places[call.batch].release(call.organization_id)
+        self.bytes.release(call.organization_id, call.size)
 
     async def finish(self, within_s: float = LAST_TOLD_S_MAX) -> None:
         """Tell which calls are over, before this worker ends; Redis frees the others by their time."""

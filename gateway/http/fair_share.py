@@ -17,8 +17,8 @@ class FairShares:
     """`most` of something; one of its users has `each` at most. Users are numbers.
 
     Nobody takes more than would then be left for all others (the dynamic threshold of Choudhury and Hahne,
-    1998): where a few have much, a newcomer gets some. So `each` is half of the whole at most. Only who says
-    that there is one user `alone` gives one the whole.
+    1998): where a few have much, a newcomer gets some. So `each` is half of the whole at most, but for one
+    user `alone`.
     """
 
     __slots__ = ("_has", "each", "most", "used")
@@ -29,7 +29,7 @@ class FairShares:
         self.bound(most, each, alone=alone)
 
     def bound(self, most: int, each: int, *, alone: bool = False) -> None:
-        """Go by these from now on; ValueError where `each` would leave nothing to others."""
+        """Set both bounds; ValueError where `each` is more than half and no user is `alone`."""
         each = max(1, each)
         if 2 * each > most and not alone:
             raise ValueError(f"{each} of {most} for one user are more than half")
@@ -174,10 +174,10 @@ class LargeBodies:
             one.read = None  # a client that left has no turn, and its body is let go
 
     def rest(self, took_s: float) -> asyncio.Future[None]:
-        """What to wait for behind work that took the loop itself so long, for the same share."""
-        rested: asyncio.Future[None] = self._loop.create_future()
-        self._loop.call_later(_rest_s(took_s), rested.set_result, None)
-        return rested
+        """Return a future that ends after a pause, which work that took the loop so long makes for others."""
+        pause: asyncio.Future[None] = self._loop.create_future()
+        self._loop.call_later(_rest_s(took_s), pause.set_result, None)
+        return pause
 
     def _next(self) -> None:
         """Begin with the first of the organization whose turn it is; it is the last one to have another."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from gateway.calls.hold_ends import counted_of, released_by, settled_by
+from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -234,7 +234,7 @@ async def _settle_by(
             now_s = ports.seconds()
             prices = _prices_then(ports, hold, now_s)
             label = exchange.routed.label if hold.call is None else hold.call.route
-            end = settled_by(
+            end = end_settled(
                 hold, said, detail, prices, ports.directory.price, now_s, label, ports.holds.now_ms(),
                 estimated,
             )  # fmt: skip
@@ -266,7 +266,7 @@ async def release_hold(exchange: Exchange) -> None:
 async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
     """Release a caller's hold; `HoldEnded` where it was settled, or charged as held."""
     hold = await ports.holds.find(caller, id_)
-    end = await ports.holds.decide(hold, released_by(hold, route, ports.holds.now_ms()))
+    end = await ports.holds.decide(hold, end_released(hold, route, ports.holds.now_ms()))
     if not end.released:
         raise HoldEnded("The hold was settled: what it was charged stays.")
     if not end.applied:
@@ -596,9 +596,7 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
 
 
 def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
-    """The prices of when a hold was taken. Which of its models answered is told by the answer alone: else it
-    is the dearest.
-    """
+    """Return the prices of when a hold was taken: of its models the dearest, unless the answer names one."""
     call, ago_s = hold.names(), (ports.holds.now_ms() - hold.created_ms) / 1000
     named = named_prices(ports.directory, hold.caller, call, hold.own, ago_s) if hold.model else ()
     vectors = charging_prices(hold.service, call, named)

@@ -90,7 +90,7 @@ from gateway.http.tally import NEVER
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read in one turn of their organization.
 _AT_ONCE: Final = 32 << 10
-# So long a batch may be held for at the least, until all its lines are read.
+# The life of the first, smallest hold of a batch, until all its lines are read.
 _READ_MS_MAX: Final = 900_000
 # Members of a response that are told before it is charged, and the statuses of one that made something.
 _OF_RUNNING: Final = ("id", "object", "status", "created_at", "model", "background")
@@ -276,7 +276,7 @@ async def tell_job(exchange: Exchange) -> None:
 
 
 async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
-    """Whether a response is charged, so that all of it may be told; none is streamed before."""
+    """Return whether a response is charged, so that all of it may be shown; none is streamed before."""
     if job.is_charged or (exchange.routed.method == b"GET" and await jobs.look(job)):
         return True
     if "stream=true" in exchange.routed.query:
@@ -285,7 +285,7 @@ async def _is_over(exchange: Exchange, jobs: JobsPort, job: Job) -> bool:
 
 
 def _progress(document: bytes) -> Iterator[bytes]:
-    """How far a response is that is not charged: without what it made, nor that this is there."""
+    """Yield the state of a response that is not charged, without its output or a sign that it is there."""
     said = loose_document(document)
     told: dict[str, object] = {name: said[name] for name in _OF_RUNNING if name in said}
     if told.get("status") in _MADE:
@@ -444,7 +444,7 @@ async def _taken(
 
 
 async def _reserved(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
-    """Have all of a hold taken, or raise the refusal that says why not; nothing interrupts this."""
+    """Take all of a hold, or raise the refusal; nothing interrupts this."""
     worker = exchange.worker
     exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
     try:
@@ -461,13 +461,13 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Have a hold cover each line, some at a time in turns of its organization.
 
-    Returns what they are likely to cost, in nano-units, and the prices of the last one.
+    Return their likely cost in nano-units, and the prices of the last one.
     """
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
     likely, prices, number = 0, at_batch_prices(prices), 0
-    for some in _pieces(lines):
-        read = partial(_calls_of, route, some, number + 1, worker.bounds, params)
+    for piece in _pieces(lines):
+        read = partial(_calls_of, route, piece, number + 1, worker.bounds, params)
         calls = await worker.bodies.read(caller.organization_id, read)
         began_s = ports.seconds()
         for one in calls:
@@ -486,22 +486,22 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 
 
 def _pieces(lines: list[BatchLine]) -> Iterator[list[BatchLine]]:
-    """The lines, so many together as are read in one turn."""
-    some, size = list[BatchLine](), 0
+    """Yield the lines in pieces, each as large as is read in one turn."""
+    piece, size = list[BatchLine](), 0
     for line in lines:
-        some.append(line)
+        piece.append(line)
         size += len(bytes(line.body)) + _LINE_BYTES
         if size >= _AT_ONCE:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _calls_of(
     route: Route, lines: list[BatchLine], first: int, bounds: UsageBounds, params: Mapping[str, str]
 ) -> list[CallRequest]:
-    """The calls of lines, the first one's number being `first`, with the objects that each names."""
+    """Return the calls of lines with the objects that each names; `first` is the first line's number."""
     calls = [_call_of(route, line, number, bounds, params) for number, line in enumerate(lines, first)]
     for call in calls:
         read_objects(_NAMES, call)
@@ -607,7 +607,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
     bounds: UsageBounds, ago_s: float,
 ) -> Iterator[ChargedUse | None]:  # fmt: skip
-    """What charges each line of a result; None of one that used nothing.
+    """Yield the charge of each line of a result; None for a line that used nothing.
 
     The job was made `ago_s` ago. A line whose use nobody can read costs its share of the hold, and so does
     each that is missing of those that were `answered`.
@@ -630,8 +630,9 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
     ago_s: float,
 ) -> ChargedUse | None:  # fmt: skip
-    """What charges a job of one call, made `ago_s` ago, by its result; one that says no use costs what was
-    held, or nothing where it is `free`: None.
+    """Return the charge of a job of one call, made `ago_s` ago, by its result.
+
+    One that reports no use costs what was held; where it is `free` it costs nothing: None.
     """
     now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)
@@ -644,7 +645,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
     now_s: float, bounds: UsageBounds,
 ) -> ChargedUse | None:  # fmt: skip
-    """What charges a result by the use that it reports; None where it reports none."""
+    """Return the charge of a result by the use that it reports; None where it reports none."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
     call.reports = True
     if job.kind == VIDEO:
@@ -663,7 +664,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
 
 def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
-    """What charges a line whose use nobody can read: what it held."""
+    """Return the charge of a line whose use nobody can read: its share of the hold."""
 
     def share(whole: int) -> int:
         return -(-whole // job.lines)
@@ -676,7 +677,7 @@ def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float
 
 
 def unread_charge(job: Job, service: Service, ago_s: float) -> ChargedUse:
-    """What charges a job whose result nobody can read: all that it held, marked estimated."""
+    """Return the charge of a job whose result nobody can read: all that it held, marked estimated."""
     return _as_held(job, job.hold_id, service, _MISSING, ago_s)
 
 
@@ -690,7 +691,7 @@ def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: flo
 
 
 def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail) -> MeteredUse:
-    """The use of a job that was made so long ago, or of a line of one, before its numbers."""
+    """Return the use of a job that was made `ago_s` ago, or of a line of one, without its numbers."""
     return MeteredUse(
         True, NO_COUNTS, 0, 0, False, detail, job.model, job.endpoint, family, line.status,
         duration_ms=max(0, int(1000 * ago_s)), session=job.session, upstream_id=line.request_id,

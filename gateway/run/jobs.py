@@ -32,13 +32,13 @@ from gateway.core.accounts.jobs import (
     BatchState,
     CallState,
     Job,
-    by_turns,
     read_call_state,
     read_list,
     read_operation,
     read_operations,
     read_state,
     results,
+    round_robin,
 )
 from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
@@ -147,7 +147,7 @@ class Jobs:
                 for job in await self._stored.due(within_s):
                     found[job.upstream].append(job)
                 for upstream, jobs in found.items():
-                    self._due[upstream] = by_turns(jobs, lambda job: job.organization_id)
+                    self._due[upstream] = round_robin(jobs, lambda job: job.organization_id)
                     if upstream not in self._rounds:
                         self._begin_round(upstream, within_s)
         finally:
@@ -425,7 +425,7 @@ class Jobs:
         return bool(job.id)
 
     async def _search(self, job: Job, listed: JobList | None) -> list[str] | None:
-        """The ids of nobody in an account's list that may be a job's; None where nobody can read all of it.
+        """Return the ids of nobody in an account's list that may be a job's; None where some is unreadable.
 
         One that is certainly the job's is taken.
         """

@@ -335,7 +335,7 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
 
 
 def usage_of(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
-    """Tokens by kind, uses of tools, and the service tier, as the journal names them."""
+    """Return tokens by kind, uses of tools, and the service tier, as the journal names them."""
     right = f"usage takes {', '.join(KINDS)}, tools and service_tier"
     for name in said:
         if name not in KINDS and name not in {"tools", "service_tier"}:

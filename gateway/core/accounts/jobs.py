@@ -137,15 +137,15 @@ class Job(msgspec.Struct):
         return None if self.weights is None else Weights(*self.weights)
 
 
-def by_turns(found: Iterable[T], whose: Callable[[T], object]) -> Iterator[T]:
-    """Return all of it, one of each owner at a time, those of one in their order."""
+def round_robin(items: Iterable[T], owner_of: Callable[[T], object]) -> Iterator[T]:
+    """Yield all items, one of each owner in turn; items of one owner keep their order."""
     waiting: dict[object, deque[T]] = {}
-    for one in found:
-        waiting.setdefault(whose(one), deque()).append(one)
+    for item in items:
+        waiting.setdefault(owner_of(item), deque()).append(item)
     while waiting:
-        for owner, theirs in list(waiting.items()):
-            yield theirs.popleft()
-            if not theirs:
+        for owner, queue in list(waiting.items()):
+            yield queue.popleft()
+            if not queue:
                 del waiting[owner]
 
 
@@ -265,19 +265,19 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> list[Ba
 
     def read(call: tuple[int, object]) -> BatchLine:
         request = msgspec.convert(call[1], _OperatedCall).request
-        of_path(request)
+        check_model(request)
         said = {"model": f"models/{model}"} | request
         return BatchLine(str(call[0]), "POST", endpoint, msgspec.Raw(msgspec.json.encode(said)))
 
-    def of_path(named: object) -> None:
-        if _member(named, "model") not in (None, f"models/{model}"):
+    def check_model(holder: object) -> None:
+        if _member(holder, "model") not in (None, f"models/{model}"):
             raise InvalidRequest(f"The field model must be that of the path: models/{model}.", param="model")
 
     place = document
     for name in field.split("."):
         if _member(place, "fileName") is not None:
             raise InvalidRequest(f"fileName is not accepted: send the calls in {field}.", param="fileName")
-        of_path(place)
+        check_model(place)
         place = _member(place, name)
     listed = enumerate(place if isinstance(place, list) else (), 1)
     return _checked(((number, (number, call)) for number, call in listed), read, (endpoint,), field)

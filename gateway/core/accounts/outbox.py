@@ -37,7 +37,7 @@ FACTS_BYTES_MAX = 60_000
 TEXT_CHARACTERS_MAX = 256
 UNKNOWN_BYTES_MAX = 4096
 SEPARATOR = ", "
-# Where a ledger's row tells of tokens of other models within a call, which have prices of their own.
+# The name in a ledger's row of tokens of other models within a call, which have prices of their own.
 OTHER_MODELS = "other_models"
 
 

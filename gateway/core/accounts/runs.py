@@ -196,10 +196,10 @@ def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, st
     return replace(asked, amount=amount, calls_max=calls_max, ttl_s=ttl_s), ""
 
 
-def unopened(caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
-    """Return the run as a call would open it: for judging that call before anything is opened.
+def make_provisional(caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
+    """Return the run as a call would open it, by which the call is judged before anything is opened.
 
-    Its budget id is no run's: what is found for it is found for no other call.
+    Its budget id is below zero, as no run's is: a cache that knows it serves no other call.
     """
     wanted, _ = within(asked, policies)
     return Run(

@@ -41,7 +41,7 @@ OPEN_MS: Final = 7 * 86_400_000
 ENDED_MS: Final = 3_600_000
 RELEASED_MS: Final = 60_000
 # Of one organization: open holds, of some 1 KiB and 16 KiB at most; ended ones, and requests with an
-# `Idempotency-Key`, of some 1 KiB. More are not opened; of the others the first that would go makes room.
+# `Idempotency-Key`, of some 1 KiB. One more open hold is refused; of the others the first to go makes room.
 OPEN_MAX: Final = 20_000
 ENDED_MAX: Final = 50_000
 IDEMPOTENT_MAX: Final = 50_000
@@ -98,7 +98,7 @@ class CallerHolds:
         name, now_ms = _idempotent(caller, key), self.now_ms()
         mine = _Request(_digest(body), id_, now_ms)
         if await self._set(caller.partition, name, mine, IDEMPOTENT_MS, b"NX"):
-            for gone in await self._list(
+            for gone in await self._index(
                 caller.partition, _requests(caller), name, IDEMPOTENT_MS, self._idempotent_max
             ):
                 await self._ask(caller.partition, b"DEL", gone)
@@ -118,13 +118,13 @@ class CallerHolds:
 
     async def forget(self, caller: Caller, key: str) -> None:
         name = _idempotent(caller, key)
-        await self._together(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
+        await self._pipeline(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
 
     async def check_room(self, caller: Caller) -> None:
         """Fail with `TooManyHolds` where its organization has `OPEN_MAX`, or its key more than it leaves."""
         now, names = b"%d" % self.now_ms(), _open_indexes(caller)
         commands = [(b"ZREMRANGEBYSCORE", name, b"-inf", now) for name in names]
-        counted = await self._together(caller.partition, *commands, *((b"ZCARD", name) for name in names))
+        counted = await self._pipeline(caller.partition, *commands, *((b"ZCARD", name) for name in names))
         counts = cast("list[int]", counted[2:])
         left, own = OPEN_MAX - counts[0], counts[1]
         if left < 1 or (own > 0 and own + 1 > left - 1):
@@ -138,7 +138,7 @@ class CallerHolds:
         life = b"%d" % (LIFE_S_MAX + ENDED_MS // 1000)
         names = _open_indexes(hold.caller)
         listed = [(b"ZADD", name, until, hold.id.encode()) for name in names]
-        await self._together(hold.partition, *listed, *((b"EXPIRE", name, life) for name in names))
+        await self._pipeline(hold.partition, *listed, *((b"EXPIRE", name, life) for name in names))
         if key:
             done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
             await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)
@@ -181,9 +181,9 @@ class CallerHolds:
         await self._set(hold.partition, _end(hold), replace(end, facts=""), life_ms)
         await self._set(hold.partition, _record(hold), replace(hold, metadata="", columns=""), life_ms)
         names = _open_indexes(hold.caller)
-        await self._together(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
+        await self._pipeline(hold.partition, *((b"ZREM", name, hold.id.encode()) for name in names))
         index = keys.ended_holds(hold.partition, hold.organization_id).encode()
-        for gone in await self._list(hold.partition, index, hold.id.encode(), life_ms, self._ended_max):
+        for gone in await self._index(hold.partition, index, hold.id.encode(), life_ms, self._ended_max):
             record, ended = (of(hold.partition, gone.decode()) for of in (keys.caller_hold, keys.hold_end))
             await self._ask(hold.partition, b"DEL", record.encode(), ended.encode())
 
@@ -218,10 +218,10 @@ class CallerHolds:
         written = msgspec.json.encode(value)
         return await self._ask(partition, b"SET", name, written, b"PX", b"%d" % life_ms, *more) is not None
 
-    async def _list(self, partition: int, index: bytes, name: bytes, life_ms: int, most: int) -> list[bytes]:
-        """List a name by when it is forgotten; return the first ones where there are more than `most`."""
+    async def _index(self, partition: int, index: bytes, name: bytes, life_ms: int, most: int) -> list[bytes]:
+        """Add a name to an index by when it is forgotten; take out and return the first beyond `most`."""
         now_ms = self.now_ms()
-        counted = await self._together(
+        counted = await self._pipeline(
             partition,
             (b"ZADD", index, b"%d" % (now_ms + life_ms), name),
             (b"ZREMRANGEBYSCORE", index, b"-inf", b"%d" % now_ms),
@@ -236,10 +236,10 @@ class CallerHolds:
         await self._ask(partition, b"ZREM", index, *gone)
         return gone
 
-    async def _together(self, partition: int, *commands: tuple[bytes, ...]) -> list[Reply]:
+    async def _pipeline(self, partition: int, *commands: tuple[bytes, ...]) -> list[Reply]:
         wire = self._wires.of(partition)
-        asked = [wire.send(encode(*command)) for command in commands]
-        return [await one for one in asked]
+        replies = [wire.send(encode(*command)) for command in commands]
+        return [await reply for reply in replies]
 
     async def _ask(self, partition: int, *command: bytes) -> Reply:
         return await self._wires.of(partition).send(encode(*command))
@@ -250,7 +250,7 @@ def _record(hold: CallerHold) -> bytes:
 
 
 def _open_indexes(caller: Caller) -> tuple[bytes, bytes]:
-    """Return the names of the lists of open holds: of the organization, and of the key."""
+    """Return the keys of the indexes of open holds: of the organization, and of the API key."""
     p = caller.partition
     return keys.open_holds(p, caller.organization_id).encode(), keys.key_holds(p, caller.key_id).encode()
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any, Final, cast
 
-from gateway.core.accounts.jobs import HOLD_S_MAX, OPENING, RESPONSE, Job, by_turns, read_job, write_job
+from gateway.core.accounts.jobs import HOLD_S_MAX, OPENING, RESPONSE, Job, read_job, round_robin, write_job
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.objects import ObjectOwners
@@ -130,11 +130,11 @@ class StoredJobs:
         wire, listed = self._wires.of(job.partition), _open_jobs(job)
         of_key = b"%d" % job.key_id
         asked = wire.send(encode(b"ZCARD", listed)), wire.send(encode(b"ZCOUNT", listed, of_key, of_key))
-        whole, part = [cast("int", await one) for one in asked]
-        if whole > OPEN_MAX or part > OPEN_KEY_MAX:
+        of_organization, of_own_key = [cast("int", await one) for one in asked]
+        if of_organization > OPEN_MAX or of_own_key > OPEN_KEY_MAX:
             await self._drop(job)
             scope, whose, most = "organization", "organization", OPEN_MAX
-            if whole <= OPEN_MAX:
+            if of_organization <= OPEN_MAX:
                 scope, whose, most = "key", "API key", OPEN_KEY_MAX
             refusal = TooManyJobs(
                 f"This {whose} has {most} open jobs: wait until some are over.",
@@ -184,7 +184,7 @@ class StoredJobs:
 
     async def now_ms(self, job: Job) -> int:
         """The time of the Redis that has a job; from an asyncio task."""
-        return _ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
+        return _read_ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
 
     async def _drop(self, job: Job) -> bool:
         self._remembered.pop(job.hold_id, None)
@@ -219,7 +219,7 @@ class StoredJobs:
         return found
 
     async def claim(self, job: Job, within_s: int) -> Job | None:
-        """A job as it is now, where this worker is to look at it, and no other took it in half that time."""
+        """Return a job as it is now; None where it is settled, or was taken within half that time."""
         name, half_ms = keys.job_look(job.partition, job.hold_id).encode(), b"%d" % (500 * within_s)
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"PX", half_ms))
         if await in_task(asked) is None:
@@ -245,13 +245,13 @@ class StoredJobs:
 
     async def _due(self, partition: int, again_ms: int) -> list[Job]:
         wire, listed = self._wires.of(partition), keys.jobs(partition).encode()
-        asked, there = wire.send(encode(b"TIME")), wire.send(encode(b"ZCARD", listed))
-        now_ms = _ms(await asked)
-        if not await there:
+        time, size = wire.send(encode(b"TIME")), wire.send(encode(b"ZCARD", listed))
+        now_ms = _read_ms(await time)
+        if not await size:
             return []
-        of_these = b"BYSCORE", b"LIMIT", b"0", b"%d" % LISTED_MAX
-        due = await wire.send(encode(b"ZRANGE", listed, b"-inf", b"%d" % now_ms, *of_these))
-        taken = list(islice(by_turns(cast("list[bytes]", due), _organization_of), LOOK_MAX))
+        within = b"BYSCORE", b"LIMIT", b"0", b"%d" % LISTED_MAX
+        due = await wire.send(encode(b"ZRANGE", listed, b"-inf", b"%d" % now_ms, *within))
+        taken = list(islice(round_robin(cast("list[bytes]", due), _organization_of), LOOK_MAX))
         if not taken:
             return []
         behind = [part for member in taken for part in (b"%d" % (now_ms + again_ms), member)]
@@ -263,7 +263,7 @@ class StoredJobs:
         return [one for one in jobs if one is not None and not one.settled_ms]
 
 
-def _ms(time: object) -> int:
+def _read_ms(time: object) -> int:
     seconds, micros = (int(part) for part in cast("list[bytes]", time))
     return 1000 * seconds + micros // 1000
 

@@ -125,12 +125,12 @@ idempotent = _of_name("idem")
 
 
 def listed_job(organization_id: int, hold_id: str) -> bytes:
-    """A member of a list of jobs: whose it is, and the id of its hold."""
+    """Return the member of a list of jobs: the organization, and the id of the hold."""
     return f"{organization_id}:{hold_id}".encode()
 
 
 def job_of(member: bytes) -> str:
-    """The id of the hold of a member; earlier versions wrote that alone."""
+    """Return the id of the hold of a member; earlier versions wrote that alone."""
     return member.rpartition(b":")[2].decode()
 
 
