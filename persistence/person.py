@@ -1,7 +1,7 @@
 """All data of one user, read whole and taken out; sums, amounts and counts stay as they are.
 
-Rows that add up keep the user's id, which names nobody once the user's row does not. Ledgers are changed by
-nobody else than their owner: within its transaction alone they may be changed.
+Rows that add up keep the user's id, which names nobody once the user's row does not. Only the owner of the
+ledgers can change their rows: for one transaction it switches off the triggers that forbid it.
 """
 
 # ruff: noqa: S608  # all statements are of our own words
@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from gateway.errors import Conflict, NotFound
 from persistence.address import CONNECT, plain_url
 
-# How long the tables of the ledgers may be waited for: their writers wait behind.
+# The longest wait for a lock of a ledger's table: writers wait behind it.
 LOCK_WAIT = "5s"
 ROWS_AT_ONCE = 1_000
 
@@ -63,7 +63,7 @@ KEPT = {
     **dict.fromkeys(_LEDGERS, ("user_id = %(id)s", ())),
 }
 
-# Uses that end before anything is taken out, by the words of the refusal.
+# Uses of the data that refuse a deletion, by the words of the refusal.
 _REFUSALS = {
     "an API key of the user is in use: revoke it": f"""
 SELECT FROM api_key
@@ -130,8 +130,8 @@ class KeptPerson:
     is_deleted: bool
 
     @property
-    def here(self) -> dict[str, Any]:
-        """The parameters of statements; the name that takes the place of theirs is of nobody."""
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of statements; `none` is the name that takes the place of theirs."""
         return {
             "id": self.id, "name": self.name, "organization": self.organization,
             "none": f"deleted-{self.id}", "ours": list(_OURS), "of_corrections": list(_OURS_OF_CORRECTIONS),
@@ -139,7 +139,7 @@ class KeptPerson:
 
 
 @contextmanager
-def opened(url: str) -> Iterator[psycopg.Connection]:
+def connect(url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(plain_url(url), **CONNECT) as connection:
         yield connection
 
@@ -155,20 +155,20 @@ def find_person(connection: psycopg.Connection, user: str, organization: str | N
 
 
 def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[dict[str, Any]]:
-    """Every row that is kept of a user, with its table, without secrets."""
+    """Yield every row that is kept of a user, with its table, without secrets."""
     for table, (which, secrets) in KEPT.items():
         statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {which}"
         with connection.cursor(f"kept_{table}", row_factory=dict_row) as cursor:
             cursor.itersize = ROWS_AT_ONCE
-            cursor.execute(statement.encode(), person.here | {"secrets": list(secrets)})
-            for found in cursor:
-                yield {"table": table, "row": found["row"]}
+            cursor.execute(statement.encode(), person.parameters | {"secrets": list(secrets)})
+            for kept in cursor:
+                yield {"table": table, "row": kept["row"]}
 
 
 def delete_person(
     connection: psycopg.Connection, person: KeptPerson, *, signed: bool = False
 ) -> dict[str, int]:
-    """Take out the names and metadata of a user, in one transaction; answers changed rows by table.
+    """Take out the names and metadata of a user, in one transaction; return the number of rows by table.
 
     `Conflict` where the user is in use, or where rows of a signed ledger would change and `signed` does not
     say so.
@@ -177,9 +177,9 @@ def delete_person(
         connection.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
         if not person.is_deleted:
             raise Conflict("The user is not deleted: `tollkeeper user delete` first.")
-        for said, statement in _REFUSALS.items():
-            if connection.execute(statement.encode(), person.here).fetchone() is not None:
-                raise Conflict(f"Nothing was taken out: {said}.")
+        for reason, statement in _REFUSALS.items():
+            if connection.execute(statement.encode(), person.parameters).fetchone() is not None:
+                raise Conflict(f"Nothing was taken out: {reason}.")
         if not signed and _changes_signed_rows(connection, person):
             raise Conflict(
                 "Nothing was taken out: heads of the ledger are signed, and rows of the user have metadata "
@@ -191,24 +191,24 @@ def delete_person(
 def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> bool:
     if connection.execute(_SIGNED).fetchone() is None:
         return False
-    said = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)
-    here = person.here | {"ours": list(_OURS_OF_CORRECTIONS)}
-    return any(connection.execute(each.encode(), here).fetchone() is not None for each in said)
+    statements = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)
+    parameters = person.parameters | {"ours": list(_OURS_OF_CORRECTIONS)}
+    return any(connection.execute(each.encode(), parameters).fetchone() is not None for each in statements)
 
 
 def _take_out(connection: psycopg.Connection, person: KeptPerson) -> dict[str, int]:
     for table in _NEVER_CHANGED:
         _switch(connection, table, "DISABLE")
-    done = {
-        ledger: connection.execute(_CLEARED.format(table=ledger).encode(), person.here).rowcount
+    changed = {
+        ledger: connection.execute(_CLEARED.format(table=ledger).encode(), person.parameters).rowcount
         for ledger in _LEDGERS
     }
     for table, statement in _TAKEN_OUT.items():
-        done[table] = connection.execute(statement.encode(), person.here).rowcount
+        changed[table] = connection.execute(statement.encode(), person.parameters).rowcount
     for table in _NEVER_CHANGED:
         _switch(connection, table, "ENABLE")
-    connection.execute(_NOTED, person.here)
-    return done
+    connection.execute(_NOTED, person.parameters)
+    return changed
 
 
 def _switch(connection: psycopg.Connection, table: str, how: str) -> None:

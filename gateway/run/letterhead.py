@@ -44,8 +44,8 @@ def _seller(settings: Settings) -> InvoiceParty | None:
     if not name:
         return None
     more = _details(settings.invoice_seller)
-    said = {"address": address, "country": country or None} | more
-    return party_of(name, said | {"tax_number": settings.invoice_tax_number.strip() or None})
+    fields = {"address": address, "country": country or None} | more
+    return party_of(name, fields | {"tax_number": settings.invoice_tax_number.strip() or None})
 
 
 class _Address(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -69,7 +69,7 @@ class _Details(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
 
 def _details(text: str) -> dict[str, Any]:
-    """What electronic invoices say of the seller besides, of one JSON object."""
+    """Read what electronic invoices say of the seller besides: one JSON object."""
     if not text:
         return {}
     try:
@@ -80,8 +80,8 @@ def _details(text: str) -> dict[str, Any]:
         ) from error
     if read.address is not None and read.address.country not in {None, *countries()}:
         raise wrong("invoice_seller", text, "the two letters of a country (ISO 3166)")
-    found: dict[str, Any] = msgspec.to_builtins(read)
-    return found
+    fields: dict[str, Any] = msgspec.to_builtins(read)
+    return fields
 
 
 def _iban(text: str) -> str | None:

@@ -58,7 +58,7 @@ class PostalAddress:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The address as it is set on paper."""
+        """Return the address as paper has it."""
         place = " ".join(filter(None, (self.post_code, self.city)))
         return tuple(filter(None, (self.street, place, self.region)))
 
@@ -76,8 +76,8 @@ class Contact:
 class InvoiceParty:
     """Who sells or buys: a name, lines of address, a country (ISO 3166), a tax number.
 
-    `postal` is the address by its parts, where it is known so. A `reference` is what a buyer wants to be
-    named; electronic invoices go to an `endpoint_id`.
+    `postal` is the address by its parts, where it is known so. Invoices name the buyer's `buyer_reference`;
+    electronic ones go to an `endpoint_id`.
     """
 
     name: str
@@ -91,7 +91,7 @@ class InvoiceParty:
 
     @property
     def endpoint(self) -> tuple[str, str] | None:
-        """The scheme and the identifier of its endpoint."""
+        """Return the scheme and the identifier of its endpoint."""
         if self.endpoint_id is None:
             return None
         if is_mail_address(self.endpoint_id):
@@ -100,21 +100,17 @@ class InvoiceParty:
         return scheme, identifier
 
 
-def party_of(name: str, said: Mapping[str, Any]) -> InvoiceParty:
-    """Return a party of an address, lines or parts, and of other fields as organizations have them."""
-    address, country, contact = said.get("address"), said.get("country"), said.get("contact")
-    postal = PostalAddress(**address) if isinstance(address, Mapping) else None
-    lines: Sequence[str] = address or () if postal is None else postal.lines
+def party_of(name: str, fields: Mapping[str, Any]) -> InvoiceParty:
+    """Return a party by the fields of an organization; its address is lines or parts."""
+    address, country, contact = fields.get("address"), fields.get("country"), fields.get("contact")
+    postal, lines = None, tuple(address or ())
+    if isinstance(address, Mapping):
+        postal = PostalAddress(**address)
+        country, lines = postal.country or country, postal.lines
     return InvoiceParty(
-        name,
-        tuple(lines),
-        (postal.country if postal is not None else None) or country,
-        said.get("tax_number"),
-        postal,
-        Contact(**contact) if contact else None,
-        said.get("endpoint_id"),
-        said.get("buyer_reference"),
-    )
+        name, lines, country, fields.get("tax_number"), postal, Contact(**contact) if contact else None,
+        fields.get("endpoint_id"), fields.get("buyer_reference"),
+    )  # fmt: skip
 
 
 class UnseenLetters(TollkeeperError, reason="store_unavailable", status=503):
@@ -244,10 +240,9 @@ def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]
 
 
 def _party(kept: Mapping[str, Any]) -> InvoiceParty:
-    """A party as it was copied; older copies have no parts, no contact and no endpoint."""
-    made = party_of(kept["name"], kept)
-    postal = kept.get("postal")
-    return made if postal is None else replace(made, postal=PostalAddress(**postal))
+    """Return a party as it was copied; older copies have no parts, no contact and no endpoint."""
+    party, postal = party_of(kept["name"], kept), kept.get("postal")
+    return party if postal is None else replace(party, postal=PostalAddress(**postal))
 
 
 # Tax by the date of supply: at which rate, and why at none. Pure.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
@@ -179,7 +179,10 @@ def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) ->
 def _missing_in_profile(
     invoice: Mapping[str, Any], document: Document, profile: Profile
 ) -> Iterator[tuple[str, str]]:
-    """What XRechnung's rules and those of Peppol ask for; between Germans Peppol has the same ones."""
+    """Yield the fields that XRechnung or Peppol asks for and nobody filled, each with its rule.
+
+    Between Germans Peppol asks for the same ones as XRechnung.
+    """
     if profile.process is None:
         return
     seller, buyer = document.seller, document.buyer
@@ -190,15 +193,16 @@ def _missing_in_profile(
         ("seller.endpoint_id", seller.endpoint_id, "PEPPOL-EN16931-R020"),
     ]
     if profile is XRECHNUNG or seller.country == buyer.country == GERMANY:
-        contact, places = seller.contact or Contact(), (seller.postal or _NOWHERE, buyer.postal or _NOWHERE)
+        contact = seller.contact or Contact()
+        from_, to = seller.postal or _NOWHERE, buyer.postal or _NOWHERE
         asked += [
             ("seller.contact.name", contact.name, "BR-DE-5"),
             ("seller.contact.phone", contact.phone, "BR-DE-6"),
             ("seller.contact.email", contact.email, "BR-DE-7"),
-            ("seller.address.city", places[0].city, "BR-DE-3"),
-            ("seller.address.post_code", places[0].post_code, "BR-DE-4"),
-            ("buyer.address.city", places[1].city, "BR-DE-8"),
-            ("buyer.address.post_code", places[1].post_code, "BR-DE-9"),
+            ("seller.address.city", from_.city, "BR-DE-3"),
+            ("seller.address.post_code", from_.post_code, "BR-DE-4"),
+            ("buyer.address.city", to.city, "BR-DE-8"),
+            ("buyer.address.post_code", to.post_code, "BR-DE-9"),
             ("iban", document.iban or invoice["kind"] == CREDIT_NOTE, "BR-DE-1"),
         ]
     yield from ((name, f"is required ({rule})") for name, value, rule in asked if not value)
@@ -244,7 +248,7 @@ def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> T
 
 
 def _notes(document: Document, profile: Profile) -> list[str]:
-    """The notes; a network's document has one at most (PEPPOL-EN16931-R002)."""
+    """Return the notes; a network's document has one at most (PEPPOL-EN16931-R002)."""
     notes = [legible(each) for each in document.notes]
     return notes if profile.process is None or not notes else ["\n".join(notes)]
 
@@ -254,8 +258,7 @@ def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
     made: Terms = {"name": legible(party.name), "country_code": party.country}
     made |= _address(party)
     if party.contact is not None:
-        said = {"name": party.contact.name, "phone": party.contact.phone, "email": party.contact.email}
-        made["contacts"] = [{name: legible(text) for name, text in said.items() if text}]
+        made["contacts"] = [{name: legible(text) for name, text in asdict(party.contact).items() if text}]
     if party.endpoint is not None:
         made |= dict(zip(("einvoicing_addr_schemeid", "einvoicing_addr"), party.endpoint, strict=True))
     if party.tax_number and is_vat_number(party) and not outside:
@@ -268,7 +271,7 @@ def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
 
 
 def _address(party: InvoiceParty) -> Terms:
-    """An address by its parts where they are known, else its lines."""
+    """Return an address by its parts where they are known, else its lines."""
     if party.postal is not None:
         postal = party.postal
         parts = {
@@ -339,7 +342,7 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax, profile
 
 
 def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
-    """A line's price; where rounding moved the line too far from it, the line's amount for its quantity."""
+    """Return a line's price; where rounding moved the line too far, its amount for its whole quantity."""
     quantity, price, amount = (Decimal(line[name]) for name in ("quantity", "unit_price", "amount"))
     if profile.process is None or abs(EXACT.multiply(quantity, price) - amount) <= LINE_SLACK:
         return {"BT-146": line["unit_price"]}
@@ -347,7 +350,7 @@ def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
 
 
 def _supplied(invoice: Mapping[str, Any], line: Mapping[str, Any], profile: Profile) -> Terms:
-    """The first and the last day that a line bills, where they were kept.
+    """Return the first and the last day that a line bills, where they were kept.
 
     In a network's document they lie within those of the invoice (PEPPOL-EN16931-R110, -R111), or are left
     out.

@@ -165,29 +165,28 @@ class InvoiceRenderer:
 
 
 def _taxes(invoice: Any) -> list[dict[str, str]]:
-    """A row for each tax: its rate or why there is none, the amount that is taxed so, the tax.
+    """Return a row for each tax: its rate or why there is none, the taxed amount, the tax.
 
-    A rate of zero has no line of its own in the invoice, and lines from before taxes were kept with them
-    have no tax.
+    A rate of zero has no line of its own in the invoice. Old lines have no tax: it was not kept with them.
     """
     bases: dict[str, Decimal] = {}
     amounts: dict[str, Decimal] = {}
     nothing = abs(Decimal(invoice["subtotal"])) * 0
     for line in invoice["lines"]:
         sums = amounts if line["kind"] == "tax" else bases
-        if said := _tax_said(line):
-            sums[said] = sums.get(said, nothing) + Decimal(line["amount"])
+        if name := _name_tax(line):
+            sums[name] = sums.get(name, nothing) + Decimal(line["amount"])
     return [
         {
-            "description": f"{said} on {_grouped(f'{bases[said]:f}')}" if said in bases else said,
-            "amount": _grouped(f"{amounts.get(said, nothing):f}"),
+            "description": f"{name} on {_grouped(f'{bases[name]:f}')}" if name in bases else name,
+            "amount": _grouped(f"{amounts.get(name, nothing):f}"),
         }
-        for said in bases | amounts
+        for name in bases | amounts
     ]
 
 
-def _tax_said(line: Any) -> str:
-    """The tax of a line in words; of lines from before it was kept as the line of the tax says it."""
+def _name_tax(line: Any) -> str:
+    """Return the tax of a line in words; of an old line that has none, the words of the line of a tax."""
     if line["tax_rate"] is None:
         return line["description"] if line["kind"] == "tax" else ""
     tax = Tax(Decimal(line["tax_rate"]), line["tax_category"], line["tax_reason"])

@@ -99,7 +99,7 @@ def focus_charge(
 
 
 def with_types(charge: Charge) -> Charge:
-    """A charge with numbers and times in the place of their texts."""
+    """Return a charge with numbers and times in the place of their texts."""
     numbers = {name: Decimal(str(charge[name])) for name in FOCUS_QUANTITIES}
     return charge | numbers | {name: datetime.fromisoformat(str(charge[name])) for name in FOCUS_TIMES}
 

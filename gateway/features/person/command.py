@@ -30,9 +30,9 @@ def export(
     config: Config = None, data_dir: DataDir = None, database_url: Database = None,
 ) -> None:  # fmt: skip
     """Write every row of a user, a JSON object a line, without secrets."""
-    from persistence.person import find_person, opened, read_person  # noqa: PLC0415  # loaded where it is needed
+    from persistence.person import connect, find_person, read_person  # noqa: PLC0415  # loaded where it is needed
 
-    with opened(owner_url(config, database_url, data_dir)) as connection:
+    with connect(owner_url(config, database_url, data_dir)) as connection:
         found = find_person(connection, user, of)
         out = to.open("w", encoding="utf-8") if to is not None else sys.stdout
         try:
@@ -52,9 +52,9 @@ def delete(
     config: Config = None, data_dir: DataDir = None, database_url: Database = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Take out names, sign-ins, sessions and metadata of a deleted user. Amounts and counts stay."""
-    from persistence.person import delete_person, find_person, opened  # noqa: PLC0415  # loaded where it is needed
+    from persistence.person import connect, delete_person, find_person  # noqa: PLC0415  # loaded where it is needed
 
-    with opened(owner_url(config, database_url, data_dir)) as connection:
+    with connect(owner_url(config, database_url, data_dir)) as connection:
         found = find_person(connection, user, of)
         if not yes:
             typer.confirm(

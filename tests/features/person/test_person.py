@@ -17,7 +17,7 @@ from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.errors import Conflict, NotFound
 from gateway.features.person.command import add_person
 from persistence.ledger.writer import LedgerWriter
-from persistence.person import KEPT, KeptPerson, delete_person, find_person, opened, read_person
+from persistence.person import KEPT, KeptPerson, connect, delete_person, find_person, read_person
 from tests.admin.conftest import Api
 from tests.persistence.scenario import batch_of, settle_in
 from tests.persistence.schema.baseline import postgres_bin
@@ -47,7 +47,7 @@ async def person(api: Api, admin_database: str) -> KeptPerson:
     writer = LedgerWriter(admin_database)
     await writer.write(batch_of(account))
     writer.close()
-    with opened(admin_database) as connection:
+    with connect(admin_database) as connection:
         found = find_person(connection, ADA, None)
     await api.patch(f"users/{found.id}", {"name": NAME, "limits": {"concurrency": 3}})
     key = await api.make("api-keys", tenant_id=account.tenant_id, name=f"laptop of {NAME}", user=ADA)
@@ -133,12 +133,12 @@ async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
     assert api.rows("SELECT action, resource_id FROM audit_log WHERE actor = 'person delete'") == [
         ("forget", str(person.id)),
     ]
-    with opened(admin_database) as connection, pytest.raises(NotFound):
+    with connect(admin_database) as connection, pytest.raises(NotFound):
         find_person(connection, ADA, None)
 
 
 async def test_a_user_in_use_is_not_taken_out(api: Api, admin_database: str, person: KeptPerson) -> None:
-    with opened(admin_database) as connection:
+    with connect(admin_database) as connection:
         with pytest.raises(Conflict, match="not deleted"):
             delete_person(connection, person)
         await end(api, person)
@@ -158,7 +158,7 @@ async def test_rows_of_a_signed_ledger_change_where_that_is_said(
     api: Api, admin_database: str, person: KeptPerson
 ) -> None:
     await end(api, person)
-    with opened(admin_database) as connection:
+    with connect(admin_database) as connection:
         gone: Any = find_person(connection, ADA, None)
         columns = connection.execute(
             "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'ledger_head'"
@@ -188,7 +188,7 @@ async def test_two_organizations_may_call_two_users_alike(api: Api, admin_databa
     first, second = [await api.make("organizations", name=name) for name in ("One", "Two")]
     for each in (first, second):
         await api.make("users", organization_id=each["id"], external_id="x")
-    with opened(admin_database) as connection:
+    with connect(admin_database) as connection:
         with pytest.raises(Conflict, match="name the organization"):
             find_person(connection, "x", None)
         found = find_person(connection, "x", "Two")
