@@ -274,7 +274,7 @@ class Exports:
         **fixed: str,
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
-        named = await lists.filtered(desk, screen, request)
+        named = await lists.ids_of_filters(desk, screen, request)
         query = lists.read(screen, request, LIMIT_MAX, named | fixed)
         pieces = self._pieces(desk, screen, query)
         return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)

@@ -122,7 +122,7 @@ def _is_sortable(screen: Screen, column: str) -> bool:
 
 ROWS_A_PAGE = 50
 FOUND_MAX = 20
-# Rows that are told where a name says none.
+# Names that are proposed where no row has the typed one.
 ALIKE_SHOWN_MAX = 3
 KINDS = {"id": "id", "count": "id"}
 # How many rows are counted, of more it is said that there are more; and how long a list waits for it.
@@ -187,7 +187,7 @@ async def page_of(
     errors: Mapping[str, str] = {}
     found = ListPage((), None, None)
     try:
-        named = await filtered(desk, screen, request)
+        named = await ids_of_filters(desk, screen, request)
         found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=named | fixed)
     except Unprocessable as wrong:
         errors = dict(wrong.errors)
@@ -279,23 +279,23 @@ async def ids_of_names(
     """
     wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
     named = {name: text for name, text in wanted.items() if text and not text.isdecimal()}
-    found = await asyncio.gather(*(_meant(desk, targets[name], text) for name, text in named.items()))
-    wrong = tuple((name, said) for name, said in zip(named, found, strict=True) if isinstance(said, str))
+    ids = await asyncio.gather(*(_find_named(desk, targets[name], text) for name, text in named.items()))
+    wrong = tuple((name, error) for name, error in zip(named, ids, strict=True) if isinstance(error, str))
     if wrong:
         raise Unprocessable("Some names do not say which row is meant.", wrong)
-    return {name: said for name, said in zip(named, found, strict=True) if isinstance(said, int)}
+    return {name: row_id for name, row_id in zip(named, ids, strict=True) if isinstance(row_id, int)}
 
 
-async def _meant(desk: ConsoleShell, target: str, text: str) -> int | str:
-    """The id of the row that is named; a sentence where none is, or several are."""
-    there = await found_by_name(desk, target, text)
-    same = [row_id for row_id, name in there if name.casefold() == text.casefold()]
+async def _find_named(desk: ConsoleShell, target: str, text: str) -> int | str:
+    """Return the id of the row that has a name; a sentence where no row has it, or several have."""
+    rows = await found_by_name(desk, target, text)
+    same = [row_id for row_id, name in rows if name.casefold() == text.casefold()]
     if len(same) == 1:
         return same[0]
     if same:
         numbers = ", ".join(map(str, sorted(same)))
         return f"is the name of {len(same)} rows: give one of their numbers, {numbers}"
-    alike = ", ".join(f"{name} ({row_id})" for row_id, name in there[:ALIKE_SHOWN_MAX])
+    alike = ", ".join(f"{name} ({row_id})" for row_id, name in rows[:ALIKE_SHOWN_MAX])
     return f"names nothing: {f'there is {alike}' if alike else 'give a whole name, or a number'}"
 
 
@@ -317,14 +317,14 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
     return read_query(screen.name, screen.resource.filters, sent)
 
 
-async def filtered(desk: ConsoleShell, screen: Screen, request: web.Request) -> dict[str, str]:
-    """The ids that a list's filters mean where names are typed into them."""
+async def ids_of_filters(desk: ConsoleShell, screen: Screen, request: web.Request) -> dict[str, str]:
+    """Return the ids of the rows that are named in the filters of a list."""
     targets = {name: screen.resource.target(name) for name in screen.filters}
     return texts(await ids_of_names(desk, request.query, targets))
 
 
 def texts(ids: Mapping[str, int]) -> dict[str, str]:
-    """Ids as an address has them."""
+    """Return ids as an address has them."""
     return {name: str(row_id) for name, row_id in ids.items()}
 
 
