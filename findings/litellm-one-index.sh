@@ -1,10 +1,10 @@
 #!/bin/sh
-# LiteLLM 1.108.7: a streamed completion of two prompts is one choice for whoever reads it.
+# LiteLLM 1.108.7: a streamed completion of two prompts has one choice for its reader.
 #
 # Expected: text_completion(prompt=["x", "y"], stream=True) hands on the index of each piece, as the server wrote it and
 #           as OpenAI documents it: 0 for the first prompt, 1 for the second.
-# Seen:     every piece has index 0, those of both prompts mixed, and the two ends are one, behind all the text. So the two
-#           texts cannot be told apart, and are one text to a reader. Without `stream` both choices come, 0 and 1.
+# Seen:     every piece has index 0, those of both prompts mixed, and the two ends are one, behind all the text. So nobody can
+#           separate the two texts, and a reader has one. Without `stream` both choices come, 0 and 1.
 # Fails if that changes.
 set -eu
 place=$(mktemp -d)

@@ -191,17 +191,6 @@ def test_a_call_may_end_before_a_question_of_no_delay_is_asked() -> None:
     assert queue._ended == [CapacityEnd(share.name, 1, share.weight, 0, 2)]
 
 
-async def test_a_fault_of_the_room_loses_no_charge(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def end(*_: object) -> None:
-        raise AssertionError("a fault")
-
-    monkeypatch.setattr(CapacityQueue, "end", end)
-    await stage.ask(post(chat("gpt")))
-    assert [one.tokens > 0 for one in stage.counters.charges] == [True]
-    assert stage.events("request_failed")
-    stage.logged.clear()
-
-
 async def test_the_share_and_priority_of_a_call_are_told(stage: Stage, capacity: FakeCapacity) -> None:
     mine = Share("up", "", CALLER.organization_id, CALLER.tenant_id, 3, 60, 900)
     stage.directory.shares_there = (Share("up", "", CALLER.organization_id), mine, replace(mine, model="x"))

@@ -1,6 +1,6 @@
 """Run llama.cpp's own HTTP server, as its wheel of xllamacpp has it, until it is ended.
 
-Usage: python llama_server.py MODEL PORT SLOTS
+Usage: python serve_llama.py MODEL PORT SLOTS
 """
 
 import sys

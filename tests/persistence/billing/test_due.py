@@ -542,7 +542,6 @@ async def test_calls_of_several_models_are_rated_by_all_of_them_or_left_out(apri
         (same, ids[0], cost, 0, False), (same, ids[1], cost, 0, True),
         (half, ids[0], again, MARKUP * (again - cost), False),
     ])  # fmt: skip
-    assert await broken(april.url) == []
 
 
 async def test_a_price_for_days_to_come_leaves_nothing(april: April) -> None:
