@@ -56,7 +56,7 @@ class Rating(NamedTuple):
 
 
 class PricesThen:
-    """All prices that were ever set, by which uses of a currency are rated again."""
+    """Rates uses of a currency again, by all prices that were ever set."""
 
     __slots__ = ("_book", "_by_id", "_currency", "_named")
 

@@ -406,7 +406,7 @@ class Jobs:
             raise UpstreamUnreachable("The upstream tells of a job in a way nobody can read.") from error
 
     async def _was_made(self, job: Job, listed: JobList | None) -> bool:
-        """Whether the upstream made a call whose answer nobody has read; the job has its id then.
+        """Return whether the upstream made a call whose answer nobody has read; the job has its id then.
 
         One that bears its mark is taken at once. Once others have had the time to note their own, a job that
         the list cannot have was never made, and one of a list that `guesses` is the only one that it may be.

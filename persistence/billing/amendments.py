@@ -407,7 +407,7 @@ UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + 
 
 @dataclass(frozen=True, slots=True)
 class _RepricedCall:
-    """A call, its cost now, and by how many units of money its charge is more."""
+    """A call, its rating by the prices of today, and the units of money that its charge grows by."""
 
     call: Any
     rating: Rating
@@ -471,7 +471,7 @@ def _effective(row: Row) -> datetime:
 
 
 def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
-    """Those of the calls that this price is about, and their costs by it."""
+    """Yield the calls that this price is about, each with its new rating."""
     every = [read_price(dict(each)) for each in connection.execute(select(price)).mappings()]
     prices = PricesThen(every, str(row["currency"]))
     factors: dict[tuple[int, str], Factor] = {}

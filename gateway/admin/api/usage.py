@@ -329,22 +329,16 @@ LINE_COLUMNS = (
 
 def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
     """Serve the files below an invoice's address; before the resources, whose paths are wider."""
-    resource = RESOURCES["invoices"]
     files = files_of(app, ports.request_timeout_s)
 
-    async def read(request: web.Request) -> tuple[AdminPorts, Row]:
-        mine = await admitted(ports, request)
-        require_read(mine.actor, resource)
-        return mine, resource.render(await mine.store.get("invoices", row_id(request)))
-
     async def lines(request: web.Request) -> web.Response:
-        _, invoice = await read(request)
+        _, invoice = await read_invoice(request, ports, admitted)
         rows = ({**line, "currency": invoice["currency"]} for line in invoice["lines"])  # type: ignore[attr-defined]  # a list of lines
         body = csv(LINE_COLUMNS, rows, head=True)
         return web.Response(body=body, headers=headers_of(name_of(invoice, "csv"), CSV))
 
     async def usage(request: web.Request) -> web.StreamResponse:
-        mine, invoice = await read(request)
+        mine, invoice = await read_invoice(request, ports, admitted)
         pieces = uses(mine.store, row_id(request))
         return await files.answer(request, mine.actor, name_of(invoice, "usage.csv"), CSV, pieces)
 
@@ -356,6 +350,13 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
     one = f"{root}/invoices/{{id:[0-9]+}}"
     app.router.add_get(f"{one}.csv", lines)
     app.router.add_get(f"{one}/usage.csv", usage)
+
+
+async def read_invoice(request: web.Request, ports: AdminPorts, admitted: Admit) -> tuple[AdminPorts, Row]:
+    """Read the invoice of an address, and the ports as its reader may use them."""
+    resource, mine = RESOURCES["invoices"], await admitted(ports, request)
+    require_read(mine.actor, resource)
+    return mine, resource.render(await mine.store.get("invoices", row_id(request)))
 
 
 def name_of(invoice: Mapping[str, object], suffix: str) -> str:

@@ -17,7 +17,7 @@ WANTED: Final = (
 
 
 class StandIns:
-    """Which model's price one without any has."""
+    """The models whose prices others have that have none."""
 
     __slots__ = ("_exact", "_prefixes")
 

@@ -132,7 +132,7 @@ def vectors_of(
 
 
 def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None:
-    """What else a call asks for that has no price for a model that may answer: in words, and its field."""
+    """Return a tier or a sound that a call asks for without a price of a model, in words, and its field."""
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None:
         return None

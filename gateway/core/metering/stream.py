@@ -95,7 +95,7 @@ def has_mark(event: bytes) -> bool:
 
 
 def _breaks_off(event: bytes) -> bool:
-    """Whether a stream ended within this event."""
+    """Return whether a stream ended within this event."""
     return _BEGUN.match(event) is not None and not (has_mark(event) or is_object(data_of(event)))
 
 

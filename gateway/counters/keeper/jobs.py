@@ -39,6 +39,6 @@ class ListedJobs:
 
 
 def _removal(job: Job) -> tuple[bytes, ...]:
-    """The command that takes a job off its list, however a version wrote it there."""
+    """Return the command that takes a job off its list, by its name of this version and of earlier ones."""
     member = keys.listed_job(job.organization_id, job.hold_id)
     return b"ZREM", keys.jobs(job.partition).encode(), member, job.hold_id.encode()

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
-from gateway.admin.api.usage import name_of
+from gateway.admin.api.usage import name_of, read_invoice
 from gateway.admin.api.views import row_id
 from gateway.admin.http.guard import headers_of, in_thread
-from gateway.admin.http.requests import require_read
 from gateway.admin.http.server import ConcurrencyLimits, WorkSlots
 from gateway.admin.ports import AdminPorts, Admit
-from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict, Overloaded, Unprocessable
 from gateway.features.documents.e_invoice import EN_16931, PEPPOL, PROFILES, Profile
@@ -49,26 +47,20 @@ def mount_documents(
     logo: Path | None, app: web.Application, ports: AdminPorts, root: str, admitted: Admit
 ) -> None:
     """Serve the documents below an invoice's address; `admitted` names who asks."""
-    resource = RESOURCES["invoices"]
     if _MAKER not in app:  # one for the Admin API and the console
         app[_MAKER] = DocumentMaker(InvoiceRenderer(ports.store.letterhead, logo))
         app.on_cleanup.append(app[_MAKER].stop)
     made = app[_MAKER]
 
-    async def read(request: web.Request) -> tuple[AdminPorts, Row]:
-        mine = await admitted(ports, request)
-        require_read(mine.actor, resource)
-        return mine, resource.render(await mine.store.get("invoices", row_id(request)))
-
     async def pdf(request: web.Request) -> web.Response:
-        mine, invoice = await read(request)
+        mine, invoice = await read_invoice(request, ports, admitted)
         content = await made.pdf(mine, row_id(request), invoice)
         return _file(name_of(invoice, "pdf"), "application/pdf", content)
 
     async def xml(request: web.Request) -> web.Response:
-        profile = _profile(request)
-        syntax = _syntax(request, profile)
-        mine, invoice = await read(request)
+        profile = _read_profile(request)
+        syntax = _read_syntax(request, profile)
+        mine, invoice = await read_invoice(request, ports, admitted)
         content = await made.xml(mine, row_id(request), invoice, syntax, profile)
         response = _file(name_of(invoice, SUFFIXES[syntax]), XML, content)
         response.headers["Vary"] = "Accept"
@@ -213,16 +205,16 @@ class DocumentMaker:
 _MAKER = web.AppKey("documents", DocumentMaker)
 
 
-def _profile(request: web.Request) -> Profile:
-    """Which profile of the norm is asked for."""
+def _read_profile(request: web.Request) -> Profile:
+    """Return the profile of the norm that a query asks for."""
     asked = request.query.get("profile", EN_16931.name)
     if asked not in PROFILES:
         raise Unprocessable(errors=(("profile", f"must be one of {', '.join(PROFILES)}"),))
     return PROFILES[asked]
 
 
-def _syntax(request: web.Request, profile: Profile) -> str:
-    """Which XML is asked for: by the query, else by what is accepted. Peppol takes UBL alone."""
+def _read_syntax(request: web.Request, profile: Profile) -> str:
+    """Return the syntax that a query asks for, else the accepted one; Peppol takes UBL alone."""
     asked = request.query.get("format")
     if profile is PEPPOL:
         if asked not in {None, UBL}:

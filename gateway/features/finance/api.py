@@ -74,5 +74,5 @@ class _Charges:
         self._file, self._charge = file, charge
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """The next rows."""
+        """Return the bytes of more rows."""
         return self._file.some([with_types(dict(self._charge(row))) for row in rows if row["requests"]])
