@@ -45,6 +45,7 @@ def build(ports: AdminPorts) -> web.Application:
     for files in ports.files:
         files(app, ports, ROOT, admit)
     api_views.mount_quotes(app, ports, ROOT)
+    api_views.mount_explanations(app, ports, ROOT)
     api_views.mount_events(app, ports, ROOT)
     api_views.mount_activity(app, ports, ROOT)
     api_views.mount_programs(app, ports, ROOT)

@@ -477,7 +477,15 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         delete["responses"]["204"] = {"description": "Deleted."}
     paths: Json = {root: collection, root + "/{id}": one}
     for question in resource.questions:
-        paths[f"{root}/{question.name}"] = {"get": _ask(resource, question)}
+        if not question.of:
+            paths[f"{root}/{question.name}"] = {"get": _ask(resource, question)}
+            continue
+        either = {"anyOf": [filter_schema(resource.filters[question.of]), row["schema"]]}
+        named = {**row, "schema": either, "description": f"Its {question.of}, or its id."}
+        paths[f"{root}/{{id}}/{question.name}"] = {
+            "parameters": [named],
+            "get": _ask(resource, question),
+        }
     for action in resource.actions:
         title = resources["tenant-quotas"].title if action.quota else resource.title
         title = f"{title}Created" if action.mints else title

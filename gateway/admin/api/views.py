@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import unquote
+from uuid import UUID
 
 from aiohttp import web
 from multidict import MultiMapping
@@ -19,6 +20,7 @@ from gateway.admin.configuration.applying import ApplyRequest, Configurator
 from gateway.admin.configuration.objects import OBJECTS_MAX
 from gateway.admin.configuration.planning import export
 from gateway.admin.configuration.words import schema
+from gateway.admin.explanation import explain, find_call
 from gateway.admin.http import requests
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID, in_thread
 from gateway.admin.http.requests import (
@@ -49,6 +51,7 @@ from gateway.admin.resources.integrity import (
     ConfigurationApply,
     LettersDecide,
 )
+from gateway.admin.resources.quota import EXPLANATION
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, ReconciliationRun
 from gateway.admin.resources.resource import Action, Resource, SubResource
@@ -634,6 +637,34 @@ def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
             "unpriced": unpriced(vector, tools, counts, tier),
         }
     ).model_dump(mode="json")
+
+
+# `/calls/{id}/explanation`, by a request id or the id of a row: the steps of a call.
+CALLS = RESOURCES["calls"]
+
+
+def mount_explanations(app: web.Application, ports: AdminPorts, root: str) -> None:
+
+    async def show(request: web.Request) -> web.Response:
+        mine = await admit(ports, request)
+        require_read(mine.actor, CALLS)
+        requests.check_body(EXPLANATION.asked, dict(read_once(request.query)))
+        steps = await explain(mine, await _called(mine, request))
+        told = EXPLANATION.out.model_validate({"steps": [asdict(step) for step in steps]})
+        return answer(200, told.model_dump(mode="json"))
+
+    app.router.add_get(f"{root}/calls/{{id}}/{EXPLANATION.name}", show)
+
+
+async def _called(ports: AdminPorts, request: web.Request) -> Row:
+    """Return the call of an address."""
+    name = request.match_info["id"]
+    if name.isdigit():
+        return await Operations(ports, CALLS).show(row_id(request))
+    try:
+        return await find_call(ports, str(UUID(name)))
+    except ValueError:
+        raise NotFound from None
 
 
 # `/reconciliation`: the last comparison of counters and ledger, and a new one on demand.

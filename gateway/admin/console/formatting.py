@@ -23,7 +23,7 @@ from gateway.core.accounts.budgets import ENFORCE, SELECTING
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.plans import TERMS
 from gateway.core.billing.price_book import KINDS
-from gateway.errors import AdminRefusal, Refusal
+from gateway.errors import AdminRefusal
 
 NOTHING_TO_SHOW = "—"
 # What a word says of its row: the tone its mark is set in.
@@ -174,10 +174,6 @@ ANSWERED, NOT_ALLOWED = Outcome("answered", "good"), Outcome("not allowed", "bad
 LIMIT_REACHED, WRONG_REQUEST = Outcome("limit reached", "warn"), Outcome("wrong request", "calm")
 FAILED = Outcome("failed", "bad")
 _OUTCOMES = {401: NOT_ALLOWED, 402: LIMIT_REACHED, 403: NOT_ALLOWED, 429: LIMIT_REACHED}
-# What each reason of a refusal means, in a sentence.
-_REFUSALS: list[type[Refusal]] = Refusal.__subclasses__()
-_REFUSALS = [each for one in _REFUSALS for each in one.__subclasses__()] + _REFUSALS
-REASONS = {refusal.reason: (refusal.__doc__ or "").partition("\n")[0] for refusal in _REFUSALS}
 
 
 def outcome_of(status: int) -> Outcome:

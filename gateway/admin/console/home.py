@@ -27,6 +27,7 @@ from gateway.admin import credentials
 from gateway.admin.console import formatting
 from gateway.admin.console.formatting import EXAMPLES
 from gateway.admin.console.screens import menu
+from gateway.admin.explanation import REFUSALS
 from gateway.admin.http import requests
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import require_write
@@ -131,7 +132,7 @@ class Pages:
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, tone=formatting.status_tone, limit_of=formatting.limit_text,
             outcome=formatting.outcome_of, hint=formatting.hint_of,
-            reason=lambda name: formatting.REASONS.get(name, ""),
+            reason=lambda name: REFUSALS.get(name, ""),
         )  # fmt: skip
 
     def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:

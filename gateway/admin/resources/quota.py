@@ -19,6 +19,7 @@ from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
     ConfigDeclaration,
+    Question,
     Resource,
     SubResource,
     answer_of,
@@ -607,6 +608,31 @@ class Call(Out):
     upstream_request_id: str | None
 
 
+class CallStep(Out):
+    """One step of a call's way."""
+
+    step: str = Field(description="request, caller, service, limits, tokens, balance, budgets, and so on.")
+    outcome: Literal["passed", "refused", "stated"] = Field(
+        description="Whether it let the call pass or refused it; `stated` where it decides nothing."
+    )
+    detail: str
+    facts: list[str] = Field(description="More of it, such as each budget that applies.")
+
+
+class CallExplanation(Out):
+    """Why a call was refused, or cost what it cost."""
+
+    steps: list[CallStep] = Field(description="In the order of the call's way.")
+
+
+class CallExplanationQuery(In):
+    """It asks for nothing more."""
+
+
+EXPLANATION = Question(
+    "explanation", "Tell step by step why a call was refused, or cost what it cost", CallExplanationQuery,
+    CallExplanation, of="request_id",
+)  # fmt: skip
 CALL_RESOURCES = (
     Resource(
         name="calls",
@@ -620,5 +646,6 @@ CALL_RESOURCES = (
             "project_id:count model:text response_model:text session:text reason:text "
             "content_id:count"
         ),
+        questions=(EXPLANATION,),
     ),
 )

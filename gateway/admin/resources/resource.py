@@ -67,12 +67,17 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`GET /<resource>/<name>`: an answer of its own to what the query asks."""
+    """`GET /<resource>/<name>`: an answer of its own to what the query asks.
+
+    One that is `of` a field is about one row, which is named by that field or by its id:
+    `GET /<resource>/{id}/<name>`. Its command is written by hand.
+    """
 
     name: str
     summary: str
     asked: type[In]
     out: type[Out]
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)

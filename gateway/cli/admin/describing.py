@@ -64,7 +64,7 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
     return CliResource(
         resource.name, resource.description, resource.named_by, tuple(resource.filters), resource.refers,
         tuple(_columns(resource)), _commands(resource), {one.name: one.columns for one in resource.parts},
-        tuple(one.name for one in resource.questions),
+        tuple(one.name for one in resource.questions if not one.of),
         tuple(one.name for one in resource.actions if one.mints), resource.secret,
         None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,
     )  # fmt: skip
@@ -81,6 +81,8 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
         made["create"] = CommandParts("create", f"Create {doc[:1].lower()}{doc[1:]}", fields, positional)
     made["show"] = CommandParts("show", f"Show one {title}.")
     for each in resource.questions:
+        if each.of:
+            continue
         fields = fields_of(resource, each.asked)
         made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
     for part in resource.parts:

@@ -1,0 +1,360 @@
+"""Why a call was refused, or cost what it cost, step by step: for the Admin API, the console and the command.
+
+It reads the journal, and the rows that the call met, as its reader may: what they may not read is left out.
+Budgets that the call takes from are there for everybody who may read the call, as the gateway tells them to
+its caller. Limits and budgets are as they are now: the journal keeps the use of a call, not their state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from gateway import errors
+from gateway.admin import live
+from gateway.admin.operations import Operations
+from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.registry import RESOURCES
+from gateway.calls.journal import itemize
+from gateway.core.accounts.administration import Query, Row
+from gateway.core.accounts.budgets import BUDGETS_MAX, CallAttributes, read_budget
+from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
+from gateway.core.families.mcp import PREFIX
+from gateway.errors import Forbidden, NotFound
+
+Json = dict[str, Any]  # a row as the Admin API answers it
+
+MOVEMENTS_MAX: Final = 100
+PER: Final = {TOKENS_A_PRICE: "per million", USES_A_PRICE: "per thousand", 1: "per call"}
+PASSED, REFUSED, STATED = "passed", "refused", "stated"
+
+# Reasons that the journal has besides those of refusals; a call with one of these was admitted.
+_BROKEN = {
+    "upstream_error": "The upstream answered with an error.",
+    "client_gone": "The client closed its connection before it had its answer.",
+    "answer_cut": "The answer had begun, and could not be completed, or ended without its API's last word.",
+    "reclaimed": "Its gateway died; the call was charged by what was seen of it.",
+    "upstream_unreachable": "The upstream could not be reached.",
+    "upstream_credentials": "The gateway had no valid credentials for the upstream.",
+    "upstream_timeout": "The upstream did not answer in time.",
+}
+# The step that refuses for a reason; a reason without one is told at the outcome.
+_REFUSES = {
+    "tenant_blocked": "caller", "model_not_allowed": "caller", "user_required": "caller",
+    "run_required": "caller",
+    "service_not_included": "service", "rate_limited": "limits", "concurrency_limited": "limits",
+    "quota_exceeded": "tokens", "budget_exceeded": "budgets", "insufficient_credits": "balance",
+    "spend_cap_reached": "balance",
+}  # fmt: skip
+# Steps that let a call pass, or refuse it; the others state facts.
+_DECIDING = frozenset({"caller", "service", "limits", "tokens", "balance", "budgets"})
+
+
+@dataclass(slots=True)
+class ExplainedStep:
+    """One step of a call's way: a sentence, facts below it, and whether it let the call pass."""
+
+    step: str
+    detail: str
+    facts: list[str] = field(default_factory=list)
+    outcome: str = STATED
+
+
+async def find_call(ports: AdminPorts, request_id: str) -> Row:
+    """Return the journal's row of a request; `NotFound` says why there may be none."""
+    rows, _ = await Operations(ports, RESOURCES["calls"]).list(_query(1, request_id=request_id))
+    if not rows:
+        raise NotFound(f"The journal has no call {request_id}.")
+    return rows[0]
+
+
+async def explain(ports: AdminPorts, call: Row) -> list[ExplainedStep]:
+    """Return the steps of a call that its reader has found, in the order of its way."""
+    found = Explanation(ports, dict(call))
+    await found.read()
+    return await found.steps()
+
+
+class Explanation:
+    """The steps of one call, as the actor of `ports` may read them."""
+
+    def __init__(self, ports: AdminPorts, call: Json) -> None:
+        self._ports, self._call = ports, call
+        # For what is looked up because the call is there to be read.
+        self._wide = ports.of(replace(ports.actor, tenant_id=None, api_key_id=None))
+        self._reason = str(call["reason"] or "")
+        self._is_refused = self._reason in REFUSALS and self._reason not in _BROKEN
+        self._organization: Json = {}
+        self._tenant: Json = {}
+        self._key: Json = {}
+        self._user = ""
+
+    async def read(self) -> None:
+        """Read the rows of everybody who the call is of."""
+        call = self._call
+        self._organization, self._tenant, self._key, self._user = await asyncio.gather(
+            self._read("organizations", call["organization_id"]), self._read("tenants", call["tenant_id"]),
+            self._read("api-keys", call["api_key_id"]), self._user_of(call["user_id"]),
+        )  # fmt: skip
+
+    async def _user_of(self, user_id: object) -> str:
+        """Return what its caller called the user of the call, which all who read the call may know."""
+        if not user_id:
+            return ""
+        try:
+            return str((await self._wide.store.get("users", int(str(user_id))))["external_id"])
+        except NotFound:
+            return ""
+
+    async def steps(self) -> list[ExplainedStep]:
+        found = [
+            self._request(), self._caller(), await self._service(), self._limits(), await self._tokens(),
+            self._balance(), await self._budgets(),
+        ]  # fmt: skip
+        steps = [step for step in found if step is not None]
+        for step in steps:
+            if step.step in _DECIDING:
+                step.outcome = self._outcome(step.step)
+        if self._is_refused:
+            told = not any(step.outcome == REFUSED for step in steps)
+            says = f"Refused: {self._reason}. {REFUSALS[self._reason]}"
+            steps.append(ExplainedStep("outcome", says, outcome=REFUSED if told else STATED))
+            steps.append(ExplainedStep("cost", "A refused call costs nothing, and takes no tokens."))
+            return steps
+        return [*steps, self._hold(), self._use(), await self._cost(), await self._settlement()]
+
+    def _outcome(self, step: str) -> str:
+        if self._is_refused:
+            return REFUSED if _REFUSES.get(self._reason) == step else STATED
+        return PASSED
+
+    async def _read(self, resource: str, row_id: object) -> Json:
+        """Return a row; nothing where it is gone, or its reader may not see it."""
+        if not row_id:
+            return {}
+        try:
+            return dict(await Operations(self._ports, RESOURCES[resource]).show(int(str(row_id))))
+        except (NotFound, Forbidden):
+            return {}
+
+    async def _movements(self, resource: str) -> Sequence[Json]:
+        """Return the rows of a ledger that the call has; none where its reader may not see them."""
+        query = _query(MOVEMENTS_MAX, request_id=self._call["request_id"])
+        try:
+            rows, _ = await Operations(self._ports, RESOURCES[resource]).list(query)
+        except Forbidden:
+            return []
+        return [dict(row) for row in rows]
+
+    def _request(self) -> ExplainedStep:
+        call = self._call
+        model = f" for {call['model']}" if call["model"] else ""
+        if call["response_model"] and call["response_model"] != call["model"]:
+            model += f" (answered by {call['response_model']})"
+        stream = ", streamed" if call["streamed"] else ""
+        says = (
+            f"{call['route'] or 'an event'}{model}{stream}: {call['status']} after {call['duration_ms']} ms"
+        )
+        facts = [f"at {call['created_at']}"]
+        if call["upstream_request_id"]:
+            facts.append(f"the upstream calls it {call['upstream_request_id']}")
+        return ExplainedStep("request", f"{says}.", facts)
+
+    def _caller(self) -> ExplainedStep:
+        call = self._call
+        said = [
+            f"organization {_named(self._organization, call['organization_id'])}",
+            f"tenant {_named(self._tenant, call['tenant_id'])}",
+        ]
+        if call["api_key_id"]:
+            said.append(f"key {_named(self._key, call['api_key_id'])}")
+        if call["user_id"]:
+            said.append(f"user {self._user or call['user_id']}")
+        said += [f"project {call['project_id']}"] if call["project_id"] is not None else []
+        said += [f"session {call['session']}"] if call["session"] else []
+        facts = []
+        if models := self._key.get("models"):
+            facts.append(f"the key may use {', '.join(models)}")
+        if self._key.get("user_header") == "require":
+            facts.append("the key must name a user for each call")
+        if self._key.get("revoked_at"):
+            facts.append(f"the key was revoked at {self._key['revoked_at']}")
+        return ExplainedStep("caller", ", ".join(said) + ".", facts)
+
+    async def _service(self) -> ExplainedStep | None:
+        if not (row := await self._read("services", self._call["service_id"])):
+            return None
+        tier, sold = self._call["service_tier"], await self._read("business-models", row["business_model_id"])
+        says = f"{row['key']}, sold as {sold['name']}" if sold else row["key"]
+        return ExplainedStep("service", says + (f", service tier {tier}." if tier else "."))
+
+    def _limits(self) -> ExplainedStep:
+        owners = (
+            ("key", self._key, "limits"), ("user", self._tenant, "user_limits"),
+            ("tenant", self._tenant, "limits"), ("organization", self._organization, "limits"),
+        )  # fmt: skip
+        facts = [
+            f"{owner}: " + ", ".join(f"{name.replace('_', ' ')} {most:,}" for name, most in limits.items())
+            for owner, row, column in owners
+            if (limits := {name: most for name, most in (row.get(column) or {}).items() if most})
+        ]
+        return ExplainedStep(
+            "limits", "As they are now:" if facts else "No rate limit is set for this caller.", facts
+        )
+
+    async def _tokens(self) -> ExplainedStep | None:
+        """The tenant's token plan."""
+        quota = await self._read("tenant-quotas", self._call["tenant_id"])
+        plan = await self._read("token-plans", quota.get("plan_id")) if quota else {}
+        if not plan:
+            return None
+        left = quota["tokens_remaining"]
+        says = f"plan {plan['name']}: " + ("unlimited" if left is None else f"{left:,} tokens are left now")
+        resets = quota["next_reset_at"]
+        return ExplainedStep("tokens", says + (f"; it resets at {resets}." if resets else "."))
+
+    def _balance(self) -> ExplainedStep | None:
+        """The organization's credits and spend cap, where one of them decides."""
+        row = self._organization
+        facts = []
+        if row.get("credit_balance"):
+            facts.append(f"{row['credit_balance']:,} credits are left now")
+        if row.get("spend_cap") is not None:
+            facts.append(f"the spend cap is {row['spend_cap']} {row['currency']} a month")
+        if not facts and _REFUSES.get(self._reason) != "balance":
+            return None
+        if not row:
+            return ExplainedStep("balance", "Of the organization, which this reader may not read.")
+        return ExplainedStep(
+            "balance", "Of the organization:" if facts else "The organization has no credits.", facts
+        )
+
+    async def _budgets(self) -> ExplainedStep:
+        call = self._call
+        is_tool = (call["route"] or "").startswith(PREFIX)
+        server, _, tool = (call["model"] or "").partition("/") if is_tool else ("", "", "")
+        asked = CallAttributes(
+            call["tenant_id"], call["api_key_id"] or 0, call["service_id"] or 0,
+            self._user or str(self._key.get("user") or ""), call["project_id"],
+            tuple(filter(None, (call["model"], call["response_model"]))), call["session"] or "", tool, server,
+        )  # fmt: skip
+        query = _query(BUDGETS_MAX, organization_id=call["organization_id"])
+        rows = (await self._wide.store.page("budgets", query)).rows
+        facts = [fact for row in rows if (fact := await _budget(self._wide, row, asked))]
+        if not facts:
+            return ExplainedStep("budgets", "No budget applies to this call.")
+        return ExplainedStep("budgets", "Those that apply to this call, as they are now:", facts)
+
+    def _hold(self) -> ExplainedStep:
+        says = "All limits and budgets had room: what the call might use was held until it was settled."
+        return ExplainedStep("hold", says)
+
+    def _use(self) -> ExplainedStep:
+        call, usage = self._call, self._call["usage"]
+        facts = [f"{kind.replace('_', ' ')}: {usage[kind]:,} tokens" for kind in KINDS if usage.get(kind)]
+        facts += [f"tool {name}: {uses:,}" for name, uses in (usage.get("tools") or {}).items()]
+        facts += [f"units: {call['units']:,}"] if call["units"] else []
+        how = "counted by the gateway, as the upstream reported none" if call["estimated"] else "as reported"
+        if not facts:
+            how = "nothing"
+        broken = f" {_BROKEN.get(self._reason, self._reason)}" if self._reason else ""
+        return ExplainedStep("use", f"{how[:1].upper()}{how[1:]}.{broken}", facts)
+
+    async def _cost(self) -> ExplainedStep:
+        call = self._call
+        if call["cost"] is None:
+            return ExplainedStep("price", "No price covers this call: it has no cost.")
+        cost = f"{call['cost']} {call['currency']}"
+        row = await self._read("prices", call["price_id"])
+        if not row:
+            return ExplainedStep("price", f"{cost}; its price is not one of the price book.")
+        found, adds_up = itemize(
+            call, {**row, "effective_from": datetime.fromisoformat(row["effective_from"])}
+        )
+        facts = [
+            f"{line.kind.removeprefix('tools.').replace('_', ' ')}: {line.quantity:,} at "
+            f"{_plain(line.unit_price)} {PER[line.per]} = {_plain(line.amount)}"
+            for line in found
+        ]
+        facts += [f"{tool} was used, and has no price: the cost is without it" for tool in call["unpriced"]]
+        if not adds_up:
+            facts.append("these lines are not all of the cost: tokens of other models have their own prices")
+        says = f"{cost} by price {row['id']} of {row['model']}, in force since {row['effective_from']}:"
+        return ExplainedStep("price", says if facts else f"{says[:-1]}.", facts)
+
+    async def _settlement(self) -> ExplainedStep:
+        facts = [
+            _movement(resource, row, self._call["currency"])
+            for resource in ("token-ledger", "credit-transactions", "feature-usage")
+            for row in await self._movements(resource)
+        ]
+        says = "These rows charge it:" if facts else "It is in the journal; no ledger charges it."
+        return ExplainedStep("settlement", says, facts)
+
+
+async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
+    """Return a sentence about a budget that the call takes from; empty where it does not."""
+    budget = read_budget(row)
+    if not budget.matches(asked):
+        return ""
+    whose = ""
+    if budget.each:
+        who = budget.value_of(asked)
+        if not who:
+            return ""
+        whose = f", {budget.each} {who}"
+        [now] = await live.own_budgets(ports, [row], who)
+    else:
+        [now] = await live.overlay_budgets(ports, [row])
+    told = dict(RESOURCES["budgets"].render(now))
+    unit = told["currency"] if told["unit"] == "money" else told["unit"]
+    left, amount, used, held = (_plain(told[name] or 0) for name in ("remaining", "amount", "used", "held"))
+    held = "" if held == "0" else f", {held} held by calls in flight"
+    resets = f", resets at {told['resets_at']}" if told["resets_at"] else ""
+    only = "" if told["mode"] == "enforce" else " It only counts: it refuses nothing."
+    return (
+        f'"{told["name"]}"{whose}: {left} of {amount} {unit} a {told["interval"]} are left '
+        f"({used} used{held}){resets}.{only}"
+    ).replace(" a total", " in all")
+
+
+def _movement(resource: str, row: Json, currency: str | None) -> str:
+    if resource == "token-ledger":
+        left = "unlimited" if row["total_remaining"] is None else f"{row['total_remaining']:,} left"
+        return f"tokens: {row['transaction_type']} {row['amount']:,} {row['direction']}, {left}"
+    if resource == "credit-transactions":
+        return f"credits: {row['credits_used']:,} used, balance {row['balance_after']:,}"
+    cost = "" if row["cost"] is None else f", {row['cost']} {currency or ''}".rstrip()
+    return f"next invoice: {row['usage_amount']:,} units{cost}"
+
+
+def _named(row: Json, row_id: object) -> str:
+    """What people call a row, with its id."""
+    return f"{row['name']} ({row_id})" if row.get("name") else str(row_id)
+
+
+def _plain(amount: object) -> str:
+    """A decimal without zeros that say nothing."""
+    return f"{Decimal(str(amount)).normalize():f}"
+
+
+def _query(limit: int, **filters: object) -> Query:
+    return Query(filters, None, None, None, limit)
+
+
+def _refusals() -> dict[str, str]:
+    """The sentence of each reason of a refusal."""
+    found: dict[str, str] = {}
+    classes: Sequence[type[errors.Refusal]] = [errors.Refusal]
+    while classes:
+        classes = [each for one in classes for each in one.__subclasses__()]
+        for each in reversed(classes):
+            found[each.reason] = " ".join((each.__doc__ or "").split())
+    return found
+
+
+REFUSALS: Final = _refusals()

@@ -1,0 +1,73 @@
+"""`GET calls/{request_id}/explanation`: the steps of a call, for everybody who may read the call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.admin.conftest import Api
+from tests.admin.console.usage_rows import call
+from tests.admin.test_cli_explain import ADMITTED, REFUSED, ids, step
+from tests.admin.test_teams import narrowed
+
+__all__ = ["ids"]  # a fixture
+
+
+def outcomes(found: Any) -> dict[str, str]:
+    return {each["step"]: each["outcome"] for each in found["steps"]}
+
+
+async def test_steps_of_an_admitted_call_passed_and_the_one_that_refused_is_named(
+    api: Api, ids: dict[str, Any]
+) -> None:
+    admitted = (await api.get(f"calls/{ADMITTED}/explanation")).json
+    deciding = ("caller", "service", "limits", "budgets")
+    assert outcomes(admitted) == dict.fromkeys(
+        ("request", "hold", "use", "price", "settlement"), "stated"
+    ) | dict.fromkeys(deciding, "passed")
+    refused = (await api.get(f"calls/{REFUSED}/explanation")).json
+    assert outcomes(refused) == {**dict.fromkeys(outcomes(refused), "stated"), "budgets": "refused"}
+
+
+async def test_a_tenant_of_a_call_sees_budgets_of_all_that_apply_and_no_row_that_is_not_its_own(
+    api: Api, ids: dict[str, Any]
+) -> None:
+    organization = {"organization_id": ids["organization"]}
+    await api.patch(f"organizations/{ids['organization']}", {"spend_cap": "431.00"})
+    await api.make("users", external_id="ann", **organization)
+    await api.make(
+        "budgets", **organization, name="each of us", each="user", unit="requests", interval="day", amount=9
+    )
+    [(tenant, key, user)] = api.rows(
+        "select t.id, k.id, u.id from tenant t join api_key k on k.tenant_id = t.id, app_user u"
+        " where u.external_id = 'ann' and t.name = 'Search'"
+    )
+    anns = "00000000-0000-4000-8000-000000000004"
+    call(
+        api, anns, organization=ids["organization"], tenant=tenant, api_key_id=key, user_id=user,
+        model="gpt-4o", status=429, reason="budget_exceeded", refused=True,
+    )  # fmt: skip
+    for role in ("operator", "member", "readonly"):
+        found = await (await narrowed(api, tenant, role)).get(f"calls/{anns}/explanation")
+        assert [fact.partition(":")[0] for fact in step(found.json, "budgets")["facts"]] == [
+            '"search"', f'"keys", key {key}', '"each of us", user ann',
+        ]  # fmt: skip
+        assert "user ann" in step(found.json, "caller")["detail"]
+        assert ("431" in found.raw.decode(), "Acme" in found.raw.decode()) == (False, False)
+    [(shop,)] = api.rows("select id from tenant where name = 'Shop'")
+    assert (await (await narrowed(api, shop, "operator")).get(f"calls/{anns}/explanation")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("calls/that-one/explanation", 404),
+        ("calls/00000000-0000-4000-8000-00000000000f/explanation", 404),
+        (f"calls/{ADMITTED}/explanation?limit=1", 422),
+    ],
+)
+async def test_no_call_and_no_question_are_refused(
+    api: Api, ids: dict[str, Any], path: str, status: int
+) -> None:
+    assert (await api.get(path)).status == status
