@@ -48,10 +48,10 @@ _REFUSES = {
     "run_required": "caller",
     "service_not_included": "service", "rate_limited": "limits", "concurrency_limited": "limits",
     "quota_exceeded": "tokens", "budget_exceeded": "budgets", "insufficient_credits": "balance",
-    "spend_cap_reached": "balance",
+    "spend_cap_reached": "balance", "run_exceeded": "run", "run_ended": "run",
 }  # fmt: skip
 # Steps that let a call pass, or refuse it; the others state facts.
-_DECIDING = frozenset({"caller", "service", "limits", "tokens", "balance", "budgets"})
+_DECIDING = frozenset({"caller", "service", "limits", "tokens", "balance", "budgets", "run"})
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Explanation:
         # For what is looked up because the call is there to be read.
         self._wide = ports.of(replace(ports.actor, tenant_id=None, api_key_id=None))
         self._reason = str(call["reason"] or "")
-        self._is_refused = self._reason in REFUSALS and self._reason not in _BROKEN
+        self._is_refused = self._reason != "" and self._reason in REFUSALS and self._reason not in _BROKEN
         self._organization: Json = {}
         self._tenant: Json = {}
         self._key: Json = {}
@@ -113,7 +113,7 @@ class Explanation:
     async def steps(self) -> list[ExplainedStep]:
         found = [
             self._request(), self._caller(), await self._service(), self._limits(), await self._tokens(),
-            self._balance(), await self._budgets(),
+            self._balance(), await self._budgets(), await self._run(),
         ]  # fmt: skip
         steps = [step for step in found if step is not None]
         for step in steps:
@@ -244,10 +244,34 @@ class Explanation:
         )  # fmt: skip
         query = _query(BUDGETS_MAX, organization_id=call["organization_id"])
         rows = (await self._wide.store.page("budgets", query)).rows
-        facts = [fact for row in rows if (fact := await _budget(self._wide, row, asked))]
+        by = call["refused_by"] or {}
+        refusing = by.get("id") if by.get("kind") == "budget" else None
+        facts = [
+            f"{fact} It refused this call." if row["id"] == refusing else fact
+            for row in rows
+            if (fact := await _budget(self._wide, row, asked))
+        ]
         if not facts:
             return ExplainedStep("budgets", "No budget applies to this call.")
         return ExplainedStep("budgets", "Those that apply to this call, as they are now:", facts)
+
+    async def _run(self) -> ExplainedStep | None:
+        """The run of the call, as it is now."""
+        name, by = self._call["run"], self._call["refused_by"] or {}
+        if name is None:
+            return None
+        query = _query(1, id=name, tenant_id=self._call["tenant_id"])
+        rows, _ = await Operations(self._ports, RESOURCES["runs"]).list(replace(query, descending=True))
+        if not rows:
+            return ExplainedStep("run", f"{name}.")
+        row: Json = dict(rows[0])
+        unit = row["currency"] if row["unit"] == "money" else row["unit"]
+        facts = [f"{_plain(row['used'])} of {_plain(row['max'])} {unit} are used"] if row["max"] else []
+        facts += [f"{row['calls']:,} of {row['max_calls']:,} calls are made"] if row["max_calls"] else []
+        facts += [f"draws from the run {row['parent_id']}"] if row["parent_id"] else []
+        if by.get("kind") == "run" and by["name"] != name:
+            facts.append(f"the run {by['name']} refused this call")
+        return ExplainedStep("run", f"{name}: {row['status']}, expires at {row['expires_at']}.", facts)
 
     def _hold(self) -> ExplainedStep:
         says = "All limits and budgets had room: what the call might use was held until it was settled."

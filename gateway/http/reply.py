@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.core.accounts.refusals import RefusedCall
-from gateway.core.families.refusal import render
+from gateway.core.families.refusal import refused_by, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Caller
 from gateway.core.wait import Wait
@@ -331,6 +331,7 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
     ports = exchange.worker.ports
     refusal = failure if isinstance(failure, Refusal) else InternalError()
     service = ports.directory.service(routed.service_key)
+    run, (kind, by) = head.attribution.run, refused_by(refusal)
     ports.refusals.note(
         RefusedCall(
             exchange.request_id,
@@ -348,5 +349,8 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
             refusal.status,
             refusal.reason,
             int((ports.seconds() - exchange.started) * 1000),
+            "" if run is None else run.id,
+            kind,
+            by,
         )
     )

@@ -31,7 +31,7 @@ from gateway.core.accounts.outbox import (
     decode,
     moved,
 )
-from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, others
+from gateway.core.accounts.refusals import RefusedBatch, RefusedBy, RefusedCall, RefusedCount, others
 from gateway.core.accounts.usage import SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.core.times import DAY_MS, moment_of
@@ -73,6 +73,14 @@ ON CONFLICT (worker) DO UPDATE SET number = excluded.number, stored_at = now()
  WHERE b.number < excluded.number
 RETURNING number""")
 # Workers that are gone for long: a living one has stored something since, or stores nothing twice.
+_RUNS = text("""
+SELECT DISTINCT ON (tenant_id, name) tenant_id, name, id FROM run
+ WHERE (tenant_id, name) IN (SELECT * FROM unnest(cast(:tenants AS bigint[]), cast(:names AS text[])))
+ ORDER BY tenant_id, name, created_at DESC""")
+_PLANS = text("""
+SELECT tenant_id, plan_id FROM tenant_quota
+ WHERE tenant_id = ANY(cast(:tenants AS bigint[])) AND plan_id IS NOT NULL""")
+_REFUSED_BY = frozenset(RefusedBy)
 _FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
 
 
@@ -112,7 +120,8 @@ class RefusedJournal:
             columns = statements.columns_of(rollup.usage_rows_of(hours))
             await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, tuple(columns))
         if told:
-            await connection.execute(insert(call), [_row(one, users) for one in told])
+            runs, plans = await _runs(connection, told), await _plans(connection, told)
+            await connection.execute(insert(call), [_row(one, users, runs, plans) for one in told])
         if any(batch.number == 1 for batch in mine):
             await connection.execute(_FORGET)
         return sum(count.refused for count in counts)
@@ -159,7 +168,31 @@ async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Nam
     return {(organization, external_id): id_ for organization, external_id, id_ in rows_}
 
 
-def _row(one: RefusedCall, users: dict[Name, int]) -> Row:
+async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[tuple[int, str], int]:
+    """Return the ids of the runs that calls name, by tenant and name; one that is not stored yet has none."""
+    named = {(one.tenant_id, run) for one in told if (run := stored_text(one.run))}
+    if not named:
+        return {}
+    tenants, names = map(list, zip(*named, strict=True))
+    found = await connection.execute(_RUNS, {"tenants": tenants, "names": names})
+    return {(row.tenant_id, row.name): row.id for row in found}
+
+
+async def _plans(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[int, int]:
+    """Return the token plans by tenant, of calls that one refused."""
+    tenants = list({one.tenant_id for one in told if one.refused_kind == RefusedBy.PLAN})
+    if not tenants:
+        return {}
+    found = await connection.execute(_PLANS, {"tenants": tenants})
+    return {row.tenant_id: row.plan_id for row in found}
+
+
+def _row(
+    one: RefusedCall, users: dict[Name, int], runs: dict[tuple[int, str], int], plans: dict[int, int]
+) -> Row:
+    run_id = runs.get((one.tenant_id, stored_text(one.run)))
+    looked_up = {RefusedBy.RUN.value: run_id, RefusedBy.PLAN.value: plans.get(one.tenant_id)}
+    by = one.refused_by or looked_up.get(one.refused_kind)
     content, project, version = attributed(one.attribution)
     return {
         **dict.fromkeys((*KINDS, "tokens", "credits", "units"), 0),
@@ -179,6 +212,9 @@ def _row(one: RefusedCall, users: dict[Name, int]) -> Row:
         "estimated": False,
         "duration_ms": one.duration_ms,
         "refused": True,
+        "run_id": run_id,
+        "refused_kind": one.refused_kind if by and one.refused_kind in _REFUSED_BY else None,
+        "refused_by": by if one.refused_kind in _REFUSED_BY else None,
     }
 
 

@@ -32,6 +32,7 @@ from gateway.core.accounts.outbox import (
     in_money,
     reclaimed_in,
 )
+from gateway.core.accounts.runs import is_run, run_of
 from gateway.core.billing.money import DECIMALS, MICRO, PriceTier, are_money, read_tiers, spread
 from gateway.core.billing.price_book import KINDS
 from gateway.core.model import INTEGER_MAX
@@ -326,7 +327,7 @@ CALL_COLUMNS = (
     "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
     f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
     " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
-    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate"
+    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate, run_id"
 )
 FIELDS = CALL_COLUMNS.count(",") + 1
 
@@ -369,8 +370,14 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
             _text(facts.reason or (RECLAIMED if event.note == EventNote.RECLAIMED else "")),
             _text(facts.unpriced),
             _text(facts.exchange_rate),
+            reference(_run(event)),
         )
     )  # fmt: skip
+
+
+def _run(event: OutboxEntry) -> int | None:
+    """The nearest run that a call took from: those it draws from come behind it."""
+    return next((run_of(one.budget_id) for one in event.budgets if is_run(one.budget_id)), None)
 
 
 def facts_of(event: OutboxEntry) -> CallFacts:

@@ -39,6 +39,7 @@ from gateway.core.accounts.budgets import (
     wrong_window,
 )
 from gateway.core.accounts.outbox import SEPARATOR
+from gateway.core.accounts.refusals import RefusedBy
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
@@ -67,6 +68,7 @@ from persistence.tables import (
     service,
     tenant,
     token_ledger,
+    token_plan,
 )
 
 # Advisory lock class 7806: writers of budgets of an organization, so that they stay within bounds. A lock
@@ -445,7 +447,20 @@ _USAGE = func.jsonb_build_object(
     literal("tools"),
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
-_OTHERWISE = {"tools", "unknown_usage", "unpriced", "cost", "api_key_id", *KINDS}
+_OTHERWISE = {
+    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
+    *KINDS,
+}  # fmt: skip
+# The name of the budget, run or plan that refused a call, as it is now; none of a row that is gone.
+_REFUSER = case(
+    *(
+        (
+            call.c.refused_kind == kind.value,
+            select(named.c.name).where(named.c.id == call.c.refused_by).scalar_subquery(),
+        )
+        for kind, named in ((RefusedBy.BUDGET, budget), (RefusedBy.RUN, run), (RefusedBy.PLAN, token_plan))
+    )
+)
 CALLS = Entity(
     call,
     source=select(
@@ -453,6 +468,20 @@ CALLS = Entity(
         func.nullif(call.c.api_key_id, 0).label("api_key_id"),
         _USAGE.label("usage"),
         money(call.c.cost).label("cost"),
+        select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
+        case(
+            (
+                _REFUSER.isnot(None),
+                func.jsonb_build_object(
+                    literal("kind"),
+                    call.c.refused_kind,
+                    literal("id"),
+                    call.c.refused_by,
+                    literal("name"),
+                    _REFUSER,
+                ),
+            )
+        ).label("refused_by"),
         func.coalesce(func.string_to_array(call.c.unpriced, SEPARATOR), text("'{}'::text[]")).label(
             "unpriced"
         ),

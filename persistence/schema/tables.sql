@@ -1035,6 +1035,10 @@ CREATE TABLE call (
     unpriced text,
     -- What its price was converted by, as the rate was written.
     exchange_rate text,
+    -- The run of the call, and what refused it: an id of a budget, run or token_plan, as `refused_kind` says.
+    run_id bigint,
+    refused_kind text,
+    refused_by bigint,
     CONSTRAINT call_counts_check CHECK (LEAST(input, cache_read, cache_write, cache_write_1h, output,
         reasoning, audio_input, audio_output, image_input, image_output, tokens) >= 0)
 ) PARTITION BY RANGE (created_at);

@@ -71,3 +71,36 @@ async def test_no_call_and_no_question_are_refused(
     api: Api, ids: dict[str, Any], path: str, status: int
 ) -> None:
     assert (await api.get(path)).status == status
+
+
+async def test_a_call_names_its_run_and_what_refused_it_as_that_is_called_now(
+    api: Api, ids: dict[str, Any]
+) -> None:
+    [(tenant, key, budget)] = api.rows(
+        "select t.id, k.id, b.id from tenant t join api_key k on k.tenant_id = t.id, budget b"
+        " where t.name = 'Search' and b.name = 'keys'"
+    )
+    plan = (await api.make("token-plans", name="Small", total_amount=9))["id"]
+    api.rows(
+        "insert into run (id, organization_id, tenant_id, name, unit, amount, created_at, expires_at)"
+        " values (%s, %s, %s, 'nightly', 'money', 5000000000, now(), now() + interval '1 h')",
+        2**52, ids["organization"], tenant,
+    )  # fmt: skip
+    refused = {"organization": ids["organization"], "tenant": tenant, "api_key_id": key, "status": 429}
+    by = {"budget": budget, "run": 2**52, "plan": plan, "gone": 77}
+    for number, (kind, id_) in enumerate(by.items()):
+        call(
+            api, f"00000000-0000-4000-8000-0000000001{number:02}", **refused, refused=True, run_id=2**52,
+            reason="run_exceeded" if kind == "run" else "budget_exceeded", refused_by=id_,
+            refused_kind=kind.replace("gone", "budget"),
+        )  # fmt: skip
+    await api.patch(f"budgets/{budget}", {"name": "renamed"})
+    found = (await api.get("calls?order=desc&limit=4")).json["items"][::-1]
+    names = {"budget": "renamed", "run": "nightly", "plan": "Small"}
+    told = [{"kind": kind, "id": by[kind], "name": name} for kind, name in names.items()]
+    assert [each["refused_by"] for each in found] == [*told, None]
+    assert [each["run"] for each in found] == ["nightly"] * 4
+    budgets, run, *_ = [(await api.get(f"calls/{each['id']}/explanation")).json for each in found]
+    marked = [fact for fact in step(budgets, "budgets")["facts"] if fact.endswith("It refused this call.")]
+    assert [fact.partition(",")[0] for fact in marked] == ['"renamed"']
+    assert (step(run, "run")["outcome"], step(run, "run")["facts"]) == ("refused", ["0 of 5 USD are used"])

@@ -21,6 +21,7 @@ from gateway.core.accounts.budgets import (
     account_of,
 )
 from gateway.core.accounts.call_budgets import OrganizationBudgets
+from gateway.core.accounts.refusals import read_batch
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
@@ -193,6 +194,9 @@ async def test_a_budget_that_is_used_up_refuses_in_the_apis_own_shape(
     assert got.one(b"ratelimit") == b'"budget";r=0;t=90'
     assert not stage.upstream.received
     assert stage.tally.snapshot()["budget_refusals"] == [("budget_exceeded", "money", "month", 1)]
+    batch = read_batch(stage.refusals.take("w", 1))
+    assert batch is not None
+    assert [(one.refused_kind, one.refused_by) for one in batch.calls] == [("budget", BUDGET.id)]
 
 
 async def test_a_total_says_no_time(stage: Stage) -> None:

@@ -565,6 +565,14 @@ USE_RESOURCES = (
 
 
 # Calls: one row a request, with what it used and what it cost, read only.
+class RefusedBy(Out):
+    """What refused a call."""
+
+    kind: Literal["budget", "run", "plan"]
+    id: int
+    name: str = Field(description="As it is called now.")
+
+
 class Call(Out):
     """One request."""
 
@@ -601,6 +609,10 @@ class Call(Out):
     )
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
+    run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")
+    refused_by: RefusedBy | None = Field(
+        description="The budget, run or token plan that refused it; null where none of them did."
+    )
     streamed: bool
     estimated: bool
     duration_ms: int

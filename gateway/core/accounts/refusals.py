@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from heapq import nlargest
 from typing import Annotated
 
@@ -38,8 +39,20 @@ _Project = Annotated[int, msgspec.Meta(ge=OTHER_PROJECTS, le=INTEGER_MAX)]
 _Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\t[^\t]*)?$")]
 
 
+class RefusedBy(StrEnum):
+    """What refuses a call and has a row."""
+
+    BUDGET = "budget"
+    RUN = "run"
+    PLAN = "plan"
+
+
 class RefusedCall(msgspec.Struct, array_like=True):
-    """One call and why it was refused; `attribution` as in `OutboxEntry`, `user` is the caller's own id."""
+    """One call and why it was refused; `attribution` as in `OutboxEntry`, `user` is the caller's own id.
+
+    `run` is the id that the caller gave to its run. What refused it is of a `refused_kind` (`RefusedBy`) and
+    has an id, 0 where its writer has to look that up.
+    """
 
     request_id: str
     at_ms: _Time
@@ -56,6 +69,9 @@ class RefusedCall(msgspec.Struct, array_like=True):
     status: _Number
     reason: str
     duration_ms: _Number
+    run: str = ""
+    refused_kind: str = ""
+    refused_by: _Number = 0
 
 
 class RefusedCount(msgspec.Struct, array_like=True):
@@ -174,7 +190,8 @@ class Refusals:
             self._minute = minute
             told.clear()
         owner = call.organization_id
-        size = ROW_BYTES + 4 * (len(call.model) + len(call.user) + len(call.session) + len(call.attribution))
+        texts = (call.model, call.user, call.session, call.attribution, call.run)
+        size = ROW_BYTES + 4 * sum(map(len, texts))
         within = told.get(owner, 0) < self._rows_a_minute_max and len(self._rows) < self._rows_max
         if not within or self._rows_bytes + size > ROWS_BYTES_MAX:
             self.untold += 1

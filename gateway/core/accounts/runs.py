@@ -252,6 +252,11 @@ def is_run(budget_id: int) -> bool:
     return budget_id >= BUDGET_ID_MIN
 
 
+def run_of(budget_id: int) -> int:
+    """The id of the run that a window is of: that of the window which counts its calls."""
+    return budget_id & ~1
+
+
 def budget_id_of(random: bytes) -> int:
     """The id of a new run's window, by 8 random bytes; of 50,000, two are alike once in 900,000 times."""
     return BUDGET_ID_MIN + int.from_bytes(random) % (BUDGET_IDS // 2) * 2

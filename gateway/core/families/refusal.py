@@ -16,7 +16,8 @@ import msgspec
 from gateway import errors
 from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
-from gateway.core.accounts.runs import is_run
+from gateway.core.accounts.refusals import RefusedBy
+from gateway.core.accounts.runs import is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
@@ -95,6 +96,21 @@ def is_final(refusal: Refusal) -> bool:
     """
     client = HTTPStatus.BAD_REQUEST <= refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR
     return client and refusal.status not in _IN_TIME and refusal.retry_after_s is None
+
+
+def refused_by(refusal: Refusal) -> tuple[str, int]:
+    """Return the kind and the id of the budget, run or plan that refused; no kind where none of them did.
+
+    The id is 0 where only the ledger knows which plan or run that is.
+    """
+    window = refusal.budget
+    if isinstance(window, BudgetWindow):
+        if is_run(window.budget_id):
+            return RefusedBy.RUN.value, run_of(window.budget_id)
+        return RefusedBy.BUDGET.value, window.budget_id
+    if isinstance(refusal, errors.RunEnded | errors.RunExceeded):
+        return RefusedBy.RUN.value, 0
+    return (RefusedBy.PLAN.value if refusal.policy == _POLICIES[LimitKind.QUOTA] else ""), 0
 
 
 def _wait_s(decision: Decision) -> int | None:

@@ -126,6 +126,32 @@ async def test_many_invented_models_leave_few_rows_and_exact_counts(valkey: str,
         assert await broken(migrated) == []
 
 
+async def test_a_refused_call_has_its_run_and_what_refused_it(valkey: str, migrated: str) -> None:
+    async with lined(valkey, migrated) as (line, world):
+        of = {"o": world.caller.organization_id, "t": world.caller.tenant_id}
+        [made] = line.backend.rows("INSERT INTO token_plan (name) VALUES ('p') RETURNING id")
+        run, plan, none = 2**52, made["id"], (None, None, None)
+        line.backend.rows(
+            "INSERT INTO run (id, organization_id, tenant_id, name, unit, created_at, expires_at)"
+            " VALUES (%s, %s, %s, 'nightly', 'money', now(), now()) RETURNING id",
+            run, *of.values(),
+        )  # fmt: skip
+        line.backend.rows(
+            "INSERT INTO tenant_quota (tenant_id, plan_id) VALUES (%s, %s)"
+            " ON CONFLICT (tenant_id) DO UPDATE SET plan_id = excluded.plan_id RETURNING tenant_id",
+            of["t"], plan,
+        )  # fmt: skip
+        line.refuse(world, run="nightly", refused_kind="budget", refused_by=7)
+        line.refuse(world, run="nightly", refused_kind="run")
+        line.refuse(world, run="not stored", refused_kind="run")
+        line.refuse(world, refused_kind="plan")
+        line.refuse(world, refused_kind="of a newer version", refused_by=9)
+        await line.told()
+        assert [(row["run_id"], row["refused_kind"], row["refused_by"]) for row in line.rows()] == [
+            (run, "budget", 7), (run, "run", run), none, (None, "plan", plan), none,
+        ]  # fmt: skip
+
+
 async def test_a_batch_counts_once_however_often_it_comes(valkey: str, migrated: str) -> None:
     async with lined(valkey, migrated) as (line, world):
         line.refuse(world)

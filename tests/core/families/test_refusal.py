@@ -11,8 +11,9 @@ import openai
 import pytest
 
 from gateway import errors
+from gateway.core.accounts.runs import BUDGET_ID_MIN
 from gateway.core.accounts.spent_answers import SpentAnswer
-from gateway.core.families.refusal import from_decision, render
+from gateway.core.families.refusal import from_decision, refused_by, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
@@ -37,6 +38,22 @@ def refused(
 ) -> Refusal:
     until = 0 if wait_ms is None else NOW + wait_ms
     return from_decision(Decision(verdict, scope, kind, used, limit, until, NOW))
+
+
+def test_what_refused_has_a_row_where_it_is_a_budget_a_run_or_a_plan() -> None:
+    def by(verdict: Verdict, kind: LimitKind, budget_id: int = 0) -> tuple[str, int]:
+        window = BudgetWindow(budget_id, 10, 10, 0, 1) if budget_id else None
+        return refused_by(from_decision(Decision(verdict, 3, kind, 10, 10, 0, NOW, budget=window)))
+
+    exceeded, run = Verdict.BUDGET_EXCEEDED, BUDGET_ID_MIN + 6
+    assert by(exceeded, LimitKind.BUDGET, 7) == ("budget", 7)
+    assert by(Verdict.QUOTA_HELD, LimitKind.BUDGET, 7) == ("budget", 7)
+    assert by(exceeded, LimitKind.BUDGET, run) == by(exceeded, LimitKind.BUDGET, run + 1) == ("run", run)
+    assert refused_by(errors.RunEnded()) == ("run", 0)
+    assert by(Verdict.QUOTA_EXCEEDED, LimitKind.QUOTA) == ("plan", 0)
+    assert by(Verdict.QUOTA_HELD, LimitKind.QUOTA) == ("plan", 0)
+    assert by(Verdict.QUOTA_HELD, LimitKind.CREDITS) == by(Verdict.RATE_LIMITED, LimitKind.TOKENS) == ("", 0)
+    assert refused_by(errors.ModelNotPriced()) == ("", 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, corrected, write_facts
+from gateway.core.accounts.runs import BUDGET_ID_MIN
 from gateway.core.accounts.usage import SPANS, SUMS
 from gateway.core.times import DAY_MS, HOUR_MS
 from persistence.ledger.rows import NULL, json_field
@@ -56,8 +57,19 @@ async def test_a_call_is_told_whole(migrated: str, writer: LedgerWriter) -> None
         "upstream_request_id": "req_1", "unknown_usage": '{"new":1}', "unpriced": "web_search",
         "exchange_rate": "0.92",
         "refused": False, "amended": 0, "rerated": 0,
+        "run_id": None, "refused_kind": None, "refused_by": None,
     }  # fmt: skip
     assert await broken(migrated) == []
+
+
+async def test_a_call_of_a_run_is_of_the_nearest_one(migrated: str, writer: LedgerWriter) -> None:
+    account = opened(migrated)
+    child, parent = BUDGET_ID_MIN + 8, BUDGET_ID_MIN + 2
+    windows = tuple(WindowKey(each, 0) for each in (7, child, child + 1, parent, parent + 1))
+    account.consume(1, metadata=write_facts(FACTS), budgets=windows)
+    account.consume(1, metadata=write_facts(FACTS), budgets=windows[:1])
+    await writer.write(batch_of(account))
+    assert [call["run_id"] for call in calls_in(migrated)] == [child, None]
 
 
 async def test_a_call_of_several_ledgers_is_one_row_and_no_other_movement_is_one(
