@@ -68,7 +68,10 @@ async def find_call(ports: AdminPorts, request_id: str) -> Row:
     """Return the journal's row of a request; `NotFound` says why there may be none."""
     rows, _ = await Operations(ports, RESOURCES["calls"]).list(_query(1, request_id=request_id))
     if not rows:
-        raise NotFound(f"The journal has no call {request_id}.")
+        raise NotFound(
+            f"The journal has no call {request_id}. A row is written within seconds; calls without a valid "
+            "key, on a free route, or refused beyond 600 a minute have none."
+        )
     return rows[0]
 
 

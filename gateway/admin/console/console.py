@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway.admin.api import usage, views
 from gateway.admin.api.finance import checked, period_of
-from gateway.admin.console import lists, own_pages, records, reports
+from gateway.admin.console import lists, own_pages, raises, records, reports
 from gateway.admin.console.formatting import PageForm
 from gateway.admin.console.home import (
     OVER_TLS,
@@ -309,6 +309,7 @@ EXTRAS: dict[str, Extras] = {
     "calls": records.about_call,
     "invoices": records.about_invoice,
     "budgets": records.about_budget,
+    "raise-requests": raises.about_raise,
 }
 # Addresses of programs: what is not there is a problem, not a page.
 PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
@@ -335,6 +336,8 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     overview = Overview(ports, live, time.monotonic)
     router.add_get("/", desk.reading(own_pages.or_home(overview.show), by_key=True))
     router.add_get("/me", desk.reading(own_pages.show_me, by_key=True))
+    uuid = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    router.add_get(f"/me/calls/{{request_id:{uuid}}}", desk.reading(own_pages.show_call, by_key=True))
     router.add_get("/team", desk.reading(own_pages.show_team))
     router.add_get("/account", desk.reading(own_pages.show_account))
     router.add_post("/account/credits", desk.asking(own_pages.buy))

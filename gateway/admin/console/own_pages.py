@@ -24,6 +24,7 @@ from gateway.admin.console import formatting, lists, records, reports
 from gateway.admin.console.formatting import BudgetUse
 from gateway.admin.console.home import ConsoleShell, Posted, Reading, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, is_customer, leads
+from gateway.admin.explanation import explain
 from gateway.admin.http.requests import may_write
 from gateway.admin.operations import finish
 from gateway.admin.resources import form_fields
@@ -112,6 +113,18 @@ async def _me(
         asked=asked, refused=refused, may_ask=_may_ask(signed.actor), may_rotate=_may_rotate(signed.actor),
         snippets=snippets(desk.ports.gateway_url, _models(calls.rows, allowed)),
     )  # fmt: skip
+
+
+async def show_call(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+    """`GET /me/calls/{request_id}`: why a call of one's own was refused, or cost what it cost."""
+    scope, of = await _scope(desk, signed.actor), request.match_info["request_id"]
+    named: dict[str, Any] = {**scope.calls, "request_id": of}
+    found = await desk.ports.store.page("calls", query(1, **named))
+    if not found.rows:
+        raise NotFound
+    row = RESOURCES["calls"].render(found.rows[0])
+    steps = await explain(desk.of(_acting(signed.actor)).ports, row)
+    return desk.answer(request, signed, "own_call.html", row=row, steps=steps)
 
 
 async def rotate(

@@ -26,6 +26,7 @@ from gateway.admin.console import formatting, lists, meaning, reports
 from gateway.admin.console.formatting import PageForm, cell, label_of, references, state_of
 from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.explanation import explain
 from gateway.admin.http.requests import Body
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
@@ -47,7 +48,7 @@ from gateway.core.billing.price_book import (
     UNITS,
     USES_A_PRICE,
 )
-from gateway.errors import Conflict, NotFound, Unprocessable
+from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 from gateway.feature import features
 
 # What a change is called where more than words can be changed.
@@ -405,12 +406,24 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
         "lines": [(line, "each" if line.kind in counted else PER[line.per]) for line in found],
         "adds_up": adds_up,
         "called": {name: text for (name, _), text in names.items()},
+        "steps": await explain(desk.ports, row),
+        "refuser": await _refuser(desk, row["refused_by"]),
         "ledgers": [
             ("Token ledger", f"/tenants/{row['tenant_id']}?request_id={row['request_id']}#ledger"),
             ("Credit transactions", f"/credit-transactions?request_id={row['request_id']}"),
             ("Feature usage", f"/feature-usage?request_id={row['request_id']}"),
         ],
     }
+
+
+async def _refuser(desk: ConsoleShell, refused_by: object) -> str:
+    """Return the address of the budget that refused a call; empty where its reader may not open it."""
+    if not isinstance(refused_by, dict) or refused_by["kind"] != "budget":
+        return ""
+    try:
+        return f"/budgets/{(await desk.operations['budgets'].show(refused_by['id']))['id']}"
+    except (NotFound, Forbidden):
+        return ""
 
 
 async def _price(desk: ConsoleShell, price_id: object) -> Row | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from gateway.admin.console.home import Assets, ConsoleShell, Pages, Sessions, read_form
+from gateway.admin.console.raises import raise_figures
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import slow_down
 from gateway.admin.operations import Operations, WriteRequest
@@ -48,10 +49,11 @@ class RaiseLinks:
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /raise/{token}`."""
         try:
-            _, row = await self._asked(request)
+            actor, row = await self._asked(request)
+            figures = await raise_figures(self._desk.ports.of(actor), row)
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
-        return self._desk.answer(request, None, "raise_link.html", row=row)
+        return self._desk.answer(request, None, "raise_link.html", row=row, figures=figures)
 
     async def decide(self, request: web.Request) -> web.StreamResponse:
         """`POST /raise/{token}` with `decision`: one of the actions of a raise request."""
@@ -65,7 +67,7 @@ class RaiseLinks:
             done = await does.act(action, WriteRequest(request[REQUEST_ID]), int(str(row["id"])), {})
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
-        return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content})
+        return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content}, figures=())
 
     async def _asked(self, request: web.Request) -> tuple[Actor, Row]:
         """Who decides by the link of a request, and what; `NotFound` where it is not good."""

@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from gateway.admin.console.own_pages import snippets
+from gateway.core.accounts.budgets import Budget, LiveWindow, account_of
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 from tests.admin.console.usage_rows import NANO, call, used
@@ -280,3 +281,54 @@ async def test_a_customer_sees_plan_use_credits_and_invoices(team: Team) -> None
         assert 'href="/account"' in page.text
     assert (await (await team.person()).open("/account")).status == 403
     assert (await (await signed_in(api, ADMIN)).open("/account")).status == 403
+
+
+async def test_a_call_of_ones_own_is_told_step_by_step_with_each_budget_that_it_takes_from(
+    team: Team,
+) -> None:
+    anns, bobs = (str(UUID(int=number)) for number in (1, 2))
+    for person in (await team.person(user="ann"), await team.holder("ann")):
+        assert f'href="/me/calls/{anns}"' in (await person.open("/me")).text
+        text = unescape((await person.open(f"/me/calls/{anns}")).text)
+        assert "A budget's amount is used up." in text
+        assert '"the team": 50 of 50' in text
+        assert f'"each {BAD}", user ann: 20 of 20' in text
+        for name in ("secret", "bob"):
+            assert name not in text, name
+        for other in (bobs, str(UUID(int=3)), str(UUID(int=9))):
+            assert (await person.open(f"/me/calls/{other}")).status == 404
+
+
+async def test_a_calls_page_has_its_steps_and_links_the_budget_that_refused_it(team: Team) -> None:
+    secret = team.budgets["secret-budget"]
+    team.api.rows(
+        "update call set refused_kind = 'budget', refused_by = case when request_id = %s then %s else %s end",
+        str(UUID(int=1)), team.budgets["the team"], secret,
+    )  # fmt: skip
+    rows = {row["model"]: row["id"] for row in (await team.api.get("calls")).json["items"]}
+    lead = await team.person("operator")
+    page = (await lead.open(f"/calls/{rows['gpt-ann']}")).text
+    assert f'href="/budgets/{team.budgets["the team"]}">the team</a>' in page
+    assert "It refused this call." in page
+    assert f"/budgets/{secret}" not in (await lead.open(f"/calls/{rows['gpt-bob']}")).text
+
+
+async def test_who_decides_a_raise_request_sees_use_limit_and_the_rest_after_it(team: Team) -> None:
+    each = team.budgets[f"each {BAD}"]
+    key, now = await team.holder("ann"), int(datetime.now(UTC).timestamp() * 1000)
+    form = {"form_token": (await key.open("/me")).form_token, "reason": "more"}
+    for amount in ("40", "25"):
+        assert (await key.post(f"/me/budgets/{each}/ask", {**form, "amount": amount})).status == 303
+    account = account_of(team.organization, Budget(1, "", "money", 1, "day", each="user"), "ann")
+    team.api.counters.windows[account] = {each: LiveWindow(each, 37_560_000_000, 1_000_000_000, now)}
+    staff = await signed_in(team.api, ADMIN)
+    for row, left in zip(
+        (await team.api.get("raise-requests")).json["items"],
+        ("$1.44", "$0.00: its calls would still be refused"),
+        strict=True,
+    ):
+        text = (await staff.open(f"/raise-requests/{row['id']}")).text.partition('id="figures"')[2]
+        assert dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", text.partition("</section>")[0])) == {
+            "Limit": "$20.00", "Used": "$37.56", "Held by calls in flight": "$1.00",
+            "Left after the raise": left,
+        }  # fmt: skip
