@@ -24,6 +24,8 @@ from gateway.core.accounts.outbox import (
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import Counts, charged, unpriced
+from gateway.core.billing.reported_cost import ReportedCost, are_apart
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of
 from gateway.core.metering.meter import Detail
 from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement
@@ -59,7 +61,8 @@ class MeteredUse:
 
     `counts` are tokens by `KINDS`, and `total` is how many are charged. `detail` is the rest of the answer.
     `measured` are uses of tools by name that count where an answer has none. A `cost` in nano-units that its
-    caller states is charged in place of that of the price book. `sent` is the name of the model that the
+    caller states is charged in place of that of the price book, and so is one that is `reported` and decides.
+    `sent` is the name of the model that the
     upstream was sent. `family` is that of the route, `used_ms` the time of a use that is not of now.
     """
 
@@ -84,6 +87,7 @@ class MeteredUse:
     measured: Mapping[str, int] | None = None
     cost: int | None = None
     used_ms: int = 0
+    reported: ReportedCost | None = None
 
 
 @dataclass(slots=True)
@@ -102,6 +106,7 @@ class Counted:
     """What the numbers of a worker count of a use: `input` and `output` tokens, and `total` where its service
     counts these. It `lacks_price` where tokens or a tool have no price of their own, `says_more` where its
     provider reported what is not documented, and is `contradicted` where what passed disproves a report.
+    `apart` are the cost by the price book and the reported one, where they are far apart.
     """
 
     service: str
@@ -120,6 +125,7 @@ class Counted:
     lacks_price: bool = False
     says_more: bool = False
     contradicted: bool = False
+    apart: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -138,11 +144,7 @@ class ChargedUse:
 
 def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> ChargedUse:
     """Charge a use by the prices of its admission; `look_up` finds those of a model that only answered."""
-    detail, counts, used = use.detail, use.counts, use.used
-    if use.measured and used and not detail.tools:
-        detail = detail if detail is not NO_DETAIL else Detail()
-        for name, times in use.measured.items():
-            detail.used_tool(name, times)
+    detail, counts, used = _with_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     priced = price_of(look_up, terms.caller, prices, detail, counts, now_s, use.sent)
     price = priced.vector
@@ -154,7 +156,12 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
             parts = parts_of(look_up, terms.caller, prices, price, detail, counts, now_s)
         if not told:
             cost = cost_of(price, counts, tools, detail.service_tier, parts) if used else 0
-    if told:
+    said = use.reported if used and not told else None
+    reported, apart = (None, None) if said is None else _by_report(said, use, price, cost)
+    if reported is not None:
+        parts, told, price_id = NO_PARTS, True, 0
+        cost, currency, rate = reported
+    elif told:
         currency, price_id, rate = terms.currency or currency, 0, ""
     elif price is not None:
         without = named_unpriced(unpriced(price, tools, counts, detail.service_tier))
@@ -175,7 +182,37 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     stands_in = priced.stands_in and not told
     counted.lacks_price = without != "" or (use.total > 0 and (cost is None or stands_in))
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
+    counted.apart = apart
     return ChargedUse(facts, settlement, counted)
+
+
+def _with_measured(use: MeteredUse) -> Detail:
+    """Return what the answer says, with the uses of tools that were measured where it says none."""
+    detail = use.detail
+    if use.measured and use.used and not detail.tools:
+        detail = detail if detail is not NO_DETAIL else Detail()
+        for name, times in use.measured.items():
+            detail.used_tool(name, times)
+    return detail
+
+
+def _by_report(
+    said: ReportedCost, use: MeteredUse, price: Vector | None, book: int | None
+) -> tuple[tuple[int, str, str] | None, tuple[int, int] | None]:
+    """Return the reported cost with its currency and rate where it decides, and both costs if they are apart.
+
+    A report says nothing of tokens that the gateway counted: then its cost is no less than the book's.
+    """
+    cost = said.in_currency_of(price)
+    if cost is None:
+        return None, None
+    apart = (book, cost) if book is not None and not use.estimated and are_apart(book, cost) else None
+    if use.estimated and book is not None:
+        cost = max(cost, book)
+    if not said.decides:
+        return None, apart
+    currency = said.currency if price is None else price.currency
+    return (cost, currency, said.rate if currency == said.currency else ""), apart
 
 
 def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:

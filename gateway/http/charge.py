@@ -20,13 +20,15 @@ from gateway.core.accounts.outbox import (
     TEXT_CHARACTERS_MAX,
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS
-from gateway.core.billing.money import ENDLESS
+from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
+    BASE_CURRENCY,
     TOKENS_A_PRICE,
     TokenRate,
     dearest,
     usual_rate,
 )
+from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import (
     CallClaim,
@@ -356,6 +358,12 @@ class AdmittedCall:
             if complete:
                 self._learn(usage, charged.counted)
             ports.tally.charged(charged.counted, exchange.upstream_name)
+            if (apart := charged.counted.apart) is not None:
+                ports.log(
+                    "reported_cost_differs", level="warning", request_id=exchange.request_id,
+                    upstream=exchange.upstream_name, model=self.call.model, book=apart[0] / NANO,
+                    reported=apart[1] / NANO,
+                )  # fmt: skip
         return True
 
     def leave_room(self, tokens: int) -> None:
@@ -405,10 +413,22 @@ class AdmittedCall:
             self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), exchange.model_sent,
             call.measured if done else None,
         )  # fmt: skip
+        if detail.cost is not None:
+            use.reported = self._reported(detail.cost, now_s)
         charged = charge(ports.directory.price, now_s, use, terms)
         if used:
             charged.settlement.frame = self.decision.frame
         return charged
+
+    def _reported(self, nano: int, now_s: float) -> ReportedCost:
+        """What the provider says that the call cost, with the rate that a dollar had at its admission."""
+        directory, upstream = self._worker.ports.directory, self._exchange.upstream
+        currency, rate = directory.pays_in(self.caller), ""
+        if currency != BASE_CURRENCY:
+            rate = directory.base_rate(self.caller, now_s - self.prices.at_s) or ""
+            currency = currency if rate else BASE_CURRENCY
+        decides = upstream is not None and upstream.target.cost == REPORTED
+        return ReportedCost(nano, currency, rate, decides)
 
     def _unseen(self, usage: TokenUsage, silent_s: float) -> TokenUsage:
         """Add the output that a call may have had in so many seconds, at the speed of its model."""

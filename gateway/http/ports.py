@@ -105,6 +105,9 @@ class DirectoryPort(Protocol):
         `own` is in its own currency alone. The `upstream` says whose list counts first.
         """
 
+    def base_rate(self, caller: Caller, ago_s: float) -> str | None:
+        """How much of its organization's currency a unit of the base was then; None where nobody says."""
+
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:

@@ -84,6 +84,7 @@ class Tally:
     unknown_usage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REPORTING, 0))
     # By the upstream's name.
     untrue_reports: dict[str, int] = field(default_factory=dict)
+    costs_apart: dict[str, int] = field(default_factory=dict)
     request_seconds: Histogram = field(default_factory=Histogram)
     overhead_seconds: Histogram = field(default_factory=Histogram)
     first_token_seconds: Histogram = field(default_factory=Histogram)
@@ -115,6 +116,7 @@ class Tally:
                 self.upstream_failures.setdefault((name, cause), 0)
             self.upstream_answers.setdefault(name, {})
             self.untrue_reports.setdefault(name, 0)
+            self.costs_apart.setdefault(name, 0)
             self.cooling_seconds.setdefault(name, 0.0)
             self.cooled_calls.setdefault(name, 0)
 
@@ -198,6 +200,8 @@ class Tally:
             self.unknown_usage[counted.family] = self.unknown_usage.get(counted.family, 0) + 1
         if counted.contradicted:
             self.untrue_reports[upstream] = self.untrue_reports.get(upstream, 0) + 1
+        if counted.apart is not None:
+            self.costs_apart[upstream] = self.costs_apart.get(upstream, 0) + 1
 
     def served(self, tenant_id: int, tokens: int) -> None:
         """Count a settled call of a tenant, whom nothing tells apart beyond the maximum."""
@@ -246,6 +250,7 @@ class Tally:
             "budget_refusals": [(*series, count) for series, count in self.budget_refusals.items()],
             "unknown_usage": list(self.unknown_usage.items()),
             "untrue_reports": list(self.untrue_reports.items()),
+            "costs_apart": list(self.costs_apart.items()),
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "first_token_seconds": self.first_token_seconds.snapshot(),

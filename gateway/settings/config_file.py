@@ -366,6 +366,7 @@ class _Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_cut: Literal["stops", "goes_on"] | None = None
     prices: Word | Literal[""] = ""
     price_factor: PriceFactor | Literal[""] = ""
+    cost: Literal["book", "reported"] = "book"
 
 
 class _Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -544,7 +545,7 @@ def base_url_of(url: str, place: str) -> str:
 # What an upstream says that is just so of its target.
 _AS_WRITTEN = (
     "ca_file", "limits", "cert_file", "key_file", "region", "project", "first_byte_s", "idle_s", "auth",
-    "credentials_file", "prices", "price_factor",
+    "credentials_file", "prices", "price_factor", "cost",
 )  # fmt: skip
 
 

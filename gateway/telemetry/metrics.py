@@ -45,6 +45,8 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
             "Settled calls whose report of use says something that is not documented here.",
         "untrue_reports upstream":
             "Settled calls whose report of use is contradicted by what passed, such as zeros.",
+        "costs_apart upstream":
+            "Settled calls whose reported cost and that by the price book are more than a tenth apart.",
         "settlements_estimated": "Calls settled by the gateway's own count.",
         "settlements_failed": "Settlements that the counters did not acknowledge at once.",
         "upstream_failures upstream cause": "Upstream connections or answers that failed.",

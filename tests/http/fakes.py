@@ -179,6 +179,7 @@ class FakeDirectory:
         self.digest = ""
         self.services = dict(SERVICES)
         self.currency = "USD"
+        self.rate: str | None = None
         self.stand_ins = NO_STAND_INS
         self.lists: ModelLists | None = None
         self.policies: CallRunPolicies = ()
@@ -259,6 +260,9 @@ class FakeDirectory:
     ) -> Vector | None:
         found = self.prices.get(model)
         return None if own and found is not None and found.currency != self.currency else found
+
+    def base_rate(self, caller: Caller, ago_s: float) -> str | None:
+        return self.rate
 
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""

@@ -534,3 +534,57 @@ async def test_prepaid_credits_by_token_bind_a_call_to_what_it_holds(choices: in
         assert hold.credits == 2 * read + 5 * CEILING * choices
         assert hold.credits_least == 2 * read + 5 * choices
         assert json.loads(stage.upstream.received[0].body)["max_completion_tokens"] == 40 // choices
+
+
+# A cost that the provider itself reports.
+REPORTS_COST: dict[str, object] = {"cost": "reported"}
+
+
+async def reported(stage: Stage, cost: object, **usage: object) -> CallFacts:
+    """The facts of a chat whose report of use says so much beside 10 tokens read and 5 produced."""
+    told = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": cost, **usage}
+    said = {"message": {"content": "five words are in here"}, "finish_reason": "stop"}
+    body = json.dumps({"model": ASKED, "choices": [said], "usage": told}).encode()
+    stage.upstream.scripts.append([answer(body)])
+    sent = json.dumps({"model": ASKED, "messages": [{"role": "user", "content": "hi"}]}).encode()
+    assert (await stage.ask(post(sent))).status == 200
+    return stage.facts()
+
+
+async def test_a_reported_cost_is_the_cost_where_its_upstream_says_so() -> None:
+    async with staged(of_target=REPORTS_COST) as stage:
+        facts = await reported(stage, 0.0071)
+        assert (facts.cost, facts.currency, facts.price_id) == (7_100_000, "USD", 0)
+        assert stage.tally.snapshot()["unpriced_calls"] == []
+        # 10 at 5 and 5 at 25 dollars a million, and 7 searches that are in what it reports.
+        stage.directory.prices[ASKED] = OPUS
+        facts = await reported(stage, 0.0071, server_tool_use={"web_search": 7})
+        assert (facts.cost, facts.price_id, facts.unpriced) == (7_100_000, 0, "")
+        assert [(await reported(stage, odd)).cost for odd in (-1, None, "NaN", 10**6)] == [175_000] * 4
+
+
+async def test_a_reported_cost_is_converted_at_the_rate_of_the_admission() -> None:
+    async with staged(of_target=REPORTS_COST) as stage:
+        stage.directory.currency = "EUR"
+        assert ((await reported(stage, 0.01)).cost, stage.facts().currency) == (10_000_000, "USD")
+        stage.directory.rate = "0.92"
+        facts = await reported(stage, 0.01)
+        assert (facts.cost, facts.currency, facts.exchange_rate) == (9_200_000, "EUR", "0.92")
+
+
+async def test_the_price_book_decides_elsewhere_and_a_large_difference_is_told(stage: Stage) -> None:
+    stage.directory.prices[ASKED] = OPUS
+    costs = [(await reported(stage, cost)).cost for cost in ("0.000175", "0.00019", "0.0002", "0.0001")]
+    assert costs == [175_000] * 4
+    assert stage.tally.snapshot()["costs_apart"] == [("up", 2)]
+    told = stage.events("reported_cost_differs")
+    assert [(one["book"], one["reported"]) for one in told] == [(0.000175, 0.0002), (0.000175, 0.0001)]
+
+
+async def test_an_answer_that_was_counted_costs_no_less_than_the_price_book_says() -> None:
+    async with staged(of_target=REPORTS_COST) as stage:
+        stage.directory.prices[ASKED] = OPUS
+        facts = await reported(stage, 0.000001, completion_tokens=0, total_tokens=10)
+        assert facts.estimated
+        assert facts.cost is not None
+        assert facts.cost > 50_000

@@ -72,6 +72,7 @@ def test_an_upstream_says_what_it_takes_and_makes(tmp_path: Path) -> None:
         adds: [stream_options]
         choices: each
         on_cut: goes_on
+        cost: reported
       plain: {base_url: https://x.example}
     models:
       - {name: m, targets: [{upstream: azure}], output_max: 50, context: 60}
@@ -81,7 +82,8 @@ def test_an_upstream_says_what_it_takes_and_makes(tmp_path: Path) -> None:
         4_096, TokenCounts(16), TokenCounts(None, (("openai_completions", 100), ("openai_chat", 0))), 8_192,
         False, "max_tokens", frozenset({"stream_options"}), "each", "goes_on",
     )  # fmt: skip
-    assert [one.facts for one in settings.upstreams if one.name == "plain"] == [None]
+    assert azure(settings).cost == "reported"
+    assert [(one.facts, one.cost) for one in settings.upstreams if one.name == "plain"] == [(None, "book")]
     assert [(one.output_max, one.context) for one in settings.models] == [(50, 60)]
     assert from_json(to_json(settings)) == settings
 

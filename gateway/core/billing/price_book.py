@@ -167,6 +167,11 @@ class PriceBook:
                 return vector
         return None
 
+    def base_rate(self, currency: str, at_ms: float) -> str | None:
+        """How much of a currency a unit of the base was at a time, as written; None where nobody says."""
+        fitting = (one for one in self._rates if (one.currency, one.base) == (currency, BASE_CURRENCY))
+        return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
+
     def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
         """Every price a model may have in a currency."""
         name = folded(model)

@@ -132,7 +132,8 @@ class UpstreamTarget:
     credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them. `told` are
     header fields whose values say of a call whose it is (`TOLD`). `held` says where each credential is kept:
     the variable or the setting. `facts` are None where nobody states any. It bills by the list of `prices`,
-    empty for that of its family or host, and `price_factor` times what that says.
+    empty for that of its family or host, and `price_factor` times what that says. Where `cost` is `reported`,
+    a call costs what its report of use says.
     """
 
     name: str
@@ -161,6 +162,7 @@ class UpstreamTarget:
     facts: UpstreamFacts | None = None
     prices: str = ""
     price_factor: str = ""
+    cost: str = "book"
 
     def place_of_key(self, key: int) -> str:
         """Return where people keep this credential."""

@@ -15,6 +15,7 @@ from typing import Final
 
 from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import Counts
+from gateway.core.billing.reported_cost import read_cost
 from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
 from gateway.core.metering.content import LooseContent
 from gateway.core.metering.endings import BY_CONNECTION, Ending
@@ -37,13 +38,14 @@ class Detail:
     where that is too long to keep; `says_more` that there was one. `contradicted` says that what passed shows
     a report to be untrue. `retry_s` is after how many seconds a
     refusal says to try again. `beside` are the tokens of other models that answered within the call, each
-    with the model's name; they are in what its `TokenUsage` has.
+    with the model's name; they are in what its `TokenUsage` has. `cost` is what its provider says it cost, in
+    nano-dollars, None where it says nothing of that.
     """
 
     __slots__ = (
         "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
-        "contradicted", "image_input", "image_output", "model", "retry_s", "says_more", "service_tier",
-        "tools", "unknown",
+        "contradicted", "cost", "image_input", "image_output", "model", "retry_s", "says_more",
+        "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -54,6 +56,7 @@ class Detail:
         self.unknown = b""
         self.says_more = self.contradicted = False
         self.retry_s = 0.0
+        self.cost: int | None = None
         self.beside: list[tuple[str, Counts]] = []
         self._queries: set[int] | None = None
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
@@ -124,6 +127,12 @@ class Detail:
     def answered_within(self, model: object, counts: Counts) -> None:
         """A report tells of tokens of a model that answered within the call, whose name may be unknown."""
         self.beside.append((_name(model), counts))
+
+    def note_cost(self, report: bytes) -> None:
+        """Note what a report of use says that all of it cost: of several reports the most."""
+        cost = read_cost(report)
+        if cost is not None and (self.cost is None or cost > self.cost):
+            self.cost = cost
 
     def keep(self, report: bytes) -> None:
         """A report of use says something nobody here knows: it is counted, and kept as it came."""

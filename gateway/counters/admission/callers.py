@@ -511,6 +511,10 @@ class Directory(CallerCache):
             found = self.prices.vector(model, BASE_CURRENCY, at_ms, seller)
         return found
 
+    def base_rate(self, caller: Caller, ago_s: float) -> str | None:
+        """How much of the organization's currency a unit of the base was so many seconds ago."""
+        return self.prices.base_rate(self.pays_in(caller), (self._today() - ago_s) * 1000)
+
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:

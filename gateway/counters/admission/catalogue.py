@@ -85,6 +85,10 @@ class PriceCache:
         """The price in force of a model at a time (ms since the epoch), None where there is none."""
         return self._book.vector(model, currency, at_ms, seller)
 
+    def base_rate(self, currency: str, at_ms: float) -> str | None:
+        """How much of a currency a unit of the base was at a time; None where nobody says."""
+        return self._book.base_rate(currency, at_ms)
+
     async def refresh(self) -> None:
         """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
         try:

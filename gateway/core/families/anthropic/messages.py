@@ -183,6 +183,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
         return
     detail = meter.detail
     lacking = _add_iterations(meter, usage, raw)
+    detail.note_cost(raw)
     detail.served_as(_tier(usage))
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):

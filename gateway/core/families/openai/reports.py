@@ -45,6 +45,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     usage = USAGE.read(meter, raw)
     if usage is None:
         return None
+    meter.detail.note_cost(raw)
     total, told = usage.total_tokens, _told(usage, _COMPLETION)
     completion = told or 0
     prompt = _told(usage, _PROMPT)

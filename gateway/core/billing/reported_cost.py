@@ -1,0 +1,101 @@
+"""What a provider itself says that a call cost, beside what the price book says. Pure.
+
+It is in the report of use: of OpenRouter `cost`, of Perplexity `cost.total_cost`, of xAI `cost_in_usd_ticks`.
+All of them bill in dollars.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
+from typing import Final, NamedTuple
+
+import msgspec
+
+from gateway.core.billing.price_book import BASE_CURRENCY, charged
+from gateway.core.billing.vector import Vector
+
+BOOK, REPORTED = COSTS = ("book", "reported")
+# More than this is no cost of one call.
+COST_DOLLARS_MAX: Final = 100_000
+# By more than this share of the larger one, two costs of a call are apart.
+SHARE_APART: Final = (1, 10)
+_TICKS: Final = Decimal(10**10)  # of xAI's, a dollar
+_SMALLEST: Final = Decimal(1).scaleb(-9)
+_NAMED: Final = b'"cost'
+
+
+class _Total(msgspec.Struct):
+    total_cost: Decimal | None = None
+    currency: str = BASE_CURRENCY
+
+
+class _Details(msgspec.Struct):
+    upstream_inference_cost: Decimal | None = None
+
+
+class _Report(msgspec.Struct):
+    """The documented fields. With a key of one's own (`is_byok`) the rest is billed by another provider."""
+
+    cost: Decimal | _Total | None = None
+    is_byok: bool | None = None
+    cost_details: _Details | None = None
+    cost_in_usd_ticks: Decimal | None = None
+
+
+_read = msgspec.json.Decoder(_Report).decode
+
+
+class ReportedCost(NamedTuple):
+    """What a provider says that a call cost, in nano-dollars; it `decides` where its upstream is billed so.
+
+    `currency` is that of who pays, and `rate` how much of it a dollar was. Without a rate it is dollars.
+    """
+
+    nano: int
+    currency: str = BASE_CURRENCY
+    rate: str = ""
+    decides: bool = False
+
+    def in_currency_of(self, price: Vector | None) -> int | None:
+        """Return the cost in the currency of a price, its own where there is none; None if no rate says."""
+        currency = self.currency if price is None else price.currency
+        if currency == BASE_CURRENCY:
+            return self.nano
+        if currency != self.currency or not self.rate:
+            return None
+        return charged(self.nano, Fraction(self.rate).as_integer_ratio())
+
+
+def read_cost(report: bytes) -> int | None:
+    """Return the cost in a report of use in nano-dollars; None where there is none, or no sane one."""
+    if _NAMED not in report:
+        return None
+    try:
+        said = _read(report)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    cost = said.cost
+    if isinstance(cost, _Total):
+        cost = cost.total_cost if cost.currency.upper() == BASE_CURRENCY else None
+    if cost is None and said.cost_in_usd_ticks is not None:
+        ticks = said.cost_in_usd_ticks
+        cost = ticks / _TICKS if ticks.is_finite() else None
+    if cost is None or not _is_sane(cost):
+        return None
+    if said.is_byok:
+        beside = None if said.cost_details is None else said.cost_details.upstream_inference_cost
+        if beside is None or not _is_sane(beside):
+            return None
+        cost += beside
+    return int(cost.quantize(_SMALLEST, ROUND_HALF_UP).scaleb(9))
+
+
+def are_apart(one: int, other: int) -> bool:
+    """Whether two costs of a call differ by more than the share."""
+    numerator, denominator = SHARE_APART
+    return abs(one - other) * denominator > max(one, other) * numerator
+
+
+def _is_sane(dollars: Decimal) -> bool:
+    return dollars.is_finite() and 0 <= dollars <= COST_DOLLARS_MAX
