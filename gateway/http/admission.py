@@ -70,7 +70,7 @@ from gateway.http.ports import DirectoryPort, Ports
 from gateway.http.routing.head import CallHead, HeaderCredential, RoutedHead
 from gateway.http.routing.routes import upload_named
 from gateway.http.server.buffers import full
-from gateway.http.server.exchange import Exchange
+from gateway.http.server.exchange import Exchange, Worker
 
 # The known part of a call before its body.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
@@ -319,7 +319,9 @@ def priced(
         _aim(exchange, call, rule)
     service, budgets = NO_SERVICE, None
     if metered:
-        _know_upstreams(exchange, call, rule)
+        if not call.targets:
+            call.upstream = exchange.upstream_name
+        know_upstreams(worker, call, rule, exchange.upstream_name)
         found = ports.directory.resolve(caller, routed.service_key)
         if found is None:
             raise ServiceNotIncluded
@@ -428,17 +430,17 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
     exchange.upstream_name, exchange.model_sent = first.upstream, first.model
 
 
-def _know_upstreams(exchange: Exchange, call: CallRequest, rule: ModelRule | None) -> None:
-    """Have a call go by what is known of each upstream that may answer it."""
-    upstreams = exchange.worker.upstreams
+def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
+    """Have a call go by what is known of its targets, or without any of the upstream of this name."""
+    upstreams = worker.upstreams
     if not call.targets:
-        call.upstream = exchange.upstream_name
-        upstream = upstreams.get(exchange.upstream_name)
+        upstream = upstreams.get(name)
         facts = None if upstream is None else upstream.facts_of(call.model, None)
         if facts is not None:
             take_facts(call, (facts,))
         return
-    found = [upstreams[one.upstream].facts_of(one.model, rule) for one in call.targets]
+    asked = [(upstreams.get(one.upstream), one.model) for one in call.targets]
+    found = [None if upstream is None else upstream.facts_of(model, rule) for upstream, model in asked]
     if any(one is not None for one in found):
         take_facts(call, tuple([one or NO_FACTS for one in found]))
 

@@ -82,6 +82,7 @@ from gateway.http.admission import (
     identify,
     judge,
     judge_as_asked,
+    know_upstreams,
     known,
     named_prices,
     open_run,
@@ -488,6 +489,8 @@ def _call(
     rule = judge(exchange, caller, call, user, "this hold names none", "user")
     if rule is not None:
         call.targets = named_by(rule, call.model)
+    if route is not None:
+        know_upstreams(exchange.worker, call, rule, route.upstream)
     unit = TOKENS if call.has_input else unit_of(said)
     return route, call, replace(attribution, user=user), unit
 

@@ -44,7 +44,7 @@ from gateway.core.calls.claims import budget_claim, read_call
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
-from gateway.core.families.family import BatchPaths, JobPaths
+from gateway.core.families.family import BatchPaths, JobPaths, objects_in
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
 from gateway.core.metering.meter import Detail
@@ -73,6 +73,7 @@ from gateway.http.admission import (
     charging_prices,
     check_batch_models,
     identify,
+    know_upstreams,
     known,
     made_models,
     named_prices,
@@ -465,6 +466,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
     """
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
+    upstream = exchange.routed.upstream
     likely, prices, number = 0, at_batch_prices(prices), 0
     for piece in _pieces(lines):
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, params)
@@ -480,6 +482,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
                 raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
             if one.tools or one.models_beside:
                 prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
+            know_upstreams(worker, one, None, upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)
     return likely, prices
@@ -605,12 +608,12 @@ def release_of(job: Job, service: Service) -> Settlement:
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
-    bounds: UsageBounds, ago_s: float,
+    bounds: UsageBounds, ago_s: float, each: bool = False,
 ) -> Iterator[ChargedUse | None]:  # fmt: skip
     """Yield the charge of each line of a result; None for a line that used nothing.
 
-    The job was made `ago_s` ago. A line whose use nobody can read costs its share of the hold, and so does
-    each that is missing of those that were `answered`.
+    The job was made `ago_s` ago; its upstream reports `each` choice by itself or all. A line whose use nobody
+    can read costs its share of the hold, and so does each that is missing of those that were `answered`.
     """
     now_s = ports.seconds()
     prices = _prices_then(ports, job, service, now_s, ago_s)
@@ -618,7 +621,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     for number, line in enumerate(found, 1):
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
-        charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds)
+        charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds, each)
         there += charged is not None or not line.free
         yield charged or (None if line.free else _share(job, id_, service, line, ago_s))
     for number in range(there, min(answered, job.lines)):
@@ -628,7 +631,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
 
 def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     ports: Ports, job: Job, service: Service, route: Route, body: bytes, free: bool, bounds: UsageBounds,
-    ago_s: float,
+    ago_s: float, each: bool = False,
 ) -> ChargedUse | None:  # fmt: skip
     """Return the charge of a job of one call, made `ago_s` ago, by its result.
 
@@ -637,17 +640,19 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     now_s = ports.seconds()
     line = BatchResult("", 200, "", body, free)
     prices = _prices_then(ports, job, service, now_s, ago_s)
-    charged = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds)
+    charged = _charged(ports, job, service, route, line, job.hold_id, prices, now_s, bounds, each)
     return charged or (None if free else unread_charge(job, service, ago_s))
 
 
 def _charged(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
-    now_s: float, bounds: UsageBounds,
+    now_s: float, bounds: UsageBounds, each: bool,
 ) -> ChargedUse | None:  # fmt: skip
     """Return the charge of a result by the use that it reports; None where it reports none."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
-    call.reports = True
+    call.reports, call.reports_each = True, each
+    if each:
+        call.choices = max(1, len(objects_in(loose_document(line.body), "choices")))
     if job.kind == VIDEO:
         call.choices, call.measured = job.videos, {SECONDS: job.seconds}
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)

@@ -356,7 +356,8 @@ class Jobs:
                 return
             ports, service, route, bounds = self._charging(job)
             free, age_s = ended in {"failed", "expired"}, await self._age_s(job)
-            charge = call_charge(ports, job, service, route, said, free, bounds, age_s)
+            each = self._reports_each(job)
+            charge = call_charge(ports, job, service, route, said, free, bounds, age_s, each)
             if charge is None:
                 await in_task(ports.counters.settle(release_of(job, service)))
                 job.cost = 0
@@ -393,6 +394,11 @@ class Jobs:
         if service is None or route is None:
             raise CountersUnavailable
         return ports, service, route, plane.bounds
+
+    def _reports_each(self, job: Job) -> bool:
+        """Whether a report of the job's upstream is about one choice of several."""
+        target = None if self._plane is None else self._plane.target_of(job.upstream)
+        return target is not None and target.facts is not None and target.facts.choices == "each"
 
     @asynccontextmanager
     async def _fetching(self, upstream: str) -> AsyncIterator[None]:
@@ -467,8 +473,9 @@ class Jobs:
             job.lines_after = await self._stored.place(job.partition)
             await in_task(self._stored.keep(job))
         cost, counted = 0, list[Counted]()
-        age_s = await self._age_s(job)
-        for line in line_charges(ports, job, service, route, results(content), answered, bounds, age_s):
+        age_s, each = await self._age_s(job), self._reports_each(job)
+        read = results(content)
+        for line in line_charges(ports, job, service, route, read, answered, bounds, age_s, each):
             if line is None:
                 await asyncio.sleep(0)
                 continue

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamFacts, UpstreamTarget
+from gateway.core.calls.routes import ModelRule, ModelTarget, TokenCounts, UpstreamFacts, UpstreamTarget
 from gateway.run.model_lists import read_list
 from tests.http.fakes import (
     CHAT,
@@ -21,6 +21,7 @@ from tests.http.fakes import (
     post,
 )
 from tests.http.stage import FakeUpstream, Stage, staged
+from tests.http.test_authorized import Holds
 from tests.waiting import eventually
 
 UNSTATED = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -132,3 +133,18 @@ async def test_an_answer_that_goes_on_without_its_client_is_read_to_its_end(
         await stage.settled(1)
         (charge,) = stage.counters.charges
         assert (charge.tokens == 12) is drained  # as its last event says
+
+
+FACTS = UpstreamFacts(output_max=50, output_min=TokenCounts(16), output_default=TokenCounts(30))
+
+
+@pytest.mark.parametrize(("stated", "held"), [(9_000, 50), (5, 16), (20, 20), (None, 30)])
+async def test_a_hold_by_its_request_goes_by_the_facts_of_its_upstream(stated: int | None, held: int) -> None:
+    async with staged(holds=Holds(), of_target={"facts": FACTS}) as stage:
+        request = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        request |= {} if stated is None else {"max_completion_tokens": stated}
+        body = json.dumps({"service": "chat", "request": request}).encode()
+        assert (await stage.ask(post(body, b"/.tollkeeper/holds"))).status == 201
+        (hold,) = [one for one in stage.counters.holds if one.ttl_ms]
+        assert hold.ceiling - hold.read == held
+        stage.counters.holds.clear()

@@ -11,14 +11,21 @@ from typing import Any, cast
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.jobs import OPENING, RUNNING, Job
+from gateway.core.accounts.jobs import OPENING, RUNNING, BatchResult, Job
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS
-from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
+from gateway.core.calls.routes import (
+    ModelRule,
+    ModelTarget,
+    Route,
+    TokenCounts,
+    UpstreamFacts,
+    UpstreamTarget,
+)
 from gateway.core.families import gemini, openai
 from gateway.core.model import Caller, Service
-from gateway.http.jobs import call_charge
+from gateway.http.jobs import call_charge, line_charges
 from gateway.http.ports import JobsPort
 from gateway.http.server.buffers import FILES_EACH_MAX
 from gateway.run.jobs import Jobs
@@ -289,6 +296,36 @@ async def test_a_batch_of_gemini_holds_what_its_calls_would(stage: Stage) -> Non
     for wrong in ({"model": "models/dear"}, {"inputConfig": {"requests": calls}}):
         got = await stage.ask(post(json.dumps({"batch": said["batch"] | wrong}).encode(), BATCH))
         assert (got.status, got.reason) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(("stated", "each"), [(100, 50), (5, 16), (None, 30)])
+async def test_a_line_of_a_batch_holds_by_the_facts_of_its_upstream(stated: int | None, each: int) -> None:
+    facts = UpstreamFacts(output_max=50, output_min=TokenCounts(16), output_default=TokenCounts(30))
+    async with staged(ROUTES, jobs=cast("JobsPort", FakeJobs()), of_target={"facts": facts}) as made:
+        made.directory.services["gemini"] = Service(92, "gemini", "subscription")
+        call: dict[str, Any] = {"contents": [{"parts": [{"text": "hi"}]}]}
+        call |= {} if stated is None else {"generationConfig": {"maxOutputTokens": stated}}
+        calls = {"requests": [{"request": call}] * 3}
+        said = {"batch": {"displayName": "x", "input_config": {"requests": calls}}}
+        await asked(made, BATCH, said, {"name": "batches/b1", "metadata": {}})
+        hold = made.counters.holds[-1]
+        assert hold.ceiling - hold.read == 3 * each
+        made.counters.holds.clear()
+
+
+@pytest.mark.parametrize("each", [False, True])
+async def test_a_line_whose_report_is_about_one_choice_is_charged_for_all(stage: Stage, each: bool) -> None:
+    choices = [{"index": at, "message": {"content": "word " * 10}, "finish_reason": "stop"} for at in (0, 1)]
+    usage = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
+    body = json.dumps({"model": "draw", "choices": choices, "usage": usage}).encode()
+    job = Job("hold", 1, 2, 3, 0, "", "chat", "up", "/v1/chat/completions", "draw", "", 1, 0, 0, id="b")
+    route = next(one for one in ROUTES if one.path == job.endpoint)
+    line = BatchResult("a", 200, "", body, False)
+    ports, service = stage.plane._ports, stage.directory.services["chat"]
+    (made,) = line_charges(ports, job, service, route, [line], 1, DEFAULT_BOUNDS, 0.0, each)
+    assert made is not None
+    assert (made.counted.output > 80, made.counted.estimated) == (each, each)
+    assert each or made.counted.output == 40
 
 
 async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> None:

@@ -122,6 +122,7 @@ class HeldCall(msgspec.Struct, array_like=True):
     keeps: bool = False
     named: tuple[str, ...] = ()
     brought: tuple[str, ...] = ()
+    reports_each: bool = False
 
     def request(self, model: str) -> CallRequest:
         return CallRequest(
@@ -130,6 +131,7 @@ class HeldCall(msgspec.Struct, array_like=True):
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
             measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
+            reports_each=self.reports_each,
         )  # fmt: skip
 
 
@@ -143,6 +145,7 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
         route.path, call.meter, call.family, call.streamed, call.input_estimate, call.output_bytes_per_token,
         call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
         call.reports and not call.strip_usage, call.gives_up, call.measured, keeps, named, brought,
+        call.reports_each,
     )  # fmt: skip
 
 
