@@ -136,8 +136,11 @@ ENCODINGS = {
     "gpt-3.5": "cl100k_base", "gpt-35": "cl100k_base", "gpt-4": "cl100k_base", "gpt-4o": "o200k_base",
     "gpt-4.1": "o200k_base", "gpt-4.5": "o200k_base", "gpt-5": "o200k_base", "chatgpt-4o": "o200k_base",
     "o1": "o200k_base", "o3": "o200k_base", "o4": "o200k_base",
+    "codex-mini": "o200k_base", "gpt-oss": "o200k_base",
     "text-embedding-3": "cl100k_base", "text-embedding-ada-002": "cl100k_base",
 }  # fmt: skip
+
+FINE_TUNED = "ft:"  # stands in front of the name of the model that was trained
 
 
 def load_tokenizer() -> Tokenizer | None:
@@ -154,7 +157,8 @@ def load_tokenizer() -> Tokenizer | None:
         return lambda text: len(encode(text))
 
     def of_model(model: str) -> CountTokens | None:
-        fitting = [prefix for prefix in ENCODINGS if model.startswith(prefix)]
+        name = model.removeprefix(FINE_TUNED)
+        fitting = [prefix for prefix in ENCODINGS if name.startswith(prefix)]
         return of_encoding(ENCODINGS[max(fitting, key=len)]) if fitting else None
 
     return of_model

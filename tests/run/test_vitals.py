@@ -217,7 +217,12 @@ def test_each_model_has_the_encoding_of_its_family(monkeypatch: pytest.MonkeyPat
     assert of_model is not None
     counts = [of_model(model) for model in ("gpt-4o-mini", "gpt-4-0613", "o3-mini", "text-embedding-3-small")]
     assert [count and count("ab cd") for count in counts] == [5, 2, 5, 2]
+    trained = [
+        of_model(model) for model in ("ft:gpt-4o-mini:acme::1", "ft:gpt-3.5-turbo:acme", "gpt-oss-20b")
+    ]
+    assert [count and count("ab cd") for count in trained] == [5, 2, 5]
     assert of_model("claude-3") is None
+    assert of_model("ft:claude-3") is None
     assert asked == ["o200k_base", "cl100k_base"]  # each is made once
 
 

@@ -132,7 +132,8 @@ def _use(metadata: bytes) -> dict[str, Value]:
     facts |= {name: count for name, count in parts.items() if count}
     if told.streamed and told.first_token_ms is not None:
         facts["gen_ai.response.time_to_first_chunk"] = told.first_token_ms / 1000
-    if told.model and 200 <= told.status < 300:
+    # Of a call that failed its model is told where the price book knows that name: else a caller wrote it.
+    if told.model and (200 <= told.status < 300 or told.price_id):
         facts["gen_ai.request.model"] = told.model[:MODEL_CHARACTERS_MAX]
         if told.response_model:
             facts["gen_ai.response.model"] = told.response_model

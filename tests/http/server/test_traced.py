@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.core.billing.price_book import read_price
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import SettleResult
 from gateway.core.traces import Parent, Span, SpanKind, Trace, begin_trace
+from tests.core.billing.prices import price_row
 from tests.http.fakes import (
     ANSWER,
     CHAT,
@@ -220,6 +222,16 @@ async def test_an_upstream_that_fails_is_an_error_and_its_hold_is_released(
     assert named["upstream"].error == "upstream_unreachable"
     assert named["settle"].attributes["tollkeeper.charged"] is False
     assert "http.response.status_code" not in named["upstream"].attributes
+
+
+async def test_a_call_that_failed_has_the_name_of_its_model_where_that_has_a_price(
+    stage: Stage, spans: Spans
+) -> None:
+    stage.directory.prices["m"] = read_price(price_row(input="1")).vector
+    stage.upstream.scripts = [[Close()]]
+    assert (await stage.ask(post(CHAT))).status == 502
+    told = (await spans.one())["POST /v1/chat/completions"].attributes
+    assert told["gen_ai.request.model"] == "m"
 
 
 async def test_a_settlement_that_is_not_acknowledged_is_an_error(stage: Stage, spans: Spans) -> None:
