@@ -63,10 +63,20 @@ _CUT, _CUT_OBJECT = b"\\u0001", b'role":"\\u0002"'
 # One pass in C over a body, where that is compiled. The code without it is the definition.
 _Scanned = tuple[int, int, int, int, bytes | None, bytes | None, int, bytes | None]
 _scan: Callable[[bytes], _Scanned | None] | None
+_dense: Callable[[bytes], int] | None
 try:
     _scan = import_module("gateway.core.calls._scan").scan
+    _dense = import_module("gateway.core.calls._scan").dense
 except ImportError:
-    _scan = None
+    _scan = _dense = None
+_DIGITS_AND_CAPITALS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def dense_bytes(body: bytes) -> int:
+    """Return how many bytes are digits or capitals: ids, numbers and base64 are made of these."""
+    if _dense is not None:
+        return _dense(body)
+    return len(body) - len(body.translate(None, _DIGITS_AND_CAPITALS))
 
 
 class CutParts:
@@ -345,7 +355,8 @@ class Media:
     """The media of a body: their bytes as written, what they are held at in tokens.
 
     `unsure` are the bytes of those whose tokens do not follow from their size. They are so many in `count`,
-    of these `named` stand where an address may stand as well, and one that `sounds` is sound.
+    of these `named` stand where an address may stand as well, and one that `sounds` is sound. Digits
+    and capitals are `dense`.
     """
 
     size: int = 0
@@ -354,24 +365,27 @@ class Media:
     count: int = 0
     named: int = 0
     sounds: bool = False
+    dense: int = 0
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     """What of a document is media, at the places where its API takes it."""
-    size = tokens = unsure = count = named = 0
+    size = tokens = unsure = count = named = dense = 0
     sounds = False
-    for kind, length, by_name in _found(document.get(places.root), places, DEPTH_MAX):
+    for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
+        length = len(data)
         size += length
+        dense += dense_bytes(data.encode())
         tokens += BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
         unsure += length if kind in _PACKED else 0
         count += 1
         named += by_name
         sounds = sounds or kind.startswith("audio")
-    return Media(size, tokens, unsure, count, named, sounds)
+    return Media(size, tokens, unsure, count, named, sounds, dense)
 
 
-def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, int, bool]]:
-    """Type and length of each medium below a value, and whether an address may stand in its place."""
+def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
+    """Type and data of each medium below a value, and whether an address may stand in its place."""
     if depth == 0:
         return
     if isinstance(value, list):
@@ -394,7 +408,7 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
                 yield from _found(each, places, depth - 1)
 
 
-def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int, bool] | None:
+def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bool] | None:
     """Return what `_found` tells of the medium that a part holds; None where it is not one for sure."""
     value: object = holder
     for name in part.path:
@@ -412,7 +426,7 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, int, bo
     at = 0 if url is None else url.end()
     if not begins or not value.startswith(begins, at):
         return None
-    return kind, len(value) - at, part.path[-1].endswith(_FILES)
+    return kind, value[at:], part.path[-1].endswith(_FILES)
 
 
 # What the names in a body end like: each is looked at once, for all who ask.
@@ -548,8 +562,9 @@ class CallRequest:
     `document` is what was read of a metered body, with its lists `tools` and `plugins`, and `body` how it is
     written, all until `take_body`. `output_max` is the stated maximum of one choice in tokens, None where
     none is stated. `input_bytes` is text, and `rare_bytes` of them are no ASCII; `blob_tokens` stands for
-    images, sound and files, of whose bytes `unsure_bytes` may cost more than that. `models_beside` may answer
-    instead of `model`; where that is configured, its `targets` do, in order, one after the other failed by a
+    images, sound and files, of whose bytes `unsure_bytes` may cost more than that, and `dense_media`
+    are digits and capitals. `models_beside` may answer instead of `model`; where that is configured, its
+    `targets` do, in order, one after the other failed by a
     cause of `fallback`, and a call that `repeats` may be sent twice. `written_as` is the model's name in the
     document, `listing` an answer that is known here; `user` is the body's user, and `named` are the stored
     objects that path and body name, `brought` ids of objects in the body itself, and that its answer told
@@ -608,6 +623,7 @@ class CallRequest:
     checks: NameCheck | None = None
     rare_bytes: int = 0
     unsure_bytes: int = 0
+    dense_media: int = 0
     measured: dict[str, int] | None = None
     targets: tuple[ModelTarget, ...] = ()
     fallback: frozenset[str] = frozenset()

@@ -559,7 +559,7 @@ def read_call(
     if call.names.media:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
-        call.blob_tokens, call.unsure_bytes = media.tokens, media.unsure
+        call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
         call.pictures, call.sounds = media.count, media.sounds
         call.names.files -= media.named
     return call

@@ -13,7 +13,7 @@ from array import array
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest
+from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, dense_bytes
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.registry import ALL, SHAPES
 from gateway.core.lru import LruCache, LruEntry
@@ -32,6 +32,8 @@ LEARNED_BYTES = 2_560  # of each (organization, service, model), at most (measur
 LEARNED_SHARE = 500  # of one organization, least recently used first out
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
+# Of words and code, at most one byte of so many is a digit or a capital; each beyond that counts twice.
+WORDS_PER_DENSE = 8
 WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one answer
@@ -167,7 +169,8 @@ class Estimator:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
-        worst = -(-(call.input_bytes + call.rare_bytes + call.unsure_bytes) // WORST_BYTES_PER_TOKEN)
+        size = call.input_bytes + call.rare_bytes + call.unsure_bytes + _beyond_words(call)
+        worst = -(-size // WORST_BYTES_PER_TOKEN)
         # What a body names and does not hold is taken for an image. The size of one is never multiplied.
         pictures = (call.pictures + call.names.files) * BLOB_TOKENS * learned.dearer
         read = max(used, worst + blobs - call.pictures * BLOB_TOKENS + pictures)
@@ -268,6 +271,12 @@ def _within(call: CallRequest, ceiling: int) -> int:
         most = ceiling if one.output_max is None else one.output_max
         found = max(found, most if one.context is None else min(most, one.context - call.input_estimate))
     return found
+
+
+def _beyond_words(call: CallRequest) -> int:
+    """How many digits and capitals a text has beyond those of words: they are less than two bytes a token."""
+    dense = min(dense_bytes(call.body) - call.dense_media, call.input_bytes)
+    return max(0, dense - call.input_bytes // WORDS_PER_DENSE)
 
 
 @dataclass(slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -374,3 +376,25 @@ def test_the_most_goes_by_size_whatever_was_learned() -> None:
     found = estimator.hold(call(output_max=10), 1, "chat")
     need, ceiling = found.need, found.ceiling
     assert 150 + 10 < need == ceiling
+
+
+# Texts, and how many tokens o200k_base has of a thousand of their bytes, as bpe-openai 0.1.4 counts.
+_DENSEST = {
+    "base64": (base64.b64encode(random.Random(1).randbytes(3_000)).decode(), 681),
+    "base32": (base64.b32encode(random.Random(1).randbytes(3_000)).decode(), 642),
+    "hex": (random.Random(1).randbytes(3_000).hex(), 564),
+    "uuid": ("\n".join(str(UUID(int=random.Random(each).getrandbits(128))) for each in range(200)), 637),
+    "csv": ("\n".join("4711.08,15.4,9031.27,812.95,67.3" for _ in range(200)), 667),
+    "english": ("The toll is paid at the gate, by travellers who come first and ask. " * 90, 236),
+}
+
+
+@pytest.mark.parametrize("kind", _DENSEST)
+def test_the_most_covers_texts_of_ids_and_numbers_and_words_stay_at_two_bytes(kind: str) -> None:
+    text, a_thousand = _DENSEST[kind]
+    said = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": text}]}
+    route = Route(("POST",), "/x", "u", "s", Family("openai"), "openai_chat")
+    asked = read_call(route, {}, json.dumps(said).encode())
+    read = Estimator().hold(asked, 1, "chat").read
+    assert read * 1_000 >= len(text) * a_thousand
+    assert (read == -(-asked.input_bytes // 2)) == (kind == "english")

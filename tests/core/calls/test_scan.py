@@ -72,6 +72,16 @@ def scan(request: pytest.FixtureRequest) -> Scan:
     return built(request.param)
 
 
+@pytest.mark.parametrize("size", [0, 1, 239, 240, 241, 480, 10_007])
+def test_digits_and_capitals_are_as_many_as_without_it(size: int) -> None:
+    """Each byte, and each place in what is counted at once."""
+    body = (bytes(range(256)) * (size // 256 + 1))[:size]
+    by_python = len(body) - len(body.translate(None, module._DIGITS_AND_CAPITALS))
+    dense = extensions.built(SOURCE, "").dense
+    assert dense(body) == by_python == sum(chr(one) in "0123456789" or 65 <= one <= 90 for one in body)
+    assert dense(b"A" * size) == size
+
+
 @pytest.fixture(scope="session")
 def slowest() -> Scan:
     return built("-DWITHOUT_SSE2")
