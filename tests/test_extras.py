@@ -44,9 +44,11 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return kept | {"PYTHONPATH": f"{ROOT}{os.pathsep}{base}"}
 
 
-def run(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+def run(environ: dict[str, str], *words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-S", "-P", *words]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=False, timeout=60, cwd=cwd
+    )
 
 
 def test_each_extra_has_its_libraries_and_its_lock() -> None:
@@ -97,7 +99,7 @@ def test_a_command_says_which_extra_it_needs(
 ) -> None:
     more = {"TOLLKEEPER_STRIPE_API_KEY": "sk_test_of_these_tests"} if extra == "stripe" else {}
     more["TOLLKEEPER_DATA_DIR"] = str(tmp_path)
-    said = run(environ | more, "-m", "gateway", *words)
+    said = run(environ | more, "-m", "gateway", *words, cwd=tmp_path)
     assert said.returncode == 1
     assert extras.install(extra) in said.stderr.splitlines()[-1]
 

@@ -233,7 +233,7 @@ async def test_data_in_base64_is_json_in_it(api: Api) -> None:
     assert (await api.post("events", sent | {"data_base64": said})).json["accepted"] == 1
     for wrong in ("{}", base64.b64encode(b"{").decode(), 7, None):
         answer = await api.post("events", event("Main", data=None) | {"data_base64": wrong})
-        assert (answer.status, "data_base64" in answer.json["errors"][0]["message"]) == (422, True)
+        assert (answer.status, "data_base64" in str(answer.json["errors"])) == (422, True)
 
 
 @in_turn(

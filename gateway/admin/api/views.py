@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
@@ -321,12 +322,25 @@ async def _read(request: web.Request) -> list[object]:
 
 def _binary(request: web.Request, data: object) -> dict[str, object]:
     """An event in binary mode: its attributes are header fields, percent-encoded, its data is the body."""
-    attributes = {
-        name.lower().removeprefix(ATTRIBUTE): unquote(value)
-        for name, value in request.headers.items()
-        if name.lower().startswith(ATTRIBUTE)
-    }
+    attributes = {}
+    for name, value in request.headers.items():
+        if name.lower().startswith(ATTRIBUTE):
+            try:
+                attributes[name.lower().removeprefix(ATTRIBUTE)] = unquote(value, errors="strict")
+            except UnicodeDecodeError as error:
+                raise Unprocessable(errors=((name.lower(), "must be UTF-8, percent-encoded"),)) from error
     return {**attributes, "datacontenttype": PLAIN, "data": data}
+
+
+def _with_data(event: requests.Body) -> requests.Body:
+    """Return an event whose `data_base64` is read as the JSON that it is, by the rules of a body."""
+    if "data_base64" not in event or "data" in event:
+        return event
+    try:
+        data = requests.parse_any_body(b64decode(str(event["data_base64"]), validate=True))
+    except (AdminRefusal, ValueError) as error:
+        raise Unprocessable(errors=(("data_base64", "must be one clear JSON document in base64"),)) from error
+    return {**{name: value for name, value in event.items() if name != "data_base64"}, "data": data}
 
 
 def _sorted(sent: list[object]) -> Row:
@@ -338,7 +352,7 @@ def _sorted(sent: list[object]) -> Row:
             rejected.append(_refused(place, {}, "", "must be a JSON object"))
             continue
         try:
-            events.append((place, requests.check_body(CloudEvent, one)))
+            events.append((place, requests.check_body(CloudEvent, _with_data(one))))
         except Unprocessable as error:
             name, reason = error.errors[0]
             rejected.append(_refused(place, one, name, reason))

@@ -154,7 +154,7 @@ class ListPage:
 
 @dataclass(frozen=True, slots=True)
 class ListRow:
-    id: int
+    id: int | str
     href: str
     cells: Sequence[Cell]
     row: Row
@@ -337,8 +337,8 @@ async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> l
     names = await desk.names(references(screen, rows))
     return [
         ListRow(
-            id_ := int(str(row.get("id", 0))),
-            f"/{screen.name}/{id_}" if screen.has_page else "",
+            row_id := number if isinstance(number := row.get("id", 0), int) else str(number),
+            f"/{screen.name}/{row_id}" if screen.has_page else "",
             [cell(screen, row, name, names) for name in screen.columns],
             row,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from base64 import b64decode
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -104,18 +102,6 @@ class CloudEvent(In):
     ) = None
     dataschema: Text | None = None
     data: EventData
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_bytes(cls, sent: Any) -> Any:
-        """Read `data_base64`, in which an SDK sends JSON that it was given as bytes."""
-        if not isinstance(sent, dict) or "data_base64" not in sent or "data" in sent:
-            return sent
-        others = {name: value for name, value in sent.items() if name != "data_base64"}
-        try:
-            return others | {"data": json.loads(b64decode(sent["data_base64"], validate=True))}
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError("data_base64 must be JSON in base64") from error
 
     @model_validator(mode="after")
     def _extensions(self) -> Self:

@@ -74,6 +74,8 @@ class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.model:
             model_name(self.model)  # as of any call
+        if not self.user.isprintable():
+            raise ValueError("user must be printable text")
 
 
 class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):

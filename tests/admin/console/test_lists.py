@@ -8,6 +8,7 @@ import logging
 import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ import pytest
 
 from gateway.admin.console import reports
 from gateway.admin.console.console import Exports
-from gateway.admin.console.lists import reduced
+from gateway.admin.console.lists import lines_of, reduced
 from gateway.admin.console.reports import ReportQuery
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.usage import UsageQuery
@@ -465,3 +466,14 @@ async def test_who_is_too_old_stands_first(api: Api, reader: Person) -> None:
 async def test_the_page_says_where_nobody_knows(api: Api, reader: Person) -> None:
     api.counters.away = True
     assert (await reader.open("/programs")).status == 503
+
+
+@pytest.mark.parametrize("name", ["jobs", "runs"])
+async def test_rows_with_texts_for_ids_are_listed(name: str) -> None:
+    async def names(_: object) -> dict[tuple[str, int], str]:
+        return {}
+
+    screen = SCREENS[name]
+    row = {**dict.fromkeys(screen.columns), **dict.fromkeys(screen.resource.out.model_fields), "id": 'a"b'}
+    [line] = await lines_of(SimpleNamespace(names=names), screen, [row])  # type: ignore[arg-type]
+    assert line.id == 'a"b'
