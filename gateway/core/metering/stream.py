@@ -369,6 +369,8 @@ _TRIED, _TRIED_AT = 'triéd"', 77  # an event that cannot be decoded counts esca
 _TRIED_BYTES = len(_TRIED.encode())
 _TRIED_PARTS = {_TEXT_PART: 'triéd\\"'.encode(), _NUMBER_PART: b"%d" % _TRIED_AT, _PADDING: b"x"}
 _DIGITS = re.compile(rb"(?:0|[1-9][0-9]{0,14})(?![0-9.eE])")
+# How the data of an event begins that is read as a document, or as a mark such as [DONE].
+_DOCUMENTS = (b"", b"{", b"[", b" ", b"\t")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
@@ -602,6 +604,10 @@ class StreamMeter(Meter):
             self.opening = data if len(data) <= OPENING_BYTES_MAX else b""
         finished, content = self.finished, self.content_events
         left_out = self._dialect.read_event(self, data)
+        if data[:1] not in _DOCUMENTS and self.content_events == content:  # clients have it as a text
+            self.text_bytes += len(data)
+            self.content_events += 1
+            self.texts = None
         if self.phase != CLOSED:
             if self.finished > finished:
                 self.phase = FINISHED

@@ -326,3 +326,9 @@ def test_a_report_of_each_choice_is_that_of_one_in_a_stream_as_well() -> None:
 
     assert stream(each=False).usage().output == 480
     assert (stream(each=True).usage().output, stream(each=True).usage().estimated) == (2 * TOKENS, True)
+
+
+@pytest.mark.parametrize("meter", ["openai_chat", "openai_responses", "anthropic_messages"])
+def test_events_that_are_no_documents_are_counted_as_they_stand(meter: str) -> None:
+    for data in (TEXT.encode(), json.dumps(TEXT).encode()):
+        assert output(meter, b"data: " + data + b"\n\n", b"data: [DONE]\n\n") >= TOKENS
