@@ -249,7 +249,7 @@ def read_news(told: bytes) -> RunNews | None:
 
 def is_run(budget_id: int) -> bool:
     """Whether this is the id of a run's window."""
-    return budget_id >= BUDGET_ID_MIN
+    return BUDGET_ID_MIN <= budget_id < BUDGET_ID_MIN + BUDGET_IDS
 
 
 def run_of(budget_id: int) -> int:
