@@ -31,7 +31,7 @@ from gateway.core.accounts.outbox import (
     decode,
     moved,
 )
-from gateway.core.accounts.refusals import RefusedBatch, RefusedBy, RefusedCall, RefusedCount, others
+from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
 from gateway.core.accounts.usage import SUMS
 from gateway.core.billing.price_book import KINDS
 from gateway.core.times import DAY_MS, moment_of
@@ -80,7 +80,7 @@ SELECT DISTINCT ON (tenant_id, name) tenant_id, name, id FROM run
 _PLANS = text("""
 SELECT tenant_id, plan_id FROM tenant_quota
  WHERE tenant_id = ANY(cast(:tenants AS bigint[])) AND plan_id IS NOT NULL""")
-_REFUSED_BY = frozenset(RefusedBy)
+_REFUSED_BY = frozenset(RefusingLimit)
 _FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
 
 
@@ -180,7 +180,7 @@ async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dic
 
 async def _plans(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[int, int]:
     """Return the token plans by tenant, of calls that one refused."""
-    tenants = list({one.tenant_id for one in told if one.refused_kind == RefusedBy.PLAN})
+    tenants = list({one.tenant_id for one in told if one.refused_kind == RefusingLimit.PLAN})
     if not tenants:
         return {}
     found = await connection.execute(_PLANS, {"tenants": tenants})
@@ -191,7 +191,7 @@ def _row(
     one: RefusedCall, users: dict[Name, int], runs: dict[tuple[int, str], int], plans: dict[int, int]
 ) -> Row:
     run_id = runs.get((one.tenant_id, stored_text(one.run)))
-    looked_up = {RefusedBy.RUN.value: run_id, RefusedBy.PLAN.value: plans.get(one.tenant_id)}
+    looked_up = {RefusingLimit.RUN.value: run_id, RefusingLimit.PLAN.value: plans.get(one.tenant_id)}
     by = one.refused_by or looked_up.get(one.refused_kind)
     content, project, version = attributed(one.attribution)
     return {

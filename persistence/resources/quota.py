@@ -39,7 +39,7 @@ from gateway.core.accounts.budgets import (
     wrong_window,
 )
 from gateway.core.accounts.outbox import SEPARATOR
-from gateway.core.accounts.refusals import RefusedBy
+from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
@@ -458,7 +458,7 @@ _REFUSER = case(
             call.c.refused_kind == kind.value,
             select(named.c.name).where(named.c.id == call.c.refused_by).scalar_subquery(),
         )
-        for kind, named in ((RefusedBy.BUDGET, budget), (RefusedBy.RUN, run), (RefusedBy.PLAN, token_plan))
+        for kind, named in ((RefusingLimit.BUDGET, budget), (RefusingLimit.RUN, run), (RefusingLimit.PLAN, token_plan))
     )
 )
 CALLS = Entity(

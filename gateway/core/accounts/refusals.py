@@ -39,7 +39,7 @@ _Project = Annotated[int, msgspec.Meta(ge=OTHER_PROJECTS, le=INTEGER_MAX)]
 _Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\t[^\t]*)?$")]
 
 
-class RefusedBy(StrEnum):
+class RefusingLimit(StrEnum):
     """What refuses a call and has a row."""
 
     BUDGET = "budget"

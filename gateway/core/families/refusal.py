@@ -16,7 +16,7 @@ import msgspec
 from gateway import errors
 from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown_amount
 from gateway.core.accounts.limits import budget_headers, refusal_headers
-from gateway.core.accounts.refusals import RefusedBy
+from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer
 from gateway.core.families.registry import FAMILIES
@@ -106,11 +106,11 @@ def refused_by(refusal: Refusal) -> tuple[str, int]:
     window = refusal.budget
     if isinstance(window, BudgetWindow):
         if is_run(window.budget_id):
-            return RefusedBy.RUN.value, run_of(window.budget_id)
-        return RefusedBy.BUDGET.value, window.budget_id
+            return RefusingLimit.RUN.value, run_of(window.budget_id)
+        return RefusingLimit.BUDGET.value, window.budget_id
     if isinstance(refusal, errors.RunEnded | errors.RunExceeded):
-        return RefusedBy.RUN.value, 0
-    return (RefusedBy.PLAN.value if refusal.policy == _POLICIES[LimitKind.QUOTA] else ""), 0
+        return RefusingLimit.RUN.value, 0
+    return (RefusingLimit.PLAN.value if refusal.policy == _POLICIES[LimitKind.QUOTA] else ""), 0
 
 
 def _wait_s(decision: Decision) -> int | None:
