@@ -458,7 +458,9 @@ _REFUSER = case(
             call.c.refused_kind == kind.value,
             select(named.c.name).where(named.c.id == call.c.refused_by).scalar_subquery(),
         )
-        for kind, named in ((RefusingLimit.BUDGET, budget), (RefusingLimit.RUN, run), (RefusingLimit.PLAN, token_plan))
+        for kind, named in (
+            (RefusingLimit.BUDGET, budget), (RefusingLimit.RUN, run), (RefusingLimit.PLAN, token_plan)
+        )
     )
 )
 CALLS = Entity(

@@ -30,7 +30,7 @@ class _Total(msgspec.Struct):
     currency: str = BASE_CURRENCY
 
 
-class _Details(msgspec.Struct):
+class _CostDetails(msgspec.Struct):
     upstream_inference_cost: Decimal | None = None
 
 
@@ -39,7 +39,7 @@ class _Report(msgspec.Struct):
 
     cost: Decimal | _Total | None = None
     is_byok: bool | None = None
-    cost_details: _Details | None = None
+    cost_details: _CostDetails | None = None
     cost_in_usd_ticks: Decimal | None = None
 
 
