@@ -5,6 +5,7 @@ The same rule prices an estimate, for the hold, and the real use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -140,12 +141,26 @@ def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None
     for tier in rules.asked_tiers(document):
         if any(lacks_tier(one, tier) for one in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
-    if call.sounds and any("audio_input" in one.lacks for one in vectors):
+    if any("audio_input" in one.lacks for one in vectors) and (call.sounds or _may_sound(call.body)):
         return "sound that is read", "messages"
     makes = rules.sound is not never and not rules.sound(document, call.names)
     if makes and any("audio_output" in one.lacks for one in vectors):
         return "sound that is made", "modalities"
     return None
+
+
+# How a body says, by a word and by a part, that it may hold sound or point at some. In a text of its own a
+# quotation mark has a backslash before it.
+_SOUND_WORDS: Final = (b"audio", b"octet-stream")
+_SOUND: Final = re.compile(
+    rb'"type"\s*:\s*"(?:input_audio|audio_url)"'
+    rb'|"(?:mime_type|mimeType|media_type)"\s*:\s*"(?:audio/|application/octet-stream")'
+)
+
+
+def _may_sound(body: bytes) -> bool:
+    """Return whether a part of a body says by its type that it is sound, or may be, wherever it stands."""
+    return any(word in body for word in _SOUND_WORDS) and _SOUND.search(body) is not None
 
 
 def is_by_token(service: Service) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -202,6 +203,30 @@ def test_a_tier_or_a_sound_that_no_price_names_is_known_before_it_is_made(
         assert unpriced_part(call, [named]) is None
     call.sounds = True
     assert unpriced_part(call, [bare]) is not None
+
+
+FILE = {"fileData": {"mimeType": "audio/mpeg", "fileUri": "https://files.example/1"}}
+INLINE = {"inlineData": {"mimeType": "application/octet-stream", "data": "AAAA"}}
+
+
+@pytest.mark.parametrize(
+    ("meter", "fields", "is_sound"),
+    [
+        (GEMINI, {"contents": [{"parts": [FILE]}]}, True),
+        (GEMINI, {"contents": [], "systemInstruction": {"parts": [INLINE]}}, True),
+        (CHAT, {"messages": [{"content": [{"type": "audio_url", "audio_url": {"url": "http://a"}}]}]}, True),
+        (CHAT, {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}]}, True),
+        (CHAT, {"messages": [{"content": json.dumps(FILE) + ' "type": "audio_url"'}]}, False),
+        (CHAT, {"messages": [{"content": "an audio and a video"}]}, False),
+    ],
+)  # fmt: skip
+def test_sound_is_known_by_its_type_wherever_it_stands(
+    meter: str, fields: dict[str, Any], is_sound: bool
+) -> None:
+    bare = read_price(price_row(input="1", output="2")).vector
+    call = asked(meter, fields)
+    call.body = json.dumps(call.document).encode()
+    assert (unpriced_part(call, [bare]) == ("sound that is read", "messages")) is is_sound
 
 
 def test_a_search_that_is_paid_by_the_prompt_is_held_once() -> None:
