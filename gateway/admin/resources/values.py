@@ -403,11 +403,14 @@ ADDRESS_LINES, ADDRESS_PARTS = "[lines]", "[parts]"
 
 
 def _address(value: object) -> object:
-    """Return the parts that one line of JSON has: forms and commands take lines."""
-    if isinstance(value, list) and len(value) == 1 and str(value[0]).startswith("{"):
+    """Return the parts that one line of JSON has, or is: forms and commands take lines."""
+    if not isinstance(value, list) or len(value) != 1:
+        return value
+    [line] = value
+    if isinstance(line, str) and line.startswith("{"):
         with suppress(ValueError):
-            return json.loads(value[0])
-    return value
+            return json.loads(line)
+    return line if isinstance(line, dict) else value
 
 
 # Addresses of customers: lines as they are set, or parts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -117,3 +118,12 @@ async def test_a_profile_is_made_once_of_the_fields_that_it_asks_for(
         assert fields[1:] == [["format"], ["profile"]]
         assert "seller.contact.name" in fields[0]
         assert api.rows("SELECT format FROM invoice_document") == [("peppol",)]
+
+@pytest.mark.parametrize("written", [str, dict])
+async def test_an_address_by_its_parts_is_taken_from_a_line_too(api: Api, written: type) -> None:
+    """A form sends the line, a command what the line says."""
+    parts = {"street": "Main Road 5", "post_code": "10115", "city": "Berlin"}
+    made = await api.make("organizations", name="Acme")
+    line = json.dumps(parts) if written is str else parts
+    changed = await api.call("PATCH", f"organizations/{made['id']}", {"address": [line]})
+    assert (changed.status, changed.json["address"]) == (200, parts)
