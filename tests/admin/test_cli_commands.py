@@ -55,6 +55,7 @@ def test_a_section_that_is_asked_for_alone_has_all_its_commands() -> None:
 
 # Operations that are not called as their command is.
 BESIDE = {
+    "calls.explanation": ("explain",),
     "configuration.show": ("export",),
     "configuration.schema.json": ("export",),
     "configuration.apply": ("apply",),

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -99,6 +100,10 @@ Extras = Callable[[ConsoleShell, web.Request, Row], Awaitable[Mapping[str, Any]]
 PER = {TOKENS_A_PRICE: "a million", USES_A_PRICE: "a thousand", 1: "a call"}
 
 
+# Templates by their file's name; the page of a resource that has none of its own is `record.html`.
+TEMPLATES = frozenset(path.name for path in (Path(__file__).parent / "templates").glob("*.html"))
+
+
 class Records:
     """The pages and forms of a screen's rows; `extras` reads what a row's page shows beyond its fields."""
 
@@ -123,7 +128,7 @@ class Records:
         return desk.answer(
             request,
             signed,
-            f"{screen.name}.html" if self._extras is not None else "record.html",
+            own if (own := f"{screen.name}.html") in TEMPLATES else "record.html",
             status,
             screen=screen,
             row=row,

@@ -570,7 +570,7 @@ class RefusedBy(Out):
 
     kind: Literal["budget", "run", "plan"]
     id: int
-    name: str = Field(description="As it is called now.")
+    name: str = Field(description="As it is called now; empty in an archive.")
 
 
 class Call(Out):

@@ -190,6 +190,9 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
         row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
         row["api_key_id"] = row["api_key_id"] or None
         row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []
+        # A file has ids: what they are called stands in the database.
+        row["run"], kind, refuser = None, row.get("refused_kind"), row.get("refused_by")
+        row["refused_by"] = None if kind is None else {"kind": kind, "id": refuser, "name": ""}
     return row
 
 
