@@ -26,13 +26,13 @@ async def eventually(look: Callable[[], Any], within_s: float = WITHIN_S) -> Any
         await asyncio.sleep(_pause_s(waited))
 
 
-def wait_until(look: Callable[[], Any], within_s: float = WITHIN_S) -> Any:
-    """The same where no loop runs: what `look` answers once that is true."""
+def wait_until(look: Callable[[], Any], within_s: float = WITHIN_S, apart_s: float = LOOK_S_MIN) -> Any:
+    """The same where no loop runs: what `look` answers once that is true; looks are `apart_s` at least."""
     begun = time.monotonic()
     while not (found := look()):
         waited = time.monotonic() - begun
         assert waited < within_s, f"not within {within_s} s; last answer: {found!r}"
-        time.sleep(_pause_s(waited))
+        time.sleep(max(apart_s, _pause_s(waited)))
     return found
 
 

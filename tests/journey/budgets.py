@@ -67,7 +67,8 @@ class Spender:
         def known() -> bool:
             return names <= {limit["name"] for limit in self.usage(key, **said).get("limits", ())}
 
-        wait_until(lambda: all(known() for _ in range(TOGETHER)))
+        # A key is told its own usage 60 times a minute.
+        wait_until(lambda: all(known() for _ in range(TOGETHER)), apart_s=0.1)
 
     def usage(self, key: str = "", **said: str) -> Body:
         """What the key's holder is told, of somebody who says this of a call."""
