@@ -72,7 +72,6 @@ INSERT INTO refused_batch AS b (worker, number) VALUES (cast(:worker AS uuid), :
 ON CONFLICT (worker) DO UPDATE SET number = excluded.number, stored_at = now()
  WHERE b.number < excluded.number
 RETURNING number""")
-# Workers that are gone for long: a living one has stored something since, or stores nothing twice.
 _RUNS = text("""
 SELECT DISTINCT ON (tenant_id, name) tenant_id, name, id FROM run
  WHERE (tenant_id, name) IN (SELECT * FROM unnest(cast(:tenants AS bigint[]), cast(:names AS text[])))
@@ -81,6 +80,7 @@ _PLANS = text("""
 SELECT tenant_id, plan_id FROM tenant_quota
  WHERE tenant_id = ANY(cast(:tenants AS bigint[])) AND plan_id IS NOT NULL""")
 _REFUSED_BY = frozenset(RefusingLimit)
+# Workers that are gone for long: a living one has stored something since, or stores nothing twice.
 _FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
 
 

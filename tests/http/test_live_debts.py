@@ -166,7 +166,7 @@ class Conversation:
 
 
 class Strict:
-    """A quota of which nobody gets more than is left: of a fake's counters, by a sum of its own."""
+    """Give each call a part of a quota, never more than is left; the sum is this class's own."""
 
     def __init__(self, stage: Stage, quota: int) -> None:
         self.quota, self.used, self.held = quota, 0, dict[str, int]()
@@ -240,7 +240,7 @@ def drawn(draw: random.Random) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(search.histories(6)))
-async def test_whoever_leaves_when_pays_for_all_that_was_begun(seed: int) -> None:
+async def test_a_caller_that_leaves_at_any_time_pays_for_all_that_was_begun(seed: int) -> None:
     draw = random.Random(search.another(seed))
     async with played(draw.random()) as (stage, provider):
         strict = Strict(stage, draw.choice((6_000, 40_000)))

@@ -50,8 +50,8 @@ class RefusingLimit(StrEnum):
 class RefusedCall(msgspec.Struct, array_like=True):
     """One call and why it was refused; `attribution` as in `OutboxEntry`, `user` is the caller's own id.
 
-    `run` is the id that the caller gave to its run. What refused it is of a `refused_kind` (`RefusedBy`) and
-    has an id, 0 where its writer has to look that up.
+    `run` is the id that the caller gave to its run. What refused it is of a `refused_kind` (`RefusingLimit`)
+    and has an id, 0 where its writer has to look that up.
     """
 
     request_id: str

@@ -65,8 +65,8 @@ _Scanned = tuple[int, int, int, int, bytes | None, bytes | None, int, bytes | No
 _scan: Callable[[bytes], _Scanned | None] | None
 _dense: Callable[[bytes], int] | None
 try:
-    _scan = import_module("gateway.core.calls._scan").scan
-    _dense = import_module("gateway.core.calls._scan").dense
+    _compiled = import_module("gateway.core.calls._scan")
+    _scan, _dense = _compiled.scan, _compiled.dense
 except ImportError:
     _scan = _dense = None
 _DIGITS_AND_CAPITALS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"

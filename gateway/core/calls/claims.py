@@ -16,6 +16,7 @@ from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, UNIT_OF
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     NO_COUNTS,
+    SEARCH,
     SEARCH_PROMPT,
     PriceQualifiers,
     TokenRate,
@@ -70,8 +71,7 @@ from gateway.errors import InvalidRequest
 # the usual price. And the most one may say.
 TOOL_USES: Final = 50
 TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
-# Model names that make an answer search beside `tools`, and what it is called.
-_SEARCH: Final = "web_search"
+# What a search by the prompt alone is called, as names of tools are compared.
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
 _GROUP: Final = "namespace"  # a tool that is others
 _DIGITS: Final = "0123456789"  # of the date that a kind ends with
@@ -130,14 +130,14 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     free = family.free_tools
     kinds = {kind: plainly for kind in asked if (plainly := _plain(kind)).rstrip(_DIGITS) not in free}
     if _searches(call, document, by_plugin=False):
-        kinds[_SEARCH] = _plain(_SEARCH)
+        kinds[SEARCH] = _plain(SEARCH)
     return [kind for kind, plainly in kinds.items() if not all(_has_price(plainly, one) for one in vectors)]
 
 
 def _has_price(kind: str, vector: Vector) -> bool:
     """Whether a model's price has one of a kind of tool; that of a call has its search in it."""
     return any(_plain(name) in kind for name in vector.tools) or (
-        kind == _plain(_SEARCH) and vector.request > 0
+        kind == _plain(SEARCH) and vector.request > 0
     )
 
 
@@ -157,7 +157,7 @@ def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
     """The kinds of OpenRouter's plugins."""
     for plugin in plugins:
         said = plugin.get("id")
-        yield _SEARCH if said == "web" else str(said)
+        yield SEARCH if said == "web" else str(said)
 
 
 def limit_uses(call: CallRequest, vectors: Vectors) -> None:

@@ -105,7 +105,7 @@ async def test_uses_are_on_the_line_with_the_tax_of_their_day(april: April) -> N
 
 
 TABLE = {"input": "2", "output": "9", "context_tiers": [{"above": 1000, "input": "3", "cache_read": None}]}
-# Input 2,000 and 500 read of a cache: the dearer prices, of which the factor is the half; by hand.
+# By hand: 2,000 of input and 500 read of a cache cost the dearer prices, times a factor of a half.
 LONG = (2000 * 6 + 500 * 6 + 100 * Decimal("22.5")) / 2 / 1_000_000 + Decimal("0.0005") + Decimal("0.03")
 OF_TABLE = (2000 * 3 + 500 * 3 + 100 * Decimal(9)) / 1_000_000 + Decimal("0.001") + Decimal("0.03")
 

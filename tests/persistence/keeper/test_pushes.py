@@ -38,7 +38,7 @@ async def test_a_plan_is_pushed_as_it_was_committed(migrated: str, pool: AsyncEn
     )  # fmt: skip
 
 
-async def test_what_is_of_no_partition_waits_for_whoever_looks_after_some(
+async def test_pushes_of_no_partition_wait_for_a_keeper_of_any_partition(
     migrated: str, pool: AsyncEngine
 ) -> None:
     with psycopg.connect(migrated, autocommit=True) as connection:
