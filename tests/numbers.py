@@ -6,12 +6,18 @@ says how far that is true.
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
+from collections.abc import Iterator
+from functools import cache
 
 import grimp
 
+from gateway.core.accounts.outbox import CallFacts
+from gateway.http.server.exchange import Exchange
 from tests.tree import ROOT, texts
+from tests.walk import walk
 
 PRODUCT = ("gateway/", "persistence/", "lua/")
 CODE = (".py", ".lua", ".sql", ".html", ".css", ".js")
@@ -109,14 +115,73 @@ def imports() -> grimp.ImportGraph:
     return graph
 
 
+@cache
 def circles() -> list[set[str]]:
-    """Modules that import each other in a circle."""
-    graph = imports()
+    """Modules that import each other in a circle, for type checking too, by whatever they name."""
+    graph = grimp.build_graph("gateway", "persistence", cache_dir=None)
     found: list[set[str]] = []
     for module in sorted(graph.modules):
         both_ways = graph.find_downstream_modules(module) & graph.find_upstream_modules(module)
         if both_ways and not any(module in circle for circle in found):
             found.append(both_ways | {module})
+    return found
+
+
+def modules_with(*words: str) -> Iterator[tuple[str, ast.Module]]:
+    """Yield the modules of the product that have one of these words, parsed."""
+    for name, text in texts().items():
+        if name.startswith(PRODUCT) and name.endswith(".py") and any(word in text for word in words):
+            yield name, ast.parse(text)
+
+
+def functions_with(parameter: str) -> list[str]:
+    """Functions of the product that have a parameter of this name."""
+    found = list[str]()
+    for name, tree in modules_with(f"{parameter}: "):
+        for one in ast.walk(tree):
+            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                named = {each.arg for each in (*one.args.posonlyargs, *one.args.args, *one.args.kwonlyargs)}
+                found += [f"{name}:{one.name}"] if parameter in named else []
+    return found
+
+
+def makers_of_facts() -> list[str]:
+    """Where all facts of a use are put together, but for the module that declares how they travel."""
+    fields = set(CallFacts.__struct_fields__)
+    found = list[str]()
+    for name, tree in modules_with("CallFacts", "write_facts"):
+        for one in ast.walk(tree):
+            values, named = list[ast.expr](), False
+            if isinstance(one, ast.Tuple):  # by their places
+                values = one.elts
+                known = {each.attr for each in values if isinstance(each, ast.Attribute)} & fields
+                named = len(values) == len(fields) and len(known) > len(fields) // 3
+            elif isinstance(one, ast.Call) and ast.unparse(one.func) == "CallFacts":
+                named = len(one.args) + len(one.keywords) > 1
+            if named and name != "gateway/core/accounts/outbox.py":
+                found.append(f"{name}:{one.lineno}")  # type: ignore[attr-defined]  # both kinds have lines
+    return found
+
+
+def makers_of_prices() -> list[str]:
+    """Modules above the core that say what a use costs by a price."""
+    return [
+        name
+        for name, tree in modules_with("cost_nano(")
+        if not name.startswith("gateway/core/")
+        and any(isinstance(one, ast.Call) and ast.unparse(one.func) == "cost_nano" for one in ast.walk(tree))
+    ]
+
+
+def headings() -> dict[str, int]:
+    """How many headings a module has: comments that stand alone between empty lines."""
+    found = dict[str, int]()
+    for name in code():
+        if not name.endswith(".py"):
+            continue
+        blocks = re.findall(r"(?<=\n\n) *# [^\n]*\n(?: *#[^\n]*\n)*(?=\n)", texts()[name])
+        if blocks:
+            found[name] = len(blocks)
     return found
 
 
@@ -136,7 +201,15 @@ def main() -> None:
     print(f"files at the root of gateway/: {len(root_files())}")
     print(f"packages of the base: {len(base_packages())}")
     print(f"layers: {len(layers())}")
-    print(f"circles of imports: {len(circles())}")
+    circled = circles()
+    print(f"circles of imports: {len(circled)}, of {sum(map(len, circled))} modules")
+    print(f"functions with a parameter exchange: {len(functions_with('exchange'))}")
+    print(f"fields of an exchange: {len(Exchange.__slots__)}")
+    walked = walk()
+    print(f"stays of a request: {walked.stays}, in {len(walked.files)} files")
+    print(f"makers of the facts of a use: {len(makers_of_facts())}, of a price: {len(makers_of_prices())}")
+    most = max(headings().values())
+    print(f"headings: {sum(headings().values())} in {len(headings())} modules, in one {most} at most")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.http.server.exchange import Exchange
 from tests import numbers
+from tests.tree import ROOT
+from tests.walk import walk
 
 FILES_A_PLAN_FIELD_MAX = 9
 BASE_PACKAGES_MAX = 45
+# As it is: each may only fall.
+WITH_EXCHANGE_MAX, EXCHANGE_FIELDS_MAX = 155, 43
+STAYS_MAX, WALKED_FILES_MAX = 318, 42
+HEADINGS_MAX, HEADINGS_A_MODULE_MAX = 448, 7
+CIRCLED_MAX = 49
 
 
 def test_a_field_of_a_plan_stands_in_few_files() -> None:
@@ -32,6 +40,33 @@ def test_the_name_of_a_class_stands_once() -> None:
     assert numbers.classes_named_twice() == {}
 
 
+def test_the_state_of_a_request_is_handed_to_few() -> None:
+    assert len(numbers.functions_with("exchange")) <= WITH_EXCHANGE_MAX
+    assert len(Exchange.__slots__) <= EXCHANGE_FIELDS_MAX
+
+
+def test_a_request_walks_through_few_files() -> None:
+    walked = walk()
+    assert f"{ROOT}/gateway/http/proxy.py" in walked.files
+    assert walked.stays <= STAYS_MAX
+    assert len(walked.files) <= WALKED_FILES_MAX, sorted(walked.files)
+
+
+def test_one_place_makes_the_facts_of_a_use_and_one_its_price() -> None:
+    assert [place.partition(":")[0] for place in numbers.makers_of_facts()] == ["gateway/calls/charge.py"]
+    assert numbers.makers_of_prices() == ["gateway/calls/rating.py"]
+
+
+def test_a_module_has_few_headings() -> None:
+    found = numbers.headings()
+    assert max(found.values()) <= HEADINGS_A_MODULE_MAX
+    assert sum(found.values()) <= HEADINGS_MAX
+
+
+def test_few_modules_stand_in_a_circle() -> None:
+    assert sum(map(len, numbers.circles())) <= CIRCLED_MAX
+
+
 def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     numbers.main()
     said = capsys.readouterr().out
@@ -42,6 +77,11 @@ def test_the_numbers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
         "root of gateway/",
         "packages of the base",
         "layers: 8",
-        "imports: 0",
+        "imports: 1,",
+        "parameter exchange",
+        "fields of an exchange",
+        "stays of a request",
+        "of a use: 1, of a price: 1",
+        "headings",
     ):
         assert name in said

@@ -57,6 +57,7 @@ from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, ReconciliationRun
 from gateway.admin.resources.resource import Action, Resource, SubResource
 from gateway.admin.resources.values import TEXT_CHARS_MAX
+from gateway.calls.rating import cost_of
 from gateway.core.accounts.administration import (
     CREATE,
     DELETE,
@@ -78,7 +79,6 @@ from gateway.core.billing.price_book import (
     KINDS,
     UNITS,
     PriceFound,
-    cost_nano,
     lines,
     money,
     unpriced,
@@ -635,7 +635,7 @@ def _read_quote(sent: MultiMapping[str]) -> requests.Body:
 
 def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
     tier, vector, rate = asked.get("service_tier") or "", found.price.vector, found.rate
-    counts = [asked.get(kind, 0) for kind in KINDS]
+    counts = tuple([asked.get(kind, 0) for kind in KINDS])
     tools = dict(asked.get("tools", {}))
     tools |= {IMAGES + name: count for name, count in asked.get("images", {}).items()}
     tools |= {name: asked[name] for name in UNITS if asked.get(name)}
@@ -646,7 +646,7 @@ def _quoted(asked: Mapping[str, Any], found: PriceFound) -> Row:
             "currency": vector.currency,
             "base": None if rate is None else rate.base,
             "exchange_rate": None if rate is None else rate.rate,
-            "cost": money(cost_nano(vector, counts, tools, tier)),
+            "cost": money(cost_of(vector, counts, tools, tier)),
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
             "unpriced": unpriced(vector, tools, counts, tier),
         }
