@@ -28,6 +28,7 @@ from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.capacity import CapacityAccounts
+from gateway.counters.admission.lessons import SharedLessons
 from gateway.counters.admission.refusals import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
@@ -98,6 +99,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     ports = _ports(settings, wires, door, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
     programs, (plane, exporter) = ProgramRegistry(wires, this_program("gateway")), _plane(settings, ports)
+    lessons = SharedLessons(wires, ports.estimator)
     port, jobs = GatewayPort(settings, plane, door.tokens, log, door.directory.sell), ports.jobs
     assert isinstance(jobs, Jobs)
     jobs.serve(plane, ports)
@@ -124,6 +126,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
         asyncio.create_task(forever("fence", fences.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
         asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
+        asyncio.create_task(forever("lessons", lessons.keep_sharing, log)),
         asyncio.create_task(forever("redis", partial(tell_of_redis, wires, log), log)),
         asyncio.create_task(forever("redis state", redis_state.keep_asking, log)),
         asyncio.create_task(forever("lag", port.keep_looking, log)),

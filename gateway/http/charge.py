@@ -139,7 +139,7 @@ class AdmittedCall:
         user = self.user = caller.acts_for(exchange.head.attribution.user, call.user)
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
-            estimate = ports.estimator.hold(call, caller.organization_id, service.key)
+            estimate = ports.estimator.hold(call, caller.organization_id, service.key, caller.key_id)
         claim, request = hold_request(
             caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
             self._raises is not None, 1000 * HOLD_S_MAX if call.background else 0,
@@ -450,20 +450,22 @@ class AdmittedCall:
         took = exchange.ended_upstream - exchange.began_upstream
         self._worker.ports.estimator.learn(
             self.call, self.caller.organization_id, self.service.key, usage,
-            self._input_share(usage, counted), seconds=took,
+            self._input_share(usage, counted), key_id=self.caller.key_id, seconds=took,
         )  # fmt: skip
 
     def _input_share(self, usage: TokenUsage, counted: Counted) -> float | None:
-        """What the call's input cost, as a part of the price that it asked for; None where nobody knows."""
+        """Return the cost of the call's input, divided by the cost of its size at the asked price; None where
+        nobody knows.
+        """
         budget, budgets, cost = self.claim.budget, self.budgets, counted.cost
         if budget is None or budgets is None or cost is None or counted.currency != budgets.currency:
             return None
         rate = budget.likely
-        if rate is None or budget.holds_most or not (rate.input and usage.input):
+        if rate is None or budget.holds_most or not (rate.input and rate.read):
             return None
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
-        return max(0.0, paid / (asked * usage.input))
+        return max(0.0, paid / (asked * rate.read))
 
 
 def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:

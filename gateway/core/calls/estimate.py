@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,10 @@ _MANAGEMENT: Final = "context_management"
 LEARNED_BYTES_MAX = 32 * 1024 * 1024  # organizations that asked longest ago first out
 LEARNED_BYTES = 2_560  # of each (organization, service, model), at most (measured)
 LEARNED_SHARE = 500  # of one organization, least recently used first out
+KEY_BYTES = 1_024  # of the input share of one key, service and model (measured)
+KEYS_SHARE = 2_000  # input shares of one organization, least recently used first out
+LESSONS_MAX = 256  # between two reports to other workers; beyond that they learn by themselves
+TOLD_BEYOND = 0.1  # a level that moved by this part since the last report is reported again
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
 # Of words and code, at most one byte of so many is a digit or a capital; each beyond that counts twice.
@@ -40,9 +45,10 @@ OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one 
 QUANTILE = 0.95  # of calls' use, by which the next is held
 RECENT = 64  # calls in the quantile: 1.5 KB of each that is learned of
 MEAN_OVER = 32  # calls a mean looks back over
-# What input costs, as a part of its asked price: caches make it cheaper, and what nobody asked for dearer.
-# Callers choose what is seen: below the first value the next calls could pass their hold too far.
-INPUT_SHARE_MIN, INPUT_SHARE_MAX = 0.25, 4.0
+# The input share of a call: the real cost of its input, divided by the cost of its size at the asked price.
+# Caches make input cheaper, and prices that nobody asked for make it dearer. Callers choose the samples:
+# below this the next calls could pass their hold too far.
+INPUT_SHARE_MIN, INPUT_SHARE_MAX = 0.125, 4.0
 CEILING = 65_536
 # The most one answer of a model can hold, by the longest prefix of its name, as the
 # providers document it; `CEILING` where none fits.
@@ -50,13 +56,19 @@ MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most i
 _PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
 
 
-class _Quantile:
+# First values for another worker: organization, key, service, model, streamed or not, then the model's levels
+# of output, of input tokens a byte and of the input share, and the input share of the key.
+Lesson = tuple[int, int, str, str, bool, float, float, float, float]
+KeyName = tuple[int, str, str, bool]  # key, service, model, streamed or not
+
+
+class _Quantile(LruEntry):
     """A quantile of the last `RECENT` samples; the first few share it with the value before them."""
 
-    __slots__ = ("_at", "_first", "_samples", "level")
+    __slots__ = ("_at", "_first", "_samples", "_told", "level")
 
     def __init__(self, first: float) -> None:
-        self.level = self._first = first
+        self.level = self._first = self._told = first
         self._samples = array("d")
         self._at = 0
 
@@ -67,7 +79,7 @@ class _Quantile:
             samples.append(sample)
             count = len(samples)
             found = sorted(samples)[math.ceil(quantile * count) - 1]
-            self.level = found if count == RECENT else found + (self._first - found) / (count + 1)
+            self.level = found if count == RECENT else found + (self._first - found) / (count + 1) ** 2
             return
         at, oldest = self._at, samples[self._at]
         self._at = (at + 1) % RECENT
@@ -78,6 +90,13 @@ class _Quantile:
         if (oldest < level and sample < level) or (oldest > level and sample > level):
             return
         self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
+
+    def has_moved(self) -> bool:
+        """Whether the level is far from the one that other workers were told; they are told this one then."""
+        if abs(self.level - self._told) <= TOLD_BEYOND * self._told:
+            return False
+        self._told = self.level
+        return True
 
 
 class _Learned(LruEntry):
@@ -99,12 +118,21 @@ class _Learned(LruEntry):
 
 
 class _LearnedUsage(LruEntry):
-    """Use learned of one organization's calls, by service and model, streamed or not."""
+    """Use learned of one organization's calls, by service and model, streamed or not.
 
-    __slots__ = ("models",)
+    Input shares are learned by key as well: keys whose prompts lie in caches work beside others.
+    """
+
+    __slots__ = ("keys", "models")
 
     def __init__(self, most: int) -> None:
         self.models: LruCache[tuple[str, str, bool], _Learned] = LruCache(most)
+        self.keys: LruCache[KeyName, _Quantile] = LruCache(KEYS_SHARE)
+
+    @property
+    def size(self) -> int:
+        """How many bytes this takes, at most."""
+        return LEARNED_BYTES * len(self.models) + KEY_BYTES * len(self.keys)
 
 
 @dataclass(slots=True)
@@ -113,8 +141,8 @@ class Estimate:
 
     `least` is the input's most and one token of each answer, 0 where the call states its maximum. `read` has
     the input as often as it may be read. `answers` share a maximum: choices and compactions; 0 is as many as
-    the call has choices. `beside` is the most that other models may write. `input_share` is what input is
-    likely to cost, as a part of the price that the call asks for.
+    the call has choices. `beside` is the most that other models may write. `input_share` is the likely
+    cost of the input, divided by the cost of its size at the price that the call asks for.
     """
 
     need: int = 0
@@ -153,8 +181,11 @@ class Estimator:
         self._ceilings = MODEL_CEILINGS if ceilings is None else {**MODEL_CEILINGS, **ceilings}
         self._share = share
         self.known: LruCache[int, _LearnedUsage] = LruCache(bytes_max)
+        self._moved: dict[tuple[int, KeyName], None] = {}
+        # Called when there are lessons for other workers.
+        self.learned: Callable[[], None] | None = None
 
-    def hold(self, call: CallRequest, organization_id: int, service_key: str) -> Estimate:
+    def hold(self, call: CallRequest, organization_id: int, service_key: str, key_id: int = 0) -> Estimate:
         """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
 
         The most goes by size: what was learned of other prompts never makes it less.
@@ -185,7 +216,13 @@ class Estimator:
                 beside += uses * (self._ceiling(model) if most is None else most)
             readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
             read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
-        likely, share = math.ceil(learned.output.level), learned.input_share.level
+        likely = math.ceil(learned.output.level)
+        share = 1.0
+        if kept is not None:
+            own = self.known.known[organization_id].keys.find(
+                (key_id, service_key, call.model, call.streamed)
+            )
+            share = learned.input_share.level if own is None else own.level
         most = call.output_ceiling
         if stated is not None:
             most, likely = stated, min(stated, likely)
@@ -196,12 +233,12 @@ class Estimator:
 
     def learn(
         self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,
-        input_share: float | None = None, *, seconds: float = 0.0,
+        input_share: float | None = None, *, key_id: int = 0, seconds: float = 0.0,
     ) -> None:  # fmt: skip
         """Learn from a complete answer that reported its use; what was only counted teaches nothing.
 
-        `input_share` is what its input cost, as a part of the price it asked for, None where nobody knows.
-        `seconds` are those that its upstream took.
+        `input_share` is the cost of its input, divided by the cost of its size at the price it asked for, and
+        None where nobody knows. `seconds` are those that its upstream took.
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
@@ -236,11 +273,64 @@ class Estimator:
                 bytes_per_token = min(max(1.0, call.text_bytes / visible), BYTES_PER_OUTPUT_TOKEN_FIRST)
                 step = bytes_per_token - learned.bytes_per_output_token
                 learned.bytes_per_output_token += step / learned.texts
+        if key_id and input_share is not None:
+            sample = min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
+            name = key_id, service_key, call.model, call.streamed
+            self._learn_share(learned, organization_id, name, sample)
 
     def speed(self, call: CallRequest) -> float:
         """How many tokens a second one answer to such a call has: never less than the first value."""
         learned = call.learned
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
+
+    def take_lessons(self) -> list[Lesson]:
+        """Return the lessons since the last time, for workers that know nothing of such calls."""
+        lessons: list[Lesson] = []
+        for organization_id, name in self._moved:
+            share = self.known.known.get(organization_id)
+            learned = None if share is None else share.models.known.get(name[1:])
+            own = None if share is None else share.keys.known.get(name)
+            if learned is None or own is None:
+                continue
+            levels = learned.output.level, learned.input_ratio.level, learned.input_share.level, own.level
+            lessons.append((organization_id, *name, *levels))
+        self._moved.clear()
+        return lessons
+
+    def take_over(self, lesson: Lesson) -> None:
+        """Begin with the lesson of another worker, where nothing is known of such calls.
+
+        Levels are bounded as samples are.
+        """
+        organization_id, key_id, service, model, streamed, output, ratio, input_share, own = lesson
+        share, name = self.known.find(organization_id), (service, model, streamed)
+        if share is None or name not in share.models.known:
+            learned = self._first(model)
+            least = float(min(OUTPUT_TOKENS_FIRST, learned.ceiling))
+            learned.output = _Quantile(min(max(output, least), float(learned.ceiling)))
+            learned.input_ratio = _Quantile(min(max(ratio, INPUT_RATIO_FIRST), 1.0))
+            learned.input_share = _Quantile(min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX))
+            share = self._keep(organization_id, name, learned)
+        if (key_id, *name) not in share.keys.known:
+            first = min(max(own, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
+            self._keep_of_key(organization_id, share, (key_id, *name), _Quantile(first))
+
+    def _learn_share(self, learned: _Learned, organization_id: int, name: KeyName, sample: float) -> None:
+        """Learn the input share of a key, beginning with that of its organization."""
+        share = self.known.known.get(organization_id)
+        if share is None:
+            return
+        own = share.keys.find(name)
+        if own is None:
+            own = _Quantile(learned.input_share.level)
+            self._keep_of_key(organization_id, share, name, own)
+        own.add(sample, self._quantile)
+        moved = own.has_moved()
+        moved = learned.output.has_moved() or learned.input_ratio.has_moved() or moved
+        if moved and len(self._moved) < LESSONS_MAX:
+            self._moved[organization_id, name] = None
+            if self.learned is not None:
+                self.learned()
 
     def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
         share = self.known.find(organization_id)
@@ -249,10 +339,15 @@ class Estimator:
     def _first(self, model: str) -> _Learned:
         return _Learned(self._ceiling(model), _dearer(model))
 
-    def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> None:
+    def _keep(self, organization_id: int, name: tuple[str, str, bool], learned: _Learned) -> _LearnedUsage:
         share = self.known.find(organization_id) or _LearnedUsage(self._share)
         share.models.put(name, learned)
-        self.known.put(organization_id, share, LEARNED_BYTES * len(share.models))
+        self.known.put(organization_id, share, share.size)
+        return share
+
+    def _keep_of_key(self, organization_id: int, share: _LearnedUsage, name: KeyName, own: _Quantile) -> None:
+        share.keys.put(name, own)
+        self.known.put(organization_id, share, share.size)
 
     def _ceiling(self, model: str) -> int:
         fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]

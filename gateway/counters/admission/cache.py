@@ -30,7 +30,7 @@ NEVER = 0
 ALONE: Final = -1
 # Values of everybody, and all that a wire should hear of.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
-HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode()
+HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode(), keys.LESSONS.encode()
 
 
 class Changes:

@@ -26,6 +26,7 @@ KEEPERS = "tk:keepers"
 # Which gateway workers and keepers run.
 PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"
+LESSONS = "tk:lessons"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"

@@ -74,11 +74,50 @@ def test_the_quantile_is_that_of_the_last_64_answers(quantile: float, level: int
 def test_what_input_costs_is_learned_within_bounds() -> None:
     """Caches make it cheaper, but nobody teaches that it costs next to nothing."""
     estimator = Estimator()
-    for taught, level in ((0.5, 0.5), (0.01, 0.25), (1.25, 1.25), (90.0, 4.0)):
+    for taught, level in ((0.5, 0.5), (0.01, 0.125), (1.25, 1.25), (90.0, 4.0)):
         for _ in range(64):
             estimator.learn(call(), 1, "chat", used(100, 1), taught)
         assert estimator.hold(call(), 1, "chat").input_share == level
     assert estimator.hold(call(), 2, "chat").input_share == 1
+
+
+def test_a_key_whose_prompts_lie_in_caches_learns_so_beside_one_whose_do_not() -> None:
+    """A key without calls of its own begins with what those of its organization cost."""
+    estimator = Estimator()
+    for _ in range(64):
+        for key_id, share in ((1, 0.2), (2, 1.0)):
+            estimator.learn(call(), 1, "chat", used(100, 1), share, key_id=key_id)
+    shares = [estimator.hold(call(), 1, "chat", key_id).input_share for key_id in (1, 2, 3)]
+    assert shares == [0.2, 1.0, 1.0]
+    assert estimator.hold(call("other"), 1, "chat", 1).input_share == 1.0
+
+
+def test_a_worker_that_knows_nothing_begins_with_the_lessons_of_another() -> None:
+    teacher, pupil, told = Estimator(), Estimator(), list[int]()
+    teacher.learned = lambda: told.append(len(told))
+    for _ in range(64):
+        teacher.learn(call(), 1, "chat", used(200, 3_000), 0.2, key_id=7)
+    lessons = teacher.take_lessons()
+    assert len(lessons) == 1
+    assert 1 < len(told) < 20
+    pupil.learn(call("known"), 1, "chat", used(100, 9_000), 1.0, key_id=7)
+    before = pupil.hold(call("known"), 1, "chat", 7)
+    for lesson in lessons:
+        pupil.take_over(lesson)
+        pupil.take_over((1, 7, "chat", "known", False, 2_000.0, 0.5, 0.3, 0.3))
+    assert pupil.hold(call(), 1, "chat", 7).need == teacher.hold(call(), 1, "chat", 7).need == 200 + 3_000
+    assert pupil.hold(call(), 1, "chat", 7).input_share == pytest.approx(0.2)
+    assert pupil.hold(call("known"), 1, "chat", 7) == before
+    assert not teacher.take_lessons()
+
+
+def test_a_lesson_goes_no_further_than_what_is_learned() -> None:
+    pupil = Estimator({"m": 5_000})
+    pupil.take_over((1, 7, "chat", "m", False, 1e9, 50.0, 0.0, 90.0))
+    pupil.take_over((1, 8, "chat", "m", False, 0.0, 0.0, 0.0, 0.0))
+    assert pupil.hold(call(), 1, "chat", 7).need == 300 + 5_000
+    shares = [pupil.hold(call(), 1, "chat", key_id).input_share for key_id in (7, 8, 9)]
+    assert shares == [4.0, 0.125, 0.125]
 
 
 def test_without_one_the_ceiling_of_the_model_is_the_most() -> None:

@@ -116,7 +116,8 @@ async def test_each_partition_is_asked_for_where_it_is(cluster: ValkeyCluster, c
 
 async def test_what_is_of_everybody_is_asked_for_by_its_name(connect: Connect) -> None:
     shards = await connect()
-    for key in (keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD, keys.REFUSED, keys.COOLING, keys.activity(7)):
+    shared = keys.CATALOGUE, keys.PRICES, keys.PRICES_HEAD, keys.REFUSED, keys.COOLING, keys.LESSONS
+    for key in (*shared, keys.activity(7)):
         assert await ask(shards.of_key(key.encode()), "TYPE", key) == b"none"
         assert shards.map.place_of(slot_of(key.encode()))
 

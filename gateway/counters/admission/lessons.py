@@ -1,0 +1,96 @@
+"""What workers learned of calls' use, told among the workers of all gateways: one small key, read by each.
+
+A worker that meets calls like those of another begins with the lessons of that worker, and so does one that
+starts. Each goes on by its own calls. Nothing is decided here: of two workers that write at once one may lose
+its lessons, which are learned again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, Final
+
+import msgspec
+
+from gateway.core.calls.estimate import LESSONS_MAX, Estimator, Lesson
+from gateway.core.wait import in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import encode
+from gateway.errors import CountersUnavailable
+
+# Between two looks, and how long a worker waits for news where Redis tells them, and where it does not.
+PAUSE_S, TOLD_S, UNTOLD_S = 0.5, 20.0, 5.0
+KEPT_MS: Final = 3_600_000
+STORED_BYTES_MAX: Final = 256 * 1024
+NAME: Final = keys.LESSONS.encode()
+
+_Name = Annotated[str, msgspec.Meta(max_length=512)]
+_Level = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Id = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+_encode = msgspec.json.Encoder().encode
+_decode: Callable[[bytes], list[Lesson]] = msgspec.json.Decoder(
+    Annotated[
+        list[tuple[_Id, _Id, _Name, _Name, bool, _Level, _Level, _Level, _Level]],
+        msgspec.Meta(max_length=LESSONS_MAX),
+    ]
+).decode
+
+
+class SharedLessons:
+    """What one worker's estimator learned, and the key that all workers share."""
+
+    def __init__(self, wires: RedisConnections, estimator: Estimator) -> None:
+        self._wires, self._estimator = wires, estimator
+        self._news = asyncio.Event()
+        self._raw: object = None
+        estimator.learned = self._news.set
+        wires.hear(self._hear)
+
+    async def keep_sharing(self, pause_s: float = PAUSE_S) -> None:
+        """Share lessons, again and again, until cancelled."""
+        while True:
+            self._news.clear()
+            with suppress(CountersUnavailable):
+                await self.share()
+            await asyncio.sleep(pause_s)
+            hears = self._wires.of_key(NAME).hearing.since > 0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TOLD_S if hears else UNTOLD_S):
+                    await self._news.wait()
+
+    def _hear(self, name: bytes) -> None:
+        if not name or name == NAME:
+            self._news.set()
+
+    async def share(self) -> None:
+        """Take over the lessons of others and add those of this worker; CountersUnavailable without Redis."""
+        wire = self._wires.of_key(NAME)
+        raw = await in_task(wire.send(encode(b"GET", NAME)))
+        stored = _read(raw)
+        if raw != self._raw:
+            self._raw = raw
+            for lesson in stored:
+                self._estimator.take_over(lesson)
+        added = self._estimator.take_lessons()
+        if not added:
+            return
+        newest = {lesson[:5]: lesson for lesson in stored}
+        for lesson in added:
+            newest.pop(lesson[:5], None)
+            newest[lesson[:5]] = lesson
+        packed = _encode(list(newest.values())[-LESSONS_MAX:])
+        if len(packed) <= STORED_BYTES_MAX:
+            await in_task(wire.send(encode(b"SET", NAME, packed, b"PX", b"%d" % KEPT_MS)))
+
+
+def _read(raw: object) -> list[Lesson]:
+    """Return the lessons of the key; none where no worker of this version wrote it."""
+    if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
+        return []
+    try:
+        return _decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return []
