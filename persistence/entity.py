@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from itertools import pairwise
+from json import dumps
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -58,7 +59,6 @@ from persistence.tables import (
     budget,
     business_model,
     call,
-    control_write,
     exchange_rate,
     invoice,
     organization,
@@ -131,7 +131,13 @@ def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]
 
 # Written intents reported back for the inline push; the pusher finds the rest by itself.
 INTENTS_REPORTED_MAX = 100
-INSERT_ROWS_MAX = 1_000
+# Their positions follow the order of the list.
+_INSERT_WRITES = text("""
+INSERT INTO control_write (id, partition, account, verb, payload)
+SELECT id, partition, account, verb, payload
+  FROM ROWS FROM (jsonb_to_recordset(cast(:rows AS jsonb))
+       AS (id uuid, partition smallint, account text, verb text, payload jsonb)) WITH ORDINALITY
+       AS w (id, partition, account, verb, payload, place) ORDER BY place""")
 
 # The flusher's lock of a partition.
 _LOCK_FLUSH = text("SELECT pg_advisory_xact_lock(7800, :partition)")
@@ -212,8 +218,7 @@ class EntityWrite:
         if self.batch is not None:
             self.batch.writes += rows
             return
-        for at in range(0, len(rows), INSERT_ROWS_MAX):
-            self.connection.execute(insert(control_write), rows[at : at + INSERT_ROWS_MAX])
+        insert_writes(self.connection, rows)
         known = {intent.account for intent in self.intents}
         firsts = {str(row["account"]): row for row in reversed(rows) if row["account"] not in known}
         others = [row for row in rows if firsts.get(str(row["account"])) is not row]
@@ -257,6 +262,12 @@ def write_of(
         "id": write_id or uuid4(), "partition": partition, "account": account, "verb": verb,
         "payload": dict(payload),
     }  # fmt: skip
+
+
+def insert_writes(connection: Connection, rows: Sequence[Row]) -> None:
+    """Store control writes by one statement, in their order."""
+    if rows:
+        connection.execute(_INSERT_WRITES, {"rows": dumps(rows, default=str)})
 
 
 def hold_flushes(connection: Connection, partition: object) -> None:

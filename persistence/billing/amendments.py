@@ -232,15 +232,15 @@ def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[in
         return 0, part
     now = change.now
     if tokens.cycle is None:
-        is_last = not tokens.late and in_cycle(change.connection, now, call.tenant_id, call.created_at)
+        use = (call.tenant_id, call.created_at)
+        is_last = not tokens.late and bool(in_cycle(change.connection, now, [use]))
     else:
         is_last = tokens.cycle == quota.cycle and (
             quota.next_reset_at is None or quota.next_reset_at > now  # else its reset is on its way
         )
     if (tokens.moved <= 0 and tokens.late > 0) or not is_last:
-        goes_on = quota.overage_policy == CARRY and carried(
-            change.connection, call.tenant_id, amended.used_at
-        )
+        use = (call.tenant_id, amended.used_at)
+        goes_on = quota.overage_policy == CARRY and bool(carried(change.connection, [use]))
         return (0, part) if goes_on and not tokens.late else (part, 0)
     return 0, part
 

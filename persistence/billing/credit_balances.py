@@ -7,7 +7,7 @@ addition covers. A correction of the balance itself is nobody's use and pays for
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -380,13 +380,13 @@ def _grant(addition_id: int, row: Any) -> CreditGrant:
 # Such use is told, not asked for: nothing refuses it later, so it is looked at where it is taken in.
 
 _OVERAGE_PRICES = text("""
-SELECT CASE WHEN p.overage_policy = 'bill' THEN
+SELECT t.id, CASE WHEN p.overage_policy = 'bill' THEN
             coalesce(CASE WHEN t.plan_id IS NULL THEN s.overage_unit_price END, p.overage_unit_price) END
            AS token, o.credit_unit_cost AS credit
   FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN organization_subscription AS s ON s.organization_id = o.id
- WHERE t.id = :tenant""")
+ WHERE t.id = ANY(:tenants)""")
 
 
 class OveragePrices(NamedTuple):
@@ -407,5 +407,10 @@ def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int,
 
 
 def prices_of(connection: Connection, tenant_id: int) -> OveragePrices:
-    row = connection.execute(_OVERAGE_PRICES, {"tenant": tenant_id}).first()
-    return OveragePrices(None, None) if row is None else OveragePrices(row.token, row.credit)
+    return overage_prices(connection, [tenant_id]).get(tenant_id, OveragePrices(None, None))
+
+
+def overage_prices(connection: Connection, tenant_ids: Collection[int]) -> dict[int, OveragePrices]:
+    """Return the prices of these tenants, by their ids."""
+    rows = connection.execute(_OVERAGE_PRICES, {"tenants": list(tenant_ids)})
+    return {row.id: OveragePrices(row.token, row.credit) for row in rows}

@@ -7,15 +7,14 @@ they are beyond its plan, and charged here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from json import dumps
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from gateway.calls.event_use import use_of
 from gateway.core.accounts.administration import Row
@@ -24,27 +23,33 @@ from gateway.core.accounts.plans import Weights, millionths
 from gateway.core.billing import events
 from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing
+from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.proration import CARRY
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, as_negotiated, other_currency
 from gateway.core.model import Service
 from gateway.core.times import ms_of
 from gateway.errors import Unprocessable
 from persistence.billing import charges
-from persistence.billing.credit_balances import OveragePrices, prices_of
-from persistence.billing.plans import carried, in_cycle, is_borne
+from persistence.billing.credit_balances import OveragePrices, overage_prices
+from persistence.billing.plans import Use, carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
-from persistence.resources.catalogue import PriceHistory
+from persistence.resources.catalogue import read_book
 from persistence.tables import use_event
 
+# By the values that name them: two of one value are enough to know that it is not clear.
 _TENANTS = """
+SELECT named.value, found.*
+  FROM unnest(cast(:values AS {type}[])) AS named (value) CROSS JOIN LATERAL (
 SELECT t.id, t.organization_id, t.updated_at, o.currency, p.weights, p.overage_policy
   FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
   LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
- WHERE t.deleted_at IS NULL AND o.deleted_at IS NULL AND {where}
-   AND (CAST(:within AS bigint) IS NULL OR o.id = :within) LIMIT 2"""
-_BY = {
-    "tenant": {True: "t.id = :id", False: "t.name = :name"},
-    "organization": {True: "o.id = :id", False: "o.name = :name"},
+ WHERE t.deleted_at IS NULL AND o.deleted_at IS NULL AND {column} = named.value
+   AND (CAST(:within AS bigint) IS NULL OR o.id = :within) LIMIT 2) AS found"""
+_KINDS = ("tenant", "organization")
+_BY: Mapping[tuple[str, type], TextClause] = {
+    (kind, of): text(_TENANTS.format(column=f"{kind[0]}.{name}", type=type_))
+    for kind in _KINDS
+    for of, name, type_ in ((int, "id", "bigint"), (str, "name", "text"))
 }
 _SERVICE = text("""
 SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s.pricing, b.meter,
@@ -83,19 +88,33 @@ class _Tenant:
 
 @dataclass(slots=True)
 class _Batch:
-    """What one request takes in; what several of its events ask for is read once."""
+    """What one request takes in; what its events ask for is read once for all of them."""
 
     change: EntityWrite
     kept_since: datetime | None
-    prices: PriceHistory
+    # Who each subject is, or why nobody.
+    tenants: Mapping[str, _Tenant | Unacceptable]
     # Accounts of control writes that are there already, by what may be events' ids.
     known: Mapping[UUID, str]
-    tenants: dict[str, _Tenant] = field(default_factory=dict)
+    prices: PriceBook
+    # Uses in the cycle that runs; those whose debt goes on; those at which a plan was in force.
+    current: set[Use] = field(default_factory=set)
+    carried: set[Use] = field(default_factory=set)
+    borne: set[Use] = field(default_factory=set)
     services: dict[tuple[int, str], Service] = field(default_factory=dict)
 
     @property
     def connection(self) -> Connection:
         return self.change.connection
+
+
+@dataclass(frozen=True, slots=True)
+class _SentEvent:
+    """An event as it was sent: its time, and the ids of its teller, of staff and of its organization."""
+
+    said: Mapping[str, Any]
+    at: datetime
+    ids: tuple[UUID, UUID, UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +136,13 @@ def take(change: EntityWrite) -> Row:
     """
     sent = change.command.values["events"]
     assert isinstance(sent, list)
-    batch = _begun(change, [event for _, event in sent])
     rejected: list[Row] = list(change.command.values["rejected"])  # type: ignore[call-overload]  # a list
     told = len(sent) + len(rejected)
     events_: dict[UUID, _AcceptedEvent] = {}
-    for place, event in sent:
+    batch, begun = _begin(change, [event for _, event in sent])
+    for (place, event), one in zip(sent, begun, strict=True):
         try:
-            accepted = _accept(batch, event)
+            accepted = _accept(batch, one)
         except Unacceptable as error:
             rejected.append(refused(place, event, error.name, error.reason))
         else:
@@ -142,26 +161,46 @@ def take(change: EntityWrite) -> Row:
     return {"id": 0, "accepted": len(taken), "duplicates": duplicates, "rejected": rejected}
 
 
-def _begun(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> _Batch:
-    """Return a batch with what all of its events ask for."""
-    connection = change.connection
-    times = [event.get("time") or change.now for event in events_]
-    prices = PriceHistory(connection, min(times, default=change.now))
-    batch = _Batch(change, connection.execute(_KEPT).scalar(), prices, {})
-    ids = list[UUID]()
-    for event in events_:
-        tenant = None
-        with suppress(Unacceptable):
-            tenant = _tenant(batch, event["subject"])
-        ids += _ids(batch, event, EVERYBODYS if tenant is None else tenant.organization_id)
-    batch.known = {row.id: row.account for row in connection.execute(_KNOWN, {"ids": ids})}
-    return batch
+def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_Batch, list[_SentEvent]]:
+    """Return a batch with all that its events ask for, and the events."""
+    connection, now = change.connection, change.now
+    tenants = _look_up(connection, {event["subject"] for event in events_}, change.within)
+    begun = [_SentEvent(event, event.get("time") or now, _ids(change, event, tenants)) for event in events_]
+    ids = list({each for one in begun for each in one.ids})
+    known = {row.id: row.account for row in connection.execute(_KNOWN, {"ids": ids})}
+    priced = [one for one in begun if one.said["data"].get("usage") is not None]
+    models = {one.said["data"].get("model") or "" for one in priced} - {""}
+    prices = read_book(connection, models, min((one.at for one in priced), default=now))
+    batch = _Batch(change, connection.execute(_KEPT).scalar(), tenants, known, prices)
+    _read_cycles(batch, begun)
+    return batch, begun
 
 
-def _ids(batch: _Batch, event: Mapping[str, Any], organization_id: int) -> list[UUID]:
+def _read_cycles(batch: _Batch, begun: Sequence[_SentEvent]) -> None:
+    """Read of all uses in which cycle they are, and of those in none that runs what else is asked."""
+    uses: dict[Use, _Tenant] = {}
+    for one in begun:
+        tenant = batch.tenants[one.said["subject"]]
+        if isinstance(tenant, _Tenant):
+            uses[tenant.id, one.at] = tenant
+    connection = batch.connection
+    batch.current = in_cycle(connection, batch.change.now, uses)
+    over = [use for use in uses if use not in batch.current]
+    batch.carried = carried(connection, [use for use in over if uses[use].carries])
+    batch.borne = is_borne(connection, [use for use, of in uses.items() if use in over or not of.has_plan])
+
+
+def _ids(
+    change: EntityWrite, event: Mapping[str, Any], tenants: Mapping[str, _Tenant | Unacceptable]
+) -> tuple[UUID, UUID, UUID]:
     """Return the ids of an event: as its teller names it, as staff does, as its organization does."""
-    tellers = (batch.change.within or EVERYBODYS, EVERYBODYS, organization_id)
-    return [events.request_of(event["source"], event["id"], teller) for teller in tellers]
+    tenant = tenants[event["subject"]]
+    owner = tenant.organization_id if isinstance(tenant, _Tenant) else EVERYBODYS
+    own, staff = change.within or EVERYBODYS, EVERYBODYS
+    found = {
+        teller: events.request_of(event["source"], event["id"], teller) for teller in {own, staff, owner}
+    }
+    return found[own], found[staff], found[owner]
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
@@ -169,40 +208,38 @@ def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row
     return {"index": place, **told, "field": name, "reason": reason}
 
 
-def _accept(batch: _Batch, event: Mapping[str, Any]) -> _AcceptedEvent | None:
+def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
     """Return what an event moves, None where it was taken before, whatever it says now."""
-    connection, now = batch.connection, batch.change.now
     # Who tells it names it, together with the source: nobody takes another organization's names.
+    event, at, request_id = one.said, one.at, one.ids[0]
     teller = batch.change.within or EVERYBODYS
-    if _is_known(batch, event, teller):
+    if _is_known(batch, one, teller):
         return None
-    at = event.get("time") or now
     _check_time(batch, at)
-    tenant = _tenant(batch, event["subject"])
-    if _is_known(batch, event, tenant.organization_id):
+    tenant = batch.tenants[event["subject"]]
+    if isinstance(tenant, Unacceptable):
+        raise tenant
+    if _is_known(batch, one, tenant.organization_id):
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
     told = _told(data, at)
-    found = batch.prices.find(told.model, tenant.currency, at) if told.model and told.is_counted else None
-    price = None if found is None else found.price.vector
+    price = None
+    if told.model and told.is_counted:
+        price = batch.prices.vector(told.model, tenant.currency, told.at_ms)
     # A debt that is carried on counts in any cycle.
-    runs = (
-        not service.counts_tokens
-        or in_cycle(connection, now, tenant.id, at)
-        or (tenant.carries and carried(connection, tenant.id, at))
-    )
+    use = (tenant.id, at)
+    runs = not service.counts_tokens or use in batch.current or use in batch.carried
     free = service.meter not in {CONSUMPTION, PAY_PER_USE} and not (runs and tenant.has_plan)
-    if free and not is_borne(connection, tenant.id, at):
+    if free and use not in batch.borne:
         wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
         raise Unacceptable("time", wrong)
-    use = use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
-    for _, why in tenant.beyond.too_much(use.weighed if service.counts_tokens else 0, use.credits):
+    moved = use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
+    for _, why in tenant.beyond.too_much(moved.weighed if service.counts_tokens else 0, moved.credits):
         raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
-    late = use.weighed if service.counts_tokens and not runs else 0
+    late = moved.weighed if service.counts_tokens and not runs else 0
     # A plan that was in force before has it too, where it was used by that one.
-    quota = use.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
-    request_id = events.request_of(event["source"], event["id"], teller)
+    quota = moved.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
     row = {
         "teller": teller, "source": event["source"], "event_id": event["id"], "type": event["type"],
         "organization_id": tenant.organization_id, "tenant_id": tenant.id, "service_id": service.id,
@@ -214,12 +251,12 @@ def _accept(batch: _Batch, event: Mapping[str, Any]) -> _AcceptedEvent | None:
         f"organization:{tenant.organization_id}",
         batch.change.partition_of(tenant.organization_id),
     )
-    write = write_of(partition, account, "use", events.written(use), request_id)
+    write = write_of(partition, account, "use", events.written(moved), request_id)
     return _AcceptedEvent(request_id, tenant, at, row, write, owes=bool(late or quota))
 
 
-def _is_known(batch: _Batch, event: Mapping[str, Any], organization_id: int) -> bool:
-    own, *others = _ids(batch, event, organization_id)
+def _is_known(batch: _Batch, one: _SentEvent, organization_id: int) -> bool:
+    own, *others = one.ids
     account = f"organization:{organization_id}"
     return own in batch.known or any(batch.known.get(each) == account for each in others)
 
@@ -234,33 +271,50 @@ def _check_time(batch: _Batch, at: datetime) -> None:
         raise Unacceptable("time", "is before the first call that is kept")
 
 
-def _tenant(batch: _Batch, subject: str) -> _Tenant:
-    """Return who a subject is: `tenant:7`, `organization:3`, a tenant's id, or a name of either."""
-    if subject not in batch.tenants:
-        batch.tenants[subject] = _look(batch.connection, subject, batch.change.within)
-    return batch.tenants[subject]
+def _look_up(
+    connection: Connection, subjects: Collection[str], within: int | None
+) -> dict[str, _Tenant | Unacceptable]:
+    """Return who each of these subjects is, or why nobody."""
+    meant = {subject: _meant(subject) for subject in subjects}
+    rows: dict[tuple[str, int | str], list[Any]] = {}
+    for (kind, of), statement in _BY.items():
+        values = {value for kinds, value in meant.values() if kind in kinds and isinstance(value, of)}
+        if values:
+            for row in connection.execute(statement, {"values": list(values), "within": within}):
+                rows.setdefault((kind, row.value), []).append(row)
+    beyond = overage_prices(connection, {row.id for found in rows.values() for row in found})
+    return {
+        subject: _one_of([(kind, value, rows.get((kind, value), ())) for kind in kinds], beyond)
+        for subject, (kinds, value) in meant.items()
+    }
 
 
-def _look(connection: Connection, subject: str, within: int | None) -> _Tenant:
+def _meant(subject: str) -> tuple[tuple[str, ...], int | str]:
+    """Return the kinds of `tenant:7`, `organization:3`, `7` or a name of either, and the id or name."""
     kind, _, name = subject.partition(":")
-    if kind not in _BY or not name:
-        kind, name = "", subject
-    is_id = name.isascii() and name.isdigit() and len(name) <= 15
-    values = {"id": int(name) if is_id else None, "name": name, "within": within}
-    for one in (kind,) if kind else ("tenant",) if is_id else tuple(_BY):
-        where = text(_TENANTS.format(where=_BY[one][is_id]))
-        found = connection.execute(where, values).all()
+    kinds: tuple[str, ...] = (kind,)
+    if kind not in _KINDS or not name:
+        kinds, name = _KINDS, subject
+    if name.isascii() and name.isdigit() and len(name) <= 15:
+        return kinds[:1], int(name)
+    return kinds, name
+
+
+def _one_of(
+    ways: Sequence[tuple[str, int | str, Sequence[Any]]], beyond: Mapping[int, OveragePrices]
+) -> _Tenant | Unacceptable:
+    """Return the one tenant that the first of these ways finds, or why there is none."""
+    for kind, name, found in ways:
         if len(found) > 1:
-            raise Unacceptable("subject", f"is more than one tenant; say tenant:ID of one of {one} {name}")
+            return Unacceptable("subject", f"is more than one tenant; say tenant:ID of one of {kind} {name}")
         if found:
             row = found[0]
             weights = millionths(row.weights)
             return _Tenant(
                 row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
-                row.overage_policy is not None, row.overage_policy == CARRY, row.updated_at,
-                prices_of(connection, row.id),
+                row.overage_policy is not None, row.overage_policy == CARRY, row.updated_at, beyond[row.id],
             )  # fmt: skip
-    raise Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
+    return Unacceptable("subject", "is no tenant and no organization here; say tenant:ID or organization:ID")
 
 
 def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:

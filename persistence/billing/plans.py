@@ -6,7 +6,7 @@ What its kinds of tokens weigh is in the catalogue, which every gateway has.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -313,73 +313,85 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
     return turns, seqs
 
 
-# Which cycle of a tenant's tokens a moment lies in, and by which plan's policy it was used.
+# Which cycle of a tenant's tokens a moment lies in, and by which plan's policy it was used. Moments of many
+# tenants are asked for by one statement.
 
+# A tenant, and a moment at which it used tokens.
+Use = tuple[int, datetime]
+_USES = """unnest(cast(:tenants AS bigint[]), cast(:times AS timestamptz[])) WITH ORDINALITY
+       AS u (tenant_id, at, place)"""
 # The cycle that runs, and the one a moment lies in, as far as they are stored; none before the first one. A
-# flush writes both at once, so one statement reads them.
-_CYCLE = text("""
-SELECT q.cycle, q.next_reset_at,
-       (SELECT cycle FROM token_ledger WHERE tenant_id = q.tenant_id AND transaction_type = 'reset'
-           AND created_at <= :at ORDER BY seq DESC LIMIT 1) AS found
-  FROM tenant_quota AS q WHERE q.tenant_id = :tenant""")
+# flush writes both at once, so one statement reads them. A reset that is due is on its way.
+_IN_CYCLE = """
+SELECT q.tenant_id IS NULL
+       OR NOT coalesce(u.at < q.next_reset_at AND q.next_reset_at <= :now, false)
+          AND coalesce((SELECT r.cycle FROM token_ledger AS r
+                         WHERE r.tenant_id = u.tenant_id AND r.transaction_type = 'reset'
+                           AND r.created_at <= u.at ORDER BY r.seq DESC LIMIT 1) = q.cycle, true)
+  FROM {uses} LEFT JOIN tenant_quota AS q ON q.tenant_id = u.tenant_id ORDER BY u.place"""
 # Plans from the one on that was in force at a moment, as far as they are stored: whether all carry, and no
 # reset has forgiven debt since.
-_CARRIED = text("""
+_CARRIED = """
+SELECT found.carried FROM {uses} CROSS JOIN LATERAL (
 WITH plans AS (
     SELECT l.seq, l.created_at, (w.payload->>'plan_id')::bigint AS plan_id
       FROM token_ledger AS l JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
-     WHERE l.tenant_id = :tenant AND l.transaction_type <> 'consume'
+     WHERE l.tenant_id = u.tenant_id AND l.transaction_type <> 'consume'
 ), policies AS (
     SELECT (SELECT v.overage_policy FROM token_plan_price AS v WHERE v.plan_id = p.plan_id
              ORDER BY v.since <= n.at DESC, CASE WHEN v.since <= n.at THEN v.since END DESC, v.since LIMIT 1)
            AS policy
-      FROM plans AS p CROSS JOIN LATERAL (SELECT greatest(p.created_at, :at) AS at) AS n
-     WHERE p.seq >= coalesce((SELECT max(seq) FROM plans WHERE created_at <= :at), 0)
+      FROM plans AS p CROSS JOIN LATERAL (SELECT greatest(p.created_at, u.at) AS at) AS n
+     WHERE p.seq >= coalesce((SELECT max(seq) FROM plans WHERE created_at <= u.at), 0)
 )
 SELECT coalesce(bool_and(policy IS NOT DISTINCT FROM :carry), true)
-       AND NOT EXISTS (SELECT FROM token_ledger WHERE tenant_id = :tenant AND transaction_type = 'reset'
-                          AND created_at > :at AND metadata->'forgiven' IS NOT NULL)
-  FROM policies""")
+       AND NOT EXISTS (SELECT FROM token_ledger WHERE tenant_id = u.tenant_id AND transaction_type = 'reset'
+                          AND created_at > u.at AND metadata->'forgiven' IS NOT NULL) AS carried
+  FROM policies) AS found ORDER BY u.place"""
 # Whether a plan was in force at a moment: by the ledger, or by a subscription that counts tokens without a
 # limit. Without one ever, use costs nothing. Of rows that were archived nobody knows: it was.
-_BORNE = text("""
+_BORNE = """
 SELECT coalesce((SELECT w.payload->>'plan_id' IS NOT NULL FROM token_ledger AS l
                    JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
-                  WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume' AND l.created_at <= :at
+                  WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume' AND l.created_at <= u.at
                   ORDER BY l.seq DESC LIMIT 1),
                 (SELECT l.seq > 1 FROM token_ledger AS l WHERE l.tenant_id = t.id
                   ORDER BY l.seq LIMIT 1), false)
     OR EXISTS (SELECT FROM subscription_segment AS s JOIN subscription_plan AS p ON p.id = s.plan_id
                 WHERE s.organization_id = t.organization_id AND p.token_plan_id IS NULL
-                  AND s.start_date <= :day AND (s.end_date IS NULL OR s.end_date > :day))
+                  AND s.start_date <= (u.at AT TIME ZONE 'UTC')::date
+                  AND (s.end_date IS NULL OR s.end_date > (u.at AT TIME ZONE 'UTC')::date))
     OR NOT EXISTS (SELECT FROM token_ledger AS l
                      JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
                     WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume')
        AND (coalesce(t.plan_id, t.inherited_plan_id) IS NOT NULL
             OR NOT EXISTS (SELECT FROM subscription_segment AS s WHERE s.organization_id = t.organization_id))
-  FROM tenant AS t WHERE t.id = :tenant""")
+  FROM {uses} JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.place"""
 
 
-def in_cycle(connection: Connection, now: datetime, tenant_id: int, at: datetime) -> bool:
-    """Whether a moment lies in the cycle of a tenant's quota that runs."""
-    quota = connection.execute(_CYCLE, {"tenant": tenant_id, "at": at}).first()
-    if quota is None:
-        return True
-    if quota.next_reset_at is not None and at < quota.next_reset_at <= now:  # its reset is on its way
-        return False
-    return quota.found is None or quota.found == quota.cycle
+def in_cycle(connection: Connection, now: datetime, uses: Collection[Use]) -> set[Use]:
+    """Return those of the moments that lie in the cycle of their tenant's quota that runs."""
+    return _select_uses(connection, _IN_CYCLE, uses, now=now)
 
 
-def carried(connection: Connection, tenant_id: int, at: datetime) -> bool:
-    """Whether debt of a moment is carried on up to now: else the plan that was in force then owes for it."""
-    here = {"tenant": tenant_id, "at": at, "carry": CARRY}
-    return bool(connection.execute(_CARRIED, here).scalar_one())
+def carried(connection: Connection, uses: Collection[Use]) -> set[Use]:
+    """Return those whose debt is carried on up to now: for others the plan that was in force then owes."""
+    return _select_uses(connection, _CARRIED, uses, carry=CARRY)
 
 
-def is_borne(connection: Connection, tenant_id: int, at: datetime) -> bool:
-    """Whether tokens that move no quota of now are of a plan that was in force when they were used."""
-    here = {"tenant": tenant_id, "at": at, "day": at.astimezone(UTC).date()}
-    return bool(connection.execute(_BORNE, here).scalar())
+def is_borne(connection: Connection, uses: Collection[Use]) -> set[Use]:
+    """Return those at which a plan was in force: its are tokens that move no quota of now."""
+    return _select_uses(connection, _BORNE, uses)
+
+
+def _select_uses(connection: Connection, statement: str, uses: Collection[Use], **more: object) -> set[Use]:
+    """Return the uses that a statement says yes to: it answers in their order."""
+    if not uses:
+        return set()
+    tenants, times = map(list, zip(*uses, strict=True))
+    asked = text(statement.format(uses=_USES))
+    found = connection.scalars(asked, {"tenants": tenants, "times": times, **more})
+    return {use for use, fits in zip(uses, found, strict=True) if fits}
 
 
 # What the cycle of tokens that a tenant has was sold with, whatever its plan was changed to since.

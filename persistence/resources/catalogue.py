@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from json import dumps
@@ -10,15 +10,19 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     Select,
+    Text,
     and_,
     case,
     collate,
+    exists,
     false,
     func,
     insert,
+    literal,
     or_,
     select,
     text,
@@ -37,13 +41,14 @@ from gateway.core.billing.price_book import (
     OPERATOR,
     PREFIX,
     UNITS,
+    PriceBook,
     PriceFound,
     choose_converted,
     folded,
     read_price,
     read_rate,
 )
-from gateway.core.billing.vector import ExchangeRate, ModelPrice
+from gateway.core.billing.vector import ExchangeRate
 from gateway.core.calls.capacity import SHARES_MAX
 from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
@@ -493,39 +498,37 @@ def find_price(
     connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
 ) -> PriceFound | None:
     """The price of a model in a currency, or in another one that there is an exchange rate from."""
-    return PriceHistory(connection, at).find(model, currency, at, provider)
+    rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
+    rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
+    prices = list(map(read_price, rows.values()))
+    found = choose_converted(prices, rates, model, currency, ms_of(at), provider)
+    return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
 
 
-class PriceHistory:
-    """Prices of models at any moment from `since` on; those of a model are read once."""
-
-    def __init__(self, connection: Connection, since: datetime) -> None:
-        self._connection, self._since = connection, since
-        self._rates = rates_in_force(connection, since)
-        self._read: dict[tuple[str, str], tuple[list[ModelPrice], dict[object, Row]]] = {}
-
-    def find(self, model: str, currency: str, at: datetime, provider: str = "") -> PriceFound | None:
-        """Return the price in force at a moment, None where there is none."""
-        rates = [one for one in self._rates if one.currency == currency]
-        if (model, currency) not in self._read:
-            rows: dict[object, Row] = {}
-            for one in dict.fromkeys((currency, *(rate.base for rate in rates))):
-                rows |= {row["id"]: row for row in _prices_since(self._connection, model, one, self._since)}
-            self._read[model, currency] = list(map(read_price, rows.values())), rows
-        prices, rows = self._read[model, currency]
-        found = choose_converted(prices, rates, model, currency, ms_of(at), provider)
-        return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
+def read_book(connection: Connection, models: Collection[str], since: datetime) -> PriceBook:
+    """Return the prices that these models may have by their names, in any currency, from a moment on."""
+    if not models:
+        return PriceBook()
+    prices = _prices_since(connection, models, since).values()
+    return PriceBook(map(read_price, prices), rates_in_force(connection, since))
 
 
-def _prices_since(connection: Connection, model: str, currency: str, since: datetime) -> Sequence[Row]:
+def _prices_since(
+    connection: Connection, models: Collection[str], since: datetime, currencies: Collection[str] = ()
+) -> dict[object, Row]:
+    """Return the rows of prices of these models by their ids; of all currencies where none is named."""
     each, columns = _superseded_later_than(since)
-    name, own = folded(model), _folded(each.model)
-    matching = or_(
-        and_(each.match == EXACT_NAME, own == name),
-        and_(each.match == PREFIX, func.starts_with(name, own)),
+    names = sorted(set(map(folded, models)))
+    own, name = _folded(each.model), func.unnest(literal(names, ARRAY(Text))).column_valued("name")
+    found = columns.where(
+        or_(
+            and_(each.match == EXACT_NAME, own.in_(names)),
+            and_(each.match == PREFIX, exists(select(name).where(func.starts_with(name, own)))),
+        )
     )
-    found = columns.where(each.currency == currency, matching)
-    return [dict(row) for row in connection.execute(found).mappings()]
+    if currencies:
+        found = found.where(each.currency.in_(set(currencies)))
+    return {row["id"]: dict(row) for row in connection.execute(found).mappings()}
 
 
 def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:

@@ -85,6 +85,49 @@ async def test_a_flush_while_an_event_is_taken_makes_it_no_other_cycles(april: A
     assert april.rows("SELECT late_tokens FROM use_event") == [(0,)]
 
 
+async def test_a_batch_asks_as_often_as_one_event(april: April) -> None:
+    """Each has a time of its own, before and in the cycle that runs; one statement asks for all of them."""
+    starter = await plan(april, "Starter", "0.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 4, 1), date(2027, 4, 1))
+    await april.on(at(4, 1))
+    april.account.consume(1_800_000)
+    april.flush()
+    await april.on(at(5, 1, 6))
+    april.account.reset()
+    april.flush()
+    await april.on(at(5, 20))
+    models, asked = ("gpt-5.4", "claude-opus-5", "gemini-2.5-pro"), list[str]()
+
+    async def statements(count: int) -> int:
+        asked.clear()
+        events = [
+            {
+                "id": str(uuid4()), "source": "test", "type": "use", "subject": f"tenant:{ids['tenant']}",
+                "time": at(4, 15 + number % 28 - 14) if number % 2 else at(5, 2 + number % 17, number % 6),
+                "data": {"service": "chat", "model": models[number % 3], "usage": {"input": 1 + number}},
+            }
+            for number in range(count)
+        ]  # fmt: skip
+        told = await april.do("events", "create", events=[*enumerate(events)], rejected=[])
+        assert (told["accepted"], told["rejected"]) == (count, [])
+        return len(asked)
+
+    def note(*of: Any) -> None:
+        asked.append(of[2])
+
+    listened = april.pool.sync_engine, "before_cursor_execute", note
+    sqlalchemy_event.listen(*listened)
+    try:
+        few, many = await statements(3), await statements(60)
+    finally:
+        sqlalchemy_event.remove(*listened)
+    assert many == few
+    written = "SELECT sum(tokens), count(*) FROM (SELECT (payload->>'tokens')::bigint AS tokens"
+    [found] = april.rows(f"{written} FROM control_write WHERE verb = 'use') AS each")
+    assert found == (sum(range(1, 4)) + sum(range(1, 61)), 63)
+    assert await broken(april.url) == []
+
+
 async def test_what_no_plan_can_bear_is_refused_by_its_time(april: April) -> None:
     blocks = {"overage_policy": "block", "overage_unit_price": None}
     small = await plan(april, "Small", "300.00", 1_000_000, **blocks)
