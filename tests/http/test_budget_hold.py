@@ -213,7 +213,7 @@ async def test_within_a_minute_waiting_helps(stage: Stage) -> None:
     stage.counters.decision = refused(Verdict.BUDGET_EXCEEDED, 9, 10, NOW + 30_500)
     got = await stage.ask(post(CHAT))
     assert (got.one(b"retry-after"), got.one(b"x-should-retry")) == (b"31", b"true")
-    assert b"It resets at 1970-01-01T00:00:32Z." in got.body
+    assert b"Quota exceeded; it will reset at 1970-01-01T00:00:32Z." in got.body
 
 
 async def test_an_answer_tells_of_the_tightest_budget(stage: Stage) -> None:

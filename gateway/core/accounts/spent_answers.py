@@ -5,12 +5,15 @@ Agents read 429 as a rate limit that they wait for. With 402 most of them end an
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 STATUSES: Final = (429, 402)
 # Reasons of refusals that say so.
 SPENT: Final = frozenset({"quota_exceeded", "budget_exceeded", "run_exceeded"})
+# Numbers that agents read as the status of a failure that passes, wherever they stand in a final refusal.
+READ_AS_STATUS: Final = re.compile("429|50[0234]|524")
 # Seconds that a client may be told to wait at most: a month, and a day for those that count on.
 RETRY_AFTER_S_MAX: Final = 32 * 86_400
 
@@ -26,9 +29,15 @@ class SpentAnswer:
         """Return what this says, and where it says nothing what another says."""
         if self.status and self.retry_after_max_s:
             return self
-        return SpentAnswer(
-            self.status or other.status, self.retry_after_max_s or other.retry_after_max_s
-        )
+        return SpentAnswer(self.status or other.status, self.retry_after_max_s or other.retry_after_max_s)
 
 
 UNSAID: Final = SpentAnswer()
+
+
+def show_id(status: int, request_id: str) -> dict[str, str]:
+    """Return the id of a refused request for its body, but where an agent would read a status in it.
+
+    The answer's fields have it in each case.
+    """
+    return {} if status == STATUSES[1] and READ_AS_STATUS.search(request_id) else {"request_id": request_id}

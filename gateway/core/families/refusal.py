@@ -18,7 +18,7 @@ from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import is_run, run_of
-from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer
+from gateway.core.accounts.spent_answers import READ_AS_STATUS, SPENT, UNSAID, SpentAnswer
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
@@ -48,6 +48,8 @@ def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda:
     refusal = _MAKERS[decision.verdict](decision)
     if refusal.reason in SPENT:
         _tell_as(refusal, spent())
+    if refusal.status == HTTPStatus.PAYMENT_REQUIRED and READ_AS_STATUS.search(refusal.message):
+        refusal.args = (_without_amounts(refusal, decision),)
     refusal.fields = (*refusal_headers(decision), *budget_headers(decision))
     refusal.budget = decision.budget
     refusal.policy = _POLICIES.get(decision.kind, "")
@@ -63,6 +65,15 @@ def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
     if answer.status == HTTPStatus.PAYMENT_REQUIRED:
         setattr(refusal, "status", answer.status)  # noqa: B010  # of this one, whose class has another
         refusal.retry_helps = False
+
+
+def _without_amounts(refusal: Refusal, decision: Decision) -> str:
+    """Return the sentence of a refusal without its amounts, which stand in its fields as well."""
+    said = (type(refusal).__doc__ or "").strip()
+    window = decision.budget
+    if window is not None and not READ_AS_STATUS.search(window.name):
+        said = f"{_named_budget(window)}: too little is left for this request."
+    return f"{said} {_resets(decision)}" if refusal.reason in SPENT else said
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -127,6 +138,13 @@ def _until(decision: Decision) -> str:
     return f" until {at:%Y-%m-%dT%H:%M:%SZ}"
 
 
+def _resets(decision: Decision) -> str:
+    """Return when a spent amount is there again, in words by which agents know that waiting is no use."""
+    if decision.until_ms <= 0:
+        return "Quota exceeded; no interval will reset it."
+    return f"Quota exceeded; it will reset at{_until(decision).removeprefix(' until')}."
+
+
 def _scope(decision: Decision) -> str:
     scope = Scope(decision.scope or Scope.KEY)
     return "this API key" if scope is Scope.KEY else f"this {scope.name.lower()}"
@@ -152,10 +170,10 @@ def _quota_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
     # Less than all of it used: a plan that admits strictly, or debt of the cycle before.
     few = "" if decision.used >= decision.limit else "Too few are left for this request. "
-    resets = _until(decision).replace(" until", "It resets at") + ", when the next cycle begins."
+    resets = _until(decision).replace(" until", "It will reset at") + ", when the next cycle begins."
     return errors.QuotaExceeded(
         f"Token quota exceeded: {decision.used} of {decision.limit} tokens of this tenant's cycle are used. "
-        f"{few}{resets if wait else 'There is no next reset.'}",
+        f"{few}{resets if wait else 'No cycle will reset it.'}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
@@ -167,11 +185,11 @@ def _budget_exceeded(decision: Decision) -> Refusal:
         assert window is not None
         if decision.used >= INTEGER_MAX:
             return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
-        return errors.RunExceeded(f"{_of_budget(decision)}.", retry_helps=False)
+        said = f"{_of_budget(decision)}. {_resets(decision)}"
+        return errors.RunExceeded(said, retry_helps=False)
     wait = _wait_s(decision)
-    resets = _until(decision).replace(" until", "It resets at") if wait else "It never resets"
     return errors.BudgetExceeded(
-        f"{_of_budget(decision)}. {resets}.",
+        f"{_of_budget(decision)}. {_resets(decision)}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
@@ -183,13 +201,16 @@ def _of_budget(decision: Decision) -> str:
     if window is None:
         return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"
     unit = UNIT_OF[window.unit]
-    what = "Run" if is_run(window.budget_id) else "Budget"
     left, limit = _shown(unit, window.left, window.currency), _shown(unit, window.limit, window.currency)
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
-    said = f'{what} "{window.name}": {left} of {limit} left'
+    said = f"{_named_budget(window)}: {left} of {limit} left"
     if window.need and unit != REQUESTS:  # a request needs one
         said += f"; this request may need {_shown(unit, window.need, window.currency)}"
     return said
+
+
+def _named_budget(window: BudgetWindow) -> str:
+    return f'{"Run" if is_run(window.budget_id) else "Budget"} "{window.name}"'
 
 
 def _shown(unit: str, amount: int, currency: str) -> str:

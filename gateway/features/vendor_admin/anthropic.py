@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.money import EXACT
@@ -16,6 +16,7 @@ from gateway.core.families.anthropic import ERROR_TYPES
 from gateway.core.times import rfc3339
 from gateway.features.vendor_admin.report import VendorQuery, VendorReport, summed
 
+ROOT: Final = "/v1/organizations"
 _GROUPS = {"model": "model", "api_key_id": "api_key", "workspace_id": "tenant"}
 _FILTERS = {"models": "model", "api_key_ids": "api_key", "workspace_ids": "tenant"}
 _COST_GROUPS = {"description": "model", "workspace_id": "tenant"}

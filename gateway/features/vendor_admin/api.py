@@ -21,7 +21,7 @@ from gateway.admin.resources.reports import REPORTS
 from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import UsageQuery
-from gateway.errors import Unprocessable
+from gateway.errors import NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
 from gateway.features.vendor_admin.limits import mount_limits
 from gateway.features.vendor_admin.report import VendorQuery, VendorReport, handler, shown_id
@@ -39,6 +39,13 @@ def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
     for report in (*anthropic.REPORTS, *openai.REPORTS):
         app.router.add_get(report.path, _handler(ports, report))
     mount_limits(app, ports)
+    for vendor in (anthropic, openai):
+        app.router.add_route("*", f"{vendor.ROOT}/{{path:.*}}", handler(ports, vendor.refusal, _refuse_other))
+
+
+async def _refuse_other(mine: AdminPorts, request: web.Request) -> dict[str, Any]:
+    """Refuse a part of a vendor's API that is not served."""
+    raise NotFound(f"{request.method} {request.path} is not served here: the Admin API has it, at /admin/v1.")
 
 
 def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request], Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.accounts.administration import Row
 from gateway.features.vendor_admin.report import VendorQuery, VendorReport, summed
 
+ROOT: Final = "/v1/organization"
 _GROUPS = {"model": "model", "api_key_id": "api_key", "project_id": "tenant", "user_id": "user"}
 _FILTERS = {"models": "model", "api_key_ids": "api_key", "project_ids": "tenant", "user_ids": "user"}
 _COST_GROUPS = {"line_item": "model", "project_id": "tenant"}

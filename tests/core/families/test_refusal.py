@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from dataclasses import replace
 
 import httpx2
@@ -157,14 +158,14 @@ def test_a_quota_without_a_reset_has_no_retry_after() -> None:
     assert "12 of 10 tokens" in refusal.message
     refusal = refused(Verdict.QUOTA_EXCEEDED, wait_ms=86_400_000)
     assert (refusal.retry_after_s, refusal.retry_helps) == (86_400, False)
-    assert "It resets at 2023-11-15T22:13:20Z" in refusal.message
+    assert "It will reset at 2023-11-15T22:13:20Z" in refusal.message
     assert refused(Verdict.QUOTA_EXCEEDED, wait_ms=-5).retry_after_s == 1
 
 
 def test_a_quota_that_is_not_used_up_blocks_nobody_but_is_too_little() -> None:
-    assert "are used. It resets at" in refused(Verdict.QUOTA_EXCEEDED, used=10).message
+    assert "are used. It will reset at" in refused(Verdict.QUOTA_EXCEEDED, used=10).message
     few = refused(Verdict.QUOTA_EXCEEDED, used=9).message
-    assert "Too few are left for this request. It resets at" in few
+    assert "Too few are left for this request. It will reset at" in few
 
 
 @pytest.mark.parametrize(
@@ -433,3 +434,47 @@ def test_a_caller_is_told_nothing_of_the_insides_of_redis(family: Family, kind: 
     _, body = render(kind(said), family, ID)
     assert body == render(errors.CountersUnavailable(), family, ID)[1]
     assert b"The counters cannot be reached or are not verified yet." in body
+
+
+def by_402(verdict: Verdict, name: str, limit: int) -> Refusal:
+    """Return the refusal by a budget of tokens, or by what an organization owns, of which nothing is left."""
+    window = BudgetWindow(7, limit, limit, 0, 2, name) if name else None
+    kind = LimitKind.BUDGET if name else LimitKind.CREDITS
+    decision = Decision(verdict, 5, kind, limit, limit, 0, NOW, budget=window)
+    return from_decision(decision, lambda: SpentAnswer(402))
+
+
+NEVER = " Quota exceeded; no interval will reset it."
+BUDGET = Verdict.BUDGET_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("verdict", "name", "limit", "said"),
+    [
+        (BUDGET, "mine", 600, f'Budget "mine": 0 of 600 tokens left.{NEVER}'),
+        (BUDGET, "mine", 5_004, f'Budget "mine": too little is left for this request.{NEVER}'),
+        (BUDGET, "of 500", 600, f"A budget's amount is used up.{NEVER}"),
+        (Verdict.INSUFFICIENT_CREDITS, "", 24_290, errors.InsufficientCredits.__doc__),
+        (Verdict.SPEND_CAP_REACHED, "", 502_000_000, errors.SpendCapReached.__doc__),
+    ],
+)
+@pytest.mark.parametrize("family", ["anthropic", "gemini", "openai"])
+def test_no_final_refusal_has_digits_that_an_agent_reads_as_a_status(
+    verdict: Verdict, name: str, limit: int, said: str, family: str
+) -> None:
+    refusal = by_402(verdict, name, limit)
+    assert refusal.message == said
+    for request_id in (ID, ID.replace("9d6e", "5024")):
+        body = render(refusal, Family(family), request_id)[1].decode()
+        assert not re.search("429|500|502|503|504|524", body)
+    assert (
+        "5024"
+        in render(errors.ModelNotAllowed(), Family("anthropic"), ID.replace("9d6e", "5024"))[1].decode()
+    )
+
+
+def test_agents_read_in_the_sentence_that_waiting_is_no_use() -> None:
+    """Words of pi 1.6.0 and qwen-code 0.24.4."""
+    for refusal in (spent(), spent(window=replace(DAY, reset_ms=0)), refused(Verdict.QUOTA_EXCEEDED)):
+        assert "quota exceeded" in refusal.message.lower()
+        assert "will reset" in refusal.message

@@ -119,3 +119,43 @@ async def test_what_no_budget_can_say_is_refused_by_its_field(
     assert refused.status == 422
     assert f"The field {field} " in refused.json["error"]["message"]
     assert await budgets(world) == []
+
+
+async def test_the_vendors_own_clients_send_one_credential_in_two_fields(world: World) -> None:
+    url, token = str(world.alpha.client.make_url("")), str(world.alpha.token)
+
+    def ask(key: str) -> Any:
+        fields = {"X-Api-Key": key}
+        with anthropic.Anthropic(
+            base_url=url, auth_token=token, default_headers=fields, max_retries=0
+        ) as client:
+            limits = client.beta.organization.spend_limits
+            return limits.set(amount="50000", scope={"type": "organization"})
+
+    assert (await asyncio.to_thread(ask, token)).amount == "50000"
+    with pytest.raises(anthropic.AuthenticationError) as refused:
+        await asyncio.to_thread(ask, "other")
+    assert "Authorization and x-api-key have 2 credentials that differ: send one." in str(refused.value)
+
+
+async def test_what_is_not_served_is_refused_as_the_vendor_does(world: World) -> None:
+    url, token = str(world.alpha.client.make_url("")), str(world.alpha.token)
+
+    def ask() -> tuple[Any, Any]:
+        with (
+            anthropic.Anthropic(base_url=url, api_key=token, max_retries=0) as client,
+            pytest.raises(anthropic.NotFoundError) as first,
+        ):
+            client.get(f"{ANTHROPIC.rpartition('/')[0]}/users", cast_to=object)
+        with (
+            openai.OpenAI(base_url=f"{url}/v1", api_key="none", admin_api_key=token, max_retries=0) as other,
+            pytest.raises(openai.NotFoundError) as second,
+        ):
+            other.admin.organization.users.list()
+        return first.value.body, second.value.body
+
+    first, second = await asyncio.to_thread(ask)
+    said = "GET /v1/organizations/users is not served here: the Admin API has it, at /admin/v1."
+    assert first == {"type": "error", "error": {"type": "not_found_error", "message": said}}
+    assert second["type"] == "invalid_request_error"
+    assert second["message"] == said.replace("organizations", "organization")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.core.accounts.budgets import DAY, FLAG_MONEY, MONTH, WEEK
+from gateway.core.accounts.spent_answers import show_id
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
@@ -43,7 +44,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     error: dict[str, object] = {"type": kind, "message": refusal.told_of_field}
     if _is_spent(refusal):
         error |= {"type": "billing_error", "details": _SPENT}
-    return {"type": "error", "error": error, "request_id": request_id}
+    return {"type": "error", "error": error, **show_id(refusal.status, request_id)}
 
 
 def _is_spent(refusal: Refusal) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from gateway.core.accounts.spent_answers import SPENT
+from gateway.core.accounts.spent_answers import SPENT, show_id
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
@@ -126,7 +126,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": refusal.reason.upper(),
         "domain": "tollkeeper",
-        "metadata": {"request_id": request_id},
+        "metadata": show_id(refusal.status, request_id),
     }
     details = [info]
     if refusal.param:
