@@ -28,8 +28,10 @@ import yaml
 from tests.journey.stack import Stack
 from tests.tree import ROOT
 from tests.waiting import wait_until
-from tests.world import page
+from tests.world import clients_page, page
 from tests.world.calls import OK, Reply, ask, cached, written
+from tests.world.clients import CLIENTS
+from tests.world.play_clients import ClientCell, ClientRow, play_clients
 from tests.world.programs import (
     CHAT,
     COMPLETIONS,
@@ -86,12 +88,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.list:
         print(*(f"{one.name}: {', '.join(one.packages)}" for one in PROGRAMS.values()), sep="\n")
+        print(*(f"{one.name}: {one.package}" for one in CLIENTS.values()), sep="\n")
         return 0
-    names = [one for one in options.programs.split(",") if one] or list(PROGRAMS)
-    if unknown := set(names) - PROGRAMS.keys():
+    names = [one for one in options.programs.split(",") if one] or [*PROGRAMS, *CLIENTS]
+    if unknown := set(names) - PROGRAMS.keys() - CLIENTS.keys():
         parser.error(f"no such program: {', '.join(sorted(unknown))}")
+    if clients := [one for one in names if one in CLIENTS]:
+        played = play_clients(clients, fresh=options.fresh)
+        clients_page.write(played)
+        print(*(f"{row.name}: {cell.title}: {cell.wrong}" for row, cell in _wrong_cells(played)), sep="\n")
+        if clients == names:
+            return 1 if _wrong_cells(played) else 0
     rows: list[Row] = []
-    for program in map(PROGRAMS.__getitem__, names):
+    for program in (PROGRAMS[one] for one in names if one in PROGRAMS):
         kept = program.place / "row.json"
         if options.fresh or options.record or not kept.is_file():
             print(f"{program.name}: playing", file=sys.stderr)
@@ -105,6 +114,10 @@ def main() -> int:
     for row in rows:
         print(f"{row.name}: {row.drawn}", *row.wrong, sep="\n")
     return 1 if any(row.wrong for row in rows) else 0
+
+
+def _wrong_cells(rows: list[ClientRow]) -> list[tuple[ClientRow, ClientCell]]:
+    return [(row, cell) for row in rows for cell in row.cells if cell.wrong]
 
 
 def _play(program: Program, options: argparse.Namespace) -> Row:

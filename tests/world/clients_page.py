@@ -1,0 +1,99 @@
+"""Write `docs/clients/tried.md`: what each client sends, and what it does at each answer of the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.tree import ROOT
+from tests.world.play_clients import CASE_S_MAX, CASES, ClientCell, ClientRow
+
+PAGE = ROOT / "docs" / "clients" / "tried.md"
+PAGES = {
+    "Claude Code": "claude-code", "Codex": "codex", "gemini-cli": "gemini-cli", "opencode": "opencode",
+    "qwen-code": "qwen-code", "cline": "cline", "Continue cn": "continue", "pi": "pi", "aider": "aider",
+    "Copilot CLI": "copilot", "langchain": "langchain", "litellm": "litellm", "ai-sdk": "ai-sdk",
+}  # fmt: skip
+HEAD = f"""# Clients it was tried with
+
+Each row is a real program that asked one thing through a whole Tollkeeper, in each case of a fixed table.
+`make world` plays them and writes this page. It installs each in a folder of its own, counts its requests,
+and reads what it shows. In all cases the [journal of calls](../calls.md) had a row for each request that
+came with a key, and refused ones cost nothing.
+
+A cell says how many requests a client sent, within how many seconds, and how it ended:
+
+- **shown**: what refused it could be read, word for word; **silent**: it could not;
+- **exit 1**: how it ended; **goes on**: it had not ended after {CASE_S_MAX:.0f} seconds, and was stopped.
+
+The upstream failed as its vendor does in the last six cases. Refusals before them are Tollkeeper's own: a
+budget of money is spent that [resets tomorrow](../budgets.md#how-a-spent-amount-is-told), or never, or a
+tenant's tokens are.
+
+With a spent budget told by 402 all agents but aider end behind one or two requests, and show the sentence.
+Told by 429 that is not so for those that take each 429 for a rate limit: opencode, cline, Continue.
+
+"""
+SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
+AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
+SENDS = "## What they send"
+MEASURED = ("healthy", "wrong")
+
+
+def write(rows: list[ClientRow]) -> None:
+    """Write the page with these rows, in place of earlier ones of the same clients."""
+    kept = _kept()
+    for row in rows:
+        kept[SENDS][row.name] = _sent_line(row)
+        kept[AGENTS if row.agent else SDKS][row.name] = _line(row)
+    titles = [case.title for case in CASES if case.title != "healthy"]
+    parts = [HEAD + AGENTS, _table(("Client", *titles), kept[AGENTS])]
+    parts += [SDKS, _table(("Client", *titles), kept[SDKS]), SENDS, _table(SENT, kept[SENDS])]
+    PAGE.write_text("\n\n".join(parts) + "\n")
+
+
+def _kept() -> dict[str, dict[str, str]]:
+    """Return the lines that the page has, by part and name."""
+    kept: dict[str, dict[str, str]] = {AGENTS: {}, SDKS: {}, SENDS: {}}
+    part = ""
+    for line in PAGE.read_text().splitlines() if PAGE.is_file() else ():
+        part = line if line in kept else part
+        if part and line.startswith("| **"):
+            kept[part][line.split("**")[1]] = line
+    return kept
+
+
+def _table(heads: tuple[str, ...], lines: dict[str, str]) -> str:
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *lines.values()])
+
+
+def _named(row: ClientRow) -> str:
+    page = PAGES.get(row.name)
+    return f"**{row.name}** {row.version}" + (f", [page]({page}.md)" if page else "")
+
+
+def _line(row: ClientRow) -> str:
+    cells = [_fact(cell) for cell in row.cells if cell.title != "healthy"]
+    return f"| {' | '.join((f'{_named(row)}, {row.date}', *cells))} |"
+
+
+def _fact(cell: ClientCell) -> str:
+    """Return what came of a case, in a few words."""
+    spent = f"{cell.requests} in {cell.seconds:.0f} s" if cell.requests > 1 else str(cell.requests)
+    shown = "shown" if cell.shown else "silent"
+    if cell.title in {"stream cut", "stream ends early"}:
+        shown = ""
+    end = "goes on" if cell.code is None else f"exit {cell.code}"
+    return ", ".join(filter(None, (spent, shown, end, cell.wrong and f"WRONG: {cell.wrong}")))
+
+
+def _sent_line(row: ClientRow) -> str:
+    said: dict[str, Any] = row.sends
+    healthy = row.cells[0]
+    maxima = ", ".join(f"{one:,}" for one in said["maxima"]) or "none"
+    paths = ", ".join(f"`{one.partition(' ')[2]}`" for one in said["paths"])
+    sessions = ", ".join(f"`{one}`" for one in said["sessions"]) or "no"
+    words = (
+        _named(row), paths, str(healthy.requests), maxima, "yes" if said["streamed"] else "no",
+        "yes" if said["usage"] else "no", sessions,
+    )  # fmt: skip
+    return f"| {' | '.join(words)} |"

@@ -1,0 +1,322 @@
+"""Play a client against the table of answers, before a whole Tollkeeper, and note what it sends and shows.
+
+A client asks one thing in each case. A relay before Tollkeeper counts its requests; one behind it fails as a
+vendor does. The journal of calls has a row for each request that came with a key; refused ones cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from tests.journey.stack import Stack
+from tests.tree import ROOT
+from tests.waiting import wait_until
+from tests.world.clients import CLIENTS, MODELS, Client, Seat, install_client, node_folder
+from tests.world.programs import PLACE
+from tests.world.relay import CUT, EVENT, POLITE, Fault, Relay, Request, event_sentence, relaying
+
+# How long a client may go on in one case.
+CASE_S_MAX = 30.0
+STOP_S_MAX = 10.0
+# By so many letters of a sentence it is known in what a client shows.
+SENTENCE_CHARS = 60
+SETTLED_S_MAX = 60.0
+UNKNOWN_KEY = "tk_" + "0" * 40
+OPEN, DAY, DAY_402, SHORT, TOTAL, TOKENS, MODEL, NOBODY = (
+    "open", "day", "day-402", "short", "total", "tokens", "model", "nobody",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One answer of the table: whose key is used, and how the upstream fails."""
+
+    title: str
+    account: str = OPEN
+    fault: Fault | None = None
+
+
+CASES = (
+    Case("healthy"),
+    Case("401", NOBODY),
+    Case("403 `model_not_allowed`", MODEL),
+    Case("spent, 402", DAY_402),
+    Case("spent, 429, resets tomorrow", DAY),
+    Case("spent, 429, told 5 s at most", SHORT),
+    Case("spent, 429, never resets", TOTAL),
+    Case("tokens spent, 429", TOKENS),
+    Case("429, 2 s", fault=Fault(429, 2)),
+    Case("500", fault=Fault(500)),
+    Case("529 or 503", fault=Fault(529)),
+    Case("stream cut", fault=Fault(end=CUT)),
+    Case("stream ends early", fault=Fault(end=POLITE)),
+    Case("error in the stream", fault=Fault(end=EVENT)),
+)
+REFUSING = frozenset({DAY, DAY_402, SHORT, TOTAL, TOKENS, MODEL})
+
+
+@dataclass
+class ClientCell:
+    """What came of one case. `seconds` lie between first and last request; a `code` of None went on."""
+
+    title: str
+    requests: int
+    seconds: float
+    code: int | None
+    shown: bool
+    text: bool
+    wrong: str = ""
+    tail: str = ""
+
+
+@dataclass
+class ClientRow:
+    """All of one client: its cells, and what its requests say in the healthy case."""
+
+    name: str
+    version: str
+    api: str
+    agent: bool
+    date: str
+    sends: dict[str, Any] = field(default_factory=dict)
+    cells: list[ClientCell] = field(default_factory=list)
+
+
+class Accounts:
+    """Organizations whose amounts are spent in each way, and keys of them."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._tenants = {OPEN: self._made({}), MODEL: 0}
+        self._tenants[MODEL] = self._tenants[OPEN]
+        self._tenants[DAY] = self._made({}, "day")
+        self._tenants[DAY_402] = self._made({"spent_status": 402}, "day")
+        self._tenants[SHORT] = self._made({"retry_after_max_s": 5}, "day")
+        self._tenants[TOTAL] = self._made({}, "total")
+        self._tenants[TOKENS], key = stack.tenant(1_000, reset_interval="daily")
+        self._spend(key)
+
+    def _made(self, organization: dict[str, Any], interval: str = "") -> int:
+        """Return a tenant of a new organization, whose budget of such an interval is spent."""
+        stack = self._stack
+        owner = stack.make("organizations", name=f"clients {time.monotonic_ns()}", **organization)["id"]
+        plan = stack.make("token-plans", name=f"open {time.monotonic_ns()}", total_amount=None)["id"]
+        tenant: int = stack.make("tenants", name="clients", organization_id=owner, plan_id=plan)["id"]
+        if interval:
+            said = {"organization_id": owner, "name": "research", "interval": interval}
+            stack.make("budgets", unit="money", amount="0.01", **said)
+            self._spend(stack.make("api-keys", tenant_id=tenant)["key"])
+        return tenant
+
+    def _spend(self, key: str) -> None:
+        """Use up what a key may use: the demo's upstream reports so much for one call."""
+        answer = self._stack.chat(key, "100000,100000", model="gpt-4o-mini")
+        assert answer.status_code == 200, answer.text
+        refused = lambda: self._stack.chat(key, model="gpt-4o-mini").status_code in {402, 429}  # noqa: E731  # one look
+        wait_until(refused)
+
+    def key_of(self, account: str) -> str:
+        """Return a new key, or one that nobody has."""
+        if account == NOBODY:
+            return UNKNOWN_KEY
+        models = {"models": ["text-embedding-3-small"]} if account == MODEL else {}
+        made = self._stack.make("api-keys", tenant_id=self._tenants[account], **models)
+        self._last = made["id"]
+        return str(made["key"])
+
+    def rows(self, count: int) -> list[dict[str, Any]]:
+        """Return the journal's rows of the last key, once there are so many."""
+
+        def found() -> list[dict[str, Any]] | None:
+            _, body = self._stack.admin("GET", f"/calls?api_key_id={self._last}&limit=200")
+            items: list[dict[str, Any]] = (body or {}).get("items") or []
+            return items if len(items) >= count else None
+
+        with suppress(AssertionError):
+            said: list[dict[str, Any]] = wait_until(found, SETTLED_S_MAX)
+            return said
+        return []
+
+
+@dataclass
+class Place:
+    """A whole Tollkeeper between two relays, and whose keys it knows."""
+
+    accounts: Accounts
+    front: Relay
+    behind: Relay
+
+
+@contextmanager
+def _demo() -> Iterator[str]:
+    """Run the demo upstream by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    demo = subprocess.Popen([sys.executable, "-m", "gateway", "demo-upstream", "--port", str(port)], cwd=ROOT)
+    try:
+        wait_until(lambda: _listens(port))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        demo.terminate()
+        demo.wait(STOP_S_MAX)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+@contextmanager
+def place_of_clients() -> Iterator[Place]:
+    """Run a Tollkeeper whose upstream is the demo's, behind a relay that can fail."""
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(dir=PLACE)))
+        behind = opened.enter_context(relaying(opened.enter_context(_demo())))
+        stack = Stack(folder / "data", "--workers", "1", "--upstream", behind.url)
+        opened.callback(stack.stop)
+        front = opened.enter_context(relaying(stack.gateway_url))
+        yield Place(Accounts(stack), front, behind)
+
+
+def play_client(client: Client, place: Place) -> ClientRow:
+    """Install a client, and ask by it in each case."""
+    install_client(client)
+    date = f"{datetime.now(UTC):%Y-%m-%d}"
+    row = ClientRow(client.name, client.version, client.api, client.agent, date)
+    for case in CASES:
+        cell, requests = _cell(client, case, place)
+        row.cells.append(cell)
+        print(f"  {client.name}, {case.title}: {cell}", flush=True)
+        if case.account == OPEN and case.fault is None:
+            row.sends = _sends(requests)
+    return row
+
+
+def _cell(client: Client, case: Case, place: Place) -> tuple[ClientCell, list[Request]]:
+    key = place.accounts.key_of(case.account)
+    place.front.requests.clear()
+    place.behind.fault = case.fault
+    with tempfile.TemporaryDirectory(prefix="home-", dir=PLACE) as home:
+        seat = Seat(client.place, Path(home), place.front.url, key, client.model or MODELS[client.api])
+        code, said = _run(client, seat)
+    requests = [one for one in place.front.requests if one.method == "POST" and "count" not in one.path]
+    times = [one.at_s for one in requests]
+    sentences = {_plain(one.sentence)[:SENTENCE_CHARS] for one in requests if one.sentence}
+    if case.fault is not None and case.fault.end == EVENT:
+        sentences = {_plain(event_sentence(client.api))}
+    cell = ClientCell(
+        case.title,
+        len(requests),
+        round(max(times) - min(times), 1) if times else 0.0,
+        code,
+        any(one in _plain(said) for one in sentences),
+        "yousaid" in _plain(said),
+        tail=said[-1500:],
+    )
+    if case.account != NOBODY and requests:
+        cell.wrong = _wrong(case, place.accounts.rows(len(requests)), requests)
+    return cell, list(place.front.requests)
+
+
+def _wrong(case: Case, rows: list[dict[str, Any]], requests: list[Request]) -> str:
+    """Return how the journal differs from the requests; empty where it does not."""
+    if len(rows) != len(requests):
+        return f"{len(requests)} requests, {len(rows)} rows"
+    cost = sum(Decimal(row["cost"] or 0) for row in rows)
+    refused = case.account in REFUSING or (case.fault is not None and case.fault.status)
+    if refused and cost:
+        return f"{cost} for requests that were refused"
+    if not refused and case.fault is None and not cost:
+        return "no cost"
+    return ""
+
+
+def _run(client: Client, seat: Seat) -> tuple[int | None, str]:
+    """Return how a client ended, None where it was stopped, and all that it said."""
+    words, more = client.start(seat)
+    kept = {name: value for name, value in os.environ.items() if name in {"LANG", "TZ"}}
+    path = f"{node_folder()}{os.pathsep}{os.environ['PATH']}"
+    environ = kept | {"PATH": path, "HOME": str(seat.home), "NO_COLOR": "1", "CI": "1"} | more
+    work = seat.home / "work"
+    work.mkdir()
+    with (seat.home / "said").open("w+b") as said:
+        process = subprocess.Popen(
+            words, cwd=work, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            start_new_session=True,
+        )  # fmt: skip
+        code: int | None = None
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(CASE_S_MAX)
+        _end_all(seat.home)
+        process.wait(STOP_S_MAX)
+        said.seek(0)
+        return code, said.read().decode(errors="replace")
+
+
+def _end_all(home: Path) -> None:
+    """End each process of this home: a client, and what it leaves behind."""
+    mark = f"HOME={home}\0".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in entry.read_bytes() + b"\0":
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+
+
+def _plain(text: str) -> str:
+    """Return the letters and digits of a text alone, without what colours and breaks it."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).lower())
+
+
+def _sends(requests: list[Request]) -> dict[str, Any]:
+    """Return what healthy requests say of themselves."""
+    posts = [one for one in requests if one.method == "POST"]
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    return {
+        "paths": sorted({f"{one.method} {one.path}" for one in requests}),
+        "models": sorted({str(one.body.get("model")) for one in posts if one.body.get("model")}),
+        "maxima": sorted({one.body[name] for one in posts for name in names if one.body.get(name)}),
+        "usage": any(one.body.get("stream_options") for one in posts),
+        "streamed": any(one.body.get("stream") or "stream" in one.path.lower() for one in posts),
+        "user": any("x-tollkeeper-user" in one.headers for one in posts),
+        "sessions": sorted(
+            {name for one in posts for name in one.headers if "session" in name or name == "traceparent"}
+        ),
+        "agent": next((one.headers.get("user-agent", "") for one in posts), ""),
+    }
+
+
+def played(client: Client) -> Path:
+    """Return where the row of a client is kept."""
+    return client.place / f"row-{client.name.replace(' ', '-')}.json"
+
+
+def play_clients(names: list[str], *, fresh: bool) -> list[ClientRow]:
+    """Play clients that have no row yet, or all of them, and return the rows."""
+    wanted = [CLIENTS[name] for name in names]
+    missing = [one for one in wanted if fresh or not played(one).is_file()]
+    if missing:
+        with place_of_clients() as place:
+            for client in missing:
+                row = play_client(client, place)
+                played(client).write_text(json.dumps(asdict(row)))
+    rows = []
+    for client in wanted:
+        said = json.loads(played(client).read_text())
+        rows.append(ClientRow(**said | {"cells": [ClientCell(**cell) for cell in said["cells"]]}))
+    return rows

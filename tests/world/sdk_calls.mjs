@@ -1,0 +1,34 @@
+// Ask one thing by an SDK of Node, and print what came of it: `node sdk_calls.mjs NAME URL KEY MODEL`.
+const [name, url, apiKey, model] = process.argv.slice(2);
+const headers = { "x-tollkeeper-user": "alice" };
+const content = "Say pong";
+const messages = [{ role: "user", content }];
+const show = (text) => process.stdout.write(text ?? "");
+const calls = {
+  async ai() {
+    const { streamText } = await import("ai");
+    const { createOpenAI } = await import("@ai-sdk/openai");
+    const made = createOpenAI({ baseURL: `${url}/v1`, apiKey, headers });
+    const onError = ({ error }) => { throw error; };
+    for await (const text of streamText({ model: made.chat(model), prompt: content, onError }).textStream) show(text);
+  },
+  async openai() {
+    const { OpenAI } = await import("openai");
+    const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, defaultHeaders: headers });
+    const stream = await client.chat.completions.create({ model, messages, stream: true });
+    for await (const chunk of stream) show(chunk.choices[0]?.delta?.content);
+  },
+  async anthropic() {
+    const { Anthropic } = await import("@anthropic-ai/sdk");
+    const client = new Anthropic({ baseURL: url, apiKey, defaultHeaders: headers });
+    const stream = await client.messages.create({ model, messages, max_tokens: 256, stream: true });
+    for await (const event of stream) show(event.delta?.text);
+  },
+  async google() {
+    const { GoogleGenAI } = await import("@google/genai");
+    const client = new GoogleGenAI({ apiKey, httpOptions: { baseUrl: url, headers } });
+    const stream = await client.models.generateContentStream({ model, contents: content });
+    for await (const chunk of stream) show(chunk.text);
+  },
+};
+await calls[name]();

@@ -1,0 +1,38 @@
+"""Settings of clients that a page names are those by which `make world` plays them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.tree import ROOT
+from tests.world.clients import CLIENTS, MODELS, Seat
+from tests.world.clients_page import PAGE, PAGES
+from tests.world.play_clients import CASES
+
+NAME = re.compile(r"\b[A-Z]+_[A-Z_]+\b|\"(\w+)\":|^ *-? ?(\w+):", re.MULTILINE)
+# Settings that pages tell of beside those that are played.
+BESIDE = frozenset({"TOLLKEEPER_API_KEY", "ANTHROPIC_BASE_URL", "COPILOT_PROVIDER_WIRE_API"})
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if CLIENTS[name].agent])
+def test_a_page_names_the_settings_that_were_played(name: str, tmp_path: Path) -> None:
+    client = CLIENTS[name]
+    words, environ = client.start(Seat(tmp_path, tmp_path, "http://gateway", "tk_1", MODELS[client.api]))
+    files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    played = " ".join([*words, *environ, *files])
+    text = (ROOT / "docs" / "clients" / f"{PAGES[name]}.md").read_text()
+    blocks = re.findall(r"^```(?:console|json|yaml|toml)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    named = {match[0].strip(" -:") for block in blocks for match in NAME.finditer(block)}
+    assert named or name == "Codex"
+    assert [one for one in named - BESIDE if one.strip('"') not in played] == []
+
+
+def test_each_client_and_each_case_has_its_cell() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| **")]
+    for name in CLIENTS:
+        mine = [line for line in lines if line.startswith(f"| **{name}**")]
+        assert [line.count(" | ") for line in mine] in ([len(CASES) - 1, 6], []), name
+    assert "WRONG" not in PAGE.read_text()
