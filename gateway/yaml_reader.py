@@ -52,11 +52,15 @@ class YamlDocument:
     lines: dict[Path, int]
 
 
-def documents(text: str, file: str) -> Iterator[YamlDocument]:
-    """The documents of a file; `UnreadableYaml` names the line of a fault."""
+def documents(text: str, file: str, *, decimals_as_texts: bool = False) -> Iterator[YamlDocument]:
+    """The documents of a file; `UnreadableYaml` names the line of a fault.
+
+    `decimals_as_texts` keeps numbers with a point as they are written, digit for digit.
+    """
     try:
         # The first piece of a text is looked at when the loader is made.
         loader = _Loader(text)
+        loader.decimals_as_texts = decimals_as_texts
         while loader.check_node():
             loader.number += 1
             node = loader.get_node()
@@ -78,6 +82,7 @@ class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
         _BASE.__init__(self, text)
         Composer.__init__(self)
         self.number = self._count = self._depth = 0
+        self.decimals_as_texts = False
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -107,6 +112,8 @@ class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
         return found
 
     def construct_yaml_float(self, node: Any) -> object:
+        if self.decimals_as_texts:
+            return node.value
         part = float(node.value)
         return part if isfinite(part) else node.value
 

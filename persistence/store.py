@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -248,6 +248,16 @@ class Store:
             raise NotFound
         today = self._today()
         return await self.run(lambda connection: charges.read_unbilled(connection, organization_id, today))
+
+    async def waiting(self, organization_id: int, until: date | None = None) -> Sequence[Row]:
+        """Read what an invoice up to a day, else to the end of today, leaves for a later one."""
+        if self._within not in {None, Realm(organization_id)}:
+            raise NotFound
+        today = self._today()
+        upto = until or today + timedelta(days=1)
+        return await self.run(
+            lambda connection: charges.read_waiting(connection, organization_id, upto, today)
+        )
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
         """Read a document as it was made the first time; what is `made` is kept where nobody was first."""

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, select, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import DEBT, SupplyCharge, spread_amount
+from gateway.core.billing.charges import DEBT, SupplyCharge, due, spread_amount
 from gateway.core.billing.money import EXACT
 from gateway.core.billing.subscription import PlanSegment
 from persistence.billing import credit_balances, proration
@@ -503,6 +503,27 @@ def read_unbilled(connection: Connection, organization_id: int, today: date) -> 
     known = unbilled(connection, ids)[organization_id] + found[organization_id]
     by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
     return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
+
+
+def read_waiting(connection: Connection, organization_id: int, until: date, today: date) -> list[Row]:
+    """Return what an invoice up to a day leaves for a later one, by kind and the day that it waits for."""
+    pays = select(organization.c.currency).where(organization.c.id == organization_id)
+    currency, ids = connection.execute(pays).scalar_one(), [organization_id]
+    found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
+    known, here = (
+        unbilled(connection, ids)[organization_id] + found[organization_id],
+        segments(connection, ids),
+    )
+    sums = defaultdict[tuple[str, date], Decimal](Decimal)
+    for charge in known:
+        day = due(charge, here[organization_id]).astimezone(UTC).date()
+        if day > until:
+            sums[charge.kind, day] += charge.amount
+    return [
+        {"kind": kind, "currency": currency, "amount": amount.normalize(), "from": day}
+        for (kind, day), amount in sorted(sums.items(), key=lambda each: each[0][::-1])
+        if amount
+    ]
 
 
 def unbilled_in_words(rows: Iterable[Row]) -> str:

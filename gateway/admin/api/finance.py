@@ -23,7 +23,7 @@ from gateway.admin.http.requests import (
     read_once,
     require_read,
 )
-from gateway.admin.ports import AdminPorts
+from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
 from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.billing.finance import DOCUMENT, LegPlace, ReportPeriod
@@ -45,15 +45,10 @@ Shown = Callable[[Row], dict[str, Any]]
 
 
 def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
-    files = files_of(app, ports.request_timeout_s)
-
-    async def allowed(request: web.Request, name: str) -> AdminPorts:
-        mine = await admit(ports, request)
-        require_read(mine.actor, REPORTS[f"reports/{name}"])
-        return mine
+    """Serve the reports, and their files."""
 
     async def show(request: web.Request, name: str) -> web.Response:
-        mine = await allowed(request, name)
+        mine = await _reader_of(ports, request, name, admit)
         sent = read_once(request.query)
         asked = checked(PAGED[name], sent)
         limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
@@ -66,30 +61,39 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
         more = None if behind is None else encode_cursor(behind, mark)
         return web.json_response({"items": [shown(row) for row in rows[:limit]], "next_cursor": more})
 
+    mount_finance_files(app, ports, root, admit)
+    for name in ITEMS:
+        app.router.add_get(f"{root}/reports/{name}", partial(show, name=name))
+
+
+def mount_finance_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit) -> None:
+    """Serve the files of all reports; `admitted` names who asks."""
+    files = files_of(app, ports.request_timeout_s)
+
     async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
-        mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
+        mine = await _reader_of(ports, request, name, admitted)
+        asked = checked(ASKED[name], read_once(request.query))
         wanted = period_of(mine, name, asked)
         pieces = _lines(mine, name, wanted, shown_as(name, asked))
         return await files.answer(request, mine.actor, _file(name, wanted, "csv"), CSV, pieces)
 
     async def as_parquet(request: web.Request, name: str) -> web.StreamResponse:
-        mine, asked = await allowed(request, name), checked(ASKED[name], read_once(request.query))
-        wanted = period_of(mine, name, asked)
+        mine = await _reader_of(ports, request, name, admitted)
+        wanted = period_of(mine, name, checked(ASKED[name], read_once(request.query)))
         file = await Parquet.of(_file(name, wanted, "parquet"), columns_of(name), money_of(name))
         rows = await mine.store.report(name, wanted, 0, ROWS_MAX)
         return await files.answer(request, mine.actor, file.name, file.media, _written(file, rows))
 
-    def serve(path: str, name: str, handler: Callable[..., Any]) -> None:
-        async def served(request: web.Request) -> web.StreamResponse:
-            answered: web.StreamResponse = await handler(request, name)
-            return answered
-
-        app.router.add_get(f"{root}/reports/{path}", served)
-
     for name in ITEMS:
         for file in REPORTS[f"reports/{name}"].documents:
-            serve(f"{name}{file.suffix}", name, as_csv if file.suffix == ".csv" else as_parquet)
-        serve(name, name, show)
+            handler = as_csv if file.suffix == ".csv" else as_parquet
+            app.router.add_get(f"{root}/reports/{name}{file.suffix}", partial(handler, name=name))
+
+
+async def _reader_of(ports: AdminPorts, request: web.Request, name: str, admitted: Admit) -> AdminPorts:
+    mine = await admitted(ports, request)
+    require_read(mine.actor, REPORTS[f"reports/{name}"])
+    return mine
 
 
 def columns_of(name: str) -> tuple[str, ...]:
@@ -172,16 +176,21 @@ async def _legs(
 
 
 def _leg(asked: ReportPeriod, place: Place | None) -> LegPlace:
-    since = asked.since
-    assert since is not None
+    first = first_entry(asked)
     if place is None:
-        return LegPlace(since)
+        return first
     with suppress(TypeError, ValueError, OverflowError):
         at, source, number, is_credit, account = place
         moment = datetime.fromisoformat(str(at)).astimezone(UTC)
-        if moment >= since:
+        if moment >= first.at:
             return LegPlace(moment, str(source), int(number), bool(is_credit), str(account))
     raise _of_another()
+
+
+def first_entry(asked: ReportPeriod) -> LegPlace:
+    """Return the place before all entries of a time."""
+    assert asked.since is not None
+    return LegPlace(asked.since)
 
 
 def _of_another() -> Unprocessable:

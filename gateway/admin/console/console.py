@@ -6,18 +6,15 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from gateway.admin.api import usage, views
-from gateway.admin.api.finance import checked, period_of
-from gateway.admin.console import lists, own_pages, raises, records, reports
+from gateway.admin.api.finance import mount_finance_files
+from gateway.admin.console import lists, month_end, own_pages, raises, records, reports
 from gateway.admin.console.formatting import PageForm
 from gateway.admin.console.home import (
     OVER_TLS,
@@ -32,14 +29,14 @@ from gateway.admin.console.home import (
     see,
 )
 from gateway.admin.console.overview import Overview
-from gateway.admin.console.records import Extras, Records, address_of, preview
+from gateway.admin.console.records import Extras, Records, address_of
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
+from gateway.admin.console.statements import STATEMENTS, show_statement
 from gateway.admin.http.guard import AS_PAGE, CSV, Files, files_of
-from gateway.admin.http.requests import LIMIT_MAX, read_once, require_read, slow_down
+from gateway.admin.http.requests import LIMIT_MAX, require_read, slow_down
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.reports import ASKED, REPORTS
 from gateway.admin.resources.resource import Action
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Query, Row, refused_write
 from gateway.core.alerts.messages import digest_of
@@ -157,99 +154,6 @@ def _address(account: str) -> str:
     return f"/{page}/{number}" if page and number.isdigit() else ""
 
 
-# Reports of a moment as pages: what organizations have to pay, what is unbilled, and what both come to.
-
-
-ROWS_SHOWN_MAX = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A report and how its page shows it: `amounts` by their titles, the last one orders the rows.
-
-    `always` are amounts that have a tile of zero too. `previews` are lists of the organization, where one is
-    asked for.
-    """
-
-    name: str
-    title: str
-    lead: str
-    empty: str
-    amounts: Mapping[str, str]
-    always: tuple[str, ...]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    previews: tuple[str, ...] = ()
-
-
-STATEMENTS = (
-    Statement(
-        "receivables", "Receivables",
-        "The rest to pay of final invoices, by how long it is due, and the rest to be paid back",
-        "Nobody has anything to pay.",
-        {
-            "open": "Not due", "overdue_1_30": "1–30 days", "overdue_31_60": "31–60 days",
-            "overdue_61_90": "61–90 days", "overdue_over_90": "> 90 days", "to_pay_back": "To pay back",
-            "uncollectible": "Given up", "total": "Total",
-        },
-        ("open", "total"), {"invoices": "Invoices"},
-    ),
-    Statement(
-        "unbilled", "Unbilled", "Charges that no final invoice had, before tax",
-        "All that was charged is billed.", {"amount": "Amount"}, ("amount",),
-        {"month": "Month of supply", "kind": "Kind", "charges": "Charges"},
-    ),
-    Statement(
-        "balances", "Balances", "What organizations owe altogether: documents, payments, credit and unbilled",
-        "Nobody owes anything.",
-        {
-            "invoiced": "Invoiced", "credited": "Credited", "paid": "Paid", "applied": "Applied",
-            "refunded": "Paid back", "due": "Due", "open_credit": "Open credit", "unbilled": "Unbilled",
-            "balance": "Balance",
-        },
-        ("due", "open_credit", "unbilled", "balance"),
-        previews=("invoices", "payments", "note-applications"),
-    ),
-)  # fmt: skip
-
-
-async def show_statement(
-    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, *, statement: Statement
-) -> web.Response:
-    """`GET /balances?at=2026-05-31`: by organization and currency, those that owe most first."""
-    require_read(desk.ports.actor, REPORTS[f"reports/{statement.name}"])
-    sent = {name: text for name, text in read_once(request.query).items() if text}
-    sent |= lists.texts(await lists.ids_of_names(desk, sent, {"organization_id": "organizations"}))
-    asked = period_of(desk.ports, statement.name, checked(ASKED[statement.name], sent))
-    rows = await desk.ports.store.report(statement.name, asked, 0, ROWS_SHOWN_MAX + 1)
-    last = list(statement.amounts)[-1]
-    shown = sorted(rows[:ROWS_SHOWN_MAX], key=lambda row: (row["currency"], -_amount(row[last])))
-    at, owner = (asked.until - timedelta(days=1)).date(), asked.organization_id
-    names = () if owner is None else statement.previews
-    previews = await asyncio.gather(*(preview(desk, name, organization_id=owner) for name in names if owner))
-    return desk.answer(
-        request, signed, "statement.html",
-        statement=statement, at=at.isoformat(), is_today=at == datetime.now(UTC).date(), rows=shown,
-        organization_id=owner, totals=_totals(shown, statement), is_cut=len(rows) > ROWS_SHOWN_MAX,
-        previews=previews,
-    )  # fmt: skip
-
-
-def _totals(rows: Any, statement: Statement) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        sums = found.setdefault(
-            row["currency"], {"currency": row["currency"], **dict.fromkeys(statement.amounts, Decimal(0))}
-        )
-        for name in statement.amounts:
-            sums[name] += row[name]
-    return list(found.values())
-
-
-def _amount(value: object) -> Decimal:
-    assert isinstance(value, Decimal)
-    return value
-
-
 # A list as a file: every row that its filters let through, streamed, and so many at most.
 
 
@@ -274,8 +178,9 @@ class Exports:
         **fixed: str,
     ) -> web.StreamResponse:
         """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
-        named = await lists.ids_of_filters(desk, screen, request)
-        query = lists.read(screen, request, LIMIT_MAX, named | fixed)
+        named = await lists.ids_of_names(desk, request.query, lists.targets_of(screen))
+        fixed |= {name: str(row_id) for name, row_id in named.items() if name not in fixed}
+        query = lists.read(screen, request, LIMIT_MAX, fixed)
         pieces = self._pieces(desk, screen, query)
         return await self._files.answer(request, signed.actor, f"{screen.name}.csv", CSV, pieces)
 
@@ -374,6 +279,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         mount(app, ports, "", signed_in)
     usage.mount_invoices(app, ports, "", signed_in)
     usage.mount_files(app, ports, "", signed_in)
+    mount_finance_files(app, ports, "", signed_in)
     files = Exports(files_of(app, ports.request_timeout_s))
 
     async def ledger(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
@@ -381,6 +287,8 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         return await files.file(desk, request, signed, screen=records.LEDGER, tenant_id=tenant_id)
 
     router.add_get("/tenants/{id:[0-9]+}/ledger.csv", desk.reading(ledger))
+    router.add_get("/invoices/month", desk.reading(month_end.show_month))
+    router.add_post("/invoices/month", desk.writing(month_end.invoice_month, month_end.INVOICES, CREATE))
     for screen in SCREENS.values():
         _mount_screen(app, desk, screen)
         router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen=screen)))

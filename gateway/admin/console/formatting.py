@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from multidict import MultiMapping
+from pydantic import BaseModel
 
+from gateway.admin.console.outlines import read_outline, write_outline
 from gateway.admin.console.screens import SCREENS, Screen, Slot
 from gateway.admin.resources import form_fields as typed_as
 from gateway.admin.resources.form_fields import FormField, words
@@ -135,6 +137,17 @@ def day(value: object) -> str:
     if value is None:
         return NOTHING_TO_SHOW
     return str(value)[: len("2026-01-31")]
+
+
+def fact_of(value: object, name: str) -> str:
+    """Return a fact of a row as it is read."""
+    if value is None:
+        return NOTHING_TO_SHOW
+    if name in {"month", "date"}:
+        return day(value)[: MONTH_CHARS if name == "month" else None]
+    if name == "rate":
+        return f"{(Decimal(str(value)) * 100).normalize():f} %"
+    return str(value).replace("_", " ")
 
 
 def time_span(seconds: float) -> str:
@@ -313,11 +326,13 @@ class Cell:
 
 
 _NULL, _CODE = re.compile(r"\bNull\b"), re.compile(r"`([a-z_]+)`")
+_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def hint_of(description: str) -> str:
     """What a field's description for programs says to a person: a form has labels, and no nulls."""
-    return _CODE.sub(lambda found: f"“{words(found[1])}”", _NULL.sub("Empty", description))
+    text = _CODE.sub(lambda found: f"“{words(found[1])}”", _NULL.sub("Empty", description))
+    return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)
 
 
 def label_of(column: str) -> str:
@@ -559,21 +574,32 @@ def _colour(index: int, name: str) -> int:
 FORMER = "was."
 # Fields that take a document; an example says more than a schema.
 EXAMPLES = {
-    "pricing": '{"tiers": [{"up_to": 1000, "unit_price": "0.002"}, {"up_to": null, "unit_price": "0.001"}]}\n'
-    'or {"per_million": {"gpt-4o*": {"input": 500, "output": 1500}}, "markup": "1.2"}\n'
-    'or {"at_cost": {"markup": "1.2"}}',
-    "auto_top_up": '{"threshold": 1000, "credits": 10000, "unit_cost": "0.01", "monthly_max": 10}',
-    "address": "Main Road 5\n10115 Berlin\n"
-    'or {"street": "Main Road 5", "post_code": "10115", "city": "Berlin", "country": "DE"}',
-    "contact": '{"name": "Ada", "phone": "+49 30 1", "email": "ada@example.com"}',
-    "tools": '{"web_search": "10"}',
-    "context_tiers": '[{"above": 200000, "input": "6", "output": "22.5"}]',
-    "service_tiers": '{"batch": "0.5", "priority": {"input": "5", "output": "20"}}',
-    "weights": '{"cache_read": "0.1"}',
-    "changes": '{"amount": 120}',
+    "pricing": "tiers:\n  - up_to: 1000\n    unit_price: 0.002\n  - up_to: null\n    unit_price: 0.001",
+    "auto_top_up": "threshold: 1000\ncredits: 10000\nunit_cost: 0.01\nmonthly_max: 10",
+    "runs": "max: 5.00\nmax_calls: 100\nttl_s: 3600\nrequired: true",
+    "address": "street: Main Road 5\npost_code: 10115\ncity: Berlin\ncountry: DE",
+    "contact": "name: Ada\nphone: +49 30 1\nemail: ada@example.com",
+    "images": "1024x1024/high: 0.167",
+    "tools": "web_search: 10",
+    "context_tiers": "- above: 200000\n  input: 6\n  output: 22.5",
+    "service_tiers": "batch: 0.5\npriority:\n  input: 5\n  output: 20",
+    "weights": "cache_read: 0.1",
+    "targets": "openai: gpt-4o\nazure: prod-4o",
+    "guaranteed": "requests_per_minute: 60\ntokens_per_minute: 100000",
+    "changes": "amount: 120",
 }
 
+# One line of a value by its parts.
+_PART = re.compile(r"[a-z_]+: ", re.ASCII)
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
+
+
+class Tick(NamedTuple):
+    """A row that a form takes a part of: its number, its words, and the most of it."""
+
+    position: int
+    said: str
+    amount: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,7 +609,9 @@ class PageForm:
     Actions that cannot be taken back are `confirmed` by a tick that says so. `former` are the
     values a change starts from; `once` names this filling-in, so that sending it twice does it
     once. `choices` lists what an id may refer to, where that is a short list. `slots` are its sentence;
-    of the other fields those that are not `main` are folded, if any are.
+    of the other fields those that are not `main` are folded, if any are. `model` is what its body is checked
+    by. `ticks` are the rows that a field with rows takes some of. `presets` are addresses of the form with
+    usual values.
     """
 
     action: str
@@ -601,6 +629,10 @@ class PageForm:
     confirmed: str = ""
     slots: Sequence[Slot] = ()
     main: frozenset[str] = frozenset()
+    model: type[BaseModel] | None = None
+    ticks: Sequence[Tick] = ()
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    presets: Sequence[tuple[str, str]] = ()
     once: str = field(default_factory=lambda: uuid4().hex)
 
     @property
@@ -651,7 +683,8 @@ def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
 
 
 def defaults(fields: Sequence[FormField]) -> dict[str, Any]:
-    return {each.name: [] if each.kind == "many" else each.default for each in fields}
+    kinds: Mapping[str, Any] = {"many": [], "ticks": {}}
+    return {each.name: kinds.get(each.kind, each.default) for each in fields}
 
 
 def form_again(form: PageForm, posted: MultiMapping[Any], error: AdminRefusal) -> PageForm:
@@ -701,16 +734,17 @@ def _by_field(
     beside: dict[str, str] = {}
     others: list[str] = []
     for name, message in errors:
-        place = next(
-            (each.name for each in fields if name == each.name or name.startswith(f"{each.name}.")), None
-        )
-        if place is None:
-            others.append(f"{name}: {message}" if name else message)
+        each = next((each for each in fields if name == each.name or name.startswith(f"{each.name}.")), None)
+        if each is None:
+            others.append(f"{label_of(name)}: {message}" if name else message)
         else:
+            place = each.name
             inner = name.removeprefix(place).lstrip(".")
             plain = message.replace("Input should be ", "must be ").replace(
                 "a valid integer", "a whole number"
             )
+            if each.kind == "json" and not inner and plain.startswith("must be a valid"):
+                plain = "must be lines as in the example"
             said = f"{inner}: {plain}" if inner else plain
             beside[place] = f"{beside[place]}; {said}" if place in beside else said
     return beside, others
@@ -720,6 +754,8 @@ def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
     sent = [text for text in posted.getall(name, []) if isinstance(text, str)]
     if each.kind == "many":
         return [text for text in sent if text]
+    if each.kind == "ticks":
+        return {text: str(posted.get(f"{name}.{text}", "")).strip() for text in sent if text.isdecimal()}
     text = sent[-1].strip().replace("\r\n", "\n") if sent else ""
     # Browsers drop seconds that are zero.
     return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
@@ -728,6 +764,11 @@ def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
 def _value(each: FormField, typed: Any) -> object:
     if each.kind == "many":
         return list(typed)
+    if each.kind == "ticks":
+        return [
+            {"position": int(at), "amount": said} if said else {"position": int(at)}
+            for at, said in typed.items()
+        ] or None
     if typed == "":
         return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
     if each.kind == "whole":
@@ -740,13 +781,10 @@ def _value(each: FormField, typed: Any) -> object:
     if each.kind == "numbers":
         return typed_as.numbers(typed)
     if each.kind == "lines":
-        return [line.strip() for line in typed.split("\n") if line.strip()]
-    if each.kind == "json":
-        try:
-            return json.loads(typed)
-        except (ValueError, RecursionError):
-            return typed
-    return typed
+        lines = [line.strip() for line in typed.split("\n") if line.strip()]
+        parts = read_outline(typed) if each.name in EXAMPLES and all(map(_PART.match, lines)) else None
+        return parts if isinstance(parts, Mapping) else lines
+    return read_outline(typed) if each.kind == "json" else typed
 
 
 def _shown(each: FormField, value: Any) -> Any:
@@ -761,8 +799,7 @@ def _shown(each: FormField, value: Any) -> Any:
     if each.kind == "numbers":
         return ", ".join(f"{item:g}" for item in value)
     if each.kind == "lines":
-        parts = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping) else None
-        return "\n".join(map(str, value)) if parts is None else parts
+        return write_outline(value) if isinstance(value, Mapping) else "\n".join(map(str, value))
     if each.kind == "json":
-        return json.dumps(value, indent=2, ensure_ascii=False)
+        return write_outline(value)
     return str(value)

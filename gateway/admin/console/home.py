@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -130,13 +130,15 @@ class Pages:
             moment=formatting.moment, day=formatting.day, money_parts=formatting.money_parts,
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
-            words=words, tone=formatting.status_tone, limit_of=formatting.limit_text,
-            outcome=formatting.outcome_of, hint=formatting.hint_of,
+            words=words, label=formatting.label_of, tone=formatting.status_tone, fact=formatting.fact_of,
+            limit_of=formatting.limit_text, outcome=formatting.outcome_of, hint=formatting.hint_of,
             reason=lambda name: REFUSALS.get(name, ""),
         )  # fmt: skip
 
-    def answer(self, template: str, status: int = 200, **facts: Any) -> web.Response:
-        text = self._environment.get_template(template).render(**facts)
+    def answer(self, template: str | Sequence[str], status: int = 200, **facts: Any) -> web.Response:
+        """Make a page of a template, or of the first of several that there is."""
+        names = [template] if isinstance(template, str) else list(template)
+        text = self._environment.select_template(names).render(**facts)
         return web.Response(
             status=status,
             text=text,
@@ -494,7 +496,7 @@ class ConsoleShell:
         self,
         request: web.Request,
         signed: SignedInPerson | None,
-        template: str,
+        template: str | Sequence[str],
         status: int = 200,
         **facts: Any,
     ) -> web.Response:

@@ -184,20 +184,20 @@ async def page_of(
     """
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     order = order_of(screen, request.query.get("sort", ""))
-    errors: Mapping[str, str] = {}
     found = ListPage((), None, None)
-    try:
-        named = await ids_of_filters(desk, screen, request)
-        found = await _found(desk, screen, request, order, rows_max=rows_max, fixed=named | fixed)
-    except Unprocessable as wrong:
-        errors = dict(wrong.errors)
+    named, errors = await find_names(desk, request.query, targets_of(screen))
+    if not errors:
+        try:
+            found = await _found(desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed})
+        except Unprocessable as wrong:
+            errors = dict(wrong.errors)
     is_filtered = any(request.query.get(name) for name in (*screen.filters, "from", "to"))
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
         "lines": await lines_of(desk, screen, found.rows),
         "controls": _controls(screen, request, choices, errors),
-        "errors": errors,
+        "errors": {label_of(name): text for name, text in errors.items()},
         "next": _address(request, **found.next) if found.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},
         "first": _address(request),
@@ -272,18 +272,27 @@ async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tu
 async def ids_of_names(
     desk: ConsoleShell, typed: Mapping[str, str], targets: Mapping[str, str]
 ) -> dict[str, int]:
-    """Return the ids of the rows that are named, by field; `targets` are their resources by field.
+    """Return the ids of the rows that are named; `Unprocessable` has what `find_names` has as errors."""
+    ids, errors = await find_names(desk, typed, targets)
+    if errors:
+        raise Unprocessable("Some names do not say which row is meant.", tuple(errors.items()))
+    return {name: int(text) for name, text in ids.items()}
 
-    A number stays as it is: the field is checked later. `Unprocessable` has a sentence for each field whose
-    name no row has, or several have.
+
+async def find_names(
+    desk: ConsoleShell, typed: Mapping[str, str], targets: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the ids of the rows that are named, by field, as an address has them; and the errors by field.
+
+    `targets` are the fields' resources. A number stays as it is: its field is checked later. A name that no
+    row has, or several have, is an error.
     """
     wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
     named = {name: text for name, text in wanted.items() if text and not text.isdecimal()}
-    ids = await asyncio.gather(*(_find_named(desk, targets[name], text) for name, text in named.items()))
-    wrong = tuple((name, error) for name, error in zip(named, ids, strict=True) if isinstance(error, str))
-    if wrong:
-        raise Unprocessable("Some names do not say which row is meant.", wrong)
-    return {name: row_id for name, row_id in zip(named, ids, strict=True) if isinstance(row_id, int)}
+    rows = await asyncio.gather(*(_find_named(desk, targets[name], text) for name, text in named.items()))
+    found = dict(zip(named, rows, strict=True))
+    errors = {name: error for name, error in found.items() if isinstance(error, str)}
+    return {name: str(row_id) for name, row_id in found.items() if name not in errors}, errors
 
 
 async def _find_named(desk: ConsoleShell, target: str, text: str) -> int | str:
@@ -317,15 +326,9 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
     return read_query(screen.name, screen.resource.filters, sent)
 
 
-async def ids_of_filters(desk: ConsoleShell, screen: Screen, request: web.Request) -> dict[str, str]:
-    """Return the ids of the rows that are named in the filters of a list."""
-    targets = {name: screen.resource.target(name) for name in screen.filters}
-    return texts(await ids_of_names(desk, request.query, targets))
-
-
-def texts(ids: Mapping[str, int]) -> dict[str, str]:
-    """Return ids as an address has them."""
-    return {name: str(row_id) for name, row_id in ids.items()}
+def targets_of(screen: Screen) -> dict[str, str]:
+    """Return the resources that the filters of a list refer to."""
+    return {name: screen.resource.target(name) for name in screen.filters}
 
 
 async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:

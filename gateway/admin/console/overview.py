@@ -30,7 +30,7 @@ from gateway.admin.console.formatting import (
     use_of,
 )
 from gateway.admin.console.home import CachedAnswer, ConsoleShell, SignedInPerson, query
-from gateway.admin.console.lists import FilterControl, ids_of_names, texts
+from gateway.admin.console.lists import FilterControl, find_names
 from gateway.admin.console.reports import (
     PAGES,
     RANGES,
@@ -123,14 +123,11 @@ class OverviewQuery:
     @classmethod
     async def read(cls, desk: ConsoleShell, request: web.Request) -> Self:
         """Read an address, in which rows may be named."""
-        realm, errors = desk.ports.actor.realm, dict[str, str]()
+        realm = desk.ports.actor.realm
         names = ("range", *(["organization_id"] if realm is None else []), "tenant_id")
         typed = {name: text for name in names if (text := request.query.get(name, "").strip())}
-        try:
-            typed |= texts(await ids_of_names(desk, typed, _TARGETS))
-        except Unprocessable as wrong:
-            errors = dict(wrong.errors)
-        return cls(typed, realm, errors)
+        ids, errors = await find_names(desk, typed, _TARGETS)
+        return cls(typed | ids, realm, errors)
 
     @property
     def key(self) -> tuple[Realm | None, tuple[tuple[str, str], ...]]:
@@ -161,7 +158,11 @@ class OverviewQuery:
     def controls(self) -> list[FilterControl]:
         return [
             FilterControl(
-                name, label_of(name), "named", self.asked.get(name, ""), refers=target,
+                name,
+                label_of(name),
+                "named",
+                self.asked.get(name, ""),
+                refers=target,
                 error=self.errors.get(name, ""),
             )
             for name, target in _TARGETS.items()

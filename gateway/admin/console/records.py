@@ -13,9 +13,8 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -24,8 +23,10 @@ from aiohttp import web
 from gateway.admin import live
 from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, lists, meaning, reports
-from gateway.admin.console.formatting import PageForm, cell, label_of, references, state_of
+from gateway.admin.console.formatting import PageForm, Tick, cell, label_of, references, state_of
 from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query, see
+from gateway.admin.console.month_end import months_until, period_of_month
+from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.explanation import explain
 from gateway.admin.http.requests import Body
@@ -66,6 +67,17 @@ NAME_CHARS_MAX = 200
 FILLED = {
     "budgets": {"name": "Empty: the sentence above.", "organization_id": "Empty: that of the tenant."},
 }
+# Actions whose names are no words for a button, and those that take rows of their row.
+TITLES = {
+    ("invoices", "payments"): "Record a payment",
+    ("invoices", "refund"): "Record a refund",
+    ("invoices", "apply"): "Apply its credit",
+    ("invoices", "credit-note"): "Draft a credit note",
+    ("invoices", "uncollectible"): "Make uncollectible",
+}
+TICKED = {("invoices", "credit-note")}
+# Forms whose fields beyond those of the list are folded, however few they are.
+FOLDED = frozenset({"invoices"})
 # A key with one of these has none made in its place.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
 # The consequence that is ticked before an action that refuses calls, or that nothing takes back.
@@ -100,10 +112,6 @@ Extras = Callable[[ConsoleShell, web.Request, Row], Awaitable[Mapping[str, Any]]
 PER = {TOKENS_A_PRICE: "a million", USES_A_PRICE: "a thousand", 1: "a call"}
 
 
-# Templates by their file's name; the page of a resource that has none of its own is `record.html`.
-TEMPLATES = frozenset(path.name for path in (Path(__file__).parent / "templates").glob("*.html"))
-
-
 class Records:
     """The pages and forms of a screen's rows; `extras` reads what a row's page shows beyond its fields."""
 
@@ -125,10 +133,11 @@ class Records:
         if refused is not None:
             # First, and there even if the row no longer offers it.
             offered = [refused, *(each for each in offered if each.action != refused.action)]
+        offered = [replace(each, ticks=_ticks(more)) for each in offered]
         return desk.answer(
             request,
             signed,
-            own if (own := f"{screen.name}.html") in TEMPLATES else "record.html",
+            (f"{screen.name}.html", "record.html"),
             status,
             screen=screen,
             row=row,
@@ -153,8 +162,9 @@ class Records:
         }
         usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
         own = {"organization_id": str(signed.actor.organization_id or "")}
+        values = {**form.values, **usual, **own, **said}
         return await self._form_page(
-            request, signed, replace(form, values={**form.values, **usual, **own, **said})
+            request, signed, replace(form, values=values, presets=self._presets(said))
         )
 
     async def create(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
@@ -248,6 +258,9 @@ class Records:
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
         """The body with ids for names, and amounts in the unit of their row."""
         targets = {each.name: each.refers for each in form.fields if each.refers}
+        nested = {name: value for name, value in sent.items() if isinstance(value, dict | list)}
+        if form.model is not None:
+            sent = {**sent, **{name: fit_to(form.model, name, value) for name, value in nested.items()}}
         typed = {name: value for name, value in sent.items() if isinstance(value, str)}
         sent = {**sent, **await lists.ids_of_names(self._desk, typed, targets)}
         names = form_fields.amounts(form.fields, sent)
@@ -305,6 +318,16 @@ class Records:
         resource = self._screen.resource
         return refused_write(self._desk.ports.actor, resource.name, resource.access, verb) is None
 
+    def _presets(self, said: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Return the usual periods of an invoice, as addresses of its form."""
+        if self._screen.name != "invoices":
+            return []
+        this, last, *_ = (period_of_month(each) for each in months_until(datetime.now(UTC).date()))
+        return [
+            (title, f"/invoices/new?{urlencode({**said, 'period_start': start, 'period_end': end})}")
+            for title, (start, end) in (("Last month", last), ("This month", this))
+        ]
+
     def _blank(self) -> PageForm:
         one, model = self._screen.one, self._screen.resource.create
         form = self._form(f"/{self._screen.name}", f"New {one}", f"Create {one}", model, CREATE)
@@ -332,8 +355,10 @@ class Records:
         )
 
     def _action_form(self, where: str, action: Action) -> PageForm:
-        title = action.name.replace("-", " ").capitalize()
+        title = TITLES.get((self._screen.name, action.name), action.name.replace("-", " ").capitalize())
         form = self._form(f"{where}/{address_of(action)}", title, title, action.body, action.name)
+        if (self._screen.name, action.name) in TICKED:
+            form = replace(form, fields=[replace(each, kind="ticks") for each in form.fields])
         confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
         dangerous = action.name in DANGEROUS
         return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
@@ -345,13 +370,20 @@ class Records:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
             fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
         main = {each.name for each in fields if each.required or each.name in self._screen.columns}
-        folds = len(fields) > FIELDS_IN_SIGHT_MAX
+        folds = len(fields) > FIELDS_IN_SIGHT_MAX or (verb == CREATE and self._screen.name in FOLDED)
         return PageForm(
-            action, title, submit, fields, formatting.defaults(fields), main=frozenset(main if folds else ())
-        )
+            action, title, submit, fields, formatting.defaults(fields), main=frozenset(main if folds else ()),
+            model=model,
+        )  # fmt: skip
 
     def _address(self, row: object) -> str:
         return f"/{self._screen.name}/{row}"
+
+
+def _ticks(more: Mapping[str, Any]) -> list[Tick]:
+    """Return the lines of a page's invoice that may be given back: not taxes, which follow from them."""
+    lines = (line for line in more.get("shown", ()) if line["kind"] != "tax" and Decimal(line["amount"]) > 0)
+    return [Tick(line["position"], line["description"], line["amount"]) for line in lines]
 
 
 def address_of(action: Action) -> str:
@@ -728,10 +760,15 @@ async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> M
     payments = None
     if row["status"] == "finalized" and after == 0:
         payments = await preview(desk, "payments", invoice_id=invoice_id)
+    waiting: Sequence[Row] = ()
+    if row["status"] == "draft" and row["kind"] == "invoice" and after == 0:
+        until = date.fromisoformat(str(row["period_end"]))
+        waiting = await desk.ports.store.waiting(int(str(row["organization_id"])), until)
     told = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
     return {
         "shown": told,
         "payments": payments,
+        "waiting": waiting,
         "history": await _history(desk, row) if after == 0 else [],
         "is_first": after == 0,
         "next": f"{request.path}?after={told[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
@@ -763,7 +800,7 @@ async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
         paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
         for payment in paid:
             amount = formatting.money(payment["amount"], str(payment["currency"]))
-            what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Paid back"
+            what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Refunded"
             said = f"{what}: {amount}, {payment['reference']}"
             found.append(TimelineEntry(moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
     of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
@@ -783,7 +820,7 @@ def _of_itself(row: Row) -> Iterator[TimelineEntry]:
         due = f", due on {row['due_date']}" if row["due_date"] else ""
         yield TimelineEntry(moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
     if row["uncollectible_at"]:
-        yield TimelineEntry(moment(row["uncollectible_at"]), "Given up", "uncollectible")
+        yield TimelineEntry(moment(row["uncollectible_at"]), "The rest is uncollectible", "uncollectible")
     if row["voided_at"]:
         yield TimelineEntry(moment(row["voided_at"]), "Made void", "void")
 

@@ -20,7 +20,7 @@ from multidict import MultiDict
 from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
-from gateway.admin.console.lists import FilterControl, ids_of_names, texts
+from gateway.admin.console.lists import FilterControl, find_names
 from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
@@ -262,11 +262,8 @@ class ReportQuery:
 async def show_explorer(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     """`GET /usage`."""
     sent = {name: text.strip() for name, text in request.query.items()}
-    errors: Mapping[str, str] = {}
-    try:
-        sent |= texts(await ids_of_names(desk, sent, REFERS))
-    except Unprocessable as wrong:
-        errors = dict(wrong.errors)
+    ids, errors = await find_names(desk, sent, REFERS)
+    sent |= ids
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))

@@ -350,10 +350,17 @@ PAGES = (
     MenuPage("Spend", "team", "Team", "/team", leads),
     MenuPage("Spend", "account", "Account", "/account", is_customer),
     MenuPage("Spend", "usage", "Usage and cost", "/usage", lambda actor: actor.api_key_id is None),
-    MenuPage("Billing", "balances", "Balances", "/balances", _reader_of("reports/balances")),
-    MenuPage("Billing", "unbilled", "Unbilled", "/unbilled", _reader_of("reports/unbilled")),
-    MenuPage(
-        "Billing", "receivables", "Receivables", "/receivables", _reader_of("reports/receivables"), True
+    *(
+        MenuPage("Billing", name, title, f"/{name}", _reader_of(f"reports/{name}"), is_more)
+        for name, title, is_more in (
+            ("balances", "Balances", False),
+            ("unbilled", "Unbilled", False),
+            ("receivables", "Receivables", True),
+            ("revenue", "Revenue", True),
+            ("deferred-revenue", "Deferred revenue", True),
+            ("taxes", "Taxes", True),
+            ("ledger", "Ledger entries", True),
+        )
     ),
     MenuPage("Health", "health", "Now", "/health", lambda actor: actor.organization_id is None),
     MenuPage("Health", "programs", "Gateways", "/programs", _reader_of("programs")),

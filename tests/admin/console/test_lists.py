@@ -16,6 +16,7 @@ import pytest
 
 from gateway.admin.console import reports
 from gateway.admin.console.console import Exports
+from gateway.admin.console.formatting import label_of
 from gateway.admin.console.lists import lines_of, reduced
 from gateway.admin.console.reports import ReportQuery
 from gateway.admin.console.screens import SCREENS
@@ -401,7 +402,7 @@ async def test_what_is_asked_wrongly_is_said(reader: Person) -> None:
         page = await reader.open(f"/usage?{query}")
         assert page.status == 422
         well_formed(page)
-        assert re.search(rf"This cannot be shown: {field} \w", page.text)
+        assert re.search(rf"This cannot be shown: {label_of(field)} \w", page.text)
 
 
 FILTERED = ("/?", "/spend?", "/usage?", "/calls?", "/calls.csv?", "/budgets?", "/tenants?", "/balances?")

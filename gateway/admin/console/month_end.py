@@ -1,0 +1,179 @@
+"""The invoices of a month for all organizations, made at once, and what became of each.
+
+An organization at a time: its draft is made or computed again, and becomes final unless drafts were asked
+for. What a person sends again goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+
+from aiohttp import web
+
+from gateway.admin.console.formatting import PageForm
+from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query
+from gateway.admin.http.requests import may_write
+from gateway.admin.operations import WriteRequest
+from gateway.admin.resources.form_fields import FormField
+from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts.administration import CREATE, Row
+from gateway.errors import Conflict, NotFound, Unprocessable
+
+INVOICES = RESOURCES["invoices"]
+# Months that are offered, this one first.
+MONTHS_OFFERED = 13
+# Seconds that one run takes: the page says who is left.
+RUN_S_MAX = 15.0
+ORGANIZATIONS_A_PAGE = 100
+INVOICES_OF_ONE_MAX = 1_000
+_ACTIONS = {action.name: action for action in INVOICES.actions}
+_FORM = PageForm(
+    "/invoices/month", "Invoice a month", "Invoice all of it",
+    [
+        FormField("month", "choice", required=True, hint="Whole months, UTC. The last one is over."),
+        FormField("draft", "flag", hint="Yes leaves drafts, to be looked at first."),
+    ],
+    confirmed="Each gets its number, and nothing changes it any more. Drafts stay drafts.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicedOrganization:
+    """What became of an organization's month: its invoice, or the reason why there is none."""
+
+    organization_id: int
+    name: str
+    invoice: Row | None
+    reason: str = ""
+
+
+async def show_month(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+    """`GET /invoices/month`."""
+    if not may_write(signed.actor, INVOICES, CREATE):
+        raise NotFound
+    months = months_until(datetime.now(UTC).date())
+    return _page(desk, request, signed, {"month": request.query.get("month", months[1]), "draft": "false"})
+
+
+async def invoice_month(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
+) -> web.Response:
+    """`POST /invoices/month`: as many organizations as there is time for, behind the one that is sent."""
+    typed = {name: str(posted.get(name, "")) for name in ("month", "draft", "after")}
+    if typed["month"] not in months_until(datetime.now(UTC).date()):
+        wrong = {"month": "must be one of these months"}
+        return _page(desk, request, signed, typed, status=422, errors=wrong)
+    run = _MonthRun(
+        desk, desk.asked(request, signed, posted), period_of_month(typed["month"]), typed["draft"] == "true"
+    )
+    loop, done = asyncio.get_running_loop(), list[InvoicedOrganization]()
+    until, after = loop.time() + RUN_S_MAX, int(typed["after"]) if typed["after"].isdecimal() else 0
+    while organizations := await run.organizations(after):
+        for row in organizations:
+            if loop.time() > until:
+                return _page(desk, request, signed, typed, done=done, after=after)
+            done.append(await run.invoice(row))
+            after = done[-1].organization_id
+    return _page(desk, request, signed, typed, done=done)
+
+
+def months_until(today: date) -> list[str]:
+    """Return months as they are chosen, this one first."""
+    months = [today.replace(day=1)]
+    while len(months) < MONTHS_OFFERED:
+        months.append((months[-1] - timedelta(days=1)).replace(day=1))
+    return [f"{month:%Y-%m}" for month in months]
+
+
+def period_of_month(month: str) -> tuple[str, str]:
+    """Return the first day of a month, and the first of the next one."""
+    first = date.fromisoformat(f"{month}-01")
+    return str(first), str((first + timedelta(days=31)).replace(day=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _MonthRun:
+    """Invoices organizations for one period; where it `keeps_drafts` none becomes final."""
+
+    desk: ConsoleShell
+    asked: WriteRequest
+    period: tuple[str, str]
+    keeps_drafts: bool
+
+    async def organizations(self, after: int) -> Sequence[Row]:
+        wanted = replace(query(ORGANIZATIONS_A_PAGE), after=(after,))
+        return (await self.desk.ports.store.page("organizations", wanted)).rows
+
+    async def invoice(self, organization: Row) -> InvoicedOrganization:
+        """Invoice an organization; a refusal is the reason that it has no invoice."""
+        owner, name = int(str(organization["id"])), str(organization["name"])
+        try:
+            made = await self._make(owner)
+        except (Unprocessable, Conflict) as error:
+            said = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
+            return InvoicedOrganization(owner, name, None, said)
+        return InvoicedOrganization(owner, name, made, "" if made else "nothing to bill")
+
+    async def _make(self, owner: int) -> Row | None:
+        """Return the organization's invoice, found or made; None where there is nothing to bill.
+
+        A draft without lines is deleted: it takes no number.
+        """
+        invoices, (start, end) = self.desk.operations["invoices"], self.period
+        invoice = await self._known(owner)
+        if invoice is None:
+            sent = {"organization_id": owner, "period_start": start, "period_end": end}
+            invoice = (await invoices.create(self.asked, sent)).content
+        elif invoice["status"] != "draft":
+            return invoice
+        else:
+            invoice = await self._act("recompute", invoice)
+        if not invoice["lines"]:
+            await invoices.delete(self.asked, int(str(invoice["id"])))
+            return None
+        return invoice if self.keeps_drafts else await self._act("finalize", invoice)
+
+    async def _known(self, owner: int) -> Row | None:
+        """Return the organization's invoice of the period that an earlier run made."""
+        rows, _ = await self.desk.operations["invoices"].list(
+            query(INVOICES_OF_ONE_MAX, newest_first=True, organization_id=owner, kind="invoice")
+        )
+        here = (
+            row
+            for row in rows
+            if row["status"] != "void" and (row["period_start"], row["period_end"]) == self.period
+        )
+        return next(here, None)
+
+    async def _act(self, name: str, row: Row) -> Row:
+        done = await self.desk.operations["invoices"].act(
+            _ACTIONS[name], self.asked, int(str(row["id"])), {}
+        )
+        return done.content
+
+
+def _page(
+    desk: ConsoleShell,
+    request: web.Request,
+    signed: SignedInPerson,
+    typed: dict[str, str],
+    *,
+    status: int = 200,
+    errors: dict[str, str] | None = None,
+    done: Sequence[InvoicedOrganization] | None = None,
+    after: int = 0,
+) -> web.Response:
+    months = tuple(months_until(datetime.now(UTC).date()))
+    fields = [replace(each, choices=months) if each.name == "month" else each for each in _FORM.fields]
+    form = replace(_FORM, fields=fields, values=typed, errors=errors or {})
+    going_on = None
+    if after:
+        going_on = PageForm(
+            _FORM.action, "Go on", "Go on with the others", hidden={**typed, "after": str(after)}
+        )
+    return desk.answer(
+        request, signed, "month_end.html", status, form=form, invoiced=done, going_on=going_on, typed=typed
+    )

@@ -1,0 +1,98 @@
+"""Nested values as people write them: a name and a value a line, what belongs to it indented.
+
+It is the YAML of configuration files, so JSON is read too. What a form shows is read back as the same value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from gateway.yaml_reader import UnreadableYaml, documents
+
+# A text that YAML reads as that text, or that `fit_to` makes a text again.
+_PLAIN = re.compile(r"[A-Za-z0-9./@+_-]([A-Za-z0-9 ./@+_:-]*[A-Za-z0-9./@+_-])?", re.ASCII)
+_WORDS = frozenset({"null", "true", "false"})
+
+
+def read_outline(text: str) -> object:
+    """Return the value that a text writes; the text itself where it writes none."""
+    try:
+        found = [each.value for each in documents(text, "", decimals_as_texts=True)]
+    except (UnreadableYaml, RecursionError):
+        return text
+    return found[0] if len(found) == 1 else text
+
+
+def write_outline(value: object) -> str:
+    """Return lines that `read_outline` reads."""
+    return "\n".join(_lines(value))
+
+
+def _lines(value: object) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            if isinstance(inner, Mapping | list) and inner:
+                yield f"{_scalar(name)}:"
+                yield from (f"  {line}" for line in _lines(inner))
+            else:
+                yield f"{_scalar(name)}: {_scalar(inner)}"
+    elif isinstance(value, list) and value:
+        for inner in value:
+            first, *rest = _lines(inner)
+            yield f"- {first}"
+            yield from (f"  {line}" for line in rest)
+    else:
+        yield _scalar(value)
+
+
+def _scalar(value: object) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS and ": " not in value:
+        return value
+    signs = (sign if sign.isprintable() and sign not in '"\\' else f"\\U{ord(sign):08x}" for sign in value)
+    return f'"{"".join(signs)}"'
+
+
+def fit_to(model: type[BaseModel], name: str, value: object) -> object:
+    """Return a value as a field of a model wants it: numbers as texts, a line a pair as a list of pairs."""
+    schema = model.model_json_schema()
+    return _fit(value, schema["properties"].get(name, {}), schema)
+
+
+def _fit(value: Any, part: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
+    shapes = list(_shapes(part, schema))
+    if type(value) is int:
+        kinds = {shape.get("type") for shape in shapes}
+        return value if kinds & {"integer", "number"} or "string" not in kinds else str(value)
+    for shape in shapes:
+        if isinstance(value, Mapping) and shape.get("type") == "object":
+            known, others = shape.get("properties", {}), shape.get("additionalProperties") or {}
+            return {
+                name: _fit(inner, known.get(name, others), schema) if known.get(name, others) else inner
+                for name, inner in value.items()
+            }
+        if isinstance(value, Sequence) and not isinstance(value, str) and shape.get("type") == "array":
+            return [_fit(inner, shape["items"], schema) for inner in value]
+        if isinstance(value, Mapping) and shape.get("type") == "array":
+            pair = [each for each in _shapes(shape["items"], schema) if len(each.get("properties", {})) > 1]
+            if pair and not any(isinstance(inner, Mapping | list) for inner in value.values()):
+                first, second, *_ = pair[0]["properties"]
+                return _fit([{first: each, second: value[each]} for each in value], shape, schema)
+    return value
+
+
+def _shapes(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Return the shapes that a value may have, behind references."""
+    if "$ref" in part:
+        yield from _shapes(schema["$defs"][part["$ref"].rpartition("/")[2]], schema)
+    elif "properties" in part or not (options := part.get("anyOf") or part.get("oneOf")):
+        yield part
+    else:
+        for option in options:
+            yield from _shapes(option, schema)

@@ -1,0 +1,151 @@
+"""Month-end by hand: all of a month, a part of an invoice given back, what waits, and pages of finance."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from gateway.admin.console.statements import STATEMENTS
+from gateway.admin.resources.reports import ITEMS
+from tests.admin.conftest import Api
+from tests.admin.console.conftest import Page, Person
+from tests.admin.console.test_pages import well_formed
+from tests.admin.test_invoices import acme, draft
+
+
+def last_month() -> tuple[date, date]:
+    """The first day of the last month, and of this one."""
+    this = datetime.now(UTC).date().replace(day=1)
+    return (this - timedelta(days=1)).replace(day=1), this
+
+
+async def subscribed(api: Api, name: str, start: date, billing: str | None = None) -> dict[str, Any]:
+    """An organization with a plan of 29.00 a month."""
+    plans = (await api.get("subscription-plans?name=Starter")).json["items"]
+    made = {"name": "Starter", "monthly_cost": "29.00", "annual_cost": "290", "feature_access": []}
+    plan = plans[0] if plans else await api.make("subscription-plans", **made)
+    organization = await api.make("organizations", name=name)
+    terms = {"billing": billing, "billing_interval": "monthly"} if billing else {}
+    await api.make(
+        "organization-subscriptions", organization_id=organization["id"], plan_id=plan["id"],
+        start_date=str(start), end_date="2100-01-01", **terms,
+    )  # fmt: skip
+    return organization
+
+
+def outcomes(page: Page) -> dict[str, str]:
+    """What the page says became of each organization."""
+    table = page.text.partition('id="done"')[2]
+    rows = re.findall(r'title="([^"]+)">.*?data-label="Status">(.*?)</td>', table, re.DOTALL)
+    return {name: re.sub("<[^>]+>", "", said).strip() for name, said in rows}
+
+
+async def test_a_month_is_invoiced_for_everybody_and_goes_on_where_it_was(api: Api, admin: Person) -> None:
+    first, this = last_month()
+    for name in ("Acme", "Bolt"):
+        await subscribed(api, name, first)
+    idle = await api.make("organizations", name="Idle")
+    month = f"{first:%Y-%m}"
+    assert f'value="{month}" selected' in (await admin.open("/invoices/month")).text
+    assert 'href="/invoices/month"' in (await admin.open("/invoices")).text
+    drafts = await admin.fill("/invoices/month", "/invoices/month", month=month, draft="true")
+    well_formed(drafts)
+    assert outcomes(drafts) == {"Acme": "draft", "Bolt": "draft", "Idle": "nothing to bill"}
+    api.counters.unsettled = "Movements of tenant 7 are still on their way."
+    refused = await admin.fill("/invoices/month", "/invoices/month", month=month, draft="false")
+    assert outcomes(refused) == {
+        "Acme": api.counters.unsettled, "Bolt": api.counters.unsettled, "Idle": "nothing to bill",
+    }  # fmt: skip
+    api.counters.unsettled = None
+    for _ in range(2):
+        done = await admin.fill("/invoices/month", "/invoices/month", month=month, draft="false")
+        assert outcomes(done) == {"Acme": "finalized", "Bolt": "finalized", "Idle": "nothing to bill"}
+    rows = (await api.get("invoices")).json["items"]
+    assert [(row["period_start"], row["period_end"], row["status"]) for row in rows] == [
+        (str(first), str(this), "finalized")
+    ] * 2
+    assert all(row["number"] in done.text for row in rows)
+    behind = await admin.fill("/invoices/month", "/invoices/month", month=month, after=str(idle["id"] - 1))
+    assert outcomes(behind) == {"Idle": "nothing to bill"}
+    wrong = await admin.fill("/invoices/month", "/invoices/month", month="2020-01")
+    assert (wrong.status, "must be one of these months" in wrong.text) == (422, True)
+
+
+async def test_readers_invoice_no_month(api: Api, reader: Person) -> None:
+    assert (await reader.open("/invoices/month")).status == 404
+    token = (await reader.open("/")).form_token
+    assert (await reader.post("/invoices/month", {"form_token": token, "month": "2020-01"})).status == 403
+
+
+async def test_the_form_of_an_invoice_offers_whole_months(api: Api, admin: Person) -> None:
+    first, this = last_month()
+    page = (await admin.open("/invoices/new?organization_id=3")).text
+    [href] = re.findall(r'href="([^"]+)">Last month<', page)
+    asked = parse_qs(urlsplit(href.replace("&amp;", "&")).query)
+    assert asked == {
+        "organization_id": ["3"], "period_start": [str(first)], "period_end": [str(this)],
+    }  # fmt: skip
+
+
+async def test_ticked_lines_are_given_back(api: Api, admin: Person) -> None:
+    made = await draft(api, await acme(api))
+    one = f"/invoices/{made['id']}"
+    await api.post(f"invoices/{made['id']}/finalize")
+    form = (await admin.open(one)).text.partition(f'action="{one}/credit-note"')[2].partition("</form>")[0]
+    assert re.findall(r'name="lines" value="(\d+)"', form) == ["1", "2"]
+    refused = await admin.fill(one, f"{one}/credit-note", lines="2", lines__2="many")
+    assert refused.status == 422
+    again = refused.text.partition(f'action="{one}/credit-note"')[2].partition("</form>")[0]
+    assert ('value="2" checked' in again, 'value="many"' in again) == (True, True)
+    done = await admin.fill(one, f"{one}/credit-note", lines="2", lines__1="7.00", lines__2="3.00")
+    assert done.status == 303
+    [note] = (await api.get(f"invoices?corrects_id={made['id']}")).json["items"]
+    given = [(line["corrects_position"], line["amount"]) for line in note["lines"] if line["kind"] != "tax"]
+    assert given == [(2, "-3.00")]
+
+
+async def test_what_waits_for_the_end_of_a_cycle_says_until_when(api: Api, admin: Person) -> None:
+    _, this = last_month()
+    following = (this + timedelta(days=31)).replace(day=1)
+    owner = await subscribed(api, "Arrears", this, "arrears")
+    period = {"period_start": str(this), "period_end": str(following - timedelta(days=1))}
+    made = await api.make("invoices", organization_id=owner["id"], **period)
+    assert made["lines"] == []
+    for address in (f"/invoices/{made['id']}", f"/unbilled?organization_id={owner['id']}"):
+        page = await admin.open(address)
+        well_formed(page)
+        part = page.text.partition('id="waiting"')[2].partition("</section>")[0]
+        assert (f"{following} or later" in part, "subscription" in part) == (True, True), address
+    assert "waits, as below" in (await admin.open(f"/invoices/{made['id']}")).text
+    # The sum that waits is what is unbilled: nothing of it could be billed now.
+    [unbilled] = (await api.get(f"organizations/{owner['id']}/unbilled")).json["items"]
+    [said] = re.findall(r"\$([\d.,]+)", part)
+    assert Decimal(said.replace(",", "")) == Decimal(unbilled["amount"])
+
+
+async def test_finance_reads_every_report_as_a_page_and_as_a_file(api: Api, admin: Person) -> None:
+    made = await draft(api, await acme(api))
+    await api.post(f"invoices/{made['id']}/finalize")
+    assert {statement.name for statement in STATEMENTS} == set(ITEMS)
+    for statement in STATEMENTS:
+        asked = "" if statement.is_of_day else "from=2026-01"
+        items = (await api.get(f"reports/{statement.name}?{asked}")).json["items"]
+        page = await admin.open(f"/{statement.name}?{asked}")
+        well_formed(page)
+        assert page.status == 200, statement.name
+        last = list(statement.amounts)[-1]
+        shown = {
+            Decimal(text.replace(",", "").replace("−", "-"))
+            for text in re.findall(r'<span class="number">(−?)\$([\d,.]+)</span>', page.text)
+            for text in ["".join(text)]
+        }
+        assert {Decimal(row[last]) for row in items if row[last] and Decimal(row[last])} <= shown
+        [file] = re.findall(r'href="(/reports/[^"]+)" download', page.text)
+        told = (await admin.open(file.replace("&amp;", "&"))).text
+        assert len(told.splitlines()) == len(items) + 1
+        wrong = await admin.open(f"/{statement.name}?organization_id=Nobody")
+        assert (wrong.status, "names nothing" in wrong.text) == (422, True)
+        assert (await admin.open(f"/{statement.name}?currency=dollars")).status == 422
