@@ -38,6 +38,8 @@ NEW_USERS_A_DAY_MAX = 10_000
 REMEMBERED_MAX = 200_000
 # So long a name over the limit is left alone: then it may be a new day, or a person has made that user.
 REFUSED_S = 60.0
+# So long an id is remembered: then a deletion may have taken its name away (`person delete` waits for it).
+KNOWN_S = 10.0
 NAME_LENGTH_MAX = 128
 
 # Organization and the caller's own user id.
@@ -60,6 +62,7 @@ class Users:
         self._new_a_day_max, self._remembered_max = new_a_day_max, remembered_max
         self._clock = clock
         self._known: dict[Name, int] = {}
+        self._known_from = clock()
         # By their hashes: anybody makes up long ones.
         self._refused: set[int] = set()
         self._refused_from = clock()
@@ -68,6 +71,9 @@ class Users:
         """The ids of everybody named; one over the organization's daily limit of new users has none."""
         if self._clock() - self._refused_from > REFUSED_S:
             self._refused.clear()
+        if self._clock() - self._known_from > KNOWN_S:
+            self._known.clear()
+            self._known_from = self._clock()
         names = {(e[2].organization_id, e[2].user) for _, e in fresh if e[2] is not None and e[2].user}
         found = {name: self._known[name] for name in names if name in self._known}
         missing = storable(one for one in names - found.keys() if hash(one) not in self._refused)

@@ -15,7 +15,7 @@ from aiohttp import web
 from gateway.admin.api import usage, views
 from gateway.admin.api.finance import mount_finance_files
 from gateway.admin.console import lists, month_end, own_pages, raises, records, reports
-from gateway.admin.console.formatting import PageForm
+from gateway.admin.console.forms import PageForm
 from gateway.admin.console.home import (
     OVER_TLS,
     Assets,
@@ -28,6 +28,7 @@ from gateway.admin.console.home import (
     read_form,
     see,
 )
+from gateway.admin.console.invoice_page import about_invoice
 from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import Extras, Records, address_of
 from gateway.admin.console.reports import Live
@@ -212,7 +213,7 @@ EXTRAS: dict[str, Extras] = {
     "api-keys": records.about_key,
     "users": records.about_user,
     "calls": records.about_call,
-    "invoices": records.about_invoice,
+    "invoices": about_invoice,
     "budgets": records.about_budget,
     "raise-requests": raises.about_raise,
 }

@@ -25,7 +25,7 @@ from multidict import MultiMapping
 
 from gateway.admin import credentials
 from gateway.admin.console import formatting
-from gateway.admin.console.formatting import EXAMPLES
+from gateway.admin.console.forms import EXAMPLES, hint_of
 from gateway.admin.console.screens import menu
 from gateway.admin.explanation import REFUSALS
 from gateway.admin.http import requests
@@ -131,7 +131,7 @@ class Pages:
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, label=formatting.label_of, tone=formatting.status_tone, fact=formatting.fact_of,
-            limit_of=formatting.limit_text, outcome=formatting.outcome_of, hint=formatting.hint_of,
+            limit_of=formatting.limit_text, outcome=formatting.outcome_of, hint=hint_of,
             reason=lambda name: REFUSALS.get(name, ""),
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from aiohttp import web
 
-from gateway.admin.console.formatting import PageForm
+from gateway.admin.console.forms import PageForm
 from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query
 from gateway.admin.http.requests import may_write
 from gateway.admin.operations import WriteRequest
@@ -149,9 +149,7 @@ class _MonthRun:
         return next(here, None)
 
     async def _act(self, name: str, row: Row) -> Row:
-        done = await self.desk.operations["invoices"].act(
-            _ACTIONS[name], self.asked, int(str(row["id"])), {}
-        )
+        done = await self.desk.operations["invoices"].act(_ACTIONS[name], self.asked, int(str(row["id"])), {})
         return done.content
 
 

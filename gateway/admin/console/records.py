@@ -9,21 +9,21 @@ Pages of accounts show more than their fields: their spend, quota, use, keys and
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from gateway.admin import live
 from gateway.admin.api.views import row_id
-from gateway.admin.console import formatting, lists, meaning, reports
-from gateway.admin.console.formatting import PageForm, Tick, cell, label_of, references, state_of
+from gateway.admin.console import formatting, forms, lists, meaning, reports
+from gateway.admin.console.formatting import cell, label_of, references, state_of
+from gateway.admin.console.forms import PageForm, Tick
 from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
@@ -33,7 +33,6 @@ from gateway.admin.http.requests import Body
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField
-from gateway.admin.resources.invoices import InvoiceLine
 from gateway.admin.resources.resource import Action, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
@@ -51,7 +50,6 @@ from gateway.core.billing.price_book import (
     USES_A_PRICE,
 )
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
-from gateway.feature import features
 
 # What a change is called where more than words can be changed.
 EDITS = {"tenants": "Change plan, name or limits"}
@@ -171,13 +169,11 @@ class Records:
         """`POST /<resource>`; a secret made here is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
-            sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False))
+            sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
             sent = await self._filled(sent)
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
-            return await self._form_page(
-                request, signed, formatting.form_again(form, posted, error), error.status
-            )
+            return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
         if secret is not None and secret.is_made(sent):
             return self._shown_once(request, signed, secret.field, done)
         return _said(f"/{screen.name}/{done.content['id']}", "made", done)
@@ -197,8 +193,8 @@ class Records:
         """`POST /<resource>/{id}/change`: only what was typed over is sent."""
         where = self._address(row_id(request))
         form = self._change_form(where)
-        form = replace(form, former=formatting.former_values(form.fields, posted))
-        sent = formatting.body_of(form.fields, posted, changes=True)
+        form = replace(form, former=forms.former_values(form.fields, posted))
+        sent = forms.body_of(form.fields, posted, changes=True)
         if not sent:
             return see(f"{where}?done=nothing")
 
@@ -226,7 +222,7 @@ class Records:
         form = self._action_form(self._address(acted), action)
 
         async def act() -> WriteResult:
-            sent = await self._in_unit(form, formatting.body_of(form.fields, posted, changes=False), acted)
+            sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
             asked = self._desk.asked(request, signed, posted, sent)
             return await self._operations.act(action, asked, acted, sent)
 
@@ -242,7 +238,7 @@ class Records:
         """The sentences of the form of a new budget so far."""
         form = self._blank()
         with suppress(Unprocessable):
-            sent = formatting.body_of(form.fields, request.query, changes=False)
+            sent = forms.body_of(form.fields, request.query, changes=False)
             return await meaning.typed(self._desk, await self._in_unit(form, sent))
         return []
 
@@ -281,7 +277,7 @@ class Records:
         try:
             return await doing
         except (Unprocessable, Conflict) as error:
-            refused = await self._with_choices(formatting.form_again(form, posted, error))
+            refused = await self._with_choices(forms.form_again(form, posted, error))
             return await self.show(request, signed, refused, error.status)
 
     async def _form_page(
@@ -304,7 +300,7 @@ class Records:
         ]
         if resource.patch is not None and self._may(resource.patch_verb):
             form = self._change_form(where)
-            values = formatting.fields_in_form(form.fields, row)
+            values = forms.fields_in_form(form.fields, row)
             found.append(replace(form, values=values, former=values))
         if (
             resource.deletable
@@ -372,7 +368,7 @@ class Records:
         main = {each.name for each in fields if each.required or each.name in self._screen.columns}
         folds = len(fields) > FIELDS_IN_SIGHT_MAX or (verb == CREATE and self._screen.name in FOLDED)
         return PageForm(
-            action, title, submit, fields, formatting.defaults(fields), main=frozenset(main if folds else ()),
+            action, title, submit, fields, forms.defaults(fields), main=frozenset(main if folds else ()),
             model=model,
         )  # fmt: skip
 
@@ -727,103 +723,3 @@ async def _organization_use(desk: ConsoleShell, organization_id: int, measure: s
         },
         unit="units" if measure == "usage_amount" else measure,
     )
-
-
-# An invoice's page: its lines, what of it was paid, and what became of it, with what gives it back.
-
-LINES_A_PAGE = 100
-# Notes, and payments, that the history of an invoice tells of.
-NOTES_TOLD_MAX = 50
-PAYMENTS_TOLD_MAX = 200
-_POSITION = re.compile("[0-9]{1,9}", re.ASCII)
-
-
-class TimelineEntry(NamedTuple):
-    """One step of an invoice's life: when, what, the state it brought, and the page that tells more."""
-
-    at: datetime
-    what: str
-    state: str = ""
-    href: str = ""
-
-
-# A feature's part of an invoice's life, by the invoice's id.
-InvoiceHistory = Callable[[ConsoleShell, int], Awaitable[Sequence[TimelineEntry]]]
-
-
-async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Some of an invoice's lines, in order, the names they refer to, what of it was paid, and its history."""
-    sent = request.query.get("after", "")
-    after = int(sent) if _POSITION.fullmatch(sent) else 0
-    invoice_id = int(str(row["id"]))
-    lines = await desk.ports.figures.invoice_lines(invoice_id, after, LINES_A_PAGE + 1)
-    payments = None
-    if row["status"] == "finalized" and after == 0:
-        payments = await preview(desk, "payments", invoice_id=invoice_id)
-    waiting: Sequence[Row] = ()
-    if row["status"] == "draft" and row["kind"] == "invoice" and after == 0:
-        until = date.fromisoformat(str(row["period_end"]))
-        waiting = await desk.ports.store.waiting(int(str(row["organization_id"])), until)
-    told = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
-    return {
-        "shown": told,
-        "payments": payments,
-        "waiting": waiting,
-        "history": await _history(desk, row) if after == 0 else [],
-        "is_first": after == 0,
-        "next": f"{request.path}?after={told[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
-        "line_names": await desk.names(
-            {
-                "services": {line["service_id"] for line in told if line["service_id"]},
-                "tenants": {line["tenant_id"] for line in told if line["tenant_id"]},
-            }
-        ),
-    }
-
-
-async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
-    """Its history, the first thing first; payments and notes lead to their pages."""
-    invoice_id = int(str(row["id"]))
-    found = list(_of_itself(row))
-    if corrects := row["corrects_id"]:
-        corrected = await desk.operations["invoices"].show(int(str(corrects)))
-        found[0] = found[0]._replace(
-            what=f"{found[0].what}, of invoice {corrected['number']}", href=f"/invoices/{corrects}"
-        )
-    notes, _ = await desk.operations["invoices"].list(query(NOTES_TOLD_MAX, corrects_id=invoice_id))
-    for note in notes:
-        amount = formatting.money(note["total_amount"], str(note["currency"]))
-        what = f"Credit note {note['number'] or '(draft)'}: {amount}"
-        at = note["finalized_at"] or note["created_at"]
-        found.append(TimelineEntry(moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
-    if row["status"] == "finalized":
-        paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
-        for payment in paid:
-            amount = formatting.money(payment["amount"], str(payment["currency"]))
-            what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Refunded"
-            said = f"{what}: {amount}, {payment['reference']}"
-            found.append(TimelineEntry(moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
-    of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
-    applied, _ = await desk.operations["note-applications"].list(query(PAYMENTS_TOLD_MAX, **of))
-    for each in applied:
-        amount = formatting.money(each["amount"], str(each["currency"]))
-        said, href = f"Credit applied: {amount}", f"/note-applications/{each['id']}"
-        found.append(TimelineEntry(moment(each["created_at"]), said, str(each["reason"]), href))
-    for told in (told for feature in features() for told in feature.invoice_history()):
-        found += await told(desk, invoice_id)
-    return sorted(found, key=lambda each: each.at)
-
-
-def _of_itself(row: Row) -> Iterator[TimelineEntry]:
-    yield TimelineEntry(moment(row["created_at"]), "Drafted", "draft")
-    if row["finalized_at"]:
-        due = f", due on {row['due_date']}" if row["due_date"] else ""
-        yield TimelineEntry(moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
-    if row["uncollectible_at"]:
-        yield TimelineEntry(moment(row["uncollectible_at"]), "The rest is uncollectible", "uncollectible")
-    if row["voided_at"]:
-        yield TimelineEntry(moment(row["voided_at"]), "Made void", "void")
-
-
-def moment(value: object) -> datetime:
-    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))

@@ -57,7 +57,7 @@ class Statement:
 _SUPPLY = {"month": "Month of supply", "kind": "Kind"}
 STATEMENTS = (
     Statement(
-        "balances", "Balances", "What organizations owe altogether: documents, payments, credit and unbilled",
+        "balances", "Balances", "The whole debt of organizations: documents, payments, credit and unbilled",
         "Nobody owes anything.",
         {
             "invoiced": "Invoiced", "credited": "Credited", "paid": "Paid", "applied": "Applied",
@@ -84,15 +84,15 @@ STATEMENTS = (
         ("open", "total"), {"invoices": "Invoices"},
     ),
     Statement(
-        "revenue", "Revenue", "What was supplied, before tax, by the month of its supply",
+        "revenue", "Revenue", "Supplies before tax, by their month",
         "Nothing was supplied.", {"amount": "Revenue"}, ("amount",), _SUPPLY,
     ),
     Statement(
-        "deferred-revenue", "Deferred revenue", "What is billed and not supplied yet, and credits not used",
+        "deferred-revenue", "Deferred revenue", "Charges billed ahead of their supply, and credits that nobody used yet",
         "Nothing is billed ahead.", {"amount": "Deferred"}, ("amount",), _SUPPLY,
     ),
     Statement(
-        "taxes", "Taxes", "What invoices and credit notes say of each rate of tax",
+        "taxes", "Taxes", "Net amounts and taxes of invoices and credit notes, by rate",
         "No document has a tax.", {"net": "Net", "tax": "Tax"}, ("net", "tax"),
         {"month": "Month", "rate": "Rate", "documents": "Documents"},
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,7 @@ def delete(
     config: Config = None, data_dir: DataDir = None, database_url: Database = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Take out names, sign-ins, sessions and metadata of a deleted user. Amounts and counts stay."""
+    from persistence.ledger.copying import KNOWN_S  # noqa: PLC0415  # loaded where it is needed
     from persistence.person import connect, delete_person, find_person  # noqa: PLC0415  # loaded where it is needed
 
     with connect(owner_url(config, database_url, data_dir)) as connection:
@@ -61,6 +63,8 @@ def delete(
                 f"Take out the data of {user} (user {found.id})? It does not come back.", abort=True
             )
         done = delete_person(connection, found, signed=signed)
+    # Keepers remember the number of the name until then: later calls by it are of somebody new.
+    time.sleep(KNOWN_S)
     if as_json:
         print_json(done)
         return

@@ -8,7 +8,7 @@ from html import unescape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.admin.console.formatting import EXAMPLES, hint_of
+from gateway.admin.console.forms import EXAMPLES, hint_of
 from gateway.admin.console.outlines import fit_to, read_outline, write_outline
 from gateway.admin.console.screens import SCREENS
 from gateway.admin.resources.resource import fields_of

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from multidict import MultiDict
 
-from gateway.admin.console import formatting
+from gateway.admin.console import formatting, forms
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import HEADINGS, PAGES, SCREENS, menu
 from gateway.admin.resources.registry import RESOURCES
@@ -184,7 +184,7 @@ def test_whole_numbers_are_read_only_where_they_are_sure() -> None:
     model: Any = RESOURCES["token-plans"].create
     fields = fields_of(RESOURCES["token-plans"], model)
     for typed, sent in ((" 1 000 000 ", 1_000_000), ("1\u00a0000", 1000), ("1.000", "1.000")):
-        found = formatting.body_of(fields, MultiDict(total_amount=typed), changes=False)
+        found = forms.body_of(fields, MultiDict(total_amount=typed), changes=False)
         assert found["total_amount"] == sent
 
 
@@ -192,7 +192,7 @@ def test_a_body_holds_what_was_filled_in() -> None:
     model: Any = RESOURCES["api-keys"].create
     posted = MultiDict(tenant_id="7", name="", models="a\r\n\r\n b ", expires_at="2030-01-31T10:00")
     posted["limits.concurrency"] = "3"
-    assert formatting.body_of(fields_of(RESOURCES["api-keys"], model), posted, changes=False) == {
+    assert forms.body_of(fields_of(RESOURCES["api-keys"], model), posted, changes=False) == {
         "tenant_id": 7,
         "models": ["a", "b"],
         "expires_at": "2030-01-31T10:00:00Z",
@@ -209,9 +209,9 @@ def test_a_change_holds_what_differs() -> None:
     same = {**former, "models": "a\r\nb", "expires_at": "2030-01-31T10:00"}
     was = {f"was.{name}": value for name, value in former.items()}
     fields = fields_of(RESOURCES["api-keys"], model)
-    assert formatting.body_of(fields, MultiDict({**same, **was}), changes=True) == {}
+    assert forms.body_of(fields, MultiDict({**same, **was}), changes=True) == {}
     other = {**same, "user": "", "limits.concurrency": "", "expires_at": ""}
-    assert formatting.body_of(fields, MultiDict({**other, **was}), changes=True) == {
+    assert forms.body_of(fields, MultiDict({**other, **was}), changes=True) == {
         "user": None, "expires_at": None, "limits": {"requests_per_minute": 60},
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from persistence.ledger import statements
-from persistence.ledger.copying import REFUSED_S, Users
+from persistence.ledger.copying import KNOWN_S, REFUSED_S, Users
 from persistence.ledger.guard import Placed
 from tests.persistence.scenario import Account, batch_of, rows_of, settle_in
 
@@ -83,6 +83,20 @@ def test_a_refused_name_is_not_asked_for_again_for_a_while(migrated: str, record
     again = users.resolve(recorded, called(account, ["new", *names]))
     assert len(again) == 4
     assert (account.organization_id, "new") in again
+
+
+def test_a_name_that_was_taken_out_is_somebody_new_soon(migrated: str) -> None:
+    now = [0.0]
+    users, [account] = Users(clock=lambda: now[0]), settle_in(migrated, 9000)
+    fresh = called(account, ["ada"])
+    with psycopg.connect(migrated, autocommit=True) as keeper:
+        before = users.resolve(keeper, fresh)
+        users.remember(before)
+        keeper.execute("UPDATE app_user SET external_id = 'deleted-' || id")
+        now[0] += KNOWN_S + 1
+        after = users.resolve(keeper, fresh)
+    assert before.keys() == after.keys()
+    assert before != after
 
 
 def test_more_refused_names_than_are_remembered_are_still_refused(migrated: str, recorded: Any) -> None:

@@ -1,0 +1,268 @@
+"""Forms: the fields of a model with their values, and a post as the JSON body that it stands for.
+
+Nothing is checked here: what cannot be read as what a field wants is passed on as it was typed, so that the
+resource's own model says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from multidict import MultiMapping
+from pydantic import BaseModel
+
+from gateway.admin.console.formatting import label_of
+from gateway.admin.console.outlines import read_outline, write_outline
+from gateway.admin.console.screens import Slot
+from gateway.admin.resources import form_fields as typed_as
+from gateway.admin.resources.form_fields import FormField, words
+from gateway.core.accounts.administration import Row
+from gateway.errors import AdminRefusal
+
+FORMER = "was."
+# Fields that take a document; an example says more than a schema.
+EXAMPLES = {
+    "pricing": "tiers:\n  - up_to: 1000\n    unit_price: 0.002\n  - up_to: null\n    unit_price: 0.001",
+    "auto_top_up": "threshold: 1000\ncredits: 10000\nunit_cost: 0.01\nmonthly_max: 10",
+    "runs": "max: 5.00\nmax_calls: 100\nttl_s: 3600\nrequired: true",
+    "address": "street: Main Road 5\npost_code: 10115\ncity: Berlin\ncountry: DE",
+    "contact": "name: Ada\nphone: +49 30 1\nemail: ada@example.com",
+    "images": "1024x1024/high: 0.167",
+    "tools": "web_search: 10",
+    "context_tiers": "- above: 200000\n  input: 6\n  output: 22.5",
+    "service_tiers": "batch: 0.5\npriority:\n  input: 5\n  output: 20",
+    "weights": "cache_read: 0.1",
+    "targets": "openai: gpt-4o\nazure: prod-4o",
+    "guaranteed": "requests_per_minute: 60\ntokens_per_minute: 100000",
+    "changes": "amount: 120",
+}
+
+# One line of a value by its parts.
+_PART = re.compile(r"[a-z_]+: ", re.ASCII)
+_MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
+
+
+class Tick(NamedTuple):
+    """A row that a form takes a part of: its number, its words, and the most of it."""
+
+    position: int
+    said: str
+    amount: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageForm:
+    """A form on a page: fields, what is in them, what is wrong with them.
+
+    Actions that cannot be taken back are `confirmed` by a tick that says so. `former` are the
+    values a change starts from; `once` names this filling-in, so that sending it twice does it
+    once. `choices` lists what an id may refer to, where that is a short list. `slots` are its sentence;
+    of the other fields those that are not `main` are folded, if any are. `model` is what its body is checked
+    by. `ticks` are the rows that a field with rows takes some of. `presets` are addresses of the form with
+    usual values.
+    """
+
+    action: str
+    title: str
+    submit: str
+    fields: Sequence[FormField] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    former: Mapping[str, Any] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+    message: str = ""
+    note: str = ""
+    choices: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    is_open: bool = False
+    is_dangerous: bool = False
+    confirmed: str = ""
+    slots: Sequence[Slot] = ()
+    main: frozenset[str] = frozenset()
+    model: type[BaseModel] | None = None
+    ticks: Sequence[Tick] = ()
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    presets: Sequence[tuple[str, str]] = ()
+    once: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def sentence(self) -> list[tuple[Slot, FormField]]:
+        known = {each.name: each for each in self.fields}
+        return [(slot, known[slot.field]) for slot in self.slots if slot.field in known]
+
+    @property
+    def groups(self) -> list[tuple[str, list[FormField]]]:
+        """The fields in sight, in order, those that stand together under their heading."""
+        return _grouped(each for each in self._besides if not self.main or each.name in self.main)
+
+    @property
+    def more(self) -> list[tuple[str, list[FormField]]]:
+        """The fields that are folded, likewise."""
+        return _grouped(each for each in self._besides if self.main and each.name not in self.main)
+
+    @property
+    def is_unfolded(self) -> bool:
+        """Whether something of the folded fields is to be seen: an error, or a value that is given."""
+        usual = self.former or defaults(self.fields)
+        folded = [each for _, fields in self.more for each in fields]
+        return any(
+            each.name in self.errors or self.values.get(each.name, "") != usual.get(each.name, "")
+            for each in folded
+        )
+
+    @property
+    def _besides(self) -> list[FormField]:
+        said = {slot.field for slot in self.slots}
+        return [each for each in self.fields if each.name not in said]
+
+
+def _grouped(fields: Iterable[FormField]) -> list[tuple[str, list[FormField]]]:
+    return [(group, list(each)) for group, each in groupby(fields, lambda one: one.group)]
+
+
+def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
+    """A row's values as a form shows them: texts, and lists of texts for what has many."""
+    values: dict[str, Any] = {}
+    for each in fields:
+        outer, _, inner = each.name.partition(".")
+        value: Any = row.get(outer)
+        if inner:
+            value = value.get(inner) if isinstance(value, Mapping) else None
+        values[each.name] = _shown(each, value)
+    return values
+
+
+def defaults(fields: Sequence[FormField]) -> dict[str, Any]:
+    kinds: Mapping[str, Any] = {"many": [], "ticks": {}}
+    return {each.name: kinds.get(each.kind, each.default) for each in fields}
+
+
+def form_again(form: PageForm, posted: MultiMapping[Any], error: AdminRefusal) -> PageForm:
+    """A refused form as it was typed, with what is wrong beside its fields."""
+    values = {each.name: _typed(each, each.name, posted) for each in form.fields}
+    beside, others = _by_field(form.fields, error.errors)
+    message = "; ".join(others) if error.errors else error.message
+    return replace(form, values=values, errors=beside, message=message, is_open=True)
+
+
+def former_values(fields: Sequence[FormField], posted: MultiMapping[Any]) -> dict[str, Any]:
+    return {each.name: _typed(each, FORMER + each.name, posted) for each in fields}
+
+
+def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: bool) -> dict[str, object]:
+    """The JSON body a posted form stands for.
+
+    Where `changes`, only fields that differ from what the form began with; a field that was
+    emptied is null. Otherwise a field left empty is left out.
+    """
+    body: dict[str, object] = {}
+    nested: dict[str, dict[str, object]] = {}
+    touched: set[str] = set()
+    for each in fields:
+        if each.name not in posted:
+            continue
+        typed = _typed(each, each.name, posted)
+        differs = typed != _typed(each, FORMER + each.name, posted)
+        outer, _, inner = each.name.partition(".")
+        value = _value(each, typed)
+        if inner:
+            nested.setdefault(outer, {})
+            if value is not None:
+                nested[outer][inner] = value
+            if differs or (not changes and value is not None):
+                touched.add(outer)
+        elif (changes and differs) or (not changes and value is not None):
+            body[each.name] = value
+    body |= {outer: nested[outer] for outer in touched}
+    return body
+
+
+def _by_field(
+    fields: Sequence[FormField], errors: Sequence[tuple[str, str]]
+) -> tuple[dict[str, str], list[str]]:
+    """Messages beside their fields, and those that belong to none of them."""
+    beside: dict[str, str] = {}
+    others: list[str] = []
+    for name, message in errors:
+        each = next((each for each in fields if name == each.name or name.startswith(f"{each.name}.")), None)
+        if each is None:
+            others.append(f"{label_of(name)}: {message}" if name else message)
+        else:
+            place = each.name
+            inner = name.removeprefix(place).lstrip(".")
+            plain = message.replace("Input should be ", "must be ").replace(
+                "a valid integer", "a whole number"
+            )
+            if each.kind == "json" and not inner and plain.startswith("must be a valid"):
+                plain = "must be lines as in the example"
+            said = f"{inner}: {plain}" if inner else plain
+            beside[place] = f"{beside[place]}; {said}" if place in beside else said
+    return beside, others
+
+
+def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
+    sent = [text for text in posted.getall(name, []) if isinstance(text, str)]
+    if each.kind == "many":
+        return [text for text in sent if text]
+    if each.kind == "ticks":
+        return {text: str(posted.get(f"{name}.{text}", "")).strip() for text in sent if text.isdecimal()}
+    text = sent[-1].strip().replace("\r\n", "\n") if sent else ""
+    # Browsers drop seconds that are zero.
+    return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
+
+
+def _value(each: FormField, typed: Any) -> object:
+    if each.kind == "many":
+        return list(typed)
+    if each.kind == "ticks":
+        return [
+            {"position": int(at), "amount": said} if said else {"position": int(at)}
+            for at, said in typed.items()
+        ] or None
+    if typed == "":
+        return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
+    if each.kind == "whole":
+        count = typed_as.whole(typed)
+        return typed if count is None else count
+    if each.kind == "flag":
+        return {"true": True, "false": False}.get(typed, typed)
+    if each.kind == "instant" and _MINUTE.fullmatch(typed):
+        return f"{typed}:00Z" if len(typed) == 16 else f"{typed}Z"
+    if each.kind == "numbers":
+        return typed_as.numbers(typed)
+    if each.kind == "lines":
+        lines = [line.strip() for line in typed.split("\n") if line.strip()]
+        parts = read_outline(typed) if each.name in EXAMPLES and all(map(_PART.match, lines)) else None
+        return parts if isinstance(parts, Mapping) else lines
+    return read_outline(typed) if each.kind == "json" else typed
+
+
+def _shown(each: FormField, value: Any) -> Any:
+    if each.kind == "many":
+        return [str(item) for item in value or ()]
+    if value is None:
+        return ""
+    if each.kind == "flag":
+        return "true" if value else "false"
+    if each.kind == "instant":
+        return str(value)[:19]
+    if each.kind == "numbers":
+        return ", ".join(f"{item:g}" for item in value)
+    if each.kind == "lines":
+        return write_outline(value) if isinstance(value, Mapping) else "\n".join(map(str, value))
+    if each.kind == "json":
+        return write_outline(value)
+    return str(value)
+
+
+_NULL, _CODE = re.compile(r"\bNull\b"), re.compile(r"`([a-z_]+)`")
+_OBJECT = re.compile(r"\{[^{}]*\}")
+
+
+def hint_of(description: str) -> str:
+    """What a field's description for programs says to a person: a form has labels, and no nulls."""
+    text = _CODE.sub(lambda found: f"“{words(found[1])}”", _NULL.sub("Empty", description))
+    return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)

@@ -1,0 +1,115 @@
+"""An invoice's page: its lines, what of it was paid, what waits for a later one, and what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from gateway.admin.console import formatting
+from gateway.admin.console.home import ConsoleShell, query
+from gateway.admin.console.records import preview
+from gateway.admin.resources.invoices import InvoiceLine
+from gateway.core.accounts.administration import Row
+from gateway.feature import features
+
+LINES_A_PAGE = 100
+# Notes, and payments, that the history of an invoice tells of.
+NOTES_TOLD_MAX = 50
+PAYMENTS_TOLD_MAX = 200
+_POSITION = re.compile("[0-9]{1,9}", re.ASCII)
+
+
+class TimelineEntry(NamedTuple):
+    """One step of an invoice's life: when, what, the state it brought, and the page that tells more."""
+
+    at: datetime
+    what: str
+    state: str = ""
+    href: str = ""
+
+
+# A feature's part of an invoice's life, by the invoice's id.
+InvoiceHistory = Callable[[ConsoleShell, int], Awaitable[Sequence[TimelineEntry]]]
+
+
+async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
+    """Some of an invoice's lines, in order, the names they refer to, what of it was paid, and its history."""
+    sent = request.query.get("after", "")
+    after = int(sent) if _POSITION.fullmatch(sent) else 0
+    invoice_id = int(str(row["id"]))
+    lines = await desk.ports.figures.invoice_lines(invoice_id, after, LINES_A_PAGE + 1)
+    payments = None
+    if row["status"] == "finalized" and after == 0:
+        payments = await preview(desk, "payments", invoice_id=invoice_id)
+    waiting: Sequence[Row] = ()
+    if row["status"] == "draft" and row["kind"] == "invoice" and after == 0:
+        until = date.fromisoformat(str(row["period_end"]))
+        waiting = await desk.ports.store.waiting(int(str(row["organization_id"])), until)
+    told = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
+    return {
+        "shown": told,
+        "payments": payments,
+        "waiting": waiting,
+        "history": await _history(desk, row) if after == 0 else [],
+        "is_first": after == 0,
+        "next": f"{request.path}?after={told[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
+        "line_names": await desk.names(
+            {
+                "services": {line["service_id"] for line in told if line["service_id"]},
+                "tenants": {line["tenant_id"] for line in told if line["tenant_id"]},
+            }
+        ),
+    }
+
+
+async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
+    """Its history, the first thing first; payments and notes lead to their pages."""
+    invoice_id = int(str(row["id"]))
+    found = list(_of_itself(row))
+    if corrects := row["corrects_id"]:
+        corrected = await desk.operations["invoices"].show(int(str(corrects)))
+        found[0] = found[0]._replace(
+            what=f"{found[0].what}, of invoice {corrected['number']}", href=f"/invoices/{corrects}"
+        )
+    notes, _ = await desk.operations["invoices"].list(query(NOTES_TOLD_MAX, corrects_id=invoice_id))
+    for note in notes:
+        amount = formatting.money(note["total_amount"], str(note["currency"]))
+        what = f"Credit note {note['number'] or '(draft)'}: {amount}"
+        at = note["finalized_at"] or note["created_at"]
+        found.append(TimelineEntry(moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
+    if row["status"] == "finalized":
+        paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
+        for payment in paid:
+            amount = formatting.money(payment["amount"], str(payment["currency"]))
+            what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Refunded"
+            said = f"{what}: {amount}, {payment['reference']}"
+            found.append(TimelineEntry(moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
+    of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
+    applied, _ = await desk.operations["note-applications"].list(query(PAYMENTS_TOLD_MAX, **of))
+    for each in applied:
+        amount = formatting.money(each["amount"], str(each["currency"]))
+        said, href = f"Credit applied: {amount}", f"/note-applications/{each['id']}"
+        found.append(TimelineEntry(moment(each["created_at"]), said, str(each["reason"]), href))
+    for told in (told for feature in features() for told in feature.invoice_history()):
+        found += await told(desk, invoice_id)
+    return sorted(found, key=lambda each: each.at)
+
+
+def _of_itself(row: Row) -> Iterator[TimelineEntry]:
+    yield TimelineEntry(moment(row["created_at"]), "Drafted", "draft")
+    if row["finalized_at"]:
+        due = f", due on {row['due_date']}" if row["due_date"] else ""
+        yield TimelineEntry(moment(row["finalized_at"]), f"Final as {row['number']}{due}", "finalized")
+    if row["uncollectible_at"]:
+        yield TimelineEntry(moment(row["uncollectible_at"]), "The rest is uncollectible", "uncollectible")
+    if row["voided_at"]:
+        yield TimelineEntry(moment(row["voided_at"]), "Made void", "void")
+
+
+def moment(value: object) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
