@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import typer
 
-    from gateway.admin.console.invoice_page import InvoiceHistory
+    from gateway.admin.console.timeline import InvoiceHistory
     from gateway.admin.resources.resource import Action, Resource
     from gateway.cli.admin.commands import ListSource
     from gateway.core.alerts.messages import Delivery

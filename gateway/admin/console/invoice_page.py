@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from datetime import date, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiohttp import web
 
 from gateway.admin.console import formatting
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.records import preview
+from gateway.admin.console.timeline import TimelineEntry, moment
 from gateway.admin.resources.invoices import InvoiceLine
 from gateway.core.accounts.administration import Row
 from gateway.feature import features
@@ -22,19 +23,6 @@ LINES_A_PAGE = 100
 NOTES_TOLD_MAX = 50
 PAYMENTS_TOLD_MAX = 200
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
-
-
-class TimelineEntry(NamedTuple):
-    """One step of an invoice's life: when, what, the state it brought, and the page that tells more."""
-
-    at: datetime
-    what: str
-    state: str = ""
-    href: str = ""
-
-
-# A feature's part of an invoice's life, by the invoice's id.
-InvoiceHistory = Callable[[ConsoleShell, int], Awaitable[Sequence[TimelineEntry]]]
 
 
 async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
@@ -109,7 +97,3 @@ def _of_itself(row: Row) -> Iterator[TimelineEntry]:
         yield TimelineEntry(moment(row["uncollectible_at"]), "The rest is uncollectible", "uncollectible")
     if row["voided_at"]:
         yield TimelineEntry(moment(row["voided_at"]), "Made void", "void")
-
-
-def moment(value: object) -> datetime:
-    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))

@@ -88,7 +88,7 @@ STATEMENTS = (
         "Nothing was supplied.", {"amount": "Revenue"}, ("amount",), _SUPPLY,
     ),
     Statement(
-        "deferred-revenue", "Deferred revenue", "Charges billed ahead of their supply, and credits that nobody used yet",
+        "deferred-revenue", "Deferred revenue", "Charges billed ahead of their supply, and credits not used",
         "Nothing is billed ahead.", {"amount": "Deferred"}, ("amount",), _SUPPLY,
     ),
     Statement(

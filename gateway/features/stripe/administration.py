@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.admin.api.views import answer
 from gateway.admin.console.home import ConsoleShell, query
-from gateway.admin.console.invoice_page import TimelineEntry, moment
+from gateway.admin.console.timeline import TimelineEntry, moment
 from gateway.admin.http.requests import take_place
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Command
