@@ -26,7 +26,7 @@ PACKAGES = ("gateway", "persistence", "lua")
 MODULES = {
     "gateway/calls": ("charge", "rating"),
     "gateway/core": (
-        "circuit_breaker", "histograms", "http_limits", "lru", "model", "traces", "wait",
+        "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "wait",
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book", "sellers", "stand_ins", "token_prices"),

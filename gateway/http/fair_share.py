@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from gateway.core.shares import leaves_others
+
 
 class FairShares:
     """`most` of something; one of its users has `each` at most. Users are numbers.
 
-    Nobody takes more than would then be left for all others (the dynamic threshold of Choudhury and Hahne,
-    1998): where a few have much, a newcomer gets some. So `each` is half of the whole at most, but for one
-    user `alone`.
+    Nobody takes more than would then be left for all others (`leaves_others`). So `each` is half of the whole
+    at most, but for one user `alone`.
     """
 
     __slots__ = ("_has", "each", "most", "used")
@@ -45,9 +46,10 @@ class FairShares:
 
     def allows(self, who: int, amount: int) -> bool:
         """Whether a user may have so much more."""
-        had = self._has.get(who, 0)
-        has, left = had + amount, self.most - self.used - amount
-        return has <= self.each and left >= 0 and (not had or has <= left or self.each >= self.most)
+        had, left = self._has.get(who, 0), self.most - self.used - amount
+        if self.each >= self.most:
+            return left >= 0
+        return had + amount <= self.each and leaves_others(had, amount, left)
 
     def acquire(self, who: int, amount: int = 1) -> bool:
         """Whether a user may have so much more; then it has it until `release`."""

@@ -358,6 +358,17 @@ async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
 ) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
+    """Take a hold as `_reserved`; its place is given back where that is refused."""
+    try:
+        return await _reserved(exchange, caller, said, id_, again, authorized)
+    except Refusal:
+        exchange.worker.ports.holds.leave(caller, id_)
+        raise
+
+
+async def _reserved(  # noqa: PLR0917  # whose request it is, and what it says
+    exchange: Exchange, caller: Caller, said: HoldBody, id_: str, again: bool, authorized: CallRequest | None
+) -> tuple[CallerHold, Decision, int | None]:
     """Take a hold; what is stored of it, what was decided, and what remains in its unit.
 
     One of an `authorized` call is for as much as that may use: nobody here can write a maximum into it.
@@ -390,7 +401,7 @@ async def _taken(
             estimate = replace(estimate, need=most, least=0)
         ask = partial(_asked, caller, id_, attribution.user, service, call, estimate)
         claim, request, asked = ask(prices, budgets, said.amount, again)
-        await ports.holds.check_room(caller)
+        await ports.holds.enter(caller, id_)
         if opening is not None:
             await by_head(exchange, caller)  # a caller that is over a limit opens no run
             _shield(exchange)

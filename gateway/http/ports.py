@@ -168,8 +168,13 @@ class HoldsPort(Protocol):
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
         """The request was refused: the next one with its key is a new one."""
 
-    def check_room(self, caller: Caller) -> Awaitable[None]:
-        """Fail with `TooManyHolds` where no more of this caller's may be open, or `CountersUnavailable`."""
+    def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
+        """Take a place for a hold until it is kept. Fails with `TooManyHolds` where no more of this caller's
+        may be open, or `CountersUnavailable`.
+        """
+
+    def leave(self, caller: Caller, id_: str) -> None:
+        """Give a place back whose hold was refused; nothing where none was taken, or its hold is kept."""
 
     def keep(
         self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""

@@ -50,7 +50,10 @@ class Holds:
     async def forget(self, caller: Caller, key: str) -> None:
         raise AssertionError(key)
 
-    async def check_room(self, caller: Caller) -> None:
+    async def enter(self, caller: Caller, id_: str) -> None:
+        pass
+
+    def leave(self, caller: Caller, id_: str) -> None:
         pass
 
     async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:

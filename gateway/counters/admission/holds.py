@@ -17,7 +17,8 @@ from msgspec.structs import replace
 
 from gateway.core.accounts.caller_holds import LIFE_S_MAX, CallerHold, HeldAmounts, HoldDeletion, HoldEnd
 from gateway.core.model import Caller
-from gateway.core.wait import Wait
+from gateway.core.shares import leaves_others
+from gateway.core.wait import Wait, begin
 from gateway.counters.admission.stored import UNREADABLE
 from gateway.counters.history_guard import ask_word
 from gateway.counters.layouts.packing import CODE, EXTEND, EXTENDED, account_keys
@@ -45,6 +46,8 @@ RELEASED_MS: Final = 60_000
 OPEN_MAX: Final = 20_000
 ENDED_MAX: Final = 50_000
 IDEMPOTENT_MAX: Final = 50_000
+# A place is taken before its hold: so long it counts where that never comes, as its worker has died.
+PLACE_MS: Final = 60_000
 # So many make room at once, at most.
 MADE_ROOM_MAX: Final = 100
 # What a request with an `Idempotency-Key` came to.
@@ -52,6 +55,8 @@ IDEMPOTENT_MS: Final = 86_400_000
 # Whose worker is silent for so long is dead: the same request takes its place.
 RUNNING_MS: Final = 10_000
 ID_CHARACTERS: Final = 36
+# The indexes of open holds, behind the last one.
+_INDEX_S: Final = b"%d" % (LIFE_S_MAX + ENDED_MS // 1000)
 _GONE: Final = -1
 
 
@@ -86,6 +91,7 @@ class CallerHolds:
     ) -> None:  # fmt: skip
         self._wires, self._today, self._log = wires, today, log
         self._ended_max, self._idempotent_max = ended_max, idempotent_max
+        self._entered: set[str] = set()  # places that are taken, for holds that are not there yet
 
     def now_ms(self) -> int:
         return int(self._today() * 1000)
@@ -120,25 +126,41 @@ class CallerHolds:
         name = _idempotent(caller, key)
         await self._pipeline(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
 
-    async def check_room(self, caller: Caller) -> None:
-        """Fail with `TooManyHolds` where its organization has `OPEN_MAX`, or its key more than it leaves."""
-        now, names = b"%d" % self.now_ms(), _open_indexes(caller)
-        commands = [(b"ZREMRANGEBYSCORE", name, b"-inf", now) for name in names]
-        counted = await self._pipeline(caller.partition, *commands, *((b"ZCARD", name) for name in names))
-        counts = cast("list[int]", counted[2:])
-        left, own = OPEN_MAX - counts[0], counts[1]
-        if left < 1 or (own > 0 and own + 1 > left - 1):
-            whose = "organization has" if left < 1 else "API key leaves to others of"
+    async def enter(self, caller: Caller, id_: str) -> None:
+        """Take a place for a hold; `TooManyHolds` where its organization or its key has none.
+
+        It is taken before they are counted: of all that ask at once the last one sees every other.
+        """
+        now_ms, names = self.now_ms(), _open_indexes(caller)
+        until = b"%d" % (now_ms + PLACE_MS)
+        commands = [(b"ZREMRANGEBYSCORE", name, b"-inf", b"%d" % now_ms) for name in names]
+        commands += [(b"ZADD", name, b"NX", until, id_.encode()) for name in names]
+        commands += [(b"EXPIRE", name, _INDEX_S) for name in names]
+        commands += [(b"ZCARD", name) for name in names]
+        counted = cast("list[int]", await self._pipeline(caller.partition, *commands))
+        if not counted[2]:
+            return  # the request is sent again whose hold is open
+        self._entered.add(id_)
+        left, own = OPEN_MAX - counted[6], counted[7]
+        if not leaves_others(own - 1, 1, left):
+            self.leave(caller, id_)
+            whose = "organization has" if left < 0 else "API key leaves to others of"
             raise TooManyHolds(f"Of {OPEN_MAX} open holds this {whose} no more: end some.", retry_after_s=60)
+
+    def leave(self, caller: Caller, id_: str) -> None:
+        if id_ in self._entered:
+            self._entered.remove(id_)
+            names = _open_indexes(caller)
+            begin(self._pipeline(caller.partition, *((b"ZREM", name, id_.encode()) for name in names)))
 
     async def keep(self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b"") -> None:
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
+        self._entered.discard(hold.id)
         await self._set(hold.partition, _record(hold), hold, life_ms)
         until = b"%d" % (hold.expires_ms + ENDED_MS)  # by then a keeper has ended it
-        life = b"%d" % (LIFE_S_MAX + ENDED_MS // 1000)
         names = _open_indexes(hold.caller)
         listed = [(b"ZADD", name, until, hold.id.encode()) for name in names]
-        await self._pipeline(hold.partition, *listed, *((b"EXPIRE", name, life) for name in names))
+        await self._pipeline(hold.partition, *listed, *((b"EXPIRE", name, _INDEX_S) for name in names))
         if key:
             done = _Request(_digest(body), hold.id, hold.created_ms, answer.decode())
             await self._set(hold.partition, _idempotent(hold.caller, key), done, IDEMPOTENT_MS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from itertools import count
@@ -11,12 +12,14 @@ import pytest
 
 from gateway.core.accounts.caller_holds import UNITS, CallerHold, HeldAmounts, HoldEnd
 from gateway.core.model import Caller, Service
+from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission import holds as admission
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import TooManyHolds
 from tests.builders import World, driven
 from tests.counters.conftest import Connect
+from tests.waiting import eventually
 
 METADATA = '{"job":"' + "x" * 2000 + '"}'
 
@@ -84,14 +87,51 @@ async def test_a_key_leaves_as_many_open_holds_to_others_as_it_has(
     for name in indexes(world):
         world.client.zadd(name, {f"hold {n}": later for n in range(admission.OPEN_MAX // 2)})
     with pytest.raises(TooManyHolds, match="leaves to others"):
-        await driven(holds.check_room(world.caller))
+        await driven(holds.enter(world.caller, "a"))
+    await eventually(lambda: counted(world) == [admission.OPEN_MAX // 2] * 2)
     other = replace(world.caller, key_id=world.caller.key_id + 1)
-    await driven(holds.check_room(other))
+    await driven(holds.enter(other, "b"))
     world.client.zadd(indexes(world)[0], {f"other {n}": later for n in range(admission.OPEN_MAX // 2)})
     with pytest.raises(TooManyHolds, match="organization has"):
-        await driven(holds.check_room(other))
+        await driven(holds.enter(other, "c"))
     world.client.zadd(indexes(world)[0], {f"other {n}": 1 for n in range(9)})
-    await driven(holds.check_room(other))  # nobody waits for what is over
+    await driven(holds.enter(replace(other, key_id=9), "d"))  # nobody waits for what is over
+
+
+async def test_of_many_that_ask_at_once_none_passes_the_share_of_its_key(
+    world: World, holds: admission.CallerHolds
+) -> None:
+    half, later = admission.OPEN_MAX // 2, world.now_ms() + 60_000
+    for name in indexes(world):
+        world.client.zadd(name, {f"hold {n}": later for n in range(half - 3)})
+    asked = [begin(holds.enter(world.caller, f"asked {n}")) for n in range(16)]
+    taken = [one for one in await asyncio.gather(*map(ended, asked)) if not one]
+    assert 1 <= len(taken) <= 3
+    await eventually(lambda: counted(world) == [half - 3 + len(taken)] * 2)
+
+
+async def ended(wait: Wait[None]) -> str:
+    """How a place was refused; empty where it was taken."""
+    try:
+        await in_task(wait)
+    except TooManyHolds as refusal:
+        return refusal.message
+    return ""
+
+
+async def test_a_place_whose_hold_is_refused_is_given_back(
+    world: World, holds: admission.CallerHolds
+) -> None:
+    hold = hold_of(world.caller, 1)
+    await driven(holds.enter(world.caller, hold.id))
+    assert counted(world) == [1, 1]
+    holds.leave(world.caller, hold.id)
+    await eventually(lambda: counted(world) == [0, 0])
+    await driven(holds.enter(world.caller, hold.id))
+    await driven(holds.keep(hold))
+    await driven(holds.enter(world.caller, hold.id))  # the same request, sent again
+    holds.leave(world.caller, hold.id)
+    assert world.client.zscore(indexes(world)[1], hold.id) == hold.expires_ms + admission.ENDED_MS
 
 
 async def test_the_first_ended_hold_makes_room(world: World, holds: admission.CallerHolds) -> None:
