@@ -1,14 +1,15 @@
--- run: a budget that callers make and that travels with their calls: opened by its first call, looked up by others, ended once;
--- restored by those that remember it, where Redis does not.
+-- run: a budget that callers make and that travels with their calls: opened for its first call, kept once a call of it was
+-- admitted, looked up by others, ended once; restored by those that remember it, where Redis does not.
 -- needs: state window batch entry event calendar cycle definition windows account budgeted held paid kept append
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by when they are forgotten (ZSET)
 -- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] the run it draws from, or KEYS[3] where it is a root
 -- KEYS[8] the children of that one, by when they are forgotten (ZSET); of none where it is a root
 -- KEYS[9] the runs that its API key opened, by when they are forgotten (ZSET)
--- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore), organization, tenant, ttl ms, the budget id that a new one gets
--- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account; restore: the run as it was stored
+-- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore, 5 keep), organization, tenant, ttl ms, the budget id that a new one gets
+-- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account; restore, keep: the run as it was stored
 -- ARGV[3] what its entry says of it (JSON)  ARGV[4] its id
--- Returns packed: 1 there or 2 opened, ended or restored now, and the time; then the run, packed as it is stored
+-- Returns packed: 1 there, 3 there and not kept yet, or 2 opened, ended, restored or kept now, and the time; then the run, packed
+--   as it is stored. One that is not kept is forgotten in a minute: no entry tells of it
 --   | 0 unverified | -1 no such run | -2 the run it draws from is not open | -3 its tenant has as many as may be
 --   | -4 its API key would have more than it leaves to the tenant's others
 -- Example: open with ttl 60000 below a run that expires in 10 s -> it expires in 10 s
@@ -18,19 +19,23 @@ local run_id, verb, organization_id, tenant_id, ttl, budget_id = RUN_CALL.read(A
 local raw = call('MGET', KEYS[1], KEYS[3], KEYS[5], KEYS[7])
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
-local now, packed, ends = clock(NO_BATCH), raw[2], verb == RUN_END
+local now, packed, ends, opens = clock(NO_BATCH), raw[2], verb == RUN_END, verb == RUN_OPEN
+local member = sub(KEYS[5], COLON_AT + 1)
 local function answer(code, run) return RAN.pack{code = code, now = now} .. run end
+local waits = packed and (tonumber(call('ZSCORE', KEYS[4], member)) or 0) < RUN.field(packed, 'expires') + RUN_KEPT_MS
 
-if packed and not (ends and RUN.field(packed, 'ended') == 0) then return answer(1, packed) end
-if not packed and verb ~= RUN_OPEN and verb ~= RUN_RESTORE then return CODE.pack{code = -1} end
+if packed and not (ends and RUN.field(packed, 'ended') == 0) and not (waits and verb == RUN_KEEP) then
+  return answer(waits and 3 or 1, packed)
+end
+if not packed and (ends or verb == RUN_LOOK) then return CODE.pack{code = -1} end
 local account
 if ends then
   account = as_of(account_of_state(KEYS[5], raw[3]), ARGV[2], now)
   local meters = account[METERS]
   packed = RUN.replaced(packed, {ended = now, calls = meters[CALLS_AT]}) .. RUN.behind(packed)
   meters[CALLS_AT], account[HEAD], account[INDEX] = INTEGER_MAX, false, KEYS[6] -- no call has room in it
-elseif verb == RUN_RESTORE then
-  packed = ARGV[2]
+elseif not opens then
+  packed = packed or ARGV[2]
 else
   local expires = now + ttl
   if KEYS[7] ~= KEYS[3] then
@@ -45,26 +50,27 @@ else
   packed = RUN.replaced(ARGV[2], {budget_id = budget_id, created = now, expires = expires}) .. RUN.behind(ARGV[2])
 end
 local expires = RUN.field(packed, 'expires')
-local err = append(KEYS[2], {ENTRY.pack{
+local forgotten = opens and min(now + RUN_WAITS_MS, expires + RUN_KEPT_MS) or expires + RUN_KEPT_MS
+local err = not opens and append(KEYS[2], {ENTRY.pack{
   kind = EVENT_RUN, flags = 0, note = 0, at_ms = now, epoch = epoch, organization_id = organization_id,
   tenant_id = tenant_id, key_id = 0, service_id = 0, seq = 0, cycle = 0, amount = RUN.field(packed, 'budget_id'), remaining = 0, used = 0,
   next_reset_ms = expires, source = '', user = '', attribution = '', metadata = ARGV[3], budgets = '',
 }})
 if err then return err end
-if ends then
+if ends then write_budget(account, nil, now) end
+if ends and not waits then
   call('SET', KEYS[3], packed, 'KEEPTTL')
-  write_budget(account, nil, now)
 else
-  call('SET', KEYS[3], packed, 'PXAT', expires + RUN_KEPT_MS)
-  call('ZADD', KEYS[4], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
-  if verb == RUN_OPEN then
-    call('ZADD', KEYS[9], expires + RUN_KEPT_MS, sub(KEYS[5], COLON_AT + 1))
+  call('SET', KEYS[3], packed, 'PXAT', forgotten)
+  call('ZADD', KEYS[4], forgotten, member)
+  if opens or verb == RUN_KEEP then
+    call('ZADD', KEYS[9], forgotten, member)
     local last = call('ZRANGE', KEYS[9], -1, -1, 'WITHSCORES')[2] -- later ones may end before it
     call('EXPIRE', KEYS[9], ceil((last - now) / 1000))
   end
   if KEYS[7] ~= KEYS[3] then
     call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now)
-    call('ZADD', KEYS[8], expires + RUN_KEPT_MS, ARGV[4])
+    call('ZADD', KEYS[8], forgotten, ARGV[4])
     local last = raw[4] and RUN.field(raw[4], 'expires') or expires -- no child expires after it
     call('EXPIRE', KEYS[8], ceil((last + RUN_KEPT_MS - now) / 1000))
   end

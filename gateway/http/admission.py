@@ -165,7 +165,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
         if opening is not None:
             held = held or await by_head(exchange, caller)  # a caller that is over a limit opens none
             attribution = exchange.head.attribution
-            _, prices, budgets = await open_run(worker.ports, opening, service, attribution, call)
+            run, prices, budgets = await open_run(worker.ports, opening, service, attribution, call)
     except Refusal as refusal:
         if isinstance(refusal, TooManyBudgets):
             worker.ports.tally.budgets_exceeding += 1
@@ -174,6 +174,8 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
         raise
     admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
     await admitted.reserve()
+    if run is not None:
+        worker.ports.runs.admitted(caller, run)
     return admitted
 
 
@@ -200,7 +202,7 @@ async def open_run(
 ) -> tuple[Run, CallPrices, CallBudgets | None]:
     """Open the run of a judged call, or find the open one; return it with the call's prices and budgets.
 
-    It comes last, so that a refused call opens no run: only the run and the reservation may refuse it later.
+    It comes last: only the run and the reservation may refuse the call later, and then the run is not kept.
     """
     caller = opening.caller
     run = await ports.runs.find(caller, opening.asked, opening.policies)

@@ -144,7 +144,13 @@ class RunsPort(Protocol):
         """The run of a call, where it is known here. Fails with `RunEnded` or `RunConflict`."""
 
     def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Awaitable[Run]:
-        """The run of a call, opened where there is none yet; fails likewise, or as it cannot be opened."""
+        """The run of a call, opened where there is none yet; fails likewise, or as it cannot be opened.
+
+        One that was opened is soon forgotten unless a call of it is `admitted`.
+        """
+
+    def admitted(self, caller: Caller, run: Run) -> None:
+        """Keep a run of which a call was admitted, and what it draws from."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
         """A run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import redis
 
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.accounts.runs import Run, end_of, news_of, read_news, read_run, stored_run, wanted_run
+from gateway.core.accounts.runs import (
+    Run,
+    end_of,
+    news_of,
+    packed_run,
+    read_news,
+    read_run,
+    stored_run,
+    told_again,
+    wanted_run,
+)
 from gateway.core.model import Verdict
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -30,6 +41,11 @@ def opened(world: World, field: str, ttl_ms: int = 60_000) -> tuple[int, bytes]:
     )  # fmt: skip
 
 
+def kept(world: World, run: Run) -> tuple[int, bytes]:
+    more = {"packed": packed_run(run), "entry": told_again(run, ended=False)}
+    return asked(world, packing.RUN_KEEP, run.id, parent_id=run.parent_id, **more)
+
+
 def found(world: World, packed: bytes) -> Run:
     return stored_run(world.caller.organization_id, world.caller.tenant_id, packed)
 
@@ -40,18 +56,23 @@ def test_one_is_opened_once_and_told_once(world: World) -> None:
     run = found(world, packed)
     assert (code, run.budget_id, run.amount, run.calls_max, run.ended_ms) == (2, NUMBER, 2 * 10**9, 7, 0)
     assert before <= run.created_ms == run.expires_ms - 60_000 <= world.now_ms()
-    assert opened(world, "job; max=9.00") == (1, packed)
-    assert asked(world, packing.RUN_LOOK) == (1, packed)
+    assert opened(world, "job; max=9.00") == (packing.RUN_WAITS, packed)
+    assert asked(world, packing.RUN_LOOK) == (packing.RUN_WAITS, packed)
+    assert not world.events()  # a call that is refused now leaves none
+    assert kept(world, run) == (2, packed)
+    assert kept(world, run) == asked(world, packing.RUN_LOOK) == (1, packed)
     (entry,) = [one for one in world.events() if one.kind == EventKind.RUN]
-    assert (entry.amount, entry.tenant_id, entry.at_ms) == (NUMBER, world.caller.tenant_id, run.created_ms)
+    assert (entry.amount, entry.tenant_id) == (NUMBER, world.caller.tenant_id)
     assert entry.next_reset_ms == run.expires_ms
     news = read_news(entry.metadata)
     assert news is not None
-    assert (news.id, news.amount, news.calls_max, news.ended) == ("job", 2 * 10**9, 7, False)
+    told = ("job", 2 * 10**9, 7, False, run.created_ms)
+    assert (news.id, news.amount, news.calls_max, news.ended, news.created_ms) == told
 
 
 def test_it_ends_once_with_the_calls_it_had(world: World) -> None:
     run = found(world, opened(world, "job")[1])
+    kept(world, run)
     before = world.everything()
     assert (
         asked(world, packing.RUN_END, "other", packed=run.defined, entry=end_of(run))[0]
@@ -66,6 +87,28 @@ def test_it_ends_once_with_the_calls_it_had(world: World) -> None:
     assert (calls.used, amount.used) == (packing.INTEGER_MAX, 0)
     assert asked(world, packing.RUN_END, packed=run.defined, entry=end_of(run)) == (1, packed)
     assert [one.kind for one in world.events()].count(EventKind.RUN) == 2
+
+
+def lives_ms(world: World, run: Run) -> list[int]:
+    """How long a run is remembered, and how long each list has it, in milliseconds."""
+    name, member = run.account.name, run.account.name.partition(":")[2]
+    p, now_ms = world.p, world.now_ms()
+    lists = [keys.runs(p, world.caller.tenant_id), keys.opened_runs(p, world.caller.key_id)]
+    scores = [cast("float", world.client.zscore(one, member)) for one in lists]
+    return [cast("int", world.client.pttl(keys.run(p, name))), *(int(one) - now_ms for one in scores)]
+
+
+def test_one_is_forgotten_in_a_minute_unless_a_call_of_it_was_admitted(world: World) -> None:
+    run = found(world, opened(world, "job")[1])
+    assert max(lives_ms(world, run)) <= packing.RUN_WAITS_MS
+    kept(world, run)
+    assert min(lives_ms(world, run)) > packing.RUN_KEPT_MS
+    child = found(world, opened(world, "child; parent=job")[1])
+    asked(world, packing.RUN_END, "child", parent_id="job", packed=child.defined, entry=end_of(child))
+    assert lives_ms(world, child)[0] > packing.RUN_KEPT_MS  # one that was ended stays so
+    assert kept(world, child)[0] == 1
+    world.client.delete(keys.run(world.p, run.account.name))
+    assert kept(world, run) == (2, packed_run(run))
 
 
 def test_a_clock_that_is_an_hour_ahead_begins_no_run_again(world: World) -> None:

@@ -1,11 +1,13 @@
 """Runs of callers: opened by the first call that names one, remembered by each worker, ended once.
 
 A run never changes until it ends, and then its account refuses its calls: so a remembered run is as good as
-the stored one. What a worker remembers and a Redis has lost, the worker restores.
+the stored one. What a worker remembers and a Redis has lost, the worker restores. A run of which no call was
+admitted yet waits: Redis forgets it in a minute, and a worker before that, so refused calls leave none.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -35,7 +37,7 @@ from gateway.core.accounts.runs import (
 )
 from gateway.core.model import Caller, RunRequest
 from gateway.core.times import moment_of, rfc3339
-from gateway.core.wait import Wait, in_task
+from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.refusals import Throttle
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import live_windows
@@ -56,6 +58,8 @@ from gateway.errors import (
 TREE_MAX: Final = 100
 # Runs that are restored in one turn.
 RESTORED_AT_ONCE: Final = 64
+# A worker forgets a run that waits before Redis does (`RUN_WAITS_MS`), by the time that a call may take.
+WAITS_S: Final = packing.RUN_WAITS_MS / 2000
 # Of one worker; half a kilobyte each.
 REMEMBERED_MAX: Final = 20_000
 RUN_BYTES: Final = 8
@@ -75,6 +79,8 @@ class Runs:
         self._wires, self._today, self._random = wires, today, random
         self._throttle = Throttle(wires, clock)
         self._known: OrderedDict[tuple[int, str], Run] = OrderedDict()
+        # Those that wait, until when; for ever once a call of them was admitted here.
+        self._waits: dict[tuple[int, str], float] = {}
         self._remembered_max = remembered_max
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
@@ -82,6 +88,9 @@ class Runs:
         key = caller.tenant_id, asked.id
         found = self._known.get(key)
         if found is None:
+            return None
+        if self._waits and self._waits.get(key, math.inf) < self._today():
+            del self._known[key], self._waits[key]
             return None
         self._known.move_to_end(key)
         return self._checked(found, asked)
@@ -127,7 +136,21 @@ class Runs:
         if parent_of(packed) != (parents[0].id if parents else ""):  # which others may have opened meanwhile
             parents = await self._parents(caller, packed)
             _check_level(parents)
-        return self._checked(self._remembered(caller, packed, parents), asked)
+        return self._checked(self._remembered(caller, packed, parents, code), asked)
+
+    def admitted(self, caller: Caller, run: Run) -> None:
+        """Have a run kept of which a call was admitted, and all that it draws from."""
+        for one in reversed((run, *run.parents)) if self._waits else ():
+            if (one.tenant_id, one.id) in self._waits:
+                self._waits[one.tenant_id, one.id] = math.inf
+                begin(self._keep(caller, one))
+
+    async def _keep(self, caller: Caller, run: Run) -> None:
+        await self._ask(
+            packing.RUN_KEEP, caller, run.id, parent_id=run.parent_id, packed=packed_run(run),
+            entry=told_again(run, ended=run.ended_ms > 0),
+        )  # fmt: skip
+        self._waits.pop((run.tenant_id, run.id), None)
 
     async def end(self, caller: Caller, id_: str) -> None:
         """End a run of this caller's tenant: its calls are refused, and those of its children."""
@@ -137,7 +160,7 @@ class Runs:
             raise RunNotFound
         _, packed = await self._ask(packing.RUN_END, caller, id_, packed=run.defined, entry=end_of(run))
         if packed:
-            self._remembered(caller, packed, run.parents)
+            self._remembered(caller, packed, run.parents, packing.RUN_THERE)
 
     async def tell(self, caller: Caller, id_: str) -> bytes:
         """A run of this caller's tenant as JSON; `RunNotFound`, `RateLimited`.
@@ -199,8 +222,9 @@ class Runs:
         So settlements that are sent again count in them. `CountersUnavailable` where one is not sure.
         """
         now_ms, lost = self._today() * 1000, list[Run]()
-        for run in self._known.values():
-            if keys.partition_of(run.organization_id) in partitions and run.expires_ms > now_ms:
+        for key, run in self._known.items():
+            is_kept = self._waits.get(key, math.inf) == math.inf
+            if is_kept and keys.partition_of(run.organization_id) in partitions and run.expires_ms > now_ms:
                 lost.append(run)
         lost.sort(key=lambda one: len(one.parents))  # children come behind those they draw from
         for start in range(0, len(lost), RESTORED_AT_ONCE):
@@ -230,7 +254,7 @@ class Runs:
         code, packed = await self._ask(packing.RUN_LOOK, caller, id_)
         if code == packing.RUN_UNKNOWN:
             return None
-        return self._remembered(caller, packed, await self._parents(caller, packed))
+        return self._remembered(caller, packed, await self._parents(caller, packed), code)
 
     async def _parents(self, caller: Caller, packed: bytes) -> tuple[Run, ...]:
         """Those that a stored run draws from, the nearest first; each is remembered as long as its child."""
@@ -248,14 +272,21 @@ class Runs:
             await wire.send(encode_script("run", *packing.run(wire.run_id, verb, caller, id_, **more)))  # type: ignore[arg-type]  # as it takes them
         )
 
-    def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...]) -> Run:
+    def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...], code: int) -> Run:
         run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
-        known = self._known.get((caller.tenant_id, run.id))
+        key = caller.tenant_id, run.id
+        if code == packing.RUN_THERE:
+            self._waits.pop(key, None)
+        elif self._waits.get(key) != math.inf:
+            ends = [self._waits.get((one.tenant_id, one.id), math.inf) for one in parents]
+            self._waits[key] = min([self._today() + WAITS_S, *ends])
+        known = self._known.get(key)
         if known == run:  # all its children have the same object
             return known
-        self._known[caller.tenant_id, run.id] = run
+        self._known[key] = run
         if len(self._known) > self._remembered_max:
-            self._known.popitem(last=False)
+            gone, _ = self._known.popitem(last=False)
+            self._waits.pop(gone, None)
         return run
 
     def _checked(self, run: Run, asked: RunRequest) -> Run:

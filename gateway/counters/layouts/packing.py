@@ -118,11 +118,14 @@ DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap
 
 RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id ttl budget_id")
 RAN = Layout("RAN", "f64 code now")
-RUN_LOOK, RUN_OPEN, RUN_END, RUN_RESTORE = 1, 2, 3, 4
+RUN_LOOK, RUN_OPEN, RUN_END, RUN_RESTORE, RUN_KEEP = 1, 2, 3, 4, 5
+# Answers of `run`: it was there and is kept; it was opened; it is there, and no call of it was admitted yet.
+RUN_THERE, RUN_OPENED, RUN_WAITS = 1, 2, 3
 # Codes of `run`: there is none, or no new one can be opened, and why.
 RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY, RUN_KEY_FULL = -1, -2, -3, -4
-# A run is remembered so long behind its end, and a tenant has so many at most.
-RUN_KEPT_MS, RUNS_MAX = DAY_MS, runs.RUNS_MAX
+# A run is remembered so long behind its end, and for so long before a call of it is admitted. A tenant has so
+# many at most.
+RUN_KEPT_MS, RUN_WAITS_MS, RUNS_MAX = DAY_MS, 60_000, runs.RUNS_MAX
 
 PARK = Layout("PARK", "s40 run_id, f64 organization_id")
 PARKED = Layout("PARKED", "f64 code waiting")

@@ -21,6 +21,7 @@ from gateway.errors import RunEnded
 from persistence.keeper.verification import BudgetUses
 from tests.background.backend import Backend, backend_at
 from tests.builders import CHAT, Call, World, driven
+from tests.waiting import eventually
 
 NOBODYS = OrganizationBudgets(1, (), "USD").find(CallAttributes(7, 3, 1), 0)
 
@@ -32,13 +33,16 @@ class RunWorld:
     backend: Backend
     world: World
 
-    async def run(self, field: str) -> Run:
-        """A run as a worker has it that knows none yet."""
+    async def run(self, field: str, *, keep: bool = False) -> Run:
+        """A run as a worker has it that knows none yet; it is kept where a call of it is admitted."""
         runs = Runs(self.backend.wire, time.monotonic, time.time, os.urandom)
-        return await driven(runs.find(self.world.caller, read_run(field)))
+        run = await driven(runs.find(self.world.caller, read_run(field)))
+        if keep:
+            await kept_by(runs, self.world, run)
+        return run
 
     async def call(self, field: str, money: int) -> Call:
-        taken = with_runs(NOBODYS, await self.run(field))
+        taken = with_runs(NOBODYS, await self.run(field, keep=True))
         call = self.world.reserve(10, budgets=taken.accounts, money=money)
         if call.decision.budget is not None:
             taken.name_in(call.decision.budget)
@@ -62,6 +66,12 @@ class RunWorld:
         self.world.client.flushall()
         await self.backend.verify()
         self.world = self.world.again()
+
+
+async def kept_by(runs: Runs, world: World, run: Run) -> None:
+    """Have a worker keep a run, as when it admits a call of it."""
+    runs.admitted(world.caller, run)
+    await eventually(lambda: not runs._waits)
 
 
 @pytest.fixture
@@ -93,6 +103,7 @@ async def test_one_that_no_row_has_is_restored_with_its_windows(kept: RunWorld) 
     await kept.backend.flush()
     worker = Runs(kept.backend.wire, time.monotonic, time.time, os.urandom)
     run = await driven(worker.find(kept.world.caller, read_run("job; max=0.000001")))
+    await kept_by(worker, kept.world, run)
     await kept.emptied()  # before its entry was stored
     await worker.restore(range(PARTITIONS))
     assert await kept.run("job") == run

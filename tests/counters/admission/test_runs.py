@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import time
@@ -19,6 +20,7 @@ from gateway.core.accounts.runs import (
     CLOCKS_DIFFER_MS,
     LEVELS_MAX,
     Run,
+    account_of,
     news_of,
     read_news,
     read_run,
@@ -32,6 +34,7 @@ from gateway.counters.redis import keys
 from gateway.errors import InvalidRequest, RateLimited, Refusal, RunConflict, RunEnded, RunNotFound
 from tests.builders import Call, World, driven
 from tests.counters.conftest import Connect
+from tests.waiting import eventually
 
 DOLLAR = 10**9
 NOBODYS = OrganizationBudgets(1, (), "USD").find(CallAttributes(7, 3, 1), 0)
@@ -58,7 +61,15 @@ class Worker:
         call = self.world.reserve(budgets=taken.accounts, money=money, raw_tokens=raw_tokens)
         if call.decision.budget is not None:
             taken.name_in(call.decision.budget)
+        if call.verdict is Verdict.ADMITTED:
+            await self.keep(run)
         return call
+
+    async def keep(self, run: Run) -> Run:
+        """Keep a run, as a call of it is admitted."""
+        self.runs.admitted(self.world.caller, run)
+        await eventually(lambda: math.inf not in self.runs._waits.values())
+        return run
 
     async def told(self, id_: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(await driven(self.runs.tell(self.world.caller, id_)))
@@ -139,7 +150,7 @@ async def test_two_that_open_it_at_once_have_one(world: World, connect: Connect)
     workers = [await another(world, connect) for _ in range(4)]
     found = [await one.run(f"once; max={number + 1}.00") for number, one in enumerate(workers[:1])]
     for one in workers[1:]:
-        assert await one.run("once") == found[0]
+        assert await one.keep(await one.run("once")) == found[0]
     assert len([event for event in world.events() if event.kind == EventKind.RUN]) == 1
 
 
@@ -318,7 +329,7 @@ async def test_runs_that_were_lost_are_restored_by_those_that_remember_them(
     worker: Worker, world: World, connect: Connect
 ) -> None:
     await worker.run("root; max=1.00; max_calls=7")
-    child = await worker.run("child; parent=root")
+    child = await worker.keep(await worker.run("child; parent=root"))
     await worker.end("child")
     found = await lost(world)
     await worker.runs.restore(range(PARTITIONS))
@@ -339,7 +350,7 @@ async def test_runs_that_were_lost_are_restored_by_those_that_remember_them(
 async def test_what_others_opened_again_meanwhile_counts_for_all(
     worker: Worker, world: World, connect: Connect
 ) -> None:
-    await worker.run("job; max=1.00")
+    await worker.keep(await worker.run("job; max=1.00"))
     found = await lost(world)
     elsewhere = await another(found, connect)
     again = await elsewhere.run("job; max=1.00")
@@ -368,7 +379,9 @@ async def test_no_call_is_admitted_once_it_was_ended_wherever_it_is_known(
     told = await elsewhere.told("job")
     assert (told["status"], told["used"], told["held"]) == ("ended", "0.000000004", "0")
     await elsewhere.end("job")  # again: nothing changes
-    assert [one.kind for one in world.events()].count(EventKind.RUN) == 3
+    assert [one.kind for one in world.events()].count(
+        EventKind.RUN
+    ) == 2  # of "job": no call was one of "task"
 
 
 async def test_one_that_nobody_called_yet_can_be_ended(
@@ -378,6 +391,27 @@ async def test_one_that_nobody_called_yet_can_be_ended(
     await elsewhere.run("idle; max=1.00")
     await worker.end("idle")
     assert refusal_of(await elsewhere.call("idle", money=5)).reason == "run_ended"
+
+
+async def test_a_call_that_is_refused_by_its_parents_amount_leaves_no_run(
+    worker: Worker, world: World, connect: Connect
+) -> None:
+    (await worker.call("root; max=1.00", money=DOLLAR)).settle(money=DOLLAR)
+    refused = await worker.call("child; parent=root", money=1)
+    assert refusal_of(refused).reason == "run_exceeded"
+    elsewhere = await another(world, connect)
+    assert (await elsewhere.run("child")).parent_id == "root"  # for a minute others see the same one
+    assert len([event for event in world.events() if event.kind == EventKind.RUN]) == 1
+    lost_of = await lost(world)
+    await worker.runs.restore(range(PARTITIONS))
+    assert lost_of.client.exists(keys.run(world.p, (await worker.run("root")).account.name))
+    worker.ahead_s = admission.WAITS_S + 1
+    assert not lost_of.client.exists(keys.run(world.p, refused_name(world)))
+    assert worker.runs.cached(world.caller, read_run("child")) is None
+
+
+def refused_name(world: World) -> str:
+    return account_of(world.caller.organization_id, world.caller.tenant_id, "child")
 
 
 async def test_it_is_over_when_it_expires(worker: Worker) -> None:
