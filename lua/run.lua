@@ -7,7 +7,7 @@
 -- KEYS[9] the runs that its API key opened, by when they are forgotten (ZSET)
 -- ARGV[1] packed: run id (40), verb (1 look, 2 open, 3 end, 4 restore, 5 keep), organization, tenant, ttl ms, the budget id that a new one gets
 -- ARGV[2] open: the run as it is wanted, packed; end: the definition of its account; restore, keep: the run as it was stored
--- ARGV[3] what its entry says of it (JSON)  ARGV[4] its id
+-- ARGV[3] what its entry says of it (JSON); open: nothing  ARGV[4] its id
 -- Returns packed: 1 there, 3 there and not kept yet, or 2 opened, ended, restored or kept now, and the time; then the run, packed
 --   as it is stored. One that is not kept is forgotten in a minute: no entry tells of it
 --   | 0 unverified | -1 no such run | -2 the run it draws from is not open | -3 its tenant has as many as may be

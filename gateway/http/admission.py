@@ -174,8 +174,7 @@ async def admit(exchange: Exchange, caller: Caller) -> AdmittedCall:
         raise
     admitted = AdmittedCall(exchange, caller, service, call, held, prices, budgets)
     await admitted.reserve()
-    if run is not None:
-        worker.ports.runs.admitted(caller, run)
+    keep_run(worker.ports, caller, run)
     return admitted
 
 
@@ -208,6 +207,12 @@ async def open_run(
     run = await ports.runs.find(caller, opening.asked, opening.policies)
     budgets = ports.directory.budgets(caller, service.id, said, call, run=run) if service.id else None
     return run, prices_of(ports, caller, service, call, budgets), budgets
+
+
+def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
+    """Keep the run of a call that was admitted, if it has one."""
+    if run is not None:
+        ports.runs.admitted(caller, run)
 
 
 def run_policies(

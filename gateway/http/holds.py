@@ -82,6 +82,7 @@ from gateway.http.admission import (
     identify,
     judge,
     judge_as_asked,
+    keep_run,
     know_upstreams,
     known,
     named_prices,
@@ -418,8 +419,7 @@ async def _reserved(  # noqa: PLR0917  # whose request it is, and what it says
     request.raises = again or exchange.charge is not None
     decision = await ports.counters.reserve(request)
     check_admitted(decision, budgets, ports, caller)
-    if run is not None:
-        ports.runs.admitted(caller, run)
+    keep_run(ports, caller, run)
     if exchange.charge is not None:  # the hold has now what was held by its head
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))

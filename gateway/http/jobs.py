@@ -73,6 +73,7 @@ from gateway.http.admission import (
     charging_prices,
     check_batch_models,
     identify,
+    keep_run,
     know_upstreams,
     known,
     made_models,
@@ -428,8 +429,7 @@ async def _taken(
         likely, prices = await _add_lines(exchange, request, route, lines, prices, budgets)
         request.raises, request.ttl_ms = True, 1000 * HOLD_S_MAX
         decision = await _reserved(exchange, request, budgets)
-        if run is not None:
-            ports.runs.admitted(caller, run)
+        keep_run(ports, caller, run)
     except BaseException:
         terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
         begin(ports.counters.settle(release(terms, 1000 * HOLD_S_MAX)))

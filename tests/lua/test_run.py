@@ -12,7 +12,6 @@ from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.runs import (
     Run,
     end_of,
-    news_of,
     packed_run,
     read_news,
     read_run,
@@ -37,7 +36,7 @@ def opened(world: World, field: str, ttl_ms: int = 60_000) -> tuple[int, bytes]:
     wanted = read_run(field)
     return asked(
         world, packing.RUN_OPEN, wanted.id, parent_id=wanted.parent_id, ttl_ms=ttl_ms, budget_id=NUMBER,
-        packed=wanted_run(wanted), entry=news_of(wanted),
+        packed=wanted_run(wanted),
     )  # fmt: skip
 
 

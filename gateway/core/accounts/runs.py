@@ -209,7 +209,7 @@ def make_provisional(caller: Caller, asked: RunRequest, policies: CallRunPolicie
 
 
 class RunNews(msgspec.Struct):
-    """What an entry of the outbox says of a run besides its times: that it was opened, or has `ended`."""
+    """What an entry of the outbox says of a run besides its times: that it is kept, or has `ended`."""
 
     id: str
     unit: str
@@ -217,14 +217,10 @@ class RunNews(msgspec.Struct):
     amount: int = -1
     calls_max: int = 0
     ended: bool = False
-    created_ms: int = 0  # of one that has ended, or is told of again
+    created_ms: int = 0  # 0 where an earlier version told of one as it was opened
 
 
 _decode = msgspec.json.Decoder(RunNews).decode
-
-
-def news_of(asked: RunRequest) -> bytes:
-    return _encode(RunNews(asked.id, asked.unit, asked.parent_id, asked.amount, asked.calls_max))
 
 
 def end_of(run: Run) -> bytes:
@@ -233,7 +229,7 @@ def end_of(run: Run) -> bytes:
 
 
 def told_again(run: Run, *, ended: bool) -> bytes:
-    """The news of one that was opened before."""
+    """The news of one that is kept, or was opened before."""
     created_ms = run.created_ms
     news = RunNews(run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended, created_ms)
     return _encode(news)

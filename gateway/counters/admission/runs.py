@@ -26,7 +26,6 @@ from gateway.core.accounts.runs import (
     account_of,
     budget_id_of,
     end_of,
-    news_of,
     packed_run,
     parent_of,
     status_of,
@@ -120,7 +119,7 @@ class Runs:
         code, packed = await self._ask(
             packing.RUN_OPEN, caller, asked.id, parent_id=asked.parent_id,
             ttl_ms=1000 * (opened.ttl_s or TTL_S), budget_id=budget_id_of(self._random(RUN_BYTES)),
-            packed=wanted_run(opened), entry=news_of(opened),
+            packed=wanted_run(opened),
         )  # fmt: skip
         if code == packing.RUN_PARENT_OVER:
             raise InvalidRequest(

@@ -21,7 +21,6 @@ from gateway.core.accounts.runs import (
     LEVELS_MAX,
     Run,
     account_of,
-    news_of,
     read_news,
     read_run,
     wanted_run,
@@ -268,7 +267,7 @@ async def test_a_child_draws_from_a_parent_that_another_worker_opens_in_the_same
     def opening(count: int) -> bytes:  # asked between the look for the parent and the child's opening
         world.run(
             "run", packing.run(world.run_id, packing.RUN_OPEN, world.caller, "root", ttl_ms=60_000,
-            budget_id=2**52, packed=wanted_run(wanted), entry=news_of(wanted)),
+            budget_id=2**52, packed=wanted_run(wanted)),
         )  # fmt: skip
         return os.urandom(count)
 
