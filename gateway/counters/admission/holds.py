@@ -133,6 +133,7 @@ class CallerHolds:
         """
         now_ms, names = self.now_ms(), _open_indexes(caller)
         until = b"%d" % (now_ms + PLACE_MS)
+        commands: list[tuple[bytes, ...]]
         commands = [(b"ZREMRANGEBYSCORE", name, b"-inf", b"%d" % now_ms) for name in names]
         commands += [(b"ZADD", name, b"NX", until, id_.encode()) for name in names]
         commands += [(b"EXPIRE", name, _INDEX_S) for name in names]
