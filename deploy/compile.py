@@ -42,7 +42,7 @@ MODULES = {
     "gateway/counters/redis": ("calls", "connection"),
     "gateway/counters/settlement_log": ("log",),
     "gateway/http": (
-        "admission", "charge", "fair_share", "forward", "ports", "proxy", "relay", "reply", "tally",
+        "admission", "charge", "forward", "ports", "proxy", "relay", "reply", "tally", "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
     "gateway/http/routing": ("cors", "head", "openings", "routes"),

@@ -19,14 +19,12 @@ local run_id, verb, organization_id, tenant_id, ttl, budget_id = RUN_CALL.read(A
 local raw = call('MGET', KEYS[1], KEYS[3], KEYS[5], KEYS[7])
 local epoch = verified(raw[1], run_id)
 if not epoch then return CODE.pack{code = 0} end
-local now, packed, ends, opens = clock(NO_BATCH), raw[2], verb == RUN_END, verb == RUN_OPEN
-local member = sub(KEYS[5], COLON_AT + 1)
+local now, packed, ends, opens, member = clock(NO_BATCH), raw[2], verb == RUN_END, verb == RUN_OPEN, sub(KEYS[5], COLON_AT + 1)
 local function answer(code, run) return RAN.pack{code = code, now = now} .. run end
 local waits = packed and (tonumber(call('ZSCORE', KEYS[4], member)) or 0) < RUN.field(packed, 'expires') + RUN_KEPT_MS
 
-if packed and not (ends and RUN.field(packed, 'ended') == 0) and not (waits and verb == RUN_KEEP) then
-  return answer(waits and 3 or 1, packed)
-end
+local changes = ends and packed and RUN.field(packed, 'ended') == 0 or waits and verb == RUN_KEEP
+if packed and not changes then return answer(waits and 3 or 1, packed) end
 if not packed and (ends or verb == RUN_LOOK) then return CODE.pack{code = -1} end
 local account
 if ends then

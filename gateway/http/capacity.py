@@ -29,10 +29,10 @@ from gateway.core.calls.capacity import (
 from gateway.core.circuit_breaker import stated_limits
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.http_limits import HttpLimits
+from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, begin
 from gateway.errors import CountersRefused, CountersUnavailable, UpstreamFull
 from gateway.http.charge import AdmittedCall
-from gateway.http.fair_share import FairShares
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.server.exchange import Exchange

@@ -131,6 +131,7 @@ async def take_hold(exchange: Exchange) -> None:
         try:
             hold, decision, remaining = await _taken(exchange, caller, said, id_, again=bool(key))
         except Refusal:
+            holds.leave(caller, id_)
             if key:
                 await holds.forget(caller, key)
             raise
@@ -170,7 +171,12 @@ async def authorize(exchange: Exchange) -> None:
             except Refusal:
                 await by_head(exchange, caller)
                 raise
-            hold, decision, _ = await _taken(exchange, caller, said, exchange.request_id, authorized=call)
+            id_ = exchange.request_id
+            try:
+                hold, decision, _ = await _taken(exchange, caller, said, id_, authorized=call)
+            except Refusal:
+                exchange.worker.ports.holds.leave(caller, id_)
+                raise
             await _keep(exchange, hold, "", b"", b"")
             fields += [(b"x-tollkeeper-hold", hold.id.encode()), *limit_headers(decision)]
     own_answer(exchange, 200, fields, b"")
@@ -359,17 +365,6 @@ async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
 ) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
-    """Take a hold as `_reserved`; its place is given back where that is refused."""
-    try:
-        return await _reserved(exchange, caller, said, id_, again, authorized)
-    except Refusal:
-        exchange.worker.ports.holds.leave(caller, id_)
-        raise
-
-
-async def _reserved(  # noqa: PLR0917  # whose request it is, and what it says
-    exchange: Exchange, caller: Caller, said: HoldBody, id_: str, again: bool, authorized: CallRequest | None
-) -> tuple[CallerHold, Decision, int | None]:
     """Take a hold; what is stored of it, what was decided, and what remains in its unit.
 
     One of an `authorized` call is for as much as that may use: nobody here can write a maximum into it.

@@ -150,7 +150,7 @@ class RunsPort(Protocol):
         """
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Keep a run of which a call was admitted, and what it draws from."""
+        """Keep the run of a call that was admitted, and all that it draws from."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
         """A run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""

@@ -45,11 +45,11 @@ from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.families.family import BatchPaths, JobList
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
 from gateway.core.model import Caller, Service, SettleResult
+from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, UpstreamUnreachable
 from gateway.files import https_with
-from gateway.http.fair_share import FairShares
 from gateway.http.jobs import call_charge, line_charges, release_of, service_of, unread_charge
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane

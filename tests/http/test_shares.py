@@ -15,19 +15,12 @@ import pytest
 from gateway.core.credentials import Peppers
 from gateway.core.http_limits import HttpLimits
 from gateway.core.network import DIRECT
+from gateway.core.shares import FairShares
 from gateway.features.agents.gateway import EACH_BYTES, TELEMETRY_BYTES_MAX, Collector, OneOrigin
 from gateway.http.capacity import CapacityQueues
-from gateway.http.fair_share import (
-    AT_ONCE_BYTES_MAX,
-    REST_S_MAX,
-    TIME_SHARE,
-    TURN_S_MAX,
-    FairQueue,
-    FairShares,
-    LargeBodies,
-)
 from gateway.http.ports import Ports
 from gateway.http.server.buffers import Buffers
+from gateway.http.turns import AT_ONCE_BYTES_MAX, REST_S_MAX, TIME_SHARE, TURN_S_MAX, FairQueue, LargeBodies
 from tests.http.fakes import (
     AUTH,
     CALLER,

@@ -1,8 +1,8 @@
 """Runs of callers: opened by the first call that names one, remembered by each worker, ended once.
 
 A run never changes until it ends, and then its account refuses its calls: so a remembered run is as good as
-the stored one. What a worker remembers and a Redis has lost, the worker restores. A run of which no call was
-admitted yet waits: Redis forgets it in a minute, and a worker before that, so refused calls leave none.
+the stored one. What a worker remembers and a Redis has lost, the worker restores. A run without an admitted
+call waits: Redis forgets it in a minute, and a worker before that, so refused calls leave none.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Runs:
         return self._checked(self._remembered(caller, packed, parents, code), asked)
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Have a run kept of which a call was admitted, and all that it draws from."""
+        """Keep the run of a call that was admitted, and all that it draws from."""
         for one in reversed((run, *run.parents)) if self._waits else ():
             if (one.tenant_id, one.id) in self._waits:
                 self._waits[one.tenant_id, one.id] = math.inf

@@ -21,6 +21,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.credentials import Peppers, peppers_of, site_of
 from gateway.core.model import Caller
 from gateway.core.network import DIRECT, Proxies
+from gateway.core.shares import FairShares
 from gateway.errors import IssuerUnavailable, Overloaded
 from gateway.features.agents.origin import (
     ANSWER_BYTES_MAX,
@@ -37,7 +38,6 @@ from gateway.features.agents.origin import (
 )
 from gateway.files import https_with
 from gateway.http.admission import identify, known
-from gateway.http.fair_share import FairShares
 from gateway.http.holds import whole_body
 from gateway.http.identity import credential_of
 from gateway.http.ports import Answerer, Log

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
+from gateway.core.shares import FairShares
 from gateway.core.wait import OVER, Wait, Waiter
 from gateway.errors import Overloaded, Refusal
-from gateway.http.fair_share import FairShares
 
 # Files of batches that one worker reads at once, and one organization there. Their bytes are bounded apart.
 FILES_MAX, FILES_EACH_MAX = 64, 16

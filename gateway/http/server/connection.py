@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
+from gateway.core.shares import FairShares
 from gateway.core.wait import Wait
 from gateway.errors import MalformedRequest, Refusal, RequestTimeout, RequestTooLarge
-from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.framing import BODY, BROKEN, CLOSING, DISCARDING, IDLE, WHOLE
 from gateway.http.protocol.request import ClientSide
 from gateway.http.routing.head import CallHead, HeadReader, unreadable
@@ -28,6 +28,7 @@ from gateway.http.routing.routes import is_long_form
 from gateway.http.server.buffers import Buffers, ConnectionBuffers, full
 from gateway.http.server.exchange import ClientGone, Exchange, RequestBody
 from gateway.http.tally import NEVER, TickClock
+from gateway.http.turns import FairQueue
 from gateway.http.upstream.pool import Link
 
 # Whether a client's socket is read, why not, and whether the client is still there meanwhile.

@@ -16,16 +16,17 @@ from gateway.core.calls.models import ConfiguredModels
 from gateway.core.families.family import SocketMessages
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Caller
+from gateway.core.shares import FairShares
 from gateway.core.traces import Trace
 from gateway.core.wait import Wait
 from gateway.errors import CountersUnavailable, InvalidRequest, Refusal, RequestTooLarge
-from gateway.http.fair_share import FairShares, LargeBodies
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.openings import UpstreamOpening
 from gateway.http.server.buffers import Buffers, RequestDriver, bare
 from gateway.http.tally import NEVER, TickClock
+from gateway.http.turns import LargeBodies
 from gateway.http.upstream.pool import Link, Upstream
 
 

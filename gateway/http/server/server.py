@@ -15,9 +15,9 @@ from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
 from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
 from gateway.core.http_limits import HttpLimits
+from gateway.core.shares import FairShares
 from gateway.errors import InternalError, Overloaded, StartError
 from gateway.http.capacity import CapacityQueues
-from gateway.http.fair_share import FairQueue, FairShares, LargeBodies
 from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, remake, tell_job
@@ -46,6 +46,7 @@ from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
 from gateway.http.tally import TickClock
+from gateway.http.turns import FairQueue, LargeBodies
 from gateway.http.upstream.pool import Upstream
 from gateway.outbound.cloud import CloudSigner
 

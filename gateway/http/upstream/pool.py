@@ -25,13 +25,14 @@ from gateway.core.circuit_breaker import CONNECT_TIMEOUT, PROXY
 from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
+from gateway.core.shares import FairShares
 from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
 from gateway.files import Seen, https_with, is_readable, require_regular, seen
-from gateway.http.fair_share import FairQueue, FairShares
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
 from gateway.http.protocol.framing import AWAITED, BODY, COMPLETE, OWED, Malformed
 from gateway.http.tally import NEVER, Tally, TickClock
+from gateway.http.turns import FairQueue
 from gateway.http.upstream.dialing import LookUp, UpstreamAddresses, by_system, dial
 from gateway.outbound.cloud import CloudSigner, signer_of
 from gateway.outbound.tunnel import Tunnel, cause_of, tls_with

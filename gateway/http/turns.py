@@ -1,6 +1,9 @@
-"""A bounded amount that many share: connections or bytes, and the share that one of them may have.
+"""Turns of one worker: a caller with much work waits until others had some, so that nobody has the loop.
 
-Nobody is ever stopped in what it has; only more is refused. Pure: no clock, no socket.
+The kernel hands over as much of a fast connection as it has, thirty reads in a row. New work goes first (a
+head, the beginning of an answer); more of the same is done at once while there is little of it, and else in
+order, for a moment of every turn of the loop. Large bodies are read one at a time, by turns of organizations,
+in a share of the worker's time: reading one takes milliseconds, and nothing else of the process runs then.
 """
 
 from __future__ import annotations
@@ -12,77 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from gateway.core.shares import leaves_others
+T = TypeVar("T")
 
+# Of a worker's time, what reading large bodies may take while others have calls too.
+TIME_SHARE = 0.25
+REST_S_MAX = 0.5  # after one body
 
-class FairShares:
-    """`most` of something; one of its users has `each` at most. Users are numbers.
-
-    Nobody takes more than would then be left for all others (`leaves_others`). So `each` is half of the whole
-    at most, but for one user `alone`.
-    """
-
-    __slots__ = ("_has", "each", "most", "used")
-
-    def __init__(self, most: int = 2, each: int = 1, *, alone: bool = False) -> None:
-        self.used = 0
-        self._has: dict[int, int] = {}
-        self.bound(most, each, alone=alone)
-
-    def bound(self, most: int, each: int, *, alone: bool = False) -> None:
-        """Set both bounds; ValueError where `each` is more than half and no user is `alone`."""
-        each = max(1, each)
-        if 2 * each > most and not alone:
-            raise ValueError(f"{each} of {most} for one user are more than half")
-        self.most, self.each = most, each
-
-    def bound_by_share(self, most: int, share: float, largest: int = 1) -> None:
-        """Give one user this `share`: the `largest` thing at least, and half at most.
-
-        A share of 1, or a whole of 1, is said to be for one user.
-        """
-        alone = share >= 1 or most < 2
-        self.bound(most, most if alone else min(max(largest, int(most * share)), most // 2), alone=alone)
-
-    def allows(self, who: int, amount: int) -> bool:
-        """Whether a user may have so much more."""
-        had, left = self._has.get(who, 0), self.most - self.used - amount
-        if self.each >= self.most:
-            return left >= 0
-        return had + amount <= self.each and leaves_others(had, amount, left)
-
-    def acquire(self, who: int, amount: int = 1) -> bool:
-        """Whether a user may have so much more; then it has it until `release`."""
-        if not self.allows(who, amount):
-            return False
-        self.add(who, amount)
-        return True
-
-    def add(self, who: int, amount: int) -> None:
-        """A user has so much more, whether it may or not."""
-        self._has[who] = self._has.get(who, 0) + amount
-        self.used += amount
-
-    def release(self, who: int, amount: int = 1) -> None:
-        """A user has so much less."""
-        left = self._has[who] - amount
-        if left:
-            self._has[who] = left
-        else:
-            del self._has[who]
-        self.used -= amount
-
-    def used_by(self, who: int) -> int:
-        """How much a user has now."""
-        return self._has.get(who, 0)
-
-
-# Turns of one worker: a caller with much work waits until others had some, so that nobody has the loop.
-#
-# The kernel hands over as much of a fast connection as it has, thirty reads in a row. New work goes
-# first (a head, the beginning of an answer); more of the same is done at once while there is little of
-# it, and else in order, for a moment of every turn of the loop.
-
+_READER = ThreadPoolExecutor(1, "bodies")
 # Done at once between two turns, bytes of answers: a millisecond where they are many small events.
 AT_ONCE_BYTES_MAX = 32 * 1024
 TURN_S_MAX = 0.001
@@ -127,20 +66,6 @@ class FairQueue:
         else:
             self._left = AT_ONCE_BYTES_MAX
             self._scheduled = False
-
-
-# Large bodies of one worker: one at a time is read, by turns of organizations, in a share of its time.
-#
-# Reading one takes milliseconds, in which nothing else of the process runs. So a sender of many waits for
-# itself, and all of them together leave most of the time to others.
-
-T = TypeVar("T")
-
-# Of a worker's time, what reading large bodies may take while others have calls too.
-TIME_SHARE = 0.25
-REST_S_MAX = 0.5  # after one body
-
-_READER = ThreadPoolExecutor(1, "bodies")
 
 
 class _FairWaiter:
