@@ -23,10 +23,9 @@ local now, packed, ends, opens, member = clock(NO_BATCH), raw[2], verb == RUN_EN
 local function answer(code, run) return RAN.pack{code = code, now = now} .. run end
 local waits = packed and (tonumber(call('ZSCORE', KEYS[4], member)) or 0) < RUN.field(packed, 'expires') + RUN_KEPT_MS
 
-local changes = ends and packed and RUN.field(packed, 'ended') == 0 or waits and verb == RUN_KEEP
+local account, changes = nil, ends and packed and RUN.field(packed, 'ended') == 0 or waits and verb == RUN_KEEP
 if packed and not changes then return answer(waits and 3 or 1, packed) end
 if not packed and (ends or verb == RUN_LOOK) then return CODE.pack{code = -1} end
-local account
 if ends then
   account = as_of(account_of_state(KEYS[5], raw[3]), ARGV[2], now)
   local meters = account[METERS]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def leaves_others(had: int, more: int, left: int) -> bool:
-    """Return whether a user with `had` of a whole may have `more`, after which `left` of it is free.
+    """Return whether a user with `had` of a whole may have `more`, so that `left` of it is free then.
 
     Nobody takes more than is then left for all others (the dynamic threshold of Choudhury and Hahne, 1998):
     where a few have much, a newcomer gets some. `lua/run.lua` counts runs by the same rule.
