@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Write the bundled price list again: everything `genai-prices` knows, as rows of prices in US dollars.
 
-What it does not know of a model, service tiers and prices of sound, a second table says (`second_prices.py`).
+What it does not know, service tiers, prices of sound and whole names, a second table says (`second_prices.py`).
+Where both know a price that neither dates and they differ, the dearer counts.
 
     make prices
 
@@ -21,12 +22,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -34,15 +36,22 @@ from genai_prices import types
 from genai_prices.data import providers
 
 from deploy import price_differences
+from deploy.price_differences import is_seconds
 from deploy.second_prices import read_table
+from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
     BUNDLED,
     EXACT_NAME,
+    FALLBACK,
+    KINDS,
     MODEL_CHARS_MAX,
     NANO_DIGITS,
     PREFIX,
+    PriceBook,
+    read_price,
 )
+from gateway.core.billing.sellers import Seller
 from gateway.run.bundled_prices import EPOCH, LIST, Bundle, Row
 
 Moment = tuple[datetime, types.ModelPrice, Mapping[str, types.ModelPrice]]
@@ -72,6 +81,7 @@ SELECTORS = ("processing", "service_tier", "speed")
 REGIONAL = {"anthropic": ((4, 6), {"us": "1.1"})}
 # Models of Google up to this version search for so much a prompt, later ones for so much a query.
 BY_PROMPT = (2, 99)
+GOOGLES = ("google", "google-vertex")
 # Places of inference, as Bedrock names them in front of a model.
 BEDROCK = "aws"
 PLACES = ("us.", "eu.", "apac.", "global.", "jp.", "au.", "ca.", "us-gov.", "sa.", "me.", "af.", "il.", "in.")
@@ -87,18 +97,40 @@ _NANO = Decimal(1).scaleb(-NANO_DIGITS)
 
 def main() -> None:
     bundle = made()
-    price_differences.FILE.write_text(price_differences.written(bundle), encoding="utf-8")
+    price_differences.FILE.write_text(price_differences.written(bundle, made(alone=True)), encoding="utf-8")
     LIST.write_text(written(bundle), encoding="utf-8")
     sys.stdout.write(f"written: {LIST}\n")
 
 
-def made() -> Bundle:
+@cache
+def made(*, alone: bool = False) -> Bundle:
+    """Return the list, or what the library says `alone`."""
     bundle = Bundle(f"genai-prices {version('genai-prices')}", [], [])
     for provider in providers:
         taken: set[tuple[str, str]] = set()
         for model in provider.models:
-            _add(bundle, provider, model, taken)
+            _add(bundle, provider, model, taken, alone=alone)
+    if not alone:
+        bundle.rows.extend(_unknown_names(bundle.rows))
     return bundle
+
+
+def _unknown_names(known: Sequence[Row]) -> list[Row]:
+    """Return rows of the second table's names that have no price by the list of their seller."""
+    tables = read_table()[1]
+    empty = {"request": None, "tools": None, "context_tiers": None, "service_tiers": None}
+    prices = [read_price({**empty, **row, "id": number}) for number, row in enumerate(known)]
+    book = PriceBook(prices, (), tables)
+    return [
+        {
+            "provider": provider, "model": name, "match": PREFIX if name.startswith("ft:") else EXACT_NAME,
+            "currency": BASE_CURRENCY, "effective_from": EPOCH, "source": BUNDLED,
+            **_complete(provider, name, _rename_kinds(row), True),
+        }
+        for provider, names in tables.items()
+        for name, row in names.items()
+        if len(name) <= MODEL_CHARS_MAX and book.vector(name, BASE_CURRENCY, ENDLESS, Seller(provider)) is None
+    ]  # fmt: skip
 
 
 def written(bundle: Bundle) -> str:
@@ -112,7 +144,12 @@ def written(bundle: Bundle) -> str:
 
 
 def _add(
-    bundle: Bundle, provider: types.Provider, model: types.ModelInfo, taken: set[tuple[str, str]]
+    bundle: Bundle,
+    provider: types.Provider,
+    model: types.ModelInfo,
+    taken: set[tuple[str, str]],
+    *,
+    alone: bool,
 ) -> None:
     """Add a model under each of its names that the library finds it by."""
 
@@ -131,7 +168,7 @@ def _add(
         taken.add((match, name))
         before: Row | None = None
         for since, prices in periods:
-            whole = _complete(provider.id, name, prices)
+            whole = prices if alone else _complete(provider.id, name, prices, len(periods) == 1)
             if whole == before:
                 continue
             before = whole
@@ -143,14 +180,19 @@ def _add(
             )  # fmt: skip
 
 
-def _complete(provider: str, name: str, prices: Row) -> Row:
+def _complete(provider: str, name: str, prices: Row, is_undated: bool) -> Row:
     """Return a row with what the library does not know of a model of this name."""
     row: dict[str, Any] = deepcopy(dict(prices))
     tiers = dict(row.get("service_tiers", {}))
     more = _find_second(provider, name)
-    if more and all(more.get(kind) == row.get(kind) for kind in ("input", "output")):
-        for tier, table in more.get("service_tiers", {}).items():
-            tiers.setdefault(tier, _rename_kinds(table))
+    if is_seconds(provider, name):
+        row |= {kind: more[kind] for kind in KINDS if kind in row and kind in more}
+    elif is_undated:
+        row |= _dearer(row, more)
+    for tier, said in _shared_tiers(more).items():
+        if isinstance(said, str) or (more and _is_same(more, row)):
+            tiers.setdefault(tier, said)
+    if more and _is_same(more, row):
         row = {**{kind: more[kind] for kind in SOUND if kind in more}, **row}
         row |= {kind: price for kind, price in _rename_kinds(more).items() if kind == "cache_write_1h"}
         later = {step["above"]: _rename_kinds(step) for step in more.get("context_tiers", ())}
@@ -163,7 +205,40 @@ def _complete(provider: str, name: str, prices: Row) -> Row:
     tiers |= _regional(provider, name)
     if tiers:
         row["service_tiers"] = dict(sorted(tiers.items()))
-    return _complete_google(name, row) if provider == "google" else row
+    return _complete_google(name, row) if provider in GOOGLES else row
+
+
+def _is_same(more: Row, row: Row) -> bool:
+    return all(more.get(kind) == row.get(kind) for kind in ("input", "output"))
+
+
+def _dearer(row: Row, more: Row) -> Row:
+    """Return the prices that the second table has above those of a row."""
+    found: dict[str, Any] = {
+        kind: more[kind] for kind in KINDS
+        if kind in row and kind in more and Decimal(more[kind]) > Decimal(row[kind])
+    }  # fmt: skip
+    steps, others = row.get("context_tiers", ()), more.get("context_tiers", ())
+    if [one["above"] for one in steps] == [one["above"] for one in others]:
+        dearer = [{**one, **_dearer(one, other)} for one, other in zip(steps, others, strict=True)]
+        found |= {"context_tiers": dearer} if dearer else {}
+    return found
+
+
+def _shared_tiers(more: Row) -> dict[str, str | Row]:
+    """Return service tiers as factors where all kinds have the same, and as tables else."""
+    usual = {kind: price for kind, price in more.items() if kind != "service_tiers"}
+    found: dict[str, str | Row] = {}
+    for tier, table in more.get("service_tiers", {}).items():
+        ratios = {
+            Fraction(table[kind]) / Fraction(usual[kind]) if kind in table else None
+            for kind in usual.keys() & set(KIND_OF.values())
+            if Fraction(usual[kind]) and usual[kind] != usual.get(FALLBACK.get(kind, ""))
+        }
+        factor = next(iter(ratios)) if len(ratios) == 1 else None
+        is_one = factor is not None and "context_tiers" not in {*usual, *table}
+        found[tier] = f"{Decimal(factor.numerator) / factor.denominator:f}" if is_one else _rename_kinds(table)
+    return found
 
 
 def _rename_kinds(said: Row) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Read a second table of prices, litellm's: it knows service tiers and kinds that `genai-prices` does not.
+"""Read a second table of prices, litellm's: it knows service tiers, kinds and names that `genai-prices` does not.
 
     python -m deploy.second_prices PATH/model_prices_and_context_window_backup.json VERSION
 
@@ -21,12 +21,17 @@ from typing import Any, Final
 Row = dict[str, Any]
 
 TABLE: Final = Path(__file__).with_name("second_prices.json")
-# Its providers, by ours.
+# Its providers, by ours: makers of models, then who sells those of others.
 PROVIDERS: Final = {
     "openai": "openai", "text-completion-openai": "openai", "gemini": "google", "anthropic": "anthropic",
     "deepseek": "deepseek", "xai": "x-ai", "mistral": "mistral", "perplexity": "perplexity", "zai": "zai",
     "moonshot": "moonshotai", "cohere_chat": "cohere", "cohere": "cohere", "minimax": "minimax",
+    "voyage": "voyageai", "bedrock": "aws", "bedrock_converse": "aws", "azure": "azure",
+    "azure_ai": "azure", "groq": "groq", "cerebras": "cerebras",
 }  # fmt: skip
+VERTEX: Final = "vertex_ai"
+# Whose names have a path of their own behind the seller's: that is how calls say them.
+PATHS: Final = ("google-vertex", "groq", "cerebras")
 KINDS: Final = {
     "input_cost_per_token": "input", "output_cost_per_token": "output",
     "cache_read_input_token_cost": "cache_read", "cache_creation_input_token_cost": "cache_write",
@@ -35,6 +40,16 @@ KINDS: Final = {
     "output_cost_per_reasoning_token": "reasoning", "input_cost_per_audio_token": "audio_input",
     "output_cost_per_audio_token": "audio_output", "output_cost_per_image_token": "image_output",
 }  # fmt: skip
+# Units beside tokens, by the kind of call, and the fields of their prices.
+UNITS: Final = {
+    "audio_transcription": ("audio_second", ("input_cost_per_second",)),
+    "audio_speech": ("character", ("input_cost_per_character",)),
+    "ocr": ("page", ("ocr_cost_per_page",)),
+    "rerank": ("search", ("input_cost_per_query",)),
+    "video_generation": ("video_second", ("output_cost_per_second", "output_cost_per_video_per_second")),
+}
+SEARCHES: Final = "search_context_cost_per_query"
+_NANO: Final = Decimal("1e-9")
 TIERS: Final = {"batches": "batch", "flex": "flex", "priority": "priority", "ultrafast": "ultrafast"}
 _KEY: Final = re.compile(
     rf"(?P<kind>{'|'.join(KINDS)})(?:_above_(?P<above>\d+)k_tokens)?(?:_(?P<tier>{'|'.join(TIERS)}))?"
@@ -43,17 +58,40 @@ _KEY: Final = re.compile(
 
 def main(path: str, version: str) -> None:
     rows: dict[str, dict[str, Row]] = {}
+    ranks: dict[tuple[str, str], tuple[bool, Decimal]] = {}
     for name, said in json.loads(Path(path).read_text(encoding="utf-8")).items():
-        provider = PROVIDERS.get(said.get("litellm_provider", ""))
+        owner = said.get("litellm_provider") or ""
+        provider = "google-vertex" if owner.startswith(VERTEX) else PROVIDERS.get(owner)
         row = read_row(said)
-        if provider is not None and row:
-            rows.setdefault(provider, {}).setdefault(name.rpartition("/")[2].lower(), row)
+        if provider is None or not row or not (spelled := _spell(provider, name)):
+            continue
+        # Of several under one name the dearest, and one of a region where there is no other.
+        rank = not _region(name), Decimal(row.get("input", 0))
+        if rank >= ranks.get((provider, spelled), rank):
+            ranks[provider, spelled] = rank
+            rows.setdefault(provider, {})[spelled] = row
     lines = [
         f'"{provider}": {{\n' + ",\n".join(f"{json.dumps(name)}: {_compact(row)}" for name, row in of.items())
         + "\n}" for provider, of in sorted(rows.items())
     ]  # fmt: skip
     head = f'{{"library": "litellm {version}", "prices": {{\n'
     TABLE.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+
+
+def _region(name: str) -> str:
+    """Return the place that a name of Bedrock has in front of the model, empty for none."""
+    parts = name.split("/")
+    return parts[1] if parts[0] == "bedrock" and len(parts) == 3 else ""
+
+
+def _spell(provider: str, name: str) -> str:
+    """Return a name as calls of a provider say it; empty for sizes of pictures, zones and commitments."""
+    first, _, rest = name.lower().partition("/")
+    if provider in PATHS:
+        return rest if first in {VERTEX, *PATHS} else name.lower()
+    parts = name.lower().split("/")
+    whole = len(parts) <= (3 if _region(name) else 2) and "x-1024" not in first
+    return parts[-1] if whole or provider not in {"aws", "azure"} else ""
 
 
 def read_row(said: Mapping[str, Any]) -> Row:
@@ -73,7 +111,25 @@ def read_row(said: Mapping[str, Any]) -> Row:
     for tier, of in steps.items():
         into = tiers.setdefault(tier, {}) if tier else usual
         into["context_tiers"] = [{"above": above, **of[above]} for above in sorted(of)]
+    usual |= _units(said)
     return {**usual, "service_tiers": tiers} if tiers else usual
+
+
+def _units(said: Mapping[str, Any]) -> Row:
+    """Return the dearest price of a unit of its kind of call, and that of a thousand searches."""
+    found: Row = {}
+    unit, keys = UNITS.get(said.get("mode") or "", ("", ()))
+    # A price of one resolution has its name behind.
+    prices = [Decimal(repr(price)) for key, price in said.items()
+              if key.startswith(keys) and isinstance(price, int | float)] if keys else []  # fmt: skip
+    if prices and max(prices):
+        found[unit] = f"{max(prices).quantize(_NANO).normalize():f}"
+    searches = said.get(SEARCHES)
+    if isinstance(searches, dict):
+        dearest = max((Decimal(repr(price)) for price in searches.values()), default=Decimal(0))
+        if dearest:
+            found["tools"] = {"web_search": f"{(dearest * 1000).normalize():f}"}
+    return found
 
 
 @cache

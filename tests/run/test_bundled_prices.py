@@ -20,6 +20,8 @@ from genai_prices.data import providers
 
 from deploy import price_differences
 from deploy.bundled_prices import _spelled, made, written
+from deploy.price_differences import both, differences
+from deploy.second_prices import read_table
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import (
     KINDS,
@@ -40,7 +42,7 @@ NOW_MS = round(NOW.timestamp() * 1000)
 FAMILIES = {
     "gpt-5.4": "openai", "gpt-6-sol-2026-09-01": "openai", "text-embedding-3-small": "openai",
     "claude-opus-4-5-20251101": "anthropic", "claude-haiku-5-5": "anthropic", "gemini-2.5-pro": "google",
-    "gemini-3.5-flash-001": "google", "mistral-large-latest": "mistral", "deepseek-chat": "deepseek",
+    "gemini-3.5-flash-001": "google", "mistral-large-latest": "mistral", "deepseek-v4-pro": "deepseek",
     "grok-4.5": "x-ai", "command-r-plus": "cohere", "kimi-k2-0905-preview": "moonshotai",
     "MiniMax-M2": "minimax",
 }  # fmt: skip
@@ -95,7 +97,19 @@ def test_the_list_is_that_of_the_locked_library() -> None:
     """`make prices` writes it."""
     assert read_bundle() == made()
     assert LIST.read_text() == written(made())
-    assert price_differences.FILE.read_text() == price_differences.written(made())
+    assert price_differences.FILE.read_text() == price_differences.written(made(), made(alone=True))
+
+
+def test_of_two_prices_the_dearer_counts_but_for_one_with_a_date_or_a_page() -> None:
+    """Each difference has a reason that the file explains, and the price that the reason says."""
+    found = list(differences(made(), made(alone=True)))
+    reasons = {one.key: one for one in price_differences.REASONS}
+    assert len(both(made())) > 900
+    for one in found:
+        first, second = Decimal(one.first), Decimal(one.second)
+        dearest = second if reasons[one.reason].is_second else max(first, second)
+        assert Decimal(one.ours) == (first if one.reason == "dated" else dearest), one
+    assert {one.reason for one in found} >= {"page", "place", "zone", "dearer", "rounded"}
 
 
 def counts(used: Mapping[str, int]) -> tuple[int, ...]:
@@ -181,9 +195,10 @@ def test_every_row_costs_what_the_library_says() -> None:
         if model is provider.find_model(_whole(name))
     }  # fmt: skip
     used = {"input": 250_007, "cache_read": 1_001, "output": 5_003, "reasoning": 17}
+    apart = {(one.provider, one.name) for one in differences(made(), made(alone=True)) if one.ours != one.first}
     compared = 0
     for (provider, name), model in named.items():
-        if model in partly:
+        if model in partly or (provider, name) in apart:
             continue
         chosen = choose(prices(), _whole(name), "USD", NOW_MS, provider)
         assert chosen is not None, (provider, name)
@@ -218,7 +233,12 @@ BY_HAND = (
      {"input": 1_500, "audio_input": 1_400, "output": 900, "audio_output": 700}, 28_135),
     ("gemini-2.5-pro", "", {"input": 1_000, "audio_input": 900}, 1_250),
     ("glm-5", "", {"input": 8_000, "cache_read": 4_000, "output": 800}, 11_360),
-    ("deepseek-chat", "", {"input": 10_000}, 2_700),
+    ("deepseek-chat", "", {"input": 10_000, "output": 1_000}, 2_800 + 1_100),
+    # By litellm's table alone.
+    ("claude-mythos-5", "batch", {"input": 12_000, "output": 800}, 12_000 * 5 + 800 * 25),
+    ("gpt-5-search-api-2025-10-14", "", {"input": 12_000, "output": 800}, 12_000 * 1.25 + 800 * 10),
+    ("ft:gpt-4.1-2025-04-14:acme::abc", "", {"input": 12_000, "output": 800}, 12_000 * 3 + 800 * 12),
+    ("gpt-4o-transcribe", "", {"input": 1_400, "audio_input": 1_400}, 1_400 * 2.5),
 )  # fmt: skip
 
 
@@ -278,6 +298,36 @@ def test_a_model_has_the_price_of_who_sells_it(base_url: str, family: str, model
     assert vector is not None
     assert cost_nano(vector, used) * 10 == nano * 11
     assert seller_of("", "", "", "http://localhost:8000") is None
+
+
+# Hosts at which sellers and makers of both sources are asked.
+HOSTS = {
+    "anthropic": "api.anthropic.com", "aws": "bedrock-runtime.us-east-1.amazonaws.com",
+    "azure": "acme.openai.azure.com", "cerebras": "api.cerebras.ai", "cohere": "api.cohere.com",
+    "deepseek": "api.deepseek.com", "fireworks": "api.fireworks.ai",
+    "google": "generativelanguage.googleapis.com", "google-vertex": "aiplatform.googleapis.com",
+    "groq": "api.groq.com", "minimax": "api.minimax.io", "mistral": "api.mistral.ai",
+    "moonshotai": "api.moonshot.ai", "novita": "api.novita.ai", "openai": "api.openai.com",
+    "openrouter": "openrouter.ai", "perplexity": "api.perplexity.ai", "together": "api.together.xyz",
+    "voyageai": "api.voyageai.com", "x-ai": "api.x.ai", "zai": "api.z.ai",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", HOSTS)
+def test_every_name_that_a_list_prices_has_a_price_at_its_host(provider: str) -> None:
+    """Names are as calls say them there: the library's ids, and those of the second table."""
+    seller = seller_of("", "", "", f"https://{HOSTS[provider]}")
+    assert seller is not None
+    assert seller.name == provider
+    book = PriceBook(prices(), (), HOSTS)
+    first = {
+        model.id for each in providers if each.id == provider for model in each.models
+        if model.is_match(model.id) and any(vars(model.get_prices(NOW)).values())
+    }  # fmt: skip
+    names = first | {row["model"] for row in bundle().rows if row["provider"] == provider}
+    names |= read_table()[1].get(provider, {}).keys()
+    assert len(names) > 8
+    assert [name for name in sorted(names) if book.vector(name, "USD", NOW_MS, seller) is None] == []
 
 
 def test_what_a_seller_bills_is_a_price_of_nobody_else() -> None:
