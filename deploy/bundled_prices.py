@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the bundled price list again: everything `genai-prices` knows, as rows of prices in US dollars.
 
-What it does not know, service tiers, prices of sound and whole names, a second table says (`second_prices.py`).
+What it does not know, a second table says (`second_prices.py`): service tiers, prices of sound, whole names.
 Where both know a price that neither dates and they differ, the dearer counts.
 
     make prices
@@ -36,7 +36,7 @@ from genai_prices import types
 from genai_prices.data import providers
 
 from deploy import price_differences
-from deploy.price_differences import is_seconds
+from deploy.price_differences import counting
 from deploy.second_prices import read_table
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
@@ -85,9 +85,9 @@ GOOGLES = ("google", "google-vertex")
 # Places of inference, as Bedrock names them in front of a model.
 BEDROCK = "aws"
 PLACES = ("us.", "eu.", "apac.", "global.", "jp.", "au.", "ca.", "us-gov.", "sa.", "me.", "af.", "il.", "in.")
-# What the second table says of kinds, where the library says nothing.
-SOUND = ("audio_input", "audio_output", "image_output")
 _VERSION = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
+# How names end that are the same model: a date, a version.
+_ENDS = re.compile(r"(?:[-@]20\d[\d-]+)?(?:-v\d+)?(?::\d+)?")
 _DIGITS = r"(?:\\d(?:\{\d\})?-?)+"
 _DATED = re.compile(rf"\^(?P<name>[^\[\](){{}}*+?|^$]+?)(?P<between>\[-@\])?(?:{_DIGITS})\$")
 _NUMBERED = re.compile(r"\^(?P<name>[^\[\](){}*+?|^$]+?)\\d")
@@ -111,26 +111,45 @@ def made(*, alone: bool = False) -> Bundle:
         for model in provider.models:
             _add(bundle, provider, model, taken, alone=alone)
     if not alone:
-        bundle.rows.extend(_unknown_names(bundle.rows))
+        bundle.rows.extend([*_unknown_names(bundle.rows)])
     return bundle
 
 
-def _unknown_names(known: Sequence[Row]) -> list[Row]:
-    """Return rows of the second table's names that have no price by the list of their seller."""
+# Fields of a row that say whose price it is, and since when.
+_WHOSE = ("provider", "model", "match", "currency", "effective_from", "source")
+
+
+def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
+    """Yield rows of the second table's names that the list of their seller says nothing of, or less."""
     tables = read_table()[1]
     empty = {"request": None, "tools": None, "context_tiers": None, "service_tiers": None}
     prices = [read_price({**empty, **row, "id": number}) for number, row in enumerate(known)]
     book = PriceBook(prices, (), tables)
-    return [
-        {
-            "provider": provider, "model": name, "match": PREFIX if name.startswith("ft:") else EXACT_NAME,
-            "currency": BASE_CURRENCY, "effective_from": EPOCH, "source": BUNDLED,
-            **_complete(provider, name, _rename_kinds(row), True),
-        }
-        for provider, names in tables.items()
-        for name, row in names.items()
-        if len(name) <= MODEL_CHARS_MAX and book.vector(name, BASE_CURRENCY, ENDLESS, Seller(provider)) is None
-    ]  # fmt: skip
+    for provider, names in tables.items():
+        for name, more in names.items():
+            vector = book.vector(name, BASE_CURRENCY, ENDLESS, Seller(provider))
+            row = {} if vector is None else known[vector.price_id]
+            added = _rename_kinds(more)
+            if row.get("provider") == provider:
+                # Of a pattern's row that is more, or other than, this name's alone.
+                own = {kind: price for kind, price in row.items() if kind not in _WHOSE}
+                added = (
+                    {} if row["match"] == EXACT_NAME or _complete(provider, name, own, True) == own else own
+                )
+            elif row and _is_told(row, more):
+                added = {}
+            if added and len(name) <= MODEL_CHARS_MAX:
+                yield {
+                    "provider": provider, "model": name,
+                    "match": PREFIX if name.startswith("ft:") else EXACT_NAME, "currency": BASE_CURRENCY,
+                    "effective_from": EPOCH, "source": BUNDLED, **_complete(provider, name, added, True),
+                }  # fmt: skip
+
+
+def _is_told(row: Row, more: Row) -> bool:
+    """Return whether a maker's row says all that the second table says of its name at a seller."""
+    same = all(row.get(kind) == price for kind, price in _rename_kinds(more).items() if kind in KINDS)
+    return same and more.get("service_tiers", {}).keys() <= row.get("service_tiers", {}).keys()
 
 
 def written(bundle: Bundle) -> str:
@@ -185,15 +204,17 @@ def _complete(provider: str, name: str, prices: Row, is_undated: bool) -> Row:
     row: dict[str, Any] = deepcopy(dict(prices))
     tiers = dict(row.get("service_tiers", {}))
     more = _find_second(provider, name)
-    if is_seconds(provider, name):
+    which = counting(provider, name)
+    if which == "second":
         row |= {kind: more[kind] for kind in KINDS if kind in row and kind in more}
-    elif is_undated:
+    elif is_undated and not which:
         row |= _dearer(row, more)
     for tier, said in _shared_tiers(more).items():
         if isinstance(said, str) or (more and _is_same(more, row)):
             tiers.setdefault(tier, said)
     if more and _is_same(more, row):
-        row = {**{kind: more[kind] for kind in SOUND if kind in more}, **row}
+        named = {kind: price for kind, price in _rename_kinds(more).items() if kind in KINDS and price != "0"}
+        row = {**named, **row}
         row |= {kind: price for kind, price in _rename_kinds(more).items() if kind == "cache_write_1h"}
         later = {step["above"]: _rename_kinds(step) for step in more.get("context_tiers", ())}
         if "cache_write_1h" in row and "context_tiers" in row:
@@ -222,6 +243,8 @@ def _dearer(row: Row, more: Row) -> Row:
     if [one["above"] for one in steps] == [one["above"] for one in others]:
         dearer = [{**one, **_dearer(one, other)} for one, other in zip(steps, others, strict=True)]
         found |= {"context_tiers": dearer} if dearer else {}
+    elif not steps:
+        found["context_tiers"] = [_rename_kinds(one) for one in others]
     return found
 
 
@@ -236,8 +259,10 @@ def _shared_tiers(more: Row) -> dict[str, str | Row]:
             if Fraction(usual[kind]) and usual[kind] != usual.get(FALLBACK.get(kind, ""))
         }
         factor = next(iter(ratios)) if len(ratios) == 1 else None
-        is_one = factor is not None and "context_tiers" not in {*usual, *table}
-        found[tier] = f"{Decimal(factor.numerator) / factor.denominator:f}" if is_one else _rename_kinds(table)
+        if factor is None or "context_tiers" in {*usual, *table}:
+            found[tier] = _rename_kinds(table)
+        else:
+            found[tier] = f"{Decimal(factor.numerator) / factor.denominator:f}"
     return found
 
 
@@ -252,11 +277,13 @@ def _rename_kinds(said: Row) -> dict[str, Any]:
 
 
 def _find_second(provider: str, name: str) -> Row:
-    """Return the second table's row of a name; of one without a date, that of its last date."""
+    """Return the second table's row of a name; of one without a date or a version, that of the last."""
     rows = read_table()[1].get(provider, {})
-    dated = [other for other in rows if other.startswith(f"{name}-20")]
-    row: Row = rows.get(name) or (rows[max(dated)] if dated else {})
-    return row
+    if name in rows:
+        return rows[name]
+    stem = name[:-3] if name.endswith(("-20", "@20")) else name
+    ends = [other for other in rows if other.startswith(name) and _ENDS.fullmatch(other[len(stem) :])]
+    return rows[max(ends)] if ends else {}
 
 
 def _complete_google(name: str, row: dict[str, Any]) -> Row:

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
-"""Compare the bundled list with its two sources, kind by kind and tier by tier: what each says of a name, and why.
+"""Compare the bundled list with its two sources, kind by kind and tier by tier, and say why each is so.
 
-`make prices` writes the file, and a test holds it to the list. Both sources are of the versions that its head names.
+`make prices` writes the file, and a test holds it to the list. Its head names the versions of both sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from deploy.second_prices import read_table
-from gateway.core.billing.price_book import EXACT_NAME, KINDS
+from gateway.core.billing.price_book import EXACT_NAME, KINDS, PREFIX
 from gateway.run.bundled_prices import Bundle, Row
 
 FILE: Final = Path(__file__).with_name("price-differences.md")
@@ -25,52 +25,62 @@ _TENTH_MORE: Final = Decimal("1.1")
 
 
 class Reason(NamedTuple):
-    """Why a price is as it is, with its source: of some names of a provider, else of a class of differences."""
+    """Why a price is as it is, with its source: of some names, else of a class of differences."""
 
     key: str
     text: str
     names: tuple[tuple[str, str], ...] = ()
-    # Whether the price of the second counts, be it less or more; else the dearer of each kind does.
-    is_second: bool = False
+    # The source whose price counts, be it less or more; else the dearer of each kind does.
+    counts: Literal["first", "second", ""] = ""
 
 
 REASONS: Final = (
     Reason(
         "page",
-        "OpenAI's pages of these models say 2.50 and 1.25 for what they hear: developers.openai.com/api/docs/models, "
-        "gpt-4o-transcribe and gpt-4o-mini-transcribe, as stored in November 2026. The second's price counts.",
+        "OpenAI's pages of these models say 2.50 and 1.25 for what they hear: "
+        "developers.openai.com/api/docs/models, gpt-4o-transcribe and gpt-4o-mini-transcribe, as "
+        "stored in November 2026. The second's price counts.",
         (("openai", "gpt-4o-transcribe"), ("openai", "gpt-4o-mini-transcribe")),
-        True,
+        counts="second",
     ),
     Reason(
         "retired",
-        "DeepSeek has retired these names. Its page of 2025, api-docs.deepseek.com/quick_start/pricing-details-usd, has "
-        "the first's prices, and its page of today, api-docs.deepseek.com/quick_start/pricing, as stored in October "
-        "2026, has none. The dearer of each kind counts.",
+        "DeepSeek has retired these names. Its page of 2025, "
+        "api-docs.deepseek.com/quick_start/pricing-details-usd, has the first's prices, and its "
+        "page of today, api-docs.deepseek.com/quick_start/pricing, as stored in October 2026, has "
+        "none. The dearer of each kind counts.",
         (("deepseek", "deepseek-chat"), ("deepseek", "deepseek-reasoner")),
     ),
     Reason(
         "alias",
-        "The name stands for Mistral Medium 3.5 since May 2026, which costs 1.50 and 7.50 (mistral.ai/pricing, as "
-        "github.com/braintrustdata/braintrust-proxy/issues/802 quotes it). The first knows that of its other names.",
+        "The name stands for Mistral Medium 3.5 since May 2026, which costs 1.50 and 7.50 "
+        "(mistral.ai/pricing, as github.com/braintrustdata/braintrust-proxy/issues/802 quotes it). "
+        "The first knows that of its other names.",
         (("mistral", "mistral-medium"),),
     ),
     Reason(
         "old alias",
-        "The first has the price of the model that the name stood for once, and the second that of a later one. No page "
-        "that was read says which one answers today, so the dearer counts.",
+        "The first has the price of the model that the name stood for once, and the second that of "
+        "a later one. No page that was read says which one answers today, so the dearer counts.",
         (("mistral", "mistral-large-latest"),),
     ),
     Reason(
+        "recorded",
+        "Mistral's list said 2 and 5 when answers of this name were recorded (tests/recorded/prices.py). "
+        "The first's price counts.",
+        (("mistral", "magistral-medium-latest"),),
+        counts="first",
+    ),
+    Reason(
         "place",
-        "A name of Bedrock without a place answers in one region, which costs a tenth more than `global.` for Claude "
-        "from 4.5 on: docs.claude.com, Claude on Vertex AI and on Amazon Bedrock, as stored in 2025. The second's row is "
-        "that of `global.`.",
+        "A name of Bedrock without a place answers in one region, which costs a tenth more than "
+        "`global.` for Claude from 4.5 on: docs.claude.com, Claude on Vertex AI and on Amazon "
+        "Bedrock, as stored in 2025. The second's row is that of `global.`.",
     ),
     Reason(
         "zone",
-        "The second has Azure's retail price of one region, prices.azure.com, a tenth above that of a global deployment. "
-        "No call says which one it reached, so the dearer counts.",
+        "The second has Azure's retail price of one region, prices.azure.com, a tenth above that of "
+        "a global deployment. No call says which one it reached, so the dearer counts.",
     ),
     Reason(
         "rounded",
@@ -82,14 +92,14 @@ REASONS: Final = (
     ),
     Reason(
         "dearer",
-        "Neither says since when its price is in force, and no page of the vendor decides. Of each kind the dearer "
-        "counts: nobody pays less than one of the lists says.",
+        "Neither says since when its price is in force, and no page of the vendor decides. Of each "
+        "kind the dearer counts: nobody pays less than one of the lists says.",
     ),
 )
 
 
 class Difference(NamedTuple):
-    """One price of a name: what the list, the first and the second source say, and the reason of the choice."""
+    """One price of a name: what the list and its two sources say, and the reason of the choice."""
 
     provider: str
     name: str
@@ -105,62 +115,69 @@ def written(bundle: Bundle, alone: Bundle) -> str:
     library, _ = read_table()
     found = list(differences(bundle, alone))
     named = {one.reason for one in found}
-    lines = [
-        f"| {one.provider} | `{one.name}` | {one.what} | {one.first} | {one.second} | {one.ours} | {one.reason} |"
-        for one in found
+    names = [{(row["provider"], row["model"]) for row in one.rows} for one in (bundle, alone)]
+    added, shared = len(names[0] - names[1]), len([*both(bundle, alone)])
+    head = [
+        "# Differences of two price lists",
+        "",
+        f"`make prices` writes this file. It compares {bundle.library} with {library} as of",
+        f"{AS_OF:%-d %B %Y}. Names of makers and sellers that both know: {shared}. What the first",
+        "does not know of them, the second adds where both say the same of `input` and `output`. Names that",
+        f"only the second knows are its own: {added}. All that differs is below, in dollars a",
+        "million tokens. An operator's own price stands above both.",
+        "",
+        *[f"- **{one.key}**: {one.text}" for one in REASONS if one.key in named],
+        "",
     ]
-    reasons = [f"- **{one.key}**: {one.text}" for one in REASONS if one.key in named]
     later = [
-        f"| {row['provider']} | `{row['model']}` | {row['effective_from']:%Y-%m-%d} | {row.get('input', '')} "
-        f"| {row.get('output', '')} |"
+        (row["provider"], f"`{row['model']}`", f"{row['effective_from']:%Y-%m-%d}", row.get("input", ""),
+         row.get("output", ""))
         for row in bundle.rows if row["effective_from"] > AS_OF and row["match"] == EXACT_NAME
     ]  # fmt: skip
-    added = len({(row["provider"], row["model"]) for row in bundle.rows}) - len(
-        {(row["provider"], row["model"]) for row in alone.rows}
-    )
-    return (
-        f"# Differences of two price lists\n\n"
-        f"`make prices` writes this file. It compares {bundle.library} with {library} as of {AS_OF:%-d %B %Y}, for\n"
-        f"the {len(both(bundle))} names of makers and sellers that both know. What the first does not know of them, the\n"
-        f"second adds where both say the same of `input` and `output`. {added} names that only the second knows are its\n"
-        f"own. All that differs is below, in dollars a million tokens. An operator's own price stands above both.\n\n"
-        + "\n".join([*reasons, ""])
-        + "\n| Provider | Name | What | genai-prices | litellm | List | Why |\n|---|---|---|---|---|---|---|\n"
-        + "\n".join(lines)
-        + "\n\n## Announced\n\nPrices of the list that begin later.\n\n| Provider | Name | From | Input | Output |\n"
-        "|---|---|---|---|---|\n" + "\n".join(later) + "\n"
-    )
+    lines = [
+        (one.provider, f"`{one.name}`", one.what, one.first, one.second, one.ours, one.reason)
+        for one in found
+    ]
+    titles = ("Provider", "Name", "What", "genai-prices", "litellm", "List", "Why")
+    announced = ["", "## Announced", "", "Prices of the list that begin later.", ""]
+    tables = [
+        *_table(titles, lines), *announced,
+        *_table(("Provider", "Name", "From", "Input", "Output"), later),
+    ]  # fmt: skip
+    return "\n".join([*head, *tables, ""])
 
 
-def both(bundle: Bundle) -> dict[tuple[str, str], tuple[Row, Row]]:
-    """Return names that both sources know, each with its row in force and that of the second."""
-    second = read_table()[1]
-    return {
-        (provider, name): (row, second[provider][name])
-        for (provider, name), row in _in_force(bundle).items()
-        if name in second.get(provider, {})
-    }
+def _table(titles: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    for cells in (titles, ("---",) * len(titles), *lines):
+        yield f"| {' | '.join(cells)} |".replace(" --- ", "---")
+
+
+def both(bundle: Bundle, alone: Bundle) -> Iterator[tuple[str, str, Row, Row, Row]]:
+    """Yield names that both sources know, with the rows of the list and of both sources."""
+    ours, first = _in_force(bundle), _in_force(alone)
+    for provider, names in sorted(read_table()[1].items()):
+        for name, more in sorted(names.items()):
+            theirs = _row_of(first, provider, name)
+            if theirs:
+                yield provider, name, _row_of(ours, provider, name), theirs, more
 
 
 def differences(bundle: Bundle, alone: Bundle) -> Iterator[Difference]:
     """Yield what differs of the names that both sources know."""
-    first = _in_force(alone)
     dated = {(row["provider"], row["model"]) for row in alone.rows if row["effective_from"].year > 1970}
-    for (provider, name), (row, more) in sorted(both(bundle).items()):
-        if (provider, name) not in first:
-            continue
-        ours, theirs, others = (dict(_prices(one)) for one in (row, first[provider, name], more))
+    for provider, name, row, first, more in both(bundle, alone):
+        ours, theirs, others = (dict(_prices(one)) for one in (row, first, more))
         for what, price in theirs.items():
             if what in others and Decimal(price) != Decimal(others[what]):
                 reason = _reason(provider, name, Decimal(price), Decimal(others[what]))
-                if reason == "dearer" and (provider, name) in dated:
+                if reason == "dearer" and (provider, first["model"]) in dated:
                     reason = "dated"
                 yield Difference(provider, name, what, ours[what], price, others[what], reason)
 
 
-def is_seconds(provider: str, name: str) -> bool:
-    """Return whether the second source's prices count for a name, be they less or more."""
-    return any(one.is_second and (provider, name) in one.names for one in REASONS)
+def counting(provider: str, name: str) -> str:
+    """Return the source whose prices count for a name, be they less or more; empty for the dearer."""
+    return next((one.counts for one in REASONS if (provider, name) in one.names), "")
 
 
 def _reason(provider: str, name: str, first: Decimal, second: Decimal) -> str:
@@ -174,9 +191,17 @@ def _reason(provider: str, name: str, first: Decimal, second: Decimal) -> str:
     return "rounded" if abs(first - second) <= _HALF_CENT else "dearer"
 
 
-def _in_force(bundle: Bundle) -> Mapping[tuple[str, str], Row]:
-    rows = [row for row in bundle.rows if row["match"] == EXACT_NAME and row["effective_from"] <= AS_OF]
-    return {(row["provider"], row["model"]): row for row in rows}
+def _in_force(bundle: Bundle) -> Mapping[tuple[str, str, str], Row]:
+    rows = [row for row in bundle.rows if row["effective_from"] <= AS_OF]
+    return {(row["match"], row["provider"], row["model"]): row for row in rows}
+
+
+def _row_of(rows: Mapping[tuple[str, str, str], Row], provider: str, name: str) -> Row:
+    """Return the row that a name has at a provider, by itself or by its longest beginning."""
+    found = rows.get((EXACT_NAME, provider, name))
+    for end in range(len(name), 0, -1):
+        found = found or rows.get((PREFIX, provider, name[:end]))
+    return found or {}
 
 
 def _prices(row: Row) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Read a second table of prices, litellm's: it knows service tiers, kinds and names that `genai-prices` does not.
+"""Read a second table of prices, litellm's: it knows tiers, kinds and names that `genai-prices` does not.
 
     python -m deploy.second_prices PATH/model_prices_and_context_window_backup.json VERSION
 
@@ -63,13 +63,15 @@ def main(path: str, version: str) -> None:
         owner = said.get("litellm_provider") or ""
         provider = "google-vertex" if owner.startswith(VERTEX) else PROVIDERS.get(owner)
         row = read_row(said)
-        if provider is None or not row or not (spelled := _spell(provider, name)):
+        if provider is None or not row or not (spelled := spell(provider, name)):
             continue
-        # Of several under one name the dearest, and one of a region where there is no other.
+        # Of several under one name the dearest, with the tiers of all; a region's where there is no other.
         rank = not _region(name), Decimal(row.get("input", 0))
-        if rank >= ranks.get((provider, spelled), rank):
+        before, known = ranks.get((provider, spelled), rank), rows.setdefault(provider, {})
+        tiers = {**known.get(spelled, {}).get("service_tiers", {}), **row.get("service_tiers", {})}
+        if rank >= before:
             ranks[provider, spelled] = rank
-            rows.setdefault(provider, {})[spelled] = row
+            known[spelled] = {**row, "service_tiers": tiers} if rank == before and tiers else row
     lines = [
         f'"{provider}": {{\n' + ",\n".join(f"{json.dumps(name)}: {_compact(row)}" for name, row in of.items())
         + "\n}" for provider, of in sorted(rows.items())
@@ -84,7 +86,7 @@ def _region(name: str) -> str:
     return parts[1] if parts[0] == "bedrock" and len(parts) == 3 else ""
 
 
-def _spell(provider: str, name: str) -> str:
+def spell(provider: str, name: str) -> str:
     """Return a name as calls of a provider say it; empty for sizes of pictures, zones and commitments."""
     first, _, rest = name.lower().partition("/")
     if provider in PATHS:

@@ -42,7 +42,7 @@ LONG = {
         "due", "agreed", "allocations", "amendments", "early_use", "every_history", "finance",
         "late_amendments", "late_reversals", "payments", "postpaid", "taxed_histories", "terms",
     ),
-    "run": ("bundled_prices",),
+    "run": ("bundled_prices", "second_costs"),
 }  # fmt: skip
 # Files and folders of the second tier: the longest first, since each is done by one process.
 VERIFY = (

@@ -19,7 +19,7 @@ from gateway.core.billing.money import (
     NANO,
     whole_credits,
 )
-from gateway.core.billing.sellers import Seller, is_known_by_name, order_prices, rank
+from gateway.core.billing.sellers import Seller, is_known_by_name, order_prices, place_factor, rank
 from gateway.core.billing.vector import ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
@@ -183,8 +183,13 @@ class PriceBook:
         places.sort()
         provider = "" if seller is None else seller.name
 
+        in_place = SAME if seller is None else place_factor(seller, name)
+
         def ordered(base: str) -> list[ModelPrice]:
-            return order_prices([price for _, price in places if price.vector.currency == base], provider)
+            found = order_prices([price for _, price in places if price.vector.currency == base], provider)
+            if in_place == SAME:
+                return found
+            return [_in_place(price, in_place) for price in found]
 
         found = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each once by every rate that it may be converted by: its own is the first in force.
@@ -217,6 +222,14 @@ def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
 def converted(vector: Vector, rate: ExchangeRate) -> Vector:
     """A price in the currency of a rate of its own."""
     return _multiplied(vector, _fraction(rate.rate), rate.currency, rate.rate)
+
+
+def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
+    """Return the price of a model at a host that answers in one place: an operator's is what it says."""
+    if not price.is_bundled:
+        return price
+    vector = price.vector
+    return price._replace(vector=_multiplied(vector, factor, vector.currency, vector.rate))
 
 
 def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:

@@ -5,6 +5,7 @@ A name says who made a model, and not who answers: one model has another price a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -22,7 +23,8 @@ _MAKER_ORDER: Final = {maker: order for order, maker in enumerate(("", *MAKERS))
 # Sellers by how their hosts end.
 _HOSTS: Final = {
     "anthropic.com": "anthropic", "openai.com": "openai", "generativelanguage.googleapis.com": "google",
-    "aiplatform.googleapis.com": "google-vertex", "azure.com": "azure", "amazonaws.com": "aws",
+    "aiplatform.googleapis.com": "google-vertex", "aiplatform.us.rep.googleapis.com": "google-vertex",
+    "aiplatform.eu.rep.googleapis.com": "google-vertex", "azure.com": "azure", "amazonaws.com": "aws",
     "openrouter.ai": "openrouter", "groq.com": "groq", "together.xyz": "together", "together.ai": "together",
     "fireworks.ai": "fireworks", "mistral.ai": "mistral", "deepseek.com": "deepseek", "x.ai": "x-ai",
     "cohere.com": "cohere", "cohere.ai": "cohere", "perplexity.ai": "perplexity",
@@ -32,20 +34,54 @@ _HOSTS: Final = {
 }  # fmt: skip
 _FAMILIES: Final = {"bedrock": "aws"}
 _ONCE: Final = (1, 1)
+# Hosts that answer in one place, where newer models cost a tenth more.
+_IN_PLACE: Final = re.compile(
+    r"[a-z]{2}\.api\.openai\.com|[a-z0-9-]+-aiplatform\.googleapis\.com|aiplatform\.[a-z]+\.rep\.googleapis\.com"
+)
+_TENTH_MORE: Final = (11, 10)
+# By how names begin, the longest first, since which version; OpenAI says models since 5 March 2026.
+# developers.openai.com/api/docs/guides/data-residency,
+# docs.claude.com/en/docs/build-with-claude/claude-on-vertex-ai,
+# cloud.google.com/gemini-enterprise-agent-platform/generative-ai/pricing
+_DEARER_SINCE: Final = {"gpt-realtime-": (2, 1), "gpt-": (5, 4), "claude-": (4, 5), "gemini-": (3, 1)}
+_VERSION: Final = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
 
 
 class Seller(NamedTuple):
-    """Whose list an upstream bills by, empty for nobody's, and how many times what that says."""
+    """Whose list an upstream bills by, empty for nobody's, and how many times what that says.
+
+    `in_place`: its host answers in one place, so newer models have a dearer bundled price.
+    """
 
     name: str
     factor: Factor = _ONCE
+    in_place: bool = False
 
 
 def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | None:
-    """Return the seller that an upstream states, else that of its family or its host; None for nobody."""
-    name = prices or _FAMILIES.get(family, "") or _of_host((urlsplit(base_url).hostname or "").lower())
+    """Return the seller that an upstream states, else that of its family or its host; None for nobody.
+
+    A stated factor is all that a place costs more.
+    """
+    host = (urlsplit(base_url).hostname or "").lower()
+    name = prices or _FAMILIES.get(family, "") or _of_host(host)
     times = Fraction(Decimal(factor)).as_integer_ratio() if factor else _ONCE
-    return Seller(name, times) if name or times != _ONCE else None
+    in_place = not factor and _IN_PLACE.fullmatch(host) is not None
+    return Seller(name, times, in_place) if name or times != _ONCE else None
+
+
+def place_factor(seller: Seller, model: str) -> Factor:
+    """Return how many times its bundled price a model costs at a seller's host."""
+    if seller.in_place:
+        for begins, since in _DEARER_SINCE.items():
+            if model.startswith(begins):
+                return _TENTH_MORE if _version_of(model) >= since else _ONCE
+    return _ONCE
+
+
+def _version_of(model: str) -> tuple[int, int]:
+    found = _VERSION.search(model)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def _of_host(host: str) -> str:
