@@ -73,9 +73,9 @@ REASONS: Final = (
     ),
     Reason(
         "place",
-        "A name of Bedrock without a place answers in one region, which costs a tenth more than "
-        "`global.` for Claude from 4.5 on: docs.claude.com, Claude on Vertex AI and on Amazon "
-        "Bedrock, as stored in 2025. The second's row is that of `global.`.",
+        "A name of Bedrock without a place answers in one region. From Claude 4.5 on that costs a tenth more "
+        "than `global.`, which the second's row is of. Source: docs.claude.com, Claude on Vertex AI and on "
+        "Amazon Bedrock, as stored in 2025.",
     ),
     Reason(
         "zone",
