@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -37,11 +37,10 @@ from gateway.counters.keeper.status import Activity, ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
-from gateway.counters.settlement_log.log import DELETION, JOB, SettlementLog
+from gateway.counters.settlement_log.log import JOB, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features
-from gateway.http.holds import delete_again
+from gateway.feature import features, handlers
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -106,7 +105,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce, restore=door.restore,
-        others={JOB: door.jobs.resend, DELETION: partial(delete_again, ports)},
+        others={JOB: door.jobs.resend, **_again(ports)},
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -156,6 +155,11 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     leaving = [refused_calls.leave(), programs.leave(), door.leaser.give_back(), *spans]
     await all_within(LEAVING_S_MAX, leaving, log)
     await _end(door, settlements, wires, log)
+
+
+def _again(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
+    """Return what does again what the settlement log kept for features, by the kind of a record."""
+    return {kind: one for each in features() for kind, one in each.again(ports).items()}
 
 
 def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
@@ -243,6 +247,7 @@ def _ports(
         refuse_unpriced=settings.unpriced_models == "refuse",
         earlier_peppers=peppers_of(settings).earlier,
         answers={route: one for each in features() for route, one in each.answers(settings, log).items()},
+        handlers=handlers(),
         caches=door.caches,
     )
 

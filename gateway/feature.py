@@ -9,7 +9,7 @@ loads no part of another.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.cli.admin.commands import ListSource
     from gateway.core.alerts.messages import Delivery
     from gateway.core.calls.routes import Route as CallRoute
-    from gateway.http.ports import Answerer, Log
+    from gateway.http.ports import Answerer, Log, Ports
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_doors import AdminParts, KeeperParts, Routes, Work
     from gateway.settings.settings import Settings
@@ -109,6 +109,9 @@ class Feature:
     routes: Callable[[AdminParts], Routes | None] = lambda _: None
     # What it answers at the gateway's own port: routes, and who answers each.
     answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
+    # Who answers paths that a gateway routes, by path. What does again what its settlement log kept, by kind.
+    handlers: Callable[[], Mapping[str, Answerer]] = dict
+    again: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
     # By event, the link that messages to webhooks have.
     links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
     # What `tollkeeper doctor` says of it.
@@ -118,6 +121,11 @@ class Feature:
 def screens_off(settings: Settings) -> frozenset[str]:
     """The names of screens of features that no setting wants."""
     return frozenset(one["name"] for each in features() if not each.is_on(settings) for one in each.screens)
+
+
+def handlers() -> dict[str, Answerer]:
+    """Return who of the features answers which path of a gateway."""
+    return {path: one for each in features() for path, one in each.handlers().items()}
 
 
 @cache

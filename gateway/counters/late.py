@@ -32,7 +32,7 @@ from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.billing.money import are_money
 from gateway.core.model import Caller, Settlement
 from gateway.core.wait import Wait, in_task
-from gateway.counters.admission.holds import read_hold
+from gateway.counters.admission.caller_holds import read_hold
 from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, UNVERIFIED, Client, are_any_there, each, with_late
 from gateway.counters.layouts import packing, states

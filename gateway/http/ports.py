@@ -311,7 +311,7 @@ class Ports:
     turns on one line a request. `tracer` is there where requests are traced (`TracedPlane`). With
     `refuse_unpriced` a model without a price is not called. `look_up` says the addresses of an
     upstream's name. Keys are taken that were digested under `earlier_peppers`. `answers` are routes that
-    features answer here.
+    features answer here, `handlers` answer paths that are routed already.
     """
 
     directory: DirectoryPort
@@ -337,4 +337,5 @@ class Ports:
     look_up: LookUp = by_system
     earlier_peppers: tuple[bytes, ...] = ()
     answers: Mapping[Route, Answerer] = field(default_factory=dict)
+    handlers: Mapping[str, Answerer] = field(default_factory=dict)
     caches: CachePool = field(default_factory=CachePool)

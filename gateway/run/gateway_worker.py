@@ -25,8 +25,8 @@ from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
 from gateway.core.histograms import Histogram
 from gateway.core.lru import CachePool
+from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
-from gateway.counters.admission.holds import CallerHolds
 from gateway.counters.admission.jobs import StoredJobs
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.quota import AccountLimit, Counters, LiveHolds, ShardedCounters

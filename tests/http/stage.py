@@ -28,6 +28,7 @@ from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
+from gateway.feature import handlers
 from gateway.http.ports import (
     Answerer,
     CapacityPort,
@@ -346,6 +347,7 @@ class Stage:
             self.runs,
             cast("HoldsPort", self.callers_holds),
             access_log=True,
+            handlers=handlers(),
         )
 
     async def _usage(self, caller: Caller, said: Attribution) -> bytes:

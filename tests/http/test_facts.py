@@ -9,6 +9,7 @@ import pytest
 
 from gateway.core.calls.routes import ModelRule, ModelTarget, TokenCounts, UpstreamFacts, UpstreamTarget
 from gateway.run.model_lists import read_list
+from tests.features.holds.test_authorized import Holds
 from tests.http.fakes import (
     CHAT,
     CHAT_STREAM,
@@ -21,7 +22,6 @@ from tests.http.fakes import (
     post,
 )
 from tests.http.stage import FakeUpstream, Stage, staged
-from tests.http.test_authorized import Holds
 from tests.waiting import eventually
 
 UNSTATED = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'

@@ -38,7 +38,6 @@ from gateway.features.agents.origin import (
 )
 from gateway.files import https_with
 from gateway.http.admission import identify, known
-from gateway.http.holds import whole_body
 from gateway.http.identity import credential_of
 from gateway.http.ports import Answerer, Log
 from gateway.http.protocol.request import read_fields
@@ -298,4 +297,4 @@ def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
 async def _body(exchange: Exchange, caller: Caller, bytes_max: int) -> bytes:
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
-    return await whole_body(exchange, caller, bytes_max)
+    return await exchange.whole_body(caller, bytes_max)

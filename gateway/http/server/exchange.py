@@ -344,6 +344,24 @@ class Exchange(RequestDriver):
         if self.body_failure is not None:
             raise self.body_failure
 
+    async def whole_body(self, caller: Caller, bytes_max: int) -> bytes:
+        """Return the whole body, kept in a caller's share until it is here."""
+        buffers, connection = self.worker.buffers, self.connection
+        if buffers.pressed:
+            buffers.check_new(caller)
+        if self.body_failure is not None:
+            raise self.body_failure
+        if not connection.body_complete:
+            before, self.caller = self.caller, caller
+            try:
+                await self.late_body(bytes_max)
+            finally:
+                self.caller = before
+        body = connection.body.take_parts()
+        if not connection.body_complete or len(body) > bytes_max:
+            raise RequestTooLarge(f"A body here may have {bytes_max} bytes.")
+        return body
+
     async def small_body(self, bytes_max: int) -> None:
         """Wait for a body that may have so many bytes: its sender cannot leave half a request then."""
         length = self.body_length

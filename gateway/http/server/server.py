@@ -16,9 +16,8 @@ from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTa
 from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
-from gateway.errors import InternalError, Overloaded, StartError
+from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute
 from gateway.http.capacity import CapacityQueues
-from gateway.http.holds import authorize, extend_hold, release_hold, settle_by_answer, settle_hold, take_hold
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, remake, tell_job
 from gateway.http.lists import list_objects
@@ -29,13 +28,8 @@ from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.cors import Cors
 from gateway.http.routing.head import CallHead, HeadReader, HeadRouter
 from gateway.http.routing.routes import (
-    AUTHORIZE_PATH,
-    HOLD_ANSWER_PATH,
-    HOLD_EXTEND_PATH,
-    HOLD_PATH,
-    HOLD_SETTLE_PATH,
-    HOLDS_PATH,
     METADATA_PATH,
+    OWN_ROUTES,
     RESOURCE_PATH,
     RUN_PATH,
     USAGE_PATH,
@@ -270,12 +264,15 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     return create_batch(exchange) if makes_batch else proxy(exchange)
 
 
-# Who answers which path, where that is not an upstream.
+async def unserved(_: Exchange) -> None:
+    """Refuse a path of a feature that is not there."""
+    raise UnknownRoute
+
+
+# Who answers which path, where that is not an upstream; features answer others.
 HANDLERS = {
-    USAGE_PATH: usage, RUN_PATH: run, HOLDS_PATH: take_hold, HOLD_EXTEND_PATH: extend_hold,
-    HOLD_SETTLE_PATH: settle_hold, HOLD_PATH: release_hold, HOLD_ANSWER_PATH: settle_by_answer,
-    AUTHORIZE_PATH: authorize,
-    METADATA_PATH: resource, RESOURCE_PATH: resource,
+    **{route.path: unserved for route in OWN_ROUTES},
+    USAGE_PATH: usage, RUN_PATH: run, METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{path: at_collection for one in LISTS for path in one.paths},
     **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
     **{path: tell_job for one in JOBS.values() for path in (one.one, one.cancel, one.results) if path},
@@ -324,7 +321,7 @@ class DataPlane:
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
-        self._handlers: dict[str, Answerer] = {**HANDLERS, **own}
+        self._handlers: dict[str, Answerer] = {**HANDLERS, **ports.handlers, **own}
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}

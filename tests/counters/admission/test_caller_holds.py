@@ -13,7 +13,7 @@ import pytest
 from gateway.core.accounts.caller_holds import UNITS, CallerHold, HeldAmounts, HoldEnd
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, begin, in_task
-from gateway.counters.admission import holds as admission
+from gateway.counters.admission import caller_holds as admission
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.log import SettlementLog
 from gateway.errors import TooManyHolds

@@ -19,13 +19,13 @@ import pytest
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.model import NO_SERVICE, Decision, HoldRequest, Limits, SettleResult, Verdict
 from gateway.core.wait import in_task
-from gateway.counters.admission.holds import CallerHolds
+from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.quota import _release_of
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.log import DELETION
 from gateway.errors import CountersUnavailable
-from gateway.http.holds import delete_again
+from gateway.features.holds.gateway import delete_again
 from tests.builders import CHAT, UNITS, World, driven, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.admission.test_quota import Hire, Worker, hire

@@ -72,7 +72,6 @@ from gateway.errors import (
     ModelNotAllowed,
     QuotaExceeded,
     Refusal,
-    RequestTooLarge,
     ServiceNotIncluded,
 )
 from gateway.http.admission import (
@@ -332,29 +331,10 @@ async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, tol
 async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """The whole body; its client may still leave before that."""
     exchange.shielded, exchange.deadline = False, NEVER
-    body = await whole_body(exchange, caller, bytes_max)
+    body = await exchange.whole_body(caller, bytes_max)
     _shield(exchange)
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
-    return body
-
-
-async def whole_body(exchange: Exchange, caller: Caller, bytes_max: int) -> bytes:
-    """The whole body, kept in a caller's share until it is here."""
-    buffers, connection = exchange.worker.buffers, exchange.connection
-    if buffers.pressed:
-        buffers.check_new(caller)
-    if exchange.body_failure is not None:
-        raise exchange.body_failure
-    if not connection.body_complete:
-        before, exchange.caller = exchange.caller, caller
-        try:
-            await exchange.late_body(bytes_max)
-        finally:
-            exchange.caller = before
-    body = connection.body.take_parts()
-    if not connection.body_complete or len(body) > bytes_max:
-        raise RequestTooLarge(f"A body here may have {bytes_max} bytes.")
     return body
 
 

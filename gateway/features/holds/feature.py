@@ -1,0 +1,36 @@
+"""Holds by the API: a caller takes one, makes its call elsewhere, and settles it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.http.ports import Answerer, Ports
+
+
+def _handlers() -> Mapping[str, Answerer]:
+    from gateway.features.holds import gateway  # noqa: PLC0415  # of gateways alone
+    from gateway.http.routing import routes  # noqa: PLC0415  # as above
+
+    return {
+        routes.HOLDS_PATH: gateway.take_hold,
+        routes.HOLD_EXTEND_PATH: gateway.extend_hold,
+        routes.HOLD_SETTLE_PATH: gateway.settle_hold,
+        routes.HOLD_PATH: gateway.release_hold,
+        routes.HOLD_ANSWER_PATH: gateway.settle_by_answer,
+        routes.AUTHORIZE_PATH: gateway.authorize,
+    }
+
+
+def _again(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None]]]:
+    from gateway.counters.settlement_log.log import DELETION  # noqa: PLC0415  # as above
+    from gateway.features.holds.gateway import delete_again  # noqa: PLC0415  # as above
+
+    return {DELETION: partial(delete_again, ports)}
+
+
+FEATURE = Feature(name="holds", handlers=_handlers, again=_again)
