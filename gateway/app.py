@@ -40,7 +40,7 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import JOB, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features, handlers
+from gateway.feature import features, handlers, socket_opener
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -248,6 +248,7 @@ def _ports(
         earlier_peppers=peppers_of(settings).earlier,
         answers={route: one for each in features() for route, one in each.answers(settings, log).items()},
         handlers=handlers(),
+        open_socket=socket_opener(),
         caches=door.caches,
     )
 

@@ -109,8 +109,10 @@ class Feature:
     routes: Callable[[AdminParts], Routes | None] = lambda _: None
     # What it answers at the gateway's own port: routes, and who answers each.
     answers: Callable[[Settings, Log], Mapping[CallRoute, Answerer]] = lambda *_: {}
-    # Who answers paths that a gateway routes, by path. What does again what its settlement log kept, by kind.
+    # Who answers paths that a gateway routes, by path; who goes on with a client by a WebSocket.
     handlers: Callable[[], Mapping[str, Answerer]] = dict
+    open_socket: Answerer | None = None
+    # What does again what a gateway's settlement log kept, by the kind of a record.
     again: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
     # By event, the link that messages to webhooks have.
     links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
@@ -126,6 +128,11 @@ def screens_off(settings: Settings) -> frozenset[str]:
 def handlers() -> dict[str, Answerer]:
     """Return who of the features answers which path of a gateway."""
     return {path: one for each in features() for path, one in each.handlers().items()}
+
+
+def socket_opener() -> Answerer | None:
+    """Return what goes on with clients by a WebSocket."""
+    return next((each.open_socket for each in features() if each.open_socket is not None), None)
 
 
 @cache

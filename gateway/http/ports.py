@@ -311,7 +311,8 @@ class Ports:
     turns on one line a request. `tracer` is there where requests are traced (`TracedPlane`). With
     `refuse_unpriced` a model without a price is not called. `look_up` says the addresses of an
     upstream's name. Keys are taken that were digested under `earlier_peppers`. `answers` are routes that
-    features answer here, `handlers` answer paths that are routed already.
+    features answer here, `handlers` answer paths that are routed already, and
+    `open_socket` goes on with a client by a WebSocket.
     """
 
     directory: DirectoryPort
@@ -338,4 +339,5 @@ class Ports:
     earlier_peppers: tuple[bytes, ...] = ()
     answers: Mapping[Route, Answerer] = field(default_factory=dict)
     handlers: Mapping[str, Answerer] = field(default_factory=dict)
+    open_socket: Answerer | None = None
     caches: CachePool = field(default_factory=CachePool)

@@ -16,7 +16,7 @@ from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTa
 from gateway.core.families.registry import BATCH_AT, BATCHES, JOBS, LISTS
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
-from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute
+from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, UpgradeRefused
 from gateway.http.capacity import CapacityQueues
 from gateway.http.identity import key_digests
 from gateway.http.jobs import create_batch, remake, tell_job
@@ -34,7 +34,6 @@ from gateway.http.routing.routes import (
     RUN_PATH,
     USAGE_PATH,
     WorkerBindings,
-    is_live,
 )
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
@@ -281,11 +280,9 @@ HANDLERS = {
 }  # fmt: skip
 
 
-def open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
-    """Go on with a client by a WebSocket."""
-    from gateway.http import live, sockets  # noqa: PLC0415  # heavy: few clients want one
-
-    return (live.open_live if is_live(exchange.routed.route) else sockets.open_socket)(exchange)
+async def open_none(_: Exchange) -> None:
+    """Refuse a WebSocket where no feature goes on with it."""
+    raise UpgradeRefused
 
 
 class DataPlane:
@@ -321,6 +318,7 @@ class DataPlane:
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
+        self._open_socket: Answerer = ports.open_socket or open_none
         self._handlers: dict[str, Answerer] = {**HANDLERS, **ports.handlers, **own}
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
@@ -532,7 +530,9 @@ class DataPlane:
         return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._ended)
 
     def tell(self, exchange: Exchange) -> None:
-        handle = open_socket if exchange.routed.accept else self._handlers.get(exchange.routed.label, proxy)
+        handle = (
+            self._open_socket if exchange.routed.accept else self._handlers.get(exchange.routed.label, proxy)
+        )
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:

@@ -27,6 +27,7 @@ from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.errors import ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
+from gateway.features.live.sockets import INNER, SLOW, WAITING, SocketAnswer, WebSocket, open_as, take_place
 from gateway.http.admission import admit, identify, judge, known, prices_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
@@ -36,7 +37,6 @@ from gateway.http.protocol.request import accepted
 from gateway.http.relay import relay
 from gateway.http.server.connection import ReadPause
 from gateway.http.server.exchange import ClientGone, Exchange
-from gateway.http.sockets import INNER, SLOW, WAITING, SocketAnswer, WebSocket, open_as, take_place
 from gateway.http.tally import NEVER
 from gateway.http.upstream.pool import Link
 

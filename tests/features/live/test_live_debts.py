@@ -20,9 +20,8 @@ from gateway.core.families.openai.realtime import RealtimeSession
 from gateway.core.model import HoldExtension, HoldRequest, Settlement, SettleResult
 from gateway.errors import InvalidRequest
 from tests import search
-from tests.http.live_upstream import LiveUpstream
-from tests.http.stage import Stage
-from tests.http.test_live import (
+from tests.features.live.live_upstream import LiveUpstream
+from tests.features.live.test_live import (
     CREATED,
     GEMINI_ROUTES,
     HEARD,
@@ -36,6 +35,7 @@ from tests.http.test_live import (
     received,
     until,
 )
+from tests.http.stage import Stage
 from tests.waiting import eventually
 
 ASIDE = {"type": "response.create", "response": {"conversation": "none"}}

@@ -1,0 +1,1 @@
+"""WebSockets: messages that are calls, and sessions that pass to their upstream."""

@@ -1,0 +1,21 @@
+"""WebSockets of the Responses, Realtime and Live APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from gateway.feature import Feature
+
+if TYPE_CHECKING:
+    from gateway.http.server.exchange import Exchange
+
+
+def _open_socket(exchange: Exchange) -> Coroutine[Any, Any, None]:
+    from gateway.features.live import session, sockets  # noqa: PLC0415  # heavy: few clients want one
+    from gateway.http.routing.routes import is_live  # noqa: PLC0415  # of gateways alone
+
+    return (session.open_live if is_live(exchange.routed.route) else sockets.open_socket)(exchange)
+
+
+FEATURE = Feature(name="live", open_socket=_open_socket)
