@@ -48,7 +48,7 @@ def test_every_outside_library_has_one_door(library: str) -> None:
         if contract["type"] == "protected" and library in contract["protected_modules"]
     ]
     assert len(doors) == 1
-    # It serves people, by features too, and calls others; a socket's answer is parsed where it becomes events.
+    # It serves people, by features too, and calls others; an answer becomes the events of a socket.
     assert len(doors[0]) == {"aiohttp": 3, "httptools": 2}.get(library, 1)
 
 

@@ -29,7 +29,7 @@ from gateway.http.ports import JobsPort
 from gateway.run.jobs import Jobs
 from gateway.settings.settings import Settings
 from tests.core.billing.prices import price_row
-from tests.features.holds.test_authorized import Holds
+from tests.features.caller_holds.test_authorized import Holds
 from tests.http.fakes import answer, post
 from tests.http.stage import Stage, staged
 from tests.http.test_jobs import FakeJobs

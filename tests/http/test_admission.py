@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.model import USER_REQUIRED, Decision, LimitKind, Scope, Verdict
 from gateway.errors import RateLimited, ServiceNotIncluded
-from tests.features.holds.test_authorized import Holds
+from tests.features.caller_holds.test_authorized import Holds
 from tests.http.fakes import AUTH, CALLER, CHAT, answer, chunks, get, post
 from tests.http.stage import Client, Stage, staged
 from tests.waiting import eventually

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.calls.routes import ModelRule, ModelTarget, TokenCounts, UpstreamFacts, UpstreamTarget
 from gateway.run.model_lists import read_list
-from tests.features.holds.test_authorized import Holds
+from tests.features.caller_holds.test_authorized import Holds
 from tests.http.fakes import (
     CHAT,
     CHAT_STREAM,

@@ -25,7 +25,7 @@ from gateway.counters.layouts import states
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.log import DELETION
 from gateway.errors import CountersUnavailable
-from gateway.features.holds.gateway import delete_again
+from gateway.features.caller_holds.gateway import delete_again
 from tests.builders import CHAT, UNITS, World, driven, new_id
 from tests.conftest import ValkeyServer
 from tests.counters.admission.test_quota import Hire, Worker, hire

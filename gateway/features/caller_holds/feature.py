@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _handlers() -> Mapping[str, Answerer]:
-    from gateway.features.holds import gateway  # noqa: PLC0415  # of gateways alone
+    from gateway.features.caller_holds import gateway  # noqa: PLC0415  # of gateways alone
     from gateway.http.routing import routes  # noqa: PLC0415  # as above
 
     return {
@@ -28,9 +28,9 @@ def _handlers() -> Mapping[str, Answerer]:
 
 def _again(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None]]]:
     from gateway.counters.settlement_log.log import DELETION  # noqa: PLC0415  # as above
-    from gateway.features.holds.gateway import delete_again  # noqa: PLC0415  # as above
+    from gateway.features.caller_holds.gateway import delete_again  # noqa: PLC0415  # as above
 
     return {DELETION: partial(delete_again, ports)}
 
 
-FEATURE = Feature(name="holds", handlers=_handlers, again=_again)
+FEATURE = Feature(name="caller_holds", handlers=_handlers, again=_again)

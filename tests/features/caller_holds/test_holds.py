@@ -10,7 +10,7 @@ from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, MONEY, TOKENS
 from gateway.core.accounts.caller_holds import HoldBody, read_body
 from gateway.core.model import BudgetWindow, Decision, Service, Verdict
 from gateway.errors import InvalidRequest
-from gateway.features.holds.gateway import UNITS, _remaining
+from gateway.features.caller_holds.gateway import UNITS, _remaining
 
 PRICED, FREE = Service(1, "search", "consumption", counts_tokens=False, credits=3), Service(2, "chat")
 MONEY_LEFT, TOKENS_LEFT = BudgetWindow(1, 100, 70, 0, FLAG_MONEY), BudgetWindow(1, 100, 95, 0, FLAG_TOKENS)
