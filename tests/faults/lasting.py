@@ -33,7 +33,7 @@ from tests.faults.audit import Figures
 from tests.faults.cast import WIDE_TOKENS, Cast, Tenant
 from tests.faults.truth import Upstream
 from tests.faults.world import FaultError, World
-from tests.features.live.live_upstream import LiveUpstream, playing
+from tests.features.websockets.live_upstream import LiveUpstream, playing
 
 KINDS = ("responses", "videos", "batches", "holds", "turns", "narrow")
 ASYNC_KINDS = ("responses", "videos", "batches")

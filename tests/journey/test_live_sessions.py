@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 
 from tests import plain_http
-from tests.features.live.live_upstream import LiveUpstream, playing
-from tests.features.live.test_live import BEGUN, CREATE, CREATED, DELTA, LIMITS, done
+from tests.features.websockets.live_upstream import LiveUpstream, playing
+from tests.features.websockets.test_live import BEGUN, CREATE, CREATED, DELTA, LIMITS, done
 from tests.journey.budgets import MODEL
 from tests.journey.stack import ANSWER_S_MAX, Stack
 from tests.waiting import wait_until

@@ -20,8 +20,8 @@ from gateway.core.families.openai.realtime import RealtimeSession
 from gateway.core.model import HoldExtension, HoldRequest, Settlement, SettleResult
 from gateway.errors import InvalidRequest
 from tests import search
-from tests.features.live.live_upstream import LiveUpstream
-from tests.features.live.test_live import (
+from tests.features.websockets.live_upstream import LiveUpstream
+from tests.features.websockets.test_live import (
     CREATED,
     GEMINI_ROUTES,
     HEARD,

@@ -27,7 +27,15 @@ from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.errors import ModelNotAllowed, Refusal, RequestTooLarge, UpstreamUnreachable
-from gateway.features.live.sockets import INNER, SLOW, WAITING, SocketAnswer, WebSocket, open_as, take_place
+from gateway.features.websockets.sockets import (
+    INNER,
+    SLOW,
+    WAITING,
+    SocketAnswer,
+    WebSocket,
+    open_as,
+    take_place,
+)
 from gateway.http.admission import admit, identify, judge, known, prices_of
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key

@@ -24,7 +24,7 @@ from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTar
 from gateway.core.families.gemini.live import GeminiLiveSession
 from gateway.core.model import Decision, Family, LimitKind, Scope, Verdict
 from tests.certificates import issued, trusting
-from tests.features.live.live_upstream import LiveUpstream, Script, playing
+from tests.features.websockets.live_upstream import LiveUpstream, Script, playing
 from tests.http.fakes import CALLER, KEY, answer
 from tests.http.stage import OVER, WITHIN_S, Stage, Tls, staged
 from tests.waiting import eventually
