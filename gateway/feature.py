@@ -112,7 +112,7 @@ class Feature:
     # Who answers paths that a gateway routes, by path; who goes on with a client by a WebSocket.
     handlers: Callable[[], Mapping[str, Answerer]] = dict
     open_socket: Answerer | None = None
-    # What does again what a gateway's settlement log kept, by the kind of a record.
+    # Handlers of records that a gateway's settlement log kept, by their kind.
     again: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
     # By event, the link that messages to webhooks have.
     links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
