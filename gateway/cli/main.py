@@ -277,7 +277,7 @@ def serve(
     *,
     config: ConfigOption = None,
     gateway_port: GatewayPortOption = None,
-    ops_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Health and metrics (9090).")] = None,
+    ops_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Health and metrics (9464).")] = None,
     workers: WorkersOption = None,
     redis_url: RedisOption = None,
 ) -> None:

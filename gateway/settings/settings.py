@@ -141,7 +141,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     admin_host: str = "127.0.0.1"
     admin_port: Port = 8081
     ops_host: str = "0.0.0.0"  # noqa: S104  # probes and scrapes come from outside the pod
-    ops_port: Port = 9090
+    ops_port: Port = 9464
     data_dir: str = ".tollkeeper"
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"

@@ -263,6 +263,7 @@ class ConsoleQueries:
         {
             "organizations",
             "tenants",
+            "admin-tokens",
             "api-keys",
             "token-plans",
             "services",

@@ -131,7 +131,7 @@ def test_the_image_starts_what_the_manifests_start() -> None:
     said = dict(final)
     assert json.loads(said["entrypoint"]) == ["tollkeeper"]
     assert json.loads(said["cmd"]) == ["serve"]
-    assert said["expose"].split() == ["8080", "8081", "9090"]
+    assert said["expose"].split() == ["8080", "8081", "9464"]
     environ = dict(word.split("=", 1) for name, rest in final if name == "env" for word in shlex.split(rest))
     assert environ["TOLLKEEPER_DATA_DIR"] == said["workdir"] == "/var/lib/tollkeeper"
 

@@ -36,13 +36,15 @@ def furnish(stack: Stack) -> dict[str, Any]:
     gold = stack.make(
         "subscription-plans", name="Gold", monthly_cost="29.00", annual_cost="290", feature_access=["chat"]
     )["id"]
-    today = datetime.now(UTC).date()
+    this = datetime.now(UTC).date().replace(day=1)
+    last = (this - timedelta(days=1)).replace(day=1)
+    before = (last - timedelta(days=1)).replace(day=1)
     stack.make(
         "organization-subscriptions", organization_id=acme, plan_id=gold,
-        start_date=str(today - timedelta(days=40)),
+        start_date=str(before),
     )  # fmt: skip
     stack.make("credit-additions", organization_id=acme, credits_added=500, unit_cost="0.01")
-    stack.make("tax-rates", organization_id=acme, rate="0.19", effective_from=str(today - timedelta(days=90)))
+    stack.make("tax-rates", organization_id=acme, rate="0.19", effective_from=str(before))
     since = (datetime.now(UTC) - timedelta(days=90)).isoformat()
     stack.make("prices", model="screen-model", currency="USD", input="1", output="2", effective_from=since)
     stack.make("models", name="fast", targets=[{"upstream": "openai", "model": "gpt-4o-mini"}])
@@ -50,7 +52,7 @@ def furnish(stack: Stack) -> dict[str, Any]:
     stack.make("exchange-rates", currency="EUR", base="USD", rate="0.92", effective_from=since)
     stack.make("webhooks", url="https://hooks.example/x")
     stack.make("admin-tokens", name="lead", role="operator", tenant_id=search)
-    period = {"period_start": str(today - timedelta(days=40)), "period_end": str(today - timedelta(days=1))}
+    period = {"period_start": str(before), "period_end": str(last)}
     invoice = stack.make("invoices", organization_id=acme, **period)["id"]
     assert stack.admin("POST", f"/invoices/{invoice}/finalize")[0] == 200
     paid = {"amount": "5.00", "reference": "bank-1"}

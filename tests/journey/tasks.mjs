@@ -2,7 +2,7 @@
 // Usage: node tasks.mjs '{"browser", "profile", "url", "token", …}'; `found.tasks` has [who, task, clicks, fields, what the page says].
 import { asked, close, found, page, signIn, signOut } from "./console.mjs";
 
-found.tasks = [];
+Object.assign(found, { tasks: [], undone: [] });
 let clicks = 0;
 let fields = 0;
 
@@ -17,7 +17,8 @@ async function type(selector, text, enter = false) {
   fields += 1;
   const input = page.locator(selector).first();
   await input.fill(text);
-  if (enter) { await input.press("Enter"); await page.waitForLoadState("load"); }
+  await input.press(enter ? "Enter" : "Tab");
+  if (enter) await page.waitForLoadState("load");
 }
 
 async function choose(selector, value) { clicks += 1; await page.locator(selector).first().selectOption(value); }
@@ -30,8 +31,12 @@ const see = (words) => page.locator(`main :text("${words}")`).first().waitFor();
 async function task(who, what, steps) {
   clicks = fields = 0;
   const before = page.url();
-  const said = await steps();
-  found.tasks.push([who, what, clicks, fields, said]);
+  try {
+    const said = await steps();
+    found.tasks.push([who, what, clicks, fields, said]);
+  } catch (error) {
+    found.undone.push(`${who}, ${what}: ${error.message.slice(0, 300)}`);
+  }
   await page.goto(before);
 }
 
@@ -81,9 +86,23 @@ await as(asked.token, "platform admin", {
   },
 });
 
+await as(asked.key, "engineer", {
+  "what is left": async () => text("#budgets tbody tr"),
+  "ask for more": async () => {
+    await open("Ask for more");
+    await type("#budgets input[name=amount]", "30");
+    await type("#budgets input[name=reason]", "a fair");
+    await click("#budgets details[open] button");
+    return text("#asked .mark");
+  },
+  "why was this refused": async () => { await click("tr:has-text('429') a[href^='/me/calls/']"); return text("main ol"); },
+  "copy a snippet": async () => { await click("main button[data-copy]"); return text("main pre"); },
+  "rotate": async () => { await click("form[action$=rotate] button"); return text("#secret"); },
+});
+
 await as(asked.lead, "team lead", {
   "who spends": async () => { await menu("Team"); return text("h1"); },
-  "decide a raise request": async () => { await menu("Team"); return text("#requests, main section:has-text('Raise')"); },
+  "decide a raise request": async () => { await menu("Team"); return text("#asked"); },
   "each of us 5 a day": async () => {
     await menu("Team");
     await click("a:text-is('New budget')");
@@ -110,23 +129,9 @@ await as(asked.lead, "team lead", {
   },
 });
 
-await as(asked.key, "engineer", {
-  "what is left": async () => text("#budgets tbody tr"),
-  "ask for more": async () => {
-    await open("Ask for more");
-    await type("#budgets input[name=amount]", "30");
-    await type("#budgets input[name=reason]", "a fair");
-    await click("#budgets details[open] button");
-    return text("#asked .mark");
-  },
-  "why was this refused": async () => { await click("#calls a:has-text('429'), #calls tbody a"); return text("main ol"); },
-  "copy a snippet": async () => { await click("main button[data-copy]"); return text("main pre"); },
-  "rotate": async () => { await click("form[action$=rotate] button"); return text("#secret"); },
-});
-
-await as(asked.token, "admin again", {
+await as(asked.token, "platform admin", {
   "a raise request waits": async () => {
-    await click("#trouble a:has-text('raise')");
+    await click("#trouble a:has-text('more of a budget')");
     await click("#list tbody a");
     await see("Of the budget now");
     await open("Approve");

@@ -17,11 +17,14 @@ import pytest
 from tests.chromium import chromium
 from tests.conftest import free_port
 from tests.features.stripe.stripe_server import KEY, stripe_server
+from tests.journey.console_rows import furnish, pages_of
 from tests.journey.node import install
 from tests.journey.stack import Stack
 
 PACKAGES = ("playwright-core@1.65.1", "axe-core@4.14.1")
 RUN_S_MAX = 600
+# Of what goes through every screen.
+ALL_S_MAX = 3_600
 pytestmark = pytest.mark.nightly
 
 
@@ -77,7 +80,99 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     (folder / "package.json").write_text('{"private":true,"type":"module"}')
     install(npm, folder, *PACKAGES)
+    for each in ("console", "fields", "screens", "tasks"):
+        shutil.copy(Path(__file__).with_name(f"{each}.mjs"), folder)
     return Path(shutil.copy(Path(__file__).with_name("browser.mjs"), folder))
+
+
+@pytest.fixture(scope="module")
+def furnished(stack: Stack) -> dict[str, Any]:
+    """A row of everything, and who comes to look at it."""
+    ids = furnish(stack)
+    people = {
+        "lead": {"role": "operator", "tenant_id": ids["search"]},
+        "finance": {"role": "billing"},
+        "customer": {"role": "admin", "organization_id": ids["organization"]},
+    }
+    tokens = {
+        name: stack.make("admin-tokens", name=f"{name} at work", **whose)["token"]
+        for name, whose in people.items()
+    }
+    return {"ids": ids, "key": ids["key"], **tokens}
+
+
+def run_script(stack: Stack, browser: str, script: Path, name: str, **asked: Any) -> dict[str, Any]:
+    """Run one of the scripts, and return what it found; nothing may come from elsewhere."""
+    said = {"browser": browser, "url": stack.admin_url, "token": stack.admin_token}
+    said["profile"] = str(script.parent / f"profile-{name}")
+    words = ["node", f"{name}.mjs", json.dumps(said | asked)]
+    done = subprocess.run(words, cwd=script.parent, capture_output=True, timeout=ALL_S_MAX, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert found["foreign"] == []
+    return found
+
+
+# Each task of five people, with the clicks and the typed fields that it takes after signing in.
+TASKS = {
+    ("platform admin", "a team in an organization"): (3, 2),
+    ("platform admin", "a key for an engineer"): (3, 3),
+    ("platform admin", "each user 20 dollars a day"): (4, 2),
+    ("platform admin", "why was this refused"): (0, 1),
+    ("platform admin", "spend of one organization"): (0, 1),
+    ("engineer", "what is left"): (0, 0),
+    ("engineer", "ask for more"): (2, 2),
+    ("engineer", "why was this refused"): (1, 0),
+    ("engineer", "copy a snippet"): (1, 0),
+    ("engineer", "rotate"): (1, 0),
+    ("team lead", "who spends"): (1, 0),
+    ("team lead", "decide a raise request"): (1, 0),
+    ("team lead", "each of us 5 a day"): (4, 1),
+    ("team lead", "a new key"): (3, 1),
+    ("team lead", "refused calls of the team"): (3, 0),
+    ("platform admin", "a raise request waits"): (4, 0),
+    ("finance", "invoice a customer"): (4, 1),
+    ("finance", "invoice all of a month"): (4, 0),
+    ("finance", "record money that came in"): (5, 2),
+    ("finance", "give a line back"): (5, 0),
+    ("finance", "revenue, tax and entries of last month"): (7, 0),
+    ("customer", "balance and grants"): (1, 0),
+    ("customer", "buy credits"): (1, 0),
+    ("customer", "make a key"): (3, 2),
+    ("customer", "use by model"): (1, 0),
+    ("customer", "an invoice's file"): (1, 0),
+}
+
+
+def test_five_people_do_their_tasks(
+    stack: Stack, browser: str, script: Path, furnished: dict[str, Any]
+) -> None:
+    found = run_script(stack, browser, script, "tasks", **furnished)
+    assert (found["undone"], found["errors"]) == ([], [])
+    counted = {(who, what): (clicks, fields) for who, what, clicks, fields, _ in found["tasks"]}
+    assert counted == TASKS
+    said = {what: text for _, what, _, _, text in found["tasks"]}
+    assert said["a key for an engineer"].startswith("tk_")
+    assert said["a raise request waits"] == "Approved: the budget is raised."
+
+
+def test_what_is_typed_wrongly_anywhere_is_said_in_its_place(
+    stack: Stack, browser: str, script: Path, furnished: dict[str, Any]
+) -> None:
+    rubbish = "\"><b>rub%bish', 1=1"
+    values = ["Search", "Nobody at all", "Twin", rubbish]
+    asked = {"pages": pages_of(stack), "values": values, "rubbish": rubbish}
+    found = run_script(stack, browser, script, "fields", **asked)
+    assert (found["silent"], found["raw"]) == ([], [])
+    assert min(found["filters"], found["fields"], found["refused"]) > 100
+
+
+def test_every_screen_serves_phones_and_desks(
+    stack: Stack, browser: str, script: Path, furnished: dict[str, Any]
+) -> None:
+    sizes = [(width, theme) for width in (1440, 390) for theme in ("light", "dark")]
+    found = run_script(stack, browser, script, "screens", pages=pages_of(stack), sizes=sizes)
+    assert (found["violations"], found["wide"], found["errors"]) == ([], [], [])
 
 
 def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> None:

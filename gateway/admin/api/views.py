@@ -611,7 +611,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
                 model, BASE_CURRENCY, at, provider
             )
             more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
-            raise NotFound(f"{why}{more}.")
+            raise NotFound(f"{why}{more}. The list of prices has those that there are.")
         return web.json_response(_quoted(asked, found))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -299,6 +300,9 @@ LABELS = {
     "credits_remaining": "Left",
     "negotiated_credits": "Credits",
 }
+# What says who did something, and the resources of those who do.
+ACTORS = frozenset({"actor", "requested_by", "decided_by"})
+_ACTOR, _ACTOR_OF = re.compile(r"(key|token):([0-9]{1,18})"), {"key": "api-keys", "token": "admin-tokens"}
 ITEMS_MAX = 6
 MINUTE_CHARS = len("2026-01-31 10:00")
 
@@ -344,11 +348,10 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
     if column == "model" and column not in row:
         metadata: Any = row.get("metadata") or {}
         value = metadata.get("model") or metadata.get("reason")
-    target = screen.resource.target(column)
-    if target and isinstance(value, int):
-        known = SCREENS.get(target)
-        name = names.get((target, value)) or (f"{known.one} {value}" if known else str(value))
-        return Cell("text", name, f"/{target}/{value}" if known and known.has_page else "")
+    if refers := _reference(screen, column, value):
+        known = SCREENS.get(refers[0])
+        name = names.get(refers) or (f"{known.one} {refers[1]}" if known else str(value))
+        return Cell("text", name, f"/{refers[0]}/{refers[1]}" if known and known.has_page else "")
     if column == "status" and isinstance(value, int):
         reason = str(row.get("reason") or "").replace("_", " ")
         return Cell("mark", f"{value} {reason}".rstrip(), tone=outcome_of(value).tone)
@@ -364,10 +367,18 @@ def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for row in rows:
         for column, value in row.items():
-            target = screen.resource.target(column)
-            if target and isinstance(value, int):
-                found.setdefault(target, set()).add(value)
+            if refers := _reference(screen, column, value):
+                found.setdefault(refers[0], set()).add(refers[1])
     return found
+
+
+def _reference(screen: Screen, column: str, value: object) -> tuple[str, int] | None:
+    """Return the resource and the id of the row that a value refers to; a key or a token did something."""
+    if isinstance(value, int):
+        target = screen.resource.target(column)
+        return (target, value) if target else None
+    found = _ACTOR.fullmatch(str(value)) if column in ACTORS else None
+    return (_ACTOR_OF[found[1]], int(found[2])) if found else None
 
 
 def state_of(name: str, row: Row) -> str:

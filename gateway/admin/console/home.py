@@ -456,6 +456,12 @@ class ConsoleShell:
         """The desk of who is signed in: what its role and organization let it see and do."""
         return ConsoleShell(self.ports.of(actor), self._pages, self.sessions)
 
+    @property
+    def whole(self) -> ConsoleShell:
+        """The desk of the person's organization: for what they are told of it, such as its currency."""
+        actor = self.ports.actor
+        return self if actor.tenant_id is None else self.of(replace(actor, tenant_id=None, api_key_id=None))
+
     def reading(self, page: Reading, *, by_key: bool = False) -> Handler:
         """A page of who is signed in; `by_key`: with an API key, too."""
 

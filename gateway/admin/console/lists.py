@@ -31,6 +31,7 @@ from gateway.admin.console.home import (
     see,
 )
 from gateway.admin.console.screens import SCREENS, Screen
+from gateway.admin.explanation import REFUSALS
 from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row, refused_read, refused_write
@@ -387,6 +388,8 @@ def _controls(
             offered = choices.get(target, [])
         elif wanted.kind == "flag":
             offered = [("true", "yes"), ("false", "no")]
+        elif (screen.name, name) == ("calls", "reason"):
+            offered = [(each, each.replace("_", " ")) for each in sorted(REFUSALS)]
         kind = "choice" if offered else "named" if target in FOUND else KINDS.get(wanted.kind, "text")
         value, error = request.query.get(name, ""), errors.get(name, "")
         shape = "search" if name == "search" else kind

@@ -56,6 +56,9 @@ async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
 
 async def with_owner(desk: ConsoleShell, budget: Row) -> Row:
     """A budget that is typed, with its organization, by its tenant where it is not said, and its currency."""
+    actor = desk.ports.actor
+    if actor.organization_id is not None:
+        return {"organization_id": actor.organization_id, **budget}
     if "organization_id" not in budget and isinstance(budget.get("tenant_id"), int):
         tenant = await desk.ports.store.get("tenants", int(str(budget["tenant_id"])))
         budget = {**budget, "organization_id": tenant["organization_id"]}
@@ -70,7 +73,7 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
             return []
         if any(isinstance(budget.get(name), str) for name in SELECTING if name.endswith("_id")):
             return []
-        owner = await desk.ports.store.get("organizations", int(str(budget["organization_id"])))
+        owner = await desk.whole.ports.store.get("organizations", int(str(budget["organization_id"])))
         limit = Decimal(str(budget["amount"]))
         if limit <= 0 or (budget["unit"] != MONEY and limit != int(limit)):
             return []

@@ -265,6 +265,15 @@ def _takes_from(row: Row, scope: OwnScope) -> bool:
     )
 
 
+async def _askers(wide: ConsoleShell, asked: Sequence[Row]) -> list[str]:
+    """Return who asked, by the names of their keys or tokens."""
+    screen = SCREENS.get(REQUESTS)
+    if screen is None:
+        return []
+    names = await wide.names(formatting.references(screen, asked))
+    return [formatting.cell(screen, row, "requested_by", names).text for row in asked]
+
+
 async def _requests(wide: ConsoleShell, **filters: object) -> list[Row]:
     """The latest raise requests; nothing where that feature is not there."""
     if REQUESTS not in RESOURCES:
@@ -363,12 +372,16 @@ async def show_team(desk: ConsoleShell, request: web.Request, signed: SignedInPe
     [with_quota] = await lists.with_quotas(desk, [tenant])
     theirs, _ = await desk.operations["budgets"].list(query(BUDGETS_MAX, **own))
     of_team = {row["id"] for row in theirs if row["of_team"]}
+    who = await _askers(wide, asked)
     return desk.answer(
         request, signed, "team.html",
         tenant=with_quota, members=[RESOURCES["admin-tokens"].render(row) for row in members.rows], keys=keys,
         spent=(("By person", "user", by_user), ("By model", "model", by_model)), parts_max=PARTS_SHOWN,
         name_of=reports.name_of, budgets=budgets,
-        asked=[{**row, "decides": row["budget_id"] in of_team} for row in asked],
+        asked=[
+            {**row, "decides": row["budget_id"] in of_team, "by": by}
+            for row, by in zip(asked, who, strict=True)
+        ],
     )  # fmt: skip
 
 
@@ -377,7 +390,10 @@ async def show_team(desk: ConsoleShell, request: web.Request, signed: SignedInPe
 DOCUMENTS_SHOWN = 12
 
 
-async def show_account(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+async def show_account(
+    desk: ConsoleShell, request: web.Request, signed: SignedInPerson, refused: str = "", status: int = 200
+) -> web.Response:
+    """`GET /account`; `refused` is what was wrong with a purchase."""
     actor = signed.actor
     if not is_customer(actor) or actor.organization_id is None:
         raise Forbidden("This page is for people of one organization.")
@@ -397,7 +413,7 @@ async def show_account(desk: ConsoleShell, request: web.Request, signed: SignedI
     )
     seller = desk.ports.store.letterhead.seller
     return desk.answer(
-        request, signed, "account.html", buys=_offer(desk, row, actor),
+        request, signed, "account.html", status, refused=refused, buys=_offer(desk, row, actor),
         row=row, subscription=subscription, plan=plan, grants=grants[0], invoices=invoices[0],
         spent=(("By service", "service", by_service), ("By model", "model", by_model)), parts_max=PARTS_SHOWN,
         name_of=reports.name_of, seller=seller.name if seller is not None else "",
@@ -446,7 +462,7 @@ async def buy(
     owner = await desk.operations["organizations"].show(actor.organization_id)
     count = str(posted.get("credits", "")).strip()
     if not _COUNT.fullmatch(count):
-        raise Unprocessable(errors=(("credits", "must be a whole number, such as 1000"),))
+        return await show_account(desk, request, signed, "must be a whole number, such as 1000", 422)
     sent: dict[str, object] = {"credits": int(count)}
     asked = desk.asked(request, signed, posted, sent)
     values = {

@@ -24,7 +24,15 @@ from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, forms, lists, meaning, reports
 from gateway.admin.console.formatting import cell, label_of, references, state_of
 from gateway.admin.console.forms import PageForm, Tick
-from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query, see
+from gateway.admin.console.home import (
+    FOUND,
+    LISTED,
+    ConsoleShell,
+    Posted,
+    SignedInPerson,
+    query,
+    see,
+)
 from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
@@ -36,7 +44,7 @@ from gateway.admin.resources.form_fields import FormField
 from gateway.admin.resources.resource import Action, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
-from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Row, refused_write, settable
+from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, OWNER, Row, refused_write, settable
 from gateway.core.accounts.budgets import ALL_OTHERS, SELECTING
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
@@ -74,6 +82,8 @@ TITLES = {
     ("invoices", "uncollectible"): "Make uncollectible",
 }
 TICKED = {("invoices", "credit-note")}
+# Fields in sight that no list has: without its user a key counts for nobody.
+IN_SIGHT = {"api-keys": {"user"}}
 # Forms whose fields beyond those of the list are folded, however few they are.
 FOLDED = frozenset({"invoices"})
 # A key with one of these has none made in its place.
@@ -160,7 +170,7 @@ class Records:
         }
         usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
         own = {"organization_id": str(signed.actor.organization_id or "")}
-        values = {**form.values, **usual, **own, **said}
+        values = await self._with_names(form, {**form.values, **usual, **own, **said})
         return await self._form_page(
             request, signed, replace(form, values=values, presets=self._presets(said))
         )
@@ -314,6 +324,18 @@ class Records:
         resource = self._screen.resource
         return refused_write(self._desk.ports.actor, resource.name, resource.access, verb) is None
 
+    async def _with_names(self, form: PageForm, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return values with the names of rows for their ids, where a name says which row is meant."""
+        refers = {each.name: each.refers for each in form.fields if each.refers in FOUND - LISTED}
+        ids = {name: int(text) for name in refers if (text := str(values.get(name, ""))).isdecimal()}
+        wanted: dict[str, set[int]] = {}
+        for name, number in ids.items():
+            wanted.setdefault(refers[name], set()).add(number)
+        called = await self._desk.names(wanted)
+        named = {name: called.get((refers[name], number), "") for name, number in ids.items()}
+        meant, _ = await lists.find_names(self._desk, named, refers)
+        return {**values, **{name: named[name] for name, text in meant.items() if text == str(ids[name])}}
+
     def _presets(self, said: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return the usual periods of an invoice, as addresses of its form."""
         if self._screen.name != "invoices":
@@ -328,9 +350,13 @@ class Records:
         one, model = self._screen.one, self._screen.resource.create
         form = self._form(f"/{self._screen.name}", f"New {one}", f"Create {one}", model, CREATE)
         filled = FILLED.get(self._screen.name, {})
+        # A new row of somebody who is of one organization is that organization's.
+        is_given = self._desk.ports.actor.organization_id is not None and model is not None
+        given = {OWNER} if is_given and OWNER in model.model_fields else set()  # type: ignore[union-attr]  # given
         fields = [
             replace(each, required=False, hint=filled[each.name]) if each.name in filled else each
             for each in form.fields
+            if each.name not in given or not each.required
         ]
         return replace(form, fields=fields, slots=self._screen.sentence)
 
@@ -365,7 +391,8 @@ class Records:
         if model is not None:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
             fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
-        main = {each.name for each in fields if each.required or each.name in self._screen.columns}
+        seen = IN_SIGHT.get(self._screen.name, set()).union(self._screen.columns)
+        main = {each.name for each in fields if each.required or each.name in seen}
         folds = len(fields) > FIELDS_IN_SIGHT_MAX or (verb == CREATE and self._screen.name in FOLDED)
         return PageForm(
             action, title, submit, fields, forms.defaults(fields), main=frozenset(main if folds else ()),

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
@@ -162,14 +163,26 @@ class AdminClient:
             return int(text)
         by = named_by(resource)
         value = self.id_of("organizations", text) if by == "organization_id" else text
-        found = self.get(resource, **{by: value}, limit=NAMESAKES_MAX)["items"]
         one = resource.removesuffix("s")
+        if by not in described.resource(resource).filters:
+            raise CommandFailed(
+                f"{text!r} is no id of a {one}: `tollkeeper {section_of(resource)} list` has all."
+            )
+        found = self.get(resource, **{by: value}, limit=NAMESAKES_MAX)["items"]
         if not found:
-            raise CommandFailed(f"There is no {one} named {text!r}; give its whole name, or its id.")
+            near = get_close_matches(text, self._known(resource, by), 1)
+            hint = f"did you mean {near[0]!r}?" if near else "give its whole name, or its id."
+            raise CommandFailed(f"There is no {one} named {text!r}; {hint}")
         if len(found) > 1:
             ids = ", ".join(str(row["id"]) for row in found)
             raise CommandFailed(f"There is more than one {one} named {text!r}: give one of their ids, {ids}.")
         return int(found[0]["id"])
+
+    def _known(self, resource: str, by: str) -> list[str]:
+        """Return names among the first rows, for a name that is mistyped."""
+        with suppress(CommandFailed):
+            return [str(row.get(by)) for row in self._each(resource, NAMES_READ_MAX)]
+        return []
 
     def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:
         """The names of rows by id, as far as they are among the first rows and can be read."""

@@ -69,8 +69,18 @@ RESOURCES = (
         deletable=True,
         filters=filters("organization_id budget_id status", status=RAISE_STATUSES),
         actions=(
-            Action("approve", "Raise the budget as asked", offered=lambda row: row["status"] == OPEN),
-            Action("deny", "Leave the budget as it is", offered=lambda row: row["status"] == OPEN),
+            Action(
+                "approve",
+                "Raise the budget as asked",
+                offered=lambda row: row["status"] == OPEN,
+                done="Approved: the budget is raised.",
+            ),
+            Action(
+                "deny",
+                "Leave the budget as it is",
+                offered=lambda row: row["status"] == OPEN,
+                done="Denied.",
+            ),
         ),
     ),
 )

@@ -78,6 +78,7 @@ RESOURCES = (
             Action(
                 "resume", "Send again at once, whatever pause there is",
                 offered=lambda row: row["paused_until"] is not None and row["dropped_at"] is None,
+                done="It is sent again.",
             ),
             Action(
                 "retry", "Send all again that was refused",
@@ -86,16 +87,17 @@ RESOURCES = (
             Action(
                 "end", "Report no use from now on; what was used before is still told",
                 offered=lambda row: row["ended_at"] is None,
-                confirmed="Use from now on is not reported, now or later.",
+                confirmed="Use from now on is not reported, now or later.", done="Ended.",
             ),
             Action(
                 "drop", "Leave what an ended feed did not tell yet, and tell nothing more of its time",
                 offered=lambda row: row["ended_at"] is not None and row["dropped_at"] is None,
                 confirmed="The billing service is never told what waits, nor what becomes known later.",
+                done="Dropped.",
             ),
             Action(
                 "begin", "Tell what is used from now on again, in a feed like one that has ended",
-                offered=lambda row: row["ended_at"] is not None,
+                offered=lambda row: row["ended_at"] is not None, done="A new feed has begun.",
             ),
         ),
     ),

@@ -48,6 +48,16 @@ def test_the_consequence_stands_before_whatever_refuses_calls_or_cannot_be_taken
                 assert action.confirmed or (screen.name, action.name) in CONFIRMED, (screen.name, action.name)
 
 
+async def test_each_action_says_that_it_is_done(admin: Person) -> None:
+    silent = [
+        (screen.name, action.name)
+        for screen in SCREENS.values()
+        for action in screen.resource.actions
+        if not action.mints and 'role="status"' not in (await admin.open(f"/search?done={action.name}")).text
+    ]
+    assert silent == []
+
+
 async def test_a_consequence_is_ticked_first(api: Api, admin: Person) -> None:
     made = await tenant_of(api)
     page = (await admin.open(f"/tenants/{made['id']}")).text

@@ -21,7 +21,7 @@ listens on 127.0.0.1 alone; the Service leads to the port `http`. By the label P
   args: [serve, --config, /etc/tollkeeper/config.yaml]
   ports:
     - { name: http, containerPort: 8080 }
-    - { name: ops, containerPort: 9090 }
+    - { name: ops, containerPort: 9464 }
   env:
     {{- include "tollkeeper.gatewayEnv" (dict "root" .root "of" .root.Values.sidecar) | nindent 4 }}
   # Never by Redis: while that is away your container starts, and calls are answered 503.
