@@ -48,8 +48,8 @@ def test_a_body_that_hides_its_model_is_refused_by_that_name(body: dict[str, Any
 FIELDS = {
     "from-portkey.md": (
         "strategy", "mode: fallback", "mode: loadbalance", "on_status_codes", "targets", "weights",
-        "provider", "custom_host", "api_key", "virtual key", "override_params", "retry", "request_timeout", "cache",
-        "input_guardrails", "output_guardrails", "conditions", "forward_headers", "x-portkey-metadata",
+        "provider", "custom_host", "api_key", "virtual key", "override_params", "retry", "request_timeout",
+        "cache", "input_guardrails", "output_guardrails", "conditions", "forward_headers", "x-portkey-metadata",
         "x-portkey-trace-id",
     ),
     "from-openrouter.md": (
