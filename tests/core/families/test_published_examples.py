@@ -49,8 +49,8 @@ FIELDS = {
     "from-portkey.md": (
         "strategy", "mode: fallback", "mode: loadbalance", "on_status_codes", "targets", "weights",
         "provider", "custom_host", "api_key", "virtual key", "override_params", "retry", "request_timeout",
-        "cache", "input_guardrails", "output_guardrails", "conditions", "forward_headers", "x-portkey-metadata",
-        "x-portkey-trace-id",
+        "cache", "input_guardrails", "output_guardrails", "conditions", "forward_headers",
+        "x-portkey-metadata", "x-portkey-trace-id",
     ),
     "from-openrouter.md": (
         "models: [a, b]", "fallbacks", "route", "provider: {order", "plugins", "transforms", "reasoning",
