@@ -138,7 +138,10 @@ def _cline(seat: Seat) -> Start:
     """Write what `cline auth` does, and a field besides."""
     name = "openai-compatible"
     settings = {"provider": name, "apiKey": seat.key, "model": seat.model, "baseUrl": f"{seat.url}/v1"}
-    provider = {"settings": settings | {"headers": {USER_FIELD: USER}}, "tokenSource": "manual"}
+    provider = {
+        "settings": settings | {"headers": {USER_FIELD: USER}}, "tokenSource": "manual",
+        "updatedAt": "2026-01-01T00:00:00.000Z",
+    }  # fmt: skip
     written = {"version": 1, "lastUsedProvider": name, "modes": {}, "providers": {name: provider}}
     seat.write(".cline/data/settings/providers.json", json.dumps(written))
     return [seat.bin("cline"), "-P", "openai", PROMPT], {}

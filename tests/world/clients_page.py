@@ -23,14 +23,14 @@ came with a key, and refused ones cost nothing.
 A cell says how many requests a client sent, within how many seconds, and how it ended:
 
 - **shown**: what refused it could be read, word for word; **silent**: it could not;
-- **exit 1**: how it ended; **goes on**: it had not ended after {CASE_S_MAX:.0f} seconds, and was stopped.
+- **exit 1**: how it ended; **goes on**: it had not ended {CASE_S_MAX:.0f} seconds behind its first
+  request, and was stopped.
 
 The upstream failed as its vendor does in the last six cases. Refusals before them are Tollkeeper's own: a
-budget of money is spent that [resets tomorrow](../budgets.md#how-a-spent-amount-is-told), or never, or a
-tenant's tokens are.
+budget of money is spent that resets tomorrow, or never, or a tenant's tokens are. `retry_after_max_s` bounds
+what is told in two of them.
 
-With a spent budget told by 402 all agents but aider end behind one or two requests, and show the sentence.
-Told by 429 that is not so for those that take each 429 for a rate limit: opencode, cline, Continue.
+[What to set](../budgets.md#how-a-spent-amount-is-told) for which of them follows from that.
 
 """
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")

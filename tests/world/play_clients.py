@@ -30,15 +30,17 @@ from tests.world.clients import CLIENTS, MODELS, Client, Seat, install_client, n
 from tests.world.programs import PLACE
 from tests.world.relay import CUT, EVENT, POLITE, Fault, Relay, Request, event_sentence, relaying
 
-# How long a client may go on in one case.
+# How long a client may go on in one case behind its first request, and how long it may take to that.
 CASE_S_MAX = 30.0
+BEGIN_S_MAX = 90.0
+LOOK_S = 0.1
 STOP_S_MAX = 10.0
 # By so many letters of a sentence it is known in what a client shows.
 SENTENCE_CHARS = 60
 SETTLED_S_MAX = 60.0
 UNKNOWN_KEY = "tk_" + "0" * 40
-OPEN, DAY, DAY_402, SHORT, TOTAL, TOKENS, MODEL, NOBODY = (
-    "open", "day", "day-402", "short", "total", "tokens", "model", "nobody",
+OPEN, DAY, DAY_402, SHORT, SHORT_402, TOTAL, TOKENS, MODEL, NOBODY = (
+    "open", "day", "day-402", "short", "short-402", "total", "tokens", "model", "nobody",
 )  # fmt: skip
 
 
@@ -56,18 +58,20 @@ CASES = (
     Case("401", NOBODY),
     Case("403 `model_not_allowed`", MODEL),
     Case("spent, 402", DAY_402),
+    Case("spent, 402, told 1 s at most", SHORT_402),
     Case("spent, 429, resets tomorrow", DAY),
     Case("spent, 429, told 5 s at most", SHORT),
     Case("spent, 429, never resets", TOTAL),
     Case("tokens spent, 429", TOKENS),
-    Case("429, 2 s", fault=Fault(429, 2)),
-    Case("500", fault=Fault(500)),
-    Case("529 or 503", fault=Fault(529)),
+    Case("upstream's 429, 2 s", fault=Fault(429, 2)),
+    Case("upstream's 500", fault=Fault(500)),
+    Case("upstream's 529 or 503", fault=Fault(529)),
     Case("stream cut", fault=Fault(end=CUT)),
     Case("stream ends early", fault=Fault(end=POLITE)),
     Case("error in the stream", fault=Fault(end=EVENT)),
 )
-REFUSING = frozenset({DAY, DAY_402, SHORT, TOTAL, TOKENS, MODEL})
+TITLES = frozenset(case.title for case in CASES)
+REFUSING = frozenset({DAY, DAY_402, SHORT, SHORT_402, TOTAL, TOKENS, MODEL})
 
 
 @dataclass
@@ -106,6 +110,7 @@ class Accounts:
         self._tenants[MODEL] = self._tenants[OPEN]
         self._tenants[DAY] = self._made({}, "day")
         self._tenants[DAY_402] = self._made({"spent_status": 402}, "day")
+        self._tenants[SHORT_402] = self._made({"spent_status": 402, "retry_after_max_s": 1}, "day")
         self._tenants[SHORT] = self._made({"retry_after_max_s": 5}, "day")
         self._tenants[TOTAL] = self._made({}, "total")
         self._tenants[TOKENS], key = stack.tenant(1_000, reset_interval="daily")
@@ -194,18 +199,20 @@ def place_of_clients() -> Iterator[Place]:
         yield Place(Accounts(stack), front, behind)
 
 
-def play_client(client: Client, place: Place) -> ClientRow:
-    """Install a client, and ask by it in each case."""
+def play_client(client: Client, place: Place, row: ClientRow) -> None:
+    """Install a client, and ask by it in each case that its row does not have."""
     install_client(client)
-    date = f"{datetime.now(UTC):%Y-%m-%d}"
-    row = ClientRow(client.name, client.version, client.api, client.agent, date)
+    cells = {cell.title: cell for cell in row.cells}
     for case in CASES:
+        if case.title in cells:
+            continue
         cell, requests = _cell(client, case, place)
-        row.cells.append(cell)
+        cells[case.title] = cell
         print(f"  {client.name}, {case.title}: {cell}", flush=True)
         if case.account == OPEN and case.fault is None:
             row.sends = _sends(requests)
-    return row
+        row.cells = [cells[one.title] for one in CASES if one.title in cells]
+        played(client).write_text(json.dumps(asdict(row)))
 
 
 def _cell(client: Client, case: Case, place: Place) -> tuple[ClientCell, list[Request]]:
@@ -214,7 +221,7 @@ def _cell(client: Client, case: Case, place: Place) -> tuple[ClientCell, list[Re
     place.behind.fault = case.fault
     with tempfile.TemporaryDirectory(prefix="home-", dir=PLACE) as home:
         seat = Seat(client.place, Path(home), place.front.url, key, client.model or MODELS[client.api])
-        code, said = _run(client, seat)
+        code, said = _run(client, seat, place.front)
     requests = [one for one in place.front.requests if one.method == "POST" and "count" not in one.path]
     times = [one.at_s for one in requests]
     sentences = {_plain(one.sentence)[:SENTENCE_CHARS] for one in requests if one.sentence}
@@ -247,7 +254,7 @@ def _wrong(case: Case, rows: list[dict[str, Any]], requests: list[Request]) -> s
     return ""
 
 
-def _run(client: Client, seat: Seat) -> tuple[int | None, str]:
+def _run(client: Client, seat: Seat, front: Relay) -> tuple[int | None, str]:
     """Return how a client ended, None where it was stopped, and all that it said."""
     words, more = client.start(seat)
     kept = {name: value for name, value in os.environ.items() if name in {"LANG", "TZ"}}
@@ -260,13 +267,19 @@ def _run(client: Client, seat: Seat) -> tuple[int | None, str]:
             words, cwd=work, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             start_new_session=True,
         )  # fmt: skip
-        code: int | None = None
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(CASE_S_MAX)
+        code, begun = None, time.monotonic()
+        while code is None and time.monotonic() < _end(front, begun):
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(LOOK_S)
         _end_all(seat.home)
         process.wait(STOP_S_MAX)
         said.seek(0)
         return code, said.read().decode(errors="replace")
+
+
+def _end(front: Relay, begun: float) -> float:
+    """Return until when a client may go on, by its first request or else by its start."""
+    return front.requests[0].at_s + CASE_S_MAX if front.requests else begun + BEGIN_S_MAX
 
 
 def _end_all(home: Path) -> None:
@@ -307,16 +320,24 @@ def played(client: Client) -> Path:
 
 
 def play_clients(names: list[str], *, fresh: bool) -> list[ClientRow]:
-    """Play clients that have no row yet, or all of them, and return the rows."""
+    """Play clients whose row is not whole, or all of them, and return the rows."""
     wanted = [CLIENTS[name] for name in names]
-    missing = [one for one in wanted if fresh or not played(one).is_file()]
+    rows = [_kept(client, fresh=fresh) for client in wanted]
+    missing = [(client, row) for client, row in zip(wanted, rows, strict=True) if len(row.cells) < len(CASES)]
     if missing:
         with place_of_clients() as place:
-            for client in missing:
-                row = play_client(client, place)
-                played(client).write_text(json.dumps(asdict(row)))
-    rows = []
-    for client in wanted:
-        said = json.loads(played(client).read_text())
-        rows.append(ClientRow(**said | {"cells": [ClientCell(**cell) for cell in said["cells"]]}))
+            for client, row in missing:
+                play_client(client, place, row)
     return rows
+
+
+def _kept(client: Client, *, fresh: bool) -> ClientRow:
+    """Return the row of a client as far as it was played, in this version."""
+    date = f"{datetime.now(UTC):%Y-%m-%d}"
+    row = ClientRow(client.name, client.version, client.api, client.agent, date)
+    if played(client).is_file() and not fresh:
+        said = json.loads(played(client).read_text())
+        if said["version"] == client.version:
+            row.date, row.sends = said["date"], said["sends"]
+            row.cells = [ClientCell(**cell) for cell in said["cells"] if cell["title"] in TITLES]
+    return row
