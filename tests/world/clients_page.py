@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.tree import ROOT
+from tests.world.clients import CLIENTS
 from tests.world.play_clients import CASE_S_MAX, CASES, ClientCell, ClientRow
 
 PAGE = ROOT / "docs" / "clients" / "tried.md"
@@ -36,7 +37,6 @@ what is told in two of them.
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
 AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
 SENDS = "## What they send"
-MEASURED = ("healthy", "wrong")
 
 
 def write(rows: list[ClientRow]) -> None:
@@ -63,7 +63,8 @@ def _kept() -> dict[str, dict[str, str]]:
 
 
 def _table(heads: tuple[str, ...], lines: dict[str, str]) -> str:
-    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *lines.values()])
+    ordered = [lines[name] for name in CLIENTS if name in lines]
+    return "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *ordered])
 
 
 def _named(row: ClientRow) -> str:
@@ -72,12 +73,15 @@ def _named(row: ClientRow) -> str:
 
 
 def _line(row: ClientRow) -> str:
-    cells = [_fact(cell) for cell in row.cells if cell.title != "healthy"]
+    streams = bool(row.sends["streamed"])
+    cells = [_fact(cell, streams=streams) for cell in row.cells if cell.title != "healthy"]
     return f"| {' | '.join((f'{_named(row)}, {row.date}', *cells))} |"
 
 
-def _fact(cell: ClientCell) -> str:
+def _fact(cell: ClientCell, *, streams: bool) -> str:
     """Return what came of a case, in a few words."""
+    if "stream" in cell.title.removeprefix("upstream") and not streams:
+        return "asks for no stream"
     spent = f"{cell.requests} in {cell.seconds:.0f} s" if cell.requests > 1 else str(cell.requests)
     shown = "shown" if cell.shown else "silent"
     if cell.title in {"stream cut", "stream ends early"}:

@@ -9,8 +9,10 @@ const calls = {
     const { streamText } = await import("ai");
     const { createOpenAI } = await import("@ai-sdk/openai");
     const made = createOpenAI({ baseURL: `${url}/v1`, apiKey, headers });
-    const onError = ({ error }) => { throw error; };
+    let failure;
+    const onError = ({ error }) => { failure = error; };
     for await (const text of streamText({ model: made.chat(model), prompt: content, onError }).textStream) show(text);
+    if (failure) throw failure;
   },
   async openai() {
     const { OpenAI } = await import("openai");
