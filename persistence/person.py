@@ -16,7 +16,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
+from gateway.core.accounts.outbox import CALL_NAMES, NAMES_BESIDE_MARKERS, ROW_MARKERS
 from gateway.errors import Conflict, NotFound
 from persistence.address import CONNECT, plain_url
 
@@ -78,15 +80,13 @@ SELECT FROM control_write WHERE state IN ('pending', 'applied')
    AND (account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s)""",
 }
 _SIGNED = """SELECT FROM ledger_head LIMIT 1"""
-# The gateway writes these names of metadata; all others are of callers.
-_OURS = ("model", "streamed", "status", "duration_ms", "input", "output", "cached", "reasoning", "estimated")
-_OURS_OF_CORRECTIONS = ("corrects", "reason", "used_at", "supplied_on", *_OURS)
+# All other names of metadata are of callers.
+_OURS = (*CALL_NAMES, *ROW_MARKERS)
 _SAID = "metadata - %(ours)s::text[] <> '{}' AND metadata IS NOT NULL AND user_id = %(id)s"
 _CLEARED = """
 UPDATE {table} SET metadata = (
     SELECT coalesce(jsonb_object_agg(key, value), '{{}}') FROM jsonb_each(metadata)
-     WHERE key = ANY(
-         CASE WHEN metadata ? 'corrects' THEN %(of_corrections)s::text[] ELSE %(ours)s::text[] END))
+     WHERE key = ANY(%(ours)s::text[]) OR metadata ? (%(beside)s::jsonb ->> key))
  WHERE jsonb_typeof(metadata) = 'object' AND user_id = %(id)s"""
 _NAMES = "'{external_id,name,user,subject,issuer,limits,reason}'::text[]"
 # In this order: later statements find rows by what earlier ones still say.
@@ -134,7 +134,7 @@ class KeptPerson:
         """Return the parameters of statements; `none` is the name that takes the place of theirs."""
         return {
             "id": self.id, "name": self.name, "organization": self.organization,
-            "none": f"deleted-{self.id}", "ours": list(_OURS), "of_corrections": list(_OURS_OF_CORRECTIONS),
+            "none": f"deleted-{self.id}", "ours": list(_OURS), "beside": Jsonb(NAMES_BESIDE_MARKERS),
         }  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> 
     if connection.execute(_SIGNED).fetchone() is None:
         return False
     statements = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)
-    parameters = person.parameters | {"ours": list(_OURS_OF_CORRECTIONS)}
+    parameters = person.parameters | {"ours": [*_OURS, *NAMES_BESIDE_MARKERS]}
     return any(connection.execute(each.encode(), parameters).fetchone() is not None for each in statements)
 
 

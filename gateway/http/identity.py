@@ -10,6 +10,7 @@ import json
 import re
 from urllib.parse import unquote_to_bytes
 
+from gateway.core.accounts.outbox import ROW_MARKERS
 from gateway.core.accounts.runs import FIELD_BYTES_MAX, ID_CHARACTERS_MAX, is_id, read_run
 from gateway.core.calls.routes import Route
 from gateway.core.issuers import is_token, may_be_read
@@ -121,8 +122,6 @@ SESSION_CHARACTERS_MAX = 128
 METADATA_BYTES_MAX = 2048
 METADATA_DEPTH_MAX = 32
 UNITS_MAX = 1_000_000
-# What only a row of our own may say of itself; views and roll-ups go by it.
-OUR_MARKERS = ("corrects", "forgiven", "forgives", "reclaimed", "supplied_on", "told_on", "unreadable")
 # The member of W3C baggage that names a run.
 RUN_IN_BAGGAGE = b"tollkeeper.run"
 _NOTHING = Attribution()
@@ -258,7 +257,7 @@ def _metadata(said: Values) -> bytes:
             raise InvalidRequest(f"{name} must be a JSON object.", param=name)
         if not _within(read, METADATA_DEPTH_MAX):
             raise InvalidRequest(f"{name} may be {METADATA_DEPTH_MAX} levels deep.", param=name)
-        for marker in OUR_MARKERS:
+        for marker in ROW_MARKERS:
             read.pop(marker, None)
         written = json.dumps(read, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError) as error:

@@ -8,12 +8,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from gateway.core.billing.document import ENDPOINT, InvoiceParty, Letterhead, countries, party_of
+from gateway.core.billing.document import (
+    ENDPOINT,
+    Contact,
+    InvoiceParty,
+    Letterhead,
+    PostalAddress,
+    countries,
+    party_of,
+)
 from gateway.errors import SettingError
 from gateway.files import read_regular
 from gateway.settings.settings import PREFIX, Settings
@@ -44,28 +53,23 @@ def _seller(settings: Settings) -> InvoiceParty | None:
     if not name:
         return None
     more = _details(settings.invoice_seller)
-    fields = {"address": address, "country": country or None} | more
-    return party_of(name, fields | {"tax_number": settings.invoice_tax_number.strip() or None})
+    details = {"address": address, "country": country or None} | more
+    return party_of(name, details | {"tax_number": settings.invoice_tax_number.strip() or None})
 
 
-class _Address(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    street: str | None = None
-    city: str | None = None
-    post_code: str | None = None
-    region: str | None = None
-    country: str | None = None
+def _object(name: str, *members: tuple[str, Any]) -> Any:
+    """Return the type of a JSON object with these members, none of them required."""
+    named = [(member, kind | None, None) for member, kind in members]
+    return msgspec.defstruct(name, named, forbid_unknown_fields=True, omit_defaults=True)
 
 
-class _Contact(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    name: str | None = None
-    phone: str | None = None
-    email: str | None = None
-
-
-class _Details(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    address: _Address | None = None
-    contact: _Contact | None = None
-    endpoint_id: Annotated[str, msgspec.Meta(pattern=f"^{ENDPOINT}$")] | None = None
+_Texts = {
+    of: _object(of.__name__, *((one.name, str) for one in fields(of))) for of in (PostalAddress, Contact)
+}
+_Details = _object(
+    "_Details", ("address", _Texts[PostalAddress]), ("contact", _Texts[Contact]),
+    ("endpoint_id", Annotated[str, msgspec.Meta(pattern=f"^{ENDPOINT}$")]),
+)  # fmt: skip
 
 
 def _details(text: str) -> dict[str, Any]:
@@ -78,10 +82,10 @@ def _details(text: str) -> dict[str, Any]:
         raise wrong(
             "invoice_seller", text, f"a JSON object of address, contact, endpoint_id: {error}"
         ) from error
-    if read.address is not None and read.address.country not in {None, *countries()}:
+    details: dict[str, Any] = msgspec.to_builtins(read)
+    if details.get("address", {}).get("country") not in {None, *countries()}:
         raise wrong("invoice_seller", text, "the two letters of a country (ISO 3166)")
-    fields: dict[str, Any] = msgspec.to_builtins(read)
-    return fields
+    return details
 
 
 def _iban(text: str) -> str | None:

@@ -23,9 +23,9 @@ from gateway.core.accounts.holds import correction_id
 from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, MICRO, NANO, PriceTier, pack_tiers, spend_micro
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
-from gateway.core.billing.price_book import SAME, charged, read_price
+from gateway.core.billing.price_book import charged, read_price
 from gateway.core.billing.proration import CARRY
-from gateway.core.billing.vector import Factor
+from gateway.core.billing.vector import SAME, Factor
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, factor_of, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.core.times import ms_of, rfc3339

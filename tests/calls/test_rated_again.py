@@ -15,7 +15,13 @@ from msgspec import Raw
 
 from gateway.calls.charge import ChargedUse, MeteredUse, UseTerms, charge
 from gateway.calls.journal import UNEXPLAINED, UNKNOWN_MODEL, JournalUse, PricesThen, Rating
-from gateway.core.accounts.outbox import CallFacts, read_other_models, told_of
+from gateway.core.accounts.outbox import (
+    CALL_NAMES,
+    ROW_MARKERS,
+    CallFacts,
+    read_other_models,
+    told_of,
+)
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import ModelPrice
 from gateway.core.calls.tariff import CallPrices, PriceMatch
@@ -170,10 +176,11 @@ def replace_id(one: ModelPrice, id_: int) -> ModelPrice:
     return one._replace(effective_ms=at, vector=one.vector._replace(price_id=id_))
 
 
-def test_only_the_gateway_tells_of_other_models() -> None:
-    """What a caller says under that name is no part of a charge."""
-    said = json.dumps({"team": "a", "other_models": [{"model": "adv", "price_id": 2, "input": 90}]})
+def test_only_the_gateway_writes_the_markers_of_a_row() -> None:
+    """What a caller says under such a name is no part of a charge."""
+    parts = [{"model": "adv", "price_id": 2, "input": 90}]
+    said = json.dumps({"team": "a", **dict.fromkeys(ROW_MARKERS, parts)})
     told = json.loads(told_of(CallFacts(model="m", metadata=Raw(said.encode()))))
-    assert (told["team"], "other_models" in told) == ("a", False)
+    assert told.keys() == {"team", *CALL_NAMES}
     for foreign in ("x", {"a": 1}, [{"model": "m"}], [{"model": "m", "price_id": "x"}], [5], None):
         assert read_other_models(foreign) == []

@@ -273,7 +273,7 @@ def test_units_cost_what_hours_characters_and_prompts_do(
 
 @cache
 def sellers_book() -> PriceBook:
-    return PriceBook(prices(), (), ("aws", "azure", "openrouter", "google-vertex"))
+    return PriceBook(prices())
 
 
 @pytest.mark.parametrize(

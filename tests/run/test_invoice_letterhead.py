@@ -57,7 +57,16 @@ def test_electronic_invoices_say_more_of_the_seller() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["{", "[]", '{"adress": {}}', '{"endpoint_id": "x"}', '{"address": {"country": "QQ"}}']
+    "said",
+    [
+        "{",
+        "[]",
+        '{"adress": {}}',
+        '{"endpoint_id": "x"}',
+        '{"address": {"country": "QQ"}}',
+        '{"address": {"cty": "Berlin"}}',
+        '{"contact": {"name": 5}}',
+    ],
 )
 def test_details_of_the_seller_that_cannot_be_used_stop_the_start(said: str) -> None:
     with pytest.raises(SettingError, match="INVOICE_SELLER"):

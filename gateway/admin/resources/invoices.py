@@ -21,7 +21,7 @@ from gateway.admin.resources.values import (
     show_decimal,
 )
 from gateway.core.accounts.administration import BILLING, access
-from gateway.core.billing.document import CATEGORIES
+from gateway.core.billing.document import CATEGORIES, Contact, PostalAddress
 from gateway.core.billing.payments import APPLY_REASONS, PAYMENT_STATUSES
 from gateway.core.model import INTEGER_MAX
 
@@ -163,24 +163,6 @@ class InvoiceLine(Out):
     period_end: Day | None = Field(description="The day behind the last one.")
 
 
-class PartyAddress(Out):
-    """An address by its parts."""
-
-    street: str | None
-    city: str | None
-    post_code: str | None
-    region: str | None
-    country: str | None
-
-
-class PartyContact(Out):
-    """Whom to ask about an invoice."""
-
-    name: str | None
-    phone: str | None
-    email: str | None
-
-
 class Party(Out):
     """Who sells or buys, as it was when the document became final."""
 
@@ -188,8 +170,8 @@ class Party(Out):
     address: list[str] = Field(description="As it is set on paper.")
     country: str | None
     tax_number: str | None
-    postal: PartyAddress | None = Field(default=None, description="The address, where its parts are known.")
-    contact: PartyContact | None = None
+    postal: PostalAddress | None = Field(default=None, description="The address, where its parts are known.")
+    contact: Contact | None = None
     endpoint_id: str | None = Field(default=None, description="Where electronic invoices go.")
     buyer_reference: str | None = Field(default=None, description="What a buyer wants to be named.")
 

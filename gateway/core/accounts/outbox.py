@@ -39,6 +39,15 @@ UNKNOWN_BYTES_MAX = 4096
 SEPARATOR = ", "
 # The name in a ledger's row of tokens of other models within a call, which have prices of their own.
 OTHER_MODELS = "other_models"
+# The names in a ledger's row besides those of a caller. Each call has the first ones. Views and roll-ups go by
+# the markers, which no caller may write. The last ones are ours where their marker stands beside them.
+CALL_NAMES = (
+    "model", "streamed", "status", "duration_ms", "input", "output", "cached", "reasoning", "estimated",
+)  # fmt: skip
+ROW_MARKERS = (
+    "corrects", "forgiven", "forgives", OTHER_MODELS, "reclaimed", "supplied_on", "told_on", "unreadable",
+)  # fmt: skip
+NAMES_BESIDE_MARKERS = {"reason": "corrects", "used_at": "supplied_on"}
 
 
 class CallFacts(msgspec.Struct, array_like=True):
@@ -169,17 +178,12 @@ def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
 def told_of(facts: CallFacts) -> bytes:
     """The metadata of a ledger's row: what the caller said, and what it may be told of its call."""
     counts = facts.counts
-    ours: dict[str, object] = {
-        "model": facts.model,
-        "streamed": facts.streamed,
-        "status": facts.status,
-        "duration_ms": facts.duration_ms,
-        "input": counts[INPUT] + counts[CACHE_READ] + counts[CACHE_WRITE] + counts[CACHE_WRITE_1H],
-        "output": counts[OUTPUT],
-        "cached": counts[CACHE_READ],
-        "reasoning": counts[REASONING],
-        "estimated": facts.estimated,
-    }
+    read = counts[INPUT] + counts[CACHE_READ] + counts[CACHE_WRITE] + counts[CACHE_WRITE_1H]
+    of_call = (
+        facts.model, facts.streamed, facts.status, facts.duration_ms, read, counts[OUTPUT],
+        counts[CACHE_READ], counts[REASONING], facts.estimated,
+    )  # fmt: skip
+    ours: dict[str, object] = dict(zip(CALL_NAMES, of_call, strict=True))
     if facts.corrects:
         ours |= {"corrects": facts.corrects, "reason": facts.reason}
     if facts.beside:
@@ -197,7 +201,8 @@ def told_of(facts: CallFacts) -> bytes:
     # As the gateway reads and writes what callers say: what it took in is stored.
     try:
         said = json.loads(theirs)
-        said.pop(OTHER_MODELS, None)  # that is ours to say
+        for marker in ROW_MARKERS:
+            said.pop(marker, None)
         return json.dumps(said | ours, ensure_ascii=False, separators=(",", ":")).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):  # no gateway of ours wrote it
         return _encode({**ours, "unreadable": True})

@@ -19,8 +19,8 @@ from gateway.core.billing.money import (
     NANO,
     whole_credits,
 )
-from gateway.core.billing.sellers import Seller, is_known_by_name, order_prices, place_factor, rank
-from gateway.core.billing.vector import ExchangeRate, Factor, ModelPrice, Vector
+from gateway.core.billing.sellers import Seller, order_prices, place_factor, rank
+from gateway.core.billing.vector import SAME, ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
 # A price as whole numbers, for each kind of tokens: as gateways carry it, and costs are counted by it. Pure.
@@ -72,7 +72,6 @@ SEARCH_PROMPT: Final = "web_search_prompt"
 NANO_DIGITS: Final = 9
 TOKENS_A_PRICE: Final = 1_000_000
 USES_A_PRICE: Final = 1_000
-SAME: Final = (1, 1)
 _NONE: Final[Mapping[str, Any]] = {}
 
 
@@ -140,15 +139,13 @@ class PriceBook:
         self,
         prices: Iterable[ModelPrice] = (),
         rates: Iterable[ExchangeRate] = (),
-        sellers: Collection[str] = (),
         *,
         models_max: int = MODELS_REMEMBERED_MAX,
     ) -> None:
         # By name, each with its place among all: the lesser counts.
         self._exact: dict[str, list[tuple[int, ModelPrice]]] = {}
         self._prefixes: dict[str, list[tuple[int, ModelPrice]]] = {}
-        known = [price for price in prices if is_known_by_name(price) or price.provider in sellers]
-        for place in enumerate(sorted(known, key=rank)):
+        for place in enumerate(sorted(prices, key=rank)):
             into = self._prefixes if place[1].is_prefix else self._exact
             into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from gateway.core.billing.vector import Factor, ModelPrice
+from gateway.core.billing.vector import SAME, Factor, ModelPrice
 
 # Whose models are known by their names alone, in the order in which a name is looked for.
 MAKERS: Final = (
@@ -33,7 +33,6 @@ _HOSTS: Final = {
     "databricks.com": "databricks", "cloudflare.com": "cloudflare",
 }  # fmt: skip
 _FAMILIES: Final = {"bedrock": "aws"}
-_ONCE: Final = (1, 1)
 # Hosts that answer in one place, where newer models cost a tenth more.
 _IN_PLACE: Final = re.compile(
     r"[a-z]{2}\.api\.openai\.com|[a-z0-9-]+-aiplatform\.googleapis\.com|aiplatform\.[a-z]+\.rep\.googleapis\.com"
@@ -54,7 +53,7 @@ class Seller(NamedTuple):
     """
 
     name: str
-    factor: Factor = _ONCE
+    factor: Factor = SAME
     in_place: bool = False
 
 
@@ -65,9 +64,9 @@ def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | 
     """
     host = (urlsplit(base_url).hostname or "").lower()
     name = prices or _FAMILIES.get(family, "") or _of_host(host)
-    times = Fraction(Decimal(factor)).as_integer_ratio() if factor else _ONCE
+    times = Fraction(Decimal(factor)).as_integer_ratio() if factor else SAME
     in_place = not factor and _IN_PLACE.fullmatch(host) is not None
-    return Seller(name, times, in_place) if name or times != _ONCE else None
+    return Seller(name, times, in_place) if name or times != SAME else None
 
 
 def place_factor(seller: Seller, model: str) -> Factor:
@@ -75,8 +74,8 @@ def place_factor(seller: Seller, model: str) -> Factor:
     if seller.in_place:
         for begins, since in _DEARER_SINCE.items():
             if model.startswith(begins):
-                return _TENTH_MORE if _version_of(model) >= since else _ONCE
-    return _ONCE
+                return _TENTH_MORE if _version_of(model) >= since else SAME
+    return SAME
 
 
 def _version_of(model: str) -> tuple[int, int]:

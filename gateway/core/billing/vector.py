@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 # A whole fraction, numerator and denominator.
 Factor = tuple[int, int]
+SAME: Final[Factor] = (1, 1)
 _NONE: Final[Mapping[str, Any]] = {}
 
 

@@ -13,7 +13,6 @@ from typing import Final
 from gateway.core.accounts.definitions import NegotiatedTerms
 from gateway.core.billing.money import ENDLESS, NO_PRICING, ServicePricing, whole_credits
 from gateway.core.billing.price_book import (
-    SAME,
     TokenRate,
     charged,
     cost_nano,
@@ -22,7 +21,7 @@ from gateway.core.billing.price_book import (
     usual_rate,
 )
 from gateway.core.billing.token_prices import token_price
-from gateway.core.billing.vector import Factor, Vector
+from gateway.core.billing.vector import SAME, Factor, Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.families.family import never
 from gateway.core.families.registry import OF_METER

@@ -100,7 +100,7 @@ class PriceCache:
             return
         if stored is not None:
             told, prices = stored
-            self._book = PriceBook(prices, told.rates, self._sellers)
+            self._book = PriceBook(prices, told.rates)
             self.version, self._told = told.version, ""
 
     async def _newer(self) -> tuple[StoredPrices, list[ModelPrice]] | None:

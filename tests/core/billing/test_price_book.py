@@ -118,7 +118,7 @@ def test_a_seller_has_its_own_price_and_of_two_makers_by_name_the_dearer_counts(
         price(3, provider="groq", output="5"),
         price(4, provider="aws", source="operator", output="1"),
     ]
-    book = PriceBook(mine[:3], (), ("groq",))
+    book = PriceBook(mine[:3])
     by = {
         name: book.vector("gpt-4o", "USD", NOON_MS, Seller(name) if name else None)
         for name in ("", "groq", "zhipuai", "azure")
@@ -130,7 +130,7 @@ def test_a_seller_has_its_own_price_and_of_two_makers_by_name_the_dearer_counts(
         chosen = choose(mine[:3], "gpt-4o", "USD", NOON_MS, name)
         assert chosen is not None
         assert chosen.vector == vector
-    every = PriceBook(mine, (), ("groq",))
+    every = PriceBook(mine)
     assert every.vector("gpt-4o", "USD", NOON_MS) == mine[3].vector  # the operator's stands above
     assert every.vector("gpt-4o", "USD", NOON_MS, Seller("groq")) == mine[2].vector
 

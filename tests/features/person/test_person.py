@@ -11,9 +11,10 @@ import psycopg
 import pytest
 import typer
 from msgspec import Raw
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.outbox import NONE, CallFacts, told_of, write_facts
 from gateway.errors import Conflict, NotFound
 from gateway.features.person.command import add_person
 from persistence.ledger.writer import LedgerWriter
@@ -23,6 +24,12 @@ from tests.persistence.scenario import batch_of, settle_in
 from tests.persistence.schema.baseline import postgres_bin
 
 ADA, OTHER = "ada-7f31c2@example.com", "bob-9@example.com"
+# A corrected use of an event, with a part of another model: its row has all that a row says of itself.
+FACTS = CallFacts(
+    model="m", status=200, counts=(7, 0, 0, 0, 5, 0, 0, 0, 0, 0), total=12, currency="USD", reason="late",
+    corrects="0b9b6c53-1d5b-4c4e-9d2b-6f7a8b9c0d1e", used_ms=1_767_225_600_000,
+    beside=(("adv", 2, (3, 0, 0, 0, 1, 0, 0, 0, 0, 0)),),
+)  # fmt: skip
 NAME, SAID, SESSION = "Ada Sentinel-55e1", "sentinel-2b7f-metadata", "sentinel-9911-session"
 SUMS = """
 SELECT 'token_ledger', tenant_id, count(*), sum(amount) FROM token_ledger GROUP BY 1, 2
@@ -38,10 +45,9 @@ async def person(api: Api, admin_database: str) -> KeptPerson:
     account.reset()
     for number in range(20):
         user = ADA if number % 2 else OTHER
-        facts = CallFacts(
-            model="m", status=200, counts=(7, 0, 0, 0, 5, 0, 0, 0, 0, 0), total=12, cost=number,
-            currency="USD",
-            session=SESSION if number % 2 else "s", metadata=Raw(json.dumps({"note": SAID}).encode()),
+        facts = replace(
+            FACTS, cost=number, session=SESSION if number % 2 else "s",
+            metadata=Raw(json.dumps({"note": SAID}).encode()),
         )  # fmt: skip
         account.consume(12, user=user, metadata=write_facts(facts))
     writer = LedgerWriter(admin_database)
@@ -125,6 +131,9 @@ async def test_what_is_taken_out_names_nobody_and_no_sum_moves(
     assert (whole.count(SAID), after.count(SAID)) == (20, 10)
     assert api.rows(SUMS) == before
     assert api.rows(f"SELECT count(*) FROM call WHERE user_id = {person.id}") == [(10,)]
+    told = json.loads(told_of(replace(FACTS, metadata=NONE)))
+    assert {"corrects", "reason", "other_models", "supplied_on", "used_at"} < told.keys()
+    assert api.rows(f"SELECT DISTINCT metadata FROM token_ledger WHERE user_id = {person.id}") == [(told,)]
     with (
         psycopg.connect(admin_database) as connection,
         pytest.raises(psycopg.Error, match=r"append|added"),
