@@ -23,7 +23,7 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import Counts, charged, unpriced
+from gateway.core.billing.price_book import Counts, charged, served_tier, unpriced
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of
@@ -63,7 +63,8 @@ class MeteredUse:
     `measured` are uses of tools by name that count where an answer has none. A `cost` in nano-units that its
     caller states is charged in place of that of the price book, and so is one that is `reported` and decides.
     `sent` is the name of the model that the
-    upstream was sent. `family` is that of the route, `used_ms` the time of a use that is not of now.
+    upstream was sent. `family` is that of the route, `used_ms` the time of a use that is not of now. It asked
+    for these service `tiers`.
     """
 
     used: bool
@@ -88,6 +89,7 @@ class MeteredUse:
     cost: int | None = None
     used_ms: int = 0
     reported: ReportedCost | None = None
+    tiers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -152,6 +154,8 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
     currency, price_id, rate, without = "", 0, "", ""
     if price is not None:
         currency, price_id, rate = price.currency, price.price_id, price.rate
+        if use.tiers:
+            detail = _at_asked_tier(use, price, detail)
         if detail.beside:
             parts = parts_of(look_up, terms.caller, prices, price, detail, counts, now_s)
         if not told:
@@ -193,6 +197,16 @@ def _with_measured(use: MeteredUse) -> Detail:
         detail = detail if detail is not NO_DETAIL else Detail()
         for name, times in use.measured.items():
             detail.used_tool(name, times)
+    return detail
+
+
+def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
+    """Return what the answer says, with the service tier that was asked for where it names none."""
+    if use.used and not detail.service_tier:
+        tier = served_tier(price, use.tiers, use.counts, detail.tools)
+        if tier:
+            detail = detail if detail is not NO_DETAIL else Detail()
+            detail.service_tier = tier
     return detail
 
 

@@ -29,6 +29,7 @@ from gateway.core.calls.tariff import (
     CallPrices,
     PriceMatch,
     Vectors,
+    makes,
     unpriced_part,
     vectors_of,
 )
@@ -74,6 +75,8 @@ from gateway.http.server.exchange import Exchange, Worker
 
 # The known part of a call before its body.
 _UNREAD: Final = CallRequest("none", GENERIC, b"")
+# Kinds of tokens of media that a model makes.
+_MADE: Final = frozenset({"audio_output", "image_output"})
 # A model that nobody has and no price is of.
 _UNHEARD_OF: Final = "\0"
 
@@ -478,9 +481,11 @@ def prices_of(
         if part is not None:
             of = " or ".join([one.model for one in prices.named]) or "any model"
             raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
-        # Pictures that are paid by their tokens cost what was held where their answer does not say how many.
+        # Media that are paid by their tokens cost what was held where their answer does not say how many.
         if call.measured and not call.reports:
             call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
+        elif not call.reports and not all(set(one.lacks) >= _MADE for one in vectors):
+            call.reports = makes(call) != []
     return prices
 
 

@@ -23,7 +23,9 @@ from gateway.core.accounts.runs import ENDLESS_CALLS
 from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
     BASE_CURRENCY,
+    KINDS,
     TOKENS_A_PRICE,
+    Counts,
     TokenRate,
     dearest,
     usual_rate,
@@ -46,7 +48,7 @@ from gateway.core.calls.tariff import (
     rate_of,
 )
 from gateway.core.families.refusal import from_decision
-from gateway.core.metering.meter import Meter
+from gateway.core.metering.meter import Detail, Meter
 from gateway.core.model import (
     BY_BUDGETS,
     BY_CREDITS,
@@ -406,12 +408,12 @@ class AdmittedCall:
         if used:
             terms.weights = self.decision.weights
         use = MeteredUse(
-            used, detail.counts(usage), usage.total, usage.units, usage.estimated, detail, call.model,
-            exchange.routed.label, call.family, status, _metadata_of(exchange), reason, call.streamed,
-            int(took * 1000), int(first_token * 1000) if first_token else None,
+            used, _counts_of(detail, usage, call), usage.total, usage.units, usage.estimated, detail,
+            call.model, exchange.routed.label, call.family, status, _metadata_of(exchange), reason,
+            call.streamed, int(took * 1000), int(first_token * 1000) if first_token else None,
             exchange.head.attribution.session,
             self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), exchange.model_sent,
-            call.measured if done else None,
+            call.measured if done else None, tiers=call.tiers,
         )  # fmt: skip
         if detail.cost is not None:
             use.reported = self._reported(detail.cost, now_s)
@@ -466,6 +468,20 @@ class AdmittedCall:
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
         return max(0.0, paid / (asked * rate.read))
+
+
+def _counts_of(detail: Detail, usage: TokenUsage, call: CallRequest) -> Counts:
+    """Return the tokens of a use by kind; those that nobody reported by the media that the call holds."""
+    counts = detail.counts(usage)
+    if usage.reported or not call.blob_tokens or counts[_HEARD] or counts[_SEEN]:
+        return counts
+    heard = min(call.heard, counts[0])
+    seen = min(call.blob_tokens - call.heard, counts[0] - heard)
+    return (*counts[:_HEARD], heard, counts[_HEARD + 1], seen, *counts[_SEEN + 1 :])
+
+
+_HEARD: Final = KINDS.index("audio_input")
+_SEEN: Final = KINDS.index("image_input")
 
 
 def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:

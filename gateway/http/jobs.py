@@ -37,7 +37,7 @@ from gateway.core.accounts.jobs import (
 )
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
-from gateway.core.billing.price_book import NO_COUNTS
+from gateway.core.billing.price_book import NO_COUNTS, OF_PLACE, PLACES
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
@@ -577,14 +577,15 @@ def at_batch_price(vector: Vector) -> Vector:
     if SERVICE_TIER in vector.tiers:
         return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)
+    places = {name: one for name, one in vector.service_tiers.items() if name in PLACES}
     if factor is None:
-        return vector._replace(service_tiers={}, tiers={})
+        return vector._replace(service_tiers=places, tiers={})
 
     def times(prices: tuple[int, ...]) -> tuple[int, ...]:
         return tuple([-(-one * factor[0] // factor[1]) for one in prices])
 
     return vector._replace(
-        prices=times(vector.prices), request=times((vector.request,))[0], service_tiers={}, tiers={},
+        prices=times(vector.prices), request=times((vector.request,))[0], service_tiers=places, tiers={},
         context_tiers=tuple([(above, times(dearer)) for above, dearer in vector.context_tiers]),
     )  # fmt: skip
 
@@ -664,7 +665,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
         return None
     if job.kind == BATCH:
-        detail.service_tier = SERVICE_TIER
+        at = detail.service_tier.rpartition(OF_PLACE)[2]
+        detail.service_tier = f"{SERVICE_TIER}{OF_PLACE}{at}" if at in PLACES else SERVICE_TIER
     use = _use(job, route.family, line, now_s - prices.at_s, detail)
     use.counts, use.total, use.units, use.estimated = detail.counts(usage), usage.total, 1, usage.estimated
     return charge(ports.directory.price, now_s, use, _terms(job, id_, service, prices))

@@ -208,6 +208,27 @@ async def test_a_service_tier_without_a_price_is_refused_where_a_model_without_o
         assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
 
 
+@pytest.mark.parametrize(
+    ("said", "tier", "factor"),
+    [
+        ({"speed": "fast"}, "fast", 2), ({"speed": "standard", "service_tier": "standard"}, "standard", 1),
+        ({"service_tier": "standard"}, "fast", 2), ({}, "fast", 2),
+    ],
+)  # fmt: skip
+async def test_a_dear_tier_that_was_asked_for_counts_unless_the_answer_names_another(
+    stage: Stage, said: dict[str, str], tier: str, factor: int
+) -> None:
+    """What leaves out the speed says nothing of it."""
+    stage.directory.prices[ASKED] = OPUS._replace(service_tiers={"fast": (2, 1)}, tools={})
+    fast = json.dumps(json.loads(MESSAGE) | {"speed": "fast"}).encode()
+    used = {"input_tokens": 1_000, "output_tokens": 100} | said
+    body = json.dumps({"type": "message", "model": ASKED, "usage": used}).encode()
+    stage.upstream.scripts.append([answer(body)])
+    assert (await stage.ask(post(fast, b"/v1/messages"))).status == 200
+    facts = stage.facts()
+    assert (facts.service_tier, facts.cost) == (tier, (5_000 + 2_500) * 1_000 * factor)
+
+
 async def test_a_report_that_says_more_than_is_known_is_counted_by_family(stage: Stage) -> None:
     for more in ({}, {"new_tokens": 7}, {"new_tokens": 0}, {"new": "x" * 5000}):
         body = json.dumps({"type": "message", "model": ANSWERED, "usage": USED | more}).encode()

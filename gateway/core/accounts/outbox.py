@@ -39,8 +39,8 @@ UNKNOWN_BYTES_MAX = 4096
 SEPARATOR = ", "
 # The name in a ledger's row of tokens of other models within a call, which have prices of their own.
 OTHER_MODELS = "other_models"
-# The names in a ledger's row besides those of a caller. Each call has the first ones. Views and roll-ups go by
-# the markers, which no caller may write. The last ones are ours where their marker stands beside them.
+# The names in a ledger's row besides those of a caller. Each call has the first ones. Views and roll-ups go
+# by the markers, which no caller may write. The last ones are ours where their marker stands beside them.
 CALL_NAMES = (
     "model", "streamed", "status", "duration_ms", "input", "output", "cached", "reasoning", "estimated",
 )  # fmt: skip

@@ -55,6 +55,10 @@ USUAL_TIERS: Final = frozenset({
     "", "auto", "default", "global", "on_demand", "standard", "standard_only",
     "unspecified", "service_tier_unspecified", "traffic_type_unspecified",
 })  # fmt: skip
+# Those that are places of inference: they multiply whatever another tier costs. A use at both has them as
+# `fast/us`.
+PLACES: Final = frozenset({"us"})
+OF_PLACE: Final = "/"
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
 # Units beside tokens that have a price each; pictures are `images.<size>/<quality>`.
@@ -356,7 +360,8 @@ def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Ve
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
     """Return the price of a service tier with a table of its own."""
-    return usual._replace(prices=prices, context_tiers=steps, service_tiers={}, tiers={})
+    places = {name: factor for name, factor in usual.service_tiers.items() if name in PLACES}
+    return usual._replace(prices=prices, context_tiers=steps, service_tiers=places, tiers={})
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
@@ -428,8 +433,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
     that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
     """
-    if tier and vector.tiers:
-        vector = vector.tiers.get(tier, vector)
+    of_tier_ = SAME
+    if tier and (vector.tiers or vector.service_tiers):
+        vector, of_tier_ = at_tier(vector, tier)
     numerator, denominator = SAME
     if vector.exact is not None:
         vector, (numerator, denominator) = vector.exact
@@ -443,10 +449,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         if count:
             whole += count * prices[kind]
     scale = TOKENS_A_PRICE
-    if tier and tier in vector.service_tiers:
-        tier_numerator, tier_denominator = vector.service_tiers[tier]
-        whole *= tier_numerator
-        scale *= tier_denominator
+    if of_tier_ != SAME:
+        whole *= of_tier_[0]
+        scale *= of_tier_[1]
     if tools:
         for name, uses in tools.items():
             whole += uses_price(vector, name, uses) * scale // USES_A_PRICE
@@ -460,11 +465,11 @@ def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
     """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
-    vector, rate = vector.tiers.get(tier, vector), SAME
+    vector, (numerator, denominator) = at_tier(vector, tier)
+    rate = SAME
     if vector.exact is not None:
         vector, rate = vector.exact
     prices = prices_at(vector, sum(counts[:4]))
-    numerator, denominator = vector.service_tiers.get(tier, SAME)
     factor = (numerator * rate[0], denominator * rate[1])
     made = [
         _line(kind, count, price, TOKENS_A_PRICE, factor)
@@ -513,9 +518,39 @@ def unpriced(
     return [*_unpriced_uses(vector, tools, counts), *found] if tools else found
 
 
+def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
+    """Return the price of a service tier, and the factor of what its tokens and the call cost by that."""
+    name, _, place = tier.partition(OF_PLACE)
+    vector = vector.tiers.get(name, vector)
+    numerator, denominator = vector.service_tiers.get(name, SAME)
+    if place and place in vector.service_tiers:
+        more = vector.service_tiers[place]
+        numerator, denominator = numerator * more[0], denominator * more[1]
+    return vector, (numerator, denominator)
+
+
+def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], tools: Mapping[str, int]) -> str:
+    """Return the tier of a use whose answer names none: an asked one that is dearer, or has no price.
+
+    Empty where the usual prices count: what is asked for makes no call cheaper by itself.
+    """
+    found, most = "", cost_nano(vector, counts, tools)
+    places = [tier for tier in asked if tier in PLACES]
+    names = [tier for tier in asked if tier not in PLACES and tier not in USUAL_TIERS]
+    for name in names or [""]:
+        tier = OF_PLACE.join([part for part in (name, *places[:1]) if part])
+        cost = cost_nano(vector, counts, tools, tier)
+        if lacks_tier(vector, tier) or cost > most:
+            found, most = tier, max(cost, most)
+    return found
+
+
 def lacks_tier(vector: Vector, tier: str) -> bool:
     """Return whether a service tier has prices of its own that this price does not name."""
-    return tier not in USUAL_TIERS and tier not in vector.service_tiers and tier not in vector.tiers
+    if tier in USUAL_TIERS or tier in vector.service_tiers or tier in vector.tiers:
+        return False
+    name, at, place = tier.partition(OF_PLACE)
+    return not at or lacks_tier(vector, name) or lacks_tier(vector, place)
 
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
@@ -768,13 +803,17 @@ _highest: Final[dict[int, _VectorRates]] = {}
 
 
 def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
-    found = SAME
+    """Return the factor of the dearest tier that may answer, times that of the dearest place."""
+    found = at = SAME
     for tier, (numerator, denominator) in vector.service_tiers.items():
         if tiers is not None and tier not in tiers:
             continue
-        if numerator * found[1] > found[0] * denominator:
+        if tier in PLACES:
+            if numerator * at[1] > at[0] * denominator:
+                at = (numerator, denominator)
+        elif numerator * found[1] > found[0] * denominator:
             found = (numerator, denominator)
-    return found
+    return found[0] * at[0], found[1] * at[1]
 
 
 def charged(nano: int, factor: Factor) -> int:

@@ -355,8 +355,8 @@ class Media:
     """The media of a body: their bytes as written, what they are held at in tokens.
 
     `unsure` are the bytes of those whose tokens do not follow from their size. They are so many in `count`,
-    of these `named` stand where an address may stand as well, and one that `sounds` is sound. Digits
-    and capitals are `dense`.
+    of these `named` stand where an address may stand as well. `heard` are the tokens of those that are, or
+    have, sound. Digits and capitals are `dense`.
     """
 
     size: int = 0
@@ -364,24 +364,24 @@ class Media:
     unsure: int = 0
     count: int = 0
     named: int = 0
-    sounds: bool = False
+    heard: int = 0
     dense: int = 0
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     """What of a document is media, at the places where its API takes it."""
-    size = tokens = unsure = count = named = dense = 0
-    sounds = False
+    size = tokens = unsure = count = named = heard = dense = 0
     for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
         length = len(data)
         size += length
         dense += dense_bytes(data.encode())
-        tokens += BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
+        costs = BLOB_TOKENS + length // BLOB_BYTES_PER_TOKEN
+        tokens += costs
         unsure += length if kind in _PACKED else 0
         count += 1
         named += by_name
-        sounds = sounds or kind.startswith("audio")
-    return Media(size, tokens, unsure, count, named, sounds, dense)
+        heard += costs if kind.startswith(("audio", "video")) else 0
+    return Media(size, tokens, unsure, count, named, heard, dense)
 
 
 def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
@@ -586,8 +586,8 @@ class CallRequest:
     has `output_default` tokens at most where the call states no maximum (0: nobody says so), and a maximum is
     `output_least` at least; with `reports_each` a report is about one choice. The gateway has `put_in` these
     fields, and has `renamed` the maximum that was `stated` as this. Its body holds so many `pictures`, sound
-    and files; with `sounds` there is sound among them. Without targets its `upstream` answers, empty where
-    nobody knows which one.
+    and files; of the tokens that stand for these so many are `heard`. Without targets its `upstream` answers,
+    empty where nobody knows which one. It asks for these service `tiers`.
     """
 
     meter: str
@@ -650,8 +650,9 @@ class CallRequest:
     stated: dict[str, int] | None = None
     renamed: str = ""
     pictures: int = 0
-    sounds: bool = False
+    heard: int = 0
     upstream: str = ""
+    tiers: tuple[str, ...] = ()
 
     @property
     def has_input(self) -> bool:

@@ -326,7 +326,7 @@ def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
         name: known.get(name) or min(most, TOOL_USES_LIKELY) for name, most in may.tools.items()
     }
     media = call.blob_tokens > 0 or names.files > 0
-    tiers = family.exclusions.asked_tiers(document)
+    tiers = call.tiers
     return PriceQualifiers(names.caches, names.long_caches, media, may.sound, tiers, uses)
 
 
@@ -560,7 +560,7 @@ def read_call(
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
         call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
-        call.pictures, call.sounds = media.count, media.sounds
+        call.pictures, call.heard = media.count, media.heard
         call.names.files -= media.named
     return call
 
@@ -605,6 +605,9 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     names = top_names(document)
     call.models_beside = models_beside(document, names)
     call.gives_up, call.asks = names.times_out, names.asks
+    family = OF_METER.get(call.meter)
+    if family is not None:
+        call.tiers = family.exclusions.asked_tiers(document)
 
 
 def _asked_by(

@@ -5,7 +5,6 @@ The same rule prices an estimate, for the hold, and the real use.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -132,34 +131,41 @@ def vectors_of(
 
 
 def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None:
-    """Return a tier or a sound that a call asks for without a price of a model, in words, and its field."""
+    """Return a tier or a medium that a call asks for without a price of a model, in words, and its field."""
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None:
         return None
-    rules = family.exclusions
-    for tier in rules.asked_tiers(document):
+    rules, lacks = family.exclusions, {kind for one in vectors for kind in one.lacks}
+    for tier in call.tiers:
         if any(lacks_tier(one, tier) for one in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
-    if any("audio_input" in one.lacks for one in vectors) and (call.sounds or _may_sound(call.body)):
-        return "sound that is read", "messages"
-    makes = rules.sound is not never and not rules.sound(document, call.names)
-    if makes and any("audio_output" in one.lacks for one in vectors):
+    if "audio_input" in lacks and not call.measured and not rules.heard(document, call.names):
+        return "sound that is read, or a file that may be sound", "messages"
+    made = makes(call)
+    if "audio_output" in lacks and "audio_output" in made:
         return "sound that is made", "modalities"
+    if "image_output" in lacks and "image_output" in made:
+        return "pictures that are made", "modalities"
     return None
 
 
-# How a body says, by a word and by a part, that it may hold sound or point at some. In a text of its own a
-# quotation mark has a backslash before it.
-_SOUND_WORDS: Final = (b"audio", b"octet-stream")
-_SOUND: Final = re.compile(
-    rb'"type"\s*:\s*"(?:input_audio|audio_url)"'
-    rb'|"(?:mime_type|mimeType|media_type)"\s*:\s*"(?:audio/|application/octet-stream")'
-)
+def makes(call: CallRequest) -> list[str]:
+    """Return the kinds of media that the answer to a call may have by what it asks for, units apart.
+
+    A model of pictures, as its name says, makes some also where a call does not say it.
+    """
+    document, family = call.document, OF_METER.get(call.meter)
+    if document is None or family is None or call.measured or call.output_max == 0:
+        return []
+    rules, found = family.exclusions, list[str]()
+    if rules.sound is not never and not rules.sound(document, call.names):
+        found.append("audio_output")
+    if not rules.pictures(document, call.names) or _PICTURES in call.model.lower():
+        found.append("image_output")
+    return found
 
 
-def _may_sound(body: bytes) -> bool:
-    """Return whether a part of a body says by its type that it is sound, or may be, wherever it stands."""
-    return any(word in body for word in _SOUND_WORDS) and _SOUND.search(body) is not None
+_PICTURES: Final = "image"
 
 
 def is_by_token(service: Service) -> bool:

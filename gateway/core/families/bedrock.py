@@ -36,6 +36,7 @@ from gateway.core.families.family import (
     CallKind,
     Exclusions,
     ObjectRules,
+    always,
     object_in,
     objects_in,
     only_own_tools,
@@ -326,8 +327,9 @@ FAMILY = ApiFamily(
     exclusions=Exclusions(
         cache=lambda document, names: not names.caches,
         media=_no_media,
-        sound=lambda document, names: True,
+        sound=always,
         tier=_no_tier,
+        tier_fields=("serviceTier.type", "performanceConfig.latency", "service_tier", "speed"),
     ),
     free_tools=anthropic.FAMILY.free_tools | {"toolspec", "cachepoint"},
     provider="aws.bedrock",

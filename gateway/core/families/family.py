@@ -25,6 +25,7 @@ from gateway.core.families.controlled import (
     maximum,
     model_name,
 )
+from gateway.core.families.hearing import may_hear
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
@@ -44,24 +45,39 @@ def never(document: Document, names: FieldNames) -> bool:
     return False
 
 
+def always(document: Document, names: FieldNames) -> bool:
+    """The API has no such thing."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Exclusions:
     """Each rule answers whether a call cannot have such prices.
 
-    `cache` are those of writing to a cache, `media` of sound, images and files that are read, `sound` of
-    sound that is made. `tier` is asked for each service tier that has a price; a call asks for one by its
-    name in one of `tier_fields`.
+    `cache` are those of writing to a cache, `media` of sound, images and files that are read, `heard` of
+    sound that is read, `sound` and `pictures` of those that are made. `tier` is asked for each service tier
+    that has a price; a call asks for one by its name in one of `tier_fields`, which are fields of fields
+    behind a dot.
     """
 
     cache: Rule = never
     media: Rule = never
+    heard: Rule = lambda document, names: not may_hear(document)
     sound: Rule = never
+    pictures: Rule = always
     tier: Callable[[Document, str], bool] = lambda document, tier: False
     tier_fields: tuple[str, ...] = ("service_tier",)
 
-    def asked_tiers(self, document: Document) -> list[str]:
-        stated = [document[name] for name in self.tier_fields if name in document]
-        return [one.lower().removeprefix("service_tier_") for one in stated if isinstance(one, str)]
+    def asked_tiers(self, document: Document) -> tuple[str, ...]:
+        found: tuple[str, ...] = ()
+        for field_ in self.tier_fields:
+            name, _, inside = field_.partition(".")
+            stated = document.get(name)
+            if inside and isinstance(stated, dict):
+                stated = stated.get(inside)
+            if isinstance(stated, str):
+                found = (*found, stated.lower().removeprefix("service_tier_"))
+        return found
 
 
 # Of an API that documents nothing.

@@ -23,6 +23,7 @@ from gateway.core.billing.price_book import (
     lines,
     money,
     read_price,
+    served_tier,
     unpriced,
 )
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
@@ -125,16 +126,23 @@ rows = st.fixed_dictionaries(
         "tools": st.dictionaries(
             st.sampled_from(["web_search", "web_search_prompt", "file_search"]), money_text
         ),
-        "service_tiers": st.dictionaries(st.sampled_from(["batch", "flex"]), money_text | tables),
+        "service_tiers": st.fixed_dictionaries(
+            {}, optional={"batch": money_text | tables, "flex": money_text | tables, "us": money_text}
+        ),
         "context_tiers": steps,
     },
 )
 
 
+# What may answer: a place of inference stands behind any other tier.
+TIERS = ["", "batch", "flex", "us", "batch/us", "flex/us"]
+
+
 def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], tier: str) -> Fraction:
     """The same from the words of the contract, kind by kind, in fractions."""
     of = dict(zip(KINDS, used, strict=True))
-    said = row.get("service_tiers", {}).get(tier, "1")
+    name, _, place = tier.partition("/")
+    said = row.get("service_tiers", {}).get(name, "1")
     table, factor = (said, "1") if isinstance(said, dict) else ({}, said)
     base = price = {**row, **table}
     for step in (table if isinstance(said, dict) else row).get("context_tiers", ()):
@@ -153,7 +161,7 @@ def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], t
     for whole, parts in (("input", inputs), ("output", outputs)):
         total += max(0, of[whole] - sum(of[part] for part in parts)) * rate(whole)
         total += sum(of[part] * each for part, each in parts.items())
-    total *= Fraction(factor)
+    total *= Fraction(factor) * Fraction(row.get("service_tiers", {}).get(place, "1"))
     paid = dict(tools)
     if "web_search" not in row.get("tools", {}):
         paid["web_search_prompt"] = 1 if tools.get("web_search") else 0
@@ -180,7 +188,32 @@ def test_kinds_and_tiers_that_a_price_does_not_name_are_unpriced() -> None:
     assert unpriced(heard, {}, counts) == unpriced(vector(price_row(input="0", output="0")), {}, counts) == []
 
 
-@given(row=rows, used=some_counts, tier=st.sampled_from(["", "batch", "flex"]))
+@pytest.mark.parametrize(
+    ("asked", "tier"),
+    [
+        ((), ""), (("auto",), ""), (("default",), ""), (("standard", "global"), ""),
+        # A dearer one counts, a cheaper one that nobody confirms does not.
+        (("fast",), "fast"), (("batch",), ""), (("us",), "us"), (("fast", "us"), "fast/us"),
+        (("batch", "us"), ""), (("standard", "us"), "us"),
+        # One that no price names is told, and costs what is usual.
+        (("ultrafast",), "ultrafast"), (("eu",), "eu"), (("fast", "eu"), "eu"), (("warp", "us"), "warp/us"),
+    ],
+)  # fmt: skip
+def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(
+    asked: tuple[str, ...], tier: str
+) -> None:
+    row = price_row(input="5", output="25", service_tiers={"batch": "0.5", "fast": "2", "us": "1.1"})
+    used = counts(input=1_000, output=100)
+    found = served_tier(vector(row), asked, used, {})
+    assert found == tier
+    assert unpriced(vector(row), {}, used, found) == (
+        [] if set(asked) <= {"auto", "default", "standard", "global", "fast", "batch", "us"}
+        else [f"service_tier.{tier}"]
+    )  # fmt: skip
+    assert cost_nano(vector(row), used, tier=found) >= cost_nano(vector(row), used)
+
+
+@given(row=rows, used=some_counts, tier=st.sampled_from(TIERS))
 def test_the_dearest_rate_is_no_less_than_any_tier_that_may_answer(
     row: dict[str, Any], used: tuple[int, ...], tier: str
 ) -> None:
@@ -196,7 +229,7 @@ def test_the_dearest_rate_is_no_less_than_any_tier_that_may_answer(
 
 
 @given(
-    row=rows, used=some_counts, tier=st.sampled_from(["", "batch", "flex"]),
+    row=rows, used=some_counts, tier=st.sampled_from(TIERS),
     tools=st.dictionaries(st.sampled_from(["web_search", "other"]), st.integers(0, 10**4)),
 )  # fmt: skip
 def test_costs_and_their_lines_agree_with_fractions(

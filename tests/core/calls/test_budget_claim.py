@@ -14,6 +14,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_bound, budget_claim
 from gateway.core.calls.estimate import Estimate
+from gateway.core.families.registry import OF_METER
 from gateway.core.model import INTEGER_MAX, Decision, Family, Verdict
 
 MILLION = 1_000_000
@@ -121,6 +122,7 @@ def asked(meter: str = "anthropic_messages", blobs: int = 0, **fields: Any) -> C
     document = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
     one = CallRequest(meter, Family(meter.partition("_")[0]), b"", "m", input_bytes=300, document=document)
     one.names, one.blob_tokens = names_in(document), blobs
+    one.tiers = OF_METER[meter].exclusions.asked_tiers(document)
     return one
 
 

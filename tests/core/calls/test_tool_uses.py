@@ -12,8 +12,9 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import TOOL_USES, limit_uses, unpriced_tools, uses_of
 from gateway.core.calls.estimate import TOOL_USES_MAX
-from gateway.core.calls.tariff import unpriced_part
+from gateway.core.calls.tariff import makes, unpriced_part
 from gateway.core.families.controlled import elements
+from gateway.core.families.registry import OF_METER
 from gateway.core.model import Family
 from tests.core.billing.prices import price_row
 
@@ -31,6 +32,7 @@ def asked(meter: str, fields: dict[str, Any], model: str = "m") -> CallRequest:
     document = {"model": model, **fields}
     call = CallRequest(meter, Family(meter.partition("_")[0]), b"", model, document=document)
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    call.tiers = OF_METER[meter].exclusions.asked_tiers(document)
     return call
 
 
@@ -201,32 +203,113 @@ def test_a_tier_or_a_sound_that_no_price_names_is_known_before_it_is_made(
     assert unpriced_part(call, [bare]) == unpriced_part(call, [named, bare]) == found
     if found is None or found[1] == "modalities":
         assert unpriced_part(call, [named]) is None
-    call.sounds = True
-    assert unpriced_part(call, [bare]) is not None
 
 
-FILE = {"fileData": {"mimeType": "audio/mpeg", "fileUri": "https://files.example/1"}}
-INLINE = {"inlineData": {"mimeType": "application/octet-stream", "data": "AAAA"}}
+# Each reading of a part by its API: what may be sound at the dearest is, all else is not.
+URL = "https://files.example/1"
+CHAT_PARTS: list[tuple[dict[str, Any], bool]] = [
+    ({"type": "text", "text": "an audio and a video"}, False),
+    ({"type": "text", "text": json.dumps({"type": "audio_url", "mimeType": "audio/mpeg"})}, False),
+    ({"type": "image_url", "image_url": {"url": URL}}, False),
+    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, False),
+    ({"type": "image_url", "image_url": {"url": "data:Audio/mp3;base64,AAAA"}}, True),
+    ({"type": "image_url", "image_url": "data:;base64,AAAA"}, True),
+    ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, True),
+    ({"type": "audio_url", "audio_url": {"url": URL}}, True),
+    ({"type": "video_url", "video_url": {"url": URL}}, True),
+    ({"type": "file", "file": {"file_id": "file-1"}}, False),
+    ({"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA"}}, False),
+    ({"type": "file", "file": {"file_id": "file-1", "format": "audio/mpeg"}}, True),
+    ({"type": "file", "file": {"file_data": "data:application/octet-stream;base64,AAAA"}}, True),
+    ({"type": "holograms", "hologram": {"url": URL}}, True),
+    ({"type": "holograms", "bytes": "AAAA"}, True),
+    ({"type": "tool_use", "name": "fetch", "input": {"url": URL, "mimeType": "audio/mpeg"}}, False),
+    ({"type": "tool_result", "content": [{"type": "image", "source": {"type": "url", "url": URL}}]}, False),
+    ({"type": "tool_result", "content": [{"type": "audio", "data": "AAAA"}]}, True),
+]
+GEMINI_PARTS: list[tuple[dict[str, Any], bool]] = [
+    ({"text": "audio/mpeg"}, False),
+    ({"fileData": {"mimeType": "image/png", "fileUri": URL}}, False),
+    ({"fileData": {"mimeType": "audio/mpeg", "fileUri": URL}}, True),
+    ({"file_data": {"mime_type": "VIDEO/mp4", "file_uri": URL}}, True),
+    ({"fileData": {"fileUri": URL}}, True),
+    ({"inlineData": {"mimeType": "application/octet-stream", "data": "AAAA"}}, True),
+    ({"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}, False),
+    ({"hologram": {"fileUri": URL}}, True),
+    ({"functionCall": {"name": "f", "args": {"url": URL, "mimeType": "audio/mpeg"}}}, False),
+    ({"functionResponse": {"name": "f", "response": {"url": URL}}}, False),
+    ({"functionResponse": {"name": "f", "parts": [{"inlineData": {"mimeType": "audio/wav"}}]}}, True),
+]
+BEDROCK, TEXT, BYTES = "bedrock_converse", [{"role": "user", "content": "hi"}], {"bytes": "AAAA"}
+FILE = {"type": "input_file", "file_id": "file-1"}
 
 
 @pytest.mark.parametrize(
     ("meter", "fields", "is_sound"),
     [
-        (GEMINI, {"contents": [{"parts": [FILE]}]}, True),
-        (GEMINI, {"contents": [], "systemInstruction": {"parts": [INLINE]}}, True),
-        (CHAT, {"messages": [{"content": [{"type": "audio_url", "audio_url": {"url": "http://a"}}]}]}, True),
-        (CHAT, {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}]}, True),
-        (CHAT, {"messages": [{"content": json.dumps(FILE) + ' "type": "audio_url"'}]}, False),
-        (CHAT, {"messages": [{"content": "an audio and a video"}]}, False),
+        *((CHAT, {"messages": [*TEXT, {"role": "user", "content": [part]}]}, heard)
+          for part, heard in CHAT_PARTS),
+        *((RESPONSES, {"input": [{"type": "message", "role": "user", "content": [part]}]}, heard)
+          for part, heard in CHAT_PARTS),
+        *((GEMINI, {"contents": [{"role": "user", "parts": [part]}]}, heard) for part, heard in GEMINI_PARTS),
+        *((GEMINI, {"contents": TEXT, "systemInstruction": {"parts": [part]}}, heard)
+          for part, heard in GEMINI_PARTS),
+        *(("gemini_embed", {"requests": [{"content": {"parts": [part]}}]}, heard)
+          for part, heard in GEMINI_PARTS),
+        (CHAT, {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, True),
+        (CHAT, {"messages": [{"role": "assistant", "content": "a", "audio": None}]}, False),
+        (CHAT, {"messages": [{"role": "assistant", "annotations": [{"type": "cited", "url": URL}]}]}, False),
+        (RESPONSES, {"input": [{"type": "web_search_call", "action": {"url": URL}}]}, False),
+        (RESPONSES, {"input": [{"type": "input_audio", "data": "AAAA"}]}, True),
+        (RESPONSES, {"input": [{"type": "hologram", "data": "AAAA"}]}, True),
+        (RESPONSES, {"input": [{"type": "function_call_output", "output": [FILE]}]}, False),
+        ("gemini_interactions", {"input": [{"type": "video", "uri": URL}]}, True),
+        ("gemini_interactions", {"input": [{"type": "document", "uri": URL}]}, False),
+        (BEDROCK, {"messages": [{"content": [{"audio": {"format": "mp3", "source": {}}}]}]}, True),
+        (BEDROCK, {"messages": [{"content": [{"document": {"format": "pdf", "source": BYTES}}]}]}, False),
+        (MESSAGES, {"messages": [{"content": [{"type": "document", "source": {"url": URL}}]}]}, False),
     ],
 )  # fmt: skip
-def test_sound_is_known_by_its_type_wherever_it_stands(
+def test_what_may_be_sound_is_refused_where_no_price_names_sound(
     meter: str, fields: dict[str, Any], is_sound: bool
 ) -> None:
-    bare = read_price(price_row(input="1", output="2")).vector
+    row = price_row(input="1", output="2")
+    bare, named = read_price(row).vector, read_price(row | {"audio_input": "3"}).vector
     call = asked(meter, fields)
-    call.body = json.dumps(call.document).encode()
-    assert (unpriced_part(call, [bare]) == ("sound that is read", "messages")) is is_sound
+    found = unpriced_part(call, [bare])
+    assert (found is not None and found[0].startswith("sound that is read")) is is_sound
+    assert unpriced_part(call, [named]) is None
+
+
+def test_a_prompt_nested_without_end_may_be_sound() -> None:
+    said: list[Any] = []
+    for _ in range(5_000):
+        said = [{"content": said}]
+    call = asked(CHAT, {"messages": said})
+    assert unpriced_part(call, [read_price(price_row(input="1", output="2")).vector]) is not None
+
+
+@pytest.mark.parametrize(
+    ("meter", "fields", "model", "is_asked"),
+    [
+        (CHAT, {"modalities": ["image", "text"]}, "m", True), (CHAT, {"modalities": "image"}, "m", True),
+        (CHAT, {"modalities": ["text"]}, "m", False), (CHAT, {}, "gpt-5-image", True),
+        (GEMINI, {"generationConfig": {"responseModalities": ["Text", "Image"]}}, "m", True),
+        (GEMINI, {"generationConfig": {"responseModalities": ["TEXT"]}}, "m", False),
+        (GEMINI, {}, "gemini-2.5-flash-image", True), (GEMINI, {}, "gemini-2.5-flash", False),
+        (MESSAGES, {}, "claude-5", False),
+    ],
+)  # fmt: skip
+def test_pictures_that_no_price_names_are_known_before_they_are_made(
+    meter: str, fields: dict[str, Any], model: str, is_asked: bool
+) -> None:
+    row = price_row(input="1", output="2")
+    call = asked(meter, fields, model)
+    found = unpriced_part(call, [read_price(row | {"audio_output": "9"}).vector])
+    assert (found == ("pictures that are made", "modalities")) is is_asked
+    named = read_price(row | {"audio_output": "9", "image_output": "30"}).vector
+    assert unpriced_part(call, [named]) is None
+    assert ("image_output" in makes(call)) is is_asked
 
 
 def test_a_search_that_is_paid_by_the_prompt_is_held_once() -> None:

@@ -118,11 +118,11 @@ def test_every_api_tells_kinds_tools_tier_and_model(meter: str) -> None:
         ({"inference_geo": "us", "service_tier": "standard"}, "us"),
         ({"inference_geo": "us"}, "us"),
         ({"inference_geo": "global", "service_tier": "standard"}, "standard"),
-        ({"inference_geo": "us", "service_tier": "priority"}, "priority"),
-        ({"inference_geo": "us", "speed": "fast"}, "fast"),
+        ({"inference_geo": "us", "service_tier": "priority"}, "priority/us"),
+        ({"inference_geo": "us", "speed": "fast", "service_tier": "standard"}, "fast/us"),
     ],
 )
-def test_the_place_of_inference_is_a_tier_where_no_other_is(said: dict[str, str], tier: str) -> None:
+def test_the_place_of_inference_is_a_tier_and_stands_behind_another(said: dict[str, str], tier: str) -> None:
     made = whole("anthropic_messages", {"usage": {"input_tokens": 1, "output_tokens": 1, **said}})
     assert made.detail.service_tier == tier
 

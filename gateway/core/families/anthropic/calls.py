@@ -25,6 +25,7 @@ from gateway.core.families.family import (
     Exclusions,
     ObjectLists,
     ObjectRules,
+    always,
     ids_of,
     object_in,
     objects_in,
@@ -79,7 +80,8 @@ def _no_tier(document: Document, tier: str) -> bool:
 EXCLUSIONS = Exclusions(
     cache=lambda document, names: not names.caches,
     media=_no_media,
-    sound=lambda document, names: True,
+    heard=always,
+    sound=always,
     tier=_no_tier,
     tier_fields=("service_tier", "speed", "inference_geo"),
 )
@@ -136,9 +138,7 @@ def _is_free(name: str, holder: Document) -> bool:
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 
 
-FIELDS: Final = IdFields(
-    NAMED, OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS
-)
+FIELDS: Final = IdFields(NAMED, OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS)
 # What the bodies of stored things may say, as Anthropic's reference has it.
 _AGENT: Final = (
     "description execution_identity mcp_servers metadata model multiagent name skills system tools"

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.billing.price_book import Counts
+from gateway.core.billing.price_book import OF_PLACE, Counts
 from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
 from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
 from gateway.core.metering.endings import ENDINGS
@@ -184,7 +184,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     detail = meter.detail
     lacking = _add_iterations(meter, usage, raw)
     detail.note_cost(raw)
-    detail.served_as(_tier(usage))
+    detail.served_as(_tier(usage, meter.call.tiers))
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):
             detail.keep(raw)
@@ -228,12 +228,17 @@ def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
     return None if usage.input_tokens is None and usage.output_tokens is None else usage
 
 
-def _tier(usage: _MessageUsage) -> str | None:
-    """What a price may have a factor for: a speed, else a tier of its own, else the place of inference."""
-    if usage.speed == FAST:
-        return FAST
-    usual = usage.service_tier in {None, "standard"}
-    return US if usual and usage.inference_geo == US else usage.service_tier
+def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
+    """What a price may have a factor for: a speed, else a tier of its own, each with the place of inference.
+
+    What is asked for counts where the report does not say it.
+    """
+    speed = usage.speed or (FAST if FAST in asked else None)
+    tier = FAST if speed == FAST else usage.service_tier
+    place = usage.inference_geo or (US if US in asked else None)
+    if place != US:
+        return tier
+    return US if tier in {None, "standard"} else f"{tier}{OF_PLACE}{US}"
 
 
 def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:

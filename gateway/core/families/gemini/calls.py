@@ -216,23 +216,31 @@ def _listed(value: list[object] | Document) -> list[object]:
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
     """Text alone is what an answer is where nothing else is asked for."""
-    if not _SPOKEN.isdisjoint(document):
-        return False
-    for name in ("generationConfig", "generation_config"):
-        config = document.get(name)
-        if not isinstance(config, dict):
-            continue
-        if "input" in document and "speech_config" in config:
-            return False
+    configs = _configs(document)
+    spoken = "input" in document and any("speech_config" in config for config in configs)
+    return not spoken and _SPOKEN.isdisjoint(document) and _answers_by(configs, {"TEXT", "IMAGE"})
+
+
+def _no_pictures(document: Document, names: FieldNames) -> bool:
+    return _SPOKEN.isdisjoint(document) and _answers_by(_configs(document), {"TEXT", "AUDIO"})
+
+
+def _configs(document: Document) -> list[Document]:
+    found = [document.get(name) for name in ("generationConfig", "generation_config")]
+    return [config for config in found if isinstance(config, dict)]
+
+
+def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
+    """Whether an answer has these modalities alone, as far as its call says any."""
+    for config in configs:
         for field in ("responseModalities", "response_modalities"):
             asked = config.get(field)
-            if asked is not None and not (isinstance(asked, list) and all(map(_is_silent, asked))):
+            if asked is not None and not (
+                isinstance(asked, list)
+                and all(isinstance(one, str) and one.upper() in modalities for one in asked)
+            ):
                 return False
     return True
-
-
-def _is_silent(modality: object) -> bool:
-    return isinstance(modality, str) and modality.upper() in {"TEXT", "IMAGE"}
 
 
 def _no_tier(document: Document, tier: str) -> bool:
@@ -241,7 +249,11 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 EXCLUSIONS = Exclusions(
-    media=_no_media, sound=_no_sound, tier=_no_tier, tier_fields=("service_tier", "serviceTier")
+    media=_no_media,
+    sound=_no_sound,
+    pictures=_no_pictures,
+    tier=_no_tier,
+    tier_fields=("service_tier", "serviceTier"),
 )
 
 

@@ -203,9 +203,16 @@ def _no_tier(document: Document, tier: str) -> bool:
     return isinstance(said, str) and said in _PLAIN_TIERS and "speed" not in document
 
 
+def _no_pictures(document: Document, names: FieldNames) -> bool:
+    """Pictures are made where they are asked for; tools that make some are asked for apart."""
+    asked = document.get("modalities")
+    return asked is None or (isinstance(asked, list) and all(one in ("text", "audio") for one in asked))
+
+
 EXCLUSIONS = Exclusions(
-    media=_no_media, sound=_no_sound, tier=_no_tier, tier_fields=("service_tier", "speed")
-)
+    media=_no_media, sound=_no_sound, pictures=_no_pictures, tier=_no_tier,
+    tier_fields=("service_tier", "speed"),
+)  # fmt: skip
 
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.

@@ -105,7 +105,7 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
     if len(call.files) != 1:
         raise InvalidRequest("file must be a file of the form.", param="file")
     seconds, known = seconds_of(call.files[0])
-    call.blob_tokens = seconds * SOUND_TOKENS_PER_SECOND
+    call.blob_tokens = call.heard = seconds * SOUND_TOKENS_PER_SECOND
     call.measured = {"audio_second": seconds} if known or written in _TELLING else {"audio_file": 1}
 
 

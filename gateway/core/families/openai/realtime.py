@@ -160,7 +160,8 @@ class RealtimeSession:
     def document(self) -> Document:
         """The body of the call that the next turn is: it may hear, and answer by sound."""
         beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
-        return {"model": self.model, "input_tokens": self.needs, "audio": {}, **beside}
+        said = [{"type": "input_audio"}]
+        return {"model": self.model, "input_tokens": self.needs, "audio": {}, "input": said, **beside}
 
     def ask(self, message: Document, size: int) -> bool:
         """Take a message: one of the events there are, for the model of the connection alone."""
