@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.calls.rating import NO_PARTS, ModelPart, cost_of, parts_of, price_of
+from gateway.calls.rating import NO_PARTS, ModelPart, cost_of, parts_of, price_of, served_tier
 from gateway.core.accounts.outbox import (
     NONE,
     TEXT_CHARACTERS_MAX,
@@ -23,7 +23,7 @@ from gateway.core.accounts.outbox import (
 )
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import Counts, charged, served_tier, unpriced
+from gateway.core.billing.price_book import Counts, charged, unpriced
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of

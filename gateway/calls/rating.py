@@ -10,7 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.outbox import OUTPUT, REASONING
-from gateway.core.billing.price_book import Counts, cost_nano, without_request
+from gateway.core.billing.price_book import (
+    OF_PLACE,
+    PLACES,
+    USUAL_TIERS,
+    Counts,
+    cost_nano,
+    lacks_tier,
+    without_request,
+)
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CallPrices, PriceMatch, PriceOf, answering, is_model
 from gateway.core.metering.meter import Detail
@@ -51,6 +59,22 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
         vector = look_up(caller, answered, now_s - prices.at_s, False)
         if vector is not None:
             return PriceMatch(answered, vector)
+    return found
+
+
+def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], tools: Mapping[str, int]) -> str:
+    """Return the tier of a use whose answer names none: an asked one that is dearer, or has no price.
+
+    Empty where the usual prices count: what is asked for makes no call cheaper by itself.
+    """
+    found, most = "", cost_nano(vector, counts, tools)
+    places = [tier for tier in asked if tier in PLACES]
+    names = [tier for tier in asked if tier not in PLACES and tier not in USUAL_TIERS]
+    for name in names or [""]:
+        tier = OF_PLACE.join([part for part in (name, *places[:1]) if part])
+        cost = cost_nano(vector, counts, tools, tier)
+        if lacks_tier(vector, tier) or cost > most:
+            found, most = tier, max(cost, most)
     return found
 
 

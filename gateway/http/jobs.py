@@ -205,6 +205,7 @@ def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
     )
     job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
     job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
+    job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
     targets = admitted.call.targets
@@ -616,18 +617,23 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     """Yield the charge of each line of a result; None for a line that used nothing.
 
     The job was made `ago_s` ago; its upstream reports `each` choice by itself or all. A line whose use nobody
-    can read costs its share of the hold, and so does each that is missing of those that were `answered`.
+    can read costs its share of the hold, and so does each that is missing of those that were `answered`. A
+    line that comes again costs nothing more.
     """
     now_s = ports.seconds()
-    prices = _prices_then(ports, job, service, now_s, ago_s)
-    there = 0
+    prices, there = _prices_then(ports, job, service, now_s, ago_s), set[str]()
     for number, line in enumerate(found, 1):
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
-        charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds, each)
-        there += charged is not None or not line.free
-        yield charged or (None if line.free else _share(job, id_, service, line, ago_s))
-    for number in range(there, min(answered, job.lines)):
+        charged = None
+        if id_ not in there:  # a line that comes again is the same one
+            charged = _charged(ports, job, service, route, line, id_, prices, now_s, bounds, each)
+            if charged is None and not line.free:
+                charged = _share(job, id_, service, line, ago_s)
+        if charged is not None:
+            there.add(id_)
+        yield charged
+    for number in range(len(there), min(answered, job.lines)):
         id_ = id_of(str(number), job.created_ms, of=f"{job.hold_id} missing")
         yield _share(job, id_, service, _MISSING, ago_s)
 
@@ -653,7 +659,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 ) -> ChargedUse | None:  # fmt: skip
     """Return the charge of a result by the use that it reports; None where it reports none."""
     call = CallRequest(route.meter, route.family, b"", model=job.model)
-    call.reports, call.reports_each = True, each
+    call.reports, call.reports_each, call.output_max = True, each, job.output_max or None
     if each:
         call.choices = max(1, len(objects_in(loose_document(line.body), "choices")))
     if job.kind == VIDEO:
@@ -705,6 +711,7 @@ def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail)
         True, NO_COUNTS, 0, 0, False, detail, job.model, job.endpoint, family, line.status,
         duration_ms=max(0, int(1000 * ago_s)), session=job.session, upstream_id=line.request_id,
         metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE, sent=job.sent,
+        tiers=job.tiers,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from gateway.calls.charge import ChargedUse
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.jobs import OPENING, RUNNING, BatchResult, Job
 from gateway.core.accounts.outbox import read_facts
@@ -222,14 +223,18 @@ async def test_nobody_is_told_the_output_of_a_response_that_is_not_charged(stage
     assert json.loads((await stage.ask(get(b"/v1/responses/resp_1"), "GET")).body) == RUNNING_RESPONSE
 
 
-@pytest.mark.parametrize(("letters", "tokens"), [(15, 1_000), (6_000, 1_500)])
-async def test_a_cancelled_response_costs_its_hold_or_its_text(
-    stage: Stage, letters: int, tokens: int
+@pytest.mark.parametrize(
+    ("letters", "most", "tokens"),
+    [(15, None, 1_000), (6_000, None, 1_500), (6_000, 1_200, 1_200), (6_000, 900, 1_000)],
+)
+async def test_a_cancelled_response_costs_its_hold_or_its_text_within_its_maximum(
+    stage: Stage, letters: int, most: int | None, tokens: int
 ) -> None:
     stage.directory.services["responses"] = Service(95, "responses", "subscription", counts_tokens=True)
-    said = {"model": "draw", "input": "x", "background": True}
+    said = {"model": "draw", "input": "x", "background": True, "max_output_tokens": most}
     job = await asked(stage, b"/v1/responses", said, {"id": "resp_1", "status": "queued"})
-    job.tokens = job.raw_tokens = 1_000
+    assert job.output_max == (most or 1)  # what the hold covers
+    job.tokens, job.raw_tokens, job.output_max = 1_000, 1_000, most or 0
     route = next(one for one in ROUTES if one.meter == "openai_responses")
     content = [{"type": "output_text", "text": "x" * letters}]
     body = json.dumps({"id": "resp_1", "status": "cancelled", "output": [{"content": content}]}).encode()
@@ -311,6 +316,28 @@ async def test_a_line_of_a_batch_holds_by_the_facts_of_its_upstream(stated: int 
         hold = made.counters.holds[-1]
         assert hold.ceiling - hold.read == 3 * each
         made.counters.holds.clear()
+
+
+async def test_a_line_that_comes_again_costs_nothing_more_and_hides_none_that_is_missing(
+    stage: Stage,
+) -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
+    body = json.dumps({"model": "draw", "choices": [], "usage": usage}).encode()
+    job = Job("hold", 1, 2, 3, 0, "", "chat", "up", "/v1/chat/completions", "draw", "", 3, 0, 0, id="b")
+    job.held, job.currency, job.raw_tokens = 3_000, "USD", 300
+    route = next(one for one in ROUTES if one.path == job.endpoint)
+    ports, service = stage.plane._ports, stage.directory.services["chat"]
+    free, used = BatchResult("a", 500, "", b"", True), BatchResult("a", 200, "", body, False)
+
+    def charged(found: list[BatchResult], answered: int) -> list[ChargedUse]:
+        made = line_charges(ports, job, service, route, found, answered, DEFAULT_BOUNDS, 0.0)
+        return [one for one in made if one is not None]
+
+    (once,) = charged([used], 1)
+    again = charged([free, used, used, used, free], 2)
+    assert again[0].settlement.request_id == once.settlement.request_id
+    assert sum(one.cost for one in again) == once.cost + 1_000  # the other of two answered is its share
+    assert len({one.settlement.request_id for one in again}) == len(again) == 2
 
 
 @pytest.mark.parametrize("each", [False, True])

@@ -77,7 +77,8 @@ class Job(msgspec.Struct):
     whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is. One
     that makes so many `videos` was held for their `seconds`, all together. A batch stands at `batches`.
     `misses` counts looks that found nothing; the next one decides nothing before `next_look_ms`. Times are
-    those of Redis. A `cost` that may not be charged is `NO_COST`.
+    those of Redis. A `cost` that may not be charged is `NO_COST`. A call stated `output_max` (0: none) as the
+    most tokens of an answer, and asked for these service `tiers`.
     """
 
     hold_id: str
@@ -121,6 +122,8 @@ class Job(msgspec.Struct):
     batches: str = ""
     misses: int = 0
     next_look_ms: int = 0
+    output_max: int = 0
+    tiers: tuple[str, ...] = ()
 
     @property
     def is_charged(self) -> bool:

@@ -519,7 +519,7 @@ def unpriced(
 
 
 def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
-    """Return the price of a service tier, and the factor of what its tokens and the call cost by that."""
+    """Return the price of a service tier, and a factor of tokens and of the call."""
     name, _, place = tier.partition(OF_PLACE)
     vector = vector.tiers.get(name, vector)
     numerator, denominator = vector.service_tiers.get(name, SAME)
@@ -527,22 +527,6 @@ def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
         more = vector.service_tiers[place]
         numerator, denominator = numerator * more[0], denominator * more[1]
     return vector, (numerator, denominator)
-
-
-def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], tools: Mapping[str, int]) -> str:
-    """Return the tier of a use whose answer names none: an asked one that is dearer, or has no price.
-
-    Empty where the usual prices count: what is asked for makes no call cheaper by itself.
-    """
-    found, most = "", cost_nano(vector, counts, tools)
-    places = [tier for tier in asked if tier in PLACES]
-    names = [tier for tier in asked if tier not in PLACES and tier not in USUAL_TIERS]
-    for name in names or [""]:
-        tier = OF_PLACE.join([part for part in (name, *places[:1]) if part])
-        cost = cost_nano(vector, counts, tools, tier)
-        if lacks_tier(vector, tier) or cost > most:
-            found, most = tier, max(cost, most)
-    return found
 
 
 def lacks_tier(vector: Vector, tier: str) -> bool:

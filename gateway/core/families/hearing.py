@@ -52,7 +52,7 @@ _STATES: Final = frozenset({"mimeType", "mime_type", "media_type", "format"})
 # Members that hold data or an address end so.
 _HOLDS: Final = ("data", "bytes", "url", "uri", "Uri", "file_id", "s3Location")
 _BYTES: Final = ("data", "bytes", "file_data", "mime_type", "mimeType", "media_type")
-# What is nested deeper than this nobody can tell.
+# Nobody can tell a part that is nested deeper.
 _DEPTH_MAX: Final = 32
 # Types of pictures, texts and documents.
 _SEEN_TYPE: Final = re.compile(

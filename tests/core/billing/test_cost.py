@@ -23,7 +23,6 @@ from gateway.core.billing.price_book import (
     lines,
     money,
     read_price,
-    served_tier,
     unpriced,
 )
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
@@ -186,31 +185,6 @@ def test_kinds_and_tiers_that_a_price_does_not_name_are_unpriced() -> None:
     assert all(unpriced(bare, {}, NO_COUNTS, tier) == [] for tier in ("", "default", "standard"))
     heard = vector(price_row(input="1", output="2", audio_input="1", audio_output="9", image_output="0"))
     assert unpriced(heard, {}, counts) == unpriced(vector(price_row(input="0", output="0")), {}, counts) == []
-
-
-@pytest.mark.parametrize(
-    ("asked", "tier"),
-    [
-        ((), ""), (("auto",), ""), (("default",), ""), (("standard", "global"), ""),
-        # A dearer one counts, a cheaper one that nobody confirms does not.
-        (("fast",), "fast"), (("batch",), ""), (("us",), "us"), (("fast", "us"), "fast/us"),
-        (("batch", "us"), ""), (("standard", "us"), "us"),
-        # One that no price names is told, and costs what is usual.
-        (("ultrafast",), "ultrafast"), (("eu",), "eu"), (("fast", "eu"), "eu"), (("warp", "us"), "warp/us"),
-    ],
-)  # fmt: skip
-def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(
-    asked: tuple[str, ...], tier: str
-) -> None:
-    row = price_row(input="5", output="25", service_tiers={"batch": "0.5", "fast": "2", "us": "1.1"})
-    used = counts(input=1_000, output=100)
-    found = served_tier(vector(row), asked, used, {})
-    assert found == tier
-    assert unpriced(vector(row), {}, used, found) == (
-        [] if set(asked) <= {"auto", "default", "standard", "global", "fast", "batch", "us"}
-        else [f"service_tier.{tier}"]
-    )  # fmt: skip
-    assert cost_nano(vector(row), used, tier=found) >= cost_nano(vector(row), used)
 
 
 @given(row=rows, used=some_counts, tier=st.sampled_from(TIERS))

@@ -231,7 +231,7 @@ def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
 def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
     """What a price may have a factor for: a speed, else a tier of its own, each with the place of inference.
 
-    What is asked for counts where the report does not say it.
+    A field of the call counts where the report does not have it.
     """
     speed = usage.speed or (FAST if FAST in asked else None)
     tier = FAST if speed == FAST else usage.service_tier
