@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.sellers import Seller, seller_of
 from gateway.core.calls.call import UsageBounds
+from gateway.core.calls.estimate import tokenizer_of
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.families.controlled import CountTokens, Tokenizer
@@ -131,17 +132,6 @@ def token_callers(settings: Settings, directory: DigestLookup, log: Callable[...
 # is not there by itself; the other providers publish no tokenizer. Asked only where an answer says
 # nothing of its use.
 
-# By the longest prefix of a model's name.
-ENCODINGS = {
-    "gpt-3.5": "cl100k_base", "gpt-35": "cl100k_base", "gpt-4": "cl100k_base", "gpt-4o": "o200k_base",
-    "gpt-4.1": "o200k_base", "gpt-4.5": "o200k_base", "gpt-5": "o200k_base", "chatgpt-4o": "o200k_base",
-    "o1": "o200k_base", "o3": "o200k_base", "o4": "o200k_base",
-    "codex-mini": "o200k_base", "gpt-oss": "o200k_base",
-    "text-embedding-3": "cl100k_base", "text-embedding-ada-002": "cl100k_base",
-}  # fmt: skip
-
-FINE_TUNED = "ft:"  # stands in front of the name of the model that was trained
-
 
 def load_tokenizer() -> Tokenizer | None:
     """The tokenizer of each model known; None where the package is not installed."""
@@ -157,9 +147,8 @@ def load_tokenizer() -> Tokenizer | None:
         return lambda text: len(encode(text))
 
     def of_model(model: str) -> CountTokens | None:
-        name = model.removeprefix(FINE_TUNED)
-        fitting = [prefix for prefix in ENCODINGS if name.startswith(prefix)]
-        return of_encoding(ENCODINGS[max(fitting, key=len)]) if fitting else None
+        name = tokenizer_of(model)
+        return of_encoding(name) if name else None
 
     return of_model
 

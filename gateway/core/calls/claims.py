@@ -606,7 +606,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     call.models_beside = models_beside(document, names)
     call.gives_up, call.asks = names.times_out, names.asks
     family = OF_METER.get(call.meter)
-    if family is not None:
+    if family is not None and not document.keys().isdisjoint(family.exclusions.tier_fields):
         call.tiers = family.exclusions.asked_tiers(document)
 
 

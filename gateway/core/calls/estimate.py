@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.core.calls.alphabets import rare_tokens
 from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, CallRequest, dense_bytes
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.registry import ALL, SHAPES
@@ -37,9 +38,9 @@ LESSONS_MAX = 256  # between two reports to other workers; beyond that they lear
 TOLD_BEYOND = 0.1  # a level that moved by this part since the last report is reported again
 OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
-# Of words and code, at most one byte of so many is a digit or a capital; each beyond that counts twice.
+# Of words and code, at most one byte of so many is a digit or a capital; each beyond that counts 2.25 times.
 WORDS_PER_DENSE = 8
-WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text each byte may be one
+WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text as `rare_tokens` says
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one answer
 QUANTILE = 0.95  # of calls' use, by which the next is held
@@ -53,6 +54,8 @@ CEILING = 65_536
 # The most one answer of a model can hold, by the longest prefix of its name, as the
 # providers document it; `CEILING` where none fits.
 MODEL_CEILINGS: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.ceilings.items()}
+_TOKENIZERS: dict[str, str] = {prefix: name for one in ALL for prefix, name in one.tokenizers.items()}
+FINE_TUNED: Final = "ft:"  # stands in front of the name of the model that was trained
 _PICTURES: dict[str, int] = {prefix: most for one in ALL for prefix, most in one.pictures.items()}
 
 
@@ -200,8 +203,14 @@ class Estimator:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
-        size = call.input_bytes + call.rare_bytes + call.unsure_bytes + _beyond_words(call)
+        rare = call.rare_bytes  # each is a token where nobody knows how many they are
+        tokenizer = _tokenizer_of_all(call) if rare and call.body else ""
+        if tokenizer:
+            rare = 2 * rare_tokens(call.body, tokenizer) - rare
+        size = call.input_bytes + rare + call.unsure_bytes + _beyond_words(call)
         worst = -(-size // WORST_BYTES_PER_TOKEN)
+        if tokenizer and learned.input_ratio.level <= INPUT_RATIO_FIRST:
+            used = min(used, worst + blobs)  # three bytes of an alphabet may be less than a token
         # What a body names and does not hold is taken for an image. The size of one is never multiplied.
         pictures = (call.pictures + call.names.files) * BLOB_TOKENS * learned.dearer
         read = max(used, worst + blobs - call.pictures * BLOB_TOKENS + pictures)
@@ -371,7 +380,7 @@ def _within(call: CallRequest, ceiling: int) -> int:
 def _beyond_words(call: CallRequest) -> int:
     """How many digits and capitals a text has beyond those of words: they are less than two bytes a token."""
     dense = min(dense_bytes(call.body) - call.dense_media, call.input_bytes)
-    return max(0, dense - call.input_bytes // WORDS_PER_DENSE)
+    return max(0, dense - call.input_bytes // WORDS_PER_DENSE) * 5 // 4
 
 
 @dataclass(slots=True)
@@ -439,6 +448,20 @@ def stated_uses(most: object) -> int | None:
     if isinstance(most, int) and not isinstance(most, bool) and most > 0:
         return min(most, TOOL_USES_MAX)
     return None
+
+
+def _tokenizer_of_all(call: CallRequest) -> str:
+    """Return the tokenizer of all models that may answer; empty where they have several."""
+    models = {one.model for one in call.targets} or {call.model}
+    names = {tokenizer_of(model) for model in models.union(call.models_beside)}
+    return names.pop() if len(names) == 1 else ""
+
+
+def tokenizer_of(model: str) -> str:
+    """Return a model's tokenizer, by the longest prefix of its name; empty where none is public."""
+    name = model.removeprefix(FINE_TUNED)
+    fitting = [prefix for prefix in _TOKENIZERS if name.startswith(prefix)]
+    return _TOKENIZERS[max(fitting, key=len)] if fitting else ""
 
 
 def _dearer(model: str) -> int:

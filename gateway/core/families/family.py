@@ -56,8 +56,8 @@ class Exclusions:
 
     `cache` are those of writing to a cache, `media` of sound, images and files that are read, `heard` of
     sound that is read, `sound` and `pictures` of those that are made. `tier` is asked for each service tier
-    that has a price; a call asks for one by its name in one of `tier_fields`, which are fields of fields
-    behind a dot.
+    that has a price; a call asks for one by its name in one of `tier_fields`, or in the field of an object
+    that `tier_objects` names for these.
     """
 
     cache: Rule = never
@@ -67,14 +67,14 @@ class Exclusions:
     pictures: Rule = always
     tier: Callable[[Document, str], bool] = lambda document, tier: False
     tier_fields: tuple[str, ...] = ("service_tier",)
+    tier_objects: Mapping[str, str] = field(default_factory=dict)
 
     def asked_tiers(self, document: Document) -> tuple[str, ...]:
         found: tuple[str, ...] = ()
-        for field_ in self.tier_fields:
-            name, _, inside = field_.partition(".")
+        for name in self.tier_fields:
             stated = document.get(name)
-            if inside and isinstance(stated, dict):
-                stated = stated.get(inside)
+            if isinstance(stated, dict) and name in self.tier_objects:
+                stated = stated.get(self.tier_objects[name])
             if isinstance(stated, str):
                 found = (*found, stated.lower().removeprefix("service_tier_"))
         return found
@@ -504,7 +504,7 @@ class ApiFamily:
     their request id as `request-id`; by `names_session` they name the session of any call, by `own_session`,
     whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
     an answer may have, by prefixes of names of models, `pictures` what one image costs at most where that is
-    more than usual. `target` is where its calls go by
+    more than usual, `tokenizers` the ones that are public. `target` is where its calls go by
     default, given the environment; `key_field` is the field that its upstreams
     take a key in, and its scheme. `lists` is how it lists models at a path that ends in `/models`; its
     upstreams do so at `models_at`.
@@ -545,6 +545,7 @@ class ApiFamily:
     objects: ObjectRules | None = None
     ceilings: Mapping[str, int] = field(default_factory=dict)
     pictures: Mapping[str, int] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
     lists: Listing | None = None
     models_at: str = ""
     batches: tuple[BatchPaths, ...] = ()

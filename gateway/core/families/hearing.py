@@ -72,27 +72,35 @@ def may_hear(document: Document) -> bool:
     return False
 
 
-def _in_said(said: object, depth: int) -> bool:
+def _in_said(said: Document | list[object], depth: int) -> bool:
     """Whether messages, items or contents may hold sound: by their members, those of lists one by one."""
     if isinstance(said, list):
         for each in said:
-            if isinstance(each, dict | list) and (depth == 0 or _in_said(each, depth - 1)):
+            if not isinstance(each, dict | list) or _is_plain(each):
+                continue
+            if depth == 0 or _in_said(each, depth - 1):
                 return True
-        return False
-    if not isinstance(said, dict):
         return False
     kind = said.get("type")
     if isinstance(kind, str):
         if kind in _HEARD or kind in _SEEN:
             return _is_heard(kind, said)
-        if kind not in _SILENT:
-            for name in _BYTES:
-                if isinstance(said.get(name), str):
-                    return True
+        if kind not in _SILENT and any(isinstance(said.get(name), str) for name in _BYTES):
+            return True
     for name, each in said.items():
         if isinstance(each, dict | list) and _is_member_heard(name, each, depth):
             return True
     return False
+
+
+def _is_plain(message: object) -> bool:
+    """Whether a message is a role and a text, as nearly all are."""
+    return (
+        isinstance(message, dict)
+        and len(message) == 2
+        and "role" in message
+        and isinstance(message.get("content"), str)
+    )
 
 
 def _is_member_heard(name: str, held: Document | list[object], depth: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gateway.core.calls.alphabets import CL100K, O200K
 from gateway.core.calls.call import MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
@@ -316,6 +317,11 @@ print(answer.choices[0].message.content)
     pictures={
         "gpt-4o-mini": 48_169, "gpt-4.1-mini": 2_489, "gpt-4.1-nano": 3_779, "o4-mini": 2_642,
         "gpt-5-mini": 2_489, "gpt-5-nano": 3_779,
+    },
+    tokenizers={
+        "gpt-3.5": CL100K, "gpt-35": CL100K, "gpt-4": CL100K, "gpt-4o": O200K, "gpt-4.1": O200K,
+        "gpt-4.5": O200K, "gpt-5": O200K, "chatgpt-4o": O200K, "o1": O200K, "o3": O200K, "o4": O200K,
+        "codex-mini": O200K, "gpt-oss": O200K, "text-embedding-3": CL100K, "text-embedding-ada-002": CL100K,
     },
     ceilings={
         "gpt-3.5": 4_096, "gpt-4": 8_192, "gpt-4-turbo": 4_096, "gpt-4o": 16_384, "gpt-4.1": 32_768,
