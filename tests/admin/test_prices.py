@@ -74,6 +74,20 @@ async def test_a_price_comes_back_as_it_was_set(prices: Prices) -> None:
     assert prices.api.counters.pushed == ["prices"]
 
 
+async def test_the_longer_lifetime_of_a_cache_has_two_names(prices: Prices) -> None:
+    made = await prices.set(
+        cache_write_12h="7.5",
+        context_tiers=[{"above": 200_000, "cache_write_12h": "15"}],
+        service_tiers={"priority": {"cache_write_12h": "20"}},
+    )
+    assert made["cache_write_1h"] == "7.5"
+    assert made["context_tiers"] == [{"above": 200_000, "cache_write_1h": "15"}]
+    assert made["service_tiers"] == {"priority": {"cache_write_1h": "20"}}
+    assert (await prices.quoted("gpt-x&cache_write_1h=100000"))["cost"] == "0.75"
+    [(_, why)] = (await prices.refused(cache_write_12h="7.5", cache_write_1h="7.5")).items()
+    assert "they are the same" in why
+
+
 async def test_prices_are_listed_by_filter(prices: Prices) -> None:
     first = await prices.set(provider=prices.family)
     second = await prices.set(match="prefix", source="bundled")

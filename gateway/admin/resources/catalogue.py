@@ -491,6 +491,10 @@ class UnitRates(In):
     container: Rate | None = optional("A container; also of a tool that runs code and has no price in tools.")
 
 
+# Another name of the longer of two lifetimes of a cache: no provider has three.
+LONGEST = "cache_write_12h"
+
+
 class TokenRates(In):
     """What a million tokens of each kind cost. A kind without a price costs what it falls back to."""
 
@@ -498,12 +502,25 @@ class TokenRates(In):
     output: Rate | None = optional("A million tokens written.")
     cache_read: Rate | None = optional("Read from a cache; null is what input costs.")
     cache_write: Rate | None = optional("Written to a cache for minutes; null is what input costs.")
-    cache_write_1h: Rate | None = optional("Written to it for an hour; null is what cache_write costs.")
+    cache_write_1h: Rate | None = optional(
+        "Written to it for an hour or longer, also named cache_write_12h; null is what cache_write costs."
+    )
     reasoning: Rate | None = optional("Of the output; null is what output costs.")
     audio_input: Rate | None = optional("Of the input; null is what input costs.")
     audio_output: Rate | None = optional("Of the output; null is what output costs.")
     image_input: Rate | None = optional("Of the input; null is what input costs.")
     image_output: Rate | None = optional("Of the output; null is what output costs.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kept_for_long(cls, said: Any) -> Any:
+        if not isinstance(said, dict) or LONGEST not in said:
+            return said
+        if said.get("cache_write_1h") is not None:
+            raise ValueError(f"must name cache_write_1h or {LONGEST}: they are the same")
+        return {name: value for name, value in said.items() if name != LONGEST} | {
+            "cache_write_1h": said[LONGEST]
+        }
 
 
 class ContextTier(TokenRates):

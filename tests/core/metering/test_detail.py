@@ -624,3 +624,22 @@ def test_content_behind_a_report_shows_that_it_was_not_the_last() -> None:
     made.finish()
     assert made.usage().input == 100
     assert made.usage().output >= 300
+
+
+@pytest.mark.parametrize(
+    ("model", "searches"), [("gpt-4o-search-preview", 1), ("gpt-5-search-api", 1), ("m", 0)]
+)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_answer_of_a_model_that_searches_is_a_search(model: str, searches: int, streamed: bool) -> None:
+    asked = call("openai_chat", streamed=streamed)
+    asked.model = model
+    usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    made = make_meter(asked, 200, b"text/event-stream" if streamed else JSON)
+    if streamed:
+        delta = {"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}
+        for event in ({"choices": [delta]}, {"choices": [], "usage": usage}, "[DONE]"):
+            made.feed(frame(event))
+        made.finish()
+    else:
+        made.whole(json.dumps({"choices": [{"message": {"content": "hi"}}], "usage": usage}).encode())
+    assert made.detail.tools == ({"web_search": 1} if searches else {})

@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 from math import ceil
+from typing import Final
 
 import msgspec
 
+from gateway.core.billing.price_book import SEARCH
 from gateway.core.families.family import object_in, objects_in, told_of
 from gateway.core.families.openai.calls import OBJECTS
 from gateway.core.families.openai.reports import ChoiceReports, read_usage, report_all
@@ -186,6 +188,12 @@ def _reports_of(meter: Meter) -> ChoiceReports:
 def _name(meter: Meter, model: object, tier: object) -> None:
     meter.detail.answered_by(model)
     meter.detail.served_as(tier)
+    if any(word in meter.call.model for word in _SEARCHING):
+        meter.detail.used_tool(SEARCH, 1)
+
+
+# Models of OpenAI's that search for each answer, and report no search.
+_SEARCHING: Final = ("-search-preview", "-search-api")
 
 
 def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> bool:
