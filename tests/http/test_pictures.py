@@ -93,12 +93,14 @@ async def test_tokens_that_an_answer_reports_are_its_cost() -> None:
 
 async def test_pictures_of_a_price_by_tokens_cost_what_was_held_where_no_tokens_are_reported() -> None:
     async with staged(ROUTES) as stage:
-        opened(stage, budget=True, input="5", output="40")
+        opened(stage, budget=True, input="5", output="40", image_output="40")
         await facts(stage, draws(n=2), as_json(DRAWN))
         assert stage.counters.charges[-1].money == stage.counters.holds[-1].money_most > 0
 
 
-@pytest.mark.parametrize("price", [{"input": "1"}, {"images": {"512x512/low": "0.01"}}])
+@pytest.mark.parametrize(
+    "price", [{"input": "1"}, {"input": "1", "output": "2"}, {"images": {"512x512/low": "0.01"}}]
+)
 async def test_a_picture_without_a_price_is_named_and_refused_where_money_decides(
     price: dict[str, Any],
 ) -> None:

@@ -55,8 +55,7 @@ USUAL_TIERS: Final = frozenset({
     "", "auto", "default", "global", "on_demand", "standard", "standard_only",
     "unspecified", "service_tier_unspecified", "traffic_type_unspecified",
 })  # fmt: skip
-# Those that are places of inference: they multiply whatever another tier costs. A use at both has them as
-# `fast/us`.
+# Places of inference among them, which multiply another tier: `fast/us`.
 PLACES: Final = frozenset({"us"})
 OF_PLACE: Final = "/"
 # Of the bundled prices, and of an organization that says none.
@@ -405,6 +404,7 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
 
 # Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
 _WRITES: Final = KINDS.index("output")
+_SEEN: Final = KINDS.index("image_input")
 _DRAWN: Final = KINDS.index("image_output")
 _HEARD: Final = KINDS.index("audio_input")
 # Seconds of sound, and a recording whose seconds nobody knows.
@@ -519,7 +519,6 @@ def unpriced(
 
 
 def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
-    """Return the price of a service tier, and a factor of tokens and of the call."""
     name, _, place = tier.partition(OF_PLACE)
     vector = vector.tiers.get(name, vector)
     numerator, denominator = vector.service_tiers.get(name, SAME)
@@ -538,8 +537,11 @@ def lacks_tier(vector: Vector, tier: str) -> bool:
 
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
-    drawn = vector.prices[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)
-    heard = vector.prices[_HEARD] > 0 and (counts is None or counts[0] > 0)
+    # A price of pictures names tokens of some, made or read.
+    paid, lacks = vector.prices, vector.lacks
+    drawn = paid[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)
+    drawn = drawn and ("image_output" not in lacks or paid[_SEEN] != paid[_INPUT])
+    heard = "audio_input" not in lacks and paid[_HEARD] > 0 and (counts is None or counts[0] > 0)
     return [
         name
         for name, uses in tools.items()
@@ -553,7 +555,6 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
 
 
 def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
-    """Whether one of the pictures that are asked for has a price of its tokens alone."""
     return any(name.startswith(IMAGES) for name in unpriced(vector, units, NO_COUNTS))
 
 

@@ -136,6 +136,8 @@ def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None
     if document is None or family is None:
         return None
     rules, lacks = family.exclusions, {kind for one in vectors for kind in one.lacks}
+    if all("audio_second" in one.units for one in vectors if "audio_input" in one.lacks):
+        lacks.discard("audio_input")  # its seconds have a price
     for tier in call.tiers:
         if any(lacks_tier(one, tier) for one in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]

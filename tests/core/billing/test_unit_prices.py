@@ -88,7 +88,10 @@ def test_what_no_price_covers_is_named_and_never_silently_free() -> None:
 
 
 def test_pictures_are_paid_by_their_tokens_where_an_answer_has_any() -> None:
-    vector, used = read_price(price_row(input="1", output="2")).vector, {"images.auto/auto": 10}
+    used, text = {"images.auto/auto": 10}, price_row(input="1", output="2")
+    assert unpriced(read_price(text).vector, used) == ["images.auto/auto"]  # of text alone
+    assert unpriced(read_price(text | {"image_input": "3"}).vector, used) == []
+    vector = read_price(text | {"image_output": "2"}).vector
     assert unpriced(vector, used) == []
     assert unpriced(vector, used, (26, *NO_COUNTS[1:])) == ["images.auto/auto"]
     assert unpriced(vector, used, (26, 0, 0, 0, 4_160, *NO_COUNTS[5:])) == []

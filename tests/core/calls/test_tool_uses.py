@@ -318,3 +318,13 @@ def test_a_search_that_is_paid_by_the_prompt_is_held_once() -> None:
     assert call.document is not None
     assert uses_of(call, call.document, ["web_search_prompt"]) == {"web_search_prompt": 1}
     assert unpriced_tools(call, prompt) == []
+
+
+def test_sound_that_is_paid_by_the_second_needs_no_price_of_its_tokens() -> None:
+    call = asked(
+        CHAT, {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": "AAAA"}}]}]}
+    )
+    row = price_row(input="1", output="2")
+    bare, by_second = read_price(row).vector, read_price(row | {"audio_second": "0.0001"}).vector
+    assert unpriced_part(call, [by_second]) is None
+    assert unpriced_part(call, [by_second, bare]) is not None  # either may answer
