@@ -10,15 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.outbox import OUTPUT, REASONING
-from gateway.core.billing.price_book import (
-    OF_PLACE,
-    PLACES,
-    USUAL_TIERS,
-    Counts,
-    cost_nano,
-    lacks_tier,
-    without_request,
-)
+from gateway.core.billing.price_book import Counts, cost_nano, without_request
+from gateway.core.billing.service_tiers import OF_PLACE, PLACES, USUAL_TIERS, lacks_tier
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CallPrices, PriceMatch, PriceOf, answering, is_model
 from gateway.core.metering.meter import Detail

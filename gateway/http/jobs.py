@@ -37,7 +37,8 @@ from gateway.core.accounts.jobs import (
 )
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
-from gateway.core.billing.price_book import NO_COUNTS, OF_PLACE, PLACES
+from gateway.core.billing.price_book import NO_COUNTS
+from gateway.core.billing.service_tiers import OF_PLACE, PLACES
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call

@@ -20,6 +20,7 @@ from gateway.core.billing.money import (
     whole_credits,
 )
 from gateway.core.billing.sellers import Seller, order_prices, place_factor, rank
+from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier
 from gateway.core.billing.vector import SAME, ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
@@ -50,14 +51,6 @@ FALLBACK: Final[Mapping[str, str]] = {
 }  # fmt: skip
 # Kinds that cost many times what text does: a price that names none of them says nothing of them.
 NAMED_ALONE: Final = ("audio_input", "audio_output", "image_output")
-# Service tiers by which a call costs what its price says; all others have a price, or are unpriced.
-USUAL_TIERS: Final = frozenset({
-    "", "auto", "default", "global", "on_demand", "standard", "standard_only",
-    "unspecified", "service_tier_unspecified", "traffic_type_unspecified",
-})  # fmt: skip
-# Places of inference among them, which multiply another tier: `fast/us`.
-PLACES: Final = frozenset({"us"})
-OF_PLACE: Final = "/"
 # Of the bundled prices, and of an organization that says none.
 BASE_CURRENCY: Final = "USD"
 # Units beside tokens that have a price each; pictures are `images.<size>/<quality>`.
@@ -516,24 +509,6 @@ def unpriced(
     if lacks_tier(vector, tier):
         found.append(TIER + tier)
     return [*_unpriced_uses(vector, tools, counts), *found] if tools else found
-
-
-def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
-    name, _, place = tier.partition(OF_PLACE)
-    vector = vector.tiers.get(name, vector)
-    numerator, denominator = vector.service_tiers.get(name, SAME)
-    if place and place in vector.service_tiers:
-        more = vector.service_tiers[place]
-        numerator, denominator = numerator * more[0], denominator * more[1]
-    return vector, (numerator, denominator)
-
-
-def lacks_tier(vector: Vector, tier: str) -> bool:
-    """Return whether a service tier has prices of its own that this price does not name."""
-    if tier in USUAL_TIERS or tier in vector.service_tiers or tier in vector.tiers:
-        return False
-    name, at, place = tier.partition(OF_PLACE)
-    return not at or lacks_tier(vector, name) or lacks_tier(vector, place)
 
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:

@@ -16,9 +16,9 @@ from gateway.core.billing.price_book import (
     charged,
     cost_nano,
     dearest,
-    lacks_tier,
     usual_rate,
 )
+from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.token_prices import token_price
 from gateway.core.billing.vector import SAME, Factor, Vector
 from gateway.core.calls.call import CallRequest

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.billing.price_book import OF_PLACE, Counts
+from gateway.core.billing.price_book import Counts
+from gateway.core.billing.service_tiers import OF_PLACE
 from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
 from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
 from gateway.core.metering.endings import ENDINGS

@@ -1,0 +1,35 @@
+"""Which price a service tier has: a table or a factor of its own, times that of a place of inference. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.core.billing.vector import SAME, Factor, Vector
+
+# Service tiers by which a call costs what its price says; all others have a price, or are unpriced.
+USUAL_TIERS: Final = frozenset({
+    "", "auto", "default", "global", "on_demand", "standard", "standard_only",
+    "unspecified", "service_tier_unspecified", "traffic_type_unspecified",
+})  # fmt: skip
+# Places of inference among them, which multiply another tier: `fast/us`.
+PLACES: Final = frozenset({"us"})
+OF_PLACE: Final = "/"
+
+
+def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
+    """Return the price of a service tier, and a factor of tokens and of the call."""
+    name, _, place = tier.partition(OF_PLACE)
+    vector = vector.tiers.get(name, vector)
+    numerator, denominator = vector.service_tiers.get(name, SAME)
+    if place and place in vector.service_tiers:
+        more = vector.service_tiers[place]
+        numerator, denominator = numerator * more[0], denominator * more[1]
+    return vector, (numerator, denominator)
+
+
+def lacks_tier(vector: Vector, tier: str) -> bool:
+    """Return whether a service tier has prices of its own that this price does not name."""
+    if tier in USUAL_TIERS or tier in vector.service_tiers or tier in vector.tiers:
+        return False
+    name, at, place = tier.partition(OF_PLACE)
+    return not at or lacks_tier(vector, name) or lacks_tier(vector, place)
