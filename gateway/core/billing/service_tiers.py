@@ -1,4 +1,4 @@
-"""Which price a service tier has: a table or a factor of its own, times that of a place of inference. Pure."""
+"""Which price a service tier has: a table or a factor, times that of a place of inference. Pure."""
 
 from __future__ import annotations
 
