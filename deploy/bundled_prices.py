@@ -124,7 +124,7 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
     tables = read_table()[1]
     empty = {"request": None, "tools": None, "context_tiers": None, "service_tiers": None}
     prices = [read_price({**empty, **row, "id": number}) for number, row in enumerate(known)]
-    book = PriceBook(prices, (), tables)
+    book = PriceBook(prices)
     for provider, names in tables.items():
         for name, more in names.items():
             vector = book.vector(name, BASE_CURRENCY, ENDLESS, Seller(provider))

@@ -322,7 +322,7 @@ def test_every_name_that_a_list_prices_has_a_price_at_its_host(provider: str) ->
     seller = seller_of("", "", "", f"https://{HOSTS[provider]}")
     assert seller is not None
     assert seller.name == provider
-    book = PriceBook(prices(), (), HOSTS)
+    book = PriceBook(prices())
     first = {
         model.id for each in providers if each.id == provider for model in each.models
         if model.is_match(model.id) and any(vars(model.get_prices(NOW)).values())
@@ -363,7 +363,7 @@ def test_newer_models_cost_a_tenth_more_at_hosts_in_one_place(base_url: str, mod
     own = read_price({"request": None, "tools": None, "context_tiers": None, "service_tiers": None,
                       "provider": None, "model": model, "match": "exact", "source": "operator", "id": 1,
                       "currency": "USD", "effective_from": NOW, "input": "1", "output": "2"})  # fmt: skip
-    operators = PriceBook([own], (), ()).vector(model, "USD", NOW_MS, seller)
+    operators = PriceBook([own]).vector(model, "USD", NOW_MS, seller)
     assert operators == own.vector
 
 

@@ -76,7 +76,7 @@ def explained(of: Fact) -> bool:
 
 @pytest.fixture(scope="module")
 def book() -> PriceBook:
-    return PriceBook(prices(), (), HOSTS)
+    return PriceBook(prices())
 
 
 def test_drawn_reports_cost_what_a_second_library_says_of_them(book: PriceBook) -> None:
