@@ -228,14 +228,21 @@ class AdmittedCall:
         return True
 
     def reserves(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
-        """Return whether the hold has so many tokens of input beside all that it was taken for.
+        """Return whether the hold has so many tokens of input beside the need that it was taken for.
 
+        What a strict plan or credits hold beyond that, up to all that is left, is there for them too.
         Where it has not, these and a `step` more are asked for, and `answered` is called once that is known;
         None asks nobody.
         """
         observed, weights = self._observed or self._watch(), self.decision.weights
-        covered_, held_quota = self._tokens_covered(), self.decision.held_tokens
-        wanted = 0 if covered_ >= ENDLESS else covered_ + tokens
+        need, covered_, held_quota = (
+            self.claim.estimate.need,
+            self._tokens_covered(),
+            self.decision.held_tokens,
+        )
+        if weights is not None:
+            held_quota = min(held_quota, weights.at_most(need, need))
+        wanted = 0 if covered_ >= ENDLESS else min(covered_, need) + tokens
         quota = 0 if weights is None else held_quota + weights.at_most(tokens, tokens)
         if wanted <= observed.held and (weights is None or quota <= observed.quota):
             return True
