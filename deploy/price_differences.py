@@ -12,8 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from deploy.second_prices import read_table
+from deploy.second_prices import read_table, read_unpriced
 from gateway.core.billing.price_book import EXACT_NAME, KINDS, PREFIX
+from gateway.core.billing.sellers import MAKERS
 from gateway.run.bundled_prices import Bundle, Row
 
 FILE: Final = Path(__file__).with_name("price-differences.md")
@@ -140,9 +141,18 @@ def written(bundle: Bundle, alone: Bundle) -> str:
     ]
     titles = ("Provider", "Name", "What", "genai-prices", "litellm", "List", "Why")
     announced = ["", "## Announced", "", "Prices of the list that begin later.", ""]
+    here, makers = _in_force(bundle), ("", *MAKERS)
+    nowhere: dict[str, list[str]] = {}
+    for one in read_unpriced():
+        provider, _, name = one.partition(" ")
+        if not any(_row_of(here, each, name) for each in (provider, *makers)):
+            nowhere.setdefault(provider, []).append(f"`{name}`")
     tables = [
         *_table(titles, lines), *announced,
         *_table(("Provider", "Name", "From", "Input", "Output"), later),
+        "", "## Without a price", "",
+        "Names that neither list prices in anything that is counted here: they need a price of yours.", "",
+        *_table(("Provider", "Names"), [(provider, ", ".join(names)) for provider, names in nowhere.items()]),
     ]  # fmt: skip
     return "\n".join([*head, *tables, ""])
 

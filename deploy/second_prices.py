@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -59,11 +59,15 @@ _KEY: Final = re.compile(
 def main(path: str, version: str) -> None:
     rows: dict[str, dict[str, Row]] = {}
     ranks: dict[tuple[str, str], tuple[bool, Decimal]] = {}
+    without: set[tuple[str, str]] = set()
     for name, said in json.loads(Path(path).read_text(encoding="utf-8")).items():
         owner = said.get("litellm_provider") or ""
         provider = "google-vertex" if owner.startswith(VERTEX) else PROVIDERS.get(owner)
         row = read_row(said)
-        if provider is None or not row or not (spelled := spell(provider, name)):
+        if provider is None or not (spelled := spell(provider, name)):
+            continue
+        if not row:
+            without.add((provider, spelled))
             continue
         # Of several under one name the dearest, with the tiers of all; a region's where there is no other.
         rank = not _region(name), Decimal(row.get("input", 0))
@@ -77,7 +81,8 @@ def main(path: str, version: str) -> None:
         + "\n}" for provider, of in sorted(rows.items())
     ]  # fmt: skip
     head = f'{{"library": "litellm {version}", "prices": {{\n'
-    TABLE.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+    unpriced = json.dumps(sorted(f"{provider} {name}" for provider, name in without - ranks.keys()), indent=0)
+    TABLE.write_text(head + ",\n".join(lines) + f'\n}}, "unpriced": {unpriced}}}\n', encoding="utf-8")
 
 
 def _region(name: str) -> str:
@@ -139,6 +144,12 @@ def read_table() -> tuple[str, Mapping[str, Mapping[str, Row]]]:
     """Return the name of the library with its version, and rows by provider and name."""
     said = json.loads(TABLE.read_bytes())
     return said["library"], said["prices"]
+
+
+def read_unpriced() -> Sequence[str]:
+    """Return providers with names that the table knows, and prices in nothing that is counted here."""
+    found: list[str] = json.loads(TABLE.read_bytes())["unpriced"]
+    return found
 
 
 def _compact(row: Row) -> str:

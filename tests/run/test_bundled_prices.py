@@ -21,7 +21,7 @@ from genai_prices.data import providers
 from deploy import price_differences
 from deploy.bundled_prices import _spelled, made, written
 from deploy.price_differences import both, differences
-from deploy.second_prices import read_table
+from deploy.second_prices import read_table, read_unpriced
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import (
     KINDS,
@@ -216,6 +216,14 @@ def _whole(name: str) -> str:
     if name.endswith(("-20", "@20")):
         return f"{name}26-01-01" if name.startswith("gpt-") else f"{name}260101"
     return name
+
+
+def test_names_that_no_list_prices_are_told_by_name() -> None:
+    told = price_differences.FILE.read_text().partition("## Without a price")[2]
+    book = PriceBook(prices(), (), HOSTS)
+    for provider, _, name in (one.partition(" ") for one in read_unpriced()):
+        is_priced = book.vector(name, "USD", NOW_MS, Seller(provider)) is not None
+        assert is_priced != (f"`{name}`" in told), (provider, name)
 
 
 # By hand: a million times the cost of a call in dollars, from the vendors' prices a million tokens.
