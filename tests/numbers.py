@@ -173,6 +173,11 @@ def makers_of_prices() -> list[str]:
     ]
 
 
+def files_of_a_kind() -> list[str]:
+    """Where a kind of use stands that a test makes up: its file, and those of the product that name it."""
+    return ["tests/calls/test_new_kind.py", *files_naming("/v9/dial")]
+
+
 def headings() -> dict[str, int]:
     """How many headings a module has: comments that stand alone between empty lines."""
     found = dict[str, int]()
@@ -208,6 +213,7 @@ def main() -> None:
     walked = walk()
     print(f"stays of a request: {walked.stays}, in {len(walked.files)} files")
     print(f"makers of the facts of a use: {len(makers_of_facts())}, of a price: {len(makers_of_prices())}")
+    print(f"files that a new kind of use touches: {len(files_of_a_kind())}")
     most = max(headings().values())
     print(f"headings: {sum(headings().values())} in {len(headings())} modules, in one {most} at most")
 
