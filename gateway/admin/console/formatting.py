@@ -283,8 +283,9 @@ MARKS = frozenset(
 )  # fmt: skip
 MONEY = frozenset(
     {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
-     "subtotal", "tax", "cost", "unit_price", "request", "amount", "raised_to", "used", "held", "remaining",
-     *KINDS}
+     "subtotal", "tax", "cost", "unit_price", "request", "amount", "amount_due",
+     "amount_paid", "amount_applied", "amount_prepaid", "amount_left", "raised_to",
+     "used", "held", "remaining", *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
@@ -299,6 +300,7 @@ LABELS = {
     "credits_added": "Added",
     "credits_remaining": "Left",
     "negotiated_credits": "Credits",
+    "corrects": "Invoices corrected",
 }
 # What says who did something, and the resources of those who do.
 ACTORS = frozenset({"actor", "requested_by", "decided_by"})

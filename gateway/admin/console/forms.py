@@ -258,11 +258,13 @@ def _shown(each: FormField, value: Any) -> Any:
     return str(value)
 
 
-_NULL, _CODE = re.compile(r"\bNull\b"), re.compile(r"`([a-z_]+)`")
+_NULL, _CODE = re.compile(r"\bNull\b"), re.compile(r"`([^`]+)`")
+_NAME = re.compile(r"[a-z_]+", re.ASCII)
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def hint_of(description: str) -> str:
     """What a field's description for programs says to a person: a form has labels, and no nulls."""
-    text = _CODE.sub(lambda found: f"“{words(found[1])}”", _NULL.sub("Empty", description))
+    text = _NULL.sub("Empty", description)
+    text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
     return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)

@@ -67,8 +67,8 @@ class Secret:
 
 # Names that are not said as they are spelled.
 PROPER = {
-    "postgresql": "PostgreSQL", "request_id": "Request id", "url": "URL", "api_key_id": "API key",
-    "external_id": "User id", "source_id": "Row of the source", "ours": "Staff",
+    "postgresql": "PostgreSQL", "iban": "IBAN", "request_id": "Request id", "url": "URL",
+    "api_key_id": "API key", "external_id": "User id", "source_id": "Row of the source", "ours": "Staff",
     "of_team": "By a team's lead", "duration_ms": "Duration, ms", "first_token_ms": "First token, ms",
 }  # fmt: skip
 

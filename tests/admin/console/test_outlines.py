@@ -48,7 +48,7 @@ def test_each_nested_field_has_an_example_that_its_model_takes() -> None:
         resource = screen.resource
         for model in (resource.create, resource.patch, *(action.body for action in resource.actions)):
             for field in () if model is None else fields_of(resource, model):
-                assert "{" not in hint_of(field.hint), field
+                assert not set("{`") & set(hint_of(field.hint)), field
                 if field.kind != "json" or (screen.name, field.name) == ("invoices", "lines"):
                     continue
                 seen.add(field.name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 import pytest
@@ -230,6 +231,20 @@ def test_a_snippet_for_each_sdk_is_a_program() -> None:
         assert f'"{model}"' in found[sdk]
         assert "https://ai.example" in found[sdk]
     assert snippets("", {}) == []
+
+
+async def test_a_lead_makes_a_budget_as_a_sentence(team: Team) -> None:
+    lead = await team.person("operator")
+    [new] = re.findall(r'href="(/budgets/new[^"]*)"', (await lead.open("/team")).text)
+    form = (await lead.open(unescape(new))).text
+    assert ('name="tenant_id" value="search"' in form, 'name="organization_id"' in form) == (True, False)
+    typed = {"each": "user", "tenant_id": "search", "amount": "5", "unit": "money", "interval": "day"}
+    meant = "Each user of tenant search may use $5.00 a day"
+    assert meant in (await lead.open(f"/budgets/meaning?{urlencode(typed)}")).text
+    made = await lead.fill(unescape(new), "/budgets", **typed)
+    number = made.headers["Location"].split("/")[2].partition("?")[0]
+    budget = (await team.api.get(f"budgets/{number}")).json
+    assert (budget["name"], budget["organization_id"], budget["each"]) == (meant, team.organization, "user")
 
 
 async def test_a_lead_sees_the_team_and_decides_what_is_the_teams(team: Team) -> None:
