@@ -83,8 +83,16 @@ Log = Callable[..., None]
 
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
-    log, stop = logs.logger("tollkeeper.gateway"), stop_signal()
     lifecycle.give_back_large_blocks()
+    await serve_calls(settings, stop_signal(), parent_pipe, loaded=_collect_seldom)
+
+
+async def serve_calls(
+    settings: Settings, stop: asyncio.Event, parent_pipe: ParentPipe | None = None,
+    *, loaded: Callable[[], object] = lambda: None,
+) -> None:  # fmt: skip
+    """Be a gateway worker until `stop` is set; `loaded` is called before the first client is accepted."""
+    log = logs.logger("tollkeeper.gateway")
     fences = HistoryGuards(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
     wires.start()
@@ -144,7 +152,7 @@ async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None)
     ]
     await _know_services(directory, wires, log)
     await first_tried(plane.signers, FIRST_CREDENTIALS_S_MAX)
-    _collect_seldom()
+    loaded()
     await port.open(parent_pipe)
     await stop.wait()
     until = time.monotonic() + settings.shutdown_grace_s

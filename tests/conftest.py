@@ -28,7 +28,14 @@ import redis
 from gateway.local.embedded.unprivileged import borrow
 from tests import forked, search
 from tests.databases import own_database
-from tests.stacks import breakable_stack, broken_stack, other_stack, stack  # noqa: F401  # fixtures, by name
+from tests.stacks import (  # noqa: F401  # fixtures, by name
+    breakable_stack,
+    broken_stack,
+    other_stack,
+    other_stage,
+    stack,
+    stage,
+)
 from tests.waiting import wait_until
 
 STOP_S_MAX = 30.0

@@ -31,7 +31,7 @@ DEAREST: Final = 20
 COSTS: Final = Path(__file__).resolve().parent.parent / "build" / "test-costs.json"
 SHARED: Final = "servers that tests share"
 # Fixtures of a session that are made once a run: a stack takes 16 CPU seconds to start.
-STACKS: Final = ("stack", "breakable_stack", "other_stack")
+STACKS: Final = ("stack", "breakable_stack", "other_stack", "stage", "other_stage")
 # A machine that these CPU seconds of is no slower than the one that bounds are stated for.
 COMPUTED: Final = 2_000
 COMPUTED_S: Final = 0.08

@@ -1,7 +1,8 @@
-"""The whole stacks of a run, each made once for all tests that ask for it.
+"""The whole stacks of a run, each made once for all tests that ask for it; `stage` is one in this process.
 
-`stack` is left well by its tests. Parts of `broken_stack` are killed, frozen and started again. `other_stack`
-has one worker, settings that differ from the defaults, and an upstream whose place a test may take.
+`stack` is left well by its tests, as `stage` is. Parts of `broken_stack` are killed, frozen and started
+again. `other_stack` has one worker, settings that differ from the defaults, and an upstream whose place a
+test may take; so has `other_stage`. Tests of neither processes, signals nor commands ask for a stage.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:  # loaded by the tests that need one
     from tests.journey.stack import Stack
+    from tests.stage import Stage
 
 # Bounds that a test can reach, and times that it can wait for.
 BREAKABLE = {
@@ -63,14 +65,10 @@ AGENTS_MODEL = "claude-sonnet-4-6"
 
 
 class Switch:
-    """A port whose connections go to the demo upstream, or to the one that takes its place."""
+    """A port whose connections go to the demo upstream at `demo`, or to the one that takes its place."""
 
-    def __init__(self) -> None:
-        self._demo = _free_port()
-        self._program = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "demo-upstream", "--port", str(self._demo)], cwd=ROOT
-        )
-        wait_until(self._answers, DEMO_S_MAX)
+    def __init__(self, demo: int) -> None:
+        self._demo = demo
         self._to, self._open = self._demo, set[socket.socket]()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -86,23 +84,15 @@ class Switch:
             self._turn(self._demo)
 
     def stop(self) -> None:
-        """End it, and the demo upstream."""
+        """End it."""
         self._listener.close()
         self._turn(self._demo)
-        self._program.terminate()
-        self._program.wait(DEMO_S_MAX)
 
     def _turn(self, port: int) -> None:
         self._to = port
         for one in tuple(self._open):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-
-    def _answers(self) -> bool:
-        with suppress(OSError):
-            socket.create_connection(("127.0.0.1", self._demo)).close()
-            return True
-        return False
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -165,13 +155,33 @@ def broken_stack(breakable_stack: Stack) -> Iterator[Stack]:
     breakable_stack.wait_until_whole()
 
 
+@contextmanager
+def _demo() -> Iterator[int]:
+    """The port of a demo upstream."""
+    port = _free_port()
+    program = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "demo-upstream", "--port", str(port)], cwd=ROOT
+    )
+    wait_until(lambda: _answers(port), DEMO_S_MAX)
+    yield port
+    program.terminate()
+    program.wait(DEMO_S_MAX)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
+
+
 @pytest.fixture(scope="session")
 def other_stack() -> Iterator[Stack]:
-    with tempfile.TemporaryDirectory(prefix="tollkeeper-journey-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-journey-") as folder, _demo() as demo:
         config, policy = Path(folder) / "config.yaml", Path(folder) / "agents.json"
         config.write_text(CONFIG)
         policy.write_text(json.dumps({"model": AGENTS_MODEL, "env": {"CLAUDE_CODE_ENABLE_TELEMETRY": "1"}}))
-        switch = Switch()
+        switch = Switch(demo)
         mail = _free_port()
         settings = {
             "AGENTS": "true", "AGENTS_SETTINGS_FILE": str(policy), "SMTP_URL": f"smtp://127.0.0.1:{mail}",
@@ -184,3 +194,22 @@ def other_stack() -> Iterator[Stack]:
                 yield one
         finally:
             switch.stop()
+
+
+@pytest.fixture(scope="session")
+def stage(postgres: str) -> Iterator[Stage]:
+    from tests.stage import staged  # loads all of the program
+
+    with staged(postgres) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def other_stage(postgres: str) -> Iterator[Stage]:
+    from tests.stage import staged  # the same
+
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-stage-") as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(CONFIG)
+        with staged(postgres, config, **OTHER) as one:
+            yield one

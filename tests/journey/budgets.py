@@ -18,8 +18,6 @@ MODEL = "budgeted-1"
 # Dollars a million tokens.
 READ, WRITTEN = Decimal(1), Decimal(2)
 MILLION = 10**6
-# Asked in a row of whichever of two workers: neither lacks the budget then.
-TOGETHER = 12
 CALL = {"model": MODEL, "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 16}
 
 
@@ -37,7 +35,7 @@ def priced(stack: Stack) -> None:
         spender = Spender(stack)
         spender.known(spender.budget(MILLION))
         # Whoever knows a budget in money and no price yet refuses.
-        wait_until(lambda: all(spender.chat().status_code == 200 for _ in range(TOGETHER)))
+        wait_until(lambda: all(spender.chat().status_code == 200 for _ in range(stack.together)))
 
 
 class Spender:
@@ -68,7 +66,7 @@ class Spender:
             return names <= {limit["name"] for limit in self.usage(key, **said).get("limits", ())}
 
         # A key is told its own usage 60 times a minute.
-        wait_until(lambda: all(known() for _ in range(TOGETHER)), apart_s=0.1)
+        wait_until(lambda: all(known() for _ in range(self.stack.together)), apart_s=0.1)
 
     def usage(self, key: str = "", **said: str) -> Body:
         """What the key's holder is told, of somebody who says this of a call."""
@@ -124,7 +122,7 @@ class Spender:
 
     def everywhere(self, status: int, **said: Any) -> None:
         """Call until every worker answers so."""
-        wait_until(lambda: all(self.chat(**said).status_code == status for _ in range(TOGETHER)))
+        wait_until(lambda: all(self.chat(**said).status_code == status for _ in range(self.stack.together)))
 
     def idle(self, *budgets: Body) -> None:
         """Wait until nothing holds anything of these."""

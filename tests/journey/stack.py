@@ -43,6 +43,7 @@ class Stack:
     upstream_url: str
     switch: Switch  # of the one whose upstream may be another one
     mail_port: int  # of the one that sends mails
+    together = 12  # asked in a row of whichever of two workers: neither lacks then what all are said to have
 
     def __init__(self, data_dir: Path, *options: str, **environ: str) -> None:
         self.data_dir = data_dir

@@ -9,8 +9,9 @@ from uuid import uuid4
 import httpx2 as httpx
 
 from tests import plain_http
-from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.stack import ANSWER_S_MAX
 from tests.journey.test_holds import Holder
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 CHAT = {"model": "demo-small", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 50}
@@ -52,24 +53,24 @@ def event(document: object) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
-def test_a_call_is_held_by_its_body_and_charged_by_its_answer(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
+def test_a_call_is_held_by_its_body_and_charged_by_its_answer(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
     allowed = ask(holder)
     assert (allowed.status_code, allowed.content) == (200, b"")
     assert "x-tollkeeper-tokens-remaining" in allowed.headers
     id_ = allowed.headers["x-tollkeeper-hold"]
-    assert stack.quota(holder.tenant)["tokens_held"] > CHAT["max_tokens"]
+    assert stage.quota(holder.tenant)["tokens_held"] > CHAT["max_tokens"]
     told = tell(holder, id_, json.dumps(ANSWER).encode())
     assert (told.status_code, told.json()["tokens"]) == (200, 10), told.text
     assert tell(holder, id_, b"{}", "500").json() == told.json()
-    stack.settled(holder.tenant, 2)
-    (call,) = wait_until(lambda: stack.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"])
+    stage.settled(holder.tenant, 2)
+    (call,) = wait_until(lambda: stage.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"])
     assert (call["request_id"], call["route"], call["model"]) == (id_, "/v1/chat/completions", "demo-small")
     assert (call["tokens"], call["status"]) == (10, 200)
 
 
-def test_a_stream_is_read_as_one_that_passes_and_a_silent_answer_costs_its_input(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
+def test_a_stream_is_read_as_one_that_passes_and_a_silent_answer_costs_its_input(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
     streamed = CHAT | {"stream": True}
     id_ = ask(holder, body=streamed).headers["x-tollkeeper-hold"]
     delta = {"id": "x", "choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]}
@@ -86,11 +87,11 @@ def test_a_stream_is_read_as_one_that_passes_and_a_silent_answer_costs_its_input
     id_ = ask(holder).headers["x-tollkeeper-hold"]
     coded = tell(holder, id_, b"\x1f\x8b" * 200, content_encoding="br")
     assert (coded.status_code, coded.json()["charged"]) == (200, True)
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    wait_until(lambda: stage.quota(holder.tenant)["tokens_held"] == 0)
 
 
-def test_no_field_of_a_client_makes_its_hold_another_one(stack: Stack) -> None:
-    holder, stranger = Holder(stack, 1000), Holder(stack, 1000)
+def test_no_field_of_a_client_makes_its_hold_another_one(stage: Stage) -> None:
+    holder, stranger = Holder(stage, 1000), Holder(stage, 1000)
     id_ = ask(stranger).headers["x-tollkeeper-hold"]
     fields = {"idempotency_key": "again", "x_tollkeeper_hold": id_, "x_request_id": id_}
     ids = {ask(holder, **fields).headers["x-tollkeeper-hold"] for _ in range(2)}
@@ -98,12 +99,12 @@ def test_no_field_of_a_client_makes_its_hold_another_one(stack: Stack) -> None:
     assert id_ not in ids
     assert tell(holder, id_, b"{}").status_code == 404
     assert holder.ask("DELETE", f"/{id_}").status_code == 404
-    assert stack.quota(stranger.tenant)["tokens_held"] > 0
+    assert stage.quota(stranger.tenant)["tokens_held"] > 0
     assert ask(holder, x_tollkeeper_units="1").status_code == 400
 
 
-def test_what_is_no_call_of_a_route_is_refused(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
+def test_what_is_no_call_of_a_route_is_refused(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
     for path, body, status in (
         ("/v1/unheard-of", CHAT, 404), ("/v1/batches", {"input_file_id": "file-1"}, 404),
         ("/.tollkeeper/usage", None, 404), ("/v1/%2e%2e/.tollkeeper/usage", CHAT, 400),
@@ -112,27 +113,27 @@ def test_what_is_no_call_of_a_route_is_refused(stack: Stack) -> None:
         assert ask(holder, path, body=body).status_code == status, path
 
 
-def test_what_costs_nothing_takes_no_hold(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
+def test_what_costs_nothing_takes_no_hold(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
     free = ask(holder, "/v1/models/gpt-4o-mini", method="GET", body=None)
     assert free.status_code == 200
     assert "x-tollkeeper-hold" not in free.headers
     # Whose trained models a list names, nobody sees here.
     assert ask(holder, "/v1/models", method="GET", body=None).status_code == 403
     assert (
-        ask(Holder(stack, 1000), "/v1/models", method="GET", authorization="Bearer tk_none").status_code
+        ask(Holder(stage, 1000), "/v1/models", method="GET", authorization="Bearer tk_none").status_code
         == 401
     )
 
 
-def units_service(stack: Stack, tenant: int) -> str:
+def units_service(stage: Stage, tenant: int) -> str:
     """A service that costs two credits a call, and an organization that has some."""
-    organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
-    (model,) = stack.admin("GET", "/business-models?name=Consumption")[1]["items"]
-    service = stack.make(
+    organization = stage.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
+    (model,) = stage.admin("GET", "/business-models?name=Consumption")[1]["items"]
+    service = stage.make(
         "services", name=f"units {uuid4()}", key=f"units-{uuid4().hex[:8]}", credits=2,
         service_type="Pay-As-You-Go", business_model_id=model["id"],
     )  # fmt: skip
-    stack.make("credit-additions", organization_id=organization, credits_added=20)
+    stage.make("credit-additions", organization_id=organization, credits_added=20)
     key: str = service["key"]
     return key

@@ -11,14 +11,15 @@ import pytest
 
 from tests import plain_http
 from tests.journey.budgets import MODEL, Spender
-from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.stack import ANSWER_S_MAX
 from tests.journey.test_batches import NOTHING, ask, journal, live, settled
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 
 @pytest.fixture
-def spender(stack: Stack) -> Spender:
-    return Spender(stack)
+def spender(stage: Stage) -> Spender:
+    return Spender(stage)
 
 
 def begin(spender: Spender, text: str = "hello there", **wishes: Any) -> httpx.Response:

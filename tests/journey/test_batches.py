@@ -16,7 +16,8 @@ import pytest
 
 from tests import plain_http
 from tests.journey.budgets import MODEL, Spender
-from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.stack import ANSWER_S_MAX
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 ENDPOINT = "/v1/chat/completions"
@@ -24,8 +25,8 @@ NOTHING = Decimal(0)
 
 
 @pytest.fixture
-def spender(stack: Stack) -> Spender:
-    return Spender(stack)
+def spender(stage: Stage) -> Spender:
+    return Spender(stage)
 
 
 def line(number: int, **changed: Any) -> dict[str, Any]:
@@ -84,11 +85,11 @@ def live(spender: Spender, budget: dict[str, Any]) -> tuple[Decimal, Decimal]:
     return Decimal(found["used"]), Decimal(found["held"])
 
 
-def settled(stack: Stack, batch: str, status: str) -> dict[str, Any]:
+def settled(stage: Stage, batch: str, status: str) -> dict[str, Any]:
     """A job as the Admin API has it, once it has this status."""
     path = f"/jobs/{quote(batch, safe='')}"
-    wait_until(lambda: stack.admin("GET", path)[1].get("status") == status)
-    job: dict[str, Any] = stack.admin("GET", path)[1]
+    wait_until(lambda: stage.admin("GET", path)[1].get("status") == status)
+    job: dict[str, Any] = stage.admin("GET", path)[1]
     return job
 
 
@@ -135,7 +136,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 
 
 def test_what_is_no_batch_is_refused_by_its_line_and_names_only_what_its_key_may_use(
-    spender: Spender, stack: Stack
+    spender: Spender, stage: Stage
 ) -> None:
     bodies = [line(number)["body"] | {"user": f"user-{number}"} for number in range(2)]
     for lines, said in (
@@ -162,7 +163,7 @@ def test_what_is_no_batch_is_refused_by_its_line_and_names_only_what_its_key_may
     assert "Line 2: it must be of the first line's user" in refused.json()["error"]["message"]
     refused = make(spender, **{f"name_{number}": number for number in range(16)})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metadata")
-    other = Spender(stack)
+    other = Spender(stage)
     _, narrow = spender.another_key(models=["something-else"])
     _, in_runs = spender.another_key(runs={"max": "0.000001", "required": True})
     assert refusal(upload(spender, [line(1)], narrow)) == (403, "model_not_allowed")
@@ -216,20 +217,20 @@ def test_many_who_ask_at_once_charge_a_batch_once(spender: Spender) -> None:
     assert len(journal(spender, 40)) == 40
 
 
-def test_a_job_is_told_to_its_organization_and_to_nobody_else(spender: Spender, stack: Stack) -> None:
+def test_a_job_is_told_to_its_organization_and_to_nobody_else(spender: Spender, stage: Stage) -> None:
     batch = make(spender, 4, demo_after_s=600).raise_for_status().json()["id"]
-    job = settled(stack, batch, "in_progress")
+    job = settled(stage, batch, "in_progress")
     assert (job["kind"], job["model"], job["lines"], job["cost"]) == ("batch", MODEL, 4, None)
     assert Decimal(job["held"]) > 0
     ask(spender, "POST", f"batches/{batch}/cancel").raise_for_status()
-    job = settled(stack, batch, "cancelled")
+    job = settled(stage, batch, "cancelled")
     spent = sum(Decimal(one["cost"]) for one in journal(spender, 2))
     assert (Decimal(job["cost"]), Decimal(job["held"])) == (spent, 0)
-    assert stack.admin("GET", f"/jobs/{job['number']}")[1] == job
-    for owner, there in ((spender.organization, [batch]), (Spender(stack).organization, [])):
-        listed = stack.admin("GET", f"/jobs?organization_id={owner}&kind=batch&status=cancelled")[1]["items"]
+    assert stage.admin("GET", f"/jobs/{job['number']}")[1] == job
+    for owner, there in ((spender.organization, [batch]), (Spender(stage).organization, [])):
+        listed = stage.admin("GET", f"/jobs?organization_id={owner}&kind=batch&status=cancelled")[1]["items"]
         assert [one["id"] for one in listed] == there
-    assert stack.admin("GET", "/jobs/batch_unknown")[0] == 404
+    assert stage.admin("GET", "/jobs/batch_unknown")[0] == 404
 
 
 def messages_of(lines: int, **wishes: Any) -> list[Any]:
@@ -275,13 +276,13 @@ def test_results_of_messages_are_charged_before_they_are_told(spender: Spender) 
     assert len(journal(spender, 3)) == 3
 
 
-def test_each_organization_lists_what_is_its_own(spender: Spender, stack: Stack) -> None:
-    other = Spender(stack)
+def test_each_organization_lists_what_is_its_own(spender: Spender, stage: Stage) -> None:
+    other = Spender(stage)
     made: dict[Spender, list[str]] = {spender: [], other: []}
     for one in (spender, other, spender, other, spender):
         made[one].append(make(one).raise_for_status().json()["id"])
     for one, ids in made.items():
-        with openai.OpenAI(base_url=f"{stack.gateway_url}/v1", api_key=one.key, max_retries=0) as client:
+        with openai.OpenAI(base_url=f"{stage.gateway_url}/v1", api_key=one.key, max_retries=0) as client:
             assert [each.id for each in client.batches.list(limit=2)] == ids[::-1]
             inputs = {client.batches.retrieve(id_).input_file_id for id_ in ids}
             assert inputs <= {each.id for each in client.files.list(limit=1)}
@@ -292,16 +293,16 @@ def test_each_organization_lists_what_is_its_own(spender: Spender, stack: Stack)
     for query, param in (("limit=0", "limit"), ("limit=101", "limit"), ("before=x", "before")):
         refused = ask(spender, "GET", f"batches?{query}")
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
-    assert ask(Spender(stack), "GET", "files").json()["data"] == []
+    assert ask(Spender(stage), "GET", "files").json()["data"] == []
 
 
 def test_batches_of_messages_are_listed_and_deleted_by_anthropics_own_client(
-    spender: Spender, stack: Stack
+    spender: Spender, stage: Stage
 ) -> None:
     asked = {"requests": messages_of(1)}
     ids = [ask(spender, "POST", "messages/batches", json=asked).json()["id"] for _ in range(3)]
-    ask(Spender(stack), "POST", "messages/batches", json=asked).raise_for_status()
-    client = anthropic.Anthropic(base_url=stack.gateway_url, api_key=spender.key, max_retries=0)
+    ask(Spender(stage), "POST", "messages/batches", json=asked).raise_for_status()
+    client = anthropic.Anthropic(base_url=stage.gateway_url, api_key=spender.key, max_retries=0)
     with client:
         assert [one.id for one in client.messages.batches.list(limit=1)] == ids[::-1]
         client.messages.batches.delete(ids[0])

@@ -16,8 +16,9 @@ import httpx2 as httpx
 from tests import plain_http
 from tests.journey.budgets import CALL, MODEL, Spender, cost, reasons
 from tests.journey.parallel import at_once
-from tests.journey.stack import Body, Stack
+from tests.journey.stack import Body
 from tests.journey.test_budgeted_calls import request
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 ONE = cost(20, 40)
@@ -30,9 +31,9 @@ def exact(spender: Spender, budget: Body, served: int) -> None:
     spender.comes_to(budget, spender.spent(served))
 
 
-def test_27639_calls_that_fail_leave_nothing_behind(stack: Stack) -> None:
+def test_27639_calls_that_fail_leave_nothing_behind(stage: Stage) -> None:
     """Reservations of failed, cut and abandoned calls were never given back, and filled budgets up."""
-    spender = Spender(stack)
+    spender = Spender(stage)
     budget = spender.budget(cost(0, 200), "money", each="user")
     spender.known(budget)
     failing: list[dict[str, str]] = [
@@ -45,7 +46,7 @@ def test_27639_calls_that_fail_leave_nothing_behind(stack: Stack) -> None:
         with contextlib.suppress(httpx.HTTPError):  # who hangs up before there is an answer
             headers = {"authorization": f"Bearer {spender.key}", "x-demo-delay-s": "1"}
             plain_http.post(
-                f"{stack.gateway_url}/v1/chat/completions", json=CALL, headers=headers, timeout=0.2
+                f"{stage.gateway_url}/v1/chat/completions", json=CALL, headers=headers, timeout=0.2
             )
 
     with ThreadPoolExecutor(8) as pool:
@@ -54,7 +55,7 @@ def test_27639_calls_that_fail_leave_nothing_behind(stack: Stack) -> None:
     # What was produced for those that hung up is charged; what failed is not, and nothing is held of either.
 
     def costs() -> Decimal:
-        rows = stack.admin("GET", f"/calls?organization_id={spender.organization}&limit=1000")[1]["items"]
+        rows = stage.admin("GET", f"/calls?organization_id={spender.organization}&limit=1000")[1]["items"]
         return sum((Decimal(row["cost"] or 0) for row in rows), Decimal(0))
 
     wait_until(lambda: spender.used(budget) == costs())
@@ -79,9 +80,9 @@ FAMILIES: list[tuple[str, Body]] = [
 ]
 
 
-def test_38176_every_api_counts_and_every_api_is_refused(stack: Stack) -> None:
+def test_38176_every_api_counts_and_every_api_is_refused(stage: Stage) -> None:
     """What agents speak, Responses and Messages, was never counted: it ran all day against a full budget."""
-    spender = Spender(stack)
+    spender = Spender(stage)
     budget = spender.budget(1, "money")
     spender.known(budget)
     last = Decimal(0)
@@ -105,13 +106,13 @@ def test_38176_every_api_counts_and_every_api_is_refused(stack: Stack) -> None:
     assert spender.used(calls) == len(FAMILIES)
 
 
-def test_34732_the_first_calls_of_somebody_new_at_one_instant(stack: Stack) -> None:
+def test_34732_the_first_calls_of_somebody_new_at_one_instant(stage: Stage) -> None:
     """Nothing was reserved for somebody whom nobody had seen before: all that came at once were let in."""
-    spender = Spender(stack)
+    spender = Spender(stage)
     budget = spender.budget(ONE, each="user")
     spender.known(budget)
     asked = request(spender.key).replace(b"x-demo-usage", b"x-tollkeeper-user: new\r\nx-demo-usage", 1)
-    outcomes: Any = asyncio.run(at_once(stack.gateway_url, asked, 50))
+    outcomes: Any = asyncio.run(at_once(stage.gateway_url, asked, 50))
     assert outcomes[200, ""] == 1
     assert outcomes[429, "quota_held"] == 49
     exact(spender, budget, 1)

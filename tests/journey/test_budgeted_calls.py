@@ -13,15 +13,15 @@ import pytest
 from tests import plain_http
 from tests.journey.budgets import CALL, MODEL, Spender, cost, reasons
 from tests.journey.parallel import CALLS, at_once, obedient
-from tests.journey.stack import Stack
+from tests.stage import Stage
 
 ONE = cost(20, 40)
 USED_UP = "budget_exceeded"
 
 
 @pytest.fixture
-def spender(stack: Stack) -> Spender:
-    return Spender(stack)
+def spender(stage: Stage) -> Spender:
+    return Spender(stage)
 
 
 def request(key: str, maximum: int | None = 30, usage: str = "20,40", delay_s: float = 2) -> bytes:
@@ -48,16 +48,16 @@ def test_of_500_calls_at_one_instant_money_for_one_admits_one(spender: Spender) 
 
 @pytest.mark.parametrize("admission", ["strict", "available"])
 def test_calls_in_flight_pass_a_budget_by_no_more_than_their_admission_lets_them(
-    other_stack: Stack, admission: str
+    other_stage: Stage, admission: str
 ) -> None:
     """Calls that state no maximum and would write 5,000 tokens each, until nothing is left."""
     amount, served = Decimal("0.05"), 0
-    spender = Spender(other_stack, plan={"admission": admission})
+    spender = Spender(other_stage, plan={"admission": admission})
     budget = spender.budget(amount)
     spender.known(budget)
-    with obedient() as url, other_stack.switch.to(url):
+    with obedient() as url, other_stage.switch.to(url):
         for _ in range(3):
-            crowd = at_once(other_stack.gateway_url, request(spender.key, None), 100)
+            crowd = at_once(other_stage.gateway_url, request(spender.key, None), 100)
             served += asyncio.run(crowd)[200, ""]
             spender.idle(budget)
     assert served >= 1
@@ -82,9 +82,9 @@ def test_a_stream_that_crosses_a_budget_is_cut_where_it_says_so(spender: Spender
     assert reasons([spender.chat()]) == [USED_UP]
 
 
-def test_a_name_in_other_bytes_is_the_same_user_or_one_whose_key_is_still_limited(stack: Stack) -> None:
+def test_a_name_in_other_bytes_is_the_same_user_or_one_whose_key_is_still_limited(stage: Stage) -> None:
     """A key with a user is that user's. Else a caller may say anything: its key's own budget holds."""
-    bound, free = Spender(stack, user="ada"), Spender(stack)
+    bound, free = Spender(stage, user="ada"), Spender(stage)
     of_ada = bound.budget(1, "requests", user="ada")
     bound.known(of_ada)
     assert [named_as(bound, named) for named in ("ada", "Ada", " ada ", "%61da", "bob", "")] == [
@@ -101,7 +101,7 @@ def test_a_name_in_other_bytes_is_the_same_user_or_one_whose_key_is_still_limite
         USED_UP,
     ]
     both = plain_http.post(
-        f"{stack.gateway_url}/v1/chat/completions",
+        f"{stage.gateway_url}/v1/chat/completions",
         json=CALL,
         headers=[
             ("authorization", f"Bearer {free.key}"),

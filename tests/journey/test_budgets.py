@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.journey.budgets import Spender
-from tests.journey.stack import Stack
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 
 @pytest.fixture
-def spender(stack: Stack) -> Spender:
-    return Spender(stack)
+def spender(stage: Stage) -> Spender:
+    return Spender(stage)
 
 
 def test_a_budget_of_requests_is_in_force_is_used_up_and_says_so(spender: Spender) -> None:

@@ -10,7 +10,8 @@ import httpx2 as httpx
 import pytest
 
 from tests import plain_http
-from tests.journey.stack import Body, Stack
+from tests.journey.stack import Body
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 PARALLEL = 100
@@ -19,14 +20,14 @@ PARALLEL = 100
 class Buyer:
     """An organization with a tenant without a plan, and services of its own."""
 
-    def __init__(self, stack: Stack, **organization: Any) -> None:
-        self.stack = stack
+    def __init__(self, stage: Stage, **organization: Any) -> None:
+        self.stack = stage
         name = f"buyer {time.monotonic_ns()}"
-        self.id = stack.make("organizations", name=name, **organization)["id"]
-        tenant = stack.make("tenants", name=name, organization_id=self.id)
-        key = stack.make("api-keys", tenant_id=tenant["id"])["key"]
+        self.id = stage.make("organizations", name=name, **organization)["id"]
+        tenant = stage.make("tenants", name=name, organization_id=self.id)
+        key = stage.make("api-keys", tenant_id=tenant["id"])["key"]
         self.headers = {"authorization": f"Bearer {key}"}
-        models = stack.admin("GET", "/business-models?limit=100")[1]["items"]
+        models = stage.admin("GET", "/business-models?limit=100")[1]["items"]
         self.models = {model["name"]: model["id"] for model in models}
 
     def service(self, model: str = "Consumption", credits: int = 0, **fields: Any) -> Body:  # noqa: A002  # as the API names it
@@ -68,8 +69,8 @@ class Buyer:
 
 
 @pytest.fixture
-def buyer(stack: Stack) -> Buyer:
-    return Buyer(stack)
+def buyer(stage: Stage) -> Buyer:
+    return Buyer(stage)
 
 
 def refusal(answer: httpx.Response) -> tuple[int, str]:

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from tests.journey.stack import Body, Stack
+from tests.journey.stack import Body
 from tests.persistence.scenario import broken
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 
@@ -21,18 +22,18 @@ def event(subject: str, data: Body, ago: timedelta = timedelta(), **more: Any) -
     }  # fmt: skip
 
 
-def send(stack: Stack, *events: Body) -> Body:
-    status, answer = stack.admin("POST", "/events", list(events))
+def send(stage: Stage, *events: Body) -> Body:
+    status, answer = stage.admin("POST", "/events", list(events))
     assert status == 200, answer
     found: Body = answer
     return found
 
 
-def calls(stack: Stack, tenant_id: int, count: int) -> list[Body]:
+def calls(stage: Stage, tenant_id: int, count: int) -> list[Body]:
     """The calls of a tenant, once there are so many."""
 
     def found() -> list[Body] | None:
-        status, answer = stack.admin("GET", f"/calls?tenant_id={tenant_id}")
+        status, answer = stage.admin("GET", f"/calls?tenant_id={tenant_id}")
         assert status == 200, answer
         return answer["items"] if len(answer["items"]) >= count else None
 
@@ -40,43 +41,43 @@ def calls(stack: Stack, tenant_id: int, count: int) -> list[Body]:
     return rows
 
 
-def unbilled(stack: Stack, organization_id: int) -> dict[str, str]:
-    _, answer = stack.admin("GET", f"/organizations/{organization_id}/unbilled")
+def unbilled(stage: Stage, organization_id: int) -> dict[str, str]:
+    _, answer = stage.admin("GET", f"/organizations/{organization_id}/unbilled")
     return {each["kind"]: each["amount"] for each in answer["items"]}
 
 
-def agrees(stack: Stack) -> bool:
+def agrees(stage: Stage) -> bool:
     """Whether counters and rows agree and nothing contradicts itself."""
-    status, found = stack.admin("POST", "/reconciliation", {})
+    status, found = stage.admin("POST", "/reconciliation", {})
     assert status == 200, found
     assert (found["drift_tokens"], found["drift_credits"]) == (0, 0), found["items"]
-    assert asyncio.run(broken(stack.database_url)) == []
+    assert asyncio.run(broken(stage.database_url)) == []
     return True
 
 
-def test_an_event_moves_what_a_call_moves_once(stack: Stack) -> None:
-    organization = stack.make("organizations", name=f"events {time.monotonic_ns()}")
-    plan = stack.make("token-plans", name=f"events {time.monotonic_ns()}", total_amount=1000)
-    tenant = stack.make(
+def test_an_event_moves_what_a_call_moves_once(stage: Stage) -> None:
+    organization = stage.make("organizations", name=f"events {time.monotonic_ns()}")
+    plan = stage.make("token-plans", name=f"events {time.monotonic_ns()}", total_amount=1000)
+    tenant = stage.make(
         "tenants", name=f"events {time.monotonic_ns()}", organization_id=organization["id"],
         plan_id=plan["id"],
     )  # fmt: skip
-    model = stack.admin("GET", "/business-models?limit=100")[1]["items"]
+    model = stage.admin("GET", "/business-models?limit=100")[1]["items"]
     ids = {each["name"]: each["id"] for each in model}
-    units = stack.make(
+    units = stage.make(
         "services", name="Sms", key=f"sms-{time.monotonic_ns()}", credits=0, service_type="Pay-As-You-Go",
         business_model_id=ids["Pay-Per-Use"], pricing={"tiers": [{"up_to": None, "unit_price": "0.25"}]},
     )  # fmt: skip
-    paid = stack.make(
+    paid = stage.make(
         "services", name="Pictures", key=f"img-{time.monotonic_ns()}", credits=3,
         service_type="Pay-As-You-Go", business_model_id=ids["Consumption"],
     )  # fmt: skip
-    stack.make("credit-additions", organization_id=organization["id"], credits_added=100)
-    budget = stack.make(
+    stage.make("credit-additions", organization_id=organization["id"], credits_added=100)
+    budget = stage.make(
         "budgets", organization_id=organization["id"], name="hour", unit="tokens", amount=10_000,
         interval="hour",
     )  # fmt: skip
-    monthly = stack.make(
+    monthly = stage.make(
         "budgets", organization_id=organization["id"], name="all", unit="tokens", amount=10_000,
         interval="total",
     )  # fmt: skip
@@ -88,26 +89,26 @@ def test_an_event_moves_what_a_call_moves_once(stack: Stack) -> None:
         event(str(tenant["id"]), {"service": paid["key"], "units": 4}),
         event(tenant["name"], {"service": "chat", "usage": {"input": 5}}),
     ]  # fmt: skip
-    assert send(stack, *sent) == {"accepted": 4, "duplicates": 0, "rejected": []}
-    found = calls(stack, tenant["id"], 4)
-    by_id = {each["event_id"]: each for each in stack.admin("GET", "/events?limit=100")[1]["items"]}
+    assert send(stage, *sent) == {"accepted": 4, "duplicates": 0, "rejected": []}
+    found = calls(stage, tenant["id"], 4)
+    by_id = {each["event_id"]: each for each in stage.admin("GET", "/events?limit=100")[1]["items"]}
     told = {each["request_id"]: each for each in found}
     chat = told[by_id[sent[0]["id"]]["request_id"]]
     at = datetime.fromisoformat(sent[0]["time"])
     assert abs(datetime.fromisoformat(chat["created_at"]) - at) < timedelta(milliseconds=2)
     assert (chat["tokens"], chat["route"], chat["project_id"], chat["api_key_id"]) == (42, "events", 7, None)
     assert chat["cost"] is not None  # by the price book
-    assert stack.quota(tenant["id"])["tokens_used"] == 47
-    assert [row["amount"] for row in stack.settled(tenant["id"], 3) if row["request_id"]] == [42, 5]
-    _, balance = stack.admin("GET", f"/organizations/{organization['id']}")
+    assert stage.quota(tenant["id"])["tokens_used"] == 47
+    assert [row["amount"] for row in stage.settled(tenant["id"], 3) if row["request_id"]] == [42, 5]
+    _, balance = stage.admin("GET", f"/organizations/{organization['id']}")
     assert balance["credit_balance"] == 88
-    wait_until(lambda: unbilled(stack, organization["id"]) == {"usage": "1.25"})
+    wait_until(lambda: unbilled(stage, organization["id"]) == {"usage": "1.25"})
     # The hour has only what was used within it.
-    assert stack.admin("GET", f"/budgets/{budget['id']}")[1]["used"] == 5
-    assert stack.admin("GET", f"/budgets/{monthly['id']}")[1]["used"] == 47
+    assert stage.admin("GET", f"/budgets/{budget['id']}")[1]["used"] == 5
+    assert stage.admin("GET", f"/budgets/{monthly['id']}")[1]["used"] == 47
     # All of it again, and once more with other content.
     other = {**sent[1], "data": {"service": units["key"], "units": 500}}
-    assert send(stack, *sent, other) == {"accepted": 0, "duplicates": 5, "rejected": []}
-    assert len(calls(stack, tenant["id"], 4)) == 4
-    assert stack.quota(tenant["id"])["tokens_used"] == 47
-    assert agrees(stack)
+    assert send(stage, *sent, other) == {"accepted": 0, "duplicates": 5, "rejected": []}
+    assert len(calls(stage, tenant["id"], 4)) == 4
+    assert stage.quota(tenant["id"])["tokens_used"] == 47
+    assert agrees(stage)

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from gateway.client.holds import Holds
-from tests.journey.stack import Stack
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 SINCE = "2026-01-01T00:00:00Z"
@@ -24,29 +24,29 @@ def cost(read: int, written: int) -> Decimal:
 
 
 @pytest.mark.parametrize("at_cost", [False, True])
-def test_its_budgets_and_its_invoices_go_by_the_rate(stack: Stack, at_cost: bool) -> None:
+def test_its_budgets_and_its_invoices_go_by_the_rate(stage: Stage, at_cost: bool) -> None:
     currency, model = ("ISK", "krona-2") if at_cost else ("DKK", "krona-1")
-    stack.make("prices", model=model, currency="USD", effective_from=SINCE, input=READ, output=WRITTEN)
-    organization = stack.make("organizations", name=f"Pays in {currency}", currency=currency)["id"]
-    plan = stack.make("token-plans", name=f"For {currency}")["id"]
-    tenant = stack.make("tenants", name=currency, organization_id=organization, plan_id=plan)["id"]
-    key = stack.make("api-keys", tenant_id=tenant)["key"]
+    stage.make("prices", model=model, currency="USD", effective_from=SINCE, input=READ, output=WRITTEN)
+    organization = stage.make("organizations", name=f"Pays in {currency}", currency=currency)["id"]
+    plan = stage.make("token-plans", name=f"For {currency}")["id"]
+    tenant = stage.make("tenants", name=currency, organization_id=organization, plan_id=plan)["id"]
+    key = stage.make("api-keys", tenant_id=tenant)["key"]
     if at_cost:
-        (chat,) = stack.admin("GET", "/services?key=chat")[1]["items"]
-        (by_use,) = stack.admin("GET", "/business-models?name=Pay-Per-Use")[1]["items"]
-        stack.make(
+        (chat,) = stage.admin("GET", "/services?key=chat")[1]["items"]
+        (by_use,) = stage.admin("GET", "/business-models?name=Pay-Per-Use")[1]["items"]
+        stage.make(
             "organization-services", organization_id=organization, service_id=chat["id"],
             negotiated_credits=0, business_model_id=by_use["id"], pricing={"at_cost": {"markup": "1"}},
         )  # fmt: skip
-    budget = stack.make(
+    budget = stage.make(
         "budgets", organization_id=organization, name="money", unit="money", amount="1", interval="total"
     )["id"]
 
     def call(usage: str) -> int:
-        return stack.chat(key, usage=usage, model=model).status_code
+        return stage.chat(key, usage=usage, model=model).status_code
 
     def refused() -> bool:
-        answer = stack.chat(key, usage="1,1", model=model)
+        answer = stage.chat(key, usage="1,1", model=model)
         said = answer.text
         return (
             answer.headers.get("x-tollkeeper-reason") == "model_not_priced"
@@ -55,11 +55,11 @@ def test_its_budgets_and_its_invoices_go_by_the_rate(stack: Stack, at_cost: bool
         )
 
     wait_until(refused)
-    stack.make("exchange-rates", currency=currency, rate=RATE, effective_from=SINCE)
+    stage.make("exchange-rates", currency=currency, rate=RATE, effective_from=SINCE)
     wait_until(lambda: call("1000,200") == 200)
 
     def rows() -> list[dict[str, object]]:
-        found = stack.admin("GET", f"/calls?organization_id={organization}&limit=100")[1]["items"]
+        found = stage.admin("GET", f"/calls?organization_id={organization}&limit=100")[1]["items"]
         return [row for row in found if row["status"] == 200]
 
     wait_until(lambda: len(rows()) == 1)
@@ -67,7 +67,7 @@ def test_its_budgets_and_its_invoices_go_by_the_rate(stack: Stack, at_cost: bool
     spent = cost(1_000, 200)
     assert (Decimal(str(row["cost"])), row["currency"], row["exchange_rate"]) == (spent, currency, RATE)
     assert row["unpriced"] == []
-    holds = Holds(stack.gateway_url, key)
+    holds = Holds(stage.gateway_url, key)
     told = holds.take("chat", model=model, max_tokens=2_000).settle({"input": 1_000, "output": 200})
     holds.close()
     assert (Decimal(told["cost"]), told["currency"]) == (spent, currency)
@@ -76,15 +76,15 @@ def test_its_budgets_and_its_invoices_go_by_the_rate(stack: Stack, at_cost: bool
     spent *= 2
 
     def used() -> Decimal:
-        return Decimal(stack.admin("GET", f"/budgets/{budget}")[1]["used"])
+        return Decimal(stage.admin("GET", f"/budgets/{budget}")[1]["used"])
 
     wait_until(lambda: used() == spent)
     # It is enforced in the same currency: the rest of the budget pays so many tokens.
     written = int((1 - spent) * 10**6 / (Decimal(WRITTEN) * Decimal(RATE))) + 10
     wait_until(lambda: call(f"0,{written}") == 200)
     wait_until(lambda: used() > 1)
-    over = stack.chat(key, model=model)
+    over = stage.chat(key, model=model)
     assert over.headers["x-tollkeeper-reason"] == "budget_exceeded"
     asked = f"/usage?from={SINCE}&organization_id={organization}&interval=none&group_by=model"
-    wait_until(lambda: sum(Decimal(one["cost"]) for one in stack.admin("GET", asked)[1]["items"]) == used())
-    assert {one["currency"] for one in stack.admin("GET", asked)[1]["items"]} == {currency}
+    wait_until(lambda: sum(Decimal(one["cost"]) for one in stage.admin("GET", asked)[1]["items"]) == used())
+    assert {one["currency"] for one in stage.admin("GET", asked)[1]["items"]} == {currency}

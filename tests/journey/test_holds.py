@@ -19,6 +19,7 @@ from gateway.client.holds import AsyncHolds, HoldRefused, Holds
 from tests import plain_http
 from tests.journey.budgets import MODEL, Spender, cost, reasons
 from tests.journey.stack import ANSWER_S_MAX, Body, Stack
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 CALLERS, CALLS = 32, 500
@@ -55,18 +56,18 @@ class Holder:
         return [row["amount"] for row in rows if row["transaction_type"] == "consume"]
 
 
-def test_a_hold_is_taken_settled_once_and_is_a_row_as_a_call_is(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
+def test_a_hold_is_taken_settled_once_and_is_a_row_as_a_call_is(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
     taken = holder.take(model="demo-small", user="ann", ttl_s=60)
     assert (taken["held"], taken["remaining"], taken["unit"]) == (TOKENS, 900, "tokens")
-    assert stack.quota(holder.tenant)["tokens_held"] == TOKENS
+    assert stage.quota(holder.tenant)["tokens_held"] == TOKENS
     first = holder.settle(taken["id"])
     assert (first.status_code, first.json()["tokens"]) == (200, 10)
     again = holder.settle(taken["id"], output=500)
     assert (again.status_code, again.json()) == (200, first.json())
-    stack.settled(holder.tenant, 2)
+    stage.settled(holder.tenant, 2)
     assert holder.consumed() == [10]
-    (call,) = wait_until(lambda: stack.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"])
+    (call,) = wait_until(lambda: stage.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"])
     assert (call["request_id"], call["model"], call["tokens"], call["status"]) == (
         taken["id"],
         "demo-small",
@@ -74,12 +75,12 @@ def test_a_hold_is_taken_settled_once_and_is_a_row_as_a_call_is(stack: Stack) ->
         200,
     )
     assert call["route"] == "/.tollkeeper/holds/{id}/settle"
-    assert stack.quota(holder.tenant)["tokens_held"] == 0
+    assert stage.quota(holder.tenant)["tokens_held"] == 0
     assert holder.ask("DELETE", f"/{taken['id']}").status_code == 409
 
 
-def test_what_is_released_costs_nothing_and_is_over(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
+def test_what_is_released_costs_nothing_and_is_over(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
     id_ = holder.take()["id"]
     assert [holder.ask("DELETE", f"/{id_}").status_code for _ in range(2)] == [204, 204]
     refused = holder.settle(id_)
@@ -88,12 +89,12 @@ def test_what_is_released_costs_nothing_and_is_over(stack: Stack) -> None:
     failed = holder.take()["id"]
     answer = holder.ask("POST", f"/{failed}/settle", {"status": 502})
     assert (answer.status_code, answer.json()["charged"]) == (200, False)
-    assert stack.quota(holder.tenant)["tokens_remaining"] == 1000
-    assert stack.quota(holder.tenant)["tokens_held"] == 0
+    assert stage.quota(holder.tenant)["tokens_remaining"] == 1000
+    assert stage.quota(holder.tenant)["tokens_held"] == 0
 
 
-def test_many_at_once_never_hold_more_than_there_is(stack: Stack) -> None:
-    holder = Holder(stack, WORTH * TOKENS)
+def test_many_at_once_never_hold_more_than_there_is(stage: Stage) -> None:
+    holder = Holder(stage, WORTH * TOKENS)
     said = {"service": "chat", "max_tokens": TOKENS, "ttl_s": 600}
     with ThreadPoolExecutor(CALLERS) as pool:
         answers = list(pool.map(lambda _: holder.ask("POST", "", said), range(CALLS)))
@@ -106,36 +107,36 @@ def test_many_at_once_never_hold_more_than_there_is(stack: Stack) -> None:
     with ThreadPoolExecutor(CALLERS) as pool:  # each twice at once: charged once
         settled = list(pool.map(holder.settle, taken * 2))
     assert {one.status_code for one in settled} == {200}
-    stack.settled(holder.tenant, 1 + WORTH)
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
+    stage.settled(holder.tenant, 1 + WORTH)
+    wait_until(lambda: stage.quota(holder.tenant)["tokens_held"] == 0)
     assert holder.consumed() == [10] * WORTH
 
 
-def test_a_hold_is_extended_as_far_as_there_is_and_no_longer_than_a_day(stack: Stack) -> None:
-    holder = Holder(stack, 250)
+def test_a_hold_is_extended_as_far_as_there_is_and_no_longer_than_a_day(stage: Stage) -> None:
+    holder = Holder(stage, 250)
     taken = holder.take()
     more = holder.ask("POST", f"/{taken['id']}/extend", {"ttl_s": 3600, "more": TOKENS})
     assert (more.status_code, more.json()["held"]) == (200, 2 * TOKENS)
     assert more.json()["expires_at"] > taken["expires_at"]
-    assert stack.quota(holder.tenant)["tokens_held"] == 2 * TOKENS
+    assert stage.quota(holder.tenant)["tokens_held"] == 2 * TOKENS
     short = holder.ask("POST", f"/{taken['id']}/extend", {"more": TOKENS})
     assert (short.status_code, short.headers["x-tollkeeper-reason"]) == (429, "quota_exceeded")
-    assert stack.quota(holder.tenant)["tokens_held"] == 250
-    days_old = [name for name in _names(stack) if name.endswith(f":hold:{taken['id']}")]
-    _age(stack, days_old[0], 86_400_000)
+    assert stage.quota(holder.tenant)["tokens_held"] == 250
+    days_old = [name for name in _names(stage) if name.endswith(f":hold:{taken['id']}")]
+    _age(stage, days_old[0], 86_400_000)
     late = holder.ask("POST", f"/{taken['id']}/extend", {"ttl_s": 60})
     assert (late.status_code, "a day" in late.text) == (400, True)
     assert holder.settle(taken["id"]).status_code == 200
 
 
-def _names(stack: Stack) -> list[str]:
-    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+def _names(stage: Stage) -> list[str]:
+    with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:
         return list(client.scan_iter(count=1000))
 
 
-def _age(stack: Stack, name: str, ms: int) -> None:
+def _age(stage: Stage, name: str, ms: int) -> None:
     """The hold was taken so much earlier."""
-    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+    with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:
         raw = str(client.get(name))
         began = int(raw.partition('"created_ms":')[2].partition(",")[0])
         client.set(name, raw.replace(f'"created_ms":{began}', f'"created_ms":{began - ms}'), keepttl=True)
@@ -143,24 +144,24 @@ def _age(stack: Stack, name: str, ms: int) -> None:
 
 @pytest.mark.parametrize(("unsettled", "left"), [("charge", 900), ("release", 1000)])
 def test_what_nobody_settles_is_charged_or_not_and_a_late_settlement_is_made_good(
-    stack: Stack, unsettled: str, left: int
+    stage: Stage, unsettled: str, left: int
 ) -> None:
-    holder = Holder(stack, 1000, unsettled=unsettled)
+    holder = Holder(stage, 1000, unsettled=unsettled)
     id_ = holder.take(ttl_s=1)["id"]
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
-    assert stack.quota(holder.tenant)["tokens_remaining"] == left
-    (record,) = [name for name in _names(stack) if name.endswith(f":hold:{id_}")]
-    with redis.Redis.from_url(stack.redis_url) as client:  # holds that nobody settles fill no memory for days
+    wait_until(lambda: stage.quota(holder.tenant)["tokens_held"] == 0)
+    assert stage.quota(holder.tenant)["tokens_remaining"] == left
+    (record,) = [name for name in _names(stage) if name.endswith(f":hold:{id_}")]
+    with redis.Redis.from_url(stage.redis_url) as client:  # holds that nobody settles fill no memory for days
         wait_until(lambda: 0 < int(client.ttl(record)) <= 3600)
     if unsettled == "charge":
         assert holder.ask("DELETE", f"/{id_}").status_code == 409
     assert holder.settle(id_).status_code == 200
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_remaining"] == 990)
+    wait_until(lambda: stage.quota(holder.tenant)["tokens_remaining"] == 990)
     assert holder.settle(id_).status_code == 200
 
 
-def test_a_request_with_a_key_is_answered_once(stack: Stack) -> None:
-    holder, key = Holder(stack, 1000), str(uuid4())
+def test_a_request_with_a_key_is_answered_once(stage: Stage) -> None:
+    holder, key = Holder(stage, 1000), str(uuid4())
     said = {"service": "chat", "max_tokens": TOKENS}
     first = holder.ask("POST", "", said, idempotency_key=key)
     again = holder.ask("POST", "", said, idempotency_key=key)
@@ -168,22 +169,22 @@ def test_a_request_with_a_key_is_answered_once(stack: Stack) -> None:
     assert again.headers["idempotent-replayed"] == "true"
     other = holder.ask("POST", "", said | {"max_tokens": 1}, idempotency_key=key)
     assert (other.status_code, other.headers["x-tollkeeper-reason"]) == (409, "idempotency_conflict")
-    assert stack.quota(holder.tenant)["tokens_held"] == TOKENS
+    assert stage.quota(holder.tenant)["tokens_held"] == TOKENS
     with ThreadPoolExecutor(8) as pool:
         at_once = list(pool.map(lambda _: holder.ask("POST", "", said, idempotency_key=f"{key}2"), range(8)))
     assert {one.status_code for one in at_once} <= {201, 409}
     assert len({one.json()["id"] for one in at_once if one.status_code == 201}) == 1
-    assert stack.quota(holder.tenant)["tokens_held"] == 2 * TOKENS
+    assert stage.quota(holder.tenant)["tokens_held"] == 2 * TOKENS
     refused = holder.ask("POST", "", said | {"max_tokens": 9_000}, idempotency_key=f"{key}3")
     assert refused.status_code == 429
-    stack.act(holder.tenant, "recharge", amount=10_000)
+    stage.act(holder.tenant, "recharge", amount=10_000)
     assert holder.ask("POST", "", said | {"max_tokens": 9_000}, idempotency_key=f"{key}3").status_code == 201
 
 
 def test_a_wrong_body_is_refused_by_its_field_and_what_is_wrong_settles_nothing(
-    stack: Stack,
+    stage: Stage,
 ) -> None:
-    holder, stranger = Holder(stack, 1000), Holder(stack)
+    holder, stranger = Holder(stage, 1000), Holder(stage)
     said: Body
     for said, param in (
         ({"max_tokens": 1}, "service"), ({"service": "chat"}, "max_tokens"),
@@ -208,16 +209,16 @@ def test_a_wrong_body_is_refused_by_its_field_and_what_is_wrong_settles_nothing(
         for asked in (id_, str(uuid4()), "x"):
             answer = stranger.ask(method, f"/{asked}{path}", {} if method == "POST" else None)
             assert (answer.status_code, answer.headers["x-tollkeeper-reason"]) == (404, "hold_not_found")
-    assert stack.quota(holder.tenant)["tokens_held"] == TOKENS
+    assert stage.quota(holder.tenant)["tokens_held"] == TOKENS
     told = holder.settle(id_, output=2_997).json()  # more than was held is charged as told
-    assert (told["tokens"], stack.quota(holder.tenant)["tokens_remaining"]) == (3_000, -2_000)
+    assert (told["tokens"], stage.quota(holder.tenant)["tokens_remaining"]) == (3_000, -2_000)
 
 
-def test_money_units_and_requests_are_held_where_they_are_limited(stack: Stack) -> None:
-    spender = Spender(stack)
+def test_money_units_and_requests_are_held_where_they_are_limited(stage: Stage) -> None:
+    spender = Spender(stage)
     budget = spender.budget("0.01")
     spender.known(budget)
-    holder = Holder(stack)
+    holder = Holder(stage)
     holder.key = spender.key
     request = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
     by_request = holder.ask("POST", "", {"service": "chat", "request": request})
@@ -234,15 +235,15 @@ def test_money_units_and_requests_are_held_where_they_are_limited(stack: Stack) 
     spender.comes_to(budget, cost(100, 10) + Decimal("0.004"))
 
 
-def test_units_cost_credits_and_a_run_is_drawn_from(stack: Stack) -> None:
-    holder = Holder(stack)
-    organization = stack.admin("GET", f"/tenants/{holder.tenant}")[1]["organization_id"]
-    (model,) = stack.admin("GET", "/business-models?name=Consumption")[1]["items"]
-    service = stack.make(
+def test_units_cost_credits_and_a_run_is_drawn_from(stage: Stage) -> None:
+    holder = Holder(stage)
+    organization = stage.admin("GET", f"/tenants/{holder.tenant}")[1]["organization_id"]
+    (model,) = stage.admin("GET", "/business-models?name=Consumption")[1]["items"]
+    service = stage.make(
         "services", name=f"units {uuid4()}", key=f"units-{uuid4().hex[:8]}", credits=2,
         service_type="Pay-As-You-Go", business_model_id=model["id"],
     )  # fmt: skip
-    stack.make("credit-additions", organization_id=organization, credits_added=20)
+    stage.make("credit-additions", organization_id=organization, credits_added=20)
     said = {"service": service["key"], "amount": 6}
     first = wait_until(lambda: (one := holder.ask("POST", "", said)).status_code == 201 and one)
     assert (first.json()["held"], first.json()["remaining"], first.json()["unit"]) == (6, 4, "units")
@@ -284,9 +285,9 @@ def until_settled(holder: Holder, id_: str) -> None:
     wait_until(settled)
 
 
-def test_the_client_takes_settles_and_releases(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
-    holds = Holds(stack.gateway_url, holder.key)
+def test_the_client_takes_settles_and_releases(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
+    holds = Holds(stage.gateway_url, holder.key)
     with holds.take("chat", max_tokens=TOKENS) as hold:
         assert (hold.held, hold.remaining) == (TOKENS, 900)
         assert hold.extend(ttl_s=600, more=50).held == TOKENS + 50
@@ -297,24 +298,24 @@ def test_the_client_takes_settles_and_releases(stack: Stack) -> None:
         holds.take("chat", max_tokens=5_000)
     assert (refused.value.status, refused.value.reason) == (429, "quota_exceeded")
     holds.close()
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
-    assert stack.quota(holder.tenant)["tokens_remaining"] == 990
+    wait_until(lambda: stage.quota(holder.tenant)["tokens_held"] == 0)
+    assert stage.quota(holder.tenant)["tokens_remaining"] == 990
 
 
-async def test_the_client_of_event_loops_does_the_same(stack: Stack) -> None:
-    holder = Holder(stack, 1000)
-    holds = AsyncHolds(stack.gateway_url, holder.key)
+async def test_the_client_of_event_loops_does_the_same(stage: Stage) -> None:
+    holder = Holder(stage, 1000)
+    holds = AsyncHolds(stage.gateway_url, holder.key)
     async with await holds.take("chat", max_tokens=TOKENS, user="ann") as hold:
         assert (hold.held, hold.remaining, len(hold.id)) == (TOKENS, 900, 36)
         assert (await (await hold.extend(more=50)).settle({"output": 7}, status=200))["tokens"] == 7
     async with await holds.take("chat", max_tokens=TOKENS):
         pass
     holds.close()
-    assert stack.quota(holder.tenant)["tokens_remaining"] == 993
+    assert stage.quota(holder.tenant)["tokens_remaining"] == 993
 
 
-def test_settled_extended_and_released_at_once_a_hold_has_one_end(stack: Stack) -> None:
-    holder, rounds = Holder(stack, 100_000), 12
+def test_settled_extended_and_released_at_once_a_hold_has_one_end(stage: Stage) -> None:
+    holder, rounds = Holder(stage, 100_000), 12
 
     def hurried(id_: str) -> Callable[[int], httpx.Response]:
         def ask(number: int) -> httpx.Response:
@@ -334,6 +335,6 @@ def test_settled_extended_and_released_at_once_a_hold_has_one_end(stack: Stack) 
             released = [one for one in answers[1::3] if one.status_code == 204]
             assert len(settled) == (0 if released else 1)
             charged += [json.loads(one)["tokens"] for one in settled]
-    wait_until(lambda: stack.quota(holder.tenant)["tokens_held"] == 0)
-    stack.settled(holder.tenant, 1 + len(charged))
+    wait_until(lambda: stage.quota(holder.tenant)["tokens_held"] == 0)
+    stage.settled(holder.tenant, 1 + len(charged))
     assert sorted(holder.consumed()) == sorted(charged)

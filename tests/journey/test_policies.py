@@ -20,6 +20,7 @@ from tests.journey.exactness import Comparison, as_counted, by_size
 from tests.journey.sdk import HELLO, Account, account
 from tests.journey.stack import Body, Stack
 from tests.journey.test_services import Client
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 CHAT = STREAMS[0]
@@ -29,8 +30,8 @@ CALLS_MAX = 16
 
 
 @pytest.mark.parametrize("api", EACH, ids=lambda api: api.name.replace(" ", "_"))
-def test_a_route_that_aborts_charges_what_was_seen(other_stack: Stack, api: Api) -> None:
-    comparison = Comparison(other_stack)
+def test_a_route_that_aborts_charges_what_was_seen(other_stage: Stage, api: Api) -> None:
+    comparison = Comparison(other_stage)
     events = comparison.warm(api).raw.count(api.mark)
     demo = {"words": "6", "pause_s": "0.25"}
     comparison.run([(api, at, demo) for at in range(1, events)])
@@ -40,37 +41,37 @@ def test_a_route_that_aborts_charges_what_was_seen(other_stack: Stack, api: Api)
     assert all(counted - 3 <= charged <= counted for _, charged, counted in compared.wrong if charged)
 
 
-def test_units_by_a_pointer_into_the_answer(other_stack: Stack) -> None:
-    client = Client(other_stack, key="ocr")
+def test_units_by_a_pointer_into_the_answer(other_stage: Stage) -> None:
+    client = Client(other_stage, key="ocr")
     assert [client.units(client.call("POST", "/scan", b"x" * size)) for size in (1, 40, 700)] == [1, 40, 700]
 
 
 @pytest.mark.parametrize("api", EACH, ids=lambda api: api.name.replace(" ", "_"))
-def test_a_plan_that_cuts_ends_an_exhausted_stream_well(stack: Stack, api: Api) -> None:
-    tenant, key = stack.tenant(600, on_exhausted="cut")
+def test_a_plan_that_cuts_ends_an_exhausted_stream_well(stage: Stage, api: Api) -> None:
+    tenant, key = stage.tenant(600, on_exhausted="cut")
     heard = call(
-        stack.gateway_url, _unstated(api).request(key, "demo-small", {"words": "20000", "pause_s": "0.001"})
+        stage.gateway_url, _unstated(api).request(key, "demo-small", {"words": "20000", "pause_s": "0.001"})
     )
     assert heard.complete
     _check_end(api, heard)
-    row = stack.settled(tenant, 2)[1]
+    row = stage.settled(tenant, 2)[1]
     assert 600 <= row["amount"] < 10_000
     assert row["metadata"]["estimated"] is True
-    assert stack.quota(tenant)["tokens_held"] == 0
+    assert stage.quota(tenant)["tokens_held"] == 0
 
 
-def test_a_long_stream_keeps_its_hold_and_grows_it(other_stack: Stack) -> None:
-    tenant, key = other_stack.tenant(100_000)
+def test_a_long_stream_keeps_its_hold_and_grows_it(other_stage: Stage) -> None:
+    tenant, key = other_stage.tenant(100_000)
     request = _unstated(CHAT).request(key, "demo-small", {"words": "3000", "pause_s": "0.0016"})
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(call, other_stack.gateway_url, request)
-        held = [wait_until(lambda: other_stack.quota(tenant)["tokens_held"])]
+        running = pool.submit(call, other_stage.gateway_url, request)
+        held = [wait_until(lambda: other_stage.quota(tenant)["tokens_held"])]
         while not running.done():
-            held.append(other_stack.quota(tenant)["tokens_held"])
+            held.append(other_stage.quota(tenant)["tokens_held"])
             wait({running}, timeout=0.05)
         assert running.result().complete
     assert max(held) > 2 * held[0]  # it outgrew what was held at first, and lived longer than a hold
-    rows = other_stack.settled(tenant, 2)
+    rows = other_stage.settled(tenant, 2)
     assert [row["transaction_type"] for row in rows] == ["reset", "consume"]
     assert rows[1]["metadata"]["estimated"] is False
 
@@ -105,28 +106,28 @@ def test_slots_and_tokens_of_a_killed_worker_come_back(other_stack: Stack) -> No
     assert sum(row["amount"] != 2 or row["metadata"]["estimated"] for row in rows) <= admitted
 
 
-def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stack: Stack) -> None:
-    models = other_stack.admin("GET", "/business-models?limit=100")[1]["items"]
+def test_credits_that_do_not_cover_a_call_are_each_sdks_status_error(other_stage: Stage) -> None:
+    models = other_stage.admin("GET", "/business-models?limit=100")[1]["items"]
     consumption = next(model["id"] for model in models if model["name"] == "Consumption")
     services = [
-        one for one in other_stack.admin("GET", "/services?limit=100")[1]["items"]
+        one for one in other_stage.admin("GET", "/services?limit=100")[1]["items"]
         if one["key"] in ("embeddings", "messages", "gemini")
     ]  # fmt: skip
-    a = account(other_stack)
+    a = account(other_stage)
     try:
         for one in services:
             change = {"business_model_id": consumption, "credits": 7}
-            assert other_stack.admin("PATCH", f"/services/{one['id']}", change)[0] == 200
+            assert other_stage.admin("PATCH", f"/services/{one['id']}", change)[0] == 200
         refused_by_each_sdk(a)
     finally:
         for one in services:
             before = {name: one[name] for name in ("business_model_id", "credits")}
-            other_stack.admin("PATCH", f"/services/{one['id']}", before)
+            other_stage.admin("PATCH", f"/services/{one['id']}", before)
 
 
 def refused_by_each_sdk(a: Account) -> None:
     """Whom credits do not cover, as each SDK tells."""
-    other_stack = a.stack
+    other_stage = a.stack
 
     calls: dict[str, Body] = {
         "/v1/messages": {"model": "demo-small", "max_tokens": 9, "messages": HELLO},
@@ -136,7 +137,7 @@ def refused_by_each_sdk(a: Account) -> None:
     def costs(path: str, body: Body) -> bool:
         """Whether the worker knows this service's price by now."""
         headers = {"authorization": f"Bearer {a.key}"}
-        url = other_stack.gateway_url + path
+        url = other_stage.gateway_url + path
         return plain_http.post(url, json=body, headers=headers, timeout=60).status_code == 402
 
     def refused() -> bool:
@@ -147,7 +148,7 @@ def refused_by_each_sdk(a: Account) -> None:
         return False
 
     wait_until(lambda: refused() and all(costs(path, body) for path, body in calls.items()))
-    used = other_stack.quota(a.tenant)["tokens_used"]
+    used = other_stage.quota(a.tenant)["tokens_used"]
     with pytest.raises(anthropic.APIStatusError) as billing:
         a.anthropic().messages.create(model="demo-small", max_tokens=9, messages=HELLO)
     assert billing.value.status_code == 402
@@ -156,7 +157,7 @@ def refused_by_each_sdk(a: Account) -> None:
         a.gemini().models.generate_content(model="demo-small", contents="hello")
     assert (failed.value.code, failed.value.status) == (402, "FAILED_PRECONDITION")
     assert "Credits of this organization" in str(failed.value.message)
-    assert other_stack.quota(a.tenant)["tokens_used"] == used
+    assert other_stage.quota(a.tenant)["tokens_used"] == used
 
 
 def test_sigterm_finishes_what_ends_in_the_grace_and_settles_the_rest(other_stack: Stack) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.journey.stack import Body, Stack
+from tests.journey.stack import Body
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 
@@ -12,20 +13,20 @@ def brief(rows: list[Body]) -> list[tuple[Any, ...]]:
     return [(r["transaction_type"], r["direction"], r["amount"], r["total_remaining"]) for r in rows]
 
 
-def test_every_movement_is_a_row_with_a_gapless_seq(stack: Stack) -> None:
-    tenant, key = stack.tenant(100)
-    stack.chat(key, "40,20")
-    assert stack.act(tenant, "recharge", amount=500)["tokens_remaining"] == 540
+def test_every_movement_is_a_row_with_a_gapless_seq(stage: Stage) -> None:
+    tenant, key = stage.tenant(100)
+    stage.chat(key, "40,20")
+    assert stage.act(tenant, "recharge", amount=500)["tokens_remaining"] == 540
     assert (
-        stack.act(tenant, "adjust", amount=40, direction="OUT", reason="correction")["tokens_remaining"]
+        stage.act(tenant, "adjust", amount=40, direction="OUT", reason="correction")["tokens_remaining"]
         == 500
     )
     assert (
-        stack.act(tenant, "adjust", amount=10, direction="IN", reason="goodwill")["tokens_remaining"] == 510
+        stage.act(tenant, "adjust", amount=10, direction="IN", reason="goodwill")["tokens_remaining"] == 510
     )
-    quota = stack.act(tenant, "reset")
+    quota = stage.act(tenant, "reset")
     assert (quota["tokens_remaining"], quota["tokens_used"]) == (100, 0)
-    rows = stack.settled(tenant, 6)
+    rows = stage.settled(tenant, 6)
     assert brief(rows) == [
         ("reset", "IN", 100, 100),
         ("consume", "OUT", 60, 40),
@@ -39,32 +40,32 @@ def test_every_movement_is_a_row_with_a_gapless_seq(stack: Stack) -> None:
     assert rows[3]["metadata"]["reason"] == "correction"
 
 
-def test_recharge_and_reset_open_the_gateway(stack: Stack) -> None:
-    tenant, key = stack.tenant(10)
-    assert stack.chat(key, "5,5").status_code == 200
-    assert stack.chat(key, "5,5").status_code == 429
-    stack.act(tenant, "recharge", amount=10)
-    assert wait_until(lambda: stack.chat(key, "5,5").status_code == 200)
-    assert stack.chat(key, "5,5").status_code == 429
-    stack.act(tenant, "reset")
-    assert wait_until(lambda: stack.chat(key, "5,5").status_code == 200)
+def test_recharge_and_reset_open_the_gateway(stage: Stage) -> None:
+    tenant, key = stage.tenant(10)
+    assert stage.chat(key, "5,5").status_code == 200
+    assert stage.chat(key, "5,5").status_code == 429
+    stage.act(tenant, "recharge", amount=10)
+    assert wait_until(lambda: stage.chat(key, "5,5").status_code == 200)
+    assert stage.chat(key, "5,5").status_code == 429
+    stage.act(tenant, "reset")
+    assert wait_until(lambda: stage.chat(key, "5,5").status_code == 200)
 
 
-def test_block_and_unblock_by_hand(stack: Stack) -> None:
-    tenant, key = stack.tenant()
-    quota = stack.act(tenant, "block")
+def test_block_and_unblock_by_hand(stage: Stage) -> None:
+    tenant, key = stage.tenant()
+    quota = stage.act(tenant, "block")
     assert (quota["is_blocked"], quota["manual_block"]) == (True, True)
-    refused = stack.chat(key, "1,1")
+    refused = stage.chat(key, "1,1")
     assert (refused.status_code, refused.headers["x-tollkeeper-reason"]) == (403, "tenant_blocked")
-    quota = stack.act(tenant, "unblock")
+    quota = stage.act(tenant, "unblock")
     assert (quota["is_blocked"], quota["manual_block"]) == (False, False)
-    assert stack.chat(key, "1,1").status_code == 200
+    assert stage.chat(key, "1,1").status_code == 200
     stored = f"select is_blocked, manual_block, tokens_used from tenant_quota where tenant_id = {tenant}"
-    assert wait_until(lambda: stack.rows(stored) == [(False, False, 2)])
+    assert wait_until(lambda: stage.rows(stored) == [(False, False, 2)])
 
 
-def test_invariant_views_are_empty(stack: Stack) -> None:
-    views = [row[0] for row in stack.rows("select viewname from pg_views where viewname like 'invariant%'")]
+def test_invariant_views_are_empty(stage: Stage) -> None:
+    views = [row[0] for row in stage.rows("select viewname from pg_views where viewname like 'invariant%'")]
     assert views
     for view in views:
-        assert wait_until(lambda view=view: stack.rows(f"select * from {view} limit 5") == []), view
+        assert wait_until(lambda view=view: stage.rows(f"select * from {view} limit 5") == []), view

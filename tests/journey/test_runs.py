@@ -10,8 +10,9 @@ import httpx2 as httpx
 import pytest
 
 from tests import plain_http
-from tests.journey.budgets import MODEL, TOGETHER, Spender, cost, reasons
-from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.budgets import MODEL, Spender, cost, reasons
+from tests.journey.stack import ANSWER_S_MAX
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 CALLERS, CALLS = 32, 500
@@ -19,8 +20,8 @@ LEVELS = 4
 
 
 @pytest.fixture
-def spender(stack: Stack) -> Spender:
-    return Spender(stack)
+def spender(stage: Stage) -> Spender:
+    return Spender(stage)
 
 
 def asked(spender: Spender, method: str, id_: str, key: str = "") -> httpx.Response:
@@ -84,27 +85,26 @@ def test_a_run_is_seen_by_people_and_its_end_is_final(spender: Spender) -> None:
     assert asked(spender, "GET", "nightly-build-%237", stranger.key).status_code == 404
 
 
-def test_policies_hold_wherever_a_call_names_its_run(stack: Stack) -> None:
-    spender = Spender(stack, runs={"max": "5.00"})
-    admin = stack.admin
+def test_policies_hold_wherever_a_call_names_its_run(stage: Stage) -> None:
+    spender = Spender(stage, runs={"max": "5.00"})
+    admin = stage.admin
 
     def changed(path: str, runs: dict[str, Any] | None) -> None:
         status, row = admin("PATCH", path, {"runs": runs})
         assert (status, row["runs"]) == (200, runs)
 
     def needs() -> bool:
-        answers = [spender.chat() for _ in range(TOGETHER)]
-        return all(one.status_code == 400 for one in answers) and set(reasons(answers)) == {"run_required"}
+        return reasons([spender.chat()]) == ["run_required"]
 
     places = f"/tenants/{spender.tenant}", f"/organizations/{spender.organization}"
     for id_, path in zip(("in-tenant", "in-organization"), places, strict=True):
         changed(path, {"max": "2.00", "max_calls": 3, "required": True})
-        wait_until(needs)  # of each worker
+        wait_until(needs)
         assert spender.chat(run=id_).status_code == 200
         found = told(spender, id_)
         assert (found["max"], found["max_calls"]) == ("2", 3)
         changed(path, None)
-        wait_until(lambda: all(spender.chat().status_code == 200 for _ in range(TOGETHER)))
+        spender.until(200)
     refused = spender.chat(run="a; max=5.01")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-tollkeeper-run")
     assert "has max=5.01, and runs of this API key have max=5 at most" in refused.text
@@ -114,7 +114,7 @@ def test_policies_hold_wherever_a_call_names_its_run(stack: Stack) -> None:
     changed(f"/api-keys/{rotated['id']}", {"max": "1.00", "required": True})
     wait_until(needs)
     hold = {"service": "chat", "model": MODEL, "max_tokens": 5}
-    url, headers = f"{stack.gateway_url}/.tollkeeper/holds", {"authorization": f"Bearer {spender.key}"}
+    url, headers = f"{stage.gateway_url}/.tollkeeper/holds", {"authorization": f"Bearer {spender.key}"}
     for named, status, reason in (
         ({}, 400, "run_required"), ({"run": "h; max=1.01"}, 400, "invalid_request"),
     ):  # fmt: skip

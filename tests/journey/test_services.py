@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from tests import plain_http
-from tests.journey.stack import Stack
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 METHODS = ("GET", "HEAD", "POST", "PROPFIND")
@@ -21,19 +21,19 @@ LARGE_BYTES = 48 << 20  # more than BODY_BYTES_MAX
 class Client:
     """A tenant that calls one Pay-Per-Use service of its own."""
 
-    def __init__(self, stack: Stack, **service: Any) -> None:
-        self.stack = stack
-        self.tenant, key = stack.tenant(None)
-        self.organization = stack.admin("GET", f"/tenants/{self.tenant}")[1]["organization_id"]
+    def __init__(self, stage: Stage, **service: Any) -> None:
+        self.stack = stage
+        self.tenant, key = stage.tenant(None)
+        self.organization = stage.admin("GET", f"/tenants/{self.tenant}")[1]["organization_id"]
         self.headers = {"authorization": f"Bearer {key}"}
-        models = stack.admin("GET", "/business-models?limit=100")[1]["items"]
+        models = stage.admin("GET", "/business-models?limit=100")[1]["items"]
         meter = next(model["id"] for model in models if model["name"] == "Pay-Per-Use")
         name = service.pop("key", f"svc-{os.urandom(4).hex()}")
-        made = stack.make(
+        made = stage.make(
             "services", key=name, name=name, credits=0, service_type="Pay-As-You-Go", business_model_id=meter,
             counts_tokens=False, **service,
         )  # fmt: skip
-        self.url = f"{stack.gateway_url}/services/{made['key']}"
+        self.url = f"{stage.gateway_url}/services/{made['key']}"
         # Each worker learns of it by itself; a connection of its own reaches any of them.
         wait_until(lambda: all(self.call("GET", "/ready").status_code == 200 for _ in range(16)))
 
@@ -57,8 +57,8 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def client(stack: Stack) -> Client:
-    return Client(stack)
+def client(stage: Stage) -> Client:
+    return Client(stage)
 
 
 @pytest.mark.parametrize("method", METHODS)

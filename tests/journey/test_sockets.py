@@ -1,4 +1,4 @@
-"""Responses over WebSockets on a whole stack: no crowd of turns gets past a budget, each turn has its row."""
+"""Responses over WebSockets on a whole stage: no crowd of turns gets past a budget, each turn has its row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 import aiohttp
 
 from tests.journey.budgets import MODEL, Spender, cost
-from tests.journey.stack import Stack
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 ONE = cost(20, 40)
@@ -39,11 +39,11 @@ async def crowd(url: str, key: str) -> Counter[tuple[str, str]]:
     return sum(each, Counter())
 
 
-def test_500_turns_on_20_sockets_spend_no_more_than_a_budget_has(stack: Stack) -> None:
-    spender = Spender(stack)
+def test_500_turns_on_20_sockets_spend_no_more_than_a_budget_has(stage: Stage) -> None:
+    spender = Spender(stage)
     budget = spender.budget(20 * ONE)
     spender.known(budget)
-    ends = asyncio.run(crowd(stack.gateway_url, spender.key))
+    ends = asyncio.run(crowd(stage.gateway_url, spender.key))
     assert sum(ends.values()) == SOCKETS * TURNS
     served = ends["response.completed", ""]
     assert 1 <= served <= 20
@@ -51,4 +51,4 @@ def test_500_turns_on_20_sockets_spend_no_more_than_a_budget_has(stack: Stack) -
     spender.idle(budget)
     assert spender.used(budget) == served * ONE
     rows = f"select count(*) from call where tenant_id = {spender.tenant} and status = 200"
-    wait_until(lambda: stack.rows(rows) == [(served,)])
+    wait_until(lambda: stage.rows(rows) == [(served,)])

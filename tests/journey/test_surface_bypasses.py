@@ -1,6 +1,6 @@
 """Ways around budgets and lists of models that users of other gateways reported, by their names.
 
-Each is tried on a whole stack by three callers: one whose key may use another model alone, one whose budget
+Each is tried on a whole stage by three callers: one whose key may use another model alone, one whose budget
 of money is used up, and one who may do all. Nothing of the first two reaches the upstream. What the third one
 is served has a row with a cost, but for a job, whose rows come with its result.
 """
@@ -21,7 +21,8 @@ import pytest
 from tests import plain_http
 from tests.core.calls.test_forms import FILE, form, wav
 from tests.journey.budgets import MODEL, Spender
-from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.stack import ANSWER_S_MAX
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 USAGE = {
@@ -153,14 +154,14 @@ def upstream() -> Iterator[str]:
         server.shutdown()
 
 
-def test_no_way_around_leads_past_a_list_a_budget_or_the_journal(other_stack: Stack, upstream: str) -> None:
-    with other_stack.switch.to(upstream):
-        nothing_leads_past(other_stack)
+def test_no_way_around_leads_past_a_list_a_budget_or_the_journal(other_stage: Stage, upstream: str) -> None:
+    with other_stage.switch.to(upstream):
+        nothing_leads_past(other_stage)
 
 
-def nothing_leads_past(stack: Stack) -> None:
-    serve(stack)
-    spender, spent = Spender(stack), Spender(stack)
+def nothing_leads_past(stage: Stage) -> None:
+    serve(stage)
+    spender, spent = Spender(stage), Spender(stage)
     _, listed = spender.another_key(models=[OTHER])
     budget = spent.budget(Decimal("0.000001"))
     spent.known(budget)
@@ -169,31 +170,31 @@ def nothing_leads_past(stack: Stack) -> None:
         (name, path, whose, reason)
         for name, path, body in posted()
         for whose, key, reasons in (("list", listed, LIST_REASONS), ("budget", spent.key, SPENT_REASONS))
-        if (reason := post(stack, key, path, body)[1]) not in reasons
+        if (reason := post(stage, key, path, body)[1]) not in reasons
     ]
     assert not let_past
     assert len(Counting.came) == before
     for key in (listed, spent.key):
         for path in SOCKETS:
-            assert asyncio.run(turn(stack, key, path))
+            assert asyncio.run(turn(stage, key, path))
     assert len(Counting.came) == before
     assert spent.used(budget) == spent.held(budget) == 0
-    served = [path for _, path, body in posted() if post(stack, spender.key, path, body)[0] == 200]
+    served = [path for _, path, body in posted() if post(stage, spender.key, path, body)[0] == 200]
     served.remove("/v1/messages/batches")  # a job, which is charged by its result
     assert len(served) >= SERVED_MIN
-    rows = wait_until(lambda: len(found := journal(stack, spender)) >= len(served) and found)
+    rows = wait_until(lambda: len(found := journal(stage, spender)) >= len(served) and found)
     assert len(rows) == len(served)
     assert not [row["route"] for row in rows if not Decimal(row["cost"] or 0) > 0]
 
 
-def serve(stack: Stack) -> None:
+def serve(stage: Stage) -> None:
     """There is a service for each route that is tried, and one of units at the same upstream."""
-    present = {one["key"] for one in stack.admin("GET", "/services?limit=100")[1]["items"]}
-    models = {one["name"]: one["id"] for one in stack.admin("GET", "/business-models")[1]["items"]}
+    present = {one["key"] for one in stage.admin("GET", "/services?limit=100")[1]["items"]}
+    models = {one["name"]: one["id"] for one in stage.admin("GET", "/business-models")[1]["items"]}
     for key in ("speech", "transcriptions", "images", "rerank", "fine_tuning", "evals", "realtime", "house"):
         if key not in present:
             kind = models["Pay-Per-Use" if key == "house" else "Subscription"]
-            stack.make(
+            stage.make(
                 "services", name=key, key=key, credits=0, service_type="Pay-As-You-Go", business_model_id=kind
             )
 
@@ -204,24 +205,24 @@ def posted() -> Iterator[tuple[str, str, Any]]:
             yield name, path, body
 
 
-def post(stack: Stack, key: str, path: str, body: Any) -> tuple[int, str]:
+def post(stage: Stage, key: str, path: str, body: Any) -> tuple[int, str]:
     """The status of a call, and why it was refused."""
     headers = {"authorization": f"Bearer {key}"}
     kind = "multipart/form-data; boundary=b" if isinstance(body, bytes) else "application/json"
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    url = f"{stack.gateway_url}{path}"
+    url = f"{stage.gateway_url}{path}"
     headers |= {"content-type": kind}
     got = plain_http.post(url, content=content, headers=headers, timeout=ANSWER_S_MAX)
     return got.status_code, got.headers.get("x-tollkeeper-reason", "")
 
 
-async def turn(stack: Stack, key: str, path: str) -> bool:
+async def turn(stage: Stage, key: str, path: str) -> bool:
     """Whether a turn on a WebSocket is refused, at its opening or by an event."""
     create = {"type": "response.create", "model": MODEL, "input": "hello there"}
     headers = {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession() as session:
         try:
-            async with session.ws_connect(f"{stack.gateway_url}{path}", headers=headers) as socket:
+            async with session.ws_connect(f"{stage.gateway_url}{path}", headers=headers) as socket:
                 await socket.send_json(create)
                 said = await socket.receive(timeout=ANSWER_S_MAX)
                 return said.type is not aiohttp.WSMsgType.TEXT or json.loads(said.data)["type"] == "error"
@@ -229,7 +230,7 @@ async def turn(stack: Stack, key: str, path: str) -> bool:
             return refused.status in {400, 403, 404, 429}
 
 
-def journal(stack: Stack, spender: Spender) -> list[dict[str, Any]]:
+def journal(stage: Stage, spender: Spender) -> list[dict[str, Any]]:
     path = f"/calls?organization_id={spender.organization}&limit=1000"
-    rows: list[dict[str, Any]] = stack.admin("GET", path)[1]["items"]
+    rows: list[dict[str, Any]] = stage.admin("GET", path)[1]["items"]
     return [row for row in rows if row["status"] == 200]

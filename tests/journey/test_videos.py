@@ -11,8 +11,9 @@ import pytest
 
 from tests import plain_http
 from tests.journey.budgets import Spender
-from tests.journey.stack import ANSWER_S_MAX, Stack
+from tests.journey.stack import ANSWER_S_MAX
 from tests.journey.test_batches import NOTHING, ask, journal, live, settled
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 SORA, VEO = "budgeted-sora", "budgeted-veo"
@@ -21,12 +22,12 @@ SECOND = {SORA: Decimal("0.1"), VEO: Decimal("0.4")}
 
 
 @pytest.fixture
-def spender(stack: Stack) -> Spender:
-    spender = Spender(stack)
+def spender(stage: Stage) -> Spender:
+    spender = Spender(stage)
     for model, price in SECOND.items():
-        if not stack.admin("GET", f"/prices?model={model}")[1]["items"]:
+        if not stage.admin("GET", f"/prices?model={model}")[1]["items"]:
             since = "2026-01-01T00:00:00Z"
-            stack.make("prices", model=model, currency="USD", effective_from=since, video_second=str(price))
+            stage.make("prices", model=model, currency="USD", effective_from=since, video_second=str(price))
     return spender
 
 
@@ -86,8 +87,8 @@ def test_one_that_fails_gives_back_what_it_held(spender: Spender, status: str, c
     assert Decimal(settled(spender.stack, id_, status)["held"]) == 0
 
 
-def test_videos_are_their_organizations_alone_and_budgets_refuse_them(spender: Spender, stack: Stack) -> None:
-    id_, other = begun(spender)["id"], Spender(stack)
+def test_videos_are_their_organizations_alone_and_budgets_refuse_them(spender: Spender, stage: Stage) -> None:
+    id_, other = begun(spender)["id"], Spender(stage)
     for method, path in (
         ("GET", id_), ("GET", f"{id_}/content"), ("POST", f"{id_}/remix"), ("DELETE", id_),
     ):  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 import httpx2 as httpx
 
 from tests import plain_http
-from tests.journey.stack import ANSWER_S_MAX, Body, Stack
+from tests.journey.stack import ANSWER_S_MAX, Body
+from tests.stage import Stage
 
 CACHED = {"cache_read": "0.1"}
 # Input, output, read from a cache, reasoning, written to a cache: 200,503 tokens.
@@ -15,7 +16,7 @@ MOSTLY_CACHED = "3,500,180000,0,20000"
 COUNTS = 3 + 500 + 18_000 + 20_000
 
 
-def message(stack: Stack, key: str, usage: str, **fields: Any) -> httpx.Response:
+def message(stage: Stage, key: str, usage: str, **fields: Any) -> httpx.Response:
     """One call of Anthropic's API, whose upstream reports this use."""
     headers = {name.replace("_", "-"): fields.pop(name) for name in list(fields) if name.startswith("x_")}
     body = {
@@ -24,42 +25,42 @@ def message(stack: Stack, key: str, usage: str, **fields: Any) -> httpx.Response
         "messages": [{"role": "user", "content": "hello there"}],
     }
     return plain_http.post(
-        f"{stack.gateway_url}/v1/messages",
+        f"{stage.gateway_url}/v1/messages",
         json=body | fields,
         headers={"x-api-key": key, "anthropic-version": "2023-06-01", "x-demo-usage": usage} | headers,
         timeout=ANSWER_S_MAX,
     )
 
 
-def consumed(stack: Stack, tenant: int, rows: int = 2) -> Body:
+def consumed(stage: Stage, tenant: int, rows: int = 2) -> Body:
     """The last row of a tenant's ledger that has so many."""
-    return stack.settled(tenant, rows)[-1]
+    return stage.settled(tenant, rows)[-1]
 
 
-def test_a_cached_read_counts_a_tenth_of_the_quota_and_all_of_it_elsewhere(stack: Stack) -> None:
-    tenant, key = stack.tenant(1_000_000, weights=CACHED)
-    answer = message(stack, key, MOSTLY_CACHED)
+def test_a_cached_read_counts_a_tenth_of_the_quota_and_all_of_it_elsewhere(stage: Stage) -> None:
+    tenant, key = stage.tenant(1_000_000, weights=CACHED)
+    answer = message(stage, key, MOSTLY_CACHED)
     assert answer.status_code == 200, answer.text
-    row = consumed(stack, tenant)
+    row = consumed(stage, tenant)
     assert (row["amount"], row["total_remaining"]) == (COUNTS, 1_000_000 - COUNTS)
     told = row["metadata"]
     assert (told["input"], told["output"], told["cached"]) == (200_003, 500, 180_000)
-    quota = stack.quota(tenant)
+    quota = stage.quota(tenant)
     assert (quota["tokens_used"], quota["tokens_remaining"], quota["tokens_held"]) == (
         COUNTS,
         1_000_000 - COUNTS,
         0,
     )
-    _, found = stack.admin("GET", f"/calls?tenant_id={tenant}")
+    _, found = stage.admin("GET", f"/calls?tenant_id={tenant}")
     (call,) = found["items"]
     assert (call["tokens"], call["usage"]["cache_read"]) == (200_503, 180_000)
-    used = plain_http.get(f"{stack.gateway_url}/.tollkeeper/usage", headers={"x-api-key": key}).json()
+    used = plain_http.get(f"{stage.gateway_url}/.tollkeeper/usage", headers={"x-api-key": key}).json()
     assert (used["tokens_used"], used["tokens_remaining"]) == (COUNTS, 1_000_000 - COUNTS)
 
 
-def test_other_weights_are_in_force_at_once_and_none_after_they_are_taken_off(stack: Stack) -> None:
-    tenant, key = stack.tenant(10_000_000, weights=CACHED)
-    plan = stack.quota(tenant)["plan_id"]
+def test_other_weights_are_in_force_at_once_and_none_after_they_are_taken_off(stage: Stage) -> None:
+    tenant, key = stage.tenant(10_000_000, weights=CACHED)
+    plan = stage.quota(tenant)["plan_id"]
     for at, (weights, counts) in enumerate(
         [
             (CACHED, COUNTS),
@@ -68,7 +69,7 @@ def test_other_weights_are_in_force_at_once_and_none_after_they_are_taken_off(st
             ({"cache_write": "1.25"}, 3 + 500 + 180_000 + 25_000),
         ]
     ):
-        status, changed = stack.admin("PATCH", f"/token-plans/{plan}", {"weights": weights})
+        status, changed = stage.admin("PATCH", f"/token-plans/{plan}", {"weights": weights})
         assert (status, changed["weights"]) == (200, weights)
-        assert message(stack, key, MOSTLY_CACHED).status_code == 200
-        assert consumed(stack, tenant, 2 + at)["amount"] == counts
+        assert message(stage, key, MOSTLY_CACHED).status_code == 200
+        assert consumed(stage, tenant, 2 + at)["amount"] == counts

@@ -16,8 +16,8 @@ import redis
 
 from gateway.core.times import DAY_MS
 from tests import plain_http
-from tests.journey.stack import Stack
 from tests.stacks import OTHER
+from tests.stage import Stage
 from tests.waiting import wait_until
 
 README = Path(__file__).parents[2] / "lua" / "README.md"
@@ -25,8 +25,6 @@ CALLS, AT_ONCE, OBJECTS_MAX = 240, 8, int(OTHER["OBJECTS_MAX"])
 GROWN_MAX = 1024  # bytes of a key that was there
 # Budgets of one organization: of all its calls, and of each user and session.
 BUDGETS = (("day", None), ("day", "user"), ("total", "session"))
-# Asked for in a row of whichever worker: none lacks them then.
-TOGETHER = 12
 # What is there while calls are, and no longer.
 GONE = {"h:", "d", "x", "w:", "w", "late", "g", "refused"}
 
@@ -81,13 +79,13 @@ def families() -> dict[str, re.Pattern[str]]:
     return found
 
 
-def held(stack: Stack) -> dict[str, int]:
+def held(stage: Stage) -> dict[str, int]:
     """Every key there is, and its bytes."""
-    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+    with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:
         return {name: int(client.memory_usage(name) or 0) for name in client.scan_iter(count=1000)}
 
 
-def call(stack: Stack, key: str, number: int) -> int:
+def call(stage: Stage, key: str, number: int) -> int:
     """One call that says of itself what no other says; each third one keeps an object."""
     unlike = f"{number}-{uuid4().hex}"
     headers = {
@@ -108,42 +106,42 @@ def call(stack: Stack, key: str, number: int) -> int:
         body, path = {"model": model, "input": unlike}, "/v1/responses"
     if number % 3 == 1:
         path = f"/services/{unlike}/x" if number % 2 else path
-    answer = plain_http.post(f"{stack.gateway_url}{path}", json=body, headers=encoded(headers), timeout=60)
+    answer = plain_http.post(f"{stage.gateway_url}{path}", json=body, headers=encoded(headers), timeout=60)
     return answer.status_code
 
 
-def refused(stack: Stack, key: str, number: int) -> int:
+def refused(stage: Stage, key: str, number: int) -> int:
     """One call of a model of its own, whose upstream wants to be left alone."""
     body = {"model": f"{number}-{uuid4().hex}", "messages": [{"role": "user", "content": "hi"}]}
     headers = {"authorization": f"Bearer {key}", "x-enough": str(30 + number)}
-    url = f"{stack.gateway_url}/v1/chat/completions"
+    url = f"{stage.gateway_url}/v1/chat/completions"
     return plain_http.post(url, json=body, headers=headers, timeout=60).status_code
 
 
-def give_budgets(stack: Stack, tenant: int, key: str) -> None:
+def give_budgets(stage: Stage, tenant: int, key: str) -> None:
     """Have the tenant's organization have budgets that every worker knows."""
-    organization = stack.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
+    organization = stage.admin("GET", f"/tenants/{tenant}")[1]["organization_id"]
     for interval, each in BUDGETS:
-        stack.make(
+        stage.make(
             "budgets", organization_id=organization, name=f"{interval} {each}", unit="requests",
             amount=10**6, interval=interval, each=each,
         )  # fmt: skip
-    url, headers = f"{stack.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {key}"}
+    url, headers = f"{stage.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {key}"}
 
     def known() -> bool:
         limits = plain_http.get(url, headers=headers, timeout=60).json().get("limits", ())
         return sum(limit["scope"] == "budget" for limit in limits) == len(BUDGETS)
 
-    wait_until(lambda: all(known() for _ in range(TOGETHER)))
+    wait_until(lambda: all(known() for _ in range(stage.together)))
 
 
 def encoded(headers: dict[str, str]) -> dict[bytes, bytes]:
     return {name.encode(): value.encode() for name, value in headers.items()}
 
 
-def waiting(stack: Stack) -> dict[str, int]:
+def waiting(stage: Stage) -> dict[str, int]:
     """What is not yet a row, or has a deadline, by its key."""
-    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+    with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:
         return {
             name: int(client.xlen(name) if client.type(name) == "stream" else client.zcard(name))
             for name in client.scan_iter("tk:{p*", count=1000)
@@ -152,56 +150,56 @@ def waiting(stack: Stack) -> dict[str, int]:
 
 
 def test_calls_that_say_something_else_each_time_leave_what_the_table_says(
-    other_stack: Stack, upstream: str
+    other_stage: Stage, upstream: str
 ) -> None:
-    with other_stack.switch.to(upstream):
-        calls_leave_what_the_table_says(other_stack)
+    with other_stage.switch.to(upstream):
+        calls_leave_what_the_table_says(other_stage)
 
 
-def calls_leave_what_the_table_says(stack: Stack) -> None:
-    others = waiting(stack)  # a job of another test lives for hours
+def calls_leave_what_the_table_says(stage: Stage) -> None:
+    others = waiting(stage)  # a job of another test lives for hours
 
     def is_at_rest() -> bool:
-        return all(count <= others.get(name, 0) for name, count in waiting(stack).items())
+        return all(count <= others.get(name, 0) for name, count in waiting(stage).items())
 
-    (tenant, key), (limited, limited_key) = stack.tenant(None), stack.tenant(None)
-    status, _ = stack.admin("PATCH", f"/tenants/{limited}", {"user_limits": {"tokens_per_minute": 1}})
+    (tenant, key), (limited, limited_key) = stage.tenant(None), stage.tenant(None)
+    status, _ = stage.admin("PATCH", f"/tenants/{limited}", {"user_limits": {"tokens_per_minute": 1}})
     assert status == 200
     for one, its in ((tenant, key), (limited, limited_key)):
-        wait_until(lambda its=its: stack.chat(its).status_code == 200)
-        stack.settled(one, 1)
-    give_budgets(stack, tenant, key)
+        wait_until(lambda its=its: stage.chat(its).status_code == 200)
+        stage.settled(one, 1)
+    give_budgets(stage, tenant, key)
     wait_until(is_at_rest)
-    before = held(stack)
+    before = held(stage)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(lambda number: call(stack, key, number), range(CALLS)))
-        limited_answers = list(pool.map(lambda number: call(stack, limited_key, number), range(0, CALLS, 4)))
+        answers = list(pool.map(lambda number: call(stage, key, number), range(CALLS)))
+        limited_answers = list(pool.map(lambda number: call(stage, limited_key, number), range(0, CALLS, 4)))
         for wrong in range(20):
-            assert call(stack, f"tk_{wrong:040d}", wrong) in {401, 404}
-        left_alone = set(pool.map(lambda number: refused(stack, key, number), range(CALLS)))
+            assert call(stage, f"tk_{wrong:040d}", wrong) in {401, 404}
+        left_alone = set(pool.map(lambda number: refused(stage, key, number), range(CALLS)))
     assert (set(answers), set(limited_answers), left_alone) == ({200, 404}, {200}, {429})
     for one in (key, limited_key):
-        url, headers = f"{stack.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {one}"}
+        url, headers = f"{stage.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {one}"}
         assert plain_http.get(url, headers=headers, timeout=60).status_code == 200
     wait_until(is_at_rest)
 
-    now, known = held(stack), families()
+    now, known = held(stage), families()
     added = now.keys() - before.keys()
     assert [name for name in added if not any(one.match(name) for one in known.values())] == []
     found = {
         family: {name: now[name] for name in added if pattern.match(name)}
         for family, pattern in known.items()
     }
-    check(stack, found, len(limited_answers))
+    check(stage, found, len(limited_answers))
     of_the_table = {name for name in now if any(one.match(name) for one in known.values())}
     grown = {name: now[name] - before[name] for name in now.keys() & before.keys() - of_the_table}
     assert {name: more for name, more in grown.items() if more > GROWN_MAX} == {}
 
 
-def check(stack: Stack, found: dict[str, dict[str, int]], users: int) -> None:
+def check(stage: Stage, found: dict[str, dict[str, int]], users: int) -> None:
     """Each family against its row."""
-    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client:
+    with redis.Redis.from_url(stage.redis_url, decode_responses=True) as client:
         for family, keys in found.items():
             lives = {name: int(client.pttl(name)) for name in keys}
             if family == "u:":

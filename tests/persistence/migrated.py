@@ -33,7 +33,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
-    return _template(postgres)
+    return template_of(postgres)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def _services(connection: psycopg.Connection) -> None:
 
 # Two folders of tests use these fixtures; the databases are made once a process all the same.
 @cache
-def _template(postgres: str) -> str:
+def template_of(postgres: str) -> str:
     name = f"template_{os.getpid()}"
     with psycopg.connect(postgres, autocommit=True) as admin:
         admin.execute(f"create database {name}")
@@ -83,5 +83,5 @@ def _template(postgres: str) -> str:
 def _shared(postgres: str) -> str:
     name = f"shared_{os.getpid()}"
     with psycopg.connect(postgres, autocommit=True) as admin:
-        admin.execute(f"create database {name} template {_template(postgres)}")
+        admin.execute(f"create database {name} template {template_of(postgres)}")
     return postgres.rsplit("/", 1)[0] + "/" + name
