@@ -54,9 +54,8 @@ for _name in ("no_proxy", "NO_PROXY"):
 
 # Minutes in one file: these begin first, the longest at the head, so that none is left for the end.
 LONGEST = (
-    "tests/contract/test_compiled.py", "tests/faults/test_rows_others.py", "tests/deploy/test_image.py",
-    "tests/faults/test_rows_processes.py", "tests/faults/test_rows_redis.py",
-    "tests/journey/test_client_pages.py", "tests/faults/test_rows_each.py",
+    "tests/contract/test_compiled.py", "tests/faults/test_rows_staged.py", "tests/deploy/test_image.py",
+    "tests/faults/test_rows_real.py", "tests/journey/test_client_pages.py", "tests/faults/test_histories.py",
 )  # fmt: skip
 # Markers of tests that run only by their name: they fetch servers, or take many minutes.
 APART = ("versions", "nightly")

@@ -44,7 +44,7 @@ DEAR: Final[Mapping[str, str]] = {
         "a deployment of real processes, some of them started again": (
             *(
                 f"faults/test_rows_{part}.py::test_row"
-                for part in ["each", "lasting", "others", "processes", "redis"]
+                for part in ["real", "staged"]
             ),
             "deploy/test_layouts.py::test_it_is_taken_back_until_it_is_taken_up_and_refused_from_then_on",
             (

@@ -6,8 +6,10 @@ hypothesis found stays in `build/examples` and is tried first in the next night.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -41,6 +43,34 @@ def examples(number: int) -> int:
 def histories(number: int) -> int:
     """Return how many histories are played, each of which costs seconds: ten times the number at night."""
     return 10 * number if is_night() else number
+
+
+@contextmanager
+def seeds_of(name: str, usual: int, number: int) -> Iterator[Iterator[int]]:
+    """Give the seeds that are played: those of this name that failed before, then so many others.
+
+    The one at which the block ends with an error is kept in `build/examples`, for as long as it fails.
+    """
+    kept = FOUND / f"{name}.json"
+    failed: list[int] = json.loads(kept.read_text()) if kept.exists() else []
+    left = [*failed, *(another(usual) + at for at in range(histories(number)))]
+    played = list[int]()
+
+    def play() -> Iterator[int]:
+        for seed in left:
+            played.append(seed)
+            yield seed
+
+    try:
+        yield play()
+    except BaseException:
+        failed = [*dict.fromkeys((played[-1], *failed))]
+        raise
+    else:
+        failed = []
+    finally:
+        FOUND.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(failed))
 
 
 def steps(every: Sequence[_T]) -> Sequence[_T]:

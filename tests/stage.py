@@ -9,6 +9,7 @@ commands need a stack.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import tempfile
@@ -33,6 +34,7 @@ from gateway.local.processes import Child, ProcessSpec
 from gateway.run.administration import Administration
 from gateway.run.keeper import Keeper
 from gateway.settings.settings import Settings, load
+from gateway.telemetry.logs import OURS, JsonLines
 from tests.conftest import ValkeyServer, free_port
 from tests.databases import own_database
 from tests.journey.stack import Stack
@@ -59,12 +61,8 @@ class PeopleHere:
         self._told = told
 
     async def start(self) -> None:
-        pipe = cast("ParentPipe", self)
-        self._administration = Administration(self._settings, pipe)
-        os.environ.update(self.program.environment)  # where its port is
-        await self._administration.start()
-        for one in self._port.sockets:
-            one.detach()  # who listens has it now
+        self._administration = Administration(self._settings, cast("ParentPipe", self))
+        await self._administration.start([one.dup() for one in self._port.sockets])
 
     async def send(self, line: bytes) -> None:
         self._told(line)
@@ -72,6 +70,18 @@ class PeopleHere:
     async def stop(self) -> None:
         if self._administration is not None:
             await self._administration.stop()
+
+
+async def keep(settings: Settings, stop: asyncio.Event, begun: Callable[[], object] = lambda: None) -> None:
+    """Be a keeper with its Admin API until `stop` is set."""
+    port = ports.held_port(settings.admin_host, settings.admin_port, "Admin API of a stage")
+    keeper = Keeper(settings, people=(port, cast("Child", PeopleHere(settings, port))))
+    try:
+        if await keeper.start(stop):
+            begun()
+            await stop.wait()
+    finally:
+        await keeper.stop()
 
 
 class Stage(Stack):
@@ -86,6 +96,9 @@ class Stage(Stack):
         self.redis_url, self.database_url = redis_url, database_url
         self._config = config
         self._environ = {f"TOLLKEEPER_{name}": value for name, value in (PLAIN | environ).items()}
+        self._logs = logging.FileHandler(self.log)
+        self._logs.setFormatter(JsonLines())
+        logging.getLogger(OURS).addHandler(self._logs)
         self.start()
 
     def start(self) -> None:
@@ -105,6 +118,8 @@ class Stage(Stack):
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(STOP_S_MAX)
         assert not self._thread.is_alive()
+        logging.getLogger(OURS).removeHandler(self._logs)
+        self._logs.close()
         self._raise()
         return 0
 
@@ -130,20 +145,18 @@ class Stage(Stack):
         self.admin_token = settings.admin_token
         self.gateway_url = settings.url_of("gateway", settings.gateway_host, settings.gateway_port)
         self.admin_url = settings.url_of("admin", settings.admin_host, settings.admin_port)
-        port = ports.held_port(settings.admin_host, settings.admin_port, "Admin API of a stage")
-        keeper = Keeper(settings, people=(port, cast("Child", PeopleHere(settings, port))))
-        try:
-            await keeper.start(self._stop)
-            stop_calls = asyncio.Event()
-            calls = asyncio.create_task(serve_calls(settings.of_gateways, stop_calls))
+        begun, no_calls, no_keeper = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as both:
+            both.create_task(keep(settings, no_keeper, begun.set))
+            await begun.wait()
+            calls = both.create_task(serve_calls(settings.of_gateways, no_calls))
             self._begun.set()
             await self._stop.wait()
-            stop_calls.set()
+            no_calls.set()
             await calls
-        finally:
-            await keeper.stop()
-            self.switch.stop()
-            demo.close()
+            no_keeper.set()
+        self.switch.stop()
+        demo.close()
 
     def _settings(self, upstream_url: str) -> Settings:
         return (

@@ -30,7 +30,6 @@ LONG = {
     "admin": ("confined", "usage"),
     "background/verifying": ("admission_gate", "compared", "partitions", "reconciler", "rewinds"),
     "counters": ("fence", "idle", "idle_sharded", "admission/sharded", "redis/shards"),
-    "faults": ("rows_each",),
     "http": ("over_tls", "readings", "shares", "slow_readers", "stopping"),
     "local": ("child",),
     "lua": ("calendar", "calls"),
@@ -47,10 +46,9 @@ LONG = {
 # Files and folders of the second tier: the longest first, since each is done by one process.
 VERIFY = (
     "tests/contract/test_compiled.py",
-    "tests/faults/test_rows_others.py",
-    "tests/faults/test_rows_lasting.py",
-    "tests/faults/test_rows_processes.py",
-    "tests/faults/test_rows_redis.py",
+    "tests/faults/test_rows_staged.py",
+    "tests/faults/test_rows_real.py",
+    "tests/faults/test_histories.py",
     "tests/deploy",
     *(
         f"tests/{folder}/{file.name}"

@@ -224,8 +224,8 @@ class Administration:
         self._loops: list[asyncio.Task[None]] = []
         self._stops = False
 
-    async def start(self) -> None:
-        """Be ready, and listen once the loops of this keeper have begun."""
+    async def start(self, own: Sequence[socket.socket] = ()) -> None:
+        """Be ready; listen on `own` sockets, else the supervisor's, once this keeper's loops have begun."""
         doors, port = self._doors, self._admin_port
         doors.wires.start()
         loops = {
@@ -241,8 +241,7 @@ class Administration:
         await doors.wires.connected_within(CONNECTED_S_MAX)
         await self._database.answers()  # who asks first waits for no connection
         await self._loops_begun.wait()
-        own, _ = sockets.supervisor_port()
-        await listen_on(own)
+        await listen_on(own or sockets.supervisor_port()[0])
         heartbeat.say_ready()
 
     async def stop(self) -> None:

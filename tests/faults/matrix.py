@@ -17,6 +17,7 @@ from tests.faults import (
 from tests.faults.audit import Figures
 from tests.faults.clustered import ClusteredWorld
 from tests.faults.scene import NAMED, Row, Scene
+from tests.faults.staged import StagedClusteredWorld, StagedWorld
 from tests.faults.world import World
 
 LOG_TAIL = 1_500
@@ -37,10 +38,12 @@ def _silent(_: str) -> None:
     pass
 
 
-def world_of(row: Row, seed: int) -> World:
-    """A world that a row can be played on; not open yet."""
-    kind = ClusteredWorld if row.clustered else World
-    return kind(seed, gateways=row.gateways, keepers=row.keepers)
+def world_of(row: Row, seed: int, *, staged: bool = False) -> World:
+    """A world that a row can be played on, of programs in this process where it is staged; not open yet."""
+    kinds: tuple[type[World], type[World]] = (World, ClusteredWorld)
+    if staged:
+        kinds = (StagedWorld, StagedClusteredWorld)
+    return kinds[row.clustered](seed, gateways=row.gateways, keepers=row.keepers)
 
 
 async def play(row: Row, world: World, *, long: bool, seed: int, say: Say = _silent) -> Figures:

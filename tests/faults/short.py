@@ -1,32 +1,27 @@
-"""The matrix in its short, seeded form: each row on real processes, one deployment a file shared by most.
-
-`test_rows_each.py` plays one row of each kind, the other `test_rows_*.py` a part of the rest each; no row is
-in two of them.
+"""The matrix in its short, seeded form: most rows with our programs in this process, some of each kind with
+real ones (`REAL`). A night plays all of them with real ones. One deployment is shared by most.
 """
 
 from __future__ import annotations
 
 import asyncio
-from types import ModuleType
 
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.faults import matrix, rows_history, rows_lasting, rows_processes, rows_redis
-from tests.faults.matrix import PARTS, ROWS
+from tests.faults import matrix
+from tests.faults.matrix import ROWS
 from tests.faults.scene import Row
 from tests.faults.world import MissingError, World
+from tests.search import is_night
 
 SEED = 7
-PROCESSES: tuple[ModuleType, ...] = (rows_processes,)
-REDIS: tuple[ModuleType, ...] = (rows_redis, rows_history)
-OTHERS = tuple(part for part in PARTS if part not in (*PROCESSES, *REDIS, rows_lasting))
-
-# One row of each kind, which each change is held to; the others are of `make verify`.
-EACH = (
-    "commit_reply_lost", "postgres_full", "scripts_flushed", "clients_leave", "upstream_resets",
-    "primary_empty",
-)  # fmt: skip
+# Of processes, Redis, PostgreSQL, and traffic.
+REAL = ("gateway_crashes", "valkey_killed", "postgres_full", "upstream_resets")
+# Another row has its fault at once with its own, it is long, or it needs a process. `test_histories.py` has
+# kills of a flusher.
+NIGHTLY = ("flusher_crashes", "fallback", "sigterm", "soak")
+LASTING = "lasting_redis_paused_5"
 
 
 class Shared:
@@ -34,13 +29,14 @@ class Shared:
 
     def __init__(self) -> None:
         self.world: World | None = None
-        self.clustered = False
+        self.kind = (False, False)
 
-    def get(self, row: Row) -> World:
-        if self.clustered != row.clustered:
+    def get(self, row: Row, *, staged: bool) -> World:
+        if self.kind != (row.clustered, staged):
             self.drop()
         if self.world is None:
-            self.world, self.clustered = matrix.world_of(row, SEED).open(), row.clustered
+            self.world = matrix.world_of(row, SEED, staged=staged).open()
+            self.kind = (row.clustered, staged)
         return self.world
 
     def drop(self) -> None:
@@ -49,24 +45,20 @@ class Shared:
         self.world = None
 
 
-# Rows whose mechanism another row has at once with theirs, or which are long.
-NIGHTLY = ("fallback", "sigterm", "soak")
+def names(*, real: bool) -> list[str | ParameterSet]:
+    """The rows that have a short form and are played so, those of one world together."""
+    found: list[str | ParameterSet] = []
+    for name, one in sorted(ROWS.items(), key=lambda row: row[1].clustered):
+        is_late = name in NIGHTLY or (name.startswith("lasting_") and name != LASTING)
+        if not one.only_long and (name in REAL or is_late) == real:
+            found.append(pytest.param(name, marks=pytest.mark.nightly) if is_late else name)
+    return found
 
 
-def names(parts: tuple[ModuleType, ...]) -> list[str | ParameterSet]:
-    """The rows of some parts that have a short form, without those of `EACH`."""
-    told = {part.__name__ for part in parts}
-    return [
-        pytest.param(name, marks=pytest.mark.nightly) if name in NIGHTLY else name
-        for name, one in ROWS.items()
-        if one.play.__module__ in told and not one.only_long and name not in EACH
-    ]  # fmt: skip
-
-
-def play(name: str, shared: Shared) -> None:
+def play(name: str, shared: Shared, *, real: bool) -> None:
     """Play a row on the world that is shared, or on one of its own; what is broken fails the test."""
-    row = ROWS[name]
-    world = matrix.world_of(row, SEED).open() if row.alone else shared.get(row)
+    row, staged = ROWS[name], not (real or is_night())
+    world = matrix.world_of(row, SEED, staged=staged).open() if row.alone else shared.get(row, staged=staged)
     try:
         figures = world.run(asyncio.wait_for(matrix.play(row, world, long=False, seed=SEED), row.limit_s))
         assert not figures.broken, matrix.told(world, figures)

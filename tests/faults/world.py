@@ -66,10 +66,13 @@ class Node:
 class World:
     """The deployment. `seed` decides everything that is drawn."""
 
+    program_of: Callable[..., Program] = Program
+    loop_of: Callable[[], asyncio.AbstractEventLoop] = staticmethod(uvloop.new_event_loop)
+
     def __init__(self, seed: int, *, gateways: int = 2, keepers: int = 1, **settings: Any) -> None:
         self.seed = seed
         self.draw = random.Random(seed)
-        self.loop = uvloop.new_event_loop()
+        self.loop = self.loop_of()
         self.folder = Path(tempfile.mkdtemp(prefix="tollkeeper-faults-"))
         self.valkey = Valkey(self.folder / "valkey")
         self.postgres = Postgres(self.folder / "postgres")
@@ -138,10 +141,14 @@ class World:
         for proxy in self.links():
             await proxy.stop()
         await self.upstream.stop()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
+        left = asyncio.all_tasks() - {asyncio.current_task()} - self.dead_tasks()
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+    def dead_tasks(self) -> set[asyncio.Task[Any]]:
+        """Return tasks that never end."""
+        return set()
 
     async def start_redis(self) -> None:
         """Start Redis and wait until it answers."""
@@ -176,7 +183,7 @@ class World:
         upstream = f"http://127.0.0.1:{self.upstream_link.port}"
         settings = made.with_table(default_table({})).with_upstream(upstream)
         Path(settings.data_dir).mkdir(exist_ok=True)
-        program = Program("serve", settings, self.folder / f"gateway{number}.log", **environment)
+        program = self.program_of("serve", settings, self.folder / f"gateway{number}.log", **environment)
         node = Node(program, clients.target[1], link, None, clients)
         self.gateways.append(node)
         program.start()
@@ -197,7 +204,7 @@ class World:
             data_dir=str(self.folder / f"keeper{number}"),
         )
         Path(settings.data_dir).mkdir(exist_ok=True)
-        program = Program("keeper", settings, self.folder / f"keeper{number}.log", **environment)
+        program = self.program_of("keeper", settings, self.folder / f"keeper{number}.log", **environment)
         node = Node(program, port, link, sql)
         self.keepers.append(node)
         program.start()

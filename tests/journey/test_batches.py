@@ -307,7 +307,7 @@ def test_batches_of_messages_are_listed_and_deleted_by_anthropics_own_client(
         assert [one.id for one in client.messages.batches.list(limit=1)] == ids[::-1]
         client.messages.batches.delete(ids[0])
         assert [one.id for one in client.messages.batches.list()] == ids[:0:-1]
-    assert len(journal(spender, 1)) == 1  # it was charged before it was deleted
+    assert journal(spender, 1)  # it was charged before it was deleted; the others may be meanwhile
 
 
 def operations_of(calls: int, **wishes: Any) -> dict[str, Any]:

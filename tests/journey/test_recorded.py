@@ -86,9 +86,7 @@ def answers_cost_what_the_table_says(stage: Stage) -> None:
         above = [] if listed.over is None else [{"above": listed.over[0], **listed.over[1]}]
         more = {"tools": listed.tools, "service_tiers": listed.tiers, "context_tiers": above}
         there = {name: value for name, value in more.items() if value}
-        said = {"model": model, "currency": "USD", "effective_from": SINCE, **listed.million, **there}
-        status, body = stage.admin("POST", "/prices", said)
-        assert status in {201, 202}, body  # published already, or soon
+        stage.make("prices", model=model, currency="USD", effective_from=SINCE, **listed.million, **there)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:  # what comes together is published together
         list(pool.map(price, *zip(*(asked_prices() | PRICES).items(), strict=True)))
