@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -232,8 +233,9 @@ class StagedProgram(Program):
         """Close what it had open. Each number stays taken, so that nothing of the dead meets another's."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in {fd for fd, _, _ in self.life.waited} | set(self._descriptors()):
-            with suppress(OSError), socket.socket(fileno=os.dup(fd)) as one:
-                one.shutdown(socket.SHUT_RDWR)  # a thread that waits for it waits no more
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with suppress(OSError), socket.socket(fileno=os.dup(fd)) as one:
+                    one.shutdown(socket.SHUT_RDWR)  # a thread that waits for it waits no more
             os.dup2(nothing, fd, inheritable=False)
         os.close(nothing)
 
