@@ -46,12 +46,12 @@ def histories(number: int) -> int:
 
 
 @contextmanager
-def seeds_of(name: str, usual: int, number: int) -> Iterator[Iterator[int]]:
+def seeds_of(name: str, usual: int, number: int, found: Path = FOUND) -> Iterator[Iterator[int]]:
     """Give the seeds that are played: those of this name that failed before, then so many others.
 
-    The one at which the block ends with an error is kept in `build/examples`, for as long as it fails.
+    The one at which the block ends with an error is kept among what was `found`, for as long as it fails.
     """
-    kept = FOUND / f"{name}.json"
+    kept = found / f"{name}.json"
     failed: list[int] = json.loads(kept.read_text()) if kept.exists() else []
     left = [*failed, *(another(usual) + at for at in range(histories(number)))]
     played = list[int]()
@@ -69,7 +69,7 @@ def seeds_of(name: str, usual: int, number: int) -> Iterator[Iterator[int]]:
     else:
         failed = []
     finally:
-        FOUND.mkdir(parents=True, exist_ok=True)
+        found.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(failed))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.search import seeds_of
 from tests.suite import VERIFY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,3 +35,19 @@ def test_each_part_of_the_second_tier_is_there_and_stands_once() -> None:
     assert [
         path for path in VERIFY if any(Path(path).is_relative_to(other) for other in VERIFY if other != path)
     ] == []
+
+
+def test_a_seed_that_fails_is_played_first_until_it_passes(tmp_path: Path) -> None:
+    def play(fails_at: int) -> list[int]:
+        played = list[int]()
+        with suppress(ValueError), seeds_of("histories", 7, 3, tmp_path) as seeds:
+            for seed in seeds:
+                played.append(seed)
+                if seed == fails_at:
+                    raise ValueError
+        return played
+
+    usual = play(0)
+    assert play(usual[1]) == usual[:2]
+    assert play(0) == [usual[1], *usual]
+    assert play(0) == usual

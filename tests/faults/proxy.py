@@ -17,7 +17,7 @@ from typing import cast
 
 CHUNK_BYTES = 65_536
 LINGER_RESET = struct.pack("ii", 1, 0)
-CONNECT_S_MAX = 5.0
+CONNECT_S_MAX, ENDED_S_MAX = 5.0, 10.0
 
 
 class Way(Enum):
@@ -104,7 +104,7 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=ENDED_S_MAX)
 
     @property
     def open(self) -> int:

@@ -270,10 +270,15 @@ def _is_of(one: socket.socket, ports: tuple[set[int], set[int]]) -> bool:
 
 
 class _Logs(logging.Handler):
-    """What each program logs goes to a file of its own."""
+    """What each program of a loop logs goes to a file of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (life := LIFE.get()) is not None:
+        life = LIFE.get()
+        if life is not None and life.program.loop is self._loop:
             with life.program.log.open("a") as log:
                 log.write(self.format(record) + "\n")
 
@@ -286,7 +291,7 @@ class Staged(World):
 
     def open(self) -> World:
         """Start everything and wait until it serves."""
-        self._logs = _Logs()
+        self._logs = _Logs(self.loop)
         self._logs.setFormatter(JsonLines())
         ours = logging.getLogger(OURS)
         self._level = ours.level

@@ -25,7 +25,7 @@ from tests.faults.staged import StagedProgram, StagedWorld
 from tests.faults.world import Node
 from tests.search import seeds_of
 
-SEED, HISTORIES, LASTING = 700, 2, 1
+SEED, HISTORIES, LASTING = 700, 3, 1
 TROUBLES, HISTORY_S_MAX = 8, 400.0
 STEPS_MAX, BYTES_MAX, HELD_S_MAX = 1_500, 4_000, 1.5
 Trouble = Callable[[Scene, random.Random], Awaitable[None]]

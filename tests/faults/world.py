@@ -37,7 +37,7 @@ PEPPER = "faults-pepper-0123456789abcdef"
 HOLD_TTL_S = 3.0
 # Long enough for a machine that does much else: nobody waits longer than it takes.
 SERVING_S_MAX = 180.0
-LOOK_S = 0.02
+LOOK_S, ENDED_S_MAX = 0.02, 10.0
 
 
 class FaultError(AssertionError):
@@ -144,7 +144,8 @@ class World:
         left = asyncio.all_tasks() - {asyncio.current_task()} - self.dead_tasks()
         for task in left:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        if left:
+            await asyncio.wait(left, timeout=ENDED_S_MAX)
 
     def dead_tasks(self) -> set[asyncio.Task[Any]]:
         """Return tasks that never end."""
