@@ -23,18 +23,18 @@ def be_known_as(name: str) -> None:
 
 
 def dialect_url(url: str) -> str:
-    """The same address in SQLAlchemy's spelling, naming psycopg 3."""
+    """Return the same address in SQLAlchemy's spelling, naming psycopg 3."""
     return f"postgresql+psycopg://{_spelt(url)}"
 
 
 def plain_url(url: str) -> str:
-    """The same address as psycopg and libpq read it."""
+    """Return the same address as psycopg and libpq read it."""
     # SQLAlchemy writes a blank of a password as it is, which libpq does not take.
     return "postgresql://" + _spelt(url).replace(" ", "%20")
 
 
 def _spelt(url: str) -> str:
-    """An address behind its scheme; several hosts are parameters, as both read them."""
+    """Return an address behind its scheme; several hosts are parameters, as both read them."""
     scheme, _, rest = url.partition("://")
     if scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ValueError(f"not a PostgreSQL address: {scheme}://…")

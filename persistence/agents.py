@@ -72,7 +72,7 @@ def decide(connection: Connection, row_id: int, state: str, **values: object) ->
 
 
 def find(connection: Connection, row_id: int) -> RowMapping | None:
-    """A sign-in that is not over, with the digest of the admin token that stands for its person.
+    """Return a sign-in that is not over, with the digest of the admin token that stands for its person.
 
     `age_s` is how long ago its refresh token was last exchanged.
     """
@@ -86,7 +86,7 @@ def find(connection: Connection, row_id: int) -> RowMapping | None:
 
 
 def of_key(connection: Connection, api_key_id: int) -> RowMapping | None:
-    """The sign-in whose key this is now."""
+    """Return the sign-in whose key this is now."""
     return connection.execute(select(agent_sign_in).where(_here.api_key_id == api_key_id)).mappings().first()
 
 
@@ -108,7 +108,7 @@ def renew(connection: Connection, row_id: int, generation: int, api_key_id: int)
 
 
 def over(connection: Connection) -> Sequence[RowMapping]:
-    """Some sign-ins that are over, and some whose person's admin token is: all have keys to revoke."""
+    """Return some sign-ins that are over, and some whose person's admin token is: all have keys to revoke."""
     has_ended = or_(
         _token.id.is_(None), _token.revoked_at.is_not(None), _token.expires_at <= func.now(),
         _token.digest.startswith("forgotten:"),
@@ -124,7 +124,7 @@ def over(connection: Connection) -> Sequence[RowMapping]:
 
 
 def due(connection: Connection, each_s: float) -> Sequence[RowMapping]:
-    """Some sign-ins about whose person a provider is to be asked again, noted as asked about now.
+    """Return some sign-ins about whose person a provider is to be asked again, noted as asked about now.
 
     Each with the digest of the admin token that stands for the person, as `find` has it.
     """

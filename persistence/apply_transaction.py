@@ -81,7 +81,7 @@ Touched = tuple[str, int | None, Row]
 
 
 def of(organization_id: int | None) -> int:
-    """What turns of an organization, or of staff, are called: a lock of two numbers has short ones."""
+    """Return what turns of an organization, or of staff, are called: a lock of two numbers has short ones."""
     return STAFF if organization_id is None else 1 + (organization_id - 1) % _KEYS_MAX
 
 
@@ -176,7 +176,7 @@ def refuse_more(change: EntityWrite) -> None:
 
 
 def _number(change: EntityWrite, rows: Select[tuple[int]], most: int) -> int:
-    """How many rows there are; `most` where there are more."""
+    """Return how many rows there are; `most` where there are more."""
     counted = select(func.count()).select_from(rows.limit(most).subquery())
     return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())
 

@@ -77,7 +77,7 @@ def moment(url: str) -> Iterator[Moment]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """A database's address as PostgreSQL's own programs read it from their environment."""
+    """Return a database's address as PostgreSQL's own programs read it from their environment."""
     address = conninfo_to_dict(plain_url(url))
     return {LIBPQ[name]: str(value) for name, value in address.items() if name in LIBPQ}
 
@@ -93,7 +93,7 @@ def refuse_unless_empty(url: str) -> str:
 
 
 def compare(url: str, rows: Mapping[str, int]) -> None:
-    """`BackupFailed` where a restored database does not hold as many rows as were backed up."""
+    """Raise `BackupFailed` where a restored database does not hold as many rows as were backed up."""
     with _connected(url) as connection:
         found = _rows(connection)
     wrong = [
@@ -111,7 +111,7 @@ def move_ids_ahead(url: str, ahead: int) -> None:
 
 
 async def contradictions(url: str) -> list[str]:
-    """What the rows of a database say against each other; empty is right."""
+    """Return what the rows of a database say against each other; empty is right."""
     engine = create(url)
     try:
         async with engine.connect() as connection:
@@ -136,7 +136,7 @@ def _one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> 
 
 
 def _refuse_pooler(url: str) -> None:
-    """`BackupFailed` where pg_dump and pg_restore would have no session of their own."""
+    """Raise `BackupFailed` where pg_dump and pg_restore would have no session of their own."""
     try:
         shared = shares_sessions(url)
     except psycopg.Error as error:
@@ -258,7 +258,7 @@ def _drop_abandoned(connection: psycopg.Connection[tuple[object, ...]], prefix: 
 
 
 def _in(url: str, name: str) -> str:
-    """The address of another database of a server, however its own one is named in it."""
+    """Return the address of another database of a server, however its own one is named in it."""
     address = make_url(dialect_url(url)).difference_update_query(["dbname"]).set(database=name)
     return plain_url(address.render_as_string(hide_password=False))
 
@@ -272,7 +272,7 @@ SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved
 
 
 async def backed_up(engine: Engine) -> dict[str, object]:
-    """When the last backup was taken, and when one was last proven, Unix time; nothing where none was.
+    """Return when the last backup was taken, and when one was last proven, Unix time; nothing where none was.
 
     Where none ever was, for how long there is something to lose.
     """

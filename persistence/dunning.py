@@ -106,7 +106,7 @@ class DunningSchedule:
         return due[-1] if due else None
 
     def blocks(self, days_over: int, told: Sequence[int], days_since_told: int) -> bool:
-        """Whether calls are to be refused: never on the day of the last reminder, or before it."""
+        """Return whether calls are to be refused: never on the day of the last reminder, or before it."""
         if self.block_days is None or days_over < self.block_days:
             return False
         before = [days for days in self.reminder_days if days <= self.block_days]
@@ -116,13 +116,13 @@ class DunningSchedule:
 def due(
     connection: Connection, schedule: DunningSchedule, today: date, after: int, count: int
 ) -> Sequence[int]:
-    """Organizations that something may have to be done for, behind one of them, by id."""
+    """Return organizations that something may have to be done for, behind one of them, by id."""
     here = {"after": after, "count": count, "today": today, "block": schedule.block_days}
     return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
 
 
 async def blocked_tenants(engine: AsyncEngine) -> dict[str, object]:
-    """How many tenants are blocked for invoices that are not paid."""
+    """Return how many tenants are blocked for invoices that are not paid."""
     async with engine.connect() as connection:
         return {"tenants_blocked_unpaid": (await connection.execute(_BLOCKED)).scalar_one()}
 
@@ -207,7 +207,7 @@ def _let_go(change: EntityWrite, here: dict[str, int]) -> list[int]:
 
 
 def _last(change: EntityWrite, tenant_id: int) -> Any:
-    """Who last blocked a tenant, or let it go; None where nobody did."""
+    """Return who last blocked a tenant, or let it go; None where nobody did."""
     return change.connection.execute(_LAST, {"account": f"tenant:{tenant_id}"}).first()
 
 

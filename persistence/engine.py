@@ -129,7 +129,7 @@ def create(
     url: str | UrlFile, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S,
     statement_s_max: int | None = None,
 ) -> AsyncEngine:  # fmt: skip
-    """An engine for `postgresql://…`; nothing is connected until it is used.
+    """Return an engine for `postgresql://…`; nothing is connected until it is used.
 
     A transaction may let its statements take more or less than `statement_s_max`, which is where each begins.
     """
@@ -163,7 +163,7 @@ class Pools:
 
     @classmethod
     def create(cls, url: str | UrlFile, batches: int) -> Pools:
-        """All of them; so many `batches` of invoices are made at once."""
+        """Return all of them; so many `batches` of invoices are made at once."""
         return cls(
             create(url, connections_max=LOOPS_CONNECTIONS_MAX),
             create(url, connections_max=BILLING_CONNECTIONS_MAX + batches),
@@ -231,7 +231,7 @@ async def write_trouble(engine: AsyncEngine) -> str:
 
 
 async def reads_only(engine: AsyncEngine) -> bool:
-    """Whether PostgreSQL says that it takes no write; False where it says nothing."""
+    """Return whether PostgreSQL says that it takes no write; False where it says nothing."""
     try:
         async with engine.connect() as connection:
             return bool(await connection.scalar(text("SHOW transaction_read_only")) == "on")
@@ -240,7 +240,7 @@ async def reads_only(engine: AsyncEngine) -> bool:
 
 
 async def trouble(engine: AsyncEngine) -> str:
-    """Why PostgreSQL does not answer a query now; empty where it does."""
+    """Return why PostgreSQL does not answer a query now; empty where it does."""
     try:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
@@ -250,7 +250,7 @@ async def trouble(engine: AsyncEngine) -> str:
 
 
 async def alive(engine: AsyncEngine) -> bool:
-    """Whether PostgreSQL takes a new connection and answers on it, whatever the pool waits for."""
+    """Return whether PostgreSQL takes a new connection and answers on it, whatever the pool waits for."""
     url = plain_url(engine.get_execution_options()[_FILE].url())
     async with await psycopg.AsyncConnection.connect(url, **CONNECT) as connection:
         await connection.execute("SELECT 1")
@@ -272,7 +272,7 @@ def _bound(engine: AsyncEngine, statement_s_max: int) -> None:
 
 
 def url_file(url: str | UrlFile) -> UrlFile:
-    """An address that no file says is one too."""
+    """Return an address that no file says is one too."""
     return url if isinstance(url, UrlFile) else UrlFile(url)
 
 
@@ -300,7 +300,7 @@ ASK_OWNER = (
 
 
 def shares_sessions(url: str) -> bool:
-    """Whether two clients that are there at once were seen in one session; psycopg's own errors."""
+    """Return whether two clients that are there at once were seen in one session; psycopg's own errors."""
     with _connected(url) as one:
         # The server's own process, where nobody is between.
         if one.info.backend_pid == _pid(one):
@@ -310,7 +310,7 @@ def shares_sessions(url: str) -> bool:
 
 
 def is_seen_to_share(url: str) -> bool | None:
-    """The same; None where that could not be asked."""
+    """Return the same; None where that could not be asked."""
     try:
         return shares_sessions(url)
     except psycopg.Error:
@@ -347,7 +347,7 @@ async def answered(
     silent_s_max: float = SILENT_S_MAX,
     probe_s_max: float = PROBE_S_MAX,
 ) -> T:
-    """What the work answers, however long it takes, as long as PostgreSQL answers others meanwhile.
+    """Return what the work answers, however long it takes, as long as PostgreSQL answers others meanwhile.
 
     `StoreUnavailable` where it does not; a write may have been done all the same.
     """
@@ -365,7 +365,7 @@ async def answered(
 
 
 async def within(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """What the work answers so soon; `TimeoutError` where it does not, and is left behind."""
+    """Return what the work answers so soon; `TimeoutError` where it does not, and is left behind."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -423,7 +423,7 @@ class Replica:
 
     @classmethod
     def of(cls, url: UrlFile, primary: AsyncEngine) -> Replica | None:
-        """The replica at this address; None where there is no address."""
+        """Return the replica at this address; None where there is no address."""
         return cls(create(url), primary) if url else None
 
     async def wrote(self) -> None:
@@ -436,7 +436,7 @@ class Replica:
             await self._note()
 
     async def serves(self) -> bool:
-        """Whether the replica is there, is one of this primary, and has what was written here."""
+        """Return whether the replica is there, is one of this primary, and has what was written here."""
         if self.clock() < self._away_until or self._lag_s is None or self._lag_s > self.lag_s_max:
             return False
         try:
@@ -508,7 +508,7 @@ async def server_state(engine: AsyncEngine) -> ServerState:
 
 
 def is_read(primary: ServerState, other: ServerState) -> bool:
-    """Whether a server follows in the log of another, or is that very one.
+    """Return whether a server follows in the log of another, or is that very one.
 
     A replica that was promoted is neither: what it has since is a history of its own.
     """
@@ -526,7 +526,7 @@ def behind(primary: ServerState, replica: ServerState) -> float | None:
 
 
 async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_MAX) -> tuple[bool, str]:
-    """Whether a server is a replica of another that can be read, and how far it is, in words."""
+    """Return whether a server is a replica of another that can be read, and how far it is, in words."""
     primary, replica = create(primary_url), create(replica_url)
     try:
         first, second = await server_state(primary), await server_state(replica)

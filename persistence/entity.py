@@ -83,7 +83,7 @@ EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, 
 
 
 def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
-    """What a row must be for a caller of a realm; of a table that leads to none no row is."""
+    """Return what a row must be for a caller of a realm; of a table that leads to none no row is."""
     if realm.tenant_id is not None:
         if table is tenant:
             return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
@@ -104,7 +104,7 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
-    """What names the key; the key itself, and the one in its place."""
+    """Return what names the key; the key itself, and the one in its place."""
     if table is api_key:
         successor = api_key.alias()
         place = select(successor.c.replaced_by_id).where(successor.c.id == key_id).scalar_subquery()
@@ -120,7 +120,7 @@ def _led(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
-    """Whose these rows of a table are; None of a table that leads to no organization."""
+    """Return whose these rows of a table are; None of a table that leads to no organization."""
     if table is organization or OWNER in table.c:
         return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
     for name, owner in THROUGH.items():
@@ -250,14 +250,14 @@ THIS: BindParameter[int] = bindparam("this")
 
 
 def keeper_command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
-    """One write of the keeper's own, as a person could make it."""
+    """Return one write of the keeper's own, as a person could make it."""
     return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
 
 
 def write_of(
     partition: int | None, account: str, verb: str, payload: Row, write_id: object = None
 ) -> dict[str, object]:
-    """A control write as its table has it; one without an id of its own gets one."""
+    """Return a control write as its table has it; one without an id of its own gets one."""
     return {
         "id": write_id or uuid4(), "partition": partition, "account": account, "verb": verb,
         "payload": dict(payload),
@@ -317,7 +317,7 @@ class Entity:
         return live(self.table, self.table) if self.source is None else self.source
 
     def within(self, realm: Realm | None) -> Entity:
-        """The same of the rows there are for a realm: its own, or everybody's; None is all."""
+        """Return the same of the rows there are for a realm: its own, or everybody's; None is all."""
         if realm is None:
             return self
         own = realm.organization_id
@@ -333,13 +333,13 @@ class Entity:
 
 
 def live(table: Table, *selected: Any) -> Select[Any]:
-    """Rows of a table that are not deleted: what is selected, else their ids."""
+    """Return rows of a table that are not deleted: what is selected, else their ids."""
     found = select(*selected or (table.c.id,))
     return found.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else found
 
 
 def id_in(values: Row, name: str) -> int:
-    """The id a row or a command's values have under a name."""
+    """Return the id a row or a command's values have under a name."""
     return int(str(values[name]))
 
 
@@ -449,12 +449,12 @@ def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
 
 
 def _part(value: Any) -> Any:
-    """A value as a cursor has it: a moment as its text."""
+    """Return a value as a cursor has it: a moment as its text."""
     return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _literals(after: Place, columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
-    """The place that a cursor names; `Unprocessable` if it is none of these columns."""
+    """Return the place that a cursor names; `Unprocessable` if it is none of these columns."""
     try:
         found = [
             datetime.fromisoformat(str(part)) if column.type.python_type is datetime else part
@@ -484,7 +484,7 @@ def count_rows(
 
 
 def _matching(connection: Connection, subject: Entity, query: Query) -> Select[Any]:
-    """The rows that a list's filters and its span of time let through."""
+    """Return the rows that a list's filters and its span of time let through."""
     found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
     for name in subject.implied.keys() & query.filters.keys():
         known = connection.execute(subject.implied[name](query.filters[name])).mappings().first()
@@ -517,7 +517,7 @@ def named(table: Table) -> Condition:
 
 
 def _words(wanted: str) -> str:
-    """The words that are looked for, without those that others begin with: each costs a look-up."""
+    """Return the words that are looked for, without those that others begin with: each costs a look-up."""
     words = {word.lower(): word for word in _BETWEEN_WORDS.split(wanted)}
     told = [word for word, following in pairwise([*sorted(words), ""]) if not following.startswith(word)]
     return " ".join(words[word] for word in told[:WORDS_MAX]) or wanted

@@ -46,7 +46,7 @@ _COLUMNS = re.compile(r"Key \((.*?)\)=\(")
 
 
 def complaint(error: BaseException) -> str:
-    """One line about an error of PostgreSQL or of the way to it, fit for anybody's eyes."""
+    """Return one line about an error of PostgreSQL or of the way to it, fit for anybody's eyes."""
     found = origin(error)
     if found is None or (found.sqlstate is None and isinstance(found, psycopg.OperationalError)):
         return _first_line(str(found or error)) or type(error).__name__
@@ -58,7 +58,7 @@ def complaint(error: BaseException) -> str:
 
 
 def origin(error: BaseException) -> psycopg.Error | None:
-    """The driver's error, wrapped or not; None where there is none."""
+    """Return the driver's error, wrapped or not; None where there is none."""
     found = error.orig if isinstance(error, DBAPIError) else error
     return found if isinstance(found, psycopg.Error) else None
 
@@ -71,7 +71,7 @@ def columns(error: BaseException) -> str:
 
 
 def noun(error: BaseException) -> str:
-    """The kind of row that an error is about, such as `token plan`; empty where it is not told."""
+    """Return the kind of row that an error is about, such as `token plan`; empty where it is not told."""
     found = origin(error)
     return (found.diag.table_name or "").replace("_", " ") if found is not None else ""
 
@@ -116,7 +116,7 @@ _LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 
 def sqlstate(error: BaseException) -> str:
-    """The code PostgreSQL gave an error; empty where it gave none."""
+    """Return the code PostgreSQL gave an error; empty where it gave none."""
     found = origin(error)
     return (found.sqlstate or "") if found is not None else ""
 
@@ -196,7 +196,7 @@ REFUSED = ("22", "23", "54")
 
 
 def is_away(error: Exception) -> bool:
-    """True where it concerns everybody who asks; a refused row concerns nobody else.
+    """Return True where it concerns everybody who asks; a refused row concerns nobody else.
 
     A statement that took longer than it may was about something large: others are as quick as ever.
     """
@@ -208,7 +208,7 @@ def is_away(error: Exception) -> bool:
 
 
 def refuses_values(error: Exception) -> bool:
-    """True where PostgreSQL, or its driver, will never store these values."""
+    """Return True where PostgreSQL, or its driver, will never store these values."""
     found = origin(error)
     if found is not None and found.sqlstate is not None:
         return found.sqlstate.startswith(REFUSED)

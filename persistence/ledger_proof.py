@@ -109,7 +109,7 @@ def text_in_sql(ledger: SignedLedger, row: str) -> str:
 
 
 def _rows(kind: str, where: str, more: str = "") -> str:
-    """The rows of a kind of account: `where` and `more` may speak of a row as `r`."""
+    """Return the rows of a kind of account: `where` and `more` may speak of a row as `r`."""
     return " UNION ALL ".join(
         f"SELECT r.{each.owner} AS owner_id, r.seq,"  # noqa: S608  # our own words
         f" sha256('\\x00'::bytea || convert_to({text_in_sql(each, 'r')}, 'UTF8')) AS leaf{more}"
@@ -223,7 +223,7 @@ class LedgerSigner:
 
 
 def _before(kind: str, row: Any) -> LedgerSegment:
-    """The last segment of an account; number 0 where it has none."""
+    """Return the last segment of an account; number 0 where it has none."""
     if row.number is None:
         return LedgerSegment(kind, row.id, 0, 0, 0, 0, row.up_to, NONE, NONE)
     return LedgerSegment(
@@ -306,7 +306,7 @@ def segments_by_place(connection: Connection, kind: str) -> Iterator[LedgerSegme
 
 
 def segment_at(connection: Connection, kind: str, owner_id: int, seq: int) -> LedgerSegment | None:
-    """The segment that signed a place of an account, the latest one."""
+    """Return the segment that signed a place of an account, the latest one."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE (kind, owner_id) = (%s, %s)"  # noqa: S608  # as above
     statement += " AND %s BETWEEN first_seq AND last_seq ORDER BY number DESC LIMIT 1"
     found = list(_segments(connection, statement, (kind, owner_id, seq)))

@@ -133,7 +133,7 @@ _now = partial(datetime.now, UTC)
 def _in_transaction(
     work: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
-    """A method of the store that does this in one transaction, and nothing else."""
+    """Return a method of the store that does this in one transaction, and nothing else."""
 
     async def asked(store: Store, /, *given: P.args, **named: P.kwargs) -> T:
         return await store.run(lambda connection: work(connection, *given, **named))
@@ -176,7 +176,7 @@ class Store:
         self.replica = replica
 
     def within(self, realm: Realm | None) -> Store:
-        """The same for viewers who find rows of their realm and everybody's, and no others."""
+        """Return the same for viewers who find rows of their realm and everybody's, and no others."""
         if realm is None:
             return self
         return Store(
@@ -327,7 +327,7 @@ class Store:
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:
-        """Whose figures are read where some are asked for: the caller's own, or nobody's."""
+        """Return whose figures are read where some are asked for: the caller's own, or nobody's."""
         if self._within is None:
             return named
         # What an organization owes is no tenant's.
@@ -353,7 +353,7 @@ class Store:
         return await self.replica.read(work, lambda: self.run(work))
 
     async def _reading(self) -> AsyncEngine:
-        """Where a long read is made: from its beginning to its end in one place."""
+        """Return where a long read is made: from its beginning to its end in one place."""
         if self.replica is not None and await self.replica.serves():
             return self.replica.engine
         return self._engine

@@ -22,7 +22,7 @@ class NewCredential:
 
 
 def spelled(number: int) -> str:
-    """The last `RANDOM_CHARS` digits of a number, as a credential has them."""
+    """Return the last `RANDOM_CHARS` digits of a number, as a credential has them."""
     letters = []
     for _ in range(RANDOM_CHARS):
         number, letter = divmod(number, len(ALPHABET))

@@ -210,7 +210,7 @@ class Explanation:
         )
 
     async def _tokens(self) -> ExplainedStep | None:
-        """The tenant's token plan."""
+        """Return the tenant's token plan."""
         quota = await self._read("tenant-quotas", self._call["tenant_id"])
         plan = await self._read("token-plans", quota.get("plan_id")) if quota else {}
         if not plan:
@@ -221,7 +221,7 @@ class Explanation:
         return ExplainedStep("tokens", says + (f"; it resets at {resets}." if resets else "."))
 
     def _balance(self) -> ExplainedStep | None:
-        """The organization's credits and spend cap, where one of them decides."""
+        """Return the organization's credits and spend cap, where one of them decides."""
         row = self._organization
         facts = []
         if row.get("credit_balance"):
@@ -259,7 +259,7 @@ class Explanation:
         return ExplainedStep("budgets", "Those that apply to this call, as they are now:", facts)
 
     async def _run(self) -> ExplainedStep | None:
-        """The run of the call, as it is now."""
+        """Return the run of the call, as it is now."""
         name, by = self._call["run"], self._call["refused_by"] or {}
         if name is None:
             return None
@@ -360,12 +360,12 @@ def _movement(resource: str, row: Json, currency: str | None) -> str:
 
 
 def _named(row: Json, row_id: object) -> str:
-    """What people call a row, with its id."""
+    """Return what people call a row, with its id."""
     return f"{row['name']} ({row_id})" if row.get("name") else str(row_id)
 
 
 def _plain(amount: object) -> str:
-    """A decimal without zeros that say nothing."""
+    """Return a decimal without zeros that say nothing."""
     return f"{Decimal(str(amount)).normalize():f}"
 
 
@@ -374,7 +374,7 @@ def _query(limit: int, **filters: object) -> Query:
 
 
 def _refusals() -> dict[str, str]:
-    """The sentence of each reason of a refusal."""
+    """Return the sentence of each reason of a refusal."""
     found: dict[str, str] = {}
     classes: Sequence[type[errors.Refusal]] = [errors.Refusal]
     while classes:

@@ -38,7 +38,7 @@ LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
 
 async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Budgets with their figures; of one with `each`, when its windows reset and no more."""
+    """Return budgets with their figures; of one with `each`, when its windows reset and no more."""
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
@@ -50,7 +50,7 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
-    """A budget's accounts in the window that runs; all calls' one where it has no `each`."""
+    """Return a budget's accounts in the window that runs; all calls' one where it has no `each`."""
     at_ms = _now_ms()
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
@@ -69,7 +69,7 @@ async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list
 
 
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
-    """Budgets with `each`, with the figures of somebody's own account."""
+    """Return budgets with `each`, with the figures of somebody's own account."""
     at_ms = _now_ms()
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]
     live = await _peeked_budgets(ports, list(zip(rows, names, strict=True)))
@@ -95,7 +95,7 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
 
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
-    """Accounts of a budget as they were stored, as they are now."""
+    """Return accounts of a budget as they were stored, as they are now."""
     names = [f"{_account(row)}:{each['value']}" for each in stored]
     live = await _peeked_budgets(ports, [(row, name) for name in names])
     return [
@@ -106,19 +106,19 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
 
 
 def _of(row: Row, account: str, at_ms: int) -> Row:
-    """The filters of one account's uses."""
+    """Return the filters of one account's uses."""
     return {"budget_id": row["id"], "start": _started(row, at_ms), "value": account.partition(":")[2]}
 
 
 def _started(row: Row, at_ms: int) -> datetime:
-    """When the window that runs began, as its uses are stored."""
+    """Return when the window that runs began, as its uses are stored."""
     return _window(row, at_ms)[0] or EPOCH
 
 
 def _figures(
     row: Row, at_ms: int, stored: tuple[Any, Any], live: LiveBudgets, name: str
 ) -> dict[str, object]:
-    """The answer for one account of a budget; stored are the start of its window and its use."""
+    """Return the answer for one account of a budget; stored are the start of its window and its use."""
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), used)
     now = figures(budget, at_ms, known, live.get(name))
@@ -132,13 +132,13 @@ def _figures(
 
 
 def _window(row: Row, at_ms: int) -> tuple[datetime | None, datetime | None]:
-    """When the window that runs has begun, and when the next one begins."""
+    """Return when the window that runs has begun, and when the next one begins."""
     start_ms, next_ms = window_of(read_budget(row), at_ms)
     return budget_moment(start_ms), budget_moment(next_ms)
 
 
 async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]) -> LiveBudgets:
-    """What the counters hold of accounts; nothing where they cannot be asked."""
+    """Return what the counters hold of accounts; nothing where they cannot be asked."""
     if not accounts:
         return {}
     try:
@@ -151,7 +151,7 @@ async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]
 
 
 def _account(row: Row) -> str:
-    """The name of a budget's account; of one with `each`, what theirs begin with."""
+    """Return the name of a budget's account; of one with `each`, what theirs begin with."""
     budget = read_budget(row)
     return account_of(int(str(row["organization_id"])), budget).partition(":")[0]
 
@@ -161,7 +161,7 @@ def _now_ms() -> int:
 
 
 def budget_moment(at_ms: int) -> datetime | None:
-    """A time in ms since the epoch; 0 is never."""
+    """Return a time in ms since the epoch; 0 is never."""
     return moment_of(at_ms) if at_ms > 0 else None
 
 
@@ -224,7 +224,7 @@ async def _peeked(
     over: Callable[[Row, Live], Row],
     mark: str,
 ) -> list[Row]:
-    """Rows with what the counters have of their owners; they carry `partition`, and get the `mark`."""
+    """Return rows with what the counters have of their owners; they carry `partition`, and get the `mark`."""
     pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:
         async with asyncio.timeout(PEEK_TIMEOUT_S):

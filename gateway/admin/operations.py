@@ -70,7 +70,7 @@ def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
 
 
 def _digested(ports: AdminPorts, credential: str) -> Row:
-    """The stored form of a credential: its digest, and the pepper of that."""
+    """Return the stored form of a credential: its digest, and the pepper of that."""
     return {"digest": ports.peppers.digest(credential), "pepper": ports.peppers.ids[0]}
 
 
@@ -112,7 +112,7 @@ class Operations:
                 return
 
     async def count(self, query: Query, most: int, within_ms: int) -> int | None:
-        """How many rows there are, one more than `most` at most; None where counting takes longer."""
+        """Return how many rows there are, one more than `most` at most; None where counting takes longer."""
         require_read(self._actor, self.resource)
         return await self._ports.store.count(self._read, query, most, within_ms)
 
@@ -123,7 +123,7 @@ class Operations:
         return [self.resource.render(row) for row in rows], page.next_after
 
     async def show(self, row_id: int) -> Row:
-        """One row as JSON; `NotFound` if there is none."""
+        """Return one row as JSON; `NotFound` if there is none."""
         require_read(self._actor, self.resource)
         return await self._render(self.resource, await self._ports.store.get(self._read, row_id))
 
@@ -150,7 +150,7 @@ class Operations:
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
     def _owned(self, sent: requests.Body) -> requests.Body:
-        """A new row that must have an owner and is made without one is the caller's."""
+        """Return a new row that must have an owner and is made without one is the caller's."""
         create = self.resource.create
         for name, within in ((OWNER, self._actor.organization_id), (TENANT, self._actor.tenant_id)):
             owner = create.model_fields.get(name) if create is not None else None

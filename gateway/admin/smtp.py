@@ -63,7 +63,7 @@ class SmtpMailer:
 
     @classmethod
     def of(cls, url: Callable[[], str], sender: str, ca_file: str) -> SmtpMailer | None:
-        """The one that settings name, if any; `SettingError` where the authorities cannot be read.
+        """Return the one that settings name, if any; `SettingError` where the authorities cannot be read.
 
         The file of them is read for each mail: another one is gone by at once.
         """
@@ -137,7 +137,7 @@ async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:
 
 
 def _here(server: SMTP) -> str:
-    """How we greet: by an address, as this machine's name is nobody's business."""
+    """Return how we greet: by an address, as this machine's name is nobody's business."""
     address = ip_address(server.get_transport_info("sockname")[0].partition("%")[0])
     return f"[{'IPv6:' if address.version == 6 else ''}{address}]"
 

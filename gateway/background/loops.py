@@ -169,7 +169,7 @@ class Isolation:
         return True
 
     def is_everybodys(self, error: Exception) -> bool:
-        """Whether an error says something of a server, and nothing of the item."""
+        """Return whether an error says something of a server, and nothing of the item."""
         return _unavailable(error) or self._is_away(error)
 
     def figures(self) -> dict[str, object]:
@@ -212,7 +212,7 @@ class Agenda:
         self._hurried.set()
 
     def has(self, name: str) -> bool:
-        """Whether a loop had something to do at the last look; also before there is one."""
+        """Return whether a loop had something to do at the last look; also before there is one."""
         return self._last is None or name in self._last
 
     async def until(self, name: str) -> None:
@@ -226,7 +226,7 @@ class Agenda:
             await self._next()
 
     async def _next(self) -> Collection[str]:
-        """The answer of the next look."""
+        """Return the answer of the next look."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)

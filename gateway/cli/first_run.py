@@ -190,7 +190,7 @@ def _write_files(place: Path, answers: SetupAnswers, given: Given) -> None:
 
 
 def _objects(answers: SetupAnswers) -> Json:
-    """The team as files for `tollkeeper apply` have it."""
+    """Return the team as files for `tollkeeper apply` have it."""
     owner = {"organization": ORGANIZATION}
     limit = {"unit": MONEY, "amount": answers.budget, "interval": "month"}
     return {
@@ -224,7 +224,7 @@ def _shown(words: list[str]) -> str:
 
 
 def _running(place: Path) -> Json | None:
-    """The addresses of the stack that runs here; None where none does."""
+    """Return the addresses of the stack that runs here; None where none does."""
     try:
         noted: Json = json.loads((place / "up.json").read_bytes())
         found = find({"TOLLKEEPER_DATA_DIR": str(place)})
@@ -254,7 +254,7 @@ def _started(place: Path) -> Json:
 
 
 def _line_of(stream: IO[str]) -> str:
-    """Its first line; empty where it ends, or says nothing in time."""
+    """Return its first line; empty where it ends, or says nothing in time."""
     import select  # noqa: PLC0415  # only where something is started
 
     ready, _, _ = select.select([stream], [], [], START_S_MAX)

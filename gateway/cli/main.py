@@ -88,7 +88,7 @@ def doctor(
 
 
 def _known(settings: Settings) -> Settings:
-    """The same settings with what a running `up` left in its data directory."""
+    """Return the same settings with what a running `up` left in its data directory."""
     from gateway.cli.admin.client import is_local  # noqa: PLC0415  # loaded where it is needed
     from gateway.core.network import DIRECT  # noqa: PLC0415  # loaded where it is needed
     from gateway.local.data_directory import known_values  # noqa: PLC0415  # loaded where it is needed
@@ -193,7 +193,7 @@ def _called(command: CommandInfo) -> str:
 
 
 def _has(program: typer.Typer, name: str) -> bool:
-    """Whether a command or a section of this name is there."""
+    """Return whether a command or a section of this name is there."""
     return name in {
         *map(_called, program.registered_commands),
         *(one.name for one in program.registered_groups),
@@ -201,7 +201,7 @@ def _has(program: typer.Typer, name: str) -> bool:
 
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
-    """The program with one command or section alone: parsers of the others are not made."""
+    """Return the program with one command or section alone: parsers of the others are not made."""
     one = copy(program)
     one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
     one.registered_groups = [each for each in program.registered_groups if each.name == name]

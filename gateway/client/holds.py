@@ -261,7 +261,7 @@ class AsyncHolds:
 
 
 def _document(raw: bytes) -> dict[str, Any]:
-    """The object of an answer; an empty one where something else answered in the gateway's place."""
+    """Return the object of an answer; an empty one where something else answered in the gateway's place."""
     try:
         found = json.loads(raw) if raw else {}
     except ValueError:

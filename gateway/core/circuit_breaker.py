@@ -40,7 +40,7 @@ class BackoffEntry(NamedTuple):
     organization_id: int = EVERYBODY
 
     def concerns(self, organization_id: int) -> bool:
-        """Whether calls of this organization wait."""
+        """Return whether calls of this organization wait."""
         return self.organization_id in {EVERYBODY, organization_id}
 
 
@@ -65,7 +65,7 @@ class CircuitBreaker:
     def begin(  # which upstream, for how long, and who waits
         self, name: str, wait_s: float, fields: Sequence[bytes], now: float, organization_id: int = EVERYBODY
     ) -> float:
-        """An upstream wants to be left alone: for how many seconds more than before it is."""
+        """Return an upstream wants to be left alone: for how many seconds more than before it is."""
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
         self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
         one = self.of(name, now)
@@ -99,7 +99,7 @@ class CircuitBreaker:
         entries[name] = one._replace(until=until)
 
     def of(self, name: str, now: float) -> BackoffEntry | None:
-        """The entry of this name, while it lasts."""
+        """Return the entry of this name, while it lasts."""
         one = self.entries.get(name)
         return one if one is not None and one.until > now else None
 
@@ -109,7 +109,7 @@ class CircuitBreaker:
 
 
 def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
-    """The fields that are plain text, as many as are kept."""
+    """Return the fields that are plain text, as many as are kept."""
     kept, left = [], FIELDS_BYTES_MAX
     for line in fields:
         left -= len(line)
@@ -129,7 +129,7 @@ class RetryPolicy:
     longest_s: float
 
     def after_s(self, attempts: int) -> float | None:
-        """Seconds until the next attempt after so many, 1 or more; None when it is given up."""
+        """Return seconds until the next attempt after so many, 1 or more; None when it is given up."""
         if attempts >= self.attempts_max:
             return None
         return min(self.longest_s, self.first_s * self.factor ** (attempts - 1))
@@ -161,12 +161,12 @@ def retry_after_s(value: str, now_s: float) -> float | None:
 
 
 def number_of(value: str) -> float | None:
-    """A number that is not negative, in ASCII digits; None where it is none."""
+    """Return a number that is not negative, in ASCII digits; None where it is none."""
     return float(value) if _NUMBER.fullmatch(value) else None
 
 
 def date_s(value: str) -> float | None:
-    """The moment of an HTTP date (RFC 9110, 5.6.7), which is in UTC; None where it is none."""
+    """Return the moment of an HTTP date (RFC 9110, 5.6.7), which is in UTC; None where it is none."""
     try:
         at = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError, IndexError):
@@ -209,7 +209,7 @@ class _Limit:
 
 
 def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float, bool]:
-    """Seconds to wait, 0 where the upstream does not say so, and whether a limit is said to be spent.
+    """Return seconds to wait, 0 where the upstream does not say so, and whether a limit is said to be spent.
 
     `lines` are the fields of the answer, `tokens` what the refused call may use by our estimate, `now_s` the
     time of day. Where no limit is spent, but fewer tokens are left than that, only this call was too large.
@@ -256,7 +256,7 @@ def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
 
 
 def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
-    """The limits by what they count: `requests`, `input-tokens`, `unified` and so on."""
+    """Return the limits by what they count: `requests`, `input-tokens`, `unified` and so on."""
     limits: dict[str, _Limit] = {}
     for field, value in fields.items():
         words = field.partition(_MARK)[2].decode("latin-1").split("-")
@@ -277,7 +277,7 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
 
 
 def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
-    """What `Retry-After` says; None where it says nothing that can be read."""
+    """Return what `Retry-After` says; None where it says nothing that can be read."""
     milliseconds = number_of(fields.get(b"retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -285,7 +285,7 @@ def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
 
 
 def _reset_s(value: str, now_s: float) -> float | None:
-    """Seconds until a reset that is a span, a number, or a time."""
+    """Return seconds until a reset that is a span, a number, or a time."""
     number = number_of(value)
     if number is not None:
         if number < _EPOCH_S:

@@ -38,7 +38,7 @@ class Connection(Protocol):
     """What a transport is asked here."""
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Whatever is known of the connection by this name."""
+        """Return whatever is known of the connection by this name."""
 
 
 def end_of(connection: Connection) -> float | None:
@@ -55,7 +55,7 @@ def end_of(connection: Connection) -> float | None:
 
 
 def not_after(certificate: bytes) -> float:
-    """The last second, Unix time, at which a DER certificate is valid (RFC 5280, 4.1.2.5)."""
+    """Return the last second, Unix time, at which a DER certificate is valid (RFC 5280, 4.1.2.5)."""
     try:
         (_, whole), *_ = _parts(certificate)
         (_, signed), *_ = _parts(whole)
@@ -151,7 +151,7 @@ class Failures:
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
 
     def rows(self, port: str) -> list[tuple[str, str, int]]:
-        """The counts as rows of a metric."""
+        """Return the counts as rows of a metric."""
         return [(port, reason, count) for reason, count in self.counts.items()]
 
     def _note(self, site: str, reason: str) -> None:
@@ -205,16 +205,16 @@ class Peppers:
         return tuple(_digest(one, _ID_OF)[:ID_DIGITS] for one in (self.current, *self.earlier))
 
     def digest(self, credential: str) -> str:
-        """What a new credential is kept as: hex HMAC-SHA-256."""
+        """Return what a new credential is kept as: hex HMAC-SHA-256."""
         return _digest(self.current, credential.encode())
 
     def digests(self, credential: str) -> tuple[str, ...]:
-        """What a credential may be kept as, by the current pepper first."""
+        """Return what a credential may be kept as, by the current pepper first."""
         return tuple(_digest(one, credential.encode()) for one in (self.current, *self.earlier))
 
 
 def is_among(sent: str, digests: Iterable[str]) -> bool:
-    """Whether what somebody sent is one of these digests, in a time that says nothing of them."""
+    """Return whether what somebody sent is one of these digests, in a time that says nothing of them."""
     return any(hmac.compare_digest(sent, one) for one in digests)
 
 

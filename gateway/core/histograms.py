@@ -47,7 +47,7 @@ class Histogram:
 
 # Quantiles of a histogram whose buckets are all that is known of it. Pure.
 def quantile_of(counts: Sequence[float], bounds: Sequence[float], share: float) -> float | None:
-    """A quantile of a histogram, evenly spread within a bucket; the last bucket is its lower bound."""
+    """Return a quantile of a histogram, evenly spread within a bucket; the last bucket is its lower bound."""
     total = sum(counts)
     if not total or not bounds:
         return None

@@ -23,7 +23,7 @@ HOUR_CPU_S, HOUR_ROWS, HOUR_WORK_S = 300.0, 5_000_000, 1800.0
 
 
 def _setting(default: object, valid: object) -> Any:
-    """A field that people may set; `valid` is the type that says to what."""
+    """Return a field that people may set; `valid` is the type that says to what."""
     return field(default=default, metadata={"valid": valid})
 
 
@@ -132,7 +132,7 @@ class HttpLimits:
     )
 
     def within(self, files: int, upstreams: int) -> HttpLimits:
-        """The same for a worker that may have so many open files, with so many upstreams.
+        """Return the same for a worker that may have so many open files, with so many upstreams.
 
         Half are for clients, whose TLS may not have begun yet, and half for upstreams, since each call may
         need one of both. So no call, no settlement and no connection to Redis ever finds that none is left.

@@ -42,7 +42,7 @@ class PersonIdentity:
     name: str
 
     def is_who(self, other: PersonIdentity | None) -> bool:
-        """Whether it is the same person, whatever they are called meanwhile."""
+        """Return whether it is the same person, whatever they are called meanwhile."""
         return other is not None and (self.issuer, self.identity) == (other.issuer, other.identity)
 
 
@@ -72,12 +72,12 @@ class Issuer:
 
 
 def known_as(issuer: str, subject: str) -> str:
-    """The stand-in for a key, for the tokens of a subject: no request can send it as a key."""
+    """Return the stand-in for a key, for the tokens of a subject: no request can send it as a key."""
     return f"\0{issuer}\0{subject}"
 
 
 def may_fetch(url: str) -> bool:
-    """Whether an address is one that keys may come from: HTTPS, or this machine."""
+    """Return whether an address is one that keys may come from: HTTPS, or this machine."""
     try:
         parts = urlsplit(url)
         well = bool(parts.hostname) and parts.port != 0 and parts.username is None and not parts.fragment
@@ -126,7 +126,7 @@ MALFORMED, ALGORITHM, UNKNOWN_ISSUER, UNKNOWN_KEY, SIGNATURE, EXPIRED, AUDIENCE,
 
 
 def refused(failure: str, message: str) -> InvalidApiKey:
-    """Why a token is not accepted: in a word for people who watch, in a sentence for its sender."""
+    """Return why a token is not accepted: in a word for people who watch, in a sentence for its sender."""
     wrong = InvalidApiKey(message)
     wrong.failure = failure
     return wrong
@@ -150,12 +150,12 @@ class SignedToken:
 
 
 def is_token(credential: bytes) -> bool:
-    """Whether a credential is meant to be a token: keys of ours have no dot."""
+    """Return whether a credential is meant to be a token: keys of ours have no dot."""
     return credential.startswith(BEGIN) and b"." in credential
 
 
 def may_be_read(token: bytes) -> bool:
-    """Whether it has the form of a signed token, of no more bytes than are read."""
+    """Return whether it has the form of a signed token, of no more bytes than are read."""
     return len(token) <= TOKEN_BYTES_MAX and _PARTS.fullmatch(token) is not None
 
 
@@ -183,7 +183,7 @@ def _malformed() -> InvalidApiKey:
 
 
 def _decoded(part: bytes) -> bytes:
-    """The written bytes; `ValueError` where other bits stand behind its end, as nobody writes it."""
+    """Return the written bytes; `ValueError` where other bits stand behind its end, as nobody writes it."""
     decoded = urlsafe_b64decode(part + b"=" * (-len(part) % 4))
     if urlsafe_b64encode(decoded).rstrip(b"=") != part:
         raise ValueError("bits behind the end")
@@ -244,7 +244,7 @@ class TokenSubject:
 
 
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenSubject:
-    """What a token of this issuer means at a moment; `InvalidApiKey` where it means nothing."""
+    """Return what a token of this issuer means at a moment; `InvalidApiKey` where it means nothing."""
     if "events" in claims:
         # RFC 8417, 2.2: it says that something happened, such as that somebody signed out.
         raise refused(CLAIMS, "The token tells of events, so it is nobody's credential.")
@@ -261,7 +261,7 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenS
 
 
 def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
-    """When the token ends, leeway included (RFC 7519, 4.1.4 to 4.1.6)."""
+    """Return when the token ends, leeway included (RFC 7519, 4.1.4 to 4.1.6)."""
     ends, begins, issued = (moment(claims, name) for name in ("exp", "nbf", "iat"))
     if ends is None:
         raise refused(EXPIRED, "The token does not say when it expires.")
@@ -275,7 +275,7 @@ def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
 
 
 def moment(claims: Mapping[str, Any], name: str) -> float | None:
-    """A time that a token says, in seconds since the epoch; None where it says none."""
+    """Return a time that a token says, in seconds since the epoch; None where it says none."""
     said = claims.get(name)
     if said is None:
         return None
@@ -285,7 +285,7 @@ def moment(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """What keys of the token's subjects are known as, in the order in which they are tried."""
+    """Return what keys of the token's subjects are known as, in the order in which they are tried."""
     said = _texts(claims, issuer.subject)
     names = [name for value, name in issuer.subjects if value in said] if issuer.subjects else said
     names = list(dict.fromkeys(names))
@@ -317,7 +317,7 @@ def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
 
 
 def _found(claims: Mapping[str, Any], pointer: str) -> Any:
-    """What a JSON pointer (RFC 6901) finds; None where it finds nothing."""
+    """Return what a JSON pointer (RFC 6901) finds; None where it finds nothing."""
     found: Any = claims
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
@@ -387,7 +387,7 @@ class Arrival:
 def read_person(
     provider: IdentityProvider, claims: Mapping[str, Any], nonce: str | None, now: float
 ) -> Person:
-    """Whom a verified ID token names; `InvalidApiKey` where it was made for others, or names nobody.
+    """Return whom a verified ID token names; `InvalidApiKey` where it was made for others, or names nobody.
 
     Its `nonce` must be that of the sign-in. One that comes later need have none (the same, 12.2).
     """
@@ -413,12 +413,12 @@ def read_person(
 
 
 def _believed(issuer: Issuer) -> set[str]:
-    """The claims that say who comes in, and as whom."""
+    """Return the claims that say who comes in, and as whom."""
     return {issuer.subject, issuer.user, *(pointer for pointer, _ in issuer.require)}
 
 
 def _is_verified(claims: Mapping[str, Any]) -> bool:
-    """Whether the provider has made sure of the address; else people could choose whose it is."""
+    """Return whether the provider has made sure of the address; else people could choose whose it is."""
     said = claims.get("email_verified")
     return said is True or said == "true"
 

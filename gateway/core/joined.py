@@ -23,7 +23,7 @@ def pack_parts(*parts: Part) -> bytes:
 
 
 def say_parts(*parts: Part) -> bytes:
-    """The parts, each number by its decimal digits; it has 64 bits with its sign at most."""
+    """Return the parts, each number by its decimal digits; it has 64 bits with its sign at most."""
     return b"".join([b"%d" % one if isinstance(one, int) else _text(one) for one in parts])
 
 

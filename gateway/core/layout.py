@@ -93,7 +93,7 @@ class Layout:
         self.size, self.pack = self.struct.size, self.struct.pack
 
     def today(self, stored: bytes) -> bytes:
-        """A stored value, as it is packed today; UnknownLayout where a newer version has stored it."""
+        """Return a stored value, as it is packed today; UnknownLayout where a newer version has stored it."""
         if not stored or stored[0] == LAYOUT:
             return stored
         if stored[0] > LAYOUT:
@@ -121,13 +121,13 @@ class Layout:
         return parts
 
     def earlier(self, packed: bytes) -> bytes:
-        """A value packed as today, as the version before reads it; anything else as it is."""
+        """Return a value packed as today, as the version before reads it; anything else as it is."""
         if EARLIER == LAYOUT or packed[0] != LAYOUT:
             return packed
         return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
-        """The version before's bytes by today's: which of these are kept, and its number.
+        """Return the version before's bytes by today's: which of these are kept, and its number.
 
         An entry of the outbox has a `version` of its own, which is one less where a field is left out.
         """
@@ -145,27 +145,27 @@ class Layout:
         return [*parts, slice(begin, None)]
 
     def index(self, name: str) -> int:
-        """Which field this is, from 0; KeyError where there is none of this name."""
+        """Return which field this is, from 0; KeyError where there is none of this name."""
         for at, one in enumerate(self.fields):
             if one.name == name:
                 return at
         raise KeyError(f"{self.name} has no field {name}")
 
     def offset(self, name: str) -> int:
-        """How many bytes are before this field."""
+        """Return how many bytes are before this field."""
         return sum(one.kind.size for one in self.fields[: self.index(name)])
 
     def end(self, name: str) -> int:
-        """How many bytes there are with this field and all before it."""
+        """Return how many bytes there are with this field and all before it."""
         return self.offset(name) + self.fields[self.index(name)].kind.size
 
     def part(self, first: str, last: str) -> Struct:
-        """The struct of some fields alone, from one to another."""
+        """Return the struct of some fields alone, from one to another."""
         fields = self.fields[self.index(first) : self.index(last) + 1]
         return Struct("<" + "".join(one.kind.python for one in fields))
 
     def read(self, packed: bytes) -> dict[str, Any]:
-        """The fields by name: integers, and bytes; `struct.error` where it is not of this size."""
+        """Return the fields by name: integers, and bytes; `struct.error` where it is not of this size."""
         values = self.struct.unpack(packed)
         return {
             field.name: value if isinstance(value, bytes) else int(value)

@@ -19,7 +19,7 @@ RENEWED_AFTER: Final = 4
 
 
 def the_one(kept: dict[K, T], key: K, value: T, most: int) -> T:
-    """The cached value of a key, so that all who have it alike have one; this value where nothing was.
+    """Return the cached value of a key, so that all who have it alike have one; this value where nothing was.
 
     Where there are `most` already, all of them go first.
     """
@@ -114,7 +114,7 @@ class LruCache(Generic[K, V]):
         return len(self.known)
 
     def find(self, key: K) -> V | None:
-        """The value of a key, which is used by that; None for none."""
+        """Return the value of a key, which is used by that; None for none."""
         value = self.known.get(key)
         if value is not None and value.kept_at < self.due:
             self.renew(key, value)

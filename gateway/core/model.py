@@ -89,7 +89,7 @@ class Limits:
 
 # Names as lists have them: exact, or a pattern in which `*` stands for any characters.
 def on_list(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
+    """Return whether a list holds this name, letter by letter or by a pattern such as `gpt-4o*`.
 
     No pattern holds a name with a comma: some upstreams take that for several names.
     """
@@ -150,7 +150,7 @@ class Caller:
     spent: SpentAnswer = UNSAID
 
     def acts_for(self, named: str, in_body: str = "") -> str:
-        """Whose call it is where its field and its body name these users; empty for nobody's."""
+        """Return whose call it is where its field and its body name these users; empty for nobody's."""
         if self.user or self.user_header == USER_IGNORED:
             return self.user
         return named or in_body
@@ -458,7 +458,7 @@ class HoldExtension:
         return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
 
     def wanted(self, margin: int) -> int:
-        """Tokens of the quota that the seen and so much more output count."""
+        """Return tokens of the quota that the seen and so much more output count."""
         if self.weights is None:
             return self.ahead(margin)
         more = max(0, min(margin, self.most - self.tokens))

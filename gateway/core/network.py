@@ -26,7 +26,7 @@ _NAME = re.compile(rf"(?=.{{1,254}}\Z)({_LABEL}\.)+(?![0-9]){_LABEL}\.?", re.ASC
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is somebody's on the Internet, whichever way it is written."""
+    """Return whether an address is somebody's on the Internet, whichever way it is written."""
     inner = _carried(address)
     if inner is not None:
         return is_public(inner)
@@ -65,7 +65,7 @@ def address_refusal(url: str, *, private: bool) -> str | None:
 
 
 def is_full_name(host: str, *, private: bool) -> bool:
-    """Whether a host in lower case is a full name; `private` allows those of a local network."""
+    """Return whether a host in lower case is a full name; `private` allows those of a local network."""
     local = host.rstrip(".").endswith(LOCAL_NAMES)
     return _NAME.fullmatch(host) is not None and (private or not local)
 
@@ -79,7 +79,7 @@ def literal(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _carried(address: IPv4Address | IPv6Address) -> IPv4Address | None:
-    """The IPv4 address inside an IPv6 one."""
+    """Return the IPv4 address inside an IPv6 one."""
     if isinstance(address, IPv4Address):
         return None
     if address in NAT64:
@@ -136,7 +136,7 @@ class Proxy:
     ca_file: str = ""
 
     def __str__(self) -> str:
-        """Where it is, fit for a log line."""
+        """Return where it is, fit for a log line."""
         return authority(self.host, self.port)
 
 
@@ -150,7 +150,7 @@ class Proxies:
     ca_file: str = ""
 
     def to(self, url: str) -> Proxy | None:
-        """The proxy on the way to a URL; None where it is reached directly."""
+        """Return the proxy on the way to a URL; None where it is reached directly."""
         parts = urlsplit(url)
         found = self.https if parts.scheme == "https" else self.http
         if found is None or not parts.hostname:
@@ -161,7 +161,7 @@ class Proxies:
         return replace(found, ca_file=self.ca_file)
 
     def with_authority(self, ca_file: str) -> Proxies:
-        """The same, their certificates verified with this file."""
+        """Return the same, their certificates verified with this file."""
         return replace(self, ca_file=ca_file)
 
 
@@ -174,7 +174,7 @@ def authority(host: str, port: int) -> str:
 
 
 def read_exempt(text: str) -> tuple[str, ...]:
-    """The entries of NO_PROXY; ValueError says which one nobody could go by."""
+    """Return the entries of NO_PROXY; ValueError says which one nobody could go by."""
     found = tuple(dict.fromkeys(filter(None, re.split(r"[,\s]+", text.lower()))))
     if len(found) > EXEMPT_MAX:
         raise ValueError(f"it has more than {EXEMPT_MAX} entries")
@@ -199,7 +199,7 @@ def _is_readable(entry: str) -> bool:
 
 
 def _is_for(entry: str, host: str, port: int) -> bool:
-    """Whether an entry stands for a host, in lower case as URLs are read, and its port."""
+    """Return whether an entry stands for a host, in lower case as URLs are read, and its port."""
     wanted, only = _split(entry)
     if only is not None and only != port:
         return False
@@ -255,14 +255,14 @@ class ProxyFailed(OSError):
 
 
 def request(proxy: Proxy, host: str, port: int) -> bytes:
-    """What it is asked with, all of it; UnicodeError for a name that cannot be written in ASCII."""
+    """Return what it is asked with, all of it; UnicodeError for a name that cannot be written in ASCII."""
     to = authority(host if host.isascii() else host.encode("idna").decode(), port)
     fields = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
     return f"CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n{fields}\r\n".encode("ascii")
 
 
 def is_let_through(proxy: Proxy, answer: bytes) -> bool:
-    """Whether it lets us through by what it has answered so far: False while more is to come.
+    """Return whether it lets us through by what it has answered so far: False while more is to come.
 
     ProxyFailed where it does not. Behind the head there is nothing yet: in a tunnel nobody speaks before us.
     """
@@ -284,5 +284,5 @@ def is_let_through(proxy: Proxy, answer: bytes) -> bool:
 
 
 def failed(proxy: Proxy, why: str) -> ProxyFailed:
-    """A failure of this proxy."""
+    """Return a failure of this proxy."""
     return ProxyFailed(f"the proxy {proxy}: {why}")

@@ -83,7 +83,7 @@ def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
 
 
 def _endpoint(environ: Mapping[str, str]) -> str:
-    """The full URL: the variable for traces is taken as it is, the general one gets a path."""
+    """Return the full URL: the variable for traces is taken as it is, the general one gets a path."""
     name = TRACES_ENDPOINT if environ.get(TRACES_ENDPOINT) else ENDPOINT
     url = environ[name]
     parts = urlsplit(url)
@@ -97,7 +97,7 @@ def _endpoint(environ: Mapping[str, str]) -> str:
 
 
 def _traces_first(environ: Mapping[str, str], setting: str) -> tuple[str, str]:
-    """A setting of the exporter and the variable it comes from; the one for traces wins."""
+    """Return a setting of the exporter and the variable it comes from; the one for traces wins."""
     for name in (f"OTEL_EXPORTER_OTLP_TRACES_{setting}", f"OTEL_EXPORTER_OTLP_{setting}"):
         if environ.get(name):
             return name, environ[name]

@@ -52,7 +52,7 @@ class StoredVersions:
     runs_from: str
 
     def refused(self, program: Program) -> str:
-        """Why a program serves nothing of it, on one line; empty where it may."""
+        """Return why a program serves nothing of it, on one line; empty where it may."""
         if program.layout < self.layout:
             known = f"this program knows up to {program.layout}"
             return f"Redis holds layout {self.layout}, {known}: run a newer one"
@@ -107,7 +107,7 @@ class TakeUp:
 
 
 def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
-    """How many programs there are by role and version, for metrics."""
+    """Return how many programs there are by role and version, for metrics."""
     found = Counter((one.program.role, one.program.version) for one in seen)
     told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}
     by_label = Counter[tuple[str, str]]()
@@ -123,12 +123,12 @@ Found = Mapping[str, bool | str]
 
 
 def there(found: Found) -> dict[str, bool]:
-    """Whether each is there."""
+    """Return whether each is there."""
     return {name: said is True for name, said in found.items()}
 
 
 def report(well: bool, found: Found) -> dict[str, object]:
-    """The answer, as JSON has it."""
+    """Return the answer, as JSON has it."""
     reasons = {name: said for name, said in found.items() if said and isinstance(said, str)}
     told = {"status": "ok" if well else "unavailable", "dependencies": there(found)}
     return {**told, **({"reasons": reasons} if reasons else {})}

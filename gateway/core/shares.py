@@ -45,14 +45,14 @@ class FairShares:
         self.bound(most, most if alone else min(max(largest, int(most * share)), most // 2), alone=alone)
 
     def allows(self, who: int, amount: int) -> bool:
-        """Whether a user may have so much more."""
+        """Return whether a user may have so much more."""
         had, left = self._has.get(who, 0), self.most - self.used - amount
         if self.each >= self.most:
             return left >= 0
         return had + amount <= self.each and leaves_others(had, amount, left)
 
     def acquire(self, who: int, amount: int = 1) -> bool:
-        """Whether a user may have so much more; then it has it until `release`."""
+        """Return whether a user may have so much more; then it has it until `release`."""
         if not self.allows(who, amount):
             return False
         self.add(who, amount)
@@ -73,5 +73,5 @@ class FairShares:
         self.used -= amount
 
     def used_by(self, who: int) -> int:
-        """How much a user has now."""
+        """Return how much a user has now."""
         return self._has.get(who, 0)

@@ -75,7 +75,7 @@ def _cell(value: object) -> str:
 
 # JSON that somebody else has written: read whole, or refused by `ValueError` in one line.
 def read_json(text: str | bytes) -> Any:
-    """What a document says; `ValueError` where it is none, or nests or counts further than is read."""
+    """Return what a document says; `ValueError` where it is none, or nests or counts further than is read."""
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:

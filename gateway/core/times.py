@@ -15,7 +15,7 @@ MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 def ms_of(moment: datetime | None) -> int:
-    """The millisecond a moment is nearest to; 0 for none, which is never."""
+    """Return the millisecond a moment is nearest to; 0 for none, which is never."""
     return 0 if moment is None else round(moment.timestamp() * 1000)
 
 
@@ -39,22 +39,22 @@ AHEAD_MAX: Final = timedelta(milliseconds=AHEAD_MAX_MS)
 
 
 def is_of_gateway(request_id: str) -> bool:
-    """Whether a gateway gave it to a request, this version or one before; leases have others."""
+    """Return whether a gateway gave it to a request, this version or one before; leases have others."""
     return request_id[VERSION_AT : VERSION_AT + 1] in GIVEN
 
 
 def says_when(request_id: str) -> bool:
-    """Whether it is an id that says when its request began."""
+    """Return whether it is an id that says when its request began."""
     return request_id[VERSION_AT : VERSION_AT + 1] == VERSION
 
 
 def began_ms(request_id: str) -> int:
-    """The millisecond that such an id says, by its gateway's clock."""
+    """Return the millisecond that such an id says, by its gateway's clock."""
     return int(request_id[:8] + request_id[9:13], 16)
 
 
 def began(request_id: str) -> datetime | None:
-    """The moment an id says; None where it says none, or one that no calendar has."""
+    """Return the moment an id says; None where it says none, or one that no calendar has."""
     if not says_when(request_id):
         return None
     try:
@@ -110,7 +110,7 @@ def _zones() -> frozenset[str]:
 
 
 def is_zone(name: str) -> bool:
-    """Whether a time zone is known by this name."""
+    """Return whether a time zone is known by this name."""
     return name in _zones()
 
 
@@ -136,7 +136,7 @@ def _clock(time_zone: str, hour: int) -> ZoneOffset:
 
 
 def _turn(zone: ZoneInfo, before: int, after: int) -> int:
-    """The moment at which clocks change between two that differ."""
+    """Return the moment at which clocks change between two that differ."""
     offset = offset_at(zone, before)
     while after - before > 1:
         middle = (before + after) // 2

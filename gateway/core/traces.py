@@ -88,7 +88,8 @@ class Trace:
 
 
 def read_parent(values: list[bytes]) -> Parent | None:
-    """The caller's span from the `traceparent` fields of a request; None unless there is one valid field.
+    """Return the caller's span from the `traceparent` fields of a request; None unless there is one valid
+    field.
 
     Source: W3C Trace Context, 3.2. A version above 00 may say more behind what is known.
     """
@@ -118,7 +119,7 @@ def read_usual_line(line: bytes) -> str:
 
 
 def cut_usual_line(head: bytes) -> tuple[bytes, bytes, str]:
-    """A head without its first line of a trace in the usual form, that line, and the id of the trace.
+    """Return a head without its first line of a trace in the usual form, that line, and the id of the trace.
 
     Where there is no such line nothing is cut.
     """
@@ -142,7 +143,7 @@ def _match(values: list[bytes]) -> re.Match[bytes] | None:
 
 
 def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:
-    """The trace of one request; `ids` are `IDS_BYTES` random bytes.
+    """Return the trace of one request; `ids` are `IDS_BYTES` random bytes.
 
     A request that is not recorded hands its caller's span on as it is: nobody stands in between.
     """

@@ -171,11 +171,11 @@ class Awake:
         self._now = now
 
     def at(self, now: float) -> float:
-        """The time awake at a moment after the last look."""
+        """Return the time awake at a moment after the last look."""
         return self._now + min(now - self._looked_at, self._gap_s_max)
 
     def advance(self, now: float) -> float:
-        """The loop is here: the time awake as of now."""
+        """Return the loop is here: the time awake as of now."""
         self._now = self.at(now)
         self._looked_at = now
         return self._now

@@ -82,7 +82,7 @@ _UNHEARD_OF: Final = "\0"
 
 
 def known(exchange: Exchange) -> Caller | None:
-    """Whose call it is, where that is known here; None where `identify` has to ask.
+    """Return whose call it is, where that is known here; None where `identify` has to ask.
 
     404 or 405 for what is not on the list, 401 where nobody's credential can be read.
     """
@@ -263,7 +263,7 @@ async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
 
 
 def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallRequest:
-    """The request; 413 or 400 where that cannot be known."""
+    """Return the request; 413 or 400 where that cannot be known."""
     routed = exchange.routed
     refusal = exchange.body_failure or exchange.head.refusal
     if refusal is not None:
@@ -299,7 +299,8 @@ def read(exchange: Exchange, body: bytes, look: BodyLook | None = None) -> CallR
 async def _read_in_turn(
     exchange: Exchange, caller: Caller, body: bytes, look: BodyLook | None
 ) -> CallRequest:
-    """The same of a large body, in its organization's turn. All that waits counts in its caller's share.
+    """Return the same of a large body, in its organization's turn. All that waits counts in its caller's
+    share.
 
     Who is refused by its head takes no turn.
     """
@@ -312,7 +313,8 @@ async def _read_in_turn(
 def priced(
     exchange: Exchange, caller: Caller, call: CallRequest, run: Run | None
 ) -> tuple[Service, CallPrices, CallBudgets | None]:
-    """The service of a call, its prices, and the budgets it takes from; nothing changes them for it any more.
+    """Return the service of a call, its prices, and the budgets it takes from; nothing changes them for it
+    any more.
 
     403 where its key may not ask for every model that may answer, or nobody says a price that decides. A
     charge needs a user, where the key says so: 400 without.
@@ -386,7 +388,7 @@ async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -
 
 
 def made_models(exchange: Exchange, caller: Caller, call: CallRequest) -> tuple[str, ...]:
-    """Models that a call names and that some call made: they are owned as ids are.
+    """Return models that a call names and that some call made: they are owned as ids are.
 
     A name that the configuration writes is the operator's to give.
     """
@@ -458,7 +460,7 @@ def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, na
 def prices_of(
     ports: Ports, caller: Caller, service: Service, call: CallRequest, budgets: CallBudgets | None
 ) -> CallPrices:
-    """The prices of a call that takes from these budgets; `ModelNotPriced` where one is missing.
+    """Return the prices of a call that takes from these budgets; `ModelNotPriced` where one is missing.
 
     Where money of the organization decides, no price is in another currency than its own.
     """
@@ -507,7 +509,7 @@ def named_prices(
 
 
 def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch, ...]) -> Vectors:
-    """The prices by which credits or money are charged, of a call whose models have these."""
+    """Return the prices by which credits or money are charged, of a call whose models have these."""
     pricing = service.pricing
     if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
         return UNPRICED
@@ -537,7 +539,8 @@ def _check_currency(
 
 
 def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | None = None) -> None:
-    """`ModelNotPriced` where a model that may answer has no price; it says which of `budgets` asks for one.
+    """Raise `ModelNotPriced` where a model that may answer has no price; it says which of `budgets` asks for
+    one.
 
     Under a budget of money a call of a model must say which: what its upstream would choose nobody can price.
     """
@@ -592,7 +595,7 @@ def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
 def _check_overlapping(
     directory: DirectoryPort, caller: Caller, service: Service, overlapping: tuple[str, ...]
 ) -> None:
-    """`UnknownRoute` where the caller could have the same paths at another price."""
+    """Raise `UnknownRoute` where the caller could have the same paths at another price."""
     for key in overlapping:
         try:
             other = directory.resolve(caller, key)
@@ -606,7 +609,7 @@ def _check_overlapping(
 
 
 def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
-    """Whether a name is not configured for others alone."""
+    """Return whether a name is not configured for others alone."""
     try:
         configured.find(name, caller.organization_id)
     except ModelNotAllowed:
@@ -656,7 +659,7 @@ def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: List
 
 
 def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[str]:
-    """The names that are configured for a caller's organization and answer in the API of this list."""
+    """Return the names that are configured for a caller's organization and answer in the API of this list."""
     worker, family = exchange.worker, exchange.routed.family
     found: list[str] = []
     for name in models.names(caller.organization_id):
@@ -691,7 +694,7 @@ def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
 
 
 def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) -> bool:
-    """Whether a call of a model would be admitted as far as its price decides."""
+    """Return whether a call of a model would be admitted as far as its price decides."""
     ports, said = exchange.worker.ports, exchange.head.attribution
     call = CallRequest("none", exchange.routed.family, b"", model=model)
     try:
@@ -708,7 +711,7 @@ def _may_call(exchange: Exchange, caller: Caller, service: Service, model: str) 
 
 
 async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) -> Caller:
-    """The caller by whichever digest is known; the next call of this proof begins with that one."""
+    """Return the caller by whichever digest is known; the next call of this proof begins with that one."""
     digests = (proof.digest, *proof.others)
     wrong = InvalidApiKey()
     for digest in digests:
@@ -744,7 +747,7 @@ def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
 
 
 def _routed_as(head: CallHead, routed: RoutedHead, proof: HeaderCredential) -> CallHead:
-    """A head with these parts of another one."""
+    """Return a head with these parts of another one."""
     call = CallHead(routed, proof, head.said)
     call.attribution, call.parent = head.attribution, head.parent
     call.passed, call.cors = head.passed, head.cors

@@ -114,7 +114,7 @@ class CapacityQueues:
         return bool([one for one in self._accounts.values() if one.finish()])
 
     def waiting(self) -> list[tuple[str, int]]:
-        """How many calls wait for each upstream."""
+        """Return how many calls wait for each upstream."""
         found: dict[str, int] = {}
         for (upstream, _), one in self._accounts.items():
             found[upstream] = found.get(upstream, 0) + one.length
@@ -340,7 +340,7 @@ class CapacityQueue:
             one.let_in.fail(refusal)
 
     def _next(self) -> list[WaitingCall]:
-        """The first calls of each share, by turns; those of batches have some places of their own."""
+        """Return the first calls of each share, by turns; those of batches have some places of their own."""
         interactive, batch = self._waiting
         found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
         found += islice(_by_turns(batch), ASKS_MAX - len(found))

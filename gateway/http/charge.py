@@ -298,7 +298,7 @@ class AdmittedCall:
         return observed
 
     def _tokens_covered(self) -> int:
-        """Tokens the hold covers as it was taken; what a plan weighs is apart."""
+        """Return tokens the hold covers as it was taken; what a plan weighs is apart."""
         if self._covered >= 0:
             return self._covered
         decision, budgets, read = self.decision, self.budgets, self.call.input_estimate
@@ -500,7 +500,7 @@ def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
 
 
 def _metadata_of(exchange: Exchange) -> msgspec.Raw:
-    """What its caller says of a call, and which upstreams failed it before the one that answered."""
+    """Return what its caller says of a call, and which upstreams failed it before the one that answered."""
     said = exchange.head.attribution.metadata
     if not exchange.passed_over:
         return msgspec.Raw(said) if said else NONE
@@ -512,7 +512,7 @@ def _metadata_of(exchange: Exchange) -> msgspec.Raw:
 
 # The request of a hold, and its answer; of calls, and of holds that callers take by the API.
 def fields_allowed(worker: Worker, call: CallRequest, upstream: str) -> frozenset[str]:
-    """Numbers in its body that every upstream that may answer it knows."""
+    """Return numbers in its body that every upstream that may answer it knows."""
     names = [one.upstream for one in call.targets] or [upstream]
     found = [worker.upstreams[name].target.fields for name in names if name in worker.upstreams]
     return found[0].intersection(*found[1:]) if found else _NO_FIELDS
@@ -522,7 +522,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool, ttl_ms: int = 0,
 ) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
-    """What a call claims, and the hold that is asked for it.
+    """Return what a call claims, and the hold that is asked for it.
 
     `InvalidRequest` for one in the background whose hold ends before its result is there.
     """
@@ -570,7 +570,7 @@ def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports
 
 
 def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
-    """Whether an answer may have come to nothing by the timeout that its call states."""
+    """Return whether an answer may have come to nothing by the timeout that its call states."""
     if not (call.gives_up and call.has_input and _says_nothing(usage)):
         return False
     return status in TIMED_OUT or 200 <= status < 300

@@ -102,7 +102,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
 
 
 async def late_answer(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
-    """The head of an answer that comes behind its deadline, or came before a later one."""
+    """Return the head of an answer that comes behind its deadline, or came before a later one."""
     link, upstream = exchange.link, exchange.upstream
     assert link is not None
     assert upstream is not None
@@ -357,7 +357,7 @@ def _begin(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> No
 
 
 def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> bytes:
-    """The head of the upstream's request, but for its framing."""
+    """Return the head of the upstream's request, but for its framing."""
     routed, begins, passed, call = exchange.routed, exchange.begins, exchange.head.passed, admitted.call
     if begins is None:
         beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
@@ -377,7 +377,7 @@ def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> 
 
 
 def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Caller) -> bytes:
-    """What an upstream is told of each call: whose it is, and how much it hurries."""
+    """Return what an upstream is told of each call: whose it is, and how much it hurries."""
     words = {
         "organization": str(caller.organization_id),
         "tenant": str(caller.tenant_id),
@@ -405,7 +405,7 @@ def _is_form(pair: bytes) -> bool:
 
 # An upstream's own limits: which calls are refused for what it said of them.
 def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """`UpstreamLimited` where a call may not be sent now: to none of its targets, where it has any."""
+    """Raise `UpstreamLimited` where a call may not be sent now: to none of its targets, where it has any."""
     refusal = _cooling(exchange, caller, call)
     if refusal is None:
         return
@@ -421,7 +421,7 @@ def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None
 
 
 def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamLimited | None:
-    """Why a call may not be sent to its upstream now; else its `key` is the first that may be used."""
+    """Return why a call may not be sent to its upstream now; else its `key` is the first that may be used."""
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
@@ -478,7 +478,7 @@ def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
 
 
 def _asked(exchange: Exchange, call: CallRequest) -> tuple[str, str]:
-    """The account's request: a model, else a service, else a free route."""
+    """Return the account's request: a model, else a service, else a free route."""
     routed = exchange.routed
     if not routed.metered:
         return "path", routed.label

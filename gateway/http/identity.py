@@ -35,7 +35,7 @@ _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
 
 def check_query_names(query: bytes) -> None:
-    """`InvalidRequest` where a credential is in the query."""
+    """Raise `InvalidRequest` where a credential is in the query."""
     for pair in _SEPARATOR.split(query[1:]) if query else ():
         name = pair.partition(b"=")[0]
         if _plain(name) in _QUERY_NAMES:
@@ -45,7 +45,7 @@ def check_query_names(query: bytes) -> None:
 
 
 def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
-    """The request's credential, and whether it is a signed token, where `tokens` are accepted.
+    """Return the request's credential, and whether it is a signed token, where `tokens` are accepted.
 
     `InvalidApiKey` where there is none or it is malformed; `InvalidRequest` where there are two that differ.
     """
@@ -67,35 +67,35 @@ def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
 
 
 def key_digest(credential: bytes, pepper: bytes) -> str:
-    """The hex digest that a credential is known by."""
+    """Return the hex digest that a credential is known by."""
     return hmac.digest(pepper, credential, "sha256").hex()
 
 
 def key_digests(credential: bytes, peppers: tuple[bytes, ...]) -> tuple[str, ...]:
-    """The same under each pepper."""
+    """Return the same under each pepper."""
     return tuple([key_digest(credential, pepper) for pepper in peppers])
 
 
 def upload_pass(upload: str, digest: str, pepper: bytes) -> str:
-    """What the address of an upload has instead of the key, known by its digest, that began it."""
+    """Return what the address of an upload has instead of the key, known by its digest, that began it."""
     return f"{digest}.{key_digest(f'{upload} {digest}'.encode(), pepper)}"
 
 
 def passed_digest(said: str, upload: str, pepper: bytes) -> str:
-    """The digest of the key that an upload was begun with; empty where nobody here has said so."""
+    """Return the digest of the key that an upload was begun with; empty where nobody here has said so."""
     digest = said.partition(".")[0]
     known = upload_pass(upload, digest, pepper)
     return digest if hmac.compare_digest(said.encode(), known.encode()) else ""
 
 
 def _plain(name: bytes) -> bytes:
-    """The name of a parameter as an API that is not strict with it may take it."""
+    """Return the name of a parameter as an API that is not strict with it may take it."""
     plain = unquote_to_bytes(name.replace(b"+", b" ")).strip().lower().lstrip(b"$")
     return plain.replace(b"_", b"").replace(b"-", b"")
 
 
 def _key_in(name: bytes, value: bytes) -> bytes:
-    """The key in a field's value, empty where it has none."""
+    """Return the key in a field's value, empty where it has none."""
     if name == PROTOCOLS_FIELD:
         named = [one.strip(b" \t") for one in value.split(b",")]
         return b" ".join(
@@ -105,7 +105,7 @@ def _key_in(name: bytes, value: bytes) -> bytes:
 
 
 def _bearer(value: bytes) -> bytes:
-    """The token of `Bearer <token>`; anything else is no credential of ours and stays malformed."""
+    """Return the token of `Bearer <token>`; anything else is no credential of ours and stays malformed."""
     scheme, _, token = value.partition(b" ")
     return token.strip(b" ") if scheme.lower() == b"bearer" else b" "
 
@@ -176,7 +176,7 @@ def _runs_in(baggage: bytes) -> list[bytes]:
 
 
 def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
-    """The run that baggage names by its id alone; a field of ours is heard before it."""
+    """Return the run that baggage names by its id alone; a field of ours is heard before it."""
     members = [one for value in said for one in _runs_in(value)]
     if not members:
         return None
@@ -191,7 +191,7 @@ def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
 
 
 def read_units(read: Values, route: Route) -> int:
-    """Units the client claims; only where the operator trusts it to set its own bill."""
+    """Return units the client claims; only where the operator trusts it to set its own bill."""
     name, value = _one(read, "units")
     if value is None:
         return 1
@@ -203,7 +203,7 @@ def read_units(read: Values, route: Route) -> int:
 
 
 def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
-    """The whole name of a field, and its value if it is there."""
+    """Return the whole name of a field, and its value if it is there."""
     name = f"x-tollkeeper-{suffix}"
     values = read.get(name.encode(), ())
     if len(values) > 1:
@@ -226,7 +226,7 @@ def _text(said: Values, suffix: str, characters_max: int) -> str:
 
 
 def _their_session(said: Values, family: Family) -> str:
-    """The session by the first field of clients of this API that says one, empty where none does."""
+    """Return the session by the first field of clients of this API that says one, empty where none does."""
     for name in SESSION_FIELDS[family]:
         values = said.get(name, ())
         if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
@@ -268,7 +268,7 @@ def _metadata(said: Values) -> bytes:
 
 
 def _within(value: object, depth: int) -> bool:
-    """Whether it is nested no deeper: later readers have a stack to keep to as well."""
+    """Return whether it is nested no deeper: later readers have a stack to keep to as well."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
 

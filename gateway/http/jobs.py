@@ -367,7 +367,7 @@ async def _lines(
     exchange: Exchange, caller: Caller, document: Mapping[str, object], jobs: JobsPort,
     arrive: Callable[[int], None],
 ) -> tuple[str, Route, list[BatchLine]]:  # fmt: skip
-    """The input of a batch, the route its calls would take, and these, where they stand."""
+    """Return the input of a batch, the route its calls would take, and these, where they stand."""
     paths, upstream = BATCH_AT.get(exchange.routed.label), exchange.routed.upstream
     model = exchange.routed.params.get("model", "")
     if paths is None:
@@ -519,7 +519,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
     exchange: Exchange, caller: Caller, hold_id: str, user: str, service: Service, decision: Decision,
     prices: CallPrices,
 ) -> Job:  # fmt: skip
-    """A job that holds what a decision gave it, at the time of the Redis that decided."""
+    """Return a job that holds what a decision gave it, at the time of the Redis that decided."""
     created_ms = decision.now_ms
     vector, attribution = prices.named[0].vector if prices.named else None, exchange.head.attribution
     return Job(
@@ -560,14 +560,14 @@ def _add(
 
 
 def _likely(prices: CallPrices, estimate: Estimate, call: CallRequest, budgets: CallBudgets | None) -> int:
-    """What a call is likely to cost, in nano-units."""
+    """Return what a call is likely to cost, in nano-units."""
     named = [match.vector for match in prices.named if match.vector is not None]
     hold = "" if budgets is None else budgets.hold
     return budget_claim(named[:1], estimate, call, hold).money if named else 0
 
 
 def at_batch_prices(prices: CallPrices) -> CallPrices:
-    """The prices of a batch's calls."""
+    """Return the prices of a batch's calls."""
     named = tuple([
         one if one.vector is None else replace(one, vector=at_batch_price(one.vector)) for one in prices.named
     ])  # fmt: skip
@@ -598,7 +598,7 @@ def _packed(weights: Weights | None) -> tuple[tuple[int, ...], int, int] | None:
 
 # What a job is charged, once its result is there.
 def service_of(ports: Ports, job: Job) -> Service | None:
-    """The service of a job at its organization's price, also where that has it no more."""
+    """Return the service of a job at its organization's price, also where that has it no more."""
     try:
         found = ports.directory.resolve(job.caller, job.service)
     except ServiceNotIncluded:
@@ -724,7 +724,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 
 
 def _prices_then(ports: Ports, job: Job, service: Service, now_s: float, ago_s: float) -> CallPrices:
-    """The prices of when a job was made."""
+    """Return the prices of when a job was made."""
     ago_s = max(0.0, ago_s)
     call = CallRequest("none", GENERIC, b"", model=job.model)
     call.upstream = job.upstream

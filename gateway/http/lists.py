@@ -88,7 +88,7 @@ async def list_objects(exchange: Exchange) -> None:
 
 
 def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
-    """The number of objects that are asked for, the one they follow, and the parameters that pass."""
+    """Return the number of objects that are asked for, the one they follow, and the parameters that pass."""
     asked = dict(parse_qsl(query[1:], keep_blank_values=True))
     limit = asked.pop(lists.size, str(LIMIT))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= LIMIT_MAX):
@@ -104,7 +104,7 @@ def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
 
 
 def _shown(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
-    """An object as it is listed, without its calls and results."""
+    """Return an object as it is listed, without its calls and results."""
     for place, names in lists.apart.items():
         inside = one.get(place) if place else one
         if isinstance(inside, dict):

@@ -48,7 +48,7 @@ class DirectoryPort(Protocol):
     """Callers and callable services. Bounded caches; never more than a second old."""
 
     def cached(self, digest: str) -> Caller | None:
-        """The caller of a credential's digest, if it is known and fresh."""
+        """Return the caller of a credential's digest, if it is known and fresh."""
 
     def identify(self, digest: str) -> Awaitable[Caller]:
         """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
@@ -57,19 +57,19 @@ class DirectoryPort(Protocol):
         """Have an organization's terms, though none of its callers was looked up; as `identify`."""
 
     def service(self, key: str) -> Service | None:
-        """The service of this key, if the catalogue has it."""
+        """Return the service of this key, if the catalogue has it."""
 
     def catalogue(self) -> Mapping[str, Service]:
         """Every service by its key; another object once it has changed. Fails with `CountersUnavailable`."""
 
     def models(self) -> tuple[ModelRule, ...]:
-        """The models that people configured; another object once they are others."""
+        """Return the models that people configured; another object once they are others."""
 
     def shares(self) -> tuple[Share, ...]:
-        """The shares of upstreams' capacity; another object once they are others."""
+        """Return the shares of upstreams' capacity; another object once they are others."""
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
-        """The service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
+        """Return the service at the price of the caller's organization. Fails with `ServiceNotIncluded`."""
 
     def budgets(  # noqa: PLR0917  # whose call it is, and what it says
         self,
@@ -80,7 +80,8 @@ class DirectoryPort(Protocol):
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
-        """The budgets a call takes from, if any, and those of its `run`. Fails with `CountersUnavailable`.
+        """Return the budgets a call takes from, if any, and those of its `run`. Fails with
+        `CountersUnavailable`.
 
         Do not `remember` what a call would take from that nobody makes.
         """
@@ -89,18 +90,18 @@ class DirectoryPort(Protocol):
         """The lists of models of the caller's organization, if any. Fails with `CountersUnavailable`."""
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
-        """What the caller's runs are held to, mostly nothing. Fails with `CountersUnavailable`."""
+        """Return what the caller's runs are held to, mostly nothing. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """How this caller is told that an amount is spent."""
+        """Return how this caller is told that an amount is spent."""
 
     def pays_in(self, caller: Caller) -> str:
-        """The currency that a caller's organization pays in."""
+        """Return the currency that a caller's organization pays in."""
 
     def price(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """What a model cost the caller's organization so many seconds ago; None where nobody says.
+        """Return what a model cost the caller's organization so many seconds ago; None where nobody says.
 
         `own` is in its own currency alone. The `upstream` says whose list counts first.
         """
@@ -111,7 +112,7 @@ class DirectoryPort(Protocol):
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """The same of the model that stands in for one without a price, if one does."""
+        """Return the same of the model that stands in for one without a price, if one does."""
 
 
 class Tokens(Protocol):
@@ -131,7 +132,7 @@ class ObjectOwnersPort(Protocol):
     """Whose the objects are that upstreams keep."""
 
     def owned(self, caller: Caller, ids: Sequence[str]) -> Awaitable[bool]:
-        """Whether all are the caller's organization's. Fails with `CountersUnavailable`."""
+        """Return whether all are the caller's organization's. Fails with `CountersUnavailable`."""
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
         """Note that they are, and for how long; asked at once, whether it is awaited or not."""
@@ -141,10 +142,11 @@ class RunsPort(Protocol):
     """Budgets that callers make, which travel with their calls."""
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
-        """The run of a call, where it is known here. Fails with `RunEnded` or `RunConflict`."""
+        """Return the run of a call, where it is known here. Fails with `RunEnded` or `RunConflict`."""
 
     def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Awaitable[Run]:
-        """The run of a call, opened where there is none yet; fails likewise, or as it cannot be opened.
+        """Return the run of a call, opened where there is none yet; fails likewise, or as it cannot be
+        opened.
 
         One that was opened is soon forgotten unless a call of it is `admitted`.
         """
@@ -153,7 +155,7 @@ class RunsPort(Protocol):
         """Keep the run of a call that was admitted, and all that it draws from."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
-        """A run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
+        """Return a run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
 
     def end(self, caller: Caller, id_: str) -> Awaitable[None]:
         """End a run; fails likewise."""
@@ -163,16 +165,17 @@ class HoldsPort(Protocol):
     """Holds that callers take and settle themselves, as they are stored: any worker finds them."""
 
     def now_ms(self) -> int:
-        """The time of day."""
+        """Return the time of day."""
 
     def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> Awaitable[tuple[str, bytes]]:
-        """The id of the hold of a request with this `Idempotency-Key`, and the answer it had before, if any.
+        """Return the id of the hold of a request with this `Idempotency-Key`, and the answer it had before,
+        if any.
 
         Fails with `IdempotencyConflict` or `CountersUnavailable`.
         """
 
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
-        """The request was refused: the next one with its key is a new one."""
+        """Return the request was refused: the next one with its key is a new one."""
 
     def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
         """Take a place for a hold until it is kept. Fails with `TooManyHolds` where no more of this caller's
@@ -188,16 +191,16 @@ class HoldsPort(Protocol):
         """Store a hold, and what its request came to."""
 
     def find(self, caller: Caller, id_: str) -> Awaitable[CallerHold]:
-        """A hold of the caller's tenant. Fails with `HoldNotFound` or `CountersUnavailable`."""
+        """Return a hold of the caller's tenant. Fails with `HoldNotFound` or `CountersUnavailable`."""
 
     def end_of(self, hold: CallerHold) -> Awaitable[HoldEnd | None]:
-        """How a caller ended it, None while nobody did."""
+        """Return how a caller ended it, None while nobody did."""
 
     def decide(self, hold: CallerHold, end: HoldEnd) -> Awaitable[HoldEnd]:
-        """How it ends: as the first one said who said it."""
+        """Return how it ends: as the first one said who said it."""
 
     def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
-        """Its end is applied, and is told for a while."""
+        """Return its end is applied, and is told for a while."""
 
     def undecide(self, hold: CallerHold) -> Awaitable[None]:
         """Nobody ended it: it had ended before by its deadline."""
@@ -221,7 +224,7 @@ class JobsPort(Protocol):
     def fetch(
         self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
     ) -> Awaitable[bytes]:
-        """What an upstream has there; `arrive` counts bytes as they come, and may raise a `Refusal`.
+        """Return what an upstream has there; `arrive` counts bytes as they come, and may raise a `Refusal`.
 
         Fails with the `Refusal` that says why not.
         """
@@ -229,7 +232,7 @@ class JobsPort(Protocol):
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> Awaitable[tuple[int, bytes]]:
-        """A status and a body, as an upstream answers there. Fails with `UpstreamUnreachable`."""
+        """Return a status and a body, as an upstream answers there. Fails with `UpstreamUnreachable`."""
 
     def open(self, job: Job) -> Awaitable[None]:
         """Store a job before its upstream hears of it. Fails with `TooManyJobs` and `CountersUnavailable`."""
@@ -247,7 +250,7 @@ class JobsPort(Protocol):
         """
 
     def find(self, caller: Caller, id_: str) -> Awaitable[Job | None]:
-        """The organization's job of this upstream's id."""
+        """Return the organization's job of this upstream's id."""
 
     def look(self, job: Job) -> Awaitable[bool]:
         """Ask what became of it, and charge it where it is over; whether it is. Fails with a `Refusal`."""
@@ -296,7 +299,7 @@ class Tracer(Protocol):
     """Traces of requests, on their way to a collector. Never waits, never fails."""
 
     def begin(self, parent: Parent | None) -> Trace:
-        """The trace of a request that has come; whether it is recorded is decided now."""
+        """Return the trace of a request that has come; whether it is recorded is decided now."""
 
     def end(self, trace: Trace, spans: list[Span]) -> None:
         """The request is over: take the spans of a recorded trace."""

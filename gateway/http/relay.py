@@ -92,7 +92,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
 
 
 def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Failed]:
-    """Whether an answer that ended in good order is whole, and what the journal says of it."""
+    """Return whether an answer that ended in good order is whole, and what the journal says of it."""
     if not meter.ended or meter.is_whole or not 200 <= status < 300:
         return True, exchange.outlasted or (_LEFT if exchange.gone else _TOLD)
     failure = UpstreamUnreachable("The upstream's answer ended without its API's last word.")
@@ -116,7 +116,7 @@ async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerH
 
 
 def origin_of(exchange: Exchange) -> str:
-    """What this gateway is called by its clients: as settings say, else as this one does."""
+    """Return what this gateway is called by its clients: as settings say, else as this one does."""
     public = exchange.worker.limits.public_url
     if public:
         return public
@@ -210,7 +210,7 @@ def _check_unbroken(link: Link, meter: Meter) -> None:
 
 
 async def _catch_up(exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter) -> bytes:
-    """A little that came may be much to read: others have their turns meanwhile."""
+    """Return a little that came may be much to read: others have their turns meanwhile."""
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
@@ -246,7 +246,7 @@ def _keep(exchange: Exchange, admitted: AdmittedCall, told: list[str]) -> list[A
 
 
 def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
-    """The ids of objects that an answer names for the first time, but for what its request brought."""
+    """Return the ids of objects that an answer names for the first time, but for what its request brought."""
     told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
     meter.told.clear()
     if told and len(call.brought) < TOLD_MAX:  # many events name the same
@@ -368,7 +368,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
 
 
 def _ending(exchange: Exchange, keep_alive: bool) -> bytes:
-    """What every answer's head ends with."""
+    """Return what every answer's head ends with."""
     routed, head = exchange.routed, exchange.head
     request_id = exchange.request_id.encode()
     named = cors = waited = last = b""

@@ -58,7 +58,7 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
 
 
 def _goes_on(exchange: Exchange) -> bool:
-    """Whether an answer that is late may still come, and say what it used."""
+    """Return whether an answer that is late may still come, and say what it used."""
     link = exchange.link
     alone = exchange.connection.messages is None and exchange.before_end is None
     return alone and link is not None and link.is_late and exchange.is_worked_on
@@ -107,7 +107,7 @@ async def _settle(exchange: Exchange, failure: BaseException) -> None:
 
 
 def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
-    """What the client is told of a call that failed, and why it did."""
+    """Return what the client is told of a call that failed, and why it did."""
     if exchange.outlasted is not None:
         return exchange.outlasted
     if isinstance(failure, ClientGone):
@@ -119,7 +119,7 @@ def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
 
 
 def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
-    """Whether it is the client's doing that an answer an upstream had begun on came to nothing.
+    """Return whether it is the client's doing that an answer an upstream had begun on came to nothing.
 
     The same holds for a call with tokens that is not answered in time: its caller chose the request, and it
     was read.
@@ -139,7 +139,7 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
 
 
 def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
-    """Whether an upstream may work on what nobody sees: the gateway itself waits for it no longer."""
+    """Return whether an upstream may work on what nobody sees: the gateway itself waits for it no longer."""
     if exchange.outlasted is not None or (exchange.drains and isinstance(failure, ClientGone)):
         return True
     late = isinstance(failure, UpstreamTimeout) and exchange.forwarded and exchange.before_end is None
@@ -147,7 +147,7 @@ def _is_unseen(exchange: Exchange, failure: BaseException) -> bool:
 
 
 async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -> BaseException:
-    """A call that failed before it was admitted is one of its sender's as a refused one is."""
+    """Return a call that failed before it was admitted is one of its sender's as a refused one is."""
     failure: BaseException = fault
     held: AdmittedCall | None = None
     try:

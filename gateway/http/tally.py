@@ -223,7 +223,7 @@ class Tally:
         self.budget_refusals[series] = self.budget_refusals.get(series, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:
-        """What tenants did since this was called last: tenant id and kind, with its count."""
+        """Return what tenants did since this was called last: tenant id and kind, with its count."""
         busy, self.busy = self.busy, {}
         taken, self.refusals = self.refusals, {}
         for tenant_id, served in busy.items():
@@ -233,7 +233,7 @@ class Tally:
         return taken
 
     def snapshot(self) -> dict[str, object]:
-        """Everything counted so far; JSON-able."""
+        """Return everything counted so far; JSON-able."""
         tokens = [
             (service, kind, count)
             for service, used in self.tokens.items()
@@ -279,7 +279,7 @@ class Tally:
 
 
 def by_class(answers: Mapping[int, int]) -> dict[str, int]:
-    """Counts by status as counts by what metrics tell: each of `ANSWERS` is there."""
+    """Return counts by status as counts by what metrics tell: each of `ANSWERS` is there."""
     found = dict.fromkeys(ANSWERS, 0)
     for status, count in answers.items():
         name = str(status) if status in OWN_STATUSES else f"{status // 100}xx"

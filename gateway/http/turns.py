@@ -40,7 +40,7 @@ class FairQueue:
         self._scheduled = False
 
     def take_now(self, size: int) -> bool:
-        """Whether so many bytes may be dealt with at once."""
+        """Return whether so many bytes may be dealt with at once."""
         left = self._left - size
         if left < 0 or self._waiting:
             return False
@@ -89,7 +89,7 @@ class LargeBodies:
         self.turns = 0
 
     async def read(self, organization_id: int, read: Callable[[], T]) -> T:
-        """What `read` returns, once it had its turn."""
+        """Return what `read` returns, once it had its turn."""
         one = _FairWaiter(read, self._loop.create_future())
         self._waiting.setdefault(organization_id, deque()).append(one)
         if not self._taken:

@@ -37,7 +37,7 @@ class DigestLookup(Protocol):
     """Who a digest stands for."""
 
     def cached(self, digest: str) -> Caller | None:
-        """The caller of a digest, if it is known and fresh."""
+        """Return the caller of a digest, if it is known and fresh."""
 
     def identify(self, digest: str) -> Awaitable[Caller]:
         """Look a digest up. Fails with `InvalidApiKey`, of one that is over `EndedApiKey`, or
@@ -62,11 +62,11 @@ class _VerifiedCaller:
         self.caller: Caller | None = None
 
     def is_good(self, now: float) -> bool:
-        """Whether it need not be verified again."""
+        """Return whether it need not be verified again."""
         return self.meaning.ends > now and self.issuer.has(self.key)
 
     def stands_for(self, found: Caller) -> Caller:
-        """The caller: whom its key acts for is said by the key, else by the token."""
+        """Return the caller: whom its key acts for is said by the key, else by the token."""
         user = self.meaning.user
         self.found = found
         self.caller = caller = replace(found, user=user) if user and not found.user else found
@@ -106,12 +106,12 @@ class TokenCallers:
         await self._keys.keep_fresh()
 
     def snapshot(self) -> dict[str, object]:
-        """What metrics say of issuers."""
+        """Return what metrics say of issuers."""
         unread = self._keys.unread()
         return {"issuers_unread": unread} if unread else {}
 
     def cached(self, digest: str) -> Caller | None:
-        """The caller of a token that was verified before, if all that it was found by is fresh."""
+        """Return the caller of a token that was verified before, if all that it was found by is fresh."""
         kept = self.known.find(digest)
         if kept is None or kept.value.again <= self._wall():
             return None
@@ -133,7 +133,7 @@ class TokenCallers:
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
-        """Who the first of these stands for that has a key, and the key's digest.
+        """Return who the first of these stands for that has a key, and the key's digest.
 
         Has that key ended, then the token is nobody's: the next one's key would be charged for who lost it.
         """
@@ -151,7 +151,7 @@ class TokenCallers:
         raise refused(SUBJECT_CLAIM, "No API key stands for this token's subject.")
 
     async def _verified(self, token: bytes) -> _VerifiedCaller:
-        """What a token says, now that its signature is verified."""
+        """Return what a token says, now that its signature is verified."""
         said = read_token(token)
         keys = self._keys.of(said.issuer)
         if keys is None:

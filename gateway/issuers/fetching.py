@@ -39,7 +39,7 @@ _VERIFIERS = get_default_algorithms()
 
 
 def read_key_set(data: bytes) -> KeySet:
-    """The usable keys of a document; `UnreadableKeys` where it is none or has none."""
+    """Return the usable keys of a document; `UnreadableKeys` where it is none or has none."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -73,7 +73,7 @@ def _usable(written: list[Any]) -> Iterator[VerifyingKey]:
 
 
 def _public(written: Mapping[str, Any], algorithm: str) -> Any:
-    """The public key, None where it is not what it says, or too weak or too large to be one."""
+    """Return the public key, None where it is not what it says, or too weak or too large to be one."""
     named = {name: value for name, value in written.items() if name not in {"alg", "use", "key_ops"}}
     try:
         with warnings.catch_warnings(action="ignore"):  # of small keys, which are not taken
@@ -96,7 +96,7 @@ DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 def fetch_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
-    """The issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
+    """Return the issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
     with _told():
         if issuer.jwks_file:
             return read_key_set(read_file(issuer.jwks_file))
@@ -108,7 +108,7 @@ def fetch_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
 
 
 def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
-    """The same of one by which people sign in, with where they do."""
+    """Return the same of one by which people sign in, with where they do."""
     with _told():
         deadline = time.monotonic() + within_s
         said = _discovered(issuer, deadline)
@@ -144,12 +144,12 @@ def _told() -> Iterator[None]:
 
 
 def read_file(path: str) -> bytes:
-    """What a small file holds."""
+    """Return what a small file holds."""
     return read_regular(path, DOCUMENT_BYTES_MAX)
 
 
 def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
-    """What the discovery document says."""
+    """Return what the discovery document says."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
     found = json.loads(_fetched(issuer, url, deadline, with_token=True))
     if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
@@ -158,7 +158,7 @@ def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
 
 
 def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
-    """Where the discovery document says that something is."""
+    """Return where the discovery document says that something is."""
     place = said.get(name)
     if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
         url = without_password(issuer.issuer.rstrip("/") + DISCOVERY)
@@ -167,7 +167,7 @@ def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
 
 
 def _end_session(issuer: Issuer, said: Mapping[str, Any]) -> str:
-    """Where people sign out; a wrong address is none, since it must keep nobody from signing in."""
+    """Return where people sign out; a wrong address is none, since it must keep nobody from signing in."""
     place = said.get("end_session_endpoint")
     well = isinstance(place, str) and _PLAIN.fullmatch(place) and may_lead_to(issuer.issuer, place)
     return str(place) if well else ""
@@ -252,7 +252,7 @@ def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, 
 
 
 def _secret_of(provider: IdentityProvider) -> str:
-    """The client's secret, read again where it is in a file; empty where it has none."""
+    """Return the client's secret, read again where it is in a file; empty where it has none."""
     if not provider.client_secret_file:
         return provider.client_secret
     try:

@@ -31,11 +31,11 @@ class VerifyingKey:
     verify: Callable[[SignedToken, object], bool]
 
     def fits(self, algorithm: str) -> bool:
-        """Whether signatures of this algorithm may be by this key."""
+        """Return whether signatures of this algorithm may be by this key."""
         return FAMILY_OF[algorithm] == self.family and self.algorithm in {None, algorithm}
 
     def verifies(self, token: SignedToken) -> bool:
-        """Whether the token was signed by this key."""
+        """Return whether the token was signed by this key."""
         return self.verify(token, self.public)
 
 
@@ -62,7 +62,7 @@ class KeySet:
         self.keys, self.endpoints = keys, endpoints
 
     def find(self, token: SignedToken) -> VerifyingKey | None:
-        """The key a token names; where it names none, the only one that fits."""
+        """Return the key a token names; where it names none, the only one that fits."""
         fitting = [one for one in self.keys if one.fits(token.algorithm)]
         if token.key_id is None:
             return fitting[0] if len(fitting) == 1 else None

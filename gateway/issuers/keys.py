@@ -41,7 +41,7 @@ Read = Callable[[Issuer], KeySet]
 
 
 def read_keys(issuer: Issuer) -> KeySet:
-    """An issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
+    """Return an issuer's keys as they are now; `UnreadableKeys` says why they cannot be read."""
     with loading("oidc"):  # some 20 MB, for workers that have issuers alone
         from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
@@ -97,7 +97,7 @@ class IssuerKeys:
         raise refused(UNKNOWN_KEY, "The token names no key of its issuer.")
 
     async def verify(self, token: SignedToken) -> VerifyingKey:
-        """The key that signed a token, by an algorithm of its issuer; InvalidApiKey where none did."""
+        """Return the key that signed a token, by an algorithm of its issuer; InvalidApiKey where none did."""
         if token.algorithm not in self.issuer.algorithms:
             raise refused(ALGORITHM, "The token's algorithm is not accepted.")
         key = await self.find(token)
@@ -106,7 +106,7 @@ class IssuerKeys:
         return key
 
     async def at_hand(self) -> KeySet:
-        """What the issuer has, as far as it is known at once, else once it is read.
+        """Return what the issuer has, as far as it is known at once, else once it is read.
 
         If due, it is refreshed in the background; IssuerUnavailable where it cannot be had.
         """
@@ -119,7 +119,7 @@ class IssuerKeys:
         return kept
 
     def has(self, key: VerifyingKey) -> bool:
-        """Whether a key is the issuer's still."""
+        """Return whether a key is the issuer's still."""
         kept = self._kept()
         keys = kept.keys if kept is not None else ()
         return any(one.key_id == key.key_id and one.public == key.public for one in keys)
@@ -129,13 +129,13 @@ class IssuerKeys:
         return kept.find(token) if kept is not None else None
 
     def _kept(self) -> KeySet | None:
-        """The read keys, unless that is too long ago."""
+        """Return the read keys, unless that is too long ago."""
         if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
             self.keys = None
         return self.keys
 
     def _begun(self) -> asyncio.Future[None]:
-        """The reading that is under way, from now on where none was."""
+        """Return the reading that is under way, from now on where none was."""
         if self._reading is None:
             self._asked_at = self._clock()
             self._reading = asyncio.ensure_future(self._take())
@@ -162,7 +162,7 @@ class IssuerKeys:
 
 
 def in_thread(read: Callable[[], T], ended: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
-    """The result of a thread that nobody waits for at the end.
+    """Return the result of a thread that nobody waits for at the end.
 
     The loop is told when it has `ended`, though nobody may be left who wants what it found.
     """
@@ -202,7 +202,7 @@ class AllKeys:
         self._refreshing: set[asyncio.Task[None]] = set()
 
     def of(self, issuer: str) -> IssuerKeys | None:
-        """Those of an issuer, None where it is not one of ours."""
+        """Return those of an issuer, None where it is not one of ours."""
         return self._by_issuer.get(issuer)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:

@@ -64,7 +64,7 @@ def to_sign_in(
 def to_sign_out(
     provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, id_token: str
 ) -> str:
-    """Where somebody signs out (OpenID Connect RP-Initiated Logout 1.0, 2); empty where nowhere.
+    """Return where somebody signs out (OpenID Connect RP-Initiated Logout 1.0, 2); empty where nowhere.
 
     The `id_token` says whose session it is. Without one most providers ask.
     """
@@ -88,13 +88,13 @@ ID_TOKEN: Final = b"id token"
 
 
 def seal(text: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """The text, for who has the cookie and for one use (AES-256-GCM, NIST SP 800-38D)."""
+    """Return the text, for who has the cookie and for one use (AES-256-GCM, NIST SP 800-38D)."""
     nonce = os.urandom(NONCE_BYTES)
     return urlsafe_b64encode(nonce + _cipher(cookie, use).encrypt(nonce, text.encode(), use)).decode()
 
 
 def opened(sealed: str, cookie: str, use: bytes = RENEWAL) -> str:
-    """The contents sealed for a cookie and a use; `ValueError` where it was not for this one."""
+    """Return the contents sealed for a cookie and a use; `ValueError` where it was not for this one."""
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # for keepers that have providers alone
 
     data = urlsafe_b64decode(sealed)
@@ -127,7 +127,7 @@ _AWAY: Final = "The provider of identities does not answer; try again in a momen
 
 
 def read_provider(issuer: Issuer) -> KeySet:
-    """What a provider publishes; `UnreadableKeys` says why it cannot be read."""
+    """Return what a provider publishes; `UnreadableKeys` says why it cannot be read."""
     with loading("oidc"):  # some 20 MB, for keepers that have providers alone
         from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
@@ -137,7 +137,7 @@ def read_provider(issuer: Issuer) -> KeySet:
 def ask_for_tokens(
     provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    """What a provider gives for a form; `UnreadableKeys` where nobody answers."""
+    """Return what a provider gives for a form; `UnreadableKeys` where nobody answers."""
     from gateway.issuers import fetching as redeeming  # noqa: PLC0415  # as above
 
     return redeeming.redeem(provider, endpoints, form)
@@ -183,17 +183,18 @@ class SignIns:
         self.labels.update((one.name, one.label) for one in sign_in.providers)
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
-        """Where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
+        """Return where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
         provider, endpoints = self._of(name), await self._endpoints(name)
         back = self._comes_back(name)
         return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
 
     def name_of(self, issuer: str) -> str:
-        """What the provider that is this issuer is called here; empty where none of ours is."""
+        """Return what the provider that is this issuer is called here; empty where none of ours is."""
         return next((one.name for one in self._providers.values() if one.issuer.issuer == issuer), "")
 
     async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
-        """Where who is signed out here signs out at a provider too; empty where nowhere, or it is away.
+        """Return where who is signed out here signs out at a provider too; empty where nowhere, or it is
+        away.
 
         `sealed` is the ID token of their session, or empty.
         """
@@ -209,7 +210,7 @@ class SignIns:
     async def redeem(
         self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
     ) -> Arrival:
-        """Who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`.
+        """Return who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`.
 
         `address` is where the code came from.
         """
@@ -260,15 +261,15 @@ class SignIns:
         return Arrival(person, _renewal(said) or renewal)
 
     def seal(self, renewal: str, cookie: str) -> str:
-        """The stored form of a renewal: the session's cookie alone opens it."""
+        """Return the stored form of a renewal: the session's cookie alone opens it."""
         return seal(renewal, cookie)
 
     def seal_id_token(self, id_token: str, cookie: str) -> str:
-        """The same of an ID token."""
+        """Return the same of an ID token."""
         return seal(id_token, cookie, ID_TOKEN)
 
     async def _person(self, provider: IdentityProvider, said: Mapping[str, Any], nonce: str | None) -> Person:
-        """Whom the ID token of an answer names."""
+        """Return whom the ID token of an answer names."""
         written = said.get("id_token")
         try:
             token = read_token(written.encode(errors="replace") if isinstance(written, str) else b"")
@@ -360,6 +361,6 @@ class SignIns:
 
 
 def _renewal(said: Mapping[str, Any]) -> str:
-    """What a provider gives to be asked with again; empty where it gives nothing."""
+    """Return what a provider gives to be asked with again; empty where it gives nothing."""
     renewal = said.get("refresh_token")
     return renewal if isinstance(renewal, str) and _RENEWAL.fullmatch(renewal) else ""

@@ -45,7 +45,7 @@ class DataDirectory:
         return self.path / "logs"
 
     def secrets(self) -> dict[str, str]:
-        """The secrets of this directory, generated at the first call and then kept."""
+        """Return the secrets of this directory, generated at the first call and then kept."""
         kept = self.read("secrets.json")
         missing = [name for name in GENERATED if not kept.get(name)]
         if missing:
@@ -57,7 +57,7 @@ class DataDirectory:
         self.write("secrets.json", self.read("secrets.json") | values)
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON object kept here; empty if there is none."""
+        """Return a JSON object kept here; empty if there is none."""
         try:
             found = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
@@ -120,7 +120,7 @@ def _holder(lock: int) -> str:
 
 
 def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """What the `up` of this directory runs with, for settings that were not given otherwise.
+    """Return what the `up` of this directory runs with, for settings that were not given otherwise.
 
     Of the database it names the keeper's user, and its owner.
     """

@@ -97,7 +97,7 @@ OURS = Path("/proc/self/fd")
 
 
 def open_files_limit() -> int:
-    """How many a process that we start may have open, once it asks for all it may have."""
+    """Return how many a process that we start may have open, once it asks for all it may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
 
@@ -110,7 +110,7 @@ def allow_many_files() -> None:
 
 
 def count_open_files() -> int:
-    """How many this process has open; 0 where the system does not say."""
+    """Return how many this process has open; 0 where the system does not say."""
     with suppress(OSError):
         return OURS.stat().st_size or len(os.listdir(OURS))  # its size is their number, since Linux 6.2
     return 0

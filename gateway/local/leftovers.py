@@ -21,7 +21,7 @@ SAME_START_S = 1.5
 
 
 def noted_child(pid: int | None) -> dict[str, float] | None:
-    """What identifies a process later: its id and when it started."""
+    """Return what identifies a process later: its id and when it started."""
     if pid is None:
         return None
     with contextlib.suppress(psutil.Error):
@@ -65,7 +65,7 @@ def _named(pid_file: Path) -> psutil.Process | None:
 
 
 def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
-    """Whether it is that program, started on that directory; None where that cannot be seen.
+    """Return whether it is that program, started on that directory; None where that cannot be seen.
 
     The command line is asked, not the working directory: in a container even root may not see
     the latter of a process of another user.

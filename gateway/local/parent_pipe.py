@@ -29,7 +29,7 @@ class ParentPipe:
         self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
 
     def first(self) -> bytes:
-        """The first line, its newline included; without one the supervisor went away before."""
+        """Return the first line, its newline included; without one the supervisor went away before."""
         return self._lines.readline()
 
     def hold(self, grace_s: float) -> None:

@@ -39,7 +39,7 @@ class ReservedPort:
         self.number: int = sockets[0].getsockname()[1]
 
     def given(self, worker: int, workers: int) -> tuple[tuple[int, ...], dict[str, str]]:
-        """The descriptors that one of so many workers is started with, and what tells it so.
+        """Return the descriptors that one of so many workers is started with, and what tells it so.
 
         Each socket is somebody's own. Where there are fewer than workers, several share one.
         """
@@ -97,7 +97,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
 
 
 def supervisor_port() -> tuple[list[socket.socket], list[socket.socket]]:
-    """The sockets that our supervisor holds for us, and those of other workers; none without one."""
+    """Return the sockets that our supervisor holds for us, and those of other workers; none without one."""
     own, _, others = os.environ.pop(VARIABLE, "").partition("/")
     found = [[socket.socket(fileno=int(one)) for one in part.split(",") if one] for part in (own, others)]
     return found[0], found[1]
@@ -109,7 +109,7 @@ def handed_over(port: int) -> list[socket.socket]:
 
 
 def refuse_unknown(ports: Collection[int]) -> None:
-    """`StartError` where a service manager listens for us on a port that is none of these."""
+    """Raise `StartError` where a service manager listens for us on a port that is none of these."""
     for _, number in _handed_over():
         if number not in ports:
             ours = " and ".join(map(str, sorted(ports)))
@@ -118,7 +118,7 @@ def refuse_unknown(ports: Collection[int]) -> None:
 
 
 def _handed_over() -> list[tuple[int, int]]:
-    """Each descriptor and its port; 0 where it is none of TCP."""
+    """Return each descriptor and its port; 0 where it is none of TCP."""
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return []
@@ -132,7 +132,7 @@ def _handed_over() -> list[tuple[int, int]]:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Where to listen; at all addresses there are where none is said."""
+    """Return where to listen; at all addresses there are where none is said."""
     found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
 
@@ -171,7 +171,7 @@ def free_port(wish: int, host: str = "127.0.0.1") -> int:
 
 
 async def port_answers(host: str, port: int, within_s: float) -> bool:
-    """Whether somebody accepts a connection there; a host with a slash is a Unix socket."""
+    """Return whether somebody accepts a connection there; a host with a slash is a Unix socket."""
     try:
         async with asyncio.timeout(within_s):
             if "/" in host:
@@ -185,7 +185,7 @@ async def port_answers(host: str, port: int, within_s: float) -> bool:
 
 
 def reachable_host(host: str) -> str:
-    """The address by which this machine reaches a server listening on `host`."""
+    """Return the address by which this machine reaches a server listening on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared only
 
 
@@ -264,7 +264,7 @@ def _for_a_person(facts: dict[str, Any], first_call: str) -> str:
 
 
 def usage_line(data_dir: Path, program: Path, here: Path) -> str:
-    """A command that shows what was used, as it must be typed in this directory."""
+    """Return a command that shows what was used, as it must be typed in this directory."""
     shown = program.relative_to(here) if program.is_relative_to(here) else program
     words = f"{shlex.quote(str(shown))} usage" if program.exists() else "tollkeeper usage"
     return (
@@ -273,7 +273,7 @@ def usage_line(data_dir: Path, program: Path, here: Path) -> str:
 
 
 def curl_line(gateway_url: str, key: str, model: str = "gpt-4o-mini") -> str:
-    """A command that works when pasted into a shell: a chat with a model."""
+    """Return a command that works when pasted into a shell: a chat with a model."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
     return (
         f"curl -s {gateway_url}/v1/chat/completions -H 'Authorization: Bearer {key}'"

@@ -61,7 +61,7 @@ class ProcessSpec:
 
 
 def command(*words: str) -> tuple[str, ...]:
-    """The command line of this very program in a process of its own."""
+    """Return the command line of this very program in a process of its own."""
     return (sys.executable, "-P", "-m", "gateway", *words)
 
 
@@ -270,7 +270,7 @@ class Child:
         raise StartError(self._why(process.returncode, log_from))
 
     def _why(self, code: int | None, log_from: int) -> str:
-        """One line on why the program ended before it answered."""
+        """Return one line on why the program ended before it answered."""
         said = self._log_since(log_from)
         if library := missing_library(said):
             return f"{self.program.name} cannot start: {library}"

@@ -65,7 +65,7 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
 # What `tollkeeper doctor` says of the replica that reads go to.
 async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: float) -> tuple[bool, str, str]:
-    """Whether it is read, and how far it is behind: well, subject, what is said."""
+    """Return whether it is read, and how far it is behind: well, subject, what is said."""
     from persistence.engine import examine  # noqa: PLC0415  # heavy to load
 
     try:
@@ -162,7 +162,7 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
 
 
 def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> Finding:
-    """Whether gateways and keepers could write where their settlements and numbers are kept."""
+    """Return whether gateways and keepers could write where their settlements and numbers are kept."""
     for place in dict.fromkeys((Path(settings.data_dir), settings.settlements_dir)):
         there = place
         while not there.exists() and there != there.parent:
@@ -179,7 +179,7 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
 
 
 def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
-    """Whether a gateway worker started as we were may open as many as its connections need."""
+    """Return whether a gateway worker started as we were may open as many as its connections need."""
     if few := few_files(settings, files_max):
         enough = limits_here(settings, files_max).connections_max >= CONNECTIONS_FEW
         return Finding(enough, "open files", few)
@@ -189,7 +189,7 @@ def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
 
 
 def _why_unwritable(place: Path) -> str:
-    """Why no file can be made there; empty where one can, or where only its disk is full."""
+    """Return why no file can be made there; empty where one can, or where only its disk is full."""
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-"):
             return ""
@@ -345,7 +345,7 @@ def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
 
 
 def _takes_any_maximum(target: UpstreamTarget) -> bool:
-    """Whether nobody states how much output an upstream of the file makes, whose models may be any."""
+    """Return whether nobody states how much output an upstream of the file makes, whose models may be any."""
     facts = target.facts
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
     built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}

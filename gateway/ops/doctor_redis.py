@@ -104,7 +104,7 @@ def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
 
 
 def _file(on: bool, replicas: int) -> Found:
-    """Whether what it was told outlives its process, in a file or in another server."""
+    """Return whether what it was told outlives its process, in a file or in another server."""
     if on:
         return True, "redis", "append-only file is on"
     if replicas:
@@ -115,7 +115,7 @@ def _file(on: bool, replicas: int) -> Found:
 
 
 def _policy(policy: str) -> Found:
-    """Whether Redis would throw counters away where its memory is full."""
+    """Return whether Redis would throw counters away where its memory is full."""
     if policy == "noeviction":
         return True, "redis", "maxmemory-policy is noeviction"
     if policy == "unknown":
@@ -189,7 +189,7 @@ class _ReplicaStatus:
 
 
 def named_replica(info: Mapping[str, str]) -> list[Place]:
-    """The replicas that a primary's `INFO` names, by the addresses that they announce."""
+    """Return the replicas that a primary's `INFO` names, by the addresses that they announce."""
     found = list[Place]()
     for name, value in info.items():
         if name.startswith("slave") and name[5:].isdigit():
@@ -202,7 +202,7 @@ def named_replica(info: Mapping[str, str]) -> list[Place]:
 async def redis_replica_findings(
     address: Address, places: Sequence[Place], *, configured: bool
 ) -> list[Finding]:
-    """Findings about the replicas there; `configured` where their user may be asked for `CONFIG`."""
+    """Return findings about the replicas there; `configured` where their user may be asked for `CONFIG`."""
     asked = places[:REPLICAS_MAX]
     said = await asyncio.gather(*(_replica_findings(address, each, configured=configured) for each in asked))
     return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
@@ -412,7 +412,7 @@ class _Server:
 
 
 def _wire(address: Address, call_s: float = ANSWER_MAX_S) -> RedisConnection:
-    """A connection that writes nothing, the scripts neither."""
+    """Return a connection that writes nothing, the scripts neither."""
     return RedisConnection(address, time.monotonic, call_s=call_s, loads=False)
 
 
@@ -456,7 +456,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
 
 
 async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused:
-    """The value there, or why it cannot be read."""
+    """Return the value there, or why it cannot be read."""
     try:
         return await in_task(wires.of_key(name).send(encode(b"GET", name)))
     except CountersRefused as error:
@@ -477,7 +477,7 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
 
 
 async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
-    """What the keeper that spoke last says, and whether this user may know."""
+    """Return what the keeper that spoke last says, and whether this user may know."""
     try:
         return await heard(wires), True
     except CountersRefused:  # users of an older deploy/users.acl; which right is lacking is said of the user
@@ -517,7 +517,7 @@ _LOADED = {
 
 
 async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
-    """Why a server would not load its append-only file whole; empty where it does, or has none."""
+    """Return why a server would not load its append-only file whole; empty where it does, or has none."""
     name, _, numbers = _release(info)
     if info.get("aof_enabled") != "1" or (name == "Valkey" and numbers >= LOADS_ALL_MIN):
         return ""
@@ -541,7 +541,7 @@ async def _forgets(wire: RedisConnection, info: Mapping[str, str]) -> str:
 async def _replicas(
     address: Address, wires: RedisConnections, servers: Mapping[str, _Server]
 ) -> list[Finding]:
-    """Findings about the possible successors, where somebody would have them take over."""
+    """Return findings about the possible successors, where somebody would have them take over."""
     if not (address.sentinels or address.members):
         return []
     found = [
@@ -565,7 +565,7 @@ def _asks(address: Address) -> bool:
 
 
 async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
-    """What a server is configured with; None where its user may not ask that."""
+    """Return what a server is configured with; None where its user may not ask that."""
     with suppress(CountersRefused):
         return await in_task(wire.send(encode(*f"CONFIG GET {name}".encode().split())))
     return None
@@ -617,7 +617,7 @@ def _server(
 
 
 def _release(info: Mapping[str, str]) -> tuple[str, str, tuple[int, ...]]:
-    """The name of a server, its version, and the numbers of that."""
+    """Return the name of a server, its version, and the numbers of that."""
     version = info.get("valkey_version") or info.get("redis_version", "0")
     numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
     return "Valkey" if "valkey_version" in info else "Redis", version, numbers
@@ -642,7 +642,7 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
 
 
 def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
-    """Whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
+    """Return whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
     if not confirmed:
         return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
     if confirmed == here:

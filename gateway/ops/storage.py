@@ -84,7 +84,7 @@ class FileStore:
             return self._files.open_input_file(self._path(name))
 
     def fragment(self, name: str, format_: Any) -> Any:
-        """A file to read by parts, of a format of `pyarrow.dataset`."""
+        """Return a file to read by parts, of a format of `pyarrow.dataset`."""
         with told(self.url):
             return format_.make_fragment(self._path(name), self._files)
 
@@ -124,7 +124,7 @@ class FileStore:
             sink.write(content)
 
     def digest(self, name: str) -> tuple[int, str]:
-        """How many bytes a file has, and their SHA-256."""
+        """Return how many bytes a file has, and their SHA-256."""
         size, digest = 0, hashlib.sha256()
         with told(self.url), self._files.open_input_stream(self._path(name)) as source:
             while piece := source.read(CHUNK_BYTES):
@@ -133,7 +133,7 @@ class FileStore:
         return size, digest.hexdigest()
 
     def read(self, name: str, most: int) -> bytes:
-        """What a file holds, up to so many bytes."""
+        """Return what a file holds, up to so many bytes."""
         with told(self.url), self._files.open_input_stream(self._path(name)) as source:
             return bytes(source.read(most))
 
@@ -142,7 +142,7 @@ class FileStore:
             return bool(self._files.get_file_info(self._path(name)).type != self._kinds.NotFound)
 
     def read_json(self, name: str) -> Any:
-        """What a document says; None where there is none."""
+        """Return what a document says; None where there is none."""
         if not self.has(name):
             return None
         try:
@@ -174,7 +174,7 @@ class FileStore:
         return sorted(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The files in a folder, and how many bytes each has."""
+        """Return the files in a folder, and how many bytes each has."""
         return {each.base_name: each.size for each in self._infos(folder) if each.type == self._kinds.File}
 
     def folders(self, folder: str) -> list[str]:
@@ -205,7 +205,7 @@ class FileStore:
 
 
 def shown(url: str) -> str:
-    """An address without what it says of its store."""
+    """Return an address without what it says of its store."""
     return urlunsplit((*urlsplit(url)[:3], "", ""))
 
 
@@ -221,7 +221,7 @@ def told(url: str) -> Iterator[None]:
 
 
 def _refuse(url: str) -> None:
-    """`PlaceFailed` where an address is none, or says what must not be kept. No secret is repeated."""
+    """Raise `PlaceFailed` where an address is none, or says what must not be kept. No secret is repeated."""
     scheme, authority, _, query, _ = urlsplit(url)
     if not url.strip():
         raise PlaceFailed("an empty address is no place for files: a directory, file:///… or s3://bucket/…")

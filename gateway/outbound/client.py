@@ -141,7 +141,7 @@ class Connector(TCPConnector):
         return await tunnelled(proxy, (to, port), self._factory(), self._tls, host.rstrip("."))
 
     async def _checked(self, host: str, port: int) -> str:
-        """The address to ask the proxy for; IPv4 first, which more proxies have."""
+        """Return the address to ask the proxy for; IPv4 first, which more proxies have."""
         if literal(host) is not None:
             return host
         assert self._checks is not None
@@ -158,7 +158,7 @@ class PublicResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """The addresses of a name; `OSError` where one of them is private."""
+        """Return the addresses of a name; `OSError` where one of them is private."""
         found = await self._resolver.resolve(host, port, family)
         if not all(is_public(ip_address(one["host"].partition("%")[0])) for one in found):
             raise OSError(None, f"{host} stands for a private address")
@@ -169,7 +169,7 @@ class PublicResolver(AbstractResolver):
 
 
 def first_of(addresses: Sequence[str]) -> str:
-    """The address that is most likely to be reached from anywhere."""
+    """Return the address that is most likely to be reached from anywhere."""
     if not addresses:
         raise OSError(None, "the name has no address")
     return min(addresses, key=lambda one: ":" in one)
@@ -185,7 +185,7 @@ def open_session(connector: Connector, timeout: ClientTimeout) -> ClientSession:
 async def read_most(
     response: ClientResponse, most: int, arrive: Callable[[int], None] | None = None
 ) -> bytes:
-    """The beginning of an answer's body."""
+    """Return the beginning of an answer's body."""
     parts, left = list[bytes](), most
     while left and (part := await response.content.read(left)):
         if arrive is not None:

@@ -53,7 +53,7 @@ class CloudSigner(ABC):
         self._renewing = threading.Lock()
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time to renew them."""
+        """Return whether it is time to renew them."""
         return now >= self._due_at and not self._renewing.locked()
 
     @property
@@ -62,17 +62,17 @@ class CloudSigner(ABC):
         return self._due_at > 0.0
 
     def is_ready(self, now: float) -> bool:
-        """Whether a request can be signed."""
+        """Return whether a request can be signed."""
         return now < self._ends - LAST_S
 
     def check(self) -> None:
-        """`UpstreamSignedOut` where no request can be signed now."""
+        """Raise `UpstreamSignedOut` where no request can be signed now."""
         if not self.is_ready(time.time()):
             why = f"The gateway has no valid credentials for the upstream {self._target.name} now."
             raise UpstreamSignedOut(why, retry_after_s=ceil(AGAIN_S))
 
     def fields(self, url: str) -> dict[str, str]:
-        """The fields that sign a GET of this URL; `UpstreamSignedOut` where it cannot be signed."""
+        """Return the fields that sign a GET of this URL; `UpstreamSignedOut` where it cannot be signed."""
         self.check()
         parts = urlsplit(url)
         asked = f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -119,7 +119,7 @@ class GoogleSigner(CloudSigner):
         self._credentials: Any = None
 
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """The token, whatever the request is."""
+        """Return the token, whatever the request is."""
         return self._line
 
     def _read(self, now: float) -> float | None:
@@ -157,7 +157,7 @@ class AwsSigner(CloudSigner):
         self._request: Any = None
 
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """The signature of the request as it is sent, with its time and the session's token."""
+        """Return the signature of the request as it is sent, with its time and the session's token."""
         if body is None:
             raise UpstreamUnreachable("A body that passes unread cannot be signed.")
         line, *rest = opening.decode("latin-1").split("\r\n")
@@ -201,7 +201,7 @@ SIGNERS: Final = {"google": GoogleSigner, "aws": AwsSigner}
 
 
 def signer_of(target: UpstreamTarget) -> CloudSigner | None:
-    """What signs requests to an upstream; None where its headers carry its credential."""
+    """Return what signs requests to an upstream; None where its headers carry its credential."""
     kind = SIGNERS.get(target.auth)
     return None if kind is None else kind(target)
 

@@ -38,7 +38,7 @@ _SAID = re.compile(r"\[Errno (\d+)\]")
 
 
 def cause_of(error: Exception) -> tuple[str, str]:
-    """Why a connection was not made: the cause, and what the machine calls it."""
+    """Return why a connection was not made: the cause, and what the machine calls it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLS, error.verify_message or "certificate not trusted"
     if isinstance(error, ssl.SSLError):
@@ -102,7 +102,7 @@ class Tunnel(asyncio.Protocol):
     async def _handed_over(
         self, loop: asyncio.AbstractEventLoop, protocol: Any, context: ssl.SSLContext | None, name: str | None
     ) -> asyncio.Transport:
-        """Nothing is read meanwhile: what comes then is the protocol's."""
+        """Return nothing is read meanwhile: what comes then is the protocol's."""
         plain: asyncio.Transport = self._transport
         if context is None:
             plain.set_protocol(protocol)
@@ -116,7 +116,7 @@ class Tunnel(asyncio.Protocol):
         return secured
 
     def blamed(self, error: Exception) -> Exception:
-        """The error, as one of the proxy's where it is."""
+        """Return the error, as one of the proxy's where it is."""
         if self.is_open or isinstance(error, ProxyFailed):
             return error
         return failed(self._proxy, cause_of(error)[1])
@@ -169,7 +169,7 @@ async def tunnelled(
 
 
 def tls_with(proxy: Proxy | None) -> ssl.SSLContext | None:
-    """What TLS with a proxy is spoken by; None where none is."""
+    """Return what TLS with a proxy is spoken by; None where none is."""
     if proxy is None or not proxy.secured:
         return None
     return https_with(proxy.ca_file)

@@ -62,7 +62,7 @@ class FactsReader:
         pipe.listen(self._hear)
 
     def last(self) -> LoopFacts:
-        """The last ones; `LoopsSilent` where they are too old, or there are none."""
+        """Return the last ones; `LoopsSilent` where they are too old, or there are none."""
         if not self._line or self._clock() - self._heard_at > self._silent_s_max:
             raise LoopsSilent
         return msgspec.json.decode(self._line[len(_MARK) :], type=LoopFacts)

@@ -20,7 +20,7 @@ EARLY = 1e-4
 
 
 def coarse(delay: float, now: float) -> float:
-    """A delay that ends at the next tick, where it is a long one."""
+    """Return a delay that ends at the next tick, where it is a long one."""
     if delay < COARSE_S_MIN:
         return delay
     return max(delay, ceil((now + delay) / TICK_S - EARLY) * TICK_S - now)

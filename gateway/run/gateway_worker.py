@@ -134,7 +134,7 @@ def token_callers(settings: Settings, directory: DigestLookup, log: Callable[...
 
 
 def load_tokenizer() -> Tokenizer | None:
-    """The tokenizer of each model known; None where the package is not installed."""
+    """Return the tokenizer of each model known; None where the package is not installed."""
     try:
         with loading("tokenizer"):
             package: Any = import_module("bpe_openai")
@@ -163,7 +163,7 @@ SLOT_BYTES = 36
 
 
 def take_worker_slot(directory: Path) -> UUID:
-    """The first worker slot in the directory that nobody sits on, kept until this process ends.
+    """Return the first worker slot in the directory that nobody sits on, kept until this process ends.
 
     Where the directory cannot be written, or all are taken: a slot that nobody will find again.
     """
@@ -222,7 +222,7 @@ def make_door(
     scripts: Mapping[str, Histogram],
     log: Log,
 ) -> Door:
-    """What the worker asks Redis through; `scripts` takes the seconds of each."""
+    """Return what the worker asks Redis through; `scripts` takes the seconds of each."""
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)

@@ -103,7 +103,7 @@ def has_free_files(snapshot: Mapping[str, Any]) -> bool:
 
 
 def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:
-    """The limits of a gateway worker as far as this machine lets it open files."""
+    """Return the limits of a gateway worker as far as this machine lets it open files."""
     return settings.http.within(files_max or heartbeat.open_files_limit(), len(settings.upstreams))
 
 
@@ -163,7 +163,7 @@ def disks(settings: Settings) -> dict[str, object]:
 
 
 def full_disks(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> tuple[str, ...]:
-    """The directories whose disks have hardly any room, one of each disk."""
+    """Return the directories whose disks have hardly any room, one of each disk."""
     found: dict[int, str] = {}
     for _, place in _places(settings):
         with suppress(OSError):
@@ -250,7 +250,7 @@ class RedisState:
         }
 
     def figures(self) -> dict[str, object]:
-        """What metrics say of the servers themselves: once, by the keeper. Of several, the worst."""
+        """Return what metrics say of the servers themselves: once, by the keeper. Of several, the worst."""
         memory = [[int(one.get(name) or 0) for name in ("used_memory", "maxmemory")] for one in self._facts]
         if not memory:
             return {}
@@ -266,7 +266,7 @@ class RedisState:
         }
 
     async def _asked(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
-        """What a server says, and how far our clock is ahead of its own."""
+        """Return what a server says, and how far our clock is ahead of its own."""
         began = self._wall()
         with suppress(CountersUnavailable):
             answer = await in_task(wire.send(encode(b"INFO"), at_once=True, upkeep=True))
@@ -428,7 +428,7 @@ class Probe:
         self._asking: asyncio.Task[bool] | None = None
 
     async def answers(self) -> bool:
-        """Whether it said yes within the bound; an error is a no."""
+        """Return whether it said yes within the bound; an error is a no."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._told())
         done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)
@@ -453,7 +453,7 @@ class CachedLookup(Generic[T]):
         self._found: tuple[float, T] | None = None
 
     async def now(self) -> T:
-        """The found value; it raises what the look does, and keeps nothing then."""
+        """Return the found value; it raises what the look does, and keeps nothing then."""
         async with self._turn:
             if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
                 self._found = None
@@ -463,7 +463,7 @@ class CachedLookup(Generic[T]):
 
 
 async def one_answers(wires: Sequence[RedisConnection]) -> bool:
-    """Whether Redis answers; of a cluster one primary is enough."""
+    """Return whether Redis answers; of a cluster one primary is enough."""
     asked = [asyncio.create_task(_pinged(wire)) for wire in wires]
     try:
         for each in asyncio.as_completed(asked):
@@ -476,7 +476,7 @@ async def one_answers(wires: Sequence[RedisConnection]) -> bool:
 
 
 async def all_answer(wires: Sequence[RedisConnection]) -> bool:
-    """Whether Redis answers; of a cluster each primary."""
+    """Return whether Redis answers; of a cluster each primary."""
     return bool(wires) and all(await asyncio.gather(*map(_pinged, wires)))
 
 
@@ -491,7 +491,7 @@ STOPPING = "it stops: what is under way is finished, and no more should come"
 
 
 async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk: DiskWatch) -> Found:
-    """What a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
+    """Return what a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
 
     `serves`: whether a worker accepts calls, or why none should. Its port is held by us, so that nobody there
     would refuse.
@@ -513,7 +513,7 @@ async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk:
 
 
 def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
-    """Facts of processes and their machine, by their numbers."""
+    """Return facts of processes and their machine, by their numbers."""
     return {
         DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
         OPEN_FILES: has_free_files(snapshot) or "hardly any file is left that a process may open",

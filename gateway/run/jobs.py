@@ -120,7 +120,7 @@ class Jobs:
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> asyncio.Task[tuple[int, bytes]]:
-        """What an upstream answers there."""
+        """Return what an upstream answers there."""
         return asyncio.create_task(self._asked(upstream, path, headers))
 
     def look(self, job: Job) -> asyncio.Future[bool]:
@@ -191,7 +191,7 @@ class Jobs:
         bytes_max: int = SAID_BYTES_MAX, *, within_s: float = WITHIN_S,
         arrive: Callable[[int], None] | None = None,
     ) -> tuple[int, bytes]:  # fmt: skip
-        """A status and its body; 413 in place of one that is longer than is read."""
+        """Return a status and its body; 413 in place of one that is longer than is read."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: few workers need it
 
         target = self._target(upstream)
@@ -254,7 +254,7 @@ class Jobs:
         return job.is_charged
 
     async def _age_s(self, job: Job) -> float:
-        """How long ago a job was made, by the clock of Redis: gateways' may differ."""
+        """Return how long ago a job was made, by the clock of Redis: gateways' may differ."""
         return (await self._stored.now_ms(job) - job.created_ms) / 1000
 
     async def _look_up(self, job: Job) -> None:
@@ -396,7 +396,7 @@ class Jobs:
         return ports, service, route, plane.bounds
 
     def _reports_each(self, job: Job) -> bool:
-        """Whether a report of the job's upstream is about one choice of several."""
+        """Return whether a report of the job's upstream is about one choice of several."""
         target = None if self._plane is None else self._plane.target_of(job.upstream)
         return target is not None and target.facts is not None and target.facts.choices == "each"
 
@@ -459,7 +459,7 @@ class Jobs:
         return None
 
     async def _take(self, job: Job, id_: str) -> bool:
-        """Whether what an upstream made is this job's from now on."""
+        """Return whether what an upstream made is this job's from now on."""
         if not await in_task(self._stored.own(job, id_)):
             return False
         job.id, job.status = id_, RUNNING

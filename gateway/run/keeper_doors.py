@@ -85,7 +85,7 @@ class KeeperDoors:
     def comparers(
         self, accounts: Accounts, results: ReconciliationResults
     ) -> tuple[Reconciler, AccountCloser]:
-        """Who compares the counters with the ledger, and who closes accounts by it."""
+        """Return who compares the counters with the ledger, and who closes accounts by it."""
         now = partial(datetime.now, UTC)
         reconciler = Reconciler(self.counters, accounts, results, now, partition_of=partition_of)
         return reconciler, AccountCloser(self.counters, accounts, reconciler)
@@ -155,7 +155,7 @@ class KeeperSettings:
         return self._running.proxies
 
     def saying(self, name: str) -> Callable[[], str]:
-        """What tells the secret of a setting, as it is when it is asked."""
+        """Return what tells the secret of a setting, as it is when it is asked."""
         return lambda: str(getattr(self._running, name))
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -293,7 +293,7 @@ class ProgramList(ProgramRegistry):
         await asyncio.Event().wait()  # until it is cancelled
 
     async def report(self) -> Row:
-        """What `GET /programs` answers; CountersUnavailable where Redis does not answer."""
+        """Return what `GET /programs` answers; CountersUnavailable where Redis does not answer."""
         seen, stored = await self.read(), await self._stored()
         return {
             "layout": stored.layout,
@@ -308,7 +308,7 @@ class ProgramList(ProgramRegistry):
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def _stored(self) -> StoredVersions:
-        """The needed versions; a newer version's marker says its number where all others do."""
+        """Return the needed versions; a newer version's marker says its number where all others do."""
         markers = await self._counters.ask_all(b"GET", keys.marker)
         numbers = (raw[0] for raw in markers.values() if isinstance(raw, bytes) and raw)
         layout = max((one for one in numbers if one >= FIRST), default=0)

@@ -35,7 +35,7 @@ _IBAN = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 
 
 def letterhead(settings: Settings) -> Letterhead:
-    """Who sends invoices, and on which terms; `SettingError` where a setting cannot be used."""
+    """Return who sends invoices, and on which terms; `SettingError` where a setting cannot be used."""
     return Letterhead(
         seller=_seller(settings),
         notes=_lines(settings.invoice_notes),
@@ -89,7 +89,7 @@ def _details(text: str) -> dict[str, Any]:
 
 
 def _iban(text: str) -> str | None:
-    """An account by ISO 13616: two digits check the rest, modulo 97."""
+    """Return an account by ISO 13616: two digits check the rest, modulo 97."""
     number = "".join(text.split()).upper()
     if not number:
         return None

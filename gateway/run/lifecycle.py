@@ -101,7 +101,7 @@ async def redis_reached(
 
 
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
-    """The services as Redis has them; empty where it does not say."""
+    """Return the services as Redis has them; empty where it does not say."""
     address, name = parse_url(settings.url_file("redis_url"), settings.redis_files), keys.CATALOGUE.encode()
     wires = wires_to(address, lambda where: RedisConnection(where, time.monotonic, call_s=ASK_S_MAX))
     try:

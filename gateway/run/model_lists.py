@@ -46,7 +46,7 @@ async def ask_models(
 
 
 def contexts_in(document: bytes) -> dict[str, int]:
-    """The context of each model of a list that says it, in tokens."""
+    """Return the context of each model of a list that says it, in tokens."""
     try:
         said: Any = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -163,7 +163,7 @@ def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> Upstr
 
 
 def _own_proxy(target: UpstreamTarget) -> Proxies | None:
-    """Which proxies it names, whatever they know us by."""
+    """Return which proxies it names, whatever they know us by."""
     own = target.proxies
     return own and replace(own, http=_without_credentials(own.http), https=_without_credentials(own.https))
 

@@ -227,11 +227,11 @@ class AllShardLoops:
         return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
 
     async def workers(self) -> int:
-        """How many gateway workers report; CountersUnavailable where a server does not say."""
+        """Return how many gateway workers report; CountersUnavailable where a server does not say."""
         return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
-        """Partitions that nobody brings more forgotten entries of; of servers that answer."""
+        """Return partitions that nobody brings more forgotten entries of; of servers that answer."""
         found: set[int] = set()
         for one in list(self._kept.values()):
             with suppress(CountersUnavailable):
@@ -239,7 +239,7 @@ class AllShardLoops:
         return found
 
     async def waiting(self) -> dict[str, object]:
-        """How much waits in the outboxes, in numbers for a snapshot; of servers that answer."""
+        """Return how much waits in the outboxes, in numbers for a snapshot; of servers that answer."""
         entries = waiting = broken = holds = 0
         oldest: list[int] = []
         answered = False

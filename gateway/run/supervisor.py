@@ -204,7 +204,7 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
 
 
 def first_call(options: Options, settings: Settings, gateway_url: str, key: str) -> str:
-    """A command that gets an answer by this configuration.
+    """Return a command that gets an answer by this configuration.
 
     It is a chat where the upstream is the demo's or named, or the file has a model of OpenAI's API, or OpenAI
     itself with a key; else it asks the gateway what the key has used, which no upstream answers.
@@ -224,7 +224,7 @@ def first_call(options: Options, settings: Settings, gateway_url: str, key: str)
 
 
 def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
-    """What gateways and the keeper take over, and which secrets they keep until a restart."""
+    """Return what gateways and the keeper take over, and which secrets they keep until a restart."""
     return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
@@ -239,7 +239,8 @@ def _placed(
     seller: dict[str, str],
     **values: str | int,
 ) -> Settings:
-    """Settings as they are written, with what is so on this machine; no proxy is before our own upstream.
+    """Return settings as they are written, with what is so on this machine; no proxy is before our own
+    upstream.
 
     Servers that are named are those: other ones show when settings are read again.
     """
@@ -260,7 +261,7 @@ def _placed(
 
 
 def _read_here(read: Callable[[], Settings], here: Callable[[Settings], Settings]) -> Settings:
-    """The same, read again; `SettingError` where they could not be served by."""
+    """Return the same, read again; `SettingError` where they could not be served by."""
     settings = here(read())
     settings.table.check_services({})
     return settings
@@ -503,7 +504,7 @@ async def _postgres(supervisor: Supervisor, theirs: str, password: str) -> str:
 
 
 async def start_postgres(supervisor: Supervisor, password: str) -> str:
-    """The embedded PostgreSQL of a data directory, made where there is none; its URL."""
+    """Return the embedded PostgreSQL of a data directory, made where there is none; its URL."""
     data = supervisor.data
     supervisor.voice.step(
         "starting PostgreSQL" if data.postgres.exists() else "creating the PostgreSQL cluster"
@@ -525,7 +526,7 @@ async def start_postgres(supervisor: Supervisor, password: str) -> str:
 
 
 def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGroup) -> str | None:
-    """The URL of the upstream, where it is ours or named; ours is started meanwhile."""
+    """Return the URL of the upstream, where it is ours or named; ours is started meanwhile."""
     if options.upstream or not options.demo_upstream:
         return options.upstream or None
     port = ports.free_port(int(supervisor.data.read("ports.json").get("demo_upstream", 0)))
@@ -541,7 +542,7 @@ def _upstream(supervisor: Supervisor, options: Options, beside: asyncio.TaskGrou
 
 
 async def _reachable(url: str, what: str, option: str) -> None:
-    """StartError where nobody listens there; of several places one is enough."""
+    """Raise StartError where nobody listens there; of several places one is enough."""
     parts = urlsplit(url)
     if parts.scheme == "unix" or not parts.hostname:
         return
@@ -574,7 +575,7 @@ SHOWN = (f"{PREFIX}ADMIN_CERT_FILE", f"{PREFIX}ADMIN_KEY_FILE")
 
 
 def check(settings: Settings) -> None:
-    """`SettingError` where a file of TLS cannot be used, or a child could not be reached."""
+    """Raise `SettingError` where a file of TLS cannot be used, or a child could not be reached."""
     check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
         said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
@@ -583,18 +584,18 @@ def check(settings: Settings) -> None:
 
 
 def gateway_url_of(settings: Settings) -> str:
-    """Where this machine reaches the gateway."""
+    """Return where this machine reaches the gateway."""
     host = ports.reachable_host(settings.gateway_host)
     return settings.url_of("gateway", host, settings.gateway_port)
 
 
 def admin_url_of(settings: Settings) -> str:
-    """Where this machine reaches the Admin API."""
+    """Return where this machine reaches the Admin API."""
     return settings.url_of("admin", ports.reachable_host(settings.admin_host), settings.admin_port)
 
 
 def opener_of(settings: Settings, port: str) -> OpenerDirector:
-    """What a port is called with: it must have the very certificate that settings name."""
+    """Return what a port is called with: it must have the very certificate that settings name."""
     files = settings.tls_files(port)
     if files is None:
         return build_opener(ProxyHandler({}))
@@ -605,6 +606,6 @@ def opener_of(settings: Settings, port: str) -> OpenerDirector:
 
 
 def ca_file_of(settings: Settings) -> dict[str, str]:
-    """What commands beside the data directory trust, where the Admin API speaks TLS."""
+    """Return what commands beside the data directory trust, where the Admin API speaks TLS."""
     files = settings.tls_files("admin")
     return {"admin_ca_file": str(Path(files.certificate).absolute())} if files is not None else {}

@@ -58,7 +58,7 @@ def billing_loops(
         return clock().astimezone(UTC).date()
 
     def sql(find: Callable[[Connection, int, int], Sequence[T]]) -> Due[T]:
-        """What PostgreSQL finds behind an id, so many at most."""
+        """Return what PostgreSQL finds behind an id, so many at most."""
         return lambda after, count: store.run(lambda connection: find(connection, after, count))
 
     def write(resource: str, verb: str) -> Callable[[int], Awaitable[object]]:

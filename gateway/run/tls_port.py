@@ -98,7 +98,7 @@ class TlsPort:
 
 
 def check_files(settings: Settings, *ports: str) -> None:
-    """`SettingError` where a file of TLS of these ports cannot be used."""
+    """Raise `SettingError` where a file of TLS of these ports cannot be used."""
     for port in ports:
         files = settings.tls_files(port)
         if files is not None:
@@ -106,5 +106,5 @@ def check_files(settings: Settings, *ports: str) -> None:
 
 
 def _prefix_of(port: str) -> str:
-    """What the names of a port's settings begin with."""
+    """Return what the names of a port's settings begin with."""
     return PREFIX + PREFIXES[port].upper()

@@ -78,12 +78,12 @@ _NOUNS = {
 
 
 def wanted(name: str) -> str:
-    """What the URL of this setting begins with, in words."""
+    """Return what the URL of this setting begins with, in words."""
     return "a URL beginning with " + " or ".join(f"{each}://" for each in SCHEMES[name])
 
 
 def fault(name: str, url: str) -> str:
-    """The remedy where this URL of a setting cannot be used; empty where it can.
+    """Return the remedy where this URL of a setting cannot be used; empty where it can.
 
     Of a URL of Redis that names several places, or a socket, only the scheme is looked at: the door to Redis
     reads the rest.
@@ -136,7 +136,7 @@ PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
 
 
 def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
-    """What a port speaks TLS with, each file as its setting has it; None without a certificate."""
+    """Return what a port speaks TLS with, each file as its setting has it; None without a certificate."""
     prefix = PREFIXES[port]
     certificate = value(f"{prefix}cert_file")
     if not certificate:
@@ -145,14 +145,14 @@ def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
 
 
 def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any], begin: str) -> None:
-    """`SettingError` where there are workloads, and nobody would ask them for a certificate."""
+    """Raise `SettingError` where there are workloads, and nobody would ask them for a certificate."""
     if workloads and not values.get("tls_client_ca_file"):
         said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
         raise SettingError(f"{said}: expected a PEM file of the authorities that sign their certificates")
 
 
 def check_pairs(values: Mapping[str, Any], begin: str) -> None:
-    """`SettingError` where a port has half of the files of TLS: nobody should take it for encrypted."""
+    """Raise `SettingError` where a port has half of the files of TLS: nobody should take it for encrypted."""
     for prefix in PREFIXES.values():
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
         there = key if values.get(key) else authority if values.get(authority) else ""
@@ -183,7 +183,7 @@ _USUAL = {"http": ":80", "https": ":443"}
 
 
 def origins_of(text: str) -> frozenset[bytes]:
-    """Those origins; empty for none. `ValueError` names the first one that no browser would send."""
+    """Return those origins; empty for none. `ValueError` names the first one that no browser would send."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     if words == ["*"]:
         return frozenset({b"*"})
@@ -208,12 +208,12 @@ IS_SECRET = msgspec.Meta(extra={"secret": True})
 
 
 def is_secret(hint: Any) -> bool:
-    """Whether the type of a setting says that it is a secret."""
+    """Return whether the type of a setting says that it is a secret."""
     return any((meta.extra or {}).get("secret") for meta in _metas(hint))
 
 
 def checked(said: str, name: str, value: Any, hint: Any) -> Any:
-    """The value as its type has it, or `SettingError`; `said` is what the message begins with."""
+    """Return the value as its type has it, or `SettingError`; `said` is what the message begins with."""
     try:
         found = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
@@ -232,7 +232,7 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
 
 
 def wanted_of(name: str, hint: Any) -> str:
-    """The valid values, in words, from the type itself."""
+    """Return the valid values, in words, from the type itself."""
     if name in SCHEMES:
         return wanted(name)
     meta = next(iter(_metas(hint)), None)
@@ -300,7 +300,7 @@ def _metas(hint: Any) -> list[msgspec.Meta]:
 
 
 def check_together(values: Mapping[str, Any], prefix: str) -> None:
-    """`SettingError` for the first of several settings that do not go together."""
+    """Raise `SettingError` for the first of several settings that do not go together."""
     if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
         raise SettingError(
             f"{prefix}READONLY_TOKEN=(hidden) is not valid: expected another one than {prefix}ADMIN_TOKEN"
@@ -322,7 +322,7 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
 
 
 def name_of(variable: str, prefix: str) -> str:
-    """The setting of a variable; what is not written in capitals is none."""
+    """Return the setting of a variable; what is not written in capitals is none."""
     name = variable.removeprefix(prefix)
     return name.lower() if name == name.upper() else name
 
@@ -346,7 +346,7 @@ EarlierPeppers = Annotated[
 
 
 def read_file(path: Path, bytes_max: int) -> bytes:
-    """A file that somebody wrote; `SettingError` where it cannot be read, or is too long."""
+    """Return a file that somebody wrote; `SettingError` where it cannot be read, or is too long."""
     try:
         text = read_regular(path, bytes_max)
     except OSError as error:
@@ -357,7 +357,7 @@ def read_file(path: Path, bytes_max: int) -> bytes:
 
 
 def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: str) -> T:
-    """A document in its shape, each `${NAME}` replaced; `SettingError` names the place of a fault."""
+    """Return a document in its shape, each `${NAME}` replaced; `SettingError` names the place of a fault."""
     document = substituted(document, environ, place)
     try:
         return msgspec.convert(document, shape)
@@ -366,7 +366,7 @@ def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: 
 
 
 def parsed(text: bytes, place: str) -> Any:
-    """The document; SettingError names `place` and the line that is no YAML."""
+    """Return the document; SettingError names `place` and the line that is no YAML."""
     from gateway.yaml_reader import UnreadableYaml, documents  # noqa: PLC0415  # no worker reads files
 
     try:
@@ -421,7 +421,7 @@ def explained(fault: str, document: Any, shape: Any) -> str:
 
 
 def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
-    """The place in the file's own names, and the type that is expected there.
+    """Return the place in the file's own names, and the type that is expected there.
 
     msgspec does not say which item of a mapping it is; where it can be told by the `unknown` field, it is.
     """
@@ -443,7 +443,7 @@ def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str
 
 
 def _plain(shape: Any) -> Any:
-    """A type without what is said about it, and without None."""
+    """Return a type without what is said about it, and without None."""
     if get_origin(shape) is Annotated:
         shape = get_args(shape)[0]
     if get_origin(shape) in (Union, UnionType):

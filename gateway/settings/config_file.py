@@ -106,7 +106,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
-    """The issuers of a configuration; `SettingError` names the place of a fault."""
+    """Return the issuers of a configuration; `SettingError` names the place of a fault."""
     found: dict[str, Issuer] = {}
     for number, one in enumerate(written):
         place = f"issuers[{number}]"
@@ -131,7 +131,7 @@ def _check(one: IssuerConfig, place: str) -> None:
 
 
 def check_authority(ca_file: str, place: str) -> None:
-    """`SettingError` where there is a file of an authority that cannot be used."""
+    """Raise `SettingError` where there is a file of an authority that cannot be used."""
     if ca_file:
         authority_at(ca_file, f"{place}.ca_file: {ca_file!r} cannot be used")
 
@@ -171,7 +171,7 @@ class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sign_in_of(written: SignInConfig) -> SignIn:
-    """How people sign in; `SettingError` names the place of a fault."""
+    """Return how people sign in; `SettingError` names the place of a fault."""
     if written.console_url or written.providers:
         url = written.console_url
         if not url:
@@ -263,7 +263,7 @@ class RouteConfig(NamedTuple):
     models: tuple[ModelRule, ...] = ()
 
     def check_services(self, catalogue: Mapping[str, Service]) -> None:
-        """`SettingError` where two services get to the same paths, unless one upstream serves all.
+        """Raise `SettingError` where two services get to the same paths, unless one upstream serves all.
 
         Those that the catalogue knows to cost the same may; what is not known may cost anything.
         """
@@ -290,7 +290,7 @@ class RouteConfig(NamedTuple):
         )
 
     def through(self, proxies: Proxies) -> RouteConfig:
-        """The same table, everybody in it reached through these proxies, unless it has its own."""
+        """Return the same table, everybody in it reached through these proxies, unless it has its own."""
         upstreams = tuple(_through(proxies, target) for target in self.upstreams)
         issuers = tuple(replace(issuer, proxies=proxies) for issuer in self.issuers)
         providers = (
@@ -313,7 +313,7 @@ DEFAULT_ROUTES: tuple[Route, ...] = (*(route for one in ALL for route in one.rou
 
 
 def default_table(environ: Mapping[str, str]) -> RouteConfig:
-    """The routes of the API families and of services; their credentials from the usual variables."""
+    """Return the routes of the API families and of services; their credentials from the usual variables."""
     upstreams = tuple(one.target(environ) for one in reversed(ALL) if one.target is not None)
     return RouteConfig(routes=DEFAULT_ROUTES, upstreams=upstreams)
 
@@ -433,7 +433,7 @@ def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
 
 
 def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
-    """The table a configuration file describes, over the built-in one."""
+    """Return the table a configuration file describes, over the built-in one."""
     default = default_table(environ)
     upstreams = {target.name: target for target in default.upstreams}
     for name, written in config.upstreams.items():
@@ -529,7 +529,7 @@ def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
 
 
 def base_url_of(url: str, place: str) -> str:
-    """A usable upstream base URL without its last slash, or `SettingError`."""
+    """Return a usable upstream base URL without its last slash, or `SettingError`."""
     parts = urlsplit(url)
     try:
         port = parts.port
@@ -604,7 +604,7 @@ def _counts(written: int | Mapping[MeterName, int] | None) -> TokenCounts:
 
 
 def _held(written: _Upstream, place: str) -> tuple[str, ...]:
-    """Where each credential of an upstream is kept."""
+    """Return where each credential of an upstream is kept."""
     if written.auth != "header":
         return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
     if written.keys:
@@ -613,7 +613,7 @@ def _held(written: _Upstream, place: str) -> tuple[str, ...]:
 
 
 def _check_auth(place: str, written: _Upstream) -> None:
-    """`SettingError` where it is not clear what proves to an upstream who calls."""
+    """Raise `SettingError` where it is not clear what proves to an upstream who calls."""
     if written.auth == "header":
         if written.credentials_file:
             clouds = ", ".join(one for one in get_args(UpstreamAuth) if one != written.auth)
@@ -631,7 +631,7 @@ def _check_auth(place: str, written: _Upstream) -> None:
 
 
 def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
-    """What an upstream can take; `SettingError` where that says nothing."""
+    """Return what an upstream can take; `SettingError` where that says nothing."""
     said = msgspec.structs.asdict(written)
     if not any(said.values()):
         raise SettingError(f"{place}.capacity: expected one of {', '.join(said)}")
@@ -687,7 +687,7 @@ def _with_keys(
 
 
 def _key(one: _Key, place: str, environ: Mapping[str, str]) -> str:
-    """What a key of an upstream says; its value is never shown."""
+    """Return what a key of an upstream says; its value is never shown."""
     if bool(one.env) == bool(one.file):
         raise SettingError(f"{place}: expected one of env and file")
     if one.file:
@@ -702,7 +702,7 @@ def _key(one: _Key, place: str, environ: Mapping[str, str]) -> str:
 
 
 def _check_files(place: str, written: _Upstream) -> None:
-    """`SettingError` where what a connection is made with cannot be used."""
+    """Raise `SettingError` where what a connection is made with cannot be used."""
     certificate, key = written.cert_file, written.key_file
     if (certificate is None) != (key is None):
         missing = "key_file" if key is None else "cert_file"

@@ -25,7 +25,7 @@ _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,252}[a-z0-9_])?\.?|[0-9a-f:.]+", re
 
 
 def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Proxies:
-    """The proxies of the environment; `SettingError` names the variable that cannot be gone by.
+    """Return the proxies of the environment; `SettingError` names the variable that cannot be gone by.
 
     NO_PROXY counts where there is a proxy alone. `settings` say the authority of one that speaks TLS: that of
     an upstream's own proxy as well.
@@ -46,7 +46,7 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
 
 
 def own_proxies(text: str, place: str) -> Proxies | None:
-    """Those of one upstream: none of its own where it says nothing."""
+    """Return those of one upstream: none of its own where it says nothing."""
     if text in {"", NONE}:
         return DIRECT if text else None
     found = _read(text, place)
@@ -60,7 +60,7 @@ def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
 
 
 def _read(text: str, place: str) -> Proxy:
-    """One proxy by its URL; without a scheme HTTP is spoken with it."""
+    """Return one proxy by its URL; without a scheme HTTP is spoken with it."""
     text = text.strip()
     url = text if "://" in text else f"http://{text}"
     scheme = url.partition("://")[0].lower()

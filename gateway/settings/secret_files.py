@@ -21,7 +21,7 @@ class Environment(Mapping[str, str]):
         self.files: dict[str, None] = {}
 
     def __getitem__(self, name: str) -> str:
-        """The value of a variable, or what the file of its `_FILE` holds; `SettingError` for both."""
+        """Return the value of a variable, or what the file of its `_FILE` holds; `SettingError` for both."""
         path = self._variables.get(name + SUFFIX)
         if not path:
             return self._variables[name]
@@ -36,7 +36,7 @@ class Environment(Mapping[str, str]):
         return len(self._variables)
 
     def read(self, place: str, path: str) -> str:
-        """What a file holds, as `read_secret` does; it is one of `files` then."""
+        """Return what a file holds, as `read_secret` does; it is one of `files` then."""
         self.files[path] = None
         return read_secret(place, path)
 
@@ -47,12 +47,12 @@ class Environment(Mapping[str, str]):
 
 
 def both_set(variable: str, file: str) -> SettingError:
-    """The error of a value that is stated twice."""
+    """Return the error of a value that is stated twice."""
     return SettingError(f"{variable} and {file} are both set: expected one of them")
 
 
 def read_secret(place: str, path: str) -> str:
-    """The one line of a file, without its end; `SettingError` names `place` and the file."""
+    """Return the one line of a file, without its end; `SettingError` names `place` and the file."""
     try:
         data = read_regular(path, SECRET_BYTES_MAX)
     except (OSError, ValueError) as error:  # a path with NUL is a ValueError
@@ -65,7 +65,7 @@ def read_secret(place: str, path: str) -> str:
 
 
 def _fault(data: bytes) -> str:
-    """The fault of a file's content, in words that do not show it; empty where it is well."""
+    """Return the fault of a file's content, in words that do not show it; empty where it is well."""
     if len(data) > SECRET_BYTES_MAX:
         return f"is larger than {SECRET_BYTES_MAX} bytes"
     if not data.strip(b"\r\n"):

@@ -239,7 +239,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     overruled: tuple[str, ...] = ()  # settings that that file overrules
 
     def require(self, *names: str) -> None:
-        """`SettingError` for the first of these that has no value."""
+        """Raise `SettingError` for the first of these that has no value."""
         for name in (one for one in names if not getattr(self, one)):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
 
@@ -260,7 +260,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return {extra: name for name, extra, who, value in asking if value and role in {who, "all"}}
 
     def require_extras(self, role: str) -> None:
-        """`SettingError` for the first of these extras that is not installed."""
+        """Raise `SettingError` for the first of these extras that is not installed."""
         for extra, name in self.extras(role).items():
             if not is_installed(extra):
                 raise SettingError(f"{name} is set, and its libraries are not installed: {install(extra)}")
@@ -289,7 +289,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
     def tls_files(self, port: str) -> TlsFiles | None:
-        """What a port (`gateway`, `admin`, `ops`) speaks TLS with; None where it speaks none."""
+        """Return what a port (`gateway`, `admin`, `ops`) speaks TLS with; None where it speaks none."""
         return files_of(port, lambda name: str(getattr(self, name)))
 
     def url_of(self, port: str, host: str, number: int) -> str:
@@ -320,12 +320,12 @@ class Settings(Servers, frozen=True, kw_only=True):
         return UrlFile(getattr(self, name), next(paths, ""))
 
     def values(self) -> dict[str, Any]:
-        """Everything by its name, routes and upstreams too."""
+        """Return everything by its name, routes and upstreams too."""
         own = {one: getattr(self, one) for one in self.__struct_fields__ if one not in {"http", "overruled"}}
         return own | {name: getattr(self.http, name) for name in SETTABLE}
 
     def named(self) -> dict[str, Any]:
-        """Every setting by its name, without routes and upstreams."""
+        """Return every setting by its name, without routes and upstreams."""
         return {name: value for name, value in self.values().items() if name in NAMES}
 
     @property
@@ -333,7 +333,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return RouteConfig(*(getattr(self, name) for name in RouteConfig._fields))
 
     def with_table(self, table: RouteConfig) -> Settings:
-        """The same settings with these routes and upstreams, reached through our proxies."""
+        """Return the same settings with these routes and upstreams, reached through our proxies."""
         return msgspec.structs.replace(self, **table.through(self.proxies)._asdict())
 
     def with_upstream(self, base_url: str, proxies: Proxies | None = None) -> Settings:
@@ -341,7 +341,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream"), proxies))
 
     def with_values(self, **values: Any) -> Settings:
-        """The same settings with these values, by name, unchecked: they come from a parsed option."""
+        """Return the same settings with these values, by name, unchecked: they come from a parsed option."""
         http = {name: values.pop(name) for name in SETTABLE if name in values}
         return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
 
@@ -382,7 +382,8 @@ def load(environ: Mapping[str, str], config: Path | None = None) -> Settings:
 def _read(
     said: Iterable[tuple[str, str, Any]], environment: Environment, files: dict[str, str], prefix: str
 ) -> dict[str, Any]:
-    """The settings that one source states, checked: name, place and value of each. A secret may be in a file.
+    """Return the settings that one source states, checked: name, place and value of each. A secret may be in
+    a file.
 
     `files` learns which settings files say; what this source states counts above what is there already.
     """
@@ -414,7 +415,7 @@ def reread(name: str, path: str) -> str:
 
 
 def to_json(settings: Settings) -> bytes:
-    """Settings for a worker, secrets included: hand them over privately."""
+    """Return settings for a worker, secrets included: hand them over privately."""
     return msgspec.json.encode(settings)
 
 

@@ -64,7 +64,7 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
 
 
 def logger(name: str) -> Callable[..., None]:
-    """A function `log(event, **facts)`; a fact `level` ("warning", "error", …) sets the level."""
+    """Return a function `log(event, **facts)`; a fact `level` ("warning", "error", …) sets the level."""
     target = logging.getLogger(name)
 
     def log(event: str, /, *, level: str = "info", **facts: object) -> None:
@@ -76,7 +76,7 @@ def logger(name: str) -> Callable[..., None]:
 
 
 def redacted(text: str) -> str:
-    """The text without what looks like a credential."""
+    """Return the text without what looks like a credential."""
     for pattern, replacement in SECRET_TEXT:
         text = pattern.sub(replacement, text)
     return text

@@ -208,7 +208,7 @@ class LastGrowth:
         self._at: dict[str, float] = dict.fromkeys(WAKING, 0.0)
 
     def added(self, snapshot: Snapshot) -> Snapshot:
-        """The snapshot, and when its counters last grew; zero for one that never did."""
+        """Return the snapshot, and when its counters last grew; zero for one that never did."""
         for name in WAKING:
             value = snapshot.get(name, 0)
             total = sum(number for *_, number in value) if isinstance(value, list | tuple) else value
@@ -237,7 +237,7 @@ async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: 
 
 
 def collect(directory: Path) -> dict[str, Any]:
-    """The sum over all workers that ever wrote here; folds the dead ones. Empty if none did."""
+    """Return the sum over all workers that ever wrote here; folds the dead ones. Empty if none did."""
     try:
         with _locked(directory):
             return _collected(directory)
@@ -342,7 +342,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _started(pid: int) -> str:
-    """When a process started, as an opaque text; empty if there is no such process."""
+    """Return when a process started, as an opaque text; empty if there is no such process."""
     try:
         # Field 22 of /proc/PID/stat; the program's name before it may hold spaces.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]

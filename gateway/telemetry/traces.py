@@ -55,12 +55,12 @@ def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: 
 
 
 def encoded_resource(attributes: Mapping[str, Value]) -> bytes:
-    """Who the spans are of, as a field of `ResourceSpans`."""
+    """Return who the spans are of, as a field of `ResourceSpans`."""
     return _block(b"\x0a", b"".join(_block(b"\x0a", _pair(key, value)) for key, value in attributes.items()))
 
 
 def encoded_request(resource: bytes, scope: str, version: str, spans: Iterable[bytes]) -> bytes:
-    """An `ExportTraceServiceRequest` of encoded spans under one encoded resource."""
+    """Return an `ExportTraceServiceRequest` of encoded spans under one encoded resource."""
     named = _block(b"\x0a", scope.encode()) + _block(b"\x12", version.encode())
     return _block(b"\x0a", resource + _block(b"\x12", _block(b"\x0a", named) + b"".join(spans)))
 
@@ -82,7 +82,7 @@ def _block(tag: bytes, content: bytes) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """A number as Protocol Buffers write it: the lowest seven bits first."""
+    """Return a number as Protocol Buffers write it: the lowest seven bits first."""
     if number < 0x80:
         return bytes((number,))
     parts = bytearray()
@@ -163,7 +163,7 @@ class Exporter:
             self._waiting.clear()
 
     def snapshot(self) -> dict[str, list[list[object]]]:
-        """What became of the spans, as the metrics have it."""
+        """Return what became of the spans, as the metrics have it."""
         return {"spans": [["sent", self.sent], ["dropped", self.dropped]]}
 
     def _run(self) -> None:
@@ -189,7 +189,7 @@ class Exporter:
                     self.dropped += len(batch)
 
     def _send(self, body: bytes) -> bool:
-        """Whether the collector took one request, asked again within its time where that may help."""
+        """Return whether the collector took one request, asked again within its time where that may help."""
         deadline = time.monotonic() + self._tracing.timeout_s
         pause = self._first_pause_s
         while True:
@@ -206,7 +206,7 @@ class Exporter:
                 return False
 
     def _post(self, body: bytes, deadline: float) -> tuple[int, float | None, str]:
-        """One attempt: the status (0 for none), how long the collector asks to wait, and the error."""
+        """Return one attempt: the status (0 for none), how long the collector asks to wait, and the error."""
         fields = {"Content-Type": "application/x-protobuf", "User-Agent": f"{SCOPE}/{self._version}"}
         if self._tracing.gzip:
             fields["Content-Encoding"], body = "gzip", gzip.compress(body, 6)
@@ -226,7 +226,7 @@ class Exporter:
                     return 0, None, type(error).__name__
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
-        """The connection that is kept, or a new one."""
+        """Return the connection that is kept, or a new one."""
         if self._connection is None:
             host, port = self._place
             self._renew_context()
@@ -314,7 +314,7 @@ class Recorder:
         self._below = round(tracing.ratio * (1 << 63))
 
     def begin(self, parent: Parent | None) -> Trace:
-        """The trace of a request that has come; whether it is recorded is decided now."""
+        """Return the trace of a request that has come; whether it is recorded is decided now."""
         ids = self._random(IDS_BYTES)
         if parent is not None and self._follows_parent:
             return begin_trace(parent, parent.is_sampled, ids)

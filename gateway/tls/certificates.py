@@ -138,7 +138,8 @@ def _strerror(error: Exception) -> str:
 
 # What our own commands connect with to ports of ours that speak TLS.
 def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """A context that trusts the authority of these files, else the system's, and shows their certificate.
+    """Return a context that trusts the authority of these files, else the system's, and shows their
+    certificate.
 
     A port's own certificate may stand in the authority's place: then that very one is trusted. `SettingError`
     names the setting, whose name begins with `prefix`, of a file that cannot be used; `trusted` is that of
@@ -162,7 +163,7 @@ def trusting(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
 
 
 def pinned(files: TlsFiles, prefix: str, trusted: str = "") -> ssl.SSLContext:
-    """A context for a port of this machine whose certificate is known, whatever names that has."""
+    """Return a context for a port of this machine whose certificate is known, whatever names that has."""
     context = trusting(files, prefix, trusted)
     context.check_hostname = False
     return context

@@ -92,7 +92,7 @@ class TlsTransport:
         self._transport.abort()
 
     def is_closing(self) -> bool:
-        """Whether the socket is closed or about to be."""
+        """Return whether the socket is closed or about to be."""
         return bool(self._transport.is_closing())
 
     def pause_reading(self) -> None:
@@ -103,7 +103,7 @@ class TlsTransport:
         self._transport.resume_reading()
 
     def is_reading(self) -> bool:
-        """Whether the socket is read."""
+        """Return whether the socket is read."""
         return bool(self._transport.is_reading())
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
@@ -111,16 +111,16 @@ class TlsTransport:
         self._transport.set_write_buffer_limits(high, low)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """When the protocol is told to write on, and to write no more."""
+        """Return when the protocol is told to write on, and to write no more."""
         low, high = self._transport.get_write_buffer_limits()
         return low, high
 
     def get_write_buffer_size(self) -> int:
-        """How many bytes wait to be sent."""
+        """Return how many bytes wait to be sent."""
         return int(self._transport.get_write_buffer_size())
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """The receiver of the bytes."""
+        """Return the receiver of the bytes."""
         return self._inner
 
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
@@ -128,7 +128,7 @@ class TlsTransport:
         self._inner = protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Facts of the session, else of the socket."""
+        """Return facts of the session, else of the socket."""
         if name == "ssl_object":
             return self._tls
         if name == "sslcontext":
@@ -147,7 +147,7 @@ class TlsTransport:
         self._ends = ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else NEVER
 
     def _is_over(self) -> bool:
-        """Whether the client's certificate has ended: nobody is known by it any more."""
+        """Return whether the client's certificate has ended: nobody is known by it any more."""
         return self._ends <= self._wall()
 
     def _say_goodbye(self) -> None:
@@ -180,16 +180,16 @@ class Gate(Protocol):
     """What a session asks of the port it belongs to."""
 
     def context(self) -> ssl.SSLContext:
-        """What a new connection is made with."""
+        """Return what a new connection is made with."""
 
     def wall(self) -> float:
-        """What the time is, Unix time."""
+        """Return what the time is, Unix time."""
 
     def opened(self, session: TlsSession) -> None:
         """A connection begins; from now on its handshake has a deadline."""
 
     def is_due(self, session: TlsSession) -> bool:
-        """Whether it is this handshake's turn; else `go_on` is called once it is."""
+        """Return whether it is this handshake's turn; else `go_on` is called once it is."""
 
     def settled(self, session: TlsSession, failure: str) -> None:
         """The handshake is over; why it failed, empty where it did not."""
@@ -244,7 +244,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
                 self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """The client sends nothing more; whether the socket stays open to be written to."""
+        """Return the client sends nothing more; whether the socket stays open to be written to."""
         if self._state != OPEN:
             return False
         if not self._ended:
@@ -377,7 +377,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
 
 
 def _named(error: ssl.SSLError) -> str:
-    """Why hands were not shaken, as metrics have it."""
+    """Return why hands were not shaken, as metrics have it."""
     reason = error.reason or ""
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "no_certificate"
@@ -427,7 +427,7 @@ class TlsGate:
         return lambda: TlsSession(self, inner())
 
     def snapshot(self) -> dict[str, Any]:
-        """What metrics say of this port."""
+        """Return what metrics say of this port."""
         return {
             "tls_handshake_failures": [
                 [self.port, why, count] for why, count in sorted(self.failures.items())
@@ -445,7 +445,7 @@ class TlsGate:
     # what sessions ask
 
     def context(self) -> ssl.SSLContext:
-        """The certificate of now."""
+        """Return the certificate of now."""
         return self.certificates.context
 
     def opened(self, session: TlsSession) -> None:
@@ -457,7 +457,7 @@ class TlsGate:
         self._shaking[session] = self._loop.call_later(self._handshake_s, session.expire, "timeout")
 
     def is_due(self, session: TlsSession) -> bool:
-        """Whether it goes on now; else it does when those before it did."""
+        """Return whether it goes on now; else it does when those before it did."""
         self._schedule()
         if self._left > 0 and not self._due:
             self._left -= 1

@@ -135,18 +135,18 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
 
 
 def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -> list[date]:
-    """The first days of months of a ledger that ended by a day and are in no archive, oldest first."""
+    """Return the first days of months of a ledger that ended by a day and are in no archive, oldest first."""
     found = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
     return [month for (month,) in found if end_of(month) <= before]
 
 
 def latest(today: date) -> date:
-    """The first day that is too late to archive."""
+    """Return the first day that is too late to archive."""
     return (today - timedelta(days=GRACE_DAYS)).replace(day=1)
 
 
 def identity(connection: Connection) -> UUID:
-    """Whose archive it is: the same for a database's life, and in what is restored from a backup."""
+    """Return whose archive it is: the same for a database's life, and in what is restored from a backup."""
     connection.execute("INSERT INTO archive_identity DEFAULT VALUES ON CONFLICT DO NOTHING")
     return UUID(str(one(connection, "SELECT id FROM archive_identity")[0]))
 
@@ -303,7 +303,7 @@ def as_csv(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterat
 
 
 def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
-    """How many rows a month has, as the database last estimated it; 0 where it did not yet."""
+    """Return how many rows a month has, as the database last estimated it; 0 where it did not yet."""
     statement = (
         "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint"  # noqa: S608  # our own words
         f" FROM pg_partition_tree('{ledger.partition(month)}') AS t"
@@ -314,7 +314,7 @@ def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
 
 
 def figures(connection: Connection, ledger: MonthlyLedger, month: date) -> tuple[int, Mapping[str, Figure]]:
-    """How many rows a month has, and the figures of each column."""
+    """Return how many rows a month has, and the figures of each column."""
     columns = columns_of(ledger)
     sums = ", ".join(
         f'count("{name}"), coalesce(sum({_ADDED[kind].format(name=name)}), 0)'
@@ -545,12 +545,12 @@ def put_in(connection: Connection, ledger: MonthlyLedger, month: date) -> None:
 
 
 def bounds_of(month: date) -> tuple[str, str]:
-    """A month's first moment, and the one behind its last."""
+    """Return a month's first moment, and the one behind its last."""
     return f"{month} 00:00:00+00", f"{end_of(month)} 00:00:00+00"
 
 
 def names_of(ledger: MonthlyLedger, month: date) -> dict[str, str]:
-    """The ledger, a month of it, and its coming name; and the column of whose its rows are."""
+    """Return the ledger, a month of it, and its coming name; and the column of whose its rows are."""
     partition = ledger.partition(month)
     return {"ledger": ledger.name, "partition": partition, "kept": f"{partition}_kept", "owner": ledger.owner}
 
@@ -650,7 +650,7 @@ def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[Part
 
 
 def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
-    """Each ledger that has such rows: the months, and how many; nothing where nobody answers."""
+    """Return each ledger that has such rows: the months, and how many; nothing where nobody answers."""
     found = []
     try:
         with psycopg.connect(plain_url(url), autocommit=True, **CONNECT) as connection:

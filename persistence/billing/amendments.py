@@ -102,7 +102,7 @@ class CallEffects:
 
 
 def amended_call(change: EntityWrite) -> CallEffects:
-    """The call, held until the end of the transaction."""
+    """Return the call, held until the end of the transaction."""
     values, connection = change.command.values, change.connection
     request_id = UUID(str(values["request_id"]))
     request = {"request": request_id, **times_of([str(request_id)])}
@@ -181,7 +181,7 @@ def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
 
 
 def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
-    """What there is less of than is to be taken back."""
+    """Return what there is less of than is to be taken back."""
     call, tokens, units = amended.call, amended.tokens, amended.units
     has = {
         "tokens": call.tokens if tokens.moved > 0 or tokens.late > 0 else 0,
@@ -200,7 +200,7 @@ def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tu
 
 
 def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
-    """What the service of the call does not charge, or not so much at once."""
+    """Return what the service of the call does not charge, or not so much at once."""
     call, service, units = amended.call, amended.service, amended.units
     meter = "" if service is None else service.meter
     counts = amended.tokens.moved > 0 or amended.tokens.late > 0 or (service and service.counts_tokens)
@@ -248,7 +248,7 @@ def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[in
 def _parts(
     connection: Connection, amended: CallEffects, units: int
 ) -> list[tuple[int, tuple[PriceTier, ...]]]:
-    """Units that are moved, and what they cost: the last ones of the call are taken back first."""
+    """Return units that are moved, and what they cost: the last ones of the call are taken back first."""
     if not units or amended.in_money:
         return [(units, IN_MONEY if units else ())]
     if not amended.units.units:  # the price of now
@@ -264,7 +264,7 @@ def _parts(
 
 
 def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, Decimal]]:
-    """What the units of a call cost, in their order."""
+    """Return what the units of a call cost, in their order."""
     call, units = amended.call, amended.units
     if isinstance(units.prices, list):
         return [(int(many), Decimal(price)) for many, price in units.prices]
@@ -294,7 +294,7 @@ def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) ->
 
 
 def correcting_write(change: EntityWrite, call: Any, moves: Row) -> dict[str, object]:
-    """A control write that has the counters move what a call was charged; its id is a correction's.
+    """Return a control write that has the counters move what a call was charged; its id is a correction's.
 
     What it moves was supplied on the day of the call, and told `told_on` where `moves` say so.
     """
@@ -497,7 +497,7 @@ def _use_of(call: Any) -> JournalUse:
 
 
 def _units(call: Any, cost: int, factor: Factor) -> int:
-    """What a call is charged that costs so much: at the markup it was charged at."""
+    """Return what a call is charged that costs so much: at the markup it was charged at."""
     if call.cost and charged(call.cost, factor) != call.units:
         factor = Fraction(call.units, call.cost).as_integer_ratio()
     return min(charged(cost, factor), INTEGER_MAX)

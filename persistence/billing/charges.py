@@ -95,7 +95,7 @@ def credit_charges(
 
 
 def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
-    """Credits beyond the balance that go with a part of their price; of all else it is money alone.
+    """Return credits beyond the balance that go with a part of their price; of all else it is money alone.
 
     The payer of the rest gets the credits that it is the price of, a part of one as a whole one.
     """
@@ -213,7 +213,7 @@ SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME Z
 
 
 def insert_of(select: str) -> str:
-    """The statement that writes the rows of another one, in the order of supply."""
+    """Return the statement that writes the rows of another one, in the order of supply."""
     return (
         f"INSERT INTO charge ({_COLUMNS}) {select}"
         " ORDER BY organization_id, period_start, tenant_id, service_id, place, fact"
@@ -222,7 +222,7 @@ def insert_of(select: str) -> str:
 
 
 def driver_level(statement: str, which: str) -> str:
-    """The statement as the driver takes it, of those rows."""
+    """Return the statement as the driver takes it, of those rows."""
     return statement.replace("%", "%%").format(which=which)
 
 
@@ -426,7 +426,7 @@ def _not_over(segments: Iterable[Any]) -> list[Any]:
 def _missing(
     connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[SupplyCharge]]
 ) -> list[NamedCharge]:
-    """What organizations that have agreed on a minimum miss of it; `more` is not written yet."""
+    """Return what organizations that have agreed on a minimum miss of it; `more` is not written yet."""
     agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
     return [
         NamedCharge(organization_id, fact, charge)
@@ -463,7 +463,7 @@ SELECT id FROM (
 
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
-    """Organizations with something to charge, in the order of their ids."""
+    """Return organizations with something to charge, in the order of their ids."""
     found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
     return list(found.scalars())
 
@@ -527,7 +527,7 @@ def read_waiting(connection: Connection, organization_id: int, until: date, toda
 
 
 def unbilled_in_words(rows: Iterable[Row]) -> str:
-    """The owed amounts, in words; empty where nothing is."""
+    """Return the owed amounts, in words; empty where nothing is."""
     return ", ".join(f"{row['currency']} {row['amount']} of {row['kind']}" for row in rows)
 
 

@@ -104,7 +104,7 @@ class CreditPrices:
     costs: Sequence[Decimal | None]
 
     def lot_of(self, used_at: datetime) -> Lot | None:
-        """The day and price of debt that was made at a moment; None if it is free."""
+        """Return the day and price of debt that was made at a moment; None if it is free."""
         place = bisect_right(self.since, used_at)
         cost = self.costs[place - 1] if place else None
         return None if cost is None else (used_at.astimezone(UTC).date(), cost)
@@ -147,7 +147,7 @@ def give_credits(change: EntityWrite, invoice: Row) -> None:
 
 
 def require_unused_invoice(change: EntityWrite) -> None:
-    """`Conflict` where the command's invoice gave its credits: owed again, they were given twice."""
+    """Raise `Conflict` where the command's invoice gave its credits: owed again, they were given twice."""
     if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
         raise Conflict("The credits it billed were given with its payment; write a credit note.")
 
@@ -236,7 +236,7 @@ class Allocations:
         self._movements_a_page = movements_a_page
 
     async def behind(self, count: int) -> Sequence[int]:
-        """Organizations with movements that are not allocated yet."""
+        """Return organizations with movements that are not allocated yet."""
         async with self._engine.connect() as connection:
             return list((await connection.execute(BEHIND, {"n": count})).scalars())
 
@@ -401,7 +401,7 @@ class OveragePrices(NamedTuple):
 
 
 def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int, credits_: int) -> None:
-    """`Unprocessable` where one move of a tenant would be more than may be billed of it."""
+    """Raise `Unprocessable` where one move of a tenant would be more than may be billed of it."""
     if errors := prices_of(connection, tenant_id).too_much(tokens, credits_):
         raise Unprocessable(errors=tuple(errors))
 

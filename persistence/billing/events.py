@@ -331,7 +331,7 @@ def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
 
 
 def service_of(connection: Connection, organization_id: int, key: str) -> Service | None:
-    """A service as an organization has it, None where there is none."""
+    """Return a service as an organization has it, None where there is none."""
     row = connection.execute(_SERVICE, {"organization": organization_id, "key": key}).first()
     if row is None:
         return None

@@ -86,7 +86,8 @@ def _day_of(moment: str) -> str:
 
 
 def moves_of(additions: str) -> str:
-    """What moved additions `a` until a moment, and by how much what is deferred, unpaid and earned of each.
+    """Return what moved additions `a` until a moment, and by how much what is deferred, unpaid and earned of
+    each.
 
     Nobody has to pay for prepaid credits before they are in force: until then the paid part of their price
     is deferred, and the rest is unpaid. Of what is deferred as much is left as of the credits.
@@ -343,12 +344,12 @@ Reader = Callable[[Connection, ReportPeriod], list[Row]]
 def read_report(
     connection: Connection, report: str, asked: ReportPeriod, after: int, rows_max: int
 ) -> Sequence[Row]:
-    """Some rows of a report that is no ledger, in its order, behind so many."""
+    """Return some rows of a report that is no ledger, in its order, behind so many."""
     return _REPORTS[report](connection, asked)[after : after + rows_max]
 
 
 def ledger(connection: Connection, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
-    """Some legs of entries, in the order of the ledger, behind a place."""
+    """Return some legs of entries, in the order of the ledger, behind a place."""
     here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
     return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
 

@@ -184,7 +184,7 @@ INVOICE_HEADS = Entity(invoice, source=_HEAD.add_columns(literal_column("'[]'::j
 
 
 def rest_of(connection: Connection, invoice_id: int) -> Decimal:
-    """What payments and credit leave to pay of an invoice; of a note, below zero, its open credit."""
+    """Return what payments and credit leave to pay of an invoice; of a note, below zero, its open credit."""
     rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
     return rest
 
@@ -240,7 +240,7 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
 
 
 def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]:
-    """The invoices that a note gives something back of."""
+    """Return the invoices that a note gives something back of."""
     if row["corrects_id"] is not None:
         found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
@@ -298,7 +298,7 @@ class Final(NamedTuple):
 def of_source(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
 ) -> dict[int, ChargeSplit]:
-    """What one source owes that no invoice has, by organization; whose owes nothing is left out."""
+    """Return what one source owes that no invoice has, by organization; whose owes nothing is left out."""
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
     taken = _taken(connection, known(connection, ids, until, today), until, only)
@@ -306,7 +306,7 @@ def of_source(
 
 
 def days_of(taken: Sequence[SupplyCharge]) -> tuple[date, date]:
-    """The days that an invoice of charges is of, the last not included: it is in nobody's way."""
+    """Return the days that an invoice of charges is of, the last not included: it is in nobody's way."""
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
     return min(each.day for each in taken), ends
 
@@ -545,7 +545,7 @@ def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
 
 
 def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
-    """The seqs of one stretch of days that are the wanted invoice's."""
+    """Return the seqs of one stretch of days that are the wanted invoice's."""
     if all(each.voided_at is None for each in covers):
         after = max((each.upto for each in covers), default=0)
         return [(after, wanted.upto)] if after < wanted.upto else []

@@ -99,7 +99,7 @@ NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 
 
 def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
-    """Fields that fit neither a period nor a source."""
+    """Return fields that fit neither a period nor a source."""
     if values.get("source") is None:
         wanted = "is required, but for a one-off invoice of a source"
         found = [(name, wanted) for name in ("period_start", "period_end") if values.get(name) is None]
@@ -123,7 +123,7 @@ def refuse_second_draft(change: EntityWrite, organization_id: int) -> None:
 
 
 def only_of(row: Row) -> Wanted | None:
-    """The one source that an invoice is of; None of one over a period."""
+    """Return the one source that an invoice is of; None of one over a period."""
     source, source_id = row.get("source"), row.get("source_id")
     return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
 
@@ -192,7 +192,7 @@ def change_tax_of_organization(change: EntityWrite) -> Row:
 def read_tax_rates(
     connection: Connection, organization_ids: Sequence[int]
 ) -> Mapping[int, Sequence[EffectiveTax]]:
-    """The dated taxes of organizations that have some, in the order of their days."""
+    """Return the dated taxes of organizations that have some, in the order of their days."""
     here = tax_rate.c
     found = select(tax_rate).where(here.organization_id.in_(organization_ids))
     rows = connection.execute(found.order_by(here.effective_from, here.id))
@@ -221,7 +221,7 @@ def taxed_with(
 
 
 def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
-    """A tax as it was stored: rates that are equal are written alike."""
+    """Return a tax as it was stored: rates that are equal are written alike."""
     return Tax(rate.normalize(), category, reason)
 
 
@@ -266,7 +266,7 @@ def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
 
 
 def line_of(row: Any) -> BillLine:
-    """A line as it was stored; it has no tax where that was not stored with it."""
+    """Return a line as it was stored; it has no tax where that was not stored with it."""
     tax = None if row.tax_rate is None else tax_of(row.tax_rate, row.tax_category, row.tax_reason)
     return BillLine(
         row.kind, row.description, int(row.quantity), row.unit_price, row.amount, row.service_id,
@@ -399,7 +399,7 @@ def _spans(wanted: Iterable[InvoiceCharges]) -> dict[str, Any]:
 
 
 def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Mapping[str, Decimal]]:
-    """What each basis was billed exactly, less what its lines came to."""
+    """Return what each basis was billed exactly, less what its lines came to."""
     found = defaultdict[int, dict[str, Decimal]](dict)
     for row in connection.execute(_CARRIED, {"organizations": organization_ids}):
         found[row.organization_id][row.basis] = row.rest
@@ -475,7 +475,7 @@ def known(
 
 
 def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
-    """What an invoice has, or a draft would take today; `invoice` is its row."""
+    """Return what an invoice has, or a draft would take today; `invoice` is its row."""
     if invoice.status == "draft" and invoice.corrects_id is None:
         return _drawn(connection, invoice, today)
     here = {"invoice": invoice.id}

@@ -76,7 +76,7 @@ def _day(day: str) -> str:
 
 
 def _price(kind: str) -> str:
-    """What a million tokens of a kind cost a call that has some: of its context and service tier."""
+    """Return what a million tokens of a kind cost a call that has some: of its context and service tier."""
     chain, at = [], kind
     while at:
         chain.append(f"CASE WHEN x.prices ? '{at}' THEN (x.prices->>'{at}')::numeric ELSE p.{at} END")
@@ -230,7 +230,7 @@ def rows_of(account: str) -> str:
 
 
 def slice_of(account: str) -> str:
-    """The last seq of the next rows of a box, and when the first and the last of their calls were."""
+    """Return the last seq of the next rows of a box, and when the first and the last of their calls were."""
     _, ledger, owner, at, of_box = _LEDGERS[account]
     return f"""
 SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.used_at))
@@ -283,7 +283,7 @@ SELECT w.kind, a.created_at, w.quantity, a.tenant_id, a.service_id, NULL, a.requ
 
 
 def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLines) -> list[Row]:
-    """Charges but those of units, tax, what was rounded, and late tokens."""
+    """Return charges but those of units, tax, what was rounded, and late tokens."""
     here = {"organization": invoice.organization_id}
     tenants = {row.id: row.name for row in connection.execute(_CHARGED_TENANTS, here)}
     ids = sorted({charge.service_id for charge, _ in placed.charges if charge.service_id})
@@ -481,7 +481,7 @@ def _cover(invoice: Any, kind: str, owner: int) -> Cover:
 
 
 def _values(invoice: Any, found: NumberedLines) -> Values:
-    """What rows of uses look up: the line of a service's days at a price, and that of credits."""
+    """Return what rows of uses look up: the line of a service's days at a price, and that of credits."""
     spans = _spans(found)
     services, prices, first, last, lines = ([span[at] for span in spans] for at in range(SPAN_PARTS))
     credits_line = [line.position for line in found.lines if line.kind == INFORMATION]
@@ -492,7 +492,7 @@ def _values(invoice: Any, found: NumberedLines) -> Values:
 
 
 def _spans(found: NumberedLines) -> list[Span]:
-    """A service, a price, and from which day to which one of a month its units are on a line.
+    """Return a service, a price, and from which day to which one of a month its units are on a line.
 
     A month has several lines where a rate of tax changed within it.
     """

@@ -103,7 +103,7 @@ def _create_one_off(change: EntityWrite) -> Row:
 
 
 def _require_near(change: EntityWrite, until: date) -> None:
-    """`Unprocessable` where an invoice would have days of a far future: each of them is a charge."""
+    """Raise `Unprocessable` where an invoice would have days of a far future: each of them is a charge."""
     if (until - change.today).days > PERIOD_DAYS_MAX:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
 
@@ -236,7 +236,7 @@ def _draft(change: EntityWrite) -> Row:
 
 
 def _gathers(row: Row) -> bool:
-    """Whether it has charges of its own; a note over an invoice gives back that one's."""
+    """Return whether it has charges of its own; a note over an invoice gives back that one's."""
     return row["corrects_id"] is None
 
 

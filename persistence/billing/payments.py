@@ -105,7 +105,7 @@ _IS_HERE = text(f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")  # n
 
 
 def open_credit_due(connection: Connection, today: date, after: int, count: int) -> list[int]:
-    """Organizations with open credit and something past due, behind one of them, by id."""
+    """Return organizations with open credit and something past due, behind one of them, by id."""
     return list(connection.execute(_WAITING, {"today": today, "after": after, "count": count}).scalars())
 
 
@@ -213,7 +213,7 @@ SELECT id FROM invoice WHERE id = :id AND organization_id = :organization AND cu
 
 
 def held(change: EntityWrite) -> Row:
-    """The command's row, as it stands once nobody else invoices its organization."""
+    """Return the command's row, as it stands once nobody else invoices its organization."""
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
     return lock(change)
 
@@ -347,7 +347,7 @@ def fall_overdue(connection: Connection, today: date, count: int) -> int:
 
 
 def refuse_while_paid(change: EntityWrite) -> None:
-    """`Conflict` where money came in for the command's invoice, or credit of its note was paid back."""
+    """Raise `Conflict` where money came in for the command's invoice, or credit of its note was paid back."""
     paid = change.connection.execute(select(PAID).where(invoice.c.id == change.row_id)).scalar_one()
     if paid < 0:
         raise Conflict(f"{-paid.normalize():f} of this note is paid back: reverse the refunds.")
@@ -479,7 +479,7 @@ def give_back(change: EntityWrite, invoice_id: int) -> None:
 
 
 def refuse_while_there(change: EntityWrite) -> None:
-    """`Conflict` where a credit note gives the command's invoice back, or would."""
+    """Raise `Conflict` where a credit note gives the command's invoice back, or would."""
     for status, message in _THERE.items():
         notes = select(func.count()).where(invoice.c.corrects_id == change.row_id, invoice.c.status == status)
         if change.connection.execute(notes).scalar_one():

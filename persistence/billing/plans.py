@@ -56,7 +56,7 @@ def define(change: EntityWrite, row: Row) -> None:
 
 
 def check_row(change: EntityWrite, row: Row) -> None:
-    """`Unprocessable` where cycles begin on no day, or more plans have weights than gateways carry."""
+    """Raise `Unprocessable` where cycles begin on no day, or more plans have weights than gateways carry."""
     interval, zone, anchor = (row[name] for name in ("reset_interval", "time_zone", "anchor_day"))
     errors = tuple(wrong_calendar(str(interval), str(zone), cast("int | None", anchor)))
     if errors:
@@ -237,7 +237,7 @@ def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurn
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
-    """Its own part of the remaining debt: the last use is paid back first."""
+    """Return its own part of the remaining debt: the last use is paid back first."""
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]
@@ -281,7 +281,7 @@ def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime)
 
 
 def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] | None:
-    """When tokens of a plan were used."""
+    """Return when tokens of a plan were used."""
     stop = stop_of(turns, row.cycle_ends_at)
     begin = begin_of(turns, stop)
     if begin is None:
@@ -290,7 +290,7 @@ def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] |
 
 
 def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
-    """Tokens of a time that were told behind a seq, less those that were taken back."""
+    """Return tokens of a time that were told behind a seq, less those that were taken back."""
     here = {"tenant": row.tenant_id, "since": window[0], "until": window[1], "seq": seq}
     return int(connection.execute(_BEHIND, here).scalar_one())
 
@@ -419,7 +419,7 @@ TokenPlan = Mapping[str, Any]
 def sold_plan_of(
     connection: Connection, tenant_id: int, plan: TokenPlan, at: datetime, anchor: int
 ) -> TokenPlan:
-    """A tenant's plan as it was when the cycle of a moment began, before another one is written.
+    """Return a tenant's plan as it was when the cycle of a moment began, before another one is written.
 
     `anchor` is the day on which the tenant's months begin.
     """

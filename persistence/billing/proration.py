@@ -114,7 +114,7 @@ class SegmentDue(NamedTuple):
 
 
 def fee_rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequence[Any]:
-    """All segments of organizations, each one's in the order of their days."""
+    """Return all segments of organizations, each one's in the order of their days."""
     return connection.execute(_SEGMENTS, {"organizations": list(organization_ids)}).all()
 
 
@@ -150,7 +150,7 @@ def subscription_fees(
 def _not_yet(
     fee: SupplyCharge, segment: PlanSegment, seen: dict[tuple[int, str, date], Any]
 ) -> tuple[SupplyCharge | None, int]:
-    """What of a day's fee is not charged, and how many rows there are of it."""
+    """Return what of a day's fee is not charged, and how many rows there are of it."""
     known = seen.get((segment.id, fee.kind, fee.day))
     if known is None:
         return fee, 0
@@ -169,7 +169,7 @@ def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tup
 
 
 def lost_fees(connection: Connection, organization_ids: Sequence[int]) -> list[NamedCharge]:
-    """What brings days that segments lost to nothing."""
+    """Return what brings days that segments lost to nothing."""
     found = []
     for row in connection.execute(_LOST, {"organizations": list(organization_ids)}):
         charge = fee_charge(row.kind, row.source_id, row.day, -row.quantity, -row.amount)
@@ -336,14 +336,14 @@ def regain_early_use(
 
 
 def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
-    """Organizations with ends of plans that are not looked at yet, in the order of their ids."""
+    """Return organizations with ends of plans that are not looked at yet, in the order of their ids."""
     return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
 
 
 def owed_early_use(
     connection: Connection, organization_id: int, told: EarlyUseReport | None = None
 ) -> list[SettledEarlyUse]:
-    """What ends of plans come to that is not noted of them; `told`: those with late reports."""
+    """Return what ends of plans come to that is not noted of them; `told`: those with late reports."""
     here: dict[str, Any] = {"organization": organization_id}
     if told is None:
         looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
@@ -354,7 +354,7 @@ def owed_early_use(
 
 
 def moved_early_use(connection: Connection, organization_id: int, since: date) -> list[SettledEarlyUse]:
-    """The same, where use is known, and days or plans since a day are others than they were."""
+    """Return the same, where use is known, and days or plans since a day are others than they were."""
     here = {"organization": organization_id, "since": midnight(since)}
     return _owed(connection, organization_id, connection.execute(_MOVED, here).all(), set())
 
@@ -372,7 +372,7 @@ def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) ->
 def _owed(
     connection: Connection, organization_id: int, cycles: Sequence[Any], unread: set[int]
 ) -> list[SettledEarlyUse]:
-    """What all ends of cycles come to; the ledger is asked about those that are unread."""
+    """Return what all ends of cycles come to; the ledger is asked about those that are unread."""
     if not cycles:
         return []
     wanted = {"days": [row.paid_from for row in cycles], "ends": [row.cycle_ends_at for row in cycles]}
@@ -432,7 +432,7 @@ def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> P
 
 
 def _fact(row: Any) -> str:
-    """What names a difference of the end of a plan: the first one is the end's own."""
+    """Return what names a difference of the end of a plan: the first one is the end's own."""
     return f"early:{row.control_write_id}" + (f":{row.charges}" if row.charges else "")
 
 
@@ -469,7 +469,8 @@ SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amou
 def missing_to_commitments(
     connection: Connection, organization_id: int, until: date, more: Iterable[SupplyCharge]
 ) -> list[tuple[str, SupplyCharge]]:
-    """Charges for the cycles that ended up to a day, or rather what theirs come to less what they have.
+    """Return charges for the cycles that ended up to a day, or rather what theirs come to less what they
+    have.
 
     `more` are charges that are not written yet. Each comes with the name of its fact.
     """
@@ -518,7 +519,7 @@ def _cycles(segments: Sequence[PlanSegment], until: date) -> list[tuple[date, da
 
 
 def _least(segment: PlanSegment, first: date, over: date, whole: int) -> Decimal:
-    """What the days that a segment has of a cycle come to at least: a trial owes nothing."""
+    """Return what the days that a segment has of a cycle come to at least: a trial owes nothing."""
     begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
     days = (min(over, segment.end) - begins).days
     least = segment.terms.minimum_commitment

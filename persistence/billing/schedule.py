@@ -111,7 +111,7 @@ def due_of(
 
 
 def claim(connection: Connection, partition: int) -> bool:
-    """Whether nobody else makes invoices of a partition until the end of the transaction."""
+    """Return whether nobody else makes invoices of a partition until the end of the transaction."""
     return bool(connection.execute(_CLAIM, {"partition": partition}).scalar_one())
 
 
@@ -125,7 +125,7 @@ def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None
 
 
 def skipped_organizations(connection: Connection, count: int) -> list[int]:
-    """Organizations whose invoice was left, so many at most."""
+    """Return organizations whose invoice was left, so many at most."""
     return list(connection.execute(_LEFT, {"count": count}).scalars())
 
 
@@ -269,7 +269,7 @@ def _today(batch: InvoiceBatch) -> date:
 
 
 def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
-    """The drafts of a month: those there are, and new ones where nothing keeps one from being made."""
+    """Return the drafts of a month: those there are, and new ones where nothing keeps one from being made."""
     drafts = [Draft(row.draft_id, row.organization_id, start, until) for row in rows if row.draft_id]
     new = [row.organization_id for row in rows if row.draft_id is None]
     if new:

@@ -269,7 +269,7 @@ def _held(change: EntityWrite) -> Row:
 
 
 def _end_in(values: Row) -> date:
-    """The day it ends; without one it renews."""
+    """Return the day it ends; without one it renews."""
     return rules.NO_END if values.get("end_date") is None else day_in(values, "end_date")
 
 
@@ -325,7 +325,7 @@ def _keep(
 
 
 def _ended(change: EntityWrite, row_id: int, subscription: Subscription, *, now: bool) -> SegmentEnd | None:
-    """The segment that ended last, if one did: by the calendar at midnight, by a person now."""
+    """Return the segment that ended last, if one did: by the calendar at midnight, by a person now."""
     over = subscription.end <= change.today
     past = subscription.segments if over else subscription.segments[:-1]
     if not past or past[-1].end > change.today:
@@ -362,7 +362,7 @@ def _keep_segment(change: EntityWrite, organization_id: int, segment: PlanSegmen
 
 
 def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
-    """The subscription as the rules see it, with the segments of its present term."""
+    """Return the subscription as the rules see it, with the segments of its present term."""
     here = subscription_segment
     rows = change.connection.execute(
         select(here)
@@ -383,7 +383,7 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
 
 
 def _by_terms(change: EntityWrite, subscription: Subscription, until: date | None = None) -> Subscription:
-    """The subscription by the terms whose day has come: of a field the latest that say it count."""
+    """Return the subscription by the terms whose day has come: of a field the latest that say it count."""
     current, here = subscription.current, subscription_term.c
     mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
     come = (*mine, here.starts_on <= (until or change.today), here.starts_on < subscription.end)

@@ -48,7 +48,7 @@ def due(connection: Connection, after: int, count: int) -> Sequence[TopUp]:
 
 
 def billed_by(connection: Connection, addition_id: int) -> int | None:
-    """The invoice that has an addition's charge."""
+    """Return the invoice that has an addition's charge."""
     found: int | None = connection.execute(_BILLED, {"addition": addition_id}).scalar_one()
     return found
 

@@ -59,7 +59,7 @@ class Writes(NamedTuple):
     renewals: Sequence[int]
 
     def has_more(self, before: Writes) -> bool:
-        """Whether anything may be seen now that was not seen before, but that keepers are there."""
+        """Return whether anything may be seen now that was not seen before, but that keepers are there."""
         if before.done != before.next or self.done != self.next:
             return True
         count = self.next - before.next
@@ -91,7 +91,7 @@ class AgendaReader:
         self._ahead: tuple[datetime, float, bool] | None = None
 
     async def read(self) -> Collection[str]:
-        """The names of the loops that have something to do."""
+        """Return the names of the loops that have something to do."""
         async with looking(self._engine) as connection:
             seen = Writes(*(await connection.execute(_LOOK)).one())
             if self._seen is None or seen.has_more(self._seen):
@@ -107,11 +107,11 @@ class AgendaReader:
             return frozenset() if self._ahead[2] else await self._ask(connection)
 
     def _is_good(self, at: datetime, seconds: float, _: bool) -> bool:
-        """Whether a look ahead still says what is so now, by whichever clock."""
+        """Return whether a look ahead still says what is so now, by whichever clock."""
         return self._seconds() - seconds < AHEAD_S and 0 <= (self._clock() - at).total_seconds() < AHEAD_S
 
     async def _ask(self, connection: AsyncConnection, ahead_s: float = 0.0) -> frozenset[str]:
-        """The names of loops with anything due, or due within so long."""
+        """Return the names of loops with anything due, or due within so long."""
         now = self._clock() + timedelta(seconds=ahead_s)
         given = {
             "now": now, "until": now, "today": now.date(), "since": self._resets_since(ahead_s > 0),

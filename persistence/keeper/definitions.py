@@ -387,7 +387,7 @@ def _run_policy(said: Mapping[str, Any] | None) -> RunPolicy | None:
 
 
 def now_ms() -> int:
-    """The time at which a zone's clocks are told."""
+    """Return the time at which a zone's clocks are told."""
     return ms_of(datetime.now(UTC))
 
 
@@ -399,7 +399,7 @@ Named = Sequence[tuple[str, Definition]]
 async def of_accounts(
     connection: AsyncConnection, accounts: Collection[str]
 ) -> Mapping[str, tuple[Definition, ...]]:
-    """The definitions that account names stand for; none where there is none any more."""
+    """Return the definitions that account names stand for; none where there is none any more."""
     named: dict[str, list[str]] = defaultdict(list)
     for account in accounts:
         kind, _, name = account.partition(":")
@@ -594,7 +594,7 @@ def _number(row: RowMapping) -> int:
 
 
 def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
-    """The last word on a key that was deleted: its subject is nobody's again."""
+    """Return the last word on a key that was deleted: its subject is nobody's again."""
     kind, _, name = account.partition(":")
     if kind != "key" or "digest" not in payload:
         return ()

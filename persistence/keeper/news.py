@@ -79,7 +79,7 @@ class News(NamedTuple):
 
 
 def told(news: str) -> TextClause:
-    """A statement that tells what `news`, the WITH clause of it, finds."""
+    """Return a statement that tells what `news`, the WITH clause of it, finds."""
     return text(f"{news}{_TELL}")
 
 
@@ -95,7 +95,7 @@ async def tell(connection: AsyncConnection, news: Sequence[News]) -> None:
 
 
 def wanted(events: Sequence[str], organization: str) -> str:
-    """A condition: somebody wants to know one of these events of the organization whose id is said."""
+    """Return a condition: somebody wants to know one of these events of the organization whose id is said."""
     names = ", ".join(f"'{event}'" for event in events)
     return f"""EXISTS (SELECT FROM webhook AS h WHERE h.enabled AND h.deleted_at IS NULL
        AND (h.organization_id IS NULL OR h.organization_id = {organization})
@@ -275,7 +275,7 @@ async def _each_page(
 
 
 async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[str, object]:
-    """The windows at these moments, for each way in which budgets that are wanted divide time."""
+    """Return the windows at these moments, for each way in which budgets that are wanted divide time."""
     windows = {}
     for interval, zone, anchor in (await connection.execute(_CALENDARS)).all():
         for moment in moments:
@@ -315,7 +315,7 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
 
 
 def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
-    """An event of an account; `part` is the threshold it is about, if it is about one."""
+    """Return an event of an account; `part` is the threshold it is about, if it is about one."""
     named = "" if part is None else f":{part.normalize():f}"
     occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{found.limit}"
     shown = [shown_amount(found.unit, amount) for amount in _amounts(found)]
@@ -338,7 +338,7 @@ def _amounts(found: Found) -> tuple[int, int, int]:
 
 
 def _account(found: Found) -> str | None:
-    """Whose account it is, where everybody has one; those beyond the maximum share one."""
+    """Return whose account it is, where everybody has one; those beyond the maximum share one."""
     if found.each is None:
         return None
     return found.account or (ALL_OTHERS if found.value == OTHERS else "nobody")
@@ -659,7 +659,7 @@ class Deliveries:
     async def _taken(
         self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
     ) -> Delivery | str:
-        """A message as it goes out; why it does not where nobody is to get it."""
+        """Return a message as it goes out; why it does not where nobody is to get it."""
         url, data = row.url, row.payload
         message = Delivery(
             row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
@@ -687,12 +687,12 @@ class Deliveries:
 
 
 def _asks(row: Row[Any]) -> bool:
-    """Whether a message goes to those of its addresses alone that have agreed."""
+    """Return whether a message goes to those of its addresses alone that have agreed."""
     return is_mail(row.url) and not row.ours and row.organization_id is not None
 
 
 def _counts(row: Row[Any]) -> bool:
-    """Whether a message counts in its hour now; one that somebody asked for did when that was."""
+    """Return whether a message counts in its hour now; one that somebody asked for did when that was."""
     asked_for = row.event in {TEST_EVENT, CONSENT_EVENT}
     return is_mail(row.url) and row.organization_id is not None and not (asked_for and row.attempts == 1)
 

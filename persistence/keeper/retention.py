@@ -121,7 +121,7 @@ def times_of(request_ids: Sequence[str]) -> dict[str, object]:
 
 
 async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:
-    """The requests that may have rows in months that are archived, or dropped.
+    """Return the requests that may have rows in months that are archived, or dropped.
 
     To be asked after the rows: a month may go in between. Of an id that says no moment, given by a gateway of
     before ids did, only movements are in doubt: a call that the journal alone knows is not.

@@ -209,7 +209,7 @@ SELECT 'admin_token', extract(epoch FROM min(expires_at)) FROM admin_token
 async def watch_gauges(
     engine: AsyncEngine, schedule: str = "off", wall: Callable[[], float] = time.time
 ) -> dict[str, Any]:
-    """All that is counted in tables for metrics, by the metric's name.
+    """Return all that is counted in tables for metrics, by the metric's name.
 
     Of each kind of credential that ends, when the next one does, in Unix time. What the last comparison found
     is there by kind; contradictions stay until rows are asked again. Our clock is ahead of PostgreSQL's by so
@@ -350,7 +350,7 @@ class Losses:
         self._quiet_s = quiet_s
 
     async def any_open(self) -> bool:
-        """Whether there is evidence of a loss that is not counted."""
+        """Return whether there is evidence of a loss that is not counted."""
         async with self._engine.connect() as connection:
             return (await connection.execute(_OPEN)).first() is not None
 
@@ -457,7 +457,7 @@ class Sweeps:
         return found
 
     async def charged(self, late: Sequence[LateSettlement]) -> dict[str, ChargedAmounts]:
-        """The charge for each of these request ids, corrections included; absent: nothing."""
+        """Return the charge for each of these request ids, corrections included; absent: nothing."""
         ids = list({one.settlement.request_id for one in late})
         found: dict[str, ChargedAmounts] = {}
         async with self._engine.connect() as connection:
@@ -468,7 +468,7 @@ class Sweeps:
         return found
 
     async def maybe_gone(self, late: Sequence[LateSettlement]) -> set[str]:
-        """The request ids of these that may have been charged in months that are not here any more."""
+        """Return the request ids of these that may have been charged in months that are not here any more."""
         ids = list({one.settlement.request_id for one in late})
         async with self._engine.connect() as connection:
             return set(await retention.maybe_gone(connection, await retention.places(connection, ids)))
@@ -523,7 +523,7 @@ def _letter(late: LateSettlement) -> dict[str, object]:
 
 
 def _charged(row: Row[Any]) -> ChargedAmounts:
-    """What the ledgers say; how many tokens there were says the journal, where it has the call."""
+    """Return what the ledgers say; how many tokens there were says the journal, where it has the call."""
     tokens = row.weighed if row.tokens is None else row.tokens
     weighed = None if tokens == row.weighed else row.weighed
     return ChargedAmounts(

@@ -103,7 +103,7 @@ class BudgetUses:
             return await budgets_of(connection, organizations)
 
     async def runs(self, organizations: Sequence[int]) -> list[Run]:
-        """The runs that calls may name, and those that expired a day ago at most; the oldest first."""
+        """Return the runs that calls may name, and those that expired a day ago at most; the oldest first."""
         values = {"ids": list(organizations), "kept_s": RUNS_KEPT_S}
         async with translating(self._engine.connect()) as connection:
             rows = (await connection.execute(_RUNS, values)).mappings().all()
@@ -124,7 +124,7 @@ class BudgetUses:
 async def _used(
     connection: AsyncConnection, windows: Sequence[WindowKey]
 ) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
-    """The use of windows, and when each moved."""
+    """Return the use of windows, and when each moved."""
     used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
     if windows:
         values = {
@@ -241,7 +241,7 @@ class LedgerReader(BudgetUses):
         return GlobalDefinitions(catalogue, prices, version, position)
 
     async def places(self, partitions: Collection[int], known: Mapping[int, int]) -> PartitionContents:
-        """Who is to be looked at in these partitions: of those `known` up to a position, who changed.
+        """Return who is to be looked at in these partitions: of those `known` up to a position, who changed.
 
         Where more was changed than is looked at, all.
         """
@@ -285,7 +285,7 @@ class LedgerReader(BudgetUses):
         }
 
     async def compared(self) -> dict[int, ComparisonPoint]:
-        """What partitions were compared as last, but for those that rows were lost of."""
+        """Return what partitions were compared as last, but for those that rows were lost of."""
         async with looking(self._engine) as connection:
             rows = await connection.execute(_COMPARED)
             return {
@@ -305,7 +305,7 @@ class LedgerReader(BudgetUses):
             await connection.execute(_NOTE_COMPARED, values)
 
     async def truth(self, organizations: Mapping[int, Sequence[int]]) -> dict[int, LedgerState]:
-        """All there is of some partitions, whose organizations these are; as of one moment."""
+        """Return all there is of some partitions, whose organizations these are; as of one moment."""
         ids = {"ids": [one for its in organizations.values() for one in its]}
         async with self._at_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
@@ -339,7 +339,8 @@ class LedgerReader(BudgetUses):
             yield connection, int((await connection.execute(_VERSION)).scalar_one())
 
     async def settled(self, held: Mapping[str, int]) -> list[str]:
-        """Which of these requests have a row, by the deadlines of their holds in ms; or may have had one.
+        """Return which of these requests have a row, by the deadlines of their holds in ms; or may have had
+        one.
 
         What ended in a month that is not here any more is no call that runs. Was it never charged, then its
         settlement comes late.
@@ -359,13 +360,13 @@ class LedgerReader(BudgetUses):
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
     async def noted(self) -> dict[int, tuple[bytes, int]]:
-        """The last run id and epoch of each partition; absent: never verified."""
+        """Return the last run id and epoch of each partition; absent: never verified."""
         async with looking(self._engine) as connection:
             rows = await connection.execute(_NOTED)
             return {row.partition: (row.run_id.encode(), row.epoch) for row in rows}
 
     async def workers(self) -> list[str]:
-        """The numbers of all workers any keeper knew last."""
+        """Return the numbers of all workers any keeper knew last."""
         async with looking(self._engine) as connection:
             return list(await connection.scalars(_WORKERS))
 
@@ -505,11 +506,11 @@ class Accounts(BudgetUses):
         self._after: int | None = None
 
     async def owners(self, after: int, count: int) -> list[Owner]:
-        """Organizations by id, with their tenants."""
+        """Return organizations by id, with their tenants."""
         return await self._owners(_EVERY, {"after": after, "n": count})
 
     async def some_owners(self, count: int) -> list[Owner]:
-        """The organizations whose turn it is, with their tenants: all come before one comes again.
+        """Return the organizations whose turn it is, with their tenants: all come before one comes again.
 
         The first is picked at random, so that a client that starts over often looks at others too.
         """
@@ -530,7 +531,7 @@ class Accounts(BudgetUses):
         return [*found, *(Owner(each, ()) for each in organization_ids if each not in there)]
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
-        """The accounts named, each with its balance at the seq given for it."""
+        """Return the accounts named, each with its balance at the seq given for it."""
         found: dict[str, LedgerAccount] = {}
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -554,7 +555,7 @@ class Accounts(BudgetUses):
             return await disproved(connection, accounts, count)
 
     async def contradictions(self, *, within_s: float) -> Sequence[Item] | None:
-        """What rows say against each other; None where that takes longer.
+        """Return what rows say against each other; None where that takes longer.
 
         It may take minutes, so loops keep all their connections.
         """
@@ -573,7 +574,7 @@ class Accounts(BudgetUses):
         ]
 
     async def unresolved(self, organization_ids: Sequence[int]) -> Mapping[int, Sequence[str]]:
-        """Why ledgers of an organization lack something, of those where they do."""
+        """Return why ledgers of an organization lack something, of those where they do."""
         found = defaultdict[int, list[str]](list)
         async with translating(self._engine.connect()) as connection:
             for row in await connection.execute(_UNRESOLVED, {"ids": list(organization_ids)}):

@@ -57,7 +57,7 @@ Stored = dict[tuple[int, int], Content]
 
 
 def stand(connection: Connection[Any], batch: Batch) -> Heads:
-    """Where every account of the batch stands; quarantined and unknown ones are stopped."""
+    """Return where every account of the batch stands; quarantined and unknown ones are stopped."""
     tenants, organizations = set(), set()
     for entries in batch.values():
         for _, _, event in entries:
@@ -82,7 +82,7 @@ def stand(connection: Connection[Any], batch: Batch) -> Heads:
 def contradictions(
     connection: Connection[Any], repeats: Sequence[Placed], fresh: Sequence[Placed]
 ) -> list[QuarantineReason]:
-    """Entries that claim a stored place with other content; `fresh` is about to be stored."""
+    """Return entries that claim a stored place with other content; `fresh` is about to be stored."""
     faults = []
     for part in _STORED:
         claims = _claims(repeats, part)
@@ -103,7 +103,7 @@ def contradictions(
 
 
 def count_stored(connection: Connection[Any], placed: Placed) -> int:
-    """How many of an entry's movements are rows already, exactly as it says."""
+    """Return how many of an entry's movements are rows already, exactly as it says."""
     return sum(
         _stored(connection, part, [one]).get(one.place) == content
         for part in _STORED
@@ -114,7 +114,7 @@ def count_stored(connection: Connection[Any], placed: Placed) -> int:
 def neighbours(
     connection: Connection[Any], account: str, seq: int
 ) -> tuple[dict[int, Movement], dict[int, int]]:
-    """The movements stored at a place and next to it, and the drifts stored there, by seq."""
+    """Return the movements stored at a place and next to it, and the drifts stored there, by seq."""
     kind, _, number = account.partition(":")
     here = {"id": int(number), "from": seq - 1, "to": seq + 1, "account": account}
     rows = {
@@ -127,7 +127,7 @@ def neighbours(
 
 
 def month_of(seconds: float) -> int:
-    """A moment's month, UTC: year × 12 + month."""
+    """Return a moment's month, UTC: year × 12 + month."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.year * 12 + moment.month
 
@@ -292,7 +292,7 @@ def accepted_accounts(connection: Connection[Any], partitions: Sequence[int]) ->
 
 
 def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) -> dict[Place, str]:
-    """The entries among these faults that somebody accepted as contradictions, with the reason."""
+    """Return the entries among these faults that somebody accepted as contradictions, with the reason."""
     aside = {}
     for fault in faults:
         until_ms, why = accepted.get(fault.account, (0.0, ""))

@@ -139,12 +139,12 @@ SELECT account, last_seq FROM account_checkpoint
 
 
 def sums(kind: str, since: str, until: str, month: str) -> str:
-    """The query for the sum of the account `k.id`'s movements between two seqs."""
+    """Return the query for the sum of the account `k.id`'s movements between two seqs."""
     return _SUMS[kind].format(since=since, until=until, month=month)
 
 
 def closed(kind: str, month: str) -> str:
-    """The query for the sum of all checkpoints of the account `k.id`."""
+    """Return the query for the sum of all checkpoints of the account `k.id`."""
     since, counts = (part.format(month=month) for part in _COUNTS[kind])
     return _CLOSED.format(kind=kind, since=since, counts=counts)
 
@@ -192,7 +192,7 @@ class Checkpoints:
         return made
 
     async def _close(self, kind: str, here: dict[str, Any]) -> int:
-        """One month of each account, in a transaction of its own."""
+        """Return one month of each account, in a transaction of its own."""
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK)
             return (await connection.execute(_CLOSES[kind], here)).rowcount
@@ -273,7 +273,7 @@ MORE = Violation("more", "rows", None, f"than {VIOLATIONS_MAX} contradictions, t
 
 
 async def violations(connection: AsyncConnection, *, most: int = VIOLATIONS_MAX) -> list[Violation]:
-    """Everything that contradicts itself; empty is right. Behind `most` it says that there is more."""
+    """Return everything that contradicts itself; empty is right. Behind `most` it says that there is more."""
     rows = await connection.execute(ALL)
     found = [Violation(row.invariant, row.account, row.seq, row.detail) for row in rows]
     return [*found[:most], MORE] if len(found) > most else found

@@ -114,7 +114,7 @@ def columns_of(names: Sequence[Name]) -> dict[str, Any]:
 
 
 def storable(names: Iterable[Name]) -> list[Name]:
-    """Those of names that a user may have, in the order in which writers lock rows."""
+    """Return those of names that a user may have, in the order in which writers lock rows."""
     return sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
 
 

@@ -187,7 +187,7 @@ def _place_unnumbered(
 
 
 def movements(event: OutboxEntry, heads: Heads) -> list[tuple[Head, int]]:
-    """The accounts an entry moves, each with the seq it claims."""
+    """Return the accounts an entry moves, each with the seq it claims."""
     parts = []
     if event.flags & TOKENS:
         parts.append((heads.tenants[event.tenant_id], event.seq))
@@ -199,7 +199,7 @@ def movements(event: OutboxEntry, heads: Heads) -> list[tuple[Head, int]]:
 
 
 def storable(event: OutboxEntry) -> bool:
-    """Whether every number fits its column; one that does not comes from no script of ours."""
+    """Return whether every number fits its column; one that does not comes from no script of ours."""
     ids = (event.organization_id, event.tenant_id, event.key_id, event.service_id)
     places = (event.epoch, event.seq, event.cycle, event.credit_seq, event.spend_seq)
     amounts = (event.amount, event.used, event.credits, event.ahead)

@@ -58,5 +58,5 @@ def request_in(row: Sequence[Any]) -> str:
 
 
 def used_in(row: Sequence[Any]) -> int:
-    """When its call was used, in ms."""
+    """Return when its call was used, in ms."""
     return int(row[_REQUEST + 1])

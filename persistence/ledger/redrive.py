@@ -127,7 +127,7 @@ class RefusedJournal:
         return sum(count.refused for count in counts)
 
     def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
-        """Where a count goes: names beyond those of its day are others', and nobody's."""
+        """Return where a count goes: names beyond those of its day are others', and nobody's."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
@@ -143,7 +143,7 @@ class RefusalNames:
         self._known: dict[tuple[int, int], set[tuple[int, int, str]]] = {}
 
     def known(self, organization_id: int, day: int, name: tuple[int, int, str]) -> bool:
-        """Whether this user, project and model are of those, or become so."""
+        """Return whether this user, project and model are of those, or become so."""
         if len(self._known) > ORGANIZATIONS_MAX:
             self._known.clear()
         names = self._known.setdefault((organization_id, day), set())
@@ -153,13 +153,13 @@ class RefusalNames:
 
 
 async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
-    """Whether this batch is ours to store; until the commit nobody else can say the same."""
+    """Return whether this batch is ours to store; until the commit nobody else can say the same."""
     values = {"worker": batch.worker, "number": batch.number}
     return (await connection.execute(_CLAIM, values)).first() is not None
 
 
 async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
-    """The users that there are; nobody else becomes one by calls that are refused."""
+    """Return the users that there are; nobody else becomes one by calls that are refused."""
     asked = storable_names(names)
     if not asked:
         return {}
@@ -227,7 +227,7 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 
 def blocking(connection: Connection) -> psycopg.Connection[Any]:
-    """The same transaction as a psycopg connection; must be called where the store runs its work."""
+    """Return the same transaction as a psycopg connection; must be called where the store runs its work."""
     return cast("psycopg.Connection[Any]", _SyncConnection(connection))
 
 
@@ -238,7 +238,7 @@ class _SyncConnection:
         self._connection = connection
 
     def execute(self, statement: str, parameters: Params | None = None) -> Any:
-        """The rows a statement answers; placeholders are psycopg's."""
+        """Return the rows a statement answers; placeholders are psycopg's."""
         if parameters is None:
             return self._connection.exec_driver_sql(statement)
         named = isinstance(parameters, Mapping)
@@ -314,7 +314,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
 
 
 def refuse_charged(connection: Connection, request_id: str) -> None:
-    """`Conflict` where a request that settles late is charged already, or about to be."""
+    """Raise `Conflict` where a request that settles late is charged already, or about to be."""
     plain = blocking(connection)
     _refuse_moved(plain, request_id)
     if plain.execute(_CALLED, {"request": request_id, **times_of([request_id])}).fetchone():
@@ -322,7 +322,7 @@ def refuse_charged(connection: Connection, request_id: str) -> None:
 
 
 def corrected(letter: Row, sent: Row) -> OutboxEntry:
-    """What a dead letter says with the corrections sent: a whole entry, or some of its fields."""
+    """Return what a dead letter says with the corrections sent: a whole entry, or some of its fields."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     if sent.get("raw") is not None:
@@ -363,7 +363,7 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
 
 
 def _movements(event: OutboxEntry) -> list[Movement]:
-    """The movements an entry makes, in the order of `guard.movements`."""
+    """Return the movements an entry makes, in the order of `guard.movements`."""
     month = accounts.month_of(event.at_ms // 1000)
     return [
         Movement(one.account, one.seq, event.epoch, one.delta, one.balance, month if part == USAGE else 0)

@@ -94,7 +94,7 @@ def moved_usage(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> N
 
 
 def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple[list[Any], ...]:
-    """What `usage_spans.ROLL_UP_CALLS` takes of calls whose rows changed: each as it was, and is."""
+    """Return what `usage_spans.ROLL_UP_CALLS` takes of calls whose rows changed: each as it was, and is."""
     hours: Rollup = {}
     for before, after in calls:
         moved_usage(before, after, hours)
@@ -123,7 +123,7 @@ def start_of(unit: str) -> str:
 
 
 def _of_span(span: str) -> str:
-    """What the hours of a batch add up to in a span."""
+    """Return what the hours of a batch add up to in a span."""
     unit, whole = SPANS[span]
     kept = [each for each in DIMENSIONS if each not in whole]
     none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
@@ -265,7 +265,7 @@ def _place(placed: Placed) -> tuple[int, Any]:
 
 
 def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
-    """What entries use of each window, in all three units, and whose account it can be."""
+    """Return what entries use of each window, in all three units, and whose account it can be."""
     alike: dict[tuple[WindowKey, ...], list[Any]] = {}
     for budgets, event in moves:
         if budgets:
@@ -300,7 +300,7 @@ def _row(window: WindowKey, money: int, tokens: int, requests: int, event: Outbo
 
 
 def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]:
-    """Those of entries without a place that were not stored before."""
+    """Return those of entries without a place that were not stored before."""
     if not noted:
         return []
     partitions = sorted({partition for partition, _ in noted})
@@ -345,13 +345,13 @@ def supplied_day(event: OutboxEntry) -> int:
 
 
 def report_day(event: OutboxEntry) -> int:
-    """The UTC day, since 1970, that a use was told on, or what it takes back."""
+    """Return the UTC day, since 1970, that a use was told on, or what it takes back."""
     day = event.at_ms // DAY_MS
     return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
 
 
 def _day_in(event: OutboxEntry, name: str, day: int) -> int:
-    """The day that a correction names, if it is not behind its own one."""
+    """Return the day that a correction names, if it is not behind its own one."""
     if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
         return day
     try:

@@ -62,7 +62,7 @@ def portions(event: OutboxEntry) -> Iterator[tuple[int, int, Decimal]]:
 
 
 def unit_prices(event: OutboxEntry) -> bytes:
-    """The price of its units as JSON, or of each tier they lie in; empty where the units are money."""
+    """Return the price of its units as JSON, or of each tier they lie in; empty where the units are money."""
     packed = event.priced[PRICED.size :]
     if not event.units or are_money(packed):
         return b""
@@ -79,7 +79,7 @@ def _tiers(packed: bytes) -> tuple[PriceTier, ...]:
 
 @lru_cache(maxsize=PRICES_MAX)
 def _flat(packed: bytes) -> bytes:
-    """The price, as JSON, of units that have one price however many there are; else empty."""
+    """Return the price, as JSON, of units that have one price however many there are; else empty."""
     tiers = _tiers(packed)
     return msgspec.json.encode(f"{tiers[0].unit_price:f}") if len(tiers) == 1 else b""
 
@@ -133,7 +133,7 @@ _LENGTH = Struct(">i").pack
 
 
 def token_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """The `token_ledger` row of an entry with the tokens part; ValueError if its source is no UUID."""
+    """Return the `token_ledger` row of an entry with the tokens part; ValueError if its source is no UUID."""
     at = (event.at_ms - EPOCH_MS) * 1000
     if (
         event.kind == _CONSUMED
@@ -175,7 +175,7 @@ def token_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """The `credit_transaction` row of a use with the credits part."""
+    """Return the `credit_transaction` row of a use with the credits part."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -190,7 +190,7 @@ def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """The `feature_usage` row of a use with the usage part."""
+    """Return the `feature_usage` row of a use with the usage part."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -225,12 +225,12 @@ def posting_row(event: OutboxEntry, origin: Origin | None) -> bytes:
 
 
 def is_uuid(text: str) -> bool:
-    """Whether PostgreSQL takes the text as a UUID in its usual spelling."""
+    """Return whether PostgreSQL takes the text as a UUID in its usual spelling."""
     return _UUID.fullmatch(text) is not None
 
 
 def corrects(metadata: bytes) -> str:
-    """The request an adjustment makes good, by its metadata; empty if it names none."""
+    """Return the request an adjustment makes good, by its metadata; empty if it names none."""
     if b'"corrects"' not in metadata:
         return ""
     named = metadata_in(metadata).get("corrects")
@@ -244,7 +244,7 @@ def _names(event: OutboxEntry) -> tuple[bytes, bytes]:
 
 
 def request_of(event: OutboxEntry) -> str:
-    """The request a use belongs to, or that an adjustment makes good; empty if it names none."""
+    """Return the request a use belongs to, or that an adjustment makes good; empty if it names none."""
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
 
 
@@ -272,7 +272,7 @@ def _posting_kind(metadata: bytes) -> str:
 
 
 def metadata_in(metadata: bytes) -> dict[str, object]:
-    """The metadata as an object; empty where it is none, which PostgreSQL may refuse by name."""
+    """Return the metadata as an object; empty where it is none, which PostgreSQL may refuse by name."""
     try:
         facts = json.loads(metadata)
     except (ValueError, RecursionError):
@@ -281,7 +281,7 @@ def metadata_in(metadata: bytes) -> dict[str, object]:
 
 
 def uuid_field(text: str) -> bytes:
-    """A UUID's field, null where there is none; ValueError where it is no UUID."""
+    """Return a UUID's field, null where there is none; ValueError where it is no UUID."""
     if not text:
         return NULL
     raw = bytes.fromhex(text.replace("-", ""))
@@ -291,17 +291,17 @@ def uuid_field(text: str) -> bytes:
 
 
 def reference(value: int | None) -> bytes:
-    """An id's field, null where there is none."""
+    """Return an id's field, null where there is none."""
     return _BIGINT(8, value) if value else NULL
 
 
 def number_field(digits: str) -> bytes:
-    """A number's field, null where there are no digits; ValueError where they are none."""
+    """Return a number's field, null where there are no digits; ValueError where they are none."""
     return _BIGINT(8, int(digits)) if digits else NULL
 
 
 def bytes_field(raw: bytes) -> bytes:
-    """A field of these bytes, as a text has them."""
+    """Return a field of these bytes, as a text has them."""
     return _LENGTH(len(raw)) + raw
 
 
@@ -376,12 +376,12 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def _run(event: OutboxEntry) -> int | None:
-    """The nearest run that a call took from: those it draws from come behind it."""
+    """Return the nearest run that a call took from: those it draws from come behind it."""
     return next((run_of(one.budget_id) for one in event.budgets if is_run(one.budget_id)), None)
 
 
 def facts_of(event: OutboxEntry) -> CallFacts:
-    """What an entry says of its call, also where it was written before entries had facts."""
+    """Return what an entry says of its call, also where it was written before entries had facts."""
     return event.facts or facts_in(event.metadata)
 
 
@@ -391,7 +391,7 @@ def used_at(event: OutboxEntry, facts: CallFacts) -> int:
 
 
 def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
-    """The facts of a call that was taken back and cost something: its entry has none."""
+    """Return the facts of a call that was taken back and cost something: its entry has none."""
     facts = facts_in(event.metadata)
     facts.total = amounts_of(event, facts)[0] or event.raw_tokens
     facts.cost, facts.currency = event.money, currency
@@ -399,7 +399,7 @@ def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
 
 
 def counts_of(facts: CallFacts) -> list[int]:
-    """Tokens by kind as they are stored: what no count can be is none."""
+    """Return tokens by kind as they are stored: what no count can be is none."""
     return [count if 0 <= count <= INTEGER_MAX else 0 for count in facts.counts]
 
 
@@ -408,7 +408,7 @@ def stored_text(value: str) -> str:
 
 
 def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
-    """Tokens a call used, credits and units it was charged: one where it is charged what it costs."""
+    """Return tokens a call used, credits and units it was charged: one where it is charged what it costs."""
     flags = event.flags
     tokens, units = facts.total, facts.units
     if event.facts is None:
@@ -423,7 +423,7 @@ def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
 
 
 def _moves_units(event: OutboxEntry) -> bool:
-    """Whether an entry's own units are the call's."""
+    """Return whether an entry's own units are the call's."""
     return bool(event.flags & USAGE) and not in_money(event)
 
 
@@ -489,7 +489,7 @@ _JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJU
 def journal_of(
     connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]
 ) -> tuple[list[Placed], list[OutboxEntry]]:
-    """The entries that become rows, and those that change one; `noted` move no account."""
+    """Return the entries that become rows, and those that change one; `noted` move no account."""
     made, changing = [], []
     for placed in fresh:
         event = placed[1][2]

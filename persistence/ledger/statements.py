@@ -25,12 +25,12 @@ SUM_MAX = 2**63 - 1
 
 
 def bounded(number: int, most: int = SUM_MAX) -> int:
-    """A sum as its column holds it."""
+    """Return a sum as its column holds it."""
     return max(-most, min(number, most))
 
 
 def added(column: str) -> str:
-    """The SQL that adds what a conflicting row `excluded` brings to the row `u`."""
+    """Return the SQL that adds what a conflicting row `excluded` brings to the row `u`."""
     mine, more = f"u.{column}", f"excluded.{column}"
     return (
         f"CASE WHEN abs({mine}) = {SUM_MAX} THEN {mine} WHEN abs({more}) = {SUM_MAX} THEN {more}"

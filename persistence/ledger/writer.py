@@ -153,7 +153,7 @@ class LedgerWriter:
         return await asyncio.to_thread(self.write_now, batch, history)
 
     async def epochs(self) -> dict[int, int]:
-        """The epoch of each partition that was ever verified, as of now."""
+        """Return the epoch of each partition that was ever verified, as of now."""
         every = (list(range(PARTITIONS)),)
         found = await asyncio.to_thread(
             self._ask, lambda connection: connection.execute(statements.HISTORIES, every).fetchall()
@@ -267,7 +267,7 @@ class LedgerWriter:
         users: dict[Name, int],
         refused: BatchFailures,
     ) -> FlushReport:
-        """Rows first, then what they add up to, then what they make done."""
+        """Return rows first, then what they add up to, then what they make done."""
         report = _report(sorted_, faults)
         report.rows = self._copies.write(connection, users)
         moves = add_up(sorted_.fresh)
@@ -291,7 +291,7 @@ class LedgerWriter:
 
 
 def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport:
-    """Entries that may be deleted, and forgotten in the counters, once this is committed."""
+    """Return entries that may be deleted, and forgotten in the counters, once this is committed."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
         waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
@@ -309,7 +309,7 @@ def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport
 
 
 def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
-    """The partitions that are of another run or epoch by now: their verifier has the lock first."""
+    """Return the partitions that are of another run or epoch by now: their verifier has the lock first."""
     if history is None:
         return frozenset()
     here, epochs = history.run_id.decode(), history.epochs

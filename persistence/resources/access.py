@@ -205,7 +205,7 @@ def record_audit(change: EntityWrite, row: Row) -> None:
 
 
 def audit_entry_of(change: EntityWrite, row: Row) -> dict[str, object]:
-    """The audit row of one change; secrets and their digests are never part of it."""
+    """Return the audit row of one change; secrets and their digests are never part of it."""
     command = change.command
     after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
     owner = row["id"] if command.resource == "organizations" else row.get("organization_id", change.within)
@@ -248,7 +248,7 @@ def _by(actor: Actor) -> dict[str, object]:
 
 
 def person_of(actor: Actor) -> dict[str, object]:
-    """Which person it was: never a name without whose word that is."""
+    """Return which person it was: never a name without whose word that is."""
     who = actor.person
     return {
         "issuer": who.issuer if who is not None else None,
@@ -276,7 +276,7 @@ async def note_failures(engine: AsyncEngine, failed: Sequence[FailureReport]) ->
 
 
 def _plain(values: Row) -> dict[str, object]:
-    """The values as JSON has them: days, instants and money as text."""
+    """Return the values as JSON has them: days, instants and money as text."""
     return {name: _json(value) for name, value in values.items()}
 
 
@@ -671,7 +671,7 @@ def admin_token_has_ended(connection: Connection, digest: str) -> bool:
 
 
 def check_user(change: EntityWrite, row: Row) -> None:
-    """`Unprocessable` where a token of an organization would act as somebody of another."""
+    """Raise `Unprocessable` where a token of an organization would act as somebody of another."""
     if row["organization_id"] is None or row["user_id"] is None:
         return
     owner = select(app_user.c.organization_id).where(app_user.c.id == row["user_id"])

@@ -14,7 +14,7 @@ BUILT_IN = "built-in"
 
 
 def acting(actor: Actor) -> int | ScalarSelect[int] | None:
-    """The user an administrator acts as: his token's, or the built-in one of the settings' tokens."""
+    """Return the user an administrator acts as: his token's, or the built-in one of the settings' tokens."""
     if actor.token_id is not None or actor.user_id is not None:
         return actor.user_id
     return (

@@ -164,7 +164,7 @@ def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tup
 
 
 def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str, str] | None:
-    """Units that cost what the organization does not pay in: nothing is converted."""
+    """Return units that cost what the organization does not pay in: nothing is converted."""
     costs = read_pricing(pricing or inherited).currency
     if meter != PAY_PER_USE or costs in {"", pays}:
         return None
@@ -285,7 +285,7 @@ def refuse_many(count: int) -> None:
 
 
 def check_targets(change: EntityWrite, row: Row) -> None:
-    """`Unprocessable` where a target is there twice, or has a * and the model is no prefix."""
+    """Raise `Unprocessable` where a target is there twice, or has a * and the model is no prefix."""
     targets = row["targets"]
     assert isinstance(targets, list)
     said = [(one["upstream"], one.get("model")) for one in targets]
@@ -427,7 +427,7 @@ _same = (
 
 
 def check_values(change: EntityWrite) -> None:
-    """`Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
+    """Raise `Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
     connection, values = change.connection, change.command.values
     connection.execute(_LOCK)
     errors = [*_empty(values), *_unused(connection, str(values["currency"]))]
@@ -480,7 +480,7 @@ def _kind(values: Row) -> tuple[object, ...]:
 
 
 def in_force(now: datetime) -> Select[Any]:
-    """Prices that are in force, were a day ago, or will be."""
+    """Return prices that are in force, were a day ago, or will be."""
     return _superseded_later_than(now - KEPT)[1]
 
 
@@ -497,7 +497,7 @@ def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, 
 def find_price(
     connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
 ) -> PriceFound | None:
-    """The price of a model in a currency, or in another one that there is an exchange rate from."""
+    """Return the price of a model in a currency, or in another one that there is an exchange rate from."""
     rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
     rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
     prices = list(map(read_price, rows.values()))
@@ -532,7 +532,7 @@ def _prices_since(
 
 
 def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
-    """Prices without those in whose place another had come; their columns, and a query of them."""
+    """Return prices without those in whose place another had come; their columns, and a query of them."""
     following = func.lead(_prices_here.effective_from).over(
         partition_by=_same, order_by=_prices_here.effective_from
     )

@@ -74,13 +74,13 @@ def decided(actor: Actor, word: str) -> dict[str, object]:
 
 
 def source(table: Table, word: str) -> Select[Any]:
-    """The rows of a table, each with the organization of who decided; none where it was staff."""
+    """Return the rows of a table, each with the organization of who decided; none where it was staff."""
     by = literal("token:", Text) + cast(_token.id, Text) == table.c[f"{word}_by"]
     return select(table, _token.organization_id.label("decider_organization_id")).outerjoin(admin_token, by)
 
 
 def told(word: str) -> Callable[[Row, int], Row]:
-    """What an organization's own callers see of such a row: who else decided is staff."""
+    """Return what an organization's own callers see of such a row: who else decided is staff."""
 
     def told_of(row: Row, within: int) -> Row:
         if row[f"{word}_by"] is None or row["decider_organization_id"] == within:
@@ -275,7 +275,7 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Ro
 
 
 def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> Insert:
-    """A movement of the spend account without units: its day is there, and bills nothing."""
+    """Return a movement of the spend account without units: its day is there, and bills nothing."""
     of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
     tenant_id = connection.execute(of).scalar_one()
     day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
@@ -453,14 +453,14 @@ class ReconciliationResults:
             return dict((await connection.execute(made)).mappings().one())
 
     async def last(self) -> Row | None:
-        """The last result; None where there is none yet."""
+        """Return the last result; None where there is none yet."""
         newest = select(reconciliation).order_by(reconciliation.c.id.desc()).limit(1)
         async with translating(self._engine.connect()) as connection:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
     async def asked(self) -> datetime | None:
-        """When the last run began that asked all rows; None where there is none yet."""
+        """Return when the last run began that asked all rows; None where there is none yet."""
         all_asked = ~reconciliation.c["items"].contains([{"kind": DifferenceKind.UNASKED.value}])
         newest = (
             select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)

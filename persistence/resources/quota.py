@@ -78,7 +78,7 @@ _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
 def check_values(change: EntityWrite) -> None:
-    """`Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
+    """Raise `Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
     values = change.command.values
     owner = id_in(values, "organization_id")
     change.connection.execute(_LOCK, {"organization": owner})
@@ -121,7 +121,7 @@ def change_budget(change: EntityWrite) -> Row:
 
 
 def _changed(row: Row, said: Row) -> Row:
-    """What a budget gets; `Unprocessable` for an amount that its unit has not."""
+    """Return what a budget gets; `Unprocessable` for an amount that its unit has not."""
     if "amount" not in said:
         return said
     errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))

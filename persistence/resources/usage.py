@@ -175,7 +175,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
 
 
 def _id(column: ColumnElement[Any]) -> Label[Any]:
-    """The answer for a column; nothing of nobody's rows, and of projects counted together."""
+    """Return the answer for a column; nothing of nobody's rows, and of projects counted together."""
     if column.name == "project_id":
         return case((column >= 0, column)).label(column.name)
     return func.nullif(column, "" if column.name == "model" else 0).label(column.name)
@@ -189,7 +189,8 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
 
 
 def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
-    """The roll-ups that make up a span, each hour of it once: every piece from the partition of its span.
+    """Return the roll-ups that make up a span, each hour of it once: every piece from the partition of its
+    span.
 
     An "or" between the pieces, a join, or a column that is not used makes PostgreSQL take half as long again.
     """
@@ -209,7 +210,7 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
 
 
 def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
-    """When the interval of a row began; seldom by a function of each row, as dear as adding it up."""
+    """Return when the interval of a row began; seldom by a function of each row, as dear as adding it up."""
     if SPANS[piece.span].unit == interval:
         return _here.start
     if start_of(interval, piece.until - timedelta(hours=1)) == (since := start_of(interval, piece.since)):
@@ -283,12 +284,12 @@ class ConsoleQueries:
         self._within = within
 
     def within(self, realm: Realm | None) -> ConsoleQueries:
-        """The same for viewers who find rows of their realm and everybody's, and no others."""
+        """Return the same for viewers who find rows of their realm and everybody's, and no others."""
         engine = self._engine if realm is None else self._organizations
         return ConsoleQueries(engine, self._partition_of, within=realm, organizations=self._organizations)
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
-        """The names of rows, deleted ones too; an id without a row is left out."""
+        """Return the names of rows, deleted ones too; an id without a row is left out."""
         table = SUBJECTS[resource].table
         name = table.c.external_id if resource == "users" else table.c.name
         if not ids:
@@ -298,7 +299,7 @@ class ConsoleQueries:
         return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def find(self, resource: str, said: str, rows_max: int) -> Sequence[tuple[int, str]]:
-        """Rows whose name has a text, of the newest ones; the name is what people know a row by."""
+        """Return rows whose name has a text, of the newest ones; the name is what people know a row by."""
         table = SUBJECTS[resource].table
         name = next(table.c[each] for each in FOUND_BY if each in table.c)
         there = (table.c.deleted_at.is_(None),) if "deleted_at" in table.c else ()
@@ -324,18 +325,18 @@ class ConsoleQueries:
         return id_in(row, "count")
 
     async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
-        """An organization's use by day and service, oldest first."""
+        """Return an organization's use by day and service, oldest first."""
         owner = await self._known(organization, organization_id)
         return await self._rows(_ORGANIZATION_DAYS, owner=owner, since=since, rows=rows_max)
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
-        """An invoice's lines after a position, in order."""
+        """Return an invoice's lines after a position, in order."""
         which = await self._known(invoice, invoice_id)
         rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
     async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
-        """Accounts of a budget in the window that began then, those that used most first."""
+        """Return accounts of a budget in the window that began then, those that used most first."""
         here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start, *self._own(budget_use))
         most = (budget_use.c.used.desc(), budget_use.c.value)
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))

@@ -38,7 +38,7 @@ _ASKING = text("SELECT pg_advisory_xact_lock(7814)")
 
 
 def check_url(change: EntityWrite) -> None:
-    """`Unprocessable` where the URL may not be called, or no mail goes there."""
+    """Raise `Unprocessable` where the URL may not be called, or no mail goes there."""
     url = change.command.values.get("url")
     refused = _refusal(str(url), change) if url is not None else None
     if refused is not None:

@@ -90,7 +90,7 @@ async def why_unbilled(connection: AsyncConnection, end: date) -> str:
 
 
 def first_of(statement: str) -> str:
-    """A statement that answers the first row of another one, and how many there are."""
+    """Return a statement that answers the first row of another one, and how many there are."""
     return _FIRST.format(statement=statement, most=NAMED_MAX)
 
 
@@ -153,7 +153,7 @@ async def drop_calls(
 
 
 async def drop_hours(engine: AsyncEngine, days: int) -> list[str]:
-    """The same with hours of the roll-ups; what they add up to by day, week and month stays."""
+    """Return the same with hours of the roll-ups; what they add up to by day, week and month stays."""
     return [name for span in HOURS for name in await _drop(engine, span, days)]
 
 
@@ -185,7 +185,7 @@ async def status(engine: AsyncEngine) -> SchemaStatus:
 
 
 async def outgrown(engine: AsyncEngine) -> str:
-    """Why a program that has begun may not go on: a newer schema that does not serve it, on one line.
+    """Return why a program that has begun may not go on: a newer schema that does not serve it, on one line.
 
     Empty where it may, or where nobody answers.
     """
@@ -202,7 +202,7 @@ async def outgrown(engine: AsyncEngine) -> str:
 
 
 def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
-    """StartError where this program, which knows these, cannot run on a database and its schema."""
+    """Raise StartError where this program, which knows these, cannot run on a database and its schema."""
     if at.unusable:
         raise StartError(f"PostgreSQL: {at.unusable}")
     found, needed = at.version, known[-1]

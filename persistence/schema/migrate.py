@@ -168,7 +168,7 @@ def _upgraded(
 
 
 def schema_status(url: str) -> SchemaStatus:
-    """Where the database at `url` stands, and what time it is there."""
+    """Return where the database at `url` stands, and what time it is there."""
     with _connected(url) as connection:
         clock = connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
         return _status(connection)._replace(clock=clock)
@@ -191,7 +191,8 @@ def make(connection: Connection, files: Sequence[Path] = FILES) -> None:
 
 
 def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> list[str]:
-    """The tables that migrations behind a version alter, as each says (`alters`), as far as they are there.
+    """Return the tables that migrations behind a version alter, as each says (`alters`), as far as they are
+    there.
 
     One that does not say it may alter any.
     """

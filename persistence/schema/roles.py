@@ -218,7 +218,8 @@ def privileges(url: str) -> Privileges:
 async def refuse_unfit(
     engine: AsyncEngine, hint: Callable[[str, str], str] = lambda *_: "tollkeeper doctor says what to do"
 ) -> None:
-    """StartError where the server takes no writes, the schema is another program's, or the user lacks rights.
+    """Raise StartError where the server takes no writes, the schema is another program's, or the user lacks
+    rights.
 
     `hint` says what mends what PostgreSQL said, with its SQLSTATE.
     """

@@ -165,13 +165,13 @@ def found_grants(
 
 
 def version_of(schema: str) -> str:
-    """The version of the program that brings a schema; empty where its migration does not say it."""
+    """Return the version of the program that brings a schema; empty where its migration does not say it."""
     found = _VERSION.search(MIGRATIONS[schema].read_text(encoding="utf-8"))
     return found[1] if found else ""
 
 
 def versions_between(schema: str) -> list[str]:
-    """The versions whose migrate, one after the other, brings a schema before the baseline to it."""
+    """Return the versions whose migrate, one after the other, brings a schema before the baseline to it."""
     baselines = _BASELINES | {KNOWN[0]: version_of(KNOWN[0])}
     return [version for baseline, version in baselines.items() if schema < baseline]
 
@@ -183,7 +183,8 @@ def runs_from() -> str:
 
 
 def is_current(url: str) -> bool:
-    """Whether a database is as `upgrade` of `migrate.py` would leave it, with its partitions made ahead.
+    """Return whether a database is as `upgrade` of `migrate.py` would leave it, with its partitions made
+    ahead.
 
     False where anything differs, and where nobody says so: that one tells why, and changes it.
     """

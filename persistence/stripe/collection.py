@@ -194,7 +194,7 @@ def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> 
 
 
 def _remains_of(told: CollectionStatus, own: Decimal, beyond: Decimal) -> str | None:
-    """What of money that went back a person should know: it was given twice, or not at all."""
+    """Return what of money that went back a person should know: it was given twice, or not at all."""
     assert told.given_back is not None
 
     def said(amount: Decimal) -> str:

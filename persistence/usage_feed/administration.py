@@ -100,7 +100,7 @@ def _kept(change: EntityWrite) -> None:
 
 
 def _count(state: str) -> ColumnElement[Any]:
-    """How many events of a feed are in a state, as far as they are counted."""
+    """Return how many events of a feed are in a state, as far as they are counted."""
     return literal_column(
         "(SELECT count(*) FROM (SELECT FROM usage_outbox AS o WHERE o.feed_id = usage_feed.id"  # noqa: S608  # our own words
         f" AND o.state = '{state}' LIMIT {COUNTED_MAX}) AS counted)"

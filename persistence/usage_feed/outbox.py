@@ -119,12 +119,12 @@ def hold_flushes(connection: Connection) -> None:
 
 
 def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
-    """What asks whether any feed may have uses of these times, in ms."""
+    """Return what asks whether any feed may have uses of these times, in ms."""
     return _MAY_HAVE, (max(times), min(times))
 
 
 def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[Told]:
-    """The report of a call: nothing where it used nothing."""
+    """Return the report of a call: nothing where it used nothing."""
     hours: rollup.Rollup = {}
     rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
@@ -136,7 +136,7 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
 
 
 def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[Told]:
-    """The report of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
+    """Return the report of a call whose row changed: the difference; both as `statements.CALL_SUMS`."""
     hours: rollup.Rollup = {}
     # Use without a price yet costs nothing, in any currency.
     rollup.moved_usage(

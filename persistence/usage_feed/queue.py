@@ -130,7 +130,7 @@ class FeedQueue:
             return True
 
     async def claim(self, service: Service, count: int) -> Sequence[FeedEvent]:
-        """The oldest events that wait for a service, of one feed.
+        """Return the oldest events that wait for a service, of one feed.
 
         None while all its feeds pause, or other keepers send.
         """
@@ -177,7 +177,7 @@ async def forget(engine: AsyncEngine, at_once: int = DELETED_ROWS_AT_ONCE) -> in
 
 
 async def usage_feeds(engine: AsyncEngine, *, counted_max: int = COUNTED_MAX) -> dict[str, object]:
-    """How many usage events a billing service was not told yet, or refused, and how many it took."""
+    """Return how many usage events a billing service was not told yet, or refused, and how many it took."""
     async with engine.connect() as connection:
         row = (await connection.execute(_USAGE_FEEDS, {"most": counted_max})).one()
     return {

@@ -141,7 +141,7 @@ async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
 
 
 def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
-    """What a query string asks, field by field; `Unprocessable` names what is wrong with it."""
+    """Return what a query string asks, field by field; `Unprocessable` names what is wrong with it."""
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
     return requests.check_body(model, values)
 
@@ -149,7 +149,7 @@ def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
 async def _rows(
     name: str, store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
-    """Rows of a report behind a place, which is how many were told, and the place of the next page."""
+    """Return rows of a report behind a place, which is how many were told, and the place of the next page."""
     after = 0
     if place is not None:
         if len(place) != 1 or not isinstance(place[0], int) or place[0] < 0:

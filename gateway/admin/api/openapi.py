@@ -261,7 +261,7 @@ def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
 
 
 def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
-    """The example of a body: a feature's model has its own."""
+    """Return the example of a body: a feature's model has its own."""
     return BODIES[title] if title in BODIES else schemas[title]["example"]
 
 
@@ -286,7 +286,7 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
 
 
 def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
-    """The row behind an answer: its example, and the fields made by themselves."""
+    """Return the row behind an answer: its example, and the fields made by themselves."""
     made = schemas.get(f"{title}Create", {})
     usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
     return usual | (body_of(f"{title}Create", schemas) if made else {})

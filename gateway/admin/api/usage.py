@@ -71,7 +71,7 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def read(query: MultiMapping[str]) -> UsageQuery:
-    """What a query string asks, whole; `Unprocessable` names what is wrong with it."""
+    """Return what a query string asks, whole; `Unprocessable` names what is wrong with it."""
     return _query(_checked(UsageReportQuery, read_once(query)), ITEMS_MAX + 1)
 
 
@@ -195,11 +195,11 @@ class Parquet:
         return cls(name, columns, money, libraries, **others)
 
     def head(self) -> bytes:
-        """The bytes before the first row."""
+        """Return the bytes before the first row."""
         return self._written.take()
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """The next rows, a group of their own."""
+        """Return the next rows, a group of their own."""
         if rows:
             cells = {name: [self._cell(row.get(name)) for row in rows] for name in self._schema.names}
             self._writer.write_table(self._arrow.Table.from_pydict(cells, schema=self._schema))
@@ -213,7 +213,7 @@ class Parquet:
         )
 
     def tail(self) -> bytes:
-        """The bytes behind the last row: where each group is."""
+        """Return the bytes behind the last row: where each group is."""
         self._writer.close()
         return self._written.take()
 
@@ -247,13 +247,13 @@ class File(Protocol):
     media: str
 
     def head(self) -> bytes:
-        """The bytes before the first row."""
+        """Return the bytes before the first row."""
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """The next rows."""
+        """Return the next rows."""
 
     def tail(self) -> bytes:
-        """The bytes behind the last row."""
+        """Return the bytes behind the last row."""
 
 
 Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]

@@ -182,7 +182,7 @@ class ResourceHandlers:
 
 
 def row_id(request: web.Request) -> int:
-    """The id in the path; `NotFound` for what cannot be one."""
+    """Return the id in the path; `NotFound` for what cannot be one."""
     text = request.match_info["id"]
     if text.isascii() and text.isdigit() and len(text) <= 16 and 0 < int(text) <= INTEGER_MAX:
         return int(text)
@@ -344,7 +344,7 @@ def _with_data(event: requests.Body) -> requests.Body:
 
 
 def _sorted(sent: list[object]) -> Row:
-    """Those that say all an event has to, each with its place; and why the others do not."""
+    """Return those that say all an event has to, each with its place; and why the others do not."""
     events: list[tuple[int, Row]] = []
     rejected: list[Row] = []
     for place, one in enumerate(sent):
@@ -367,7 +367,7 @@ def _refused(place: int, event: requests.Body, name: str, reason: str) -> Row:
 
 
 def _said(name: object) -> str | None:
-    """What an event that is refused calls itself, as far as a row can hold it: none has a NUL."""
+    """Return what an event that is refused calls itself, as far as a row can hold it: none has a NUL."""
     if not isinstance(name, str):
         return None
     return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -435,7 +435,7 @@ class UploadSlots:
 
 
 async def read_within(request: web.Request, share: UploadLimits) -> bytes:
-    """The body, as it came: more than other requests may send, within the caller's share."""
+    """Return the body, as it came: more than other requests may send, within the caller's share."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     if (request.content_length or 0) > share.bytes_max:
@@ -559,7 +559,7 @@ def mount_programs(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def running_programs(ports: AdminPorts) -> Row:
-    """The report as JSON; `CountersUnavailable` where nobody knows."""
+    """Return the report as JSON; `CountersUnavailable` where nobody knows."""
     return PROGRAMS_REPORT.render(await ports.programs())
 
 
@@ -713,7 +713,7 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
 
 
 async def last_reconciliation(ports: AdminPorts) -> Row | None:
-    """The last result as JSON; None where nothing was compared yet."""
+    """Return the last result as JSON; None where nothing was compared yet."""
     found = await ports.reconciler.last()
     return None if found is None else RECONCILIATION_REPORT.render(found)
 

@@ -215,7 +215,7 @@ class Configurator:
 
 
 def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
-    """The writes: kind, id, and the ids of others that name it or that it names."""
+    """Return the writes: kind, id, and the ids of others that name it or that it names."""
     return [
         (planned.resource.name, planned.row_id, {**planned.by, **values})
         for planned in plan.changes
@@ -224,7 +224,7 @@ def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
 
 
 def _told(work: _ApplyResult) -> dict[str, object]:
-    """The answer, without what is shown once."""
+    """Return the answer, without what is shown once."""
     plan = work.plan
     changes = [
         {**each.told(), "stays": each.stays or work.stayed.get(each.number, "")} for each in plan.changes

@@ -85,7 +85,7 @@ class WantedObject:
         return shown(str(said or ""))
 
     def full(self) -> Row:
-        """All values, with what is meant where nothing is said."""
+        """Return all values, with what is meant where nothing is said."""
         return self.row.model_dump()
 
     def as_json(self) -> Row:
@@ -201,7 +201,7 @@ def shown(name: str) -> str:
 
 
 def _is_larger(value: object, most: int) -> bool:
-    """Whether a value holds more than so many others; no more of them are looked at."""
+    """Return whether a value holds more than so many others; no more of them are looked at."""
     waiting, count = [value], 0
     while waiting:
         one = waiting.pop()
@@ -219,7 +219,7 @@ def _said(resource: Resource, path: str) -> str:
 
 
 def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
-    """What names another row; ValueError says what would."""
+    """Return what names another row; ValueError says what would."""
     how = declared(target)
     last = word(target, how.by[-1])
     if isinstance(value, str) and how.by[-1] not in references(target):
@@ -253,7 +253,7 @@ Which = tuple[str, object]
 
 
 def values_of(wanted: WantedObject) -> Row:
-    """What an object says, or means where it says nothing, with the ids of others."""
+    """Return what an object says, or means where it says nothing, with the ids of others."""
     defaults = {name: getattr(wanted.row, name) for name in declared(wanted.resource).by}
     for name in references(wanted.resource):
         if name in defaults:
@@ -281,12 +281,12 @@ class DateOrder:
         self._moments: list[Any] = [row[since] for row in self._rows]
 
     def made_for(self, moment: object) -> Row | None:
-        """The row of that very moment; of several the newest."""
+        """Return the row of that very moment; of several the newest."""
         place = bisect_right(self._moments, moment)
         return self._rows[place - 1] if place and self._moments[place - 1] == moment else None
 
     def in_force(self, moment: object) -> Row | None:
-        """The row that is in force then; of several of one moment the newest."""
+        """Return the row that is in force then; of several of one moment the newest."""
         place = bisect_right(self._moments, moment)
         return self._rows[place - 1] if place else None
 

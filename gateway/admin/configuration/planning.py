@@ -230,7 +230,7 @@ class Planner:
         self._changes.append(planned)
 
     def _latest(self, wanted: WantedObject, rows: Sequence[Row]) -> Row | None:
-        """The row that says what is wanted, in force then; None where one has to be made."""
+        """Return the row that says what is wanted, in force then; None where one has to be made."""
         resource, how = wanted.resource, declared(wanted.resource)
         name, at = (resource.name, identity_of(resource, values_of(wanted))), wanted.values.get(how.since)
         dated = self._dated[name] = self._dated.get(name) or DateOrder(rows, how.since)
@@ -279,7 +279,7 @@ class Planner:
                 self._changes.append(planned)
 
     async def _several(self, resource: Resource, rows: Sequence[Row]) -> set[Identity]:
-        """Which names of these rows others have as well: none of those is deleted unseen."""
+        """Return which names of these rows others have as well: none of those is deleted unseen."""
         if not rows:
             return set()
         how = declared(resource)
@@ -387,7 +387,7 @@ class _Export:
         return objects
 
     def _object(self, resource: Resource, row: Row) -> Row | None:
-        """A row as a file says it: what is not meant by itself, others by their names."""
+        """Return a row as a file says it: what is not meant by itself, others by their names."""
         how, ids, shown = declared(resource), references(resource), resource.render(row)
         scope = {name: row[name] for name in ids}
         said: dict[str, object] = {}
@@ -408,7 +408,7 @@ class _Export:
         return said
 
     def _name(self, target: Resource, row: Row, scope: Row) -> object:
-        """What names a row for another one, which has the ids of `scope`: as little as says it."""
+        """Return what names a row for another one, which has the ids of `scope`: as little as says it."""
         how = declared(target)
         last = how.by[-1]
         shared = all(scope.get(name) == row[name] for name in how.by[:-1])

@@ -126,7 +126,7 @@ class NameIndex:
         self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
 
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
-        """The id of a row that is named; of names that both have, it has the same."""
+        """Return the id of a row that is named; of names that both have, it has the same."""
         how, target = declared(reference.target), reference.target
         said = {
             name: self._find(each, scope) if isinstance(each, Reference) else each
@@ -249,7 +249,7 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
-    """Rows that names are made of; those that refer to others before them."""
+    """Return rows that names are made of; those that refer to others before them."""
     wanted: dict[str, set[object]] = defaultdict(set)
 
     def want(resource: Resource, by: Row) -> None:
@@ -429,7 +429,7 @@ class RowMatcher:
         before: NamedRows,
         claimed: Mapping[Identity, Row],
     ) -> list[Pair]:
-        """The objects with the rows they are about; all may be referred to from now on."""
+        """Return the objects with the rows they are about; all may be referred to from now on."""
         kind, how, by_name = resource.name, declared(resource), defaultdict[Identity, list[Row]](list)
         names = [identity_of(resource, values_of(wanted)) for wanted in whole]
         mine = {before.rows[name]["id"] for name in names if name in before.rows}
@@ -485,7 +485,7 @@ class RowMatcher:
         return True
 
     def _pair(self, wanted: WantedObject, name: Identity, there: Sequence[Row], before: NamedRows) -> Pair:
-        """The row that is an object's own; else those of its name, but for what others named so."""
+        """Return the row that is an object's own; else those of its name, but for what others named so."""
         kind = wanted.resource.name
         passed = before.passed.get(name, ())
         self.replaced.update((kind, row_id) for row_id in (*passed, *before.gone.get(name, ())))
@@ -506,7 +506,7 @@ class RowMatcher:
                 self._ask(each.says.values())
 
     async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
-        """Rows that may be meant, by the part of their names that tells most."""
+        """Return rows that may be meant, by the part of their names that tells most."""
         how = declared(resource)
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last

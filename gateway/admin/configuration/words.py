@@ -42,7 +42,7 @@ def references(resource: Resource) -> Mapping[str, str]:
 
 @cache
 def words(resource: Resource) -> Mapping[str, str]:
-    """The resource's fields by the words that files have for them."""
+    """Return the resource's fields by the words that files have for them."""
     ids = references(resource)
     return {name.removesuffix(_ID) if name in ids else name: name for name in model(resource).model_fields}
 
@@ -67,7 +67,7 @@ KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordere
 
 
 def near(said: str, known: Collection[str]) -> str:
-    """The likely spelling, if something is near; else all there is."""
+    """Return the likely spelling, if something is near; else all there is."""
     found = difflib.get_close_matches(said, known, 1)
     return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
 
@@ -109,7 +109,7 @@ def _say(resource: Resource, shape: Json) -> None:
 
 
 def _reference_schema(target: Resource, part: Json) -> Json:
-    """A name, or where that is not enough, what names a row."""
+    """Return a name, or where that is not enough, what names a row."""
     how = declared(target)
     says = {
         "type": "object",
@@ -126,7 +126,7 @@ def _reference_schema(target: Resource, part: Json) -> Json:
 
 # Whether a value that is wanted is the one that is stored, however each is written.
 def same(wanted: object, stored: object) -> bool:
-    """Whether both say the same: numbers by their value, and nothing said is null or nothing in it."""
+    """Return whether both say the same: numbers by their value, and nothing said is null or nothing in it."""
     if isinstance(wanted, dict) or isinstance(stored, dict):
         return _document(wanted or {}) == _document(stored or {})
     if isinstance(wanted, str) and isinstance(stored, Decimal):
@@ -137,7 +137,7 @@ def same(wanted: object, stored: object) -> bool:
 
 
 def _document(value: object) -> object:
-    """A document as it is compared; decimals in it are texts."""
+    """Return a document as it is compared; decimals in it are texts."""
     if isinstance(value, dict):
         return {name: _document(each) for name, each in value.items() if each is not None}
     if isinstance(value, list):
@@ -156,7 +156,7 @@ CHARS_MAX = 64
 
 
 def suggestion(name: object, known: Iterable[object]) -> str | None:
-    """The nearest of the first names that are known."""
+    """Return the nearest of the first names that are known."""
     said = str(name)
     if len(said) > CHARS_MAX:
         return None

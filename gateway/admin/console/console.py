@@ -199,7 +199,7 @@ class Exports:
 
 
 def _flat(row: Row) -> Row:
-    """A row whose documents and lists are texts."""
+    """Return a row whose documents and lists are texts."""
     return {
         name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         for name, value in row.items()

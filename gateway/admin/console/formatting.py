@@ -50,7 +50,7 @@ LIMITS = (
 
 
 def number(value: object) -> str:
-    """A number with its thousands set apart."""
+    """Return a number with its thousands set apart."""
     if value is None:
         return NOTHING_TO_SHOW
     if isinstance(value, float):
@@ -59,7 +59,7 @@ def number(value: object) -> str:
 
 
 def short(value: float) -> str:
-    """A number in three figures: 1.23 M."""
+    """Return a number in three figures: 1.23 M."""
     size = abs(value)
     # What rounds up to a thousand of one unit is one of the next.
     step, unit = next((each for each in STEPS if size >= each[0] * 0.9995), (1, ""))
@@ -72,12 +72,12 @@ def short(value: float) -> str:
 
 
 def money(value: object, currency: str = "") -> str:
-    """An exact amount with its currency: its decimals stay, its thousands are set apart."""
+    """Return an exact amount with its currency: its decimals stay, its thousands are set apart."""
     return NOTHING_TO_SHOW if value is None else "".join(money_parts(value, currency))
 
 
 def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str, str, str]:
-    """An exact amount in three pieces: what is read at a glance, further decimals, what follows.
+    """Return an exact amount in three pieces: what is read at a glance, further decimals, what follows.
 
     A text keeps its decimals, a computed amount has as many as it needs. They are filled up to `places`, so
     that amounts stand below each other.
@@ -93,12 +93,12 @@ def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str
 
 
 def plain(value: object) -> str:
-    """A number for programs: exact, without exponent and without zeros that say nothing."""
+    """Return a number for programs: exact, without exponent and without zeros that say nothing."""
     return f"{Decimal(str(value)).normalize():f}"
 
 
 def about_url(value: object, currency: str = "") -> str:
-    """An amount to be read at a glance: to cents, a small one to its first digits."""
+    """Return an amount to be read at a glance: to cents, a small one to its first digits."""
     amount = Decimal(str(value))
     places = CENTS
     if 0 < abs(amount) < 1:
@@ -113,7 +113,7 @@ def percent(part: float, whole: float) -> float:
 
 
 def moment(value: object) -> str:
-    """An instant (RFC 3339 or a datetime) to the second, UTC."""
+    """Return an instant (RFC 3339 or a datetime) to the second, UTC."""
     if value is None:
         return NOTHING_TO_SHOW
     at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
@@ -121,7 +121,7 @@ def moment(value: object) -> str:
 
 
 def minute(value: object) -> str:
-    """An instant to the minute, UTC."""
+    """Return an instant to the minute, UTC."""
     return moment(value)[: len("2026-01-31 10:00")]
 
 
@@ -143,7 +143,7 @@ def fact_of(value: object, name: str) -> str:
 
 
 def time_span(seconds: float) -> str:
-    """A length of time in one or two units, from milliseconds up."""
+    """Return a length of time in one or two units, from milliseconds up."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
     if seconds < 90:
@@ -205,7 +205,7 @@ class BudgetUse:
 
 
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
-    """The use of a budget, or of one account of it; None of one with `each`, which has many."""
+    """Return the use of a budget, or of one account of it; None of one with `each`, which has many."""
     row = budget if account is None else account
     if row["used"] is None:
         return None
@@ -224,7 +224,7 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
 
 
 def limit_of(budget: Row) -> object:
-    """The amount that may be used now: the budget's, or the raised one."""
+    """Return the amount that may be used now: the budget's, or the raised one."""
     return budget["amount"] if budget.get("raised_to") is None else budget["raised_to"]
 
 
@@ -239,12 +239,12 @@ def amount(budget: Row, value: object) -> str:
 
 
 def bare(budget: Row, value: object) -> str:
-    """An amount that stands beside one with its unit."""
+    """Return an amount that stands beside one with its unit."""
     return amount(budget, value) if budget["unit"] == IN_MONEY else number(value)
 
 
 def budget_state_of(budget: Row) -> str:
-    """How a budget stands, in a word or two."""
+    """Return how a budget stands, in a word or two."""
     use = use_of(budget)
     if use is None:
         return f"each {budget['each']}"
@@ -254,7 +254,7 @@ def budget_state_of(budget: Row) -> str:
 
 
 def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> str:
-    """What a budget is of, in words: names where ids have them; `targets` are the resources of ids."""
+    """Return what a budget is of, in words: names where ids have them; `targets` are the resources of ids."""
     parts = []
     for name in SELECTING:
         value: Any = budget[name]
@@ -365,7 +365,7 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
 
 
 def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
-    """Every id that rows refer to, by resource."""
+    """Return every id that rows refer to, by resource."""
     found: dict[str, set[int]] = {}
     for row in rows:
         for column, value in row.items():

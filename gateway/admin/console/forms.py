@@ -124,7 +124,7 @@ def _grouped(fields: Iterable[FormField]) -> list[tuple[str, list[FormField]]]:
 
 
 def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
-    """A row's values as a form shows them: texts, and lists of texts for what has many."""
+    """Return a row's values as a form shows them: texts, and lists of texts for what has many."""
     values: dict[str, Any] = {}
     for each in fields:
         outer, _, inner = each.name.partition(".")
@@ -141,7 +141,7 @@ def defaults(fields: Sequence[FormField]) -> dict[str, Any]:
 
 
 def form_again(form: PageForm, posted: MultiMapping[Any], error: AdminRefusal) -> PageForm:
-    """A refused form as it was typed, with what is wrong beside its fields."""
+    """Return a refused form as it was typed, with what is wrong beside its fields."""
     values = {each.name: _typed(each, each.name, posted) for each in form.fields}
     beside, others = _by_field(form.fields, error.errors)
     message = "; ".join(others) if error.errors else error.message
@@ -153,7 +153,7 @@ def former_values(fields: Sequence[FormField], posted: MultiMapping[Any]) -> dic
 
 
 def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: bool) -> dict[str, object]:
-    """The JSON body a posted form stands for.
+    """Return the JSON body a posted form stands for.
 
     Where `changes`, only fields that differ from what the form began with; a field that was
     emptied is null. Otherwise a field left empty is left out.
@@ -183,7 +183,7 @@ def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: 
 def _by_field(
     fields: Sequence[FormField], errors: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """Messages beside their fields, and those that belong to none of them."""
+    """Return messages beside their fields, and those that belong to none of them."""
     beside: dict[str, str] = {}
     others: list[str] = []
     for name, message in errors:
@@ -264,7 +264,7 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def hint_of(description: str) -> str:
-    """What a field's description for programs says to a person: a form has labels, and no nulls."""
+    """Return what a field's description for programs says to a person: a form has labels, and no nulls."""
     text = _NULL.sub("Empty", description)
     text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
     return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)

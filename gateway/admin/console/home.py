@@ -149,7 +149,7 @@ class Pages:
 
 
 def _seen(value: object) -> object:
-    """What an expression of a template shows; what is a part of the page already stays."""
+    """Return what an expression of a template shows; what is a part of the page already stays."""
     return visible(value) if type(value) is str else value
 
 
@@ -175,7 +175,7 @@ class CachedAnswer(Generic[T]):
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self) -> T | None:
-        """The latest answer; None while nothing was, or the store is away."""
+        """Return the latest answer; None while nothing was, or the store is away."""
         if self._clock() - self._asked_at >= self._fresh_s and (self._asking is None or self._asking.done()):
             self._asked_at = self._clock()
             self._asking = asyncio.create_task(self._look())
@@ -286,7 +286,7 @@ class Sessions:
         return SessionCookie(name, seconds)
 
     async def signed_in(self, request: web.Request, *, by_key: bool = False) -> SignedInPerson:
-        """Who sent the request; `Unauthorized` if nobody is signed in.
+        """Return who sent the request; `Unauthorized` if nobody is signed in.
 
         Who signed in with an API key comes to what is there for them alone: `Forbidden` unless `by_key`.
         """
@@ -343,7 +343,7 @@ class Sessions:
         await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
     async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
-        """What the provider says of who is signed in; `SignInRefused` where that is not for them."""
+        """Return what the provider says of who is signed in; `SignInRefused` where that is not for them."""
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.person is None or session.renewal is None:
             raise SignInRefused
@@ -354,7 +354,7 @@ class Sessions:
         return arrival
 
     async def of_cookie(self, request: web.Request) -> tuple[ConsoleSession | None, str]:
-        """The session of who sends a request, and the cookie that opens what is sealed in it."""
+        """Return the session of who sends a request, and the cookie that opens what is sealed in it."""
         name = request.cookies.get(cookie_of(request), "")
         return await self._ports.store.console_session(self._digest(name)), name
 
@@ -363,14 +363,14 @@ class Sessions:
 
 
 def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, person: Person | None) -> bool:
-    """Whether a provider named that very person, for whom that admin token stands."""
+    """Return whether a provider named that very person, for whom that admin token stands."""
     if person is None or not person.who.is_who(who):
         return False
     return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
 
 
 def _begins(actor: Actor) -> Actor:
-    """Who begins and ends a session: it is a row of the organization, not of a tenant or a key."""
+    """Return who begins and ends a session: it is a row of the organization, not of a tenant or a key."""
     return replace(actor, tenant_id=None, api_key_id=None)
 
 
@@ -453,7 +453,7 @@ class ConsoleShell:
         self._pages = pages
 
     def of(self, actor: Actor) -> ConsoleShell:
-        """The desk of who is signed in: what its role and organization let it see and do."""
+        """Return the desk of who is signed in: what its role and organization let it see and do."""
         return ConsoleShell(self.ports.of(actor), self._pages, self.sessions)
 
     @property
@@ -463,7 +463,7 @@ class ConsoleShell:
         return self if actor.tenant_id is None else self.of(replace(actor, tenant_id=None, api_key_id=None))
 
     def reading(self, page: Reading, *, by_key: bool = False) -> Handler:
-        """A page of who is signed in; `by_key`: with an API key, too."""
+        """Return a page of who is signed in; `by_key`: with an API key, too."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             signed = None
@@ -476,7 +476,7 @@ class ConsoleShell:
         return handle
 
     def writing(self, page: Writing, answered: Endpoint, verb: str) -> Handler:
-        """A form that changes something: sent by a page of ours, by somebody who may do that."""
+        """Return a form that changes something: sent by a page of ours, by somebody who may do that."""
 
         async def posted(
             desk: ConsoleShell, request: web.Request, signed: SignedInPerson, form: Posted
@@ -487,7 +487,7 @@ class ConsoleShell:
         return self.asking(posted)
 
     def asking(self, page: Writing, *, by_key: bool = False) -> Handler:
-        """A form that was sent by a page of ours."""
+        """Return a form that was sent by a page of ours."""
 
         async def posted(
             desk: ConsoleShell, request: web.Request, signed: SignedInPerson
@@ -543,7 +543,7 @@ class ConsoleShell:
     def asked(
         self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: requests.Body | None = None
     ) -> WriteRequest:
-        """Who asks for a write; a form with a body is done once, however often it is sent."""
+        """Return who asks for a write; a form with a body is done once, however often it is sent."""
         once = posted.get("once")
         claim = None
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
@@ -552,7 +552,7 @@ class ConsoleShell:
         return WriteRequest(request[REQUEST_ID], claim)
 
     async def names(self, wanted: Mapping[str, set[int]]) -> dict[tuple[str, int], str]:
-        """The names of rows by (resource, id)."""
+        """Return the names of rows by (resource, id)."""
         from_store = [name for name in wanted if name in self.ports.figures.named]
         found = await asyncio.gather(
             *(self.ports.figures.names(name, sorted(wanted[name])) for name in from_store)
@@ -578,7 +578,7 @@ def _may(actor: Actor, name: str, verb: str) -> bool:
 
 
 def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query:
-    """The first rows of a list under filters that are known to be good."""
+    """Return the first rows of a list under filters that are known to be good."""
     return Query(filters, None, None, None, limit, newest_first)
 
 

@@ -56,7 +56,7 @@ async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> M
 
 
 async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
-    """Its history, the first thing first; payments and notes lead to their pages."""
+    """Return its history, the first thing first; payments and notes lead to their pages."""
     invoice_id = int(str(row["id"]))
     found = list(_of_itself(row))
     if corrects := row["corrects_id"]:

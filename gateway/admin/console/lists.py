@@ -65,7 +65,7 @@ class Order:
 
 
 def order_of(screen: Screen, said: str) -> Order:
-    """The order that an address asks for; the usual one for what is no column of the list."""
+    """Return the order that an address asks for; the usual one for what is no column of the list."""
     by_time = screen.resource.name not in BY_ACCOUNT
     own = next((name for name in IN_ORDER if name in screen.columns), "") if by_time else ""
     column, descending = said.removeprefix("-"), said.startswith("-")
@@ -92,7 +92,7 @@ def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
 
 
 def in_order(rows: Sequence[Row], screen: Screen, order: Order, names: Names) -> list[Row]:
-    """Rows by a column: what refers to something by its name, what is empty last."""
+    """Return rows by a column: what refers to something by its name, what is empty last."""
     target = screen.resource.target(order.column)
 
     def value(row: Row) -> Any:
@@ -179,7 +179,7 @@ async def page_of(
     file: str = "",
     **fixed: str,
 ) -> dict[str, Any]:
-    """The page of a list that a query asks for, and what leads to other pages and its file.
+    """Return the page of a list that a query asks for, and what leads to other pages and its file.
 
     Filters in `fixed` are set.
     """
@@ -217,7 +217,7 @@ async def page_of(
 
 
 def _next_step(desk: ConsoleShell, screen: Screen) -> tuple[str, str]:
-    """What to do about an empty list: to make its first row, where that may be done."""
+    """Return what to do about an empty list: to make its first row, where that may be done."""
     resource, actor = screen.resource, desk.ports.actor
     if resource.create is None or refused_write(actor, resource.name, resource.access, CREATE) is not None:
         return screen.next_step
@@ -233,7 +233,7 @@ async def _found(
     rows_max: int,
     fixed: Mapping[str, str],
 ) -> ListPage:
-    """The rows of a page; in another order than their own, only where there are few enough of them."""
+    """Return the rows of a page; in another order than their own, only where there are few enough of them."""
     operations = desk.operations[screen.name]
     if not order.is_own:
         rows, more = await operations.list(replace(read(screen, request, SORTED_MAX, fixed), after=None))
@@ -259,7 +259,7 @@ async def find(desk: ConsoleShell, request: web.Request, signed: SignedInPerson)
 
 
 async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tuple[int, str]]:
-    """Rows that a typed name may mean; none of a resource that may not be read."""
+    """Return rows that a typed name may mean; none of a resource that may not be read."""
     if name not in FOUND or not 0 < len(text) <= FILTER_CHARS_MAX:
         return ()
     if refused_read(desk.ports.actor, name, RESOURCES[name].access) is not None:
@@ -333,7 +333,7 @@ def targets_of(screen: Screen) -> dict[str, str]:
 
 
 async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:
-    """Rows with everything their cells need: names behind their ids, quotas of tenants."""
+    """Return rows with everything their cells need: names behind their ids, quotas of tenants."""
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
     if screen.name == "budgets":
@@ -358,7 +358,7 @@ async def with_quotas(desk: ConsoleShell, tenants: Sequence[Row]) -> list[Row]:
 
 
 def quota_of(row: Row | None) -> Row | None:
-    """A quota with its shares of the whole, in per cent: used, held, left."""
+    """Return a quota with its shares of the whole, in per cent: used, held, left."""
     if row is None:
         return None
     values: Any = row
@@ -477,7 +477,7 @@ async def show_search(desk: ConsoleShell, request: web.Request, signed: SignedIn
 
 
 def reduced(text: str) -> str:
-    """The text to look for; of anything with a key or an admin token in it the beginning of that."""
+    """Return the text to look for; of anything with a key or an admin token in it the beginning of that."""
     secret = _SECRET.search(text)
     if secret is None or len(secret[2]) <= credentials.SHOWN_CHARS:
         return text
@@ -496,7 +496,7 @@ async def _found_by_search(desk: ConsoleShell, wanted: str) -> Hits:
 
 
 async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
-    """The call of a request; what it moved, where the journal no longer has it."""
+    """Return the call of a request; what it moved, where the journal no longer has it."""
     for names in (("calls",), ("credit-transactions", "feature-usage")):
         hits = await asyncio.gather(
             *(_hits(desk, name, "request_id", request_id, _BY_REQUEST[name]) for name in names)

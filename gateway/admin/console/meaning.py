@@ -31,7 +31,7 @@ _EACH = {"key": "API key"}
 
 
 def sentence_of(budget: Row, of: str) -> str:
-    """What a budget allows and what happens then; `of` says whose calls it is of."""
+    """Return what a budget allows and what happens then; `of` says whose calls it is of."""
     each, interval = budget.get("each"), str(budget["interval"])
     who = f"Each {_EACH.get(str(each), each)}" if each else "All calls together"
     whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
@@ -44,7 +44,7 @@ def sentence_of(budget: Row, of: str) -> str:
 
 
 async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
-    """The sentences a page says of a budget, or of one that is being typed."""
+    """Return the sentences a page says of a budget, or of one that is being typed."""
     resource = SCREENS["budgets"].resource
     names = await desk.names(references(SCREENS["budgets"], [budget]))
     targets = {name: resource.target(name) for name in SELECTING}
@@ -66,7 +66,7 @@ async def with_owner(desk: ConsoleShell, budget: Row) -> Row:
 
 
 async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
-    """The sentences of a form that is being filled in; none while something is missing or wrong."""
+    """Return the sentences of a form that is being filled in; none while something is missing or wrong."""
     try:
         budget = await with_owner(desk, sent)
         if not all(budget.get(name) for name in ("organization_id", "amount", "unit", "interval")):
@@ -83,7 +83,7 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
 
 
 async def _past(desk: ConsoleShell, budget: Row) -> str:
-    """What a budget would have refused lately; empty where usage does not tell."""
+    """Return what a budget would have refused lately; empty where usage does not tell."""
     interval, each = str(budget["interval"]), budget["each"]
     if interval not in LOOKED_BACK or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
@@ -135,7 +135,7 @@ def _told(budget: Row, rows: object, days: int, model: str) -> str:
 
 
 async def _filters(desk: ConsoleShell, budget: Row) -> Mapping[str, object] | None:
-    """The filters of usage that a budget's selectors are; None of a user nobody knows."""
+    """Return the filters of usage that a budget's selectors are; None of a user nobody knows."""
     names = ("organization_id", "tenant_id", "api_key_id", "project_id", "service_id")
     filters = {name: budget[name] for name in names if budget.get(name) is not None}
     if budget["user"] is None:

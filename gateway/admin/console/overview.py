@@ -134,7 +134,7 @@ class OverviewQuery:
         return self.realm, tuple(sorted(self.asked.items()))
 
     def query(self) -> UsageQuery:
-        """The report of its range by model, with the interval that shows it best."""
+        """Return the report of its range by model, with the interval that shows it best."""
         return ReportQuery(self.asked, ["model"], datetime.now(UTC)).query()
 
     def address(self, path: str = "/", **changes: str) -> str:
@@ -142,16 +142,16 @@ class OverviewQuery:
         return f"{path}?{urlencode(said)}" if said else path
 
     def usage(self, group: str) -> str:
-        """The explorer for the same, by a group."""
+        """Return the explorer for the same, by a group."""
         return self._report.address(group_by=group)
 
     def calls(self, **filters: str) -> str:
-        """The journal for the same."""
+        """Return the journal for the same."""
         said = {name: text for name, text in self.asked.items() if name != "range"} | filters
         return f"/calls?{urlencode(said)}"
 
     def file(self) -> str:
-        """The chart's numbers as CSV."""
+        """Return the chart's numbers as CSV."""
         query = self.query()
         return self._report.file(query, ".csv", query.interval)
 
@@ -233,7 +233,7 @@ class Overview:
         }
 
     async def _trouble(self, desk: ConsoleShell) -> list[tuple[str, str]] | None:
-        """Faults, each with the address of its page; None where its viewer cannot be told."""
+        """Return faults, each with the address of its page; None where its viewer cannot be told."""
         if desk.ports.actor.realm is not None:
             return None
         counting = (
@@ -270,7 +270,7 @@ class Overview:
         return None if asked.errors else await self._kept_for(desk, asked).now()
 
     def _kept_for(self, desk: ConsoleShell, asked: OverviewQuery) -> CachedAnswer[dict[str, Any]]:
-        """The answer for everybody who sees the same, and asks the same."""
+        """Return the answer for everybody who sees the same, and asks the same."""
         kept = self._kept.pop(asked.key, None) or CachedAnswer(
             partial(_spend, desk, asked), self._clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S
         )
@@ -280,7 +280,7 @@ class Overview:
         return kept
 
     async def _elsewhere(self) -> dict[str, Any]:
-        """The last minute of all gateways by Redis, where none runs on this machine."""
+        """Return the last minute of all gateways by Redis, where none runs on this machine."""
         try:
             counts, seconds = await self._ports.activity.read(WINDOW_S)
         except CountersUnavailable:
@@ -360,7 +360,7 @@ async def _parts(
 
 
 async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
-    """The range's spend by model; without a chart where there are too many models for one."""
+    """Return the range's spend by model; without a chart where there are too many models for one."""
     try:
         found = await spent(ports.store, over_time, "cost")
     except Unprocessable:
@@ -372,7 +372,7 @@ async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
 
 
 def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the range's spend, with its share of its currency's."""
+    """Return one line of the range's spend, with its share of its currency's."""
     column = GROUPS[group]
     page = PAGES.get(column) if row[column] is not None else None
     return {

@@ -77,7 +77,7 @@ class OwnBudget:
 
 
 def or_home(page: Reading) -> Reading:
-    """A first page of all, and of who is narrowed to one tenant or key their own."""
+    """Return a first page of all, and of who is narrowed to one tenant or key their own."""
 
     async def shown(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
         return await page(desk, request, signed) if signed.actor.tenant_id is None else see("/me")
@@ -174,7 +174,7 @@ async def ask(
 
 
 async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
-    """The rows of a person; `Forbidden` for who is of no one tenant."""
+    """Return the rows of a person; `Forbidden` for who is of no one tenant."""
     if actor.tenant_id is None:
         raise Forbidden("This page is for people of one tenant, and for who signs in with an API key.")
     wide = _of_organization(desk, actor).ports.store
@@ -199,12 +199,12 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
 
 
 def _acting(actor: Actor) -> Actor:
-    """What a person does as: who holds a key looks after it as a member does."""
+    """Return what a person does as: who holds a key looks after it as a member does."""
     return replace(actor, role=MEMBER) if actor.role == KEY_HOLDER else actor
 
 
 def _of_organization(desk: ConsoleShell, actor: Actor) -> ConsoleShell:
-    """The desk of the organization: for what was looked up and found to be of this person alone."""
+    """Return the desk of the organization: for what was looked up and found to be of this person alone."""
     return desk.of(replace(_acting(actor), tenant_id=None, api_key_id=None))
 
 
@@ -217,14 +217,14 @@ def _may_ask(actor: Actor) -> bool:
 
 
 def _key(row: Row) -> Row:
-    """A key as it is shown, and whether another can be made in its place."""
+    """Return a key as it is shown, and whether another can be made in its place."""
     key = RESOURCES["api-keys"].render(row)
     state = formatting.state_of("api-keys", key)
     return {**key, "state": state, "rotates": state == "active" and all(key[name] is None for name in _DONE)}
 
 
 async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
-    """The budgets that somebody's calls take from, each with their own account where each has one."""
+    """Return the budgets that somebody's calls take from, each with their own account where each has one."""
     found = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
@@ -275,7 +275,7 @@ async def _askers(wide: ConsoleShell, asked: Sequence[Row]) -> list[str]:
 
 
 async def _requests(wide: ConsoleShell, **filters: object) -> list[Row]:
-    """The latest raise requests; nothing where that feature is not there."""
+    """Return the latest raise requests; nothing where that feature is not there."""
     if REQUESTS not in RESOURCES:
         return []
     page = await wide.ports.store.page(REQUESTS, query(REQUESTS_SHOWN, newest_first=True, **filters))
@@ -438,7 +438,7 @@ class PurchaseOffer(NamedTuple):
 
 
 def _offer(desk: ConsoleShell, owner: Row, actor: Actor) -> PurchaseOffer | None:
-    """What this person may buy credits for; None where they may not, or nobody may."""
+    """Return what this person may buy credits for; None where they may not, or nobody may."""
     checkout, price = desk.ports.checkout, purchase_price(owner)
     if checkout is None or price is None or refused_write(actor, CHECKOUTS, BUYERS, CREATE) is not None:
         return None
@@ -488,6 +488,6 @@ def _bought(row: Row) -> Row:
 
 
 def _month(owner: Mapping[str, object], group: str) -> UsageQuery:
-    """What calls of somebody came to since the first of the month, by a group."""
+    """Return what calls of somebody came to since the first of the month, by a group."""
     until = end_of("day", datetime.now(UTC))
     return UsageQuery((until - _DAY).replace(day=1), until, "none", (group,), owner, 0)

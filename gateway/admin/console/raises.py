@@ -19,7 +19,7 @@ from gateway.errors import NotFound
 
 
 async def about_raise(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[str, Any]:
-    """The use of the budget that more is asked of, and the rest that the raise would leave."""
+    """Return the use of the budget that more is asked of, and the rest that the raise would leave."""
     return {"figures": await raise_figures(desk.ports, row)}
 
 

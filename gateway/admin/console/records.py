@@ -191,7 +191,7 @@ class Records:
     def _shown_once(
         self, request: web.Request, signed: SignedInPerson, field: str, done: WriteResult
     ) -> web.Response:
-        """The page that shows a secret, the one time that it is known."""
+        """Return the page that shows a secret, the one time that it is known."""
         screen, owner = self._screen, done.content.get("tenant_id")
         back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
         return self._desk.answer(
@@ -245,7 +245,7 @@ class Records:
         return _said(self._address(answered), action.name, done)
 
     async def typed_meaning(self, request: web.Request) -> list[str]:
-        """The sentences of the form of a new budget so far."""
+        """Return the sentences of the form of a new budget so far."""
         form = self._blank()
         with suppress(Unprocessable):
             sent = forms.body_of(form.fields, request.query, changes=False)
@@ -253,7 +253,7 @@ class Records:
         return []
 
     async def _filled(self, sent: Body) -> Body:
-        """The body with all fields that may be left empty."""
+        """Return the body with all fields that may be left empty."""
         if self._screen.name != "budgets":
             return sent
         sent = {**await meaning.with_owner(self._desk, sent)}
@@ -262,7 +262,7 @@ class Records:
         return sent
 
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
-        """The body with ids for names, and amounts in the unit of their row."""
+        """Return the body with ids for names, and amounts in the unit of their row."""
         targets = {each.name: each.refers for each in form.fields if each.refers}
         nested = {name: value for name, value in sent.items() if isinstance(value, dict | list)}
         if form.model is not None:
@@ -297,7 +297,7 @@ class Records:
         return self._desk.answer(request, signed, "new.html", status, screen=self._screen, form=form)
 
     async def _with_choices(self, form: PageForm) -> PageForm:
-        """A form with the short lists its ids may be chosen from."""
+        """Return a form with the short lists its ids may be chosen from."""
         targets = {each.refers for each in form.fields if each.refers}
         return replace(form, choices=await self._desk.choices(targets))
 
@@ -410,7 +410,7 @@ def _ticks(more: Mapping[str, Any]) -> list[Tick]:
 
 
 def address_of(action: Action) -> str:
-    """Where an action is sent to; one that is called as the change of a row has a longer name."""
+    """Return where an action is sent to; one that is called as the change of a row has a longer name."""
     return action.name if action.name != CHANGE else f"{CHANGE}-plan"
 
 
@@ -450,7 +450,7 @@ def _said(where: str, what: str, done: WriteResult) -> web.Response:
 
 
 async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[str, Any]:
-    """A call's tokens by kind, its cost by the price it was admitted at, and where it left rows."""
+    """Return a call's tokens by kind, its cost by the price it was admitted at, and where it left rows."""
     usage: Any = row["usage"]
     tools: Mapping[str, int] = usage.get("tools") or {}
     price = await _price(desk, row["price_id"])
@@ -533,7 +533,7 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
 async def of_account(
     desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
 ) -> dict[str, Any]:
-    """Budgets that name somebody, and somebody's own account of those with `each`."""
+    """Return budgets that name somebody, and somebody's own account of those with `each`."""
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
     rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
     columns = [at for at, column in enumerate(SCREEN.columns) if column not in {"organization_id", "of"}]
@@ -548,14 +548,14 @@ async def of_account(
 
 
 async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
-    """Budgets that give everybody of a kind an amount, with what somebody has used of it."""
+    """Return budgets that give everybody of a kind an amount, with what somebody has used of it."""
     wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
     page = await desk.ports.store.page("budgets", wanted)
     return [SCREEN.resource.render(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
 
 async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:
-    """Whose accounts of a budget used most, each with its use, and whether there are more."""
+    """Return whose accounts of a budget used most, each with its use, and whether there are more."""
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
@@ -609,7 +609,7 @@ LEDGER = Screen(
 
 
 async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """A tenant's quota, what it spent in the last days, its keys and its ledger."""
+    """Return a tenant's quota, what it spent in the last days, its keys and its ledger."""
     tenant_id = int(str(row["id"]))
     [with_quota], keys, ledger, cost, its_budgets = await asyncio.gather(
         lists.with_quotas(desk, [row]),
@@ -641,7 +641,7 @@ async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
 
 
 async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """What an API key's calls cost, and its budgets."""
+    """Return what an API key's calls cost, and its budgets."""
     key_id = int(str(row["id"]))
     tenant = await desk.ports.store.get("tenants", int(str(row["tenant_id"])))
     cost, its_budgets = await asyncio.gather(
@@ -652,7 +652,7 @@ async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mappi
 
 
 async def about_user(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """What a user's calls cost, and a user's budgets; staff has none."""
+    """Return what a user's calls cost, and a user's budgets; staff has none."""
     cost = await _cost(desk, request, "user_id", int(str(row["id"])))
     if row["organization_id"] is None:
         return {**cost, "budgets": None}
@@ -670,7 +670,7 @@ async def quota(desk: ConsoleShell, request: web.Request, signed: SignedInPerson
 
 
 async def about_organization(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """An organization's spend, credits, tenants, subscription, invoices and use of the last days."""
+    """Return an organization's spend, credits, tenants, subscription, invoices and use of the last days."""
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
     measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
@@ -694,7 +694,7 @@ async def about_organization(desk: ConsoleShell, request: web.Request, row: Row)
 
 
 async def preview(desk: ConsoleShell, name: str, **filters: int) -> dict[str, Any]:
-    """The first rows of a list that belongs to a page, and where all of them are."""
+    """Return the first rows of a list that belongs to a page, and where all of them are."""
     screen = SCREENS[name]
     wanted = query(PREVIEW_ROWS, newest_first=screen.newest_first, **filters)
     rows, more = await desk.operations[name].list(wanted)

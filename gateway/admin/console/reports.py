@@ -84,7 +84,7 @@ async def spent(
 
 
 def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
-    """Rows of the same groups and currency as one, the dearest first."""
+    """Return rows of the same groups and currency as one, the dearest first."""
     sums: dict[Key, dict[str, Any]] = {}
     for row in rows:
         key = (*group_key(row, groups), row["currency"])
@@ -98,7 +98,7 @@ def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
 
 
 def group_key(row: Row, groups: Sequence[str]) -> Key:
-    """What tells a row's group from others."""
+    """Return what tells a row's group from others."""
     return tuple(row[GROUPS[group]] for group in groups)
 
 
@@ -120,7 +120,7 @@ def amount_of(row: Row, measure: str) -> Amount:
 
 
 def share_of_spend(part: Amount, whole: Amount) -> float:
-    """A part of a whole in per cent, to a tenth."""
+    """Return a part of a whole in per cent, to a tenth."""
     return round(float(100 * part / whole), 1) if whole else 0.0
 
 
@@ -148,7 +148,7 @@ async def _over_time(
 
 
 def _stored(row: Row, groups: Sequence[str]) -> tuple[object, ...]:
-    """What the roll-ups have of a row's groups."""
+    """Return what the roll-ups have of a row's groups."""
     columns = [GROUPS[group] for group in groups]
     return tuple(row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns)
 
@@ -218,7 +218,7 @@ class ReportQuery:
         return since, until or show_instant(end_of("day", self._now))
 
     def query(self) -> UsageQuery:
-        """The report that is asked for; `Unprocessable` names what is wrong with it."""
+        """Return the report that is asked for; `Unprocessable` names what is wrong with it."""
         since, until = self.span
         sent = MultiDict({**self.filters, "to": until} | ({"from": since} if since else {}))
         if self.groups:
@@ -298,7 +298,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
 
 
 def _files(interval: str) -> list[tuple[str, str]]:
-    """What a file may hold: the table, and each of its rows over time."""
+    """Return what a file may hold: the table, and each of its rows over time."""
     return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
 
 
@@ -317,7 +317,7 @@ def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
 
 
 def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
-    """The explorer for one value of a group; empty for what has none."""
+    """Return the explorer for one value of a group; empty for what has none."""
     column = GROUPS[group]
     if row[column] is None:
         return ""
@@ -327,7 +327,7 @@ def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
 
 
 def _calls(asked: ReportQuery, row: Row) -> str:
-    """The calls behind a row; empty where a list of calls cannot be asked for them."""
+    """Return the calls behind a row; empty where a list of calls cannot be asked for them."""
     columns = [GROUPS[group] for group in asked.groups]
     if any(row[name] is None for name in columns) or "currency" in asked.filters:
         return ""
@@ -344,7 +344,7 @@ def _places(rows: Sequence[Row]) -> int:
 async def _chips(
     desk: ConsoleShell, asked: ReportQuery, errors: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """The filters in force: names, values, and the address without them."""
+    """Return the filters in force: names, values, and the address without them."""
     ids = {name: int(text) for name, text in asked.filters.items() if name in REFERS and text.isdecimal()}
     wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
     names = await desk.names(wanted)
@@ -392,7 +392,7 @@ def _field(at: datetime) -> str:
 
 
 def _instant(text: str, days: int) -> str:
-    """A time as it is typed into a field, UTC; of a whole day its beginning, or its end."""
+    """Return a time as it is typed into a field, UTC; of a whole day its beginning, or its end."""
     if _LOCAL.fullmatch(text) is None:
         return text
     try:
@@ -463,7 +463,7 @@ class Live:
                 await asyncio.wait_for(self._woken.wait(), IDLE_INTERVAL_S)
 
     async def now(self) -> dict[str, Any]:
-        """The numbers of this moment, and rates over the last seconds."""
+        """Return the numbers of this moment, and rates over the last seconds."""
         await self._fresh()
         if not self._samples:
             return {"is_known": False, "is_of_all": False, "sees_gateways": False, "facts": {}, "reasons": []}
@@ -480,7 +480,7 @@ class Live:
         }
 
     async def history(self) -> list[list[float | None]]:
-        """Columns for a chart: time, requests/s, refused/s, tokens/s, p50 and p99 in milliseconds."""
+        """Return columns for a chart: time, requests/s, refused/s, tokens/s, p50 and p99 in milliseconds."""
         await self._fresh()
         columns: list[list[float | None]] = [[] for _ in range(6)]
         samples = list(self._samples)
@@ -519,7 +519,7 @@ class Live:
             self._samples.append(sample)
 
     def _since(self, seconds: float) -> MetricSample:
-        """The last sample that is at least so old, else the oldest."""
+        """Return the last sample that is at least so old, else the oldest."""
         edge = self._samples[-1].at - seconds
         return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
 
@@ -543,7 +543,7 @@ def sample_of(snapshot: Snapshot, at: float) -> MetricSample:
 
 
 def rates(before: MetricSample, after: MetricSample) -> dict[str, float]:
-    """Events a second between two samples; zeros where they are one."""
+    """Return events a second between two samples; zeros where they are one."""
     seconds = after.at - before.at
     more = {
         "requests_s": after.requests - before.requests,

@@ -318,13 +318,13 @@ def _everybody(_: Actor) -> bool:
 
 
 def leads(actor: Actor) -> bool:
-    """Whether somebody is the lead of one tenant."""
+    """Return whether somebody is the lead of one tenant."""
     budgets = RESOURCES["budgets"]
     return actor.tenant_id is not None and refused_write(actor, budgets.name, budgets.access, CREATE) is None
 
 
 def is_customer(actor: Actor) -> bool:
-    """Whether somebody is of one organization, and of no tenant alone."""
+    """Return whether somebody is of one organization, and of no tenant alone."""
     return actor.organization_id is not None and actor.tenant_id is None
 
 
@@ -392,7 +392,7 @@ def _is_read(actor: Actor, answered: Endpoint) -> bool:
 
 
 def _is_for(actor: Actor, screen: Screen) -> bool:
-    """Whether a list is in somebody's menu."""
+    """Return whether a list is in somebody's menu."""
     resource = screen.resource
     if not _is_read(actor, resource):
         return False

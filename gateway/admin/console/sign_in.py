@@ -72,7 +72,7 @@ class SignInPages:
         return response
 
     def door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:
-        """The page on which people sign in, with what went wrong."""
+        """Return the page on which people sign in, with what went wrong."""
         address = wanted_of(request)
         wanted = "" if address == "/" else f"?next={quote(address, safe='')}"
         return self._desk.answer(
@@ -153,7 +153,7 @@ class PendingSignIn:
 
 
 def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
-    """What a cookie holds; None where it is none of ours, or is over at this moment."""
+    """Return what a cookie holds; None where it is none of ours, or is over at this moment."""
     found = _WRITTEN.fullmatch(written)
     if found is None or not is_among(found[2], digests(_marked(found[1]))):
         return None
@@ -229,7 +229,7 @@ class ProviderSignInPages:
         return response
 
     async def _begun(self, request: web.Request) -> PendingSignIn:
-        """The sign-in that a request is the answer to, used up with it.
+        """Return the sign-in that a request is the answer to, used up with it.
 
         `SignInRefused` where it is none of this browser's, or somebody came back from it before.
         """
@@ -248,12 +248,12 @@ class ProviderSignInPages:
 
 
 def cookie_of(request: web.Request) -> str:
-    """The cookie's name, as that of a session."""
+    """Return the cookie's name, as that of a session."""
     return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
 
 
 def _code(request: web.Request) -> str:
-    """The code that a provider gives; `SignInRefused` where it gives none, and says why."""
+    """Return the code that a provider gives; `SignInRefused` where it gives none, and says why."""
     error, code = _one(request, "error"), _one(request, "code")
     if error is not None:
         why = f": {error}" if _ERROR.fullmatch(error) else ""
@@ -264,7 +264,7 @@ def _code(request: web.Request) -> str:
 
 
 def _one(request: web.Request, name: str) -> str | None:
-    """A parameter of the query; `SignInRefused` where it stands there twice."""
+    """Return a parameter of the query; `SignInRefused` where it stands there twice."""
     said = request.query.getall(name, [])
     if len(said) > 1:
         raise SignInRefused(f"The provider's answer has {name} twice.")
@@ -298,7 +298,7 @@ class SignOutPages:
         return response
 
     async def _leave(self, request: web.Request, signed: SignedInPerson) -> web.Response | None:
-        """The page that goes on to the provider; None where people sign out nowhere else."""
+        """Return the page that goes on to the provider; None where people sign out nowhere else."""
         sign_ins, person = self._desk.ports.sign_ins, signed.actor.person
         name = sign_ins.name_of(person.issuer) if sign_ins is not None and person is not None else ""
         if sign_ins is None or not name:
@@ -333,5 +333,5 @@ class SignOutPages:
 
 
 def _leaving(request: web.Request) -> str:
-    """The cookie's name, as that of a session."""
+    """Return the cookie's name, as that of a session."""
     return f"__Host-{SIGNED_OUT_COOKIE}" if is_secure(request) else SIGNED_OUT_COOKIE

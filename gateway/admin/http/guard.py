@@ -118,7 +118,7 @@ _NUMBER = re.compile(r"(?<=/)\d+(?=/|$)")
 
 
 def nearest(app: web.Application, path: str) -> str:
-    """The template of a path that is near, as the API's description has it; empty where none is."""
+    """Return the template of a path that is near, as the API's description has it; empty where none is."""
     if len(path) > PATH_CHARS_MAX:
         return ""
     asked = _NUMBER.sub("{id}", path.rstrip("/"))
@@ -291,7 +291,7 @@ _FILES = web.AppKey("files", Files)
 
 
 def files_of(app: web.Application, piece_s: float) -> Files:
-    """The files of a port, which have one room together."""
+    """Return the files of a port, which have one room together."""
     if _FILES not in app:
         app[_FILES] = Files(piece_s)
     return app[_FILES]

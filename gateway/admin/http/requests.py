@@ -72,7 +72,7 @@ BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
 
 
 async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
-    """The ports as the caller may use them, known by its `Authorization` header."""
+    """Return the ports as the caller may use them, known by its `Authorization` header."""
     return ports.of(await identify(ports, request))
 
 
@@ -137,7 +137,7 @@ async def slow_down(failures: Failures, request: web.Request, reason: str) -> No
 
 
 def sent_from(request: web.Request) -> str:
-    """The address of the sender; empty where nobody knows it."""
+    """Return the address of the sender; empty where nobody knows it."""
     return request.get(SENDER) or request.remote or ""
 
 
@@ -204,7 +204,7 @@ def require_write(actor: Actor, answered: Endpoint, verb: str, sent: Collection[
 
 
 def may_write(actor: Actor, answered: Endpoint, verb: str) -> bool:
-    """Whether a caller may do something with some fields."""
+    """Return whether a caller may do something with some fields."""
     return refused_write(actor, answered.name, answered.access, verb) is None
 
 
@@ -296,7 +296,7 @@ def check_body(model: type[BaseModel], body: Body, *, known: Mapping[str, str] =
 
 
 def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """What a model found wrong, as (field, message) pairs."""
+    """Return what a model found wrong, as (field, message) pairs."""
     found = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
         field = ".".join(str(part) for part in item["loc"] if part not in _NO_FIELDS)
@@ -363,7 +363,7 @@ def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[
 
 
 def read_numbers(numbers: Mapping[str, IntegerParameter], sent: MultiMapping[str]) -> dict[str, int]:
-    """The numbers a report is asked with; `Unprocessable` names one that is wrong."""
+    """Return the numbers a report is asked with; `Unprocessable` names one that is wrong."""
     errors = _twice(sent) + [(name, "unknown parameter") for name in sent.keys() - numbers.keys()]
     found = {}
     for name, wanted in numbers.items():
@@ -377,7 +377,7 @@ def read_numbers(numbers: Mapping[str, IntegerParameter], sent: MultiMapping[str
 
 
 def read_once(sent: MultiMapping[str]) -> dict[str, str]:
-    """A query string whose values a model checks; `Unprocessable` where a name is given twice."""
+    """Return a query string whose values a model checks; `Unprocessable` where a name is given twice."""
     twice = _twice(sent)
     if twice:
         raise Unprocessable("Some query parameters are wrong.", tuple(twice))
@@ -389,12 +389,12 @@ def _twice(sent: MultiMapping[str]) -> list[tuple[str, str]]:
 
 
 def with_plus(text: str) -> str:
-    """A time as it was meant: a plus sign that was not escaped arrives as a space."""
+    """Return a time as it was meant: a plus sign that was not escaped arrives as a space."""
     return text.replace(" ", "+")
 
 
 def number_or_text(text: str) -> object:
-    """A whole number; what is none stays as it is, for its field to refuse."""
+    """Return a whole number; what is none stays as it is, for its field to refuse."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
 
 
@@ -482,7 +482,7 @@ _KEY = re.compile(rf"[ -~]{{1,{KEY_CHARS_MAX}}}", re.ASCII)
 
 
 def claim_of(request: web.Request, actor: Actor, sent: Body) -> Claim | None:
-    """What a request claims; None without a key, `AdminRefusal` for what is not exactly one."""
+    """Return what a request claims; None without a key, `AdminRefusal` for what is not exactly one."""
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:
         return None

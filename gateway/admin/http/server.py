@@ -51,7 +51,7 @@ class Unreadable(logging.Filter):
         self._count, self._next = 0, 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record passes, without what was sent."""
+        """Return whether a record passes, without what was sent."""
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
             return True
@@ -326,7 +326,7 @@ class WorkSlots:
         raise full
 
     def _full(self, whose: Whose) -> TollkeeperError | None:
-        """Why there is no place; None where there is one."""
+        """Return why there is no place; None where there is one."""
         room, mine, total = self._room, self.taken[whose], self.taken.total()
         others = total - self.taken[None]
         if whose is not None and mine >= room.own_max:

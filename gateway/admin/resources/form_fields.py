@@ -130,13 +130,13 @@ _POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 def exact(text: str) -> Decimal | None:
-    """A number as people write it, such as 12.50, 1,250 or 1.5M; None where it is none."""
+    """Return a number as people write it, such as 12.50, 1,250 or 1.5M; None where it is none."""
     digits, power = _parts(_NUMBER, text)
     return Decimal(digits) * power if digits else None
 
 
 def whole(text: str) -> int | None:
-    """A whole number as people write it: 5000000, 5,000,000, 5 000 000, 5M; None where it is none.
+    """Return a whole number as people write it: 5000000, 5,000,000, 5 000 000, 5M; None where it is none.
 
     1.000 is none: some mean a thousand by it.
     """
@@ -145,7 +145,7 @@ def whole(text: str) -> int | None:
 
 
 def numbers(text: str) -> list[object]:
-    """Numbers with commas or blanks between them: 0.5, 0.8, 1."""
+    """Return numbers with commas or blanks between them: 0.5, 0.8, 1."""
     return [_number(part) for part in re.split(r"[\s,]+", text.strip()) if part]
 
 
@@ -159,13 +159,13 @@ def amount(unit: str, text: str) -> str | int:
 
 
 def amounts(fields: Sequence[FormField], body: Mapping[str, Any]) -> list[str]:
-    """The fields of a body that are amounts of its unit, as they were typed."""
+    """Return the fields of a body that are amounts of its unit, as they were typed."""
     kinds = {each.name: each.kind for each in fields}
     return [name for name, said in body.items() if kinds.get(name) == "amount" and isinstance(said, str)]
 
 
 def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:
-    """The digits of a number, and what its letter multiplies them by; no digits where it is none."""
+    """Return the digits of a number, and what its letter multiplies them by; no digits where it is none."""
     text = text.strip()
     found = form.fullmatch(text) if len(text) <= CHARS_MAX else None
     return (re.sub(_APART, "", found[1]), _POWERS[found[2].lower()]) if found else ("", 1)

@@ -79,7 +79,7 @@ _KINDS = {"time_zone": Text, "anchor_day": AnchorDay}
 
 
 def _asked(term: Term) -> tuple[object, object]:
-    """A term as a caller states it: a choice, a count of tokens, or a value with a kind of its own."""
+    """Return a term as a caller states it: a choice, a count of tokens, or a value with a kind of its own."""
     kind: Any = Literal[term.choices] if term.choices else _KINDS.get(term.name, Amount)
     kind = kind | None if term.nullable else kind
     return kind, Field(default=term.default, description=term.description or None)

@@ -44,7 +44,7 @@ _CODE = re.compile(rf"[A-Za-z0-9 ._/-]{{1,{ACCOUNT_CHARS_MAX}}}", re.ASCII)
 
 
 def _month(text: str, before: timedelta = timedelta()) -> str:
-    """A month as it is said, or of a moment so long before the one that is said."""
+    """Return a month as it is said, or of a moment so long before the one that is said."""
     if _MONTH.fullmatch(text) is None:
         try:
             moment = read_moment(text)
@@ -339,7 +339,7 @@ def _groups(text: str) -> str:
 
 
 def _hour(value: object, up: timedelta = timedelta()) -> datetime:
-    """The whole hour that a day or a time is in, or the one behind it."""
+    """Return the whole hour that a day or a time is in, or the one behind it."""
     if not isinstance(value, str):
         raise ValueError("must be an RFC 3339 time in a string")  # noqa: TRY004  # pydantic reports ValueError
     moment = read_moment(value)

@@ -175,7 +175,7 @@ class Endpoint:
         return self.out.__name__
 
     def target(self, name: str) -> str:
-        """The resource whose id a field of this one holds; empty if it holds none."""
+        """Return the resource whose id a field of this one holds; empty if it holds none."""
         return self.refers.get(name) or REFERS.get(name, "")
 
     def render(self, row: Row) -> Row:
@@ -246,7 +246,7 @@ _NULL = re.compile(r"\bnull\b")
 
 @cache
 def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ...]:
-    """The fields of one of the resource's models: of a new row, a change or an action."""
+    """Return the fields of one of the resource's models: of a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
     found: list[FormField] = []
@@ -274,7 +274,7 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
 
 
 def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
-    """The schema behind references and `or null`."""
+    """Return the schema behind references and `or null`."""
     if "$ref" in part:
         return schema["$defs"][part["$ref"].rpartition("/")[2]], False
     options: Sequence[Json] = part.get("anyOf", part.get("oneOf", ()))

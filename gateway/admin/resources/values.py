@@ -70,7 +70,7 @@ class Out(BaseModel):
 
 
 def must(holds: Callable[[Any], bool], be: str) -> AfterValidator:
-    """A rule of a value, and in words what the value must be."""
+    """Return a rule of a value, and in words what the value must be."""
 
     def check(value: Any) -> Any:
         if not holds(value):
@@ -81,7 +81,7 @@ def must(holds: Callable[[Any], bool], be: str) -> AfterValidator:
 
 
 def optional(description: str, **more: Any) -> Any:
-    """A field that is null where nothing is said."""
+    """Return a field that is null where nothing is said."""
     return Field(default=None, description=description, **more)
 
 

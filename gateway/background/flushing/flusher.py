@@ -197,7 +197,7 @@ class FailedBatch:
 
 
 def back_off_s(failures: int, error: Exception) -> float:
-    """How long to wait after so many failures in a row: twice as long each time, up to a bound."""
+    """Return how long to wait after so many failures in a row: twice as long each time, up to a bound."""
     are_away = isinstance(error, CountersUnavailable) and not isinstance(error, CountersRefused)
     most_s = AWAY_BACK_OFF_MAX_S if are_away else BACK_OFF_MAX_S
     return min(most_s, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
@@ -337,7 +337,7 @@ class Flusher:
         return report.entries()
 
     async def _read_through(self, current: Pass) -> int:
-        """The next batch is read and decoded while the last is written."""
+        """Return the next batch is read and decoded while the last is written."""
         stored = 0
         ahead = asyncio.create_task(self._gather(current))
         try:
@@ -424,7 +424,7 @@ class KeeperShare:
         self._begun = False
 
     def partitions(self) -> frozenset[int]:
-        """Those to be read now; `LedgerUnavailable` where they may be somebody else's by now.
+        """Return those to be read now; `LedgerUnavailable` where they may be somebody else's by now.
 
         Raised, since a ledger that was away may be an older one: its flusher has to look before it stores.
         """

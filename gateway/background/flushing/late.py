@@ -77,7 +77,7 @@ class LateSettlements:
         return sum(await self._lane.end(left))
 
     async def _unsure(self, endings: Sequence[LateResolution]) -> set[LateResolution]:
-        """Those that move something although their calls may be charged: dead letters from here on."""
+        """Return those that move something although their calls may be charged: dead letters from here on."""
         if not endings:
             return set()
         gone = await self._ledger.maybe_gone([one.late for one in endings])
@@ -98,7 +98,7 @@ class LateSettlements:
 
 
 def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateResolution, int]:
-    """How a late settlement ends by what the ledger has of it, and the credits to give back.
+    """Return how a late settlement ends by what the ledger has of it, and the credits to give back.
 
     What settled after all stays as it is; what a reclaim charged is made good, and told where nothing of it
     differs: only its settlement knows what the call was.
@@ -118,7 +118,7 @@ def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateRes
 
 
 def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
-    """What a call used beyond what is charged for it. A One-Time price is paid by the first user."""
+    """Return what a call used beyond what is charged for it. A One-Time price is paid by the first user."""
     service = used.service
     weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
     tokens = weighed  # by the ledger alone, unless its amounts are weighed
@@ -317,7 +317,7 @@ class Rollbacks:
         return found
 
     async def _compare(self, partition: int, epoch: int, owners: Sequence[Owner]) -> list[Rollback] | None:
-        """The accounts of a partition whose movements are gone; None where that cannot be told yet.
+        """Return the accounts of a partition whose movements are gone; None where that cannot be told yet.
 
         In this order: what was deleted before the outbox was looked at is stored when the ledger is.
         """

@@ -68,7 +68,7 @@ class Pusher:
         return left
 
     async def _push_some(self, accounts: Sequence[str]) -> tuple[Collection[str], Sequence[str]]:
-        """Those of these accounts whose turn is over, and of them those that are left with writes."""
+        """Return those of these accounts whose turn is over, and of them those that are left with writes."""
         async with self._source.waiting(accounts) as waiting:
             turn = _PushResults(waiting.by_account)
             pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
@@ -125,7 +125,7 @@ class _PushResults:
 
 
 def _name(account: str) -> str:
-    """Which account it is, without what follows its number: that is a name callers gave."""
+    """Return which account it is, without what follows its number: that is a name callers gave."""
     return ":".join(account.split(":")[:2])
 
 

@@ -71,7 +71,7 @@ class BudgetRebuild:
     async def rebuild(
         self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool
     ) -> int | None:
-        """How many accounts were written, of budgets and of runs; None where the marker moved on.
+        """Return how many accounts were written, of budgets and of runs; None where the marker moved on.
 
         Only data that `went_on` beside what is stored has more than it should. Elsewhere an account that has
         more is left alone, since PostgreSQL may be older than it was. So it is where too much waits.
@@ -121,7 +121,7 @@ class BudgetRebuild:
     async def _wrong(
         self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool
     ) -> list[BudgetAccountUse]:
-        """Accounts that the counters have otherwise; those of another version are left alone."""
+        """Return accounts that the counters have otherwise; those of another version are left alone."""
         live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
         return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
 
@@ -136,7 +136,7 @@ class BudgetComparison:
     look_again_s: float = LOOK_AGAIN_S
 
     async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
-        """Differences in every look. What never stood still is pending: nothing can be said of it."""
+        """Return differences in every look. What never stood still is pending: nothing can be said of it."""
         found: list[Item] = []
         checked = pending = 0
         defined = await self.source.budgets(organizations)
@@ -148,7 +148,7 @@ class BudgetComparison:
         return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
-        """Differences in every look; None where something moved during each of them."""
+        """Return differences in every look; None where something moved during each of them."""
         items: list[Item] | None = None
         for look in range(LOOKS_MAX):
             if look:
@@ -168,7 +168,7 @@ class BudgetComparison:
     async def _look(
         self, organization_id: int, budgets: Sequence[Budget]
     ) -> tuple[list[Item], list[BudgetAccountUse]] | None:
-        """Differences, and the accounts that should be kept and are gone; None where anything moved.
+        """Return differences, and the accounts that should be kept and are gone; None where anything moved.
 
         Those that are gone are compared before others.
         """
@@ -255,7 +255,7 @@ class Reconciler:
             self._running = False
 
     def figures(self) -> dict[str, object]:
-        """What metrics say of the last look, and when that was."""
+        """Return what metrics say of the last look, and when that was."""
         drift = {"drift_tokens": self.latest.drift_tokens, "drift_credits": self.latest.drift_credits}
         when = {} if self._looked is None else {"reconciliation_timestamp_seconds": self._looked.timestamp()}
         return {**drift, **when}

@@ -150,7 +150,7 @@ class SupersededPartitions:
         self._since: dict[int, float] = {}
 
     def due(self, run_id: bytes) -> frozenset[int]:
-        """Those that are to be verified again, under the run id that counts now."""
+        """Return those that are to be verified again, under the run id that counts now."""
         until = self._clock() - OVERTAKEN_S
         return frozenset(
             one for one, since in self._since.items() if since <= until and run_id == self._run_id
@@ -230,7 +230,7 @@ class Partitions:
         )
 
     async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
-        """What of it has to be written whole: what is missing, or behind, or went on in older data."""
+        """Return what of it has to be written whole: what is missing, or behind, or went on in older data."""
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
             wrong = {one.definition.organization_id for one in organizations} | strays.organizations
@@ -269,7 +269,7 @@ class Partitions:
 
 
 def _name(definition: AccountDefinition) -> str:
-    """Which definition it is; a user's own name is nobody's business."""
+    """Return which definition it is; a user's own name is nobody's business."""
     match definition:
         case OrganizationDefinition():
             return f"organization {definition.organization_id}"

@@ -86,12 +86,12 @@ ALIASES = (
 
 
 def named_by(resource: str) -> str:
-    """The field a row is named by, besides its id."""
+    """Return the field a row is named by, besides its id."""
     return NAMED_BY.get(resource) or described.resource(resource).named_by
 
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What `create` takes for given where nothing is said."""
+    """Return what `create` takes for given where nothing is said."""
     if resource in {"prices", "exchange-rates"}:
         return {"effective_from": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     if resource != "services":
@@ -185,7 +185,7 @@ class AdminClient:
         return []
 
     def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:
-        """The names of rows by id, as far as they are among the first rows and can be read."""
+        """Return the names of rows by id, as far as they are among the first rows and can be read."""
         found: dict[int, str] = {}
         rows: Iterable[Json] = self._each(resource, rows_max if ids else 0)
         with suppress(CommandFailed):
@@ -339,7 +339,7 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
 
 
 def _called(name: str, called: Mapping[str, str]) -> str:
-    """What the command calls a field, or the list it is one of."""
+    """Return what the command calls a field, or the list it is one of."""
     outer, _, place = name.partition(".")
     return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 

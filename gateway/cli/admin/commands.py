@@ -48,7 +48,7 @@ def row_argument(resource: CliResource, word: str) -> Any:
 
 
 def words_argument(fields: Sequence[FormField]) -> Any:
-    """Fields that are given in order, without their option's name."""
+    """Return fields that are given in order, without their option's name."""
     shown = " ".join(f"[{spelled(each.name).upper()}]" for each in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
@@ -81,7 +81,7 @@ def option_of(field: FormField) -> Any:
 
 
 def names_of(name: str) -> list[str]:
-    """The options of a field: a short one if there is one, and its own."""
+    """Return the options of a field: a short one if there is one, and its own."""
     long = spelled(name)
     outer, _, inner = name.partition(".")
     if inner:
@@ -91,14 +91,14 @@ def names_of(name: str) -> list[str]:
 
 
 def typed_as(name: str) -> str:
-    """The option of a field that was typed, else the first."""
+    """Return the option of a field that was typed, else the first."""
     names = names_of(name)
     words = {word.partition("=")[0] for word in sys.argv}
     return next((each for each in names if each in words), names[0])
 
 
 def usual(field: FormField) -> Any:
-    """The option that takes back what a flag says, which may say nothing."""
+    """Return the option that takes back what a flag says, which may say nothing."""
     long = spelled(field.name)
     return Annotated[bool, typer.Option(f"--usual-{long}", help=f"Neither --{long} nor --no-{long}.")]
 
@@ -108,7 +108,7 @@ def _choice(field: FormField) -> Any:
 
 
 def completion(resource: str) -> Callable[[str], list[str]] | None:
-    """Names of a resource's rows for the shell; None where it has none."""
+    """Return names of a resource's rows for the shell; None where it has none."""
     if not resource:
         return None
     resource = client.ID_OF.get(resource, resource)
@@ -261,7 +261,7 @@ class CliCommand:
         return client.OPEN.get(self.resource.name, "")
 
     def _body(self, api: AdminClient, typed: Typed) -> Json:
-        """The given fields; `CommandFailed` where something is missing or too much."""
+        """Return the given fields; `CommandFailed` where something is missing or too much."""
         given = {
             field.name: typed[field.control]
             for field in self.fields
@@ -337,7 +337,7 @@ def mount_section(app: typer.Typer, name: str) -> bool:
 
 
 def _section(app: typer.Typer, resource: CliResource) -> typer.Typer:
-    """The section of a resource, with all its commands."""
+    """Return the section of a resource, with all its commands."""
     section = typer.Typer(no_args_is_help=True, help=resource.description)
     app.add_typer(section, name=section_of(resource.name))
     if resource.batch is not None:
@@ -383,7 +383,7 @@ def _shows(report: CliReport) -> Callable[..., None]:
 def _with_signature(
     command: Callable[..., None], summary: str, takes: Mapping[str, tuple[Any, Any]]
 ) -> Callable[..., None]:
-    """The command with what typer reads: each parameter's kind and its default."""
+    """Return the command with what typer reads: each parameter's kind and its default."""
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
@@ -407,7 +407,7 @@ def number(text: str) -> int:
 
 
 def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
-    """What a field is sent as; `CommandFailed` names the option."""
+    """Return what a field is sent as; `CommandFailed` names the option."""
     try:
         if isinstance(said, bool):
             return said
@@ -421,12 +421,12 @@ def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) 
 
 
 def spelled(name: str) -> str:
-    """An option's long name: that of its field, an id by what it is of."""
+    """Return an option's long name: that of its field, an id by what it is of."""
     return name.removesuffix("_id").replace(".", "-").replace("_", "-")
 
 
 def in_query(body: Json) -> Json:
-    """A body as a query: what is in a document by its name and the inner one."""
+    """Return a body as a query: what is in a document by its name and the inner one."""
     inner = {
         f"{name}.{key}": each
         for name, value in body.items()
@@ -437,7 +437,7 @@ def in_query(body: Json) -> Json:
 
 
 def with_limits(body: Json, known: Callable[[], Json]) -> Json:
-    """A body whose limits are put over those of the row as it is; 0 takes one away."""
+    """Return a body whose limits are put over those of the row as it is; 0 takes one away."""
     given = [name for name in body if name.endswith("limits")]
     row = known() if given else {}
     merged = {name: {**row.get(name, {}), **body[name]} for name in given}
@@ -455,7 +455,7 @@ def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Js
 def with_names(
     api: AdminClient, resource: CliResource, rows: Sequence[Json], columns: Sequence[str]
 ) -> list[Json]:
-    """Rows for people: beside an id stands the name behind it."""
+    """Return rows for people: beside an id stands the name behind it."""
     named = {
         column: api.names(target, {row[column] for row in rows} - {None})
         for column in columns
@@ -480,7 +480,7 @@ def _item(said: str) -> object:
 
 
 def _document(said: Sequence[str], field: FormField) -> object:
-    """One JSON document, or NAME=VALUE as often as there are facts."""
+    """Return one JSON document, or NAME=VALUE as often as there are facts."""
     if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
         try:
             return read_json(said[0])
@@ -509,7 +509,7 @@ class ListSource:
 
 
 def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
-    """What an option says, by `reader`; a `ValueError` of it names the option."""
+    """Return what an option says, by `reader`; a `ValueError` of it names the option."""
     try:
         return reader(said)
     except ValueError as error:
@@ -525,7 +525,7 @@ File = Annotated[
 
 
 def sends(resource: str, summary: str) -> Callable[..., None]:
-    """The command that sends a file of many; its status is 1 where some are refused."""
+    """Return the command that sends a file of many; its status is 1 where some are refused."""
 
     def send(file: File, as_json: AsJson = False) -> None:
         with output.admin() as api:

@@ -43,7 +43,7 @@ def documents(text: str, file: str) -> Iterator[YamlDocument]:
 
 
 def written(value: Json) -> str:
-    """A document as text, in its own order."""
+    """Return a document as text, in its own order."""
     made: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return made
 
@@ -112,7 +112,7 @@ class SecretFiles:
             )
 
     def _make(self, path: Path) -> Path:
-        """An empty file that only its owner can read, to be renamed to `path`."""
+        """Return an empty file that only its owner can read, to be renamed to `path`."""
         waiting = path.with_name(f".{path.name}.{os.getpid()}")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(waiting, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -154,7 +154,7 @@ class SecretFiles:
 
 
 def _name(each: Json) -> str:
-    """A name that is a file's and a Secret's, and no other object's."""
+    """Return a name that is a file's and a Secret's, and no other object's."""
     said = f"{each['resource']} {each['name']}"
     plain = re.sub(r"[^a-z0-9]+", "-", said.lower()).strip("-")[:NAME_CHARS_MAX].strip("-")
     return f"{plain}-{sha256(said.encode()).hexdigest()[:8]}"
@@ -205,7 +205,7 @@ class Sources:
             self.kinds.setdefault(kind, document)
 
     def located(self, message: str) -> str:
-        """A message of the Admin API that says where in the files things stand."""
+        """Return a message of the Admin API that says where in the files things stand."""
         return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
 
     def _of_object(self, found: re.Match[str]) -> str:

@@ -20,13 +20,13 @@ FEATURES = Path(__file__).resolve().parents[2] / "features"
 
 
 def installed() -> list[str]:
-    """The names of the features that are installed."""
+    """Return the names of the features that are installed."""
     return sorted(one.parent.name for one in FEATURES.glob("*/feature.py"))
 
 
 @cache
 def document() -> dict[str, Any]:
-    """All that is known, as it is written."""
+    """Return all that is known, as it is written."""
     found: dict[str, Any] = json.loads(FILE.read_bytes())
     if found["features"] != installed():
         from gateway.cli.admin.describing import describe  # noqa: PLC0415  # heavy
@@ -37,7 +37,7 @@ def document() -> dict[str, Any]:
 
 @cache
 def resource(name: str) -> CliResource:
-    """A resource by its name; KeyError where there is none."""
+    """Return a resource by its name; KeyError where there is none."""
     said = document()["resources"][name]
     commands = {verb: _parts(one) for verb, one in said["commands"].items()}
     secret = None if said["secret"] is None else Secret(**_tuples(said["secret"]))

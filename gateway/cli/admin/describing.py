@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 def describe() -> dict[str, Any]:
-    """All that the command line knows, as `commands.json` has it."""
+    """Return all that the command line knows, as `commands.json` has it."""
     archived = {name for feature in features() for one in feature.list_sources() for name in one.resources}
     reports = [
         CliReport(one.name, one.description, one.summary, one.numbers)
@@ -101,7 +101,7 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
 
 
 def _columns(resource: Resource) -> Sequence[str]:
-    """What a table of it shows: the console's columns as far as they are fields, its id first."""
+    """Return what a table of it shows: the console's columns as far as they are fields, its id first."""
     if resource.name in COLUMNS:
         return COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)
@@ -130,7 +130,7 @@ def _required(fields: Sequence[FormField]) -> tuple[str, ...]:
 
 
 def _numbers() -> set[str]:
-    """Columns of numbers: those of resources' answers."""
+    """Return columns of numbers: those of resources' answers."""
     answers: list[type[Out]] = [UsageItem, *(resource.out for resource in RESOURCES.values())]
     return {
         name

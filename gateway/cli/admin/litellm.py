@@ -231,7 +231,7 @@ class _Translation:
             )
 
     def _fault_of_name(self, name: str, params: Json, info: Json) -> str:
-        """Why no model can have this name; empty where one can."""
+        """Return why no model can have this name; empty where one can."""
         asked = str(params.get("model") or "")
         if not _NAME.fullmatch(name):
             return "a name has 1 to 256 visible characters, and no comma"
@@ -259,7 +259,7 @@ class _Translation:
         self._leave(f"{place}.model_name", f"{said} at {target['upstream']}")
 
     def _target(self, place: str, params: Json) -> Json | None:
-        """The upstream and model of a deployment; None where nothing here reaches it."""
+        """Return the upstream and model of a deployment; None where nothing here reaches it."""
         asked, named = str(params.get("model") or ""), params.pop("litellm_credential_name", None)
         params |= {**self._credentials.get(str(named), {}), **params}
         self._credentials_used.add(str(named))
@@ -305,7 +305,8 @@ class _Translation:
         upstream["query"] = {"api-version": shown}
 
     def _upstream(self, provider: str, wanted: Json) -> str:
-        """The name of this upstream, which may be there already; one with another key is another account.
+        """Return the name of this upstream, which may be there already; one with another key is another
+        account.
 
         The name of a built-in upstream is for this one alone: default routes lead there.
         """
@@ -477,7 +478,7 @@ class _Translation:
         self._rest(row, place)
 
     def _fault_of_key(self, row: Json, team_id: str, by_id: Mapping[str, str]) -> str:
-        """Why a key may ask for no answer of a model; empty where it may."""
+        """Return why a key may ask for no answer of a model; empty where it may."""
         if row.get("blocked"):
             return "is blocked"
         if team_id and team_id not in by_id:
@@ -493,7 +494,7 @@ class _Translation:
         return f"has expired ({row['expires']})" if ended else ""
 
     def _models_of(self, row: Json, place: str) -> Json:
-        """The list of models of a team or key, which never becomes a wider one; none is any."""
+        """Return the list of models of a team or key, which never becomes a wider one; none is any."""
         said = [str(each) for each in row.pop("models", None) or ()]
         if _ALL_MODELS in said or _MODELS_OF_TEAM in said:
             return {}
@@ -580,7 +581,7 @@ def _called(asked: str, named: str) -> tuple[str, str]:
 
 
 def _fault_of_target(known: Provider | None, provider: str, model: str, base: str) -> str:
-    """Why nothing here reaches a deployment; empty where something does."""
+    """Return why nothing here reaches a deployment; empty where something does."""
     if known is None or not model:
         return "its provider's API is not known here"
     if provider == "bedrock" and "/" in model and not model.startswith("arn:"):
@@ -589,7 +590,7 @@ def _fault_of_target(known: Provider | None, provider: str, model: str, base: st
 
 
 def _is_built_in(name: str, upstream: Json) -> bool:
-    """Whether an upstream of this name is just the one that default routes have."""
+    """Return whether an upstream of this name is just the one that default routes have."""
     there, [variable] = _BUILT_IN[name], _BUILT_IN[name].held
     return upstream == {"base_url": there.base_url, "family": there.family, "keys": [{"env": variable}]}
 
@@ -603,7 +604,7 @@ def _cut_version(upstream: Json) -> None:
 
 
 def _moment(said: object) -> datetime:
-    """A time, of UTC where it names no zone; `ValueError` where it is none."""
+    """Return a time, of UTC where it names no zone; `ValueError` where it is none."""
     found = datetime.fromisoformat(str(said))
     return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
@@ -629,7 +630,7 @@ def _leaves(rest: object, place: str) -> Iterator[str]:
 
 
 def _free(name: str, rows: list[Json]) -> str:
-    """A name that none of these rows has: this one, or with a number behind it."""
+    """Return a name that none of these rows has: this one, or with a number behind it."""
     taken = {each["name"] for each in rows}
     numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
     return next(one for one in numbered if one not in taken)
@@ -646,7 +647,7 @@ def _limits(source: Json) -> Json:
 
 
 def _text(said: object) -> str:
-    """A text, or the variable that has it."""
+    """Return a text, or the variable that has it."""
     text = str(said or "")
     return f"${{{text.removeprefix(ENVIRON)}}}" if text.startswith(ENVIRON) else text.replace("$", "$$")
 
@@ -665,7 +666,7 @@ Source = Annotated[Path, typer.Argument(metavar="CONFIG", help="LiteLLM's config
 
 
 def import_section() -> typer.Typer:
-    """The commands that translate others' configurations."""
+    """Return the commands that translate others' configurations."""
     made = typer.Typer(no_args_is_help=True, help="Take over another gateway's configuration.")
 
     @made.callback()

@@ -159,7 +159,7 @@ def say(text: str) -> None:
 
 
 def escape(text: str) -> str:
-    """Text as Rich shows it: nothing in it is markup, or moves what stands around it on a terminal."""
+    """Return text as Rich shows it: nothing in it is markup, or moves what stands around it on a terminal."""
     from rich import markup  # noqa: PLC0415  # loaded where it is needed
 
     return markup.escape(visible(text))
@@ -181,12 +181,12 @@ def cell(column: str, value: object) -> str:
 
 @cache
 def numbers() -> frozenset[str]:
-    """Columns of numbers: resources' numbers and amounts, and those of other tables."""
+    """Return columns of numbers: resources' numbers and amounts, and those of other tables."""
     return NUMBERS_ELSEWHERE | frozenset(described.document()["numbers"])
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
-    """Whether each column can have a width that reads well: its name, and some of its contents."""
+    """Return whether each column can have a width that reads well: its name, and some of its contents."""
     from rich.cells import cell_len  # noqa: PLC0415  # loaded where it is needed
 
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]

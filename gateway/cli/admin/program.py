@@ -124,7 +124,7 @@ def run(
 
 
 def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft: bool) -> Json | None:
-    """The organization's invoice of the period: found as an earlier run left it, else made.
+    """Return the organization's invoice of the period: found as an earlier run left it, else made.
 
     None where there is nothing to bill: such a draft is not kept and takes no number.
     """
@@ -152,7 +152,7 @@ def _create(api: AdminClient, owner: int, period: tuple[str, str]) -> Json:
 
 
 def _month(text: str | None) -> tuple[str, str]:
-    """The first day of a month and of the next one."""
+    """Return the first day of a month and of the next one."""
     today = datetime.now(UTC).date()
     year, month = (today.year, today.month - 1) if today.month > 1 else (today.year - 1, 12)
     if text is not None:
@@ -275,7 +275,7 @@ APPLIED_AS = "bundled-price-list"
 
 
 def prices_section() -> typer.Typer:
-    """The commands about the list as a whole."""
+    """Return the commands about the list as a whole."""
     made = typer.Typer(no_args_is_help=True, help="The bundled price list.")
 
     @made.callback()

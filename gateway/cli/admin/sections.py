@@ -24,7 +24,7 @@ SECTIONS: Mapping[str, str] = {
 
 
 def section_of(resource: str) -> str:
-    """The word people type for a resource."""
+    """Return the word people type for a resource."""
     return SECTIONS.get(resource) or resource.removesuffix("s")
 
 
@@ -62,7 +62,7 @@ class CliResource:
     archived: bool = False
 
     def target(self, name: str) -> str:
-        """The resource whose id a field of this one holds; empty if it holds none."""
+        """Return the resource whose id a field of this one holds; empty if it holds none."""
         return self.refers.get(name) or REFERS.get(name, "")
 
 

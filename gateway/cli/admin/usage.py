@@ -207,7 +207,7 @@ def _watch(
 
 
 def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
-    """The state now; latencies are of the calls since an earlier scrape, or since the start."""
+    """Return the state now; latencies are of the calls since an earlier scrape, or since the start."""
     activity = api.get("activity", window=window, limit=limit)
     scrape = read_scrape(api.metrics())
     seconds = max(activity["window_s"], 0.001)
@@ -241,7 +241,7 @@ def _rates(counts: Json, seconds: float) -> Json:
 
 
 def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
-    """The look as people read it, within so many columns."""
+    """Return the look as people read it, within so many columns."""
     from rich.console import Group  # noqa: PLC0415  # as above
     from rich.table import Table  # noqa: PLC0415  # as above
     from rich.text import Text  # noqa: PLC0415  # as above
@@ -281,7 +281,7 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
 
 
 def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
-    """Facts in lines that break between them alone."""
+    """Return facts in lines that break between them alone."""
     from rich.text import Text  # noqa: PLC0415  # as above
 
     lines = [Text()]
@@ -294,7 +294,7 @@ def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
 
 
 def _reasons(refused: Json) -> str:
-    """Why calls were refused, what happened most first."""
+    """Return why calls were refused, what happened most first."""
     ranked = sorted(refused.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{reason} {count:,}" for reason, count in ranked)
 

@@ -254,13 +254,13 @@ class Access:
     teams: Mapping[str, Mapping[str, frozenset[str] | None]] = field(default_factory=dict)
 
     def whose(self, verb: str) -> WriteAuthority:
-        """Who decides a verb. One without a class is staff's."""
+        """Return who decides a verb. One without a class is staff's."""
         if self.reach is not RowScope.OWNED or verb in self.of_all:
             return WriteAuthority.OF_ALL
         return WriteAuthority.THEIRS if verb in self.theirs else WriteAuthority.OURS
 
     def writers(self, verb: str) -> frozenset[str]:
-        """The roles that may do a verb."""
+        """Return the roles that may do a verb."""
         return self.verbs.get(verb, self.write)
 
 
@@ -295,7 +295,7 @@ def _of_team(roles: Team) -> Mapping[str, frozenset[str] | None]:
 
 
 def refused_read(actor: Actor, name: str, to: Access) -> str | None:
-    """Why a caller may not read something; None where that is allowed."""
+    """Return why a caller may not read something; None where that is allowed."""
     if actor.role not in to.read:
         return f"The role of this token, {actor.role}, may not read {name}: that takes {_any_of(to.read)}."
     if actor.organization_id is not None and to.reach is RowScope.WHOLE:
@@ -304,7 +304,7 @@ def refused_read(actor: Actor, name: str, to: Access) -> str | None:
 
 
 def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Why a caller may not do a verb with these fields; None where that is allowed."""
+    """Return why a caller may not do a verb with these fields; None where that is allowed."""
     if actor.tenant_id is not None:
         return _refused_team(actor, name, to, verb, sent)
     writers = to.writers(verb)
@@ -318,7 +318,7 @@ def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collecti
 
 
 def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> list[str]:
-    """Which of these fields a caller may set."""
+    """Return which of these fields a caller may set."""
     if verb not in {CREATE, CHANGE}:
         return list(names)
     if actor.tenant_id is not None:
@@ -330,7 +330,7 @@ def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> lis
 
 
 def _refused_team(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Why a token of one tenant may not do something; None of any other token."""
+    """Return why a token of one tenant may not do something; None of any other token."""
     if actor.tenant_id is None:
         return None
     roles = to.teams.get(verb, {})
@@ -439,7 +439,7 @@ class Hours:
         self._known: dict[int, HourlyUse] = {}
 
     def of(self, organization_id: int) -> HourlyUse:
-        """An organization's hour; `HourSpent` names the share that it has used up, and the end."""
+        """Return an organization's hour; `HourSpent` names the share that it has used up, and the end."""
         now, hour = self._clock(), self._known.get(organization_id)
         if hour is None or not 0 <= now - hour.began < HOUR_S:
             self._known.pop(organization_id, None)

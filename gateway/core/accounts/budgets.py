@@ -106,7 +106,7 @@ class Budget:
         )  # fmt: skip
 
     def limit_at(self, at_ms: int) -> int:
-        """The amount that may be used at a moment: more while it is raised."""
+        """Return the amount that may be used at a moment: more while it is raised."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def matches(self, asked: CallAttributes) -> bool:
@@ -156,7 +156,8 @@ class CallAttributes(NamedTuple):
 
 
 def is_of(model: str, pattern: str) -> bool:
-    """Whether a budget names this model: letter by letter, or by what it begins with where it ends with `*`.
+    """Return whether a budget names this model: letter by letter, or by what it begins with where it ends
+    with `*`.
 
     Case says nothing: many upstreams take a name in any.
     """
@@ -165,7 +166,7 @@ def is_of(model: str, pattern: str) -> bool:
 
 
 def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
-    """The name of an account: organization, selector, and the value of each.
+    """Return the name of an account: organization, selector, and the value of each.
 
     A value is one of `value_of`; it is in no name, as it may be somebody's.
     """
@@ -175,7 +176,7 @@ def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
 
 
 def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
-    """When the window at a moment began, when it ends, and when the one after it does; 0 is never.
+    """Return when the window at a moment began, when it ends, and when the one after it does; 0 is never.
 
     Months, quarters and years begin on the anchor's day, or the last day of a month that is shorter; weeks on
     its day, Monday being 1. A day is what the zone's clocks call one, of 23 or 25 hours where they change. An
@@ -189,7 +190,7 @@ def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[
 
 
 def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
-    """The windows of one account at a moment, as the scripts take them."""
+    """Return the windows of one account at a moment, as the scripts take them."""
     return b"".join(
         DEFINED_WINDOW.pack(
             one.id,
@@ -217,7 +218,7 @@ def ends_of(windows: bytes) -> tuple[bool, int, bool]:
 
 
 def is_forgotten_unused(budget: Budget) -> bool:
-    """Whether an amount without end is forgotten once nobody calls: that of a session."""
+    """Return whether an amount without end is forgotten once nobody calls: that of a session."""
     return budget.each == SESSION and budget.interval == TOTAL
 
 
@@ -230,12 +231,12 @@ def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
 
 
 def flags_of(budget: Budget) -> int:
-    """The flags of a budget's window."""
+    """Return the flags of a budget's window."""
     return _FLAG_OF[budget.unit] | FLAG_ENFORCE * budget.enforce | FLAG_CUT * budget.cut
 
 
 def accounts_of(budgets: Sequence[Budget]) -> list[list[Budget]]:
-    """The budgets that share their accounts, in the order of their ids."""
+    """Return the budgets that share their accounts, in the order of their ids."""
     groups: dict[object, list[Budget]] = {}
     for one in sorted(budgets, key=lambda one: one.id):
         groups.setdefault(one.selector, []).append(one)
@@ -243,12 +244,12 @@ def accounts_of(budgets: Sequence[Budget]) -> list[list[Budget]]:
 
 
 def shown(unit: str, amount: int, currency: str) -> str:
-    """An amount as people read it: `12.5 USD`, `3000 tokens`, `20 requests`."""
+    """Return an amount as people read it: `12.5 USD`, `3000 tokens`, `20 requests`."""
     return f"{shown_amount(unit, amount)} {currency if unit == MONEY else unit}"
 
 
 def shown_amount(unit: str, amount: int) -> str:
-    """An amount alone: money as a decimal of its currency, without zeros that say nothing."""
+    """Return an amount alone: money as a decimal of its currency, without zeros that say nothing."""
     if unit != MONEY:
         return str(amount)
     text = f"{money(amount):f}"
@@ -256,7 +257,7 @@ def shown_amount(unit: str, amount: int) -> str:
 
 
 def _window(interval: str, zone: ZoneInfo, anchor_day: int, at_ms: int) -> tuple[int, int]:
-    """When the window at a moment begins, and the next one."""
+    """Return when the window at a moment begins, and the next one."""
     if interval == HOUR:
         start = _hour(zone, at_ms)
         # Where clocks change by half an hour, an hour is longer or shorter by it.
@@ -272,7 +273,7 @@ def _window(interval: str, zone: ZoneInfo, anchor_day: int, at_ms: int) -> tuple
 
 
 def _hour(zone: ZoneInfo, at_ms: int) -> int:
-    """The last moment, up to this one, at which the zone's clocks showed a full hour."""
+    """Return the last moment, up to this one, at which the zone's clocks showed a full hour."""
     found = 0
     for shift in {offset_at(zone, at_ms), offset_at(zone, at_ms - 2 * HOUR_MS)}:
         full = at_ms - (at_ms + shift) % HOUR_MS
@@ -283,7 +284,7 @@ def _hour(zone: ZoneInfo, at_ms: int) -> int:
 
 
 def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
-    """The day on which the window of a day begins, and that of the next one."""
+    """Return the day on which the window of a day begins, and that of the next one."""
     if interval == DAY:
         return today, today + timedelta(days=1)
     if interval == WEEK:
@@ -298,13 +299,13 @@ def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
 
 
 def _day(month: int, anchor_day: int) -> date:
-    """The anchor's day of a month, counted from January of the year 0."""
+    """Return the anchor's day of a month, counted from January of the year 0."""
     year, month = month // 12, month % 12 + 1
     return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
 
 
 def _begins(day: date, zone: ZoneInfo) -> int:
-    """The first moment of a day. Where clocks skip midnight, it is that at which they do."""
+    """Return the first moment of a day. Where clocks skip midnight, it is that at which they do."""
     return (datetime.combine(day, time(), zone).astimezone(UTC) - EPOCH) // MILLISECOND
 
 
@@ -401,7 +402,8 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
 
 
 def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
-    """What they have that one call matches at most one of, but for fields before `at`, which are decided.
+    """Return what they have that one call matches at most one of, but for fields before `at`, which are
+    decided.
 
     Of two models with a `*` behind as many letters, a call names one at most.
     """
@@ -421,7 +423,7 @@ def _length(model: str | None) -> int:
 
 
 def _meet(one: Selector, other: Selector) -> bool:
-    """Whether a call may match both."""
+    """Return whether a call may match both."""
     return all(
         a is None or b is None or _takes(name, a, b) or _takes(name, b, a)
         for name, a, b in zip(SELECTING, one, other, strict=False)
@@ -449,7 +451,7 @@ Wrong = Iterator[tuple[str, str]]
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:
-    """Faults of the window a new budget would have, field by field."""
+    """Return faults of the window a new budget would have, field by field."""
     yield from wrong_amount(values["unit"], values["amount"], "amount")
     each = values.get("each")
     if each in _FIXES and values.get(_FIXES[each]) is not None:
@@ -458,7 +460,7 @@ def wrong_window(values: Mapping[str, Any]) -> Wrong:
 
 
 def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
-    """Faults of an amount of a unit."""
+    """Return faults of an amount of a unit."""
     if unit != MONEY:
         if not isinstance(amount, int) or not 0 < amount <= INTEGER_MAX:
             yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
@@ -469,7 +471,7 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
 
 
 def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:
-    """Faults of a raise: to less than the amount, or until a time that is over."""
+    """Return faults of a raise: to less than the amount, or until a time that is over."""
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
     if not found and counted(budget.unit, amount) < budget.amount:
@@ -479,24 +481,24 @@ def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) 
 
 
 def counted(unit: str, amount: Any) -> int:
-    """An amount as it is counted: nano-units of money, tokens or requests."""
+    """Return an amount as it is counted: nano-units of money, tokens or requests."""
     exact = Decimal(amount) * (NANO if unit == MONEY else 1)
     assert exact == int(exact), amount
     return int(exact)
 
 
 def amount_of(unit: str, number: int) -> Decimal | int:
-    """A count as an amount: money in its currency, tokens or requests."""
+    """Return a count as an amount: money in its currency, tokens or requests."""
     return money(number) if unit == MONEY else number
 
 
 def told_amount(unit: str, number: int) -> str | int:
-    """The same as callers are told it: money as a text."""
+    """Return the same as callers are told it: money as a text."""
     return shown_amount(MONEY, number) if unit == MONEY else number
 
 
 def read_budget(row: Mapping[str, Any]) -> Budget:
-    """A budget as its row says it; what is null there is left out."""
+    """Return a budget as its row says it; what is null there is left out."""
     unit = row["unit"]
     said: dict[str, Any] = {
         one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
@@ -530,7 +532,7 @@ class BudgetBalance:
 
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
-    """When the window that runs has begun, and when it ends; 0 is never."""
+    """Return when the window that runs has begun, and when it ends; 0 is never."""
     start, following, _ = bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
     return start, following
 
@@ -541,7 +543,7 @@ def figures(
     stored: tuple[int, int] | None,
     live: Mapping[int, LiveWindow] | None = None,
 ) -> BudgetBalance:
-    """The figures of one account.
+    """Return the figures of one account.
 
     `stored` is PostgreSQL's last window: its start, and its use. `live` are the account's windows by
     budget; None where the counters do not have it, or cannot be asked. Values of an earlier window are

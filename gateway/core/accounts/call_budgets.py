@@ -69,11 +69,11 @@ class CallBudgets(LruEntry):
     hold: str = ""
 
     def holds_at(self, now_ms: int) -> bool:
-        """Whether the accounts are defined so at a time, also by a clock that was set back."""
+        """Return whether the accounts are defined so at a time, also by a clock that was set back."""
         return _holds_at(now_ms, self.since_ms, self.until_ms)
 
     def refusing(self, unit: str) -> str:
-        """The name of one that refuses by this unit; empty where none does."""
+        """Return the name of one that refuses by this unit; empty where none does."""
         for account in self.accounts:
             for window in DEFINED_WINDOW.struct.iter_unpack(account.defined):
                 budget = self.by_id.get(int(window[0]))
@@ -120,7 +120,7 @@ class OrganizationBudgets:
         self.by_caller = not any(self._says[4:])
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
-        """What decides which of these a call takes from: by its key, its fields and its body."""
+        """Return what decides which of these a call takes from: by its key, its fields and its body."""
         tenant, key, service, user, project, models, session, tool, server = self._says
         return (
             caller.tenant_id if tenant else 0,
@@ -135,7 +135,7 @@ class OrganizationBudgets:
         )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
-        """What a call takes from; `TooManyBudgets` where that are more accounts than a call may.
+        """Return what a call takes from; `TooManyBudgets` where that are more accounts than a call may.
 
         No call of one model meets so many (`budgets.py`).
         """
@@ -208,7 +208,7 @@ def _holds_at(now_ms: int, since_ms: int, until_ms: int) -> bool:
 
 
 def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
-    """What a call of a run takes from: its budgets, its run, and all that this one draws from."""
+    """Return what a call of a run takes from: its budgets, its run, and all that this one draws from."""
     chain = (run, *run.parents)
     accounts = (*found.accounts, *[one.account for one in chain])
     if len(accounts) > BUDGET_ACCOUNTS_MAX:
@@ -242,7 +242,7 @@ class BudgetCache:
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
-        """What a call takes from, as `find` does.
+        """Return what a call takes from, as `find` does.
 
         Where `by_caller` holds and the last call of this caller was of the same service and user, that one's
         budgets are taken, until they end. `now_ms` is Unix time. `TooManyBudgets` as `find`.
@@ -269,7 +269,8 @@ class BudgetCache:
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets:
-        """The accounts of a call, found again where a window or raise has ended, or the budgets are others.
+        """Return the accounts of a call, found again where a window or raise has ended, or the budgets are
+        others.
 
         Without `remember` nothing has to go for it.
         """
@@ -288,7 +289,7 @@ class BudgetCache:
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Which fields of `CallAttributes` decide anything, in their order."""
+    """Return which fields of `CallAttributes` decide anything, in their order."""
     kinds = {one.each for one in budgets}
     return (
         any(one.tenant_id for one in budgets),

@@ -138,7 +138,7 @@ class HeldCall(msgspec.Struct, array_like=True):
 
 
 def held_call(route: Route, call: CallRequest) -> HeldCall:
-    """The parts of a call that its meter needs. Nobody here can have a stream tell its use."""
+    """Return the parts of a call that its meter needs. Nobody here can have a stream tell its use."""
     named, brought = call.named, tuple(call.brought)
     keeps = call.keeps > 0 and route.objects == "told"
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
@@ -188,7 +188,7 @@ class CallerHold(msgspec.Struct):
     run: str = ""
 
     def names(self, output_max: int | None = None) -> CallRequest:
-        """A call of the same models."""
+        """Return a call of the same models."""
         return CallRequest(
             "none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside,
             targets=tuple([ModelTarget("", one) for one in self.targets]),
@@ -263,7 +263,7 @@ SaidUse = tuple[SettleBody, Detail | None, bool, Sequence[str]]
 
 
 def read_body(kind: type[_B], body: bytes) -> _B:
-    """A body of the holds API; `InvalidRequest` names the field that is wrong."""
+    """Return a body of the holds API; `InvalidRequest` names the field that is wrong."""
     document = read_document(body)
     try:
         return msgspec.convert(document, kind)
@@ -278,14 +278,14 @@ def read_body(kind: type[_B], body: bytes) -> _B:
 
 
 def whole_in(said: str, least: int, most: int, param: str) -> int:
-    """A whole number of a path, within bounds."""
+    """Return a whole number of a path, within bounds."""
     if not (said.isascii() and said.isdigit()) or len(said) > 9 or not least <= int(said) <= most:
         raise InvalidRequest(f"{param} must be a whole number from {least} to {most}.", param=param)
     return int(said)
 
 
 def money_of(said: str, param: str) -> int:
-    """An amount of money in nano-units."""
+    """Return an amount of money in nano-units."""
     if _MONEY.fullmatch(said) is None or (nano := int(Decimal(said).scaleb(NANO_DIGITS))) > INTEGER_MAX:
         raise InvalidRequest(
             f'{param} must be a decimal such as "5.00", with nine decimals, up to 9007199.254740991.',
@@ -295,7 +295,7 @@ def money_of(said: str, param: str) -> int:
 
 
 def idempotency_key(lines: bytes) -> str:
-    """The `Idempotency-Key` among a request's lines; empty where there is none."""
+    """Return the `Idempotency-Key` among a request's lines; empty where there is none."""
     found = [
         value.strip()
         for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))
@@ -315,7 +315,7 @@ def idempotency_key(lines: bytes) -> str:
 def answered(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
 ) -> SaidUse:
-    """What the answer to a hold's call says was used, read as one that passes here.
+    """Return what the answer to a hold's call says was used, read as one that passes here.
 
     One in a coding is not decoded: it counts by its size.
     """

@@ -46,7 +46,7 @@ class ModelLists:
     users: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, tenant_id: int, user: str) -> list[tuple[str, tuple[str, ...]]]:
-        """The lists that a call has to be on, each with whose it is."""
+        """Return the lists that a call has to be on, each with whose it is."""
         found = [("organization", self.own), ("tenant", self.tenants.get(tenant_id))]
         if user:
             found.append(("user", self.users.get(user)))

@@ -51,7 +51,7 @@ def movements(
     credit_seq: int = 0,
     spend_seq: int = 0,
 ) -> tuple[MovementRange, ...]:
-    """What one answer of a script acknowledged: the tenant's seq moved by so much, 0 is not at all."""
+    """Return what one answer of a script acknowledged: the tenant's seq moved by so much, 0 is not at all."""
     found = []
     if moved:
         found.append(MovementRange(f"tenant:{tenant_id}", partition, epoch, seq - moved + 1, seq))
@@ -124,7 +124,7 @@ class ExpiredHold:
     unsettled: str = ""
 
     def charge(self, policy: ReclaimPolicy) -> ChargedAmounts:
-        """What the call is charged when its hold is taken back."""
+        """Return what the call is charged when its hold is taken back."""
         if self.lease or not self.release.service.id:
             return ChargedAmounts()
         if self.unsettled:
@@ -184,12 +184,12 @@ class LateResolution:
 
 
 def letter_of(late: LateSettlement) -> bytes:
-    """A late settlement as the bytes of a dead letter."""
+    """Return a late settlement as the bytes of a dead letter."""
     return LETTER + late.settlement.request_id.encode() + late.raw
 
 
 def read_letter(raw: bytes) -> tuple[str, bytes] | None:
-    """The request id of such bytes, and the settlement as a log keeps it; None of an entry's bytes."""
+    """Return the request id of such bytes, and the settlement as a log keeps it; None of an entry's bytes."""
     if not raw.startswith(LETTER):
         return None
     return raw[len(LETTER) : _REQUEST_END].decode(), raw[_REQUEST_END:]

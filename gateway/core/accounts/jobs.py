@@ -160,7 +160,7 @@ def write_job(job: Job) -> bytes:
 
 
 def read_job(raw: bytes) -> Job | None:
-    """A job as it was stored; None of one that nobody here has written."""
+    """Return a job as it was stored; None of one that nobody here has written."""
     try:
         return _decode(raw)
     except msgspec.MsgspecError:
@@ -168,7 +168,7 @@ def read_job(raw: bytes) -> Job | None:
 
 
 def id_of(name: str, created_ms: int, *, of: str) -> str:
-    """The request id of a part of something: a UUID of version 7 (RFC 9562), the same each time."""
+    """Return the request id of a part of something: a UUID of version 7 (RFC 9562), the same each time."""
     tail = sha256(f"{of}\n{name}".encode()).hexdigest()
     at = f"{created_ms & 0xFFFFFFFFFFFF:012x}"
     variant = f"{0x80 | int(tail[3:5], 16) & 0x3F:02x}"
@@ -208,7 +208,7 @@ _model = msgspec.json.Decoder(_NamedModel).decode
 
 
 def uploaded(content_type: bytes, body: bytes) -> bytes | None:
-    """The file of a form that uploads the input of a batch; None where it is for something else.
+    """Return the file of a form that uploads the input of a batch; None where it is for something else.
 
     `InvalidRequest` for a form that can be read in two ways.
     """
@@ -236,7 +236,7 @@ def uploaded(content_type: bytes, body: bytes) -> bytes | None:
 
 
 def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
-    """The calls of a batch: of one model, for one endpoint, each with an id of its own.
+    """Return the calls of a batch: of one model, for one endpoint, each with an id of its own.
 
     The refusal names the line.
     """
@@ -250,7 +250,7 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
 
 
 def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
-    """The same of calls that stand in a body."""
+    """Return the same of calls that stand in a body."""
 
     def read(call: object) -> BatchLine:
         one = msgspec.convert(call, _InlineCall)
@@ -261,7 +261,7 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
 
 
 def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
-    """The same of calls of the model in a path, in a field of the body that is behind others.
+    """Return the same of calls of the model in a path, in a field of the body that is behind others.
 
     Names may be written in two ways (proto3 JSON), and each is there once.
     """
@@ -287,7 +287,7 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> list[Ba
 
 
 def _member(place: object, name: str) -> object:
-    """A member of an object, None where there is none."""
+    """Return a member of an object, None where there is none."""
     there = place if isinstance(place, dict) else {}
     found = [each for each in there if str(each).replace("_", "").lower() == name.lower()]
     if len(found) > 1:
@@ -375,7 +375,7 @@ class BatchState(msgspec.Struct):
         return self.created_at if isinstance(self.created_at, int) else self.created_at.timestamp()
 
     def is_marked(self, job: Job) -> bool:
-        """Whether it says itself that it came of a job."""
+        """Return whether it says itself that it came of a job."""
         return (self.metadata or {}).get(MARK) == job.hold_id
 
     @property
@@ -448,12 +448,12 @@ OPERATIONS: Final = "fields=nextPageToken,operations(name,done,error,metadata)"
 
 
 def read_operation(said: bytes) -> BatchState:
-    """A batch that is an operation, with the lines of its results, or their file."""
+    """Return a batch that is an operation, with the lines of its results, or their file."""
     return _batch_of(_operation(said))
 
 
 def read_operations(said: bytes) -> BatchList:
-    """A page of such batches."""
+    """Return a page of such batches."""
     page = _operations(said)
     listed = [_batch_of(one) for one in page.operations]
     return BatchList(listed, bool(page.next_page_token), page.next_page_token)
@@ -526,7 +526,7 @@ def results(content: bytes | Sequence[bytes]) -> Iterator[BatchResult]:
 
 
 def _members_of(raw: bytes) -> dict[str, bytes]:
-    """The members of an object, none of anything else."""
+    """Return the members of an object, none of anything else."""
     try:
         return {name: bytes(value) for name, value in decoded(_members, raw).items()}
     except UNREADABLE:

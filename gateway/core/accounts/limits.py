@@ -147,7 +147,7 @@ def _seconds(ms: int) -> int:
 
 @lru_cache(CACHED_MAX)
 def _name(name: str) -> bytes:
-    """A budget's name as a field has it: what is no visible ASCII, and `%`, percent-encoded."""
+    """Return a budget's name as a field has it: what is no visible ASCII, and `%`, percent-encoded."""
     return quote(name, safe=_VISIBLE).encode()
 
 
@@ -203,7 +203,7 @@ class _LimitTexts:
         self._requests, self._tokens, self._quota = requests, tokens, quota
 
     def are_of(self, requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> bool:
-        """Whether these are the texts of those limits."""
+        """Return whether these are the texts of those limits."""
         if self._requests != requests or self._tokens != tokens or self._quota != quota:
             return False
         if budget is None:
@@ -215,7 +215,7 @@ class _LimitTexts:
 
 
 def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> _LimitTexts:
-    """The texts of these limits, from the cache; limits that share a place replace each other's."""
+    """Return the texts of these limits, from the cache; limits that share a place replace each other's."""
     place = (requests + tokens + quota + (0 if budget is None else budget.limit)) % CACHED_MAX
     found = _known[place]
     if found is None or not found.are_of(requests, tokens, quota, budget):

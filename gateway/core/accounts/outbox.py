@@ -93,7 +93,7 @@ class CallFacts(msgspec.Struct, array_like=True):
 
 
 def named_unpriced(names: Iterable[str]) -> str:
-    """Names of tools as a call has them."""
+    """Return names of tools as a call has them."""
     return SEPARATOR.join(names)[:TEXT_CHARACTERS_MAX]
 
 
@@ -103,7 +103,7 @@ _objects = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
-    """The facts, or their values by place, as they travel.
+    """Return the facts, or their values by place, as they travel.
 
     Without what nothing is charged by where an entry has no room for all.
     """
@@ -112,7 +112,7 @@ def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
 
 
 def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
-    """The facts, or their values by place, without what is only kept as it came.
+    """Return the facts, or their values by place, without what is only kept as it came.
 
     No text is longer than it is stored.
     """
@@ -123,7 +123,7 @@ def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
 
 
 def read_facts(metadata: bytes) -> CallFacts | None:
-    """The facts of a call; None where an entry's metadata is something else."""
+    """Return the facts of a call; None where an entry's metadata is something else."""
     if metadata[:1] != b"[":
         return None
     try:
@@ -136,7 +136,7 @@ def read_facts(metadata: bytes) -> CallFacts | None:
 
 
 def facts_in(metadata: bytes) -> CallFacts:
-    """What an entry says whose metadata is an object: as entries said it before they had facts."""
+    """Return what an entry says whose metadata is an object: as entries said it before they had facts."""
     said = _said(metadata)
     read, cached = _whole(said.get("input")), _whole(said.get("cached"))
     counts = [0] * len(KINDS)
@@ -156,7 +156,8 @@ def facts_in(metadata: bytes) -> CallFacts:
 
 
 def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
-    """How many tokens a reclaimed call had, None where its plan counts them as they are; and its units.
+    """Return how many tokens a reclaimed call had, None where its plan counts them as they are; and its
+    units.
 
     One unit where an older keeper wrote it, which said none.
     """
@@ -166,7 +167,7 @@ def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
 
 
 def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
-    """What a settlement says once it corrects what was charged for its request before."""
+    """Return what a settlement says once it corrects what was charged for its request before."""
     facts = read_facts(metadata)
     if facts is None:
         own = _objects(metadata) if metadata else {}
@@ -176,7 +177,7 @@ def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
 
 
 def told_of(facts: CallFacts) -> bytes:
-    """The metadata of a ledger's row: what the caller said, and what it may be told of its call."""
+    """Return the metadata of a ledger's row: what the caller said, and what it may be told of its call."""
     counts = facts.counts
     read = counts[INPUT] + counts[CACHE_READ] + counts[CACHE_WRITE] + counts[CACHE_WRITE_1H]
     of_call = (
@@ -349,12 +350,12 @@ class OutboxEntry:
 
 
 def sign_of(event: OutboxEntry) -> int:
-    """Which way an entry moves windows of budgets: a reset says what it took."""
+    """Return which way an entry moves windows of budgets: a reset says what it took."""
     return -1 if event.kind == EventKind.BUDGET else 1
 
 
 def in_money(event: OutboxEntry) -> bool:
-    """Whether the units of a use are money: billionths of the currency that it costs."""
+    """Return whether the units of a use are money: billionths of the currency that it costs."""
     return are_money(event.priced[PRICED.size :])
 
 
@@ -467,7 +468,7 @@ def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
 
 
 def places_before(event: OutboxEntry) -> list[AccountPosition]:
-    """Where each account an entry moves stood just before it, as far as the entry itself says so.
+    """Return where each account an entry moves stood just before it, as far as the entry itself says so.
 
     An account whose month or plan began with the entry has no earlier balance in it: the balance is
     then the entry's less its movement.
@@ -484,7 +485,7 @@ def places_before(event: OutboxEntry) -> list[AccountPosition]:
 
 @lru_cache(WINDOWS_KNOWN_MAX)
 def _windows(packed: bytes) -> tuple[WindowKey, ...]:
-    """What moves by an entry; calls alike say the same."""
+    """Return what moves by an entry; calls alike say the same."""
     if len(packed) % BUDGETED.size:
         raise MalformedEvent(f"{len(packed)} bytes of budgets, {BUDGETED.size} each expected")
     return tuple(
@@ -574,7 +575,7 @@ class FlushReport:
     locked: frozenset[int] = frozenset()
 
     def entries(self) -> int:
-        """How many entries may be deleted."""
+        """Return how many entries may be deleted."""
         return sum(map(len, self.acknowledged.values()))
 
 
@@ -588,13 +589,13 @@ def fan_out(streams: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> Batch:
 
 
 def stream_place(entry_id: bytes) -> StreamPlace:
-    """The place an entry's id names; that of b"" is before all."""
+    """Return the place an entry's id names; that of b"" is before all."""
     ms, _, number = entry_id.partition(b"-")
     return int(ms or 0), int(number or 0)
 
 
 def control_id(event: OutboxEntry) -> str:
-    """The id this entry is remembered by in the counters until it is stored; empty if by none."""
+    """Return the id this entry is remembered by in the counters until it is stored; empty if by none."""
     if event.kind == EventKind.CONSUME and event.note != EventNote.LATE:
         return ""
     return event.source

@@ -100,7 +100,8 @@ def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:
 
 
 def plan_payload(plan: Mapping[str, object] | None, *, anchor: int, since_ms: int) -> dict[str, object]:
-    """What a control write of verb `plan` carries of a token plan, a row of the table; None is no plan.
+    """Return what a control write of verb `plan` carries of a token plan, a row of the table; None is no
+    plan.
 
     `since_ms` is when that was decided: cycles that were over by then end by the plan before.
     """
@@ -148,7 +149,7 @@ class Weights:
         return cls(tuple(by_kind.values()), read, max(by_kind[kind] for kind in _WRITTEN))
 
     def count(self, counts: Sequence[int], total: int) -> int:
-        """How many tokens of a quota a call of `total` tokens counts, rounded up once.
+        """Return how many tokens of a quota a call of `total` tokens counts, rounded up once.
 
         `counts` are by `KINDS`. What a provider reports beyond its kinds counts as input or output, whichever
         is more; and never more is counted than all of it at the largest weight.
@@ -175,7 +176,7 @@ class Weights:
 
 
 def millionths(document: Mapping[str, str] | None) -> dict[str, int]:
-    """A plan's weights as they are stored, decimal strings by kind, in millionths."""
+    """Return a plan's weights as they are stored, decimal strings by kind, in millionths."""
     return {kind: int(Decimal(weight).scaleb(WEIGHT_DIGITS_MAX)) for kind, weight in (document or {}).items()}
 
 

@@ -103,7 +103,7 @@ _decode = msgspec.json.Decoder(RefusedBatch).decode
 
 
 def read_batch(packed: bytes) -> RefusedBatch | None:
-    """A batch as it was written; None if no worker of ours has written it."""
+    """Return a batch as it was written; None if no worker of ours has written it."""
     try:
         return _decode(packed)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -111,7 +111,7 @@ def read_batch(packed: bytes) -> RefusedBatch | None:
 
 
 def others(project_id: int, model: str) -> tuple[int, str]:
-    """The project and model that stand for the rest."""
+    """Return the project and model that stand for the rest."""
     return NO_PROJECT if project_id == NO_PROJECT else OTHER_PROJECTS, OTHER if model else ""
 
 
@@ -146,7 +146,7 @@ class Refusals:
         return int(self._unix_seconds() * 1000)
 
     def snapshot(self) -> dict[str, object]:
-        """Counts of omitted calls so far, by the names of metrics."""
+        """Return counts of omitted calls so far, by the names of metrics."""
         return {"refused_calls_untold": self.untold, "refused_calls_uncounted": self.uncounted}
 
     def note(self, call: RefusedCall) -> None:
@@ -156,7 +156,7 @@ class Refusals:
             self._keep(call)
 
     def take(self, worker: str, number: int) -> bytes:
-        """All calls by now as one batch, and start over; empty where there is nothing."""
+        """Return all calls by now as one batch, and start over; empty where there is nothing."""
         if not self._counts:
             return b""
         counts = [RefusedCount(*key, refused) for key, refused in self._counts.items()]
@@ -202,7 +202,7 @@ class Refusals:
 
 
 def _clean(text: str) -> str:
-    """A text that can be written, and no longer than it is stored."""
+    """Return a text that can be written, and no longer than it is stored."""
     return text[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").decode()
 
 
@@ -256,7 +256,7 @@ def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[B
 
 
 def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
-    """The same counts with at most `most` tenants by name; those with fewest calls become nobody."""
+    """Return the same counts with at most `most` tenants by name; those with fewest calls become nobody."""
     calls: dict[int, int] = {}
     for (tenant_id, kind), count in counts.items():
         calls[tenant_id] = calls.get(tenant_id, 0) + (count if kind != TOKENS else 0)

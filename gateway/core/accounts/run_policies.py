@@ -30,7 +30,7 @@ class RunPolicies:
     tenants: dict[int, RunPolicy] = field(default_factory=dict)
 
     def of(self, tenant_id: int) -> CallRunPolicies:
-        """Those that a tenant's calls are held to."""
+        """Return those that a tenant's calls are held to."""
         found = (("tenant", self.tenants.get(tenant_id)), ("organization", self.own))
         return tuple([(whose, policy) for whose, policy in found if policy is not None])
 

@@ -65,7 +65,7 @@ _PARAMETERS: Final = ("max", "max_tokens", "max_calls", "parent", "ttl")
 
 
 def read_run(said: str) -> RunRequest:
-    """A field `ID; max=5.00; parent=ID2; ttl=3600`; ValueError says what would be right."""
+    """Return a field `ID; max=5.00; parent=ID2; ttl=3600`; ValueError says what would be right."""
     pieces, at = list[tuple[str, str]](), 0
     while at < len(said):
         found = _PIECE.match(said, at)
@@ -164,7 +164,7 @@ class Run:
         )
 
     def is_over(self, now_ms: float) -> bool:
-        """Whether it was ended, or has expired."""
+        """Return whether it was ended, or has expired."""
         return self.ended_ms > 0 or self.expires_ms <= now_ms
 
     def differs(self, asked: RunRequest) -> str:
@@ -177,7 +177,8 @@ class Run:
 
 
 def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, str]:
-    """What a run is opened as that is held to these policies, and why it may not be, empty where it may.
+    """Return what a run is opened as that is held to these policies, and why it may not be, empty where it
+    may.
 
     What the call does not say is as the narrowest policy has it.
     """
@@ -224,19 +225,19 @@ _decode = msgspec.json.Decoder(RunNews).decode
 
 
 def end_of(run: Run) -> bytes:
-    """The news of one that ends."""
+    """Return the news of one that ends."""
     return told_again(run, ended=True)
 
 
 def told_again(run: Run, *, ended: bool) -> bytes:
-    """The news of one that is kept, or was opened before."""
+    """Return the news of one that is kept, or was opened before."""
     created_ms = run.created_ms
     news = RunNews(run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended, created_ms)
     return _encode(news)
 
 
 def read_news(told: bytes) -> RunNews | None:
-    """The news of a run; None where no gateway wrote it."""
+    """Return the news of a run; None where no gateway wrote it."""
     try:
         return _decode(told)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -244,12 +245,12 @@ def read_news(told: bytes) -> RunNews | None:
 
 
 def is_run(budget_id: int) -> bool:
-    """Whether this is the id of a run's window."""
+    """Return whether this is the id of a run's window."""
     return BUDGET_ID_MIN <= budget_id < BUDGET_ID_MIN + BUDGET_IDS
 
 
 def run_of(budget_id: int) -> int:
-    """The id of the run that a window is of: that of the window which counts its calls."""
+    """Return the id of the run that a window is of: that of the window which counts its calls."""
     return budget_id & ~1
 
 
@@ -259,17 +260,17 @@ def budget_id_of(random: bytes) -> int:
 
 
 def prefix_of(organization_id: int, tenant_id: int) -> str:
-    """How the names of a tenant's runs' accounts begin, before the colon."""
+    """Return how the names of a tenant's runs' accounts begin, before the colon."""
     return _digest(json.dumps([organization_id, "runs", tenant_id]))[:16]
 
 
 def value_of(id_: str) -> str:
-    """How a run is named in its account's name, and in entries."""
+    """Return how a run is named in its account's name, and in entries."""
     return _digest(id_)[:24]
 
 
 def account_of(organization_id: int, tenant_id: int, id_: str) -> str:
-    """The name of a run's account."""
+    """Return the name of a run's account."""
     return f"{prefix_of(organization_id, tenant_id)}:{value_of(id_)}"
 
 
@@ -298,7 +299,7 @@ def stored_run(organization_id: int, tenant_id: int, packed: bytes, parents: Seq
 
 
 def read_stored(row: Mapping[str, Any]) -> Run:
-    """A run as PostgreSQL has it, with the number of its `calls`."""
+    """Return a run as PostgreSQL has it, with the number of its `calls`."""
     created_ms = ms_of(row["created_at"])
     ended_ms = 0 if row["ended_at"] is None else ms_of(row["ended_at"])
     return Run(
@@ -309,18 +310,18 @@ def read_stored(row: Mapping[str, Any]) -> Run:
 
 
 def parent_of(packed: bytes) -> str:
-    """The id of the run that a stored one draws from; empty of a root."""
+    """Return the id of the run that a stored one draws from; empty of a root."""
     return packed[RUN.size :].decode().partition("\t")[2]
 
 
 def wanted_run(asked: RunRequest) -> bytes:
-    """A run that is asked for, packed but for what is decided where it is made."""
+    """Return a run that is asked for, packed but for what is decided where it is made."""
     nothing = Run(0, 0, asked.id, asked.parent_id, 0, asked.unit, asked.amount, asked.calls_max, 0, 0)
     return packed_run(nothing)
 
 
 def status_of(run: Run, used: int, calls: int, now_ms: int) -> str:
-    """Whether calls of a run are admitted: it is open, has ended (or expired), or is used up."""
+    """Return whether calls of a run are admitted: it is open, has ended (or expired), or is used up."""
     if run.is_over(now_ms):
         return ENDED
     is_used_up = 0 <= run.amount <= used or 0 < run.calls_max <= calls

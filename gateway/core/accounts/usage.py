@@ -111,7 +111,7 @@ class ReportPiece(NamedTuple):
 
 
 def pieces(asked: UsageQuery) -> list[ReportPiece]:
-    """The roll-ups that make up the time that is asked for, each hour of it once."""
+    """Return the roll-ups that make up the time that is asked for, each hour of it once."""
     if asked.interval == "hour":
         return [ReportPiece(span_of(asked, "hour"), asked.since, asked.until)]
     found: list[ReportPiece] = []
@@ -125,7 +125,7 @@ def pieces(asked: UsageQuery) -> list[ReportPiece]:
 
 
 def span_of(asked: UsageQuery, unit: str) -> str:
-    """The span of a unit that has the fewest rows, and tells apart what is asked for."""
+    """Return the span of a unit that has the fewest rows, and tells apart what is asked for."""
     return next(span for span in _OF_UNIT.get(unit, (unit,)) if asked.apart.isdisjoint(SPANS[span].whole))
 
 
@@ -138,7 +138,7 @@ def starts(asked: UsageQuery) -> Iterator[datetime]:
 
 
 def end_of(unit: str, now: datetime) -> datetime:
-    """When the hour, day, week or month ends that it is now, in UTC."""
+    """Return when the hour, day, week or month ends that it is now, in UTC."""
     return _after(start_of(unit, now.astimezone(UTC)), unit)
 
 
@@ -194,7 +194,7 @@ def _units(
 
 
 def start_of(unit: str, at: datetime) -> datetime:
-    """When the unit began in which a moment is, in UTC."""
+    """Return when the unit began in which a moment is, in UTC."""
     hour = at.replace(minute=0, second=0, microsecond=0)
     match unit:
         case "hour":
@@ -211,7 +211,7 @@ def start_of(unit: str, at: datetime) -> datetime:
 
 
 def _after(start: datetime, unit: str, count: int = 1) -> datetime:
-    """The end of so many units from the start of the first."""
+    """Return the end of so many units from the start of the first."""
     if unit == "month":
         months = start.month - 1 + count
         return start.replace(year=start.year + months // 12, month=1 + months % 12)

@@ -79,7 +79,7 @@ class Answer:
 
 
 def headers_of(delivery: Delivery, body: bytes, now: datetime) -> dict[str, str]:
-    """The fields of an attempt made now."""
+    """Return the fields of an attempt made now."""
     identity, timestamp = f"msg_{delivery.id}", str(int(now.timestamp()))
     return {
         "Content-Type": "application/json",
@@ -126,7 +126,7 @@ def worded(event: str, data: Data) -> AlertText:
 
 
 def plain(value: object) -> str:
-    """A value on one line, with whatever hides in it shown; None if it is no single value."""
+    """Return a value on one line, with whatever hides in it shown; None if it is no single value."""
     if value is None or isinstance(value, Mapping | list | tuple):
         return ""
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -134,7 +134,7 @@ def plain(value: object) -> str:
 
 
 def spoken(moment: object, time_zone: object = "UTC") -> str:
-    """A moment (RFC 3339) by the clocks of a zone; as it is where one of them is none."""
+    """Return a moment (RFC 3339) by the clocks of a zone; as it is where one of them is none."""
     zone = str(time_zone or "UTC")
     try:
         at = datetime.fromisoformat(str(moment)).astimezone(ZoneInfo(zone))
@@ -144,7 +144,7 @@ def spoken(moment: object, time_zone: object = "UTC") -> str:
 
 
 def _link_of(data: Data, said: AlertText) -> str:
-    """The link of a message that its sentence does not have; empty where there is none."""
+    """Return the link of a message that its sentence does not have; empty where there is none."""
     link = str(data.get("link") or "")
     return "" if link in said.sentence else link
 
@@ -331,14 +331,14 @@ Content = dict[str, Any]
 
 
 def body_of(delivery: Delivery) -> bytes:
-    """The body of an attempt; the same for every attempt."""
+    """Return the body of an attempt; the same for every attempt."""
     said = worded(delivery.event, delivery.data)
     content = _reader_of(delivery.url)(_ours(delivery, said), said)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _reader_of(url: str) -> Callable[[Content, AlertText], Content]:
-    """The maker of the body for a URL, by its host alone."""
+    """Return the maker of the body for a URL, by its host alone."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host in SLACK_HOSTS:
         return _slack
@@ -380,7 +380,7 @@ def _plain_text(text: str) -> Content:
 
 
 def _escaped(text: str) -> str:
-    """Text in which Slack finds neither mentions nor links."""
+    """Return text in which Slack finds neither mentions nor links."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -434,23 +434,23 @@ class Mail(NamedTuple):
 
 
 def is_mail(url: str) -> bool:
-    """Whether messages to this URL go by mail."""
+    """Return whether messages to this URL go by mail."""
     return url[: len(SCHEME)].lower() == SCHEME
 
 
 def recipients_of(url: str) -> tuple[str, ...]:
-    """The addresses of a `mailto:` URL that `refusal` has nothing against."""
+    """Return the addresses of a `mailto:` URL that `refusal` has nothing against."""
     return tuple(url[len(SCHEME) :].split(","))
 
 
 def mailbox_of(address: str) -> str:
-    """Who reads an address, as most servers have it: in any case, and with any tag behind a `+`."""
+    """Return who reads an address, as most servers have it: in any case, and with any tag behind a `+`."""
     local, _, domain = address.lower().rpartition("@")
     return f"{local.partition('+')[0]}@{domain}"
 
 
 def digest_of(token: str) -> str:
-    """The digest of the link that somebody agrees by."""
+    """Return the digest of the link that somebody agrees by."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -467,7 +467,7 @@ def recipient_refusal(url: str, *, private: bool) -> str | None:
 
 
 def is_address(text: str, *, private: bool) -> bool:
-    """Whether text is somebody's address, as it is usually written."""
+    """Return whether text is somebody's address, as it is usually written."""
     local, _, domain = text.rpartition("@")
     fits = len(text) <= ADDRESS_CHARS_MAX and len(local) <= LOCAL_CHARS_MAX
     named = not domain.endswith(".") and is_full_name(domain.lower(), private=private)
@@ -475,7 +475,7 @@ def is_address(text: str, *, private: bool) -> bool:
 
 
 def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
-    """The mail of an attempt; it has the same id in every attempt."""
+    """Return the mail of an attempt; it has the same id in every attempt."""
     said = worded(delivery.event, delivery.data)
     recipients = recipients_of(delivery.url)
     message = EmailMessage(policy=SMTP.clone(cte_type="7bit"))

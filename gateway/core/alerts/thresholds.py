@@ -63,13 +63,13 @@ class AlertState(NamedTuple):
     exceeded: bool = False
 
     def and_of(self, parts: Iterable[Decimal], exceeded: bool, limit: int) -> AlertState:
-        """The same after these parts of a limit are told, and that it is used up."""
+        """Return the same after these parts of a limit are told, and that it is used up."""
         level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
         return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 
 
 def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: int) -> list[Decimal]:
-    """The thresholds (parts of the limit) that are reached and were not told, lowest first."""
+    """Return the thresholds (parts of the limit) that are reached and were not told, lowest first."""
     return sorted(
         part
         for part in set(thresholds)
@@ -78,12 +78,12 @@ def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: i
 
 
 def exceeds(told: AlertState, used: int, limit: int) -> bool:
-    """Whether a limit is used up that was not told as such."""
+    """Return whether a limit is used up that was not told as such."""
     return used >= limit and (not told.exceeded or limit > told.level)
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
-    """The samples to keep from now on: another one a look-back, and none of before a reset."""
+    """Return the samples to keep from now on: another one a look-back, and none of before a reset."""
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < samples.seen.used:
         return Samples(None, now)
@@ -93,7 +93,7 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
 
 
 def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | None:
-    """The moment at which a window is used up at its pace; None where that is not before it resets.
+    """Return the moment at which a window is used up at its pace; None where that is not before it resets.
 
     None too where it is used up already, or where its pace says nothing yet.
     """
@@ -145,13 +145,13 @@ class HourlySpend(NamedTuple):
 
 
 def same_hours(hour: datetime) -> list[datetime]:
-    """The hours of the last days that are compared with one."""
+    """Return the hours of the last days that are compared with one."""
     days = (hour - timedelta(days=day) for day in range(1, DAYS + 1))
     return [same + shift for same in days for shift in (-_HOUR, timedelta(), _HOUR)]
 
 
 def is_sudden(hour: HourlySpend, now: datetime) -> bool:
-    """Whether it is to be told."""
+    """Return whether it is to be told."""
     return (
         now - hour.known_since >= KNOWN_LEAST
         and hour.cost >= COST_LEAST

@@ -76,7 +76,7 @@ def day_fee(segment: PlanSegment, day: date) -> Decimal:
 
 
 def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
-    """What some days of a cycle come to, behind the first ones: in whole nano-units."""
+    """Return what some days of a cycle come to, behind the first ones: in whole nano-units."""
     return EXACT.multiply(_part(cost, before + days, whole) - _part(cost, before, whole), ONE_NANO)
 
 
@@ -93,7 +93,7 @@ def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyC
 
 
 def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount: Decimal) -> SupplyCharge:
-    """A day of a segment, or its discount, charged or taken back."""
+    """Return a day of a segment, or its discount, charged or taken back."""
     price = abs(amount)
     return SupplyCharge(
         kind, midnight(day), midnight(day + ONE_DAY), quantity, price, amount, SEGMENT, segment_id
@@ -133,7 +133,8 @@ def gathered(
     segments: Mapping[int, PlanSegment],
     only: Wanted | None = None,
 ) -> list[SupplyCharge]:
-    """What an invoice up to a day takes of the charges that no other has: of one source, where it is said.
+    """Return what an invoice up to a day takes of the charges that no other has: of one source, where it is
+    said.
 
     The amount due until then; and of later supply what is to be given back, since it was billed ahead. Of
     days that a segment has lost also what is owed again although its return is billed. A fee in advance
@@ -178,7 +179,7 @@ def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> P
 
 
 def _is_lost(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> bool:
-    """Whether it is of a day that its segment does not have any more: all of that comes to nothing."""
+    """Return whether it is of a day that its segment does not have any more: all of that comes to nothing."""
     segment = _segment(charge, segments)
     return segment is not None and charge.day >= segment.end
 
@@ -198,7 +199,7 @@ def spread_amount(amount: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:
 
 
 def _part(cost: Decimal, days: int, whole: int) -> Decimal:
-    """Nano-units of so many days of a cycle, half-up: one division of whole numbers."""
+    """Return nano-units of so many days of a cycle, half-up: one division of whole numbers."""
     twice = EXACT.multiply(cost, Decimal(2 * NANO * days))
     return EXACT.divide_int(twice + whole, Decimal(2 * whole))
 
@@ -364,7 +365,7 @@ INVOICE_UNITS_MAX = 10**17
 
 
 def too_many(quantity: int, unit_price: Decimal | None, most: int = PRODUCT_MAX) -> str | None:
-    """Why a quantity is too large at a price, and what would be right; None where it is not."""
+    """Return why a quantity is too large at a price, and what would be right; None where it is not."""
     if unit_price is None or times(abs(quantity), unit_price) <= most:
         return None
     right = EXACT.divide_int(Decimal(most), unit_price)
@@ -372,7 +373,7 @@ def too_many(quantity: int, unit_price: Decimal | None, most: int = PRODUCT_MAX)
 
 
 def too_dear(unit_price: Decimal | None, quantity: int, most: int = PRODUCT_MAX) -> str | None:
-    """Why a price is too high for a quantity, and what would be right; None where it is not."""
+    """Return why a price is too high for a quantity, and what would be right; None where it is not."""
     if unit_price is None or times(abs(quantity), unit_price) <= most:
         return None
     right = EXACT.normalize(EXACT.divide_int(Decimal(most * NANO), Decimal(abs(quantity))).scaleb(-9))
@@ -390,7 +391,7 @@ NOTHING = ChargeSplit((), ())
 
 
 def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
-    """What one invoice bears of charges: the first of them first, each that there is room for."""
+    """Return what one invoice bears of charges: the first of them first, each that there is room for."""
     taken, left = [], []
     room = dict.fromkeys((False, True), (Decimal(INVOICE_MAX), Decimal(INVOICE_UNITS_MAX)))
     for charge in charges:
@@ -406,7 +407,7 @@ def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
 
 
 def left_out(charges: Sequence[SupplyCharge], currency: str) -> str:
-    """What an invoice says of charges that it left; empty where it left none."""
+    """Return what an invoice says of charges that it left; empty where it left none."""
     if not charges:
         return ""
     total = Decimal(0)

@@ -30,7 +30,7 @@ _USUAL = re.compile(r"[ -~\u00a0-\u017f]*")
 
 @cache
 def countries() -> frozenset[str]:
-    """Which countries there are (ISO 3166), from the table that comes with the time zones."""
+    """Return which countries there are (ISO 3166), from the table that comes with the time zones."""
     rows = (files("tzdata") / "zoneinfo" / "iso3166.tab").read_text("utf-8").splitlines()
     return frozenset(row[:2] for row in rows if row and not row.startswith("#"))
 
@@ -138,12 +138,12 @@ class Letterhead:
     missing_glyphs: Mapping[str, str] | None = None
 
     def buyer(self, organization_id: int, party: InvoiceParty) -> InvoiceParty:
-        """A customer with the address that is known of it."""
+        """Return a customer with the address that is known of it."""
         known = self.addresses.get(str(organization_id), self.addresses.get(party.name, ()))
         return replace(party, address=party.address or tuple(known))
 
     def due_date(self, kind: str, finalized: date | None) -> date | None:
-        """The last day to pay what was made final on a day; of a credit note there is none."""
+        """Return the last day to pay what was made final on a day; of a credit note there is none."""
         if kind != INVOICE or finalized is None or not self.due_days:
             return None
         return due_on(finalized, self.due_days)
@@ -223,7 +223,7 @@ def _illegible(
 
 
 def _unusual(text: str) -> str:
-    """The words of a text with letters that need another font."""
+    """Return the words of a text with letters that need another font."""
     return " ".join(word for word in text.split() if _USUAL.fullmatch(word) is None)
 
 
@@ -295,7 +295,7 @@ class EffectiveTax:
 
 
 def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
-    """The tax of a supply on a day: the latest from then on, `before` where all of them are later.
+    """Return the tax of a supply on a day: the latest from then on, `before` where all of them are later.
 
     `dated` are in the order of their days; of two from the same day the last said counts.
     """
@@ -308,7 +308,7 @@ def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
 
 
 def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
-    """What of a tax contradicts itself: the field, and what would be right."""
+    """Return what of a tax contradicts itself: the field, and what would be right."""
     errors = []
     if tax.rate and tax.category not in (None, STANDARD):
         errors.append(("category", f"is {STANDARD} of a rate above zero, not {tax.category}"))
@@ -323,7 +323,7 @@ def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
 
 
 def taxes_of(lines: Iterable[tuple[Tax | None, Decimal]]) -> dict[Tax, Decimal]:
-    """What lines with a tax come to before it, by tax, in the order in which taxes are first met."""
+    """Return what lines with a tax come to before it, by tax, in the order in which taxes are first met."""
     sums: dict[Tax, Decimal] = {}
     for tax, amount in lines:
         if tax is not None:

@@ -84,13 +84,13 @@ class EventSettlement:
 
 
 def request_of(source: str, event_id: str, teller: int = 0) -> UUID:
-    """The id of the call that an event is; `teller` is the organization whose own caller told it."""
+    """Return the id of the call that an event is; `teller` is the organization whose own caller told it."""
     named = f"{len(source)}:{source}:{event_id}"
     return uuid5(NAMESPACE_URL, f"{teller} {named}" if teller else named)
 
 
 def counts_of(usage: Mapping[str, Any]) -> Counts:
-    """Tokens by `KINDS` of an event's usage; `Unacceptable` where a part is more than its whole."""
+    """Return tokens by `KINDS` of an event's usage; `Unacceptable` where a part is more than its whole."""
     counts = tuple(int(usage.get(kind) or 0) for kind in KINDS)
     for whole, parts in PARTS_OF.items():
         said = sum(int(usage.get(part) or 0) for part in parts)
@@ -100,7 +100,7 @@ def counts_of(usage: Mapping[str, Any]) -> Counts:
 
 
 def written(use: EventSettlement) -> dict[str, Any]:
-    """A use as a control write carries it."""
+    """Return a use as a control write carries it."""
     named = {name: getattr(use, name) for name in _PLAIN}
     return {**named, "tiers": use.tiers.hex(), "facts": write_facts(use.facts).decode()}
 

@@ -112,7 +112,7 @@ Drawn = tuple[BillLine, Sequence[SupplyCharge]]
 
 
 def is_back(charge: SupplyCharge) -> bool:
-    """Whether a charge gives back what another one owed; a discount is below zero by itself."""
+    """Return whether a charge gives back what another one owed; a discount is below zero by itself."""
     return charge.amount > 0 if charge.kind == DISCOUNT else charge.amount < 0
 
 
@@ -138,7 +138,7 @@ def drawn(line: BillLine, charges: Sequence[SupplyCharge], basis: str) -> Drawn:
 def by(
     charges: Iterable[SupplyCharge], place: Callable[[SupplyCharge], tuple[object, ...] | Decimal]
 ) -> list[list[SupplyCharge]]:
-    """Charges of the same place together, in the order of their places."""
+    """Return charges of the same place together, in the order of their places."""
     ordered = sorted(charges, key=place)
     return [list(group) for _, group in groupby(ordered, key=place)]
 
@@ -196,7 +196,7 @@ class ScheduledResult(NamedTuple):
 
 
 def left_by(refusal: TollkeeperError) -> SkipReason:
-    """Why one is left that was refused so."""
+    """Return why one is left that was refused so."""
     if isinstance(refusal, Unprocessable) and refusal.errors:
         said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
         return SkipReason(INCOMPLETE, f"{refusal.message} {said}")
@@ -248,7 +248,7 @@ def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
 
 
 def _back(number: int | Decimal) -> str:
-    """What a line says behind itself where it is below zero."""
+    """Return what a line says behind itself where it is below zero."""
     return ", given back" if number < 0 else ""
 
 
@@ -328,7 +328,7 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
-    """The facts for units behind these ones, in the same months."""
+    """Return the facts for units behind these ones, in the same months."""
     before = dict(facts.units_before)
     for each in charges:
         if not _in_money(each):
@@ -500,7 +500,8 @@ Amounts = Mapping[int, Decimal]
 
 
 def whole_note(lines: Lines, given: Amounts) -> dict[int, BillLine]:
-    """Everything that is left of an invoice, turned round; `given` is what other notes gave back of a line.
+    """Return everything that is left of an invoice, turned round; `given` is what other notes gave back of a
+    line.
 
     `Conflict` where nothing is left.
     """
@@ -517,7 +518,8 @@ def whole_note(lines: Lines, given: Amounts) -> dict[int, BillLine]:
 def partial_note(
     lines: Lines, given: Amounts, asked: Mapping[int, Decimal | None], currency: str
 ) -> dict[int, BillLine]:
-    """Some amounts of some lines, turned round, with the tax on them; None asks for what is left of a line.
+    """Return some amounts of some lines, turned round, with the tax on them; None asks for what is left of a
+    line.
 
     `Unprocessable` names the lines that cannot give that much back.
     """
@@ -543,7 +545,7 @@ def partial_note(
 
 
 def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, BillLine]:
-    """Each tax on the part given back of its lines, less the part given back before."""
+    """Return each tax on the part given back of its lines, less the part given back before."""
     found = {}
     for position, line in lines.items():
         if line.kind != "tax":
@@ -564,7 +566,7 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
 
 
 def _turned(line: BillLine, amount: Decimal) -> BillLine:
-    """A line that gives back so much; a part of one is one of its amount."""
+    """Return a line that gives back so much; a part of one is one of its amount."""
     if amount == line.amount:
         return replace(line, quantity=-line.quantity, amount=-amount)
     return replace(line, quantity=-QUANTITY_ONE, unit_price=amount, amount=-amount)

@@ -129,7 +129,7 @@ def rounded(amount: Decimal, currency: str) -> Decimal:
 
 
 def whole_credits(nano: int) -> tuple[int, int]:
-    """Credits that cover so many nano-credits, and how many of those they are over."""
+    """Return credits that cover so many nano-credits, and how many of those they are over."""
     credits_ = -(-nano // NANO)
     return credits_, credits_ * NANO - nano
 
@@ -157,7 +157,7 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
 
 
 def _token_price(price: Mapping[str, int]) -> CreditRates:
-    """A price by kind; `cached` is another name of `cache_read`."""
+    """Return a price by kind; `cached` is another name of `cache_read`."""
     return CreditRates(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
 
 
@@ -196,7 +196,7 @@ def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Port
 
 
 def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
-    """What `quantity` more units cost, in millionths of the currency.
+    """Return what `quantity` more units cost, in millionths of the currency.
 
     The cost of all units so far is rounded up, and the difference taken: however units are cut
     into requests, the sum is the cost of the whole, at most one millionth above the exact one.
@@ -205,7 +205,7 @@ def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
 
 
 def folded(units: int) -> int:
-    """A month's units of money as the counters keep them: they cost the same a `FOLD` further on."""
+    """Return a month's units of money as the counters keep them: they cost the same a `FOLD` further on."""
     return units if units < 2 * FOLD else FOLD + units % FOLD
 
 
@@ -229,7 +229,7 @@ TIER_BYTES = TIER.size
 
 
 def pack_tiers(tiers: Sequence[PriceTier]) -> bytes:
-    """The tiers as an argument; empty where there are none."""
+    """Return the tiers as an argument; empty where there are none."""
     packed = []
     for tier in tiers:
         price = EXACT.scaleb(tier.unit_price, DECIMALS).to_integral_value(ROUND_CEILING)
@@ -239,12 +239,12 @@ def pack_tiers(tiers: Sequence[PriceTier]) -> bytes:
 
 
 def are_money(packed: bytes) -> bool:
-    """Whether units at these tiers are money: billionths of the currency."""
+    """Return whether units at these tiers are money: billionths of the currency."""
     return packed == _MONEY
 
 
 def read_tiers(packed: bytes) -> tuple[PriceTier, ...]:
-    """The tiers of an argument."""
+    """Return the tiers of an argument."""
     return tuple(
         PriceTier(
             None if up_to < 0 else int(up_to), Decimal(int(whole) * MILLION + int(part)).scaleb(-DECIMALS)

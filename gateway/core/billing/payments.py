@@ -52,22 +52,22 @@ class OpenInvoice:
 
 
 def due_on(finalized: date, due_days: int) -> date:
-    """The last day an invoice may be paid on."""
+    """Return the last day an invoice may be paid on."""
     return finalized + timedelta(days=due_days)
 
 
 def require_payable(amount: Decimal, rest: Decimal, currency: str) -> None:
-    """`Unprocessable` where an amount cannot be paid of the rest."""
+    """Raise `Unprocessable` where an amount cannot be paid of the rest."""
     _require(amount, rest, currency, "is left to pay")
 
 
 def require_returnable(amount: Decimal, rest: Decimal, currency: str) -> None:
-    """`Unprocessable` where so much of a payment cannot be given back."""
+    """Raise `Unprocessable` where so much of a payment cannot be given back."""
     _require(amount, rest, currency, "is left of the payment")
 
 
 def require_open(amount: Decimal, credit: Decimal, currency: str) -> None:
-    """`Unprocessable` where a note has not so much credit left."""
+    """Raise `Unprocessable` where a note has not so much credit left."""
     _require(amount, credit, currency, "is left of the credit note")
 
 

@@ -72,7 +72,7 @@ _NONE: Final[Mapping[str, Any]] = {}
 
 
 def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
-    """A price, or a weight, for each kind: its own, else that of its fallback, else the `last`."""
+    """Return a price, or a weight, for each kind: its own, else that of its fallback, else the `last`."""
 
     def one(kind: str) -> int:
         found = own.get(kind)
@@ -89,7 +89,7 @@ _CAPITALS: Final = {ord(capital): ord(capital) + 32 for capital in "ABCDEFGHIJKL
 
 
 def folded(name: str) -> str:
-    """A name as names are compared: A to Z as a to z, all else as it is.
+    """Return a name as names are compared: A to Z as a to z, all else as it is.
 
     The database says the same as `lower(name COLLATE "C")`. Beyond ASCII, capitals are matched otherwise by
     every language and library.
@@ -112,7 +112,7 @@ def read_price(row: Mapping[str, Any]) -> ModelPrice:
 def choose(
     prices: Iterable[ModelPrice], model: str, currency: str, at_ms: int, provider: str = ""
 ) -> ModelPrice | None:
-    """The price in force of a model at a time, None where there is none.
+    """Return the price in force of a model at a time, None where there is none.
 
     Where a provider is named, its own prices and those of any provider count; only where there are none,
     the model's are found as if nobody were named.
@@ -166,7 +166,7 @@ class PriceBook:
         return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
 
     def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
-        """Every price a model may have in a currency."""
+        """Return every price a model may have in a currency."""
         name = folded(model)
         places = list(self._exact.get(name, ()))
         for length in self._lengths:
@@ -213,7 +213,7 @@ def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
 
 
 def converted(vector: Vector, rate: ExchangeRate) -> Vector:
-    """A price in the currency of a rate of its own."""
+    """Return a price in the currency of a rate of its own."""
     return _multiplied(vector, _fraction(rate.rate), rate.currency, rate.rate)
 
 
@@ -248,7 +248,7 @@ def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vec
 
 
 def vector_in(price: ModelPrice, currency: str, rate: str) -> Vector:
-    """A price as a call was charged by it: converted by the rate in the call's row, empty for none."""
+    """Return a price as a call was charged by it: converted by the rate in the call's row, empty for none."""
     if not rate:
         return price.vector
     return converted(price.vector, ExchangeRate(currency, price.vector.currency, rate, 0))
@@ -281,7 +281,7 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
 
 
 def _rate_rank(rate: ExchangeRate) -> tuple[bool, str, int]:
-    """The order in which currencies are looked at for a price, and of one the newest first."""
+    """Return the order in which currencies are looked at for a price, and of one the newest first."""
     return rate.base != BASE_CURRENCY, rate.base, -rate.effective_ms
 
 
@@ -294,7 +294,7 @@ def _all_times(prices: Sequence[int], factor: Factor) -> tuple[int, ...]:
 
 
 def without_request(vector: Vector) -> Vector:
-    """A price of tokens alone."""
+    """Return a price of tokens alone."""
     if vector.exact is not None:
         vector = vector._replace(exact=(vector.exact[0]._replace(request=0), vector.exact[1]))
     if vector.tiers:
@@ -421,7 +421,7 @@ class CostLine(NamedTuple):
 
 
 def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = "") -> int:
-    """What a call costs in nano-units, rounded half up once.
+    """Return what a call costs in nano-units, rounded half up once.
 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
     that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
@@ -534,7 +534,7 @@ def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
-    """The prices of a call that has read so many tokens."""
+    """Return the prices of a call that has read so many tokens."""
     prices = vector.prices
     for above, dearer in vector.context_tiers:
         if read > above:
@@ -543,12 +543,12 @@ def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
 
 
 def money(nano: int) -> Decimal:
-    """Nano-units as an amount of the currency."""
+    """Return nano-units as an amount of the currency."""
     return EXACT.scaleb(Decimal(nano), -NANO_DIGITS)
 
 
 def apart(overlapping: Sequence[int]) -> Counts:
-    """Counts without overlap. What parts have beyond their whole is theirs all the same."""
+    """Return counts without overlap. What parts have beyond their whole is theirs all the same."""
     counts = tuple(overlapping)
     assert len(counts) == len(KINDS)
     if not (counts[5] or counts[6] or counts[7] or counts[8] or counts[9]):
@@ -599,12 +599,12 @@ class TokenRate:
     in_money: bool = False
 
     def nano(self, tokens: int) -> int:
-        """The cost of so many tokens, rounded up: no less than the charge for them."""
+        """Return the cost of so many tokens, rounded up: no less than the charge for them."""
         read = min(tokens, self.read)
         return -(-self.cost(read, tokens - read) * self.factor[0] // self.factor[1])
 
     def cost(self, read: int, written: int) -> int:
-        """What so many tokens cost in nano-units, the factor apart, rounded up."""
+        """Return what so many tokens cost in nano-units, the factor apart, rounded up."""
         return self.fixed - -(read * self.input + written * self.output) // TOKENS_A_PRICE
 
     def credits(self, tokens: int) -> int:
@@ -612,7 +612,7 @@ class TokenRate:
         return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
     def seen(self, tokens: int) -> int:
-        """The charge of a call with no more seen: credits, or units."""
+        """Return the charge of a call with no more seen: credits, or units."""
         return min(self.nano(tokens), ENDLESS) if self.in_money else self.credits(tokens)
 
     def covered(self, credits_: int) -> int:
@@ -674,7 +674,7 @@ class HighestRates:
 
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
-    """What the tokens of a call cost that reads so many, none of them by a cache."""
+    """Return what the tokens of a call cost that reads so many, none of them by a cache."""
     prices = [prices_at(one, read) for one in vectors]
     return TokenRate(
         read, max([each[_INPUT] for each in prices]), max([each[_OUTPUT] for each in prices]),
@@ -685,7 +685,7 @@ def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, i
 def dearest_rate(
     vectors: Sequence[Vector], read: int, asks: PriceQualifiers, factor: Factor = SAME, *, in_money: bool
 ) -> TokenRate:
-    """The most a call could cost by its tokens: of all prices it may have, the dearest."""
+    """Return the most a call could cost by its tokens: of all prices it may have, the dearest."""
     input_ = output = fixed = 0
     for one in _tables(vectors, asks.tiers):
         dearest = highest_rates(one, read)
@@ -733,7 +733,7 @@ def plain_rate(vector: Vector, read: int) -> TokenRate | None:
 
 
 def highest_rates(vector: Vector, read: int) -> HighestRates:
-    """The dearest prices by kind of a call that reads up to so many tokens."""
+    """Return the dearest prices by kind of a call that reads up to so many tokens."""
     known = _highest.get(id(vector))
     if known is None:
         if len(_highest) >= PRICES_MAX:
@@ -777,7 +777,7 @@ def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
 
 
 def charged(nano: int, factor: Factor) -> int:
-    """What so much cost is charged, rounded half up."""
+    """Return what so much cost is charged, rounded half up."""
     numerator, denominator = factor
     return (2 * nano * numerator + denominator) // (2 * denominator)
 

@@ -83,7 +83,7 @@ def _in_force(timeline: Timeline, at: datetime) -> Row | None:
 
 
 def _said(row: Row) -> dict[str, object]:
-    """What a row says, so that equal prices are equal however they are written."""
+    """Return what a row says, so that equal prices are equal however they are written."""
     return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
 
 

@@ -112,7 +112,7 @@ class PlanUsage:
         return EXACT.divide(self.worth, Decimal(self.total))
 
     def worth_of(self, tokens: int) -> Decimal:
-        """What tokens of it come to, in whole nano-units."""
+        """Return what tokens of it come to, in whole nano-units."""
         exact = EXACT.divide(EXACT.multiply(self.worth, Decimal(tokens)), Decimal(self.total))
         return exact.quantize(ONE_NANO, ROUND_HALF_UP, EXACT)
 
@@ -148,7 +148,7 @@ class PlanStart:
 
 
 def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
-    """What the end of a plan owes by; None in a trial, and where use was owed elsewhere.
+    """Return what the end of a plan owes by; None in a trial, and where use was owed elsewhere.
 
     `then` is the plan that follows, None where there is none or it counts no tokens.
     """
@@ -176,7 +176,8 @@ def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> Pla
 
 
 def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
-    """How debt of an earlier plan ends with the plan that carried it; None where the next one carries it on.
+    """Return how debt of an earlier plan ends with the plan that carried it; None where the next one carries
+    it on.
 
     `ended` is None where a person gives the tenant another plan.
     """
@@ -191,7 +192,7 @@ def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None)
 
 
 def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
-    """Where a plan, or the cycle of tokens it ended in, was over: before this turn."""
+    """Return where a plan, or the cycle of tokens it ended in, was over: before this turn."""
     last = len(turns) - 1
     if ends is None:
         return last
@@ -199,13 +200,14 @@ def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
 
 
 def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
-    """The turn from which on tokens of the cycle were used."""
+    """Return the turn from which on tokens of the cycle were used."""
     begins = [at for at in range(stop) if turns[at].is_reset or (at > 0 and turns[at - 1].remaining is None)]
     return begins[-1] if begins else None
 
 
 def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
-    """Tokens of a plan that were used in a cycle; `turns` end with the plan's end, the newest is the last.
+    """Return tokens of a plan that were used in a cycle; `turns` end with the plan's end, the newest is the
+    last.
 
     Recharged or rolled-over tokens are used before the plan's own. `told` are those that came behind it.
     """
@@ -219,12 +221,13 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, t
 
 
 def _left(turn: PlanStart) -> int:
-    """What remained just before a turn."""
+    """Return what remained just before a turn."""
     return (turn.remaining or 0) - turn.moved
 
 
 def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[EarlyUse]:
-    """What all ends of a cycle owe, the earliest first, beyond its `fees` up to a day (None: all of them).
+    """Return what all ends of a cycle owe, the earliest first, beyond its `fees` up to a day (None: all of
+    them).
 
     By the plan that runs on all days of the cycle come to `runs`. Days pay for the earliest first. Of several
     tenants the one that used most is paid for.
@@ -271,7 +274,7 @@ class _DebtShare:
         self.left[by] += tokens
 
     def ahead(self, amount: Decimal, end: PlanUsage) -> EarlyUse:
-        """The number of tokens that the amount is of their price; half a nano-unit is no token."""
+        """Return the number of tokens that the amount is of their price; half a nano-unit is no token."""
         prices = {each.price for each in self.tokens} or {end.price}
         price = prices.pop()
         if prices:
@@ -282,7 +285,8 @@ class _DebtShare:
 
 
 def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _DebtShare], date | None]:
-    """What each end of a tenant has of the tokens, and up to which day days pay for them: None is all days.
+    """Return what each end of a tenant has of the tokens, and up to which day days pay for them: None is all
+    days.
 
     A token is the last end's that had it, at the lowest price of the plans that had. Tokens given again
     within the cycle are others.
@@ -318,12 +322,12 @@ def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _De
 
 
 def _rounded(price: Decimal) -> Decimal:
-    """A price of a token; of an endless decimal so many digits."""
+    """Return a price of a token; of an endless decimal so many digits."""
     return price.quantize(Decimal(1).scaleb(-UNIT_PRICE_DIGITS), context=EXACT)
 
 
 def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, datetime | None]:
-    """The cycle of tokens of a moment: from which day on days pay for it, and when it ends.
+    """Return the cycle of tokens of a moment: from which day on days pay for it, and when it ends.
 
     Tokens that are given once are paid by all days since the anchor, the first day of the subscription.
     """
@@ -335,14 +339,14 @@ def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, da
 
 
 def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: date) -> tuple[date, date]:
-    """The days of a cycle of tokens; those that are given once are worth the fee of a day's cycle."""
+    """Return the days of a cycle of tokens; those that are given once are worth the fee of a day's cycle."""
     if ends is None:
         return cycle_of(segment.anchor, segment.interval, day)
     return paid_from, ends.astimezone(UTC).date()
 
 
 def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
-    """What days of segments come to, less what is off."""
+    """Return what days of segments come to, less what is off."""
     return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
 
 
@@ -362,7 +366,8 @@ class PlanVersion:
 def sold_with(
     said: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
 ) -> TokenTerms:
-    """The terms of the cycle that ran at a moment; `said` is what the plan says since when, the oldest first.
+    """Return the terms of the cycle that ran at a moment; `said` is what the plan says since when, the oldest
+    first.
 
     They are those of the cycle's beginning: by the calendar, by a reset a person asked for (`renewed`), or as
     the tenant got the plan (`given`), whichever was last. Terms set within the cycle are left aside, and so
@@ -380,7 +385,7 @@ def sold_with(
 
 
 def _begin_of(terms: TokenTerms, at: datetime) -> datetime:
-    """When a cycle began by the calendar; tokens that are given once have one that always was."""
+    """Return when a cycle began by the calendar; tokens that are given once have one that always was."""
     window = WINDOWS.get(terms.interval)
     if window is None:
         return _ALWAYS

@@ -92,7 +92,7 @@ def read_cost(report: bytes) -> int | None:
 
 
 def are_apart(one: int, other: int) -> bool:
-    """Whether two costs of a call differ by more than the share."""
+    """Return whether two costs of a call differ by more than the share."""
     numerator, denominator = SHARE_APART
     return abs(one - other) * denominator > max(one, other) * numerator
 

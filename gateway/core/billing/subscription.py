@@ -68,16 +68,16 @@ class PlanSegment:
         return EXACT.divide(self.cost, Decimal(self.quantity))
 
     def is_free(self, day: date) -> bool:
-        """Whether the day is one of its trial."""
+        """Return whether the day is one of its trial."""
         return self.terms.trial_end is not None and day < self.terms.trial_end
 
     def discount_of(self, day: date) -> Decimal:
-        """The fraction of the day's fee that is not to be paid."""
+        """Return the fraction of the day's fee that is not to be paid."""
         ends = self.terms.discount_end
         return (self.terms.discount_rate or Decimal(0)) if ends is None or day < ends else Decimal(0)
 
     def term_of(self, day: date) -> tuple[date, date]:
-        """The days of a day's cycle that are its own."""
+        """Return the days of a day's cycle that are its own."""
         first, following = cycle_of(self.anchor, self.interval, day)
         return max(first, self.start), min(following, self.end)
 
@@ -136,7 +136,7 @@ def begin(plan_id: int, interval: str, cost: Decimal, start: date, end: date) ->
 def agree(
     subscription: Subscription, terms: SegmentTerms, quantity: int, *, negotiated: bool
 ) -> Subscription:
-    """The same by what was agreed besides, so many times its cost."""
+    """Return the same by what was agreed besides, so many times its cost."""
     segments = tuple(
         replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
         for each in subscription.segments
@@ -242,7 +242,7 @@ def _decimal(said: object) -> Decimal | None:
 
 
 def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) -> Subscription:
-    """The same with another plan from a day on, and no change that waits."""
+    """Return the same with another plan from a day on, and no change that waits."""
     now = subscription.current
     following = replace(now, plan_id=plan_id, cost=cost * now.quantity, negotiated=False, start=at, id=0)
     segments = (*_ended(subscription, at), following)
@@ -250,12 +250,12 @@ def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) ->
 
 
 def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
-    """The segments, the last one ending on this day."""
+    """Return the segments, the last one ending on this day."""
     return (*subscription.segments[:-1], replace(subscription.current, end=at))
 
 
 def _period_end(subscription: Subscription, today: date) -> date:
-    """When the running cycle ends; `Conflict` where the subscription is over."""
+    """Return when the running cycle ends; `Conflict` where the subscription is over."""
     _in_force(subscription, today)
     current = subscription.current
     return cycle_of(current.anchor, current.interval, max(today, current.start))[1]

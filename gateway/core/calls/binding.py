@@ -78,7 +78,7 @@ class ServicePaths:
     groups: tuple[tuple[Pattern, ...], ...]
 
     def meets(self, other: ServicePaths) -> bool:
-        """Whether calls of both could get to the same path of the same upstream."""
+        """Return whether calls of both could get to the same path of the same upstream."""
         return self.host == other.host and all(
             any(one.meets(another) for one in mine for another in theirs)
             for mine in self.groups
@@ -103,7 +103,7 @@ class Binding:
     served: tuple[re.Pattern[str], ...] = field(default=(), repr=False)
 
     def refusal_of(self, path: str) -> str:
-        """Why a path cannot be had of this service; empty where it can."""
+        """Return why a path cannot be had of this service; empty where it can."""
         if self.reach is None:
             return self.why
         plainly = plain(self.base_path + path)
@@ -142,7 +142,7 @@ class Bindings:
         self._reaches: tuple[ServicePaths, ...] | None = None
 
     def leads_to_models(self, host: str) -> bool:
-        """Whether configured models are answered at a host."""
+        """Return whether configured models are answered at a host."""
         return host in self._places_of_models
 
     def of(self, key: str, route_upstream: str = "") -> Binding | None:
@@ -183,7 +183,7 @@ class Bindings:
                 yield other.service
 
     def _all(self) -> tuple[ServicePaths, ...]:
-        """What every service reaches, by its binding and by routes of its own."""
+        """Return what every service reaches, by its binding and by routes of its own."""
         if self._reaches is None:
             bound = (self._reach(service) for service in self._catalogue.values())
             found = [each for each in bound if each is not None and each.upstream in self._targets]
@@ -236,7 +236,7 @@ class Bindings:
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:
-    """What calls of a service get to within groups of patterns; an empty group is every path."""
+    """Return what calls of a service get to within groups of patterns; an empty group is every path."""
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
     return ServicePaths(key, name, host, read or ((EVERY_PATH.below(prefix),),))
@@ -265,7 +265,7 @@ def makes_batches(route: Route) -> bool:
 
 
 def is_bound(route: Route) -> bool:
-    """Whether a route's calls go where its service is bound to."""
+    """Return whether a route's calls go where its service is bound to."""
     under = route.path.startswith(SERVICES_PREFIX) or "{service_key}" in route.path
     return under and route.meter in UNREAD_METERS
 

@@ -94,7 +94,7 @@ class CutParts:
         self._body, self.rest, self._places, self._ids, self.marks = body, rest, places, ids, marks
 
     def put_back(self, written: bytes) -> bytes:
-        """The whole of a body whose rest is `written` again, with each part still in its turn."""
+        """Return the whole of a body whose rest is `written` again, with each part still in its turn."""
         left, cut = written.replace(_CUT_OBJECT, _CUT).split(_CUT), self._at(self._places)
         return b"".join([each for pair in zip(left, [*cut, b""], strict=True) for each in pair])
 
@@ -178,7 +178,7 @@ def write_document(document: dict[str, object]) -> bytes:
 
 
 def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> bytes:
-    """The body of an unchanged document as it is written here, each name once."""
+    """Return the body of an unchanged document as it is written here, each name once."""
     if look.plain:
         return body
     written = write_document(document)
@@ -204,7 +204,7 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
 
 
 def _may_hold_too_much(body: bytes, light: bool) -> bool:
-    """Whether the parts of a body have to be told from what stands in its strings."""
+    """Return whether the parts of a body have to be told from what stands in its strings."""
     if len(body) > OUTSIDE_BYTES_MAX or b"0" * 8 in body[::_STRIDE].translate(_ALIKE):
         return True
     if light:
@@ -251,7 +251,7 @@ def _unreadable(body: bytes, message: str) -> InvalidRequest:
 
 
 def _find(body: bytes, *, twice: bool) -> str | None:
-    """The path of the first name that comes twice, or of the first number that is none.
+    """Return the path of the first name that comes twice, or of the first number that is none.
 
     The first `NAMED_PARTS_MAX` parts are looked through; None where it is not among them.
     """
@@ -369,7 +369,7 @@ class Media:
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
-    """What of a document is media, at the places where its API takes it."""
+    """Return what of a document is media, at the places where its API takes it."""
     size = tokens = unsure = count = named = heard = dense = 0
     for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
         length = len(data)
@@ -459,7 +459,7 @@ NO_NAMES: Final = FieldNames()
 
 
 def names_in(document: Document) -> FieldNames:
-    """What the names in a document end like; `InvalidRequest` where it is nested too deeply to see."""
+    """Return what the names in a document end like; `InvalidRequest` where it is nested too deeply to see."""
     names = FieldNames()
     try:
         _look(document, names)
@@ -497,7 +497,7 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
 
 
 def _kind(name: str) -> int:
-    """What a name ends like; those that came last are remembered, within bounds.
+    """Return what a name ends like; those that came last are remembered, within bounds.
 
     With NUL in it, it is another name to a parser that ends there.
     """
@@ -671,7 +671,7 @@ class CallRequest:
         return self.input_ceiling + output * self.choices if self.input_ceiling else 0
 
     def take_body(self) -> bytes:
-        """The body to send, written for the last time; the document is let go."""
+        """Return the body to send, written for the last time; the document is let go."""
         body = self.body
         if self.document is not None and self.changed and self.model_at is None:
             body = self.written(self.document)
@@ -679,7 +679,7 @@ class CallRequest:
         return body
 
     def write_for(self, model: str) -> bytes:
-        """The body to send to an upstream that calls the model so; the document stays."""
+        """Return the body to send to an upstream that calls the model so; the document stays."""
         if self.model_at is not None:
             start, end = self.model_at
             return b"".join((self.body[:start], (model or self.model).encode(), self.body[end:]))
@@ -697,7 +697,7 @@ class CallRequest:
         return self.written(document) if self.changed else self.body
 
     def written(self, document: Document) -> bytes:
-        """Its document as a body, with all of its texts."""
+        """Return its document as a body, with all of its texts."""
         written = write_document(document)
         return written if self.cut is None else self.cut.put_back(written)
 
@@ -710,7 +710,7 @@ class CallRequest:
 
 
 def _whole(tokens: float) -> int:
-    """The next whole number above, but for what is no more than an inexact product."""
+    """Return the next whole number above, but for what is no more than an inexact product."""
     whole = int(tokens)
     beyond = tokens - whole
     if beyond > _INEXACT:

@@ -40,7 +40,7 @@ class Capacity:
     def of(
         self, model: str, learned: LearnedLimits | None = None, keys: int = 1
     ) -> tuple[str, CapacityLimits]:
-        """The model whose account a call takes from, empty for the upstream's own, and its limits."""
+        """Return the model whose account a call takes from, empty for the upstream's own, and its limits."""
         for name, limits in self.models:
             if name == model:
                 return name, limits
@@ -101,7 +101,7 @@ class Share:
         return f"t{self.tenant_id}" if self.tenant_id else f"o{self.organization_id}"
 
     def is_batch(self, caller: Caller, claimed: str) -> bool:
-        """Whether a call is one of a batch: by what it claims, by its key, or by its share."""
+        """Return whether a call is one of a batch: by what it claims, by its key, or by its share."""
         return BATCH in {claimed or caller.priority, self.priority}
 
 
@@ -118,7 +118,7 @@ class ShareTable:
         self._shares = {(one.upstream, one.model, one.organization_id, one.tenant_id): one for one in shares}
 
     def of(self, upstream: str, model: str, caller: Caller) -> Share:
-        """The share of a call."""
+        """Return the share of a call."""
         for tenant_id in (caller.tenant_id, 0):
             for of_model in (model, ""):
                 found = self._shares.get((upstream, of_model, caller.organization_id, tenant_id))

@@ -82,7 +82,7 @@ _OF_CLIENT: Final = ("function", "custom")
 
 
 def priced_tools(vectors: Vectors) -> Collection[str]:
-    """The names of tools that have a price."""
+    """Return the names of tools that have a price."""
     if len(vectors) == 1:
         return vectors[0].tools
     return {name for one in vectors for name in one.tools}
@@ -135,7 +135,7 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
 
 
 def _has_price(kind: str, vector: Vector) -> bool:
-    """Whether a model's price has one of a kind of tool; that of a call has its search in it."""
+    """Return whether a model's price has one of a kind of tool; that of a call has its search in it."""
     return any(_plain(name) in kind for name in vector.tools) or (
         kind == _plain(SEARCH) and vector.request > 0
     )
@@ -187,7 +187,7 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
 
 
 def _asks_for_none(call: CallRequest, document: Document) -> bool:
-    """Whether a call asks for no tool and no search, as far as its names and its models say."""
+    """Return whether a call asks for no tool and no search, as far as its names and its models say."""
     asks = top_names(document).asks if call.asks is None else call.asks
     return not asks and not _models_search(call)
 
@@ -204,7 +204,7 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 
 def _models_search(call: CallRequest) -> bool:
-    """Whether a model that may answer searches by itself."""
+    """Return whether a model that may answer searches by itself."""
     if call.tool:
         return False
     others = call.models_beside
@@ -214,7 +214,7 @@ def _models_search(call: CallRequest) -> bool:
 
 
 def _may_search(model: str) -> bool:
-    """Whether a model searches by itself; remembered for up to `MODELS_REMEMBERED_MAX` names."""
+    """Return whether a model searches by itself; remembered for up to `MODELS_REMEMBERED_MAX` names."""
     found = _searching.get(model)
     if found is None:
         name = model.lower()
@@ -235,7 +235,7 @@ def _said(tool: Document) -> str:
 
 
 def _plain(said: str) -> str:
-    """Names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`.
+    """Return names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`.
 
     A search that is paid by the prompt is one as well.
     """
@@ -274,7 +274,7 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     of_budgets: Vectors | None,
     hold: str = "",
 ) -> CallClaim:
-    """What a call claims; `of_budgets` are the prices that its budgets go by, None where it has none.
+    """Return what a call claims; `of_budgets` are the prices that its budgets go by, None where it has none.
 
     `hold` is what its budgets hold of it, empty where its plan says so.
     """
@@ -285,7 +285,7 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
 
 
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: CallRequest) -> TokenRate | None:
-    """The most a call could cost by its tokens; None where they do not set the price."""
+    """Return the most a call could cost by its tokens; None where they do not set the price."""
     if not vectors:
         return None
     asks = asks_of(call, vectors, estimate.read)
@@ -306,7 +306,7 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
 def output_bound(
     rate: TokenRate | None, call: CallRequest, estimate: Estimate, decision: Decision
 ) -> int | None:
-    """The most tokens of one answer that the hold covers; None where nothing binds the call."""
+    """Return the most tokens of one answer that the hold covers; None where nothing binds the call."""
     most = ENDLESS
     if decision.bounded:
         held, weights = decision.held_tokens, decision.weights
@@ -331,7 +331,7 @@ def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
-    """Which prices a call may have that reads so many tokens: all but what its family excludes.
+    """Return which prices a call may have that reads so many tokens: all but what its family excludes.
 
     Where no request can be read, all. Values that make no call of these prices dearer are not looked for.
     """
@@ -388,7 +388,8 @@ class BudgetClaim:
 def budget_claim(
     vectors: Sequence[Vector], estimate: Estimate, call: CallRequest, hold: str = ""
 ) -> BudgetClaim:
-    """What a call claims; `vectors` are the prices of all models that may answer it, none for no money.
+    """Return what a call claims; `vectors` are the prices of all models that may answer it, none for no
+    money.
 
     `hold` is what its budgets say of it: `likely` and `maximum` go before what its plan says.
     """
@@ -423,7 +424,7 @@ def budget_claim(
 def budget_bound(
     claim: BudgetClaim, call: CallRequest, estimate: Estimate, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """The most tokens of one answer that budgets let it have; None where nothing binds the call.
+    """Return the most tokens of one answer that budgets let it have; None where nothing binds the call.
 
     It is bound where a window of the units `enforced` holds not just what is likely: it was cut to what was
     free, or is all the call could use.
@@ -439,7 +440,7 @@ def budget_bound(
 def answer_bound(
     call: CallRequest, claim: CallClaim, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """The most tokens of one answer that a hold and budgets of the units `enforced` let it have."""
+    """Return the most tokens of one answer that a hold and budgets of the units `enforced` let it have."""
     bound = None
     if decision.bounded or claim.dearest is not None:
         bound = output_bound(claim.dearest, call, claim.estimate, decision)
@@ -783,7 +784,7 @@ def _check_inside(
 
 
 def _is_number(value: object) -> bool:
-    """Whether a lenient server may take it for a number: a text of one, or a list with one in it."""
+    """Return whether a lenient server may take it for a number: a text of one, or a list with one in it."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):

@@ -157,7 +157,7 @@ class Estimate:
     input_share: float = 1.0
 
     def bound(self, most: int, call: CallRequest) -> int:
-        """The most tokens of one answer within a hold of so many."""
+        """Return the most tokens of one answer within a hold of so many."""
         return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
 
 
@@ -288,7 +288,7 @@ class Estimator:
             self._learn_share(learned, organization_id, name, sample)
 
     def speed(self, call: CallRequest) -> float:
-        """How many tokens a second one answer to such a call has: never less than the first value."""
+        """Return how many tokens a second one answer to such a call has: never less than the first value."""
         learned = call.learned
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
@@ -364,7 +364,8 @@ class Estimator:
 
 
 def _within(call: CallRequest, ceiling: int) -> int:
-    """The most output of one answer at the upstreams of a call, whose model has this ceiling by its name.
+    """Return the most output of one answer at the upstreams of a call, whose model has this ceiling by its
+    name.
 
     What a context leaves beside the prompt is the rest of it: some servers refuse a maximum above that.
     """
@@ -444,7 +445,7 @@ def _compactions(document: Document) -> int:
 
 
 def stated_uses(most: object) -> int | None:
-    """A maximum that a tool states, None where it states none."""
+    """Return a maximum that a tool states, None where it states none."""
     if isinstance(most, int) and not isinstance(most, bool) and most > 0:
         return min(most, TOOL_USES_MAX)
     return None
@@ -465,6 +466,6 @@ def tokenizer_of(model: str) -> str:
 
 
 def _dearer(model: str) -> int:
-    """How many times what an image costs as a rule one of this model's may cost."""
+    """Return how many times what an image costs as a rule one of this model's may cost."""
     fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
     return -(-max(fitting) // BLOB_TOKENS) if fitting else 1

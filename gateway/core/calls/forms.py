@@ -70,7 +70,7 @@ class FormFile:
 
 
 def boundary_of(content_type: bytes) -> bytes:
-    """The mark of a form of this type; `InvalidRequest` where it could be read in two ways."""
+    """Return the mark of a form of this type; `InvalidRequest` where it could be read in two ways."""
     found = _TYPE.fullmatch(content_type)
     if found is None:
         raise InvalidRequest(
@@ -185,7 +185,7 @@ class FormReader:
         return self._go_on(rest, found + len(mark))
 
     def _go_on(self, rest: bytes, at: int) -> int:
-        """Another part stands behind a mark, or the end."""
+        """Return another part stands behind a mark, or the end."""
         behind = rest[at : at + 2]
         if behind == b"\r\n":
             self._state = _HEAD

@@ -41,7 +41,7 @@ class ModelTable:
         self._prefixes = sorted(prefixes.items(), key=lambda one: -len(one[0]))
 
     def find(self, model: str, organization_id: int) -> ModelRule | None:
-        """The model's configuration for an organization; None where nobody configured such a name.
+        """Return the model's configuration for an organization; None where nobody configured such a name.
 
         `ModelNotAllowed` where the closest configuration is for others alone: a wider one is no way in.
         """
@@ -59,7 +59,7 @@ class ModelTable:
         return rule is not None and folded(rule.name).startswith(begins)
 
     def names(self, organization_id: int) -> list[str]:
-        """The exact names that an organization may ask for, in the order they are configured."""
+        """Return the exact names that an organization may ask for, in the order they are configured."""
         return [
             rule.name
             for owners in self._exact.values()
@@ -87,7 +87,7 @@ class ConfiguredModels:
         self._table = ModelTable(self._written)
 
     def table(self) -> ModelTable:
-        """All of them now; of two of one claim the file's counts."""
+        """Return all of them now; of two of one claim the file's counts."""
         told = self._told()
         if told is not self._known:
             self._known, self._table = told, ModelTable((*self._written, *told))
@@ -103,7 +103,7 @@ NO_MODELS: Final = ConfiguredModels()
 def fitting(
     rule: ModelRule, asked: str, family: str, upstreams: Mapping[str, UpstreamTarget]
 ) -> tuple[ModelTarget, ...]:
-    """The targets that speak the API of a call, each with the name of the model that it is sent.
+    """Return the targets that speak the API of a call, each with the name of the model that it is sent.
 
     `InvalidRequest` where none does.
     """
@@ -135,7 +135,7 @@ def check_word(model: str) -> None:
 
 
 def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:
-    """All targets of a model, each with the name that it is sent."""
+    """Return all targets of a model, each with the name that it is sent."""
     found: list[ModelTarget] = []
     for target in rule.targets:
         name = target.model or asked
@@ -160,7 +160,7 @@ _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_i
 
 
 def is_repeatable(call: CallRequest) -> bool:
-    """Whether nothing but a second answer comes of a call that is sent twice."""
+    """Return whether nothing but a second answer comes of a call that is sent twice."""
     document = call.document
     if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
         return False

@@ -256,18 +256,18 @@ class Pattern:
     rest: bool
 
     def takes(self, path: str, plainly: Plain) -> bool:
-        """Whether a path is within it, in every reading."""
+        """Return whether a path is within it, in every reading."""
         more = len(plainly) - len(self.segments)
         if re.fullmatch(self.written, path) is None or more < 0 or (more and not self.rest):
             return False
         return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, plainly, strict=False))
 
     def below(self, prefix: Plain) -> Pattern:
-        """The same paths where they stand behind a base URL's own path."""
+        """Return the same paths where they stand behind a base URL's own path."""
         return Pattern(self.written, prefix + self.segments, self.rest)
 
     def meets(self, other: Pattern) -> bool:
-        """Whether any path could be within both."""
+        """Return whether any path could be within both."""
         for mine, theirs in zip(self.segments, other.segments, strict=False):
             if mine != theirs and ANY not in (mine, theirs):
                 return False
@@ -303,7 +303,7 @@ def refuse_never_sent(path: str) -> None:
 
 
 def of_template(template: str) -> Pattern:
-    """The paths of a route's template, and everything that lies below them."""
+    """Return the paths of a route's template, and everything that lies below them."""
     names = [each for each in template.replace("...", "…").split("/") if each]
     if any("…" in each for each in names):
         return EVERY_PATH  # only the rest is sent on
@@ -312,7 +312,7 @@ def of_template(template: str) -> Pattern:
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
-    """What matches a plain path, `shown`, that a route behind a prefix takes, or one below it.
+    """Return what matches a plain path, `shown`, that a route behind a prefix takes, or one below it.
 
     What names more than a word behind its version (`chat/completions`, `models/{model}:…`) is the same
     call behind any other front: compatible APIs and deployments have theirs.
@@ -330,18 +330,18 @@ def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
 
 
 def shown(path: Plain) -> str:
-    """A plain path in one line."""
+    """Return a plain path in one line."""
     return "/" + "/".join(path)
 
 
 def plain(path: str) -> Plain | None:
-    """The plainest reading of a path; None where it is encoded over and over, which nobody needs."""
+    """Return the plainest reading of a path; None where it is encoded over and over, which nobody needs."""
     found = decoded_segments(path)
     return None if found is None else tuple([segment.casefold() for segment in found])
 
 
 def decoded_segments(path: str) -> Plain | None:
-    """The same in the case it is written in, which decides in ids."""
+    """Return the same in the case it is written in, which decides in ids."""
     for _ in range(DECODINGS_MAX):
         decoded = unquote(path)
         if decoded == path:
@@ -362,7 +362,8 @@ def decoded_segments(path: str) -> Plain | None:
 
 @lru_cache(READINGS_MAX)
 def place_of(base_url: str) -> tuple[str, Plain]:
-    """Who answers at a base URL, however its host is spelled, and the plain path in front of every path.
+    """Return who answers at a base URL, however its host is spelled, and the plain path in front of every
+    path.
 
     The usual ports of http and https count as one, for behind them is one server as a rule; so does whatever
     means this machine.
@@ -383,7 +384,7 @@ def place_of(base_url: str) -> tuple[str, Plain]:
 
 
 def _plain_part(segment: str) -> Plain:
-    """A segment of a pattern in its plain form: none where it is empty."""
+    """Return a segment of a pattern in its plain form: none where it is empty."""
     return (segment,) if segment == ANY else plain(segment) or ()
 
 
@@ -396,7 +397,7 @@ REST = "rest_of_path"
 
 
 def expression_of(template: str, segment: str) -> str:
-    """A regular expression of a path template; ValueError says what would be one.
+    """Return a regular expression of a path template; ValueError says what would be one.
 
     `{name}` takes what `segment` matches, `{+name}` slashes too, `{name…}` at the end the rest, as `REST`.
     """
@@ -465,7 +466,8 @@ def check_own_path(template: str, words: Collection[str]) -> None:
 
 
 def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str:
-    """A call's path at its upstream, without the path of the base URL; its own where there is no template.
+    """Return a call's path at its upstream, without the path of the base URL; its own where there is no
+    template.
 
     Its route says which action it is, whatever stands in the path.
     """

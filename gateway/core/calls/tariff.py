@@ -48,7 +48,7 @@ UNPRICED: Final[tuple[Vector, ...]] = ()
 
 
 def as_negotiated(base: Service, negotiated: NegotiatedTerms | None) -> Service:
-    """A service of the catalogue as an organization has it, that has negotiated this of it."""
+    """Return a service of the catalogue as an organization has it, that has negotiated this of it."""
     meter = (negotiated and negotiated.meter) or base.meter
     counts = None if negotiated is None else negotiated.counts_tokens
     if counts is None:
@@ -71,7 +71,7 @@ def other_currency(service: Service, pays: str) -> str:
 
 
 def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, str] | None:
-    """Why a business model cannot use a price: the field, and the remedy; None where it can."""
+    """Return why a business model cannot use a price: the field, and the remedy; None where it can."""
     if meter not in {CONSUMPTION, PAY_PER_USE}:
         if pricing == NO_PRICING:
             return None
@@ -100,7 +100,8 @@ def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, st
 def vectors_of(
     service: Service, models: Sequence[str], book: Callable[[str], Vector | None], apart: int = 0
 ) -> tuple[Vector, ...]:
-    """The prices of the models that may answer, by which a call is charged; none where tokens do not say.
+    """Return the prices of the models that may answer, by which a call is charged; none where tokens do not
+    say.
 
     The first ones `apart` are of targets: one of these will answer. Of all others the dearest is charged.
 
@@ -179,25 +180,25 @@ def is_by_token(service: Service) -> bool:
 
 
 def is_in_money(service: Service) -> bool:
-    """Whether a call is charged what it costs, in units of money."""
+    """Return whether a call is charged what it costs, in units of money."""
     return service.meter == PAY_PER_USE and service.pricing.at_cost is not None
 
 
 def factor_of(service: Service) -> Factor:
-    """What a nano-unit of a call's cost is charged, in nano-credits or in units of money."""
+    """Return what a nano-unit of a call's cost is charged, in nano-credits or in units of money."""
     at_cost = service.pricing.at_cost
     return SAME if at_cost is None else at_cost.factor
 
 
 def rate_of(service: Service, vectors: Vectors, read: int) -> TokenRate | None:
-    """What a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
+    """Return what a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
     if not vectors:
         return None
     return usual_rate(vectors, read, factor_of(service), in_money=is_in_money(service))
 
 
 def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) -> int:
-    """Tokens of a call that a hold of tokens and credits covers."""
+    """Return tokens of a call that a hold of tokens and credits covers."""
     most = tokens if counts else ENDLESS
     return most if rate is None else min(most, rate.covered(credits_))
 
@@ -222,7 +223,8 @@ def extended(
 def charge_of(
     service: Service, vectors: Vectors, counts: Sequence[int], cost: int | None, units: int
 ) -> tuple[int, int, int]:
-    """What one request is charged: credits, by how many nano-credits these are more than it cost, and units.
+    """Return what one request is charged: credits, by how many nano-credits these are more than it cost, and
+    units.
 
     `counts` are its tokens by `KINDS`, `cost` is what it costs by the price book. Never more than is counted
     exactly; 0 where the service takes none.
@@ -261,7 +263,7 @@ class PriceMatch:
 
 
 def is_model(answered: str, named: str) -> bool:
-    """Whether a model that is named so may answer under this name; case says nothing."""
+    """Return whether a model that is named so may answer under this name; case says nothing."""
     size = len(named)
     if answered[:size].lower() != named.lower():
         return False
@@ -272,7 +274,8 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """The one of all a call names that answered, the longest name first; the asked one was `sent` as that.
+    """Return the one of all a call names that answered, the longest name first; the asked one was `sent` as
+    that.
 
     Where that cannot be told, the asked one if there is no other, else the dearest by what was used: no
     upstream makes a call cheaper by keeping its model to itself, and no caller by naming another beside it.
@@ -312,7 +315,7 @@ class CallPrices:
     own: bool = False
 
     def in_currency(self, currency: str) -> tuple[Vector, ...]:
-        """The prices of the models that may answer, but for those that are in another currency."""
+        """Return the prices of the models that may answer, but for those that are in another currency."""
         found: list[Vector] = []
         for one in self.named:
             vector = one.vector

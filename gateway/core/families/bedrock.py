@@ -153,7 +153,7 @@ def _add_files(name: str, inside: object, holder: Document, place: str, found: B
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Whether it is what a caller's function was given, or gave."""
+    """Return whether it is what a caller's function was given, or gave."""
     return name == "json" or (name == "input" and "toolUseId" in holder)
 
 
@@ -176,7 +176,7 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 def _tiers(said: Document) -> tuple[object, object]:
-    """The tier of service, and the latency, that a call asks for or that its answer had."""
+    """Return the tier of service, and the latency, that a call asks for or that its answer had."""
     return object_in(said, "serviceTier").get("type"), object_in(said, "performanceConfig").get("latency")
 
 

@@ -77,7 +77,7 @@ def read_rerank(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def _texts(document: Document, name: str) -> list[object]:
-    """A list that a call is paid by: it has to be there, and something in it."""
+    """Return a list that a call is paid by: it has to be there, and something in it."""
     texts = document.get(name)
     if not isinstance(texts, list) or not texts:
         raise InvalidRequest(f"{name} must be a list of texts.", param=name)
@@ -85,7 +85,7 @@ def _texts(document: Document, name: str) -> list[object]:
 
 
 def searches_of(documents: list[object]) -> int:
-    """The search units of a query with these documents."""
+    """Return the search units of a query with these documents."""
     parts = sum(1 + len(str(one).encode("utf-8", "replace")) // _PART_BYTES for one in documents)
     return -(-parts // _DOCUMENTS)
 

@@ -152,7 +152,7 @@ class TopNames:
 
 
 def top_names(document: Document) -> TopNames:
-    """The facts of a body that its names alone decide."""
+    """Return the facts of a body that its names alone decide."""
     names = tuple(document)
     found = _tops.get(names)
     if found is None:
@@ -169,19 +169,19 @@ _models: Final[dict[str, None]] = {}  # good names of models
 
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
-    """A stated maximum of tokens, None where none is; 0, to some servers no limit, counts as 1."""
+    """Return a stated maximum of tokens, None where none is; 0, to some servers no limit, counts as 1."""
     stated = _integer(document, name, 0, most, path)
     return None if stated is None else max(stated, 1)
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
-    """How many answers are asked for."""
+    """Return how many answers are asked for."""
     stated = _integer(document, name, 1, most, path)
     return 1 if stated is None else stated
 
 
 def flag(document: Document, name: str, path: str = "") -> bool:
-    """True or false; absent and null are false."""
+    """Return True or false; absent and null are false."""
     value = document.get(name)
     if value is not None and type(value) is not bool:
         raise _mistyped(path + name, "true or false")
@@ -189,7 +189,7 @@ def flag(document: Document, name: str, path: str = "") -> bool:
 
 
 def inner(document: Document, name: str, names: ControlledNames) -> Document | None:
-    """An object inside, its own controlled names checked; None where it is absent or null."""
+    """Return an object inside, its own controlled names checked; None where it is absent or null."""
     value = document.get(name)
     if value is None:
         return None
@@ -215,7 +215,7 @@ def object_at(*names: str) -> Callable[[Document], Document]:
 
 
 def elements(document: Document, name: str, path: str = "") -> list[Document]:
-    """The objects of a list, none where it is absent or null.
+    """Return the objects of a list, none where it is absent or null.
 
     In another shape some upstreams take it for a list all the same: what they read must have been read here.
     """
@@ -228,21 +228,21 @@ def elements(document: Document, name: str, path: str = "") -> list[Document]:
 
 
 def id_in(value: object, param: str) -> object:
-    """What a field names an object by, a text. A number or null names none."""
+    """Return what a field names an object by, a text. A number or null names none."""
     if isinstance(value, list | dict):
         raise _mistyped(param, "text")
     return value
 
 
 def ids_in(value: object, param: str) -> list[object]:
-    """What a field names objects by, a list of texts or one."""
+    """Return what a field names objects by, a list of texts or one."""
     if isinstance(value, dict):
         raise _mistyped(param, "a list of texts")
     return [id_in(one, param) for one in (value if isinstance(value, list) else (value,))]
 
 
 def model_name(value: object, param: str = "model") -> str:
-    """The name of a model as it is looked up in lists and prices: no name has blanks around it.
+    """Return the name of a model as it is looked up in lists and prices: no name has blanks around it.
 
     An upstream may take a comma for the end of a name, and a preset for another model (LiteLLM, OpenRouter).
     """
@@ -275,7 +275,7 @@ def is_model_name(value: str) -> bool:
 
 
 def model_in_path(document: Document, named: str | None) -> str:
-    """The model of a path; a body that names one too must name the same."""
+    """Return the model of a path; a body that names one too must name the same."""
     model = model_name(named)
     for place in (document, *elements(document, "requests")):
         stated = place.get("model")
@@ -285,7 +285,7 @@ def model_in_path(document: Document, named: str | None) -> str:
 
 
 def models_counted(document: Document, named: str | None) -> tuple[str, tuple[str, ...]]:
-    """The model that a free call asks about, empty for none, and others that its body names.
+    """Return the model that a free call asks about, empty for none, and others that its body names.
 
     It is in the path, `named`, or in the body. Gemini's body may have a whole call in it.
     """
@@ -300,7 +300,7 @@ def models_counted(document: Document, named: str | None) -> tuple[str, tuple[st
 
 
 def models_beside(document: Document, names: TopNames | None = None) -> tuple[str, ...]:
-    """Every model the body names beside the one that is asked for; nothing else may answer."""
+    """Return every model the body names beside the one that is asked for; nothing else may answer."""
     found: list[str] = []
     names = names or top_names(document)
     if names.elsewhere:
@@ -315,7 +315,7 @@ def models_beside(document: Document, names: TopNames | None = None) -> tuple[st
 
 
 def refuse_inside(value: object, names: Collection[str], path: str, depth: int = _DEPTH_MAX) -> None:
-    """`InvalidRequest` where a name stands anywhere in a value, in any case and with any underscores.
+    """Raise `InvalidRequest` where a name stands anywhere in a value, in any case and with any underscores.
 
     No message of any API is nested deeper than that.
     """
@@ -335,7 +335,7 @@ def refuse_inside(value: object, names: Collection[str], path: str, depth: int =
 
 
 def models_of(tool: Document, path: str) -> list[str]:
-    """The models that a tool or plugin names."""
+    """Return the models that a tool or plugin names."""
     found: list[str] = []
     _add_nested(tool, path, found, _DEPTH_MAX, strict=True)
     return found
@@ -391,7 +391,7 @@ def _add_models(value: object, param: str, found: list[str]) -> None:
 
 
 def stated_user(value: object) -> str:
-    """A user a body names, as it may be kept; empty where it is none."""
+    """Return a user a body names, as it may be kept; empty where it is none."""
     if isinstance(value, str) and 0 < len(value) <= USER_CHARACTERS_MAX and value.isprintable():
         return value
     return ""
@@ -423,7 +423,7 @@ def _named(value: object, param: str) -> Iterator[object]:
 
 
 def _integer(document: Document, name: str, least: int, most: int, path: str) -> int | None:
-    """A whole number within bounds, None where it is absent or null."""
+    """Return a whole number within bounds, None where it is absent or null."""
     value = document.get(name)
     if value is None:
         return None

@@ -41,12 +41,12 @@ Rule = Callable[[Document, FieldNames], bool]
 
 
 def never(document: Document, names: FieldNames) -> bool:
-    """No field of the API rules it out."""
+    """Return no field of the API rules it out."""
     return False
 
 
 def always(document: Document, names: FieldNames) -> bool:
-    """The API has no such thing."""
+    """Return the API has no such thing."""
     return True
 
 
@@ -105,7 +105,7 @@ _OF_CLIENT: Final = ("function", "custom")
 
 
 def only_text(said: object) -> bool:
-    """Whether what was said is known to hold nothing but text."""
+    """Return whether what was said is known to hold nothing but text."""
     if isinstance(said, list):
         return all(map(only_text, said))
     if not isinstance(said, dict):
@@ -117,7 +117,7 @@ def only_text(said: object) -> bool:
 
 
 def only_own_tools(document: Document) -> bool:
-    """Whether all tools of a call are the client's own: the provider's may read images and files."""
+    """Return whether all tools of a call are the client's own: the provider's may read images and files."""
     tools = document.get("tools")
     return tools is None or (
         isinstance(tools, list)
@@ -357,7 +357,7 @@ class Listing:
     ends: tuple[str, str] | None = None
 
     def one(self, model: str) -> bytes:
-        """A configured model as its API tells of one."""
+        """Return a configured model as its API tells of one."""
         return msgspec.json.encode(self._fields(model))
 
     def written(self, models: Sequence[str]) -> bytes:
@@ -412,7 +412,7 @@ class BatchPaths:
     download: str = ""
 
     def content(self, file_id: str) -> str:
-        """The path of the content of a file."""
+        """Return the path of the content of a file."""
         template = self.download or f"{self.files}/{{id}}/content"
         return template.replace("{id}", quote(file_id, safe=""))
 
@@ -459,7 +459,7 @@ class JobPaths:
         return self.shown or f"{self.path}/{{id}}"
 
     def of(self, model: str, id_: str) -> str:
-        """The path of one job, whose id may be its own path there."""
+        """Return the path of one job, whose id may be its own path there."""
         named = self.one.replace("{model}", quote(model, safe=""))
         return named.replace("{id}", quote(id_.rpartition("/")[2], safe=""))
 
@@ -563,7 +563,7 @@ class ApiFamily:
 def target(
     name: str, base_url: str, variable: str, header: str, scheme: str = ""
 ) -> Callable[[Mapping[str, str]], UpstreamTarget]:
-    """Where calls go, with the credential that an environment variable holds, if it does."""
+    """Return where calls go, with the credential that an environment variable holds, if it does."""
 
     def of(environ: Mapping[str, str]) -> UpstreamTarget:
         credential = environ.get(variable, "")
@@ -574,7 +574,7 @@ def target(
 
 
 def ids_of(value: object) -> tuple[str, ...]:
-    """The id that a value is, cut where it is longer than any that is kept."""
+    """Return the id that a value is, cut where it is longer than any that is kept."""
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
@@ -590,13 +590,13 @@ def told_of(
 
 
 def object_in(value: Document, name: str) -> Document:
-    """The object under a name; empty where none is."""
+    """Return the object under a name; empty where none is."""
     inside = value.get(name)
     return inside if isinstance(inside, dict) else {}
 
 
 def objects_in(value: Document, name: str) -> list[Document]:
-    """The objects of a list under a name."""
+    """Return the objects of a list under a name."""
     inside = value.get(name)
     return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []
 
@@ -610,12 +610,12 @@ _ONE = re.compile(r".*/models/\{\+?([a-z_]+)\}")
 
 
 def is_list(route: Route) -> bool:
-    """Whether a route that costs nothing lists models."""
+    """Return whether a route that costs nothing lists models."""
     return route.path.endswith(_LIST)
 
 
 def one_of(route: Route, params: Mapping[str, str]) -> str:
-    """The model that a route that costs nothing tells of; empty for any other route."""
+    """Return the model that a route that costs nothing tells of; empty for any other route."""
     found = _ONE.fullmatch(route.path)
     return params.get(found[1], "") if found is not None else ""
 

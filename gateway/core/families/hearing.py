@@ -64,7 +64,7 @@ _URL: Final = re.compile(r"\s*data:([^;,]*)", re.IGNORECASE)
 
 
 def may_hear(document: Document) -> bool:
-    """Whether a call may have its model read sound: a part of it is sound, or what nobody can tell."""
+    """Return whether a call may have its model read sound: a part of it is sound, or what nobody can tell."""
     for name in _PLACES:
         said = document.get(name)
         if isinstance(said, dict | list) and _in_said(said, _DEPTH_MAX):
@@ -94,7 +94,7 @@ def _in_said(said: Document | list[object], depth: int) -> bool:
 
 
 def _is_plain(message: object) -> bool:
-    """Whether a message is a role and a text, as nearly all are."""
+    """Return whether a message is a role and a text, as nearly all are."""
     return (
         isinstance(message, dict)
         and len(message) == 2
@@ -158,7 +158,7 @@ def _stated(held: object, depth: int) -> Iterator[str]:
 
 
 def _holds(part: Document, depth: int) -> bool:
-    """Whether a part of an unknown type holds data or an address, at any depth of its own."""
+    """Return whether a part of an unknown type holds data or an address, at any depth of its own."""
     for name, each in part.items():
         if isinstance(each, str):
             if name.endswith(_HOLDS) or name in _STATES:

@@ -105,7 +105,7 @@ def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> Non
 
 
 def _check_head(method: str, subject: object, params: Document, said: Mapping[str, str]) -> None:
-    """`InvalidRequest` where head and body of a message say different things, or a head too little."""
+    """Raise `InvalidRequest` where head and body of a message say different things, or a head too little."""
     stated = object_in(params, "_meta").get(_META_VERSION)
     version = said.get(VERSION)
     if stated is not None and version is not None and stated != version:
@@ -121,7 +121,7 @@ def _check_head(method: str, subject: object, params: Document, said: Mapping[st
 
 
 def _decoded(value: str) -> str:
-    """A field of a head as it is meant; what cannot be read is no name."""
+    """Return a field of a head as it is meant; what cannot be read is no name."""
     found = _ENCODED.fullmatch(value)
     if found is None:
         return value
@@ -169,7 +169,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """A JSON-RPC error; `render` knows the id of its request."""
+    """Return a JSON-RPC error; `render` knows the id of its request."""
     param = refusal.param or ""
     code = _INVALID if refusal.status == 400 else _REFUSED
     code = _NO_METHOD if param == "method" else _MISMATCH if param in {METHOD, NAMED, VERSION} else code

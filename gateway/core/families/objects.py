@@ -87,12 +87,13 @@ class ObjectPath:
 
 
 def session_of(upstream: str, session: bytes) -> str:
-    """The name of a session that an upstream opened, among the objects that upstreams keep."""
+    """Return the name of a session that an upstream opened, among the objects that upstreams keep."""
     return f"session {upstream} {session.decode('latin-1')}"
 
 
 def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
-    """The places of a path as it is sent, without its query: one in each reading in which objects are there.
+    """Return the places of a path as it is sent, without its query: one in each reading in which objects are
+    there.
 
     An upstream may decode it once or to the end, and may ignore the case of all but ids. InvalidRequest where
     it is encoded over and over.
@@ -258,7 +259,7 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
 #
 # Only places where the API itself puts an id count: what a model or a tool wrote is no place.
 def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
-    """Whether a metered answer, or a part of one, is worth looking through for ids."""
+    """Return whether a metered answer, or a part of one, is worth looking through for ids."""
     objects = FAMILIES[family].objects
     if objects is None:
         return False
@@ -268,13 +269,13 @@ def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
 def told(
     family: Family, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
-    """The ids of objects that an answer tells of, its own first; its request `named` these."""
+    """Return the ids of objects that an answer tells of, its own first; its request `named` these."""
     objects = FAMILIES[family].objects
     return () if objects is None else told_of(objects, document, named, keeps)
 
 
 def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]:
-    """The ids that an answer told of, by how long each is kept: some outlive the answer itself."""
+    """Return the ids that an answer told of, by how long each is kept: some outlive the answer itself."""
     objects = FAMILIES[call.family].objects
     if objects is None or call.keeps == KEPT_OBJECTS:
         return [(KEPT_OBJECTS, ids)]

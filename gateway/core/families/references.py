@@ -62,7 +62,7 @@ _MAY_BE_EMPTY: Final = frozenset({"arguments", "output", "input", "queries", "to
 
 
 def may_name_ids(body: bytes, names: FieldNames) -> bool:
-    """Whether a body has a name that ends like an id's."""
+    """Return whether a body has a name that ends like an id's."""
     return names.ids
 
 
@@ -95,7 +95,7 @@ class IdFields:
 
 
 def _is_whole(holder: Document, place: str) -> bool:
-    """Whether something with an id is all there, and not a reference to what an upstream keeps.
+    """Return whether something with an id is all there, and not a reference to what an upstream keeps.
 
     Its place and its type say so, and no member that its caller could add.
     """

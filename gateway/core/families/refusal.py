@@ -101,7 +101,8 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
 
 
 def is_final(refusal: Refusal) -> bool:
-    """Whether the same request is refused again a minute later, as each is that its client has to change.
+    """Return whether the same request is refused again a minute later, as each is that its client has to
+    change.
 
     SDKs take 409 for a lock that timed out, and send it again.
     """
@@ -151,7 +152,7 @@ def _scope(decision: Decision) -> str:
 
 
 def _amount(decision: Decision, count: int) -> str:
-    """A count, or money where millionths of it are counted."""
+    """Return a count, or money where millionths of it are counted."""
     return f"{Decimal(count).scaleb(-6).normalize():f}" if decision.kind == LimitKind.SPEND else str(count)
 
 
@@ -214,7 +215,7 @@ def _named_budget(window: BudgetWindow) -> str:
 
 
 def _shown(unit: str, amount: int, currency: str) -> str:
-    """An amount as people write it: `$12.50`, `12.50 SEK`, `3000 tokens`."""
+    """Return an amount as people write it: `$12.50`, `12.50 SEK`, `3000 tokens`."""
     if unit != MONEY:
         return shown(unit, amount, currency)
     whole, _, part = shown_amount(unit, amount).partition(".")

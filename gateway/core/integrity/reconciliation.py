@@ -295,14 +295,14 @@ class BudgetAccountUse:
 
 
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
-    """All windows of budgets that run at a moment."""
+    """Return all windows of budgets that run at a moment."""
     return [
         WindowKey(one.id, bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0]) for one in budgets
     ]
 
 
 def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[WindowKey, int]:
-    """What entries use of windows, in each budget's unit; what nobody can read says nothing."""
+    """Return what entries use of windows, in each budget's unit; what nobody can read says nothing."""
     units = {one.id: one.unit for one in budgets}
     found: dict[WindowKey, int] = {}
     for one in packed:
@@ -349,7 +349,7 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
-    """The account of a run; one that has ended has no room for calls."""
+    """Return the account of a run; one that has ended has no room for calls."""
     name, value = run.account.name, value_of(run.id)
     windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
     calls, amount = (min(max(0, stored.get(one, 0) + waiting.get(one, 0)), INTEGER_MAX) for one in windows)
@@ -359,7 +359,7 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
 def differing(
     accounts: Iterable[BudgetAccountUse], live: Live, *, less_only: bool = False
 ) -> list[BudgetAccountUse]:
-    """Accounts that the counters have otherwise, or only those they have less of."""
+    """Return accounts that the counters have otherwise, or only those they have less of."""
     return [
         account
         for account in accounts
@@ -405,5 +405,5 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
 
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:
-    """Budgets whose accounts the counters forget by themselves once nobody calls."""
+    """Return budgets whose accounts the counters forget by themselves once nobody calls."""
     return frozenset(one.id for one in budgets if is_forgotten_unused(one))

@@ -70,7 +70,7 @@ class Roster:
         return frozenset(self._heard)
 
     def absent(self, now: float) -> frozenset[str]:
-        """Who fell silent not long ago: nobody is kept waiting for them, but they may come back."""
+        """Return who fell silent not long ago: nobody is kept waiting for them, but they may come back."""
         return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
@@ -96,7 +96,7 @@ class Roster:
     def missing(
         self, reports: Mapping[str, WorkerReport], run_id: bytes, partition: int, epoch: int
     ) -> Collection[str]:
-        """Who has not sent again yet what a partition may have forgotten before an epoch.
+        """Return who has not sent again yet what a partition may have forgotten before an epoch.
 
         Who reports is waited for too: it may have started meanwhile, and have found what another one left.
         """
@@ -215,7 +215,7 @@ class VerificationResult:
 
 
 def summary(done: Sequence[VerificationResult]) -> dict[str, int]:
-    """What verifying some partitions did, in numbers for a log line."""
+    """Return what verifying some partitions did, in numbers for a log line."""
     return {
         "partitions": len(done),
         "accounts_rebuilt": sum(each.rebuilt for each in done),

@@ -24,7 +24,7 @@ _FAILED = b"modelStreamErrorException"
 
 
 def frame_of(headers: list[tuple[bytes, bytes]], payload: bytes) -> bytes:
-    """One frame with headers of text."""
+    """Return one frame with headers of text."""
     fields = b"".join(
         [b"%c%b\x07%b%b" % (len(name), name, len(value).to_bytes(2, "big"), value) for name, value in headers]
     )
@@ -35,7 +35,7 @@ def frame_of(headers: list[tuple[bytes, bytes]], payload: bytes) -> bytes:
 
 
 def headers_of(frame: bytes) -> dict[bytes, bytes] | None:
-    """The headers of a whole frame; None where it is none, or is not what was sent."""
+    """Return the headers of a whole frame; None where it is none, or is not what was sent."""
     if len(frame) < _PRELUDE_BYTES + _CHECKSUM_BYTES:
         return None
     if crc32(frame[:-_CHECKSUM_BYTES]) != int.from_bytes(frame[-_CHECKSUM_BYTES:], "big"):
@@ -102,7 +102,7 @@ class EventStreamMeter(StreamMeter):
         self._splitter = FrameSplitter(bounds.event_bytes_max)
 
     def cut(self) -> bytes:
-        """Nothing: a stream of frames is broken off."""
+        """Return nothing: a stream of frames is broken off."""
         return b""
 
     def fail(self, body: bytes) -> bytes:
@@ -190,7 +190,7 @@ def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
 
 
 def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-    """What a frame says; None where nobody can read it."""
+    """Return what a frame says; None where nobody can read it."""
     begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")
     if headers.get(b":message-type") != b"event":

@@ -141,7 +141,7 @@ class Detail:
             self.unknown = report
 
     def counts(self, usage: TokenUsage) -> Counts:
-        """Tokens by kind: each is within what is charged, whatever an answer says."""
+        """Return tokens by kind: each is within what is charged, whatever an answer says."""
         left, output = usage.input, usage.output
         cache_read = usage.cached and _within(usage.cached, left)
         left -= cache_read
@@ -166,7 +166,7 @@ def _within(count: int, most: int) -> int:
 
 
 def _name(value: object) -> str:
-    """A name as it may be stored and shown; empty where it is none."""
+    """Return a name as it may be stored and shown; empty where it is none."""
     if isinstance(value, str) and len(value) <= NAME_CHARACTERS_MAX and value.isprintable():
         return "" if _HALF_READ in value else value
     return ""
@@ -280,7 +280,7 @@ class Meter:
         return chunk
 
     def finish(self) -> bytes:
-        """The answer is complete; return the rest to pass on, but for the part it is `behind`.
+        """Return the answer is complete; return the rest to pass on, but for the part it is `behind`.
 
         Not called for a broken one.
         """
@@ -347,19 +347,19 @@ class Meter:
         self.phase, self.last_word = CLOSED, True
 
     def ends_by(self, ending: Ending) -> bool:
-        """Whether a stream came to one of these last words, or nobody can read whether it did."""
+        """Return whether a stream came to one of these last words, or nobody can read whether it did."""
         if self.last_word or (ending.choices and self.begun and False not in self.begun.values()):
             return True
         return self.ended and not self.broke and (self.unread or ending is BY_CONNECTION)
 
     def observed(self) -> int:
-        """Tokens seen so far, zero before anything was produced."""
+        """Return tokens seen so far, zero before anything was produced."""
         if not self.produced:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
     def so_far(self) -> TokenUsage:
-        """What these tokens are, as far as it is told."""
+        """Return what these tokens are, as far as it is told."""
         if not self.produced:
             return TokenUsage(units=0)
         output = max(self.output, self.counted())
@@ -369,7 +369,7 @@ class Meter:
         )
 
     def usage(self) -> TokenUsage:
-        """What this answer is charged, as far as it came."""
+        """Return what this answer is charged, as far as it came."""
         is_whole, good = self.is_whole, 200 <= self.status < 300
         ended_well = self.ended and not self.failed and good
         if ended_well and is_whole and self.call.reports and (self.partial or not self.reported):
@@ -498,7 +498,7 @@ class Meter:
 
 
 def slim(bounds: UsageBounds) -> UsageBounds:
-    """The bounds of an answer while memory is short."""
+    """Return the bounds of an answer while memory is short."""
     return replace(
         bounds,
         kept_bytes_max=min(bounds.kept_bytes_max, SLIM_BYTES_MAX),

@@ -258,7 +258,7 @@ def _read(document: bytes) -> object:
 
 
 def _at(value: object, pointer: str) -> object:
-    """What a JSON pointer (RFC 6901) finds, None where there is nothing."""
+    """Return what a JSON pointer (RFC 6901) finds, None where there is nothing."""
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
@@ -343,7 +343,7 @@ class WholeMeter(Meter):
         return self.reported or self.text_bytes > 0
 
     def observed(self) -> int:
-        """Tokens seen so far: nothing is known of the output before the end."""
+        """Return tokens seen so far: nothing is known of the output before the end."""
         if self.reported:
             return self.total
         if self.call.server or not self._kept_bytes or not 200 <= self.status < 300:
@@ -606,7 +606,7 @@ def make_meter(
 
 
 def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
-    """How an answer nobody here reads tells its end: a document by itself, all else by its framing."""
+    """Return how an answer nobody here reads tells its end: a document by itself, all else by its framing."""
     media = content_type.partition(b";")[0].strip().lower()
     if media != b"application/json" and not media.endswith(b"+json"):
         return None

@@ -49,7 +49,7 @@ _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])', re.
 
 
 def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
-    """The value a decoder makes of a document, or of its readable part; raises one of `UNREADABLE`."""
+    """Return the value a decoder makes of a document, or of its readable part; raises one of `UNREADABLE`."""
     try:
         return decode(document)
     except msgspec.ValidationError:
@@ -64,7 +64,7 @@ def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
 
 
 def readable(document: bytes) -> bytes:
-    """The document with each place that no decoder takes made plain."""
+    """Return the document with each place that no decoder takes made plain."""
     if not document.isascii():
         document = document.decode("utf-8", "replace").encode()
     document = document.translate(_CONTROLS)
@@ -75,7 +75,7 @@ def readable(document: bytes) -> bytes:
 
 
 def _flat(document: bytes) -> bytes:
-    """The document without what is nested too deep."""
+    """Return the document without what is nested too deep."""
     kept: list[bytes] = []
     depth = start = 0
     for brackets, match in enumerate(_BRACKET.finditer(document)):
@@ -119,7 +119,7 @@ def loose_document(document: bytes) -> dict[str, object]:
 
 
 def is_object(document: bytes) -> bool:
-    """Whether a document is a JSON object, as far as it can be made readable."""
+    """Return whether a document is a JSON object, as far as it can be made readable."""
     try:
         decoded(_parts, document)
     except UNREADABLE:
@@ -128,7 +128,7 @@ def is_object(document: bytes) -> bool:
 
 
 def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:
-    """Whether a field is there and not null."""
+    """Return whether a field is there and not null."""
     return raw is not _UNSET and bytes(raw) != b"null"
 
 
@@ -213,7 +213,7 @@ class _Fit:
         self.unknown = self.wrong = False
 
     def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
-        """A structure of the fields that can be read."""
+        """Return a structure of the fields that can be read."""
         places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
         self.unknown = self.unknown or any(
             bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
@@ -222,7 +222,7 @@ class _Fit:
         return shape(**read)
 
     def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
-        """A value of its documented type; None where it is null or cannot be one."""
+        """Return a value of its documented type; None where it is null or cannot be one."""
         if raw is None or bytes(raw) == b"null" or kind is Any:
             return None
         value = self._of_kind(kind, bytes(raw))
@@ -251,7 +251,7 @@ class _Fit:
 
 
 def summed(*counts: int | None) -> int:
-    """The sum of present counts; `NO_COUNT` where one of it is none."""
+    """Return the sum of present counts; `NO_COUNT` where one of it is none."""
     there = [count for count in counts if count is not None]
     return NO_COUNT if there and min(there) < 0 else sum(there)
 
@@ -270,7 +270,7 @@ def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
 
 
 def _read(decode: Any, raw: bytes) -> Any:
-    """What it is; None where it is not of the decoder's type."""
+    """Return what it is; None where it is not of the decoder's type."""
     try:
         return decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

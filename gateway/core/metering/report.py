@@ -22,12 +22,12 @@ ENVELOPE_BYTES: Final = 512
 
 
 def may_hold_more(data: bytes, seen: int) -> bool:
-    """Whether an event with so many bytes of text seen may hold more than these."""
+    """Return whether an event with so many bytes of text seen may hold more than these."""
     return may_be_more(len(data), seen)
 
 
 def may_be_more(size: int, seen: int) -> bool:
-    """The same of an event of so many bytes."""
+    """Return the same of an event of so many bytes."""
     return not seen or size > ENVELOPE_BYTES + 4 * seen
 
 

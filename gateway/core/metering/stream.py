@@ -75,7 +75,7 @@ class Splitter:
 
 
 def says_end(event: bytes) -> bool:
-    """Whether an event says by its name, or by the mark in any of its lines, that the stream is over.
+    """Return whether an event says by its name, or by the mark in any of its lines, that the stream is over.
 
     Clients differ in what they take for it: a line that only begins with the mark, a quoted one, a
     name without data. All of that counts, of each API for every other.
@@ -84,13 +84,13 @@ def says_end(event: bytes) -> bool:
 
 
 def _name_of_end(event: bytes) -> str:
-    """The name by which an event says that the stream is over, empty where it does not."""
+    """Return the name by which an event says that the stream is over, empty where it does not."""
     found = _NAME.search(event) if b"event" in event else None
     return "" if found is None else found[1].decode()
 
 
 def has_mark(event: bytes) -> bool:
-    """Whether an event has the mark; nobody waits for more behind it."""
+    """Return whether an event has the mark; nobody waits for more behind it."""
     return b"[DONE]" in event and _MARK.search(event) is not None
 
 
@@ -158,7 +158,7 @@ class Brackets:
 
 
 def is_open(document: bytes) -> bool:
-    """Whether a document in brackets broke off in the middle."""
+    """Return whether a document in brackets broke off in the middle."""
     brackets = Brackets()
     brackets.feed(document)
     return not brackets.closed
@@ -379,7 +379,8 @@ _Known = tuple[int, str, int]
 
 
 def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes]]) -> _Known | None:
-    """The event of `chunk` that begins at `at` like a known one, and differs in these parts alone, else None.
+    """Return the event of `chunk` that begins at `at` like a known one, and differs in these parts alone,
+    else None.
 
     `first` are its bytes up to the first part that differs. `differs` says of each of these its kind and the
     bytes behind it.
@@ -421,7 +422,7 @@ _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _members_of(data: bytes) -> dict[str, bytes]:
-    """The members of an event, each unread; none where it is no object."""
+    """Return the members of an event, each unread; none where it is no object."""
     try:
         return {name: bytes(value) for name, value in _decode_members(data).items()}
     except UNREADABLE:
@@ -568,7 +569,8 @@ class StreamMeter(Meter):
             passed.append(self._beside(event) if left_out else event)
 
     def _beside(self, frame: bytes) -> bytes:
-        """What a usage frame that is left out says beside its use and was not said before, as an event.
+        """Return what a usage frame that is left out says beside its use and was not said before, as an
+        event.
 
         It is put into the event that waits in front, where its server has it for those who ask for no usage.
         """
@@ -671,7 +673,7 @@ class StreamMeter(Meter):
             self._first, self._differs = first, differs
 
     def _is_read(self, event: bytes, numbered: bool) -> bool:
-        """Whether all that an event says is what was tried out in it, beside what was read before."""
+        """Return whether all that an event says is what was tried out in it, beside what was read before."""
         tried = Meter(self.call, self.status, self.bounds)
         texts = None if tried.texts is None else [_TRIED]
         tried.told, tried.position = list(self.told), self.position

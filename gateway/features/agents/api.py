@@ -184,7 +184,7 @@ def _oauth(handler: Any) -> Any:
 
 
 async def _form(request: web.Request) -> Mapping[str, str]:
-    """The fields of a form, each once."""
+    """Return the fields of a form, each once."""
     if (request.content_length or 0) > FORM_BYTES_MAX:
         raise OAuthRefusal("invalid_request", 413)
     try:
@@ -206,7 +206,7 @@ class Agents:
         self._questions = set[asyncio.Task[None]]()
 
     async def metadata(self, _: web.Request) -> web.Response:
-        """Where the grant is asked for (RFC 8414): at the address that calls go to."""
+        """Return where the grant is asked for (RFC 8414): at the address that calls go to."""
         return web.json_response(
             {
                 "issuer": self._calls,
@@ -221,7 +221,7 @@ class Agents:
         )
 
     async def authorize(self, request: web.Request, _: Mapping[str, str]) -> Row:
-        """A device asks: it has a code of its own, and one that a person types."""
+        """Return a device asks: it has a code of its own, and one that a person types."""
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
         agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
         digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))
@@ -418,7 +418,7 @@ class Agents:
         return see(f"{PAGE}?done=approved")
 
     async def _handed_over(self, desk: ConsoleShell, request: web.Request, row: Row) -> str | None:
-        """What the person's provider is asked with, from their session at the console, sealed again.
+        """Return what the person's provider is asked with, from their session at the console, sealed again.
 
         The session goes on without it until its end: two who ask with the same would shut each other out.
         """
@@ -431,7 +431,7 @@ class Agents:
         return seal(opened(sealed, cookie), self._made("renewal", row)[0])
 
     async def _user(self, actor: Actor) -> str:
-        """The user that the agent's calls are of."""
+        """Return the user that the agent's calls are of."""
         if actor.user_id is not None:
             return str((await self._ports.store.get("users", actor.user_id))["external_id"])
         if actor.person is None:
@@ -458,11 +458,11 @@ class Agents:
         return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
 
     def _key(self, row: Any, generation: int) -> str:
-        """The API key of a generation, in the form of all others."""
+        """Return the API key of a generation, in the form of all others."""
         return API_KEY + spelled(int(self._made("key", row, generation)[0], 16))
 
     def _kept(self, row: Any, generation: int) -> dict[str, object]:
-        """The stored values of that key."""
+        """Return the stored values of that key."""
         key, peppers = self._key(row, generation), self._ports.peppers
         ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
         if row["state"] == stored.GIVEN:
@@ -572,7 +572,7 @@ def _opens(sealed: str, key: str) -> bool:
 
 
 def _read_policy(path: str) -> Row:
-    """The settings of a file as agents take them; `StoreUnavailable` where it holds no JSON object.
+    """Return the settings of a file as agents take them; `StoreUnavailable` where it holds no JSON object.
 
     An agent digests what it was told by the checksum's rule, and asks whether it still is that.
     """

@@ -73,7 +73,7 @@ LEFT_ALONE_S: Final = 30.0
 
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
-    """The routes of agents, and who answers them; none without the address of a keeper."""
+    """Return the routes of agents, and who answers them; none without the address of a keeper."""
     if not settings.agents_keeper_url:
         return {}
     origin = OneOrigin(settings.agents_keeper_url, peppers_of(settings), log)
@@ -97,7 +97,8 @@ async def tell_usage(exchange: Exchange) -> None:
 
 
 def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
-    """The budgets of `GET /.tollkeeper/usage` as `GET /protocol` of Claude Code's own gateway describes them.
+    """Return the budgets of `GET /.tollkeeper/usage` as `GET /protocol` of Claude Code's own gateway
+    describes them.
 
     Percents are whole ones, amounts hundredths of the currency. Amounts are told of one budget of money: the
     fullest, or of those that are used up the last to reset.
@@ -285,7 +286,7 @@ class OneOrigin:
 
 
 def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
-    """The fields of a request that have these names, and are not long."""
+    """Return the fields of a request that have these names, and are not long."""
     lines = (line.partition(b":") for line in exchange.head.passed.split(b"\r\n"))
     return {
         name.lower().decode("ascii"): value.strip(b" \t").decode("latin-1")

@@ -25,13 +25,13 @@ APART_S_MAX: Final = 300.0
 
 
 def told_sender(peppers: Peppers, path: str, address: str, now: float) -> str:
-    """The field by which a gateway tells who asks for a path: when, the address, and their digest."""
+    """Return the field by which a gateway tells who asks for a path: when, the address, and their digest."""
     second = int(now)
     return f"{second} {address} {peppers.digest(_said(path, address, second))}"
 
 
 def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
-    """The address that a gateway tells; empty where no gateway of ours wrote this, or long ago."""
+    """Return the address that a gateway tells; empty where no gateway of ours wrote this, or long ago."""
     second, _, rest = field.partition(" ")
     address, _, digest = rest.partition(" ")
     if not (second.isascii() and second.isdigit() and len(second) <= 12 and digest.isascii()):
@@ -41,5 +41,5 @@ def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
 
 
 def _said(path: str, address: str, second: int) -> str:
-    """No credential is digested like this: none has a NUL."""
+    """Return no credential is digested like this: none has a NUL."""
     return f"\0agents sender {second} {path} {address}"

@@ -57,12 +57,12 @@ class ArchiveManifest:
 
 
 def name_of(month: date, ledger: str) -> str:
-    """Where the manifest of a month of a ledger is."""
+    """Return where the manifest of a month of a ledger is."""
     return f"{FOLDER}/{ledger}/{month:%Y-%m}.json"
 
 
 def file_of(ledger: str, month: date) -> str:
-    """Where a month's rows of a ledger are: `month=` is read as a column by DuckDB and its like."""
+    """Return where a month's rows of a ledger are: `month=` is read as a column by DuckDB and its like."""
     return f"{ledger}/{MONTH}{month:%Y-%m}/{ledger}.parquet"
 
 
@@ -83,7 +83,7 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
 
 
 def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest | None:
-    """What an archive says of a month of a ledger; None where it has none of it."""
+    """Return what an archive says of a month of a ledger; None where it has none of it."""
     for name in (name_of(month, ledger), _of_all(month)):
         found = _read(place, name, month)
         for each in found:
@@ -110,7 +110,7 @@ def months_in(place: FileStore, ledger: str) -> list[date]:
 
 
 def unnamed_files(place: FileStore, ledger: str) -> list[date]:
-    """Months that an archive should have of a ledger, and has no manifest of, in order.
+    """Return months that an archive should have of a ledger, and has no manifest of, in order.
 
     They are between others; or their file is there, of a run that was killed or whose manifest was lost.
     """
@@ -176,7 +176,7 @@ def _file(stored: ArchivedMonth) -> dict[str, Any]:
 
 
 def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMonth:
-    """What a manifest says of a file. It names one of ours: no other is read, nor written."""
+    """Return what a manifest says of a file. It names one of ours: no other is read, nor written."""
     ledger, file = str(found["ledger"]), str(found["file"])
     if ledger not in BY_NAME:
         raise ArchiveFailed(
@@ -384,7 +384,7 @@ def archive(
 
 
 def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> list[tuple[date, MonthlyLedger]]:
-    """Months that may go, the oldest of all ledgers first."""
+    """Return months that may go, the oldest of all ledgers first."""
     found = [
         (month, ledger)
         for ledger, before in until.items()
@@ -395,7 +395,7 @@ def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> lis
 
 
 def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
-    """Several ledgers stopped for the same reasons are named once; the oldest month first."""
+    """Return several ledgers stopped for the same reasons are named once; the oldest month first."""
     alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)
@@ -467,7 +467,8 @@ def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, mont
 
 
 def outgrown(written: int, size: int, expected: int, most: int) -> int:
-    """How many bytes a file of `expected` rows will have by what was written, where that is too much; else 0.
+    """Return how many bytes a file of `expected` rows will have by what was written, where that is too much;
+    else 0.
 
     An excess of less than `SPARE` goes on until it is more.
     """
@@ -478,7 +479,7 @@ def outgrown(written: int, size: int, expected: int, most: int) -> int:
 
 
 def _holds(place: FileStore, file: ArchivedMonth) -> bool:
-    """Whether a file is what its manifest says."""
+    """Return whether a file is what its manifest says."""
     return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 

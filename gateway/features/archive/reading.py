@@ -73,7 +73,8 @@ def rows(
     said: Callable[[str], object] = lambda _: None,
     render: Callable[[Row], Row] = dict,
 ) -> list[Row]:
-    """The rows of a list, as far as archived months have them, up to the limit; months that lack are said.
+    """Return the rows of a list, as far as archived months have them, up to the limit; months that lack are
+    said.
 
     `render` writes each; what it refuses by `ValueError` is no row of the list.
     """
@@ -114,7 +115,7 @@ def _without_manifest(place: FileStore, ledger: MonthlyLedger, months: list[date
 
 
 def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth | None:
-    """The file of a month that its manifest names; None where it has none of this ledger."""
+    """Return the file of a month that its manifest names; None where it has none of this ledger."""
     said = archiving.read_manifest(place, month, ledger.name)
     return None if said is None else said.file
 
@@ -173,7 +174,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
 
 
 def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
-    """A row of a file as a ledger's list has it: documents read, amounts in their units."""
+    """Return a row of a file as a ledger's list has it: documents read, amounts in their units."""
     for name in ("metadata", "tools", "before", "after"):
         if row.get(name) is not None:
             row[name] = read_json(row[name])

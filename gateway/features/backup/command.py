@@ -164,7 +164,7 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
 
 
 def _backups(to: str, *, several: bool) -> Backups:
-    """Where backups are to be; a bucket is loaded with what talks to it only if it is one."""
+    """Return where backups are to be; a bucket is loaded with what talks to it only if it is one."""
     if _is_bucket(to):
         from gateway.features.backup.storage import Bucket  # noqa: PLC0415  # each command loads what it needs
 
@@ -178,7 +178,7 @@ def _backups(to: str, *, several: bool) -> Backups:
 
 
 def _backup(source: str) -> Backup:
-    """The backup that a file is, or that an address in a bucket names."""
+    """Return the backup that a file is, or that an address in a bucket names."""
     if _is_bucket(source):
         from gateway.features.backup.storage import named  # noqa: PLC0415  # each command loads what it needs
 

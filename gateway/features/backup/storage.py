@@ -57,7 +57,7 @@ class BackupManifest:
 
 
 def as_document(manifest: BackupManifest) -> dict[str, Any]:
-    """A manifest as it is written down: without pieces as every version has written it."""
+    """Return a manifest as it is written down: without pieces as every version has written it."""
     document = asdict(manifest)
     if not manifest.pieces:
         del document["pieces"]
@@ -85,12 +85,12 @@ def read_manifest(found: Any, source: str) -> BackupManifest:
 
 
 def no_backup_at(source: str) -> BackupFailed:
-    """The words on something that is no backup."""
+    """Return the words on something that is no backup."""
     return BackupFailed(f"{source} is not a backup of Tollkeeper, or not a whole one")
 
 
 def damaged_backup(source: str) -> BackupFailed:
-    """The words on a backup whose bytes are others than were written."""
+    """Return the words on a backup whose bytes are others than were written."""
     return BackupFailed(f"{source} is damaged: its dump is not the one that was written")
 
 
@@ -116,7 +116,7 @@ class TarBackup:
         return str(self.path)
 
     def manifest(self) -> BackupManifest:
-        """What it says it holds; `BackupFailed` where it is none, or none this program can read."""
+        """Return what it says it holds; `BackupFailed` where it is none, or none this program can read."""
         try:
             with tarfile.open(self.path, "r:") as tar:
                 member = tar.extractfile(MANIFEST)
@@ -177,7 +177,7 @@ class Folder:
             growing.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Backups of the directory, the oldest first."""
+        """Return backups of the directory, the oldest first."""
         if not self._to.is_dir():
             raise BackupFailed(f"{self._to} is no directory of backups, nor a bucket")
         return sorted(path.name for path in self._to.iterdir() if _OURS.fullmatch(path.name))
@@ -266,7 +266,7 @@ class PiecesBackup:
         return self.place.address(self.name)
 
     def manifest(self) -> BackupManifest:
-        """What it says it holds; `BackupFailed` where it is none, or none this program can read."""
+        """Return what it says it holds; `BackupFailed` where it is none, or none this program can read."""
         found = self.place.read_json(self.name + _DOCUMENT)
         if found is None:
             raise BackupFailed(f"{self.address} is not there{_instead(self.place)}")
@@ -324,11 +324,11 @@ class Bucket:
             raise
 
     def names(self) -> list[str]:
-        """Backups that are there, the oldest first."""
+        """Return backups that are there, the oldest first."""
         return _ours(self._place.names(""), _DOCUMENT)
 
     def address(self, name: str) -> str:
-        """Where a backup is, as `restore` takes it."""
+        """Return where a backup is, as `restore` takes it."""
         return self._place.address(name)
 
     def remove(self, name: str) -> None:
@@ -343,7 +343,7 @@ class Bucket:
         self._place.write_json(name + _PROVEN, {"proved_at": at})
 
     def proven(self) -> list[str]:
-        """Backups that were restored and are right."""
+        """Return backups that were restored and are right."""
         return _ours(self._place.names(""), _PROVEN)
 
     def _drop_abandoned(self, now: datetime) -> None:
@@ -359,7 +359,7 @@ class Bucket:
 
 
 def named(url: str) -> PiecesBackup:
-    """The backup that an address names; `BackupFailed` says which there are where it names none."""
+    """Return the backup that an address names; `BackupFailed` says which there are where it names none."""
     folder, name = FileStore.parted(url)
     name = name.removesuffix(_DOCUMENT)
     if not _NAME.fullmatch(name):
@@ -415,13 +415,13 @@ def _digest(content: bytes) -> str:
 
 
 def _ours(names: Sequence[str], ending: str) -> list[str]:
-    """The backups with a file of this ending, in order."""
+    """Return the backups with a file of this ending, in order."""
     found = (name.removesuffix(ending) for name in names if name.endswith(ending))
     return [name for name in found if _NAME.fullmatch(name)]
 
 
 def _instead(place: FileStore) -> str:
-    """Which backups a place has, the newest first, and which of them were proven."""
+    """Return which backups a place has, the newest first, and which of them were proven."""
     there = place.names("")
     proven = set(_ours(there, _PROVEN))
     newest = _ours(there, _DOCUMENT)[::-1]

@@ -37,12 +37,12 @@ _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 
 
 def major_of(server_version: str) -> int:
-    """The major version of a server: 15 of `15.18 (Debian 15.18-1)`."""
+    """Return the major version of a server: 15 of `15.18 (Debian 15.18-1)`."""
     return int(re.split(r"\D", server_version, maxsplit=1)[0] or 0)
 
 
 def program(name: str, major: int, places: Sequence[str] = PLACES) -> str:
-    """Where a program of this major version is; `BackupFailed` says which ones are there instead."""
+    """Return where a program of this major version is; `BackupFailed` says which ones are there instead."""
     seen: list[int] = []
     for path in _candidates(name, major, places):
         found = _version_of(path)
@@ -68,7 +68,7 @@ def _candidates(name: str, major: int, places: Sequence[str]) -> Iterator[Path]:
 
 
 def _version_of(path: Path) -> int:
-    """The major version a program says it has; 0 where it is not there or says none."""
+    """Return the major version a program says it has; 0 where it is not there or says none."""
     try:
         said = subprocess.run(  # noqa: S603  # a program of PostgreSQL, by its place
             [str(path), "--version"], capture_output=True, text=True, timeout=ANSWER_S_MAX, check=True
@@ -175,7 +175,7 @@ def note(url: str, backup: Backup, manifest: BackupManifest) -> int:
 
 
 def refuse_unless_provable(url: str) -> None:
-    """`BackupFailed` where no backup of a database could be proven, before one is written."""
+    """Raise `BackupFailed` where no backup of a database could be proven, before one is written."""
     backups.refuse_unless_provable(url)
 
 

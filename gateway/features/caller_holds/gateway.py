@@ -298,7 +298,7 @@ async def _delete_again(ports: Ports, raw: bytes) -> None:
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:
-    """Whether a hold that is not there any more was charged when its time was over."""
+    """Return whether a hold that is not there any more was charged when its time was over."""
     return hold.unsettled == UNSETTLED_CHARGED and now_ms > hold.expires_ms
 
 
@@ -329,7 +329,7 @@ async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, tol
 
 
 async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """The whole body; its client may still leave before that."""
+    """Return the whole body; its client may still leave before that."""
     exchange.shielded, exchange.deadline = False, NEVER
     body = await exchange.whole_body(caller, bytes_max)
     _shield(exchange)
@@ -425,7 +425,7 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     exchange: Exchange, call: CallRequest, claim: CallClaim, decision: Decision,
     budgets: CallBudgets | None, route: Route | None,
 ) -> InvalidRequest | None:  # fmt: skip
-    """The refusal of a call whose hold binds it, where a number in it may overrule its maximum."""
+    """Return the refusal of a call whose hold binds it, where a number in it may overrule its maximum."""
     enforced = NO_UNITS if budgets is None else budgets.enforced
     if route is None or answer_bound(call, claim, decision, enforced) is None:
         return None
@@ -439,7 +439,7 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
 def _asked_call(
     exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """The same of a call that another gateway asks for."""
+    """Return the same of a call that another gateway asks for."""
     attribution, unit = exchange.head.attribution, TOKENS if call.has_input else unit_of(said)
     attribution = replace(attribution, user=caller.acts_for(attribution.user, call.user))
     return exchange.routed.route, call, attribution, unit
@@ -493,7 +493,7 @@ def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
 def _estimate(
     exchange: Exchange, caller: Caller, service: Service, said: HoldBody, call: CallRequest
 ) -> Estimate:
-    """What it holds in tokens: what it states, all of it as output; or by its request as of a call."""
+    """Return what it holds in tokens: what it states, all of it as output; or by its request as of a call."""
     if call.has_input:
         return exchange.worker.ports.estimator.hold(call, caller.organization_id, service.key)
     if said.max_tokens is not None:
@@ -543,7 +543,7 @@ def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
 
 
 async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
-    """What a hold is to hold with so much more of its unit, and how much that is."""
+    """Return what a hold is to hold with so much more of its unit, and how much that is."""
     ports, caller, service = exchange.worker.ports, hold.caller, hold.service
     if hold.unit == UNITS:
         raise InvalidRequest("A hold in units stays as it is: take another one beside it.", param="more")

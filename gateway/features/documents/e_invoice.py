@@ -85,7 +85,7 @@ _NOWHERE = PostalAddress()
 
 
 def terms_of(invoice: Mapping[str, Any], profile: Profile = EN_16931) -> Terms:
-    """The terms of an invoice, as the API answers it.
+    """Return the terms of an invoice, as the API answers it.
 
     `Conflict` where it is not final; `Unprocessable` names what the profile asks for and it does not have.
     """
@@ -116,12 +116,12 @@ def prepaid_of(invoice: Mapping[str, Any]) -> Decimal:
 
 
 def due_of(invoice: Mapping[str, Any]) -> Decimal:
-    """The amount to be paid of a document as it became final."""
+    """Return the amount to be paid of a document as it became final."""
     return EXACT.subtract(Decimal(invoice["total_amount"]), prepaid_of(invoice))
 
 
 def is_vat_number(party: InvoiceParty) -> bool:
-    """Whether a tax number is a VAT identifier: it begins with the country, as BR-CO-09 has it."""
+    """Return whether a tax number is a VAT identifier: it begins with the country, as BR-CO-09 has it."""
     country = party.country or ""
     prefixes = "|".join(_PREFIXES.get(country, (country,)))
     known = _compact(party.tax_number)
@@ -129,7 +129,7 @@ def is_vat_number(party: InvoiceParty) -> bool:
 
 
 def legible(text: str) -> str:
-    """A text as XML can have it: what it cannot is marked, not dropped."""
+    """Return a text as XML can have it: what it cannot is marked, not dropped."""
     return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -254,7 +254,7 @@ def _notes(document: Document, profile: Profile) -> list[str]:
 
 
 def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
-    """A party; what is outside the scope of a tax names no VAT identifier (BR-O-02)."""
+    """Return a party; what is outside the scope of a tax names no VAT identifier (BR-O-02)."""
     made: Terms = {"name": legible(party.name), "country_code": party.country}
     made |= _address(party)
     if party.contact is not None:
@@ -298,7 +298,7 @@ def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profi
 
 
 def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> list[Terms]:
-    """The amount taxed at each rate of a category, and the tax as the document has it."""
+    """Return the amount taxed at each rate of a category, and the tax as the document has it."""
     basis: dict[Rate, Decimal] = {}
     paid: dict[Rate, Decimal] = {}
     reasons: dict[Rate, str | None] = {}
@@ -321,12 +321,12 @@ def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Pr
 
 
 def _percent(term: str, rate: Rate) -> Terms:
-    """A rate; what is outside the scope of a tax has none (BR-O-05)."""
+    """Return a rate; what is outside the scope of a tax has none (BR-O-05)."""
     return {} if rate[0] == CODES[OUTSIDE_SCOPE] else {term: rate[1]}
 
 
 def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax, profile: Profile) -> Terms:
-    """A line; what is given back has a quantity below zero, never a price (BR-27)."""
+    """Return a line; what is given back has a quantity below zero, never a price (BR-27)."""
     rate = (CODES[tax.category or STANDARD], tax.percent)
     return {
         "BT-126": str(line["position"]),
@@ -370,7 +370,7 @@ def _amount(invoice: Mapping[str, Any], amount: str | Decimal) -> str:
 
 
 def _turned(invoice: Mapping[str, Any], figure: Decimal) -> Decimal:
-    """A figure as its document's type has it: of a credit note what is given back is above zero."""
+    """Return a figure as its document's type has it: of a credit note what is given back is above zero."""
     return EXACT.add(EXACT.minus(figure) if invoice["kind"] == CREDIT_NOTE else figure, _ZERO)
 
 

@@ -100,7 +100,7 @@ class DocumentMaker:
         self._drafts: dict[Which, bytes] = {}
 
     async def pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
-        """The PDF; of a final invoice with its XML in it, where that can be made."""
+        """Return the PDF; of a final invoice with its XML in it, where that can be made."""
         status = str(invoice["status"])
         if status == "draft":
             return await self._draft(mine, invoice_id, invoice)
@@ -118,7 +118,7 @@ class DocumentMaker:
         syntax: str,
         profile: Profile = EN_16931,
     ) -> bytes:
-        """The XML: of a void invoice what was made before, since it cannot say that it is void."""
+        """Return the XML: of a void invoice what was made before, since it cannot say that it is void."""
         kind = KINDS[profile, syntax]
         if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known
@@ -126,7 +126,7 @@ class DocumentMaker:
         return await self._awaited(mine, (invoice_id, kind, "finalized"), make)
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
-        """The PDF of a draft, made once for its contents: the same draft has the same."""
+        """Return the PDF of a draft, made once for its contents: the same draft has the same."""
         said = json.dumps(invoice, sort_keys=True, default=str)
         which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
         if which not in self._drafts:
@@ -228,7 +228,7 @@ def _read_syntax(request: web.Request, profile: Profile) -> str:
 
 
 def _file(name: str, media: str, content: bytes) -> web.Response:
-    """A document with its digest (RFC 9530)."""
+    """Return a document with its digest (RFC 9530)."""
     digest = b64encode(hashlib.sha256(content).digest()).decode()
     headers = {**headers_of(name, media), "Repr-Digest": f"sha-256=:{digest}:"}
     return web.Response(body=content, headers=headers)

@@ -84,7 +84,7 @@ _ESCAPED = re.compile(r"\\u\{([0-9a-f]+)\}")
 
 
 def missing_glyphs(text: str) -> str:
-    """Those of a text that cannot be set, each once, as the archive's standard finds them.
+    """Return those of a text that cannot be set, each once, as the archive's standard finds them.
 
     Sets a page, which takes a while: never to be called where something else waits. Fonts are looked for once
     in a process.

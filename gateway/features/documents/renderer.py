@@ -198,7 +198,7 @@ def _rate(line: Any) -> str:
 
 
 def _prepaid(invoice: Any) -> list[dict[str, str]]:
-    """The lines between the taxes and the amount due, where credit was applied as it became final."""
+    """Return the lines between the taxes and the amount due, where credit was applied as it became final."""
     prepaid = prepaid_of(invoice)
     if not prepaid:
         return []
@@ -253,7 +253,7 @@ def _grouped(amount: str) -> str:
 
 
 def _short(price: str) -> str:
-    """The price of one day has endless decimals: four are enough to read."""
+    """Return the price of one day has endless decimals: four are enough to read."""
     decimals = len(price.partition(".")[2])
     return price if decimals <= ENDLESS else f"{Decimal(price):.4f}"
 

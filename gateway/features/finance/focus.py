@@ -49,7 +49,8 @@ _FOCUS_DAY = timedelta(days=1)
 def focus_charge(
     row: Mapping[str, object], *, since: datetime, until: datetime, seller: str, tokens: bool
 ) -> Charge:
-    """A row of usage as a charge; `tokens` says whether its service is of models, paid by their tokens.
+    """Return a row of usage as a charge; `tokens` says whether its service is of models, paid by their
+    tokens.
 
     `seller` is who sends the invoices; the charge's time lies within `since` and `until`.
     """
@@ -111,14 +112,14 @@ def _description(row: Mapping[str, object], sku: str) -> str:
 
 
 def _tags(row: Mapping[str, object]) -> str:
-    """What a charge can be allocated by besides accounts and resources."""
+    """Return what a charge can be allocated by besides accounts and resources."""
     project = row["project"] or row["project_id"]
     tags = {"user": row["user"], "project": None if project is None else str(project), "model": row["model"]}
     return json.dumps({name: value for name, value in tags.items() if value is not None}, ensure_ascii=False)
 
 
 def _exact(amount: Decimal) -> str:
-    """Every digit, without an exponent."""
+    """Return every digit, without an exponent."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -221,7 +221,7 @@ def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: obj
 
 
 def proven(here: stored.Connection, request_id: str, archive: str | None = None) -> dict[str, Any]:
-    """What the rows of a call say, and the way from each to a signed head."""
+    """Return what the rows of a call say, and the way from each to a signed head."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}
@@ -250,7 +250,7 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
 
 
 def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None) -> list[bytes]:
-    """The leaves of a segment; `LedgerProofFailed` where they are not what was signed."""
+    """Return the leaves of a segment; `LedgerProofFailed` where they are not what was signed."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     places = range(segment.first_seq, segment.last_seq + 1)

@@ -76,13 +76,13 @@ def leaf(content: bytes) -> bytes:
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """The hash of a tree; that of no leaf is the hash of nothing."""
+    """Return the hash of a tree; that of no leaf is the hash of nothing."""
     *_, top = _levels(leaves)
     return top[0] if top else sha256().digest()
 
 
 def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, str]]:
-    """What a leaf is hashed with on its way to the root: the side of the other one, and its hash."""
+    """Return what a leaf is hashed with on its way to the root: the side of the other one, and its hash."""
     found = []
     for level in _levels(leaves):
         other = index ^ 1

@@ -82,7 +82,7 @@ def _result(raw: bytes) -> ReportLine:
 
 
 def _cost(said: _Cost) -> ReportLine:
-    """What costs no model's tokens, such as a tool's uses, stands under its description."""
+    """Return what costs no model's tokens, such as a tool's uses, stands under its description."""
     name = said.model or said.description
     if name is None:
         raise ValueError("model and description must not both be null: ask with group_by[]=description")

@@ -74,7 +74,7 @@ class ProviderApi:
     pages_max: int = PAGES_MAX
 
     def read(self, since: date, until: date) -> ProviderReport:
-        """All reports from one day to another, which is not included."""
+        """Return all reports from one day to another, which is not included."""
         report = ProviderReport(days={since + timedelta(days=at) for at in range((until - since).days)})
         pages = 0
         for path, parameters in self.of.questions:
@@ -134,7 +134,7 @@ class ProviderApi:
 
 
 def provider_api(of: Format, url: str | None, environ: Mapping[str, str] = os.environ) -> ProviderApi:
-    """The API of a provider, with the key that the environment has for it."""
+    """Return the API of a provider, with the key that the environment has for it."""
     base = (url or of.url).rstrip("/").removesuffix("/v1")
     parts = urlsplit(base)
     plain = parts.scheme == "http" and is_local(parts.hostname or "")
@@ -154,7 +154,7 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
 
 
 def _key(of: Format, environ: Mapping[str, str]) -> str:
-    """The key, from its variable or the file that another names."""
+    """Return the key, from its variable or the file that another names."""
     from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
 
     name = of.key_variable
@@ -175,7 +175,7 @@ def _opener(url: str) -> OpenerDirector:
 
 
 def _pause_s(said: str | None, number: int) -> float:
-    """How long to wait: as the provider says, else twice as long each time."""
+    """Return how long to wait: as the provider says, else twice as long each time."""
     wanted = retry_after_s(said, time.time()) if said else None
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 
@@ -342,7 +342,7 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
 
 # --- theirs ---------------------------------------------------------------------------------------------
 def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
-    """The files, or the address of the API: it may stand where a file does."""
+    """Return the files, or the address of the API: it may stand where a file does."""
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
     if (asked.files and asked.url) or (urls and len(asked.files) > 1):
         raise CommandFailed("Name files or one API, not both.")
@@ -378,7 +378,7 @@ def _asked(form: Format, url: str | None, since: date | None, until: date | None
 
 # --- ours -----------------------------------------------------------------------------------------------
 def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str, int]:
-    """The services that are compared, by key."""
+    """Return the services that are compared, by key."""
     if named:
         return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
     keys = {route.service for route in FAMILIES[Family(form.name)].routes if route.service}
@@ -395,7 +395,7 @@ def _service(api: AdminClient, name: str) -> Json:
 def _ours(
     api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool
 ) -> ProviderReport:
-    """What we counted; without costs where theirs are not told: they may be in several currencies."""
+    """Return what we counted; without costs where theirs are not told: they may be in several currencies."""
     report = ProviderReport()
     for service_id in services:
         asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
@@ -420,7 +420,7 @@ def _line(item: Json, *, costs: bool) -> ReportLine:
 def _answered(
     api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
 ) -> dict[str, set[str]]:
-    """Which models answered for those asked for, of their newest calls as the journal has them."""
+    """Return which models answered for those asked for, of their newest calls as the journal has them."""
     found: dict[str, set[str]] = {}
     for name in sorted(names)[:LOOK_UPS_MAX]:
         for service_id in services:
@@ -453,7 +453,7 @@ def _day(option: str, text: str | None) -> date | None:
 
 
 def _span(theirs: ProviderReport, since: date | None, until: date | None) -> tuple[date, date]:
-    """The days that are compared: those asked for, else those of the report."""
+    """Return the days that are compared: those asked for, else those of the report."""
     if not theirs.days and not (since and until):
         raise CommandFailed("The report has no days: name them with --from and --to.")
     since = since or min(theirs.days)

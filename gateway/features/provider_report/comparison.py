@@ -116,7 +116,7 @@ def bare(name: str) -> str:
 
 
 def is_dated(name: str) -> bool:
-    """Whether a name is of one version alone."""
+    """Return whether a name is of one version alone."""
     return _DATED.search(_id(name)) is not None
 
 
@@ -125,7 +125,7 @@ def _id(name: str) -> str:
 
 
 def groups(names: Collection[str], answered: Mapping[str, Collection[str]]) -> list[set[str]]:
-    """Names, together where they may mean the same model.
+    """Return names, together where they may mean the same model.
 
     Versions stay apart as long as each is named. Where a name without a version is among them, nobody can
     tell what of it was which: then all of them are one. The same holds for a name and those which
@@ -186,7 +186,7 @@ class Tolerance:
     amount: Mapping[str, Decimal] = field(default_factory=dict)
 
     def allows(self, name: str, ours: Decimal, theirs: Decimal) -> bool:
-        """Whether so much may differ."""
+        """Return whether so much may differ."""
         share = EXACT.multiply(abs(theirs), EXACT.scaleb(self.percent.get(name, ZERO), Decimal(-2)))
         return abs(EXACT.subtract(ours, theirs)) <= max(share, self.amount.get(name, ZERO))
 
@@ -209,7 +209,7 @@ class DayComparison:
         return EXACT.subtract(self.ours.get(name, ZERO), self.theirs.get(name, ZERO))
 
     def percent(self, name: str) -> Decimal | None:
-        """The difference in hundredths of theirs, to two places; None where theirs is nothing."""
+        """Return the difference in hundredths of theirs, to two places; None where theirs is nothing."""
         theirs = self.theirs.get(name, ZERO)
         if not theirs:
             return None
@@ -223,7 +223,7 @@ def compare_reports(
     tolerance: Tolerance,
     answered: Mapping[str, Collection[str]],
 ) -> list[DayComparison]:
-    """Every day and model of either side, by day and name; `BadReport` where costs cannot be compared.
+    """Return every day and model of either side, by day and name; `BadReport` where costs cannot be compared.
 
     `answered` has the names of the models that answered for one that was asked for.
     """
@@ -247,7 +247,7 @@ def compare_reports(
 
 
 def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparison:
-    """All rows as one, matched where each of them is."""
+    """Return all rows as one, matched where each of them is."""
     alike = all(row.verdict is ComparisonResult.MATCHED for row in rows)
     ours, theirs = _sum(row.ours for row in rows), _sum(row.theirs for row in rows)
     verdict = ComparisonResult.MATCHED if alike else ComparisonResult.DIFFERS
@@ -255,13 +255,13 @@ def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparis
 
 
 def counted(rows: Iterable[DayComparison]) -> dict[str, int]:
-    """How many rows have which verdict."""
+    """Return how many rows have which verdict."""
     found = Counter(row.verdict for row in rows)
     return {verdict.value: found[verdict] for verdict in ComparisonResult}
 
 
 def lost_rows(rows: Iterable[DayComparison]) -> set[str]:
-    """Names that only we have, on days on which the provider has others that we have not."""
+    """Return names that only we have, on days on which the provider has others that we have not."""
     rows = list(rows)
     days = {row.day for row in rows if row.verdict is ComparisonResult.THEIRS_ONLY}
     return {
@@ -289,7 +289,7 @@ def read_tolerance(texts: Iterable[str]) -> Tolerance:
 
 
 def _by_day(report: ProviderReport) -> dict[date, dict[str, Amounts]]:
-    """A report's models of each day that used anything: a call that failed may have used nothing."""
+    """Return a report's models of each day that used anything: a call that failed may have used nothing."""
     found: dict[date, dict[str, Amounts]] = {}
     for (day, model), amounts in report.rows.items():
         if any(amount for name, amount in amounts.items() if name != "requests"):
@@ -335,7 +335,7 @@ def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance
 
 
 def _of(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
-    """What a report says of each field that it says anything of."""
+    """Return what a report says of each field that it says anything of."""
     return {name: amounts.get(name, ZERO) for name in FIELDS if name in states}
 
 
@@ -392,7 +392,7 @@ class Format:
 
 
 def cell(row: Mapping[str, str], name: str, read: Callable[[str], _Read]) -> _Read:
-    """The value of a column; ValueError names it."""
+    """Return the value of a column; ValueError names it."""
     try:
         return read(row[name])
     except ValueError as error:

@@ -49,13 +49,13 @@ class ReportPosition:
     of: Format
 
     def refused(self, where: str, what: object) -> BadReport:
-        """The fault there, and which reports would be right."""
+        """Return the fault there, and which reports would be right."""
         said = str(what)
         said = said if len(said) <= SAID_CHARACTERS_MAX else f"{said[:SAID_CHARACTERS_MAX]}…"
         return BadReport(f"{self.source}{where}: {said}. Readable are {self.of.wanted}.")
 
     def read(self, where: str, reader: Callable[[], _Read]) -> _Read:
-        """What a reader reads; whatever is wrong with it is said with its place."""
+        """Return what a reader reads; whatever is wrong with it is said with its place."""
         try:
             return reader()
         except BadReport as error:
@@ -181,7 +181,7 @@ def _add_row(
 
 
 def within(report: ProviderReport, since: date, until: date) -> ProviderReport:
-    """The part of a report from one day to another, which is not included."""
+    """Return the part of a report from one day to another, which is not included."""
     rows = {key: amounts for key, amounts in report.rows.items() if since <= key[0] < until}
     days = {day for day in report.days if since <= day < until}
     return ProviderReport(rows, days, report.states, report.currency)

@@ -115,7 +115,7 @@ class _Place:
 
 
 def refused(reason: str, detail: str = "") -> DescriptorVerdict:
-    """A refusal of our own."""
+    """Return a refusal of our own."""
     headers = [("x-tollkeeper-reason", reason)]
     if reason == _UNAVAILABLE:
         headers.append(("retry-after", "1"))
@@ -139,7 +139,7 @@ class RateLimitJudge:
         return refused(_UNAVAILABLE, "The gateway did not answer in time.")
 
     async def judge(self, asked: RateLimitQuestion) -> bytes:
-        """The answer to one question of Envoy's."""
+        """Return the answer to one question of Envoy's."""
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
             is_end = bool(place.rule.end) and place.rule.end in place.entries
@@ -211,17 +211,17 @@ class RateLimitJudge:
         return write_committed(released=released)
 
     def busy(self, asked: RateLimitQuestion) -> bytes:
-        """The answer to a question of Envoy's where too much is asked at once."""
+        """Return the answer to a question of Envoy's where too much is asked at once."""
         verdict = self.unavailable
         code = OVER_LIMIT if verdict.over else None
         return write_response([verdict.status] * len(asked.descriptors), verdict.headers, verdict.body, code)
 
     def too_busy_to_reserve(self, _: RateLimitQuestion) -> bytes:
-        """The same of a reservation."""
+        """Return the same of a reservation."""
         return write_reserved(self.unavailable.status.code, "")
 
     def too_busy_to_commit(self, _: RateLimitQuestion) -> bytes:
-        """The same of a use that is committed: its hold is charged as held."""
+        """Return the same of a use that is committed: its hold is charged as held."""
         self._failed("a use that is committed")
         return write_committed(released=False)
 
@@ -287,7 +287,7 @@ class RateLimitJudge:
         return _DescriptorHold(verdict, reply.document["id"], place.key), reply
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
-        """A use that nobody held for: one is held, and all of it charged."""
+        """Return a use that nobody held for: one is held, and all of it charged."""
         found, _ = await self._held(place, 1, once, SETTLED_TTL_S)
         found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
         return found
@@ -306,7 +306,7 @@ class RateLimitJudge:
         return found
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
-        """What a call used, which is charged also where it is more than was held."""
+        """Return what a call used, which is charged also where it is more than was held."""
         rule = place.rule
         found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:
@@ -366,14 +366,14 @@ class RateLimitJudge:
 
 
 def _is_over(holds: list[_DescriptorHold]) -> bool:
-    """Where a descriptor is over the limit; of those in quota mode, where all are."""
+    """Return where a descriptor is over the limit; of those in quota mode, where all are."""
     quotas = [one.verdict.over for one in holds if one.rule is not None and one.rule.quota_mode]
     rest = [one.verdict.over for one in holds if one.rule is None or not one.rule.quota_mode]
     return any(rest) or (bool(quotas) and all(quotas))
 
 
 def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
-    """The answer to Envoy: of the first refusal, or else of the limit that is nearest."""
+    """Return the answer to Envoy: of the first refusal, or else of the limit that is nearest."""
     verdicts = [one.verdict for one in holds]
     nearest = min(
         (one for one in verdicts if over or not one.over),
@@ -389,7 +389,7 @@ def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
 
 
 def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
-    """The fault of a descriptor; empty where it has none."""
+    """Return the fault of a descriptor; empty where it has none."""
     if not domain:
         return "A question names its domain."
     if not 0 < len(asked.entries) <= ENTRIES_MAX:

@@ -84,7 +84,7 @@ def read_commit(raw: bytes) -> RateLimitQuestion:
 
 
 def _asked(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
-    """The domain and the descriptors of a message, and its other fields."""
+    """Return the domain and the descriptors of a message, and its other fields."""
     domain, found, more = "", list[Descriptor](), dict[int, int | bytes]()
     for number, value in _fields(raw):
         if number == 1:
@@ -115,7 +115,7 @@ def write_response(
     statuses: Sequence[DescriptorStatus], headers: Iterable[tuple[str, str]] = (), body: bytes = b"",
     code: int | None = None, metadata: Mapping[str, object] | None = None,
 ) -> bytes:  # fmt: skip
-    """A `RateLimitResponse`: over the limit where one descriptor is, unless a `code` is said.
+    """Return a `RateLimitResponse`: over the limit where one descriptor is, unless a `code` is said.
 
     Its dynamic `metadata` are texts, and mappings of such.
     """
@@ -138,17 +138,17 @@ def write_response(
 
 
 def write_reserved(code: int, id_: str) -> bytes:
-    """A `ReserveResponse`."""
+    """Return a `ReserveResponse`."""
     return _number(1, code) + (_block(2, id_.encode()) if id_ else b"")
 
 
 def write_committed(*, released: bool) -> bytes:
-    """A `CommitResponse`: whether the reservation was there to be settled."""
+    """Return a `CommitResponse`: whether the reservation was there to be settled."""
     return _number(1, 1) if released else b""
 
 
 def _struct(said: Mapping[str, object]) -> bytes:
-    """A `google.protobuf.Struct`."""
+    """Return a `google.protobuf.Struct`."""
     found = list[bytes]()
     for name, value in said.items():
         one = _block(5, _struct(value)) if isinstance(value, Mapping) else _block(3, str(value).encode())

@@ -125,7 +125,7 @@ class _Questions:
         judge: Callable[[RateLimitQuestion], Awaitable[bytes]],
         busy: Callable[[RateLimitQuestion], bytes],
     ) -> grpc.RpcMethodHandler:
-        """The handler of questions of one kind; it is `busy` where too many are asked at once."""
+        """Return the handler of questions of one kind; it is `busy` where too many are asked at once."""
 
         async def answer(raw: bytes, context: Any) -> bytes:
             try:

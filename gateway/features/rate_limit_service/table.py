@@ -53,7 +53,7 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: Annotated[dict[Value, Value | Texts], msgspec.Meta(max_length=METADATA_MAX)] = {}
 
     def fits(self, domain: str, entries: Mapping[str, str]) -> bool:
-        """Whether a descriptor is this rule's."""
+        """Return whether a descriptor is this rule's."""
         return (
             domain == self.domain
             and entries.keys() - {self.end} == self.entries.keys()
@@ -61,12 +61,12 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def said(self, value: str, entries: Mapping[str, str]) -> str:
-        """A value of the rule for this descriptor."""
+        """Return a value of the rule for this descriptor."""
         name = _entry_of(value)
         return entries[name] if name else value
 
     def key_of(self, entries: Mapping[str, str]) -> str:
-        """The API key, where an entry is the field `authorization` without its scheme."""
+        """Return the API key, where an entry is the field `authorization` without its scheme."""
         key = self.said(self.key, entries)
         return key[len(_BEARER) :] if key[: len(_BEARER)].lower() == _BEARER else key
 
@@ -105,7 +105,7 @@ def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
 
 
 def _entry_of(value: str) -> str:
-    """The name of the entry that a value stands for; empty where it is the value itself."""
+    """Return the name of the entry that a value stands for; empty where it is the value itself."""
     return value[1:-1] if value[:1] == "{" and value[-1:] == "}" else ""
 
 

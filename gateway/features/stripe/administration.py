@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def handed_over(desk: ConsoleShell, invoice_id: int) -> list[TimelineEntry]:
-    """What of an invoice's life was between us and Stripe; one hand-over of each kind."""
+    """Return what of an invoice's life was between us and Stripe; one hand-over of each kind."""
     found = []
     handed, _ = await desk.operations["handovers"].list(query(len(KINDS), invoice_id=invoice_id))
     for each in handed:

@@ -96,7 +96,7 @@ def is_used(settings: Settings) -> bool:
 
 
 def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
-    """The account, by the key and the proxies of now."""
+    """Return the account, by the key and the proxies of now."""
     from gateway.features.stripe.service import StripeApi  # noqa: PLC0415  # large
 
     # Where nobody is before any of them, nobody ever is: variables do not change while a process runs, and
@@ -110,7 +110,7 @@ def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
 
 
 def work(parts: KeeperParts) -> Work:
-    """What hands over, where there is a key."""
+    """Return what hands over, where there is a key."""
     settings, engine = parts.settings, parts.engine
     does = Work(
         gauges=(partial(handed_over, engine),),

@@ -94,7 +94,7 @@ class StripeApi:
         )
 
     async def settled(self, attempt: Awaitable[HandoverOutcome]) -> HandoverOutcome:
-        """The outcome of an attempt; what it fails by is told, not raised."""
+        """Return the outcome of an attempt; what it fails by is told, not raised."""
         try:
             return await attempt
         except Unfinished as error:
@@ -112,17 +112,17 @@ class StripeApi:
 
 
 def once(handover: HandoverStep, step: str) -> Params:
-    """The parameters that make a request of a hand-over once, however often it is sent."""
+    """Return the parameters that make a request of a hand-over once, however often it is sent."""
     return {"idempotency_key": f"tollkeeper-{handover.key}-{handover.version}-{step}"}
 
 
 def marks(handover: HandoverStep) -> dict[str, str]:
-    """The marks on each object made of a hand-over."""
+    """Return the marks on each object made of a hand-over."""
     return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
 
 
 async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
-    """What a hand-over has made before, among what a list of Stripe's has."""
+    """Return what a hand-over has made before, among what a list of Stripe's has."""
     async for one in every(page):
         if (one.get("metadata") or {}).get(MARK) == handover.key:
             return one
@@ -130,7 +130,7 @@ async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]])
 
 
 async def existing(request: Awaitable[Any]) -> Object | None:
-    """What a request finds; None where Stripe has it no more."""
+    """Return what a request finds; None where Stripe has it no more."""
     try:
         found: Object = (await request).to_dict()
     except stripe.InvalidRequestError as error:
@@ -172,7 +172,7 @@ def _cause(error: Exception) -> str:
 
 
 def shown(text: str) -> str:
-    """A text of Stripe's as it may be kept: bounded, without keys."""
+    """Return a text of Stripe's as it may be kept: bounded, without keys."""
     return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]
 
 
@@ -192,7 +192,7 @@ class Unspeakable(ValueError):
 
 
 def to_stripe(amount: Decimal, currency: str) -> int:
-    """An amount as Stripe counts it; `Unspeakable` where it has no such amounts."""
+    """Return an amount as Stripe counts it; `Unspeakable` where it has no such amounts."""
     number = amount.scaleb(_digits(currency))
     step = 10 if _digits(currency) == 3 else 100 if currency in _IN_HUNDREDTHS else 1
     if number % step:
@@ -201,7 +201,7 @@ def to_stripe(amount: Decimal, currency: str) -> int:
 
 
 def from_stripe(number: int, currency: str) -> Decimal:
-    """The amount that a number of Stripe's stands for."""
+    """Return the amount that a number of Stripe's stands for."""
     return Decimal(number).scaleb(-_digits(currency))
 
 
@@ -283,7 +283,7 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
 
     async def _known(self, handover: HandoverStep) -> Object | None:
-        """What this hand-over made before, as it stands now."""
+        """Return what this hand-over made before, as it stands now."""
         if handover.remote_id is not None:
             there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
             if there is not None:
@@ -324,7 +324,7 @@ class StripeInvoices:
         return {"due_date": int(end.timestamp())} if end > self._now() else {"days_until_due": 0}
 
     async def _positions(self, there: Object) -> set[str]:
-        """The lines of ours that a draft has already."""
+        """Return the lines of ours that a draft has already."""
         lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
         return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
 
@@ -400,7 +400,7 @@ class StripeInvoices:
 
 
 def _compare(handover: HandoverStep, there: Object) -> None:
-    """`Unfinished` where Stripe would collect something else than the document says."""
+    """Raise `Unfinished` where Stripe would collect something else than the document says."""
     paper = handover.paper
     total = from_stripe(int(there["total"]), paper.currency)
     if there["currency"].upper() != paper.currency or total != paper.total:
@@ -425,7 +425,7 @@ def _line(line: PayableLine, currency: str) -> Params:
 
 
 def _note(handover: HandoverStep, amount: int, remaining: int) -> Params:
-    """A credit note; what was paid already goes to the customer's balance."""
+    """Return a credit note; what was paid already goes to the customer's balance."""
     asked: Params = {
         "invoice": handover.about,
         "amount": amount,
@@ -463,7 +463,8 @@ class StripeEvents:
         self._tolerance_s = tolerance_s
 
     def read(self, body: bytes, signature: str) -> CollectionStatus | PaymentReturn | CheckoutPayment | None:
-        """The event's meaning; None where it is about no invoice, no purchase and no money that went back.
+        """Return the event's meaning; None where it is about no invoice, no purchase and no money that went
+        back.
 
         `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
         """
@@ -486,7 +487,7 @@ class StripeEvents:
 
 
 def _signed_at(signature: str) -> int:
-    """The moment of a verified signature, in seconds: its library looks no further than its age."""
+    """Return the moment of a verified signature, in seconds: its library looks no further than its age."""
     return int(next(part[2:] for part in signature.split(",") if part.startswith("t=")))
 
 
@@ -509,7 +510,7 @@ def _returned(event: Any) -> PaymentReturn | None:
 
 
 def _bought(event: Any) -> CheckoutPayment | None:
-    """Which purchase was paid; None where it is none of ours, or its money is still on its way."""
+    """Return which purchase was paid; None where it is none of ours, or its money is still on its way."""
     session, kind = event["data"]["object"], str(event["type"])
     marks = session.get("metadata") or {}
     key, owner = str(marks.get(PURCHASE, "")), str(marks.get(OWNER, ""))
@@ -522,12 +523,12 @@ def _bought(event: Any) -> CheckoutPayment | None:
 
 
 def mark_of(invoice: Mapping[str, Any]) -> str:
-    """Which hand-over made an invoice; empty where none did."""
+    """Return which hand-over made an invoice; empty where none did."""
     return str((invoice.get("metadata") or {}).get(MARK, ""))
 
 
 def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
-    """The paid part of an invoice; None where nothing was."""
+    """Return the paid part of an invoice; None where nothing was."""
     if invoice["status"] != "paid" and int(invoice["amount_paid"]) <= 0:
         return None
     # Amounts neither to be paid any more nor taken back: by card, from a balance, or elsewhere.
@@ -575,7 +576,7 @@ class StripeReturns:
         )  # fmt: skip
 
     async def _share(self, payment: str, invoice_id: str) -> int:
-        """What of an invoice went back of a payment; of several invoices, of one after the other."""
+        """Return what of an invoice went back of a payment; of several invoices, of one after the other."""
         left = await self._given_back(payment)
         async for each in self._paid(_by(payment)):
             part = min(left, int(each["amount_paid"] or 0))
@@ -623,11 +624,11 @@ class StripeCheckout:
         self.most = Decimal(most)
 
     def least(self, currency: str) -> Decimal:
-        """The least that a purchase comes to, before tax."""
+        """Return the least that a purchase comes to, before tax."""
         return from_stripe(LEAST, currency)
 
     async def page(self, bought: Mapping[str, Any], customer: str | None) -> str:
-        """The address where a purchase is paid; the same one however often it is asked for."""
+        """Return the address where a purchase is paid; the same one however often it is asked for."""
         currency, key = str(bought["currency"]), str(bought["key"])
         try:
             amount = to_stripe(Decimal(str(bought["amount"])), currency)

@@ -84,11 +84,11 @@ class FeedResult:
 
 
 def pause_s(attempt: int, asked_s: float = 0.0) -> float:
-    """Seconds of the pause after so many attempts in a row that nothing came of."""
+    """Return seconds of the pause after so many attempts in a row that nothing came of."""
     own = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0 ** min(attempt - 1, 16))
     return max(own, min(asked_s, RETRY_AFTER_S_MAX))
 
 
 def amount_of(name: str, amount: int) -> str:
-    """An amount as an event says it: a decimal; a cost in units of its currency."""
+    """Return an amount as an event says it: a decimal; a cost in units of its currency."""
     return f"{Decimal(amount).scaleb(-NANO_DIGITS).normalize():f}" if name == "cost" else str(amount)

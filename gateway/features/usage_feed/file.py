@@ -89,7 +89,7 @@ class EventFile:
 
 
 def _id_in(line: bytes) -> str:
-    """The id of an event; empty where somebody else wrote the line."""
+    """Return the id of an event; empty where somebody else wrote the line."""
     try:
         return msgspec.json.decode(line, type=_Line).id
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -37,7 +37,7 @@ class UsageEventQueue(Protocol):
         """
 
     async def claim(self, service: usage_feed.Service, count: int) -> Sequence[FeedEvent]:
-        """The oldest events that wait for a service; none while it pauses, or another keeper sends."""
+        """Return the oldest events that wait for a service; none while it pauses, or another keeper sends."""
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
         """Forget those that were taken, set aside those that were refused."""

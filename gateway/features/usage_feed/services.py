@@ -49,7 +49,7 @@ class FeedApi(ABC):
         """A batch as it is sent."""
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """What a refusal says of single events; None where it says nothing of them."""
+        """Return what a refusal says of single events; None where it says nothing of them."""
         return None
 
 
@@ -101,7 +101,7 @@ class UsageEvents:
     def _refused(
         self, piece: Sequence[FeedEvent], answer: Answer, sent: FeedResult
     ) -> list[Sequence[FeedEvent]]:
-        """What of a refused piece is sent again, the first of it last."""
+        """Return what of a refused piece is sent again, the first of it last."""
         verdicts = self._shape.verdicts(piece, answer)
         if verdicts is not None:
             sent.taken.update(verdicts.known)
@@ -116,7 +116,7 @@ class UsageEvents:
         return [piece[half:], piece[:half]]
 
     def _said(self, answer: Answer) -> str:
-        """What an answer says, as people read it."""
+        """Return what an answer says, as people read it."""
         if answer.status is None:
             return self._shown(f"it does not answer: {answer.error}")
         body = answer.body.decode("utf-8", "replace")
@@ -151,7 +151,7 @@ class Lago(FeedApi):
         return msgspec.json.encode({"events": [self._event(event) for event in events]})
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """The words on events by their positions; None where something else is said."""
+        """Return the words on events by their positions; None where something else is said."""
         try:
             details = msgspec.json.decode(answer.body, type=_LagoRefusal).error_details
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -205,7 +205,7 @@ class CloudEventsWebhook(OpenMeter):
 
 
 def cloud_event(event: FeedEvent, type_: str) -> dict[str, object]:
-    """An event as CloudEvents 1.0 has it; it counts once by `id` and `source`."""
+    """Return an event as CloudEvents 1.0 has it; it counts once by `id` and `source`."""
     return {
         "specversion": "1.0", "id": event.name, "source": SOURCE, "type": type_,
         "subject": event.subject, "time": rfc3339(event.at), "datacontenttype": "application/json",

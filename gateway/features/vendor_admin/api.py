@@ -125,7 +125,7 @@ def _moment(report: VendorReport, name: str, text: str) -> datetime:
 
 
 def _begin(asked: VendorQuery, page: str) -> datetime:
-    """The first bucket of a page, as the page before it said."""
+    """Return the first bucket of a page, as the page before it said."""
     found = _PAGE.fullmatch(page)
     begin = datetime.fromtimestamp(0, UTC) + timedelta(seconds=int(found[1])) if found else asked.until
     if not asked.since < begin < asked.until or _floor(begin, asked.width) != begin:
@@ -149,7 +149,7 @@ def _ceiling(at: datetime, width: timedelta) -> datetime:
 def _buckets(
     report: VendorReport, asked: VendorQuery, end: datetime, rows: Iterable[Row]
 ) -> list[dict[str, Any]]:
-    """Every bucket of a page, also one without anything."""
+    """Return every bucket of a page, also one without anything."""
     by_start: dict[datetime, list[Row]] = {}
     for row in rows:
         if _passes(report, asked, row):

@@ -47,7 +47,7 @@ class _Limits:
         self._actor = ports.actor
 
     async def all(self) -> list[Row]:
-        """The budgets that are limits, the oldest first."""
+        """Return the budgets that are limits, the oldest first."""
         require_read(self._actor, self._budgets.resource)
         filters = {"organization_id": self._of(), "unit": MONEY}
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
@@ -126,7 +126,7 @@ def _cents(row: Row) -> str:
 
 
 def _money(field: str, said: object) -> str:
-    """An amount of money from one in cents, a text or a number."""
+    """Return an amount of money from one in cents, a text or a number."""
     text = str(said) if isinstance(said, str | int) and not isinstance(said, bool) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) > 0):
         raise _wrong(field, 'must be a whole number of cents above 0, such as 50000 for "500.00"')

@@ -63,7 +63,7 @@ class VendorReport:
 
 
 def shown_id(row: Row, group: str) -> str | None:
-    """The value that distinguishes a row, as vendors write it; None where it is nobody's."""
+    """Return the value that distinguishes a row, as vendors write it; None where it is nobody's."""
     if group in {"model", "user"}:
         value = row[group]
         return None if value is None else str(value)
@@ -75,7 +75,7 @@ Sums = dict[str, Decimal]
 
 
 def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, ...], Sums]:
-    """The sums of rows by what tells them apart, by columns of ours, and last by their currency."""
+    """Return the sums of rows by what tells them apart, by columns of ours, and last by their currency."""
     found: dict[tuple[str | None, ...], Sums] = {}
     for row in rows:
         sums = found.setdefault((*(shown_id(row, group) for group in apart), str(row["currency"])), {})
@@ -85,7 +85,7 @@ def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, 
 
 
 def _credentials(request: web.Request) -> list[str]:
-    """The credentials of a request, each once: of `Authorization`, and of Anthropic's own field.
+    """Return the credentials of a request, each once: of `Authorization`, and of Anthropic's own field.
 
     `Unauthorized` names the fields of two that differ.
     """

@@ -492,7 +492,7 @@ class LiveSocket(WebSocket):
             asyncio.get_running_loop().call_soon(self._flow)
 
     def _may_go_on(self, answer: SocketAnswer) -> bool:
-        """Whether a refusal is of a message alone, as more may be left later."""
+        """Return whether a refusal is of a message alone, as more may be left later."""
         if not (self._asked and self._session.refuses_by_event) or self.is_closing():
             return False
         return msgspec.json.decode(answer.refused).get("status") in _LATER
@@ -623,7 +623,7 @@ class UpstreamSocket(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self.data_received, early)
 
     def turn(self) -> Link:
-        """The link of one turn: its answer has begun, and its body is to come."""
+        """Return the link of one turn: its answer has begun, and its body is to come."""
         link = self._opened.beside()
         link.connection_made(self)
         link.begin_request(link.side.ask(b"", None, False))

@@ -128,7 +128,7 @@ class WebSocket(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> bool:
-        """The client is gone, whether it said so or not."""
+        """Return the client is gone, whether it said so or not."""
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -188,11 +188,11 @@ class WebSocket(asyncio.Protocol):
         self._transport.abort()
 
     def can_write_eof(self) -> bool:
-        """An end is said in a frame."""
+        """Return an end is said in a frame."""
         return False
 
     def is_closing(self) -> bool:
-        """Whether the socket is closed or about to be."""
+        """Return whether the socket is closed or about to be."""
         return self._closed or bool(self._transport.is_closing())
 
     def pause_reading(self) -> None:
@@ -204,11 +204,11 @@ class WebSocket(asyncio.Protocol):
         self._reading.resume(INNER)
 
     def get_write_buffer_size(self) -> int:
-        """How many bytes wait to be sent, or to be more of an event."""
+        """Return how many bytes wait to be sent, or to be more of an event."""
         return int(self._transport.get_write_buffer_size())
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Facts of the socket."""
+        """Return facts of the socket."""
         return self._transport.get_extra_info(name, default)
 
     @property
@@ -284,7 +284,7 @@ class WebSocket(asyncio.Protocol):
         raise NotImplementedError
 
     def _told(self, refused: str) -> list[str]:
-        """The events by which a client is told of a refusal."""
+        """Return the events by which a client is told of a refusal."""
         return [refused]
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
@@ -366,7 +366,7 @@ class ResponseSocket(WebSocket):
 
 
 def turn_head(head: bytes) -> bytes:
-    """The head of the requests that are made of messages, up to the length of the body."""
+    """Return the head of the requests that are made of messages, up to the length of the body."""
     line, *fields = head[:-4].split(b"\r\n")
     _, target, version = line.split(b" ")
     kept = [one for one in fields if not one.lower().startswith(_OF_OPENING)]
@@ -375,7 +375,7 @@ def turn_head(head: bytes) -> bytes:
 
 
 def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> str:
-    """A refusal as an event: its status, its error, and with that what its head says."""
+    """Return a refusal as an event: its status, its error, and with that what its head says."""
     said: object = None
     with suppress(*UNREADABLE):
         said = msgspec.json.decode(body)
@@ -413,7 +413,7 @@ class SocketAnswer:
         self._events: list[str] = []
 
     def feed(self, data: bytes) -> list[str]:
-        """The events that are complete by these bytes."""
+        """Return the events that are complete by these bytes."""
         self._parser.feed_data(data)
         if self.over:
             self._parser = None

@@ -53,7 +53,7 @@ LIMITED = frozenset({429, 529})
 
 
 def refuses(status: int) -> bool:
-    """Whether an answer says that its upstream made nothing."""
+    """Return whether an answer says that its upstream made nothing."""
     return 400 <= status < 500 or status in LIMITED
 
 
@@ -230,7 +230,7 @@ def _judge(head: bytes) -> None:
 
 
 def _read_line(line: bytes) -> tuple[int, bytes]:
-    """What a line of a checked head is; lines are remembered, within bounds."""
+    """Return what a line of a checked head is; lines are remembered, within bounds."""
     name, _, value = line.partition(b":")
     read = (_kind(name.lower()), value.strip(b" \t"))
     _lines.keep(line, read)
@@ -238,7 +238,7 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
 
 
 def _kind(name: bytes) -> int:
-    """What a field of this name is, in lower case."""
+    """Return what a field of this name is, in lower case."""
     kind = _FIELDS.get(name, PASS)
     if kind != PASS:
         return kind
@@ -383,7 +383,7 @@ class UpstreamSide:
         return part
 
     def end(self) -> bytes:
-        """The body has come to its end: the bytes that say so."""
+        """Return the body has come to its end: the bytes that say so."""
         if self._promised:
             raise IllegalEvent(f"the end of a body with {self._promised} bytes missing")
         self.request = OUTGOING[self.request][ENDED]

@@ -39,7 +39,7 @@ def decimal(digits: bytes) -> int:
 
 
 def has_bare_newline(data: bytes) -> bool:
-    """Whether a line ends in LF alone: the blank line that ends a head would never come."""
+    """Return whether a line ends in LF alone: the blank line that ends a head would never come."""
     return data.count(b"\n") != data.count(b"\r\n")
 
 
@@ -132,7 +132,7 @@ class ChunkedBody:
         return end + 2
 
     def _part(self, line: bytes) -> bytes:
-        """The beginning of a line, unless its end can no longer be right."""
+        """Return the beginning of a line, unless its end can no longer be right."""
         if (
             len(line) > self._line_max
             or b"\r" in line[:-1]

@@ -235,7 +235,7 @@ known_fields = _names.known
 
 
 def field_kind(name: bytes) -> FieldKind:
-    """What a field of this name is."""
+    """Return what a field of this name is."""
     lower = name.lower()
     plain = lower.replace(b"_", b"-")
     ours = lower.startswith(OURS_PREFIX)
@@ -260,7 +260,7 @@ def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
 
 
 def _purpose(lower: bytes) -> int:
-    """What the lines of a field that is read here do."""
+    """Return what the lines of a field that is read here do."""
     if lower == TRACE_FIELD:
         return TRACES
     if lower in CREDENTIAL_FIELDS:
@@ -318,7 +318,7 @@ class RequestHead:
     upgrades: bool = False
 
     def all(self, name: bytes) -> list[bytes]:
-        """Every value of a name that is read here, in order."""
+        """Return every value of a name that is read here, in order."""
         return self.read.get(name, [])
 
 
@@ -452,7 +452,7 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def role_of(line: bytes) -> int:
-    """What one field line does to its request, of the constants above (PASSES … AMBIGUOUS).
+    """Return what one field line does to its request, of the constants above (PASSES … AMBIGUOUS).
 
     A line is AMBIGUOUS that is none for itself: what it refuses is said of the whole head.
     """
@@ -526,7 +526,7 @@ def accept_of(head: RequestHead) -> bytes:
 
 
 def accepted(key: bytes) -> bytes:
-    """What shows that this key was read (RFC 6455, 4.2.2)."""
+    """Return what shows that this key was read (RFC 6455, 4.2.2)."""
     return b64encode(sha1(key + _SOCKET_ACCEPTS).digest())  # noqa: S324  # as RFC 6455 says: no secret
 
 
@@ -559,7 +559,7 @@ class RequestIds:
         self._drawn_at = 0.0
 
     def next_id(self, now: float) -> str:
-        """A new id of 36 characters; `now` in seconds of any clock that goes on."""
+        """Return a new id of 36 characters; `now` in seconds of any clock that goes on."""
         if not self._tails or now - self._drawn_at > BATCH_S_MAX:
             self._count = max(BATCH_MIN, self._count // 2) if self._tails else min(BATCH_MAX, self._count * 2)
             drawn = self._random(4 + self._count * TAIL_BYTES)
@@ -616,7 +616,7 @@ class ClientSide:
         return b""
 
     def head(self) -> HeadCut | None:
-        """The next request's head with its blank line, cut; None while more is needed.
+        """Return the next request's head with its blank line, cut; None while more is needed.
 
         Raises the `Refusal` of bytes that will never be one, and of an event that is out of turn
         `IllegalEvent`. A head is followed by `request`.

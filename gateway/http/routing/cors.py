@@ -33,7 +33,7 @@ class Cors:
         self._any = ANY_ORIGIN in origins
 
     def lines(self, head: bytes) -> bytes:
-        """What every answer to this head carries: lines joined by CRLF."""
+        """Return what every answer to this head carries: lines joined by CRLF."""
         return self._lines(_asked(head).get(b"origin", b""))
 
     def preflight(self, head: bytes) -> Preflight | None:
@@ -68,7 +68,7 @@ class Cors:
 
 
 def _asked(head: bytes) -> dict[bytes, bytes]:
-    """The fields of CORS in a head, by their names; one that stands twice says nothing."""
+    """Return the fields of CORS in a head, by their names; one that stands twice says nothing."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")

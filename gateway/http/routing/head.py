@@ -172,7 +172,7 @@ class HeadRouter:
         }
 
     def route_of(self, method: str, path: str) -> Route | None:
-        """The route of a path, where there is one."""
+        """Return the route of a path, where there is one."""
         match = self._table.match(method, path)
         return None if match is None else match.route
 
@@ -185,7 +185,7 @@ class HeadRouter:
         return self._routed(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
-        """Whether it would be understood the same now."""
+        """Return whether it would be understood the same now."""
         if routed.asked is not None:
             return self.is_current(routed.asked)
         if not routed.bound or routed.route is None:
@@ -302,7 +302,7 @@ class HeadRouter:
         return self.bindings.leads_to_models(place)
 
     def _bind(self, routed: RoutedHead, route: Route, path: bytes) -> str:
-        """The upstream that the service of a bound route goes to; empty where this path does not."""
+        """Return the upstream that the service of a bound route goes to; empty where this path does not."""
         routed.bound = True
         try:
             routed.binding = binding = self.bindings.binding_of(routed.service_key, route)
@@ -338,7 +338,7 @@ class HeadRouter:
         routed.withdrawn = tuple(line for kind, line in head.fields if kind.passes and kind.lower in taken)
 
     def opening(self, routed: RoutedHead, target: UpstreamTarget, model: str) -> UpstreamOpening:
-        """How a head goes on to an upstream for a model; worked out once."""
+        """Return how a head goes on to an upstream for a model; worked out once."""
         route, sent = routed.route, routed.sent
         assert route is not None
         form = bool(routed.form)
@@ -478,7 +478,7 @@ class ParsedHead:
 
 
 def unreadable(head: bytes, refusal: Refusal) -> CallHead:
-    """The head of a call that is refused for bytes that are no request."""
+    """Return the head of a call that is refused for bytes that are no request."""
     return CallHead(RoutedHead(family_of_head(head), refusal=refusal, fatal=True))
 
 
@@ -541,7 +541,7 @@ class HeadReader:
         return self.read_cut(cut_head(head))
 
     def read_cut(self, cut: HeadCut) -> CallHead:
-        """The same of one that is cut."""
+        """Return the same of one that is cut."""
         head, rest, _, proving, saying, trace, trace_id, _ = cut
         known = self._heads.find(rest)
         if known is not None:
@@ -593,7 +593,7 @@ class HeadReader:
             self._heads.keep(news.rest, known)
 
     def _known(self, known: CallHead, cut: HeadCut) -> CallHead | None:
-        """A head whose parts are all known, but for its trace; None where one is not."""
+        """Return a head whose parts are all known, but for its trace; None where one is not."""
         _, _, _, proving, saying, trace, trace_id, _ = cut
         routed, said = known.routed, NOTHING
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
@@ -710,7 +710,7 @@ class HeadReader:
         call.attribution = _of_trace(said, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
-        """The same of an unusual line, or one that is not passed on as it came."""
+        """Return the same of an unusual line, or one that is not passed on as it came."""
         if reading.traces:
             reading.rest = b""
         values = [line.partition(b":")[2] for line in reading.traces]
@@ -724,7 +724,7 @@ class HeadReader:
         return read_trace_id(values)
 
     def _refused(self, head: bytes) -> CallHead:
-        """The fault of a head that no single line shows."""
+        """Return the fault of a head that no single line shows."""
         refusal: Refusal = MalformedRequest()
         try:
             read_request_head(head, self._limits)
@@ -734,7 +734,7 @@ class HeadReader:
 
 
 def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
-    """What a call says of itself; one that names no session is of that of its trace."""
+    """Return what a call says of itself; one that names no session is of that of its trace."""
     known = said.attribution
     if not trace_id or known.session or said.refusal is not None:
         return known
@@ -749,7 +749,7 @@ def _said_as(family: Family, saying: bytes) -> bytes:
 
 
 def _count(text: bytes) -> int:
-    """The lines of a text."""
+    """Return the lines of a text."""
     return text.count(b"\r\n") + 1 if text else 0
 
 
@@ -758,7 +758,7 @@ def _joined(lines: list[bytes]) -> bytes:
 
 
 def _with(text: bytes, line: bytes) -> bytes:
-    """A text of lines with one more."""
+    """Return a text of lines with one more."""
     return b"%b\r\n%b" % (text, line) if text else line
 
 
@@ -768,7 +768,7 @@ def _values(text: bytes) -> Values:
 
 
 def _judge(line: bytes, reading: ParsedHead) -> int:
-    """The role of a line that is not known."""
+    """Return the role of a line that is not known."""
     if line == reading.trace:
         return TRACES | PASSES | VARIES
     role = role_of(line)

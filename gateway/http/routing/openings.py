@@ -34,7 +34,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
     route: Route, target: UpstreamTarget, method: bytes, path: str, query: str, model: str, *, is_read: bool,
     form: bool = False,
 ) -> UpstreamOpening:  # fmt: skip
-    """How a request for a path goes on to an upstream; an answer that `is_read` comes as it is.
+    """Return how a request for a path goes on to an upstream; an answer that `is_read` comes as it is.
 
     A `form` has the type that it came with.
     """
@@ -73,7 +73,7 @@ def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -
 
 
 def _named_query(route: Route, query: str, model: str) -> str:
-    """The query of a WebSocket, with the name that its upstream has for the model."""
+    """Return the query of a WebSocket, with the name that its upstream has for the model."""
     if not model or not query or not is_live(route):
         return query
     pairs = [pair.partition("=") for pair in query[1:].split("&")]
@@ -84,18 +84,18 @@ def _named_query(route: Route, query: str, model: str) -> str:
 
 
 def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
-    """These lines, asking for an answer in this content coding alone."""
+    """Return these lines, asking for an answer in this content coding alone."""
     others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
     return _ended([*others, b"accept-encoding: " + coding])
 
 
 def _ended(lines: list[bytes]) -> bytes:
-    """These lines, each with its end."""
+    """Return these lines, each with its end."""
     return b"".join([line + b"\r\n" for line in lines])
 
 
 @lru_cache(1_000)
 def _place(base_url: str) -> tuple[bytes, bytes]:
-    """The path in front of every path at this base URL, and its Host line."""
+    """Return the path in front of every path at this base URL, and its Host line."""
     parts = urlsplit(base_url)
     return parts.path.rstrip("/").encode(), b"host: " + parts.netloc.rpartition("@")[2].encode()

@@ -113,7 +113,7 @@ class RouteTable:
         )
 
     def nearest(self, path: str) -> str:
-        """The template that a path was probably meant to be; empty where none is near.
+        """Return the template that a path was probably meant to be; empty where none is near.
 
         A beginning that is missing, or is there twice, is the usual mistake.
         """
@@ -194,17 +194,17 @@ class RouteTable:
 
 
 def asked_path(path: str) -> str:
-    """The path of the call that another gateway asks for, as its client sent it."""
+    """Return the path of the call that another gateway asks for, as its client sent it."""
     return "/" + path.split("/", 4)[4]
 
 
 def asking(head: RequestHead) -> RequestHead:
-    """The head of the call that another gateway asks for."""
+    """Return the head of the call that another gateway asks for."""
     return _at(head, asked_path(head.path.decode("ascii")))
 
 
 def _at(head: RequestHead, path: str) -> RequestHead:
-    """The same head with another path."""
+    """Return the same head with another path."""
     return RequestHead(
         head.method, path.encode(), head.query, head.minor, head.fields, head.read, head.length, head.chunked,
         head.keep_alive, head.expects, head.nominated,
@@ -212,7 +212,7 @@ def _at(head: RequestHead, path: str) -> RequestHead:
 
 
 def slashes_decoded(path: str) -> str:
-    """A path as one reads it for whom an encoded slash is a slash."""
+    """Return a path as one reads it for whom an encoded slash is a slash."""
     return _ENCODED_SLASH.sub("/", path)
 
 
@@ -240,7 +240,7 @@ def unknown_path(path: str, nearest: str) -> Refusal:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many characters two texts begin alike with."""
+    """Return how many characters two texts begin alike with."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
@@ -251,7 +251,7 @@ def spoken_in(head: RequestHead, *, by_key: bool) -> Family | None:
 
 
 def meant_for(head: RequestHead, route: Route) -> Family | None:
-    """The other family that a free call is meant for: what it brings is for no other provider."""
+    """Return the other family that a free call is meant for: what it brings is for no other provider."""
     if route.meter != "none" or not FAMILIES[route.family].shares_paths:
         return None
     spoken = spoken_in(head, by_key=False)
@@ -259,12 +259,12 @@ def meant_for(head: RequestHead, route: Route) -> Family | None:
 
 
 def is_shared(path: str, among: tuple[str, ...] = _SHARED) -> bool:
-    """Whether a path is one of these or below it. Each ends in a slash here."""
+    """Return whether a path is one of these or below it. Each ends in a slash here."""
     return f"{path}/".startswith(among)
 
 
 def misplaced(route: Route, meant: Family) -> Refusal:
-    """Why such a call is refused."""
+    """Return why such a call is refused."""
     return UnknownRoute(f"Only the API of {route.family} is served at {route.path}, and this is {meant}'s.")
 
 
@@ -277,13 +277,13 @@ def family_of(path: str, spoken: Family | None) -> Family:
 
 
 def family_of_head(head: bytes) -> Family:
-    """The family of a head that could not be read, as far as its request line tells."""
+    """Return the family of a head that could not be read, as far as its request line tells."""
     parts = head.split(b"\r\n", 1)[0].split(b" ")
     return family_of(parts[1].decode("latin-1"), None) if len(parts) > 1 else GENERIC
 
 
 def _owner(path: str) -> Family | None:
-    """The family that alone has such a path."""
+    """Return the family that alone has such a path."""
     return next((one.name for one in ALL if one.own_paths is not None and one.own_paths.match(path)), None)
 
 
@@ -362,15 +362,15 @@ class WorkerBindings:
         return found
 
     def leads_to_models(self, host: str) -> bool:
-        """Whether an upstream at this host answers for a configured model."""
+        """Return whether an upstream at this host answers for a configured model."""
         return self._bindings.leads_to_models(host)
 
     def read_by(self, key: str) -> Route | None:
-        """The first route that reads calls of a service; None where none does."""
+        """Return the first route that reads calls of a service; None where none does."""
         return next((one for one in self._reading if one.service == key), None)
 
     def services_at(self, upstream: str) -> tuple[str, ...]:
-        """The services whose own routes go to an upstream."""
+        """Return the services whose own routes go to an upstream."""
         return self._services.get(upstream, ())
 
     def _tell(self, bound: Binding, catalogue: Mapping[str, Service]) -> None:
@@ -448,7 +448,7 @@ def take_type(params: dict[str, str], head: RequestHead, route: Route, *, reads:
 
 
 def listing_query(query: bytes, route: Route) -> bytes:
-    """The query of a call as it goes on: of a list of models what no API reads there is left out.
+    """Return the query of a call as it goes on: of a list of models what no API reads there is left out.
 
     Clients say more of themselves in it, as Codex does its version.
     """
@@ -494,7 +494,7 @@ def is_long_form(route: Route | None, form: bytes) -> bool:
 
 
 def withheld(head: RequestHead, route: Route, *, form: bool = False) -> frozenset[bytes]:
-    """Names of this request's fields that do not pass on this route; the type of a `form` does."""
+    """Return names of this request's fields that do not pass on this route; the type of a `form` does."""
     family = _family(route)
     if family.name == GENERIC:
         return _NONE
@@ -513,7 +513,7 @@ UPLOAD_PASS = "upload_pass"  # noqa: S105  # a name
 
 
 def uploads_of(route: Route) -> UploadRules | None:
-    """How files are sent on a route; None where it takes none that an address is handed out for."""
+    """Return how files are sent on a route; None where it takes none that an address is handed out for."""
     uploads = FAMILIES[route.family].uploads
     return uploads if uploads is not None and route.path.startswith(uploads.path) else None
 
@@ -528,7 +528,7 @@ def upload_named(query: str, route: Route) -> tuple[str, str]:
 
 
 def without_pass(query: str, route: Route) -> str:
-    """A query as its upstream gets it: what an address here has more is nothing to it."""
+    """Return a query as its upstream gets it: what an address here has more is nothing to it."""
     if uploads_of(route) is None:
         return query
     kept = [pair for pair in query[1:].split("&") if not pair.startswith(f"{UPLOAD_PASS}=")]
@@ -564,7 +564,7 @@ def take_key(head: RequestHead, route: Route) -> bytes:
 
 
 def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
-    """Why another gateway's call cannot be authorized that could pass here; None where it can.
+    """Return why another gateway's call cannot be authorized that could pass here; None where it can.
 
     Nobody here can take a field away from it, nor see in its answers whose a session is.
     """
@@ -588,7 +588,7 @@ def check_upgrade(route: Route | None) -> None:
 
 
 def is_live(route: Route | None) -> bool:
-    """Whether a route is a WebSocket that passes to its upstream, and nothing else."""
+    """Return whether a route is a WebSocket that passes to its upstream, and nothing else."""
     return route is not None and route.meter in SHAPES and SHAPES[route.meter].live is not None
 
 
@@ -598,7 +598,7 @@ def is_rewritten(route: Route) -> bool:
 
 
 def _family(route: Route) -> ApiFamily:
-    """Whose API a route is: what meters its answers says it, else the route itself."""
+    """Return whose API a route is: what meters its answers says it, else the route itself."""
     return OF_METER.get(route.meter) or FAMILIES[route.family]
 
 
@@ -615,7 +615,7 @@ _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
 def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
-    """How a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
+    """Return how a request meets objects, None where they are not kept apart. Raises `Refusal`s."""
     if route.family == GENERIC:
         return None
     if route.objects == "shared":
@@ -665,7 +665,7 @@ def _counts(route: Route) -> bool:
 
 
 def _kept_at(rules: ObjectRules, path: str) -> str:
-    """The template of a path behind its version, with plain places for ids."""
+    """Return the template of a path behind its version, with plain places for ids."""
     found = rules.path.search(path)
     return "" if found is None else _PARAMETER.sub("{}", found[0][1:])
 

@@ -92,7 +92,7 @@ class Buffers:
         return self._organizations.used
 
     def acquire(self, caller: Caller, size: int) -> bool:
-        """Whether so many bytes more may be kept for a caller; then they are, until `release`."""
+        """Return whether so many bytes more may be kept for a caller; then they are, until `release`."""
         organizations, keys = self._organizations, self._keys
         if organizations.allows(caller.organization_id, size) and keys.allows(caller.key_id, size):
             self.add(caller, size)
@@ -113,7 +113,7 @@ class Buffers:
         self._press()
 
     def check_new(self, caller: Caller) -> None:
-        """`Overloaded` where so much is kept for this caller's slow ends that no new call may begin."""
+        """Raise `Overloaded` where so much is kept for this caller's slow ends that no new call may begin."""
         if not self.has_room(caller):
             self.shed += 1
             raise Overloaded(
@@ -121,7 +121,7 @@ class Buffers:
             )
 
     def has_room(self, caller: Caller) -> bool:
-        """Whether this caller may have more."""
+        """Return whether this caller may have more."""
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
     def keep_head(self, size: int, before: int) -> int | None:
@@ -156,7 +156,7 @@ class ConnectionBuffers:
         self.unread = self.untaken = 0
 
     def keep_unread(self, size: int) -> bool:
-        """Whether so many bytes of requests may wait, in place of those before."""
+        """Return whether so many bytes of requests may wait, in place of those before."""
         counted = self._buffers.keep_head(size, self.unread)
         self.unread = counted or 0
         return counted is not None
@@ -174,7 +174,7 @@ class ConnectionBuffers:
 
 
 def full() -> Refusal:
-    """The refusal for senders of more."""
+    """Return the refusal for senders of more."""
     return Overloaded("The gateway keeps as much of unfinished requests as it may.", retry_after_s=1)
 
 
@@ -191,7 +191,7 @@ _Handling = Coroutine[Any, None, None]
 
 
 def bare(error: _E) -> _E:
-    """The error without the frames it came through, and those it came from without theirs.
+    """Return the error without the frames it came through, and those it came from without theirs.
 
     A frame that keeps its error is kept by it, with all that was read, until the collector comes.
     """

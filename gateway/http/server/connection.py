@@ -77,15 +77,15 @@ class ReadPause:
         self._transport.abort()
 
     def is_left(self) -> bool:
-        """Whether the client has broken the connection."""
+        """Return whether the client has broken the connection."""
         return bool(self._events() & _BROKEN)
 
     def is_ended(self) -> bool:
-        """Whether the client sends nothing after what is here unread."""
+        """Return whether the client sends nothing after what is here unread."""
         return bool(self._events() & _ENDED)
 
     def unread(self) -> int:
-        """Bytes that are here and not read yet."""
+        """Return bytes that are here and not read yet."""
         found = fcntl.ioctl(self._descriptor(), termios.FIONREAD, bytes(_NUMBER.size))
         return int(_NUMBER.unpack(found)[0])
 
@@ -197,7 +197,7 @@ class ClientConnection(asyncio.Protocol):
             self._reading.pause(SUCCESSOR)  # nothing after this is read
 
     def eof_received(self) -> bool:
-        """The client has said everything; it may still read, unless the route says that is leaving.
+        """Return the client has said everything; it may still read, unless the route says that is leaving.
 
         Who waits for an upstream's capacity leaves by that.
         """

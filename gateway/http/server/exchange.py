@@ -79,7 +79,7 @@ class RequestBody:
         return None
 
     def take_parts(self) -> bytes:
-        """The bytes that have arrived; they are given away."""
+        """Return the bytes that have arrived; they are given away."""
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -109,7 +109,7 @@ class RequestBody:
         self.kept += more
 
     def afford(self) -> bool:
-        """Whether all that is here may be kept; a caller that is not known yet has no share."""
+        """Return whether all that is here may be kept; a caller that is not known yet has no share."""
         more, caller = self.size - self.kept, self._caller
         if more > 0:
             if caller is None or not self._buffers.acquire(caller, more):
@@ -118,7 +118,7 @@ class RequestBody:
         return True
 
     def claim(self, caller: Caller, size: int) -> bool:
-        """Whether so many bytes that were given away may be kept on for a caller."""
+        """Return whether so many bytes that were given away may be kept on for a caller."""
         self._caller, self.size = caller, max(size, self.kept)
         return self.afford()
 
@@ -386,7 +386,7 @@ class Exchange(RequestDriver):
     # the answer
 
     def decide_keep_alive(self) -> bool:
-        """Whether the connection serves another request after this one; said in the answer's head."""
+        """Return whether the connection serves another request after this one; said in the answer's head."""
         routed, connection = self.routed, self.connection
         self.keep_alive = routed.keep_alive and connection.reusable and self.outlasted is None
         if routed.expects and not connection.body_complete:

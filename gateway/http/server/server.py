@@ -216,7 +216,7 @@ class Shutdown:
         return False
 
     async def _emptied(self, within_s: float) -> bool:
-        """Whether every connection and every call without a client is over in time."""
+        """Return whether every connection and every call without a client is over in time."""
         if self._connections or self._orphans:
             self._empty.clear()
             try:
@@ -231,7 +231,7 @@ class Shutdown:
 # Never what was asked or answered, nor a credential. A caller is known by the ids of its tenant and
 # organization.
 def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, object]:
-    """The facts of one line, in milliseconds; those of a caller or an upstream where there is one."""
+    """Return the facts of one line, in milliseconds; those of a caller or an upstream where there is one."""
     caller, call, routed = exchange.caller, exchange.call, exchange.routed
     facts: dict[str, object] = {
         "request_id": exchange.request_id,
@@ -332,7 +332,7 @@ class DataPlane:
         self._stopping = Shutdown(self._connections, self._orphans, self.clock, ports.seconds)
 
     def observed(self, ports: Ports) -> Ports:
-        """The ports as calls use them."""
+        """Return the ports as calls use them."""
         return ports
 
     def renew(  # noqa: PLR0917  # as it is made
@@ -416,12 +416,12 @@ class DataPlane:
         return self._worker.bounds
 
     def target_of(self, upstream: str) -> UpstreamTarget | None:
-        """Where an upstream is, None where none of this name is configured."""
+        """Return where an upstream is, None where none of this name is configured."""
         found = self._upstreams.get(upstream)
         return None if found is None else found.target
 
     def route_of(self, method: str, path: str) -> Route | None:
-        """The route of a path, where there is one."""
+        """Return the route of a path, where there is one."""
         return self.heads.router.route_of(method, path)
 
     @property
@@ -431,11 +431,11 @@ class DataPlane:
         return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
 
     def signers(self) -> list[tuple[str, CloudSigner]]:
-        """What signs requests to upstreams, by their names."""
+        """Return what signs requests to upstreams, by their names."""
         return [(name, one.signer) for name, one in self._upstreams.items() if one.signer is not None]
 
     def listed(self) -> list[Upstream]:
-        """The upstreams whose lists of models are read."""
+        """Return the upstreams whose lists of models are read."""
         return [one for one in self._upstreams.values() if one.listed]
 
     def snapshot(self) -> dict[str, object]:
@@ -459,7 +459,7 @@ class DataPlane:
         return serving + len(self._orphans)
 
     def serves_since(self, moment: float) -> bool:
-        """Whether a request that began before a moment is still in progress."""
+        """Return whether a request that began before a moment is still in progress."""
         exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
         return any(one is not None and one.started <= moment for one in exchanges)
 

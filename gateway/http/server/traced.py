@@ -141,7 +141,7 @@ def _use(metadata: bytes) -> dict[str, Value]:
 
 
 def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
-    """The request's span and its children, in the order they began."""
+    """Return the request's span and its children, in the order they began."""
     routed, status, reason = exchange.routed, exchange.status, exchange.reason
     method = routed.method.decode("ascii", "replace") or "HTTP"
     attributes: dict[str, Value] = {
@@ -174,7 +174,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
 
 
 def _kind_of(exchange: Exchange) -> dict[str, Value]:
-    """What a call to a model asks for, and whose API it speaks; nothing for any other call."""
+    """Return what a call to a model asks for, and whose API it speaks; nothing for any other call."""
     meter = "" if exchange.routed.route is None else exchange.routed.route.meter
     if meter not in SHAPES or not OF_METER[meter].provider:
         return {}

@@ -38,7 +38,7 @@ LookUp = Callable[[str], Sequence[str]]
 
 
 def by_system(host: str) -> Sequence[str]:
-    """What this machine's resolver says, in its own order (RFC 6724)."""
+    """Return what this machine's resolver says, in its own order (RFC 6724)."""
     return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
@@ -178,7 +178,7 @@ def _interface(scope: str) -> int:
 
 
 async def dial(addresses: Sequence[str], port: int, delay_s: float) -> tuple[socket.socket, str]:
-    """A connected socket and its address; the last attempt's OSError where none can be reached."""
+    """Return a connected socket and its address; the last attempt's OSError where none can be reached."""
     waiting = list(addresses)
     running: dict[asyncio.Task[socket.socket], str] = {}
     last = OSError("it has no address")

@@ -66,7 +66,7 @@ class DialAddress:
         self.secured = self._made["ssl"] is not None
 
     def at(self, now: float) -> dict[str, Any]:
-        """How to connect now, a second of any clock, as asyncio takes it."""
+        """Return how to connect now, a second of any clock, as asyncio takes it."""
         if self._files and now >= self._look_at:
             self._look_at = now + LOOK_S
             found = seen(self._files)
@@ -75,7 +75,7 @@ class DialAddress:
         return self._made
 
     def tunnel(self) -> Tunnel | None:
-        """What one connection goes through; None where it goes straight there."""
+        """Return what one connection goes through; None where it goes straight there."""
         via, made = self._target.via, self._made
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
@@ -93,7 +93,7 @@ class DialAddress:
 
 
 def place_of(target: UpstreamTarget) -> dict[str, Any]:
-    """Where to connect, as asyncio takes it. Certificate and name are verified under any authority."""
+    """Return where to connect, as asyncio takes it. Certificate and name are verified under any authority."""
     parts = urlsplit(target.base_url)
     host = parts.hostname or ""
     if parts.scheme != "https":
@@ -185,7 +185,7 @@ class Upstream:
             raise Overloaded(f"The upstream {self.name} has no connection {whose}.", retry_after_s=1)
 
     def idle(self) -> Link | None:
-        """A pooled connection that is still open, the one used last first."""
+        """Return a pooled connection that is still open, the one used last first."""
         while self._idle:
             link = self._idle.pop()
             if self._clock.now - link.idle_since < FRESH_S or not is_readable(_descriptor(link)):
@@ -472,7 +472,7 @@ class Link(asyncio.BufferedProtocol):
         return wait
 
     def take_payload(self) -> bytes:
-        """The body bytes that have arrived since the last take, maybe none."""
+        """Return the body bytes that have arrived since the last take, maybe none."""
         payload = self._payload
         if not payload:
             return b""
@@ -538,7 +538,7 @@ class Link(asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes are read to; they are taken over at once."""
+        """Return where the next bytes are read to; they are taken over at once."""
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -581,7 +581,7 @@ class Link(asyncio.BufferedProtocol):
             self.hold()
 
     def eof_received(self) -> bool:
-        """The upstream has said everything."""
+        """Return the upstream has said everything."""
         self._clean_end = True
         return False
 

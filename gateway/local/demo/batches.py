@@ -58,7 +58,7 @@ class Batches:
     def answer(  # a request, and who answers its calls
         self, method: str, path: str, query: dict[str, list[str]], content: bytes, work: Work
     ) -> Told | None:
-        """The answer of such a path; None of any other."""
+        """Return the answer of such a path; None of any other."""
         long_running = _LONG_RUNNING.fullmatch(path)
         if long_running is not None:
             return self._operation(long_running[1], long_running[2], content)
@@ -121,7 +121,7 @@ class Batches:
         return 200, "\n".join(told).encode()
 
     def _response(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told | None:
-        """A response in the background is a batch of one; None of any other."""
+        """Return a response in the background is a batch of one; None of any other."""
         if method == "POST" and not id_:
             try:
                 asked = json.loads(content)
@@ -144,7 +144,7 @@ class Batches:
     def _video(
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes
     ) -> Told:
-        """A video, whose content is its prompt."""
+        """Return a video, whose content is its prompt."""
         video = self.videos.get(id_)
         if id_ and video is None:
             return _missing()
@@ -191,7 +191,7 @@ class Batches:
         return 200, said
 
     def _as_operation(self, said: dict[str, Any]) -> dict[str, Any]:
-        """A batch as Gemini tells of it."""
+        """Return a batch as Gemini tells of it."""
         total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
         state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
         stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
@@ -206,7 +206,7 @@ class Batches:
         return told | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
 
     def _operation(self, model: str, id_: str | None, content: bytes) -> Told:
-        """Videos of Gemini's API."""
+        """Return videos of Gemini's API."""
         if id_ is None:
             asked = json.loads(content)
             said = {"prompt": asked["instances"][0]["prompt"], "seconds": 8, "model": model}
@@ -301,7 +301,7 @@ class Batches:
 
 
 def _fields(form: bytes) -> dict[bytes, bytes]:
-    """The values of a form."""
+    """Return the values of a form."""
     fields: dict[bytes, bytes] = {}
     for part in form.split(form.partition(b"\r\n")[0])[1:-1]:
         head, _, body = part.partition(b"\r\n\r\n")
@@ -312,7 +312,7 @@ def _fields(form: bytes) -> dict[bytes, bytes]:
 
 
 def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) -> dict[str, Any]:
-    """A page of a list, the newest first."""
+    """Return a page of a list, the newest first."""
     newest, limit = there[::-1], int(query.get("limit", ["20"])[0])
     begins = next((at + 1 for at, one in enumerate(newest) if [one["id"]] == query.get(after)), 0)
     data = newest[begins : begins + limit]
@@ -325,7 +325,7 @@ def _as_response(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_messages(said: dict[str, Any]) -> dict[str, Any]:
-    """A batch as Anthropic tells of it."""
+    """Return a batch as Anthropic tells of it."""
     total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     counts["succeeded"] = done

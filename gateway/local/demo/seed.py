@@ -58,7 +58,7 @@ def seed(
     database: str,
     opener: urllib.request.OpenerDirector = _DIRECT,
 ) -> str:
-    """The demo API key, made with its organization, plan, tenant and services at the first start.
+    """Return the demo API key, made with its organization, plan, tenant and services at the first start.
 
     `database` names the database they are in: another one gets a demo organization of its own, and so does
     one that has rows of these names already, from another data directory or by somebody. A key

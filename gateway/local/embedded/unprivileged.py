@@ -39,14 +39,14 @@ class UnprivilegedUser:
     capability: int | None = None
 
     def command(self, argv: list[str]) -> list[str]:
-        """The command line that runs `argv` as this user, in the same process."""
+        """Return the command line that runs `argv` as this user, in the same process."""
         capability = "-" if self.capability is None else str(self.capability)
         launcher = [sys.executable, "-I", "-S", __file__, str(self.uid), str(self.gid), capability]
         return [*launcher, *argv]
 
 
 def borrow(owner_uid: int | None, reaches: list[Path]) -> UnprivilegedUser | None:
-    """The user to run as, able to reach these directories; None when we are not root.
+    """Return the user to run as, able to reach these directories; None when we are not root.
 
     `owner_uid` is the owner of data that exists already: it stays the owner. Raises
     `PermissionError` when no user can be made to reach them.

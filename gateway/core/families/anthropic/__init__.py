@@ -48,7 +48,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 
 def _is_spent(refusal: Refusal) -> bool:
-    """Whether a budget of money is used up, so that waiting for calls in flight does not help."""
+    """Return whether a budget of money is used up, so that waiting for calls in flight does not help."""
     budget = refusal.budget
     money = isinstance(budget, BudgetWindow) and budget.unit == FLAG_MONEY
     return money and isinstance(refusal, BudgetExceeded)

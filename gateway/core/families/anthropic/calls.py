@@ -95,7 +95,7 @@ _TELL = (b'"container"', b'"file_id"')  # most answers tell of nothing
 
 
 def may_tell(data: bytes) -> bool:
-    """Whether an event is worth looking through for ids."""
+    """Return whether an event is worth looking through for ids."""
     return any(mark in data for mark in _TELL)
 
 
@@ -111,7 +111,7 @@ _LINKS = ("diagnostics", "thread")
 
 
 def keeps(document: Document) -> int:
-    """How long ids of an answer are kept, and whether its own is one of them."""
+    """Return how long ids of an answer are kept, and whether its own is one of them."""
     linked = any(document.get(name) is not None for name in _LINKS)
     return KEPT_LINKED if linked else KEPT_ANSWERS
 
@@ -133,7 +133,7 @@ def _ids_in_block(block: Document) -> Iterator[str]:
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Whether a caller's model wrote it for a function of the caller's."""
+    """Return whether a caller's model wrote it for a function of the caller's."""
     kind = holder.get("type")
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 

@@ -218,7 +218,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
 
 
 def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
-    """A report that tells a number of tokens, by either of its names."""
+    """Return a report that tells a number of tokens, by either of its names."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return None
@@ -230,7 +230,8 @@ def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
 
 
 def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
-    """What a price may have a factor for: a speed, else a tier of its own, each with the place of inference.
+    """Return what a price may have a factor for: a speed, else a tier of its own, each with the place of
+    inference.
 
     A field of the call counts where the report does not have it.
     """
@@ -260,7 +261,7 @@ def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
 
 
 def _counts(each: _Iteration) -> Counts:
-    """The tokens of an iteration by kind."""
+    """Return the tokens of an iteration by kind."""
     kept = each.cache_creation
     hour = 0 if kept is None else kept.ephemeral_1h_input_tokens or 0
     written = (each.cache_creation_input_tokens or 0) - hour

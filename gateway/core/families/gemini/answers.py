@@ -49,7 +49,7 @@ _refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # a 
 
 
 def retry_delay(document: bytes) -> float:
-    """Seconds until the next try; 0 where a refusal says nothing of it."""
+    """Return seconds until the next try; 0 where a refusal says nothing of it."""
     try:
         read = _refusals(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -263,7 +263,7 @@ def _report_loose(meter: Meter, document: bytes) -> None:
 
 
 def end_of(meter: Meter) -> bytes:
-    """The response that ends a stream as if its maximum had been reached."""
+    """Return the response that ends a stream as if its maximum had been reached."""
     counted = meter.usage()
     return msgspec.json.encode(
         {

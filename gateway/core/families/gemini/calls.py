@@ -189,7 +189,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _is_text(said: object) -> bool:
-    """Whether a content, or a list of them, is known to have parts of text alone."""
+    """Return whether a content, or a list of them, is known to have parts of text alone."""
     if isinstance(said, list):
         return all(map(_is_text, said))
     if not isinstance(said, dict):
@@ -215,7 +215,7 @@ def _listed(value: list[object] | Document) -> list[object]:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Text alone is what an answer is where nothing else is asked for."""
+    """Return text alone is what an answer is where nothing else is asked for."""
     configs = _configs(document)
     spoken = "input" in document and any("speech_config" in config for config in configs)
     return not spoken and _SPOKEN.isdisjoint(document) and _answers_by(configs, {"TEXT", "IMAGE"})
@@ -231,7 +231,7 @@ def _configs(document: Document) -> list[Document]:
 
 
 def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
-    """Whether an answer has these modalities alone, as far as its call says any."""
+    """Return whether an answer has these modalities alone, as far as its call says any."""
     for config in configs:
         for field in ("responseModalities", "response_modalities"):
             asked = config.get(field)
@@ -314,7 +314,7 @@ def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds
 
 
 def _normal(value: object) -> object:
-    """An object's name as it is kept. A file may be named by its URL; other URLs name none."""
+    """Return an object's name as it is kept. A file may be named by its URL; other URLs name none."""
     if not isinstance(value, str):
         return value
     found = _RESOURCE.search(value)

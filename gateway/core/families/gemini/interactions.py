@@ -122,7 +122,7 @@ def _report(meter: Meter, usage: Document, *, final: bool) -> None:
 
 
 def _parts(value: object) -> object:
-    """Tokens by modality as `usageMetadata` has them; any other value as it is."""
+    """Return tokens by modality as `usageMetadata` has them; any other value as it is."""
     if not isinstance(value, list):
         return value
     return [

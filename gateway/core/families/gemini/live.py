@@ -84,11 +84,11 @@ class GeminiLiveSession:
         return self.tokens * max(1, self._asked)
 
     def waits(self, message: Document) -> bool:
-        """No message has to."""
+        """Return no message has to."""
         return False
 
     def document(self) -> Document:
-        """The body of the call that the next turn is: it may hear, and answer by sound."""
+        """Return the body of the call that the next turn is: it may hear, and answer by sound."""
         sound = {"responseModalities": ["AUDIO"]}
         return {
             "model": self.model, "input_tokens": self.needs, "generationConfig": sound, "tools": self._tools,
@@ -161,7 +161,7 @@ class GeminiLiveSession:
         return event, bool(said) and said.keys() <= _FREE, ends
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
-        """The setup with its upstream's own name of the model."""
+        """Return the setup with its upstream's own name of the model."""
         document = msgspec.json.decode(message)
         name = f"models/{model or self.model}"
         if target.project:
@@ -171,7 +171,7 @@ class GeminiLiveSession:
 
 
 def _asks(kind: str, said: Document) -> bool:
-    """Whether a message asks the model to speak."""
+    """Return whether a message asks the model to speak."""
     if kind == _CONTENT:
         return said.get("turnComplete", said.get("turn_complete")) is not False
     ended = ("text", "activityEnd", "activity_end", "audioStreamEnd", "audio_stream_end")

@@ -143,7 +143,7 @@ STORED: Final = Dialect(_count_once)
 
 
 def unit(read: Reader, *, any_model: bool = False) -> CallKind:
-    """A call that makes or keeps something, and is one unit of its service."""
+    """Return a call that makes or keeps something, and is one unit of its service."""
     return CallKind(
         read, STORED, keeps=lambda document: True, operation="generate_content", any_model=any_model,
         stores=True,
@@ -151,7 +151,7 @@ def unit(read: Reader, *, any_model: bool = False) -> CallKind:
 
 
 def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
-    """The model of a path, where that has a place for it; a form names it as well, and the same."""
+    """Return the model of a path, where that has a place for it; a form names it as well, and the same."""
     named = params.get("model")
     stated = model_name(document.get("model")) if not named or call.files else ""
     return model_in_path(document, named) if named else stated
@@ -166,7 +166,7 @@ def _read_common(call: CallRequest, document: Document, names: ControlledNames, 
 
 
 def _prompts(prompt: object) -> int:
-    """How many prompts a field of a completion holds, as texts, tokens or vLLM's embeddings."""
+    """Return how many prompts a field of a completion holds, as texts, tokens or vLLM's embeddings."""
     if prompt is None:
         return 0
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
@@ -191,7 +191,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Text alone is what an answer is where nothing else is asked for."""
+    """Return text alone is what an answer is where nothing else is asked for."""
     asked = document.get("modalities")
     if asked is None:
         return "audio" not in document
@@ -250,7 +250,7 @@ def ids_in_item(item: Document) -> Iterator[str]:
 
 
 def keeps_chat(chat: Document) -> int:
-    """How long a chat's answer may be asked for: all of it where it says so, or its sound for a while.
+    """Return how long a chat's answer may be asked for: all of it where it says so, or its sound for a while.
 
     An answer that is not stored has an id as well, of nothing.
     """
@@ -273,7 +273,7 @@ _ROWS: Final = frozenset({"item", "sample"})
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Whether a field holds what its caller or the API itself wrote, and no reference."""
+    """Return whether a field holds what its caller or the API itself wrote, and no reference."""
     return (name in _CHECKS and holder.get("type") == _CHECKS[name]) or (
         name in _ROWS and holder.keys() <= _ROWS
     )

@@ -137,7 +137,7 @@ def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
 
 
 def _usage_inside(read: CompletionChunk) -> bytes:
-    """A report that does not stand at the top of its event; empty where there is none."""
+    """Return a report that does not stand at the top of its event; empty where there is none."""
     places = [choice.usage for choice in read.choices or ()]
     if read.x_groq is not None:
         places.append(read.x_groq.usage)
@@ -177,7 +177,7 @@ def _index(meter: Meter, choice: Choice) -> int:
 
 
 def _reports_of(meter: Meter) -> ChoiceReports:
-    """What a stream of several choices reports."""
+    """Return what a stream of several choices reports."""
     if meter.by_choice is None:
         meter.by_choice = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
     reports = meter.by_choice

@@ -141,7 +141,7 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def _seconds(stated: object) -> int:
-    """A number of seconds, or its text; 0 for anything else."""
+    """Return a number of seconds, or its text; 0 for anything else."""
     text = str(stated) if type(stated) in {int, str} else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 

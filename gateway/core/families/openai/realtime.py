@@ -154,11 +154,11 @@ class RealtimeSession:
         return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
 
     def waits(self, message: Document) -> bool:
-        """Those that ask for a response wait for the one before, which alone is held for."""
+        """Return those that ask for a response wait for the one before, which alone is held for."""
         return message.get("type") == _CREATE and self._busy
 
     def document(self) -> Document:
-        """The body of the call that the next turn is: it may hear, and answer by sound."""
+        """Return the body of the call that the next turn is: it may hear, and answer by sound."""
         beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
         said = [{"type": "input_audio"}]
         return {"model": self.model, "input_tokens": self.needs, "audio": {}, "input": said, **beside}
@@ -307,11 +307,11 @@ class RealtimeSession:
         self._partial = self._partial and self._busy
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
-        """The query names the model: no message does."""
+        """Return the query names the model: no message does."""
         return message
 
     def _update(self, session: Document) -> tuple[str, ...]:
-        """The models of transcripts that an update of the session names."""
+        """Return the models of transcripts that an update of the session names."""
         _SESSION.check(session, "session.")
         if session.get("type") not in {None, "realtime"}:
             raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
@@ -326,7 +326,7 @@ class RealtimeSession:
 
 
 def _transcribers(session: Document) -> tuple[str, ...]:
-    """The models that write down what is said, where a session names them."""
+    """Return the models that write down what is said, where a session names them."""
     heard = object_in(object_in(session, "audio"), "input")
     places = object_in(heard, "transcription"), object_in(session, "input_audio_transcription")
     return tuple([model_name(place["model"]) for place in places if place.get("model") is not None])

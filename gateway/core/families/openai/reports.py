@@ -31,7 +31,7 @@ _TIMINGS: Final = "timings"  # llama.cpp's, beside a report that is about its fi
 
 
 def _told(holder: object, names: tuple[str, ...]) -> int | None:
-    """The most that one of these names tells, None where none is there."""
+    """Return the most that one of these names tells, None where none is there."""
     most: int | None = None
     for name in names:
         count: int | None = getattr(holder, name)
@@ -41,7 +41,7 @@ def _told(holder: object, names: tuple[str, ...]) -> int | None:
 
 
 def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
-    """The numbers of a report; its details are noted. None where it tells none."""
+    """Return the numbers of a report; its details are noted. None where it tells none."""
     usage = USAGE.read(meter, raw)
     if usage is None:
         return None
@@ -196,7 +196,7 @@ class ChoiceReports:
 
 
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
-    """The numbers of all choices of a whole answer, whose report may be about its first one alone.
+    """Return the numbers of all choices of a whole answer, whose report may be about its first one alone.
 
     llama.cpp's is, and one of an upstream whose facts say so; one of any other server is where more was
     written than it says.

@@ -181,7 +181,7 @@ def _note_item(meter: Meter, raw: bytes) -> None:
 
 
 def _tool_of(raw: bytes) -> str:
-    """The provider's own tool that an item of an output is a use of; empty where it is none."""
+    """Return the provider's own tool that an item of an output is a use of; empty where it is none."""
     try:
         item = _item(raw)
     except UNREADABLE:
@@ -190,7 +190,7 @@ def _tool_of(raw: bytes) -> str:
 
 
 def _is_use(item: _Item) -> bool:
-    """Whether an item of an output is a use of one of the provider's own tools."""
+    """Return whether an item of an output is a use of one of the provider's own tools."""
     kind, action = item.type, item.action
     if not isinstance(kind, str) or not kind.endswith(_TOOL) or kind in _OWN_TOOLS:
         return False
@@ -240,7 +240,7 @@ def _closing(meter: Meter) -> bytes:
 
 
 def _failing(meter: Meter, body: bytes) -> bytes:
-    """An `error` event of the Responses API, which has the error's fields at its top."""
+    """Return an `error` event of the Responses API, which has the error's fields at its top."""
     error = object_in(loose_document(body), "error")
     event = {
         "type": "error",

@@ -110,14 +110,14 @@ class ResponseMessages:
 
 
 def _items(said: object) -> list[object]:
-    """An input as a list of items."""
+    """Return an input as a list of items."""
     if isinstance(said, list):
         return said
     return [] if said is None else [{"role": "user", "content": said}]
 
 
 def _again(item: Document) -> Document | None:
-    """An item of an answer as it is said again: nobody stored it, so its id means nothing."""
+    """Return an item of an answer as it is said again: nobody stored it, so its id means nothing."""
     if item.get("type") == "reasoning" and not item.get("encrypted_content"):
         return None
     return {name: value for name, value in item.items() if name != "id"}
