@@ -4,8 +4,8 @@ local ACCOUNTS_MAX = 16
 -- what is stored of budgets at a place, opened
 local function open_budget(at, key)
   local raw = raw_of[at]
-  local account = raw and take_remembered(key, raw, PACKED) or account_of_state(key, raw)
-  account[PLACE], account_of[at], scope_of[at], moved_of[at] = at, account, BUDGETED, false
+  local account = raw and remembered(key, raw, PACKED) or account_of_state(key, raw)
+  account[PLACE], account_of[at], scope_of[at] = at, account, BUDGETED
   return account
 end
 

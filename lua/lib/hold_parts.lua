@@ -12,15 +12,15 @@ local function hold_of_call(service_id, now, ttl, tenant, key_id, units)
   return said_of_call
 end
 
--- an API key's id, and when it expires, packed (nil: never, 0: it is revoked); what was asked last is kept: of calls that come together
+-- an API key's id, and when it expires (0: never; a revoked one long ago), packed; what was asked last is kept: of calls that come together
 -- it is mostly the same
+local LONG_AGO = 1
 local asked_key, id_asked, expires_asked
 local function key_of_state(raw)
   if raw ~= asked_key then
     local key_flags = KEY.field(raw, 'flags')
     local expires, key_id = KEY.read(raw)
-    if has(key_flags, REVOKED) then expires = 0 elseif expires == 0 then expires = nil end
-    asked_key, id_asked, expires_asked = raw, key_id, expires
+    asked_key, id_asked, expires_asked = raw, key_id, has(key_flags, REVOKED) and LONG_AGO or expires
   end
   return id_asked, expires_asked
 end

@@ -33,6 +33,7 @@ local function write_budget(account, raw, now)
     definition = false
   end
   if not definition then
+    account[PACKED] = false
     if not account[IS_NEW] then call('DEL', key) end
     return
   end

@@ -43,7 +43,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if raises then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
   local api_key = account_of[at_key]
   if not api_key and (api_key == nil or had[SCOPE_KEY]) then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], had[SCOPE_KEY]) end
-  local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
+  local tenant = account_of[at_tenant] or open_tenant(at_tenant, keys[at_tenant + keys_before], now, epoch)
   local organization = account_of[at_organization]
   if not organization then
     local whole = had[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0
@@ -60,8 +60,10 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
     shape and first + account_count - 1 or base + account_count + 1, argv, a + given + 1, now, raises)
   if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
 
-  local key_id, expires = key_of_state(raw_of[at_key])
-  if expires and now >= expires then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
+  local key_id, expires
+  if api_key then key_id, expires = api_key.key_id, has(api_key.flags, REVOKED) and LONG_AGO or api_key.expires
+  else key_id, expires = key_of_state(raw_of[at_key]) end
+  if expires > 0 and now >= expires then return refused(VERDICT_REVOKED, now, SCOPE_KEY) end
   if has(tenant.flags, MANUAL_BLOCK) then return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT) end
   if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
   if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
@@ -120,12 +122,6 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
     requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used) .. told
 end
 
-local function begin_reserves(own, before, many)
-  enter_part(own, before)
-  tenant_far, organization_far = FAR_HELD, FAR_HEAD
-  if many then held_now = {} end
-end
-
 -- what can fail of a part, all of it or nothing; then what it leaves to be written
 local function end_reserves(keys, places)
   local err = member_count > 0 and append_and(keys[own_before + 2], event_of, event_count, 'ZADD', keys[own_before + 1], member_of, member_count)
@@ -137,7 +133,7 @@ end
 local function reserve_alone(keys, argv)
   local places = #keys - RESERVE_SHARED
   look_up(keys, RESERVE_SHARED - 1, #keys - 1)
-  begin_reserves(0, 0)
+  enter_part(0, 0, FAR_HELD)
   local answer = reserve_one(keys, keys[#keys], places - 1, argv, 1, #argv, 2, 3, 4, 5)
   end_reserves(keys, places)
   write_all()
@@ -147,7 +143,8 @@ end
 -- takes holds for the calls of a part, those after `done`, whose places come after `before`
 local function reserve_part(keys, argv, part, before, done, answers)
   local many, places, holds = calls_of[part] > 1, places_of[part], #keys - call_count
-  begin_reserves((part - 1) * (RESERVE_SHARED - 1), before, many)
+  enter_part((part - 1) * (RESERVE_SHARED - 1), before, FAR_HELD)
+  if many then held_now = {} end
   if not many then -- it names its accounts in their order
     local i = done + 1
     answers[i] = reserve_one(keys, keys[holds + i], own_of[i], argv, argument_of[i], count_of[i], before + 2, before + 3, before + 4, before + 5)

@@ -61,8 +61,8 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     if whole or api_key == nil then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], whole) end
   end
   local user = counted and account_of[at_user]
-  if user == nil then user = open_account(at_user, SCOPE_USER, keys[at_user + keys_before]) end
-  local tenant = account_of[at_tenant] or open_account(at_tenant, SCOPE_TENANT, keys[at_tenant + keys_before], now, epoch)
+  if user == nil then user = open_user(at_user, keys[at_user + keys_before]) end
+  local tenant = account_of[at_tenant] or open_tenant(at_tenant, keys[at_tenant + keys_before], now, epoch)
   -- then nothing of an organization is looked at but its limits
   local tokens_alone = has(flags, FLAG_COUNTS) and not (one_time or uses or has(flags, FLAG_PAYS) or mode == MODE_CORRECT)
   local organization = account_of[at_organization]
@@ -152,8 +152,8 @@ local function end_holds()
 end
 
 local function begin_settlements(own, before, many)
-  enter_part(own, before)
-  tenant_far, organization_far, told_count, post_count = FAR_LEDGER, FAR_HEAD, 0, 0
+  enter_part(own, before, FAR_LEDGER)
+  told_count, post_count = 0, 0
   if many then posted, ended_of = {}, {} end
 end
 

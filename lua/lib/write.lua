@@ -1,58 +1,47 @@
--- write: what the calls of one call of a function moved, all at once. Needs state, batch, accounts, account, kept.
+-- write: what the calls of one call of a function moved, all at once. Needs state, batch, accounts, account_bytes, account, kept.
 
 -- As `leave_part`, of a part whose only call has moved nothing but these (PART_ALONE): they stand in the order tenant, organization,
 -- key, user, and each is written out here instead of found by a loop
 local function leave_call(keys)
-  local count, at, places, accounts = write_count, places_before + 2, packed_at, account_of
-  local name, raw, account = keys[at + keys_before], packed_of(raw_of[at], accounts[at], SCOPE_TENANT), accounts[at]
-  remember(name, account, raw, places[SCOPE_TENANT])
-  write_of[count + 1], write_of[count + 2], accounts[at] = name, raw, nil
-  count, at, account = count + 2, at + 1, accounts[at + 1]
-  if account then
-    name, raw = keys[at + keys_before], packed_of(raw_of[at], account, SCOPE_ORGANIZATION)
-    remember(name, account, raw, places[SCOPE_ORGANIZATION])
-    write_of[count + 1], write_of[count + 2] = name, raw
+  local accounts, raws, writes, count, at = account_of, raw_of, write_of, write_count, places_before + 2
+  local place, tenant, organization, api_key, user = at + keys_before, accounts[at], accounts[at + 1], accounts[at + 2], accounts[at + 3]
+  accounts[at], accounts[at + 1], accounts[at + 2], accounts[at + 3] = nil, nil, nil, nil
+  writes[count + 1], writes[count + 2] = keys[place], packed_tenant(raws[at], tenant)
+  count = count + 2
+  if organization then
+    writes[count + 1], writes[count + 2] = keys[place + 1], packed_organization(raws[at + 1], organization)
     count = count + 2
   end
-  accounts[at] = nil
-  at, account = at + 1, accounts[at + 1]
-  if account then
-    name, raw = keys[at + keys_before], packed_of(raw_of[at], account, SCOPE_KEY)
-    remember(name, account, raw, places[SCOPE_KEY])
-    write_of[count + 1], write_of[count + 2] = name, raw
+  if api_key then
+    writes[count + 1], writes[count + 2] = keys[place + 2], packed_head(raws[at + 2], api_key, KEY_SIZE + 1)
     count = count + 2
   end
-  accounts[at] = nil
-  at, account = at + 1, accounts[at + 1]
-  if account then
-    name, raw = keys[at + keys_before], packed_of(raw_of[at], account, SCOPE_USER)
-    remember(name, account, raw, places[SCOPE_USER])
-    if keep_user(name, raw, account, shared_now) then
-      write_of[count + 1], write_of[count + 2] = name, raw
+  if user then
+    local packed = packed_head(raws[at + 3], user, USER_SIZE + 1)
+    if keep_user(keys[place + 3], packed, user, shared_now) then
+      writes[count + 1], writes[count + 2] = keys[place + 3], packed
       count = count + 2
     end
   end
-  accounts[at] = nil
-  write_count = count
+  if written_as ~= TODAY then all_as_written(writes, write_before + 1, count) end
+  write_count, part_is = count, PART_CLOSED
 end
 
 -- notes what a part, which has so many places, moved: nothing here fails. An account asked in vain stays opened as it was
 local function leave_part(keys, places)
-  if part_is == PART_ALONE then leave_call(keys) end
+  if part_is == PART_ALONE then return leave_call(keys) end
   local count = write_count
-  for at = places_before + 2, part_is == PART_OPEN and places_before + places or 0 do
+  for at = places_before + 2, places_before + places do
     local account = account_of[at]
-    if account ~= nil then account_of[at] = nil end
-    if account then
-      local name, scope, raw, is_moved, packed = keys[at + keys_before], scope_of[at], raw_of[at], moved_of[at], nil
-      if scope < ACTIVATED then
-        if is_moved then
-          raw = packed_of(raw, account, scope)
-          if scope ~= SCOPE_USER then packed = raw else packed = keep_user(name, raw, account, shared_now) end
-        end
-        if is_moved or not reset_of[at] then remember(name, account, raw, packed_at[scope]) end
-      elseif not is_moved then
-        if scope == BUDGETED and raw then remember(name, account, raw, PACKED) end
+    if account ~= nil then
+      local name, scope, is_moved, packed = keys[at + keys_before], scope_of[at], moved_of[at], nil
+      account_of[at], moved_of[at], reset_of[at] = nil, nil, nil
+      if not (account and is_moved) then
+        if account and scope == BUDGETED and raw_of[at] then remember(name, account, raw_of[at], PACKED) end
+      elseif scope < ACTIVATED then
+        packed = packed_of(raw_of[at], account, scope)
+        remember(name, account, packed, packed_at[scope])
+        if scope == SCOPE_USER then packed = keep_user(name, packed, account, shared_now) end
       elseif scope == ACTIVATED then packed = ACTIVATION.written(account)
       elseif account[IS_EACH] or not account[DEFINITION] then
         left_count = left_count + 1

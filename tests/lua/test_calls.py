@@ -310,6 +310,21 @@ def test_a_partition_that_cannot_be_written_holds_up_no_other(both: Both, verb: 
     assert [contents(both.here)[name.encode()] for name in _of(both, partition)] == marks
 
 
+def test_a_call_that_fails_leaves_no_account_opened_as_it_made_it(both: Both) -> None:
+    """Accounts stay opened from call to call; those of a call that fails halfway are read again."""
+    for world in (both.here, both.there):
+        World.run(world, "reserve", reserve_of(both, 1, a_call(request=0)))
+    broken = keys.deadlines(both.here.p)
+    kept = both.here.client.dump(broken)
+    both.here.client.set(broken, "no such thing")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        World.run(both.here, "reserve", reserve_of(both, 2, a_call(request=1)))
+    both.here.client.restore(broken, 0, kept, replace=True)  # type: ignore[arg-type]  # what `dump` gave
+    for world in (both.here, both.there):
+        World.run(world, "reserve", reserve_of(both, 3, a_call(request=2)))
+    assert contents(both.here) == contents(both.there)
+
+
 def _of(both: Both, partition: int) -> list[str]:
     return sorted(name.decode() for name in both.here.client.keys(f"tk:{{p{partition:02}}}:*"))
 

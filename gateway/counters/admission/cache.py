@@ -28,9 +28,11 @@ from gateway.errors import Overloaded
 NEVER = 0
 # Of a key that was asked for by itself: its place among others.
 ALONE: Final = -1
-# Values of everybody, and all that a wire should hear of.
+# Values of everybody.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
-HEARD = keys.IDENTITIES, keys.TERMS, *LISTS, keys.HISTORIES, keys.COOLING.encode(), keys.LESSONS.encode()
+# How the names begin of all that a wire should hear of: identities, terms, the catalogue and what cools,
+# prices, verified servers, histories, lessons. Redis goes through these with each key that is written.
+HEARD = b"tk:i", b"tk:o", b"tk:c", b"tk:pri", b"tk:v", b"tk:h", b"tk:l"
 
 
 class Changes:

@@ -109,3 +109,13 @@ async def test_other_prices_and_another_catalogue_are_heard_at_once(valkey: str)
     await in_task(wire.send(encode(b"ECHO", b"here")))
     await asyncio.wait_for(changes.others(within_s=3600.0), 10)
     await wire.close()
+
+
+def test_a_wire_hears_all_that_is_read_and_nothing_that_calls_or_reports_write() -> None:
+    read = keys.identity("0" * 64), keys.organization_terms(1), keys.CATALOGUE, keys.PRICES, keys.COOLING
+    assert all(
+        name.encode().startswith(HEARD) for name in (*read, keys.marked(1), keys.LESSONS, "tk:verified:{p00}")
+    )
+    states = keys.marker(1), keys.hold(1, "x"), keys.deadlines(1)
+    written = *states, "tk:programs", "tk:pulses:{p00}", "tk:busy:1", "tk:keepers", "tk:refused"
+    assert not any(name.encode().startswith(HEARD) for name in written)
