@@ -23,7 +23,7 @@ from tests.bench.contenders import LITELLM, NOT_HERE, STARTS, peers_traffic
 from tests.bench.figures import DIRECT, OTHER, OURS, TITLES, Measured, as_markdown, as_picture
 from tests.bench.load import ANSWER, ask, pace
 from tests.bench.machine import BenchError, families_cpu_s, rss_mib
-from tests.bench.page import PAGE, publish
+from tests.bench.page import PAGE, check, publish
 from tests.bench.scenes import SCENES, Scene
 from tests.bench.stage import OUT, Contender, Stage, say, window
 from tests.bench.tollkeeper import compile_hot_path, tollkeeper
@@ -41,6 +41,9 @@ INTERPRETED = "interpreted"
 def main() -> int:
     """Run the bench; 0 if everyone asked for was measured, without an error or a lost call."""
     options = _options()
+    if options.page:
+        check(options.page, "gateway")  # not after all is measured
+        options.page.parent.mkdir(parents=True, exist_ok=True)
     OUT.mkdir(parents=True, exist_ok=True)
     measured, about = Measured(), dict[str, object]()
 

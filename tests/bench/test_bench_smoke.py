@@ -16,6 +16,7 @@ from tests.bench.load import Traffic, chat, pace, saturate
 from tests.bench.machine import BenchError, Placement, check_running, cpu_s, families_cpu_s, pin
 from tests.bench.scenes import CALLERS, SCENES, Scene
 from tests.bench.stage import Contender, Stage, window
+from tests.bench.wide import SHARED, WORKERS, fitting, placed
 
 
 def of(
@@ -71,6 +72,13 @@ def test_a_run_with_a_lost_call_or_an_error_has_failed() -> None:
     found = measured(Window(OURS, "ledger", 1, 1000, 2.0, 3, 900.0, 1.0))
     assert found.failed
     assert "scene `ledger`: **3 errors**" in as_markdown(found, {}, "bench.svg", {})
+
+
+def test_workers_that_have_no_core_of_their_own_are_left_out() -> None:
+    assert [fitting(cores) for cores in (2, 5, 6, 8, 16)] == [(1,), (1,), (1, 2), (1, 2, 4), WORKERS]
+    placement, workers = placed(list(range(16)))
+    there = placement.client, placement.upstream, placement.redis, placement.rest, *workers
+    assert len({*there}) == 16 == SHARED + len(workers)
 
 
 def test_percentile_is_nearest_rank() -> None:

@@ -20,6 +20,13 @@ def test_only_the_block_of_the_bench_is_replaced(tmp_path: Path) -> None:
     assert page.read_text() == TWO.replace("old", r"new \1")
 
 
+def test_a_page_that_is_not_there_is_made(tmp_path: Path) -> None:
+    page = tmp_path / "new" / "figures.md"
+    for markdown in ("old", "new"):
+        publish(page, "a", markdown)
+    assert page.read_text() == "<!-- bench: a -->\nnew\n<!-- /bench: a -->\n"
+
+
 @pytest.mark.parametrize("text", ["", TWO.replace("<!-- /bench: a -->", ""), TWO + TWO])
 def test_a_page_without_that_block_is_left_alone(tmp_path: Path, text: str) -> None:
     page = tmp_path / "figures.md"

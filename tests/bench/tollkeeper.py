@@ -145,12 +145,17 @@ class Deployment:
         )
 
 
-def tollkeeper(stage: Stage, scenes: Iterable[Scene], name: str = OURS) -> Contender:
-    """Start a deployment with an account for each of these scenes; `OTHER` is of the other packages."""
+def tollkeeper(
+    stage: Stage, scenes: Iterable[Scene], name: str = OURS, *, workers: int = 1, folder: str = ""
+) -> Contender:
+    """Start a deployment with an account for each of these scenes; `OTHER` is of the other packages.
+
+    It stays in a `folder` of its own, by default that of its name.
+    """
     packages = stage.other if name == OTHER else stage.compiled
-    first = up(stage, name, packages)
+    first = up(stage, folder or name, packages)
     stop(stage.programs.pop())
-    running = up(stage, name, packages)
+    running = up(stage, folder or name, packages, "--workers", f"{workers}")
     plan = running.admin("POST", "/token-plans", {"name": "bench", "total_amount": TOTAL_TOKENS,
                                                   "reset_interval": "none"})  # fmt: skip
     wanted = dict.fromkeys((one.account, one.organizations) for one in scenes)
