@@ -76,7 +76,7 @@ def test_a_run_with_a_lost_call_or_an_error_has_failed() -> None:
 
 def test_workers_that_have_no_core_of_their_own_are_left_out() -> None:
     assert [fitting(cores) for cores in (2, 5, 6, 8, 16)] == [(1,), (1,), (1, 2), (1, 2, 4), WORKERS]
-    placement, workers = placed(list(range(16)))
+    placement, workers = placed(list(range(16)), Placement(0, 1, 1, 1, 1))
     there = placement.client, placement.upstream, placement.redis, placement.rest, *workers
     assert len({*there}) == 16 == SHARED + len(workers)
 

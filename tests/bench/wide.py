@@ -1,9 +1,9 @@
 """What a call costs gateways and Redis as workers are added: `python -m tests.bench.wide [--against TREE]`.
 
-One deployment for each number of workers, its processes on cores of their own: client, model, Redis, the rest,
-then a core for each worker. On sixteen cores that is 1, 2, 4 and 8 workers, in four minutes at most. On fewer it
-runs those that fit, and says so; on two or three, one worker shares them as in `tests.bench.hot`. Another tree
-takes turns with this one, window by window. Keepers stand still while a window is measured.
+One deployment for each number of workers, its processes on cores of their own: client, model, Redis, the
+rest, then a core for each worker. On sixteen cores that is 1, 2, 4 and 8 workers, in four minutes. On fewer
+it runs those that fit, and says so; on two or three, one worker shares them as in `tests.bench.hot`. Another
+tree takes turns with this one, window by window. Keepers stand still while a window is measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ WIDE = "ledger", "limits", "organizations", "money"
 # Cores that are no worker's: client, model, Redis, the rest.
 SHARED = 4
 CONNECTIONS_EACH = 32
-HEAD = "| workers | scene | calls/s | Redis µs | gateway µs | p99 ms | beside the other tree: calls, Redis, gateway |"
+WARM_S = 1.0
+COLUMNS = (
+    "workers",
+    "scene",
+    "calls/s",
+    "Redis µs",
+    "gateway µs",
+    "p99 ms",
+    "calls, Redis, gateway beside the other",
+)
 
 
 def fitting(cores: int) -> tuple[int, ...]:
@@ -41,10 +50,9 @@ def fitting(cores: int) -> tuple[int, ...]:
     return tuple(one for one in WORKERS if one == 1 or one + SHARED <= cores)
 
 
-def placed(cores: list[int]) -> tuple[Placement, list[int]]:
-    """Where all runs, and the cores of workers in their order."""
+def placed(cores: list[int], shared: Placement) -> tuple[Placement, list[int]]:
+    """Where all runs, and the cores of workers in their order; as `shared` where there are too few."""
     if len(cores) <= SHARED:
-        shared = Placement.of_this_machine()
         return shared, [shared.gateway]
     client, model, counters, rest, *workers = cores
     return Placement(workers[0], client, model, counters, rest), workers
@@ -64,13 +72,13 @@ def main() -> int:
         staging.say(f"{len(cores)} cores: {left} workers are left out, which need {WORKERS[-1] + SHARED}")
 
     def measure(stage: Stage) -> None:
-        stage.placement, workers = placed(cores)
+        stage.placement, workers = placed(cores, stage.placement)
         stage.compiled = stage.compiled or compile_hot_path(Path.cwd(), staging.say)
         names = [OURS]
         if options.against:
             stage.other = compile_hot_path(options.against, staging.say) or options.against.resolve()
             names.append(OTHER)
-        print(f"{HEAD}\n|---:|---|---:|---:|---:|---:|---|", flush=True)
+        print(f"| {' | '.join(COLUMNS)} |\n|---:|---|---:|---:|---:|---:|---|", flush=True)
         for number in numbers:
             _measure(stage, number, workers, scenes, names, options.seconds)
 
@@ -104,10 +112,10 @@ def _measure(  # noqa: PLR0917  # how many workers, where, in what, of which tre
 def _window(
     stage: Stage, one: Contender, scene: Scene, number: int, seconds: float
 ) -> tuple[float, float, float, float]:
-    """Calls a second, µs of Redis and of gateways a call, p99 in ms; the first half second warms up."""
+    """Calls a second, µs of Redis and of gateways a call, p99 in ms; the first second warms up."""
     one.before(scene)
     connections, traffic = CONNECTIONS_EACH * number, one.traffic(scene)
-    for lasts in (0.5, seconds):
+    for lasts in (WARM_S, seconds):
         check_running(one.gateway)
         began = cpu_s(one.gateway), families_cpu_s(one.redis_pids)
         found = saturate(
