@@ -30,9 +30,10 @@ NEVER = 0
 ALONE: Final = -1
 # Values of everybody.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
-# How the names begin of all that a wire should hear of: identities, terms, the catalogue and what cools,
-# prices, verified servers, histories, lessons. Redis goes through these with each key that is written.
-HEARD = b"tk:i", b"tk:o", b"tk:c", b"tk:pri", b"tk:v", b"tk:h", b"tk:l"
+# How the names begin of all that a wire should hear of: identities, terms, the catalogue, cooling upstreams
+# and lessons of calls, prices, verified servers, histories. Redis goes through these with each key that it
+# writes.
+HEARD = b"tk:i", b"tk:o", b"tk:c", b"tk:pri", b"tk:v", b"tk:h"
 
 
 class Changes:

@@ -434,7 +434,7 @@ BOTH = (
         )
     ),
     "ZREM tk:workers:{p0} m", "ZREM tk:pulses:{p0} m", "ZREM tk:history:{p0} m", "ZREM tk:busy:doctor m",
-    "SET tk:cooling 0", "SET tk:lessons 0", "ZREM tk:programs m", "XLEN tk:refused",
+    "SET tk:cooling 0", "SET tk:call-lessons 0", "ZREM tk:programs m", "XLEN tk:refused",
     f"GET {IDENTITY}", "GET tk:org:{p0}:doctor", "GET tk:catalogue", "GET tk:prices", "GET tk:verified:{p0}",
     "GET tk:promotion:{p0}", "GET tk:keepers",
 )  # fmt: skip

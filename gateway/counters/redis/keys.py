@@ -26,7 +26,7 @@ KEEPERS = "tk:keepers"
 # Which gateway workers and keepers run.
 PROGRAMS = "tk:programs"
 COOLING = "tk:cooling"
-LESSONS = "tk:lessons"
+LESSONS = "tk:call-lessons"
 PRICES = "tk:prices"
 PRICES_HEAD = "tk:prices:head"
 REFUSED = "tk:refused"
