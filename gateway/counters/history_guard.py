@@ -61,7 +61,7 @@ async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
 
 
 async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
-    """Those that this version can read, by their partitions."""
+    """Return those that this version can read, by their partitions."""
     found = await asyncio.gather(*(ask(b"GET", keys.marker(one).encode()) for one in partitions))
     there = {one: raw for one, raw in zip(partitions, found, strict=True) if isinstance(raw, bytes) and raw}
     return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
@@ -73,20 +73,20 @@ def _is_whole(raw: bytes) -> bool:
 
 # The names of data: which history it is of, and how often it was exchanged before.
 def history(run_id: bytes, name: bytes) -> bytes:
-    """What markers are compared with: the process, and from its second history on which one it is."""
+    """Return what markers are compared with: the process, and from its second history on which one it is."""
     if generation(name) == 0:
         return run_id
     return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
 
 
 def generation(name: bytes) -> int:
-    """How often the data was exchanged; 0 where it has no name yet."""
+    """Return how often the data was exchanged; 0 where it has no name yet."""
     number, _, nonce = name.partition(b":")
     return int(number) if nonce and number.isdigit() else 0
 
 
 def fresh(number: int) -> bytes:
-    """A name of this generation that no other data has."""
+    """Return a name of this generation that no other data has."""
     return b"%d:%b" % (number, token_hex(16).encode())
 
 
@@ -184,7 +184,8 @@ class HistoryGuard:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
-        """The name as it stands, what is wrong with the data (empty: nothing), and why commands did not run.
+        """Return the name as it stands, what is wrong with the data (empty: nothing), and why commands did
+        not run.
 
         Only data that was not exchanged since the last look takes the next pulse.
         """
@@ -298,7 +299,7 @@ class HistoryGuard:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     def _now_ms(self) -> int:
-        """The time of day at the server."""
+        """Return the time of day at the server."""
         return int((self._clock() + self._ahead_s) * 1000)
 
     async def _ask(self, *parts: bytes) -> Reply:
@@ -306,7 +307,7 @@ class HistoryGuard:
 
 
 def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
-    """The change of one process's data between two connections; empty: nothing."""
+    """Return the change of one process's data between two connections; empty: nothing."""
     if followed:
         return FOLLOWED
     if not same_name:
@@ -315,7 +316,7 @@ def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
 
 
 async def _watched(ask: Ask, key: bytes) -> bytes:
-    """The name, watched from now on for any writer.
+    """Return the name, watched from now on for any writer.
 
     Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
     """
@@ -341,7 +342,7 @@ def _text(answer: Reply) -> bytes:
 
 
 def _seconds(time: Reply) -> float:
-    """What TIME answers (https://valkey.io/commands/time/)."""
+    """Return what TIME answers (https://valkey.io/commands/time/)."""
     seconds, micros = (int(part) for part in cast("list[bytes]", time))
     return seconds + micros / 1e6
 
@@ -380,7 +381,7 @@ class HistoryGuards:
         self._fences[wire] = HistoryGuard(wire, self._pulse, self._clock, self._say, self._promoted)
 
     def of(self, wire: RedisConnection) -> HistoryGuard:
-        """The fence of a wire."""
+        """Return the fence of a wire."""
         return self._fences[wire]
 
     async def announce(self, wire: RedisConnection, trouble: str) -> None:
@@ -430,7 +431,7 @@ def ask_word(wire: RedisConnection) -> Wait[Reply]:
 
 
 async def says_verified(wire: RedisConnection, word: Wait[Reply]) -> bool:
-    """Whether its word names the history it has now; False where it does not answer."""
+    """Return whether its word names the history it has now; False where it does not answer."""
     with suppress(CountersUnavailable):
         return await in_task(word) == wire.run_id
     return False

@@ -70,18 +70,18 @@ class LateEntry:
 
 
 def place_of(entry: Reply) -> StreamPlace:
-    """The place of an entry as XRANGE answers it."""
+    """Return the place of an entry as XRANGE answers it."""
     assert isinstance(entry, list)
     return stream_place(cast("bytes", entry[0]))
 
 
 def id_of(place: StreamPlace) -> bytes:
-    """A place as commands take it."""
+    """Return a place as commands take it."""
     return b"%d-%d" % place
 
 
 def next_of(place: StreamPlace) -> StreamPlace:
-    """The first place after this one."""
+    """Return the first place after this one."""
     return place[0], place[1] + 1
 
 
@@ -99,7 +99,7 @@ def owner_of(entry: Reply) -> int:
 
 
 def read_entry(raw: Reply) -> LateEntry | None:
-    """One of the queue; None of one that no script of this version, or one before, has written."""
+    """Return one of the queue; None of one that no script of this version, or one before, has written."""
     assert isinstance(raw, list)
     flat = cast("list[bytes]", raw[1])
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -115,7 +115,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
 
 
 def late_settlement(entry: LateEntry) -> LateSettlement:
-    """The use that an entry says, with its user and its service."""
+    """Return the use that an entry says, with its user and its service."""
     fields = entry.fields
     settlement = settlement_of(
         fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""),
@@ -157,11 +157,11 @@ class _PartitionState:
     left: dict[int, StreamPlace] = field(default_factory=dict)
 
     def emptied(self) -> _PartitionState:
-        """The part still worth knowing once the queue is empty."""
+        """Return the part still worth knowing once the queue is empty."""
         return _PartitionState(self.under, clear=self.clear)
 
     def behind(self, lane: StreamPlace) -> StreamPlace:
-        """The newest outbox entry that may have been there before this one of the queue."""
+        """Return the newest outbox entry that may have been there before this one of the queue."""
         return self.marks[bisect_left(self.marks, (lane, START))][1]
 
     def mark(self, lane: StreamPlace, outbox: StreamPlace) -> None:
@@ -173,7 +173,7 @@ class _PartitionState:
             del self.marks[0]
 
     def ready(self, organization_id: int, lane: StreamPlace) -> bool:
-        """Whether nothing of an organization is in the outbox that was there before this entry."""
+        """Return whether nothing of an organization is in the outbox that was there before this entry."""
         return self.clear.get(organization_id, START) > self.behind(lane)
 
 
@@ -208,7 +208,7 @@ class LateLane:
         return decidable[:count]
 
     async def _look(self, partition: int, count: int) -> list[LateSettlement]:
-        """One pass over one queue, from the first entry that may have become decidable."""
+        """Return one pass over one queue, from the first entry that may have become decidable."""
         known = self._known.setdefault(partition, _PartitionState())
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
@@ -245,7 +245,7 @@ class LateLane:
     async def _page(
         self, partition: int, known: _PartitionState, start: StreamPlace, size: int
     ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
-        """Entries of a queue from a place on, the last one's place, and whether there may be more.
+        """Return entries of a queue from a place on, the last one's place, and whether there may be more.
 
         The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
         where that cannot be said: a stream is broken, or its Redis was rebuilt.
@@ -272,7 +272,7 @@ class LateLane:
         return self._read(partition, page), last, len(page) == size
 
     def _read(self, partition: int, page: Sequence[Reply]) -> list[LateEntry]:
-        """Those that can be read; the others stay in the queue."""
+        """Return those that can be read; the others stay in the queue."""
         read = []
         for raw in page:
             entry = read_entry(raw)
@@ -286,7 +286,7 @@ class LateLane:
     async def _free(
         self, partition: int, known: _PartitionState, entries: Sequence[LateEntry]
     ) -> list[LateEntry]:
-        """Those with nothing waiting any more, neither from before them nor of themselves."""
+        """Return those with nothing waiting any more, neither from before them nor of themselves."""
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
         free = [one for one in entries if known.ready(one.organization_id, one.place)]
@@ -355,7 +355,7 @@ class LateLane:
 
 
 def name_of(partition: int, place: StreamPlace) -> str:
-    """How people are told of an entry."""
+    """Return how people are told of an entry."""
     return f"{partition} {id_of(place).decode()}"
 
 
@@ -470,7 +470,7 @@ class ReclaimClient:
         return found
 
     def _is_whole(self, partition: int, behind: bytes) -> bool:
-        """Whether that look began at the first; notes where the next one begins, if more is `behind`.
+        """Return whether that look began at the first; notes where the next one begins, if more is `behind`.
 
         Two looks in a row go through the same, since a hold is taken back that two found.
         """
@@ -608,7 +608,7 @@ class ReclaimClient:
         ]
 
     def _applied(self, caller: Caller, answer: bytes) -> bool:
-        """Whether a charge of a late call was applied; then it is evidence, should Redis forget it."""
+        """Return whether a charge of a late call was applied; then it is evidence, should Redis forget it."""
         code = packing.code_of(answer)
         if code == UNVERIFIED:
             raise CountersUnavailable
@@ -617,7 +617,7 @@ class ReclaimClient:
 
 
 def _expired(request_id: str, packed: bytes) -> ExpiredHold:
-    """A hold as it is stored."""
+    """Return a hold as it is stored."""
     state, _, tiers = states.unpack_hold(packed)
     # What tokens set the price of costs what was seen; any other price is known beforehand.
     uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
@@ -636,19 +636,19 @@ def _expired(request_id: str, packed: bytes) -> ExpiredHold:
 
 
 def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes, ...]:
-    """The command for so many deadlines that are over, in their order, from one on."""
+    """Return the command for so many deadlines that are over, in their order, from one on."""
     limits = b"BYSCORE", b"LIMIT", b"0", b"%d" % count, b"WITHSCORES"
     return b"ZRANGE", keys.deadlines(partition).encode(), since, until, *limits
 
 
 def _waits(ending: LateResolution, unread: Collection[int]) -> bool:
-    """Whether it counts in budgets that nobody can read."""
+    """Return whether it counts in budgets that nobody can read."""
     late = ending.late.settlement
     return bool(late.budgets) and late.caller.organization_id in unread
 
 
 def _deadlines(answer: Reply) -> list[tuple[str, bytes]]:
-    """Names with their deadlines, as they are answered."""
+    """Return names with their deadlines, as they are answered."""
     flat = cast("list[bytes]", answer) if isinstance(answer, list) else []
     return [
         (name.decode(errors=STRANGE), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)

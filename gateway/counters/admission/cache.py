@@ -82,7 +82,7 @@ class Changes:
         return KeyLookup(self, name, self._turn, since, wait, at)
 
     def ends(self, name: bytes, turn: int) -> bool:
-        """A reading is over; whether no change was told since it began."""
+        """Return a reading is over; whether no change was told since it began."""
         under_way = self._reading[name]
         under_way.readers -= 1
         if not under_way.readers:
@@ -90,7 +90,7 @@ class Changes:
         return under_way.told_at < turn
 
     def hold_until(self, since: int, within_s: float) -> float:
-        """When what holds since then has to be looked at again, monotonic; 0 where it does not hold.
+        """Return when what holds since then has to be looked at again, monotonic; 0 where it does not hold.
 
         Redis has answered what was asked within these seconds before, and with it came all that had changed.
         """
@@ -214,12 +214,12 @@ class CachedCaller(CachedValue):
         self.caller, self.fresh, self.expires_ms = caller, fresh, expires_ms
 
     def expired(self, now_ms: float) -> bool:
-        """Whether its key's time is over."""
+        """Return whether its key's time is over."""
         return 0 < self.expires_ms <= now_ms
 
 
 def known_bytes(raw: bytes) -> int:
-    """What a caller that was read from this takes."""
+    """Return what a caller that was read from this takes."""
     return KNOWN_BYTES + KNOWN_COPIES * len(raw)
 
 

@@ -75,7 +75,7 @@ _decode_end = msgspec.json.Decoder(HoldEnd).decode
 
 
 def read_hold(raw: object) -> CallerHold | None:
-    """A record as it was stored; None where there is none, or a newer version has written it."""
+    """Return a record as it was stored; None where there is none, or a newer version has written it."""
     try:
         return _decode_hold(raw) if isinstance(raw, bytes) else None
     except UNREADABLE:
@@ -97,7 +97,7 @@ class CallerHolds:
         return int(self._today() * 1000)
 
     async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
-        """The id of the hold of a request with this key, and the answer it had before, if any.
+        """Return the id of the hold of a request with this key, and the answer it had before, if any.
 
         A request whose worker has died is taken over with its id, so that it holds once.
         """

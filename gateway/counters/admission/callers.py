@@ -164,14 +164,14 @@ class CallerCache(Catalogue):
             pool.join("terms", self._terms)
 
     def cached(self, digest: str) -> Caller | None:
-        """The caller of a digest looked up a moment ago, or not changed since, or None."""
+        """Return the caller of a digest looked up a moment ago, or not changed since, or None."""
         known = self._known.find(digest)
         if known is None or (known.fresh < self._clock() and not self._renewed(digest, known)):
             return None
         return known.caller
 
     async def identify(self, digest: str) -> Caller:
-        """The caller of a digest; InvalidApiKey if there is none, CountersUnavailable if nobody knows.
+        """Return the caller of a digest; InvalidApiKey if there is none, CountersUnavailable if nobody knows.
 
         Overloaded where too many are asked for that are not known here.
         """
@@ -223,7 +223,7 @@ class CallerCache(Catalogue):
         return True
 
     async def _look_up_in_turn(self, digest: str) -> Caller | None:
-        """The same of who is not known here, when there is room: guesses wait for each other alone."""
+        """Return the same of who is not known here, when there is room: guesses wait for each other alone."""
         self._refuse_unknown(digest)
         turn = self._turns.take()
         try:
@@ -250,7 +250,7 @@ class CallerCache(Catalogue):
                 terms.since = NEVER
 
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
-        """The caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none.
+        """Return the caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none.
 
         EndedApiKey for one whose end is kept, since what it stood for must stand for nobody else.
         its end is kept, since its stand-in must stand for nobody else. An answer is as old as its
@@ -303,7 +303,7 @@ class CallerCache(Catalogue):
         return caller
 
     def _before_end(self, fresh: float, expires_ms: int) -> float:
-        """The same moment, but none after the end of the key."""
+        """Return the same moment, but none after the end of the key."""
         if not expires_ms:
             return fresh
         return min(fresh, self._clock() + expires_ms / 1000 - self._today() - END_S)
@@ -325,7 +325,7 @@ class CallerCache(Catalogue):
             self._unknown.popitem(last=False)
 
     async def _known_elsewhere(self, digest: str) -> Caller | None:
-        """Who a digest stood for when its server could last be asked, where the account's own answers.
+        """Return who a digest stood for when its server could last be asked, where the account's own answers.
 
         That one's scripts know whether the key was revoked, so this is good for as long as it is remembered.
         """
@@ -346,7 +346,7 @@ class CallerCache(Catalogue):
         return caller
 
     def _known_before(self, digest: str) -> Caller | None:
-        """Who a digest stood for when Redis could last be asked, where that is good enough."""
+        """Return who a digest stood for when Redis could last be asked, where that is good enough."""
         known = self._known.find(digest)
         if known is None or known.fresh + self._stale_s < self._clock():
             return None
@@ -356,7 +356,7 @@ class CallerCache(Catalogue):
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:
-        """Whether terms that were read, up to 160 KB, are still the same."""
+        """Return whether terms that were read, up to 160 KB, are still the same."""
         terms, now = self._terms.find(organization_id), self._clock()
         if terms is None or terms.read_at + AGAIN_S < now:
             return False
@@ -379,7 +379,7 @@ class CallerCache(Catalogue):
 
 
 def _read_identity(raw: bytes) -> Identity:
-    """An identity as it was written; CountersRefused for what nobody here can read."""
+    """Return an identity as it was written; CountersRefused for what nobody here can read."""
     try:
         return decode_identity(raw)
     except UNREADABLE as error:
@@ -421,7 +421,8 @@ class Directory(CallerCache):
             pool.join("budgets", self._budgets.known)
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
-        """The service of a key as the caller's organization has it, for this call; None if there is none.
+        """Return the service of a key as the caller's organization has it, for this call; None if there is
+        none.
 
         ServiceNotIncluded where the organization may not use it, CountersUnavailable where its terms
         are not known: a caller just identified has them.
@@ -441,7 +442,7 @@ class Directory(CallerCache):
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
-        """The budgets that a call takes from, with its run; None where that is none.
+        """Return the budgets that a call takes from, with its run; None where that is none.
 
         CountersUnavailable where they are unknown. Without `remember` no other call's are forgotten for it.
         """
@@ -500,7 +501,8 @@ class Directory(CallerCache):
     def price(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """What a model cost so many seconds ago, in the organization's currency, else in that of the base.
+        """Return what a model cost so many seconds ago, in the organization's currency, else in that of the
+        base.
 
         None where there is no such price; with `own` in no other currency than the organization's.
         """
@@ -512,7 +514,7 @@ class Directory(CallerCache):
         return found
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """How much of the organization's currency a unit of the base was so many seconds ago."""
+        """Return how much of the organization's currency a unit of the base was so many seconds ago."""
         return self.prices.base_rate(self.pays_in(caller), (self._today() - ago_s) * 1000)
 
     def price_as(

@@ -82,11 +82,11 @@ class PriceCache:
             self._sellers, self._looked_at = sellers, b""
 
     def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
-        """The price in force of a model at a time (ms since the epoch), None where there is none."""
+        """Return the price in force of a model at a time (ms since the epoch), None where there is none."""
         return self._book.vector(model, currency, at_ms, seller)
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
-        """How much of a currency a unit of the base was at a time; None where nobody says."""
+        """Return how much of a currency a unit of the base was at a time; None where nobody says."""
         return self._book.base_rate(currency, at_ms)
 
     async def refresh(self) -> None:
@@ -221,7 +221,7 @@ class _ResolvedService:
 
 
 def _shared(known: _ResolvedService) -> _ResolvedService:
-    """The one of all organizations that have a service so: what all calls read stays near at hand."""
+    """Return the one of all organizations that have a service so: what all calls read stays near at hand."""
     name = id(known.base), known.why if not known.given else "", known.since_ms, known.until_ms
     return the_one(_usual, name, known, USUAL_MAX)  # what is kept has its base, so no other has that id
 
@@ -255,7 +255,7 @@ class WeightCache:
         self.by_plan = {plan_id: Weights.of(weights) for plan_id, weights in millionths.items() if weights}
 
     def plan_of(self, request: HoldRequest) -> int:
-        """The plan a call is taken to be of; any, where weights change nothing about it."""
+        """Return the plan a call is taken to be of; any, where weights change nothing about it."""
         if not self.by_plan or not request.service.counts_tokens:
             return ANY_PLAN
         return self._plans.get(request.caller.tenant_id, NO_PLAN)
@@ -306,7 +306,7 @@ class Catalogue:
         return self.catalogue().get(key)
 
     def catalogue(self) -> Mapping[str, Service]:
-        """Every service by its key; CountersUnavailable before the first catalogue."""
+        """Return every service by its key; CountersUnavailable before the first catalogue."""
         if not self.version:
             raise CountersUnavailable
         return self._services
@@ -347,7 +347,7 @@ class Catalogue:
             await self._changes.others(TOLD_CATALOGUE_S if told else CATALOGUE_S)
 
     async def _read_catalogue(self) -> bool:
-        """Whether there was one, and prices could be asked for."""
+        """Return whether there was one, and prices could be asked for."""
         words, is_read = [(wire, ask_word(wire)) for wire in self._wires.wires], False
         with suppress(CountersUnavailable):
             try:

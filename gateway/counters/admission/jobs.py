@@ -183,7 +183,7 @@ class StoredJobs:
         return owner.decode() if isinstance(owner, bytes) else ""
 
     async def now_ms(self, job: Job) -> int:
-        """The time of the Redis that has a job; from an asyncio task."""
+        """Return the time of the Redis that has a job; from an asyncio task."""
         return _read_ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
 
     async def _drop(self, job: Job) -> bool:
@@ -237,7 +237,7 @@ class StoredJobs:
         return cast("dict[bytes, bytes]", said)[b"last-generated-id"].decode()
 
     async def waits(self, job: Job) -> bool:
-        """Whether charges of its lines wait in the late queue still; from an asyncio task."""
+        """Return whether charges of its lines wait in the late queue still; from an asyncio task."""
         name, after = keys.late(job.partition).encode(), b"(" + job.lines_after.encode()
         asked = encode(b"XRANGE", name, after, job.lines_until.encode(), b"COUNT", b"1")
         found = await in_task(self._wires.of(job.partition).send(asked))
@@ -281,7 +281,7 @@ def _open_jobs(job: Job) -> bytes:
 
 
 def _owner(upstream: str, id_: str) -> tuple[int, bytes]:
-    """The partition and the key that say whose a batch is."""
+    """Return the partition and the key that say whose a batch is."""
     digest = sha256(f"{upstream}\n{id_}".encode()).hexdigest()
     partition = keys.partition_of_digest(digest)
     return partition, keys.job(partition, digest).encode()

@@ -157,7 +157,7 @@ class ObjectOwners:
         return wire.send(encode(verb, keys.object_owner(name).encode(), *more))
 
     def _is_due(self, name: bytes, more: int, now: float, run_id: bytes) -> bool:
-        """Whether a list to which so many are added is to be cut now, and its end to be put off."""
+        """Return whether a list to which so many are added is to be cut now, and its end to be put off."""
         trims = self._trims
         left, latest, where = trims.get(name, (0, 0.0, b""))
         left -= more
@@ -186,7 +186,7 @@ def _organization(caller: Caller) -> bytes:
 
 
 def _lists(caller: Caller) -> tuple[bytes, bytes]:
-    """The organization's list of objects, and that of the ids in answers."""
+    """Return the organization's list of objects, and that of the ids in answers."""
     place = caller.partition, caller.organization_id
     return keys.objects(*place).encode(), keys.answers(*place).encode()
 

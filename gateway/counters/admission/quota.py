@@ -187,7 +187,7 @@ class Releases:
         self._releasing: asyncio.Task[None] | None = None
 
     def owes(self, settlement: Settlement) -> bool:
-        """Whether this hold is to be released."""
+        """Return whether this hold is to be released."""
         return settlement.request_id in self._owed
 
     def forget(self, request: HoldRequest) -> None:
@@ -221,7 +221,7 @@ class Releases:
                 pause = AGAIN_S if len(self._owed) < before else min(2 * pause, AGAIN_S_MAX)
 
     def _is_there(self, one: _PendingRelease) -> bool:
-        """Whether the present owner of its partition can be reached."""
+        """Return whether the present owner of its partition can be reached."""
         return self._wires.of(one.settlement.caller.partition).connected
 
     async def _release_some(self, some: dict[str, _PendingRelease]) -> None:
@@ -448,7 +448,7 @@ class Counters(LiveHolds):
             self._log.spool(self._settle_arguments(frame, release)[KEPT_AT:], RELEASE)
 
     def _elsewhere(self, partition: int) -> Counters | None:
-        """Whose a partition is, where it is not these counters' any more."""
+        """Return whose a partition is, where it is not these counters' any more."""
         other = self.elsewhere(partition) if self.elsewhere is not None else self
         return None if other is self else other
 
@@ -474,7 +474,7 @@ class Counters(LiveHolds):
         return self._wire.send_call(frame.settle, release.request_id.encode(), arguments, at_once=True)
 
     def _settle_arguments(self, frame: Frame, settlement: Settlement) -> bytes:
-        """What `settle` is told, as it goes over the wire."""
+        """Return what `settle` is told, as it goes over the wire."""
         attribution, metadata = settlement.attribution.encode(), settlement.metadata
         wire, counted, names = self._wire, b"", frame.names
         if names:
@@ -506,7 +506,7 @@ def _release_of(request: HoldRequest) -> Settlement:
 
 
 def _names(request: HoldRequest) -> tuple[str, ...]:
-    """The budget accounts of a call."""
+    """Return the budget accounts of a call."""
     return request.names or (tuple([one.name for one in request.budgets]) if request.budgets else NO_BUDGETS)
 
 

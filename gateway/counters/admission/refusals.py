@@ -121,7 +121,7 @@ class SharedCircuitBreaker:
 
 
 def _read(raw: object) -> list[_Stored]:
-    """The entries of the key; None of them if no worker of this version wrote it."""
+    """Return the entries of the key; None of them if no worker of this version wrote it."""
     if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
         return []
     try:

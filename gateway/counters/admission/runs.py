@@ -83,7 +83,7 @@ class Runs:
         self._remembered_max = remembered_max
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
-        """The run of a call, where it is remembered; `RunEnded` or `RunConflict` as `find`."""
+        """Return the run of a call, where it is remembered; `RunEnded` or `RunConflict` as `find`."""
         key = caller.tenant_id, asked.id
         found = self._known.get(key)
         if found is None:
@@ -95,7 +95,7 @@ class Runs:
         return self._checked(found, asked)
 
     async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies = ()) -> Run:
-        """The run of a call, opened within these policies where there is none yet.
+        """Return the run of a call, opened within these policies where there is none yet.
 
         `RunConflict` where it is another than this call asks for, `RunEnded` once it is over,
         `InvalidRequest` for a parent that is not open, and for more than a policy gives; `TooManyRuns`,
@@ -162,7 +162,7 @@ class Runs:
             self._remembered(caller, packed, run.parents, packing.RUN_THERE)
 
     async def tell(self, caller: Caller, id_: str) -> bytes:
-        """A run of this caller's tenant as JSON; `RunNotFound`, `RateLimited`.
+        """Return a run of this caller's tenant as JSON; `RunNotFound`, `RateLimited`.
 
         It has those it draws from, and the tree of those that draw from it: `TREE_MAX` of them.
         """
@@ -245,11 +245,11 @@ class Runs:
         )  # fmt: skip
 
     def _today_parents(self, run: Run) -> tuple[Run, ...]:
-        """Those a run draws from, as they are remembered by now."""
+        """Return those a run draws from, as they are remembered by now."""
         return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
-        """A run that is there; None where there is none."""
+        """Return a run that is there; None where there is none."""
         code, packed = await self._ask(packing.RUN_LOOK, caller, id_)
         if code == packing.RUN_UNKNOWN:
             return None
@@ -307,7 +307,7 @@ def _check_level(parents: Sequence[Run]) -> None:
 
 
 def _answered(answer: Reply) -> tuple[int, bytes]:
-    """The code of an answer of the script, and the run."""
+    """Return the code of an answer of the script, and the run."""
     if not isinstance(answer, bytes):
         raise CountersUnavailable
     code = packing.code_of(answer)
@@ -317,7 +317,7 @@ def _answered(answer: Reply) -> tuple[int, bytes]:
 
 
 def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:
-    """A run as its callers are told of it."""
+    """Return a run as its callers are told of it."""
     calls, amount = live.get(run.budget_id), live.get(run.budget_id + 1)
     used, held = (amount.used, amount.held) if amount is not None else (0, 0)
     counted = run.calls if run.ended_ms else calls.used if calls is not None else 0

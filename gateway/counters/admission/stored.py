@@ -55,7 +55,7 @@ class Identity(msgspec.Struct):
     e: bool = False
 
     def has_ended(self, now_ms: float) -> bool:
-        """Whether the key is there, and nobody's any more."""
+        """Return whether the key is there, and nobody's any more."""
         return self.e or 0 < self.x <= now_ms
 
 
@@ -125,7 +125,7 @@ def encode_catalogue(
     models: Sequence[ModelRule] = (),
     shares: Sequence[Share] = (),
 ) -> bytes:
-    """The catalogue as the keeper writes it."""
+    """Return the catalogue as the keeper writes it."""
     by_key = {one.key: one for one in services}
     more: dict[str, object] = {"weights": weights} if weights else {}
     if models:
@@ -136,7 +136,7 @@ def encode_catalogue(
 
 
 def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = False) -> bytes:
-    """An identity as the keeper writes it; `expires_ms` 0 is never."""
+    """Return an identity as the keeper writes it; `expires_ms` 0 is never."""
     more: dict[str, object] = {"x": expires_ms} if expires_ms else {}
     if revoked:
         more["e"] = True
@@ -164,7 +164,7 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
 
 
 def key_of(raw: object) -> int:
-    """Which key an identity is of, as it was written; 0 where there is none that can be read."""
+    """Return which key an identity is of, as it was written; 0 where there is none that can be read."""
     try:
         return decode_identity(raw).k if isinstance(raw, bytes) else 0
     except UNREADABLE:
@@ -172,7 +172,7 @@ def key_of(raw: object) -> int:
 
 
 def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
-    """The terms as the keeper writes them. Of budgets, which may be many, only what they say."""
+    """Return the terms as the keeper writes them. Of budgets, which may be many, only what they say."""
     written = msgspec.to_builtins(terms)
     written["budgets"] = [
         {name: value for name, value in one.items() if value != _BUDGET_DEFAULTS.get(name, _NO_DEFAULT)}
@@ -188,12 +188,12 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
 
 
 def decode_terms(raw: bytes) -> OrganizationTerms:
-    """An organization's terms as they were written."""
+    """Return an organization's terms as they were written."""
     return _decode_terms(raw).terms
 
 
 def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[ExchangeRate] = ()) -> bytes:
-    """The prices as the keeper writes them: gateways convert them, so none is sent that was."""
+    """Return the prices as the keeper writes them: gateways convert them, so none is sent that was."""
     listed = [(*price[:-1], price.vector[:VECTOR_FIELDS]) for price in prices]
     vectors = [price.vector for price in prices]
     units = {one.price_id: one.units for one in vectors if one.units}
@@ -267,12 +267,12 @@ def encode_head(version: int, raw: bytes) -> bytes:
 
 
 def version_of(raw: bytes) -> int:
-    """The version that terms, prices or a catalogue were written under."""
+    """Return the version that terms, prices or a catalogue were written under."""
     return _decode_version(raw).version
 
 
 def version_standing(raw: object) -> int:
-    """The same of Redis' answer: 0 where nothing stands, -1 where it was not written so."""
+    """Return the same of Redis' answer: 0 where nothing stands, -1 where it was not written so."""
     try:
         return version_of(raw) if isinstance(raw, bytes) else 0
     except UNREADABLE:

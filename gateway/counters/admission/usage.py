@@ -29,7 +29,7 @@ BUDGETS_TOLD_MAX: Final = 100
 async def budget_limits(
     wire: RedisConnection, partition: int, found: Sequence[tuple[str, Budget]], now_ms: int
 ) -> list[dict[str, object]]:
-    """The limits of budgets, each with the name of its account, as the caller is told them."""
+    """Return the limits of budgets, each with the name of its account, as the caller is told them."""
     found = found[:BUDGETS_TOLD_MAX]
     names = list(dict.fromkeys(name for name, _ in found))
     if not names:
@@ -44,7 +44,7 @@ async def budget_limits(
 
 
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
-    """One budget as it stands, what calls in flight hold taken off what remains."""
+    """Return one budget as it stands, what calls in flight hold taken off what remains."""
     return {
         "scope": "budget",
         "name": budget.name,
@@ -58,7 +58,7 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
 
 
 def moment(ms: int) -> str | None:
-    """A time in ms since the epoch as it is told; 0 is never."""
+    """Return a time in ms since the epoch as it is told; 0 is never."""
     return rfc3339(moment_of(ms), "milliseconds") if ms else None
 
 
@@ -86,7 +86,7 @@ class Usages:
         self._budgets_of = budgets_of
 
     async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
-        """The caller's accounts as `usage` tells them; RateLimited where it asks too often."""
+        """Return the caller's accounts as `usage` tells them; RateLimited where it asks too often."""
         await self._throttle.admit(caller)
         budgets = self._budgets_of(caller, said)
         wire = self._wires.of(caller.partition)
@@ -96,7 +96,7 @@ class Usages:
 async def usage(
     wire: RedisConnection, caller: Caller, user: str = "", budgets: Sequence[tuple[str, Budget]] = ()
 ) -> bytes:
-    """The caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
+    """Return the caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
     p = caller.partition
     asked: tuple[tuple[Scope, type[Bucket], str], ...] = (
         (Scope.KEY, states.KeyState, keys.key_state(p, caller.key_id)),
@@ -141,7 +141,7 @@ async def usage(
 
 
 def _spend(organization: states.OrganizationState, now: datetime) -> list[dict[str, object]]:
-    """What Pay-Per-Use costs this month, as decimals; without a cap only what it came to."""
+    """Return what Pay-Per-Use costs this month, as decimals; without a cap only what it came to."""
     month = now.year * 12 + now.month
     held = organization.spend_held
     spent = (organization.spent if organization.month >= month else 0) + held

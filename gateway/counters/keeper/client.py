@@ -77,11 +77,11 @@ class UnsupportedVersions:
         self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
 
     def count(self, kind: Kind) -> int:
-        """How much of a kind there is."""
+        """Return how much of a kind there is."""
         return len(self._found[kind])
 
     def figures(self) -> dict[str, object]:
-        """How much of each kind there is, for metrics."""
+        """Return how much of each kind there is, for metrics."""
         return {"left_alone": [[kind, len(names)] for kind, names in self._found.items()]}
 
 
@@ -153,7 +153,7 @@ class Client:
         return self._wires.partitions
 
     def run_id_of(self, partition: int) -> bytes:
-        """The run id of who has a partition, on this connection; empty while there is none."""
+        """Return the run id of who has a partition, on this connection; empty while there is none."""
         wire = self._wires.of(partition)
         return wire.run_id if wire.connected else b""
 
@@ -162,7 +162,7 @@ class Client:
         return self._wires.of_key(parts[KEY_AT.get(parts[0], 1)]).send(encode(*parts))
 
     def send_script(self, verb: str, call: packing.Call) -> Wait[Reply]:
-        """The same of a script."""
+        """Return the same of a script."""
         return self._wires.of_key(call[0][0].encode()).send(encode_script(verb, *call))
 
     async def ask_everybodys(self, *parts: bytes) -> Reply:
@@ -174,7 +174,7 @@ class Client:
         return await in_task(self.send(*parts))
 
     async def members(self, name: str) -> list[str]:
-        """The members of a sorted set by their scores, but for what none of ours wrote."""
+        """Return the members of a sorted set by their scores, but for what none of ours wrote."""
         found = await self.ask(b"ZRANGE", name.encode(), b"0", b"-1")
         there = found if isinstance(found, list) else []
         return [one.decode() for one in there if isinstance(one, bytes) and one.isascii()]
@@ -203,7 +203,7 @@ class Client:
         return found
 
     async def run_each(self, verb: str, calls: Iterable[packing.Call]) -> list[bytes | CountersRefused]:
-        """The same, with why one is refused in its place."""
+        """Return the same, with why one is refused in its place."""
         found: list[bytes | CountersRefused] = []
         for some in batched(calls, TOGETHER_MAX):
             found += cast(
@@ -222,7 +222,7 @@ class Client:
         return found
 
     async def marker(self, partition: int) -> bytes:
-        """The partition's marker as it stands; empty where there is none."""
+        """Return the partition's marker as it stands; empty where there is none."""
         raw = await self.ask(b"GET", keys.marker(partition).encode())
         return raw if isinstance(raw, bytes) else b""
 
@@ -245,7 +245,7 @@ class Client:
         return found
 
     async def peek(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
-        """The same as they stand now, a due reset included."""
+        """Return the same as they stand now, a due reset included."""
         found: dict[int, S | None] = {}
         key = _KINDS[kind][1]
         for partition, ids in _by_partition(pairs).items():
@@ -295,7 +295,7 @@ class Client:
 
 
 def is_readable(kind: type[S], raw: bytes) -> bool:
-    """Whether this version can read a state."""
+    """Return whether this version can read a state."""
     try:
         states.unpack(kind, raw)
     except UNREADABLE:
@@ -316,7 +316,7 @@ async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
 
 
 def fields_of(answer: Reply) -> dict[bytes, Reply]:
-    """What HGETALL or XINFO answers, by name; nothing where there is nothing."""
+    """Return what HGETALL or XINFO answers, by name; nothing where there is nothing."""
     flat = answer if isinstance(answer, list) else []
     return dict(zip(cast("list[bytes]", flat[::2]), flat[1::2], strict=True))
 
@@ -332,12 +332,12 @@ def entry_of(raw: Reply) -> tuple[bytes, bytes]:
 
 
 def entries_in(answer: Reply) -> list[tuple[bytes, bytes]]:
-    """Those of a stream, as it answers them; none where there is no stream."""
+    """Return those of a stream, as it answers them; none where there is no stream."""
     return list(map(entry_of, answer)) if isinstance(answer, list) else []
 
 
 def entries_behind(stream: str, after: bytes, count: int) -> tuple[bytes, ...]:
-    """The command for up to `count` entries of a stream after an id; b"" is its start."""
+    """Return the command for up to `count` entries of a stream after an id; b"" is its start."""
     start = b"(" + after if after else b"-"
     return b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count
 
@@ -363,7 +363,7 @@ Read = list[tuple[bytes, bytes]] | CountersRefused
 
 
 async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Reply]:
-    """The markers of partitions as they stand; None of one that is not there or is of another type."""
+    """Return the markers of partitions as they stand; None of one that is not there or is of another type."""
     asked = list(partitions)
     if (whole := client.whole) is None or not asked:
         return dict(zip(asked, await client.ask_each(_each_marker(asked)), strict=True))
@@ -386,7 +386,7 @@ async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> 
 
 
 async def are_any_there(client: Client, names: Sequence[str]) -> bool:
-    """Whether there is any of these keys; also where that is not known."""
+    """Return whether there is any of these keys; also where that is not known."""
     if (whole := client.whole) is not None and names:
         with suppress(CountersRefused):
             return await in_task(whole.send(_asking(b"EXISTS", *names))) != 0
@@ -394,7 +394,7 @@ async def are_any_there(client: Client, names: Sequence[str]) -> bool:
 
 
 async def with_late(client: Client) -> list[tuple[int, Read]]:
-    """Partitions with settlements in their late queue, the first of each, or why it does not say."""
+    """Return partitions with settlements in their late queue, the first of each, or why it does not say."""
     asked = list(client.partitions)
     found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
     return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]
@@ -402,7 +402,7 @@ async def with_late(client: Client) -> list[tuple[int, Read]]:
 
 @lru_cache(ASKED_MAX)
 def _asking(*words: bytes | str) -> bytes:
-    """A command that is given again and again while nothing happens, with the names of many keys."""
+    """Return a command that is given again and again while nothing happens, with the names of many keys."""
     return encode(*(word.encode() if isinstance(word, str) else word for word in words))
 
 
@@ -466,7 +466,7 @@ KEEPERS_ALONE, NOBODYS = f"ZREM {IDENTITY} m", "DBSIZE"
 
 
 def needed_rights(role: str, *, clustered: bool, database: int) -> tuple[str, ...]:
-    """What a process of this role asks of one server."""
+    """Return what a process of this role asks of one server."""
     of_it = OF_A_CLUSTER if clustered else ()
     return (
         *BOTH, *of_it, *(OF_A_DATABASE if database else ()), *(() if role == "serve" else KEEPER),

@@ -168,7 +168,7 @@ class ControlClient(Client):
         return known
 
     async def define_account(self, definition: AccountDefinition, version: int) -> bool:
-        """The same of the definitions in its organization's partition: all but credentials' owners."""
+        """Return the same of the definitions in its organization's partition: all but credentials' owners."""
         if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
             await self._refuse_newer(definition.organization_id)
             name = keys.organization_terms(definition.organization_id)
@@ -189,7 +189,7 @@ class ControlClient(Client):
             await self.ask_everybodys(*self.identity_written(definition))
 
     def identity_written(self, definition: KeyDefinition) -> tuple[bytes, ...]:
-        """The command that writes whom a credential stands for; a revoked one stands for nobody.
+        """Return the command that writes whom a credential stands for; a revoked one stands for nobody.
 
         Of tokens' subjects it is kept who that was: a token of several is nobody's then, instead of the next
         one's.
@@ -314,7 +314,7 @@ class ControlClient(Client):
 
 
 def _amount(write: ControlWrite) -> int:
-    """How much is granted; of a plan, since when it is in force."""
+    """Return how much is granted; of a plan, since when it is in force."""
     amount = write.payload.get(SINCE_MS if write.verb == "plan" else "amount", 0)
     assert isinstance(amount, int)
     return -amount if write.payload.get("direction") == "OUT" else amount
@@ -350,7 +350,7 @@ class BulkLoader(ControlClient):
     async def _not_as_defined(
         self, definitions: Sequence[AccountDefinition], version: int
     ) -> list[tuple[AccountDefinition, packing.Call]]:
-        """Those whose state is not there, or is another one, with the call that writes it."""
+        """Return those whose state is not there, or is another one, with the call that writes it."""
         calls = [
             packing.define(
                 self.run_id_of(keys.partition_of(one.organization_id)), version, one,
@@ -470,7 +470,7 @@ def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iter
 def call_of(
     run_id: bytes, partition: int, written: Sequence[tuple[str, bytes]], marker: bytes
 ) -> packing.Call:
-    """Keys and arguments of `load` for several states at once."""
+    """Return keys and arguments of `load` for several states at once."""
     (state, packed), *more = written
     names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
     as_written = (packing.as_written(*one, marker) for one in more)
@@ -478,7 +478,7 @@ def call_of(
 
 
 def packed_key(key: KeyDefinition, version: int) -> bytes:
-    """A key's whole state; nothing in flight, full buckets."""
+    """Return a key's whole state; nothing in flight, full buckets."""
     return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(key.key_id)
 
 
@@ -499,7 +499,7 @@ def _plan(terms: PlanTerms, *, followed: bool) -> Mapping[str, int]:
 
 
 def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState:
-    """A tenant's whole state from its account, defined as of a version; nothing held, full buckets."""
+    """Return a tenant's whole state from its account, defined as of a version; nothing held, full buckets."""
     definition, terms = account.definition, account.definition.terms
     started = account.seq > 0
     total = -1 if account.total is None else account.total
@@ -538,7 +538,7 @@ def _with_holds_of_services(
     money: Sequence[bool],
     tiers: Mapping[Counted, bytes],
 ) -> dict[Counted, states.ActivationState]:
-    """The stored use of each service, its units in flight included, and their cost together.
+    """Return the stored use of each service, its units in flight included, and their cost together.
 
     `money` says of each hold whether its units are.
     """
@@ -575,7 +575,7 @@ def _slots(holds: Sequence[states.HoldState], taken: Callable[[states.HoldState]
 
 
 def activation_state(use: ServiceUse) -> states.ActivationState:
-    """The stored use of a service: nothing is paid twice, no tier starts over."""
+    """Return the stored use of a service: nothing is paid twice, no tier starts over."""
     quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
     return states.ActivationState(
         flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity
@@ -583,7 +583,7 @@ def activation_state(use: ServiceUse) -> states.ActivationState:
 
 
 def organization_state(account: OrganizationAccount, version: int = 0) -> states.OrganizationState:
-    """An organization's whole state from its accounts, defined as of a version."""
+    """Return an organization's whole state from its accounts, defined as of a version."""
     definition = account.definition
     return states.OrganizationState(
         **_limits(definition.limits),
@@ -624,7 +624,7 @@ class BudgetAccounts(ControlClient):
         return self._live(partition, names, await self.states(keys_of))
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
-        """The accounts for each that are like one."""
+        """Return the accounts for each that are like one."""
         prefix = name.partition(":")[0]
         return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
 
@@ -633,7 +633,7 @@ class BudgetAccounts(ControlClient):
         return await self._entries([(keys.outbox(partition), mark)], most)
 
     async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
-        """Entries of these that are set aside, likewise."""
+        """Return entries of these that are set aside, likewise."""
         streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
         return await self._entries(streams, WAITING_MAX)
 
@@ -745,7 +745,7 @@ class BudgetAccounts(ControlClient):
         return found, frozenset(others)
 
     async def held_of_budgets(self, partition: int) -> BudgetHolds:
-        """What the holds that are there hold of accounts, and how many calls take from each."""
+        """Return what the holds that are there hold of accounts, and how many calls take from each."""
         ids = await self.members(keys.deadlines(partition))
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
@@ -769,7 +769,7 @@ class BudgetAccounts(ControlClient):
 
 
 def _held(held: Held, name: str, fields: Sequence[float]) -> int:
-    """What calls in flight hold of a window, in its unit."""
+    """Return what calls in flight hold of a window, in its unit."""
     money, tokens, requests = held.get((name, int(fields[0])), (0, 0, 0))
     flags = int(fields[-1])
     amount = money if flags & FLAG_MONEY else tokens if flags & FLAG_TOKENS else requests
@@ -777,7 +777,7 @@ def _held(held: Held, name: str, fields: Sequence[float]) -> int:
 
 
 def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
-    """The account's whole state."""
+    """Return the account's whole state."""
     amounts = (0,) * len(account.used)
     if held:
         defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)

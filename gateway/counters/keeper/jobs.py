@@ -19,7 +19,7 @@ class ListedJobs:
         self._client = client
 
     async def read(self) -> list[Job]:
-        """The jobs that are listed; one that nobody can read is left there."""
+        """Return the jobs that are listed; one that nobody can read is left there."""
         partitions = list(self._client.partitions)
         if not await are_any_there(self._client, [keys.jobs(one) for one in partitions]):
             return []

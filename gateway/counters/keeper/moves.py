@@ -57,12 +57,12 @@ class SlotMoves:
         return [partition for one in taken for partition in one]
 
     def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
-        """Whether this is a primary still, and was all the time."""
+        """Return whether this is a primary still, and was all the time."""
         return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
 
 
 async def has_current_history(wire: RedisConnection, partition: int) -> bool:
-    """Whether a partition's marker names the history of the primary that has it."""
+    """Return whether a partition's marker names the history of the primary that has it."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     return packing.read_marker(marker)[0] == wire.run_id
 

@@ -54,7 +54,7 @@ MOVED_MAX = 250
 
 
 def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iterable[bytes] = ()) -> Call:
-    """Keys and arguments of `park`; `gone` are deleted there, `moved` come from the outbox."""
+    """Return keys and arguments of `park`; `gone` are deleted there, `moved` come from the outbox."""
     partition, organization_id = owner
     return (
         keys.marker(partition),
@@ -71,7 +71,7 @@ class ParkedEntries:
         self._client = client
 
     async def counts(self, partitions: Iterable[int]) -> dict[Owner, int]:
-        """How many entries wait, by partition and organization."""
+        """Return how many entries wait, by partition and organization."""
         asked = list(partitions)
         if not await are_any_there(self._client, [keys.parked(one) for one in asked]):
             return {}
@@ -253,7 +253,7 @@ class Outbox:
         return found
 
     def _is_ours(self, partition: int, marker: Reply) -> bool:
-        """Whether a partition is of this history, and no newer version's."""
+        """Return whether a partition is of this history, and no newer version's."""
         if not isinstance(marker, bytes):
             return True
         try:
@@ -265,7 +265,8 @@ class Outbox:
     def _known(
         self, partition: int, stream: str, entries: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
-        """Entries up to the first that a newer version has written: what comes behind it may follow it.
+        """Return entries up to the first that a newer version has written: what comes behind it may follow
+        it.
 
         Entries set aside are read whole or not at all. One of each stream is counted: the first.
         """
@@ -362,7 +363,7 @@ class Outbox:
         return self._deleted.removals
 
     async def deleted(self, *, anew: bool = True) -> dict[int, bytes]:
-        """The newest entry that was ever deleted of each partition's stream, by its id.
+        """Return the newest entry that was ever deleted of each partition's stream, by its id.
 
         Deleted entries are rows: https://redis.io/docs/latest/commands/xinfo-stream/,
         `max-deleted-entry-id`. A partition that has no stream is left out. Unless it is asked `anew`,
@@ -371,7 +372,7 @@ class Outbox:
         return await self._deleted.newest(self._client.partitions, anew=anew)
 
     async def waiting(self, partition: int) -> dict[str, AccountPosition] | None:
-        """Where each account stood before its first entry that still waits in a partition.
+        """Return where each account stood before its first entry that still waits in a partition.
 
         None where more waits than is looked at: who comes later cannot be told from who does not.
         """
@@ -401,7 +402,7 @@ class Outbox:
         return None
 
     async def depth(self) -> tuple[int, int]:
-        """Entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
+        """Return entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
         names = [keys.outbox(one) for one in self._client.partitions]
         firsts = await entries_of(self._client, dict.fromkeys(names, b""), 1)
         read = zip(names, firsts, strict=True)
@@ -429,7 +430,7 @@ class OrphanReader:
         self._deleted = deleted or DeletedEntries(client)
 
     async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
-        """The partitions whose stream never had this entry: the data is older than their rows.
+        """Return the partitions whose stream never had this entry: the data is older than their rows.
 
         Unless it is asked `anew`, a stream that had it under this history has had it.
         """
@@ -449,7 +450,7 @@ class OrphanReader:
     async def read_strays(
         self, partition: int, mark: bytes, stopped: Collection[str] = ()
     ) -> OrphanEntries | None:
-        """All that waits in a stream that never had `mark`; None where it had."""
+        """Return all that waits in a stream that never had `mark`; None where it had."""
         if not await self.behind({partition: mark}):
             return None
         found, after = OrphanEntries(partition, mark, stopped), b""
@@ -485,7 +486,7 @@ def _name(partition: int) -> bytes:
 
 
 def _fact(said: Reply, name: bytes) -> StreamPlace:
-    """The place that XINFO names; that before all where there is no stream."""
+    """Return the place that XINFO names; that before all where there is no stream."""
     found = fields_of(said).get(name)
     return stream_place(found if isinstance(found, bytes) else b"")
 
@@ -498,7 +499,7 @@ class RefusedStream:
         self._client = client
 
     async def read(self, count: int) -> list[tuple[bytes, RefusedBatch | None]]:
-        """The oldest batches with their ids; None for what cannot be read."""
+        """Return the oldest batches with their ids; None for what cannot be read."""
         found = await self._client.ask_everybodys(
             b"XRANGE", keys.REFUSED.encode(), b"-", b"+", b"COUNT", b"%d" % count
         )

@@ -84,7 +84,7 @@ class AccountHeads(Client):
         return found
 
     async def unreadable(self, owners: Sequence[Owner]) -> set[str]:
-        """Which of their accounts are stored as no version up to ours stores them, by account name."""
+        """Return which of their accounts are stored as no version up to ours stores them, by account name."""
         found = set[str]()
         for one in owners:
             id_, partition = one.organization_id, keys.partition_of(one.organization_id)
@@ -105,7 +105,7 @@ class AccountHeads(Client):
                 raise CountersUnavailable
 
     async def holds(self) -> int:
-        """Holds of calls in flight, over all partitions."""
+        """Return holds of calls in flight, over all partitions."""
         if not await are_any_there(self, [keys.deadlines(one) for one in self.partitions]):
             return 0
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
@@ -113,7 +113,7 @@ class AccountHeads(Client):
 
 
 def _is_nobodys(kind: type[states.State], raw: bytes | None) -> bool:
-    """Whether a state cannot be read, though no newer version may have stored it."""
+    """Return whether a state cannot be read, though no newer version may have stored it."""
     return False if not raw or raw[0] > LAYOUT else not is_readable(kind, raw)
 
 
@@ -175,7 +175,7 @@ class Activity:
             await in_task(wait)
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
-        """Counts of the last seconds, and how many they really were.
+        """Return counts of the last seconds, and how many they really were.
 
         CountersUnavailable where Redis does not answer.
         """
@@ -237,7 +237,7 @@ class Presence:
 
 
 async def heard(wires: RedisConnections) -> KeeperInfo | None:
-    """What the keeper that spoke last has said, if one did lately; `CountersRefused` for no right.
+    """Return what the keeper that spoke last has said, if one did lately; `CountersRefused` for no right.
 
     None too for what no keeper of this version says.
     """
@@ -298,7 +298,7 @@ class ProgramRegistry:
             await in_task(self._send(b"ZREM", self._member))
 
     async def read(self) -> list[ProgramReport]:
-        """Who is there, those that began last first; CountersUnavailable where nobody knows.
+        """Return who is there, those that began last first; CountersUnavailable where nobody knows.
 
         Who is silent is removed.
         """
@@ -315,7 +315,7 @@ class ProgramRegistry:
         return sorted(found, key=lambda one: (-one.program.started_at, one.program.id))
 
     async def _now(self) -> float:
-        """The time of who has the list."""
+        """Return the time of who has the list."""
         answer = await in_task(self._wires.of_key(_NAME).send(encode(b"TIME"), upkeep=True))
         seconds, micros = (int(one) for one in cast("list[bytes]", answer))
         return seconds + micros / 1e6
@@ -325,7 +325,7 @@ class ProgramRegistry:
 
 
 def _read(member: bytes) -> Program | None:
-    """What a member says; None for what no program of ours says."""
+    """Return what a member says; None for what no program of ours says."""
     try:
         return msgspec.json.decode(member, type=Program)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -380,7 +380,7 @@ class WorkerReports:
         await _answered(left)
 
     def _has_heard(self, wire: RedisConnection, epochs: Sequence[int], now: float) -> bool:
-        """Whether this very data has this report, as of a moment ago."""
+        """Return whether this very data has this report, as of a moment ago."""
         if wire not in self._said or not wire.hearing.since:
             return False
         *said, at = self._said[wire]
@@ -411,12 +411,12 @@ async def _answered(
 
 
 def pack(report: WorkerReport) -> bytes:
-    """A report as its field holds it: run id, beat, an epoch each partition."""
+    """Return a report as its field holds it: run id, beat, an epoch each partition."""
     return _REPORT.pack(report.run_id, report.beat, *report.epochs)
 
 
 def unpack(raw: bytes) -> WorkerReport | None:
-    """The report of a field; None where another version wrote it."""
+    """Return the report of a field; None where another version wrote it."""
     if len(raw) != _REPORT.size:
         return None
     run_id, beat, *epochs = _REPORT.unpack(raw)

@@ -38,7 +38,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
     """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
 
     async def markers(self) -> Markers:
-        """The partitions as their markers stand under the present run id."""
+        """Return the partitions as their markers stand under the present run id."""
         markers = await markers_of(self, self.partitions)
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in markers.items():
@@ -75,7 +75,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
                     await self.rebuild(partition, keys.marker(partition), closed, raw)
 
     async def reports(self) -> dict[str, WorkerReport]:
-        """What workers reported last, by worker number."""
+        """Return what workers reported last, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
         ours = ((slot.decode(), raw) for slot, raw in fields.items() if slot.isascii())
         read = ((slot, status.unpack(cast("bytes", raw))) for slot, raw in ours)
@@ -96,13 +96,13 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return is_it and await self.mark(run_id, partition, closed, epoch, catalogue)
 
     async def late_waiting(self) -> frozenset[int]:
-        """Partitions with settlements in their late queue, or whose queue does not say."""
+        """Return partitions with settlements in their late queue, or whose queue does not say."""
         return frozenset(partition for partition, _ in await with_late(self))
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Accounts whose state is missing or whose seq lags; none that another version has stored."""
+        """Return accounts whose state is missing or whose seq lags; none that another version has stored."""
         ids = [(partition, one.definition.organization_id) for one in organizations]
         stored = await self.stored(states.OrganizationState, ids)
         known = await self.stored(
@@ -120,7 +120,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         ]
 
     async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
-        """Keys that have no state."""
+        """Return keys that have no state."""
         raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
         return [one for one, packed in zip(known, raw, strict=True) if packed is None]
 
@@ -139,7 +139,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return all(packing.code_of(one) == APPLIED for one in answers)
 
     async def held(self, partition: int) -> dict[str, int]:
-        """The deadlines of all holds of a partition by request id, in ms of Redis' clock."""
+        """Return the deadlines of all holds of a partition by request id, in ms of Redis' clock."""
         found = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1", b"WITHSCORES")
         flat = found if isinstance(found, list) else []
         return {
@@ -193,7 +193,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
     async def published(self, *, whole: bool) -> dict[str, int]:
-        """The versions of everybody's lists, 0 of a missing one, -1 of a broken one.
+        """Return the versions of everybody's lists, 0 of a missing one, -1 of a broken one.
 
         The answer has no lists that are only known to be there: the prices, and unless `whole` the catalogue.
         """
@@ -215,7 +215,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return said if isinstance(said, bytes) else b""
 
     async def is_marked_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
-        """Whether a keeper has said so under this run id.
+        """Return whether a keeper has said so under this run id.
 
         Partitions that are not verified came with slots that were moved here. Entries missing there may
         exist, so it is not said any more.

@@ -21,7 +21,7 @@ WINDOW_ENFORCES, WINDOW_CUTS, WINDOW_GONE = FLAG_ENFORCE, FLAG_CUT, 32
 
 
 def service_flags(request: HoldRequest | Settlement) -> int:
-    """The flag byte both `reserve` and `settle` take, from the service and the caller."""
+    """Return the flag byte both `reserve` and `settle` take, from the service and the caller."""
     service = request.service
     flags = FLAG_USER if request.user else 0
     if service.counts_tokens:
@@ -50,5 +50,5 @@ def accounts_of(call: HoldRequest | Settlement) -> Iterator[str]:
 
 
 def tiers_of(call: HoldRequest | Settlement) -> tuple[bytes, ...]:
-    """The tiers of a service that is priced by them."""
+    """Return the tiers of a service that is priced by them."""
     return (pack_tiers(call.service.pricing.ladder),) if service_flags(call) & FLAG_USES else ()

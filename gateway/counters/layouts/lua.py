@@ -313,7 +313,7 @@ def _named(layout: Layout, name: str) -> LayoutField:
 
 
 def _values(layout: Layout, braced: str) -> dict[str, str]:
-    """The fields of `{name = value, …}`; ValueError where the layout has none of that name."""
+    """Return the fields of `{name = value, …}`; ValueError where the layout has none of that name."""
     found = {}
     for one in _arguments(braced, 0)[0]:
         name, _, value = one.partition("=")

@@ -163,7 +163,7 @@ def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iter
 
 
 def live_windows(packed: bytes) -> dict[int, LiveWindow]:
-    """The windows of an account as they are stored, by budget."""
+    """Return the windows of an account as they are stored, by budget."""
     return {
         one.budget_id: LiveWindow(one.budget_id, one.used, one.held, one.start)
         for one in unpack_windows(packed)
@@ -182,7 +182,7 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
 
 
 def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]:
-    """What windows count of a call, and the names of its accounts; nothing where there is none."""
+    """Return what windows count of a call, and the names of its accounts; nothing where there is none."""
     if not settlement.budgets:
         return ()
     packed = PAID.pack(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
@@ -190,7 +190,7 @@ def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]
 
 
 def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
-    """The names of accounts, money and tokens; nothing where there is none."""
+    """Return the names of accounts, money and tokens; nothing where there is none."""
     if not packed:
         return (), 0, 0
     money, raw_tokens, _ = PAID.struct.unpack_from(packed)
@@ -233,7 +233,7 @@ def reserve(
     run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH, *,
     quota: tuple[int, int, int] | None = None, plan_id: int = ANY_PLAN,
 ) -> Call:  # fmt: skip
-    """Keys and arguments of `reserve`; `quota` is need, ceiling and least as a plan weighs them."""
+    """Return keys and arguments of `reserve`; `quota` is need, ceiling and least as a plan weighs them."""
     p = request.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.marker(p)
     packed = RESERVE.pack(
@@ -259,7 +259,7 @@ def settle(
     requests: int = 1,
     definitions: tuple[bytes, ...] = (),
 ) -> Call:
-    """Keys and arguments of `settle`; `late` is the late queue's entry that is dealt with.
+    """Return keys and arguments of `settle`; `late` is the late queue's entry that is dealt with.
 
     Budgets count so many `requests`; who deals with a late one brings the definitions of its accounts.
     """
@@ -281,7 +281,7 @@ def settle(
 
 
 def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
-    """The part of `settle`'s argument that is the same for every call of a caller."""
+    """Return the part of `settle`'s argument that is the same for every call of a caller."""
     caller = settlement.caller
     return _settle_who(
         settlement.service.id, caller.tenant_id, caller.organization_id, caller.key_id,
@@ -290,12 +290,12 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
 
 
 def pack_run_id(run_id: bytes) -> bytes:
-    """A server's run id as layouts have it (s40): cut, or filled up with NUL, as a struct does."""
+    """Return a server's run id as layouts have it (s40): cut, or filled up with NUL, as a struct does."""
     return run_id if len(run_id) == _RUN_ID_BYTES else run_id[:_RUN_ID_BYTES].ljust(_RUN_ID_BYTES, b"\0")
 
 
 def decision(answer: bytes, service: Service) -> Decision:
-    """The answer of `reserve` as a fact; what the service does not move is left out."""
+    """Return the answer of `reserve` as a fact; what the service does not move is left out."""
     if len(answer) >= _ADMITTED_SIZE:
         # By their places: 0 to 15 are the fields of ADMITTED, 16 to 22 those of BUDGETS behind them.
         field = numbers(answer)
@@ -327,12 +327,12 @@ def decision(answer: bytes, service: Service) -> Decision:
 
 
 def is_admitted(answer: bytes) -> bool:
-    """Whether an answer of `reserve` says that a hold was taken."""
+    """Return whether an answer of `reserve` says that a hold was taken."""
     return len(answer) >= _ADMITTED_SIZE
 
 
 def code_of(answer: bytes) -> int:
-    """The first number of any packed answer."""
+    """Return the first number of any packed answer."""
     return int(_CODE.unpack_from(answer)[0])
 
 
@@ -414,7 +414,7 @@ def grant(
 
 
 def define(run_id: bytes, version: int, definition: Definition, *, create: bool = True) -> Call:
-    """Keys and arguments of `load` for one account's definition."""
+    """Return keys and arguments of `load` for one account's definition."""
     assert not isinstance(definition, CatalogueDefinition | PricesDefinition)
     p = keys.partition_of(definition.organization_id)
     match definition:
@@ -446,7 +446,7 @@ def run(
     run_id: bytes, verb: int, caller: Caller, id_: str, *, parent_id: str = "", ttl_ms: int = 0,
     budget_id: int = 0, packed: bytes = b"", entry: bytes = b"",
 ) -> Call:  # fmt: skip
-    """Keys and arguments of `run`, for a caller's run of this id.
+    """Return keys and arguments of `run`, for a caller's run of this id.
 
     `packed` is the run that is wanted or was stored, or the definition of its account where it ends.
     """
@@ -464,7 +464,7 @@ def run(
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
-    """Keys and arguments of `load` for a rebuilt state, or for the marker itself, which is told."""
+    """Return keys and arguments of `load` for a rebuilt state, or for the marker itself, which is told."""
     name = keys.marker(partition)
     verb, third = (VERIFY, keys.marked(partition)) if state == name else (REBUILD, keys.outbox(partition))
     written = packed if state == name else as_written(state, packed, marker)
@@ -478,7 +478,7 @@ _BY_KIND = {
 
 
 def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
-    """A state as all of its partition is written, by the marker; its name tells its kind."""
+    """Return a state as all of its partition is written, by the marker; its name tells its kind."""
     return packed if layout_of(marker) == LAYOUT else _BY_KIND[state.split(":")[2]].earlier(packed)
 
 
@@ -494,7 +494,8 @@ def limits(of: Limits, prefix: str = "") -> dict[str, int]:
 
 
 def marker(run_id: bytes, epoch: int, catalogue: int, layout: int = LAYOUT) -> bytes:
-    """The marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is admitted.
+    """Return the marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is
+    admitted.
 
     Later writes there are of the `layout`.
     """
@@ -530,7 +531,7 @@ _PLAN_FIELDS = frozenset(one.name for one in PLAN.fields)
 
 
 def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | None) -> bool:
-    """Whether `load` would change nothing but the version of the stored value, by a packed definition.
+    """Return whether `load` would change nothing but the version of the stored value, by a packed definition.
 
     An older layout is rewritten in today's. The script names a value that cannot be read.
     """

@@ -53,7 +53,7 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
 
 
 def unpack_windows(packed: bytes) -> list[WindowState]:
-    """The windows of an account of budgets as they are stored."""
+    """Return the windows of an account of budgets as they are stored."""
     whole = BUDGET.today(packed)
     count = (len(whole) - BUDGET.size) // (DEFINED_WINDOW.size + METER.size)
     meters_at = BUDGET.size + count * DEFINED_WINDOW.size
@@ -304,7 +304,7 @@ LAYOUTS = ACCOUNT, *_LAYOUTS.values(), HELD, BUDGET_ID
 
 
 def unpack(kind: type[S], packed: bytes) -> S:
-    """A state as it is packed; an activation of before units were held ends with the quantity."""
+    """Return a state as it is packed; an activation of before units were held ends with the quantity."""
     layout = _LAYOUTS[kind]
     whole = layout.today(packed)
     if kind is ActivationState:
@@ -321,7 +321,7 @@ def unpack(kind: type[S], packed: bytes) -> S:
 
 
 def unpack_hold(packed: bytes) -> tuple[HoldState, str, bytes]:
-    """A hold, its caller's own user id and the packed tiers it was admitted at."""
+    """Return a hold, its caller's own user id and the packed tiers it was admitted at."""
     whole = HOLD.today(packed)
     hold = unpack(HoldState, whole[: HOLD.size])
     user, _, tiers = whole[HOLD.size : len(whole) - hold.budgets].partition(b"\0")
@@ -343,6 +343,6 @@ def held_budgets(packed: bytes) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def pack(state: State) -> bytes:
-    """The state as the scripts read it."""
+    """Return the state as the scripts read it."""
     kind = type(state)
     return _LAYOUTS[kind].pack(LAYOUT, *_NUMBERS[kind](state))

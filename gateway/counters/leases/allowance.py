@@ -72,7 +72,7 @@ def lease(
     run_id: bytes, caller: Caller, lease_id: str, ttl_ms: int, *, fraction: float = 0.0,
     tokens: AccountLease = NOTHING, credits_: AccountLease = NOTHING,
 ) -> Call:  # fmt: skip
-    """Keys and arguments of `lease`; a `ttl_ms` of GIVE_BACK or IF_OVER ends it."""
+    """Return keys and arguments of `lease`; a `ttl_ms` of GIVE_BACK or IF_OVER ends it."""
     p = caller.partition
     return (
         keys.deadlines(p),
@@ -86,7 +86,7 @@ def lease(
 
 
 def leased(answer: bytes) -> LeaseTerms | None:
-    """The answer of `lease`; None where there is no lease or nobody can know."""
+    """Return the answer of `lease`; None where there is no lease or nobody can know."""
     if len(answer) != packing.LEASED.size:
         return None
     found = packing.LEASED.read(answer)
@@ -114,7 +114,7 @@ class LeaseShare:
         return self.kept - self.spent
 
     def share(self, handed_in: bool) -> AccountLease:
-        """What to ask of `lease`."""
+        """Return what to ask of `lease`."""
         return AccountLease(max(self.kept, self.spent), self.spent, self.settled if handed_in else 0)
 
     def renew(self, kept: int, charged: int) -> None:
@@ -216,7 +216,7 @@ class Allowances:
         }  # fmt: skip
 
     def all(self) -> list[Allowance]:
-        """Every tenant that was seen lately."""
+        """Return every tenant that was seen lately."""
         return list(self._tenants.values())
 
     def seen(self, caller: Caller) -> None:
@@ -243,7 +243,7 @@ class Allowances:
         self.hurried.pop(allowance.caller.tenant_id, None)
 
     def covers(self, caller: Caller) -> bool:
-        """Whether this caller may be served without Redis, as far as its allowance goes."""
+        """Return whether this caller may be served without Redis, as far as its allowance goes."""
         one = self._tenants.get(caller.tenant_id)
         return one is not None and one.until > self._clock()
 
@@ -329,7 +329,7 @@ def _correct(share: LeaseShare, held: int, used: int) -> None:
 
 
 def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -> int:
-    """Tokens to hold, as `reserve` would: clamped to what is left, or all where the plan is strict."""
+    """Return tokens to hold, as `reserve` would: clamped to what is left, or all where the plan is strict."""
     need, ceiling, least = request.need, request.ceiling, request.least
     if weights is not None:
         need, ceiling, least = request.weighed(weights)
@@ -346,7 +346,7 @@ def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -
 
 
 def _credits_for(one: Allowance, request: HoldRequest) -> int:
-    """Credits to hold: all of them, or the rest where that bounds the call."""
+    """Return credits to hold: all of them, or the rest where that bounds the call."""
     left = one.credits.left
     if request.credits <= max(0, left):  # what costs nothing is covered
         return request.credits
@@ -358,7 +358,7 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
 def _decision(
     one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
 ) -> Decision:
-    """The rest of the allowance, in place of the account's."""
+    """Return the rest of the allowance, in place of the account's."""
     limited = service.counts_tokens and not one.unlimited
     return Decision(
         Verdict.ADMITTED,

@@ -110,7 +110,7 @@ class Address:
     file: UrlFile | None = field(default=None, repr=False, compare=False)
 
     def now(self) -> Address:
-        """The same place, and who we are there by what the URL's file says now."""
+        """Return the same place, and who we are there by what the URL's file says now."""
         if self.file is None:
             return self
         user, password, sentinel_user, sentinel_password = _logins(urlsplit(self.file.url()))
@@ -124,7 +124,7 @@ def parse_url(
     url: str | UrlFile,
     files: TlsFiles = TlsFiles(),  # noqa: B008  # it cannot change
 ) -> Address:
-    """The address a URL names; SettingError where it names none, or a file cannot be used.
+    """Return the address a URL names; SettingError where it names none, or a file cannot be used.
 
     `redis://user:password@host:port/database`, `rediss://…` with TLS, `unix:///path?db=0`,
     `redis+sentinel://user:password@host:port,host:port/primary/database` (`rediss+sentinel://`), where
@@ -180,7 +180,7 @@ def _by_members(parts: SplitResult, tls: RedisTls | None) -> Address:
 
 
 def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
-    """Each host and port of a URL that names several."""
+    """Return each host and port of a URL that names several."""
     hosts = parts.netloc.rpartition("@")[2]
     try:
         found = [urlsplit(f"//{place}") for place in hosts.split(",")]
@@ -205,7 +205,7 @@ def _by_sentinels(parts: SplitResult, tls: RedisTls | None) -> Address:
 
 
 def why_not(error: Exception) -> str:
-    """Why there is no connection, in words an operator can act on."""
+    """Return why there is no connection, in words an operator can act on."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate cannot be verified: {error.verify_message}"
     if isinstance(error, TimeoutError):
@@ -230,7 +230,7 @@ T = TypeVar("T")
 async def first_known(
     places: Iterable[Place], ask: Callable[[Place], Coroutine[Any, Any, T | None]]
 ) -> T | None:
-    """What the first of these says that knows, asked in their order; None where nobody does."""
+    """Return what the first of these says that knows, asked in their order; None where nobody does."""
     left, asked = iter(places), set[asyncio.Task[T | None]]()
     try:
         while True:
@@ -252,7 +252,7 @@ async def first_known(
 async def ask_apart(
     address: Address, place: Place, login: tuple[str, str], *commands: Sequence[str]
 ) -> list[Reply]:
-    """The answers of the server there, by the TLS of `address`; `login` is a user's name and password.
+    """Return the answers of the server there, by the TLS of `address`; `login` is a user's name and password.
 
     CountersUnavailable where it does not answer within `ANSWER_S_MAX`, or refuses.
     """
@@ -320,7 +320,7 @@ class RedisRoute:
             raise CountersUnavailable(f"{host[:80]} is no name of a host: {error}") from error
 
     def leads_elsewhere(self, waited_s: float) -> bool:
-        """Whether sentinels name another, now that the reached server has been waited for so long."""
+        """Return whether sentinels name another, now that the reached server has been waited for so long."""
         if not self._address.sentinels or waited_s < NAMED_LOOK_S:
             self.close()
             return False
@@ -385,14 +385,14 @@ class Server:
 
 
 def why_evicts(policy: str) -> str:
-    """Why a server with this maxmemory-policy is not to be used; empty where it deletes nothing."""
+    """Return why a server with this maxmemory-policy is not to be used; empty where it deletes nothing."""
     if policy in ("", "noeviction"):
         return ""
     return f"Redis has maxmemory-policy {policy}, which deletes counters: set it to noeviction"
 
 
 def refuse_evicting(server: Server) -> None:
-    """CountersUnavailable where it would delete counters."""
+    """Raise CountersUnavailable where it would delete counters."""
     if why := why_evicts(server.eviction):
         raise CountersUnavailable(why)
 
@@ -437,7 +437,7 @@ def is_primary(replication: object) -> bool:
 
 
 def said(info: object, name: bytes) -> bytes:
-    """One line of INFO; empty where it is not there."""
+    """Return one line of INFO; empty where it is not there."""
     if not isinstance(info, bytes):
         return b""
     return info.partition(name + b":")[2].partition(b"\r")[0]
@@ -462,7 +462,7 @@ def facts_of(answer: object) -> dict[str, str]:
 
 
 def why_refused(facts: Mapping[str, str]) -> str:
-    """The code by which it refuses calls now; empty where it takes them, or does not say."""
+    """Return the code by which it refuses calls now; empty where it takes them, or does not say."""
     if facts.get("loading") == "1":
         return "LOADING"
     if facts.get("role") == "slave":
@@ -491,5 +491,5 @@ def replica_lags(facts: Mapping[str, str]) -> list[int]:
 
 
 def refusal_in(text: str) -> str:
-    """The code in what a server answered; empty where there is none of these."""
+    """Return the code in what a server answered; empty where there is none of these."""
     return next((word for word in text.split() if word in WHY), "")

@@ -59,7 +59,7 @@ Reply = bytes | int | float | None | list["Reply"] | dict[bytes, "Reply"]
 
 
 def bulk_head(size: int) -> bytes:
-    """What an argument of so many bytes begins with on the wire."""
+    """Return what an argument of so many bytes begins with on the wire."""
     return _HEADS[size] if size < len(_HEADS) else b"$%d\r\n" % size
 
 
@@ -87,7 +87,7 @@ class Group:
         self.shared_count = len(shared)
 
     def head(self, keys: int, arguments: int) -> bytes:
-        """What a command begins with that has so many keys and arguments."""
+        """Return what a command begins with that has so many keys and arguments."""
         count = _NUMBERS[keys] if keys < len(_NUMBERS) else bulks(b"%d" % keys)
         return said(b"*", 3 + keys + arguments, b"\r\n", self.function, count)
 
@@ -125,13 +125,13 @@ class CallTemplate:
 
 @cache
 def _shape(*counts: int) -> bytes:
-    """What the shape of a command says of a call, or of a part of one call."""
+    """Return what the shape of a command says of a call, or of a part of one call."""
     return bytes(counts)
 
 
 @cache
 def _places(count: int) -> bytes:
-    """The places of the accounts of a form, each its own: a byte each."""
+    """Return the places of the accounts of a form, each its own: a byte each."""
     return bytes(range(FIRST_PLACE, FIRST_PLACE + count))
 
 
@@ -203,7 +203,7 @@ Waiting = Wait[Reply] | BatchWaiters | Hop
 
 
 def refused(message: str) -> CountersRefused:
-    """What a call is told that Redis answered with an error: by its code, the word it begins with."""
+    """Return what a call is told that Redis answered with an error: by its code, the word it begins with."""
     kind = _KINDS.get(message.partition(" ")[0], CountersRefused)
     return kind(f"Redis refused: {message[:200]}")
 
@@ -245,7 +245,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
 
 
 def alone(call: Call) -> Command:
-    """What one call is by itself."""
+    """Return what one call is by itself."""
     wait, form, request_id, arguments = call
     return wait, b"".join((form.opening, form.keys, form.group.hold, request_id, b"\r\n", arguments)), 1
 
@@ -359,7 +359,7 @@ class CallBatch:
 
 
 def _are_alike(calls: list[Call], begin: int) -> bool:
-    """Whether all calls from there on are of one form."""
+    """Return whether all calls from there on are of one form."""
     form, place = calls[begin][1], len(calls) - 1
     while place > begin and calls[place][1] is form:
         place -= 1
@@ -406,7 +406,7 @@ class CallBatcher:
         self._bytes += len(call[3])
 
     def is_due(self) -> bool:
-        """Whether the calls leave now; if not, they will within `gather_s`."""
+        """Return whether the calls leave now; if not, they will within `gather_s`."""
         if (
             len(self._flights) < FLIGHTS_MAX
             or len(self.calls) >= CALLS_MAX
@@ -418,7 +418,7 @@ class CallBatcher:
         return False
 
     def take(self) -> list[Call]:
-        """All that were gathered: they leave, or fail."""
+        """Return all that were gathered: they leave, or fail."""
         calls, self.calls = self.calls, []
         self._bytes = 0
         self._turn += 1
@@ -430,7 +430,7 @@ class CallBatcher:
             self._flights.append(last)
 
     def answered(self, last: int) -> bool:
-        """All commands up to this one are answered. Whether there are calls that leave now."""
+        """Return all commands up to this one are answered. Whether there are calls that leave now."""
         flights = self._flights
         while flights and flights[0] <= last:
             flights.popleft()
@@ -499,7 +499,7 @@ class Frames:
     def frame_of(
         self, caller: Caller, user: str, service: Service, budgets: tuple[str, ...] = NO_BUDGETS
     ) -> Frame:
-        """The frame of these calls: a service that was resolved again has another one."""
+        """Return the frame of these calls: a service that was resolved again has another one."""
         key = caller.key_id, user, service.id, budgets
         frame = self.known.find(key)
         if frame is None or frame.service is not service:
@@ -554,7 +554,7 @@ class Frame(LruEntry):
         self.settle_end = _shared(b"\r\n" + bulks(*tiers_of(release)) + before)
 
     def end_of(self, request: HoldRequest) -> bytes:
-        """The bytes behind the changing part: last the held amounts and the accounts."""
+        """Return the bytes behind the changing part: last the held amounts and the accounts."""
         accounts = request.budgets
         if not accounts:
             return self._reserve_end
@@ -586,5 +586,5 @@ def _form(
 
 @cache
 def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> Group:
-    """One of each verb and partition."""
+    """Return one of each verb and partition."""
     return Group(verb, RANKS[verb], shared, hold, packing.ALONE[verb])

@@ -68,13 +68,13 @@ class ClusterViews:
         return not is_of_known or (found.epoch >= known.epoch and found != known)
 
     def heard(self, wires: Collection[RedisConnection]) -> list[RedisConnection]:
-        """Those of them that there is a word to be had of."""
+        """Return those of them that there is a word to be had of."""
         now = self._loop.time()
         self._silent = {one: until for one, until in self._silent.items() if until > now and one in wires}
         return [one for one in wires if one.connected and one not in self._silent]
 
     def are_heard(self, wires: Collection[RedisConnection]) -> bool:
-        """Whether there are any, and there is a word to be had of all of them."""
+        """Return whether there are any, and there is a word to be had of all of them."""
         return 0 < len(wires) == len(self.heard(wires))
 
     async def newest(
@@ -92,7 +92,7 @@ class ClusterViews:
         return newest(views, there()[0])
 
     async def _of(self, asked: Sequence[RedisConnection]) -> list[SlotMap]:
-        """What these say within `VIEW_S_MAX`."""
+        """Return what these say within `VIEW_S_MAX`."""
         said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
         silent = [one for one, view in zip(asked, said, strict=True) if view is None]
         self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
@@ -107,7 +107,7 @@ async def _in_time(wire: RedisConnection, place: Place) -> SlotMap | None:
 
 
 async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
-    """What a primary says; None where it does not, or is cut off from most of the others."""
+    """Return what a primary says; None where it does not, or is cut off from most of the others."""
     with suppress(CountersUnavailable, ValueError):
         info = wire.send(encode(b"CLUSTER", b"INFO"), upkeep=True)
         slots = wire.send(encode(b"CLUSTER", b"SLOTS"), upkeep=True)
@@ -116,7 +116,7 @@ async def view_of(wire: RedisConnection, place: Place) -> SlotMap | None:
 
 
 async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
-    """What the first of these members says that knows; CountersUnavailable where none does."""
+    """Return what the first of these members says that knows; CountersUnavailable where none does."""
     who, faults = address.now(), [""]
     login = who.username, who.password
 
@@ -134,7 +134,7 @@ async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
 
 
 def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
-    """A map, where who was asked is in touch with the others; ValueError where it says none."""
+    """Return a map, where who was asked is in touch with the others; ValueError where it says none."""
     epoch = said(info, b"cluster_current_epoch")
     if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
         return None
@@ -301,7 +301,7 @@ class Shards:
         return self._nobody if place is None else self._wires[place]
 
     def place_of(self, wire: RedisConnection) -> Place:
-        """Where a wire leads."""
+        """Return where a wire leads."""
         return self._places[wire]
 
     def handed_over(self, partition: int) -> Wait[None]:
@@ -360,12 +360,12 @@ class Shards:
         self._listeners.append(changed)
 
     def moves(self) -> asyncio.Event:
-        """An event for one who waits: set whenever another map is taken up."""
+        """Return an event for one who waits: set whenever another map is taken up."""
         self._moved.append(asyncio.Event())
         return self._moved[-1]
 
     def refuse_eviction(self) -> None:
-        """StartError where one of them would throw counters away when its memory is full."""
+        """Raise StartError where one of them would throw counters away when its memory is full."""
         for wire in self.wires:
             wire.refuse_eviction()
 
@@ -406,7 +406,7 @@ class Shards:
                 await asyncio.wait_for(self._soon.wait(), self._look_s if calm else LOOK_SOON_S)
 
     def _targets_now(self) -> list[RedisConnection]:
-        """Whom to ask: everybody who answers, or one after another while all is well."""
+        """Return whom to ask: everybody who answers, or one after another while all is well."""
         heard, soon = self._views.heard(self.wires), self._soon.is_set()
         self._soon.clear()
         if soon or not self._views.are_heard(self.wires):
@@ -484,7 +484,7 @@ class Shards:
             wait.set(None)
 
     def _at(self, place: Place) -> RedisConnection:
-        """The wire to a place: that of a primary, or of the one a primary names."""
+        """Return the wire to a place: that of a primary, or of the one a primary names."""
         wire = self._wires.get(place)
         if wire is None:
             owners = {one.place for one in self.map.owned}
@@ -540,11 +540,11 @@ class RedisConnections(Protocol):
         ...
 
     def of(self, partition: int) -> RedisConnection:
-        """The wire to who has a partition."""
+        """Return the wire to who has a partition."""
         ...
 
     def of_key(self, name: bytes) -> RedisConnection:
-        """The wire to who has a key."""
+        """Return the wire to who has a key."""
         ...
 
     def hear(self, changed: Callable[[bytes], None]) -> None:
@@ -564,7 +564,7 @@ class RedisConnections(Protocol):
         ...
 
     def refuse_eviction(self) -> None:
-        """StartError where one of them would throw counters away when its memory is full."""
+        """Raise StartError where one of them would throw counters away when its memory is full."""
         ...
 
     async def close(self) -> None:

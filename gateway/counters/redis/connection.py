@@ -132,7 +132,7 @@ BATCH_BITS = 52
 
 
 def encode(*parts: bytes) -> bytes:
-    """A RESP command."""
+    """Return a RESP command."""
     chunks = [b"*%d\r\n" % len(parts)]
     chunks += [b"$%d\r\n%b\r\n" % (len(part), part) for part in parts]
     return b"".join(chunks)
@@ -235,7 +235,7 @@ class RedisConnection(asyncio.Protocol):
         return self.connected
 
     def refuse_eviction(self) -> None:
-        """StartError where this Redis would throw counters away when its memory is full."""
+        """Raise StartError where this Redis would throw counters away when its memory is full."""
         if self.evicts:
             raise StartError(self.evicts)
 

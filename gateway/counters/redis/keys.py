@@ -50,27 +50,27 @@ def partition_of_digest(digest: str) -> int:
 
 
 def identity(digest: str) -> str:
-    """Whom a credential stands for; the digest is hex HMAC-SHA-256."""
+    """Return whom a credential stands for; the digest is hex HMAC-SHA-256."""
     return f"{IDENTITIES.decode()}{{p{partition_of_digest(digest):02d}}}:{digest}"
 
 
 def object_owner(digest: str) -> str:
-    """Whose an object of an upstream is; the digest of its id is hex."""
+    """Return whose an object of an upstream is; the digest of its id is hex."""
     return f"tk:{{p{partition_of_digest(digest):02d}}}:obj:{digest}"
 
 
 def organization_terms(organization_id: int) -> str:
-    """What services cost an organization and which it may use."""
+    """Return what services cost an organization and which it may use."""
     return f"{TERMS.decode()}{{p{partition_of(organization_id):02d}}}:{organization_id}"
 
 
 def own_name(name: bytes) -> str:
-    """What an identity or terms are called behind their slot: the digest, the organization's id."""
+    """Return what an identity or terms are called behind their slot: the digest, the organization's id."""
     return name.rpartition(b":")[2].decode(errors="replace")
 
 
 def activity(bucket: int) -> str:
-    """What tenants did within a few seconds, for people to look at."""
+    """Return what tenants did within a few seconds, for people to look at."""
     return f"tk:busy:{bucket}"
 
 
@@ -136,7 +136,7 @@ def job_of(member: bytes) -> str:
 
 
 def marked(partition: int) -> str:
-    """How often the marker of a partition was written: its name begins like one that is told of."""
+    """Return how often the marker of a partition was written: its name begins like one that is told of."""
     return f"{HISTORIES.decode()}{{p{partition:02d}}}:m"
 
 
@@ -144,7 +144,7 @@ _MARKED = {marked(partition).encode(): partition for partition in range(PARTITIO
 
 
 def marked_partition(name: bytes) -> int | None:
-    """The partition whose marker was written, where that is what a name tells."""
+    """Return the partition whose marker was written, where that is what a name tells."""
     return _MARKED.get(name)
 
 
@@ -166,12 +166,12 @@ def user_state(partition: int, tenant_id: int, user: str) -> str:
 
 
 def hold(partition: int, request_id: str) -> str:
-    """The hold of one request."""
+    """Return the hold of one request."""
     return f"tk:{{p{partition:02d}}}:h:{request_id}"
 
 
 def activation(partition: int, organization_id: int, service_id: int, *, in_money: bool = False) -> str:
-    """The stored use of an organization's service; units that are money are counted apart."""
+    """Return the stored use of an organization's service; units that are money are counted apart."""
     return f"tk:{{p{partition:02d}}}:a:{organization_id}:{service_id}{':money' if in_money else ''}"
 
 
@@ -187,7 +187,7 @@ PORT_MAX: Final = 65_535
 
 
 def slot_of(name: bytes) -> int:
-    """The slot of a key."""
+    """Return the slot of a key."""
     start = name.find(b"{") + 1
     end = name.find(b"}", start) if start else -1
     return crc_hqx(name[start:end] if end > start else name, 0) % SLOTS
@@ -210,7 +210,7 @@ NOTHING: Final = ServerPartitions((), -1)
 
 
 def part_of(partitions: tuple[int, ...]) -> ServerPartitions:
-    """What a server has now. Its anchor is the lowest: so it is the same one for every process."""
+    """Return what a server has now. Its anchor is the lowest: so it is the same one for every process."""
     return ServerPartitions(partitions, partitions[0]) if partitions else NOTHING
 
 
@@ -241,21 +241,22 @@ class SlotMap:
     ids: frozenset[bytes] = frozenset()
 
     def is_of(self, other: SlotMap) -> bool:
-        """Whether both may be of one cluster. Epochs of two say nothing of each other."""
+        """Return whether both may be of one cluster. Epochs of two say nothing of each other."""
         return not self.ids or not other.ids or not self.ids.isdisjoint(other.ids)
 
     def place_of(self, slot: int) -> Place | None:
-        """Where the primary of a slot is; None where nobody has it."""
+        """Return where the primary of a slot is; None where nobody has it."""
         at = bisect_right(self.owned, slot, key=lambda one: one.first) - 1
         return self.owned[at].place if at >= 0 and slot <= self.owned[at].last else None
 
     def partitions_of(self, place: Place) -> tuple[int, ...]:
-        """The partitions that a primary has."""
+        """Return the partitions that a primary has."""
         return tuple(one for one, slot in enumerate(SLOT_OF_PARTITION) if self.place_of(slot) == place)
 
 
 def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
-    """The map of the latest epoch, that of most where they differ, and of as many the one that is known.
+    """Return the map of the latest epoch, that of most where they differ, and of as many the one that is
+    known.
 
     A slot may move without a new epoch. So who has not heard of it yet says an older map of the same epoch.
     Maps of another cluster count where there is none of the known one.
@@ -274,7 +275,8 @@ def are_doubtful(views: Sequence[SlotMap], known: SlotMap) -> bool:
 
 
 def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
-    """What CLUSTER SLOTS answers (https://valkey.io/commands/cluster-slots/); ValueError where it is none.
+    """Return what CLUSTER SLOTS answers (https://valkey.io/commands/cluster-slots/); ValueError where it is
+    none.
 
     `asked` is whom it was asked: that is who names itself without a host.
     """
@@ -317,7 +319,7 @@ class Redirection:
 
 
 def read_redirection(message: str, asked: Place) -> Redirection | None:
-    """The redirection that an error is; None where it is another error."""
+    """Return the redirection that an error is; None where it is another error."""
     word, _, rest = message.partition(" ")
     if word == "TRYAGAIN":
         return Redirection(word)

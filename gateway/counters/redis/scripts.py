@@ -61,7 +61,7 @@ class Library:
 
 @cache
 def library() -> Library:
-    """The scripts of this tree."""
+    """Return the scripts of this tree."""
     return assemble(read)
 
 
@@ -93,13 +93,13 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
 
 
 def _names_of(text: str) -> set[str]:
-    """The names that a text declares for all of it; what is in capitals is a constant, or its own."""
+    """Return the names that a text declares for all of it; what is in capitals is a constant, or its own."""
     found = [match["names"] for match in _LOCAL.finditer(text) if not match["names"].isupper()]
     return {name for names in found for name in names.split(", ")}
 
 
 def _scoped(text: str, used: set[str]) -> str:
-    """A text whose names are its own, but for those that others use: Lua takes 200 in one place."""
+    """Return a text whose names are its own, but for those that others use: Lua takes 200 in one place."""
     shared: list[str] = []
 
     def share(match: re.Match[str]) -> str:
@@ -146,5 +146,5 @@ def _fold(text: str, layouts: Sequence[Layout] = LAYOUTS) -> str:
 
 
 def read(name: str) -> str:
-    """The text of one file below `lua/`."""
+    """Return the text of one file below `lua/`."""
     return (_FOLDER / name).read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ class Block(NamedTuple):
 
 
 def block(kind: int, ms: int, payload: bytes) -> bytes:
-    """A block as it is written."""
+    """Return a block as it is written."""
     return _BLOCK.pack(MAGIC, kind, len(payload), _checksum(kind, ms, payload), ms) + payload
 
 
@@ -130,7 +130,7 @@ class SegmentReader:
         os.close(self._descriptor)
 
     def piece(self, bytes_max: int = PIECE_BYTES) -> list[Block]:
-        """The next blocks, so many bytes of them or a little more; none at the end."""
+        """Return the next blocks, so many bytes of them or a little more; none at the end."""
         taken: list[Block] = []
         size = 0
         while size < bytes_max and (one := next(self._blocks, None)) is not None:
@@ -170,7 +170,7 @@ class SegmentReader:
                 self.torn_bytes = self._size - lost
 
     def _block(self, at: int) -> Block | None:
-        """The block that begins here; None where none does."""
+        """Return the block that begins here; None where none does."""
         start = at + BLOCK_BYTES
         if start > self._size:
             return None
@@ -181,7 +181,7 @@ class SegmentReader:
         return Block(kind, ms, start, payload) if checksum == _checksum(kind, ms, payload) else None
 
     def _magic(self, at: int) -> int:
-        """Where what says that it is a block comes next; the end where nothing does."""
+        """Return where what says that it is a block comes next; the end where nothing does."""
         while at < self._size:
             piece = os.pread(self._descriptor, min(PIECE_BYTES, self._size - at), at)
             found = piece.find(MAGIC)
@@ -262,7 +262,7 @@ class LogSegment:
         return next(records_in(Block(SPOOLED, 0, offset, data)))
 
     def reading(self) -> SegmentReader:
-        """The reader of the file as far as it is written now."""
+        """Return the reader of the file as far as it is written now."""
         return SegmentReader(self.descriptor, self.size)
 
     def sent_again(self, epochs: Sequence[int], failed: Collection[int]) -> None:
@@ -285,7 +285,7 @@ class LogSegment:
 
 
 def create(directory: Path, now: float, layout: int = LAYOUT) -> LogSegment:
-    """A new file for records of a layout, locked before anybody can see it under its name."""
+    """Return a new file for records of a layout, locked before anybody can see it under its name."""
     name = f"{os.getpid()}-{uuid.uuid4().hex}"
     hidden = directory / f".{name}.new"
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -500,7 +500,7 @@ class SettlementLog:
                 self._drop(one)
 
     def others(self) -> list[Path]:
-        """The files of other workers, whether these are gone or not."""
+        """Return the files of other workers, whether these are gone or not."""
         ours = {one.path for one in self.segments}
         return sorted(set(self._directory.glob(f"*{SUFFIX}")) - ours - self._left_alone)
 
@@ -646,7 +646,7 @@ class SettlementLog:
         return turn
 
     def _place(self, turn: LogWrite, segment: LogSegment, data: bytes, notes: int = 0) -> int:
-        """Where in the file this block goes."""
+        """Return where in the file this block goes."""
         at = segment.place(len(data), self._clock(), notes)
         turn.writes.append((segment, at, data))
         self._unsynced.add(segment)

@@ -77,7 +77,7 @@ class VerifiedEpochs:
         return min(self._layouts.values(), default=EARLIER)
 
     def told(self, name: bytes) -> bool:
-        """Whether a change is one of markers, or of values they are compared with."""
+        """Return whether a change is one of markers, or of values they are compared with."""
         partition = keys.marked_partition(name)
         if partition is not None:
             self._held[partition] = None
@@ -88,7 +88,8 @@ class VerifiedEpochs:
         return True
 
     async def read(self, *, upkeep: bool) -> list[int]:
-        """The epoch of each partition; 0 where it is not verified on this connection or a newer version's.
+        """Return the epoch of each partition; 0 where it is not verified on this connection or a newer
+        version's.
 
         CountersUnavailable where there is none.
         """
@@ -432,7 +433,7 @@ class Resubmitter:
         return wire.send(encode_script("settle", names, arguments))
 
     async def _acknowledged(self, record: Record, wait: Wait[Reply], *, notes: bool = True) -> bool:
-        """Whether the counters have a record now; then that is noted in its turn, but of a release."""
+        """Return whether the counters have a record now; then that is noted in its turn, but of a release."""
         try:
             answer = cast("bytes", await in_task(wait))
         except CountersUnavailable:

@@ -24,12 +24,12 @@ _WHERE, _WHERE_AT = KEPT.part("organization_id", "organization_id"), KEPT.offset
 
 
 def partition_of(arguments: bytes) -> int:
-    """Where a record's accounts are."""
+    """Return where a record's accounts are."""
     return keys.partition_of(int(_WHERE.unpack_from(KEPT.today(arguments), _WHERE_AT)[0]))
 
 
 def unpack(arguments: bytes) -> Settlement:
-    """The settlement of a record."""
+    """Return the settlement of a record."""
     arguments = KEPT.today(arguments)
     user, attribution, metadata, *rest = _texts(arguments[KEPT.size :])
     tiers = rest.pop(0) if arguments[_FLAGS_AT] & FLAG_USES else b""
@@ -37,7 +37,7 @@ def unpack(arguments: bytes) -> Settlement:
 
 
 def record_of(late: Mapping[bytes, bytes]) -> bytes:
-    """The record of the use in an entry of the late queue."""
+    """Return the record of the use in an entry of the late queue."""
     packed = KEPT.today(late[b"a"])
     names = (b"u", b"c", b"m", b"t", b"b") if packed[_FLAGS_AT] & FLAG_USES else (b"u", b"c", b"m", b"b")
     texts = [late.get(name, b"") for name in names]
@@ -47,7 +47,7 @@ def record_of(late: Mapping[bytes, bytes]) -> bytes:
 def settlement_of(
     packed: bytes, user: bytes, attribution: bytes, metadata: bytes, tiers: bytes, *, paid: bytes = b""
 ) -> Settlement:
-    """The use in the arguments of `settle`, with its user and service."""
+    """Return the use in the arguments of `settle`, with its user and service."""
     kept = KEPT.read(KEPT.today(packed))
     organization_id = kept["organization_id"]
     budgets, money, raw_tokens = read_paid(paid)
@@ -71,7 +71,7 @@ def settlement_of(
 
 
 def release_of(request_id: str, packed: bytes) -> Settlement:
-    """What ends a hold without a charge."""
+    """Return what ends a hold without a charge."""
     hold, user, tiers = unpack_hold(packed)
     budgets = tuple(name for name, _ in held_budgets(packed)) if hold.budgets else ()
     partition = keys.partition_of(hold.organization_id)
@@ -83,7 +83,7 @@ def release_of(request_id: str, packed: bytes) -> Settlement:
 
 
 def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
-    """The service as far as settling needs it: which accounts it moves, and at which tiers.
+    """Return the service as far as settling needs it: which accounts it moves, and at which tiers.
 
     The flags are those of the call, or of its hold: they are the same bits.
     """
@@ -104,7 +104,7 @@ def service_of(service_id: int, flags: int, tiers: bytes) -> Service:
 
 
 def _texts(encoded: bytes) -> list[bytes]:
-    """The arguments after the packed one: each after its length, as RESP has it."""
+    """Return the arguments after the packed one: each after its length, as RESP has it."""
     found, at = [], 2
     while at < len(encoded):
         begins = encoded.index(b"\r\n", at) + 2
@@ -129,14 +129,14 @@ _NOTED = {one.size % ACKNOWLEDGED.size: one for one in (SETTLED, GONE)}
 
 
 def epoch_of(noted: bytes) -> int:
-    """The epoch a settlement was answered under last, by what the log noted."""
+    """Return the epoch a settlement was answered under last, by what the log noted."""
     layout = _NOTED[len(noted) % ACKNOWLEDGED.size]
     epoch: int = layout.read(noted[: layout.size])["epoch"]
     return epoch
 
 
 def noted(answer: bytes, before: bytes) -> bytes:
-    """An answer as the log notes it; `before` is what it had noted of the settlement, if anything."""
+    """Return an answer as the log notes it; `before` is what it had noted of the settlement, if anything."""
     return answer + _moves(before)[: EARLIER_MAX * ACKNOWLEDGED.size] if before else answer
 
 
@@ -148,13 +148,13 @@ def argument(noted: bytes) -> bytes:
 
 
 def acknowledged(caller: Caller, answer: bytes) -> tuple[MovementRange, ...]:
-    """The movements of an answer; none where nothing moved."""
+    """Return the movements of an answer; none where nothing moved."""
     layout = _MOVING.get(len(answer))
     return _movements(caller, layout.read(answer)) if layout else ()
 
 
 def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
-    """The movements of the argument made of the notes; none of one that nobody can read."""
+    """Return the movements of the argument made of the notes; none of one that nobody can read."""
     size = ACKNOWLEDGED.size
     if len(argument) % size:
         return ()
@@ -228,7 +228,7 @@ def _state(partition: int, account: str) -> str:
 
 
 def _seq(account: str, packed: object) -> int:
-    """How far an account has moved by its state; 0 where there is none."""
+    """Return how far an account has moved by its state; 0 where there is none."""
     if not isinstance(packed, bytes):
         return 0
     kind = account.partition(":")[0]
