@@ -474,7 +474,9 @@ class AdmittedCall:
             return None
         asked = rate.input / self.claim.estimate.input_share
         paid = (cost - rate.cost(0, usage.output)) * TOKENS_A_PRICE
-        return max(0.0, paid / (asked * rate.read))
+        # Without a cache a small input says nothing of the next one: its size is held at its price.
+        read = rate.read if usage.cached else usage.input
+        return max(0.0, paid / (asked * read)) if read else None
 
 
 def _counts_of(detail: Detail, usage: TokenUsage, call: CallRequest) -> Counts:

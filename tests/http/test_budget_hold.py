@@ -327,3 +327,13 @@ async def test_a_model_is_told_what_is_left_where_its_call_states_a_task_budget(
         config = json.loads(received.body)["output_config"]
         expected = task if sent is None else task | {"remaining": sent}
         assert config == {"effort": "low", "task_budget": expected}
+
+
+async def test_calls_that_read_little_and_no_cache_make_the_next_hold_no_smaller(stage: Stage) -> None:
+    """Else whoever asks with blanks, 16 bytes a token, has the next call pass its hold."""
+    budgeted(stage, BUDGET)
+    for number in range(20):
+        assert (await stage.ask(post(CHAT))).status == 200
+        await stage.settled(number + 1)
+    holds = [hold.money for hold in stage.counters.holds]
+    assert holds == holds[:1] * 20
