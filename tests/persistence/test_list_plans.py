@@ -20,7 +20,7 @@ from persistence.resources import people
 from persistence.tables import tenant
 from tests.databases import own_database
 from tests.in_turn import in_turn
-from tests.persistence.migrated import _template
+from tests.persistence.migrated import template_of
 
 ROWS, NAMES, SHOWN = 12_000, 400, 50
 # Each month's index is asked, down to its first row; then a row each. A whole table is some 500.
@@ -62,7 +62,7 @@ OWNERS = (
 @pytest.fixture(scope="module")
 def filled(postgres: str) -> Iterator[str]:
     """Every list with rows of many, in a database of its own."""
-    with own_database(postgres, "list_plans", _template(postgres)) as url:
+    with own_database(postgres, "list_plans", template_of(postgres)) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("SELECT ensure_partitions(timestamptz '2026-04-15Z', 2)")
             for statement in FILLS.values():
