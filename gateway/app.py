@@ -113,7 +113,7 @@ async def serve_calls(
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce, restore=door.restore,
-        others={JOB: door.jobs.resend, **_again(ports)},
+        others={JOB: door.jobs.resend, **_log_handlers(ports)},
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -165,9 +165,9 @@ async def serve_calls(
     await _end(door, settlements, wires, log)
 
 
-def _again(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
-    """Return what does again what the settlement log kept for features, by the kind of a record."""
-    return {kind: one for each in features() for kind, one in each.again(ports).items()}
+def _log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
+    """Return the features' handlers of records that the settlement log kept, by the kind of a record."""
+    return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
 
 
 def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:

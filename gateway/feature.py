@@ -113,7 +113,7 @@ class Feature:
     handlers: Callable[[], Mapping[str, Answerer]] = dict
     open_socket: Answerer | None = None
     # Handlers of records that a gateway's settlement log kept, by their kind.
-    again: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
+    log_handlers: Callable[[Ports], Mapping[int, Callable[[bytes], Awaitable[None]]]] = lambda _: {}
     # By event, the link that messages to webhooks have.
     links: Callable[[Settings], Mapping[str, Callable[[Delivery], str]]] = lambda _: {}
     # What `tollkeeper doctor` says of it.

@@ -486,7 +486,9 @@ def _counts_of(detail: Detail, usage: TokenUsage, call: CallRequest) -> Counts:
         return counts
     heard = min(call.heard, counts[0])
     seen = min(call.blob_tokens - call.heard, counts[0] - heard)
-    return (*counts[:_HEARD], heard, counts[_HEARD + 1], seen, *counts[_SEEN + 1 :])
+    by_media = list(counts)
+    by_media[_HEARD], by_media[_SEEN] = heard, seen
+    return tuple(by_media)
 
 
 _HEARD: Final = KINDS.index("audio_input")

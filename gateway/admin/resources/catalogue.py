@@ -513,7 +513,7 @@ class TokenRates(In):
 
     @model_validator(mode="before")
     @classmethod
-    def _kept_for_long(cls, said: Any) -> Any:
+    def _rename_longest(cls, said: Any) -> Any:
         if not isinstance(said, dict) or LONGEST not in said:
             return said
         if said.get("cache_write_1h") is not None:

@@ -395,7 +395,7 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
 #
 # Everything is an exact integer up to the one rounding of a call, half up. Pure.
 
-# Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
+# Places of kinds in counts and prices.
 _WRITES: Final = KINDS.index("output")
 _SEEN: Final = KINDS.index("image_input")
 _DRAWN: Final = KINDS.index("image_output")
@@ -403,6 +403,7 @@ _HEARD: Final = KINDS.index("audio_input")
 # Seconds of sound, and a recording whose seconds nobody knows.
 SOUND: Final = ("audio_second", "audio_file")
 TIER: Final = "service_tier."  # in front of one that has no price
+# Uses that providers count and take nothing for, beside the tokens. The last two are run by clients.
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
 
 

@@ -139,10 +139,11 @@ class CallerHolds:
         commands += [(b"EXPIRE", name, _INDEX_S) for name in names]
         commands += [(b"ZCARD", name) for name in names]
         counted = cast("list[int]", await self._pipeline(caller.partition, *commands))
-        if not counted[2]:
+        _, _, is_new, _, _, _, of_all, own = counted
+        if not is_new:
             return  # the request is sent again whose hold is open
         self._entered.add(id_)
-        left, own = OPEN_MAX - counted[6], counted[7]
+        left = OPEN_MAX - of_all
         if not leaves_others(own - 1, 1, left):
             self.leave(caller, id_)
             whose = "organization has" if left < 0 else "API key leaves to others of"

@@ -22,12 +22,14 @@ from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
 # Between two looks, and how long a worker waits for news where Redis tells them, and where it does not.
-PAUSE_S, TOLD_S, UNTOLD_S = 0.5, 20.0, 5.0
+PAUSE_S, NEWS_S, SILENCE_S = 0.5, 20.0, 5.0
 KEPT_MS: Final = 3_600_000
 STORED_BYTES_MAX: Final = 256 * 1024
+# Of a model or a service; calls name shorter ones (`MODEL_CHARACTERS_MAX`).
+NAME_CHARACTERS_MAX: Final = 512
 NAME: Final = keys.LESSONS.encode()
 
-_Name = Annotated[str, msgspec.Meta(max_length=512)]
+_Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
 _Level = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 _encode = msgspec.json.Encoder().encode
@@ -58,7 +60,7 @@ class SharedLessons:
             await asyncio.sleep(pause_s)
             hears = self._wires.of_key(NAME).hearing.since > 0
             with suppress(TimeoutError):
-                async with asyncio.timeout(TOLD_S if hears else UNTOLD_S):
+                async with asyncio.timeout(NEWS_S if hears else SILENCE_S):
                     await self._news.wait()
 
     def _hear(self, name: bytes) -> None:

@@ -26,11 +26,11 @@ def _handlers() -> Mapping[str, Answerer]:
     }
 
 
-def _again(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None]]]:
+def _log_handlers(ports: Ports) -> Mapping[int, Callable[[bytes], Awaitable[None]]]:
     from gateway.counters.settlement_log.log import DELETION  # noqa: PLC0415  # as above
     from gateway.features.caller_holds.gateway import delete_again  # noqa: PLC0415  # as above
 
     return {DELETION: partial(delete_again, ports)}
 
 
-FEATURE = Feature(name="caller_holds", handlers=_handlers, again=_again)
+FEATURE = Feature(name="caller_holds", handlers=_handlers, log_handlers=_log_handlers)

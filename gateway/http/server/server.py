@@ -263,14 +263,14 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
     return create_batch(exchange) if makes_batch else proxy(exchange)
 
 
-async def unserved(_: Exchange) -> None:
+async def refuse_route(_: Exchange) -> None:
     """Refuse a path of a feature that is not there."""
     raise UnknownRoute
 
 
 # Who answers which path, where that is not an upstream; features answer others.
 HANDLERS = {
-    **{route.path: unserved for route in OWN_ROUTES},
+    **{route.path: refuse_route for route in OWN_ROUTES},
     USAGE_PATH: usage, RUN_PATH: run, METADATA_PATH: resource, RESOURCE_PATH: resource,
     **{path: at_collection for one in LISTS for path in one.paths},
     **{path: tell_job for one in BATCHES for path in (one.one, one.cancel, one.results) if path},
@@ -280,7 +280,7 @@ HANDLERS = {
 }  # fmt: skip
 
 
-async def open_none(_: Exchange) -> None:
+async def refuse_upgrade(_: Exchange) -> None:
     """Refuse a WebSocket where no feature goes on with it."""
     raise UpgradeRefused
 
@@ -318,7 +318,7 @@ class DataPlane:
         self.capacity = CapacityQueues(ports, loop, limits)
         self._ports = ports
         own: dict[str, Answerer] = {route.path: answerer for route, answerer in ports.answers.items()}
-        self._open_socket: Answerer = ports.open_socket or open_none
+        self._open_socket: Answerer = ports.open_socket or refuse_upgrade
         self._handlers: dict[str, Answerer] = {**HANDLERS, **ports.handlers, **own}
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
