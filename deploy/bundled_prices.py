@@ -36,7 +36,7 @@ from genai_prices import types
 from genai_prices.data import providers
 
 from deploy import price_differences
-from deploy.price_differences import counting
+from deploy.price_differences import preferred_source
 from deploy.second_prices import read_table
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
@@ -136,7 +136,7 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
                 added = (
                     {} if row["match"] == EXACT_NAME or _complete(provider, name, own, True) == own else own
                 )
-            elif row and _is_told(row, more):
+            elif row and _has_prices(row, more):
                 added = {}
             if added and len(name) <= MODEL_CHARS_MAX:
                 yield {
@@ -146,7 +146,7 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
                 }  # fmt: skip
 
 
-def _is_told(row: Row, more: Row) -> bool:
+def _has_prices(row: Row, more: Row) -> bool:
     """Return whether a maker's row says all that the second table says of its name at a seller."""
     same = all(row.get(kind) == price for kind, price in _rename_kinds(more).items() if kind in KINDS)
     return same and more.get("service_tiers", {}).keys() <= row.get("service_tiers", {}).keys()
@@ -204,7 +204,7 @@ def _complete(provider: str, name: str, prices: Row, is_undated: bool) -> Row:
     row: dict[str, Any] = deepcopy(dict(prices))
     tiers = dict(row.get("service_tiers", {}))
     more = _find_second(provider, name)
-    which = counting(provider, name)
+    which = preferred_source(provider, name)
     if which == "second":
         row |= {kind: more[kind] for kind in KINDS if kind in row and kind in more}
     elif is_undated and not which:

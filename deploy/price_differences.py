@@ -117,7 +117,7 @@ def written(bundle: Bundle, alone: Bundle) -> str:
     found = list(differences(bundle, alone))
     named = {one.reason for one in found}
     names = [{(row["provider"], row["model"]) for row in one.rows} for one in (bundle, alone)]
-    added, shared = len(names[0] - names[1]), len([*both(bundle, alone)])
+    added, shared = len(names[0] - names[1]), len([*shared_prices(bundle, alone)])
     head = [
         "# Differences of two price lists",
         "",
@@ -162,7 +162,7 @@ def _table(titles: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> Iterato
         yield f"| {' | '.join(cells)} |".replace(" --- ", "---")
 
 
-def both(bundle: Bundle, alone: Bundle) -> Iterator[tuple[str, str, Row, Row, Row]]:
+def shared_prices(bundle: Bundle, alone: Bundle) -> Iterator[tuple[str, str, Row, Row, Row]]:
     """Yield names that both sources know, with the rows of the list and of both sources."""
     ours, first = _in_force(bundle), _in_force(alone)
     for provider, names in sorted(read_table()[1].items()):
@@ -175,7 +175,7 @@ def both(bundle: Bundle, alone: Bundle) -> Iterator[tuple[str, str, Row, Row, Ro
 def differences(bundle: Bundle, alone: Bundle) -> Iterator[Difference]:
     """Yield what differs of the names that both sources know."""
     dated = {(row["provider"], row["model"]) for row in alone.rows if row["effective_from"].year > 1970}
-    for provider, name, row, first, more in both(bundle, alone):
+    for provider, name, row, first, more in shared_prices(bundle, alone):
         ours, theirs, others = (dict(_prices(one)) for one in (row, first, more))
         for what, price in theirs.items():
             if what in others and Decimal(price) != Decimal(others[what]):
@@ -185,7 +185,7 @@ def differences(bundle: Bundle, alone: Bundle) -> Iterator[Difference]:
                 yield Difference(provider, name, what, ours[what], price, others[what], reason)
 
 
-def counting(provider: str, name: str) -> str:
+def preferred_source(provider: str, name: str) -> str:
     """Return the source whose prices count for a name, be they less or more; empty for the dearer."""
     return next((one.counts for one in REASONS if (provider, name) in one.names), "")
 

@@ -20,7 +20,7 @@ from genai_prices.data import providers
 
 from deploy import price_differences
 from deploy.bundled_prices import _spelled, made, written
-from deploy.price_differences import both, differences
+from deploy.price_differences import differences, shared_prices
 from deploy.second_prices import read_table, read_unpriced
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import (
@@ -104,7 +104,7 @@ def test_of_two_prices_the_dearer_counts_but_for_one_with_a_date_or_a_page() -> 
     """Each difference has a reason that the file explains, and the price that the reason says."""
     found = list(differences(made(), made(alone=True)))
     reasons = {one.key: one for one in price_differences.REASONS}
-    assert len([*both(made(), made(alone=True))]) > 600
+    assert len([*shared_prices(made(), made(alone=True))]) > 600
     for one in found:
         first, second = Decimal(one.first), Decimal(one.second)
         counts = "first" if one.reason == "dated" else reasons[one.reason].counts
@@ -220,7 +220,7 @@ def _whole(name: str) -> str:
 
 def test_names_that_no_list_prices_are_told_by_name() -> None:
     told = price_differences.FILE.read_text().partition("## Without a price")[2]
-    book = PriceBook(prices(), (), HOSTS)
+    book = PriceBook(prices())
     for provider, _, name in (one.partition(" ") for one in read_unpriced()):
         is_priced = book.vector(name, "USD", NOW_MS, Seller(provider)) is not None
         assert is_priced != (f"`{name}`" in told), (provider, name)

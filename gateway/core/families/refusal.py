@@ -18,7 +18,7 @@ from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF, shown, shown
 from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import is_run, run_of
-from gateway.core.accounts.spent_answers import READ_AS_STATUS, SPENT, UNSAID, SpentAnswer
+from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer, is_read_as_status
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, LimitKind, Scope, Verdict
 from gateway.errors import Refusal
@@ -48,7 +48,7 @@ def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda:
     refusal = _MAKERS[decision.verdict](decision)
     if refusal.reason in SPENT:
         _tell_as(refusal, spent())
-    if refusal.status == HTTPStatus.PAYMENT_REQUIRED and READ_AS_STATUS.search(refusal.message):
+    if is_read_as_status(refusal.status, refusal.message):
         refusal.args = (_without_amounts(refusal, decision),)
     refusal.fields = (*refusal_headers(decision), *budget_headers(decision))
     refusal.budget = decision.budget
@@ -71,7 +71,7 @@ def _without_amounts(refusal: Refusal, decision: Decision) -> str:
     """Return the sentence of a refusal without its amounts, which stand in its fields as well."""
     said = (type(refusal).__doc__ or "").strip()
     window = decision.budget
-    if window is not None and not READ_AS_STATUS.search(window.name):
+    if window is not None and not is_read_as_status(refusal.status, window.name):
         said = f"{_named_budget(window)}: too little is left for this request."
     return f"{said} {_resets(decision)}" if refusal.reason in SPENT else said
 
