@@ -161,7 +161,7 @@ def mount_agents(
 
 
 def _heard(ports: AdminPorts, handler: Any) -> Any:
-    """With the address that a gateway tells, where one has passed the request on."""
+    """Wrap `handler` so that a request carries the sender's address that a gateway passed on."""
 
     async def answered(request: web.Request) -> web.Response:
         field = request.headers.get(SENDER_FIELD, "")
@@ -206,7 +206,7 @@ class Agents:
         self._questions = set[asyncio.Task[None]]()
 
     async def metadata(self, _: web.Request) -> web.Response:
-        """Return where the grant is asked for (RFC 8414): at the address that calls go to."""
+        """Return the metadata of the device grant (RFC 8414), with endpoints at the address of calls."""
         return web.json_response(
             {
                 "issuer": self._calls,
@@ -243,7 +243,7 @@ class Agents:
         }
 
     async def token(self, request: web.Request, form: Mapping[str, str]) -> Row:
-        """Exchange a device code, or a refresh token."""
+        """Return tokens for a device code or a refresh token."""
         grant = form.get("grant_type", "")
         if grant == DEVICE_GRANT:
             return await self._given(request, form.get("device_code", ""))
@@ -292,7 +292,7 @@ class Agents:
         return self._tokens(row, generation + 1, TOKEN_S)
 
     async def _next_key(self, request: web.Request, actor: Actor, row: Row) -> int:
-        """The key in the place of the present one; the one that is there where somebody just made it."""
+        """Rotate the key of a sign-in and return the new id; that of a successor made meanwhile, if any."""
         values = {**self._kept(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
         key_id = int(str(row["api_key_id"]))
         try:
@@ -326,7 +326,7 @@ class Agents:
         return None
 
     async def _holder(self, request: web.Request, token: str) -> tuple[Any, int]:
-        """The sign-in that a refresh token is of, None where it is of none; and which of its tokens it is."""
+        """Return the sign-in and the generation of a refresh token; (None, 0) for an unknown token."""
         found = _REFRESH.fullmatch(token)
         row = await self._row(int(found[1])) if found else None
         generation = int(found[2]) if found else 0
@@ -418,9 +418,9 @@ class Agents:
         return see(f"{PAGE}?done=approved")
 
     async def _handed_over(self, desk: ConsoleShell, request: web.Request, row: Row) -> str | None:
-        """Return what the person's provider is asked with, from their session at the console, sealed again.
+        """Remove the renewal secret from the person's console session; return it sealed for this sign-in.
 
-        The session goes on without it until its end: two who ask with the same would shut each other out.
+        The session lives on without renewal: two holders of one secret would shut each other out.
         """
         session, cookie = await desk.sessions.of_cookie(request)
         sealed = session.renewal if session is not None else None
@@ -454,7 +454,7 @@ class Agents:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
     def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
-        """A secret of a sign-in, as each pepper makes it; no request can send what it is the digest of."""
+        """Return the secret of a sign-in under each pepper; no request can send the text that is hashed."""
         return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
 
     def _key(self, row: Any, generation: int) -> str:
@@ -484,7 +484,7 @@ class Agents:
     async def _write(
         self, request: web.Request | None, actor: Actor, verb: str, key_id: int | None, values: Row
     ) -> int:
-        """Do a write of keys as somebody; the id of the row."""
+        """Write an API key as `actor`, push the change, and return the id of the row."""
         ports, render = self._ports.of(actor), RESOURCES[_KEYS].render
         asked_by = request[REQUEST_ID] if request is not None else str(uuid4())
         done = await ports.store.write(Command(_KEYS, verb, actor, asked_by, render, key_id, values))
@@ -505,7 +505,7 @@ class Agents:
         _log.info("an agent's sign-in ended", extra={"sign_in": row["id"], "why": why})
 
     async def sweeping(self, _: web.Application) -> AsyncIterator[None]:
-        """Have a task that ends again and again what is over, for as long as the application lasts."""
+        """Run a task that ends outdated sign-ins, for as long as the application lasts."""
         task = asyncio.create_task(self._keep_sweeping())
         yield
         task.cancel()
@@ -537,9 +537,9 @@ class Agents:
                 break
 
     async def _ask_again(self, row: Any) -> None:
-        """Ask the provider whether an agent's person still may come in; who may not is out.
+        """Check with the provider whether an agent's person may still sign in; end the sign-in if not.
 
-        While nobody answers, nothing changes.
+        Nothing changes while the provider does not answer.
         """
         try:
             renewal = await self._vouched(row)
@@ -551,7 +551,7 @@ class Agents:
             _log.warning("a provider is not asked about an agent", extra={"why": error.message})
 
     async def _vouched(self, row: Any) -> str:
-        """What the provider is asked with next, sealed; `SignInRefused` where it vouches for nobody."""
+        """Renew with the provider; return the sealed next renewal, or raise `SignInRefused`."""
         sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
         key = next((one for one in keys if _opens(row["renewal"], one)), "")
         if sign_ins is None or person is None or not key:

@@ -148,7 +148,7 @@ class _AgentServer:
     async def ask(
         self, method: str, path: str, fields: Mapping[str, str], body: bytes | None, within_s: float
     ) -> _Answer:
-        """Ask once; `OSError` says why there is no answer."""
+        """Send one request; `OSError` gives the reason why no answer came."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: not every worker needs it
 
         try:
@@ -237,7 +237,7 @@ class OneOrigin:
         await self._pass(exchange, {})
 
     async def pass_key_on(self, exchange: Exchange) -> None:
-        """The same with the API key, which the keeper judges. Heads with it are not remembered here."""
+        """Pass an exchange on with its API key, which the keeper judges; its head is not cached here."""
         if exchange.routed.refusal is None and exchange.head.identity_refusal is not None:
             raise exchange.head.identity_refusal
         news = exchange.head.news
@@ -262,7 +262,7 @@ class OneOrigin:
     def _asked(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
     ) -> asyncio.Task[_Answer]:
-        """Ask within the bounds; an agent that leaves meanwhile ends nothing that a keeper began."""
+        """Start a request within the bounds; a client that leaves does not cancel the keeper's work."""
         if not self._asks.acquire(sender):
             raise Overloaded("Too many agents are signed in at once.", retry_after_s=1)
         task = asyncio.create_task(self._ask(method, path, fields, body))

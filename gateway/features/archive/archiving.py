@@ -57,17 +57,17 @@ class ArchiveManifest:
 
 
 def name_of(month: date, ledger: str) -> str:
-    """Return where the manifest of a month of a ledger is."""
+    """Return the file name of the manifest of a ledger's month."""
     return f"{FOLDER}/{ledger}/{month:%Y-%m}.json"
 
 
 def file_of(ledger: str, month: date) -> str:
-    """Return where a month's rows of a ledger are: `month=` is read as a column by DuckDB and its like."""
+    """Return the file name of a ledger's month; DuckDB and others read `month=` as a column."""
     return f"{ledger}/{MONTH}{month:%Y-%m}/{ledger}.parquet"
 
 
 def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
-    """Say what the file of a month holds."""
+    """Write the manifest of a month's file."""
     place.write_json(
         name_of(manifest.month, manifest.file.ledger),
         {
@@ -83,7 +83,7 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
 
 
 def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest | None:
-    """Return what an archive says of a month of a ledger; None where it has none of it."""
+    """Return the manifest of a ledger's month; None where the archive has no such month."""
     for name in (name_of(month, ledger), _of_all(month)):
         found = _read(place, name, month)
         for each in found:
@@ -95,7 +95,7 @@ def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest
 
 
 def divide_months(place: FileStore, month: date) -> None:
-    """Have a manifest of each ledger in place of one of all of them, if there is such."""
+    """Replace a month's manifest of all ledgers, if one exists, by a manifest for each ledger."""
     found = _read(place, _of_all(month), month)
     for each in found:
         if not place.has(name_of(month, each.file.ledger)):
@@ -105,7 +105,7 @@ def divide_months(place: FileStore, month: date) -> None:
 
 
 def months_in(place: FileStore, ledger: str) -> list[date]:
-    """The months that an archive may have a ledger of, in order: a manifest for all may leave one out."""
+    """Return the months that may hold a ledger, in order: a manifest of all ledgers may lack this one."""
     return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
 
 
@@ -124,7 +124,7 @@ def unnamed_files(place: FileStore, ledger: str) -> list[date]:
 
 
 def databases_in(place: FileStore) -> Iterator[tuple[date, UUID]]:
-    """Whose months an archive has: the first one of each ledger says it."""
+    """Yield the first archived month of each ledger, and the database that its manifest names."""
     for ledger in BY_NAME:
         for month in months_in(place, ledger)[:1]:
             if (found := read_manifest(place, month, ledger)) is not None:
@@ -176,7 +176,7 @@ def _file(stored: ArchivedMonth) -> dict[str, Any]:
 
 
 def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMonth:
-    """Return what a manifest says of a file. It names one of ours: no other is read, nor written."""
+    """Return the month that a manifest describes; `ArchiveFailed` if its ledger or file is not ours."""
     ledger, file = str(found["ledger"]), str(found["file"])
     if ledger not in BY_NAME:
         raise ArchiveFailed(
@@ -237,7 +237,7 @@ def schema_of(columns: Mapping[str, str]) -> Any:
 
 
 def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
-    """In what a file's columns are not those; empty where they are. Only what is `needed` must be there."""
+    """Return how a file's columns differ from `columns`; empty if they agree. Only `needed` must exist."""
     for column in schema_of(columns):
         places = found.get_all_field_indices(column.name)
         if not places and column.name in needed:
@@ -250,7 +250,7 @@ def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[st
 
 
 def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Figure]]:
-    """How many rows a file has, and of each column how many cells are not null and what they come to."""
+    """Return a file's number of rows, and for each column its number of non-null cells and their sum."""
     arrow, compute, parquet = _libraries("pyarrow", "pyarrow.compute", "pyarrow.parquet")
     file = parquet.ParquetFile(source)
     rows, found = 0, dict.fromkeys(columns, (0, 0))
@@ -479,7 +479,7 @@ def outgrown(written: int, size: int, expected: int, most: int) -> int:
 
 
 def _holds(place: FileStore, file: ArchivedMonth) -> bool:
-    """Return whether a file is what its manifest says."""
+    """Return whether a file has the size and digest of its manifest."""
     return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 

@@ -122,7 +122,7 @@ def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth
 
 @contextmanager
 def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
-    """Rows that are none of a ledger, on one line: a file and its manifest may be changed together."""
+    """Raise errors of malformed rows as one-line `ArchiveFailed`: file and manifest may change together."""
     try:
         yield
     except (ArithmeticError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
 def _of_month(
     place: FileStore, file: ArchivedMonth, ledger: MonthlyLedger, asked: RowFilter
 ) -> Iterator[_Found]:
-    """A month's rows in their order, a group of the file at a time."""
+    """Yield the wanted rows of a month in order, one row group of the file at a time."""
     dataset: Any = importlib.import_module("pyarrow.dataset")
     wanted = _condition(dataset, ledger, asked)
     with told(place.url):
@@ -255,7 +255,7 @@ def prove(url: str, place: FileStore) -> ArchiveProof:
 
 
 def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
-    """In what a file, its manifest and the database differ; empty where they agree."""
+    """Return how a file, its manifest and the database differ; empty where they agree."""
     found = archiving.read_manifest(place, one.month, one.ledger)
     if found is None:
         return "has no manifest"
@@ -287,7 +287,7 @@ def _movements(
 
 
 def _read(source: Any, ledger: MonthlyLedger) -> Iterator[MovementRun]:
-    """The movements of a file in its order, which is by account and number."""
+    """Yield the movements of a file in file order: by account, then seq."""
     parquet: Any = importlib.import_module("pyarrow.parquet")
     columns, amount, balance = MOVED[ledger.kind]
     wanted = [ledger.owner, "seq", "epoch", *columns, balance]
@@ -304,7 +304,7 @@ def _counted(rows: Iterable[MovementRun], proof: ArchiveProof) -> Iterator[Movem
 
 
 def compare(rows: Iterator[MovementRun], stands: Iterable[MovementRun]) -> Iterator[str]:
-    """Mismatches: each row is of one that stands for it, and each of these has all its rows."""
+    """Yield mismatches: each row must belong to one run, and each run must have all its rows."""
     row = next(rows, None)
     for one in stands:
         while row is not None and (row.owner, row.last_seq) < (one.owner, one.first_seq):

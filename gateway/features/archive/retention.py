@@ -47,7 +47,7 @@ class Retention:
         )
 
     def before(self, ledger: MonthlyLedger, today: date) -> date | None:
-        """The day by which months of a ledger ended that are not kept any more; None where all are kept."""
+        """Return the latest end of droppable months of a ledger; None where all are retained."""
         months = self._months(ledger)
         if not months:
             return None
@@ -57,7 +57,7 @@ class Retention:
         return min(day, latest(today))
 
     def due(self, ledger: str, month: date) -> date | None:
-        """From when on a month of a ledger is not kept any more; None where all are kept."""
+        """Return the day from which a month of a ledger may be dropped; None where all are retained."""
         of, end = BY_NAME[ledger], end_of(month)
         months = self._months(of)
         if not months:
@@ -78,7 +78,7 @@ class Retention:
 
 
 def _months_later(day: date, months: int) -> date:
-    """The first day of the month so many months behind, or the first day there is, or the last such."""
+    """Return the first day of the month `months` after `day`, limited to the years that `date` knows."""
     count = min(max(12, day.year * 12 + day.month - 1 + months), date.max.year * 12 + 11)
     return date(count // 12, count % 12 + 1, 1)
 

@@ -129,7 +129,7 @@ def restore(
 
 
 def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, BackupManifest, list[str]]:
-    """Bring a backup in: where it is now, what it holds, and what its rows say against each other."""
+    """Restore a backup; return the database's URL, the manifest and the contradictions of the rows."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
     from gateway.core.network import without_password  # noqa: PLC0415  # loaded where it is needed
@@ -152,7 +152,7 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
 
 
 def _tell_all(there: Backups, *, as_json: bool) -> None:
-    """Which backups a place has, the newest first; and which of them were proven, if it says so."""
+    """Print the backups of a place, the newest first, and the proven ones where the place records them."""
     names, proven = there.names()[::-1], there.proven()
     if as_json:
         said = [{} if proven is None else {"proven": name in proven} for name in names]
@@ -164,7 +164,7 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
 
 
 def _backups(to: str, *, several: bool) -> Backups:
-    """Return where backups are to be; a bucket is loaded with what talks to it only if it is one."""
+    """Return the place of backups; the library of buckets is loaded for a bucket alone."""
     if _is_bucket(to):
         from gateway.features.backup.storage import Bucket  # noqa: PLC0415  # each command loads what it needs
 

@@ -65,7 +65,7 @@ def as_document(manifest: BackupManifest) -> dict[str, Any]:
 
 
 def read_manifest(found: Any, source: str) -> BackupManifest:
-    """A manifest as it was written down; `BackupFailed` where it is none, or none this program can read."""
+    """Return a stored manifest; `BackupFailed` where it is malformed or of an unknown version."""
     try:
         pieces = tuple(
             BackupPiece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ())
@@ -116,7 +116,7 @@ class TarBackup:
         return str(self.path)
 
     def manifest(self) -> BackupManifest:
-        """Return what it says it holds; `BackupFailed` where it is none, or none this program can read."""
+        """Return the backup's manifest; `BackupFailed` where it is missing, malformed or unknown."""
         try:
             with tarfile.open(self.path, "r:") as tar:
                 member = tar.extractfile(MANIFEST)
@@ -129,7 +129,7 @@ class TarBackup:
         return read_manifest(found, self.address)
 
     def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
-        """Its dump, once all of it is known to be the one that was written."""
+        """Yield the dump in chunks, after the checksum of the whole dump has matched."""
         with tarfile.open(self.path, "r:") as tar:
             member = tar.extractfile(DUMP)
             assert member is not None
@@ -152,7 +152,7 @@ class Folder:
 
     @contextmanager
     def growing(self, now: datetime) -> Iterator[_TarWriter]:
-        """A file, or one under a name of the time in a directory, which is made; unfinished files go."""
+        """Open a temporary file that becomes the backup, and delete unfinished files of killed runs."""
         target = self._to if self.is_file else self._to / f"tollkeeper-{now:%Y%m%dT%H%M%SZ}{SUFFIX}"
         if self._to.is_file() and not self.is_file:
             raise BackupFailed(f"{self._to} is a file: name a directory, or a file that ends in {SUFFIX}")
@@ -189,10 +189,10 @@ class Folder:
         (self._to / name).unlink()
 
     def note_proof(self, name: str) -> None:
-        """The database says it."""
+        """Ignore the proof: for folders the database records proofs."""
 
     def proven(self) -> None:
-        """The database says it."""
+        """Return None: for folders the database records proofs."""
 
 
 class _TarWriter:
@@ -208,7 +208,7 @@ class _TarWriter:
         self._size += self._file.write(chunk)
 
     def finish(self, manifest: BackupManifest) -> TarBackup:
-        """Say how long the dump was, append the manifest, and move the file to its name."""
+        """Write the dump's size, append the manifest, and move the file to its name."""
         file = self._file
         file.write(bytes(-self._size % tarfile.BLOCKSIZE))
         content = json.dumps(as_document(manifest), indent=1).encode()
@@ -266,7 +266,7 @@ class PiecesBackup:
         return self.place.address(self.name)
 
     def manifest(self) -> BackupManifest:
-        """Return what it says it holds; `BackupFailed` where it is none, or none this program can read."""
+        """Return the backup's manifest; `BackupFailed` where it is missing, malformed or unknown."""
         found = self.place.read_json(self.name + _DOCUMENT)
         if found is None:
             raise BackupFailed(f"{self.address} is not there{_instead(self.place)}")
@@ -277,7 +277,7 @@ class PiecesBackup:
         return manifest
 
     def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
-        """Its dump by pieces, each once it is known to be the one that was written."""
+        """Yield the dump piece by piece, each after its checksum has matched."""
         there = self.place.sizes(self.name)
         lacking = [
             file
@@ -311,7 +311,7 @@ class Bucket:
 
     @contextmanager
     def growing(self, now: datetime) -> Iterator[_PiecesWriter]:
-        """Pieces under a name of the time that nobody else gives. What one that was killed left goes."""
+        """Open a writer of pieces under a unique name with the time; abandoned pieces are deleted."""
         name = f"tollkeeper-{now:{_TIME}}-{token_hex(4)}"
         with suppress(PlaceFailed):  # one who may only add to a bucket leaves it to its rules
             self._drop_abandoned(now)
@@ -328,7 +328,7 @@ class Bucket:
         return _ours(self._place.names(""), _DOCUMENT)
 
     def address(self, name: str) -> str:
-        """Return where a backup is, as `restore` takes it."""
+        """Return the address of a backup, as `restore` takes it."""
         return self._place.address(name)
 
     def remove(self, name: str) -> None:
@@ -421,7 +421,7 @@ def _ours(names: Sequence[str], ending: str) -> list[str]:
 
 
 def _instead(place: FileStore) -> str:
-    """Return which backups a place has, the newest first, and which of them were proven."""
+    """Return a message part that lists a place's backups, the newest first, with the proven ones marked."""
     there = place.names("")
     proven = set(_ours(there, _PROVEN))
     newest = _ours(there, _DOCUMENT)[::-1]

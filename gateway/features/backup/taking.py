@@ -42,7 +42,7 @@ def major_of(server_version: str) -> int:
 
 
 def program(name: str, major: int, places: Sequence[str] = PLACES) -> str:
-    """Return where a program of this major version is; `BackupFailed` says which ones are there instead."""
+    """Return the path of a program of this major version; `BackupFailed` names the versions found instead."""
     seen: list[int] = []
     for path in _candidates(name, major, places):
         found = _version_of(path)
@@ -101,11 +101,11 @@ def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, BackupManifes
 
 
 def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[BackupManifest, list[str]]:
-    """Bring a backup into an empty database; what it held, and what its rows say against each other.
+    """Restore a backup into an empty database; return its manifest and contradictions among its rows.
 
-    `BackupFailed` before anything is written where the database is not empty, and with nothing left in it
-    where the backup is damaged or cannot be restored as a whole. Rows are counted, and asked whether they
-    agree, once all of them are there: where they are wrong they stay, and the next try wants a new database.
+    `BackupFailed` before any write where the database is not empty; with nothing left in it where the
+    backup is damaged or cannot be restored as a whole. Rows are counted and checked for contradictions
+    after the restore: wrong rows stay, and the next try needs a new database.
     """
     manifest = source.manifest()
     server_version = backups.refuse_unless_empty(url)
@@ -180,7 +180,7 @@ def refuse_unless_provable(url: str) -> None:
 
 
 def last_proven(url: str, there: Backups) -> tuple[str, ...]:
-    """The name of the latest backup of a place that was proven, by the database, and by the place itself."""
+    """Return the latest proven backups of a place: by the database, and by the place itself."""
     noted = backups.last_proven(url, there.names())
     return tuple(filter(None, (noted, *(there.proven() or ())[-1:])))
 

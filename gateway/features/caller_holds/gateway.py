@@ -182,7 +182,7 @@ async def authorize(exchange: Exchange) -> None:
 
 
 async def extend_hold(exchange: Exchange) -> None:
-    """Give a hold more time, and hold more for it."""
+    """Extend a hold's time, and raise its amount where the body asks for more."""
     caller = known(exchange) or await identify(exchange)
     holds = exchange.worker.ports.holds
     with _uninterrupted(exchange):
@@ -215,7 +215,7 @@ async def settle_hold(exchange: Exchange) -> None:
 
 
 async def settle_by_answer(exchange: Exchange) -> None:
-    """The same by the answer itself: it is metered as if it passed here."""
+    """Settle a hold by the upstream's answer, which is metered like a proxied answer."""
     params, worker = exchange.routed.params, exchange.worker
 
     def read_answer(hold: CallerHold, body: bytes) -> SaidUse:
@@ -256,7 +256,7 @@ async def _settle_by(
 
 
 async def release_hold(exchange: Exchange) -> None:
-    """Give a hold back: it costs nothing. Where Redis cannot be asked now, it is given back afterwards."""
+    """Release a hold without a charge; where Redis is away, the release is done later."""
     caller = known(exchange) or await identify(exchange)
     ports, id_, route = exchange.worker.ports, exchange.routed.params["id"], exchange.routed.label
     with _uninterrupted(exchange):
@@ -298,13 +298,13 @@ async def _delete_again(ports: Ports, raw: bytes) -> None:
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:
-    """Return whether a hold that is not there any more was charged when its time was over."""
+    """Return whether a missing hold was charged when its time ended."""
     return hold.unsettled == UNSETTLED_CHARGED and now_ms > hold.expires_ms
 
 
 @contextmanager
 def _uninterrupted(exchange: Exchange) -> Iterator[None]:
-    """Questions to the counters are bounded in time, and end though the client leaves."""
+    """Shield the exchange from a client that leaves; questions to the counters have their own timeouts."""
     _shield(exchange)
     try:
         yield
@@ -345,9 +345,9 @@ async def _taken(
     exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
 ) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
-    """Take a hold; what is stored of it, what was decided, and what remains in its unit.
+    """Acquire a hold; return its stored record, the decision, and the remaining amount in its unit.
 
-    One of an `authorized` call is for as much as that may use: nobody here can write a maximum into it.
+    A hold of an `authorized` call covers its highest possible use: no maximum can be written into it.
     """
     ports = exchange.worker.ports
     try:
@@ -448,7 +448,7 @@ def _asked_call(
 def _call(
     exchange: Exchange, caller: Caller, said: HoldBody
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """The call that a hold is for, its route if it has one, what is said of it, and what it is counted in."""
+    """Return the route (if any), the call, the attribution and the unit of a requested hold."""
     ports = exchange.worker.ports
     if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
@@ -493,7 +493,7 @@ def _service(exchange: Exchange, caller: Caller, key: str) -> Service:
 def _estimate(
     exchange: Exchange, caller: Caller, service: Service, said: HoldBody, call: CallRequest
 ) -> Estimate:
-    """Return what it holds in tokens: what it states, all of it as output; or by its request as of a call."""
+    """Return a hold's estimate in tokens: a stated maximum counts as output, a request as in a call."""
     if call.has_input:
         return exchange.worker.ports.estimator.hold(call, caller.organization_id, service.key)
     if said.max_tokens is not None:
@@ -510,7 +510,7 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     caller: Caller, id_: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, amount: int | str | None, raises: bool,
 ) -> tuple[CallClaim, HoldRequest, int]:  # fmt: skip
-    """What a hold claims, its request, and how much it asks for in its unit where it states an amount."""
+    """Return a hold's claim, its request, and the amount asked for in its unit where one was stated."""
     units = amount if isinstance(amount, int) else 1
     claim, request = hold_request(caller, id_, user, service, call, estimate, prices, budgets, units, raises)
     if not isinstance(amount, str):
@@ -531,7 +531,7 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
 
 
 def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
-    """What the caller may still hold in a unit, by the tightest limit that is in it; None where none is."""
+    """Return the amount that the caller may still hold in `unit`, by the tightest limit; None without one."""
     found, window = list[int](), decision.budget
     if unit == TOKENS and decision.tokens_remaining is not None:
         found.append(decision.tokens_remaining)
@@ -543,7 +543,7 @@ def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
 
 
 async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
-    """Return what a hold is to hold with so much more of its unit, and how much that is."""
+    """Return a hold's total amounts when raised by `more` of its unit, and that addition in its unit."""
     ports, caller, service = exchange.worker.ports, hold.caller, hold.service
     if hold.unit == UNITS:
         raise InvalidRequest("A hold in units stays as it is: take another one beside it.", param="more")
@@ -572,7 +572,7 @@ async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[
 
 
 def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
-    """Which account had too little free for an extension; the hold has what there was, and its time."""
+    """Return the refusal of the account that had too little for an extension; None if all of it was held."""
     kept = "The hold has what was free, and its time."
     if found.tokens < wanted.tokens:
         return QuotaExceeded(f"The quota has too little for this. {kept}")
@@ -608,7 +608,7 @@ async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
 
 
 async def _give_back(exchange: Exchange, hold: CallerHold) -> None:
-    """Nobody heard of this hold: it ends at once."""
+    """Release a hold whose caller never learned of it."""
     release = Settlement(
         hold.caller, hold.id, hold.user, hold.service, charge=False, budgets=hold.budgets,
         hold_ttl_ms=hold.expires_ms - hold.created_ms,

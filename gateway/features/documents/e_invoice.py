@@ -121,7 +121,7 @@ def due_of(invoice: Mapping[str, Any]) -> Decimal:
 
 
 def is_vat_number(party: InvoiceParty) -> bool:
-    """Return whether a tax number is a VAT identifier: it begins with the country, as BR-CO-09 has it."""
+    """Return whether a tax number is a VAT identifier: it begins with the country (BR-CO-09)."""
     country = party.country or ""
     prefixes = "|".join(_PREFIXES.get(country, (country,)))
     known = _compact(party.tax_number)
@@ -138,7 +138,7 @@ def _billed(invoice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
-    """The tax of each line, with a category: as it was said, or what follows from the rate and the seller."""
+    """Return the tax of each line by position; a missing category follows from the rate and the seller."""
     seller = invoice["seller"]
     vat = is_vat_number(InvoiceParty(seller["name"], (), seller["country"], seller["tax_number"]))
     # Lines from before taxes were kept with them all have the one that the document names.
@@ -154,7 +154,7 @@ def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
 
 
 def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) -> Iterator[tuple[str, str]]:
-    """What the norm's rules ask for."""
+    """Yield the (field, message) pairs of values that the norm's rules require and the invoice lacks."""
     seller, buyer = document.seller, document.buyer
     assert seller is not None
     if not seller.country:

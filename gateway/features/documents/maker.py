@@ -141,7 +141,7 @@ class DocumentMaker:
         return content
 
     async def stop(self, _: web.Application) -> None:
-        """Give up what is not made yet."""
+        """Cancel all documents that are being made."""
         under_way = list(self._under_way.values())
         for task in under_way:
             task.cancel()
@@ -150,7 +150,7 @@ class DocumentMaker:
     async def _awaited(
         self, mine: DocumentRequester, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
     ) -> bytes:
-        """What a task makes, which goes on where nobody waits any longer; `Overloaded` until it is there."""
+        """Return the document that a shared task makes; `Overloaded` if it is not ready in time."""
         task = self._under_way.get(which)
         if task is None:
             task = self._under_way[which] = asyncio.create_task(self._placed(mine, make))

@@ -154,7 +154,7 @@ class InvoiceRenderer:
         }
 
     def _document(self, invoice: Any) -> tuple[Document, bool]:
-        """The copied values; of an invoice from before that, what is known, and that it was not copied."""
+        """Return an invoice's document, and whether the invoice was issued without copied values."""
         if invoice["seller"] is not None or invoice["buyer"] is not None:
             return document_of(invoice), False
         head, issued = self.letterhead, invoice["finalized_at"]

@@ -112,7 +112,7 @@ def _description(row: Mapping[str, object], sku: str) -> str:
 
 
 def _tags(row: Mapping[str, object]) -> str:
-    """Return what a charge can be allocated by besides accounts and resources."""
+    """Return the dimensions of a charge besides accounts and resources, as JSON."""
     project = row["project"] or row["project_id"]
     tags = {"user": row["user"], "project": None if project is None else str(project), "model": row["model"]}
     return json.dumps({name: value for name, value in tags.items() if value is not None}, ensure_ascii=False)

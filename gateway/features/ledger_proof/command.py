@@ -182,7 +182,7 @@ def _of_file(
 def _texts(
     place: FileStore, file: stored.ArchivedFile, ledger: SignedLedger, **wanted: object
 ) -> Iterator[_Named]:
-    """Rows of a file, by account and place: owner, place, and the text that is hashed."""
+    """Yield rows of a file by account and seq: owner, seq, and the text that is hashed."""
     arrow: Any = importlib.import_module("pyarrow")
     dataset: Any = importlib.import_module("pyarrow.dataset")
     asked = None
@@ -206,7 +206,7 @@ def _texts(
 
 
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
-    """Rows of archived months that have these values."""
+    """Yield rows of archived months that have the `wanted` values."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
     from persistence.schema.database import end_of  # noqa: PLC0415  # as above
 
@@ -221,7 +221,7 @@ def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: obj
 
 
 def proven(here: stored.Connection, request_id: str, archive: str | None = None) -> dict[str, Any]:
-    """Return what the rows of a call say, and the way from each to a signed head."""
+    """Return the rows of a call, and the proof path from each to a signed head."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}

@@ -66,7 +66,7 @@ LEDGERS: Final[Mapping[str, tuple[SignedLedger, ...]]] = {
 
 
 def row_text(ledger: SignedLedger, cells: Mapping[str, Any]) -> str:
-    """A row as it is hashed; its moment is in microseconds. PostgreSQL's `row_to_json` writes the same."""
+    """Return the text of a row for hashing, as PostgreSQL's `row_to_json`; its time is in microseconds."""
     named = {"ledger": ledger.name} | {name: cells[name] for name in ledger.columns}
     return json.dumps(named, ensure_ascii=False, separators=(",", ":"))
 
@@ -82,7 +82,7 @@ def root(leaves: Sequence[bytes]) -> bytes:
 
 
 def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, str]]:
-    """Return what a leaf is hashed with on its way to the root: the side of the other one, and its hash."""
+    """Return the hashes that prove a leaf, up to the root: the sibling's side and its hex digest."""
     found = []
     for level in _levels(leaves):
         other = index ^ 1
@@ -163,7 +163,7 @@ class LedgerKey:
 
 
 def text_of_head(number: int, at: str, segments: int, top: bytes, previous: bytes) -> str:
-    """The text of a head: how many segments are new, the root of their tree, the hash of the head before."""
+    """Return a head's text: its number of new segments, the root of their tree, the previous head's hash."""
     return _text(
         format=FORMAT, number=number, at=at, segments=segments, root=top.hex(), previous=previous.hex()
     )
@@ -176,7 +176,7 @@ def _text(**said: object) -> str:
 def cut(
     before: LedgerSegment, head: int, first_seq: int, last_seq: int, found: Mapping[int, bytes]
 ) -> Iterator[LedgerSegment]:
-    """The segments behind an account's last one, `before`, for places whose leaves were `found`."""
+    """Yield the segments after an account's last one, `before`; `found` has the leaves by seq."""
     for first in range(first_seq, last_seq + 1, SEGMENT_PLACES_MAX):
         last = min(first + SEGMENT_PLACES_MAX - 1, last_seq)
         leaves = [found.get(seq, NONE) for seq in range(first, last + 1)]

@@ -97,7 +97,7 @@ def check_heads(
 
 
 def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict[int, tuple[int, bytes]]:
-    """How many leaves each head's tree has, and its root; each segment must name its account's one before."""
+    """Return leaf count and root of each head's tree; report segments that do not follow their account's."""
     trees, last = dict[int, tuple[int, bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
     for number, of in groupby(segments, key=attrgetter("head")):
         leaves = list[bytes]()
@@ -200,7 +200,7 @@ def _check_segment(account: str, now: _Open, found: LedgerVerification) -> None:
 
 
 def _compared(account: str, seq: int, rows: Sequence[ProvenRow], due: bytes) -> Iterator[LedgerForgery]:
-    """Faults of the rows of a place; `due` is the leaf that was signed, or how it begins."""
+    """Yield the forgeries among the rows of a seq; `due` is the signed leaf or its prefix."""
     right = [row for row in rows if due != NO_MARK and row.leaf.startswith(due)]
     if not rows and due != NO_MARK:
         yield LedgerForgery(account, seq, "is missing")

@@ -82,7 +82,7 @@ def _result(raw: bytes) -> ReportLine:
 
 
 def _cost(said: _Cost) -> ReportLine:
-    """Return what costs no model's tokens, such as a tool's uses, stands under its description."""
+    """Return the line of a cost; without a model (a tool's uses) it stands under its description."""
     name = said.model or said.description
     if name is None:
         raise ValueError("model and description must not both be null: ask with group_by[]=description")
@@ -94,7 +94,7 @@ def _cost(said: _Cost) -> ReportLine:
 
 
 def _usage(model: str, read: int, cached: int, written: tuple[int, int], output: int) -> ReportLine:
-    """`written` into a cache are tokens for five minutes, and for an hour."""
+    """Return the line of a model's tokens; `written` are cache writes for five minutes and for an hour."""
     counts = {
         "input": read, "cache_read": cached, "cache_write": sum(written), "cache_write_1h": written[1],
         "output": output,

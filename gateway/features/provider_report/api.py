@@ -146,7 +146,7 @@ def provider_api(of: Format, url: str | None, environ: Mapping[str, str] = os.en
 
 
 def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
-    """A span in pieces of as many days as one page may have."""
+    """Yield the period in spans of at most `DAYS_A_PAGE` days."""
     while since < until:
         last = min(since + timedelta(days=DAYS_A_PAGE), until)
         yield since, last
@@ -395,7 +395,7 @@ def _service(api: AdminClient, name: str) -> Json:
 def _ours(
     api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool
 ) -> ProviderReport:
-    """Return what we counted; without costs where theirs are not told: they may be in several currencies."""
+    """Return our usage by day and model; costs are left out where the currencies may differ."""
     report = ProviderReport()
     for service_id in services:
         asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
@@ -420,7 +420,7 @@ def _line(item: Json, *, costs: bool) -> ReportLine:
 def _answered(
     api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
 ) -> dict[str, set[str]]:
-    """Return which models answered for those asked for, of their newest calls as the journal has them."""
+    """Return, for each requested model, the models that answered its newest journaled calls."""
     found: dict[str, set[str]] = {}
     for name in sorted(names)[:LOOK_UPS_MAX]:
         for service_id in services:

@@ -111,12 +111,12 @@ _NEWEST: Final = "-latest"
 
 
 def bare(name: str) -> str:
-    """The name of all versions of a model; one written for people, as `Claude Haiku 4.5`, is an id's too."""
+    """Return a model's name without its version; display names such as `Claude Haiku 4.5` become ids."""
     return _DATED.sub("", _id(name).removesuffix(_NEWEST))
 
 
 def is_dated(name: str) -> bool:
-    """Return whether a name is of one version alone."""
+    """Return whether a name denotes a single version."""
     return _DATED.search(_id(name)) is not None
 
 
@@ -186,7 +186,7 @@ class Tolerance:
     amount: Mapping[str, Decimal] = field(default_factory=dict)
 
     def allows(self, name: str, ours: Decimal, theirs: Decimal) -> bool:
-        """Return whether so much may differ."""
+        """Return whether the difference of two amounts is within the tolerance of a field."""
         share = EXACT.multiply(abs(theirs), EXACT.scaleb(self.percent.get(name, ZERO), Decimal(-2)))
         return abs(EXACT.subtract(ours, theirs)) <= max(share, self.amount.get(name, ZERO))
 
@@ -205,7 +205,7 @@ class DayComparison:
     theirs: Mapping[str, Decimal]
 
     def difference(self, name: str) -> Decimal:
-        """Ours less theirs."""
+        """Return our amount of a field minus the provider's."""
         return EXACT.subtract(self.ours.get(name, ZERO), self.theirs.get(name, ZERO))
 
     def percent(self, name: str) -> Decimal | None:
@@ -304,7 +304,7 @@ def _beside(
     there: Mapping[str, Amounts],
     answered: Mapping[str, Collection[str]],
 ) -> DayComparison:
-    """What both sides have under some names of a day; where both have any, it differs until compared."""
+    """Return both sides' amounts of a day under `names`; the verdict is DIFFERS until compared."""
     mine, its = sorted(names & here.keys()), sorted(names & there.keys())
     verdict, by = ComparisonResult.DIFFERS, NameMatch.NAME
     if not its:
@@ -335,7 +335,7 @@ def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance
 
 
 def _of(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
-    """Return what a report says of each field that it says anything of."""
+    """Return the amounts of the fields that a report states; 0 for a stated field without an amount."""
     return {name: amounts.get(name, ZERO) for name in FIELDS if name in states}
 
 

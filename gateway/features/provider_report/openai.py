@@ -108,7 +108,7 @@ def _usage(
 
 
 def _cost(line_item: str, value: Decimal, currency: str) -> ReportLine:
-    """Return what costs no model's tokens, such as a tool's calls, stands under its own name."""
+    """Return the line of a cost; one without a model (a tool's calls) stands under its own name."""
     named = _LINE_ITEM.fullmatch(line_item)
     return ReportLine(named["model"] if named else line_item, {"cost": value}, currency.upper())
 

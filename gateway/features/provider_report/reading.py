@@ -55,7 +55,7 @@ class ReportPosition:
         return BadReport(f"{self.source}{where}: {said}. Readable are {self.of.wanted}.")
 
     def read(self, where: str, reader: Callable[[], _Read]) -> _Read:
-        """Return what a reader reads; whatever is wrong with it is said with its place."""
+        """Return the result of `reader`; errors name the position `where`."""
         try:
             return reader()
         except BadReport as error:
@@ -103,7 +103,7 @@ def add_page(report: ProviderReport, raw: bytes, place: ReportPosition, where: s
 
 
 def _documents(data: bytes, place: ReportPosition) -> Iterator[tuple[str, bytes]]:
-    """Each document of a file, with its place: one, an array of them, or one a line."""
+    """Yield each document of a file with its position: a single one, an array, or one per line."""
     lines = data.splitlines()
     first = next(number for number, line in enumerate(lines) if line.strip())
     if any(map(bytes.strip, lines[first + 1 :])) and _is_whole(lines[first]):

@@ -70,7 +70,7 @@ class RaiseLinks:
         return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content}, figures=())
 
     async def _asked(self, request: web.Request) -> tuple[Actor, Row]:
-        """Return who decides by the link of a request, and what; `NotFound` where it is not good."""
+        """Return the actor and the raise request of a decision link; `NotFound` where the link is invalid."""
         ports = self._desk.ports
         found = _TOKEN.fullmatch(request.match_info["token"])
         if found is not None and int(found[3]) >= time.time():

@@ -148,7 +148,7 @@ class RateLimitJudge:
         return _answered(*await self._all(asked, ask, calls=True))
 
     async def check(self, asked: RateLimitQuestion) -> bytes:
-        """Kuadrant's `CheckRateLimit`: only a look."""
+        """Answer Kuadrant's `CheckRateLimit`, which counts nothing."""
 
         async def ask(place: _Place, _: Descriptor, __: int) -> _DescriptorHold:
             return await self._reported(place, 0, str(uuid4()))
@@ -156,7 +156,7 @@ class RateLimitJudge:
         return _answered(*await self._all(asked, ask))
 
     async def report(self, asked: RateLimitQuestion) -> bytes:
-        """Kuadrant's `Report`: what was used is charged, where there is room for any of it."""
+        """Answer Kuadrant's `Report`: charge the use wherever any room is left."""
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
             return await self._reported(place, one.hits, str(uuid4()))
@@ -164,7 +164,7 @@ class RateLimitJudge:
         return _answered(*await self._all(asked, ask, apart=True))
 
     async def reserve(self, asked: RateLimitQuestion) -> bytes:
-        """Kuadrant's `Reserve`: hold for all descriptors or for none."""
+        """Answer Kuadrant's `Reserve`: hold for all descriptors or for none."""
         ttl_s = None if asked.ttl_s is None else min(max(asked.ttl_s, 1), TTL_S_MAX)
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
@@ -178,7 +178,7 @@ class RateLimitJudge:
         return write_reserved(OVER_LIMIT, "") if over else write_reserved(OK, ".".join(ids))
 
     async def commit(self, asked: RateLimitQuestion) -> bytes:
-        """Kuadrant's `Commit`: each hold of a reservation is settled; without one the use is reported."""
+        """Answer Kuadrant's `Commit`: settle each hold of a reservation; without one, report the use."""
         ids, amount = asked.id.split(".") if asked.id else [], asked.amount
         released = False
 
@@ -229,9 +229,9 @@ class RateLimitJudge:
         self, asked: RateLimitQuestion, ask: Callable[[_Place, Descriptor, int], Awaitable[_DescriptorHold]],
         *, apart: bool = False, calls: bool = False,
     ) -> tuple[list[_DescriptorHold], bool]:  # fmt: skip
-        """Ask for each descriptor, and end what is over: for all of them or for none, unless `apart`.
+        """Run `ask` for each descriptor, and end holds that are over: of all or of none, unless `apart`.
 
-        Rules with `call` are for `calls` alone.
+        Rules with `call` apply to `calls` alone.
         """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
             said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
@@ -277,7 +277,7 @@ class RateLimitJudge:
     async def _held(
         self, place: _Place, amount: int, once: str, ttl_s: int
     ) -> tuple[_DescriptorHold, HoldsReply | None]:
-        """A hold that stays open, without an id where it is refused; and the gateway's answer, if any."""
+        """Acquire a hold that stays open, without an id if refused; return the gateway's answer too."""
         reply = await self._take(place.rule, place.entries, place.key, amount, once, ttl_s)
         if reply is None:
             return _DescriptorHold(self.unavailable), None
@@ -306,7 +306,7 @@ class RateLimitJudge:
         return found
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
-        """Return what a call used, which is charged also where it is more than was held."""
+        """Return the hold of a call's end, which charges the use even beyond the held amount."""
         rule = place.rule
         found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:
@@ -353,7 +353,7 @@ class RateLimitJudge:
         self, method: str, path: str, key: str, said: Mapping[str, Any] | None = None,
         more: Mapping[str, str] | None = None,
     ) -> HoldsReply | None:  # fmt: skip
-        """Ask, again while nobody answers or it is no time for it; None where that stays so."""
+        """Send a request, and retry while no answer or a 5xx comes; None if that persists."""
         body = b"" if said is None else msgspec.json.encode(said)
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json", **(more or {})}
         for tries in range(1, TRIES_MAX + 1):
@@ -366,7 +366,7 @@ class RateLimitJudge:
 
 
 def _is_over(holds: list[_DescriptorHold]) -> bool:
-    """Return where a descriptor is over the limit; of those in quota mode, where all are."""
+    """Return whether any descriptor is over its limit; those in quota mode count if all are over."""
     quotas = [one.verdict.over for one in holds if one.rule is not None and one.rule.quota_mode]
     rest = [one.verdict.over for one in holds if one.rule is None or not one.rule.quota_mode]
     return any(rest) or (bool(quotas) and all(quotas))
@@ -406,7 +406,7 @@ def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
 
 
 def _call_id(domain: str, rule: RateLimitRule, entries: Mapping[str, str]) -> str:
-    """By which the two questions of a call find one hold, at whichever process they are asked."""
+    """Return the id by which both questions of a call find one hold, in whichever process they arrive."""
     named = sorted((name, value) for name, value in entries.items() if name != rule.end)
     return "rls-" + sha256(msgspec.json.encode([domain, *named])).hexdigest()
 

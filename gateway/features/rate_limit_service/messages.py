@@ -157,7 +157,7 @@ def _struct(said: Mapping[str, object]) -> bytes:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Each field of a message: its number, and a number or its bytes."""
+    """Yield each field of a message: its number, and an integer or bytes."""
     at = 0
     while at < len(raw):
         tag, at = _varint(raw, at)

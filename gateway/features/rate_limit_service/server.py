@@ -149,5 +149,5 @@ class _Questions:
 
 
 async def _well(_: bytes, __: Any) -> bytes:
-    """It is serving, as far as itself goes."""
+    """Answer health checks with `SERVING`: only this process is checked."""
     return _SERVING

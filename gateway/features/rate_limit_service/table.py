@@ -53,7 +53,7 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: Annotated[dict[Value, Value | Texts], msgspec.Meta(max_length=METADATA_MAX)] = {}
 
     def fits(self, domain: str, entries: Mapping[str, str]) -> bool:
-        """Return whether a descriptor is this rule's."""
+        """Return whether a descriptor matches this rule."""
         return (
             domain == self.domain
             and entries.keys() - {self.end} == self.entries.keys()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def handed_over(desk: ConsoleShell, invoice_id: int) -> list[TimelineEntry]:
-    """Return what of an invoice's life was between us and Stripe; one hand-over of each kind."""
+    """Return the history of an invoice at Stripe; at most one hand-over of each kind."""
     found = []
     handed, _ = await desk.operations["handovers"].list(query(len(KINDS), invoice_id=invoice_id))
     for each in handed:
@@ -83,7 +83,7 @@ def mount_events(
 
 
 async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> bool:
-    """Take what was told of a purchase, or of an invoice that was handed over, once; False if it is none."""
+    """Store a report about a purchase or a handed-over invoice; return False for any other."""
     resource = "checkouts" if isinstance(told, CheckoutPayment) else "handover-events"
     taken = Command(resource, "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": told})
     with suppress(NotFound):
@@ -93,7 +93,7 @@ async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> b
 
 
 def routes(parts: AdminParts) -> Routes:
-    """Where Stripe tells; without its secret there is nothing, without its key nothing is looked up there."""
+    """Return the routes for Stripe's events; the secret enables events, the API key look-ups."""
     settings, read, look_up, aclose, checkout = parts.settings, None, None, None, None
     if is_used(settings):
         from gateway.features.stripe.service import (  # noqa: PLC0415  # large

@@ -97,9 +97,9 @@ class HandoverOutcome:
 
 
 def folded(lines: Sequence[PayableLine], most: int = LINES_MAX) -> tuple[PayableLine, ...]:
-    """At most so many lines that come to the same; lines without an amount are left out.
+    """Return at most `most` lines with the same total; lines without an amount are left out.
 
-    Where there are more, those of one description are one, then those of one kind.
+    Above `most`, lines of one description are merged, then lines of one kind.
     """
     told = [line for line in lines if line.amount] or list(lines)
     if len(told) > most:

@@ -62,7 +62,7 @@ class Handovers:
                         await self._ended.wait()
 
     async def claim(self) -> Sequence[HandoverStep]:
-        """Take what is due, as much as may be under way at once."""
+        """Claim due hand-overs, up to the free places."""
         room = self._at_once - self._under_way
         due = await self._queue.claim(room) if room > 0 else ()
         self._under_way += len(due)
@@ -87,7 +87,7 @@ class Handovers:
 
 
 def is_used(settings: Settings) -> bool:
-    """Whether something of Stripe is set: its library has to be there then, which is said at the start."""
+    """Return whether Stripe is configured; a missing library is reported at the start."""
     if not (settings.stripe_api_key or settings.stripe_webhook_secret):
         return False
     with loading("stripe"):
@@ -110,7 +110,7 @@ def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
 
 
 def work(parts: KeeperParts) -> Work:
-    """Return what hands over, where there is a key."""
+    """Return the work of Stripe; hand-overs run only with an API key."""
     settings, engine = parts.settings, parts.engine
     does = Work(
         gauges=(partial(handed_over, engine),),

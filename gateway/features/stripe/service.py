@@ -107,7 +107,7 @@ class StripeApi:
             return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
 
     async def aclose(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         await self._http.close_async()
 
 
@@ -122,7 +122,7 @@ def marks(handover: HandoverStep) -> dict[str, str]:
 
 
 async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
-    """Return what a hand-over has made before, among what a list of Stripe's has."""
+    """Return the object in a Stripe list that this hand-over created before."""
     async for one in every(page):
         if (one.get("metadata") or {}).get(MARK) == handover.key:
             return one
@@ -130,7 +130,7 @@ async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]])
 
 
 async def existing(request: Awaitable[Any]) -> Object | None:
-    """Return what a request finds; None where Stripe has it no more."""
+    """Return the object that a request finds; None where Stripe has deleted it."""
     try:
         found: Object = (await request).to_dict()
     except stripe.InvalidRequestError as error:
@@ -141,7 +141,7 @@ async def existing(request: Awaitable[Any]) -> Object | None:
 
 
 async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Object]:
-    """All of a list, page by page; `Unfinished` where it has no end."""
+    """Yield all objects of a list, page by page; `Unfinished` beyond `PAGES_MAX` pages."""
     asked: Params = {"limit": PAGE}
     for _ in range(PAGES_MAX):
         found = (await page(asked)).to_dict()
@@ -154,7 +154,7 @@ async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Objec
 
 
 def _told(error: Any) -> HandoverOutcome:
-    """What an answer that is an error means: an account that lets nobody in or is busy is asked again."""
+    """Return the outcome of an error answer: access errors and a busy account lead to a retry."""
     status = error.http_status or 0
     if status == 401:
         return HandoverOutcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
@@ -283,7 +283,7 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
 
     async def _known(self, handover: HandoverStep) -> Object | None:
-        """Return what this hand-over made before, as it stands now."""
+        """Return the invoice that this hand-over created before, in its current state."""
         if handover.remote_id is not None:
             there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
             if there is not None:
@@ -316,7 +316,7 @@ class StripeInvoices:
         return asked
 
     def _due(self, handover: HandoverStep) -> Params:
-        """Until when it is to be paid; Stripe takes no day that is over."""
+        """Return the due date as Stripe's parameters; Stripe takes no day in the past."""
         day = handover.paper.due_date
         if day is None:
             return {"days_until_due": 0}
@@ -359,7 +359,7 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
 
     async def _to_balance(self, handover: HandoverStep, amount: int) -> HandoverOutcome:
-        """What gives back days of several invoices is no note of one: the customer's next invoice is less."""
+        """Credit the customer's next invoice: a refund for several invoices cannot be a note of one."""
         if handover.paper.status == "void" and handover.kind == "credit_note":
             return HandoverOutcome(CANCELED, "made void before it was handed over")
         moves = self._api.v1.customers.balance_transactions
@@ -382,7 +382,7 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=about)
 
     async def _ended(self, handover: HandoverStep, about: str) -> HandoverOutcome:
-        """Bring an invoice to the end it has here: void, paid to somebody else, or given up."""
+        """Finish an invoice at Stripe as it ended here: void, paid elsewhere, or uncollectible."""
         there = (await self._api.v1.invoices.retrieve_async(about)).to_dict()
         invoices, key = self._api.v1.invoices, once(handover, handover.kind)
         stands = "deleted" if there.get("deleted") else there["status"]
@@ -502,7 +502,7 @@ def _collected(event: Any) -> CollectionStatus | None:
 
 
 def _returned(event: Any) -> PaymentReturn | None:
-    """Of which payment money went back; None where it is of none that invoices have."""
+    """Return the payment return of an event; None where it is about no payment of an invoice."""
     payment, name, kind = event["data"]["object"].get("payment_intent"), str(event["id"]), str(event["type"])
     if not payment or not kind.startswith(_RETURNED) or len(name) > NAME_CHARS_MAX:
         return None
@@ -510,7 +510,7 @@ def _returned(event: Any) -> PaymentReturn | None:
 
 
 def _bought(event: Any) -> CheckoutPayment | None:
-    """Return which purchase was paid; None where it is none of ours, or its money is still on its way."""
+    """Return the paid purchase of an event; None where it is not ours or the money is on its way."""
     session, kind = event["data"]["object"], str(event["type"])
     marks = session.get("metadata") or {}
     key, owner = str(marks.get(PURCHASE, "")), str(marks.get(OWNER, ""))
@@ -523,7 +523,7 @@ def _bought(event: Any) -> CheckoutPayment | None:
 
 
 def mark_of(invoice: Mapping[str, Any]) -> str:
-    """Return which hand-over made an invoice; empty where none did."""
+    """Return the key of the hand-over that created an invoice; empty where none did."""
     return str((invoice.get("metadata") or {}).get(MARK, ""))
 
 
@@ -553,7 +553,7 @@ class StripeReturns:
         self._api = api
 
     async def look_up(self, told: PaymentReturn) -> Sequence[CollectionStatus]:
-        """What each invoice of a payment stands at; `CollectorUnavailable` where Stripe does not say."""
+        """Return each status of a payment's invoices; `CollectorUnavailable` where Stripe does not answer."""
         try:
             invoices = dict.fromkeys([each["invoice"] async for each in self._paid(_by(told.payment))])
             return [await self._stands(told, invoice) for invoice in invoices]
@@ -576,7 +576,7 @@ class StripeReturns:
         )  # fmt: skip
 
     async def _share(self, payment: str, invoice_id: str) -> int:
-        """Return what of an invoice went back of a payment; of several invoices, of one after the other."""
+        """Return an invoice's share of a payment's refund; the refund fills invoices one after the other."""
         left = await self._given_back(payment)
         async for each in self._paid(_by(payment)):
             part = min(left, int(each["amount_paid"] or 0))

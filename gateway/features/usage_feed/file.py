@@ -47,7 +47,7 @@ class EventFile:
         self._known: tuple[int, int, int] | None = None
 
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
-        """Have a batch on the disk; a file that cannot be written is a pause."""
+        """Write a batch to disk; return a pause where the file cannot be written."""
         try:
             await asyncio.to_thread(self._append, events)
         except OSError as error:
@@ -76,7 +76,7 @@ class EventFile:
             os.close(file)
 
     def _read_end(self, file: int, size: int) -> None:
-        """Know the last lines, and cut off what a keeper that died left of one."""
+        """Read the ids of the last lines, and cut off an incomplete last line of a killed keeper."""
         begins = max(0, size - TAIL_BYTES_MAX)
         tail = os.pread(file, size - begins, begins)
         whole = tail.rfind(b"\n") + 1

@@ -31,7 +31,7 @@ class UsageEventQueue(Protocol):
     """PostgreSQL."""
 
     async def begin(self, terms: Terms) -> bool:
-        """Have use told from now on, unless it is already; False where a person ended the service's feed.
+        """Begin to record use, unless begun already; return False where a person ended the service's feed.
 
         `Conflict` where it cannot begin now.
         """
@@ -50,7 +50,7 @@ class FeedService(Protocol):
     """The billing service."""
 
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
-        """Have a batch taken; never raises for what the other side does."""
+        """Deliver a batch; never raises for faults of the receiver."""
 
 
 class UsageFeedSender:
@@ -66,7 +66,7 @@ class UsageFeedSender:
         self._batch, self._at_once = batch, at_once
 
     async def run(self) -> None:
-        """Tell whatever waits, until cancelled."""
+        """Send waiting events until cancelled."""
         if not await self._begin():
             self._log("usage feed has ended", service=self._terms.service, level="warning")
         while True:
@@ -74,7 +74,7 @@ class UsageFeedSender:
                 await asyncio.sleep(INTERVAL_S)
 
     async def _begin(self) -> bool:
-        """Have use told; again and again while what is used is being stored or billed."""
+        """Begin to record use; retry while current use is being stored or billed."""
         told = False
         while True:
             try:

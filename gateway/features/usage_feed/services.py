@@ -46,10 +46,10 @@ class FeedApi(ABC):
 
     @abstractmethod
     def body(self, events: Sequence[FeedEvent]) -> bytes:
-        """A batch as it is sent."""
+        """Return the request body of a batch."""
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """Return what a refusal says of single events; None where it says nothing of them."""
+        """Return a refusal's verdicts on single events; None where the answer has none."""
         return None
 
 
@@ -80,9 +80,9 @@ class UsageEvents:
         return said | ({"Authorization": f"Bearer {self._sent}"} if self._sent else {})
 
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
-        """Have a batch taken; whatever the other side does is told, not raised.
+        """Deliver a batch; faults of the receiver are returned, not raised.
 
-        Events neither taken nor refused wait: behind a pause, or since there is no more time.
+        Events neither taken nor refused wait: behind a pause, or for lack of time.
         """
         sent = FeedResult()
         end = self._clock() + self._sending_s_max
@@ -101,7 +101,7 @@ class UsageEvents:
     def _refused(
         self, piece: Sequence[FeedEvent], answer: Answer, sent: FeedResult
     ) -> list[Sequence[FeedEvent]]:
-        """Return what of a refused piece is sent again, the first of it last."""
+        """Return the parts of a refused batch to send again, in stack order: the first part is last."""
         verdicts = self._shape.verdicts(piece, answer)
         if verdicts is not None:
             sent.taken.update(verdicts.known)
@@ -116,7 +116,7 @@ class UsageEvents:
         return [piece[half:], piece[:half]]
 
     def _said(self, answer: Answer) -> str:
-        """Return what an answer says, as people read it."""
+        """Return the answer as a readable message."""
         if answer.status is None:
             return self._shown(f"it does not answer: {answer.error}")
         body = answer.body.decode("utf-8", "replace")

@@ -100,7 +100,7 @@ def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> 
 
 
 def _list(sent: MultiMapping[str], name: str) -> list[str]:
-    """The values of a list: each by itself, or several with commas; its name may have brackets behind it."""
+    """Return a list parameter's values: repeated, comma-separated, or with `[]` after the name."""
     texts = [*sent.getall(name, []), *sent.getall(f"{name}[]", [])]
     found = [each for text in texts for each in text.split(",") if each]
     if len(found) > FILTERS_MAX:

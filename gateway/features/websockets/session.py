@@ -175,14 +175,14 @@ class LiveSocket(WebSocket):
         return owed
 
     def _charge_rest(self, exchange: Exchange) -> None:
-        """Have all that is on its way charged by estimate with this call: nothing of it is heard any more."""
+        """Charge all pending use by estimate with this call: no later event of the upstream is read."""
         if exchange.call is not None:
             exchange.call.blob_tokens = self._session.needs
         exchange.read = True
         self._session.forget()
 
     def _take_upstream(self, exchange: Exchange, answer: AnswerHead) -> None:
-        """Go on with an upstream that opened a socket, and open the client's."""
+        """Adopt the connection of an upstream that opened a socket, and open the client's socket."""
         link, upstream = exchange.link, exchange.upstream
         assert link is not None
         assert upstream is not None
@@ -200,13 +200,13 @@ class LiveSocket(WebSocket):
         self._upstream.begin()
 
     def _name(self, exchange: Exchange) -> None:
-        """Have the first message name the model as its upstream does."""
+        """Rewrite the first message to the upstream's name of the model."""
         upstream = exchange.worker.upstreams[exchange.upstream_name]
         if self._asked:
             self._asked[0] = self._session.sent_as(self._asked[0], exchange.model_sent, upstream.target)
 
     async def _aim(self, exchange: Exchange, admitted: AdmittedCall) -> None:
-        """Have a later turn go where the socket does; refuse it where its model leads elsewhere by now."""
+        """Send a later turn to the socket's upstream; refuse it if its model now leads elsewhere."""
         targets = [(one.upstream, one.model) for one in admitted.call.targets]
         there = targets or [(exchange.upstream_name, exchange.model_sent)]
         if self._aimed not in there and not self._is_due:
@@ -234,7 +234,7 @@ class LiveSocket(WebSocket):
         return self._is_owed and not self._asked
 
     def _ask_for_turn(self) -> None:
-        """Say the opening again: the connection reads it once the turn before is over."""
+        """Replay the opening request: the connection reads it once the previous turn is over."""
         if not (self._turning or self._over) and (self._is_owed or not self.is_closing()):
             self._turning = True
             self._answer = SocketAnswer(self)
@@ -270,13 +270,13 @@ class LiveSocket(WebSocket):
     # what the client says
 
     def begin(self, early: bytes) -> None:
-        """Take over from the connection."""
+        """Adopt the transport of the connection."""
         super().begin(early)
         self._reading.resume(INNER)  # its connection answers the opening as long as the first turn takes
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_after)
 
     def _hang_up(self, error: Exception | None) -> None:
-        """The client is gone: open requests are read on and charged, as far as the route says so."""
+        """End the client's side: open requests are drained and charged, as far as the route allows."""
         self.keep(-self._owed)
         self._owed, self._gone, self._kept = 0, True, b""
         self._take_back()
@@ -292,7 +292,7 @@ class LiveSocket(WebSocket):
         self._look_after()
 
     def _leave_connection(self, error: Exception | None) -> None:
-        """Tell the connection that its client is gone: there is no turn any more."""
+        """Report the lost client to the connection: no turn follows."""
         exchange = self._connection.exchange
         if exchange is not None:
             exchange.forwarded = exchange.forwarded and (self._session.pending or exchange.read)
@@ -324,30 +324,30 @@ class LiveSocket(WebSocket):
             self._passed([], answer)
 
     def pause_writing(self) -> None:
-        """The client reads slowly."""
+        """Pause the upstream while the client reads slowly."""
         super().pause_writing()
         if self._upstream is not None:
             self._upstream.reading.pause(_SLOW)
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Resume the upstream after the client has caught up."""
         super().resume_writing()
         if self._upstream is not None:
             self._upstream.reading.resume(_SLOW)
 
     def close(self) -> None:
-        """Say why this is the end."""
+        """Close the socket with the reason of its end."""
         usual, self._turning = _AWAY if self._answer is None else _BROKEN, False
         self._over = True  # its connection is
         self._session.forget()
         self._close(*(self._ends or (usual, "")))
 
     def hold(self, reason: int) -> None:
-        """Take no more messages for now."""
+        """Read no more messages, for `reason`."""
         self._reading.pause(reason)
 
     def go_on(self, reason: int) -> None:
-        """Take messages again."""
+        """Read messages again, if no other reason remains."""
         if not (self._asked or self._kept) and (reason == SLOW or not self._reading.paused & SLOW):
             self.keep(-self._owed)
             self._owed = 0
@@ -418,12 +418,12 @@ class LiveSocket(WebSocket):
             self._session.take_back()
 
     def _owe(self, size: int) -> None:
-        """So many bytes more of messages are kept, or fewer."""
+        """Count `size` more bytes of buffered messages, or fewer if negative."""
         self.keep(size)
         self._owed += size
 
     def _judge(self) -> None:
-        """Whether the models that a message names may answer too; a turn that is not admitted asks itself."""
+        """Check the additional models of a message; a turn that is not admitted is checked on its own."""
         exchange = self._connection.exchange
         call = None if exchange is None else exchange.call
         charge = None if exchange is None else exchange.charge
@@ -454,7 +454,7 @@ class LiveSocket(WebSocket):
             self.go_on(WAITING)
 
     def _ask_kept(self) -> None:
-        """Take the message that waited, once its client has heard the end; what came behind it comes next."""
+        """Process the buffered message once its client has read the last end; later ones follow."""
         ending = self._ends is not None or (self._link is None and self._turning)
         if not self._kept or ending or self._heard or self.is_closing():
             return
@@ -476,7 +476,7 @@ class LiveSocket(WebSocket):
         return [refused] if self._session.refuses_by_event else []
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
-        """A turn that is refused ends the socket, but where its message may be said later."""
+        """Close the socket after a refused turn, unless its message may be sent again later."""
         if answer.over:
             self._turning = False
             if not answer.is_stream and self._may_go_on(answer):
@@ -492,7 +492,7 @@ class LiveSocket(WebSocket):
             asyncio.get_running_loop().call_soon(self._flow)
 
     def _may_go_on(self, answer: SocketAnswer) -> bool:
-        """Return whether a refusal is of a message alone, as more may be left later."""
+        """Return whether a refusal concerns a message alone, which may be sent again later."""
         if not (self._asked and self._session.refuses_by_event) or self.is_closing():
             return False
         return msgspec.json.decode(answer.refused).get("status") in _LATER
@@ -536,7 +536,7 @@ class LiveSocket(WebSocket):
     # what the upstream says
 
     def hear(self, event: bytes) -> None:
-        """Take an event of the upstream's."""
+        """Read an event of the upstream."""
         self._seen_at = asyncio.get_running_loop().time()
         self._heard.append(self._session.hear(event))
         if self._gone and not self._spent:
@@ -549,7 +549,7 @@ class LiveSocket(WebSocket):
         self._flow()
 
     def upstream_ended(self, code: int, why: str) -> None:
-        """The upstream closed: so is the client's, once it has what came before."""
+        """Close the client's socket as the upstream did, after all earlier events."""
         usual = _USUAL if code == _NO_CODE else _BROKEN
         self._ends = self._ends or (code if code in _SENT_CODES or code >= _OWN_CODES else usual, why)
         self._flow()
@@ -614,7 +614,7 @@ class UpstreamSocket(asyncio.Protocol):
         self.reading = ReadPause(self._transport)
 
     def begin(self) -> None:
-        """Take over from the link that opened it."""
+        """Adopt the transport of the link that opened it."""
         early, self._opened.deadline = self._opened.take_payload(), NEVER
         self._transport.set_protocol(self)
         if not self._transport.is_reading():
@@ -636,7 +636,7 @@ class UpstreamSocket(asyncio.Protocol):
             self._transport.write(self._frames.send(TextMessage(data=message.decode())))
 
     def close(self) -> None:
-        """Nobody asks any more."""
+        """Close the upstream's socket, if open."""
         if not self._closed:
             self._closed = True
             self._transport.write(self._frames.send(CloseConnection(code=1000)))
@@ -645,14 +645,14 @@ class UpstreamSocket(asyncio.Protocol):
     # the protocol of the upstream's socket
 
     def data_received(self, data: bytes) -> None:
-        """Take in frames."""
+        """Read frames."""
         if not self._closed:
             self._frames.receive_data(data)
             for event in self._frames.events():
                 self._take(event)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The upstream is gone."""
+        """Release the connection, and end the client's socket."""
         self._closed = True
         self.reading.close()
         self._released()
@@ -660,20 +660,20 @@ class UpstreamSocket(asyncio.Protocol):
         self._client.upstream_ended(0, "")
 
     def pause_writing(self) -> None:
-        """The upstream reads slowly: so does the gateway of its client."""
+        """Pause the client while the upstream reads slowly."""
         self._client.hold(SLOW)
 
     def resume_writing(self) -> None:
-        """The upstream has caught up."""
+        """Resume the client after the upstream has caught up."""
         self._client.go_on(SLOW)
 
     # the transport of a turn's link, whose request is messages
 
     def write(self, data: bytes) -> None:
-        """The head of a turn's request is sent to nobody."""
+        """Drop the head of a turn's request, which has no receiver."""
 
     def abort(self) -> None:
-        """The turn is over before its end: others may follow."""
+        """Ignore the abort of a turn: others may follow."""
 
     def pause_reading(self) -> None:
         """Read no further."""

@@ -112,7 +112,7 @@ class WebSocket(asyncio.Protocol):
         self._end: asyncio.TimerHandle | None = None
 
     def begin(self, early: bytes) -> None:
-        """Take over from the connection, with what was sent before it could be."""
+        """Adopt the transport of the connection, with the bytes received early."""
         self._transport.set_protocol(self)
         if not self._transport.is_reading():
             self._reading.paused = INNER
@@ -122,7 +122,7 @@ class WebSocket(asyncio.Protocol):
     # the protocol of the client's socket
 
     def data_received(self, data: bytes) -> None:
-        """Take in frames."""
+        """Read frames."""
         if not self._transport.is_closing():
             self._frames.receive_data(data)
             self._go_on()
@@ -132,7 +132,7 @@ class WebSocket(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client is gone: what is asked for on its behalf is drained or ends, as its route says."""
+        """Release the client's resources; its open calls are drained or end, as the route says."""
         self._closed = True
         self._reading.close()
         if self._end is not None:
@@ -145,12 +145,12 @@ class WebSocket(asyncio.Protocol):
         self._hang_up(error)
 
     def pause_writing(self) -> None:
-        """The client reads slowly: nothing more is read of it, or of the upstream."""
+        """Read no more from the client or the upstream while the client reads slowly."""
         self._reading.pause(_BLOCKED)
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """The client has caught up: its frames that are here come first."""
+        """Resume after the client has caught up; frames already received come first."""
         self._connection.resume_writing()
         self._reading.resume(_BLOCKED)
         if self._reading.paused & _TURN:
@@ -180,7 +180,7 @@ class WebSocket(asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """Say why this is the end, and close once the client has said so too, or has had time to."""
+        """Send the reason, and close once the client has answered or its time is over."""
         self._close(_AWAY if self._answer is None else _BROKEN)
 
     def abort(self) -> None:
@@ -192,7 +192,7 @@ class WebSocket(asyncio.Protocol):
         return False
 
     def is_closing(self) -> bool:
-        """Return whether the socket is closed or about to be."""
+        """Return whether the socket is closed or about to close."""
         return self._closed or bool(self._transport.is_closing())
 
     def pause_reading(self) -> None:
@@ -217,7 +217,7 @@ class WebSocket(asyncio.Protocol):
         return self._worker.bounds.event_bytes_max
 
     def keep(self, size: int) -> None:
-        """So many bytes more are kept for the client, or fewer."""
+        """Count `size` more bytes buffered for the client, or fewer if negative."""
         if size > 0:
             self._worker.buffers.add(self._caller, size)
         elif size < 0:
@@ -252,7 +252,7 @@ class WebSocket(asyncio.Protocol):
             self._transport.close()
 
     def _take_part(self, event: TextMessage | BytesMessage) -> None:
-        """Keep a part of a message, or drop it where the message is refused already."""
+        """Append a part of a message, or drop it where the message is refused already."""
         data, limits = event.data, self._limits
         part = data.encode() if isinstance(data, str) else bytes(data)
         self._frames_here += event.frame_finished
@@ -276,11 +276,11 @@ class WebSocket(asyncio.Protocol):
                     self._ask(body)
 
     def _hang_up(self, error: Exception | None) -> None:
-        """Tell the connection that its client is gone."""
+        """Report the lost client to the connection."""
         self._connection.connection_lost(error)
 
     def _ask(self, body: bytes) -> None:
-        """A message is here."""
+        """Process a complete message."""
         raise NotImplementedError
 
     def _told(self, refused: str) -> list[str]:
@@ -288,16 +288,16 @@ class WebSocket(asyncio.Protocol):
         return [refused]
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
-        """These events of an answer were sent, its last ones where it is over."""
+        """Process sent events of an answer; the answer is over with the last ones."""
 
     def _let_go(self) -> None:
-        """The message is kept no longer."""
+        """Release the buffered message."""
         if self._message:
             self._worker.buffers.release(self._caller, len(self._message))
             self._message = bytearray()
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
-        """Say why a message is no call; the socket stays open but for a `code`."""
+        """Send an error for a message that is no call; `code` closes the socket, else it stays open."""
         fields, body = render(refusal, self.family, "")
         told = refusal_event(refusal.status, fields, body)
         self._transport.write(self._frames.send(TextMessage(data=told)))
@@ -334,7 +334,7 @@ class ResponseSocket(WebSocket):
         self._head = turn_head(exchange.connection.opened_by)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Nothing is remembered any more."""
+        """Drop the remembered messages, and release the connection."""
         self._messages.forget()
         self._remember()
         super().connection_lost(error)
@@ -447,7 +447,7 @@ class SocketAnswer:
             self._keep(REFUSAL_BYTES_MAX)
 
     def on_message_complete(self) -> None:
-        """The answer is all here."""
+        """End the answer: send its last events, or store its refusal."""
         self.over = True
         rest = self._take_parts()
         if self.is_stream:
@@ -470,7 +470,7 @@ class SocketAnswer:
 
 
 def _texts(events: list[bytes]) -> Iterator[str]:
-    """The data of events, but for the mark that some servers end a stream with."""
+    """Yield the data of events, except the end mark `[DONE]` of some servers."""
     for event in events:
         data = data_of(event)
         if data and data != b"[DONE]":
