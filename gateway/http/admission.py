@@ -82,9 +82,9 @@ _UNHEARD_OF: Final = "\0"
 
 
 def known(exchange: Exchange) -> Caller | None:
-    """Return whose call it is, where that is known here; None where `identify` has to ask.
+    """Return the caller of this call from the caches; None if only `identify` can find one.
 
-    404 or 405 for what is not on the list, 401 where nobody's credential can be read.
+    Raises 404 or 405 for a route that is not configured, 401 for a credential that cannot be read.
     """
     _check_route(exchange)
     head, worker = exchange.head, exchange.worker
@@ -100,7 +100,7 @@ def known(exchange: Exchange) -> Caller | None:
 
 
 def _check_route(exchange: Exchange) -> None:
-    """404 or 405 for what is not on the list."""
+    """Raise the refusal of a route: 404 or 405, or the error of a service that does not exist."""
     routed = exchange.routed
     if routed.refusal is not None:
         raise routed.refusal
@@ -109,7 +109,7 @@ def _check_route(exchange: Exchange) -> None:
 
 
 def judge_as_asked(exchange: Exchange) -> None:
-    """From now on this is the call that another gateway asks for: it is judged as one that came here."""
+    """Judge this exchange from now on as the call that another gateway asks about."""
     asked = exchange.routed.asked
     assert asked is not None
     exchange.head, exchange.routed = _routed_as(exchange.head, asked, exchange.head.proof), asked
@@ -117,7 +117,7 @@ def judge_as_asked(exchange: Exchange) -> None:
 
 
 async def identify(exchange: Exchange) -> Caller:
-    """Ask whose call it is; 401 where it is nobody's."""
+    """Look up the caller by the credential of this head; raise 401 if nobody has this credential."""
     head, ports = exchange.head, exchange.worker.ports
     proof, directory = head.proof, ports.directory
     if proof.token:
@@ -213,7 +213,7 @@ async def open_run(
 
 
 def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
-    """Keep the run of a call that was admitted, if it has one."""
+    """Store the run of an admitted call, if the call has one."""
     if run is not None:
         ports.runs.admitted(caller, run)
 
@@ -221,7 +221,7 @@ def keep_run(ports: Ports, caller: Caller, run: Run | None) -> None:
 def run_policies(
     exchange: Exchange, caller: Caller, asked: RunRequest | None, field: str = FIELD
 ) -> CallRunPolicies:
-    """What a call's run is held to; `RunRequired` where one asks for a run that `field` does not name."""
+    """Return the policies of a call's run; `RunRequired` if one requires a run that `field` does not name."""
     policies = exchange.worker.ports.directory.run_policies(caller)
     if asked is None:
         for whose, policy in policies:
@@ -255,7 +255,7 @@ async def _form_begun(exchange: Exchange) -> None:
 
 
 async def _comes_soon(exchange: Exchange, caller: Caller) -> bool:
-    """Whether a body that did not come with its head is here a moment later: clients send it after that."""
+    """Wait a moment for a body that follows its head; return whether the body is complete."""
     soon = exchange.connection.body_soon(caller)
     if soon is not None:
         await soon
@@ -381,7 +381,7 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
 
 
 async def check_objects(exchange: Exchange, caller: Caller, call: CallRequest) -> None:
-    """`ObjectNotFound` where a call names a stored object that is not its organization's, or such a model."""
+    """Raise `ObjectNotFound` if a call names an object or made model that its organization does not own."""
     named = call.named + made_models(exchange, caller, call)
     if named and not await exchange.worker.ports.objects.owned(caller, named):
         raise ObjectNotFound
@@ -416,7 +416,7 @@ def check_batch_models(exchange: Exchange, caller: Caller, call: CallRequest, nu
 
 
 def _lists(exchange: Exchange, caller: Caller, user: str) -> list[tuple[str, Collection[str]]]:
-    """The lists that the models of a call have to be on, each with whose it is: so the narrowest holds."""
+    """Return the lists of models that limit a call, each with its owner: a model must be on all of them."""
     found: list[tuple[str, Collection[str]]] = []
     if caller.models is not None:
         found.append(("API key", caller.models))
@@ -443,7 +443,7 @@ def _aim(exchange: Exchange, call: CallRequest, rule: ModelRule) -> None:
 
 
 def know_upstreams(worker: Worker, call: CallRequest, rule: ModelRule | None, name: str) -> None:
-    """Have a call go by what is known of its targets, or without any of the upstream of this name."""
+    """Set the facts of a call's targets, or of the upstream `name` for a call without targets."""
     upstreams = worker.upstreams
     if not call.targets:
         upstream = upstreams.get(name)
@@ -494,7 +494,7 @@ def prices_of(
 def named_prices(
     directory: DirectoryPort, caller: Caller, call: CallRequest, own: bool, ago_s: float = 0.0
 ) -> tuple[PriceMatch, ...]:
-    """The price book's prices of all that a call names, or of its targets, as they were so long ago."""
+    """Return the prices of all models that a call names, or of its targets, as of `ago_s` seconds ago."""
     if not call.targets and not call.models_beside:
         return (book_price(directory, caller, call.model, own, ago_s, call.upstream),)
     models = [*dict.fromkeys((call.model, *call.models_beside))]
@@ -522,7 +522,7 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
 def _check_currency(
     directory: DirectoryPort, caller: Caller, prices: CallPrices, budgets: CallBudgets | None, by_cost: bool
 ) -> None:
-    """`ModelNotPriced` where a model has a price in another currency alone, and no exchange rate from it."""
+    """Raise `ModelNotPriced` if a model is priced in another currency only, with no exchange rate."""
     for one in prices.named:
         if one.vector is None:
             other = directory.price(caller, one.model, 0.0, False) or directory.price_as(
@@ -553,7 +553,7 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
 
 
 def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:
-    """Why a call of something without a price is refused: by cost of its service, by a budget, or always."""
+    """Return the message that refuses an unpriced call: by cost of its service, by a budget, or always."""
     if by_cost:
         return f"No price for {what}, and its service is charged what it costs."
     if budgets is None:
@@ -565,7 +565,7 @@ def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> 
 def book_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, model: str, own: bool, ago_s: float, upstream: str = ""
 ) -> PriceMatch:  # fmt: skip
-    """A model's price of so many seconds ago: its own, or else the one that is configured to stand in."""
+    """Return a model's price `ago_s` seconds ago, else the price of the model configured to stand in."""
     found = directory.price(caller, model, ago_s, own, upstream)
     if found is not None:
         return PriceMatch(model, found)
@@ -576,7 +576,7 @@ def book_price(  # noqa: PLR0917  # as `named_prices`
 def _target_price(  # noqa: PLR0917  # as `named_prices`
     directory: DirectoryPort, caller: Caller, call: CallRequest, target: ModelTarget, own: bool, ago_s: float
 ) -> PriceMatch:
-    """The price of the upstream's own name of a model; where nobody says one, that of the name asked for."""
+    """Return the price of the upstream's name of a target's model, else of the model that was asked for."""
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((target.model, call.model)):
@@ -587,7 +587,7 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
 
 
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
-    """By which of its two names a price by the token has a model: the price of all others comes last."""
+    """Return the name whose price per token counts: the asked-for name if only this one is priced."""
     of_own = pricing.per_million or {}
     return call.model if call.model in of_own and model not in of_own else model
 
@@ -619,7 +619,7 @@ def _is_open(configured: ModelTable, caller: Caller, name: str) -> bool:
 
 # Which models a caller is told of: those it could call, by its key, its services and their prices.
 def _narrow(exchange: Exchange, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Let a list of models show those alone that its caller may call; 403 for another one by its name."""
+    """Limit a list of models to those that its caller may call; refuse another named model with 403."""
     services, model = _services(exchange, caller), exchange.routed.listed
     user = caller.acts_for(exchange.head.attribution.user, call.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in _lists(exchange, caller, user)]
@@ -672,7 +672,7 @@ def _configured(exchange: Exchange, caller: Caller, models: ModelTable) -> list[
 
 
 def _services(exchange: Exchange, caller: Caller) -> list[Service] | None:
-    """The services of this upstream that the caller may use; None where each may call any model there is."""
+    """Return the services of this upstream that the caller may use; None if each allows any model."""
     worker = exchange.worker
     ports = worker.ports
     keys = worker.heads.bindings.services_at(exchange.routed.upstream)
@@ -730,7 +730,7 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
 def _by_certificate(exchange: Exchange, refusal: Refusal) -> CallHead:
-    """The head of a call without a key, with that of its workload or of its upload; else what refuses it."""
+    """Return the head of a keyless call, with the key of its workload or upload; else raise `refusal`."""
     head, keys = exchange.head, exchange.worker.workloads
     missing = isinstance(refusal, InvalidApiKey) and refusal.failure == "missing"
     if missing and head.routed.route is not None:

@@ -83,7 +83,7 @@ class CapacityQueues:
         self.renew(limits)
 
     def renew(self, limits: HttpLimits) -> None:
-        """Go by these limits from the next call on."""
+        """Apply these limits from the next call on."""
         self._wait_s = limits.capacity_wait_s
         share, largest = limits.capacity_waiting_share, limits.body_bytes_max
         for places in self.places:
@@ -104,13 +104,13 @@ class CapacityQueues:
         self.bytes.release(call.organization_id, call.size)
 
     async def finish(self, within_s: float = LAST_TOLD_S_MAX) -> None:
-        """Tell which calls are over, before this worker ends; Redis frees the others by their time."""
+        """Report ended calls before this worker ends; Redis frees the others by their time."""
         until = self.loop.time() + within_s
         while self._untold() and self.loop.time() < until:  # noqa: ASYNC110  # a round begins the next one
             await asyncio.sleep(AGAIN_S_MIN)
 
     def _untold(self) -> bool:
-        """Have each account told at once; whether one is not yet."""
+        """Report the ended calls of each account at once; return whether a report is still open."""
         return bool([one for one in self._accounts.values() if one.finish()])
 
     def waiting(self) -> list[tuple[str, int]]:
@@ -128,9 +128,9 @@ class CapacityQueues:
                 self._learned.setdefault(upstream.name, LearnedLimits()).note(model, key, requests, tokens)
 
     async def take(self, exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, waits: bool) -> None:
-        """Let a call have what it needs of its upstream's capacity, or wait for that.
+        """Acquire the upstream's capacity that a call needs, or wait for room.
 
-        `UpstreamFull` where it has to wait too long, or at all where it never `waits`.
+        `UpstreamFull` if the wait is too long, or if `waits` is False and there is no room.
         """
         capacity, ports, call = upstream.capacity, self.ports, admitted.call
         assert capacity is not None
@@ -211,7 +211,7 @@ class CapacityQueue:
         one.until = 0.0
 
     def end(self, one: WaitingCall, by: int, tokens: int, forwarded: bool) -> None:
-        """A call is over that was let in: give back what it did not use."""
+        """End a call that was let in, and return what it did not use."""
         if self._going.pop(one.id, _NOT_THERE) is None:
             self._over.append(one.id)
         requests, left = int(not forwarded), one.need - tokens
@@ -221,18 +221,18 @@ class CapacityQueue:
             self._again(AGAIN_S_MIN if self.length else TOLD_S)
 
     def finish(self) -> bool:
-        """Tell at once which calls are over; whether some are not told yet."""
+        """Report ended calls at once; return whether a report is still under way."""
         if self._over or self._ended:
             self._ask()
         return self._asking
 
     def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
-        """Tell these again, before others."""
+        """Queue these ends and ids again, ahead of the later ones."""
         self._ended = (ended + self._ended)[-UNTOLD_MAX:]
         self._over = (over + self._over)[-UNTOLD_MAX:]
 
     def refusal(self, one: WaitingCall) -> UpstreamFull:
-        """What a call is told that cannot wait any longer: when its share had room for all of its calls."""
+        """Return the refusal of a call that can wait no longer, with the time when its share has room."""
         ports, limits, name = self._queues.ports, self.limits, one.share.name
         rows = [row for calls in self._waiting[: one.batch + 1] for row in calls.values()]
         before = len(self._waiting[one.batch].get(name, ()))
@@ -264,7 +264,7 @@ class CapacityQueue:
             begin(self._round())
 
     def _again(self, seconds: float) -> None:
-        """Ask in so many seconds, unless that is done before."""
+        """Schedule the next request in so many seconds, unless an earlier one is scheduled."""
         loop = self._queues.loop
         at = loop.time() + seconds
         if self._asking:
@@ -312,7 +312,7 @@ class CapacityQueue:
         self._take(calls, answer[1:], 0.0 if all(answer[1:]) else answer[0] / 1000)
 
     def _take(self, calls: list[WaitingCall], answers: list[int], again_s: float) -> None:
-        """Let in whom the account lets in; ask for the others again. Those that never wait are refused."""
+        """Admit the calls that the account lets in, refuse the late ones, and ask again for the others."""
         let_in = [(one, by) for one, by in zip(calls, answers, strict=True) if by]
         for one, by in let_in:
             if self.limits.concurrency:  # one that was not asked for may be counted all the same, later
@@ -373,7 +373,7 @@ _NOT_THERE: Final = object()
 
 
 def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
-    """The first of each share, then the second of each; another share begins the next time."""
+    """Yield the first call of each share, then the second of each; above `ASKS_MAX` the shares rotate."""
     rows = [islice(row, SHARE_ASKS_MAX) for row in islice(calls.values(), ASKS_MAX)]
     if len(calls) > ASKS_MAX:
         for name in list(islice(calls, ASKS_MAX)):

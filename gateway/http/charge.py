@@ -134,7 +134,7 @@ class AdmittedCall:
         self.due = False
 
     async def reserve(self) -> None:
-        """Take a hold on every limit, or raise the `Refusal` that says which one is short."""
+        """Reserve a hold on every limit, or raise the `Refusal` of the limit that is short."""
         exchange, worker, service = self._exchange, self._worker, self.service
         call, caller = self.call, self.caller
         ports, routed, budgets, vectors = worker.ports, exchange.routed, self.budgets, self.prices.vectors
@@ -170,7 +170,7 @@ class AdmittedCall:
                 lower_task(call, claim.budget, decision)
 
     def answered_by(self, number: int) -> None:
-        """The target of this number answers: its price alone is what the call costs."""
+        """Set the price of the answering target, of this number, as the only price of the call."""
         prices, targets = self.prices, len(self.call.targets)
         if targets < 2:
             return
@@ -206,7 +206,7 @@ class AdmittedCall:
             self._watch()
 
     def covers(self, tokens: int) -> bool:
-        """Whether a stream of so many tokens may go on; a hold that is used up is extended meanwhile."""
+        """Return whether a stream of `tokens` may go on; meanwhile extend a hold that is used up."""
         if tokens and not self.first_token:
             self.first_token = self._worker.produced(self._exchange.started)
         decision, observed, meter = self.decision, self._observed, self.meter
@@ -277,13 +277,13 @@ class AdmittedCall:
         return refusal
 
     def owe(self, before: AdmittedCall) -> None:
-        """Be charged without a hold: what was begun under that of `before` is paid, whatever is left."""
+        """Mark this call as due without a hold of its own: the use begun under that of `before` is paid."""
         self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
         self.decision, self.due = Decision(_ADMITTED), True
         self._exchange.charge = self
 
     def _watch(self) -> HoldExtension:
-        """Have the hold renewed from now on."""
+        """Start to renew the hold, and return its `HoldExtension`."""
         decision, budgets = self.decision, self.budgets
         held = self._tokens_covered()
         observed = self._observed = HoldExtension(
@@ -376,13 +376,13 @@ class AdmittedCall:
         return True
 
     def leave_room(self, tokens: int) -> None:
-        """Give back what its upstream's capacity has of it beyond so many tokens."""
+        """Release the upstream's capacity that this call reserved beyond `tokens`."""
         room, self.room = self.room, None
         if room is not None:
             room(tokens, self._exchange.forwarded)
 
     def let_go(self) -> None:
-        """Nothing is held any more, or another holds it."""
+        """Stop watching the hold, which was released or handed over."""
         self.due = False
         if self._observed is not None:
             self._worker.ports.counters.unwatch(self._observed)
@@ -397,7 +397,7 @@ class AdmittedCall:
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
-        """Say what the call used and how it went, and have that charged."""
+        """Return the charge for what the call used, with how it ended."""
         exchange, call, meter = self._exchange, self.call, self.meter
         ports = exchange.worker.ports
         now_s = ports.seconds()
@@ -430,7 +430,7 @@ class AdmittedCall:
         return charged
 
     def _reported(self, nano: int, now_s: float) -> ReportedCost:
-        """What the provider says that the call cost, with the rate that a dollar had at its admission."""
+        """Return the cost that the provider reports, with the exchange rate of a dollar at admission."""
         directory, upstream = self._worker.ports.directory, self._exchange.upstream
         currency, rate = directory.pays_in(self.caller), ""
         if currency != BASE_CURRENCY:
@@ -454,7 +454,7 @@ class AdmittedCall:
         )
 
     def _learn(self, usage: TokenUsage, counted: Counted) -> None:
-        """Have the next calls estimated by what this one used."""
+        """Teach the estimator what this call used, for the next calls."""
         exchange = self._exchange
         took = exchange.ended_upstream - exchange.began_upstream
         self._worker.ports.estimator.learn(
@@ -504,7 +504,7 @@ def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
 
 
 def _metadata_of(exchange: Exchange) -> msgspec.Raw:
-    """Return what its caller says of a call, and which upstreams failed it before the one that answered."""
+    """Return a call's own metadata, with the upstreams that failed before the one that answered."""
     said = exchange.head.attribution.metadata
     if not exchange.passed_over:
         return msgspec.Raw(said) if said else NONE
@@ -526,9 +526,9 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     caller: Caller, request_id: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, units: int, raises: bool, ttl_ms: int = 0,
 ) -> tuple[CallClaim, HoldRequest]:  # fmt: skip
-    """Return what a call claims, and the hold that is asked for it.
+    """Return the claim of a call, and the request for its hold.
 
-    `InvalidRequest` for one in the background whose hold ends before its result is there.
+    `InvalidRequest` for a background call whose hold would end before its result exists.
     """
     if call.background and ttl_ms < 1000 * JOB_S_MAX:
         raise InvalidRequest("background: only a call by itself is made so.", param="background")
@@ -581,7 +581,7 @@ def _gave_up(call: CallRequest, usage: TokenUsage, status: int) -> bool:
 
 
 def _may_have_made(exchange: Exchange, usage: TokenUsage, status: int) -> bool:
-    """Whether an upstream that had the whole request may have made what runs on, and did not say so."""
+    """Return whether an upstream that read the whole request may have made a result without reporting it."""
     call = exchange.call
     if call is None or _MADE_ALONE.isdisjoint(call.measured or ()) or not _says_nothing(usage):
         return False

@@ -54,7 +54,7 @@ UPGRADE: Final = (
 
 
 def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]:
-    """Ask the upstream, until the head of its answer is here; where that fails the hold is still due."""
+    """Forward a call, and return the head of its answer; after a failure its hold is still due."""
     call = admitted.call
     if call.targets:
         return _ask_in_order(exchange, admitted)
@@ -64,7 +64,7 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
 
 
 async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
-    """Ask one upstream. Where it is not the `last` one, the body is kept for the next."""
+    """Forward a call to one upstream; unless this is the `last` one, its body stays for the next."""
     worker, routed, connection, call = exchange.worker, exchange.routed, exchange.connection, admitted.call
     upstream = worker.upstreams.get(exchange.upstream_name)
     if upstream is None:
@@ -178,12 +178,12 @@ def _send(exchange: Exchange, call: CallRequest, link: Link, opening: bytes, las
 
 
 def socket_key(exchange: Exchange) -> bytes:
-    """By which its upstream shows that it opens a WebSocket: another one each time (RFC 6455, 4.1)."""
+    """Return the Sec-WebSocket-Key of an exchange, made of its request id (RFC 6455, 4.1)."""
     return b64encode(UUID(exchange.request_id).bytes)
 
 
 def _renamed(exchange: Exchange, call: CallRequest, begun: bytes) -> bytes:
-    """The beginning of a long form with its upstream's own name of the model; of anything else as it is."""
+    """Return the beginning of a long form with the upstream's model name; other bodies unchanged."""
     if not call.targets or call.model_at is None:
         return begun
     call.body = begun
@@ -219,7 +219,7 @@ def _take_head(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream, a
 
 
 def _tell_of_key(exchange: Exchange, upstream: Upstream, status: int) -> None:
-    """Say that an upstream refuses a credential of ours, and where that is kept, once a minute."""
+    """Log that an upstream refuses our credential, and the place of this credential, once a minute."""
     ports, place = exchange.worker.ports, upstream.target.place_of_key(exchange.key)
     count = ports.failing.note(upstream.name, place, ports.seconds(), KEYS_TELL_EACH_S)
     if count:
@@ -236,7 +236,7 @@ REFUSING: Final = frozenset({400, 422})
 def hear_refusal(
     exchange: Exchange, call: CallRequest, answer: AnswerHead, body: bytes, retry_s: float
 ) -> None:
-    """Take what an upstream's refusal says of its limits and of our own fields; `body` is its end."""
+    """Process an upstream's refusal about limits or our own fields; `body` is the end of its answer."""
     if answer.status in LIMITED:
         leave_alone(exchange, call, answer, retry_s)
     elif answer.status in REFUSING:
@@ -244,9 +244,9 @@ def hear_refusal(
 
 
 def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: bytes) -> None:
-    """Say which field of the gateway's own an upstream refuses a call for, once a minute.
+    """Log the gateway's own field for which an upstream refuses a call, once a minute.
 
-    Where that is a maximum, the upstream's list of models is read from then on: it may say how much it takes.
+    For a maximum, the upstream's list of models is read from then on: it may state a maximum.
     """
     names = [*call.put_in, call.renamed, "stream_options" if call.strip_usage else ""]
     name = next((one for one in names if one and one.encode() in answer), "")
@@ -271,7 +271,7 @@ def _tell_of_fields(exchange: Exchange, call: CallRequest, status: int, answer: 
 
 
 async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
-    """Ask the targets of a call's model in their order, until one answers."""
+    """Forward a call to its model's targets in their order, until one answers."""
     worker, call, targets = exchange.worker, admitted.call, admitted.call.targets
     for number, target in enumerate(targets):
         last = number + 1 == len(targets)
@@ -308,7 +308,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
 
 
 def _cause_of(answer: AnswerHead | None) -> str:
-    """By which cause another target is asked; empty where this answer is one."""
+    """Return the cause to try another target; empty if this answer counts."""
     if answer is None:
         return UNREACHABLE
     if answer.status in LIMITED:  # it took nothing
@@ -317,7 +317,7 @@ def _cause_of(answer: AnswerHead | None) -> str:
 
 
 def _pass_over(exchange: Exchange, admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
-    """Leave an upstream that failed, as if it had not been asked, and note that."""
+    """Skip an upstream that failed, as if never asked, and count the failure."""
     ports, name, link = exchange.worker.ports, exchange.upstream_name, exchange.link
     ports.tally.passed_over(name, cause)
     exchange.passed_over += ((name, cause),)
@@ -377,7 +377,7 @@ def _opening(exchange: Exchange, admitted: AdmittedCall, upstream: Upstream) -> 
 
 
 def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Caller) -> bytes:
-    """Return what an upstream is told of each call: whose it is, and how much it hurries."""
+    """Return the configured header lines of a call, with its organization, tenant and priority filled in."""
     words = {
         "organization": str(caller.organization_id),
         "tenant": str(caller.tenant_id),
@@ -388,7 +388,7 @@ def _told(fields: tuple[tuple[str, str], ...], exchange: Exchange, caller: Calle
 
 
 def _json_opening(opening: bytes, passed: bytes) -> tuple[bytes, bytes]:
-    """How an upstream's request begins, and the lines that pass, so that its answer can be looked through."""
+    """Return the opening and passed lines of a request, changed to demand JSON that can be looked through."""
     line, end, rest = opening.partition(b"\r\n")
     method, target, minor = line.split(b" ")
     path, _, query = target.partition(b"?")
@@ -451,9 +451,9 @@ def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamL
 def leave_alone(
     exchange: Exchange, call: CallRequest, answer: AnswerHead, wait_s: float, spent: bool = False
 ) -> None:
-    """Have the upstream of a call that it refused be left alone for so long, within the maximum.
+    """Pause the upstream of a call that it refused for `wait_s`, within the maximum.
 
-    By all where a limit is `spent`, else by the caller's organization.
+    For all callers if a limit is `spent`, else for the caller's organization.
     """
     upstream, caller, ports = exchange.upstream, exchange.caller, exchange.worker.ports
     if upstream is None or caller is None or upstream.target.limits != "account":

@@ -77,7 +77,7 @@ def key_digests(credential: bytes, peppers: tuple[bytes, ...]) -> tuple[str, ...
 
 
 def upload_pass(upload: str, digest: str, pepper: bytes) -> str:
-    """Return what the address of an upload has instead of the key, known by its digest, that began it."""
+    """Return the pass in an upload's address, which replaces the key of this digest."""
     return f"{digest}.{key_digest(f'{upload} {digest}'.encode(), pepper)}"
 
 
@@ -128,7 +128,7 @@ _NOTHING = Attribution()
 
 
 def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
-    """The attribution, and its columns as they travel to the rows; `InvalidRequest` names a bad field."""
+    """Return the attribution, and its columns as stored with rows; `InvalidRequest` names a bad field."""
     if BAGGAGE_FIELD not in said and not any(name.startswith(OURS_PREFIX) for name in said):
         session = _their_session(said, family)
         return Attribution(session=session) if session else _NOTHING, ""
@@ -163,7 +163,7 @@ def _run(said: Values) -> RunRequest | None:
 
 
 def run_in_baggage(line: bytes) -> bytes:
-    """What a line of baggage says of the call's run, as a line of its own; empty where it says nothing."""
+    """Return the run in a line of baggage as a line of its own; empty if this line names none."""
     said = _runs_in(line.partition(b":")[2])
     return b"%b: %b" % (BAGGAGE_FIELD, b",".join(said)) if said else b""
 

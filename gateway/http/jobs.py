@@ -134,9 +134,9 @@ async def create_batch(exchange: Exchange) -> None:
 
 
 async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
-    """Have its upstream begin a call whose result comes later: its hold lasts until that is charged.
+    """Start a call whose result comes later at its upstream: its hold lasts until the result is charged.
 
-    An answer that tells no id, or has its result already, is charged as any other.
+    An answer that names no id, or has its result already, is charged like any other.
     """
     paths, jobs = JOBS.get(exchange.routed.label), _jobs(exchange)
     upstreams = exchange.worker.upstreams
@@ -157,9 +157,9 @@ async def _made(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort,
     never: Callable[[], Awaitable[object]],
 ) -> None:  # fmt: skip
-    """Have an upstream make a job; it was `never` asked where this fails before the request has left.
+    """Forward a request for a job and relay its answer; call `never` if this fails before it was sent.
 
-    Behind that nobody knows what it made until it is known: the job keeps its hold, and looks find out.
+    After that the job keeps its hold, and later looks find out what the upstream made.
     """
     try:
         answer = await forward(exchange, admitted)
@@ -175,7 +175,7 @@ async def _made(
 
 
 def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
-    """Have looks find out what an upstream made; where it was one of several, it is known by now which."""
+    """Store a job of unknown result for later looks, with its upstream; hand over the call's hold."""
     if not job.upstream and not 200 <= exchange.status < 300:
         job.upstream, job.sent = exchange.upstream_name, exchange.model_sent
         begin(jobs.keep(job))
@@ -183,14 +183,14 @@ def _leave_unknown(exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: J
 
 
 def _hand_over(admitted: AdmittedCall) -> None:
-    """The job has the hold from now on: the call itself is charged nothing."""
+    """Hand the hold of a call over to its job: the call itself is charged nothing."""
     if admitted.charges and admitted.due:
         admitted.let_go()
         admitted.leave_room(admitted.claim.estimate.need)
 
 
 async def remake(exchange: Exchange) -> None:
-    """Have one more made of an earlier job, whose model and length are its own."""
+    """Run one more job made of an earlier one, with the earlier job's model and length."""
     caller = known(exchange) or await identify(exchange)
     job = await _jobs(exchange).find(caller, exchange.routed.params["id"])
     if job is not None and job.kind == VIDEO:
@@ -218,10 +218,10 @@ def _job_of(exchange: Exchange, admitted: AdmittedCall, paths: JobPaths) -> Job:
 async def _begun(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
 ) -> None:
-    """The upstream has answered: note the id of its call before anybody knows it.
+    """Store the id of a call that its upstream began, before the client reads this id.
 
-    An answer that is none of 2xx leaves the job as it is, unless it says that nothing was made. Where no list
-    tells, a failure of the upstream itself says so as well; what stands before it does not know.
+    An answer outside 2xx leaves the job as it is, unless it says that nothing was made. Without a list, a
+    failure of the upstream itself says so as well; a failure of a proxy in front does not.
     """
     meter, status, paths = admitted.meter, exchange.status, JOBS[job.endpoint]
     is_over = not told or meter is None or meter.usage().reported
@@ -298,7 +298,7 @@ def _progress(document: bytes) -> Iterator[bytes]:
 
 
 async def _told(exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> None:
-    """Say what a batch is whose results have an address: they are read here, where they were charged."""
+    """Answer with a batch's state, its results at an address of this gateway, where they were charged."""
     status, said = await jobs.ask(exchange.routed.upstream, exchange.routed.sent, paths.headers)
     await _looked(jobs, admitted.caller, admitted.call.named[0], [])
     document = loose_document(said)
@@ -317,14 +317,14 @@ def _jobs(exchange: Exchange) -> JobsPort:
 
 
 def _check_metadata(call: CallRequest) -> None:
-    """What a batch is marked by has room."""
+    """Raise `InvalidRequest` unless the metadata of a batch has room for our mark."""
     found = (call.document or {}).get("metadata")
     if found is not None and (not isinstance(found, dict) or len(found) > METADATA_MAX):
         raise InvalidRequest(f"metadata may have {METADATA_MAX} names.", param="metadata")
 
 
 def _mark(call: CallRequest, job: Job) -> None:
-    """Have a batch say whose hold it is, should nobody hear of it."""
+    """Mark the metadata of a batch with its hold's id, in case the batch's own id never arrives."""
     document = call.document or {}
     said = document.get("metadata")
     document["metadata"] = {**(said if isinstance(said, dict) else {}), MARK: job.hold_id}
@@ -332,9 +332,9 @@ def _mark(call: CallRequest, job: Job) -> None:
 
 
 async def _opened(exchange: Exchange, job: Job, jobs: JobsPort, told: list[str]) -> None:
-    """The upstream has answered: note the batch's id before anybody knows it, or give the hold back.
+    """Store the id of an opened batch before the client reads this id, or release its hold.
 
-    What an upstream fails in it may have made all the same: a look finds out.
+    After a failure of the upstream the batch may exist all the same: a look finds out.
     """
     if 200 <= exchange.status < 300 and told:
         if await _noted(exchange, job, jobs, told):
@@ -400,7 +400,7 @@ async def _taken(
     exchange: Exchange, caller: Caller, call: CallRequest, jobs: JobsPort,
     arrive: Callable[[int], None] = lambda _: None,
 ) -> Job:  # fmt: skip
-    """Take the hold of all lines of a batch, or none; `arrive` counts the bytes of its file."""
+    """Reserve the hold of all lines of a batch and return its job; `arrive` counts the bytes of its file."""
     worker, attribution = exchange.worker, exchange.head.attribution
     ports, upstream = worker.ports, exchange.routed.upstream
     input_id, route, lines = await _lines(exchange, caller, call.document or {}, jobs, arrive)
@@ -449,7 +449,7 @@ async def _taken(
 
 
 async def _reserved(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
-    """Take all of a hold, or raise the refusal; nothing interrupts this."""
+    """Reserve all of a hold, or raise the refusal; nothing interrupts this."""
     worker = exchange.worker
     exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
     try:
@@ -464,9 +464,9 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
     exchange: Exchange, request: HoldRequest, route: Route, lines: list[BatchLine], prices: CallPrices,
     budgets: CallBudgets | None,
 ) -> tuple[int, CallPrices]:  # fmt: skip
-    """Have a hold cover each line, some at a time in turns of its organization.
+    """Extend a hold by each line of a batch, in pieces that take turns within its organization.
 
-    Return their likely cost in nano-units, and the prices of the last one.
+    Return the likely cost of the lines in nano-units, and the prices of the last one.
     """
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
@@ -548,7 +548,7 @@ def _call_of(
 def _add(
     ports: Ports, request: HoldRequest, call: CallRequest, prices: CallPrices, budgets: CallBudgets | None
 ) -> int:
-    """Have a hold cover one more call; what that is likely to cost, in nano-units."""
+    """Extend a hold by one more call; return the call's likely cost in nano-units."""
     caller, service = request.caller, request.service
     estimate = ports.estimator.hold(call, caller.organization_id, service.key)
     _, one = hold_request(
@@ -560,7 +560,7 @@ def _add(
 
 
 def _likely(prices: CallPrices, estimate: Estimate, call: CallRequest, budgets: CallBudgets | None) -> int:
-    """Return what a call is likely to cost, in nano-units."""
+    """Return the likely cost of a call, in nano-units."""
     named = [match.vector for match in prices.named if match.vector is not None]
     hold = "" if budgets is None else budgets.hold
     return budget_claim(named[:1], estimate, call, hold).money if named else 0
@@ -575,7 +575,7 @@ def at_batch_prices(prices: CallPrices) -> CallPrices:
 
 
 def at_batch_price(vector: Vector) -> Vector:
-    """The price of a batch's calls, as one of its own; the same where it names no other for batches."""
+    """Return the price of a batch's calls as a plain price; the same amounts if it has no batch tier."""
     if SERVICE_TIER in vector.tiers:
         return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)
@@ -607,7 +607,7 @@ def service_of(ports: Ports, job: Job) -> Service | None:
 
 
 def release_of(job: Job, service: Service) -> Settlement:
-    """Give the hold of a job back."""
+    """Return the settlement that releases the hold of a job."""
     return release(_terms(job, job.hold_id, service, NO_PRICES), 1000 * HOLD_S_MAX)
 
 

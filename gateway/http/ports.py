@@ -54,13 +54,13 @@ class DirectoryPort(Protocol):
         """Look a digest up. Fails with `InvalidApiKey` or `CountersUnavailable`."""
 
     def know(self, organization_id: int) -> Awaitable[None]:
-        """Have an organization's terms, though none of its callers was looked up; as `identify`."""
+        """Load an organization's terms, even if no caller was looked up; fails as `identify` does."""
 
     def service(self, key: str) -> Service | None:
         """Return the service of this key, if the catalogue has it."""
 
     def catalogue(self) -> Mapping[str, Service]:
-        """Every service by its key; another object once it has changed. Fails with `CountersUnavailable`."""
+        """Return every service by key, as a new object after a change. Fails with `CountersUnavailable`."""
 
     def models(self) -> tuple[ModelRule, ...]:
         """Return the models that people configured; another object once they are others."""
@@ -87,10 +87,10 @@ class DirectoryPort(Protocol):
         """
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
-        """The lists of models of the caller's organization, if any. Fails with `CountersUnavailable`."""
+        """Return the model lists of the caller's organization, if any. Fails with `CountersUnavailable`."""
 
     def run_policies(self, caller: Caller) -> CallRunPolicies:
-        """Return what the caller's runs are held to, mostly nothing. Fails with `CountersUnavailable`."""
+        """Return the run policies of a caller, mostly none. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
         """Return how this caller is told that an amount is spent."""
@@ -101,13 +101,13 @@ class DirectoryPort(Protocol):
     def price(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """Return what a model cost the caller's organization so many seconds ago; None where nobody says.
+        """Return a model's price for the caller's organization `ago_s` seconds ago; None if unknown.
 
-        `own` is in its own currency alone. The `upstream` says whose list counts first.
+        With `own` only prices in its own currency count. The list of `upstream` counts first.
         """
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """How much of its organization's currency a unit of the base was then; None where nobody says."""
+        """Return the organization's currency per base unit `ago_s` seconds ago; None if unknown."""
 
     def price_as(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
@@ -122,7 +122,7 @@ class Tokens(Protocol):
     issuers: tuple[str, ...]
 
     def cached(self, digest: str) -> Caller | None:
-        """The caller of a token's digest, if it was verified before and all it was found by is fresh."""
+        """Return the caller of a verified token's digest while all facts behind it are fresh, else None."""
 
     def identify(self, digest: str, token: bytes) -> Awaitable[Caller]:
         """Verify a token. Fails with `InvalidApiKey`, `IssuerUnavailable` or `CountersUnavailable`."""
@@ -152,7 +152,7 @@ class RunsPort(Protocol):
         """
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Keep the run of a call that was admitted, and all that it draws from."""
+        """Store the run of an admitted call, and all that it draws from."""
 
     def tell(self, caller: Caller, id_: str) -> Awaitable[bytes]:
         """Return a run as JSON. Fails with `RunNotFound`, `RateLimited` or `CountersUnavailable`."""
@@ -178,12 +178,12 @@ class HoldsPort(Protocol):
         """Return the request was refused: the next one with its key is a new one."""
 
     def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
-        """Take a place for a hold until it is kept. Fails with `TooManyHolds` where no more of this caller's
-        may be open, or `CountersUnavailable`.
+        """Acquire a place for a hold until it is stored. Fails with `TooManyHolds` where no more of this
+        caller's may be open, or with `CountersUnavailable`.
         """
 
     def leave(self, caller: Caller, id_: str) -> None:
-        """Give a place back whose hold was refused; nothing where none was taken, or its hold is kept."""
+        """Release the place of a refused hold; do nothing if none was acquired, or the hold is stored."""
 
     def keep(
         self, hold: CallerHold, key: str = "", body: bytes = b"", answer: bytes = b""
@@ -194,25 +194,25 @@ class HoldsPort(Protocol):
         """Return a hold of the caller's tenant. Fails with `HoldNotFound` or `CountersUnavailable`."""
 
     def end_of(self, hold: CallerHold) -> Awaitable[HoldEnd | None]:
-        """Return how a caller ended it, None while nobody did."""
+        """Return the stored end of a hold; None if no caller has ended the hold."""
 
     def decide(self, hold: CallerHold, end: HoldEnd) -> Awaitable[HoldEnd]:
-        """Return how it ends: as the first one said who said it."""
+        """Store this end of a hold unless another one is stored; return the stored end."""
 
     def ended(self, hold: CallerHold, end: HoldEnd) -> Awaitable[None]:
-        """Return its end is applied, and is told for a while."""
+        """Store the hold and its end for a while, as applied."""
 
     def undecide(self, hold: CallerHold) -> Awaitable[None]:
-        """Nobody ended it: it had ended before by its deadline."""
+        """Undo the decision to end a hold that had ended by its deadline before."""
 
     def delete_later(self, caller: Caller, id_: str, route: str) -> Awaitable[None]:
-        """Have a hold released once Redis can be asked; done once that is on the disk for certain.
+        """Schedule the release of a hold until Redis answers; return once this is certainly on disk.
 
         Fails with `CountersUnavailable`.
         """
 
     def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> Awaitable[HeldAmounts]:
-        """Give it so much time from now, and hold what of the wanted is free; what it holds then.
+        """Extend a hold to `ttl_ms` from now, and add what is free of `wanted`; return the amounts then held.
 
         Fails with `HoldEnded` or `CountersUnavailable`.
         """
@@ -224,9 +224,9 @@ class JobsPort(Protocol):
     def fetch(
         self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
     ) -> Awaitable[bytes]:
-        """Return what an upstream has there; `arrive` counts bytes as they come, and may raise a `Refusal`.
+        """Return the file of an upstream; `arrive` counts bytes as they come, and may raise a `Refusal`.
 
-        Fails with the `Refusal` that says why not.
+        Fails with the `Refusal` that says why.
         """
 
     def ask(
@@ -253,7 +253,7 @@ class JobsPort(Protocol):
         """Return the organization's job of this upstream's id."""
 
     def look(self, job: Job) -> Awaitable[bool]:
-        """Ask what became of it, and charge it where it is over; whether it is. Fails with a `Refusal`."""
+        """Check on a job, and charge it if over; return whether it is over. Fails with a `Refusal`."""
 
 
 class CapacityPort(Protocol):
@@ -268,10 +268,10 @@ class CapacityPort(Protocol):
         over: Sequence[str],
         going: Sequence[str],
     ) -> Awaitable[list[int]]:
-        """Milliseconds until the next one may have room; then for each that asks 0: it waits, 1: it is let
-        in, 2: it is by what its share is guaranteed. An account is an upstream's, by its name and a model.
+        """Return milliseconds until the next call may have room, then for each ask 0 (waits), 1 (let in) or 2
+        (let in by its share's guarantee). An account is an upstream's name and a model.
 
-        Of calls at once, those are told that are `over`, and now and then those that are `going` on. Fails
+        Of concurrent calls, report those that are `over`, and now and then those that are `going` on. Fails
         with `CountersUnavailable`, by `CountersRefused` where for certain nothing was done.
         """
 
@@ -280,19 +280,19 @@ class CountersPort(Protocol):
     """The limits and the ledger."""
 
     def reserve(self, request: HoldRequest) -> Awaitable[Decision]:
-        """Take a hold on every limit or on none. Fails with `CountersUnavailable`."""
+        """Reserve a hold on every limit or on none. Fails with `CountersUnavailable`."""
 
     def settle(self, settlement: Settlement) -> Awaitable[SettleResult]:
         """Replace a hold by the actual use; SPOOLED is as certain. Fails with `CountersUnavailable`."""
 
     def watch(self, observed: HoldExtension) -> None:
-        """Keep a long call's hold alive until `unwatch`."""
+        """Renew the hold of a long call until `unwatch`."""
 
     def unwatch(self, observed: HoldExtension) -> None:
-        """The call is about to settle."""
+        """Stop renewing a hold: its call is about to settle."""
 
     def outgrown(self, observed: HoldExtension) -> None:
-        """A watched call has used up its hold: take more for it, soon."""
+        """Extend the hold of a watched call that has used it up, soon."""
 
 
 class Tracer(Protocol):
@@ -302,7 +302,7 @@ class Tracer(Protocol):
         """Return the trace of a request that has come; whether it is recorded is decided now."""
 
     def end(self, trace: Trace, spans: list[Span]) -> None:
-        """The request is over: take the spans of a recorded trace."""
+        """Record the spans of an ended request's trace."""
 
 
 @dataclass(frozen=True, slots=True)

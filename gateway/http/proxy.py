@@ -37,14 +37,14 @@ async def proxy(exchange: Exchange) -> None:
 
 
 async def usage(exchange: Exchange) -> None:
-    """Tell a caller what is left of its limits; that costs nothing."""
+    """Answer a caller with the rest of its limits; that costs nothing."""
     caller = known(exchange) or await identify(exchange)
     left = await exchange.worker.ports.usage(caller, exchange.head.attribution)
     own_answer(exchange, 200, _JSON, left)
 
 
 async def resource(exchange: Exchange) -> None:
-    """Tell from whom a caller gets a token (RFC 9728), of the gateway or of a server of tools behind it."""
+    """Answer with the issuers of tokens (RFC 9728), of the gateway or of a server of tools behind it."""
     worker = exchange.worker
     issuers, path = worker.ports.tokens.issuers, exchange.routed.params.get("resource", "")
     route = worker.heads.router.route_of("POST", f"/{path}") if path else None
@@ -59,7 +59,7 @@ async def resource(exchange: Exchange) -> None:
 
 
 async def run(exchange: Exchange) -> None:
-    """Tell a caller of a run of its tenant, or end it; that costs nothing."""
+    """Answer a caller with a run of its tenant, or end the run; that costs nothing."""
     caller = known(exchange) or await identify(exchange)
     runs, id_ = exchange.worker.ports.runs, exchange.routed.params["id"]
     if exchange.routed.method == b"DELETE":

@@ -47,7 +47,7 @@ _STATUS_LINES: Final = {
 
 
 async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) -> None:
-    """Bring an answer to the client through its meter, and charge it before its end."""
+    """Relay an answer to the client through its meter, and charge it before its end."""
     call, meter, link, status = admitted.call, admitted.meter, exchange.link, answer.status
     assert meter is not None
     assert link is not None
@@ -103,7 +103,7 @@ def _outcome(exchange: Exchange, meter: Meter, status: int) -> tuple[bool, Faile
 
 
 async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, route: Route) -> None:
-    """Have a file be sent here that its upstream wants at its own address; an upload is its caller's."""
+    """Rewrite the upload address of an answer to this gateway's; the upload becomes its caller's."""
     uploads, asked = uploads_of(route), dict(parse_qsl(urlsplit(answer.address.decode("latin-1")).query))
     if uploads is not None and asked.get(uploads.id):
         session = session_of(route.upstream, asked[uploads.id].encode())
@@ -116,7 +116,7 @@ async def _lead_here(exchange: Exchange, admitted: AdmittedCall, answer: AnswerH
 
 
 def origin_of(exchange: Exchange) -> str:
-    """Return what this gateway is called by its clients: as settings say, else as this one does."""
+    """Return the gateway's URL for its clients: from settings, else as this client addressed it."""
     public = exchange.worker.limits.public_url
     if public:
         return public
@@ -232,7 +232,7 @@ async def _check_names(exchange: Exchange, admitted: AdmittedCall, checks: NameC
 
 
 def _metered(exchange: Exchange, admitted: AdmittedCall, meter: Meter, data: bytes) -> bytes:
-    """What of the data may pass; objects that it names are the caller's from now on, or once it is over."""
+    """Return the data that may pass; objects that it names become the caller's, now or at the end."""
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told and exchange.before_end is None and (told := _take_ids(meter, admitted.call)):
         _keep(exchange, admitted, told)
@@ -322,7 +322,7 @@ class Outlet:
 def _answer_head(
     exchange: Exchange, answer: AnswerHead, decision: Decision | None, framing: bytes, keep_alive: bool
 ) -> bytes:
-    """An upstream's head for our client: what passes of it, then ours. `framing` is a field or empty."""
+    """Return the head for our client: passed fields, then ours. `framing` is a field or empty."""
     text, status, family = answer.text, answer.status, FAMILIES[exchange.routed.family]
     date = ids = shown = told = budget = b""
     if exchange.head.cors:  # which pages may call is said here alone
@@ -368,7 +368,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
 
 
 def _ending(exchange: Exchange, keep_alive: bool) -> bytes:
-    """Return what every answer's head ends with."""
+    """Return the fields that end the head of every answer."""
     routed, head = exchange.routed, exchange.head
     request_id = exchange.request_id.encode()
     named = cors = waited = last = b""

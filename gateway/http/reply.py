@@ -33,7 +33,7 @@ from gateway.http.server.exchange import ClientGone, Exchange
 
 
 async def given_up(exchange: Exchange, error: BaseException) -> None:
-    """Give back what a call that failed was admitted with, and say what came of it."""
+    """End a failed call: release its hold, and report the failure to its client."""
     expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
     failure = bare(error if expected else UnexpectedError(error))  # of any other only its type and place
     if isinstance(failure, UpstreamTimeout) and _goes_on(exchange):
@@ -65,7 +65,7 @@ def _goes_on(exchange: Exchange) -> bool:
 
 
 async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
-    """Tell the client that its answer is late, and read on to what it used, as for a client that left."""
+    """Answer the client that its upstream is late, and read on for the usage, as for a client that left."""
     charge, link, status = exchange.charge, exchange.link, exchange.status
     assert isinstance(charge, AdmittedCall)
     assert link is not None
@@ -107,7 +107,7 @@ async def _settle(exchange: Exchange, failure: BaseException) -> None:
 
 
 def _came_to(exchange: Exchange, failure: BaseException) -> tuple[int, str]:
-    """Return what the client is told of a call that failed, and why it did."""
+    """Return the status that the client of a failed call reads, and the reason."""
     if exchange.outlasted is not None:
         return exchange.outlasted
     if isinstance(failure, ClientGone):
@@ -162,9 +162,9 @@ async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -
 
 
 def _tell(exchange: Exchange, failure: BaseException) -> None:
-    """Say what came of a call that was not answered in full; an error nobody expects is raised again.
+    """Answer a call that failed; raise an unexpected error again.
 
-    Once an answer is begun, its client is only told that it is cut.
+    The client of a begun answer only learns that it is cut.
     """
     ports, caller = exchange.worker.ports, exchange.caller
     if isinstance(failure, UpstreamFailure):
@@ -192,7 +192,7 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
 
 
 def _tell_of_counters(exchange: Exchange, failure: CountersRefused) -> None:
-    """Say what the counters answered, now and then: its caller is told that they are unavailable."""
+    """Log the refusal of the counters now and then: the caller only reads that they are unavailable."""
     ports = exchange.worker.ports
     count = ports.failing.note("", failure.reason, ports.seconds())
     if count:
@@ -217,7 +217,7 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
 
 
 def _challenge(exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    """Where it is said from whom a caller gets a token (RFC 9728, 5.1); nothing where no issuer is known."""
+    """Return the field that names the metadata of issuers (RFC 9728, 5.1); none if no issuer is known."""
     if not exchange.worker.ports.tokens.issuers:
         return []
     label = exchange.routed.label
@@ -308,7 +308,7 @@ class FaultLog:
 
 
 def _place(error: BaseException) -> str:
-    """Module and line of the innermost frame of ours, else of the innermost; empty where there is none."""
+    """Return module and line of our innermost frame, else of the innermost; empty if there is none."""
     place = ""
     trace = error.__traceback__
     while trace is not None:

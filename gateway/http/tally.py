@@ -223,7 +223,7 @@ class Tally:
         self.budget_refusals[series] = self.budget_refusals.get(series, 0) + 1
 
     def take_busy(self) -> dict[tuple[int, str], int]:
-        """Return what tenants did since this was called last: tenant id and kind, with its count."""
+        """Return the counts of tenants since the last call, by tenant id and kind."""
         busy, self.busy = self.busy, {}
         taken, self.refusals = self.refusals, {}
         for tenant_id, served in busy.items():

@@ -48,14 +48,14 @@ class FairQueue:
         return True
 
     def wait_for(self, go_on: Callable[[], None]) -> None:
-        """Go on when it is one's turn; it may be in vain by then."""
+        """Schedule `go_on` for its turn; by then it may be in vain."""
         self._waiting.append(go_on)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Let those go on who wait now, one after the other, for a moment."""
+        """Run the functions that wait now, one after the other, for a moment."""
         waiting, until = self._waiting, self._seconds() + TURN_S_MAX
         for _ in range(len(waiting)):
             waiting.popleft()()
@@ -89,7 +89,7 @@ class LargeBodies:
         self.turns = 0
 
     async def read(self, organization_id: int, read: Callable[[], T]) -> T:
-        """Return what `read` returns, once it had its turn."""
+        """Return the result of `read`, run in the turn of its organization."""
         one = _FairWaiter(read, self._loop.create_future())
         self._waiting.setdefault(organization_id, deque()).append(one)
         if not self._taken:
@@ -122,7 +122,7 @@ class LargeBodies:
                 doing.add_done_callback(partial(self._done, one, self._seconds()))
 
     def _done(self, one: _FairWaiter, began: float, doing: asyncio.Future[Any]) -> None:
-        """Tell who waited, and rest: the next one begins once this one has taken no more than the share."""
+        """Set the result of a waiter, and rest, so that reading takes no more than its share of time."""
         self._loop.call_later(_rest_s(self._seconds() - began), self._next)
         error = doing.exception()
         if one.read is None:

@@ -215,10 +215,10 @@ def read_answer_head(head: bytes) -> AnswerHead:
 
 
 def _judge(head: bytes) -> None:
-    """Have llhttp check a head; its fields need no checking again, since each stands for itself.
+    """Check the syntax of a head with llhttp; each of its fields needs no further check.
 
-    What depends on several fields at once (a length stated twice, or together with a coding) is read,
-    and refused, by `read_answer_head`.
+    Rules over several fields at once (a length stated twice, or together with a coding) are applied, and
+    refused, by `read_answer_head`.
     """
     parser: Any = httptools.HttpResponseParser(object())
     try:
@@ -230,7 +230,7 @@ def _judge(head: bytes) -> None:
 
 
 def _read_line(line: bytes) -> tuple[int, bytes]:
-    """Return what a line of a checked head is; lines are remembered, within bounds."""
+    """Return the kind and value of a line of a checked head; lines are remembered, within bounds."""
     name, _, value = line.partition(b":")
     read = (_kind(name.lower()), value.strip(b" \t"))
     _lines.keep(line, read)
@@ -238,7 +238,7 @@ def _read_line(line: bytes) -> tuple[int, bytes]:
 
 
 def _kind(name: bytes) -> int:
-    """Return what a field of this name is, in lower case."""
+    """Return the kind of a field of this name, which is in lower case."""
     kind = _FIELDS.get(name, PASS)
     if kind != PASS:
         return kind
@@ -246,7 +246,7 @@ def _kind(name: bytes) -> int:
 
 
 def _status(line: bytes) -> tuple[int, int, bytes]:
-    """Minor version, status and our status line; lines seen are remembered, within bounds."""
+    """Return minor version, status and our status line; lines seen are remembered, within bounds."""
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
         raise Malformed("the status line is not one of HTTP/1.1")
@@ -265,7 +265,7 @@ def _length(answer: AnswerHead, value: bytes) -> int:
 def _note(  # noqa: PLR0917  # a field, and all that reads it
     answer: AnswerHead, kind: int, line: bytes, value: bytes, minor: int, limits: list[bytes]
 ) -> bool:
-    """Take in a field that means something here, but for the most usual ones; whether it passes."""
+    """Store a meaningful field in the answer's head; return whether the field passes to the client."""
     if kind == LIMITS:  # an upstream's limits are not ours, but where it is the one that refuses
         limits.append(line)
         return answer.status in LIMITED
@@ -398,7 +398,7 @@ class UpstreamSide:
     # the answer
 
     def receive(self, data: bytes) -> bytes:
-        """Take in bytes of the answer; the payload in them. Raises `Malformed`."""
+        """Process bytes of the answer, and return their payload. Raises `Malformed`."""
         if self.answering == BODY:
             return self._body(data)
         if self.answering == AWAITED:
@@ -407,7 +407,7 @@ class UpstreamSide:
         return b""
 
     def close(self, clean: bool) -> bool:
-        """The upstream has closed; whether an answer that ends with its connection has come to its end."""
+        """Process the upstream's close; return whether this completes an answer without a length."""
         self._says_close = True
         if clean and self.answering == BODY and self._left is None and self._chunked is None:
             self._complete()
@@ -415,12 +415,12 @@ class UpstreamSide:
         return False
 
     def give_up(self) -> None:
-        """Whatever this was doing, nothing may follow it."""
+        """Mark request and answer as faulty, so that nothing may follow."""
         self.request = OUTGOING[self.request][FAULT]
         self.answering = ANSWER[self.answering][FAULT]
 
     def be_ready(self) -> bool:
-        """Be ready for another exchange; False where something of this one is left over."""
+        """Prepare for another exchange; return False if something of this one is left over."""
         if not self.reusable:
             return False
         self.request = OUTGOING[self.request][NEXT]
@@ -460,7 +460,7 @@ class UpstreamSide:
         return self._begun(answer, data, at)
 
     def _begun(self, answer: AnswerHead, data: bytes, at: int) -> bytes:
-        """Take in a final head, which ends there, and the bytes behind it."""
+        """Process a final head that ends at `at`, and return the payload of the bytes behind it."""
         limits, status = self._limits, answer.status
         self._interim = 0
         self.answer = answer

@@ -26,7 +26,7 @@ class Malformed(Exception):
 
 
 def decimal(digits: bytes) -> int:
-    """The number that a length says; -1 for anything but decimal digits, as few as a length may have."""
+    """Return the number in `digits`; -1 unless these are 1 to `LENGTH_DIGITS_MAX` decimal digits."""
     if not 0 < len(digits) <= LENGTH_DIGITS_MAX:
         return -1
     number = 0
@@ -64,7 +64,7 @@ class ChunkedBody:
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next bytes, give the payload in them; `Malformed` if they are not chunks."""
+        """Decode the next bytes and return their payload; `Malformed` if they are not chunks."""
         if self._pending:
             data = self._pending + data
             self._pending = b""
@@ -89,7 +89,7 @@ class ChunkedBody:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _whole(self, data: bytes) -> int:
-        """Where the payload begins of one chunk that is here and no more, as most events are; 0: of none."""
+        """Return the start of the payload if the data is exactly one chunk, as for most events; else 0."""
         chunk_size, at, last = 0, 0, len(data) - 4
         while at <= SIZE_DIGITS_MAX and at < last:  # compiled, this makes no objects
             digit = data[at]

@@ -235,7 +235,7 @@ known_fields = _names.known
 
 
 def field_kind(name: bytes) -> FieldKind:
-    """Return what a field of this name is."""
+    """Return the kind of a field of this name, and remember it."""
     lower = name.lower()
     plain = lower.replace(b"_", b"-")
     ours = lower.startswith(OURS_PREFIX)
@@ -253,14 +253,14 @@ def field_kind(name: bytes) -> FieldKind:
 
 
 def is_withheld(plain: bytes, names: frozenset[bytes]) -> bool:
-    """Whether a field is one of these that do not pass on a route, or is named as none may that passes."""
+    """Return whether a field is one of `names` withheld on a route, or has a name that is never passed."""
     return plain not in _PASSED and (
         plain in names or plain.startswith(_WITHHELD_PREFIXES) or _GIVES_UP.match(plain) is not None
     )
 
 
 def _purpose(lower: bytes) -> int:
-    """Return what the lines of a field that is read here do."""
+    """Return the purpose of the lines of a field that is read here."""
     if lower == TRACE_FIELD:
         return TRACES
     if lower in CREDENTIAL_FIELDS:
@@ -323,7 +323,7 @@ class RequestHead:
 
 
 def cut_length(head: bytes) -> tuple[bytes, int]:
-    """Take a plainly spelled content-length out of a head: what is left, and the length or -1.
+    """Cut a plainly spelled content-length out of a head; return the rest, and the length or -1.
 
     The rest is equal for equal clients with bodies of any size, so it can be read once and
     remembered. A second length in what is left shows up as `RequestHead.length`.
@@ -435,7 +435,7 @@ def _judge(head: bytes) -> None:
 
 
 def _target(target: bytes) -> tuple[bytes, bytes]:
-    """Path and query of an origin-form target; the authority of an absolute one chooses nothing."""
+    """Return path and query of an origin-form target; the authority of an absolute one is ignored."""
     if target[:1] != b"/":
         match = _ABSOLUTE.fullmatch(target)
         if match is None:
@@ -452,9 +452,9 @@ def _target(target: bytes) -> tuple[bytes, bytes]:
 
 
 def role_of(line: bytes) -> int:
-    """Return what one field line does to its request, of the constants above (PASSES … AMBIGUOUS).
+    """Return the effects of one field line on its request, of the constants above (PASSES … AMBIGUOUS).
 
-    A line is AMBIGUOUS that is none for itself: what it refuses is said of the whole head.
+    A line that is invalid by itself is AMBIGUOUS: the refusal is about the whole head.
     """
     if _FIELD_LINE.fullmatch(line) is None:
         return AMBIGUOUS
@@ -464,7 +464,7 @@ def role_of(line: bytes) -> int:
 
 
 def read_fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict[bytes, list[bytes]]]:
-    """Every field with what it is, and the values of those that are read here; or `MalformedRequest`."""
+    """Return every field with its kind, and the values of those read here; or raise `MalformedRequest`."""
     fields: list[tuple[FieldKind, bytes]] = []
     read: dict[bytes, list[bytes]] = {}
     for line in lines:
@@ -510,7 +510,7 @@ def _read_connection(head: RequestHead) -> None:
 
 
 def accept_of(head: RequestHead) -> bytes:
-    """What a client that asks for a WebSocket is answered, to show that it was understood (RFC 6455, 4.2)."""
+    """Return the Sec-WebSocket-Accept for a client's request (RFC 6455, 4.2), or raise its refusal."""
     keys = head.all(b"sec-websocket-key")
     if not head.upgrades or head.all(b"sec-websocket-version") != [b"13"]:
         refusal = UpgradeRefused("This is a WebSocket, whose Sec-WebSocket-Version must be 13.")
@@ -526,7 +526,7 @@ def accept_of(head: RequestHead) -> bytes:
 
 
 def accepted(key: bytes) -> bytes:
-    """Return what shows that this key was read (RFC 6455, 4.2.2)."""
+    """Return the Sec-WebSocket-Accept for this key (RFC 6455, 4.2.2)."""
     return b64encode(sha1(key + _SOCKET_ACCEPTS).digest())  # noqa: S324  # as RFC 6455 says: no secret
 
 
@@ -607,7 +607,7 @@ class ClientSide:
         return self.state == WHOLE
 
     def receive(self, data: bytes) -> bytes:
-        """Take in bytes; the payload in them, if a body is due. `MalformedRequest` for a broken body."""
+        """Process bytes and return their payload, if a body is due. Raises `MalformedRequest`."""
         state = self.state
         if state in _UNREAD:
             self.waiting = self.waiting + data if self.waiting else data
@@ -657,21 +657,21 @@ class ClientSide:
         return self._payload(data)
 
     def refuse(self) -> None:
-        """Nothing after this can be read: the present request is never complete."""
+        """Mark the present request as never complete: nothing after this can be read."""
         self.state = INCOMING[self.state][FAULT]
         self._forget()
 
     def answered(self) -> None:
-        """The present request has its answer."""
+        """Mark the present request as answered."""
         self.state = INCOMING[self.state][ANSWERED]
 
     def close(self) -> None:
-        """No request follows, and the rest of this one is not read."""
+        """Close this side: no request follows, and the rest of this one is not read."""
         self.state = INCOMING[self.state][CLOSED]
         self._forget()
 
     def _check_part(self, data: bytes) -> None:
-        """Keep the beginning of a head, unless it can be refused already."""
+        """Store the beginning of a head, or raise if it can be refused already."""
         limits = self._limits
         self.fresh = self._scanned == 0
         self._scanned = max(1, len(data) - 3)

@@ -33,11 +33,11 @@ class Cors:
         self._any = ANY_ORIGIN in origins
 
     def lines(self, head: bytes) -> bytes:
-        """Return what every answer to this head carries: lines joined by CRLF."""
+        """Return the CORS lines of every answer to this head, joined by CRLF."""
         return self._lines(_asked(head).get(b"origin", b""))
 
     def preflight(self, head: bytes) -> Preflight | None:
-        """How a preflight is answered; None where a head is none, or of an origin that is not named."""
+        """Return the answer to a preflight; None if the head is none, or its origin is not allowed."""
         if not head.startswith(b"OPTIONS "):
             return None
         asked = _asked(head)

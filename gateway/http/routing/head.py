@@ -291,7 +291,7 @@ class HeadRouter:
             self._prepare(routed, head, self._targets[upstream], path, route)
 
     def _is_of_any_model(self, routed: RoutedHead, route: Route) -> bool:
-        """Whether a route charges for calls where models are, and does not read which one is asked for."""
+        """Return whether a route charges calls to models without reading which model is asked for."""
         if not routed.metered or route.meter not in UNREAD_METERS or route.models:
             return route.meter in SHAPES and SHAPES[route.meter].any_model
         if routed.service_key in self.bindings.unread or routed.upstream not in self._targets:
@@ -572,7 +572,7 @@ class HeadReader:
         return call
 
     def remember(self, call: CallHead) -> None:
-        """The credential of this head is good: what was new of it is understood already from now on."""
+        """Remember the new parts of this head, whose credential is good, for later calls."""
         news, call.news = call.news, None
         if news is None:
             return
@@ -734,7 +734,7 @@ class HeadReader:
 
 
 def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
-    """Return what a call says of itself; one that names no session is of that of its trace."""
+    """Return the attribution of a call; without a session of its own, its trace is the session."""
     known = said.attribution
     if not trace_id or known.session or said.refusal is not None:
         return known
@@ -785,7 +785,7 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
 
 
 def _passed(routed: RoutedHead, lines: list[bytes]) -> bytes:
-    """Of these lines those that go on to the upstream, each with its end."""
+    """Return the lines that pass to the upstream, each with its end."""
     for line in routed.withdrawn:
         lines.remove(line)
     dropped = routed.dropped

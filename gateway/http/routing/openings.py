@@ -62,7 +62,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
 
 
 def named_path(route: Route, params: Mapping[str, str], path: str, model: str) -> str:
-    """The path of a call with the name that its upstream has for the model, where the path names one."""
+    """Return the path of a call with its upstream's name of the model, if the path names a model."""
     if not model or "model}" not in route.path or "…" in route.path:
         return path
     words = {**params, "model": model}

@@ -217,7 +217,7 @@ def slashes_decoded(path: str) -> str:
 
 
 def _same(written: Match | None, decoded: Match | None) -> Match | None:
-    """What both readings of a path are: one call with the same names in it, or nothing that is served."""
+    """Return the match if both readings of a path mean the same call and names, else None."""
     if written is None or decoded is None or decoded.rest is not None or written.params != decoded.params:
         return None
     if written.route is None or decoded.route is None:
@@ -226,7 +226,7 @@ def _same(written: Match | None, decoded: Match | None) -> Match | None:
 
 
 def unknown_path(path: str, nearest: str) -> Refusal:
-    """Say which path is unknown, and which one was probably meant; or that it leads to two."""
+    """Return the refusal of an unknown path, with the path probably meant, or of one with two meanings."""
     if slashes_decoded(path) != path:
         return InvalidRequest("The path holds an encoded slash that could be read in two ways.")
     shown = path if len(path) <= PATH_CHARS_SHOWN else f"{path[:PATH_CHARS_SHOWN]}…"
@@ -245,7 +245,7 @@ def _alike(one: str, other: str) -> int:
 
 
 def spoken_in(head: RequestHead, *, by_key: bool) -> Family | None:
-    """The family whose official clients send such fields, with `by_key` that of a key as well; else None."""
+    """Return the family whose clients send these fields, or None; `by_key` includes the fields of keys."""
     sent = head.read.keys() if by_key else head.read.keys() - CREDENTIAL_FIELDS
     return next((family for name, family in SPEAKERS.items() if name in sent), None)
 
@@ -269,7 +269,7 @@ def misplaced(route: Route, meant: Family) -> Refusal:
 
 
 def family_of(path: str, spoken: Family | None) -> Family:
-    """Whose shape an answer to an unknown path takes; `spoken` is the family whose fields came with it."""
+    """Return the family whose shape an answer to an unknown path takes; `spoken` came with its fields."""
     own = spoken or _owner(path)
     if own is not None:
         return own
@@ -348,7 +348,7 @@ class WorkerBindings:
                 self._services[goes] = (*known, route.service)
 
     def binding_of(self, key: str, route: Route) -> Binding | None:
-        """The binding of a service on a route, None for none; CountersUnavailable before a catalogue."""
+        """Return a service's binding on a route, or None; CountersUnavailable before a catalogue."""
         catalogue = self._directory.catalogue()
         if catalogue is not self._catalogue:
             self._catalogue, self._known = catalogue, {}
@@ -417,7 +417,7 @@ _NONE: frozenset[bytes] = frozenset()
 
 
 def check_content_type(head: RequestHead) -> None:
-    """A metered body is JSON in UTF-8: nothing else is read here as its upstream would read it."""
+    """Raise `InvalidRequest` unless a metered body is plain JSON in UTF-8, which its upstream reads alike."""
     types = head.all(b"content-type")
     if len(types) > 1 or (types and _JSON.fullmatch(types[0]) is None):
         raise InvalidRequest(
@@ -488,7 +488,7 @@ def check_query(query: bytes, route: Route) -> None:
 
 
 def is_long_form(route: Route | None, form: bytes) -> bool:
-    """Whether a body may be longer than any that is kept: a form with one file, which passes as it comes."""
+    """Return whether a body may exceed every buffer: a form with one file, which passes as it comes."""
     shape = SHAPES.get(route.meter) if route is not None and form else None
     return shape is not None and shape.form is not None and shape.form.alone
 
@@ -519,7 +519,7 @@ def uploads_of(route: Route) -> UploadRules | None:
 
 
 def upload_named(query: str, route: Route) -> tuple[str, str]:
-    """The upload that a query names a file for, and the pass of its address; empty where it names none."""
+    """Return the upload that a query names, and the pass of its address; empty if the query names none."""
     uploads = uploads_of(route)
     if uploads is None:
         return "", ""
@@ -536,7 +536,7 @@ def without_pass(query: str, route: Route) -> str:
 
 
 def said_twice(head: RequestHead, route: Route) -> dict[str, str]:
-    """What fields of a head say that its body says as well; two of one name are no name that a body says."""
+    """Return the fields of a head that repeat values of its body; two of one name are joined by a comma."""
     names = FAMILIES[route.family].said_twice
     return {
         name.decode(): b", ".join(values).decode("latin-1") for name in names if (values := head.all(name))
@@ -548,7 +548,7 @@ _OF_QUESTIONS = frozenset({b"x-envoy-expected-rq-timeout-ms"})
 
 
 def take_key(head: RequestHead, route: Route) -> bytes:
-    """The key in the address of a WebSocket, as a field: browsers send none. The query has it no more."""
+    """Cut the key out of a WebSocket's query and return it as a field: browsers send no such field."""
     family = FAMILIES[route.family]
     name, kept = family.key_query + b"=", list[bytes]()
     if not head.query or not head.upgrades or not family.key_query or not is_live(route):
@@ -593,12 +593,12 @@ def is_live(route: Route | None) -> bool:
 
 
 def is_rewritten(route: Route) -> bool:
-    """Whether a call's body is read and written again: then its type and digests are not its caller's."""
+    """Return whether a call's body is rewritten: then its type and digests are not its caller's."""
     return route.meter not in UNREAD_METERS
 
 
 def _family(route: Route) -> ApiFamily:
-    """Return whose API a route is: what meters its answers says it, else the route itself."""
+    """Return the API family of a route: that of its meter, else the route's own."""
     return OF_METER.get(route.meter) or FAMILIES[route.family]
 
 
@@ -656,7 +656,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
 
 
 def _counts(route: Route) -> bool:
-    """Whether a free route is about a model, as one that counts tokens is, and about no stored object."""
+    """Return whether a free route concerns a model, such as counting tokens, and no stored object."""
     rules = FAMILIES[route.family].objects
     if route.meter != "none" or uploads_of(route) is not None:
         return False
@@ -675,7 +675,7 @@ def _always(_: Document) -> bool:
 
 
 def _is_json(head: RequestHead, *, forms: bool) -> bool:
-    """Whether a body is JSON and not a form, where a form names no object; anything else is refused."""
+    """Return whether a body is JSON and not a form, where `forms` are allowed; refuse any other type."""
     types = head.all(b"content-type")
     if not types:
         return True  # if there is a body at all

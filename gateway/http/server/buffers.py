@@ -33,12 +33,12 @@ class BatchFiles:
         self._bytes, self._count = FairShares(), FairShares(FILES_MAX, FILES_EACH_MAX)
 
     def renew(self, largest: int) -> None:
-        """Have room for two of the largest, one of an organization."""
+        """Bound the bytes of all files to twice the `largest`, and those of an organization to one."""
         self._bytes.bound(2 * largest, largest)
 
     @contextmanager
     def reading(self, caller: Caller) -> Iterator[Callable[[int], None]]:
-        """Have a place for a file until it is held for; what it gives counts bytes that arrive.
+        """Reserve a place for a file until its batch is held; yield a function that counts arriving bytes.
 
         `Overloaded` where there is no room.
         """
@@ -76,7 +76,7 @@ class Buffers:
         self.renew(limits)
 
     def renew(self, limits: HttpLimits) -> None:
-        """Go by these limits from now on; what is kept is kept."""
+        """Apply these limits from now on; bytes already buffered stay."""
         organizations, keys, largest = self._organizations, self._keys, limits.body_bytes_max
         # The largest body must fit into every part, and no part is more than half.
         most = max(limits.buffered_bytes_max, 2 * largest)
@@ -101,13 +101,13 @@ class Buffers:
         return False
 
     def add(self, caller: Caller, size: int) -> None:
-        """So many bytes are kept for a caller already."""
+        """Count `size` more bytes that are already buffered for a caller."""
         self._organizations.add(caller.organization_id, size)
         self._keys.add(caller.key_id, size)
         self._press()
 
     def release(self, caller: Caller, size: int) -> None:
-        """So many bytes are kept no longer."""
+        """Release `size` buffered bytes of a caller."""
         self._organizations.release(caller.organization_id, size)
         self._keys.release(caller.key_id, size)
         self._press()
@@ -125,9 +125,9 @@ class Buffers:
         return self._organizations.allows(caller.organization_id, 1) and self._keys.allows(caller.key_id, 1)
 
     def keep_head(self, size: int, before: int) -> int | None:
-        """Keep a head of so many bytes, in place of those that counted before; how many count now.
+        """Count a buffered head of `size` bytes in place of the counted `before`; return the new count.
 
-        None where that is too much. What any connection may keep does not count: nobody can use it up.
+        None if that is too much. Each connection's free bytes do not count: nobody can use these up.
         """
         counted = max(0, size - self._head_free)
         self.heads -= before
@@ -162,7 +162,7 @@ class ConnectionBuffers:
         return counted is not None
 
     def keep_untaken(self, caller: Caller | None, size: int) -> bool:
-        """So many bytes of answers wait, in place of those before; whether their caller's share has room."""
+        """Count `size` waiting answer bytes in place of those before; return whether the share has room."""
         buffers, before = self._buffers, self.untaken
         if before and self._caller is not None:
             buffers.release(self._caller, before)
@@ -242,11 +242,11 @@ class RequestDriver(Waiter):
             self._step(error)
 
     def ended(self, error: BaseException | None) -> None:
-        """Take over once the handler is over."""
+        """Finish the exchange after its handler; `error` is the handler's failure."""
         raise NotImplementedError
 
     def resume(self, wait: Wait[Any]) -> None:
-        """The awaited value is there; nothing where that is an earlier wait, which was given up."""
+        """Resume the coroutine if `wait` is the present one, not an earlier one that was given up."""
         if self._wait is wait:
             self._step(None)
 
@@ -269,7 +269,7 @@ class RequestDriver(Waiter):
             self._wait_for(awaited)
 
     def _wait_for(self, awaited: Any) -> None:
-        """Be resumed by what the coroutine waits for, unless it was interrupted while it ran."""
+        """Suspend until the awaited value exists, unless an interrupt came while the coroutine ran."""
         if awaited is OVER:
             self._end(None)
             return

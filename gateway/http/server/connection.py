@@ -68,7 +68,7 @@ class ReadPause:
                 self._transport.resume_reading()
 
     def close(self) -> None:
-        """The socket is closed."""
+        """Forget the transport, whose socket is closed."""
         self._transport = None
 
     def break_off(self) -> None:
@@ -167,7 +167,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._host.clock.now + self._limits.head_s
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes of a head, of a body, or of a later request."""
+        """Process bytes of a head, of a body, or of a later request."""
         if len(data) > TURN_BYTES_MAX:
             self._wait_for_turn()
         side = self._side
@@ -210,7 +210,7 @@ class ClientConnection(asyncio.Protocol):
         return exchange.routed.route is None or exchange.routed.route.on_disconnect != "abort"
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The client is gone. What it sent of its request stays what it was."""
+        """Release what a gone client used, and report to its exchange. Its received request stays."""
         self.gone = True
         self._reading.close()
         self.deadline = NEVER
@@ -228,12 +228,12 @@ class ClientConnection(asyncio.Protocol):
         self.body.fail(ClientGone())
 
     def pause_writing(self) -> None:
-        """The client reads slowly."""
+        """Start the deadline of writing: the client reads slowly."""
         self.blocked = True
         self.deadline = self._host.clock.now + self._limits.client_write_s
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Continue after a slow client has caught up."""
         self.blocked = False
         now, limits, state = self._host.clock.now, self._limits, self._side.state
         if self.exchange is not None:
@@ -251,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
     # what the exchange asks of its connection
 
     def splice(self, transport: Any, limits: HttpLimits) -> bytes:
-        """Be spoken to through another transport, within other limits; the bytes that came too early."""
+        """Switch to another transport within other limits; return the bytes that came too early."""
         self.transport, self._limits = transport, limits
         reading = ReadPause(transport)
         reading.paused, self._reading = self._reading.paused, reading
@@ -269,7 +269,7 @@ class ClientConnection(asyncio.Protocol):
         return wait
 
     def keep_untaken(self, size: int) -> bool:
-        """So much of the answer is kept, in addition to what is written; whether there is room for more."""
+        """Count `size` answer bytes besides the written ones; return whether there is room for more."""
         exchange = self.exchange
         if self.blocked and not self.gone:
             size += self.transport.get_write_buffer_size()
@@ -315,7 +315,7 @@ class ClientConnection(asyncio.Protocol):
         self._reading.resume(UNWANTED)
 
     def pause_body(self) -> None:
-        """The upstream reads slowly, which costs its client no time."""
+        """Pause the client's body while its upstream reads slowly; its deadline stops meanwhile."""
         self._reading.pause(SLOW_UPSTREAM)
         if self._side.state == BODY and not self.blocked:
             now = self._host.clock.now
@@ -323,14 +323,14 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = now + self._limits.look_s
 
     def resume_body(self) -> None:
-        """The upstream has caught up."""
+        """Continue the client's body: the upstream has caught up."""
         if self._side.state == BODY and self._left_s >= 0:
             self.deadline = self._host.clock.now + self._left_s
         self._left_s = _RUNS
         self._reading.resume(SLOW_UPSTREAM)
 
     def finish(self, keep_alive: bool) -> None:
-        """The answer is written. Go on to the next request, or close once the client has read it."""
+        """Finish a written answer: start the next request, or close once the client has read it."""
         self.body.forget()
         if self.blocked or self._kept.untaken:
             self.keep_untaken(0)
@@ -376,7 +376,7 @@ class ClientConnection(asyncio.Protocol):
     # deadlines
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """Process a passed deadline: refuse the request, check unread answers, or close the connection."""
         self.deadline = NEVER
         side = self._side
         if self.blocked:
@@ -446,9 +446,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
 
     def _keep_unread(self) -> None:
-        """Bytes that are here have to wait; where that is too much, nothing after the present request is
-        served.
-        """
+        """Buffer received bytes; if these are too many, serve nothing after the present request."""
         side = self._side
         if not self._kept.keep_unread(len(side.waiting)):
             side.waiting = b""
@@ -563,7 +561,7 @@ class ClientConnection(asyncio.Protocol):
         return None
 
     def _fail_body(self, refusal: Refusal) -> None:
-        """The body cannot be had: the handler ends where it waits, the connection after it."""
+        """Fail the present body: the handler ends where it waits, and the connection after it."""
         self._closing = True
         if self._side.state == BODY:
             self._side.refuse()
@@ -577,7 +575,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
 
     def _drop(self, size: int) -> None:
-        """The received part of a body whose request is answered."""
+        """Discard received body bytes of an answered request; linger above the limit."""
         self._discarded += size
         if self._discarded > self._limits.discarded_bytes_max:
             self._linger()
@@ -602,7 +600,7 @@ class ClientConnection(asyncio.Protocol):
             self._reading.resume(ANYTHING)
 
     def _linger(self, organization_id: int = 0) -> None:
-        """Say that nothing more comes, and read on for a while: closing at once could destroy the answer.
+        """Close the sending side and read on for a while: closing at once could destroy the answer.
 
         The rest of a refused body is read of few clients at once; of others nothing is read any more.
         """

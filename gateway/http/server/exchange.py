@@ -63,11 +63,11 @@ class RequestBody:
         return self.size > self._enough
 
     def add(self, part: bytes) -> None:
-        """Keep a part."""
+        """Append a part of the body."""
         self._parts.append(part)
 
     def refusal_of(self, part: bytes, last: bool) -> Refusal | None:
-        """Have its form read a part, and the last one; or why it may not go on."""
+        """Feed a part to the form, and end the form with the last one; return the refusal, if any."""
         form = self.form
         if form is not None:
             try:
@@ -103,7 +103,7 @@ class RequestBody:
         return wait
 
     def count(self, caller: Caller, more: int) -> None:
-        """So many bytes more are kept for a caller whose share has room."""
+        """Count `more` buffered bytes for a caller whose share has room."""
         self._caller = caller
         self._buffers.add(caller, more)
         self.kept += more
@@ -123,26 +123,26 @@ class RequestBody:
         return self.afford()
 
     def wake(self) -> None:
-        """Let the waiter go on."""
+        """Wake the waiter."""
         wait = self._ended()
         if wait is not None:
             wait.set(None)
 
     def fail(self, error: BaseException) -> bool:
-        """Tell the waiter that it is in vain; False where nobody does."""
+        """Fail the waiter with `error`; return False if there is none."""
         wait = self._ended()
         if wait is not None:
             wait.fail(error)
         return wait is not None
 
     def let_go(self) -> None:
-        """The kept bytes are kept no longer."""
+        """Release the count of the buffered bytes."""
         kept, self.kept = self.kept, 0
         if kept and self._caller is not None:
             self._buffers.release(self._caller, kept)
 
     def forget(self) -> None:
-        """The request is over: nobody waits for what is left of it, nor keeps it."""
+        """Forget the body of an ended request, and release its buffered bytes."""
         self.let_go()
         self._ended()
         self._parts, self.form = [], None
@@ -319,7 +319,7 @@ class Exchange(RequestDriver):
         self.says: Mapping[str, str] = {}
 
     def ended(self, error: BaseException | None) -> None:
-        """Tell the worker, then leave the connection."""
+        """Report the end to the worker, then release the connection."""
         self._on_end(self, error)
         # These know this exchange: none waits for the collector.
         self.charge = self.fail = self.before_end = None
@@ -377,7 +377,7 @@ class Exchange(RequestDriver):
     # the upstream
 
     def leave_upstream(self) -> None:
-        """The upstream's part is over: give its connection back."""
+        """Release the upstream's connection: its part is over."""
         upstream, link, caller = self.upstream, self.link, self.caller
         self.upstream = self.link = None
         if upstream is not None and caller is not None:
@@ -402,15 +402,15 @@ class Exchange(RequestDriver):
     # interruptions
 
     def body_failed(self, refusal: Refusal) -> None:
-        """The rest of the body cannot be had: the handler says so when it reads on, at once if it waits."""
+        """Store the failure of the rest of the body; interrupt at once a handler that awaits its upstream."""
         self.body_failure = refusal
         if self.began_upstream:
             self.interrupt(refusal)
 
     def client_gone(self) -> None:
-        """The client is gone: drain what an upstream works on and is charged, and end the rest.
+        """Drain a charged answer after the client is gone, and end everything else.
 
-        What it left in the middle of its request can come to nothing; a route may say abort.
+        A request that was cut in its middle may come to nothing; a route may say abort.
         """
         self.gone = True
         if self.shielded:
@@ -429,7 +429,7 @@ class Exchange(RequestDriver):
         return drains and self.connection.body_complete
 
     def part(self) -> None:
-        """The client is told all it is told: read on as for one that left."""
+        """Part from a client that has its whole answer: read on as for one that left."""
         self.gone = True
         self._begin_drain()
         self.connection.part(self)
@@ -438,12 +438,12 @@ class Exchange(RequestDriver):
         self.drains, self.deadline = True, self.worker.clock.now + self.worker.limits.drain_s
 
     def _drains(self, on_disconnect: str) -> bool:
-        """Whether an answer is read to its end without its client, as one that goes on all the same is."""
+        """Return whether an answer is read to its end without its client, as one that goes on anyway is."""
         facts = None if self.upstream is None else self.upstream.target.facts
         return on_disconnect != "abort" or (facts is not None and facts.on_cut == "goes_on")
 
     def check(self, now: float, watched_before: float) -> None:
-        """One look at the clock: a wait that is over, a hold that must be kept from its deadline."""
+        """Check the deadline of a wait, and keep alive a hold that is due for renewal."""
         if self.deadline < now:
             self.deadline = NEVER
             if self.shielded:

@@ -151,12 +151,12 @@ class Shutdown:
         self.closing = False
 
     def changed(self) -> None:
-        """One of them is gone."""
+        """Signal the end if no connection and no orphan is left."""
         if not self._connections and not self._orphans:
             self._empty.set()
 
     async def run(self, grace_s: float, limits: HttpLimits, shut: Callable[[], None]) -> bool:
-        """Let calls end within the grace, break off what is left; whether all of it is settled.
+        """Wait for calls within the grace, then break off the rest; return whether all calls are settled.
 
         First every answer says that its connection ends with it, until the remaining ones have been idle
         for a while: a request that is on its way to a connection that is being closed would be lost.
@@ -416,7 +416,7 @@ class DataPlane:
         return self._worker.bounds
 
     def target_of(self, upstream: str) -> UpstreamTarget | None:
-        """Return where an upstream is, None where none of this name is configured."""
+        """Return the target of an upstream; None if no upstream of this name is configured."""
         found = self._upstreams.get(upstream)
         return None if found is None else found.target
 
@@ -431,7 +431,7 @@ class DataPlane:
         return [(name, end) for name, one in upstreams if (end := one.certificate_end) is not None]
 
     def signers(self) -> list[tuple[str, CloudSigner]]:
-        """Return what signs requests to upstreams, by their names."""
+        """Return the signers of requests to upstreams, by upstream name."""
         return [(name, one.signer) for name, one in self._upstreams.items() if one.signer is not None]
 
     def listed(self) -> list[Upstream]:
@@ -513,7 +513,7 @@ class DataPlane:
         return False
 
     def closed(self, connection: ClientConnection) -> None:
-        """A connection is gone; its request may still be drained and charged."""
+        """Forget a closed connection; its request may still be drained and charged."""
         self._connections.discard(connection)
         if connection.exchange is not None:
             self._orphans.add(connection.exchange)
@@ -521,7 +521,7 @@ class DataPlane:
             self._stopping.changed()
 
     def parted(self, exchange: Exchange) -> None:
-        """The client of an exchange is told, and its answer is read on."""
+        """Add an exchange to the orphans: its client is answered, and its upstream's answer is read on."""
         self._orphans.add(exchange)
 
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
@@ -536,7 +536,7 @@ class DataPlane:
         exchange.tell(handle(exchange), given_up)
 
     def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        """A handler is over: count it and let its connection go on."""
+        """Count a handler that ended, and refuse or break off its exchange after an error."""
         ports = self._ports
         if error is not None:
             self._faults.note(exchange.request_id, error)
@@ -558,7 +558,7 @@ class DataPlane:
             ports.log("request", **accessed(exchange, took, upstream))
 
     def _check(self, now: float) -> None:
-        """One look at every connection: deadlines, idle ones, and long calls whose hold must be renewed."""
+        """Check every connection once: deadlines, idle ones, and long calls whose hold must be renewed."""
         watched = now - self.limits.watch_after_s
         for connection in list(self._connections):
             if connection.deadline < now:

@@ -115,7 +115,7 @@ class TimedCounters:
 
 
 def _use(metadata: bytes) -> dict[str, Value]:
-    """What the facts of a call say of models and tokens, by the names of OpenTelemetry's conventions."""
+    """Return models and tokens of a call's facts, by the names of OpenTelemetry's conventions."""
     told = read_facts(metadata)
     if told is None:
         return {}
@@ -174,7 +174,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
 
 
 def _kind_of(exchange: Exchange) -> dict[str, Value]:
-    """Return what a call to a model asks for, and whose API it speaks; nothing for any other call."""
+    """Return the operation and API provider of a call to a model; nothing for any other call."""
     meter = "" if exchange.routed.route is None else exchange.routed.route.meter
     if meter not in SHAPES or not OF_METER[meter].provider:
         return {}

@@ -38,7 +38,7 @@ LookUp = Callable[[str], Sequence[str]]
 
 
 def by_system(host: str) -> Sequence[str]:
-    """Return what this machine's resolver says, in its own order (RFC 6724)."""
+    """Return the addresses of this machine's resolver, in its own order (RFC 6724)."""
     return [str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 
@@ -68,7 +68,7 @@ class UpstreamAddresses:
         self.seen: dict[str, float] = dict.fromkeys(self._known, math.inf)
 
     async def addresses(self) -> list[str]:
-        """Where to connect, families in turns (RFC 8305, 4), each time another first; OSError if unknown."""
+        """Return addresses, families in turns (RFC 8305, 4), another first each time; OSError if unknown."""
         now = self._clock.now
         if not self._known or now - self._found_at > self._limits.upstream_resolve_s:
             await self._renewed()
@@ -148,7 +148,7 @@ class UpstreamAddresses:
 
 
 def in_turns(addresses: Sequence[str], turn: int) -> list[str]:
-    """The preferred family first, then one of each in turns; within a family another one begins each time."""
+    """Return the preferred family first, then alternate; within a family the first address rotates."""
     families: dict[bool, list[str]] = {}  # the one whose address stands first begins
     for address in addresses:
         families.setdefault(":" in address, []).append(address)
@@ -164,7 +164,7 @@ def _literal(host: str) -> tuple[str, ...]:
 
 
 def place_of(address: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    """Family and socket address; a link-local one has its interface behind a `%`."""
+    """Return family and socket address; a link-local one has its interface behind a `%`."""
     plain, _, scope = address.partition("%")
     if ":" not in plain:
         return socket.AF_INET, (plain, port)

@@ -75,7 +75,7 @@ class DialAddress:
         return self._made
 
     def tunnel(self) -> Tunnel | None:
-        """Return what one connection goes through; None where it goes straight there."""
+        """Return a tunnel for one connection; None if connections go straight to the upstream."""
         via, made = self._target.via, self._made
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
@@ -93,7 +93,7 @@ class DialAddress:
 
 
 def place_of(target: UpstreamTarget) -> dict[str, Any]:
-    """Return where to connect, as asyncio takes it. Certificate and name are verified under any authority."""
+    """Return a connection's arguments for asyncio. Certificate and name are verified under any authority."""
     parts = urlsplit(target.base_url)
     host = parts.hostname or ""
     if parts.scheme != "https":
@@ -173,9 +173,9 @@ class Upstream:
         return len(self._links) + len(self._connecting)
 
     def admit(self, organization_id: int) -> None:
-        """Let an organization have one more connection; `Overloaded` where it has its share.
+        """Reserve one more connection for an organization; `Overloaded` if its share is used up.
 
-        `UpstreamSignedOut` where nobody could sign what it sends.
+        `UpstreamSignedOut` if no signer can sign its requests.
         """
         if self.signer is not None:
             self.signer.check()
@@ -244,7 +244,7 @@ class Upstream:
         self._tally.upstream_lookup_failures += 1
 
     def release(self, organization_id: int, link: Link | None) -> None:
-        """A call that was admitted is over: keep a connection of whose exchange nothing is left over."""
+        """Release an admitted call's share; store a connection if nothing of its exchange is left over."""
         self._shares.release(organization_id)
         if link is None:
             return
@@ -268,7 +268,7 @@ class Upstream:
             link.abandon()
 
     def leave(self) -> None:
-        """Keep no connection beyond its call: nobody will call here again."""
+        """Abandon idle connections, and each other one after its call: no further call comes."""
         self._left = True
         for link in self._idle[:]:
             link.abandon()
@@ -315,7 +315,7 @@ async def reach(target: UpstreamTarget, within_s: float) -> float | None:
 
 
 def _untold(event: str, **facts: object) -> None:
-    """Nobody listens."""
+    """Ignore an event, since no log is set."""
 
 
 def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
@@ -364,7 +364,7 @@ class _BodySource(Protocol):
 
 
 def _unnoticed(link: Link) -> None:
-    """It is in no pool."""
+    """Ignore a link that is in no pool."""
 
 
 # One read of any connection goes through this buffer, which bounds what comes ahead of a slow client.
@@ -416,7 +416,7 @@ class Link(asyncio.BufferedProtocol):
         self.source: _BodySource | None = None
 
     def beside(self) -> Link:
-        """Another one, for what comes by this connection in another protocol: it has no transport yet."""
+        """Return a second link, without a transport yet, for another protocol over this connection."""
         return Link(self._clock, self._turns, self._limits, _unnoticed)
 
     @property
@@ -450,7 +450,7 @@ class Link(asyncio.BufferedProtocol):
             self.transport.write(side.more(part))
 
     def end_request(self) -> None:
-        """The body is complete."""
+        """End the request: its body is complete."""
         side = self.side
         if not self._gone and side.request == OWED:
             last = side.end()
@@ -499,7 +499,7 @@ class Link(asyncio.BufferedProtocol):
                 self.deadline = self._clock.now + self._limits.upstream_idle_s
 
     def release(self, now: float) -> bool:
-        """Become idle, ready for another exchange; False where something of this one is left over."""
+        """Reset for another exchange; return False if something of this one is left over."""
         if self._gone or self._payload or not self.side.be_ready():
             return False
         self.deadline = NEVER
@@ -516,7 +516,7 @@ class Link(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def expire(self) -> None:
-        """The deadline has passed; the connection stands until it is given up."""
+        """Fail the wait for an answer whose deadline has passed; the connection itself stays open."""
         self.deadline, answering = NEVER, self.side.answering
         if self._patient or answering not in {AWAITED, BODY}:
             return
@@ -538,18 +538,18 @@ class Link(asyncio.BufferedProtocol):
     # asyncio.BufferedProtocol
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where the next bytes are read to; they are taken over at once."""
+        """Return the buffer for the next bytes, which are copied at once."""
         return _BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take over what was read."""
+        """Process the bytes that were read."""
         self.data_received(_take(_BYTES, nbytes))
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take in bytes of the answer. Its beginning is taken up at once, what follows in turn."""
+        """Process bytes of the answer: its beginning at once, later bytes in turn."""
         side = self.side
         begun = side.answering == BODY
         try:
@@ -599,12 +599,12 @@ class Link(asyncio.BufferedProtocol):
         self._on_gone(self)
 
     def pause_writing(self) -> None:
-        """The upstream reads slowly: let the client wait."""
+        """Pause the client's body: the upstream reads slowly."""
         if self.source is not None:
             self.source.pause_body()
 
     def resume_writing(self) -> None:
-        """The upstream has caught up."""
+        """Continue the client's body: the upstream has caught up."""
         if self.source is not None:
             self.source.resume_body()
 
@@ -618,7 +618,7 @@ class Link(asyncio.BufferedProtocol):
         self._wake()
 
     def _take_turn(self) -> None:
-        """Received bytes are taken up now, unless they were meanwhile."""
+        """Wake the waiter for received bytes, unless these were read meanwhile."""
         self._queued = False
         if self._payload or self.side.answering == COMPLETE:
             self._wake()
