@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from gateway.admin.console.formatting import label_of
 from gateway.admin.console.outlines import read_outline, write_outline
 from gateway.admin.console.screens import Slot
+from gateway.admin.http.requests import id_of
 from gateway.admin.resources import form_fields as typed_as
 from gateway.admin.resources.form_fields import FormField, words
 from gateway.core.accounts.administration import Row
@@ -208,7 +209,8 @@ def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
     if each.kind == "many":
         return [text for text in sent if text]
     if each.kind == "ticks":
-        return {text: str(posted.get(f"{name}.{text}", "")).strip() for text in sent if text.isdecimal()}
+        places = [text for text in sent if id_of(text) is not None]
+        return {text: str(posted.get(f"{name}.{text}", "")).strip() for text in places}
     text = sent[-1].strip().replace("\r\n", "\n") if sent else ""
     # Browsers drop seconds that are zero.
     return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text

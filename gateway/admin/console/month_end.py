@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway.admin.console.forms import PageForm
 from gateway.admin.console.home import ConsoleShell, Posted, SignedInPerson, query
-from gateway.admin.http.requests import may_write
+from gateway.admin.http.requests import id_of, may_write
 from gateway.admin.operations import WriteRequest
 from gateway.admin.resources.form_fields import FormField
 from gateway.admin.resources.registry import RESOURCES
@@ -70,7 +70,7 @@ async def invoice_month(
         desk, desk.asked(request, signed, posted), period_of_month(typed["month"]), typed["draft"] == "true"
     )
     loop, done = asyncio.get_running_loop(), list[InvoicedOrganization]()
-    until, after = loop.time() + RUN_S_MAX, int(typed["after"]) if typed["after"].isdecimal() else 0
+    until, after = loop.time() + RUN_S_MAX, id_of(typed["after"]) or 0
     while organizations := await run.organizations(after):
         for row in organizations:
             if loop.time() > until:

@@ -37,7 +37,7 @@ from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.explanation import explain
-from gateway.admin.http.requests import Body
+from gateway.admin.http.requests import Body, id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField
@@ -327,7 +327,7 @@ class Records:
     async def _with_names(self, form: PageForm, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return values with the names of rows for their ids, where a name says which row is meant."""
         refers = {each.name: each.refers for each in form.fields if each.refers in FOUND - LISTED}
-        ids = {name: int(text) for name in refers if (text := str(values.get(name, ""))).isdecimal()}
+        ids = {name: id_ for name in refers if (id_ := id_of(str(values.get(name, "")))) is not None}
         wanted: dict[str, set[int]] = {}
         for name, number in ids.items():
             wanted.setdefault(refers[name], set()).add(number)

@@ -21,6 +21,7 @@ from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
 from gateway.admin.console.lists import FilterControl, find_names
+from gateway.admin.http.requests import id_of
 from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
@@ -345,7 +346,8 @@ async def _chips(
     desk: ConsoleShell, asked: ReportQuery, errors: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
     """Return the filters in force: names, values, and the address without them."""
-    ids = {name: int(text) for name, text in asked.filters.items() if name in REFERS and text.isdecimal()}
+    typed = {name: id_of(text) for name, text in asked.filters.items() if name in REFERS}
+    ids = {name: id_ for name, id_ in typed.items() if id_ is not None}
     wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
     names = await desk.names(wanted)
     return [

@@ -398,6 +398,12 @@ def number_or_text(text: str) -> object:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
 
 
+def id_of(text: str) -> int | None:
+    """Return the id that a text is, None where it is none."""
+    number = number_or_text(text)
+    return number if isinstance(number, int) else None
+
+
 def fingerprint(resource: str, filters: Mapping[str, object], *, descending: bool) -> str:
     """Name a list, so that a cursor of another one is not taken for its own."""
     return sha256(repr((resource, sorted(filters.items()), descending)).encode()).hexdigest()[:12]

@@ -655,6 +655,11 @@ class CallRequest:
     tiers: tuple[str, ...] = ()
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The names of all models that may answer: as the call says, and as its targets do."""
+        return (self.model, *self.models_beside, *[target.model for target in self.targets])
+
+    @property
     def has_input(self) -> bool:
         """Whether it is paid by tokens at all: something of its body was read."""
         return self.input_bytes > 0 or self.blob_tokens > 0

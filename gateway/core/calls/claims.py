@@ -207,10 +207,7 @@ def _models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
     if call.tool:
         return False
-    others = call.models_beside
-    if call.targets:
-        others = (*others, *[one.model for one in call.targets])
-    return _may_search(call.model) or any(_may_search(model) for model in others)
+    return _may_search(call.model) or any(_may_search(model) for model in call.models[1:])
 
 
 def _may_search(model: str) -> bool:

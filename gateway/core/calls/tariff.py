@@ -163,7 +163,7 @@ def makes(call: CallRequest) -> list[str]:
     rules, found = family.exclusions, list[str]()
     if rules.sound is not never and not rules.sound(document, call.names):
         found.append("audio_output")
-    if not rules.pictures(document, call.names) or _PICTURES in call.model.lower():
+    if not rules.pictures(document, call.names) or any(_PICTURES in name.lower() for name in call.models):
         found.append("image_output")
     return found
 

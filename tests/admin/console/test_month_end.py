@@ -149,3 +149,17 @@ async def test_finance_reads_every_report_as_a_page_and_as_a_file(api: Api, admi
         wrong = await admin.open(f"/{statement.name}?organization_id=Nobody")
         assert (wrong.status, "names nothing" in wrong.text) == (422, True)
         assert (await admin.open(f"/{statement.name}?currency=dollars")).status == 422
+
+
+async def test_numbers_that_no_id_has_are_no_fault_of_a_page(api: Api, admin: Person) -> None:
+    """5,000 digits are more than Python reads as a number."""
+    digits, month = "7" * 5_000, f"{last_month()[0]:%Y-%m}"
+    made = await draft(api, await acme(api))
+    await api.post(f"invoices/{made['id']}/finalize")
+    token = (await admin.open("/")).form_token
+    sent = {"form_token": token, "month": month, "draft": "true", "after": digits}
+    assert (await admin.post("/invoices/month", sent)).status == 200
+    one = f"/invoices/{made['id']}/credit-note"
+    assert (await admin.post(one, {"form_token": token, "lines": digits})).status < 500
+    for page in (f"/api-keys/new?tenant_id={digits[:4_400]}", f"/usage?tenant_id={digits[:4_400]}"):
+        assert (await admin.open(page)).status < 500

@@ -12,6 +12,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import TOOL_USES, limit_uses, unpriced_tools, uses_of
 from gateway.core.calls.estimate import TOOL_USES_MAX
+from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import makes, unpriced_part
 from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER
@@ -328,3 +329,12 @@ def test_sound_that_is_paid_by_the_second_needs_no_price_of_its_tokens() -> None
     bare, by_second = read_price(row).vector, read_price(row | {"audio_second": "0.0001"}).vector
     assert unpriced_part(call, [by_second]) is None
     assert unpriced_part(call, [by_second, bare]) is not None  # either may answer
+
+
+@pytest.mark.parametrize(
+    ("target", "is_made"), [("gemini-2.5-flash-image", True), ("gemini-2.5-flash", False)]
+)
+def test_a_configured_model_makes_pictures_as_a_target_does(target: str, *, is_made: bool) -> None:
+    call = asked(GEMINI, {}, "drawer")
+    call.targets = (ModelTarget("up", target),)
+    assert ("image_output" in makes(call)) is is_made

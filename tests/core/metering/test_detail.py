@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.routes import ModelTarget
 from gateway.core.metering.meter import TOOLS_MAX, Detail, Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.report import content_bytes
@@ -642,4 +643,26 @@ def test_an_answer_of_a_model_that_searches_is_a_search(model: str, searches: in
         made.finish()
     else:
         made.whole(json.dumps({"choices": [{"message": {"content": "hi"}}], "usage": usage}).encode())
+    assert made.detail.tools == ({"web_search": 1} if searches else {})
+
+
+@pytest.mark.parametrize(
+    ("targets", "answered", "searches"),
+    [
+        (["gpt-4o-search-preview"], "mine", 1),
+        (["gpt-4o", "gpt-5-search-api"], "gpt-5-search-api-2026", 1),
+        (["gpt-4o", "gpt-5-search-api"], "gpt-4o-2026", 0),
+        (["gpt-4o"], "mine", 0),
+    ],
+)
+def test_a_configured_model_searches_as_its_targets_do(
+    targets: list[str], answered: str, searches: int
+) -> None:
+    asked = call("openai_chat")
+    asked.model = "mine"
+    asked.targets = tuple(ModelTarget("up", model) for model in targets)
+    usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+    made = make_meter(asked, 200, JSON)
+    answer = {"model": answered, "choices": [{"message": {"content": "hi"}}], "usage": usage}
+    made.whole(json.dumps(answer).encode())
     assert made.detail.tools == ({"web_search": 1} if searches else {})

@@ -188,12 +188,23 @@ def _reports_of(meter: Meter) -> ChoiceReports:
 def _name(meter: Meter, model: object, tier: object) -> None:
     meter.detail.answered_by(model)
     meter.detail.served_as(tier)
-    if any(word in meter.call.model for word in _SEARCHING):
+    targets = meter.call.targets
+    if _searches(meter.call.model) or (targets and _searches_under_another_name(meter)):
         meter.detail.used_tool(SEARCH, 1)
 
 
 # Models of OpenAI's that search for each answer, and report no search.
 _SEARCHING: Final = ("-search-preview", "-search-api")
+
+
+def _searches(model: str) -> bool:
+    return any(word in model for word in _SEARCHING)
+
+
+def _searches_under_another_name(meter: Meter) -> bool:
+    """Return whether a configured model's targets all search, or the one that the answer names."""
+    targets = meter.call.targets
+    return _searches(meter.detail.model) or all(_searches(target.model) for target in targets)
 
 
 def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> bool:
