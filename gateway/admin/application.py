@@ -94,8 +94,8 @@ def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
 
 @cache
 def _documents(version: str) -> tuple[bytes, str]:
-    """The OpenAPI document and its page: they follow from the resources, so a process makes them once, and
-    not while it starts: that would be a quarter of a start's time.
+    """Return the OpenAPI document and its page, made once a process from the resources. The start does not
+    make them: that would add a quarter to its time.
     """
     described = document(RESOURCES, REPORTS, version=version)
     return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(), render(described)

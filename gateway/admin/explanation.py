@@ -105,7 +105,7 @@ class Explanation:
         )  # fmt: skip
 
     async def _user_of(self, user_id: object) -> str:
-        """Return what its caller called the user of the call, which all who read the call may know."""
+        """Return the external id of a call's user, which every reader of the call may see."""
         if not user_id:
             return ""
         try:
@@ -360,7 +360,7 @@ def _movement(resource: str, row: Json, currency: str | None) -> str:
 
 
 def _named(row: Json, row_id: object) -> str:
-    """Return what people call a row, with its id."""
+    """Return a row's name with its id, or the id alone."""
     return f"{row['name']} ({row_id})" if row.get("name") else str(row_id)
 
 

@@ -62,7 +62,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
 
 
 async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list[Row]:
-    """Of a budget with `each` the accounts that used most in the window that runs."""
+    """Return the accounts of a budget with `each` that used most in the current window."""
     at_ms = _now_ms()
     stored = await ports.figures.budget_accounts(int(str(row["id"])), _started(row, at_ms), rows_max)
     return await _everybody(ports, row, stored, at_ms)
@@ -138,7 +138,7 @@ def _window(row: Row, at_ms: int) -> tuple[datetime | None, datetime | None]:
 
 
 async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]) -> LiveBudgets:
-    """Return what the counters hold of accounts; nothing where they cannot be asked."""
+    """Return the counters of accounts; empty where the counters cannot be queried."""
     if not accounts:
         return {}
     try:
@@ -185,7 +185,7 @@ async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 async def _runs(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Runs as the counters have them; one that has ended keeps the number of its stored calls."""
+    """Return runs with their live counters; an ended run shows the number of its stored calls."""
     names = [
         run_account(int(str(row["organization_id"])), int(str(row["tenant_id"])), str(row["name"]))
         for row in rows

@@ -75,7 +75,7 @@ def _digested(ports: AdminPorts, credential: str) -> Row:
 
 
 async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, request_id: str) -> None:
-    """Keep the answer under its claim; where that fails, what was committed with the write is kept."""
+    """Store the answer under its claim; if that fails, the answer committed with the write remains."""
     try:
         await ports.store.finish(claim, content, status)
     except StoreUnavailable:
@@ -103,7 +103,7 @@ class Operations:
         return rows, cursor
 
     async def every(self, query: Query) -> AsyncIterator[Sequence[Row]]:
-        """All rows, in batches of the query's limit."""
+        """Yield all rows, in batches of the query's limit."""
         after = query.after
         while True:
             rows, after = await self._page(replace(query, after=after))
@@ -159,7 +159,7 @@ class Operations:
         return sent
 
     async def take(self, asked: WriteRequest, values: Row, answers: Resource) -> WriteResult:
-        """Take many rows in at once; answers with what became of them, as `answers` says it."""
+        """Create many rows at once; the result has their outcomes in the form of `answers`."""
         require_write(self._actor, self.resource, CREATE)
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
@@ -182,7 +182,7 @@ class Operations:
         return await self._do(self._command(asked, DELETE, row_id), resource, 204)
 
     async def act(self, action: Action, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
-        """Do one of the resource's actions; answers with the row, or with the tenant's quota."""
+        """Run one of the resource's actions; return the row, or the tenant's quota."""
         require_write(self._actor, self.resource, action.name)
         values: Row = {}
         if action.body is not None:

@@ -115,6 +115,6 @@ class AdminPorts:
     budget: HourlyBudget = HOURLY
 
     def of(self, actor: Actor) -> AdminPorts:
-        """The same as a caller has them: of one organization or tenant, nothing of any other is there."""
+        """Return these ports limited to the caller's organization or tenant."""
         realm = actor.realm
         return replace(self, actor=actor, store=self.store.within(realm), figures=self.figures.within(realm))

@@ -39,7 +39,7 @@ class MailServer(NamedTuple):
 
 
 def read_url(url: str) -> MailServer:
-    """The server of `smtp://user:password@host:port` or `smtps://`; only one on this machine needs no TLS."""
+    """Return the server of `smtp://user:password@host:port` or `smtps://`; only a local one needs no TLS."""
     parts = urlsplit(url)
     host, credentials = parts.hostname or "", (unquote(parts.username or ""), unquote(parts.password or ""))
     address = literal(host)
@@ -107,7 +107,7 @@ class SmtpMailer:
 
 
 def _verified_by(ca_file: str) -> ssl.SSLContext:
-    """TLS, verified by these authorities or the system's; `OSError` where they cannot be read."""
+    """Return a TLS context with these authorities or the system's; `OSError` where they are unreadable."""
     require_regular(ca_file)
     return ssl.create_default_context(cafile=ca_file or None)
 

@@ -58,7 +58,7 @@ _URLS = {REDIS: "TOLLKEEPER_REDIS_URL", POSTGRESQL: "TOLLKEEPER_DATABASE_URL"}
 
 
 def is_store_away(error: Exception) -> bool:
-    """Whether PostgreSQL cannot be asked at all. A statement that takes too long is its item's fault."""
+    """Return whether PostgreSQL does not answer at all. A timeout of a statement is its item's fault."""
     return isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
 
 
@@ -79,7 +79,7 @@ class Isolation:
         self._untold = UnreportedFailures()
 
     def watch(self, loops: Iterable[str]) -> None:
-        """Have these loops shown from the start: a counter that begins at 1 raises no alarm."""
+        """Register loops with 0 failures at the start: a counter that begins at 1 raises no alarm."""
         for loop in loops:
             self._failed[loop, PASS] += 0
             self._failed[loop, ITEM] += 0
@@ -90,7 +90,7 @@ class Isolation:
         self.say("loop failed", loop, error)
 
     def say(self, event: str, loop: str, error: Exception) -> None:
-        """Say a failure, once a minute each fault: a server that is away is one fault of all loops."""
+        """Log a failure, once a minute per fault: a server that is away is one fault of all loops."""
         server = self._server_away(error)
         cause = "" if server else f"{loop} {type(error).__name__}"
         count = self._untold.note(server or event, cause, self._seconds(), FAULT_EACH_S)
@@ -122,7 +122,7 @@ class Isolation:
         *,
         name: Callable[[T], str],
     ) -> int:
-        """Do this with each item in turn; answers with how many it was done."""
+        """Run `act` on each item in turn; return how many succeeded."""
         done = 0
         for item in items:
             if await self.tried(loop, item, act, name=name):
@@ -137,9 +137,9 @@ class Isolation:
         *,
         name: Callable[[T], str],
     ) -> int:
-        """Do this with all items at once, else with each alone; answers with how many it was done.
+        """Run `act` on all items at once, else on each alone; return how many succeeded.
 
-        An item that succeeds alone was never left, and is not counted.
+        An item that succeeds alone does not count as failed.
         """
         if len(items) > 1:
             try:
@@ -158,7 +158,7 @@ class Isolation:
     async def tried(
         self, loop: str, item: T, act: Callable[[T], Awaitable[object]], *, name: Callable[[T], str]
     ) -> bool:
-        """Do this with one item; False where it was left. What concerns everybody is raised."""
+        """Run `act` on one item; return False if it failed. Faults of a server are raised."""
         try:
             await act(item)
         except Exception as error:
@@ -169,7 +169,7 @@ class Isolation:
         return True
 
     def is_everybodys(self, error: Exception) -> bool:
-        """Return whether an error says something of a server, and nothing of the item."""
+        """Return whether an error is of a server, and not of the item."""
         return _unavailable(error) or self._is_away(error)
 
     def figures(self) -> dict[str, object]:
@@ -208,11 +208,11 @@ class Agenda:
         self._asked_at = -look_s
 
     def hurry(self) -> None:
-        """Something was done that may give others something to do."""
+        """Wake the loops: a change may have made something due."""
         self._hurried.set()
 
     def has(self, name: str) -> bool:
-        """Return whether a loop had something to do at the last look; also before there is one."""
+        """Return whether a loop found something due at the last look; also True before the first."""
         return self._last is None or name in self._last
 
     async def until(self, name: str) -> None:
@@ -305,9 +305,9 @@ def each(
     leaves: tuple[type[Exception], ...] = (),
     name: Callable[[T], str] = str,
 ) -> Step:
-    """Do this with each item that is due; False says that there was nothing to do.
+    """Return a step that runs `act` on each due item; `act` returns False if it had nothing to do.
 
-    An error of `leaves` says that an item waits: no failure of it.
+    An error of `leaves` means that an item waits: no failure of it.
     """
 
     async def step(isolation: Isolation, loop: str) -> int:
@@ -334,7 +334,7 @@ def batches(
     split: Callable[[Sequence[T]], Iterable[Sequence[T]]] = lambda page: [page],
     name: Callable[[T], str] = str,
 ) -> Step:
-    """Do this with all that is due, batch by batch; with each item alone where its batch fails."""
+    """Return a step that runs `act` on due items by batch, and on each item of a failed batch."""
 
     async def step(isolation: Isolation, loop: str) -> int:
         done = 0
@@ -347,7 +347,7 @@ def batches(
 
 
 def call(act: Callable[[], object]) -> Step:
-    """Do this once a pass; a number that it answers is how many items there were."""
+    """Return a step that runs `act` once a pass; an integer result counts as its number of items."""
 
     async def step(_isolation: Isolation, _loop: str) -> int:
         done = act()

@@ -130,7 +130,7 @@ def _asked(question: str, default: str, *, hidden: bool = False) -> str:
 
 
 def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> SetupAnswers:
-    """The answers, checked before anything is written; `CommandFailed` names the option that is wrong."""
+    """Return the checked answers, before any write; `CommandFailed` names the wrong option."""
     named = [name for name, each in PROVIDERS.items() if each is not None and environ.get(each.variable)]
     choices = ", ".join(PROVIDERS)
     provider = given.provider or ask(f"Provider ({choices})?", named[0] if named else DEMO)
@@ -169,7 +169,7 @@ def _provider_key(provider: str, given: Given, ask: Callable[..., str], environ:
 
 
 def _write_files(place: Path, answers: SetupAnswers, given: Given) -> None:
-    """The configuration last: a data directory that has it has all of them."""
+    """Write the files, the configuration last: a directory with a configuration is complete."""
     try:
         if not place.exists():
             place.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True)
@@ -203,7 +203,7 @@ def _objects(answers: SetupAnswers) -> Json:
 
 
 def _write(path: Path, text: str) -> None:
-    """A file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, whole or not at all."""
     coming = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(
         os.open(coming, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8"
@@ -291,7 +291,7 @@ def _until_known(gateway_url: str, key: str) -> None:
 
 
 def _tell(place: Path, facts: Json, key: str) -> None:
-    """A first call, and what to do next."""
+    """Print a first call and the next steps."""
     provider = _provider_of(place)
     typer.echo("Try it:\n")
     if provider is None:

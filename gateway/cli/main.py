@@ -193,7 +193,7 @@ def _called(command: CommandInfo) -> str:
 
 
 def _has(program: typer.Typer, name: str) -> bool:
-    """Return whether a command or a section of this name is there."""
+    """Return whether a command or a section of this name exists."""
     return name in {
         *map(_called, program.registered_commands),
         *(one.name for one in program.registered_groups),

@@ -120,9 +120,9 @@ def _holder(lock: int) -> str:
 
 
 def known_values(path: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return what the `up` of this directory runs with, for settings that were not given otherwise.
+    """Return the settings of this directory's `up`, except those in `given`.
 
-    Of the database it names the keeper's user, and its owner.
+    The database URL is the keeper user's, with the owner's URL beside.
     """
     data = DataDirectory(path.absolute())
     if not (data.path / "up.json").exists():

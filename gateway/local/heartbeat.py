@@ -33,7 +33,7 @@ async def keep_beating(beat_s: float = BEAT_S) -> None:
 
 
 def say_ready() -> None:
-    """Say, once, that this process does what it is there for."""
+    """Report, once, that this process is ready."""
     if os.environ.get(HEARTBEAT_VARIABLE, ""):
         _say(READY)
 
@@ -64,7 +64,7 @@ class Heartbeat:
         look_s: float = LOOK_S,
         seconds: Callable[[], float] = time.monotonic,
     ) -> float:
-        """Seconds of silence, once that is more than may be: before the first beat, or behind the last."""
+        """Return the seconds of silence, once too long: before the first beat, or after the last."""
         heard = seconds()
         awake, bound = Awake(heard, 2 * look_s), first_s_max
         while True:

@@ -21,7 +21,7 @@ SAME_START_S = 1.5
 
 
 def noted_child(pid: int | None) -> dict[str, float] | None:
-    """Return what identifies a process later: its id and when it started."""
+    """Return a process's identity for later: its id and start time."""
     if pid is None:
         return None
     with contextlib.suppress(psutil.Error):
@@ -65,9 +65,9 @@ def _named(pid_file: Path) -> psutil.Process | None:
 
 
 def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | None:
-    """Return whether it is that program, started on that directory; None where that cannot be seen.
+    """Return whether a process is that program on that directory; None where that cannot be seen.
 
-    The command line is asked, not the working directory: in a container even root may not see
+    The command line is read, not the working directory: in a container even root may not see
     the latter of a process of another user.
     """
     try:

@@ -33,7 +33,7 @@ class ParentPipe:
         return self._lines.readline()
 
     def hold(self, grace_s: float) -> None:
-        """From now on stop this process, in order, when the other end closes."""
+        """Stop this process in order when the other end closes, from now on."""
         threading.Thread(target=self._watch, args=(grace_s,), name="parent pipe", daemon=True).start()
 
     def listen(self, told: Callable[[bytes], object]) -> None:

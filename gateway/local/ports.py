@@ -104,7 +104,7 @@ def supervisor_port() -> tuple[list[socket.socket], list[socket.socket]]:
 
 
 def handed_over(port: int) -> list[socket.socket]:
-    """Sockets of a port that a service manager listens with for us: systemd's `.socket` units."""
+    """Return the sockets of a port that a service manager handed over: systemd's `.socket` units."""
     return [socket.socket(fileno=os.dup(at)) for at, number in _handed_over() if number == port]
 
 
@@ -132,7 +132,7 @@ def _handed_over() -> list[tuple[int, int]]:
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Return where to listen; at all addresses there are where none is said."""
+    """Return the addresses to listen at; all of the machine without a host."""
     found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
 
@@ -171,7 +171,7 @@ def free_port(wish: int, host: str = "127.0.0.1") -> int:
 
 
 async def port_answers(host: str, port: int, within_s: float) -> bool:
-    """Return whether somebody accepts a connection there; a host with a slash is a Unix socket."""
+    """Return whether a server accepts connections there; a host with a slash is a Unix socket."""
     try:
         async with asyncio.timeout(within_s):
             if "/" in host:
@@ -205,7 +205,7 @@ class Voice:
         self._began = time.monotonic()
 
     def step(self, sentence: str) -> None:
-        """Say what is being done during the start."""
+        """Print a step of the start."""
         _news(f"tollkeeper [{time.monotonic() - self._began:4.1f} s] {sentence}")
 
     def say(self, sentence: str) -> None:

@@ -93,9 +93,9 @@ class Child:
         self.program = program
 
     def fork(self) -> bool:
-        """As `load`, but by a fork of this process, which has no event loop and no thread yet.
+        """Start the program like `load`, but by a fork of this process without event loop or thread.
 
-        True here, False in the fork: that leads a session of its own, reads its settings from standard input
+        True here, False in the fork, which leads its own session, reads settings from standard input
         and beats as a started one does. `OSError` where the system has no room for it.
         """
         beats = self._listening()
@@ -134,18 +134,18 @@ class Child:
         self._keeper = asyncio.create_task(self._keep(process))
 
     async def tell(self, line: bytes) -> None:
-        """Say another line on its standard input, and to whatever is started in its place later."""
+        """Send a new line to its standard input, and to every later process in its place."""
         self.program = replace(self.program, stdin=line)
         if self._process is not None and self._process.returncode is None:
             await self._say_settings(self._process)
 
     async def send(self, line: bytes) -> None:
-        """Say a line that is of now: whatever is started in its place is not told it."""
+        """Send a line to the current process alone: later ones in its place do not get it."""
         if self._process is not None and self._process.returncode is None:
             await _written(self._process, line)
 
     async def stop(self) -> None:
-        """Ask it to stop, wait its time, then kill it."""
+        """Stop the process in order within its time, then kill it."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
@@ -170,7 +170,7 @@ class Child:
             self._say(f"{self.program.name} started again (process {process.pid})")
 
     async def _spawned_again(self, delay_s: float) -> tuple[Process, float]:
-        """Another process in place of one that is over, whenever it can be had; the delay before the next."""
+        """Return another process in place of an ended one, as soon as one starts; and the next delay."""
         while True:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
@@ -365,7 +365,7 @@ async def _written(process: Process, line: bytes) -> None:
 
 
 def missing_library(said: str) -> str:
-    """What a program said of a shared library it needs, in a sentence; empty where it said nothing of one."""
+    """Return the sentence on a missing shared library from a program's output; empty without one."""
     found = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", said)
     return f"the shared library {found[1]} is missing on this machine" if found else ""
 

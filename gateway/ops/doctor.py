@@ -46,7 +46,7 @@ _NOT_TWICE = "whether a pooler shares sessions could not be asked: two connectio
 
 # What `tollkeeper doctor` says of a pooler between a keeper, or the owner, and PostgreSQL.
 def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
-    """Whether sessions are shared, and whether the owner, where one is here, has one of its own."""
+    """Yield findings about a pooler: whether sessions are shared, also for a separate owner."""
     from persistence.engine import ASK_OWNER, is_seen_to_share  # noqa: PLC0415  # heavy to load
 
     shared = is_seen_to_share(url)
@@ -65,7 +65,7 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
 # What `tollkeeper doctor` says of the replica that reads go to.
 async def replica_findings(url: str, read_url: str, shown: str, answer_s_max: float) -> tuple[bool, str, str]:
-    """Return whether it is read, and how far it is behind: well, subject, what is said."""
+    """Return whether the replica is used, the subject, and a message with its lag."""
     from persistence.engine import examine  # noqa: PLC0415  # heavy to load
 
     try:
@@ -110,7 +110,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
 
 
 def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
-    """Whether all that is needed is set, and the extras that settings ask for are installed."""
+    """Yield whether all needed settings are set, and the extras that they need are installed."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
@@ -130,7 +130,7 @@ def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
 
 
 def _called(settings: Settings) -> list[UpstreamTarget]:
-    """The upstreams that anything goes to: those that are built in are there, whether they are or not."""
+    """Return the upstreams in use; unused ones, such as built-in ones, are skipped."""
     services = settings.services
     called = {services.shared, *(name for _, name in services.upstreams)}
     called |= {route.upstream for route in settings.routes}
@@ -139,7 +139,7 @@ def _called(settings: Settings) -> list[UpstreamTarget]:
 
 
 def _ports(settings: Settings, role: str) -> Iterator[Finding]:
-    """The certificates of our own ports, as far as they have one."""
+    """Yield findings about the certificates of our own ports that have one."""
     for port, of in (("gateway", "serve"), ("ops", "serve"), ("admin", "keeper")):
         files = settings.tls_files(port)
         if files is None or role not in {of, "all"}:
@@ -162,7 +162,7 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
 
 
 def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) -> Finding:
-    """Return whether gateways and keepers could write where their settlements and numbers are kept."""
+    """Return the finding whether the data directories can be written and their disks have room."""
     for place in dict.fromkeys((Path(settings.data_dir), settings.settlements_dir)):
         there = place
         while not there.exists() and there != there.parent:
@@ -179,7 +179,7 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
 
 
 def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
-    """Return whether a gateway worker started as we were may open as many as its connections need."""
+    """Return the finding whether a gateway worker can open enough files for its connections."""
     if few := few_files(settings, files_max):
         enough = limits_here(settings, files_max).connections_max >= CONNECTIONS_FEW
         return Finding(enough, "open files", few)
@@ -204,7 +204,7 @@ async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """Whether those answer who say who calls, and who is at the console."""
+    """Yield whether the issuers of callers and of console users answer."""
     if not is_installed("oidc"):
         return
     for issuer in settings.issuers if role != "keeper" else ():
@@ -228,7 +228,7 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
 
 
 async def _upstream_in_use(target: UpstreamTarget) -> Finding:
-    """One that is built in is looked at once it has a credential: without one nothing can come of a call."""
+    """Return an upstream's finding; a built-in one without a credential is skipped, as no call can use it."""
     if replace(target, via=None, proxies=None) in default_table({}).upstreams:
         said = "built in, and without a credential, so it was not looked at"
         return Finding(True, f"upstream {target.name}", said)
@@ -259,7 +259,7 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
 
 
 async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
-    """Return whether an upstream takes each of its keys, None where that is unknown, and in words."""
+    """Return whether an upstream accepts each of its keys, None where unknown, and the message."""
     from gateway.core.families.registry import FAMILIES  # noqa: PLC0415  # heavy to load
 
     family = FAMILIES[cast("Family", target.family or GENERIC)]
@@ -284,7 +284,7 @@ def _day(moment: float) -> str:
 
 
 async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
-    """The database as the keeper's user sees it, and its owner where that is another."""
+    """Yield findings about the database as the keeper's user sees it, and about a separate owner."""
     from persistence.keeper.sweeps import certificate_end  # noqa: PLC0415  # heavy to load
     from persistence.schema.database import refuse_other  # noqa: PLC0415  # heavy to load
     from persistence.schema.migrate import schema_status  # noqa: PLC0415  # heavy to load
@@ -345,7 +345,7 @@ def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
 
 
 def _takes_any_maximum(target: UpstreamTarget) -> bool:
-    """Return whether nobody states how much output an upstream of the file makes, whose models may be any."""
+    """Return whether an upstream of any models has no stated maximum of output."""
     facts = target.facts
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
     built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}

@@ -52,7 +52,7 @@ Found = tuple[bool | None, str, str]
 
 
 def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
-    """Of what `INFO` says, and of the answer to `CONFIG GET appendfsync`, which not every user may ask.
+    """Yield findings from `INFO`, and from the answer to `CONFIG GET appendfsync`, if this user may ask.
 
     `now` is our Unix time when the answer came; None where the clocks are not compared.
     """
@@ -65,7 +65,7 @@ def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> It
 
 
 def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
-    """The same of a replica, as it will be once it has taken over."""
+    """Yield findings about a replica, judged as the server that it becomes on takeover."""
     yield _policy(info.get("maxmemory_policy", "unknown"))
     if info.get("aof_enabled") == "1":
         yield _file(on=True, replicas=0)
@@ -77,7 +77,7 @@ def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found
 
 
 def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
-    """Whether it takes calls, and can write its files."""
+    """Yield whether Redis accepts calls, and can write its files."""
     code = why_refused(info)
     if code and code != "OOM":  # of its memory more is said
         hint = "see *Redis refuses* in the runbook, deploy/README.md"
@@ -88,7 +88,7 @@ def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
 
 
 def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
-    """Whether the file, where there is one, is written soon enough."""
+    """Yield whether the append-only file, if any, is synced soon enough."""
     if info.get("aof_enabled") != "1":
         return
     values = list(fsync.values()) if isinstance(fsync, Mapping) else fsync
@@ -104,7 +104,7 @@ def _fsync(info: Mapping[str, str], fsync: object) -> Iterator[Found]:
 
 
 def _file(on: bool, replicas: int) -> Found:
-    """Return whether what it was told outlives its process, in a file or in another server."""
+    """Return the finding on durability: data must outlive the process, in a file or on a replica."""
     if on:
         return True, "redis", "append-only file is on"
     if replicas:
@@ -115,7 +115,7 @@ def _file(on: bool, replicas: int) -> Found:
 
 
 def _policy(policy: str) -> Found:
-    """Return whether Redis would throw counters away where its memory is full."""
+    """Return the finding on eviction: Redis must not drop counters when its memory is full."""
     if policy == "noeviction":
         return True, "redis", "maxmemory-policy is noeviction"
     if policy == "unknown":
@@ -125,7 +125,7 @@ def _policy(policy: str) -> Found:
 
 
 def _memory(info: Mapping[str, str]) -> Iterator[Found]:
-    """Whether it has memory left, where it has a limit: at the limit it takes no new call."""
+    """Yield whether memory is left below the limit, if any: at the limit Redis refuses new calls."""
     most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
     if not most and not (info.get("maxmemory") and "maxmemory_policy" in info):
         yield None, "redis", "this server does not tell its maxmemory: see that its machine has more"
@@ -139,7 +139,7 @@ def _memory(info: Mapping[str, str]) -> Iterator[Found]:
 
 
 def _clock(info: Mapping[str, str], now: float | None) -> Iterator[Found]:
-    """Whether its clock is ours: it gives the time of charges, and we that of refusals."""
+    """Yield whether the server's clock agrees with ours: it dates charges, and ours dates refusals."""
     told = info.get("server_time_usec", "")
     if now is None:
         return
@@ -246,7 +246,7 @@ _UNHEARD = Finding(
 
 
 def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_before: bool) -> Iterator[Finding]:
-    """What the keeper that spoke last says; `ran_before` where one has verified this Redis."""
+    """Yield findings from the newest keeper's report; `ran_before` if one has verified this Redis."""
     if heard is None:
         if not ran_before:
             return
@@ -272,7 +272,7 @@ def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_befor
 
 
 def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
-    """Whether each credential in PostgreSQL is under a pepper that is taken."""
+    """Yield whether each credential in PostgreSQL uses an accepted pepper."""
     from persistence.schema.roles import in_use  # noqa: PLC0415  # heavy to load
 
     try:
@@ -306,7 +306,7 @@ _GUIDE = "(deploy/README.md, PostgreSQL)"
 
 
 async def redis_user_findings(address: Address, role: str, answer_max_s: float) -> Seen:
-    """Whether the user of an address may do what a process of this role does, and is not the other's."""
+    """Return whether an address's user has the rights of this role, and is not the other role's user."""
     user, ours = address.username or "default", "gateway" if role == "serve" else "keeper"
     needed = client.needed_rights(role, clustered=bool(address.members), database=address.database)
     # Redis notes what it refuses: only who is likely to may do anything is asked for more than is needed.
@@ -361,7 +361,7 @@ def _hint(error: TollkeeperError) -> str:
 
 
 def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
-    """Whether a keeper's user may do what a keeper does, and the owner, if it is another, owns the tables."""
+    """Return whether the keeper's user has its rights, and a separate owner owns the tables."""
     from persistence.schema.roles import privileges  # noqa: PLC0415  # heavy to load
 
     seen: list[Seen] = []
@@ -464,7 +464,7 @@ async def _read(wires: RedisConnections, name: bytes) -> Reply | CountersRefused
 
 
 def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
-    """Lists of everybody that are not there, or something else is, though a keeper has written them once."""
+    """Yield findings about shared lists that are missing or unreadable, though a keeper once wrote them."""
     lacking: dict[str, list[str]] = {}
     for name, raw in lists.items():
         if not isinstance(raw, bytes) or version_standing(raw) < 0:
@@ -477,7 +477,7 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
 
 
 async def _keeping(wires: RedisConnections) -> tuple[KeeperInfo | None, bool]:
-    """Return what the keeper that spoke last says, and whether this user may know."""
+    """Return the newest keeper's report, and whether this user may read it."""
     try:
         return await heard(wires), True
     except CountersRefused:  # users of an older deploy/users.acl; which right is lacking is said of the user
@@ -558,14 +558,14 @@ async def _replicas(
 
 
 def _asks(address: Address) -> bool:
-    """Whether a user may be asked for `CONFIG`. One of `users.acl` may not, and what a server refuses stands
-    in its log of attacks.
+    """Return whether a user may send `CONFIG`. Users of `users.acl` may not, and a refusal enters the
+    server's log of attacks.
     """
     return address.username in ("", "default")
 
 
 async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
-    """Return what a server is configured with; None where its user may not ask that."""
+    """Return a configuration value of the server; None where its user may not ask."""
     with suppress(CountersRefused):
         return await in_task(wire.send(encode(*f"CONFIG GET {name}".encode().split())))
     return None
@@ -624,7 +624,7 @@ def _release(info: Mapping[str, str]) -> tuple[str, str, tuple[int, ...]]:
 
 
 def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
-    """Services whose calls are refused, for they go nowhere or could be had at another price."""
+    """Yield findings about services whose calls are refused, for lack of an upstream or two prices."""
     services = services_of(catalogue)
     targets = {target.name: target for target in settings.upstreams}
     try:
@@ -642,7 +642,7 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
 
 
 def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
-    """Return whether a keeper has compared this very data with PostgreSQL; until then calls are refused."""
+    """Return the finding whether a keeper has compared this data with PostgreSQL since the start."""
     if not confirmed:
         return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
     if confirmed == here:

@@ -102,9 +102,9 @@ class FileStore:
 
     @contextmanager
     def write_whole(self, name: str, still: Callable[[], object]) -> Iterator[Any]:
-        """A file to write, unless another does: `still` is asked before it has its name, and may raise.
+        """Open a file for writing, with its name only at the end: `still` is called first, and may raise.
 
-        A directory has the file of before until then. Into a bucket goes what was written, raised or not.
+        A directory has the old file until then. A bucket gets the written bytes, raised or not.
         """
         growing = f"{name}.{uuid4().hex}{GROWING}" if self._is_local else name
         if self._is_local:  # of runs that were killed, and of one that may not go on
@@ -133,7 +133,7 @@ class FileStore:
         return size, digest.hexdigest()
 
     def read(self, name: str, most: int) -> bytes:
-        """Return what a file holds, up to so many bytes."""
+        """Return up to `most` bytes of a file."""
         with told(self.url), self._files.open_input_stream(self._path(name)) as source:
             return bytes(source.read(most))
 
@@ -142,7 +142,7 @@ class FileStore:
             return bool(self._files.get_file_info(self._path(name)).type != self._kinds.NotFound)
 
     def read_json(self, name: str) -> Any:
-        """Return what a document says; None where there is none."""
+        """Return a JSON document; None where it does not exist."""
         if not self.has(name):
             return None
         try:
@@ -193,7 +193,7 @@ class FileStore:
         return f"{self._root.rstrip('/')}/{name}".rstrip("/")
 
     def _keep(self, path: str) -> None:
-        """A directory's files are forgotten by a machine that loses power, unless it is told to keep them."""
+        """Sync a path and its directory to disk, so that its files survive a power cut."""
         if not self._is_local:
             return
         for each in (path, path.rpartition("/")[0]):
@@ -211,7 +211,7 @@ def shown(url: str) -> str:
 
 @contextmanager
 def told(url: str) -> Iterator[None]:
-    """What a place does not allow, on one line, and what would be right where that is known."""
+    """Raise errors of a place as one-line `PlaceFailed`, with advice where known."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:

@@ -141,7 +141,7 @@ async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
 
 
 def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a query string asks, field by field; `Unprocessable` names what is wrong with it."""
+    """Return the fields of a query string, checked by `model`; `Unprocessable` names the wrong ones."""
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
     return requests.check_body(model, values)
 
@@ -162,7 +162,7 @@ async def _rows(
 async def _legs(
     store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
-    """Legs of the ledger behind a place, which is the last that was told, and the place of the next page."""
+    """Return up to `limit` ledger legs after `place`, and the place of the next page, if any."""
     rows = await store.ledger(asked, _leg(asked, place), limit + 1)
     if len(rows) <= limit:
         return rows, None
@@ -200,8 +200,8 @@ def _of_another() -> Unprocessable:
 
 
 def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
-    """The period asked for, of the caller's own organization where it has one; of another there is
-    nothing.
+    """Return the period and the owner of a report; `NotFound` for another organization than the
+    caller's own.
     """
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:

@@ -67,7 +67,7 @@ def filter_schema(wanted: Filter) -> Json:
 
 
 def query_parameters(model: type[BaseModel]) -> list[Json]:
-    """The parameters that a model reads a query into. None of them can be null: it is left out then."""
+    """Return the OpenAPI parameters of a query model. None is nullable: absent ones are left out."""
     asked = model.model_json_schema()
     return [
         parameter(name, _said(schema), schema.get("description"))
@@ -243,7 +243,7 @@ _FORMATS: Mapping[str, object] = {
 
 
 def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
-    """Give each operation an example of its request and of its answer."""
+    """Add examples of the request and of the answers to each operation."""
     for methods in paths.values():
         for method, operation in methods.items():
             if method == "parameters":
@@ -266,7 +266,7 @@ def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
 
 
 def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
-    """What an answer of a schema may look like; `name` is the field it stands in, `said` what it was sent."""
+    """Return an example answer of a schema; `name` is the field around it, `said` its request value."""
     if "$ref" in schema:
         title = schema["$ref"].rpartition("/")[2]
         return answered(schemas[title], schemas, name, _sent(title, schemas) or said)

@@ -71,12 +71,12 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def read(query: MultiMapping[str]) -> UsageQuery:
-    """Return what a query string asks, whole; `Unprocessable` names what is wrong with it."""
+    """Return the usage query of a query string; `Unprocessable` names the wrong fields."""
     return _query(_checked(UsageReportQuery, read_once(query)), ITEMS_MAX + 1)
 
 
 def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
-    """What a page is asked for, with one row more to know whether there is another, and the report's mark."""
+    """Return the query of a page, with one row more to detect another page, and the report's fingerprint."""
     sent = read_once(query)
     asked = _checked(UsagePage, sent)
     limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)

@@ -321,7 +321,7 @@ async def _read(request: web.Request) -> list[object]:
 
 
 def _binary(request: web.Request, data: object) -> dict[str, object]:
-    """An event in binary mode: its attributes are header fields, percent-encoded, its data is the body."""
+    """Return an event in binary mode: percent-encoded header fields are attributes, the body is the data."""
     attributes = {}
     for name, value in request.headers.items():
         if name.lower().startswith(ATTRIBUTE):
@@ -367,7 +367,7 @@ def _refused(place: int, event: requests.Body, name: str, reason: str) -> Row:
 
 
 def _said(name: object) -> str | None:
-    """Return what an event that is refused calls itself, as far as a row can hold it: none has a NUL."""
+    """Return a refused event's source or id, cut to a row's length and without NUL; None if no string."""
     if not isinstance(name, str):
         return None
     return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -425,12 +425,12 @@ class UploadSlots:
 
     @asynccontextmanager
     async def taken(self, actor: Actor) -> AsyncIterator[UploadLimits]:
-        """Have one of the caller's own; `Overloaded` where all of these are taken."""
+        """Acquire an upload place of the caller's share; `Overloaded` where none is free."""
         async with self._there.of(actor.organization_id):
             yield share_of(actor)
 
     def working(self, actor: Actor) -> AbstractAsyncContextManager[None]:
-        """Have a place to work in, once all is read; `Overloaded` where other organizations have them."""
+        """Acquire a place to work after reading; `Overloaded` where other organizations use all."""
         return self._working.of(actor.organization_id)
 
 
@@ -449,7 +449,7 @@ async def read_within(request: web.Request, share: UploadLimits) -> bytes:
 
 
 async def until_client_leaves(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do something that changes nothing, until it is done or its client is gone."""
+    """Return the result of `work`, which changes nothing; cancel it once the client is gone."""
     doing = asyncio.ensure_future(work)
     try:
         while not doing.done():

@@ -201,7 +201,7 @@ def shown(name: str) -> str:
 
 
 def _is_larger(value: object, most: int) -> bool:
-    """Return whether a value holds more than so many others; no more of them are looked at."""
+    """Return whether a value holds more than `most` nested values; the count stops there."""
     waiting, count = [value], 0
     while waiting:
         one = waiting.pop()
@@ -219,7 +219,7 @@ def _said(resource: Resource, path: str) -> str:
 
 
 def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
-    """Return what names another row; ValueError says what would."""
+    """Return the reference that `value` spells; ValueError describes a correct one."""
     how = declared(target)
     last = word(target, how.by[-1])
     if isinstance(value, str) and how.by[-1] not in references(target):
@@ -253,7 +253,7 @@ Which = tuple[str, object]
 
 
 def values_of(wanted: WantedObject) -> Row:
-    """Return what an object says, or means where it says nothing, with the ids of others."""
+    """Return an object's values with ids of referenced rows; identity fields left out have their defaults."""
     defaults = {name: getattr(wanted.row, name) for name in declared(wanted.resource).by}
     for name in references(wanted.resource):
         if name in defaults:

@@ -163,7 +163,7 @@ class Planner:
         self._forgotten += [mark for mark in passed if mark is not None]
 
     def _leave(self) -> None:
-        """Tell of objects that wait; nothing of their kind is pruned."""
+        """Add a change for each waiting object; objects of such kinds are not pruned."""
         for wanted, why in self._matching.names.left:
             planned = self._planned(CREATE, wanted)
             planned.stays = why
@@ -279,7 +279,7 @@ class Planner:
                 self._changes.append(planned)
 
     async def _several(self, resource: Resource, rows: Sequence[Row]) -> set[Identity]:
-        """Return which names of these rows others have as well: none of those is deleted unseen."""
+        """Return the names that several rows share: none of those rows is deleted unseen."""
         if not rows:
             return set()
         how = declared(resource)
@@ -408,7 +408,7 @@ class _Export:
         return said
 
     def _name(self, target: Resource, row: Row, scope: Row) -> object:
-        """Return what names a row for another one, which has the ids of `scope`: as little as says it."""
+        """Return the shortest name of a row within `scope`, the ids of the row that refers to it."""
         how = declared(target)
         last = how.by[-1]
         shared = all(scope.get(name) == row[name] for name in how.by[:-1])

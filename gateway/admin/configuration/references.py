@@ -72,7 +72,7 @@ class NameIndex:
         self._known: dict[tuple[str, object], Sequence[object]] = {}
 
     def know(self, resource: Resource, by: Row, row_id: object, *, called: bool = False) -> None:
-        """Have a row be there by its name; files `called` it so, whatever it is called now."""
+        """Register a row under its name; with `called`, files use this name whatever its present one."""
         kind, how = resource.name, declared(resource)
         last, whole = by[how.by[-1]], tuple(by[name] for name in how.by)
         if called:
@@ -86,7 +86,7 @@ class NameIndex:
         self._whole[kind][whole].append(row_id)
 
     def suggest(self) -> None:
-        """Say of the first names that are not there which ones may have been meant."""
+        """Add a suggestion to the errors of the first unknown names."""
         for at, kind, name in self._unknown[:SUGGESTED_MAX]:
             near = suggestion(name, self._named[kind])
             if near is not None:
@@ -115,7 +115,7 @@ class NameIndex:
         return True
 
     def _miss(self, wanted: WantedObject, field: str, reference: Reference, error: LookupError) -> None:
-        """Leave an object whose other was there before, with all that names it; else it is wrong."""
+        """Defer an object whose referenced row was lost, with all that refer to it; else add an error."""
         kind, said = reference.target.name, word(wanted.resource, field)
         if reference.name in self.lost[kind]:
             self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
@@ -155,7 +155,7 @@ class NameIndex:
         raise _Unknown(target.name, reference.name)
 
     def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
-        """Of rows of one name the one that these objects are about, else the one that was meant before."""
+        """Return the rows of a name that these objects mean, else those that earlier ones meant."""
         if len(found) < 2:
             return found
         known = self._known.get((kind, name))
@@ -174,7 +174,7 @@ class NameIndex:
 
 
 def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
-    """Of rows of one name the one that applying made, or took for its own: all of them where none is."""
+    """Return the single row of a name that was made or adopted by applying; else all rows."""
     if len(rows) < 2:
         return rows
     noted = [(row, marks[kind, row["id"]]) for row in rows if (kind, row["id"]) in marks]
@@ -219,7 +219,7 @@ class PlannedRow:
 
 
 async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> None:
-    """Give each change the whole name of its row, and the names of the rows its fields named before."""
+    """Set the full name of each change's row, and the names of the rows that its old values refer to."""
     await in_thread(_name_all, changes, await _rows(session, changes))
 
 
@@ -461,7 +461,7 @@ class RowMatcher:
         return found
 
     def _waits(self, wanted: WantedObject, holder: Row | None, own: Row | None) -> bool:
-        """Leave an object whose name another row has: there cannot be two of it."""
+        """Defer an object whose name belongs to another row: names are unique."""
         kind = wanted.resource.name
         if holder is None or (own is not None and own["id"] == holder["id"]):
             return False
@@ -474,7 +474,7 @@ class RowMatcher:
         return True
 
     def _waits_for_claimed(self, pair: Pair, claimed: Mapping[Identity, Row]) -> bool:
-        """Leave an object without a row, of whose claim another row has; who names it waits as well."""
+        """Defer an object without a row if another row has its claim; objects that refer to it wait too."""
         wanted, kind, claims = pair.wanted, pair.wanted.resource.name, declared(pair.wanted.resource).claims
         holder = claimed.get(tuple(wanted.values.get(name) for name in claims))
         if holder is None or pair.rows:
@@ -529,7 +529,7 @@ class RowMatcher:
         return {tuple(row[name] for name in claims): row for row in rows}
 
     async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
-        """The rows that any of the searches finds and that are not gone; `Unprocessable` for too many."""
+        """Return the existing rows that any search finds; `Unprocessable` for too many."""
         how, found = declared(resource), list[Row]()
         for wanted in searches:
             if all(wanted.values()):

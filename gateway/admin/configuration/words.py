@@ -35,7 +35,7 @@ def model(resource: Resource) -> type[In]:
 
 @cache
 def references(resource: Resource) -> Mapping[str, str]:
-    """The fields that hold ids of rows, with their kind; in the order in which they narrow each other."""
+    """Return the fields that hold ids of rows, with their kind, in the order in which they narrow."""
     fields = ((name, resource.target(name)) for name in model(resource).model_fields if name.endswith(_ID))
     return {name: target for name, target in fields if target}
 
@@ -52,7 +52,7 @@ def word(resource: Resource, field: str) -> str:
 
 
 def _ordered() -> Iterator[Resource]:
-    """The kinds that may be declared, each behind all that it refers to."""
+    """Yield the declarable kinds, each after all kinds that it refers to."""
     left = {name: resource for name, resource in RESOURCES.items() if resource.declared is not None}
     while left:
         for name, resource in left.items():
@@ -98,7 +98,7 @@ def schema() -> Json:
 
 
 def _say(resource: Resource, shape: Json) -> None:
-    """Have a model's schema name its fields as files do."""
+    """Rename the fields of a model's schema to their words in files."""
     how, ids = declared(resource), references(resource)
     shape["properties"] = {
         word(resource, name): _reference_schema(KINDS[ids[name]], part) if name in ids else part
@@ -126,7 +126,7 @@ def _reference_schema(target: Resource, part: Json) -> Json:
 
 # Whether a value that is wanted is the one that is stored, however each is written.
 def same(wanted: object, stored: object) -> bool:
-    """Return whether both say the same: numbers by their value, and nothing said is null or nothing in it."""
+    """Return whether two values are equal: numbers by value, and an empty document equals null."""
     if isinstance(wanted, dict) or isinstance(stored, dict):
         return _document(wanted or {}) == _document(stored or {})
     if isinstance(wanted, str) and isinstance(stored, Decimal):

@@ -299,7 +299,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
 def _mount_sign_ins(
     app: web.Application, desk: ConsoleShell, signing: SignInPages, leaving: SignOutPages
 ) -> None:
-    """Let people in by providers of identities, where there are any."""
+    """Register the routes of sign-in by identity providers, if any are configured."""
     ports, router = desk.ports, app.router
     if ports.sign_ins is None:
         return

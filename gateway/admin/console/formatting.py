@@ -254,7 +254,7 @@ def budget_state_of(budget: Row) -> str:
 
 
 def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> str:
-    """Return what a budget is of, in words: names where ids have them; `targets` are the resources of ids."""
+    """Return a budget's selector in words, with names for known ids; `targets` are resources by field."""
     parts = []
     for name in SELECTING:
         value: Any = budget[name]
@@ -523,7 +523,7 @@ def stacked(
     currency: str = "",
     interval: str = "day",
 ) -> Chart:
-    """Stack what was used at each of the times; of more than `SERIES_MAX` series the least are one."""
+    """Return a chart that stacks use by time; beyond `SERIES_MAX` series the least are merged."""
     by_time: dict[date, dict[Hashable, Amount]] = {at: defaultdict(int) for at in times}
     sums = defaultdict[Hashable, Amount](int)
     for at, key, amount in used:

@@ -266,7 +266,7 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def hint_of(description: str) -> str:
-    """Return what a field's description for programs says to a person: a form has labels, and no nulls."""
+    """Return a field's description in words for a form: labels for names, and “Empty” for null."""
     text = _NULL.sub("Empty", description)
     text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
     return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)

@@ -149,7 +149,7 @@ class Pages:
 
 
 def _seen(value: object) -> object:
-    """Return what an expression of a template shows; what is a part of the page already stays."""
+    """Return the displayed form of a template's value; safe markup stays as it is."""
     return visible(value) if type(value) is str else value
 
 
@@ -286,9 +286,9 @@ class Sessions:
         return SessionCookie(name, seconds)
 
     async def signed_in(self, request: web.Request, *, by_key: bool = False) -> SignedInPerson:
-        """Return who sent the request; `Unauthorized` if nobody is signed in.
+        """Return the signed-in person of a request; `Unauthorized` if nobody is signed in.
 
-        Who signed in with an API key comes to what is there for them alone: `Forbidden` unless `by_key`.
+        A person signed in with an API key may only see the pages of that key: `Forbidden` unless `by_key`.
         """
         name = request.cookies.get(cookie_of(request), "")
         if not _SESSION.fullmatch(name):
@@ -317,9 +317,9 @@ class Sessions:
     async def _ask_again(
         self, request: web.Request, session: ConsoleSession, actor: Actor, name: str
     ) -> None:
-        """Ask the provider whether a person still may come in; `Unauthorized`, and the end, where not.
+        """Check with the provider whether a person may still sign in; else end the session.
 
-        One request does, and others go on meanwhile. While nobody answers, the session runs out by itself.
+        `Unauthorized` then. One request checks, others go on. Without an answer the session just expires.
         """
         if not await self._ports.store.ask_of_session(session.id):
             return
@@ -343,7 +343,7 @@ class Sessions:
         await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
     async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
-        """Return what the provider says of who is signed in; `SignInRefused` where that is not for them."""
+        """Return the provider's answer about the signed-in person; `SignInRefused` if it names another."""
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.person is None or session.renewal is None:
             raise SignInRefused
@@ -363,14 +363,14 @@ class Sessions:
 
 
 def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, person: Person | None) -> bool:
-    """Return whether a provider named that very person, for whom that admin token stands."""
+    """Return whether a provider named the same person, with the same admin token."""
     if person is None or not person.who.is_who(who):
         return False
     return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
 
 
 def _begins(actor: Actor) -> Actor:
-    """Return who begins and ends a session: it is a row of the organization, not of a tenant or a key."""
+    """Return the actor that begins and ends sessions: of the organization, without tenant or key."""
     return replace(actor, tenant_id=None, api_key_id=None)
 
 
@@ -387,12 +387,12 @@ def drop_cookie(request: web.Request, response: web.Response) -> None:
 
 
 def cookie_of(request: web.Request) -> str:
-    """The cookie's name: behind TLS one that no other host of the domain can set (RFC 6265bis, 4.1.3.2)."""
+    """Return the cookie's name; behind TLS no other host of the domain can set it (RFC 6265bis, 4.1.3.2)."""
     return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
 
 
 def is_secure(request: web.Request) -> bool:
-    """Whether the browser speaks TLS, to us or to the proxy before us: as it says, or as is configured."""
+    """Return whether the browser speaks TLS with us or our proxy: by its header, or by configuration."""
     said = request.headers.get("X-Forwarded-Proto", "") == "https"
     return request.secure or said or request.app.get(OVER_TLS, False)
 
@@ -524,7 +524,7 @@ class ConsoleShell:
     def refused(
         self, request: web.Request, signed: SignedInPerson | None, error: TollkeeperError
     ) -> web.StreamResponse:
-        """Say an error on a page; who is not signed in is shown the door."""
+        """Return the page of an error; without a session, a redirect to the sign-in page."""
         if isinstance(error, Unauthorized):
             wanted = request.path_qs if request.method == "GET" and request.path != "/" else ""
             address = f"/sign-in?next={quote(wanted, safe='')}" if wanted else "/sign-in"
@@ -543,7 +543,7 @@ class ConsoleShell:
     def asked(
         self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: requests.Body | None = None
     ) -> WriteRequest:
-        """Return who asks for a write; a form with a body is done once, however often it is sent."""
+        """Return the write request of a form; its key makes a body take effect once, however often sent."""
         once = posted.get("once")
         claim = None
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:

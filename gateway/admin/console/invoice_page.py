@@ -26,7 +26,7 @@ _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Some of an invoice's lines, in order, the names they refer to, what of it was paid, and its history."""
+    """Return a page of an invoice's lines; on the first page also payments, waiting use and history."""
     sent = request.query.get("after", "")
     after = int(sent) if _POSITION.fullmatch(sent) else 0
     invoice_id = int(str(row["id"]))

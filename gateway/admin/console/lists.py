@@ -75,7 +75,7 @@ def order_of(screen: Screen, said: str) -> Order:
 
 
 def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
-    """For each column what its heading asks for, empty where it cannot be sorted by, and how it is sorted."""
+    """Return each column's sort link, empty if unsortable, and its current order."""
     found = []
     for column in screen.columns:
         is_here = column == order.column
@@ -217,7 +217,7 @@ async def page_of(
 
 
 def _next_step(desk: ConsoleShell, screen: Screen) -> tuple[str, str]:
-    """Return what to do about an empty list: to make its first row, where that may be done."""
+    """Return the next step for an empty list: a link to make its first row, where allowed."""
     resource, actor = screen.resource, desk.ports.actor
     if resource.create is None or refused_write(actor, resource.name, resource.access, CREATE) is not None:
         return screen.next_step
@@ -310,7 +310,7 @@ async def _find_named(desk: ConsoleShell, target: str, text: str) -> int | str:
 
 
 def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str, str]) -> Query:
-    """The list a page asks for: empty filters are none, days are whole UTC days, or a time is said whole."""
+    """Return a page's list query without empty filters; dates are whole UTC days, times are as given."""
     wanted = order_of(screen, request.query.get("sort", ""))
     is_back = wanted.descending if wanted.is_own else screen.newest_first
     order = "desc" if is_back else "asc"

@@ -31,7 +31,7 @@ _EACH = {"key": "API key"}
 
 
 def sentence_of(budget: Row, of: str) -> str:
-    """Return what a budget allows and what happens then; `of` says whose calls it is of."""
+    """Return the sentence of a budget: its limit and the effect of reaching it; `of` is its selector."""
     each, interval = budget.get("each"), str(budget["interval"])
     who = f"Each {_EACH.get(str(each), each)}" if each else "All calls together"
     whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
@@ -55,7 +55,7 @@ async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
 
 
 async def with_owner(desk: ConsoleShell, budget: Row) -> Row:
-    """A budget that is typed, with its organization, by its tenant where it is not said, and its currency."""
+    """Return a typed budget with its organization, which follows from the actor or the tenant."""
     actor = desk.ports.actor
     if actor.organization_id is not None:
         return {"organization_id": actor.organization_id, **budget}
@@ -83,7 +83,7 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
 
 
 async def _past(desk: ConsoleShell, budget: Row) -> str:
-    """Return what a budget would have refused lately; empty where usage does not tell."""
+    """Return in words how often a budget would have refused lately; empty where usage cannot answer."""
     interval, each = str(budget["interval"]), budget["each"]
     if interval not in LOOKED_BACK or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""

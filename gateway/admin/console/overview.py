@@ -326,7 +326,7 @@ async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:
 
 
 async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, Any]]:
-    """Today, this month and its end, in each currency."""
+    """Return spend of today, of this month, and at its expected end, by currency, the largest first."""
     now = datetime.now(UTC)
     whole = UsageQuery(
         looked_at_since(now), end_of("day", now), "day", (), asked.query().filters, SPEND_ROWS_MAX
@@ -344,7 +344,7 @@ async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, 
 async def _parts(
     ports: AdminPorts, asked: OverviewQuery
 ) -> tuple[list[tuple[str, str, list[dict[str, Any]]]], Chart | None, Sequence[Row]]:
-    """For what and by whom the range's spend was, over time by model, and what it comes to by currency."""
+    """Return the range's spend by groups, a chart by model, and the totals by currency."""
     over_time = asked.query()
     whole = replace(over_time, interval="none", rows_max=PARTS)
     asking = (ports.store.used(replace(whole, groups=(group,))) for group in SPEND_BY if group != "model")
@@ -407,7 +407,7 @@ async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudge
 
 
 async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[RefusalCount], bool] | None:
-    """Why the newest calls of the range failed, most often first, and whether these are all of them."""
+    """Return failures of the range's newest calls by frequency, and whether all calls were read."""
     span = asked.query()
     found = await ports.figures.outcomes(span.since, span.filters, CALLS_READ_MAX)
     if found is None:

@@ -199,7 +199,7 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
 
 
 def _acting(actor: Actor) -> Actor:
-    """Return what a person does as: who holds a key looks after it as a member does."""
+    """Return the actor with its role; the holder of a key acts as a member."""
     return replace(actor, role=MEMBER) if actor.role == KEY_HOLDER else actor
 
 
@@ -266,7 +266,7 @@ def _takes_from(row: Row, scope: OwnScope) -> bool:
 
 
 async def _askers(wide: ConsoleShell, asked: Sequence[Row]) -> list[str]:
-    """Return who asked, by the names of their keys or tokens."""
+    """Return the requesters by the names of their keys or tokens."""
     screen = SCREENS.get(REQUESTS)
     if screen is None:
         return []
@@ -293,7 +293,7 @@ Lists = Sequence[Sequence[str]]
 
 
 async def _model_lists(wide: ConsoleShell, scope: OwnScope) -> Lists:
-    """The lists that a model has to be on, of the organization, the tenant, the user and the newest key."""
+    """Return the model lists of organization, tenant, user and newest key; a model must be on each."""
     store, owner = wide.ports.store, int(str(scope.tenant["organization_id"]))
     said: list[Any] = [(await store.get("organizations", owner))["models"], scope.tenant["models"]]
     if scope.user:
@@ -304,7 +304,7 @@ async def _model_lists(wide: ConsoleShell, scope: OwnScope) -> Lists:
 
 
 def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
-    """A model for each SDK that somebody may use, the one they used last first; none where there is none."""
+    """Return for each SDK a model that the person may use, the last used first; SDKs may be missing."""
     used = [str(row["model"]) for row in calls if row["model"] and int(str(row["status"])) < 400]
     listed = [name for each in allowed for name in each if not name.endswith("*")]
     known = [example.model for example in _EXAMPLES]
@@ -324,7 +324,7 @@ def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
 
 
 def snippets(url: str, models: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Programs that call a model each, by the name of their SDK, and a call by hand."""
+    """Return example programs by SDK name, each with its model, and a `curl` call."""
     base, found, by_hand = url or ANYWHERE, [], ""
     for example in _EXAMPLES:
         if model := models.get(example.sdk):
@@ -438,7 +438,7 @@ class PurchaseOffer(NamedTuple):
 
 
 def _offer(desk: ConsoleShell, owner: Row, actor: Actor) -> PurchaseOffer | None:
-    """Return what this person may buy credits for; None where they may not, or nobody may."""
+    """Return the offer of credits to this person; None where buying is not possible or not allowed."""
     checkout, price = desk.ports.checkout, purchase_price(owner)
     if checkout is None or price is None or refused_write(actor, CHECKOUTS, BUYERS, CREATE) is not None:
         return None
@@ -488,6 +488,6 @@ def _bought(row: Row) -> Row:
 
 
 def _month(owner: Mapping[str, object], group: str) -> UsageQuery:
-    """Return what calls of somebody came to since the first of the month, by a group."""
+    """Return the usage query of an owner from the first of this month, by a group."""
     until = end_of("day", datetime.now(UTC))
     return UsageQuery((until - _DAY).replace(day=1), until, "none", (group,), owner, 0)

@@ -52,7 +52,7 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
 
 
 async def _asker(ports: AdminPorts, each: str, scope: str) -> str:
-    """Return whose account of a budget a requester has; empty where that is not known."""
+    """Return the requester's account of a budget; empty where unknown."""
     kind, _, number = scope.partition(":")
     if kind not in {"key", "token"} or not number.isdigit():
         return ""

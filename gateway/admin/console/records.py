@@ -283,7 +283,7 @@ class Records:
         form: PageForm,
         doing: Coroutine[Any, Any, WriteResult],
     ) -> WriteResult | web.Response:
-        """The outcome of a write; where it is refused, the row's page with the form as it was typed."""
+        """Return the result of a write; if refused, the row's page with the form as typed."""
         try:
             return await doing
         except (Unprocessable, Conflict) as error:
@@ -410,7 +410,7 @@ def _ticks(more: Mapping[str, Any]) -> list[Tick]:
 
 
 def address_of(action: Action) -> str:
-    """Return where an action is sent to; one that is called as the change of a row has a longer name."""
+    """Return the path of an action; one named like the change of a row has a longer path."""
     return action.name if action.name != CHANGE else f"{CHANGE}-plan"
 
 
@@ -555,7 +555,7 @@ async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) 
 
 
 async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:
-    """Return whose accounts of a budget used most, each with its use, and whether there are more."""
+    """Return the accounts of a budget that used most, each with its use, and whether more exist."""
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
@@ -641,7 +641,7 @@ async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
 
 
 async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return what an API key's calls cost, and its budgets."""
+    """Return the cost of an API key's calls, and its budgets."""
     key_id = int(str(row["id"]))
     tenant = await desk.ports.store.get("tenants", int(str(row["tenant_id"])))
     cost, its_budgets = await asyncio.gather(
@@ -652,7 +652,7 @@ async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mappi
 
 
 async def about_user(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return what a user's calls cost, and a user's budgets; staff has none."""
+    """Return the cost of a user's calls, and the user's budgets; staff has none."""
     cost = await _cost(desk, request, "user_id", int(str(row["id"])))
     if row["organization_id"] is None:
         return {**cost, "budgets": None}
@@ -712,7 +712,7 @@ async def preview(desk: ConsoleShell, name: str, **filters: int) -> dict[str, An
 
 
 async def _cost(desk: ConsoleShell, request: web.Request, column: str, row_id: int) -> dict[str, Any]:
-    """What calls of one account came to this month and in the last days, by model or whatever is asked."""
+    """Return the cost of an account's calls this month and in the last days, by the group of the request."""
     until = end_of("day", datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
     measure = measure if measure in reports.MEASURES else reports.MEASURES[0]

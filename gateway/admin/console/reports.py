@@ -99,7 +99,7 @@ def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
 
 
 def group_key(row: Row, groups: Sequence[str]) -> Key:
-    """Return what tells a row's group from others."""
+    """Return the key of a row's group."""
     return tuple(row[GROUPS[group]] for group in groups)
 
 
@@ -136,7 +136,7 @@ async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
 async def _over_time(
     store: Store, asked: UsageQuery, top: Sequence[Row], measure: str, currency: str, *, is_cut: bool
 ) -> list[Used]:
-    """Groups over time; where these are not all, the others as one beside them."""
+    """Return groups over time; if `is_cut`, also the remaining groups as a single one."""
     only = tuple({_stored(row, asked.groups): None for row in top}) if asked.groups else ()
     asking = [store.used(replace(asked, only=only))]
     asking += [store.used(replace(asked, groups=()))] if is_cut else []
@@ -149,7 +149,7 @@ async def _over_time(
 
 
 def _stored(row: Row, groups: Sequence[str]) -> tuple[object, ...]:
-    """Return what the roll-ups have of a row's groups."""
+    """Return a row's group values as stored in the roll-ups."""
     columns = [GROUPS[group] for group in groups]
     return tuple(row[name] if row[name] is not None else _NOBODY.get(name, 0) for name in columns)
 
@@ -236,7 +236,7 @@ class ReportQuery:
         return UsageQuery(found.since, found.until, interval, found.groups, found.filters, found.rows_max)
 
     def address(self, **changes: object) -> str:
-        """This page with changes; what is None is left out."""
+        """Return this page's address with changes; values of None are left out."""
         groups = ",".join(self.groups)
         said: dict[str, object] = {
             "range": self.range if self.range != USUAL_RANGE else "",
@@ -299,7 +299,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
 
 
 def _files(interval: str) -> list[tuple[str, str]]:
-    """Return what a file may hold: the table, and each of its rows over time."""
+    """Return the choices of a file: the table, and each of its rows over time."""
     return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
 
 
@@ -556,7 +556,7 @@ def rates(before: MetricSample, after: MetricSample) -> dict[str, float]:
 
 
 def latencies(before: MetricSample, after: MetricSample) -> dict[str, float | None]:
-    """Quantiles of the requests between two samples, in seconds; None where there were none."""
+    """Return latency quantiles of the requests between two samples, in seconds; None without requests."""
     found: dict[str, float | None] = {}
     for prefix, new, old in (
         ("", after.request_buckets, before.request_buckets),
@@ -569,7 +569,7 @@ def latencies(before: MetricSample, after: MetricSample) -> dict[str, float | No
 
 
 def _reasons(before: MetricSample, after: MetricSample) -> list[tuple[str, int, int]]:
-    """Refusals by reason: in the last minute and since the start, most often first."""
+    """Return refusals by reason: in the last minute and since the start, most frequent first."""
     found = [(name, count - before.reasons.get(name, 0), count) for name, count in after.reasons.items()]
     return sorted(found, key=lambda each: (-each[1], -each[2], each[0]))[:REASONS_MAX]
 

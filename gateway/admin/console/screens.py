@@ -318,13 +318,13 @@ def _everybody(_: Actor) -> bool:
 
 
 def leads(actor: Actor) -> bool:
-    """Return whether somebody is the lead of one tenant."""
+    """Return whether an actor leads a single tenant."""
     budgets = RESOURCES["budgets"]
     return actor.tenant_id is not None and refused_write(actor, budgets.name, budgets.access, CREATE) is None
 
 
 def is_customer(actor: Actor) -> bool:
-    """Return whether somebody is of one organization, and of no tenant alone."""
+    """Return whether an actor belongs to an organization, and to no single tenant."""
     return actor.organization_id is not None and actor.tenant_id is None
 
 
@@ -376,7 +376,7 @@ class MenuPart(NamedTuple):
 
 
 def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
-    """What a person finds in the menu, by heading; lists that are `off` are of features nobody configured."""
+    """Return an actor's menu by heading; lists that are `off` belong to features that are not configured."""
     found = {heading: MenuPart([], []) for heading in HEADINGS}
     for page in PAGES:
         if page.is_for(actor):
@@ -392,7 +392,7 @@ def _is_read(actor: Actor, answered: Endpoint) -> bool:
 
 
 def _is_for(actor: Actor, screen: Screen) -> bool:
-    """Return whether a list is in somebody's menu."""
+    """Return whether an actor's menu shows a list."""
     resource = screen.resource
     if not _is_read(actor, resource):
         return False

@@ -89,7 +89,7 @@ def _token(posted: Posted) -> str:
 
 
 def wanted_of(request: web.Request) -> str:
-    """The page that a request wants to see once somebody is signed in: one of ours, whatever it says."""
+    """Return the local page to open after sign-in; other addresses become the start page."""
     wanted = request.query.get("next", "")
     return wanted if _LOCAL.fullmatch(wanted) else "/"
 
@@ -153,7 +153,7 @@ class PendingSignIn:
 
 
 def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
-    """Return what a cookie holds; None where it is none of ours, or is over at this moment."""
+    """Return the pending sign-in of a cookie; None where it is not ours, or has expired at `at`."""
     found = _WRITTEN.fullmatch(written)
     if found is None or not is_among(found[2], digests(_marked(found[1]))):
         return None
@@ -163,7 +163,7 @@ def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float)
 
 
 def _marked(text: str) -> str:
-    """As no credential reads, so that its digest is nobody's."""
+    """Return a text that no credential can equal, so that its digest belongs to nobody."""
     return f"signing in {text}"
 
 

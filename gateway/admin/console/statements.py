@@ -157,7 +157,7 @@ async def _read(
 
 
 def _span(statement: Statement, asked: ReportPeriod | None) -> str:
-    """Return what time a page is of, in words."""
+    """Return the period of a statement in words."""
     if asked is None:
         return ""
     last = (asked.until - _ONE_DAY).date()

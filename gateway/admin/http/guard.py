@@ -79,9 +79,9 @@ def _task(
 
 
 async def in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    """Do a step of work in a thread, and count that; who is cancelled waits for its end.
+    """Run a step of work in a thread, and count it; a cancelled caller waits for its end.
 
-    What it holds is counted until then. A step is bounded: nothing ends a thread before it is through.
+    Its resources count as used until then. A step is bounded: nothing ends a thread early.
     """
     running = asyncio.ensure_future(asyncio.to_thread(_counted, METER.get(), partial(work, *given, **named)))
     try:

@@ -108,7 +108,7 @@ async def take_place(request: web.Request, organization_id: int | None) -> None:
 
 
 def costs_much(request: web.Request) -> bool:
-    """Whether who asks decides how much there is to do: for a report, a file, a document, a configuration."""
+    """Return whether a caller decides the amount of work: of reports, files, documents, configurations."""
     route = request.match_info.route.resource
     path = "" if route is None else route.canonical.removeprefix("/admin/v1")
     return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES)
@@ -204,7 +204,7 @@ def require_write(actor: Actor, answered: Endpoint, verb: str, sent: Collection[
 
 
 def may_write(actor: Actor, answered: Endpoint, verb: str) -> bool:
-    """Return whether a caller may do something with some fields."""
+    """Return whether an actor may use a verb of an endpoint."""
     return refused_write(actor, answered.name, answered.access, verb) is None
 
 
@@ -296,7 +296,7 @@ def check_body(model: type[BaseModel], body: Body, *, known: Mapping[str, str] =
 
 
 def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return what a model found wrong, as (field, message) pairs."""
+    """Return a model's validation errors as (field, message) pairs."""
     found = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
         field = ".".join(str(part) for part in item["loc"] if part not in _NO_FIELDS)
@@ -488,7 +488,7 @@ _KEY = re.compile(rf"[ -~]{{1,{KEY_CHARS_MAX}}}", re.ASCII)
 
 
 def claim_of(request: web.Request, actor: Actor, sent: Body) -> Claim | None:
-    """Return what a request claims; None without a key, `AdminRefusal` for what is not exactly one."""
+    """Return a request's claim; None without an idempotency key, `AdminRefusal` if not exactly one."""
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:
         return None

@@ -51,7 +51,7 @@ class Unreadable(logging.Filter):
         self._count, self._next = 0, 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record passes, without what was sent."""
+        """Return whether a record is logged; malformed requests pass at intervals, without their content."""
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
             return True
@@ -168,7 +168,7 @@ class Connections:
         return len(self.waiting) + len(self._asking)
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """Take a connection in, in place of another where all are taken."""
+        """Register a connection, in place of another where all places are taken."""
         if len(self) >= self._bounds.connections_max:
             out = self._first_to_go() or transport
             self.closed(out)
@@ -302,9 +302,9 @@ class WorkSlots:
 
     @asynccontextmanager
     async def of(self, whose: Whose) -> AsyncIterator[None]:
-        """Have a place while something is done.
+        """Acquire a place for `whose` within the block.
 
-        Where none is free soon enough: `TooManyRequests` for whom their own organization has them, else
+        Where none is free soon enough: `TooManyRequests` if their own organization uses its share, else
         `Overloaded`.
         """
         await self._take(whose)
@@ -362,7 +362,7 @@ class WorkSlots:
                 turn.set_result(None)
 
     def _next(self) -> asyncio.Future[None] | None:
-        """Give a place to the first who may have one now; None where nobody may."""
+        """Return the first waiter that may work now, and count its place as taken; None if nobody may."""
         for whose in sorted(self._queues, key=lambda each: each is not None):
             if self._full(whose) is None:
                 queue = self._queues.pop(whose)

@@ -150,7 +150,7 @@ def numbers(text: str) -> list[object]:
 
 
 def amount(unit: str, text: str) -> str | int:
-    """An amount of a unit: of money a decimal in a string, else a whole number; 5M and 5,000,000 alike."""
+    """Return an amount as sent: a decimal string for money, else an integer; 5M and 5,000,000 are equal."""
     if unit == MONEY:
         number = exact(text)
         return text if number is None else f"{number:f}"

@@ -103,7 +103,7 @@ class EventChanges(In):
 
     @model_validator(mode="after")
     def only_metadata_is_removed(self) -> EventChanges:
-        """Only metadata may be taken away; everything else is replaced."""
+        """Refuse null in all fields but `metadata`, which may be removed."""
         empty = [name for name in self.model_fields_set if getattr(self, name) is None and name != "metadata"]
         if empty:
             raise ValueError(f"{', '.join(sorted(empty))} must not be null")
@@ -172,7 +172,7 @@ class QuarantineRelease(In):
 
 
 def _said(raw: bytes) -> dict[str, Any] | None:
-    """Say what an entry says: whatever came in is shown, or named as unreadable, part by part."""
+    """Return an entry's fields; unreadable parts are named, part by part. None for a malformed event."""
     try:
         event = decode(raw)
     except MalformedEvent:
@@ -203,7 +203,7 @@ def _read(read: Callable[[], object]) -> object:
 
 
 def _shown(value: object) -> object:
-    """Take only what an answer can be written of: no NaN, no half of a character, nothing too deep."""
+    """Return a value if JSON can hold it; otherwise `UNREADABLE` (NaN, half a character, too deep)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         to_json(value)

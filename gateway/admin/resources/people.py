@@ -297,7 +297,7 @@ class _TokenCredential(In):
 
     @model_validator(mode="after")
     def both_say_whose_tokens(self) -> Self:
-        """An issuer alone would let in all it knows, and a subject alone nobody."""
+        """Require issuer and subject together: an issuer alone admits all its people, a subject nobody."""
         said = [getattr(self, name) is None for name in TOKENS]
         if any(said) and not all(said):
             raise ValueError("issuer and subject belong together: say both, or none")

@@ -393,7 +393,7 @@ def _kind_of_field(info: FieldInfo) -> Any:
 
 
 def _told(kind: Any) -> Any:
-    """The kind of an answer: texts, choices and documents as they are stored, all else as it is asked."""
+    """Return the type of an answer's field: texts, choices and documents lose the limits of input."""
     origin, inner = get_origin(kind), get_args(kind)
     if LimitsIn in inner:
         return LimitsOut

@@ -102,7 +102,7 @@ class WaitingEntries:
         self._found: dict[int, _WaitingRange] = {}
 
     def note_waiting(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
-        """Take up who has entries waiting, and what would be checked otherwise now."""
+        """Store the owners with waiting entries; restart checks whose result would differ now."""
         for partition in self._found.keys() - {partition for partition, _ in there}:
             del self._found[partition]
         for partition, organization_id in there:
@@ -112,7 +112,7 @@ class WaitingEntries:
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
-        """Owners with entries to check before anything newer, and the last one checked."""
+        """Return the owners with entries to check before newer ones, and the last entry checked."""
         return {
             (partition, organization_id): after
             for partition, one in self._found.items()
@@ -306,7 +306,7 @@ class Flusher:
             self._reading = self._storing = frozenset()
 
     async def _free(self, partitions: frozenset[int]) -> frozenset[int]:
-        """Without those somebody else has the lock of since before: who stands still may have it long."""
+        """Return the partitions without those that another keeper has locked."""
         if self._locked:
             self._locked = await self._writer.locked(self._locked)
         return partitions - self._locked
@@ -401,7 +401,7 @@ class Flusher:
         return report
 
     async def _drain(self) -> None:
-        """Empty the outbox as far as the time allows; what is left waits there for the next start."""
+        """Flush the outbox as far as the time allows; remaining entries wait there for the next start."""
         try:
             async with asyncio.timeout(self._drain_timeout_s):
                 while await self.flush():
@@ -442,7 +442,7 @@ class KeeperShare:
         return bool(self._assigned.leaving or self._assigned.lacking)
 
     async def renew(self, reached: Collection[int], in_hand: Callable[[], Collection[int]]) -> None:
-        """Say that this keeper is there, and which partitions' counters it reaches.
+        """Report that this keeper is alive, and the partitions whose counters it reaches.
 
         Entries `in_hand` were read, or are being read; nothing that is leaving is read any more.
         """
@@ -455,8 +455,8 @@ class KeeperShare:
     async def run(
         self, reached: Callable[[], Collection[int]], in_hand: Callable[[], Collection[int]]
     ) -> None:
-        """Say so until cancelled, sooner where others are reached now: a server that is back has callers who
-        wait for what is flushed. While the ledger is away, `partitions` says it.
+        """Renew until cancelled, sooner where other partitions are reached: callers of a recovered server
+        wait for the flush. While the ledger is away, `partitions` shows that.
         """
         while True:
             said = frozenset(reached())

@@ -118,7 +118,7 @@ def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateRes
 
 
 def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
-    """Return what a call used beyond what is charged for it. A One-Time price is paid by the first user."""
+    """Return a call's use beyond the charged amounts. A One-Time price is paid by the first user."""
     service = used.service
     weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
     tokens = weighed  # by the ledger alone, unless its amounts are weighed
@@ -306,7 +306,7 @@ class Rollbacks:
         return stopped
 
     async def _owners(self, partitions: Collection[int]) -> Mapping[int, Sequence[Owner]]:
-        """Everybody there is in these partitions, by partition; all are read once, however many those are."""
+        """Return the owners of these partitions, by partition; all owners are read once, in batches."""
         found: dict[int, list[Owner]] = {}
         after = 0
         while partitions and (owners := await self._ledger.owners(after, self._owners_a_batch)):

@@ -125,7 +125,7 @@ class _PushResults:
 
 
 def _name(account: str) -> str:
-    """Return which account it is, without what follows its number: that is a name callers gave."""
+    """Return the account's kind and number, without the name that callers gave."""
     return ":".join(account.split(":")[:2])
 
 
@@ -153,9 +153,9 @@ class Reclaimer:
         self.reclaimed = Counter[str](dict.fromkeys(RECLAIMED_OF, 0))
 
     async def sweep(self) -> int:
-        """Take back what was past its deadline in the last sweep too; answers how many.
+        """Reclaim holds that were past their deadline in the last sweep too; return how many.
 
-        One that the counters refuse keeps no other from being taken back.
+        A hold that the counters refuse does not stop the others.
         """
         seen, self._seen = self._seen, frozenset()  # a sweep that fails sees none
         expired = await self._holds.expired(HOLDS_MAX)

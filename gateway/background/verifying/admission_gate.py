@@ -167,10 +167,10 @@ class AdmissionGate:
         return True
 
     async def at_rest(self) -> frozenset[int]:
-        """Partitions whose kept logs were all sent again, and looked at: what else Redis may
-        have forgotten of them, nobody knows. None before this keeper has watched.
+        """Return the partitions whose stored logs were all sent again and checked: whatever else Redis
+        has forgotten of them is unknown. None before this keeper has watched.
 
-        Who is not here and may come back is waited for too.
+        Absent workers that may return are waited for too.
         """
         if self._kept is None:
             return frozenset()
@@ -246,7 +246,7 @@ class Rewinds:
         self._looked_under, self._looked_at = run_id, now
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
-        """The entries that wait in these partitions, where the stream never had the newest stored entry."""
+        """Return waiting entries of partitions whose stream lacks the newest entry stored in PostgreSQL."""
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
             one: await self._streams.read_strays(one, marks[one], stopped)
@@ -256,8 +256,8 @@ class Rewinds:
         return {one: strays for one, strays in found.items() if strays is not None}
 
     async def keep_promotion(self, run_id: bytes) -> None:
-        """Have nobody who hears late of the server's promotion take what is verified under this history for
-        older data.
+        """Store the server's promotion, so that no process that learns of it late takes data verified
+        under this history for older data.
         """
         await self._fence.keep_promotion(run_id)
 

@@ -239,9 +239,9 @@ class Reconciler:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Have the only run of all keepers at a time; `Overloaded` while there is another.
+        """Acquire the only run of all keepers; `Overloaded` while another one runs.
 
-        Two that repair at once would both make the same drift good.
+        Two repairs at once would both correct the same drift.
         """
         if self._running:
             raise Overloaded(UNDER_WAY)
@@ -255,7 +255,7 @@ class Reconciler:
             self._running = False
 
     def figures(self) -> dict[str, object]:
-        """Return what metrics say of the last look, and when that was."""
+        """Return the metrics of the last comparison, and its time."""
         drift = {"drift_tokens": self.latest.drift_tokens, "drift_credits": self.latest.drift_credits}
         when = {} if self._looked is None else {"reconciliation_timestamp_seconds": self._looked.timestamp()}
         return {**drift, **when}
@@ -336,8 +336,8 @@ class Reconciler:
                 self._compared = night
 
     async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
-        """Findings that no row puts right, so they are only reported: budgets, and sums of months that are
-        over.
+        """Return findings that no row corrects, so they are only reported: budgets, and sums of past
+        months.
         """
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
         budgets = await self._budgets.compare([one.organization_id for one in owners])

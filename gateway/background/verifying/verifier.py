@@ -79,8 +79,8 @@ FIRST_ORGANIZATIONS_MAX, HEAD_START_S = 200, 0.5
 def together(
     wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int = ORGANIZATIONS_MAX
 ) -> Iterator[list[int]]:
-    """Partitions that are read at once: as many as have so many organizations at most, or one; the first of
-    them have fewer.
+    """Yield groups of partitions to read at once: up to `most` organizations, or a single partition;
+    the first group is smaller.
     """
     some, count, bound = list[int](), 0, min(FIRST_ORGANIZATIONS_MAX, most)
     for partition in wanted:
@@ -123,7 +123,7 @@ async def in_turns(
 
 
 async def all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
-    """Have all of it end, then raise what failed first."""
+    """Wait for all coroutines to end, then raise the first failure."""
     for failed in await asyncio.gather(*doing, return_exceptions=True):
         if isinstance(failed, BaseException):
             raise failed
@@ -230,7 +230,7 @@ class Partitions:
         )
 
     async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
-        """Return what of it has to be written whole: what is missing, or behind, or went on in older data."""
+        """Return the part of `truth` to write whole: missing, behind, or continued in older data."""
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
             wrong = {one.definition.organization_id for one in organizations} | strays.organizations
@@ -241,8 +241,8 @@ class Partitions:
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
     async def _define(self, truth: LedgerState, written: LedgerState) -> int:
-        """Bring its definitions in, but into states that were written from them. One that is refused keeps no
-        other from it; answers how many are.
+        """Write a partition's definitions, except into states just written from them. A refused one does
+        not stop the others; return how many are refused.
 
         Terms come before the accounts that they serve, and credentials last.
         """
@@ -269,7 +269,7 @@ class Partitions:
 
 
 def _name(definition: AccountDefinition) -> str:
-    """Return which definition it is; a user's own name is nobody's business."""
+    """Return the name of a definition for logs, without a user's own name."""
     match definition:
         case OrganizationDefinition():
             return f"organization {definition.organization_id}"
@@ -435,7 +435,7 @@ class Verifier:
             self._say(f"recovery: {what}", **facts, seconds=round(self._clock() - self._begun_at, 2))
 
     async def _notice_rewind(self, *, anew: bool) -> None:
-        """Whether the data is what it was, by the fence and by what PostgreSQL has stored of it."""
+        """Check whether the data was rewound, by the fence and by the positions stored in PostgreSQL."""
         if self._rewinds:
             await self._rewinds.notice(anew=anew)
 
@@ -448,10 +448,10 @@ class Verifier:
             await self._target.close_again(run_id, due)
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
-        """Tell PostgreSQL where it knows an earlier epoch; answers the epochs it knew.
+        """Store the current epoch where PostgreSQL knows an earlier one or none; return its epochs.
 
-        It was restored: nothing would be stored from then on. Where it knows a later one, or another history
-        under the same, it is told nothing.
+        PostgreSQL was restored: nothing would be stored from then on. A later epoch, or another history
+        under the same one, stays.
         """
         noted = await self._source.noted()
         wrong = {
@@ -463,8 +463,8 @@ class Verifier:
         return {one: epoch for one, (_, epoch) in noted.items()}
 
     async def _compared(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
-        """Up to which position all that is defined is there, of partitions whose data goes on where it was
-        compared last: it has what is stored of them, and that it is whole was said of it.
+        """Return the position up to which definitions are complete, by partition whose data continues
+        from the last comparison: all that is stored of such a partition was confirmed whole.
         """
         if self._rewinds is None:
             return {}
@@ -477,7 +477,7 @@ class Verifier:
         }  # fmt: skip
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
-        """Whether there may be workers that nothing is stored of: nobody watched, and Redis is empty."""
+        """Return whether unknown workers may exist: no keeper watched, and Redis is empty."""
         assert self._admission_gate is not None
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))
@@ -486,7 +486,7 @@ class Verifier:
     async def _opened(
         self, run_id: bytes, reports: Mapping[str, WorkerReport], catalogue: int, *, strangers: bool
     ) -> AsyncIterator[DefinedPartitions]:
-        """Partitions that are defined meanwhile admit as soon as they may; all of them when it is over."""
+        """Open partitions as soon as they are defined in the block; all of them at its end."""
         defined = DefinedPartitions()
         if self._admission_gate is None:
             yield defined

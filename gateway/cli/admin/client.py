@@ -91,7 +91,7 @@ def named_by(resource: str) -> str:
 
 
 def defaults(resource: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what `create` takes for given where nothing is said."""
+    """Return the default fields of `create` for the fields in `given`."""
     if resource in {"prices", "exchange-rates"}:
         return {"effective_from": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
     if resource != "services":
@@ -318,7 +318,7 @@ _HELP = {
 
 
 def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
-    """Say what the API answered, field by field, and what to do about it."""
+    """Return the API's refusal as text, field by field, with advice."""
     try:
         problem = read_json(error.read())
         fields = [
@@ -339,7 +339,7 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
 
 
 def _called(name: str, called: Mapping[str, str]) -> str:
-    """Return what the command calls a field, or the list it is one of."""
+    """Return the option of a field, or of the list around it."""
     outer, _, place = name.partition(".")
     return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 

@@ -407,7 +407,7 @@ def number(text: str) -> int:
 
 
 def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
-    """Return what a field is sent as; `CommandFailed` names the option."""
+    """Return the value that a field is sent as; `CommandFailed` names the option."""
     try:
         if isinstance(said, bool):
             return said
@@ -509,7 +509,7 @@ class ListSource:
 
 
 def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
-    """Return what an option says, by `reader`; a `ValueError` of it names the option."""
+    """Return the option's value, read by `reader`; its `ValueError` becomes an error of the option."""
     try:
         return reader(said)
     except ValueError as error:

@@ -32,7 +32,7 @@ _DUMPER: Any = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
 
 
 def documents(text: str, file: str) -> Iterator[YamlDocument]:
-    """The documents of a file; `CommandFailed` names the line of the fault."""
+    """Yield the documents of a file; `CommandFailed` names the line of the fault."""
     try:
         yield from yaml_reader.documents(text, file)
     except UnreadableYaml as error:
@@ -69,7 +69,7 @@ class SecretFormat(StrEnum):
 
 @contextmanager
 def keep_secrets(directory: Path | None, form: SecretFormat, coming: Sequence[Json]) -> Iterator[SecretFiles]:
-    """Have a place for the secret of each object that is to be made; places nobody used are gone after it."""
+    """Prepare a place for the secret of each object to be made; unused places are removed afterwards."""
     if coming and directory is None:
         names = ", ".join(f"{each['resource']} {each['name']}" for each in coming[:5])
         raise CommandFailed(f"Secrets would be made (of {names}): say with --secrets-dir where they go.")
@@ -249,7 +249,7 @@ def body_of(sources: Sources) -> Json:
 
 
 def _texts(name: str) -> Iterator[tuple[str, bytes]]:
-    """The files that a name stands for; hidden ones, such as those of git, are none of them."""
+    """Yield the files of a name with their bytes; hidden files such as those of git are skipped."""
     path = Path(name)
     try:
         if name == STANDARD_INPUT:
@@ -470,7 +470,7 @@ def _write(to: Path, objects: Mapping[str, object]) -> None:
 
 @contextmanager
 def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sources]]:
-    """The Admin API, and what files say; what is wrong with them is told by its place."""
+    """Open the Admin API and read the files; errors name the place in a file."""
     with admin(failed=failed) as api:
         wanted = read_sources(names)
         try:

@@ -101,7 +101,7 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
 
 
 def _columns(resource: Resource) -> Sequence[str]:
-    """Return what a table of it shows: the console's columns as far as they are fields, its id first."""
+    """Return a table's columns: the id, then those of the console that are fields."""
     if resource.name in COLUMNS:
         return COLUMNS[resource.name]
     shown = SCREENS[resource.name].columns if resource.name in SCREENS else tuple(resource.out.model_fields)

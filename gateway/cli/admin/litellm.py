@@ -246,7 +246,7 @@ class _Translation:
         return ""
 
     def _pass_any(self, place: str, target: Json) -> None:
-        """Let names that no row has go by their paths, if that is where the row for all sends them."""
+        """Allow unlisted names if the catch-all row goes to its family's own upstream."""
         upstream = self._upstreams[target["upstream"]]
         if target == {"upstream": upstream["family"], "model": "*"}:
             self._any_model = True
@@ -295,7 +295,7 @@ class _Translation:
         return {"upstream": self._upstream(provider, upstream), "model": model}
 
     def _as_azure(self, upstream: Json, params: Json) -> None:
-        """Azure by its deployments; by names of models where the address is that of its version 1."""
+        """Set an Azure upstream: by deployment, or by model name where the address is of version 1."""
         version = params.pop("api_version", None)
         upstream["headers"] = {"api-key": "{key}"}
         if upstream["base_url"].endswith("/openai/v1"):
@@ -319,7 +319,7 @@ class _Translation:
         raise AssertionError(provider)
 
     def _key(self, provider: str, known: Provider, said: object) -> Json:
-        """Where a key is: its variable, or a file where the source has it in plain text; nothing for none."""
+        """Return the place of a key: its variable, or a new file if the source has plain text; else {}."""
         text = str(said or "")
         if text.startswith(ENVIRON):
             return {"env": text.removeprefix(ENVIRON)}
@@ -332,7 +332,7 @@ class _Translation:
         return {"file": str(self._directory / KEYS / file)}
 
     def _fallbacks(self, place: str) -> None:
-        """Targets of other names behind a name's own."""
+        """Append the targets of fallback names to those of each name."""
         settings = self._source.get(place)
         for each in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
             for name, others in each.items():
@@ -378,7 +378,7 @@ class _Translation:
         self, source: Json, name: str, place: str,
         names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
     ) -> None:  # fmt: skip
-        """The budget that these two fields of a part say, if they do."""
+        """Add the budget that two fields of a part state, if any."""
         said, duration = (source.get(one) for one in names)
         if said is None:
             return
@@ -401,7 +401,7 @@ class _Translation:
         self._budgets.append({**row, "interval": interval, **of})
 
     def teams(self, teams: Any, keys: Any) -> None:
-        """Tenants of teams, and keys of theirs; without any, one tenant for everybody with one key."""
+        """Add tenants for teams, and their keys; by default one tenant, and one key for each tenant."""
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
         for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
@@ -440,7 +440,7 @@ class _Translation:
         }
 
     def _listed(self) -> Json:
-        """The list of the organization: names that nobody configured are refused, as LiteLLM refuses them."""
+        """Return the organization's list of models: unlisted names are refused, as LiteLLM refuses them."""
         names = list(self._targets)
         if self._any_model or not names:
             return {}
@@ -455,7 +455,7 @@ class _Translation:
     def _api_key(
         self, row: Json, number: int, by_id: Mapping[str, str], tenants: list[Json], made: list[Json]
     ) -> None:
-        """A key in the place of this one, unless that asks for nothing any more."""
+        """Add a key in place of this one, unless the source's key is no longer usable."""
         place, team_id = f"keys[{number}]", str(row.pop("team_id", None) or "")
         name = str(row.pop("key_alias", None) or row.pop("key_name", None) or f"key {number + 1}")
         if fault := self._fault_of_key(row, team_id, by_id):
@@ -533,7 +533,7 @@ class _Translation:
         return made
 
     def _note_families(self, name: str, targets: list[Json]) -> None:
-        """Say by which API a name is called, and which of its targets such calls pass over."""
+        """Note the API for calls of a name, and the targets that such calls skip."""
         families = dict.fromkeys(self._upstreams[each["upstream"]]["family"] for each in targets)
         if list(families) == ["openai"]:
             return
@@ -567,7 +567,7 @@ class _Translation:
 
 
 def _called(asked: str, named: str) -> tuple[str, str]:
-    """The provider and the model that a deployment's `model` says; the first is empty where it says none."""
+    """Return the provider and the model of a deployment's `model`; an empty provider where none is stated."""
     provider, _, model = asked.partition("/")
     if named or provider not in PROVIDERS:
         provider = named or next((known for start, known in _PLAIN.items() if asked.startswith(start)), "")
@@ -590,13 +590,13 @@ def _fault_of_target(known: Provider | None, provider: str, model: str, base: st
 
 
 def _is_built_in(name: str, upstream: Json) -> bool:
-    """Return whether an upstream of this name is just the one that default routes have."""
+    """Return whether an upstream equals the built-in one of this name."""
     there, [variable] = _BUILT_IN[name], _BUILT_IN[name].held
     return upstream == {"base_url": there.base_url, "family": there.family, "keys": [{"env": variable}]}
 
 
 def _cut_version(upstream: Json) -> None:
-    """Take the version out of an address, since paths have it; an address without one gets paths without."""
+    """Remove the version from an address, since paths have one; else set paths without a version."""
     if upstream["base_url"].endswith("/v1"):
         upstream["base_url"] = upstream["base_url"].removesuffix("/v1")
     else:
@@ -610,7 +610,7 @@ def _moment(said: object) -> datetime:
 
 
 def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
-    """How an upstream signs in without a key, and where it is, taken out of a deployment's settings."""
+    """Set an upstream's sign-in without a key, and its address, from a deployment's settings."""
     for ours, theirs, variable in known.places:
         upstream[ours] = _text(params.pop(theirs, None)) or f"${{{variable}}}"
         upstream["base_url"] = upstream["base_url"].replace(f"${{{ours}}}", upstream[ours])
@@ -737,7 +737,7 @@ def _lists(path: Path | None) -> Any:
 
 
 def _write(directory: Path, made: Translated) -> None:
-    """All files, those with secrets for their owner alone."""
+    """Write all files; those with secrets are readable by their owner alone."""
     try:
         directory.mkdir(mode=0o700, parents=True)
         for name, secret in made.secrets.items():

@@ -75,9 +75,9 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
 
 @contextmanager
 def steps(total: int, title: str) -> Iterator[Callable[[str], None]]:
-    """Say how far long work is, on standard error: a bar on a terminal, a line a step where nobody looks.
+    """Show the progress of long work on standard error: a bar on a terminal, else a line per step.
 
-    The function that is lent is called once a step, with what came of it.
+    Call the yielded function once a step, with its result.
     """
     out = console(error=True)
     if not out.is_terminal:
@@ -154,7 +154,7 @@ def deleted(row_id: int, *, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """Tell a person something that is no result."""
+    """Print a message that is no result to standard error."""
     console(error=True).print(text, highlight=False)
 
 
@@ -186,7 +186,7 @@ def numbers() -> frozenset[str]:
 
 
 def _fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
-    """Return whether each column can have a width that reads well: its name, and some of its contents."""
+    """Return whether each column fits at a readable width: its name, and some of its contents."""
     from rich.cells import cell_len  # noqa: PLC0415  # loaded where it is needed
 
     widest = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]

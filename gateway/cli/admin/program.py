@@ -214,7 +214,7 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
 
 
 def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
-    """Go through all until nothing more fits; how many were decided, and how many are left."""
+    """Decide in passes until no more succeed; return the number decided, and the refused ones."""
     # A call of this goes on for so long, and as long as any other behind that.
     api = replace(api, timeout_s=LETTERS_S_MAX + api.timeout_s)
     done = 0
@@ -228,7 +228,7 @@ def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
 
 
 def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
-    """Go through all there are once, some a call."""
+    """Decide all letters once, some per call."""
     done: list[int] = []
     refused: list[Json] = []
     after = 0

@@ -100,7 +100,7 @@ def usage(
 
 
 def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
-    """What calls add up to; a table has names where there are ids."""
+    """Print the sums of calls; a table has names in place of ids."""
     if as_csv:
         typer.echo(api.download("usage.csv", **asked), nl=False)
         return
@@ -133,7 +133,7 @@ class Scrape:
     histograms: Mapping[str, Mapping[float, float]] = field(default_factory=dict)
 
     def quantile(self, histogram: str, share: float, since: Scrape | None = None) -> float | None:
-        """Seconds that a share of the calls since an earlier scrape took at most; None without calls."""
+        """Return a quantile of call seconds since an earlier scrape; None without calls."""
         earlier = since.histograms.get(histogram, {}) if since is not None else {}
         known = sorted(self.histograms.get(histogram, {}).items())
         sums = [count - earlier.get(bound, 0.0) for bound, count in known]
@@ -318,7 +318,7 @@ def _slept(seconds: float) -> str:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """A function that waits so many seconds for a key, and says which; empty if none was pressed."""
+    """Yield a function that waits some seconds for a key, and returns it; empty if none was pressed."""
     if not sys.stdin.isatty():
         yield _slept
         return

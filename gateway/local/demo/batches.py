@@ -168,7 +168,7 @@ class Batches:
         self, method: str, model: str | None, id_: str | None, more: str | None,
         query: dict[str, list[str]], content: bytes, work: Work,
     ) -> Told:  # fmt: skip
-        """Batches of Gemini's API, whose `displayName` has wishes."""
+        """Answer the batch calls of Gemini's API; wishes are in `displayName`."""
         if model is not None:
             batch = json.loads(content)["batch"]
             calls = batch["inputConfig"]["requests"]["requests"]

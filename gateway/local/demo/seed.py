@@ -122,7 +122,7 @@ def _keep(data: DataDirectory, made: dict[str, Any]) -> str:
 
 
 def _make_services(admin: _Admin) -> None:
-    """The services of the default routes, unless the schema brought them."""
+    """Create the services of the default routes, unless the schema brought them."""
     present = {service["key"] for service in admin.all("services")}
     models = {model["name"]: model["id"] for model in admin.all("business-models")}
     for key, description in SERVICES.items():
@@ -146,7 +146,7 @@ def status_of(
     headers: Mapping[str, str] | None = None,
     opener: urllib.request.OpenerDirector = _DIRECT,
 ) -> int | None:
-    """Status of a GET, None if nobody answers."""
+    """Return the status of a GET, None without an answer."""
     request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # our own http URL
     try:
         with opener.open(request, timeout=CALL_MAX_S) as answer:

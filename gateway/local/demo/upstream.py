@@ -178,7 +178,7 @@ class DemoExchange:
 
 
 def tokens_in(value: Any) -> int:
-    """Words and punctuation marks of every text inside a JSON value; a number is a token of its own."""
+    """Return the words and punctuation marks of all texts inside a JSON value; a number counts as one."""
     if isinstance(value, str):
         return len(WORD.findall(value))
     if isinstance(value, int) and not isinstance(value, bool):
@@ -262,7 +262,7 @@ def _called(asked: str) -> tuple[str, str]:
 
 
 def _has_result(value: Any) -> bool:
-    """Return whether what is sent has the result of a tool in it: it was called, and is not called again."""
+    """Return whether a request contains a tool's result: then no tool is called again."""
     if isinstance(value, list):
         return any(map(_has_result, value))
     if not isinstance(value, dict):
@@ -349,7 +349,7 @@ def whole_answer(name: str, turn: DemoExchange) -> bytes:
 
 
 def stream_answer(name: str, turn: DemoExchange) -> Iterator[tuple[str, str]]:
-    """Events, each with its name and data, made as they are sent; `turn` knows how much of it was said."""
+    """Yield the name and data of each event when due; `turn` counts the output so far."""
     values, number = turn.values, 0
     for event in STREAMS[name]:
         wanted = all(values[name] for name in event.named("if"))
@@ -371,7 +371,7 @@ def stream_answer(name: str, turn: DemoExchange) -> Iterator[tuple[str, str]]:
 
 
 def written_answer(content: Any) -> str:
-    """JSON as it is sent; text as it is."""
+    """Return text as it is, and other content as compact JSON."""
     return content if isinstance(content, str) else json.dumps(content, separators=(",", ":"))
 
 
@@ -623,7 +623,7 @@ def _events(events: Iterable[tuple[str, str]], end: bytes) -> Iterator[bytes]:
 
 
 def _array(events: Iterable[tuple[str, str]]) -> Iterator[bytes]:
-    """A JSON array written one element at a time, as Gemini streams without `alt=sse`."""
+    """Yield a JSON array one element at a time, as Gemini streams without `alt=sse`."""
     opening = b"["
     for _, data in events:
         yield opening + data.encode()
@@ -639,7 +639,7 @@ def _models(asked: DemoRequest, *, gemini: bool, name: str | None) -> Reply:
 
 
 def _echo(asked: DemoRequest) -> Reply:
-    """Any other path: what arrived, so that a caller can see what the gateway forwards."""
+    """Return the received request for any other path, so that callers see what the gateway forwards."""
     units = asked.headers.get("x-demo-units", "")
     content = {
         "method": asked.method,

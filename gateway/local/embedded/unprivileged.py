@@ -121,7 +121,7 @@ class _Sets(ctypes.Structure):
 
 
 def become(uid: int, gid: int, capability: int | None) -> None:
-    """Give up root for good, keeping one capability across `exec` if asked."""
+    """Drop root for good, with one capability retained across `exec` if given."""
     libc = ctypes.CDLL(None, use_errno=True)
     if capability is not None:
         # Without this bit access(2), by which PostgreSQL looks for its own programs, ignores capabilities.

@@ -43,7 +43,7 @@ def binary() -> Path:
 
 
 def environment(root: Path = Path("/")) -> dict[str, str]:
-    """Return what the server's allocator goes by; a process that has its own already keeps it."""
+    """Return the environment of the server's allocator; an existing `LD_PRELOAD` stays."""
     found = next((path for place in LIBRARIES if (path := root / place / JEMALLOC).is_file()), None)
     return TUNABLES | ({"LD_PRELOAD": str(found)} if found and "LD_PRELOAD" not in os.environ else {})
 
@@ -53,10 +53,9 @@ def url(port: int, password: str) -> str:
 
 
 def socket_of(directory: Path) -> Path | None:
-    """Return where the server listens for this machine's own programs: a socket costs both sides less than
-    loopback.
+    """Return the server's Unix socket for local programs: a socket costs both sides less than loopback.
 
-    None where there can be none: the path is too long or would have to be escaped in a URL, or the
+    None where no socket can exist: the path is too long or would have to be escaped in a URL, or the
     file system knows no sockets.
     """
     path = directory.absolute() / "valkey.sock"
@@ -142,7 +141,7 @@ async def _answers(port: int, password: str) -> bool:
 
 
 def _reason(directory: Path, said: str) -> str | None:
-    """Return what its log says when it refuses its data, and the way out: all of it can be rebuilt."""
+    """Return the reason in a log why the server refuses its data, and the remedy; None if unknown."""
     lowered = said.lower()
     out = "start again: it is rebuilt from PostgreSQL and from the gateways' logs"
     if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:
