@@ -91,7 +91,7 @@ async def serve_calls(
     settings: Settings, stop: asyncio.Event, parent_pipe: ParentPipe | None = None,
     *, loaded: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Be a gateway worker until `stop` is set; `loaded` is called before the first client is accepted."""
+    """Run a gateway worker until `stop` is set; call `loaded` before the first client is accepted."""
     log = logs.logger("tollkeeper.gateway")
     fences = HistoryGuards(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
@@ -171,7 +171,7 @@ def _log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]
 
 
 def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
-    """The way to Redis, or to each primary of a cluster, each with its fence; not connected yet."""
+    """Return connections to Redis, or to each primary of a cluster, each fenced; not connected yet."""
     address, call_s = parse_url(settings.url_file("redis_url"), settings.redis_files), settings.redis_wait_s
     return wires_to(
         address, lambda where: RedisConnection(where, time.monotonic, call_s=call_s, hears=HEARD,
@@ -211,7 +211,7 @@ def _collect_seldom() -> None:
 
 
 async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, log: Log) -> None:
-    """Keep what waits; neither a disk nor a Redis that hangs holds anything up."""
+    """Store what waits, and close; neither a disk nor a Redis that hangs holds anything up."""
     waiting = settlements.waiting
     closed = await settlements.close()
     if closed and not settlements.left_behind:
@@ -230,7 +230,7 @@ def _ports(
     counts: tuple[Tally, Failures, Refusals],
     log: Log,
 ) -> Ports:
-    """What the data plane is handed of the other doors, and what it counts into."""
+    """Return the ports of the data plane: the other doors, and the tallies."""
     tally, failures, refusals = counts
     estimator = Estimator(tokenizer=gateway_worker.load_tokenizer(), quantile=settings.hold_quantile)
     door.caches.join("estimates", estimator.known)
@@ -262,7 +262,7 @@ def _ports(
 
 
 def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
-    """The worker's log, its files begun: a worker that can keep nothing does not start."""
+    """Return the worker's log, its files begun: a worker that can store nothing does not start."""
     return SettlementLog(
         settings.settlements_dir,
         keep_s=settings.settlement_log_s,
@@ -274,7 +274,7 @@ def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:
-    """The data plane that is wanted; with traces, the exporter that has begun to send them."""
+    """Return the wanted data plane; with traces, also the exporter that has begun to send them."""
     plane_of, exporter = DataPlane, None
     if settings.tracing is not None:
         from gateway.http.server.traced import TracedPlane  # noqa: PLC0415  # a worker without traces loads none of it

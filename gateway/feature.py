@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 def load(place: str) -> Any:
-    """The value at a place, `module:name`."""
+    """Return the value at a place, `module:name`."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 
 
 def lazy(place: str) -> Callable[..., Any]:
-    """A value at `module:name`, or the outcome of a function there: it is loaded once it is asked for."""
+    """Return a function that returns or calls the value at `module:name`, loaded when it is called."""
 
     def ask(*given: object) -> Any:
         found = load(place)
@@ -49,7 +49,7 @@ def lazy(place: str) -> Callable[..., Any]:
 
 
 def commands(*places: str) -> Callable[[typer.Typer], None]:
-    """Adds functions as commands of their own names."""
+    """Return a function that adds functions as commands of their own names."""
 
     def add(app: typer.Typer) -> None:
         for place in places:
@@ -59,7 +59,7 @@ def commands(*places: str) -> Callable[[typer.Typer], None]:
 
 
 def mounts(**places: str) -> Callable[[AdminParts], Routes]:
-    """Routes whose parts stand at these places, whatever is set."""
+    """Return a maker of routes whose parts stand at these places, whatever is set."""
     return lambda _: load("gateway.run.keeper_doors:Routes")(
         **{name: load(place) for name, place in places.items()}
     )
@@ -121,23 +121,23 @@ class Feature:
 
 
 def screens_off(settings: Settings) -> frozenset[str]:
-    """The names of screens of features that no setting wants."""
+    """Return the names of screens of features that no setting wants."""
     return frozenset(one["name"] for each in features() if not each.is_on(settings) for one in each.screens)
 
 
 def handlers() -> dict[str, Answerer]:
-    """Return who of the features answers which path of a gateway."""
+    """Return the answering function of each path that features serve at a gateway."""
     return {path: one for each in features() for path, one in each.handlers().items()}
 
 
 def socket_opener() -> Answerer | None:
-    """Return what goes on with clients by a WebSocket."""
+    """Return the function that goes on with clients by a WebSocket, if a feature has one."""
     return next((each.open_socket for each in features() if each.open_socket is not None), None)
 
 
 @cache
 def features() -> tuple[Feature, ...]:
-    """Every feature that is installed, by name."""
+    """Return every installed feature, by name."""
     package = import_module("gateway.features")
     names = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg)
     return tuple(import_module(f"gateway.features.{name}.feature").FEATURE for name in names)

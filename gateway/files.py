@@ -21,21 +21,21 @@ Seen = tuple[tuple[int, int, int] | None, ...]
 
 
 def read_regular(path: str | os.PathLike[str], bytes_max: int) -> bytes:
-    """What a file holds, one byte more than `bytes_max` at most; `OSError` where it is no regular file."""
+    """Return at most `bytes_max` + 1 bytes of a file; `OSError` where it is no regular file."""
     with open(path, "rb", opener=_opened) as file:
         _require_regular(os.fstat(file.fileno()), path)
         return file.read(bytes_max + 1)
 
 
 def require_regular(*paths: str | os.PathLike[str] | None) -> None:
-    """`OSError` where a file that others will open is no regular one; none is asked of an empty file."""
+    """Raise `OSError` if a file that others will open is no regular one; empty paths are skipped."""
     for path in paths:
         if path:
             _require_regular(os.stat(path), path)
 
 
 def is_readable(descriptor: int) -> bool:
-    """Whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
+    """Return whether the kernel holds something for an idle connection: its end, or bytes out of turn."""
     if descriptor < 0:
         return True
     poll = select.poll()
@@ -44,7 +44,7 @@ def is_readable(descriptor: int) -> bool:
 
 
 def seen(files: Iterable[str | None]) -> Seen:
-    """By which another content of files is known."""
+    """Return inode, size and time of each file, to detect another content."""
     found: list[tuple[int, int, int] | None] = []
     for file in filter(None, files):
         try:
@@ -57,9 +57,9 @@ def seen(files: Iterable[str | None]) -> Seen:
 
 
 def https_with(ca_file: str | None) -> ssl.SSLContext:
-    """TLS of HTTP/1.1 with others, verified by the authorities of this file; empty for the system's.
+    """Return a TLS context for HTTP/1.1, with the authorities of this file; empty for the system's.
 
-    `OSError` where it cannot be used.
+    `OSError` where the file cannot be used.
     """
     require_regular(ca_file)
     context = ssl.create_default_context(cafile=ca_file or None)
@@ -79,11 +79,11 @@ class UrlFile:
         self._url, self._path = url, path
 
     def __bool__(self) -> bool:
-        """Whether there is a server at all."""
+        """Return whether a server is configured at all."""
         return bool(self._url)
 
     def url(self) -> str:
-        """For a connection that is made now."""
+        """Return the URL for a new connection, as its file has it now if this is the same server."""
         with suppress(OSError, ValueError):
             said = read_regular(self._path, SECRET_BYTES_MAX).decode().strip() if self._path else ""
             if is_same_place(said, self._url):
@@ -92,7 +92,7 @@ class UrlFile:
 
 
 def is_same_place(one: str, other: str) -> bool:
-    """Whether two URLs lead to the same server; `ValueError` where one is none."""
+    """Return whether two URLs lead to the same server; `ValueError` where one is none."""
     return _place(one) == _place(other)
 
 

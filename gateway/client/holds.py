@@ -63,7 +63,7 @@ class _Connections:
     def ask(
         self, method: str, path: str, body: object = None, tries: int = TRIES_MAX, **headers: str
     ) -> dict[str, Any]:
-        """Ask, again while nothing is known of the answer; `HoldRefused` for any other answer than 2xx.
+        """Send a request, again while its answer is unknown; `HoldRefused` for any answer other than 2xx.
 
         With one try nothing is sent twice: it goes over a new connection, which nobody has closed meanwhile.
         """
@@ -129,7 +129,7 @@ class Hold:
         self.held, self.remaining, self.expires_at = told["held"], told["remaining"], told["expires_at"]
 
     def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
-        """Give it so many seconds from now, and hold `more` of its unit for it."""
+        """Extend this hold to `ttl_s` seconds from now, and hold `more` of its unit for it."""
         said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
         tries = TRIES_MAX if more is None else 1  # it would hold more twice
         self._learn(self._connections.ask("POST", f"/{self.id}/extend", said, tries))
@@ -150,7 +150,7 @@ class Hold:
         return told
 
     def release(self) -> None:
-        """Give it back."""
+        """Release this hold."""
         self._connections.ask("DELETE", f"/{self.id}")
         self.is_over = True
 
@@ -161,7 +161,7 @@ class Hold:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give it back where it was not settled."""
+        """Release this hold unless it was settled."""
         if not self.is_over:
             self.release()
 
@@ -175,9 +175,9 @@ class Holds:
         self._connections = _Connections(url, key, timeout_s, pause)
 
     def take(self, service: str, **said: Any) -> Hold:
-        """Take a hold; `said` has the fields of its request, such as `model`, `max_tokens` and `ttl_s`.
+        """Create a hold; `said` has the fields of its request, such as `model`, `max_tokens` and `ttl_s`.
 
-        `idempotency_key` is one of its own, unless it is said. `HoldRefused` where a limit refuses it.
+        `idempotency_key` is generated unless it is given. `HoldRefused` where a limit refuses the hold.
         """
         key = said.pop("idempotency_key", None) or str(uuid4())
         body = _said({"service": service} | said)
@@ -217,16 +217,16 @@ class AsyncHold:
         return left
 
     async def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
-        """As `Hold.extend`."""
+        """Extend the hold, as `Hold.extend`."""
         await asyncio.to_thread(self._hold.extend, ttl_s, more)
         return self
 
     async def settle(self, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-        """As `Hold.settle`."""
+        """Settle the hold, as `Hold.settle`."""
         return await asyncio.to_thread(self._hold.settle, usage, **said)
 
     async def release(self) -> None:
-        """As `Hold.release`."""
+        """Release the hold, as `Hold.release`."""
         await asyncio.to_thread(self._hold.release)
 
     async def __aenter__(self) -> Self:
@@ -236,7 +236,7 @@ class AsyncHold:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give it back where it was not settled."""
+        """Release the hold unless it was settled."""
         if not self._hold.is_over:
             await self.release()
 
@@ -248,11 +248,11 @@ class AsyncHolds:
         self._holds = Holds(url, key, timeout_s)
 
     async def take(self, service: str, **said: Any) -> AsyncHold:
-        """As `Holds.take`."""
+        """Create a hold, as `Holds.take`."""
         return AsyncHold(await asyncio.to_thread(self._holds.take, service, **said))
 
     async def settle(self, id_: str, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-        """As `Holds.settle`."""
+        """Settle a hold by its id, as `Holds.settle`."""
         return await asyncio.to_thread(self._holds.settle, id_, usage, **said)
 
     def close(self) -> None:

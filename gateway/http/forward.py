@@ -421,7 +421,7 @@ def check_circuit(exchange: Exchange, caller: Caller, call: CallRequest) -> None
 
 
 def _cooling(exchange: Exchange, caller: Caller, call: CallRequest) -> UpstreamLimited | None:
-    """Return why a call may not be sent to its upstream now; else its `key` is the first that may be used."""
+    """Return the refusal of a call to a limited upstream; else set `key` to the first usable one."""
     worker = exchange.worker
     ports, upstream = worker.ports, worker.upstreams.get(exchange.upstream_name)
     if upstream is None:

@@ -268,7 +268,7 @@ def _metadata(said: Values) -> bytes:
 
 
 def _within(value: object, depth: int) -> bool:
-    """Return whether it is nested no deeper: later readers have a stack to keep to as well."""
+    """Return whether a value nests at most `depth` levels: later readers have a bounded stack."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
 

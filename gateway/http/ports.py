@@ -93,7 +93,7 @@ class DirectoryPort(Protocol):
         """Return the run policies of a caller, mostly none. Fails with `CountersUnavailable`."""
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
-        """Return how this caller is told that an amount is spent."""
+        """Return the form of this caller's refusals for a spent amount."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""

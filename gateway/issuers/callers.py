@@ -62,7 +62,7 @@ class _VerifiedCaller:
         self.caller: Caller | None = None
 
     def is_good(self, now: float) -> bool:
-        """Return whether it need not be verified again."""
+        """Return whether the token still counts at `now` without a new verification."""
         return self.meaning.ends > now and self.issuer.has(self.key)
 
     def stands_for(self, found: Caller) -> Caller:
@@ -94,7 +94,7 @@ class TokenCallers:
         self.known: LruCache[str, LruValue[_VerifiedCaller]] = LruCache(bytes_max)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
-        """Go by these issuers from now on; every token is verified by their rules again."""
+        """Apply these issuers from now on; every token is verified by their rules again."""
         named = tuple(issuers)
         self.accepts, self.issuers = bool(named), tuple(one.issuer for one in named)
         self._keys.renew(named)
@@ -102,11 +102,11 @@ class TokenCallers:
             self.known.drop(digest)
 
     async def keep_fresh(self) -> None:
-        """Have the keys of issuers at hand, until cancelled."""
+        """Refresh the keys of issuers, until cancelled."""
         await self._keys.keep_fresh()
 
     def snapshot(self) -> dict[str, object]:
-        """Return what metrics say of issuers."""
+        """Return the metrics of issuers."""
         unread = self._keys.unread()
         return {"issuers_unread": unread} if unread else {}
 
@@ -122,7 +122,7 @@ class TokenCallers:
         return known.stands_for(found)
 
     async def identify(self, digest: str, token: bytes) -> Caller:
-        """The caller of a token; InvalidApiKey if that is nobody, another refusal where nobody knows."""
+        """Return the caller of a token; InvalidApiKey for nobody's, another refusal if that is unknown."""
         now = self._wall()
         kept = self.known.find(digest)
         known = kept.value if kept is not None and kept.value.is_good(now) else await self._verified(token)
@@ -133,9 +133,9 @@ class TokenCallers:
         return known.stands_for(found)
 
     async def _first(self, subjects: Iterable[str]) -> tuple[Caller, str]:
-        """Return who the first of these stands for that has a key, and the key's digest.
+        """Return the caller of the first subject that has a key, and the key's digest.
 
-        Has that key ended, then the token is nobody's: the next one's key would be charged for who lost it.
+        If that key has ended, the token is refused: the next subject's key must not be charged for it.
         """
         for subject in subjects:
             has_ended = False
@@ -151,7 +151,7 @@ class TokenCallers:
         raise refused(SUBJECT_CLAIM, "No API key stands for this token's subject.")
 
     async def _verified(self, token: bytes) -> _VerifiedCaller:
-        """Return what a token says, now that its signature is verified."""
+        """Verify the signature of a token; return the caller's issuer, key and subject."""
         said = read_token(token)
         keys = self._keys.of(said.issuer)
         if keys is None:

@@ -126,7 +126,7 @@ def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
 
 
 def post_form(issuer: Issuer, url: str, form: bytes, fields: Mapping[str, str]) -> tuple[int, bytes]:
-    """What the issuer answers to a form: its status, and its body; `UnreadableKeys` where it does not."""
+    """Post a form to an address of the issuer; return status and body, or raise `UnreadableKeys`."""
     with _told():
         sent = {"content-type": "application/x-www-form-urlencoded", **fields}
         return _asked(issuer, url, time.monotonic() + FETCH_S_MAX, sent, form)
@@ -134,7 +134,7 @@ def post_form(issuer: Issuer, url: str, form: bytes, fields: Mapping[str, str]) 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Say in words why an issuer cannot be asked."""
+    """Raise errors of a request to an issuer as `UnreadableKeys`, with the reason in words."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -144,12 +144,12 @@ def _told() -> Iterator[None]:
 
 
 def read_file(path: str) -> bytes:
-    """Return what a small file holds."""
+    """Return the content of a small file."""
     return read_regular(path, DOCUMENT_BYTES_MAX)
 
 
 def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
-    """Return what the discovery document says."""
+    """Fetch the discovery document, and check that it is this issuer's."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
     found = json.loads(_fetched(issuer, url, deadline, with_token=True))
     if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
@@ -158,7 +158,7 @@ def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
 
 
 def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
-    """Return where the discovery document says that something is."""
+    """Return the address of `name` in the discovery document, or raise `UnreadableKeys`."""
     place = said.get(name)
     if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
         url = without_password(issuer.issuer.rstrip("/") + DISCOVERY)
@@ -167,7 +167,7 @@ def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
 
 
 def _end_session(issuer: Issuer, said: Mapping[str, Any]) -> str:
-    """Return where people sign out; a wrong address is none, since it must keep nobody from signing in."""
+    """Return the address for signing out; a wrong one is empty, since it must not prevent signing in."""
     place = said.get("end_session_endpoint")
     well = isinstance(place, str) and _PLAIN.fullmatch(place) and may_lead_to(issuer.issuer, place)
     return str(place) if well else ""
@@ -203,7 +203,7 @@ def _asked(
 
 
 def _untrusted(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    """The fault of the issuer's certificate that an error comes from; None of a proxy's or any other."""
+    """Return the certificate error of the issuer behind `error`; None for a proxy's or any other."""
     while error is not None and not isinstance(error, ProxyFailed):
         error = getattr(error, "certificate_error", error)
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -229,7 +229,7 @@ class TokensRefused(TollkeeperError, reason="tokens_refused", status=502):
 
 
 def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]) -> Mapping[str, Any]:
-    """The answer to a form: `TokensRefused` where nothing is, `UnreadableKeys` where nobody answers."""
+    """Return the answer to a form: `TokensRefused` for a refusal, `UnreadableKeys` without an answer."""
     sent, fields, secret = dict(form), {}, _secret_of(provider)
     if secret and not endpoints.sends_post:
         pair = f"{quote_plus(provider.client_id)}:{quote_plus(secret)}"  # RFC 6749, 2.3.1

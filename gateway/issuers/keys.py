@@ -72,7 +72,7 @@ class IssuerKeys:
         await asyncio.shield(self._begun())
 
     async def find(self, token: SignedToken) -> VerifyingKey:
-        """The key of a token; InvalidApiKey if the issuer has none, IssuerUnavailable where nobody knows."""
+        """Return a token's key; InvalidApiKey if the issuer has none, IssuerUnavailable if not known."""
         known = self._known(token)
         if known is not None:
             return known
@@ -106,9 +106,9 @@ class IssuerKeys:
         return key
 
     async def at_hand(self) -> KeySet:
-        """Return what the issuer has, as far as it is known at once, else once it is read.
+        """Return the keys of the issuer, at once if known, else once they are read.
 
-        If due, it is refreshed in the background; IssuerUnavailable where it cannot be had.
+        If due, they are refreshed in the background; IssuerUnavailable if none can be read.
         """
         reading = self._begun() if self.is_due else self._reading
         if self._kept() is None and reading is not None:
@@ -206,7 +206,7 @@ class AllKeys:
         return self._by_issuer.get(issuer)
 
     def renew(self, issuers: Iterable[Issuer]) -> None:
-        """Go by these issuers; what was read of those that are the same stays."""
+        """Apply these issuers; keys that were read of unchanged issuers stay."""
         before = self._by_issuer
         self._by_issuer = {
             one.issuer: there
@@ -216,7 +216,7 @@ class AllKeys:
         }
 
     def unread(self) -> list[tuple[str, int]]:
-        """By issuer whether its keys could not be read when it was asked last, or were not read yet."""
+        """Return for each issuer 1 if its keys are not read yet, or the last read failed; else 0."""
         return [(name, int(bool(one.why))) for name, one in self._by_issuer.items()]
 
     async def keep_fresh(self) -> None:

@@ -47,7 +47,7 @@ HINT_BYTES_MAX: Final = 4096
 def to_sign_in(
     provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, nonce: str, challenge: str
 ) -> str:
-    """Where somebody signs in (OpenID Connect Core 1.0, 3.1.2.1), and comes `back` from; PKCE is by S256."""
+    """Return the address to sign in (OpenID Connect Core 1.0, 3.1.2.1) that leads `back`; PKCE is by S256."""
     query = {
         "response_type": "code",
         "client_id": provider.client_id,
@@ -64,7 +64,7 @@ def to_sign_in(
 def to_sign_out(
     provider: IdentityProvider, endpoints: Endpoints, back: str, *, state: str, id_token: str
 ) -> str:
-    """Return where somebody signs out (OpenID Connect RP-Initiated Logout 1.0, 2); empty where nowhere.
+    """Return the address to sign out (OpenID Connect RP-Initiated Logout 1.0, 2); empty if there is none.
 
     The `id_token` says whose session it is. Without one most providers ask.
     """
@@ -127,7 +127,7 @@ _AWAY: Final = "The provider of identities does not answer; try again in a momen
 
 
 def read_provider(issuer: Issuer) -> KeySet:
-    """Return what a provider publishes; `UnreadableKeys` says why it cannot be read."""
+    """Return the `KeySet` of a provider; `UnreadableKeys` says why it cannot be read."""
     with loading("oidc"):  # some 20 MB, for keepers that have providers alone
         from gateway.issuers import fetching  # noqa: PLC0415  # as above
 
@@ -137,7 +137,7 @@ def read_provider(issuer: Issuer) -> KeySet:
 def ask_for_tokens(
     provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, str]
 ) -> Mapping[str, Any]:
-    """Return what a provider gives for a form; `UnreadableKeys` where nobody answers."""
+    """Return the answer of a provider to a form for tokens; `UnreadableKeys` where nobody answers."""
     from gateway.issuers import fetching as redeeming  # noqa: PLC0415  # as above
 
     return redeeming.redeem(provider, endpoints, form)
@@ -170,7 +170,7 @@ class SignIns:
         self.renew_providers(sign_in)
 
     def renew_providers(self, sign_in: SignIn) -> None:
-        """Go by these providers from the next question on; what is known of one that is as before stays."""
+        """Apply these providers from the next question on; keys of unchanged providers stay."""
         before, providers = self._providers, {one.name: one for one in sign_in.providers}
         self._keys = {
             name: self._keys[name]
@@ -183,20 +183,19 @@ class SignIns:
         self.labels.update((one.name, one.label) for one in sign_in.providers)
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
-        """Return where a person signs in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
+        """Return the address to sign in at a provider; `challenge` is PKCE's, by S256 (RFC 7636)."""
         provider, endpoints = self._of(name), await self._endpoints(name)
         back = self._comes_back(name)
         return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
 
     def name_of(self, issuer: str) -> str:
-        """Return what the provider that is this issuer is called here; empty where none of ours is."""
+        """Return our name of the provider that is this issuer; empty if none of ours is."""
         return next((one.name for one in self._providers.values() if one.issuer.issuer == issuer), "")
 
     async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
-        """Return where who is signed out here signs out at a provider too; empty where nowhere, or it is
-        away.
+        """Return the address to sign out at a provider as well; empty if there is none, or it is away.
 
-        `sealed` is the ID token of their session, or empty.
+        `sealed` is the ID token of the person's session, or empty.
         """
         try:
             id_token = opened(sealed, cookie, ID_TOKEN) if sealed else ""
@@ -210,7 +209,7 @@ class SignIns:
     async def redeem(
         self, name: str, *, code: str, issuer: str | None, verifier: str, nonce: str, address: str
     ) -> Arrival:
-        """Return who came back with a code, from whom of its own account `issuer` is; else `SignInRefused`.
+        """Redeem a code for its `Arrival`; `issuer` is the one that the answer names. Raises `SignInRefused`.
 
         `address` is where the code came from.
         """
@@ -245,7 +244,7 @@ class SignIns:
         return Arrival(person, _renewal(said), id_token if is_told else "")
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
-        """Ask whether a person still may come in; `SignInRefused` where they may not."""
+        """Check at the provider that a person still may come in; `SignInRefused` otherwise."""
         provider = self._providers.get(self.name_of(issuer))
         if provider is None:
             raise SignInRefused("The provider is none of ours any more.")
@@ -269,7 +268,7 @@ class SignIns:
         return seal(id_token, cookie, ID_TOKEN)
 
     async def _person(self, provider: IdentityProvider, said: Mapping[str, Any], nonce: str | None) -> Person:
-        """Return whom the ID token of an answer names."""
+        """Return the person in the ID token of an answer, once it is verified."""
         written = said.get("id_token")
         try:
             token = read_token(written.encode(errors="replace") if isinstance(written, str) else b"")
@@ -314,7 +313,7 @@ class SignIns:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
     def _ended(self, place: tuple[str, str], of: tuple[str, str] | None) -> None:
-        """Give the places of a thread back; of a site that asks no more nothing is kept."""
+        """Release the places of a thread; a site that asks no more is forgotten."""
         self._asking[place] -= 1
         if of is not None:
             self._redeeming[of] -= 1
@@ -353,7 +352,7 @@ class SignIns:
         return provider
 
     def _comes_back(self, name: str) -> str:
-        """The address of ours that a provider sends people back to: each has its own (RFC 9700, 4.4)."""
+        """Return our address that a provider sends people back to: each has its own (RFC 9700, 4.4)."""
         return f"{self.console_url}/sign-in/{name}/back"
 
     def _say(self, provider: IdentityProvider, why: str) -> None:
@@ -361,6 +360,6 @@ class SignIns:
 
 
 def _renewal(said: Mapping[str, Any]) -> str:
-    """Return what a provider gives to be asked with again; empty where it gives nothing."""
+    """Return the refresh token of a provider's answer; empty if there is none."""
     renewal = said.get("refresh_token")
     return renewal if isinstance(renewal, str) and _RENEWAL.fullmatch(renewal) else ""

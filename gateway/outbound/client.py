@@ -64,10 +64,10 @@ async def ask(
     bytes_max: int = ANSWER_BYTES_MAX,
     arrive: Callable[[int], None] | None = None,
 ) -> tuple[int, Mapping[str, str], bytes]:
-    """Ask once; the status, the fields whatever the case of their names, and the whole body.
+    """Send one request; return status, fields whatever the case of their names, and the whole body.
 
-    `arrive` is told of the bytes of each part as it comes.
-    `OSError`, `TimeoutError` or `TooLarge` where there is none.
+    `arrive` receives the byte count of each part as it comes. `OSError`, `TimeoutError` or `TooLarge` where
+    there is no answer.
     """
     connector = Connector(proxies, None, context, is_for_one=True)
     timeout = ClientTimeout(total=within_s, connect=connect_s)
@@ -108,7 +108,7 @@ class Connector(TCPConnector):
         self._is_for_one, self._made = is_for_one, list[asyncio.Transport]()
 
     async def abort(self) -> None:
-        """Have every connection closed by now: the loop may end behind this."""
+        """Close every connection by now: the loop may end behind this."""
         for one in self._made:
             one.abort()
         for _ in range(LAYERS):
@@ -120,7 +120,7 @@ class Connector(TCPConnector):
         traces: list[Any],
         timeout: ClientTimeout,  # noqa: ASYNC109  # its name there
     ) -> ResponseHandler:
-        """As aiohttp's connectors have it."""
+        """Create a connection as aiohttp's connectors do; note its transport for `abort`."""
         made = await self._connected(req, traces, timeout)
         if self._is_for_one and made.transport is not None:
             self._made.append(made.transport)
@@ -165,7 +165,7 @@ class PublicResolver(AbstractResolver):
         return found
 
     async def close(self) -> None:
-        """Let go of nothing."""
+        """Close nothing."""
 
 
 def first_of(addresses: Sequence[str]) -> str:

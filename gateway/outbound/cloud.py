@@ -53,7 +53,7 @@ class CloudSigner(ABC):
         self._renewing = threading.Lock()
 
     def is_due(self, now: float) -> bool:
-        """Return whether it is time to renew them."""
+        """Return whether the credentials are due for a renewal, and none is under way."""
         return now >= self._due_at and not self._renewing.locked()
 
     @property
@@ -80,7 +80,7 @@ class CloudSigner(ABC):
         return dict(line.split(": ", 1) for line in said.splitlines())
 
     def renew(self, now: float) -> None:
-        """Have credentials that last; where they cannot be had, the old ones count until their end."""
+        """Renew the credentials; where that fails, the old ones count until their end."""
         with self._renewing:
             try:
                 ends = self._read(now)
@@ -100,7 +100,7 @@ class CloudSigner(ABC):
 
     @abstractmethod
     def sign(self, opening: bytes, body: bytes | None) -> bytes:
-        """The lines that end the head of a request, given its head so far and its body.
+        """Return the lines that end the head of a request, given its head so far and its body.
 
         The body is None where it passes unread.
         """
@@ -201,7 +201,7 @@ SIGNERS: Final = {"google": GoogleSigner, "aws": AwsSigner}
 
 
 def signer_of(target: UpstreamTarget) -> CloudSigner | None:
-    """Return what signs requests to an upstream; None where its headers carry its credential."""
+    """Return the signer of requests to an upstream; None where its headers carry its credential."""
     kind = SIGNERS.get(target.auth)
     return None if kind is None else kind(target)
 

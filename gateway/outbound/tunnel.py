@@ -38,7 +38,7 @@ _SAID = re.compile(r"\[Errno (\d+)\]")
 
 
 def cause_of(error: Exception) -> tuple[str, str]:
-    """Return why a connection was not made: the cause, and what the machine calls it."""
+    """Return the cause of a failed connection, and the machine's words for it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLS, error.verify_message or "certificate not trusted"
     if isinstance(error, ssl.SSLError):
@@ -74,7 +74,7 @@ class Tunnel(asyncio.Protocol):
     async def through(
         self, protocol: P, context: ssl.SSLContext | None, name: str | None, **where: Any
     ) -> tuple[asyncio.Transport, P]:
-        """Have a protocol speak with the upstream, over TLS with its name where there is a context.
+        """Connect a protocol with the upstream, over TLS with its name where there is a context.
 
         `where` is a socket that is connected to the proxy, or its host and port, as asyncio takes them.
         OSError where it cannot.
@@ -145,7 +145,7 @@ class Tunnel(asyncio.Protocol):
         self._end(failure)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The proxy has gone."""
+        """Fail the tunnel: the proxy closed the connection."""
         self._end(failed(self._proxy, "it closed the connection without an answer"))
 
     def _end(self, failure: ProxyFailed | None) -> None:
@@ -156,7 +156,7 @@ class Tunnel(asyncio.Protocol):
 async def tunnelled(
     proxy: Proxy, place: tuple[str, int], protocol: P, context: ssl.SSLContext | None, name: str | None
 ) -> P:
-    """Have a protocol speak with a place through a proxy, over TLS with this name where there is a context.
+    """Connect a protocol with a place through a proxy, over TLS with this name where there is a context.
 
     OSError where it cannot: one of the proxy's says so.
     """
@@ -169,7 +169,7 @@ async def tunnelled(
 
 
 def tls_with(proxy: Proxy | None) -> ssl.SSLContext | None:
-    """Return what TLS with a proxy is spoken by; None where none is."""
+    """Return the TLS context for a proxy; None for a proxy without TLS."""
     if proxy is None or not proxy.secured:
         return None
     return https_with(proxy.ca_file)

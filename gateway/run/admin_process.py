@@ -97,7 +97,7 @@ class AdminProcess:
         self._has_begun = asyncio.Event()
 
     async def begin(self) -> int:
-        """Have the port, and the process loaded; `StartError` names a port that is taken."""
+        """Acquire the port and start the process; `StartError` names a port that is taken."""
         if self._port is None:
             self._port = await self._held()
         settings = self._settings
@@ -113,7 +113,7 @@ class AdminProcess:
         await self._starting
 
     async def keep_telling(self) -> None:
-        """Tell it of the loops now and then, until cancelled."""
+        """Send facts of the loops to the process now and then, until cancelled."""
         await self._has_begun.wait()
         while self._child is not None:
             await self._child.send(written_fact(await self._facts()))

@@ -121,7 +121,7 @@ class AdminPort:
         self._log("tokens are kept as they were", why=why, level="warning")
 
     async def _read_tokens(self) -> str:
-        """Take over both tokens, or keep both and answer why."""
+        """Replace both tokens from their files, or return why both stay."""
         now = {name: getattr(self.built_in, role) for name, role in TOKENS.items()}
         try:
             for name, path in self._files.items():
@@ -150,7 +150,7 @@ class CurrentSignIns:
         self.now = SignIns(wanted, time.monotonic, time.time, log) if wanted.providers else None
 
     def renew(self, settings: Settings) -> None:
-        """Go by other providers; the address of the console stays, since browsers were told it."""
+        """Apply other providers; the address of the console stays, since browsers know this address."""
         wanted, now = settings.sign_in, self.now
         if now is not None:
             now.renew_providers(wanted)
@@ -225,7 +225,7 @@ class Administration:
         self._stops = False
 
     async def start(self, own: Sequence[socket.socket] = ()) -> None:
-        """Be ready; listen on `own` sockets, else the supervisor's, once this keeper's loops have begun."""
+        """Start to serve on `own` sockets, else the supervisor's, once this keeper's loops have begun."""
         doors, port = self._doors, self._admin_port
         doors.wires.start()
         loops = {
@@ -320,7 +320,7 @@ class Administration:
         }
 
     async def _metrics(self, accept: str) -> tuple[bytes, str]:
-        """Written once of a snapshot, in each of the two formats that somebody asks for."""
+        """Return the metrics of a snapshot, rendered once in each requested format, and the content type."""
         snapshot, kind = await self._snapshot.now(), scrape.content_type_of(accept)
         if snapshot is not self._written_of:
             self._written_of, self._written = snapshot, {}
@@ -342,7 +342,7 @@ class Administration:
         return found | compared if compared.get(COMPARED, 0) > found.get(COMPARED, 0) else found
 
     def _of_machine(self) -> Mapping[str, Any]:
-        """What gateways of this machine leave, and how full its disks are: from files, so not in the loop."""
+        """Return metrics of this machine's gateways and disks; reads files, so not for the event loop."""
         return metrics.collect(self._settings.metrics_dir) | disks(self._settings)
 
 

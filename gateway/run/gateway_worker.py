@@ -222,7 +222,7 @@ def make_door(
     scripts: Mapping[str, Histogram],
     log: Log,
 ) -> Door:
-    """Return what the worker asks Redis through; `scripts` takes the seconds of each."""
+    """Return the `Door` of a worker to Redis; `scripts` observe the seconds of each script."""
     clock, took = time.monotonic, {verb: histogram.observe for verb, histogram in scripts.items()}
     worker_slot = take_worker_slot(Path(settings.data_dir) / "worker_slots")
     allowances = Allowances(clock, worker_slot)

@@ -108,7 +108,7 @@ def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:
 
 
 def few_files(settings: Settings, files_max: int | None = None) -> str:
-    """In a sentence that a worker takes fewer connections than are set, for want of files; else empty."""
+    """Return a sentence if open files limit a worker's connections below the setting; else empty."""
     most = files_max or heartbeat.open_files_limit()
     wanted, here = settings.http.connections_max, limits_here(settings, most).connections_max
     if here == wanted:
@@ -151,7 +151,7 @@ class DiskWatch:
 
 
 def disks(settings: Settings) -> dict[str, object]:
-    """How large the disks of our directories are, and what of them is free, as far as that can be told."""
+    """Return the size and free bytes of the disks of our directories, as far as known."""
     free: list[tuple[str, int]] = []
     size: list[tuple[str, int]] = []
     for name, place in _places(settings):
@@ -213,7 +213,7 @@ class RedisState:
         self._wires, self._log, self._wall, self._seconds = wires, log, wall, seconds
 
     async def keep_asking(self, *, ask_s: float = ASK_S) -> None:
-        """Ask until cancelled, and say when a server begins to refuse calls, and when none does any more."""
+        """Check until cancelled, and log when servers begin to refuse calls, and when none does any more."""
         while True:
             before = self.refusing
             await self.ask()
@@ -250,7 +250,7 @@ class RedisState:
         }
 
     def figures(self) -> dict[str, object]:
-        """Return what metrics say of the servers themselves: once, by the keeper. Of several, the worst."""
+        """Return metrics of the Redis servers, for the keeper alone; of several the worst."""
         memory = [[int(one.get(name) or 0) for name in ("used_memory", "maxmemory")] for one in self._facts]
         if not memory:
             return {}
@@ -266,7 +266,7 @@ class RedisState:
         }
 
     async def _asked(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
-        """Return what a server says, and how far our clock is ahead of its own."""
+        """Return the INFO of a server, and the seconds that our clock is ahead of the server's."""
         began = self._wall()
         with suppress(CountersUnavailable):
             answer = await in_task(wire.send(encode(b"INFO"), at_once=True, upkeep=True))
@@ -279,7 +279,7 @@ class RedisState:
         return {}, 0.0
 
     def _answered(self, wire: RedisConnection) -> str:
-        """By which code calls were refused lately, or why there is no connection."""
+        """Return the code of recent refusals of calls, or the reason of a missing connection; else empty."""
         code, at = wire.refusal
         if wire.available and code in ANSWERED and self._seconds() - at < ANSWERED_S:
             return code
@@ -298,7 +298,7 @@ AWAY_LOOK_S = 0.2
 async def tell_of_redis(
     ways: RedisConnections, log: Callable[..., None], *, look_s: float = AWAY_LOOK_S
 ) -> None:
-    """Say it until cancelled: in between no call waits for it."""
+    """Log when Redis is away and when it is back, until cancelled; no call waits for this."""
     said = 0
     while True:
         if (away := ways.away) != said:
@@ -428,7 +428,7 @@ class Probe:
         self._asking: asyncio.Task[bool] | None = None
 
     async def answers(self) -> bool:
-        """Return whether it said yes within the bound; an error is a no."""
+        """Return whether the dependency said yes within the bound; an error is a no."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._told())
         done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)
@@ -491,7 +491,7 @@ STOPPING = "it stops: what is under way is finished, and no more should come"
 
 
 async def of_gateway(settings: Settings, serves: Callable[[], bool | str], disk: DiskWatch) -> Found:
-    """Return what a lone gateway needs, and whether it is there: Redis by what the workers found themselves.
+    """Return the readiness checks of a lone gateway; Redis is judged by the findings of its workers.
 
     `serves`: whether a worker accepts calls, or why none should. Its port is held by us, so that nobody there
     would refuse.

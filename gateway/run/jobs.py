@@ -120,13 +120,13 @@ class Jobs:
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> asyncio.Task[tuple[int, bytes]]:
-        """Return what an upstream answers there."""
+        """Return a task for the status and body that an upstream answers at a path."""
         return asyncio.create_task(self._asked(upstream, path, headers))
 
     def look(self, job: Job) -> asyncio.Future[bool]:
-        """Ask what became of a job, and charge it where it is over; whether it is charged.
+        """Check on a job, and charge it if it is over; return whether the job is charged.
 
-        Who asks together waits for one look.
+        Concurrent callers share one check.
         """
         task = self._looking.get(job.hold_id)
         if task is None:
@@ -299,7 +299,7 @@ class Jobs:
                     await self._settle(job, ended, content, state.answered)
 
     async def _look_at_operation(self, job: Job, paths: BatchPaths, path: str) -> None:
-        """The same of a batch that has its results in it, or names their file."""
+        """Check on a batch whose results are in its operation, or in a file that the operation names."""
         async with self._fetching(job.upstream):
             said = await self._told(job, path, "failed", paths.headers)
             state = BatchState() if said is None else self._read(said, read_operation)
@@ -316,7 +316,7 @@ class Jobs:
         self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
         bytes_max: int = RESULT_BYTES_MAX,
     ) -> bytes | None:  # fmt: skip
-        """A result; None where there is none: the job is charged as held in the end, and ends as `gone`."""
+        """Return a result; None without one: the job is charged as held in the end, and ends as `gone`."""
         status, said = await self._ask(job.upstream, path, headers, bytes_max)
         if status in _GONE:
             await self._missed(job, gone, is_sure=status == TOO_LONG)
@@ -326,14 +326,14 @@ class Jobs:
         return said
 
     async def _is_another(self, job: Job, id_: str) -> bool:
-        """Whether an upstream tells of another thing than was asked for: it may be another one by now."""
+        """Return whether an upstream answers with another job's id; count that as a missing job."""
         if not id_ or id_.rpartition("/")[2] == job.id.rpartition("/")[2]:
             return False
         await self._missed(job, "failed")
         return True
 
     async def _missed(self, job: Job, gone: str, is_sure: bool = False) -> None:
-        """A job is not there: it is asked for again later, and charged as held where it stays away."""
+        """Schedule another look for a missing job; charge it as held in the end, or now if `is_sure`."""
         now_ms = await self._stored.now_ms(job)
         if is_sure or (job.misses >= len(AGAIN_S) and now_ms >= job.next_look_ms):
             await self._charge_as_held(job, gone)
@@ -343,7 +343,7 @@ class Jobs:
             await in_task(self._stored.keep(job))
 
     async def _look_at_call(self, job: Job) -> None:
-        """The same of a call in the background: its result is what its upstream tells of it."""
+        """Check on a call in the background, whose result is its upstream's answer."""
         paths = JOBS[job.endpoint]
         if not job.id and not await self._was_made(job, paths.listed):
             return
@@ -376,7 +376,7 @@ class Jobs:
         job.cost = NO_COST if charge.cost and settled is SettleResult.UNKNOWN else charge.cost
 
     async def _never_made(self, job: Job) -> None:
-        """Give back the hold of a call whose upstream does not have it."""
+        """Release the hold of a call that its upstream does not know, and end the job as failed."""
         ports = self._ports
         assert ports is not None
         service = service_of(ports, job)
@@ -386,7 +386,7 @@ class Jobs:
         await self._end(job, "failed")
 
     def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
-        """By which the result of a job is charged; `CountersUnavailable` where its service is not known."""
+        """Return the terms to charge a job by; `CountersUnavailable` if its service or route is unknown."""
         ports, plane = self._ports, self._plane
         assert ports is not None
         assert plane is not None

@@ -96,7 +96,7 @@ from persistence.schema import database, roles
 def housekeeping(
     engine: Engine, settings: Settings, log: Callable[..., None], *more: Callable[[], Awaitable[object]]
 ) -> Loop:
-    """Makes months ahead, and forgets what is not kept any more."""
+    """Return the loop that creates months ahead, and deletes what is no longer stored."""
     return Loop("partitions", 3_600.0, (
         call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),

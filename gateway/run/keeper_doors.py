@@ -85,7 +85,7 @@ class KeeperDoors:
     def comparers(
         self, accounts: Accounts, results: ReconciliationResults
     ) -> tuple[Reconciler, AccountCloser]:
-        """Return who compares the counters with the ledger, and who closes accounts by it."""
+        """Return the reconciler of counters with the ledger, and the closer of accounts."""
         now = partial(datetime.now, UTC)
         reconciler = Reconciler(self.counters, accounts, results, now, partition_of=partition_of)
         return reconciler, AccountCloser(self.counters, accounts, reconciler)
@@ -95,7 +95,7 @@ def store_over(
     settings: Settings, letterhead: Letterhead, engine: Engine, organizations: Engine | None = None,
     replica: Replica | None = None,
 ) -> Store:  # fmt: skip
-    """PostgreSQL as the Admin API and the clock use it."""
+    """Return the store over PostgreSQL for the Admin API and the clock."""
     missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
     return Store(
         engine, partition_of, private_addresses=settings.webhook_private_addresses,
@@ -133,11 +133,11 @@ class KeeperSettings:
         self._sent = SettingsUpdates(self._renew, log)
 
     def hear(self, line: bytes) -> None:
-        """Take over settings that the process above sends."""
+        """Process the settings that the parent process sends."""
         self._sent.hear(line)
 
     async def keep(self) -> None:
-        """Take over what comes until cancelled; SIGHUP asks a keeper that reads it itself."""
+        """Apply settings as they come, until cancelled; SIGHUP asks a keeper that reads its own."""
         loop, asked = asyncio.get_running_loop(), asyncio.Event()
         if isinstance(self._source, ParentPipe):
             self._source.listen(lambda line: loop.call_soon_threadsafe(self.hear, line))
@@ -155,7 +155,7 @@ class KeeperSettings:
         return self._running.proxies
 
     def saying(self, name: str) -> Callable[[], str]:
-        """Return what tells the secret of a setting, as it is when it is asked."""
+        """Return a function that reads the present secret of a setting."""
         return lambda: str(getattr(self._running, name))
 
     def snapshot(self) -> Mapping[str, Any]:
@@ -243,7 +243,7 @@ READS_ONLY_LOOK_S = 5.0
 async def tell_of_postgresql(
     engine: Engine, log: Callable[..., None], look_s: float = READS_ONLY_LOOK_S
 ) -> None:
-    """Say when PostgreSQL begins to take no writes, as behind a failover, and when it takes them again."""
+    """Log when PostgreSQL begins to refuse writes, as after a failover, and when it accepts them again."""
     before = False
     while True:
         now = await reads_only(engine)
@@ -267,7 +267,7 @@ class ProgramList(ProgramRegistry):
     async def keep_looking(
         self, workers: Callable[[], Awaitable[int]], say: Callable[..., None], look_s: float = LAYOUT_LOOK_S
     ) -> None:
-        """Know again and again whether each program that runs reads today's layout; `workers` report."""
+        """Check again and again that all programs read today's layout; `workers` counts gateway workers."""
         take_up, said = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
         while True:
             seen, count = None, 0
@@ -282,7 +282,7 @@ class ProgramList(ProgramRegistry):
     async def keep_to_schema(
         self, stop: asyncio.Event, writes: Agenda, look_s: float = SCHEMA_LOOK_S
     ) -> None:
-        """Have this keeper `stop` once the schema is one that does not serve it: `outgrown` says why."""
+        """Set `stop` once the schema no longer serves this keeper; `outgrown` says why."""
         seen = 0
         while not self.outgrown:
             await asyncio.sleep(look_s)
@@ -293,7 +293,7 @@ class ProgramList(ProgramRegistry):
         await asyncio.Event().wait()  # until it is cancelled
 
     async def report(self) -> Row:
-        """Return what `GET /programs` answers; CountersUnavailable where Redis does not answer."""
+        """Return the answer of `GET /programs`; CountersUnavailable where Redis does not answer."""
         seen, stored = await self.read(), await self._stored()
         return {
             "layout": stored.layout,

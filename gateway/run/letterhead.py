@@ -35,7 +35,7 @@ _IBAN = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 
 
 def letterhead(settings: Settings) -> Letterhead:
-    """Return who sends invoices, and on which terms; `SettingError` where a setting cannot be used."""
+    """Return the sender of invoices and the terms; `SettingError` where a setting cannot be used."""
     return Letterhead(
         seller=_seller(settings),
         notes=_lines(settings.invoice_notes),

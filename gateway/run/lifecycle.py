@@ -44,7 +44,7 @@ SAY_INTERVAL_S = 5.0
 
 
 def give_back_memory() -> None:
-    """Have the C library return what loading and starting took, where it can: some 2 MiB of a gateway."""
+    """Return memory of loading and starting from the C library to the system: some 2 MiB of a gateway."""
     gc.unfreeze()  # what `loading_code` froze has garbage, too
     gc.collect()
     with suppress(AttributeError, OSError):
@@ -139,7 +139,7 @@ def stop_signal() -> asyncio.Event:
 
 @contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """Where SIGTERM or SIGHUP comes meanwhile, leave by `SystemExit`: what was begun is tidied up, once."""
+    """Raise `SystemExit` on SIGTERM or SIGHUP meanwhile, once, so that begun work is tidied up."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         for one in before:
@@ -205,7 +205,7 @@ async def cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
 async def all_within(
     seconds: float, works: Iterable[Coroutine[None, None, None]], log: Callable[..., None]
 ) -> None:
-    """Do several last things at once, each in so many seconds or not at all; what fails is said."""
+    """Run several last coroutines at once, each within `seconds`; log each that fails."""
     tasks = [asyncio.create_task(work) for work in works]
     done, late = await asyncio.wait(tasks, timeout=seconds)
     for error in filter(None, (task.exception() for task in done)):

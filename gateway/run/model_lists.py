@@ -30,7 +30,7 @@ _CONTEXT: Final = "max_model_len"
 async def ask_models(
     target: UpstreamTarget, path: str, fields: Mapping[str, str], within_s: float = ANSWER_MAX_S
 ) -> tuple[int, bytes]:
-    """Ask an upstream for its models; the status and the body, 0 where there is no answer."""
+    """Request the models of an upstream; return status and body, or 0 and an empty body without an answer."""
     from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy to load
 
     via = target.via

@@ -73,13 +73,11 @@ class Renewal:
     turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def reread(self) -> Settings:
-        """The settings as written now, all of them right; it may take a while, and raises
-        `TollkeeperError`.
-        """
+        """Return the settings as written now, all valid; may take a while, and raises `TollkeeperError`."""
         return await asyncio.to_thread(self.read)
 
     def take(self, written: Settings) -> tuple[Collection[str], str]:
-        """Take over allowed changes: their names, and in words the effects."""
+        """Apply allowed changes; return their names, and a sentence about the effects."""
         before, after = self.running.values(), written.values()
         differ = {name: value for name, value in after.items() if value != before[name]}
         begun = {name for name in KEEPERS_SECRETS if not (before[name] and after[name])}
@@ -92,7 +90,7 @@ class Renewal:
         return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
 
     def take_credentials(self, written: Settings) -> str:
-        """Take over what others are sent as credentials, and say whose changed; empty where none did."""
+        """Apply changed credentials for others; return a sentence about the changes, empty without any."""
         before, after = self.running, with_credentials(self.running, written)
         theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self.takes}
         self.running = before.with_values(**theirs)
@@ -107,7 +105,7 @@ class Renewal:
 
 
 def _asks_again(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether nothing but who we are at a server is another, which each new connection reads by itself."""
+    """Return whether only our credential at a server differs, which each new connection reads by itself."""
     files = [[path for named, path in each["secret_files"] if named == name] for each in (before, after)]
     is_read = name in OF_SERVERS and files[0] == files[1] != []
     return is_read and is_same_place(before[name], after[name])
@@ -129,9 +127,8 @@ def _said_of(before: Settings, after: Settings) -> list[str]:
 
 
 def with_credentials(settings: Settings, written: Settings) -> Settings:
-    """The same settings, each upstream with its headers and proxy, each workload with its key, each provider
-    with its secret, as others have them. An upstream whose address or own proxy is another by now keeps the
-    proxy that it has.
+    """Return the settings with the written credentials: headers and proxy of each upstream, key of each
+    workload, secret of each provider. An upstream whose address or own proxy differs keeps its present proxy.
     """
     theirs = {target.name: target for target in written.upstreams}
     upstreams = (_with_credentials(each, theirs.get(each.name, each)) for each in settings.upstreams)
@@ -150,7 +147,7 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
 
 
 def _with_secret(running: IdentityProvider, written: IdentityProvider) -> IdentityProvider:
-    """A provider that is another one by now, or knows us as another, keeps the secret that it knows."""
+    """Return a provider with the written secret, or unchanged if its issuer or client id differs."""
     is_same = (running.issuer.issuer, running.client_id) == (written.issuer.issuer, written.client_id)
     return replace(running, client_secret=written.client_secret) if is_same else running
 
@@ -189,7 +186,7 @@ async def keep_renewing(
     look_s: float = CONFIG_LOOK_S,
     again_s: float = AGAIN_S,
 ) -> None:
-    """Have what is written in force once its file is another, or somebody asks, until cancelled."""
+    """Apply the written settings once their file changes, or on request, until cancelled."""
     loop, path = asyncio.get_running_loop(), now.running.config_path
     # What the file was when it was last taken over, when it was last tried, and at the last look.
     taken: Signature = None
@@ -212,7 +209,7 @@ async def keep_renewing(
 
 
 async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> bool:
-    """Take over what is written, all of it or nothing; whether it is right. Nobody hears twice why not."""
+    """Apply the written settings, all or none; return whether they are valid. Log each fault once."""
     was_wrong = now.wrong
     try:
         async with now.turn:
@@ -231,7 +228,7 @@ async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> b
 
 
 async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: float = LOOK_S) -> None:
-    """Have credentials in force once their files change, until cancelled."""
+    """Reload credentials when their files change, until cancelled."""
 
     async def read() -> str:
         try:
@@ -260,7 +257,7 @@ class SettingsUpdates:
         self._take, self._log = take, log
 
     def hear(self, line: bytes) -> None:
-        """Go by the settings of a line; the process that sent them has checked them."""
+        """Apply the settings of a line, which the sending process has checked."""
         self._guarded(lambda: self._take(from_json(line)))
 
     def take(self, settings: Settings) -> None:
@@ -285,10 +282,10 @@ async def watch(
     *,
     look_s: float = LOOK_S,
 ) -> None:
-    """Have `read` take files over once they change, until cancelled; it answers why not, or nothing.
+    """Call `read` when files change, until cancelled; its result is the reason of a failure, or empty.
 
     A file that could not be read is tried again with each look, since rights may change where a file does
-    not. Why is told once.
+    not. The reason is reported once.
     """
     watched, warned = WatchedFiles(), ""
     while True:

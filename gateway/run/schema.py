@@ -12,9 +12,9 @@ from gateway.ops import hints
 def migrate(
     url: str, told: Callable[[str], object] = lambda _: None, *, end_older: bool = False, wait_s: float = 0.0
 ) -> str:
-    """Bring the schema up to date; its version.
+    """Migrate the schema to the present version, and return this version.
 
-    Keepers it serves no longer are refused if they are there after `wait_s`, or end by it (`end_older`).
+    Keepers that the schema no longer serves are refused after `wait_s`, or ended by it (`end_older`).
     """
     from persistence.schema import standing  # noqa: PLC0415  # only two commands need it
 
@@ -36,7 +36,7 @@ def load() -> None:
 
 
 def admit_writer(url: str, password: str) -> str:
-    """Give the keeper's user of our own PostgreSQL a password; the database's URL for it."""
+    """Set a password for the keeper's user of our own PostgreSQL; return the database's URL for this user."""
     from persistence.schema import standing  # noqa: PLC0415  # one command needs it
 
     return standing.admit_writer(url, password)

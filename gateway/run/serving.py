@@ -38,7 +38,7 @@ SETTLING_S_MAX = 9.0
 
 
 def plain_options(words: list[str]) -> dict[str, str] | None:
-    """The options of a plain `serve` by name; None where the words want a closer look: help, or a mistake."""
+    """Return the options of a plain `serve` by name; None for words such as help, or a mistake."""
     found: dict[str, str] = {}
     rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     for option, value in zip(rest[::2], rest[1::2], strict=False):
@@ -66,7 +66,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
 
 
 def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
-    """Settings that a gateway may serve by: Redis is asked for prices only where those are in question."""
+    """Return settings that a gateway may serve by; reads Redis only where prices are in question."""
     settings = resolved(config, "serve", **options)
     try:
         settings.table.check_services({})
@@ -176,19 +176,19 @@ def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
 
 
 async def tell_restarts(now: Renewal, children: Callable[[], Iterable[Child]]) -> None:
-    """Leave what metrics say of restarts of workers and of the configuration, until cancelled."""
+    """Publish metrics of the restarts of workers and of the configuration, until cancelled."""
     await metrics.publish(
         now.running.metrics_dir, lambda: {**restarts_of(children()), **now.snapshot()}, beside=True
     )
 
 
 def find_home() -> None:
-    """Have workers start from this very checkout or installation, wherever the person stands."""
+    """Set PYTHONPATH so that workers start from this very checkout or installation, in any directory."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (HOME, os.environ.get("PYTHONPATH"))))
 
 
 def resolved(config: Path | None, role: str = "", **options: str | int | None) -> Settings:
-    """Settings with the given options over everything else; with a role, its extras are there as well."""
+    """Return settings, overridden by the given options; with a role, check that its extras are installed."""
     environ = dict(os.environ)
     for name, value in options.items():
         if value is not None:
@@ -200,7 +200,7 @@ def resolved(config: Path | None, role: str = "", **options: str | int | None) -
 
 
 def tell_overruled(settings: Settings, warn: Callable[[str], None]) -> None:
-    """Say which settings of the file do not count, by their names alone; nothing where there are none."""
+    """Warn which settings of the file are overridden, by name alone; nothing where none is."""
     if names := ", ".join(PREFIX + name.upper() for name in settings.overruled):
         warn(f"the environment or an option overrides what {settings.config_path} sets: {names}")
 

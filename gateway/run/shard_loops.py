@@ -172,7 +172,7 @@ class AllShardLoops:
         return max((one for one in found if one is not None), default=None)
 
     def start(self) -> None:
-        """Say that this keeper is there, and begin with the servers there are."""
+        """Start the loops of this keeper's share, and those of the known servers."""
         run = partial(self.share.run, self._reached, self._in_hand)
         shared = self._shared
         truths = LedgerReader(shared.engine, partition_of, partition_of_digest)
@@ -214,16 +214,16 @@ class AllShardLoops:
                 await self.share.leave()
 
     def _may_publish(self) -> bool:
-        """Whether what is everybody's is ours to write: some is verified, and nothing a newer version's."""
+        """Return whether this keeper may publish shared lists: a partition is verified, and none is newer."""
         return self.verified > 0 and not any(one.counters.newer for one in self._kept.values())
 
     def _reached(self) -> list[int]:
-        """The partitions whose server answers, but for those that a newer version has: its keepers flush."""
+        """Return partitions whose server answers, without those that keepers of a newer version flush."""
         there = [(wire.part.partitions, kept) for wire, kept in self._kept.items() if wire.connected]
         return [one for partitions, kept in there for one in partitions if one not in kept.counters.newer]
 
     def _in_hand(self) -> frozenset[int]:
-        """Also of servers that went, while what was read of them is stored."""
+        """Return the partitions in work, also of lost servers while data from these is being stored."""
         return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
 
     async def workers(self) -> int:
@@ -231,7 +231,7 @@ class AllShardLoops:
         return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
-        """Return partitions that nobody brings more forgotten entries of; of servers that answer."""
+        """Return partitions without more forgotten entries to come; of servers that answer."""
         found: set[int] = set()
         for one in list(self._kept.values()):
             with suppress(CountersUnavailable):
@@ -239,7 +239,7 @@ class AllShardLoops:
         return found
 
     async def waiting(self) -> dict[str, object]:
-        """Return how much waits in the outboxes, in numbers for a snapshot; of servers that answer."""
+        """Return the amounts that wait in the outboxes, for a snapshot; of servers that answer."""
         entries = waiting = broken = holds = 0
         oldest: list[int] = []
         answered = False

@@ -224,7 +224,7 @@ def first_call(options: Options, settings: Settings, gateway_url: str, key: str)
 
 
 def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
-    """Return what gateways and the keeper take over, and which secrets they keep until a restart."""
+    """Return the `Renewal` for gateways and the keeper, with the secrets that stay until a restart."""
     return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
@@ -268,7 +268,7 @@ def _read_here(read: Callable[[], Settings], here: Callable[[Settings], Settings
 
 
 async def _watching(supervisor: Supervisor, now: Renewal) -> None:
-    """Have a changed configuration and changed credentials in force, and count restarts, until cancelled.
+    """Apply a changed configuration and changed credentials, and count restarts, until cancelled.
 
     Tokens are the keeper's affair.
     """
@@ -292,7 +292,7 @@ async def _watching(supervisor: Supervisor, now: Renewal) -> None:
 
 
 async def _migrate(options: Options, database_url: str, password: str) -> str:
-    """Bring the schema up to date as its owner; the URL the keeper has, who owns nothing of ours."""
+    """Migrate the schema as its owner; return the URL of the keeper's user, which owns nothing."""
     theirs = options.settings.database_url
     try:
         await asyncio.to_thread(options.migrate, options.settings.database_owner_url or database_url)
@@ -307,7 +307,7 @@ async def _migrate(options: Options, database_url: str, password: str) -> str:
 def _ours(
     options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
 ) -> list[tuple[str, ProcessSpec]]:
-    """The keeper and the gateways, each with its role. What a gateway does not know, nobody gets from it."""
+    """Return the keeper and the gateways, each with its role; a gateway gets only settings of gateways."""
     url, opener = f"{admin_url_of(settings)}/readyz", opener_of(settings, "admin")
     host = ports.reachable_host(settings.admin_host)
 
@@ -327,7 +327,7 @@ def _ours(
 async def _start_ours(
     supervisor: Supervisor, options: Options, settings: Settings, held: ReservedPort, admin: ReservedPort
 ) -> None:
-    """Tell the keeper and the gateways their settings, and wait until all of them are ready."""
+    """Start the keeper and the gateways with their settings, and wait until all of them are ready."""
     workers = settings.workers
     supervisor.voice.step(f"starting the keeper and {workers} gateway worker{'s' if workers > 1 else ''}")
     async with asyncio.TaskGroup() as group:
@@ -336,7 +336,7 @@ async def _start_ours(
 
 
 async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: int) -> None:
-    """Each attempt is a new connection, which the kernel gives to any worker: a run stands for all."""
+    """Probe until a run of new connections answers `wanted`, since the kernel gives each to any worker."""
     in_a_row, status = 0, None
     for _ in range(SERVING_TRIES_MAX):
         status = await asyncio.to_thread(ask)
@@ -385,7 +385,7 @@ class Supervisor:
         await asyncio.gather(*(child.tell(line) for child in self.children(role)))
 
     def pids(self) -> dict[str, Any]:
-        """Current process ids by role; None for what is not run here or is just starting again."""
+        """Return process ids by role; None for a process that does not run here or is just restarting."""
 
         def of(role: str) -> list[int]:
             return [child.pid for child in self.children(role) if child.pid is not None]
@@ -466,9 +466,9 @@ DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "postgresql": 5432, "postgres": 
 async def start_servers(
     supervisor: Supervisor, options: Options, secrets: dict[str, str]
 ) -> tuple[str, str, str]:
-    """Redis and PostgreSQL side by side; their URLs.
+    """Start Redis and PostgreSQL side by side; return their URLs.
 
-    Redis has two: the one to tell, and the one for the gateway's own processes.
+    Redis has two: the one to show, and the one for the gateway's own processes.
     """
     data, settings = supervisor.data, options.settings
     async with asyncio.TaskGroup() as group:
@@ -584,18 +584,18 @@ def check(settings: Settings) -> None:
 
 
 def gateway_url_of(settings: Settings) -> str:
-    """Return where this machine reaches the gateway."""
+    """Return the URL of the gateway for this machine."""
     host = ports.reachable_host(settings.gateway_host)
     return settings.url_of("gateway", host, settings.gateway_port)
 
 
 def admin_url_of(settings: Settings) -> str:
-    """Return where this machine reaches the Admin API."""
+    """Return the URL of the Admin API for this machine."""
     return settings.url_of("admin", ports.reachable_host(settings.admin_host), settings.admin_port)
 
 
 def opener_of(settings: Settings, port: str) -> OpenerDirector:
-    """Return what a port is called with: it must have the very certificate that settings name."""
+    """Return an opener for a port, which accepts only the very certificate that settings name."""
     files = settings.tls_files(port)
     if files is None:
         return build_opener(ProxyHandler({}))
@@ -606,6 +606,6 @@ def opener_of(settings: Settings, port: str) -> OpenerDirector:
 
 
 def ca_file_of(settings: Settings) -> dict[str, str]:
-    """Return what commands beside the data directory trust, where the Admin API speaks TLS."""
+    """Return the certificate file for commands beside the data directory, where the Admin API speaks TLS."""
     files = settings.tls_files("admin")
     return {"admin_ca_file": str(Path(files.certificate).absolute())} if files is not None else {}

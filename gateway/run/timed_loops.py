@@ -52,13 +52,13 @@ STORED_BY = timedelta(hours=1)
 def billing_loops(
     store: Store, clock: Clock, page: int = 200, agenda: Agenda | None = None
 ) -> dict[str, Loop]:
-    """Each loop by its name; `page` is how many organizations, additions or invoices are read together."""
+    """Return each loop by its name; `page` bounds organizations, additions or invoices read at once."""
 
     def today() -> date:
         return clock().astimezone(UTC).date()
 
     def sql(find: Callable[[Connection, int, int], Sequence[T]]) -> Due[T]:
-        """Return what PostgreSQL finds behind an id, so many at most."""
+        """Return a reader of at most `count` rows behind an id from PostgreSQL."""
         return lambda after, count: store.run(lambda connection: find(connection, after, count))
 
     def write(resource: str, verb: str) -> Callable[[int], Awaitable[object]]:
@@ -141,10 +141,10 @@ async def charge(store: Store, today: Callable[[], date], organization_ids: Sequ
 
 
 def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
-    """Has what accounts came to by the end of a month added up, once the month is over.
+    """Return the loop that adds up the accounts of a month, once the month is over.
 
-    So comparing and finalizing read the open month alone, however old an account is. It is
-    everybody once a month, and once after a start; all again in an hour where somebody was left.
+    So comparing and finalizing read the open month alone, however old an account is. The loop visits all
+    accounts once a month, and once after a start; all again in an hour where one was left.
     """
     closed_before: date | None = None
 
@@ -175,7 +175,7 @@ def expirer(
     ledger: Allocations, counters: KeeperCounters, partition_of: Callable[[int], int],
     agenda: Agenda | None = None,
 ) -> Loop:  # fmt: skip
-    """Takes what is left of credits when they expire: exactly the rest, nothing that was used in time.
+    """Return the loop that removes the rest of expired credits, and nothing that was used in time.
 
     Uses are allocated to grants as they are stored. Once everything that happened before a grant's moment of
     expiry is allocated, its rest is known for ever, and an intent takes it: other grants paid for later use.
@@ -203,7 +203,7 @@ def expirer(
 
 
 def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = None) -> Loop:
-    """Resets tenants that nobody calls, so that ledger and invoices have their cycles on time.
+    """Return the loop that resets tenants without calls, so that ledger and invoices have cycles on time.
 
     A reset that is due runs in every script that touches a tenant as well. The counters decide whether it is.
     """
@@ -216,7 +216,7 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = No
 
 
 def clock_changes(told: ClockReports, clock: Clock) -> Loop:
-    """Tells the counters of clocks: what they know of a zone is exact until its clocks change twice."""
+    """Return the loop that sends clocks to the counters: a zone's is exact until it changes twice."""
 
     async def tell(zone: str) -> None:
         await told.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
@@ -225,9 +225,9 @@ def clock_changes(told: ClockReports, clock: Clock) -> Loop:
 
 
 def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> Sequence[Loop]:
-    """Looks for events each second and for forecasts each minute, a tenth of the time at most.
+    """Return the loops for events each second and forecasts each minute, a tenth of the time at most.
 
-    While nobody wants to know, what happens is told to nobody later.
+    Events that occur while nobody wants them are not reported later.
     """
     since = clock() - LOOK_BACK
 

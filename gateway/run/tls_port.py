@@ -56,7 +56,7 @@ class TlsPort:
         return self._gate.snapshot() if self._gate is not None else {}
 
     async def run(self) -> None:
-        """Have a new certificate in use within seconds, until cancelled."""
+        """Reload a new certificate within seconds, until cancelled."""
         paths = self._gate.certificates.paths if self._gate is not None else ()
         async with asyncio.TaskGroup() as group:
             group.create_task(watch(lambda: paths, self._read, self._kept, look_s=self._look_s))
@@ -68,7 +68,7 @@ class TlsPort:
             await asyncio.sleep(self._say_s)
 
     def _say_ends(self) -> None:
-        """Say which certificate has ended, or ends soon, and which setting names it."""
+        """Log which certificate has ended or ends soon, and the setting that names it."""
         gate = self._gate
         for whose, end in gate.ends() if gate is not None else ():
             assert gate is not None
@@ -106,5 +106,5 @@ def check_files(settings: Settings, *ports: str) -> None:
 
 
 def _prefix_of(port: str) -> str:
-    """Return what the names of a port's settings begin with."""
+    """Return the prefix of the names of a port's settings."""
     return PREFIX + PREFIXES[port].upper()

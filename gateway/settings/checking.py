@@ -78,7 +78,7 @@ _NOUNS = {
 
 
 def wanted(name: str) -> str:
-    """Return what the URL of this setting begins with, in words."""
+    """Return the allowed beginnings of this setting's URL, in words."""
     return "a URL beginning with " + " or ".join(f"{each}://" for each in SCHEMES[name])
 
 
@@ -120,7 +120,7 @@ def fault(name: str, url: str) -> str:
 
 
 def _with_one_host(url: str) -> str:
-    """The same URL where it names one host; of several the first whose port is none, else the first."""
+    """Return the URL with one host: of several the first whose port is wrong, else the first."""
     scheme, _, rest = url.partition("://")
     authority, slash, tail = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
@@ -136,7 +136,7 @@ PREFIXES = {"gateway": "tls_", "admin": "admin_tls_", "ops": "ops_tls_"}
 
 
 def files_of(port: str, value: Callable[[str], str]) -> TlsFiles | None:
-    """Return what a port speaks TLS with, each file as its setting has it; None without a certificate."""
+    """Return the TLS files of a port, each as its setting names it; None without a certificate."""
     prefix = PREFIXES[port]
     certificate = value(f"{prefix}cert_file")
     if not certificate:
@@ -165,7 +165,7 @@ def check_pairs(values: Mapping[str, Any], begin: str) -> None:
 
 
 def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:
-    """What verifies others by a file of authorities; `SettingError` says `otherwise` where that cannot be."""
+    """Return a TLS context for a file of authorities; raise `SettingError(otherwise)` if it is unusable."""
     try:
         require_regular(ca_file)
         return ssl.create_default_context(cafile=ca_file)
@@ -268,7 +268,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
 
 
 def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
-    """The setting that has all words of a name: of the gateway before others, of few words before many."""
+    """Return the setting that has all words of a name: gateway settings first, then those of few words."""
     words = set(name.split("_"))
     found = [each for each in names if words.issubset(each.split("_"))]
     return sorted(found, key=lambda each: (not each.startswith("gateway_"), each.count("_")))[:1]
@@ -381,7 +381,7 @@ def parsed(text: bytes, place: str) -> Any:
 
 
 def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
-    """The document with `${NAME}` replaced in every string value; SettingError for one that is not set."""
+    """Return the document with `${NAME}` replaced in every string; SettingError for an unset variable."""
     if isinstance(value, dict):
         return {key: substituted(item, environ, f"{place}: {key}") for key, item in value.items()}
     if isinstance(value, list):
@@ -402,7 +402,7 @@ def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:
-    """What msgspec says of a document of another shape: the place as it is written, and what would fit."""
+    """Return msgspec's fault of a document in words: the place as it is written, and what would fit."""
     found = _FAULT.fullmatch(fault)
     said, place = (found["said"], found["place"] or "") if found else (fault, "")
     field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)

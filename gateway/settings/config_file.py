@@ -171,7 +171,7 @@ class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sign_in_of(written: SignInConfig) -> SignIn:
-    """Return how people sign in; `SettingError` names the place of a fault."""
+    """Return the settings of signing in; `SettingError` names the place of a fault."""
     if written.console_url or written.providers:
         url = written.console_url
         if not url:
@@ -278,7 +278,7 @@ class RouteConfig(NamedTuple):
             )
 
     def redirected(self, base_url: str, proxies: Proxies | None = None) -> RouteConfig:
-        """The same table with every upstream, and the services', at one base URL, through these proxies."""
+        """Return the table with every upstream and the services at one base URL, through these proxies."""
         upstreams = {
             target.name: replace(target, base_url=base_url, proxies=proxies or target.proxies)
             for target in self.upstreams
@@ -474,7 +474,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
 
 
 def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]) -> tuple[ModelRule, ...]:
-    """The models of a configuration; `SettingError` names the place of a fault, and both of a conflict."""
+    """Return the models of a configuration; `SettingError` names a fault's place, or both of a conflict."""
     found: list[ModelRule] = []
     for number, one in enumerate(written):
         place = f"models[{number}]"
@@ -504,8 +504,8 @@ def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]
 def _check_own_paths(
     routes: Iterable[Route], services: Iterable[tuple[str, str]], upstreams: Mapping[str, UpstreamTarget]
 ) -> None:
-    """`SettingError` where a call would go to a templated path that does not follow from it, or would have to
-    be signed with a body that nobody reads.
+    """Raise `SettingError` for a call to a templated path that does not follow from it, or one that would be
+    signed with a body that nobody reads.
     """
     bound = [(f"services.{key}", name, True) for key, name in services]
     for route in routes:
@@ -604,7 +604,7 @@ def _counts(written: int | Mapping[MeterName, int] | None) -> TokenCounts:
 
 
 def _held(written: _Upstream, place: str) -> tuple[str, ...]:
-    """Return where each credential of an upstream is kept."""
+    """Return the place of each credential of an upstream."""
     if written.auth != "header":
         return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
     if written.keys:
@@ -631,7 +631,7 @@ def _check_auth(place: str, written: _Upstream) -> None:
 
 
 def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
-    """Return what an upstream can take; `SettingError` where that says nothing."""
+    """Return the capacity of an upstream; `SettingError` if none is stated."""
     said = msgspec.structs.asdict(written)
     if not any(said.values()):
         raise SettingError(f"{place}.capacity: expected one of {', '.join(said)}")
@@ -646,7 +646,7 @@ def _limits(of: _Capacity) -> CapacityLimits:
 
 
 def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The template of an upstream's paths, and the query that goes with each call: its own in front."""
+    """Return the template of an upstream's paths, and the query of each call: the template's own in front."""
     words = [word for word, value in (("region", written.region), ("project", written.project)) if value]
     if written.path:
         try:
@@ -664,7 +664,7 @@ Fields: TypeAlias = tuple[tuple[str, str], ...]
 def _with_keys(
     written: _Upstream, place: str, environ: Mapping[str, str]
 ) -> tuple[Fields, tuple[Fields, ...]]:
-    """The header fields of each call, and those of each key: where {key} stands, else as its API has it."""
+    """Return the header fields of each call, and those of each key: at {key}, else as its API expects."""
     fields = tuple((name.lower(), said) for name, said in written.headers.items() if not TOLD.search(said))
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:
@@ -687,7 +687,7 @@ def _with_keys(
 
 
 def _key(one: _Key, place: str, environ: Mapping[str, str]) -> str:
-    """Return what a key of an upstream says; its value is never shown."""
+    """Return the value of an upstream's key, which is never shown."""
     if bool(one.env) == bool(one.file):
         raise SettingError(f"{place}: expected one of env and file")
     if one.file:
@@ -750,7 +750,7 @@ def _route(written: _Route) -> Route:
 
 
 def _check_each_once(routes: tuple[Route, ...]) -> None:
-    """`SettingError` where two routes are of the same method and path: the second one would never serve."""
+    """Raise `SettingError` for two routes of one method and path: the second one would never serve."""
     served: dict[tuple[str, str], Route] = {}
     for route in routes:
         path = PARAMETER.sub(lambda parameter: f"{{{parameter[1]}{parameter[3] or ''}}}", route.path)

@@ -36,12 +36,12 @@ class Environment(Mapping[str, str]):
         return len(self._variables)
 
     def read(self, place: str, path: str) -> str:
-        """Return what a file holds, as `read_secret` does; it is one of `files` then."""
+        """Return the content of a file, as `read_secret` does, and add the path to `files`."""
         self.files[path] = None
         return read_secret(place, path)
 
     def named(self, settings: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        """The files that were read, each with its setting of these; without one it holds a variable's."""
+        """Return the files that were read, each with its setting; empty for the file of a variable."""
         names = {path: name for name, path in settings.items()}
         return tuple((names.get(path, ""), path) for path in self.files)
 

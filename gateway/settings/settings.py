@@ -83,17 +83,17 @@ class WatchedFiles:
         self._seen: dict[str, Signature] = {}
 
     def changed(self, paths: Iterable[str]) -> bool:
-        """Whether any of these files is another than when this was asked last; so is what is new here."""
+        """Return whether any of these files changed since the last call; a new path counts as changed."""
         before, self._seen = self._seen, {path: signature(path) for path in paths}
         return before != self._seen
 
     def forget(self) -> None:
-        """A change that had no effect counts as changed the next time too."""
+        """Count every file as changed the next time, since a change had no effect."""
         self._seen = {}
 
 
 def signature(path: str) -> Signature:
-    """When a file was written and how large it is, behind all links to it; None where there is none."""
+    """Return device, inode, size and time of a file, behind all links; None where there is none."""
     try:
         found = Path(path).stat()
     except (OSError, ValueError):
@@ -244,7 +244,7 @@ class Settings(Servers, frozen=True, kw_only=True):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, _TYPES[name])}")
 
     def extras(self, role: str) -> Mapping[str, str]:
-        """The extras that a process (`serve`, `keeper`, `all`) needs, each with a setting that wants it."""
+        """Return the extras for a role (`serve`, `keeper`, `all`), each with a setting that wants it."""
         asking = (
             ("sign_in", "oidc", "keeper", self.sign_in.providers),
             ("issuers", "oidc", "serve", self.issuers),
@@ -289,7 +289,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return TlsFiles(self.redis_ca_file, self.redis_cert_file, self.redis_key_file)
 
     def tls_files(self, port: str) -> TlsFiles | None:
-        """Return what a port (`gateway`, `admin`, `ops`) speaks TLS with; None where it speaks none."""
+        """Return the TLS files of a port (`gateway`, `admin`, `ops`); None for a port without TLS."""
         return files_of(port, lambda name: str(getattr(self, name)))
 
     def url_of(self, port: str, host: str, number: int) -> str:
@@ -337,7 +337,7 @@ class Settings(Servers, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **table.through(self.proxies)._asdict())
 
     def with_upstream(self, base_url: str, proxies: Proxies | None = None) -> Settings:
-        """The same settings with every upstream replaced by one base URL, reached through these proxies."""
+        """Return the settings with every upstream replaced by one base URL, reached through these proxies."""
         return self.with_table(self.table.redirected(base_url_of(base_url, "--upstream"), proxies))
 
     def with_values(self, **values: Any) -> Settings:
@@ -409,7 +409,7 @@ def _read(
 
 
 def reread(name: str, path: str) -> str:
-    """The secret of a setting, read again from its file; `SettingError` for what would not be valid."""
+    """Return the secret of a setting, read again from its file; `SettingError` for an invalid one."""
     place = f"{PREFIX}{name.upper()}{SUFFIX}"
     return str(checked(f"what {place}={path!r} holds", name, read_secret(place, path), _TYPES[name]))
 

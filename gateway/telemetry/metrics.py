@@ -219,9 +219,9 @@ class LastGrowth:
 
 
 async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: bool = False) -> None:
-    """Leave this process's snapshot every second, and once more when cancelled.
+    """Publish this process's snapshot every second, and once more when cancelled.
 
-    One `beside` the workers tells of them, and is none of them.
+    A process `beside` the workers reports about them, and is no worker.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = directory / f"{os.getpid()}-{_started(os.getpid())}{BESIDE if beside else ''}.json"

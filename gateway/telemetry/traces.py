@@ -35,7 +35,7 @@ _LOCAL_PARENT = 0x100
 
 
 def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: bool = False) -> bytes:
-    """One span as a field of `ScopeSpans`. `ahead_s` is Unix time less the clock of the span's times."""
+    """Return one span as a field of `ScopeSpans`. `ahead_s` is Unix time less the clock of its times."""
     attributes = dict(span.attributes)
     if span.error:
         attributes["error.type"] = span.error
@@ -55,7 +55,7 @@ def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: 
 
 
 def encoded_resource(attributes: Mapping[str, Value]) -> bytes:
-    """Return who the spans are of, as a field of `ResourceSpans`."""
+    """Return the attributes of the spans' source, as a field of `ResourceSpans`."""
     return _block(b"\x0a", b"".join(_block(b"\x0a", _pair(key, value)) for key, value in attributes.items()))
 
 
@@ -143,7 +143,7 @@ class Exporter:
         self._thread.start()
 
     def offer(self, spans: list[bytes]) -> None:
-        """Take spans if there is room for all of them, else drop and count them. Never waits."""
+        """Queue the spans if there is room for all, else drop and count all. Never waits."""
         with self._lock:
             waiting = len(self._waiting) + len(spans)
             if waiting > self._tracing.queue_spans_max:
@@ -163,7 +163,7 @@ class Exporter:
             self._waiting.clear()
 
     def snapshot(self) -> dict[str, list[list[object]]]:
-        """Return what became of the spans, as the metrics have it."""
+        """Return the counts of sent and dropped spans for the metrics."""
         return {"spans": [["sent", self.sent], ["dropped", self.dropped]]}
 
     def _run(self) -> None:
@@ -241,7 +241,7 @@ class Exporter:
         return self._connection
 
     def _renew_context(self) -> None:
-        """Go by what the files of TLS hold now; what cannot be used changes nothing, and is told once."""
+        """Reload the files of TLS; an unusable file changes nothing, and is logged once."""
         if self._context is None:
             return
         why = ""
@@ -260,7 +260,7 @@ class Exporter:
             self._connection = None
 
     def _note(self, reachable: bool, why: str) -> None:
-        """Say once that the collector does not take spans, and once that it does again."""
+        """Log once that the collector refuses spans, and once that it accepts spans again."""
         if reachable != self._reachable:
             self._reachable = reachable
             if reachable:
@@ -282,7 +282,7 @@ def _context(tracing: Tracing) -> ssl.SSLContext:
 
 
 def _seconds(text: str | None) -> float | None:
-    """`Retry-After` in seconds; a date is not honoured."""
+    """Return `Retry-After` in seconds; None for a date."""
     return float(text) if text is not None and text.isdigit() and len(text) < 7 else None
 
 
@@ -323,7 +323,7 @@ class Recorder:
         return begin_trace(parent, low < self._below, ids)
 
     def end(self, trace: Trace, spans: list[Span]) -> None:
-        """The request is over: encode its spans, whose clock is set by the time of day now."""
+        """Encode and queue the spans of an ended request, with times set by the time of day now."""
         ahead_s = self._unix_seconds() - self._seconds()
         self._offer([
             encoded_span(

@@ -69,18 +69,18 @@ class TlsTransport:
         self.write(b"".join(lines))
 
     def can_write_eof(self) -> bool:
-        """Sending may end before receiving does."""
+        """Return True: sending may end before receiving does."""
         return True
 
     def write_eof(self) -> None:
-        """Say that nothing more is sent. Later bytes are handed on as they came, to be counted."""
+        """End the sending side. Later bytes are handed on as they came, to be counted."""
         if self._open and not self._half:
             self._say_goodbye()
             self._half = True
             self._transport.write_eof()
 
     def close(self) -> None:
-        """Say goodbye, send what waits, and close the socket."""
+        """Send the end of TLS and the waiting bytes, and close the socket."""
         if self._open:
             if not self._half and not self._transport.is_closing():
                 self._say_goodbye()
@@ -107,7 +107,7 @@ class TlsTransport:
         return bool(self._transport.is_reading())
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """When the protocol is told to write no more, in bytes that wait."""
+        """Set how many waiting bytes pause and resume the protocol's writing."""
         self._transport.set_write_buffer_limits(high, low)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
@@ -180,19 +180,19 @@ class Gate(Protocol):
     """What a session asks of the port it belongs to."""
 
     def context(self) -> ssl.SSLContext:
-        """Return what a new connection is made with."""
+        """Return the TLS context for a new connection."""
 
     def wall(self) -> float:
-        """Return what the time is, Unix time."""
+        """Return the time, as Unix time."""
 
     def opened(self, session: TlsSession) -> None:
-        """A connection begins; from now on its handshake has a deadline."""
+        """Register a new connection, whose handshake has a deadline from now on."""
 
     def is_due(self, session: TlsSession) -> bool:
         """Return whether it is this handshake's turn; else `go_on` is called once it is."""
 
     def settled(self, session: TlsSession, failure: str) -> None:
-        """The handshake is over; why it failed, empty where it did not."""
+        """Register the end of a handshake; `failure` says why it failed, empty where it did not."""
 
 
 class TlsSession(TlsTransport, asyncio.Protocol):
@@ -215,7 +215,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
     # what the socket tells
 
     def connection_made(self, transport: Any) -> None:
-        """A socket is accepted."""
+        """Register the session of an accepted socket."""
         self._transport = transport
         self._gate.opened(self)
 
@@ -252,7 +252,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The socket is closed."""
+        """Report the close of the socket to the gate or to the inner protocol."""
         state, self._state, self._open = self._state, CLOSED, False
         if self._timer is not None:
             self._timer.cancel()
@@ -262,19 +262,19 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """The client reads slowly."""
+        """Pause the inner protocol: the client reads slowly."""
         if self._state == OPEN:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Resume the inner protocol: the client has caught up."""
         if self._state == OPEN:
             self._inner.resume_writing()
 
     # the handshake
 
     def go_on(self) -> None:
-        """Do the next step of the handshake: it is its turn."""
+        """Run the next step of the handshake, in its turn."""
         waiting, self._waiting = self._waiting, None
         if self._state == SHAKING and waiting is not None:
             self._transport.resume_reading()
@@ -323,7 +323,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._timer = loop.call_later(min(left_s, LOOK_S_MAX), self._look)
 
     def _shut(self) -> None:
-        """Take no further request: what is under way is finished by who can."""
+        """Accept no further request; the inner protocol finishes what is under way, if it can."""
         getattr(self._inner, "shut", self.close)()
 
     # bytes of an open connection
@@ -370,14 +370,14 @@ class TlsSession(TlsTransport, asyncio.Protocol):
                 return False
 
     def _end(self) -> None:
-        """The client has said that it sends nothing more."""
+        """Report the client's end of sending to the inner protocol; close unless writing goes on."""
         self._ended = True
         if not self._inner.eof_received():
             self.close()
 
 
 def _named(error: ssl.SSLError) -> str:
-    """Return why hands were not shaken, as metrics have it."""
+    """Return the reason of a failed handshake, by its name in the metrics."""
     reason = error.reason or ""
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return "no_certificate"
@@ -419,15 +419,15 @@ class TlsGate:
         self._scheduled = False
 
     def bound(self, handshake_s: float, handshakes_max: int) -> None:
-        """Go by these from the next connection on."""
+        """Apply these bounds from the next connection on."""
         self._handshake_s, self._handshakes_max = handshake_s, handshakes_max
 
     def wrapped(self, inner: Callable[[], Any]) -> Callable[[], TlsSession]:
-        """Makers of protocols, as a server wants them: each has TLS between its socket and itself."""
+        """Return a factory of protocols, each with TLS between its socket and the `inner` one."""
         return lambda: TlsSession(self, inner())
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what metrics say of this port."""
+        """Return the metrics of this port."""
         return {
             "tls_handshake_failures": [
                 [self.port, why, count] for why, count in sorted(self.failures.items())
@@ -437,7 +437,7 @@ class TlsGate:
         }
 
     def ends(self) -> list[tuple[str, float]]:
-        """Until when the certificate is valid, and the authorities of clients, where there are any."""
+        """Return the ends of the certificate and of the authorities of clients, where known, as Unix time."""
         certificates, name = self.certificates, f"{self.port} port"
         both = ((name, certificates.ends), (f"{name} clients", certificates.clients_end))
         return [(whose, end) for whose, end in both if end is not None]
@@ -449,7 +449,7 @@ class TlsGate:
         return self.certificates.context
 
     def opened(self, session: TlsSession) -> None:
-        """Give a handshake its time."""
+        """Start the deadline of a handshake; above the maximum, end the oldest one."""
         if len(self._shaking) >= self._handshakes_max:
             oldest = next(iter(self._shaking))
             self._shaking.pop(oldest).cancel()
@@ -457,7 +457,7 @@ class TlsGate:
         self._shaking[session] = self._loop.call_later(self._handshake_s, session.expire, "timeout")
 
     def is_due(self, session: TlsSession) -> bool:
-        """Return whether it goes on now; else it does when those before it did."""
+        """Return whether a handshake may go on now; else it follows those before."""
         self._schedule()
         if self._left > 0 and not self._due:
             self._left -= 1
@@ -466,7 +466,7 @@ class TlsGate:
         return False
 
     def settled(self, session: TlsSession, failure: str) -> None:
-        """A handshake is over."""
+        """Stop the deadline of a handshake, and count its failure."""
         deadline = self._shaking.pop(session, None)
         if deadline is not None:
             deadline.cancel()

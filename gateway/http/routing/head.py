@@ -185,7 +185,7 @@ class HeadRouter:
         return self._routed(read)
 
     def is_current(self, routed: RoutedHead) -> bool:
-        """Return whether it would be understood the same now."""
+        """Return whether this head would be routed the same now."""
         if routed.asked is not None:
             return self.is_current(routed.asked)
         if not routed.bound or routed.route is None:

@@ -264,7 +264,7 @@ def is_shared(path: str, among: tuple[str, ...] = _SHARED) -> bool:
 
 
 def misplaced(route: Route, meant: Family) -> Refusal:
-    """Return why such a call is refused."""
+    """Return the refusal of a call that another family's clients meant for their own API."""
     return UnknownRoute(f"Only the API of {route.family} is served at {route.path}, and this is {meant}'s.")
 
 

@@ -85,7 +85,7 @@ class ReadPause:
         return bool(self._events() & _ENDED)
 
     def unread(self) -> int:
-        """Return bytes that are here and not read yet."""
+        """Return the number of bytes that arrived and are not read yet."""
         found = fcntl.ioctl(self._descriptor(), termios.FIONREAD, bytes(_NUMBER.size))
         return int(_NUMBER.unpack(found)[0])
 

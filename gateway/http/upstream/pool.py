@@ -157,7 +157,7 @@ class Upstream:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def facts_of(self, model: str, rule: ModelRule | None) -> UpstreamFacts | None:
-        """Return its facts for a model, by its name there and its configuration; None if there are none."""
+        """Return the upstream's facts for a model, by its name there and its configuration, if any."""
         facts = self.target.facts
         if facts is None and rule is None and not self.contexts:
             return None
