@@ -191,7 +191,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
 
 
 def _with_measured(use: MeteredUse) -> Detail:
-    """Return what the answer says, with the uses of tools that were measured where it says none."""
+    """Return the answer's detail, with the uses of tools that were measured where it has none."""
     detail = use.detail
     if use.measured and use.used and not detail.tools:
         detail = detail if detail is not NO_DETAIL else Detail()
@@ -201,7 +201,7 @@ def _with_measured(use: MeteredUse) -> Detail:
 
 
 def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
-    """Return what the answer says, with the service tier that was asked for where it names none."""
+    """Return the answer's detail, with the service tier that was asked for where it names none."""
     if use.used and not detail.service_tier:
         tier = served_tier(price, use.tiers, use.counts, detail.tools)
         if tier:
@@ -268,7 +268,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
 
 
 def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | None) -> None:
-    """Have a settlement charge what was used; a cost that is told decides in place of tokens."""
+    """Charge a settlement for a use; a stated cost decides in place of tokens."""
     service, weights, counts = terms.service, terms.weights, use.counts
     if use.cost is not None and service.meter == CONSUMPTION and service.pricing.at_cost is not None:
         settlement.credits, settlement.over = whole_credits(charged(use.cost, factor_of(service)))

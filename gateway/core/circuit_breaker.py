@@ -55,7 +55,7 @@ class CircuitBreaker:
         self._begun = begun
 
     def bound(self, s_max: float, now: float) -> None:
-        """Have another maximum, for what is in the table too."""
+        """Set another maximum, for the stored entries too."""
         self.s_max = s_max
         self.entries = {
             name: one._replace(until=min(one.until, now + s_max)) for name, one in self.entries.items()
@@ -76,9 +76,9 @@ class CircuitBreaker:
         return one.until - before
 
     def take(self, name: str, one: BackoffEntry, now: float) -> None:
-        """Have an entry, unless there is one that ends later, or is of no use.
+        """Store an entry, unless an earlier one ends later, or it is of no use.
 
-        One of another organization makes it everybody's, for as long as both have heard.
+        An entry of another organization makes it everybody's, until the first of both ends.
         """
         until = min(one.until, now + self.s_max)
         known, entries = self.of(name, now), self.entries
@@ -136,7 +136,7 @@ class RetryPolicy:
 
 
 def is_worth_a_line(failures: int) -> bool:
-    """Which of many failures are said: the first, the second, the fourth … What lasts fills no disk."""
+    """Return whether to log this failure: the first, second, fourth … What lasts fills no disk."""
     return failures & (failures - 1) == 0
 
 
@@ -150,7 +150,7 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def retry_after_s(value: str, now_s: float) -> float | None:
-    """Seconds from `now_s` (the time of day), fractions too, as some send; None where nothing is said."""
+    """Return the stated seconds from `now_s` (Unix time), with fractions; None if unreadable."""
     if len(value) > VALUE_CHARS_MAX:
         return None
     seconds = number_of(value)
@@ -234,7 +234,7 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
 
 
 def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
-    """Requests and tokens a minute that an answer says its upstream allows; 0 where it does not say."""
+    """Return the requests and tokens a minute that an answer's fields allow; 0 where not stated."""
     limits = _limits(_said(lines), 0.0)
 
     def of(*names: str) -> int:
@@ -244,7 +244,7 @@ def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
 
 
 def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
-    """Values by name, in lower case; empty where one is too long or there are two."""
+    """Return values by lower-case name; empty for one that is too long, or for two that differ."""
     said: dict[bytes, str] = {}
     for line in lines:
         name, _, value = line.partition(b":")
@@ -277,7 +277,7 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
 
 
 def _retry_s(fields: dict[bytes, str], now_s: float) -> float | None:
-    """Return what `Retry-After` says; None where it says nothing that can be read."""
+    """Return the seconds that `Retry-After` states; None where it cannot be read."""
     milliseconds = number_of(fields.get(b"retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1000

@@ -38,11 +38,11 @@ class Connection(Protocol):
     """What a transport is asked here."""
 
     def get_extra_info(self, name: str, /) -> Any:
-        """Return whatever is known of the connection by this name."""
+        """Return the information that a connection has under this name."""
 
 
 def end_of(connection: Connection) -> float | None:
-    """Until when, Unix time, the certificate of the other side is valid; None where it showed none.
+    """Return when, in Unix time, the certificate of the other side expires; None where it showed none.
 
     None too where that cannot be read: a connection that is good otherwise does not fail for it.
     """
@@ -68,7 +68,7 @@ def not_after(certificate: bytes) -> float:
 
 
 def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """The elements side by side in some DER: tag and content of each."""
+    """Yield tag and content of each element side by side in some DER."""
     at = 0
     while at < len(der):
         kind, length, at = der[at], der[at + 1], at + 2
@@ -82,7 +82,7 @@ def _parts(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _seconds(kind: int, text: str) -> float:
-    """Unix time of a UTCTime (two digits of the year, 1950 to 2049) or GeneralizedTime."""
+    """Parse a UTCTime (two digits of the year, 1950 to 2049) or GeneralizedTime into Unix time."""
     if kind == UTC_TIME:
         text = ("19" if text[:2] >= "50" else "20") + text
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
@@ -146,7 +146,7 @@ class Failures:
         return min(DELAY_S_MAX, DELAY_S_FIRST * 2.0 ** min(failed - self.free_max, 16))
 
     def take_reports(self) -> list[FailureReport]:
-        """Reports since this was called last, the busiest sites first."""
+        """Return the reports since the last call of this method, the busiest sites first."""
         untold, self._untold = self._untold, {}
         return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
 
@@ -205,11 +205,11 @@ class Peppers:
         return tuple(_digest(one, _ID_OF)[:ID_DIGITS] for one in (self.current, *self.earlier))
 
     def digest(self, credential: str) -> str:
-        """Return what a new credential is kept as: hex HMAC-SHA-256."""
+        """Return the stored form of a new credential: hex HMAC-SHA-256."""
         return _digest(self.current, credential.encode())
 
     def digests(self, credential: str) -> tuple[str, ...]:
-        """Return what a credential may be kept as, by the current pepper first."""
+        """Return the possible stored forms of a credential, by the current pepper first."""
         return tuple(_digest(one, credential.encode()) for one in (self.current, *self.earlier))
 
 
@@ -219,7 +219,7 @@ def is_among(sent: str, digests: Iterable[str]) -> bool:
 
 
 def peppers_of(settings: PepperSettings) -> Peppers:
-    """As settings have them: the earlier ones with a space between two."""
+    """Make peppers of settings, which have the earlier ones with a space between two."""
     earlier = settings.earlier_key_peppers.split()
     return Peppers(settings.key_pepper.encode(), tuple(one.encode() for one in earlier))
 

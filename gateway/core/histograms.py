@@ -41,7 +41,7 @@ class Histogram:
         self._up_to = SECONDS[place] if place < len(SECONDS) else inf
 
     def snapshot(self) -> dict[str, object]:
-        """Counts per bucket (not cumulative, the last one is everything above) and the sum in seconds."""
+        """Return counts per bucket (not cumulative, the last is all above) and the sum in seconds."""
         return {"buckets": list(self.counts), "sum": self.total}
 
 

@@ -87,12 +87,12 @@ def may_fetch(url: str) -> bool:
 
 
 def may_lead_to(issuer: str, url: str) -> bool:
-    """Whether an issuer may say that something of its own is there: this machine is for its own issuers."""
+    """Return whether an issuer may refer to a URL: URLs of this machine are for its own issuers."""
     return may_fetch(url) and (not _is_here(url) or _is_here(issuer))
 
 
 def _is_here(url: str) -> bool:
-    """Whether an address is this machine's by what it says. Any other name would need its certificate."""
+    """Return whether an address is this machine's by its text. Any other name would need its certificate."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     try:
         address = ip_address(host)
@@ -160,7 +160,7 @@ def may_be_read(token: bytes) -> bool:
 
 
 def read_token(token: bytes) -> SignedToken:
-    """Take a token apart; `InvalidApiKey` for what is none."""
+    """Parse a token; `InvalidApiKey` if it is malformed, or of a kind or algorithm that is not accepted."""
     parts = _PARTS.fullmatch(token) if len(token) <= TOKEN_BYTES_MAX else None
     if parts is None:
         raise _malformed()
@@ -244,7 +244,7 @@ class TokenSubject:
 
 
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenSubject:
-    """Return what a token of this issuer means at a moment; `InvalidApiKey` where it means nothing."""
+    """Return the subject of an issuer's token at a moment; `InvalidApiKey` where the token is not valid."""
     if "events" in claims:
         # RFC 8417, 2.2: it says that something happened, such as that somebody signed out.
         raise refused(CLAIMS, "The token tells of events, so it is nobody's credential.")
@@ -285,7 +285,7 @@ def moment(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what keys of the token's subjects are known as, in the order in which they are tried."""
+    """Return the names by which the token's subjects have keys, in the order of trial."""
     said = _texts(claims, issuer.subject)
     names = [name for value, name in issuer.subjects if value in said] if issuer.subjects else said
     names = list(dict.fromkeys(names))
@@ -309,7 +309,7 @@ def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
 
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
-    """The printable texts that a pointer finds: one, those of a list, or none; a whole number is one too."""
+    """Return the printable texts at a pointer: one, those of a list, or none; a whole number is one."""
     found = _found(claims, pointer)
     said = found if isinstance(found, list) else [found]
     texts = [str(one) if type(one) is int else one for one in said]
@@ -317,7 +317,7 @@ def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
 
 
 def _found(claims: Mapping[str, Any], pointer: str) -> Any:
-    """Return what a JSON pointer (RFC 6901) finds; None where it finds nothing."""
+    """Return the value at a JSON pointer (RFC 6901); None where there is none."""
     found: Any = claims
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")

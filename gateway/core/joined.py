@@ -18,7 +18,7 @@ _double = Struct("<d").pack
 
 
 def pack_parts(*parts: Part) -> bytes:
-    """The parts, each number as the 8 bytes that scripts read (f64 of a layout: little-endian double)."""
+    """Join the parts, each number as 8 bytes for scripts (f64 of a layout: little-endian double)."""
     return b"".join([_double(one) if isinstance(one, int) else _text(one) for one in parts])
 
 
@@ -28,7 +28,7 @@ def say_parts(*parts: Part) -> bytes:
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:
-    """The numbers that scripts answer (i64 of a layout: 8 bytes, little-endian), up to the last whole one."""
+    """Unpack the numbers of a script's answer (i64 of a layout: 8 bytes, little-endian), whole ones alone."""
     return unpack_from(f"<{len(packed) // 8}q", packed)
 
 

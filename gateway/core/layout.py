@@ -83,7 +83,7 @@ class Layout:
         shared: int = 0,
         before: tuple[int, str] = (0, ""),
     ) -> None:
-        """Described in groups between commas: `number`, or a kind, then names, some with `=default`.
+        """Read the fields from groups between commas: `number`, or a kind, then names, some with `=default`.
 
         One that came with a number says so behind its default: `=default@number`.
         """
@@ -101,7 +101,7 @@ class Layout:
         return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
 
     def by_older(self, number: int) -> list[slice | bytes]:
-        """Today's bytes by those of an older layout: the slices that are kept, and the bytes in between."""
+        """Return the parts that make today's bytes from an older layout's: slices to copy, bytes between."""
         since, names = self.before
         ordered = [self.fields[self.index(name)] for name in names.split()] if number < since else self.fields
         there, at = dict[str, slice](), 0
@@ -152,11 +152,11 @@ class Layout:
         raise KeyError(f"{self.name} has no field {name}")
 
     def offset(self, name: str) -> int:
-        """Return how many bytes are before this field."""
+        """Return the number of bytes before this field."""
         return sum(one.kind.size for one in self.fields[: self.index(name)])
 
     def end(self, name: str) -> int:
-        """Return how many bytes there are with this field and all before it."""
+        """Return the number of bytes up to the end of this field."""
         return self.offset(name) + self.fields[self.index(name)].kind.size
 
     def part(self, first: str, last: str) -> Struct:

@@ -121,7 +121,7 @@ class LruCache(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V, size: int = 1) -> None:
-        """Keep a value as the one used last, in place of those used longest ago where there is no room."""
+        """Store a value as the one used last; evict those used longest ago where there is no room."""
         known, by_use = self.known, self._by_use
         before, pool = by_use.pop(key, 0), self.pool
         self.held += size - before
@@ -142,7 +142,7 @@ class LruCache(Generic[K, V]):
         self.drop(next(iter(self._by_use)))
 
     def drop(self, key: K) -> None:
-        """Keep it no longer, if it is there."""
+        """Remove an entry, if there is one."""
         if self.known.pop(key, None) is not None:
             size = self._by_use.pop(key)
             self.held -= size
@@ -150,6 +150,6 @@ class LruCache(Generic[K, V]):
                 self.pool.held -= size
 
     def renew(self, key: K, value: V) -> None:
-        """A value is used: it is the last to go."""
+        """Mark a value as used last, so that it is the last to go."""
         self._by_use.move_to_end(key)
         value.kept_at = self._newcomers

@@ -150,7 +150,7 @@ class Caller:
     spent: SpentAnswer = UNSAID
 
     def acts_for(self, named: str, in_body: str = "") -> str:
-        """Return whose call it is where its field and its body name these users; empty for nobody's."""
+        """Return the user of a call whose field and body name these users; empty for nobody."""
         if self.user or self.user_header == USER_IGNORED:
             return self.user
         return named or in_body
@@ -439,18 +439,18 @@ class HoldExtension:
     short: int = 0
 
     def ahead(self, margin: int) -> int:
-        """Tokens a hold should cover: those seen and reserved, and as many more as the call can still use."""
+        """Return the tokens to hold: those seen and reserved, and as many more as the call can still use."""
         return max(self.tokens, self.reserved, min(self.tokens + margin, self.most))
 
     def end_request(self) -> None:
-        """Ask for nothing that is reserved any more, and tell that this was answered."""
+        """End the request for reserved tokens, and report that it was answered."""
         answered, self.answered = self.answered, None
         self.reserved = self.reserved_quota = 0
         if answered is not None:
             answered()
 
     def wanted_of_budgets(self, margin: int) -> tuple[int, int, int]:
-        """Money seen so far, and what windows of money and of tokens hold of so much more output."""
+        """Return the money seen so far, and the money and tokens to hold in budgets with `margin`."""
         ahead = self.ahead(margin)
         seen = 0 if self.money_rate is None else self.money_rate.nano(self.tokens)
         rate = self.hold_rate or self.money_rate

@@ -37,7 +37,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def address_refusal(url: str, *, private: bool) -> str | None:
-    """Say why a URL may not be called, as far as it shows by itself; None if it may.
+    """Return why a URL may not be called, as far as its text shows; None if it may.
 
     `private` allows private addresses, and plain HTTP with them.
     """
@@ -71,7 +71,7 @@ def is_full_name(host: str, *, private: bool) -> bool:
 
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
-    """The address a host is written as; None for a name, and with a zone, which names this machine's link."""
+    """Return the address that a host is written as; None for a name, and for a zone of this machine."""
     try:
         return None if "%" in host else ip_address(host)
     except ValueError:
@@ -104,7 +104,7 @@ _NO_PORT = re.compile(r"(?<=://)([^/@:?#\[\]]*):(?![^@]*@)(?!(?<!//:)[0-9]{1,5}(
 
 
 def without_password(url: str) -> str:
-    """A URL fit for a log line: everything between the user's name and the last `@` is hidden, and every
+    """Make a URL fit for a log line: hide everything between the user's name and the last `@`, and every
     parameter that is not known to be harmless.
     """
     shown = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL)
@@ -136,7 +136,7 @@ class Proxy:
     ca_file: str = ""
 
     def __str__(self) -> str:
-        """Return where it is, fit for a log line."""
+        """Return the proxy's host and port, fit for a log line."""
         return authority(self.host, self.port)
 
 
@@ -169,7 +169,7 @@ DIRECT = Proxies()
 
 
 def authority(host: str, port: int) -> str:
-    """Host and port as URLs have them."""
+    """Join host and port as URLs have them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -214,7 +214,7 @@ def _is_for(entry: str, host: str, port: int) -> bool:
 
 
 def _split(entry: str) -> tuple[str, int | None]:
-    """Host and port of an entry; a bare IPv6 address has colons and no port."""
+    """Split an entry into host and port; a bare IPv6 address has colons and no port."""
     found = _WITH_PORT.fullmatch(entry)
     return (found[1], int(found[2])) if found else (entry, None)
 
@@ -255,7 +255,7 @@ class ProxyFailed(OSError):
 
 
 def request(proxy: Proxy, host: str, port: int) -> bytes:
-    """Return what it is asked with, all of it; UnicodeError for a name that cannot be written in ASCII."""
+    """Return the whole CONNECT request to a proxy; UnicodeError for a name that ASCII cannot write."""
     to = authority(host if host.isascii() else host.encode("idna").decode(), port)
     fields = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
     return f"CONNECT {to} HTTP/1.1\r\nhost: {to}\r\n{fields}\r\n".encode("ascii")

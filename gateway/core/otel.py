@@ -52,7 +52,7 @@ class Tracing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
-    """Traces as the environment wants them; None without an endpoint, or where they are turned off.
+    """Read the settings of traces; None without an endpoint, or where they are turned off.
 
     `SettingError` names the variable that cannot be honoured.
     """
@@ -127,7 +127,7 @@ def _resource(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _pairs(name: str, text: str, *, fields: bool = False) -> tuple[tuple[str, str], ...]:
-    """`key=value,key=value`, percent-decoded (W3C Baggage)."""
+    """Parse `key=value,key=value`, percent-decoded (W3C Baggage)."""
     pairs = []
     for part in filter(None, (each.strip() for each in text.split(","))):
         key, equals, value = part.partition("=")

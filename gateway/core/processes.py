@@ -78,7 +78,7 @@ class TakeUp:
         self.why_not = "nobody has looked yet"
 
     def look(self, now: float, seen: Sequence[ProgramReport] | None, workers: int) -> bool:
-        """Go by who is there, if that is known, and how many gateway workers report; `now` is monotonic."""
+        """Judge by the programs seen, if known, and the number of workers that report; `now` is monotonic."""
         self.why_not = self._trouble(seen, workers)
         if self.why_not:
             self._since = None
@@ -107,7 +107,7 @@ class TakeUp:
 
 
 def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
-    """Return how many programs there are by role and version, for metrics."""
+    """Count programs by role and version, for metrics."""
     found = Counter((one.program.role, one.program.version) for one in seen)
     told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}
     by_label = Counter[tuple[str, str]]()

@@ -37,7 +37,7 @@ class FairShares:
         self.most, self.each = most, each
 
     def bound_by_share(self, most: int, share: float, largest: int = 1) -> None:
-        """Give one user this `share`: the `largest` thing at least, and half at most.
+        """Limit one user to this `share`: the `largest` thing at least, and half at most.
 
         A share of 1, or a whole of 1, is said to be for one user.
         """
@@ -59,12 +59,12 @@ class FairShares:
         return True
 
     def add(self, who: int, amount: int) -> None:
-        """A user has so much more, whether it may or not."""
+        """Add `amount` to a user's, whether or not the user may have more."""
         self._has[who] = self._has.get(who, 0) + amount
         self.used += amount
 
     def release(self, who: int, amount: int = 1) -> None:
-        """A user has so much less."""
+        """Subtract `amount` from a user's."""
         left = self._has[who] - amount
         if left:
             self._has[who] = left
@@ -73,5 +73,5 @@ class FairShares:
         self.used -= amount
 
     def used_by(self, who: int) -> int:
-        """Return how much a user has now."""
+        """Return the amount that a user has now."""
         return self._has.get(who, 0)

@@ -32,12 +32,12 @@ def hidden_in(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""The text with each hidden character escaped, such as `\u202e`."""
+    r"""Escape each hidden character of a text, such as `\u202e`."""
     return _HIDDEN.sub(_escaped, text)
 
 
 def visible_json(text: str) -> str:
-    """JSON text with each hidden character escaped, which means the same."""
+    """Escape each hidden character of JSON text, which then means the same."""
     return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
@@ -75,7 +75,7 @@ def _cell(value: object) -> str:
 
 # JSON that somebody else has written: read whole, or refused by `ValueError` in one line.
 def read_json(text: str | bytes) -> Any:
-    """Return what a document says; `ValueError` where it is none, or nests or counts further than is read."""
+    """Parse a JSON document; `ValueError` where it is none, or nests or counts further than is read."""
     try:
         return json.loads(text, parse_int=_whole)
     except RecursionError:
@@ -95,7 +95,7 @@ T = TypeVar("T")
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[list[T]]:
-    """So many of them at a time; what makes them is asked for no more than that ahead."""
+    """Yield lists of up to `count` items; no more than that are read ahead."""
     left = iter(items)
     while some := list(islice(left, count)):
         yield some

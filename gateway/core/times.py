@@ -20,7 +20,7 @@ def ms_of(moment: datetime | None) -> int:
 
 
 def rfc3339(moment: datetime, timespec: str = "auto") -> str:
-    """A moment as RFC 3339 writes it, in UTC: `2026-01-31T10:00:00Z`, as far as `isoformat` is told to."""
+    """Format a moment by RFC 3339, in UTC: `2026-01-31T10:00:00Z`, as far as `isoformat` is told to."""
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
@@ -92,12 +92,12 @@ CLOCK_OF_UTC: Final = ZoneOffset()
 
 
 def clock_of(time_zone: str, at_ms: int) -> ZoneOffset:
-    """A zone's clocks as the scripts are told of them at a moment; ZoneInfoNotFoundError: nobody knows it."""
+    """Return the offsets of a zone for the scripts at a moment; ZoneInfoNotFoundError if it is unknown."""
     return _clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
 
 
 def offset_at(zone: ZoneInfo, at_ms: int) -> int:
-    """By how many milliseconds a zone's clocks are before those of UTC."""
+    """Return the milliseconds by which a zone's clocks are before those of UTC."""
     offset = moment_of(at_ms).astimezone(zone).utcoffset()
     assert offset is not None
     return offset // MILLISECOND
@@ -115,7 +115,7 @@ def is_zone(name: str) -> bool:
 
 
 def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Iterator[tuple[str, str]]:
-    """Faults of days that are counted in a zone, from an anchor: field by field."""
+    """Yield faults of days that are counted in a zone, from an anchor: field by field."""
     if interval in WEEKS and anchor_day is not None and anchor_day > DAYS_OF_WEEK:
         yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
     if interval not in {*WEEKS, *MONTHS} and anchor_day not in {None, 1}:

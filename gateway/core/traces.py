@@ -101,13 +101,13 @@ def read_parent(values: list[bytes]) -> Parent | None:
 
 
 def read_trace_id(values: list[bytes]) -> str:
-    """The id of the caller's trace in hex by the same fields; empty unless there is one valid field."""
+    """Read the caller's trace id in hex by the same fields; empty unless there is one valid field."""
     match = _match(values)
     return "" if match is None else match[2].decode()
 
 
 def read_usual_line(line: bytes) -> str:
-    """The id of the trace by one field line, where that is a `traceparent` in its usual form; else empty."""
+    """Read the trace id of one field line, if that is a `traceparent` in its usual form; else empty."""
     at = len(line) - _USUAL_REST_BYTES
     if at < 0 or line[:at] not in _USUAL_OPENINGS:
         return ""

@@ -23,7 +23,7 @@ class Waiter:
     __slots__ = ()
 
     def resume(self, wait: Wait[Any]) -> None:
-        """This wait is done."""
+        """Resume after `wait`, which is done."""
         raise NotImplementedError
 
 
@@ -73,7 +73,7 @@ class Wait(Generic[T]):
             self._callback = callback
 
     def resumes(self, waiter: Waiter) -> None:
-        """Have this one go on once done; at once if it is done already."""
+        """Resume `waiter` once done; at once if it is done already."""
         if self.done:
             waiter.resume(self)
         else:

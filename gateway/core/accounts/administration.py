@@ -254,7 +254,7 @@ class Access:
     teams: Mapping[str, Mapping[str, frozenset[str] | None]] = field(default_factory=dict)
 
     def whose(self, verb: str) -> WriteAuthority:
-        """Return who decides a verb. One without a class is staff's."""
+        """Return the authority that decides on `verb`; staff (`OURS`) decides on verbs of no class."""
         if self.reach is not RowScope.OWNED or verb in self.of_all:
             return WriteAuthority.OF_ALL
         return WriteAuthority.THEIRS if verb in self.theirs else WriteAuthority.OURS
@@ -275,7 +275,7 @@ def access(
     of_all: Collection[str] = (),
     teams: Mapping[str, Team] | None = None,
 ) -> Access:
-    """State who may write besides an admin, who always may; everybody reads, unless it is said otherwise."""
+    """Build an `Access`: an admin may always write, and so may roles in `write`; by default all may read."""
     return Access(
         frozenset({ADMIN, *read}),
         frozenset({ADMIN, *write}),
@@ -516,5 +516,5 @@ class StepResult:
 
 
 def settled(values: Row, made: Mapping[int, int]) -> Row:
-    """Values whose new ids are known: what each number's step made."""
+    """Replace each `NewRowId` in `values` by the id that its step made."""
     return {name: made[each.number] if isinstance(each, NewRowId) else each for name, each in values.items()}

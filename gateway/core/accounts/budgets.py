@@ -110,7 +110,7 @@ class Budget:
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def matches(self, asked: CallAttributes) -> bool:
-        """Whether a call is one of those it is about. What a call does not name is not what this names."""
+        """Return whether this budget applies to a call. What the call lacks matches no set value."""
         return (
             self.tenant_id in {0, asked.tenant_id}
             and self.api_key_id in {0, asked.api_key_id}
@@ -123,7 +123,7 @@ class Budget:
         )
 
     def value_of(self, asked: CallAttributes) -> str:
-        """Whose account of this budget a call takes from; empty where there is only one, and for nobody's."""
+        """Return the user, key, project or session whose account a call uses; empty if shared or unnamed."""
         if self.each == USER:
             return asked.user
         if self.each == KEY:
@@ -208,8 +208,8 @@ def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
 
 @lru_cache(4096)
 def ends_of(windows: bytes) -> tuple[bool, int, bool]:
-    """Of an account's windows whether one is for ever, when the last of the others ends, and whether one ends
-    unused.
+    """Return whether an account has an endless window, when the last of the others ends, and whether a window
+    ends unused.
     """
     fields = DEFINED_WINDOW.struct.iter_unpack(windows)
     ends = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
@@ -223,7 +223,7 @@ def is_forgotten_unused(budget: Budget) -> bool:
 
 
 def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
-    """Until when `defined` says the same: the next end of a window, or of a raise; 0 is for ever."""
+    """Return when the result of `defined` next changes, in ms: a window or a raise ends; 0 is never."""
     ends = [0]
     for one in budgets:
         ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
@@ -350,7 +350,7 @@ def selector_of(values: Mapping[str, Any]) -> Selector:
 
 
 def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
-    """Why an organization with budgets of these names and selectors has no place for a new one."""
+    """Yield field and reason where an organization with these budgets has no place for a new selector."""
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
@@ -367,7 +367,7 @@ def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[st
 def may_meet_more(
     others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX
 ) -> frozenset[Selector]:
-    """More accounts than `most` that one call may match, the new one among them; none where there are not.
+    """Return selectors, `new` among them, of more than `most` accounts that one call may match; else nothing.
 
     A call has one tenant, one user and so on, and is taken to name one model.
     """
@@ -376,9 +376,9 @@ def may_meet_more(
 
 
 def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
-    """More of these than `most` that have a call in common, if there are; fields before `at` are decided.
+    """Return selectors of more than `most` accounts that one call may match; fields before `at` are decided.
 
-    `left` is how many looks there may still be.
+    `left` counts the remaining comparisons; once used up, all `selectors` are returned.
     """
     if at == len(SELECTING):
         return selectors if len(selectors) > most else ()
@@ -402,7 +402,7 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
 
 
 def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
-    """Return what they have that one call matches at most one of, but for fields before `at`, which are
+    """Return the shapes of selectors: a call matches at most one selector of a shape. Fields before `at` are
     decided.
 
     Of two models with a `*` behind as many letters, a call names one at most.
@@ -431,7 +431,7 @@ def _meet(one: Selector, other: Selector) -> bool:
 
 
 def _takes(name: str, wanted: Any, value: Any) -> bool:
-    """Whether a part of a selector takes calls of a value; a model's may itself be what names begin with."""
+    """Return whether a part of a selector takes calls of `value`; a model's may be a prefix with `*`."""
     if wanted is None or wanted == value:
         return True
     return name == "model" and is_of(value.removesuffix("*"), wanted)

@@ -82,7 +82,7 @@ class CallBudgets(LruEntry):
         return ""
 
     def name_in(self, window: BudgetWindow) -> None:
-        """Say what a window is called, how often it resets, and what its money is counted in."""
+        """Set the name, reset interval and currency of a window."""
         budget = self.by_id.get(window.budget_id)
         if budget is None:
             window.name = str(window.budget_id)
@@ -120,7 +120,7 @@ class OrganizationBudgets:
         self.by_caller = not any(self._says[4:])
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
-        """Return what decides which of these a call takes from: by its key, its fields and its body."""
+        """Return the attributes by which a call selects its budgets: from key, header fields and body."""
         tenant, key, service, user, project, models, session, tool, server = self._says
         return (
             caller.tenant_id if tenant else 0,
@@ -135,9 +135,9 @@ class OrganizationBudgets:
         )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
-        """Return what a call takes from; `TooManyBudgets` where that are more accounts than a call may.
+        """Return the budgets of a call; `TooManyBudgets` if they have more accounts than a call may use.
 
-        No call of one model meets so many (`budgets.py`).
+        A call of one model never meets that many (`budgets.py`).
         """
         accounts: list[BudgetAccount] = []
         units, enforced, holds = set[str](), set[str](), set[str]()
@@ -177,7 +177,7 @@ class OrganizationBudgets:
         return self._some.setdefault(units, units)
 
     def of_caller(self, asked: CallAttributes) -> list[tuple[str, Budget]]:
-        """The budgets that somebody's calls may take from, whatever they ask for, with their accounts."""
+        """Return accounts and budgets that calls of a caller may use, for any model, service or tool."""
         found = []
         for group in self._groups:
             first = group[0]
@@ -208,7 +208,7 @@ def _holds_at(now_ms: int, since_ms: int, until_ms: int) -> bool:
 
 
 def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
-    """Return what a call of a run takes from: its budgets, its run, and all that this one draws from."""
+    """Add a run and its parents to the budgets of a call; `TooManyBudgets` if they have too many accounts."""
     chain = (run, *run.parents)
     accounts = (*found.accounts, *[one.account for one in chain])
     if len(accounts) > BUDGET_ACCOUNTS_MAX:
@@ -242,10 +242,10 @@ class BudgetCache:
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
-        """Return what a call takes from, as `find` does.
+        """Return the budgets of a call, as `find` does.
 
-        Where `by_caller` holds and the last call of this caller was of the same service and user, that one's
-        budgets are taken, until they end. `now_ms` is Unix time. `TooManyBudgets` as `find`.
+        Where `by_caller` is true and this caller's last call was of the same service and user, return the
+        budgets of that call until they end. `now_ms` is Unix time. `TooManyBudgets` as `find`.
         """
         user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:

@@ -199,7 +199,7 @@ class CallerHold(msgspec.Struct):
         return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition, self.user)
 
     def told(self, remaining: int | None) -> bytes:
-        """It as its caller is told of it; `remaining` in its unit, None where nothing limits it."""
+        """Encode the hold for its caller; `remaining` is in the hold's unit, None where nothing limits it."""
         return msgspec.json.encode(
             {
                 "id": self.id,
@@ -315,9 +315,9 @@ def idempotency_key(lines: bytes) -> str:
 def answered(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
 ) -> SaidUse:
-    """Return what the answer to a hold's call says was used, read as one that passes here.
+    """Read the use in the answer to a hold's call, as in an answer that passes through the gateway.
 
-    One in a coding is not decoded: it counts by its size.
+    An answer in a coding is not decoded: its size counts.
     """
     if hold.call is None:
         raise InvalidRequest("This hold was taken for no request: settle it by usage, cost or units.")

@@ -51,7 +51,7 @@ def movements(
     credit_seq: int = 0,
     spend_seq: int = 0,
 ) -> tuple[MovementRange, ...]:
-    """Return what one answer of a script acknowledged: the tenant's seq moved by so much, 0 is not at all."""
+    """Return the movements that a script's answer acknowledges; `moved` is the tenant's advance in seq."""
     found = []
     if moved:
         found.append(MovementRange(f"tenant:{tenant_id}", partition, epoch, seq - moved + 1, seq))
@@ -124,7 +124,7 @@ class ExpiredHold:
     unsettled: str = ""
 
     def charge(self, policy: ReclaimPolicy) -> ChargedAmounts:
-        """Return what the call is charged when its hold is taken back."""
+        """Return the amounts to charge for the call when its hold is reclaimed."""
         if self.lease or not self.release.service.id:
             return ChargedAmounts()
         if self.unsettled:

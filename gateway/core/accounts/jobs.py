@@ -396,7 +396,7 @@ class BatchState(msgspec.Struct):
         return counts.get("completed", 0) + counts.get("succeeded", 0)
 
     def may_be_of(self, job: Job) -> bool:
-        """Whether it may be what came of a job whose upstream was asked for it, and not heard any more."""
+        """Return whether this may be of a job that the upstream was asked for and never confirmed."""
         if not -EARLY_S_MAX <= self.made_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
             return False
         if job.kind == VIDEO:
@@ -510,7 +510,7 @@ _operations = msgspec.json.Decoder(_Operations, strict=False).decode
 
 
 def results(content: bytes | Sequence[bytes]) -> Iterator[BatchResult]:
-    """The lines of a result, each with what of it can be read."""
+    """Yield the lines of a result, each with its readable parts."""
     for _, raw in _numbered(content) if isinstance(content, bytes) else enumerate(content):
         line = _members_of(raw)
         response, result = _members_of(line.get("response", b"")), _members_of(line.get("result", b""))

@@ -141,7 +141,7 @@ def _left(limit: int, used: int) -> int:
 
 
 def _seconds(ms: int) -> int:
-    """Whole seconds, the next above."""
+    """Return whole seconds, rounded up."""
     return -(-ms // 1000)
 
 

@@ -136,7 +136,7 @@ def read_facts(metadata: bytes) -> CallFacts | None:
 
 
 def facts_in(metadata: bytes) -> CallFacts:
-    """Return what an entry says whose metadata is an object: as entries said it before they had facts."""
+    """Read facts from metadata that is an object: entries had no facts when it was written."""
     said = _said(metadata)
     read, cached = _whole(said.get("input")), _whole(said.get("cached"))
     counts = [0] * len(KINDS)
@@ -156,10 +156,9 @@ def facts_in(metadata: bytes) -> CallFacts:
 
 
 def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
-    """Return how many tokens a reclaimed call had, None where its plan counts them as they are; and its
-    units.
+    """Return the tokens of a reclaimed call, None where its plan counts them as they are; and its units.
 
-    One unit where an older keeper wrote it, which said none.
+    One unit where the metadata of an older keeper states none.
     """
     said = _said(metadata)
     tokens, units = said.get("tokens"), said.get("units")
@@ -167,7 +166,7 @@ def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
 
 
 def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
-    """Return what a settlement says once it corrects what was charged for its request before."""
+    """Return the metadata of a settlement with the request that it corrects, and the reason."""
     facts = read_facts(metadata)
     if facts is None:
         own = _objects(metadata) if metadata else {}
@@ -360,7 +359,7 @@ def in_money(event: OutboxEntry) -> bool:
 
 
 def attributed(attribution: str) -> tuple[str, str, str]:
-    """What a use was for: content id, project id and feature version, each empty where none was named."""
+    """Split an attribution into content id, project id and feature version, each empty if not named."""
     content, project, version = attribution.split("\t") if attribution else ("", "", "")
     return content, project, version
 
@@ -377,8 +376,8 @@ class MalformedEvent(ValueError):
 
 
 def is_newer(packed: bytes) -> bool:
-    """Whether a newer version has written this. Bytes that do not even begin as all entries do are
-    nobody's.
+    """Return whether a newer version has written this entry; False for bytes that do not begin as all entries
+    do.
     """
     if len(packed) < _OWNER_AT + _OWNER.size or packed[0] <= VERSION:
         return False
@@ -449,7 +448,7 @@ class AccountMovement:
 
 
 def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
-    """The accounts an entry moves, by its parts: a tenant's tokens, its organization's credits and spend."""
+    """Return an entry's account movements by flag: a tenant's tokens, an organization's credits and spend."""
     found = {}
     owner_id, inward = event.organization_id, bool(event.flags & EventFlag.IN)
     if event.flags & EventFlag.TOKENS:
@@ -468,10 +467,10 @@ def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
 
 
 def places_before(event: OutboxEntry) -> list[AccountPosition]:
-    """Return where each account an entry moves stood just before it, as far as the entry itself says so.
+    """Return the position of each account just before an entry moved it, as far as the entry says so.
 
-    An account whose month or plan began with the entry has no earlier balance in it: the balance is
-    then the entry's less its movement.
+    An account whose month or plan began with the entry has no earlier balance in it: the balance is then the
+    entry's less its movement.
     """
     cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
     return [
@@ -485,7 +484,7 @@ def places_before(event: OutboxEntry) -> list[AccountPosition]:
 
 @lru_cache(WINDOWS_KNOWN_MAX)
 def _windows(packed: bytes) -> tuple[WindowKey, ...]:
-    """Return what moves by an entry; calls alike say the same."""
+    """Unpack the budget windows that an entry moves; `MalformedEvent` if the size is wrong."""
     if len(packed) % BUDGETED.size:
         raise MalformedEvent(f"{len(packed)} bytes of budgets, {BUDGETED.size} each expected")
     return tuple(
@@ -575,7 +574,7 @@ class FlushReport:
     locked: frozenset[int] = frozenset()
 
     def entries(self) -> int:
-        """Return how many entries may be deleted."""
+        """Return the number of entries that may be deleted."""
         return sum(map(len, self.acknowledged.values()))
 
 

@@ -19,7 +19,7 @@ from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 
 
 def _term(default: object, description: str = "", *, of_new: object = None) -> Any:
-    """A field with what the Admin API says of it, and the default of a new plan where it is another one."""
+    """Make a field with its description in the Admin API, and another default for new plans if given."""
     of_new = default if of_new is None else of_new
     return field(default=default, metadata={"default": of_new, "description": description})
 
@@ -90,18 +90,17 @@ _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 
 def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:
-    """Terms of a row or a control write that has the fields by their names; without a plan, those of none.
+    """Read terms from a row or a control write with the same field names; without a plan, those of no plan.
 
-    A field that is not there is one that the version which committed it did not know. The clock is what is
-    told at this moment.
+    A missing field was unknown to the version that committed the row. The clock is the time zone's at
+    `at_ms`.
     """
     terms = _stated(row)
     return replace(terms, clock=clock_of(terms.time_zone, at_ms))
 
 
 def plan_payload(plan: Mapping[str, object] | None, *, anchor: int, since_ms: int) -> dict[str, object]:
-    """Return what a control write of verb `plan` carries of a token plan, a row of the table; None is no
-    plan.
+    """Return the payload of a control write of verb `plan` for a row of a token plan; None is no plan.
 
     `since_ms` is when that was decided: cycles that were over by then end by the plan before.
     """
@@ -143,13 +142,13 @@ class Weights:
 
     @classmethod
     def of(cls, millionths: Mapping[str, int]) -> Self:
-        """Weights by the kinds that are named; another one counts as what its price falls back to, or 1."""
+        """Make weights by kind; an unnamed kind weighs as the kind that its price falls back to, or 1."""
         by_kind = dict(zip(KINDS, filled(millionths, ONE), strict=True))
         read = max(weight for kind, weight in by_kind.items() if kind not in _WRITTEN)
         return cls(tuple(by_kind.values()), read, max(by_kind[kind] for kind in _WRITTEN))
 
     def count(self, counts: Sequence[int], total: int) -> int:
-        """Return how many tokens of a quota a call of `total` tokens counts, rounded up once.
+        """Return the tokens of a quota that a call of `total` tokens counts, rounded up once.
 
         `counts` are by `KINDS`. What a provider reports beyond its kinds counts as input or output, whichever
         is more; and never more is counted than all of it at the largest weight.

@@ -246,7 +246,7 @@ class Busy:
 
 
 def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[Busy, list[Busy]]:
-    """Everybody together, and the tenants with most calls, at most `most` of them, most first."""
+    """Return the sums of all tenants, and up to `most` tenants, those with most calls first."""
     everybody, tenants = Busy(NOBODY), dict[int, Busy]()
     for (tenant_id, kind), count in counts:
         everybody.add(kind, count)

@@ -168,7 +168,7 @@ class Run:
         return self.ended_ms > 0 or self.expires_ms <= now_ms
 
     def differs(self, asked: RunRequest) -> str:
-        """The parameter by which a call asks for another run than this one; empty where it does not."""
+        """Return the parameter in which a request differs from this run; empty where none does."""
         if asked.parent_id and asked.parent_id != self.parent_id:
             return "parent"
         if asked.amount >= 0 and (asked.unit, asked.amount) != (self.unit, self.amount):
@@ -177,10 +177,10 @@ class Run:
 
 
 def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, str]:
-    """Return what a run is opened as that is held to these policies, and why it may not be, empty where it
-    may.
+    """Apply policies to a request for a run; return the run to open, and the reason of a refusal, empty if
+    allowed.
 
-    What the call does not say is as the narrowest policy has it.
+    The narrowest policy sets what the call does not state.
     """
     opened = list[int]()
     stated = ("max", asked.amount), ("max_calls", asked.calls_max), ("ttl", asked.ttl_s)
@@ -255,17 +255,17 @@ def run_of(budget_id: int) -> int:
 
 
 def budget_id_of(random: bytes) -> int:
-    """The id of a new run's window, by 8 random bytes; of 50,000, two are alike once in 900,000 times."""
+    """Return the id of a new run's window by 8 random bytes; of 50,000, two match once in 900,000 times."""
     return BUDGET_ID_MIN + int.from_bytes(random) % (BUDGET_IDS // 2) * 2
 
 
 def prefix_of(organization_id: int, tenant_id: int) -> str:
-    """Return how the names of a tenant's runs' accounts begin, before the colon."""
+    """Return the prefix of the account names of a tenant's runs, before the colon."""
     return _digest(json.dumps([organization_id, "runs", tenant_id]))[:16]
 
 
 def value_of(id_: str) -> str:
-    """Return how a run is named in its account's name, and in entries."""
+    """Return the digest that names a run in account names and entries."""
     return _digest(id_)[:24]
 
 

@@ -94,7 +94,7 @@ class UsageQuery:
 
 
 def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
-    """What asks for the rows behind those that were told: from the last one's interval on, less these."""
+    """Return the query for rows behind the `told` ones: from the last one's interval on, without these."""
     last = told[-1]["start"]
     assert isinstance(last, datetime)
     since = max(asked.since, last)
@@ -130,7 +130,7 @@ def span_of(asked: UsageQuery, unit: str) -> str:
 
 
 def starts(asked: UsageQuery) -> Iterator[datetime]:
-    """When each interval begins that lies in the time that is asked for, or reaches into it."""
+    """Yield the start of each interval within the queried time, or reaching into it."""
     at = start_of(asked.interval, asked.since)
     while at < asked.until:
         yield at
@@ -143,7 +143,7 @@ def end_of(unit: str, now: datetime) -> datetime:
 
 
 def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
-    """What of a report asks for single hours, each with a time: all of them are of its day, or after it."""
+    """Return parameters that ask for single hours, each with a time; the hours are of its day, or after."""
     if asked.interval == "hour":
         return {"interval": asked.since}
     ends = {"from": asked.since, "to": asked.until}
@@ -151,10 +151,10 @@ def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
 
 
 def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
-    """The same by parts of its time, so that what fills a page reads little more.
+    """Yield the query by parts of its time, so that a page is filled with few more rows read than it has.
 
-    Who sends how many rows a part had gets one of as many intervals as likely fill the page, twice as many at
-    most; without, each is of twice as many.
+    Send the rows that a part had, and the next part has as many intervals as likely fill the page, twice as
+    many at most; send nothing, and it has twice as many.
     """
     # Few groups fill a page seldom: one statement costs less than several.
     if asked.interval == "none" or asked.only or (not asked.groups and asked.rows_max >= ROWS_OF_ONE):
@@ -172,9 +172,9 @@ def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
 def _units(
     since: datetime, until: datetime, interval: str, *, weeks: bool
 ) -> Iterator[tuple[str, datetime, datetime]]:
-    """A span in as few whole units as there are, in the order of time; none is longer than the interval.
+    """Yield a span as the fewest whole units, in the order of time; none is longer than the interval.
 
-    Weeks and their halves are left out of months that are whole, and of months that are groups.
+    No week or half week reaches into a month that is whole, or beyond a month that is a group.
     """
     units = ("month", "week", "half_week", "day", "hour") if weeks and interval != "day" else ("day", "hour")
     at = since

@@ -118,7 +118,7 @@ class AlertText(NamedTuple):
 
 
 def worded(event: str, data: Data) -> AlertText:
-    """Say an event in words. `data` may lack anything: a message may have waited through an upgrade."""
+    """Describe an event in words. `data` may lack anything: a message may have waited through an upgrade."""
     title, sentence = (said.format_map(_Fields(data)) for said in _SAID.get(event, ("", "")))
     shown = ((name.replace("_", " "), plain(value)) for name, value in sorted(data.items()) if name != "link")
     facts = tuple((name, value) for name, value in shown if value)[:FACTS_MAX]
@@ -154,7 +154,7 @@ def _cut(text: str, most: int = VALUE_CHARS_MAX) -> str:
 
 
 def _who(data: Data, kind: str) -> str:
-    """Somebody by name, else by id."""
+    """Return somebody's name, else the kind and id."""
     return plain(data.get(kind)) or f"{kind} {plain(data.get(f'{kind}_id'))}".strip()
 
 
@@ -359,7 +359,7 @@ def _anybody(ours: Content, _: AlertText) -> Content:
 
 
 def _slack(ours: Content, said: AlertText) -> Content:
-    """`text` is what notifications show; the blocks are the message."""
+    """Format a message for Slack: `text` is what notifications show, the blocks are the message."""
     blocks: list[Content] = [{"type": "header", "text": _plain_text(said.title)}]
     if said.sentence:
         blocks.append({"type": "section", "text": _plain_text(said.sentence)})
@@ -444,7 +444,7 @@ def recipients_of(url: str) -> tuple[str, ...]:
 
 
 def mailbox_of(address: str) -> str:
-    """Return who reads an address, as most servers have it: in any case, and with any tag behind a `+`."""
+    """Return the mailbox of an address as most servers see it: in lower case, without a tag behind a `+`."""
     local, _, domain = address.lower().rpartition("@")
     return f"{local.partition('+')[0]}@{domain}"
 
@@ -455,7 +455,7 @@ def digest_of(token: str) -> str:
 
 
 def recipient_refusal(url: str, *, private: bool) -> str | None:
-    """Say why no mail may go to a URL; None if it may. `private` allows domains of a local network."""
+    """Return why no mail may go to a URL; None if it may. `private` allows domains of a local network."""
     if len(url) > URL_CHARS_MAX:
         return f"must be at most {URL_CHARS_MAX} characters"
     recipients = recipients_of(url)

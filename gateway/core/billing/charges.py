@@ -68,7 +68,7 @@ class SupplyCharge:
 
 
 def day_fee(segment: PlanSegment, day: date) -> Decimal:
-    """What a day of a segment costs, in whole nano-units: a cycle's days add up to its cost, however cut."""
+    """Return a day's fee in whole nano-units: a cycle's days add up to its cost, however cut."""
     if segment.is_free(day):
         return Decimal(0)
     first, following = cycle_of(segment.anchor, segment.interval, day)
@@ -76,12 +76,12 @@ def day_fee(segment: PlanSegment, day: date) -> Decimal:
 
 
 def part_of(cost: Decimal, before: int, days: int, whole: int) -> Decimal:
-    """Return what some days of a cycle come to, behind the first ones: in whole nano-units."""
+    """Return the cost of `days` of a cycle of `whole` days, after the first `before`, in whole nano-units."""
     return EXACT.multiply(_part(cost, before + days, whole) - _part(cost, before, whole), ONE_NANO)
 
 
 def day_fees(segment: PlanSegment, since: date, until: date) -> Iterator[SupplyCharge]:
-    """A segment's days from one to another (not included), a charge each, and one of the discount."""
+    """Yield a charge for each day of a segment before `until`, and one for its discount."""
     day = max(since, segment.start)
     while day < min(until, segment.end):
         fee = day_fee(segment, day)
@@ -101,9 +101,9 @@ def fee_charge(kind: str, segment_id: int, day: date, quantity: Decimal, amount:
 
 
 def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
-    """Up to which day a segment is charged by who reaches a day.
+    """Return the day up to which a segment is charged once `until` is reached.
 
-    In advance these are whole cycles: those that began before that day, or before `begun`.
+    In advance whole cycles are charged: those that began before that day, or before `begun`.
     """
     if segment.terms.billing == ADVANCE and segment.start < max(until, begun):
         return segment.term_of(min(max(until, begun), segment.end) - ONE_DAY)[1]
@@ -111,10 +111,10 @@ def charged_until(segment: PlanSegment, until: date, begun: date) -> date:
 
 
 def due(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> datetime:
-    """From which end of a period on an invoice takes it: a fee that is charged as one waits for its term.
+    """Return the earliest end of a period whose invoice takes a charge: a fee may wait for its term.
 
-    In advance that is the first day that is not free, in arrears the last one; of all else its own end.
-    A day that its segment lost waits with what stands in its place.
+    In advance that is the first day that is not free, in arrears the last one; of all else its own end. A day
+    that its segment lost waits with the segment in its place.
     """
     segment = _segment(charge, segments)
     if segment is not None and charge.day >= segment.end:
@@ -133,13 +133,12 @@ def gathered(
     segments: Mapping[int, PlanSegment],
     only: Wanted | None = None,
 ) -> list[SupplyCharge]:
-    """Return what an invoice up to a day takes of the charges that no other has: of one source, where it is
-    said.
+    """Return the charges that an invoice up to a day takes of those without an invoice; `only` names one
+    source.
 
     The amount due until then; and of later supply what is to be given back, since it was billed ahead. Of
-    days that a segment has lost also what is owed again although its return is billed. A fee in advance
-    that another one replaces is given back together with that one, never before it and never as one
-    segment's.
+    days that a segment has lost also what is owed again although its return is billed. A fee in advance that
+    another one replaces is given back together with that one, never before it and never as one segment's.
     """
     if only is not None:
         charges = [each for each in charges if each.source == only[0] and only[1] in (None, each.source_id)]
@@ -167,7 +166,7 @@ def _segment(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanS
 
 
 def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:
-    """The segment that has a day which another one lost, where both are charged by the cycle in advance."""
+    """Return the segment that has a day which another one lost, where both bill the cycle in advance."""
     lost = _segment(charge, segments)
     if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
         return None
@@ -278,7 +277,7 @@ class Allocator:
 
     @classmethod
     def resume(cls, grants: Iterable[tuple[CreditGrant, int]], debts: Iterable[tuple[int, int]]) -> Allocator:
-        """Go on where an earlier run ended: grants with what is left, debts as (seq, amount)."""
+        """Resume an earlier run from grants with the rest of each, and debts as (seq, amount)."""
         allocator = cls(_debts=sorted(debts))
         for grant, rest in grants:
             allocator.rests[grant.id] = rest
@@ -391,7 +390,7 @@ NOTHING = ChargeSplit((), ())
 
 
 def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
-    """Return what one invoice bears of charges: the first of them first, each that there is room for."""
+    """Split charges into those that one invoice bears and the rest: in order, each that there is room for."""
     taken, left = [], []
     room = dict.fromkeys((False, True), (Decimal(INVOICE_MAX), Decimal(INVOICE_UNITS_MAX)))
     for charge in charges:
@@ -407,7 +406,7 @@ def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
 
 
 def left_out(charges: Sequence[SupplyCharge], currency: str) -> str:
-    """Return what an invoice says of charges that it left; empty where it left none."""
+    """Return the note of an invoice on charges that it left out; empty without any."""
     if not charges:
         return ""
     total = Decimal(0)

@@ -191,10 +191,10 @@ def document_of(kept: Mapping[str, Any]) -> Document:
 def require_complete(
     document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str] | None
 ) -> None:
-    """`Unprocessable` where a document must not become final: nobody sells, or nothing is sold, or it is said
-    in letters that it would be set without. `UnseenLetters` where that is not known of all of them.
+    """Raise `Unprocessable` where a document must not become final: without seller or lines, or with letters
+    that no font shows. Raise `UnseenLetters` where some texts were not examined for that.
 
-    `lines` are what lines are called.
+    `lines` are the descriptions of the lines.
     """
     errors = []
     if document.seller is None:
@@ -212,7 +212,7 @@ def require_complete(
 def _illegible(
     document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Fields that would be set without some of their letters."""
+    """Yield fields that would be set without some of their letters, and these letters."""
     unusual = {field_: said for field_, text in _texts(document, lines) if (said := _unusual(text))}
     if unseen := [said for said in unusual.values() if said not in missing_glyphs]:
         raise UnseenLetters(unseen)
@@ -228,7 +228,7 @@ def _unusual(text: str) -> str:
 
 
 def _texts(document: Document, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The set text of a document, and its field."""
+    """Yield the name of each set field of a document, and its text."""
     for name, party in (("seller", document.seller), ("buyer", document.buyer)):
         if party is not None:
             yield f"{name}.name", party.name
@@ -308,7 +308,7 @@ def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
 
 
 def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
-    """Return what of a tax contradicts itself: the field, and what would be right."""
+    """Return the contradictions in a tax: each field, and the right value."""
     errors = []
     if tax.rate and tax.category not in (None, STANDARD):
         errors.append(("category", f"is {STANDARD} of a rate above zero, not {tax.category}"))
@@ -323,7 +323,7 @@ def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:
 
 
 def taxes_of(lines: Iterable[tuple[Tax | None, Decimal]]) -> dict[Tax, Decimal]:
-    """Return what lines with a tax come to before it, by tax, in the order in which taxes are first met."""
+    """Return the sums of lines before tax, by tax, in the order in which taxes are first met."""
     sums: dict[Tax, Decimal] = {}
     for tax, amount in lines:
         if tax is not None:

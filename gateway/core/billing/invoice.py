@@ -79,7 +79,7 @@ class InvoiceFacts:
         return in_force(self.taxes, Tax(self.tax_rate), day)
 
     def tax_of(self, charge: SupplyCharge) -> Tax:
-        """The tax of a charge: that of its last day, or what it was billed with where it gives back."""
+        """Return a charge's tax: that of its last day, or the one it was billed with where it gives back."""
         billed = self.taxed_before.get(charge.supply) if is_back(charge) else None
         return billed or self.tax_on((charge.end - ONE_DAY).astimezone(UTC).date())
 
@@ -129,7 +129,7 @@ def span(start: date, end: date) -> str:
 
 
 def drawn(line: BillLine, charges: Sequence[SupplyCharge], basis: str) -> Drawn:
-    """A line of charges, not rounded yet, with when they were supplied and what its rounding goes on with."""
+    """Complete a line with its charges' exact sum and days of supply, and the basis of its rounding."""
     start = min(each.day for each in charges)
     end = max(each.end for each in charges).astimezone(UTC).date()
     return replace(line, basis=basis, exact=sum_of(charges), start=start, end=end), charges
@@ -213,7 +213,7 @@ UNIT_PRICE_DIGITS = 12
 
 
 def fees(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """A line for days that follow each other within a cycle; none for days that were taken back already."""
+    """Yield a line for each run of days within a cycle; none for days that were taken back already."""
     runs: list[tuple[tuple[int, ...], list[SupplyCharge]]] = []
     for days in by(charges, lambda charge: charge.supply):
         amount, quantity = sum_of(days), count_of(days)
@@ -248,12 +248,12 @@ def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
 
 
 def _back(number: int | Decimal) -> str:
-    """Return what a line says behind itself where it is below zero."""
+    """Return the suffix of a line whose number is below zero, else nothing."""
     return ", given back" if number < 0 else ""
 
 
 def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """A line for what is off a segment's days, and one for what is no longer since they were lost."""
+    """Yield a line for the discount on a segment's days, and one for the discount lost with lost days."""
     for of_one in by(charges, lambda each: (each.source_id, each.quantity < 0)):
         fee, exact = facts.fees[of_one[0].source_id or 0], sum_of(of_one)
         if not exact:
@@ -270,7 +270,7 @@ def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 
 
 def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """The rest to the minimum of a cycle, or too much of it where use was reported late."""
+    """Yield a line for the rest to a cycle's minimum, or for what late use reports give back of it."""
     for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
         if exact:
@@ -318,7 +318,7 @@ def bill(facts: InvoiceFacts) -> Bill:
 
 
 def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[Tax, Sequence[SupplyCharge]]]:
-    """Charges with the same tax together, the earliest first; without charges the tax of the last day."""
+    """Group charges by tax, the earliest first; without charges, return the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
     found: dict[Tax, list[SupplyCharge]] = {}
@@ -355,7 +355,7 @@ def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> Bill
 
 
 def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Tokens used ahead of their days, where a plan ended inside a cycle: one line for each end."""
+    """Yield one line for each end of a plan inside a cycle: for tokens used ahead of their days."""
     for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
         days = span(of_end[0].day, of_end[0].end.astimezone(UTC).date())
         what = "Tokens of the plan used ahead of its days"
@@ -371,7 +371,7 @@ def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 def _tokens(  # noqa: PLR0917  # whose tokens, and how their line is written
     facts: InvoiceFacts, charges: Sequence[SupplyCharge], kind: str, basis: str, what: str, when: str
 ) -> Iterator[Drawn]:
-    """The line of a tenant's tokens; none where they come to nothing."""
+    """Yield the line of a tenant's tokens, unless amount and tokens are zero."""
     first, exact, tokens = charges[0], sum_of(charges), count_of(charges)
     if exact or tokens:
         tenant = facts.tenants.get(first.tenant_id or 0, f"tenant {first.tenant_id}")
@@ -394,7 +394,7 @@ def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator
 
 
 def _postpaid(_: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """Credits used beyond the balance: one line for each price."""
+    """Yield one line for each price of credits used beyond the balance."""
     for of_price in by(charges, lambda each: (each.unit_price,)):
         first, quantity, exact = of_price[0], count_of(of_price), sum_of(of_price)
         if not exact and not quantity:
@@ -411,7 +411,7 @@ def _consumed(facts: InvoiceFacts, _: Sequence[SupplyCharge]) -> Iterator[Drawn]
 
 
 def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    """One line a tier of a service's month, in the order the month reached them; use at cost is one."""
+    """Yield one line for each tier of a service's month, in the order reached; use at cost is one tier."""
     for of_month in by(
         charges, lambda each: (each.day.replace(day=1), each.service_id or 0, _in_money(each))
     ):
@@ -444,7 +444,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
 
 
 def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
-    """How much of a service's month was used before the period that began in it; empty where nothing was."""
+    """Return a note on use of a service's month before the period that began in it; empty without any."""
     units = count_of(each for each in charges if each.day < facts.since)
     if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
         return ""
@@ -453,7 +453,7 @@ def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
 
 
 def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
-    """Use that is charged what it cost: one line, its price exact to the last unit."""
+    """Return one line for use charged at cost, with a price exact to the last unit."""
     exact = sum_of(charges)
     sign = -QUANTITY_ONE if exact < 0 else QUANTITY_ONE
     said = f"{description}, at cost{_back(exact)}{late}"
@@ -461,7 +461,7 @@ def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> Bi
 
 
 def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
-    """A line for each tax of the lines; none where nothing is taxed and nothing has to be said of that."""
+    """Return a line for each tax of the lines; none where nothing is taxed and no note on tax is needed."""
     found = []
     for tax, subtotal in taxes_of((line.tax, line.amount) for line in lines).items():
         exact = EXACT.multiply(subtotal, tax.rate)

@@ -196,10 +196,10 @@ def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Port
 
 
 def spend_micro(tiers: Sequence[PriceTier], already: int, quantity: int) -> int:
-    """Return what `quantity` more units cost, in millionths of the currency.
+    """Return the cost of `quantity` more units, in millionths of the currency.
 
-    The cost of all units so far is rounded up, and the difference taken: however units are cut
-    into requests, the sum is the cost of the whole, at most one millionth above the exact one.
+    The cost of all units so far is rounded up, and the difference taken: however units are cut into requests,
+    the sum is the cost of the whole, at most one millionth above the exact one.
     """
     return _whole_micro(tiers, already + quantity) - _whole_micro(tiers, already)
 

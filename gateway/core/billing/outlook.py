@@ -28,7 +28,7 @@ class Outlook(NamedTuple):
 
 
 def looked_at_since(now: datetime) -> datetime:
-    """From when on spend has to be known: this month, and the days of the pace."""
+    """Return the moment since which spend has to be known: for this month, and for the days of the pace."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     return min(today.replace(day=1), today - PACE_DAYS * _DAY)
 

@@ -104,7 +104,7 @@ def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
 
 
 def purchase_price(owner: Mapping[str, Any]) -> Decimal | None:
-    """What one credit costs an organization that buys some: as automatic ones do, else as those of a debt."""
+    """Return an organization's price of a credit: of automatic purchases, else of debt; None for none."""
     terms = owner["auto_top_up"]
     price = terms["unit_cost"] if terms else owner["credit_unit_cost"]
     return None if price is None else Decimal(str(price))

@@ -161,7 +161,7 @@ class PriceBook:
         return None
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
-        """How much of a currency a unit of the base was at a time, as written; None where nobody says."""
+        """Return a currency's rate to a unit of the base at a time, as written; None if unknown."""
         fitting = (one for one in self._rates if (one.currency, one.base) == (currency, BASE_CURRENCY))
         return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
 
@@ -266,7 +266,7 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
     prices: Sequence[ModelPrice], rates: Iterable[ExchangeRate], model: str, currency: str, at_ms: int,
     provider: str = "",
 ) -> tuple[ModelPrice, ExchangeRate | None] | None:  # fmt: skip
-    """`choose`, and where there is no price in a currency, that of another and the rate of its conversion."""
+    """Return the price that `choose` finds, or one of another currency, converted, with its rate."""
     found = choose(prices, model, currency, at_ms, provider)
     if found is not None:
         return found, None
@@ -357,7 +357,7 @@ def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tupl
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
-    """Nano-units a thousand by name. A picture of a size or a quality that nobody says is the dearest one."""
+    """Return nano-units a thousand by name. A picture of unstated size or quality costs as the dearest."""
     found = {name: _nano(row[name]) * USES_A_PRICE for name in UNITS if row.get(name) is not None}
     for name, price in (row.get("images") or {}).items():
         nano = _nano(price) * USES_A_PRICE
@@ -384,7 +384,7 @@ def _fraction(factor: Decimal | str) -> tuple[int, int]:
 
 
 def dearest(vectors: Sequence[Vector]) -> Vector:
-    """Of each kind the dearest price: any of the caller's models may answer."""
+    """Return the dearest price of each kind: any of the caller's models may answer."""
     first, *others = vectors
     if not others:
         return first
@@ -422,10 +422,10 @@ class CostLine(NamedTuple):
 
 
 def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = "") -> int:
-    """Return what a call costs in nano-units, rounded half up once.
+    """Return the cost of a call in nano-units, rounded half up once.
 
-    `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier
-    that the price does not name costs nothing more, and nobody says what a tool costs that it does not name.
+    `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier or
+    a tool that the price does not name costs nothing more.
     """
     of_tier_ = SAME
     if tier and (vector.tiers or vector.service_tiers):
@@ -458,7 +458,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
 def lines(
     vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = _NONE, tier: str = ""
 ) -> list[CostLine]:
-    """What a call's cost is made of, a line a kind that was used; their sum, rounded half up, is its cost."""
+    """Return the parts of a call's cost, a line for each kind used; the rounded sum (half up) is the cost."""
     vector, (numerator, denominator) = at_tier(vector, tier)
     rate = SAME
     if vector.exact is not None:
@@ -605,11 +605,11 @@ class TokenRate:
         return -(-self.cost(read, tokens - read) * self.factor[0] // self.factor[1])
 
     def cost(self, read: int, written: int) -> int:
-        """Return what so many tokens cost in nano-units, the factor apart, rounded up."""
+        """Return the cost of tokens read and written in nano-units, without the factor, rounded up."""
         return self.fixed - -(read * self.input + written * self.output) // TOKENS_A_PRICE
 
     def credits(self, tokens: int) -> int:
-        """Whole credits of so many tokens, rounded up, never more than are counted exactly."""
+        """Return the whole credits of `tokens`, rounded up, never more than are counted exactly."""
         return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
     def seen(self, tokens: int) -> int:
@@ -675,7 +675,7 @@ class HighestRates:
 
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
-    """Return what the tokens of a call cost that reads so many, none of them by a cache."""
+    """Return the rate for the tokens of a call that reads `read` tokens, none of them from a cache."""
     prices = [prices_at(one, read) for one in vectors]
     return TokenRate(
         read, max([each[_INPUT] for each in prices]), max([each[_OUTPUT] for each in prices]),
@@ -722,7 +722,7 @@ def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequenc
 
 
 def plain_rate(vector: Vector, read: int) -> TokenRate | None:
-    """`dearest_rate` in money of a call that asks for no tool and reads up to `read` tokens.
+    """Return `dearest_rate` in money for a call that asks for no tool and reads up to `read` tokens.
 
     None where caches, blobs, sound or service tiers may cost more: then `dearest_rate` has to look.
     """
@@ -778,11 +778,11 @@ def _dearest_tier(vector: Vector, tiers: Collection[str] | None) -> Factor:
 
 
 def charged(nano: int, factor: Factor) -> int:
-    """Return what so much cost is charged, rounded half up."""
+    """Return the charge for a cost, rounded half up."""
     numerator, denominator = factor
     return (2 * nano * numerator + denominator) // (2 * denominator)
 
 
 def _times(nano: int, factor: Factor) -> int:
-    """Rounded up: a hold is no less than a charge."""
+    """Multiply and round up: a hold is no less than a charge."""
     return -(-nano * factor[0] // factor[1])

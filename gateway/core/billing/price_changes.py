@@ -44,7 +44,7 @@ class PriceChange:
 
 
 def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
-    """The rows to add to `kept` for it to match `listed` from a time on, and the ones that are gone."""
+    """Yield the rows to add to `kept` so that it matches `listed` from a time on, and rows that are gone."""
     wanted, there = _timelines(listed), _timelines(kept)
     for name, timeline in wanted.items():
         yield from _catch_up(timeline, there.get(name, {}), at)
@@ -83,7 +83,7 @@ def _in_force(timeline: Timeline, at: datetime) -> Row | None:
 
 
 def _said(row: Row) -> dict[str, object]:
-    """Return what a row says, so that equal prices are equal however they are written."""
+    """Return the values of a row in one form, so that equal prices are equal however they are written."""
     return {name: _exact(row[name]) for name in SAID if row.get(name) not in (None, {}, [])}
 
 

@@ -112,7 +112,7 @@ class PlanUsage:
         return EXACT.divide(self.worth, Decimal(self.total))
 
     def worth_of(self, tokens: int) -> Decimal:
-        """Return what tokens of it come to, in whole nano-units."""
+        """Return the worth of `tokens` of this use, in whole nano-units."""
         exact = EXACT.divide(EXACT.multiply(self.worth, Decimal(tokens)), Decimal(self.total))
         return exact.quantize(ONE_NANO, ROUND_HALF_UP, EXACT)
 
@@ -148,7 +148,7 @@ class PlanStart:
 
 
 def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> PlanEnd | None:
-    """Return what the end of a plan owes by; None in a trial, and where use was owed elsewhere.
+    """Return the facts by which an ended plan owes; None in a trial, and where use was owed elsewhere.
 
     `then` is the plan that follows, None where there is none or it counts no tokens.
     """
@@ -176,7 +176,7 @@ def plan_end(ended: SegmentEnd, had: TokenTerms, then: TokenTerms | None) -> Pla
 
 
 def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None) -> DebtEnd | None:
-    """Return how debt of an earlier plan ends with the plan that carried it; None where the next one carries
+    """Return the end of an earlier plan's debt with the plan that carried it; None where the next one carries
     it on.
 
     `ended` is None where a person gives the tenant another plan.
@@ -192,7 +192,7 @@ def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None)
 
 
 def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
-    """Return where a plan, or the cycle of tokens it ended in, was over: before this turn."""
+    """Return the index of the turn before which a plan ended, or the cycle of tokens that it ended in."""
     last = len(turns) - 1
     if ends is None:
         return last
@@ -221,16 +221,15 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, t
 
 
 def _left(turn: PlanStart) -> int:
-    """Return what remained just before a turn."""
+    """Return the tokens that remained just before a turn."""
     return (turn.remaining or 0) - turn.moved
 
 
 def ahead(ends: Sequence[PlanUsage], fees: Callable[[date | None], Decimal], runs: Decimal) -> list[EarlyUse]:
-    """Return what all ends of a cycle owe, the earliest first, beyond its `fees` up to a day (None: all of
-    them).
+    """Return, for each end of a plan in a cycle, the earliest first, the use ahead of the fees paid.
 
-    By the plan that runs on all days of the cycle come to `runs`. Days pay for the earliest first. Of several
-    tenants the one that used most is paid for.
+    `fees` returns the fees up to a day (None: all of them), `runs` is the price of the cycle by the plan that
+    runs on. Days pay for the earliest use first. Of several tenants the one that used most is paid for.
     """
     of_tenants = defaultdict[int, dict[int, PlanUsage]](dict)
     for place, end in enumerate(ends):
@@ -266,7 +265,7 @@ class _DebtShare:
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
     def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:
-        """Tokens at a plan's price; what came last is paid back first."""
+        """Add tokens at a plan's price; the debt that came last is paid back first."""
         self.tokens[by] += tokens
         if is_debt and self.debt is not None:
             tokens = min(tokens, self.debt)
@@ -285,8 +284,7 @@ class _DebtShare:
 
 
 def _shares(ends: Mapping[int, PlanUsage], runs: Decimal) -> tuple[dict[int, _DebtShare], date | None]:
-    """Return what each end of a tenant has of the tokens, and up to which day days pay for them: None is all
-    days.
+    """Return each end's share of a tenant's tokens, and up to which day days pay for them: None is all days.
 
     A token is the last end's that had it, at the lowest price of the plans that had. Tokens given again
     within the cycle are others.
@@ -346,7 +344,7 @@ def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: d
 
 
 def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
-    """Return what days of segments come to, less what is off."""
+    """Return the fees of the days of segments, less discounts."""
     return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
 
 

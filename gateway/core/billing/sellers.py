@@ -70,7 +70,7 @@ def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | 
 
 
 def place_factor(seller: Seller, model: str) -> Factor:
-    """Return how many times its bundled price a model costs at a seller's host."""
+    """Return the factor from a model's bundled price to the price at a seller's host."""
     if seller.in_place:
         for begins, since in _DEARER_SINCE.items():
             if model.startswith(begins):

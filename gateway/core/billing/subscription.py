@@ -147,7 +147,7 @@ def agree(
 def agree_from(
     subscription: Subscription, said: Mapping[str, object], day: date, cost: Decimal
 ) -> Subscription:
-    """Have other terms from a day on, for what it has of its plan: those that are `said` change.
+    """Change the terms in `said` from a day on, for the rest of the current plan.
 
     `cost` is the cost of the plan's cycle by then: a negotiated fee stays, unless it is said. Days of before
     stay as they were.
@@ -216,7 +216,7 @@ def advance(subscription: Subscription, cost: Decimal, today: date) -> Subscript
 
 
 def status(start: date, end: date, today: date) -> str:
-    """Say whether a span is still to come, in force, or over; one of no days never comes."""
+    """Return whether a span is `future`, `active` or `over`; a span of no days is over."""
     if end <= max(start, today):
         return "over"
     return "future" if today < start else "active"

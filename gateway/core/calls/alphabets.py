@@ -49,7 +49,7 @@ _OF_BLOCK: Final[Mapping[str, tuple[tuple[bytes, int], ...]]] = {
 
 
 def rare_tokens(body: bytes, tokenizer: str) -> int:
-    """Return how many tokens the characters of a body beyond ASCII have at most."""
+    """Return an upper bound of the tokens in the characters of a body beyond ASCII."""
     rare = body.translate(None, _ASCII)
     known = _OF_BLOCK.get(tokenizer)
     if known is None:

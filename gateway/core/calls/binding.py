@@ -146,7 +146,7 @@ class Bindings:
         return host in self._places_of_models
 
     def of(self, key: str, route_upstream: str = "") -> Binding | None:
-        """The binding of a service, None if there is none; `route_upstream` is what its own route says."""
+        """Return the binding of a service, None if unknown; `route_upstream` is its own route's upstream."""
         service = self._catalogue.get(key)
         if service is None:
             return None
@@ -165,13 +165,13 @@ class Bindings:
         return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
 
     def conflicts(self) -> Iterator[tuple[str, str, str]]:
-        """Pairs of services that get to the same paths at different prices, and the upstream's name."""
+        """Yield pairs of services that reach the same paths at different prices, and the upstream's name."""
         reaches = () if self._rules.shared else self._all()
         for one, other in conflicting(reaches, self._catalogue, unknown=False):
             yield one.service, other.service, one.upstream
 
     def unplaced(self) -> Iterator[tuple[str, str]]:
-        """Services bound to an upstream that is not configured, with its name."""
+        """Yield services bound to an upstream that is not configured, and its name."""
         for one in self._catalogue.values():
             name = self._file[0].get(one.key, one.upstream)
             if name and name not in self._targets:
@@ -183,7 +183,7 @@ class Bindings:
                 yield other.service
 
     def _all(self) -> tuple[ServicePaths, ...]:
-        """Return what every service reaches, by its binding and by routes of its own."""
+        """Return the paths that each service reaches, by its binding and by its own routes."""
         if self._reaches is None:
             bound = (self._reach(service) for service in self._catalogue.values())
             found = [each for each in bound if each is not None and each.upstream in self._targets]
@@ -206,9 +206,9 @@ class Bindings:
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
     def _served(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
-        """The plain paths at a host that API families meter by their answers, or keep objects under.
+        """Yield patterns of plain paths at a host that API families meter by answers, or store objects under.
 
-        At a service's `root` they count without a version too: None where it has paths that say what is its.
+        At a service's `root` they count without a version too; it is None where the service states own paths.
         """
         metered = kept = host in self._places_of_models
         for route in self._routes:
@@ -236,7 +236,7 @@ class Bindings:
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:
-    """Return what calls of a service get to within groups of patterns; an empty group is every path."""
+    """Return the paths that calls of a service reach in groups of patterns; an empty group is every path."""
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
     return ServicePaths(key, name, host, read or ((EVERY_PATH.below(prefix),),))
@@ -245,7 +245,7 @@ def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[
 def conflicting(
     reaches: Sequence[ServicePaths], catalogue: Mapping[str, Service], *, unknown: bool
 ) -> Iterator[tuple[ServicePaths, ServicePaths]]:
-    """Pairs that get to the same paths at different prices; `unknown` is of services that it has not."""
+    """Yield pairs that reach the same paths at different prices; `unknown` decides for unknown services."""
     for one, other in combinations(reaches, 2):
         mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
         differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)
@@ -254,7 +254,7 @@ def conflicting(
 
 
 def makes_batches(route: Route) -> bool:
-    """Whether a POST on a route may make a batch: by its path, and of a family by what its path may be."""
+    """Return whether a POST on a route may make a batch, by its path and its family's paths."""
     if not {"POST", "PUT", "ANY", "*"} & set(route.methods):
         return False
     may_be: tuple[str, ...] = ("x",)
@@ -271,7 +271,7 @@ def is_bound(route: Route) -> bool:
 
 
 def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
-    """The part that can be read of them; a pattern that a newer keeper knows lets nothing pass here."""
+    """Yield a group's readable patterns; one that only a newer keeper can read lets nothing pass here."""
     for text in group:
         with suppress(ValueError):
             yield read_pattern(text).below(prefix)

@@ -73,7 +73,7 @@ _DIGITS_AND_CAPITALS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def dense_bytes(body: bytes) -> int:
-    """Return how many bytes are digits or capitals: ids, numbers and base64 are made of these."""
+    """Return the number of bytes that are digits or capitals: ids, numbers and base64 are made of these."""
     if _dense is not None:
         return _dense(body)
     return len(body) - len(body.translate(None, _DIGITS_AND_CAPITALS))
@@ -240,7 +240,7 @@ def check_size(body: bytes) -> None:
 
 
 def _unreadable(body: bytes, message: str) -> InvalidRequest:
-    """Say why a body is no document, and name its field where the field is to blame."""
+    """Return the error for a body that is no document, with the field that is to blame, if any."""
     if not body.strip():
         return InvalidRequest("The body is empty, and a JSON object is needed.")
     kind = _KIND.match(message)
@@ -369,7 +369,7 @@ class Media:
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
-    """Return what of a document is media, at the places where its API takes it."""
+    """Measure the media in a document, at the places where its API takes them."""
     size = tokens = unsure = count = named = heard = dense = 0
     for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
         length = len(data)
@@ -385,7 +385,7 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
 
 
 def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
-    """Type and data of each medium below a value, and whether an address may stand in its place."""
+    """Yield type and data of each medium below a value, and whether an address may stand in its place."""
     if depth == 0:
         return
     if isinstance(value, list):
@@ -409,7 +409,7 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
 
 
 def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bool] | None:
-    """Return what `_found` tells of the medium that a part holds; None where it is not one for sure."""
+    """Return the medium in a part as `_found` yields it; None where it is not one for sure."""
     value: object = holder
     for name in part.path:
         if not isinstance(value, dict):
@@ -459,7 +459,7 @@ NO_NAMES: Final = FieldNames()
 
 
 def names_in(document: Document) -> FieldNames:
-    """Return what the names in a document end like; `InvalidRequest` where it is nested too deeply to see."""
+    """Return the kinds of names in a document, by endings; `InvalidRequest` where it nests too deeply."""
     names = FieldNames()
     try:
         _look(document, names)
@@ -497,7 +497,7 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
 
 
 def _kind(name: str) -> int:
-    """Return what a name ends like; those that came last are remembered, within bounds.
+    """Classify a name by its ending, and cache the result, within bounds.
 
     With NUL in it, it is another name to a parser that ends there.
     """
@@ -707,7 +707,7 @@ class CallRequest:
         return written if self.cut is None else self.cut.put_back(written)
 
     def let_go(self, body: bytes) -> None:
-        """The body was sent for the last time."""
+        """Release the body, which was sent for the last time."""
         if self.document is not None:
             # A prompt may have to be counted at the end of the answer.
             self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
@@ -724,6 +724,6 @@ def _whole(tokens: float) -> int:
 
 
 def input_tokens(call: CallRequest) -> int:
-    """Input tokens by the model's own tokenizer where it is known, else by size."""
+    """Count input tokens by the model's own tokenizer where it is known, else by size."""
     counted = prompt_tokens(call.body, call.tokens_of) if call.tokens_of is not None else None
     return call.input_estimate if counted is None else counted + call.blob_tokens

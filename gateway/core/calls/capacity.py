@@ -58,7 +58,7 @@ class LearnedLimits:
         self._said: dict[str, dict[int, CapacityLimits]] = {}
 
     def note(self, model: str, key: int, requests: int, tokens: int) -> None:
-        """Go by this from the next call on; 0 is nothing said."""
+        """Store the limits stated for a key of a model, for the next calls; 0 is none stated."""
         said = self._said.get(model)
         if said is None:
             if len(self._said) >= MODELS_MAX:
@@ -67,7 +67,7 @@ class LearnedLimits:
         said[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
 
     def of(self, model: str, keys: int) -> CapacityLimits:
-        """Of all keys together: each that was not heard of is taken for one as the others are."""
+        """Return the limits of all keys together; a key without stated ones counts as the average."""
         said = self._said.get(model)
         if not said:
             return CapacityLimits()

@@ -89,7 +89,7 @@ def priced_tools(vectors: Vectors) -> Collection[str]:
 
 
 def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> dict[str, int]:
-    """Uses of priced tools that a call may make."""
+    """Return the uses of priced tools that a call may make, by name."""
     found: dict[str, int] = {}
     shape = SHAPES.get(call.meter)
     if not priced or shape is None:
@@ -118,7 +118,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 
 
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
-    """Provider tools that a call may use, and that have no price for at least one model that may answer."""
+    """Return provider tools that a call may use and that lack a price for a model that may answer."""
     document, family = call.document, OF_METER.get(call.meter)
     if call.measured and not vectors:
         return list(call.measured)
@@ -142,7 +142,7 @@ def _has_price(kind: str, vector: Vector) -> bool:
 
 
 def _kinds(tools: Sequence[Document], *, inside: bool = False) -> Iterator[str]:
-    """The kinds of a call's tools: what their type says, else the names of their members."""
+    """Yield the kinds of a call's tools: each tool's type, else the names of its members."""
     for tool in tools:
         kind = tool.get("type")
         if kind == _GROUP and not inside:
@@ -154,7 +154,7 @@ def _kinds(tools: Sequence[Document], *, inside: bool = False) -> Iterator[str]:
 
 
 def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
-    """The kinds of OpenRouter's plugins."""
+    """Yield the kinds of OpenRouter's plugins."""
     for plugin in plugins:
         said = plugin.get("id")
         yield SEARCH if said == "web" else str(said)
@@ -193,7 +193,7 @@ def _asks_for_none(call: CallRequest, document: Document) -> bool:
 
 
 def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) -> int:
-    """Searches that a call may make without a tool, 0 for none."""
+    """Return the number of searches that a call may make without a tool, 0 for none."""
     options = document.get(SEARCH_PARAMETERS)
     stated = options.get("max_search_results") if isinstance(options, dict) else None
     if options is not None and not (isinstance(options, dict) and options.get("mode") == "off"):
@@ -225,7 +225,7 @@ _searching: Final[dict[str, bool]] = {}
 
 
 def _said(tool: Document) -> str:
-    """What says which tool it is: its type, its fields and, unless it is the client's own, its name."""
+    """Return the words that identify a tool: type, fields and, unless it is the client's own, name."""
     kind = tool.get("type", "")
     named = "" if kind in _OF_CLIENT or "input_schema" in tool else tool.get("name", "")
     return _plain(f"{kind} {named} {' '.join(tool)}")
@@ -271,9 +271,9 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     of_budgets: Vectors | None,
     hold: str = "",
 ) -> CallClaim:
-    """Return what a call claims; `of_budgets` are the prices that its budgets go by, None where it has none.
+    """Return the claim of a call; `of_budgets` are the prices that its budgets go by, None where it has none.
 
-    `hold` is what its budgets hold of it, empty where its plan says so.
+    `hold` is the rule of its budgets for holds, empty where the plan decides.
     """
     dearest = dearest_of(service, vectors, estimate, call)
     budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call, hold)
@@ -290,7 +290,7 @@ def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Cal
 
 
 def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units: int) -> tuple[int, int, int]:
-    """Credits of all a call could use, the least they may be cut to (0: they are held whole), and units."""
+    """Return a call's most credits, the least they may be cut to (0: they are held whole), and units."""
     if rate is None:
         credits_, _, units = charge_of(service, (), NO_COUNTS, None, units)
         return credits_, 0, units
@@ -314,7 +314,7 @@ def output_bound(
 
 
 def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
-    """Of the dear prices that a call `may` have those it asks for, by fields that its family documents."""
+    """Return the dear prices of `may` that a call asks for, by fields that its family documents."""
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
@@ -385,10 +385,10 @@ class BudgetClaim:
 def budget_claim(
     vectors: Sequence[Vector], estimate: Estimate, call: CallRequest, hold: str = ""
 ) -> BudgetClaim:
-    """Return what a call claims; `vectors` are the prices of all models that may answer it, none for no
-    money.
+    """Return the claim of a call on budgets; `vectors` are the prices of all models that may answer, none for
+    no money.
 
-    `hold` is what its budgets say of it: `likely` and `maximum` go before what its plan says.
+    `hold` is the rule of its budgets: `likely` and `maximum` go before the plan's.
     """
     need, fewest, read = estimate.need, estimate.least, estimate.read
     ceiling, holds_most = max(read, estimate.ceiling), hold == MAXIMUM
@@ -449,7 +449,7 @@ def answer_bound(
 
 
 def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: Collection[str]) -> None:
-    """Have a call use priced tools no more often than is held, for its price and budgets of these units."""
+    """Limit uses of priced tools to those held, for the price and for budgets of `enforced` units."""
     if claim.dearest is not None:
         limit_uses(call, vectors)
     if claim.budget is not None and MONEY in enforced:
@@ -457,7 +457,7 @@ def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: C
 
 
 def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
-    """Have no answer be longer than is held: what could overrule the call's maximum is refused.
+    """Limit the answer to the held length; refuse fields that could overrule the call's maximum.
 
     Numbers that are `allowed` overrule nothing.
     """
@@ -471,9 +471,9 @@ TASK_STEPS: Final = 16
 
 
 def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> None:
-    """Have a task budget that a call states say no more than its tightest budget leaves it, in tokens.
+    """Lower the task budget that a call states to the tokens left in its tightest budget.
 
-    So a model lands its work before it is cut off: its API says of this field that it is advice.
+    So a model ends its work before it is cut off: to its API this field is advice.
     """
     window, config = decision.budget, (call.document or {}).get("output_config")
     task = config.get("task_budget") if isinstance(config, dict) else None
@@ -564,7 +564,7 @@ def read_call(
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:
-    """Ask for the usage of a stream whose client does not; how many more members its document has by that."""
+    """Request the usage of a stream whose client does not; return how many members that adds."""
     options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
     if options is None:
         added = 1 if "stream_options" in document else 2
@@ -622,7 +622,7 @@ def _asked_by(
 
 
 def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
-    """Give a call the body of its document, which has `added` more members, and its size and names."""
+    """Store the document, which has `added` more members, as a call's body, and update its size and names."""
     if look.plain:
         call.names, call.rare_bytes, written = look.names, look.rare_bytes, body
         if call.strip_usage:

@@ -95,7 +95,7 @@ class _Quantile(LruEntry):
         self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
 
     def has_moved(self) -> bool:
-        """Whether the level is far from the one that other workers were told; they are told this one then."""
+        """Return whether the level is far from the one last sent to other workers; if so, note it as sent."""
         if abs(self.level - self._told) <= TOLD_BEYOND * self._told:
             return False
         self._told = self.level
@@ -189,7 +189,7 @@ class Estimator:
         self.learned: Callable[[], None] | None = None
 
     def hold(self, call: CallRequest, organization_id: int, service_key: str, key_id: int = 0) -> Estimate:
-        """Return what to hold of a call, and what it could use at most; nothing of one without tokens.
+        """Return the tokens to hold for a call, and the most it could use; none for a call without tokens.
 
         The most goes by size: what was learned of other prompts never makes it less.
         """
@@ -288,7 +288,7 @@ class Estimator:
             self._learn_share(learned, organization_id, name, sample)
 
     def speed(self, call: CallRequest) -> float:
-        """Return how many tokens a second one answer to such a call has: never less than the first value."""
+        """Return the tokens a second of one answer to such a call, never less than the first value."""
         learned = call.learned
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
@@ -379,7 +379,7 @@ def _within(call: CallRequest, ceiling: int) -> int:
 
 
 def _beyond_words(call: CallRequest) -> int:
-    """How many digits and capitals a text has beyond those of words: they are less than two bytes a token."""
+    """Return the digits and capitals beyond those of words: they are less than two bytes a token."""
     dense = min(dense_bytes(call.body) - call.dense_media, call.input_bytes)
     return max(0, dense - call.input_bytes // WORDS_PER_DENSE) * 5 // 4
 
@@ -395,7 +395,7 @@ class InnerAnswers:
 
 
 def answers_within(call: CallRequest) -> InnerAnswers | None:
-    """Models that may answer within a call, each of the whole input; None where it is the asked model
+    """Return the models that may answer within a call, each of the whole input; None for the asked model
     alone.
     """
     document = call.document
@@ -434,7 +434,7 @@ def _is_advisor(tool: Document) -> bool:
 
 
 def _compactions(document: Document) -> int:
-    """How often a call's input may be made shorter by its model; both APIs that do name its kind so."""
+    """Return how often a model may compact a call's input; both APIs with compaction name its kind so."""
     managed = document.get(_MANAGEMENT)
     if isinstance(managed, dict):
         edits = elements(managed, "edits", f"{_MANAGEMENT}.")
@@ -466,6 +466,6 @@ def tokenizer_of(model: str) -> str:
 
 
 def _dearer(model: str) -> int:
-    """Return how many times what an image costs as a rule one of this model's may cost."""
+    """Return the factor by which an image of this model may cost more than an image does as a rule."""
     fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
     return -(-max(fitting) // BLOB_TOKENS) if fitting else 1

@@ -46,7 +46,7 @@ def known_facts(
 
 
 def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
-    """Have a call hold what it can use at each of the upstreams with these facts."""
+    """Set the bounds of a call's use to the widest of the upstreams with these facts."""
     shape = SHAPES.get(call.meter)
     if shape is None or call.document is None:
         return
@@ -112,7 +112,7 @@ def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) ->
 
 
 def _ask_for_usage(call: CallRequest, document: Document, *, wanted: bool) -> None:
-    """Ask for the usage of a stream whose client does not, where that is `wanted`; else take it back."""
+    """Request the usage of a stream whose client does not, where `wanted`; else undo that request."""
     asked = call.strip_usage
     if wanted:
         ask_for_usage(call, document)

@@ -114,7 +114,7 @@ class FormReader:
     _content_at: int = 0
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes; `InvalidRequest` names what is wrong with them."""
+        """Parse the next bytes; `InvalidRequest` names the fault in them."""
         rest, at, self._waits = self._rest + data if self._rest else data, 0, False
         while not self._waits:
             if self._state == _CONTENT:
@@ -131,7 +131,7 @@ class FormReader:
         self._passed += at
 
     def close(self, length: int, beginning: int) -> None:
-        """Take no part behind the present one, which must be the file of a form of so many bytes.
+        """Accept no part behind the present one, which must be the file of a form of `length` bytes.
 
         Its size is what is left of them, but for the last line.
         """
@@ -145,7 +145,7 @@ class FormReader:
             )
 
     def end(self) -> None:
-        """All bytes came."""
+        """Check that the form is complete, once all bytes came."""
         if not self.over:
             raise InvalidRequest("The form does not end by its boundary.")
 
@@ -248,7 +248,7 @@ class FormReader:
         self._state = _CONTENT
 
     def _take(self, rest: bytes, at: int, end: int) -> None:
-        """Take bytes of a part."""
+        """Add bytes to the current part."""
         size, file = end - at, self._file
         self._size += size
         if file is not None:
@@ -264,7 +264,7 @@ class FormReader:
             self._text.append(rest[at:end])
 
     def _end(self, at: int) -> None:
-        """A part is over, at this byte of all."""
+        """End the current part at byte `at` of the form."""
         name, file = self._name, self._file
         if self._stated not in {-1, self._size}:
             raise InvalidRequest(f"The Content-Length of {name} is not its length.", param=name)
@@ -321,7 +321,7 @@ _RATE_MAX, _CHANNELS_MAX = 384_000, 32
 
 
 def seconds_of(file: FormFile) -> tuple[int, bool]:
-    """Whole seconds of a recording, rounded up, and whether they are known: of WAV without compression."""
+    """Return a recording's seconds, rounded up, and whether they are known: for WAV without compression."""
     per_second, starts = _wav(file.begins)
     known = per_second > 0 and file.size > starts
     size = file.size - starts if known else file.size
@@ -329,7 +329,7 @@ def seconds_of(file: FormFile) -> tuple[int, bool]:
 
 
 def _wav(begins: bytes) -> tuple[int, int]:
-    """Bytes of a second of a WAV file, and where its sound begins; 0 where it does not say that plainly."""
+    """Return a WAV file's bytes a second and the offset of its sound; 0 where they are not plain."""
     if begins[:4] != b"RIFF" or begins[8:12] != b"WAVE":
         return 0, 0
     at, per_second = 12, 0

@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest, ModelNotAllowed
 
 
 def conflict(rules: Sequence[ModelRule]) -> tuple[ModelRule, ModelRule] | None:
-    """Two that claim the same, if there are any."""
+    """Return two rules with the same claim, if there are any."""
     seen: dict[tuple[str, bool, int], ModelRule] = {}
     for rule in rules:
         known = seen.setdefault(rule.claim, rule)
@@ -54,7 +54,7 @@ class ModelTable:
         return own
 
     def names_itself(self, model: str, organization_id: int, begins: tuple[str, ...]) -> bool:
-        """Whether a configured name, or the beginning of one, begins so and is meant for this model."""
+        """Return whether the configured name, or prefix, for this model starts with one of `begins`."""
         rule = self.find(model, organization_id)
         return rule is not None and folded(rule.name).startswith(begins)
 
@@ -126,7 +126,7 @@ def fitting(
 
 
 def check_word(model: str) -> None:
-    """`InvalidRequest` where the name of a model, as a caller writes it, cannot be one segment of a path."""
+    """Raise `InvalidRequest` if a model's name, as a caller writes it, cannot be one segment of a path."""
     if model in {".", ".."} or "/" in model or "\\" in model:
         raise InvalidRequest(
             f"The model {model} cannot stand in its upstream's path: it needs a name without / and \\.",

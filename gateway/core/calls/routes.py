@@ -165,7 +165,7 @@ class UpstreamTarget:
     cost: str = "book"
 
     def place_of_key(self, key: int) -> str:
-        """Return where people keep this credential."""
+        """Return the name of the variable or setting that holds this credential."""
         return self.held[key] if key < len(self.held) else f"upstreams.{self.name}.headers"
 
     @property
@@ -297,7 +297,7 @@ def read_pattern(text: str) -> Pattern:
 
 
 def refuse_never_sent(path: str) -> None:
-    """ValueError where a path, or a pattern of some, has what is refused before any route is looked for."""
+    """Raise ValueError if a path, or a pattern of paths, has parts that are refused before any routing."""
     if _NEVER_SENT.search(path) is not None:
         raise ValueError("must not hold //, dots as a segment, or an encoded slash, backslash or dot")
 
@@ -312,10 +312,10 @@ def of_template(template: str) -> Pattern:
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
-    """Return what matches a plain path, `shown`, that a route behind a prefix takes, or one below it.
+    """Return a pattern for plain paths, `shown`, that a route behind a prefix takes, or paths below them.
 
-    What names more than a word behind its version (`chat/completions`, `models/{model}:…`) is the same
-    call behind any other front: compatible APIs and deployments have theirs.
+    What names more than a word behind its version (`chat/completions`, `models/{model}:…`) is the same call
+    behind any other front: compatible APIs and deployments have theirs.
     """
     names = [each for each in template.replace("...", "…").split("/") if each]
     parts: list[str] = []
@@ -362,11 +362,11 @@ def decoded_segments(path: str) -> Plain | None:
 
 @lru_cache(READINGS_MAX)
 def place_of(base_url: str) -> tuple[str, Plain]:
-    """Return who answers at a base URL, however its host is spelled, and the plain path in front of every
+    """Return the server at a base URL, in one spelling of its host, and the plain path in front of every
     path.
 
-    The usual ports of http and https count as one, for behind them is one server as a rule; so does whatever
-    means this machine.
+    The usual ports of http and https count as one, for behind them is one server as a rule; so do all names
+    of this machine.
     """
     parts = urlsplit(base_url)
     host = (parts.hostname or "").rstrip(".")
@@ -445,7 +445,7 @@ _VERSIONED = re.compile(
 
 
 def check_own_path(template: str, words: Collection[str]) -> None:
-    """ValueError where a template is none; `words` are the parameters that this upstream has a word for."""
+    """Raise ValueError if a template is not valid; `words` are parameters that the upstream has a word for."""
     path, _, query = template.partition("?")
     named = _OWN.findall(path)
     unknown = [name for name in named if name not in OWN_PARAMETERS]
@@ -485,7 +485,7 @@ def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str
 
 
 def own_query(target: UpstreamTarget, query: str) -> str:
-    """A call's query at its upstream, with its ? where there is any: fixed values replace the caller's."""
+    """Return a call's query at its upstream, with ? if not empty: fixed values replace the caller's."""
     if not target.query:
         return query
     fixed = {name for name, _ in target.query}

@@ -65,7 +65,7 @@ def as_negotiated(base: Service, negotiated: NegotiatedTerms | None) -> Service:
 
 
 def other_currency(service: Service, pays: str) -> str:
-    """What units of a service cost that an organization does not pay in; empty where it pays in that."""
+    """Return the currency of a service's units unless an organization pays in it; else empty."""
     costs = service.pricing.currency if service.meter == PAY_PER_USE else ""
     return "" if costs == pays else costs
 
@@ -172,7 +172,7 @@ _PICTURES: Final = "image"
 
 
 def is_by_token(service: Service) -> bool:
-    """Whether tokens set the price in credits, so that a hold is an estimate and not the price itself."""
+    """Return whether tokens set the price in credits, so that a hold is an estimate, not the price."""
     pricing = service.pricing
     if service.meter != CONSUMPTION or service.one_time:
         return False
@@ -185,13 +185,13 @@ def is_in_money(service: Service) -> bool:
 
 
 def factor_of(service: Service) -> Factor:
-    """Return what a nano-unit of a call's cost is charged, in nano-credits or in units of money."""
+    """Return the factor from a nano-unit of a call's cost to nano-credits, or to units of money."""
     at_cost = service.pricing.at_cost
     return SAME if at_cost is None else at_cost.factor
 
 
 def rate_of(service: Service, vectors: Vectors, read: int) -> TokenRate | None:
-    """Return what a call costs while it runs, `read` tokens being its input; None where tokens do not say."""
+    """Return the rate of a running call with `read` input tokens; None where tokens do not set the price."""
     if not vectors:
         return None
     return usual_rate(vectors, read, factor_of(service), in_money=is_in_money(service))
@@ -223,8 +223,7 @@ def extended(
 def charge_of(
     service: Service, vectors: Vectors, counts: Sequence[int], cost: int | None, units: int
 ) -> tuple[int, int, int]:
-    """Return what one request is charged: credits, by how many nano-credits these are more than it cost, and
-    units.
+    """Return the charge of one request: credits, the nano-credits by which they exceed the cost, and units.
 
     `counts` are its tokens by `KINDS`, `cost` is what it costs by the price book. Never more than is counted
     exactly; 0 where the service takes none.

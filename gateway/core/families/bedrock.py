@@ -76,7 +76,7 @@ _OWN_FIELDS: Final = frozenset(
 
 
 def read_invoke(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Anthropic's messages, as InvokeModel takes them."""
+    """Read Anthropic's messages, as InvokeModel takes them."""
     version = document.get("anthropic_version")
     if not isinstance(version, str) or not version:
         raise InvalidRequest(
@@ -91,7 +91,7 @@ def read_invoke(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_converse(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A conversation with any model."""
+    """Read a conversation with any model."""
     _CONVERSE.check(document)
     call.model = model_in_path(document, params.get("model"))
     call.streamed = call.meter == "bedrock_converse_stream"
@@ -114,7 +114,7 @@ def read_converse(call: CallRequest, document: Document, params: PathParams, bou
 
 
 def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A reranking by a model, in search units as its documents are counted."""
+    """Read a reranking by a model, in search units as its documents are counted."""
     _RERANK.check(document)
     config = object_in(object_in(document, "rerankingConfiguration"), "bedrockRerankingConfiguration")
     call.model = model_name(object_in(config, "modelConfiguration").get("modelArn"), "modelArn")
@@ -125,7 +125,7 @@ def read_rerank(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_guardrail(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Contents that a guardrail checks: each of its policies counts them in units of text."""
+    """Read contents that a guardrail checks: each of its policies counts them in units of text."""
     _CHECKED.check(document)
     call.model, call.output_max = model_name(f"guardrail/{params.get('guardrail', '')}"), 0
     size = sum(len(str(one)) for one in elements(document, "content"))
@@ -231,7 +231,7 @@ def _see(meter: Meter, piece: Document) -> None:
 
 
 def _take(meter: Meter, said: Document) -> None:
-    """Take the report of a whole answer, or of the last event of a stream."""
+    """Report the use in a whole answer, or in the last event of a stream."""
     tier, latency = _tiers(said)
     meter.detail.served_as(latency if latency == "optimized" else tier)
     report = said.get("usage")

@@ -59,19 +59,19 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
 
 
 def read_classify(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Texts that are classified: each counts."""
+    """Read a classification: each text counts."""
     read_embed(call, document, params, bounds)
     call.measured = {"classification": len(_texts(document, "inputs"))}
 
 
 def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Embeddings, which produce no tokens."""
+    """Read a call for embeddings, which produce no tokens."""
     _PLAIN.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
 
 
 def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A reranking: it holds the search units that its documents can be."""
+    """Read a reranking: it holds the search units that its documents can be."""
     read_embed(call, document, params, bounds)
     call.measured = {"search": searches_of(_texts(document, "documents"))}
 

@@ -110,7 +110,7 @@ class ControlledNames:
                     )
 
     def check_spelling(self, document: Document, path: str = "") -> None:
-        """The same, and refuse the other spelling of proto3 JSON, in which nothing is read here."""
+        """Run `check`, and refuse the other spelling of proto3 JSON, in which nothing is read here."""
         self.check(document, path)
         plain = {name.replace("_", "").casefold(): name for name in self.exact}
         for name in document:
@@ -175,7 +175,7 @@ def maximum(document: Document, name: str, most: int, path: str = "") -> int | N
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
-    """Return how many answers are asked for."""
+    """Return the number of answers that are asked for."""
     stated = _integer(document, name, 1, most, path)
     return 1 if stated is None else stated
 
@@ -200,7 +200,7 @@ def inner(document: Document, name: str, names: ControlledNames) -> Document | N
 
 
 def object_at(*names: str) -> Callable[[Document], Document]:
-    """Finds the object of one of these names in a document, made under the last where there is none."""
+    """Return a function that finds the object of one of these names in a document, or makes the last."""
 
     def find(document: Document) -> Document:
         for name in names:
@@ -228,14 +228,14 @@ def elements(document: Document, name: str, path: str = "") -> list[Document]:
 
 
 def id_in(value: object, param: str) -> object:
-    """Return what a field names an object by, a text. A number or null names none."""
+    """Return the value by which a field names an object, a text. A number or null names none."""
     if isinstance(value, list | dict):
         raise _mistyped(param, "text")
     return value
 
 
 def ids_in(value: object, param: str) -> list[object]:
-    """Return what a field names objects by, a list of texts or one."""
+    """Return the values by which a field names objects, a list of texts or one."""
     if isinstance(value, dict):
         raise _mistyped(param, "a list of texts")
     return [id_in(one, param) for one in (value if isinstance(value, list) else (value,))]
@@ -398,9 +398,9 @@ def stated_user(value: object) -> str:
 
 
 def _named(value: object, param: str) -> Iterator[object]:
-    """A name, a list of names, `{"model": name}`, or `{name: [names]}`; anything else is refused.
+    """Yield the models of a name, names, `{"model": name}` or `{name: [names]}`; refuse anything else.
 
-    An entry may have nothing beside a name: an upstream would take it in place of the call's own fields.
+    An entry may have nothing beside a name: an upstream would take that in place of the call's own fields.
     """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):

@@ -196,7 +196,7 @@ _TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
 
 
 def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """One turn of a `LiveSession`: its model, and its input as far as that is known."""
+    """Read one turn of a `LiveSession`: its model, and the input as far as that is known."""
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
     call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
@@ -361,7 +361,7 @@ class Listing:
         return msgspec.json.encode(self._fields(model))
 
     def written(self, models: Sequence[str]) -> bytes:
-        """Configured models as their API lists them."""
+        """Encode configured models as their API lists them."""
         document: dict[str, object] = dict(self.around)
         document[self.field] = [self._fields(one) for one in models]
         if self.ends is not None:
@@ -563,7 +563,7 @@ class ApiFamily:
 def target(
     name: str, base_url: str, variable: str, header: str, scheme: str = ""
 ) -> Callable[[Mapping[str, str]], UpstreamTarget]:
-    """Return where calls go, with the credential that an environment variable holds, if it does."""
+    """Return a function that makes an upstream's target, with an environment variable's credential."""
 
     def of(environ: Mapping[str, str]) -> UpstreamTarget:
         credential = environ.get(variable, "")
@@ -581,7 +581,7 @@ def ids_of(value: object) -> tuple[str, ...]:
 def told_of(
     objects: ObjectRules, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
-    """The ids of objects that an answer, or an event, tells of, its own first; its request `named` these."""
+    """Return ids of objects in an answer or event, its own first; `named` are those of its request."""
     if not isinstance(document, dict):
         return ()
     again = [one for one in objects.refers(document) if one in named] if named else ()
@@ -623,9 +623,9 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
 def narrowed(
     document: bytes, listing: Listing, shows: Callable[[str], bool], checks: NameCheck | None = None
 ) -> Iterator[bytes]:
-    """The document with those models alone that are to be shown, in turns: nothing before the last one.
+    """Yield the document with only the models to be shown, in turns: nothing before the last one.
 
-    After the first turn somebody has answered whose the names are that it asks `checks` for.
+    Between the first turn and the second, the caller answers whose the names in `checks` are.
 
     Beside the models only plain values stay. `UpstreamUnreachable` where it cannot be read as a list.
     """

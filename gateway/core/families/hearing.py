@@ -73,7 +73,7 @@ def may_hear(document: Document) -> bool:
 
 
 def _in_said(said: Document | list[object], depth: int) -> bool:
-    """Whether messages, items or contents may hold sound: by their members, those of lists one by one."""
+    """Return whether messages, items or contents may hold sound, by their members or entries."""
     if isinstance(said, list):
         for each in said:
             if not isinstance(each, dict | list) or _is_plain(each):
@@ -111,7 +111,7 @@ def _is_member_heard(name: str, held: Document | list[object], depth: int) -> bo
 
 
 def _in_parts(parts: object, depth: int) -> bool:
-    """Whether parts may hold sound: a part of an unknown type does where it holds data or an address."""
+    """Return whether parts may hold sound; one of an unknown type may if it has data or an address."""
     if isinstance(parts, list):
         for each in parts:
             if isinstance(each, dict | list) and (depth == 0 or _in_parts(each, depth - 1)):
@@ -132,7 +132,7 @@ def _in_parts(parts: object, depth: int) -> bool:
 
 
 def _is_heard(kind: str, held: object) -> bool:
-    """Whether a part is sound by its kind, which is its type or its name, or by the type that it states."""
+    """Return whether a part is sound by its kind (its type or name), or by the type that it states."""
     if kind in _HEARD:
         return True
     stated = list(_stated(held, _DEPTH_MAX))
@@ -140,7 +140,7 @@ def _is_heard(kind: str, held: object) -> bool:
 
 
 def _stated(held: object, depth: int) -> Iterator[str]:
-    """The types that are stated in a part: by name, or at the beginning of a `data:` URL."""
+    """Yield the types that are stated in a part: by name, or at the beginning of a `data:` URL."""
     if isinstance(held, str):
         url = _URL.match(held)
         if url is not None:

@@ -54,7 +54,7 @@ _INVALID, _NO_METHOD, _REFUSED, _MISMATCH = -32600, -32601, -32000, -32020
 
 
 def routes_of(server: str) -> tuple[Route, ...]:
-    """The routes of an upstream that is an MCP server: messages, the server's own stream, a session's end."""
+    """Return the routes of an MCP server's upstream: messages, the server's own stream, a session's end."""
     path = PREFIX + server
     return (
         Route(("POST",), path, server, SERVICE, NAME, "mcp", on_disconnect="abort"),
@@ -63,7 +63,7 @@ def routes_of(server: str) -> tuple[Route, ...]:
 
 
 def read_message(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """One message; `params` has the fields of its head that say the same as its body."""
+    """Read one message; `params` has the fields of its head that say the same as its body."""
     id_ = document.get("id")
     if isinstance(id_, str | int) and not isinstance(id_, bool):
         call.reply_to = id_

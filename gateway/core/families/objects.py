@@ -186,7 +186,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
 
 
 def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> tuple[str, ...]:
-    """The ids that a body names, and those it brings, `found`; the body of a stored object is `closed`."""
+    """Return the ids that a body names, and collect in `found`; the body of a stored object is `closed`."""
     try:
         _look(objects, asked, "", found)
         if closed and objects.kinds:

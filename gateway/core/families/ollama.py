@@ -37,7 +37,7 @@ _OPTIONS = ControlledNames("num_predict")
 
 
 def read_call(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A chat or a completion: a stream, unless the call says otherwise."""
+    """Read a chat or a completion: a stream, unless the call says otherwise."""
     _CALL.check(document)
     call.model = model_name(document.get("model"))
     call.streamed = document.get("stream") is None or flag(document, "stream")
@@ -47,7 +47,7 @@ def read_call(call: CallRequest, document: Document, params: PathParams, bounds:
 
 
 def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Embeddings, which produce no tokens."""
+    """Read a call for embeddings, which produce no tokens."""
     _CALL.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
 

@@ -77,7 +77,7 @@ def _without_amounts(refusal: Refusal, decision: Decision) -> str:
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Its fields and body in the shape of `family`, but for what every answer carries (date, ids, length)."""
+    """Return a refusal's fields and body in the shape of `family`, without those of all answers."""
     shape = FAMILIES[family]
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
@@ -126,7 +126,7 @@ def refused_by(refusal: Refusal) -> tuple[str, int]:
 
 
 def _wait_s(decision: Decision) -> int | None:
-    """Whole seconds until the limit gives way, at least one; None where no time is known."""
+    """Return whole seconds until the limit gives way, at least one; None where no time is known."""
     if decision.until_ms <= 0:
         return None
     return max(1, -(-(decision.until_ms - decision.now_ms) // 1000))
@@ -197,7 +197,7 @@ def _budget_exceeded(decision: Decision) -> Refusal:
 
 
 def _of_budget(decision: Decision) -> str:
-    """The rest of a budget, and what the request needs: `Budget "research": $0.0043 of $0.01 left; …`."""
+    """Describe a budget's rest and the request's need: `Budget "research": $0.0043 of $0.01 left; …`."""
     window = decision.budget
     if window is None:
         return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"

@@ -138,7 +138,7 @@ class ReconciliationSummary:
         return tuple(item for item in self.items if item.kind not in NO_FAULTS)
 
     def joined(self, more: ReconciliationSummary) -> ReconciliationSummary:
-        """Both together."""
+        """Return the sum of both summaries."""
         checked, pending = self.checked + more.checked, self.pending + more.pending
         return ReconciliationSummary(checked, pending, self.items + more.items)
 
@@ -167,10 +167,10 @@ UNASKED = ReconciliationSummary(
 
 
 def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHead | None) -> Item | None:
-    """Say how an account differs; None where it does not.
+    """Return the difference of an account, None where there is none.
 
-    `before` and `after` are the counters' word from before and after the ledger was read; None
-    is an account they do not have.
+    `before` and `after` are the heads in the counters from before and after the ledger was read; None is an
+    account that they lack.
     """
     head = ledger.head
     if before is None or after is None:
@@ -216,7 +216,7 @@ def compare(before: AccountHead | None, ledger: LedgerAccount, after: AccountHea
 
 
 def unreadable(ledger: LedgerAccount) -> Item:
-    """Say of an account that the counters have it, and nobody can read it: its calls are refused."""
+    """Return the difference of an account whose counters cannot be read: its calls are refused."""
     detail = "the counters have what nobody can read, and refuse its calls"
     return Item(ledger.account, DifferenceKind.EXCESS, -(ledger.head.balance or 0), ledger.head.seq, detail)
 
@@ -229,7 +229,7 @@ def reconcile(items: Iterable[Item | None]) -> ReconciliationSummary:
 
 
 def _inner_drift(ledger: LedgerAccount) -> Item | None:
-    """What PostgreSQL says against itself: its last row and its movements, its head and its last row."""
+    """Return a contradiction within PostgreSQL: of last row and movements, or of head and last row."""
     if ledger.last_row != ledger.summed:
         detail = f"its movements come to {_say(ledger.summed)}, its last row says {_say(ledger.last_row)}"
         difference = _less(ledger.last_row, ledger.summed)
@@ -302,7 +302,7 @@ def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
 
 
 def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[WindowKey, int]:
-    """Return what entries use of windows, in each budget's unit; what nobody can read says nothing."""
+    """Sum the use of windows in entries, in each budget's unit; skip unreadable entries."""
     units = {one.id: one.unit for one in budgets}
     found: dict[WindowKey, int] = {}
     for one in packed:
@@ -327,8 +327,8 @@ def as_they_should_be(  # noqa: PLR0917  # whose, what is known of it, and when
     there: Iterable[str] = (),
     moved: Mapping[WindowKey, int] = MappingProxyType({}),
 ) -> Iterator[BudgetAccountUse]:
-    """The accounts of an organization's budgets: those of all callers that used anything, and those
-    that are `there`. Waiting entries move now.
+    """Yield the right state of accounts of an organization's budgets: those of all callers with use, and
+    those that are `there`. Waiting entries move now.
     """
     known = [*stored, *(one for one in waiting if one not in stored)]
     live = [name.partition(":") for name in there]
@@ -370,9 +370,9 @@ def differing(
 def differences(
     accounts: Iterable[BudgetAccountUse], live: Live, may_lack: Collection[int] = ()
 ) -> Iterator[Item]:
-    """Windows that are full, and those that the counters have otherwise.
+    """Yield windows that are full, and windows that differ in the counters.
 
-    Accounts of the budgets `may_lack` they may have none of.
+    The counters may lack accounts of the budgets `may_lack`.
     """
     for account in accounts:
         for window, has, used in _compared(account, live):
@@ -391,9 +391,9 @@ def differences(
 
 
 def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:
-    """Each window with what the counters have of it, and what they should.
+    """Yield each window with its use in the counters, and its right use.
 
-    A window that is not there, or has not rolled on yet, has nothing used; one that is further is left out.
+    A window that is missing, or has not rolled on yet, has nothing used; one that is further is left out.
     """
     found = live.get(account.name, {})
     for window, used in zip(account.windows, account.used, strict=True):

@@ -70,17 +70,17 @@ class Roster:
         return frozenset(self._heard)
 
     def absent(self, now: float) -> frozenset[str]:
-        """Return who fell silent not long ago: nobody is kept waiting for them, but they may come back."""
+        """Return slots that fell silent not long ago: nobody waits for them, but they may come back."""
         return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
-        """These were there before; none of their reports now says that they are gone."""
+        """Add slots that reported before; a lack of reports does not mean yet that they left."""
         for worker_slot in worker_slots:
             beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
             self._heard[worker_slot] = _LastReport(beat, now, present=False)
 
     def hear(self, reports: Mapping[str, WorkerReport], now: float) -> list[str]:
-        """Take up reports while nothing is lost; answers who reports no more, though it did not leave."""
+        """Record reports while nothing is lost; return slots that fell silent and did not leave."""
         for worker_slot, report in reports.items():
             known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
@@ -96,9 +96,9 @@ class Roster:
     def missing(
         self, reports: Mapping[str, WorkerReport], run_id: bytes, partition: int, epoch: int
     ) -> Collection[str]:
-        """Return who has not sent again yet what a partition may have forgotten before an epoch.
+        """Return slots that have not sent again what a partition may have forgotten before an epoch.
 
-        Who reports is waited for too: it may have started meanwhile, and have found what another one left.
+        A slot that reports is waited for too: it may be new, and have found what another one left.
         """
         here = {worker_slot for worker_slot, report in reports.items() if report.run_id == run_id}
         return [
@@ -131,7 +131,7 @@ class OrphanEntries:
     organizations: set[int] = field(default_factory=set)
 
     def add(self, entry_id: bytes, packed: bytes) -> None:
-        """Take up an entry; one that nobody can read is nobody's."""
+        """Add an entry; an unreadable one belongs to nobody."""
         try:
             event = decode(packed)
         except MalformedEvent:
@@ -215,7 +215,7 @@ class VerificationResult:
 
 
 def summary(done: Sequence[VerificationResult]) -> dict[str, int]:
-    """Return what verifying some partitions did, in numbers for a log line."""
+    """Return the results of verifying some partitions, in numbers for a log line."""
     return {
         "partitions": len(done),
         "accounts_rebuilt": sum(each.rebuilt for each in done),

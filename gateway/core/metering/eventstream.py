@@ -106,7 +106,7 @@ class EventStreamMeter(StreamMeter):
         return b""
 
     def fail(self, body: bytes) -> bytes:
-        """Say in a frame why the stream ends here."""
+        """Return a frame that says why the stream ends here."""
         self._splitter.take()
         headers = [
             (b":message-type", b"exception"), (b":exception-type", _FAILED),
@@ -115,7 +115,7 @@ class EventStreamMeter(StreamMeter):
         return frame_of(headers, body)
 
     def slim(self) -> None:
-        """Keep no texts: frames stay whole."""
+        """Stop collecting texts: frames stay whole."""
         self.texts = None
 
     def _read(self, event: bytes) -> bool:
@@ -162,7 +162,7 @@ class LinesMeter(StreamMeter):
         self._splitter = LineSplitter()
 
     def fail(self, body: bytes) -> bytes:
-        """Say in a line why the stream ends here, unless part of one has passed."""
+        """Return a line that says why the stream ends here, unless part of one has passed."""
         return b"" if self._oversized is not None else body + b"\n"
 
     def _read(self, event: bytes) -> bool:
@@ -179,7 +179,7 @@ class LinesMeter(StreamMeter):
 
 
 def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
-    """Have one event read, and see whether it finishes the answer."""
+    """Read one event, and note whether it finishes the answer."""
     finished, content = meter.finished, meter.content_events
     dialect.read_event(meter, said)
     if meter.phase != CLOSED:
@@ -190,7 +190,7 @@ def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
 
 
 def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-    """Return what a frame says; None where nobody can read it."""
+    """Return the content of a frame; None where it cannot be read."""
     begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")
     if headers.get(b":message-type") != b"event":

@@ -62,17 +62,17 @@ class Detail:
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
     def answered_by(self, model: object) -> None:
-        """An answer names the model that made it."""
+        """Note the model that an answer says made it."""
         if not self.model:
             self.model = _name(model)
 
     def served_as(self, tier: object) -> None:
-        """An answer names the tier of service it had."""
+        """Note the tier of service that an answer says it had."""
         if tier is not None:
             self.service_tier = _name(tier).lower()
 
     def used_tool(self, name: str, times: int) -> bool:
-        """So often a tool was used, as the last report says; whether there is place for it.
+        """Set the uses of a tool, as the last report says; return whether there is place for them.
 
         Prices name tools in lower case.
         """
@@ -96,8 +96,8 @@ class Detail:
         self.used_tool("web_search", len(known))
 
     def believe(self, of_input: bool, of_output: bool) -> None:
-        """Keep the most that any believed report told of a part: `of_input` and `of_output` say which sides
-        of the last one are believed.
+        """Raise each part to the most of any believed report: `of_input` and `of_output` say which sides of
+        the last one are believed.
         """
         before = self._believed or (0, 0, 0, 0, 0, 0, [])
         written = self.cache_write + self.cache_write_1h
@@ -125,7 +125,7 @@ class Detail:
         )  # fmt: skip
 
     def answered_within(self, model: object, counts: Counts) -> None:
-        """A report tells of tokens of a model that answered within the call, whose name may be unknown."""
+        """Add the reported tokens of a model that answered within the call, whose name may be unknown."""
         self.beside.append((_name(model), counts))
 
     def note_cost(self, report: bytes) -> None:
@@ -135,7 +135,7 @@ class Detail:
             self.cost = cost
 
     def keep(self, report: bytes) -> None:
-        """A report of use says something nobody here knows: it is counted, and kept as it came."""
+        """Store a report of use with unknown parts as it came; it is counted all the same."""
         self.says_more = True
         if len(report) <= UNKNOWN_BYTES_MAX and _is_text(report):
             self.unknown = report
@@ -273,7 +273,7 @@ class Meter:
         self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes of the answer; return those to pass on now.
+        """Read the next bytes of the answer; return those to pass on now.
 
         By what is returned nobody can know that the answer is complete.
         """
@@ -288,7 +288,7 @@ class Meter:
         return b""
 
     def whole(self, answer: bytes) -> bytes:
-        """Take an answer that is complete already, in place of `feed` and `finish`."""
+        """Read an answer that is complete already, in place of `feed` and `finish`."""
         return self.feed(answer) + self.finish()
 
     def cut(self) -> bytes:
@@ -309,7 +309,7 @@ class Meter:
         return self.withheld + (self.text_bytes if self.texts is not None else 0)
 
     def slim(self) -> None:
-        """Keep no more than is needed to charge: memory is short. The charge is never less by it."""
+        """Drop all that a charge does not need: memory is short. The charge is never less by it."""
         self.texts = None
 
     @property
@@ -343,7 +343,7 @@ class Meter:
             begun.setdefault(number, False)
 
     def close(self) -> None:
-        """Take an event for the last word of the answer's API."""
+        """Mark an event as the last word of the answer's API."""
         self.phase, self.last_word = CLOSED, True
 
     def ends_by(self, ending: Ending) -> bool:
@@ -359,7 +359,7 @@ class Meter:
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
     def so_far(self) -> TokenUsage:
-        """Return what these tokens are, as far as it is told."""
+        """Return the use of the tokens up to now, as far as reported."""
         if not self.produced:
             return TokenUsage(units=0)
         output = max(self.output, self.counted())
@@ -369,7 +369,7 @@ class Meter:
         )
 
     def usage(self) -> TokenUsage:
-        """Return what this answer is charged, as far as it came."""
+        """Return the use to charge for this answer, as far as it came."""
         is_whole, good = self.is_whole, 200 <= self.status < 300
         ended_well = self.ended and not self.failed and good
         if ended_well and is_whole and self.call.reports and (self.partial or not self.reported):
@@ -383,7 +383,7 @@ class Meter:
         return TokenUsage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
 
     def counted(self) -> int:
-        """Output tokens by what passed, one for each content event at least, within the call's maximum."""
+        """Count output tokens by what passed, at least one a content event, up to the call's maximum."""
         size = int(-(-self.seen_bytes // self.call.output_bytes_per_token))
         return min(max(self.content_events, size), self.output_most)
 
@@ -410,11 +410,11 @@ class Meter:
                 self.texts = ["".join(self.texts)]
 
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
-        """Take a report of use, cumulative from the start of the answer.
+        """Record a report of use, cumulative from the start of the answer.
 
         None lowers a number of an earlier one, and content behind a final one shows that it was not. Numbers
-        over the bound are clamped, a negative output is replaced by what was counted, and a final report
-        that is smaller than an earlier final one is not believed there; each marks the usage.
+        over the bound are clamped, a negative output is replaced by what was counted, and a final report that
+        is smaller than an earlier final one is not believed there; each marks the usage.
         """
         most = self.bounds.usage_tokens_max
         uncounted = output < 0
@@ -450,7 +450,7 @@ class Meter:
             self._reported_at = self.content_events
 
     def report_units(self) -> None:
-        """Take a report of units beside tokens, which are noted in `detail`: it is about no tokens."""
+        """Record a report of units beside tokens, which are noted in `detail`: it is about no tokens."""
         self.by_units = True
         self.report(0, 0, 0, 0, 0, final=True)
 
@@ -479,7 +479,7 @@ class Meter:
         return TokenUsage(read, output, self.cached, self.reasoning, total, 1, told, marked)
 
     def _ceiling(self) -> TokenUsage:
-        """All that the call could use: whose API always tells, and did not, may have been kept from it."""
+        """Return all that the call could use: its API always reports, and may have been kept from it."""
         call = self.call
         read = max(self.input, call.input_ceiling)
         most = call.output_ceiling if call.output_max is None else call.output_max
@@ -487,7 +487,7 @@ class Meter:
         return TokenUsage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
 
     def _produced_tokens(self) -> int:
-        """Output tokens by the model's own tokenizer where it is known, else as `counted`."""
+        """Count output tokens by the model's own tokenizer where it is known, else as `counted`."""
         tokens_of = self.call.tokens_of
         if self.texts and tokens_of is not None and self.whole_bytes <= self.text_bytes:
             return min(tokens_of("".join(self.texts)), self.output_most)

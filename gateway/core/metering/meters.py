@@ -57,7 +57,7 @@ class NarrowedMeter(Meter):
         self._turns: Iterator[bytes] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Keep the chunk and pass nothing; fed nothing once it is whole, go on."""
+        """Store a chunk and pass nothing; continue with the turns once the document is whole."""
         if self._turns is not None:
             return self._go_on(self._turns)
         self._kept_bytes += len(chunk)
@@ -68,7 +68,7 @@ class NarrowedMeter(Meter):
         return b""
 
     def finish(self) -> bytes:
-        """The document is whole: return the part to pass on, or nothing where that takes several turns."""
+        """Narrow the whole document: return the part to pass on, empty where that takes several turns."""
         self.ended = True
         document, self._kept = b"".join(self._kept), []
         narrow = self.call.narrow
@@ -198,7 +198,7 @@ class GenericMeter(Meter):
         return TokenUsage(units=units, reported=self.reported, estimated=self.marked)
 
     def _take(self, stated: bytes) -> None:
-        """Believe a plain number; clamp a huge one; anything else leaves one unit, marked."""
+        """Read a stated number: accept a plain one, clamp a huge one, count one marked unit for all else."""
         text = stated.strip()
         if not text.isdigit():
             self.marked = True
@@ -258,7 +258,7 @@ def _read(document: bytes) -> object:
 
 
 def _at(value: object, pointer: str) -> object:
-    """Return what a JSON pointer (RFC 6901) finds, None where there is nothing."""
+    """Return the value at a JSON pointer (RFC 6901), None where there is nothing."""
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
@@ -290,7 +290,7 @@ class WholeMeter(Meter):
         self._open = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Keep the chunk and pass it on, but for the byte that may be the document's last."""
+        """Store the chunk and pass it on, but for the byte that may be the document's last."""
         self._keep(chunk)
         end = self._end
         if end is None:
@@ -328,7 +328,7 @@ class WholeMeter(Meter):
         return self._kept_bytes if self._shortened is None else self._shortened.kept
 
     def slim(self) -> None:
-        """Keep no long texts from now on; what tells of objects is read whole all the same."""
+        """Store no long texts from now on, unless objects are read from the answer."""
         if not self.call.keeps:
             self.bounds = slim(self.bounds)
 
@@ -354,7 +354,7 @@ class WholeMeter(Meter):
         return self.call.input_estimate + min(produced, self.output_most)
 
     def _judge(self, document: bytes) -> None:
-        """An empty answer is none; one that is no JSON object counts by its size, and may have broken off."""
+        """Mark an empty answer as failed; count one that is no JSON object by size, perhaps broken off."""
         if document and not is_object(document):
             self._open = document.startswith(b"{") and is_open(document)
             self.unreadable(max(len(document) - self.text_bytes, 1))
@@ -489,7 +489,7 @@ class EncodedMeter(Meter):
         return self._inner.usage()
 
     def _follow(self) -> None:
-        """Say what the meter inside says."""
+        """Copy the state of the inner meter."""
         inner = self._inner
         self.phase, self.surplus, self.unread = inner.phase, inner.surplus, inner.unread
 
@@ -606,7 +606,7 @@ def make_meter(
 
 
 def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
-    """Return how an answer nobody here reads tells its end: a document by itself, all else by its framing."""
+    """Return the `Tail` that sees an unread document's end; None where framing alone shows the end."""
     media = content_type.partition(b";")[0].strip().lower()
     if media != b"application/json" and not media.endswith(b"+json"):
         return None

@@ -181,7 +181,7 @@ class Reports(Generic[T]):
         self._decode = msgspec.json.Decoder(shape).decode
 
     def read(self, meter: Meter, raw: bytes) -> T | None:
-        """The report; None where there is none. A value that is not of the documented types marks the use."""
+        """Read a report; None where there is none. A value of an undocumented type marks the use."""
         try:
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -258,7 +258,7 @@ def summed(*counts: int | None) -> int:
 
 @cache
 def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
-    """The fields of a shape by the names they travel under: each with its name and its type but for None."""
+    """Return the fields of a shape by their encoded names: each with its name and its type but for None."""
     types = get_type_hints(shape)
     return {
         field.encode_name: (
@@ -270,7 +270,7 @@ def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
 
 
 def _read(decode: Any, raw: bytes) -> Any:
-    """Return what it is; None where it is not of the decoder's type."""
+    """Decode `raw`; None where it is not of the decoder's type."""
     try:
         return decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

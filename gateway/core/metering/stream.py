@@ -69,7 +69,7 @@ class Splitter:
         return events
 
     def take(self) -> bytes:
-        """Give up the pending bytes: the stream ended, or the event is too long to keep."""
+        """Return and forget the pending bytes: the stream ended, or the event is too long to store."""
         pending, self.pending, self._scanned = self.pending, b"", 0
         return pending
 
@@ -180,7 +180,7 @@ class Tail:
         self._unfollowed_bytes = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next bytes; return those that may pass."""
+        """Read the next bytes; return those that may pass."""
         data = self.rest + chunk if self.rest else chunk
         if self._size:
             keep_from = max(0, len(data) - self._size)
@@ -198,7 +198,7 @@ class Tail:
         return data[:keep_from]
 
     def take(self) -> bytes:
-        """Give up the rest: the answer is complete."""
+        """Return and forget the rest: the answer is complete."""
         rest, self.rest = self.rest, b""
         return rest
 
@@ -309,7 +309,7 @@ class TextShortener:
                     return
 
     def _go_on(self, part: bytes, at: int, kept: list[bytes]) -> int:
-        """Go on in a text; the place behind what was seen of it."""
+        """Read on in a text; return the place behind the part that was read."""
         match = _INSIDE.match(part, at)
         assert match is not None
         end, before = match.end(), self._within
@@ -529,7 +529,7 @@ class StreamMeter(Meter):
         return self._dialect.closing(self)
 
     def fail(self, body: bytes) -> bytes:
-        """Say in an event of the API's own why the stream ends here, unless part of an event has passed."""
+        """Return an event of the API's own that says why the stream ends, unless part of one has passed."""
         if self._oversized is not None:
             return b""
         self._splitter.take()
@@ -542,7 +542,7 @@ class StreamMeter(Meter):
         )
 
     def slim(self) -> None:
-        """Let long events pass from now on, and keep none of their long texts."""
+        """Allow long events to pass from now on, and store none of their long texts."""
         self.texts = None
         self.bounds = slim(self.bounds)
 
@@ -569,8 +569,7 @@ class StreamMeter(Meter):
             passed.append(self._beside(event) if left_out else event)
 
     def _beside(self, frame: bytes) -> bytes:
-        """Return what a usage frame that is left out says beside its use and was not said before, as an
-        event.
+        """Return an event of the members beside the use in a left-out usage frame that are new to the client.
 
         It is put into the event that waits in front, where its server has it for those who ask for no usage.
         """
@@ -620,9 +619,9 @@ class StreamMeter(Meter):
         return left_out and self._strip
 
     def _end_by(self, event: bytes) -> None:
-        """Take an event that says in some API that the stream is over; in this one, where that is its own.
+        """Close the stream by an event that ends it in some API; note the last word where that is this API.
 
-        Its name says so where all of it came: an event that the stream ended in has a document.
+        The event's name says so where all of it came: an event that the stream ended in has a document.
         """
         self.phase, ending = CLOSED, self._dialect.ending
         if _name_of_end(event) in ending.events:
@@ -650,7 +649,7 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Keep what an event has around what differs, where that is all that its dialect reads there."""
+        """Store the fixed parts of an event around those that differ, if its dialect reads no others."""
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return
@@ -712,7 +711,7 @@ class StreamMeter(Meter):
                 self.phase = OPEN
 
     def _release(self, passed: list[bytes]) -> None:
-        """The held bytes were not the end."""
+        """Pass on the held bytes, which were not the end."""
         passed += self._held
         self._held = []
         self._held_bytes = self._behind = 0

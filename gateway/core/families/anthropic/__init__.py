@@ -55,7 +55,7 @@ def _is_spent(refusal: Refusal) -> bool:
 
 
 def _budget_fields(window: BudgetWindow, refusal: Refusal | None) -> list[tuple[bytes, bytes]]:
-    """How much of a budget of money is used, in hundredths; of one that lets calls in, less than all."""
+    """Return fields on the used part of a money budget, in hundredths; below 100 where calls may pass."""
     if window.unit != FLAG_MONEY or (refusal is not None and not _is_spent(refusal)):
         return []
     percent = min(window.used * 100 // max(window.limit, 1), 100)

@@ -39,7 +39,7 @@ _METADATA = ControlledNames("user_id")
 
 
 def read_messages(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Messages, whose model is in the path where that has a place for it."""
+    """Read a call of messages, whose model is in the path where that has a place for it."""
     _MESSAGES.check(document)
     named = params.get("model")
     call.model = model_in_path(document, named) if named else model_name(document.get("model"))
@@ -100,7 +100,7 @@ def may_tell(data: bytes) -> bool:
 
 
 def ids_in_event(event: Document) -> Iterator[str]:
-    """The ids that one event of a stream tells of."""
+    """Yield the ids in one event of a stream."""
     for holder in (object_in(event, "message"), object_in(event, "delta")):
         yield from ids_of(object_in(holder, "container").get("id"))
     yield from _ids_in_block(object_in(event, "content_block"))
@@ -111,7 +111,7 @@ _LINKS = ("diagnostics", "thread")
 
 
 def keeps(document: Document) -> int:
-    """Return how long ids of an answer are kept, and whether its own is one of them."""
+    """Return how long ids of an answer are valid, and whether the answer's own is one of them."""
     linked = any(document.get(name) is not None for name in _LINKS)
     return KEPT_LINKED if linked else KEPT_ANSWERS
 
@@ -125,7 +125,7 @@ def _told(document: Document) -> Iterator[str]:
 
 
 def _ids_in_block(block: Document) -> Iterator[str]:
-    """Files that code of the API's own tools wrote."""
+    """Yield the files that code of the API's own tools wrote."""
     kind = block.get("type")
     if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):
         for output in objects_in(object_in(block, "content"), "content"):

@@ -230,7 +230,7 @@ def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
 
 
 def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
-    """Return what a price may have a factor for: a speed, else a tier of its own, each with the place of
+    """Return the tier that a price may have a factor for: a speed, else a tier, each with the place of
     inference.
 
     A field of the call counts where the report does not have it.
@@ -285,7 +285,7 @@ def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:
-    """Take what can be read of an event or a message that is not of the documented types."""
+    """Report the readable parts of an event or a message that is not of the documented types."""
     message = document.get("message")
     holder = message if isinstance(message, dict) else document
     meter.detail.answered_by(holder.get("model"))

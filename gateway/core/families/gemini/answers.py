@@ -139,7 +139,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def take(meter: Meter, document: bytes, final: bool) -> None:
-    """Take one response: all of an answer, or one of a stream (`final` False)."""
+    """Read one response: all of an answer, or one of a stream (`final` False)."""
     try:
         read = decoded(_answer, document)
     except UNREADABLE:
@@ -194,7 +194,7 @@ def _see_more(meter: Meter, document: bytes, seen: int) -> None:
 
 
 def report(meter: Meter, raw: bytes, final: bool) -> None:
-    """Take a report as `usageMetadata` has it."""
+    """Report the use in a `usageMetadata`."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
@@ -251,7 +251,7 @@ def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:
-    """Take what can be read of an answer that is not of the documented types."""
+    """Report the readable parts of an answer that is not of the documented types."""
     answer = loose_document(document)
     for place, said in enumerate(objects_in(answer, "candidates")):
         meter.note_choice(said.get("index"), place, finished=_ends(said.get("finishReason")))
@@ -295,7 +295,7 @@ def _read_cached(meter: Meter, document: bytes) -> None:
 
 
 def _read_video(meter: Meter, document: bytes) -> None:
-    """Videos that are made, by the length they were asked for; those that its provider held back are free."""
+    """Report the videos made, by the length asked for; those that their provider held back are free."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
@@ -315,7 +315,7 @@ CACHED = Dialect(_read_cached)
 
 
 def _read_predicted(meter: Meter, document: bytes) -> None:
-    """Take pictures that were made, or the tokens of texts that were embedded."""
+    """Report the pictures that were made, or the tokens of texts that were embedded."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     made = objects_in(said, "predictions")

@@ -157,7 +157,7 @@ class ArrayMeter(Meter):
         self.text_bytes += shortened.text_bytes - before
 
     def _pass(self, chunk: bytes, before: int) -> bytes:
-        """Give what stands in front of the safe place; the rest waits."""
+        """Return the bytes in front of the safe place; the rest waits."""
         if not before:
             self._is_array = chunk.lstrip()[:1] == b"["
         if self._safe <= before:
@@ -174,7 +174,7 @@ class ArrayMeter(Meter):
         return passed
 
     def _waiting_up_to(self, size: int) -> bytes:
-        """Give the first waiting bytes."""
+        """Return the first `size` waiting bytes, and remove them."""
         if size <= 0:
             return b""
         waiting = b"".join(self._waiting)

@@ -61,7 +61,7 @@ _GENERATION_CONFIG = ControlledNames(
 
 
 def read_generate(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Contents to generate, streamed or not by the path."""
+    """Read contents to generate from, streamed or not by the path."""
     _GENERATE.check(document)
     call.model = model_in_path(document, params.get("model"))
     call.streamed = call.meter == "gemini_stream"
@@ -89,14 +89,14 @@ def read_generate(call: CallRequest, document: Document, params: PathParams, bou
 
 
 def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Embeddings, which produce no tokens."""
+    """Read a call for embeddings, which produce no tokens."""
     _EMBED.check(document)
     call.model = model_in_path(document, params.get("model"))
     call.output_max = 0
 
 
 def read_cache(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Contents that are kept for later calls of a model: they are read once, and no token is produced."""
+    """Read contents to cache for later calls of a model: they are read once, and no token is produced."""
     _CACHE.check(document)
     model = document.get("model")
     if not isinstance(model, str) or not model.startswith("models/"):
@@ -115,7 +115,7 @@ VIDEO_SECONDS, VIDEO_SECONDS_MAX, VIDEOS_MAX = 8, 600, 4
 
 
 def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Videos of one prompt, which are made later."""
+    """Read a call for videos of one prompt, which are made later."""
     _VIDEO.check(document)
     call.model, call.output_max, call.background = model_in_path(document, params.get("model")), 0, True
     asked = elements(document, "instances")
@@ -133,7 +133,7 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_predict(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Pictures of a prompt, as many as are asked for, or embeddings of texts."""
+    """Read a call for pictures of a prompt, as many as are asked for, or for embeddings of texts."""
     _PREDICT.check(document)
     call.model, call.output_max = model_in_path(document, params.get("model")), 0
     instances = elements(document, "instances")
@@ -153,7 +153,7 @@ def read_predict(call: CallRequest, document: Document, params: PathParams, boun
 
 
 def _one(camel: T | None, snake: T | None, param: str) -> T | None:
-    """Both spellings of proto3 JSON are one field: refuse it given in both."""
+    """Return the value of a field in one of both spellings of proto3 JSON; refuse both at once."""
     if camel is not None and snake is not None:
         raise InvalidRequest(f"The field {param} appears twice.", param=param)
     return snake if camel is None else camel
@@ -327,7 +327,7 @@ def _normal(value: object) -> object:
 
 
 def _chosen(document: Document) -> str | None:
-    """The field by which a body chooses a name for its new object: it could be another's, once and again."""
+    """Return the field by which a body chooses the name of its new object: the name could be another's."""
     for path, one in (("", document), ("file.", object_in(document, "file"))):
         if one.get("name"):
             return f"{path}name"

@@ -57,7 +57,7 @@ _COMPLETED: Final = "interaction.completed"
 
 
 def read_interaction(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """One turn of a model, which may go on from another."""
+    """Read one turn of a model, which may continue another turn."""
     _INTERACTION.check_spelling(document)
     for name in _ELSEWHERE:
         if document.get(name) not in _NOTHING:

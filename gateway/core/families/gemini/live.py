@@ -96,7 +96,7 @@ class GeminiLiveSession:
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
-        """Take a message: the setup first, and once."""
+        """Check a message and count its tokens: the setup is the first, and there is one."""
         name = next(iter(message), "")
         kind, said = _KINDS.get(name, ""), object_in(message, name)
         if len(message) != 1 or not kind or name not in message or not isinstance(message[name], dict):
@@ -129,7 +129,7 @@ class GeminiLiveSession:
         return False
 
     def take_back(self) -> None:
-        """The last message is not sent."""
+        """Undo the last message, which is not sent."""
         (tokens, asked, tools), self._last = self._last, (0, 0, 0)
         self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
         self._asked = max(0, self._asked - asked)
@@ -140,7 +140,7 @@ class GeminiLiveSession:
         self._asked = 0
 
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
-        """Take a message of the upstream's."""
+        """Read a message of the upstream."""
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
         if content.get("modelTurn") is not None and not self._begun:

@@ -69,7 +69,7 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
 
 
 def read_chats(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Several chats with the same parameters: each makes its own choices."""
+    """Read several chats with the same parameters: each makes its own choices."""
     chats = document.get("messages")
     if not isinstance(chats, list) or not chats or not all(isinstance(one, list) for one in chats):
         raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
@@ -79,7 +79,7 @@ def read_chats(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A completion: each prompt makes its own choices."""
+    """Read a completion: each prompt makes its own choices."""
     _read_common(call, document, _COMPLETIONS, params)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
@@ -102,7 +102,7 @@ def read_responses(call: CallRequest, document: Document, params: PathParams, bo
 
 
 def read_embeddings(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Embeddings, which produce no tokens."""
+    """Read a call for embeddings, which produce no tokens."""
     _read_common(call, document, _EMBEDDINGS, params)
     if document.get("encoding_format") not in _ENCODINGS:
         raise InvalidRequest('encoding_format must be "float" or "base64".', param="encoding_format")
@@ -110,26 +110,26 @@ def read_embeddings(call: CallRequest, document: Document, params: PathParams, b
 
 
 def read_moderations(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Texts and pictures that are judged, which produces no tokens."""
+    """Read texts and pictures to judge, which produces no tokens."""
     _read_common(call, document, _MODERATIONS, params)
     call.output_max, call.streamed = 0, False
 
 
 def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Something that is made, searched, or kept for longer: it names no model, and counts once."""
+    """Read a call that makes, searches or stores an object: it names no model, and counts once."""
     _STORED.check(document)
     call.output_max = 0
 
 
 def read_training(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A job that trains a model: what that takes is known when it is over, so the job is a unit."""
+    """Read a job that trains a model: its use is known only at the end, so the job is a unit."""
     _TRAINING.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
     call.measured = {"fine_tuning_job": 1}
 
 
 def read_run(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A run of an eval, whose models may be named there: the run is a unit."""
+    """Read a run of an eval, which may name models itself: the run is a unit."""
     read_stored(call, document, params, bounds)
     call.measured = {"eval_run": 1}
 
@@ -158,7 +158,7 @@ def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
 
 
 def _read_common(call: CallRequest, document: Document, names: ControlledNames, params: PathParams) -> None:
-    """What every API of OpenAI's says alike."""
+    """Read the fields that all APIs of OpenAI have."""
     names.check(document)
     call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
@@ -166,7 +166,7 @@ def _read_common(call: CallRequest, document: Document, names: ControlledNames, 
 
 
 def _prompts(prompt: object) -> int:
-    """Return how many prompts a field of a completion holds, as texts, tokens or vLLM's embeddings."""
+    """Return the number of prompts in a field of a completion, as texts, tokens or vLLM's embeddings."""
     if prompt is None:
         return 0
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
@@ -204,7 +204,7 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 def _no_pictures(document: Document, names: FieldNames) -> bool:
-    """Pictures are made where they are asked for; tools that make some are asked for apart."""
+    """Return whether the call asks for no pictures; tools that make some are asked for apart."""
     asked = document.get("modalities")
     return asked is None or (isinstance(asked, list) and all(one in ("text", "audio") for one in asked))
 
@@ -217,7 +217,7 @@ EXCLUSIONS = Exclusions(
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
 def _told(document: Document) -> Iterator[str]:
-    """Ids at the places where the API itself puts what it makes.
+    """Yield ids from the places where the API itself puts what it makes.
 
     Text of a model or a tool is no place, and a list is none, which may hold a caller's text. An earlier
     object is none either, such as a response's conversation.
@@ -250,7 +250,7 @@ def ids_in_item(item: Document) -> Iterator[str]:
 
 
 def keeps_chat(chat: Document) -> int:
-    """Return how long a chat's answer may be asked for: all of it where it says so, or its sound for a while.
+    """Return how long a chat's answer is stored: all of it where the call says so, or its sound for a while.
 
     An answer that is not stored has an id as well, of nothing.
     """
@@ -260,7 +260,7 @@ def keeps_chat(chat: Document) -> int:
 
 
 def keeps_response(response: Document) -> int:
-    """How long ids of a response are kept: one that is not stored has items and containers all the same."""
+    """Return how long a response's ids are valid: without storage it has items and containers as well."""
     return KEPT_BRIEFLY if response.get("store") is False else KEPT_ANSWERS
 
 

@@ -63,7 +63,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
-    """Take the report of a whole answer."""
+    """Report the use in a whole answer."""
     numbers = read_usage(meter, raw)
     if numbers is not None and meter.call.choices > 1:
         numbers = report_all(meter, loose_document(document), numbers)
@@ -73,7 +73,7 @@ def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
 
 
 def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
-    """Take the reports that stand in the choices of a whole answer; the rest of these is counted."""
+    """Report the use in the choices of a whole answer; choices without a report are counted."""
     reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
     for place in range(len(choices)):
         reports.see(place, True)
@@ -177,7 +177,7 @@ def _index(meter: Meter, choice: Choice) -> int:
 
 
 def _reports_of(meter: Meter) -> ChoiceReports:
-    """Return what a stream of several choices reports."""
+    """Return the reports of a stream of several choices, made at first use."""
     if meter.by_choice is None:
         meter.by_choice = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
     reports = meter.by_choice
@@ -208,7 +208,7 @@ def _searches_under_another_name(meter: Meter) -> bool:
 
 
 def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> bool:
-    """Take the report of an event of one choice (-1: of all) and its content; whether it says anything."""
+    """Report the use in an event of one choice (-1: of all) and its content; return whether there is any."""
     numbers = read_usage(meter, raw)
     if numbers is None:
         return False
@@ -221,7 +221,7 @@ def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> boo
 
 
 def _report_loose(meter: Meter, read: dict[str, object]) -> bool:
-    """Take what can be read of a document that is not of the documented types; whether it reports a use."""
+    """Report the readable parts of a document of an unknown type; return whether it has a use."""
     usage = read.get("usage")
     _name(meter, read.get("model"), read.get("service_tier"))
     if not isinstance(usage, dict) or not _report(meter, msgspec.json.encode(usage)):

@@ -84,7 +84,7 @@ def read_images(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_edits(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Pictures made of others, which stand in a form, or are named in JSON."""
+    """Read a call for pictures made of others, which stand in a form, or are named in JSON."""
     read_images(call, document, params, bounds)
     if not call.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
@@ -93,7 +93,7 @@ def read_edits(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A recording whose words are written down, or translated."""
+    """Read a call to transcribe a recording, or translate it."""
     _HEARD.check(document)
     call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
@@ -110,7 +110,7 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_speech(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Speech, which passes as it comes."""
+    """Read a call for speech, whose answer passes as it comes."""
     _SPEECH.check(document)
     call.model = model_of(call, document, params)
     said = document.get("input")
@@ -121,7 +121,7 @@ def read_speech(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """A video, which is made later; one of another has the model and the length of that."""
+    """Read a call for a video, which is made later; a video of another has that one's model and length."""
     _VIDEO.check(document)
     stated, own = document.get("seconds"), params.get("seconds")
     if "id" in params and own is None:
@@ -147,7 +147,7 @@ def _seconds(stated: object) -> int:
 
 
 def _read_whole_video(meter: Meter, document: bytes) -> None:
-    """A video that is there is paid by its seconds: as its upstream says, else as they were asked for."""
+    """Report the seconds of a finished video: as its upstream says, else as they were asked for."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     meter.detail.answered_by(said.get("model"))
@@ -160,7 +160,7 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
 
 
 def read_ocr(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Pages to read, as Mistral takes them: as many as are named, else as many as a document may have."""
+    """Read pages for OCR, as Mistral takes them: those named, else as many as a document may have."""
     _OCR.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
     for name in _ANNOTATIONS:
@@ -242,7 +242,7 @@ def _read_event_heard(meter: Meter, data: bytes) -> bool:
 
 
 def _take_heard(meter: Meter, said: dict[str, object]) -> None:
-    """Take the tokens, or the seconds, that an answer says were heard."""
+    """Report the tokens, or the seconds, that an answer says were heard."""
     usage = dict(object_in(said, "usage"))
     if usage.pop("type", None) == "tokens" or "input_tokens" in usage:
         if "input_token_details" in usage:  # as OpenAI spells it here alone

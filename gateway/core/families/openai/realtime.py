@@ -154,7 +154,7 @@ class RealtimeSession:
         return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
 
     def waits(self, message: Document) -> bool:
-        """Return those that ask for a response wait for the one before, which alone is held for."""
+        """Return whether a message asks for a response while another runs: only one at a time is held for."""
         return message.get("type") == _CREATE and self._busy
 
     def document(self) -> Document:
@@ -164,7 +164,7 @@ class RealtimeSession:
         return {"model": self.model, "input_tokens": self.needs, "audio": {}, "input": said, **beside}
 
     def ask(self, message: Document, size: int) -> bool:
-        """Take a message: one of the events there are, for the model of the connection alone."""
+        """Check a message: it must be a known event, for the model of the connection alone."""
         _NAMES.check(message)
         kind = message.get("type")
         if kind not in _CLIENT:
@@ -231,7 +231,7 @@ class RealtimeSession:
         return max(0, size - characters) // _BYTES_PER_TOKEN + -(-characters // self._sound_characters)
 
     def take_back(self) -> None:
-        """The last message is not sent."""
+        """Undo the last message, which is not sent."""
         last, self._last = self._last, _LastMessage("", 0, 0, self.models)
         asked = self._asked.pop(last.name, None)
         self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
@@ -245,7 +245,7 @@ class RealtimeSession:
         self._transcripts.clear()
 
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
-        """Take an event of the upstream's."""
+        """Read an event of the upstream."""
         try:
             read = decoded(_event, event)
         except UNREADABLE:
@@ -374,7 +374,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _take(meter: Meter, usage: Document) -> None:
-    """Take the use of a response, or of a transcript: tokens, or seconds of sound."""
+    """Report the use of a response, or of a transcript: tokens, or seconds of sound."""
     seconds = usage.get("seconds")
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0:
         meter.detail.used_tool("audio_second", -int(-seconds // 1))
@@ -394,7 +394,7 @@ def _take(meter: Meter, usage: Document) -> None:
 
 
 def _closing(meter: Meter) -> bytes:
-    """Say that what covers the turn is used up."""
+    """Return the error event for a connection whose cover is used up."""
     error = {
         "type": "insufficient_quota", "code": "insufficient_quota", "param": None,
         "message": "What covered this connection is used up.",

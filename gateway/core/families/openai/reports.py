@@ -114,7 +114,7 @@ class _Sum:
         self.read = self.written = self.cached = self.reasoning = 0
 
     def put(self, index: int, prompt: int, numbers: Numbers) -> None:
-        """Take the numbers of a choice; none lowers an earlier one."""
+        """Add the numbers of a choice; none lowers an earlier one."""
         read, written, cached, reasoning = numbers
         written_before, reasoning_before = self._choices.get(index, (0, 0))
         written, reasoning = max(written, written_before), max(reasoning, reasoning_before)
@@ -156,14 +156,14 @@ class ChoiceReports:
         self._covered = 0
 
     def see(self, index: int, ends: bool) -> None:
-        """Take a piece of a choice."""
+        """Note a piece of a choice, and whether it is the last."""
         self._seen.add(index)
         if ends:
             self._ended.add(index)
             self._last = index
 
     def report(self, meter: Meter, index: int, numbers: Numbers, content: int) -> None:
-        """Take the report of a choice, -1 for one in no event of a choice; its event has so much content."""
+        """Add a choice's report, -1 for one in no event of a choice; `content` is its event's size."""
         own, alone = self._own, self._alone
         if index < 0:
             alone.put(self._last, self._last // self._each, numbers)

@@ -149,7 +149,7 @@ def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
 
 
 def _place(meter: Meter, event: _ResponseEvent, kind: str) -> tuple[int, str]:
-    """Whose sizes are added up: those of an item, by its place in the output, and of a kind of event."""
+    """Return the key of summed sizes: the item's place in the output, and the kind of event."""
     index = event.output_index
     place = index if isinstance(index, int) else -1, kind
     return place if place in meter.said or len(meter.said) < _PLACES_MAX else (-1, "")
@@ -198,7 +198,7 @@ def _is_use(item: _Item) -> bool:
 
 
 def report(meter: Meter, raw: bytes) -> bool:
-    """Take a report; whether it says anything."""
+    """Report the use in `raw`; return whether there is any."""
     numbers = read_usage(meter, raw)
     if numbers is None:
         return False
@@ -208,7 +208,7 @@ def report(meter: Meter, raw: bytes) -> bool:
 
 
 def _report_loose(meter: Meter, response: dict[str, object]) -> None:
-    """Take what can be read of a response that is not of the documented types."""
+    """Report the readable parts of a response that is not of the documented types."""
     usage = response.get("usage")
     meter.detail.answered_by(response.get("model"))
     meter.detail.served_as(response.get("service_tier"))

@@ -57,12 +57,12 @@ class ResponseMessages:
         return len(self._said) + (REMEMBERED_BYTES_MAX - self._left if self._asked else 0)
 
     def forget(self) -> None:
-        """Keep nothing: who goes on from the last response has to say all of it again."""
+        """Forget the last response: a client that continues it has to send all of it again."""
         self._id, self._said = "", b""
         self.end()
 
     def end(self) -> None:
-        """The answer is over: one that did not complete is not gone on from."""
+        """End the answer: one that did not complete cannot be continued."""
         self._asked, self._items = b"", []
 
     def read(self, document: Document) -> None:
@@ -87,7 +87,7 @@ class ResponseMessages:
             self._asked = asked if self._left >= 0 else b""
 
     def hear(self, event: str) -> None:
-        """Take in an event of the response that was asked for."""
+        """Record an event of the response that was asked for."""
         if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
             return
         self._left -= len(event)
