@@ -387,7 +387,7 @@ class Arrival:
 def read_person(
     provider: IdentityProvider, claims: Mapping[str, Any], nonce: str | None, now: float
 ) -> Person:
-    """Return whom a verified ID token names; `InvalidApiKey` where it was made for others, or names nobody.
+    """Return the person of a verified ID token; `InvalidApiKey` where it was made for others, or names none.
 
     Its `nonce` must be that of the sign-in. One that comes later need have none (the same, 12.2).
     """

@@ -192,7 +192,7 @@ def debt_end(ended: SegmentEnd | None, had: TokenTerms, then: TokenTerms | None)
 
 
 def stop_of(turns: Sequence[PlanStart], ends: datetime | None) -> int:
-    """Return the index of the turn before which a plan ended, or the cycle of tokens that it ended in."""
+    """Return the index of the turn at which a plan ended, or the cycle of tokens around its end."""
     last = len(turns) - 1
     if ends is None:
         return last

@@ -445,7 +445,7 @@ _VERSIONED = re.compile(
 
 
 def check_own_path(template: str, words: Collection[str]) -> None:
-    """Raise ValueError if a template is not valid; `words` are parameters that the upstream has a word for."""
+    """Raise ValueError if a template is not valid; `words` are parameters that the upstream has."""
     path, _, query = template.partition("?")
     named = _OWN.findall(path)
     unknown = [name for name in named if name not in OWN_PARAMETERS]
