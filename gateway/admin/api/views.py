@@ -344,7 +344,7 @@ def _with_data(event: requests.Body) -> requests.Body:
 
 
 def _sorted(sent: list[object]) -> Row:
-    """Return those that say all an event has to, each with its place; and why the others do not."""
+    """Return the valid events with their places, and the reasons of the rejected ones."""
     events: list[tuple[int, Row]] = []
     rejected: list[Row] = []
     for place, one in enumerate(sent):

@@ -163,7 +163,7 @@ class Planner:
         self._forgotten += [mark for mark in passed if mark is not None]
 
     def _leave(self) -> None:
-        """Add a change for each waiting object; objects of such kinds are not pruned."""
+        """Add a change for each waiting object; objects of their kinds are not pruned."""
         for wanted, why in self._matching.names.left:
             planned = self._planned(CREATE, wanted)
             planned.stays = why

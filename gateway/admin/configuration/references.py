@@ -506,7 +506,7 @@ class RowMatcher:
                 self._ask(each.says.values())
 
     async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
-        """Return rows that may be meant, by the part of their names that tells most."""
+        """Read candidate rows, selected by the most selective part of their name."""
         how = declared(resource)
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last

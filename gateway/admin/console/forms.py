@@ -101,7 +101,7 @@ class PageForm:
 
     @property
     def more(self) -> list[tuple[str, list[FormField]]]:
-        """The fields that are folded, likewise."""
+        """The folded fields, grouped in the same way."""
         return _grouped(each for each in self._besides if self.main and each.name not in self.main)
 
     @property

@@ -398,7 +398,7 @@ def is_secure(request: web.Request) -> bool:
 
 
 def require_own_origin(request: web.Request) -> None:
-    """Refuse a form that another site sent; browsers say where a form comes from."""
+    """Refuse a form that another site sent; browsers send the origin of a form."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         if site != "same-origin":

@@ -166,7 +166,7 @@ class RefusedDrain:
         return len(found)
 
     def loop(self) -> Loop:
-        """Drains twice a second, at once again where there was anything.
+        """Return the loop that drains twice a second, and again at once where entries were found.
 
         A ledger that cannot store ends a pass, and that is told.
         """

@@ -533,7 +533,7 @@ class _Translation:
         return made
 
     def _note_families(self, name: str, targets: list[Json]) -> None:
-        """Note the API for calls of a name, and the targets that such calls skip."""
+        """Note the API for calls of a name, and the targets that those calls skip."""
         families = dict.fromkeys(self._upstreams[each["upstream"]]["family"] for each in targets)
         if list(families) == ["openai"]:
             return

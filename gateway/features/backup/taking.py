@@ -84,7 +84,7 @@ SAID_BYTES_MAX = 65_536
 
 
 def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, BackupManifest]:
-    """Write a backup; where it is, and what it holds.
+    """Write a backup; return it with its manifest.
 
     The rows are those of one moment; traffic and the keeper go on. `BackupFailed` says what
     went wrong, `PlaceFailed` what a bucket said; nothing is left behind then that looks like a backup.

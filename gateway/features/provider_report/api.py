@@ -175,7 +175,7 @@ def _opener(url: str) -> OpenerDirector:
 
 
 def _pause_s(said: str | None, number: int) -> float:
-    """Return how long to wait: as the provider says, else twice as long each time."""
+    """Return the seconds to wait: the provider's number, else twice as long each time."""
     wanted = retry_after_s(said, time.time()) if said else None
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 

@@ -128,7 +128,7 @@ class WebSocket(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> bool:
-        """Return the client is gone, whether it said so or not."""
+        """Return False: the transport closes at the client's end of file, with or without a close frame."""
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -188,7 +188,7 @@ class WebSocket(asyncio.Protocol):
         self._transport.abort()
 
     def can_write_eof(self) -> bool:
-        """Return an end is said in a frame."""
+        """Return False: a frame ends the connection, not an end of file."""
         return False
 
     def is_closing(self) -> bool:
@@ -309,7 +309,7 @@ class WebSocket(asyncio.Protocol):
             self._say_end(CloseConnection(code=code, reason=why))
 
     def _say_end(self, event: CloseConnection) -> None:
-        """Send the last frame; a client that does not take it, nor says the same, is left after a while."""
+        """Send the close frame; abort after `linger_s` where the client does not close."""
         self._closed = True
         self._let_go()
         self._transport.write(self._frames.send(event))

@@ -191,7 +191,7 @@ class Batches:
         return 200, said
 
     def _as_operation(self, said: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch as Gemini tells of it."""
+        """Return a batch in the form of Gemini's API."""
         total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
         state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
         stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
@@ -325,7 +325,7 @@ def _as_response(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_messages(said: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch as Anthropic tells of it."""
+    """Return a batch in the form of Anthropic's API."""
     total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     counts["succeeded"] = done
