@@ -78,7 +78,7 @@ class TakeUp:
         self.why_not = "nobody has looked yet"
 
     def look(self, now: float, seen: Sequence[ProgramReport] | None, workers: int) -> bool:
-        """Judge by the programs seen, if known, and the number of workers that report; `now` is monotonic."""
+        """Return whether today's layout may be written, by programs and workers seen; `now` is monotonic."""
         self.why_not = self._trouble(seen, workers)
         if self.why_not:
             self._since = None

@@ -265,7 +265,7 @@ class _DebtShare:
         return sum((end.worth_of(tokens) for end, tokens in self.left.items()), Decimal(0))
 
     def add(self, tokens: int, by: PlanUsage, *, is_debt: bool) -> None:
-        """Add tokens at a plan's price; the debt that came last is paid back first."""
+        """Add tokens at a plan's price; what came last is paid back first."""
         self.tokens[by] += tokens
         if is_debt and self.debt is not None:
             tokens = min(tokens, self.debt)

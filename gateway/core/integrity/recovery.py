@@ -74,7 +74,7 @@ class Roster:
         return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
-        """Add slots that reported before; a lack of reports does not mean yet that they left."""
+        """Add slots that existed before; a lack of reports does not mean yet that they left."""
         for worker_slot in worker_slots:
             beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
             self._heard[worker_slot] = _LastReport(beat, now, present=False)
