@@ -6,6 +6,8 @@ import pytest
 
 from gateway.calls.rating import served_tier
 from gateway.core.billing.price_book import KINDS, cost_nano, read_price, unpriced
+from gateway.core.families.registry import OF_METER
+from gateway.errors import InvalidRequest
 from gateway.http.jobs import at_batch_price
 from tests.core.billing.prices import price_row
 
@@ -44,3 +46,23 @@ def test_a_batch_at_a_place_has_both_factors_and_its_hold_has_them_too(batch: ob
     priced = read_price(row).vector
     assert cost_nano(priced, USED, tier="batch/us") == (2_500 + 1_250) * 1_100
     assert cost_nano(at_batch_price(priced), USED, tier="us") == (2_500 + 1_250) * 1_100
+
+
+@pytest.mark.parametrize("stated", [3, 3.0, ["priority"], {"name": "priority"}, True])
+@pytest.mark.parametrize(
+    ("meter", "field"),
+    [
+        ("gemini_generate", "serviceTier"), ("gemini_generate", "service_tier"),
+        ("openai_chat", "service_tier"), ("openai_responses", "service_tier"),
+        ("anthropic_messages", "service_tier"), ("anthropic_messages", "inference_geo"),
+    ],
+)  # fmt: skip
+def test_a_tier_that_is_no_name_is_refused(meter: str, field: str, stated: object) -> None:
+    """Google takes 3 for `priority`."""
+    with pytest.raises(InvalidRequest, match=field):
+        OF_METER[meter].exclusions.asked_tiers({field: stated})
+    assert OF_METER[meter].exclusions.asked_tiers({field: None}) == ()
+
+
+def test_the_speed_of_speech_is_no_tier() -> None:
+    assert OF_METER["openai_speech"].exclusions.asked_tiers({"speed": 1.25}) == ()

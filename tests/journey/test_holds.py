@@ -192,7 +192,8 @@ def test_a_wrong_body_is_refused_by_its_field_and_what_is_wrong_settles_nothing(
         ({"service": "chat", "max_tokens": 1, "ttl_s": 0}, "ttl_s"),
         ({"service": "chat", "max_tokens": 0}, "max_tokens"),
         ({"service": "chat", "max_tokens": 1, "amount": 1}, "max_tokens"),
-        ({"service": "chat", "amount": "-1"}, "amount"), ({"service": "chat", "amount": 1.5}, "amount"),
+        ({"service": "chat", "amount": "-1"}, "amount"),
+        ({"service": "chat", "amount": "0.00"}, "amount"), ({"service": "chat", "amount": 1.5}, "amount"),
         ({"service": "chat", "max_tokens": 1, "weight": 1}, "weight"),
         ({"service": "chat", "max_tokens": 1, "run": "a; max=0"}, "run"),
     ):  # fmt: skip

@@ -29,7 +29,7 @@ from gateway.core.families.hearing import may_hear
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
-from gateway.errors import Refusal, UpstreamUnreachable
+from gateway.errors import InvalidRequest, Refusal, UpstreamUnreachable
 
 # Which dear prices a call can have, and which it asks for, by fields that its provider documents. Pure.
 #
@@ -70,6 +70,10 @@ class Exclusions:
     tier_objects: Mapping[str, str] = field(default_factory=dict)
 
     def asked_tiers(self, document: Document) -> tuple[str, ...]:
+        """Return the tiers that a call asks for by name; `InvalidRequest` where one is no text.
+
+        Google reads numbers of its enumerations too. The `speed` of speech is a number, and no tier.
+        """
         found: tuple[str, ...] = ()
         for name in self.tier_fields:
             stated = document.get(name)
@@ -77,9 +81,12 @@ class Exclusions:
                 stated = stated.get(self.tier_objects[name])
             if isinstance(stated, str):
                 found = (*found, stated.lower().removeprefix("service_tier_"))
+            elif stated is not None and not (name == _SPEED and isinstance(stated, int | float)):
+                raise InvalidRequest(f"{name} must be the name of a tier.")
         return found
 
 
+_SPEED: Final = "speed"
 # Of an API that documents nothing.
 NONE: Final = Exclusions()
 

@@ -516,6 +516,8 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     if not isinstance(amount, str):
         return claim, request, units
     nano = money_of(amount, "amount")
+    if nano == 0:  # a used-up budget would admit it
+        raise InvalidRequest('amount must be more than 0, such as "5.00".', param="amount")
     if service.pricing.per_million is not None:
         raise InvalidRequest(
             f"The service {service.key} costs credits by token: say max_tokens or request.", param="amount"
