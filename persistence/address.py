@@ -18,7 +18,7 @@ _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
 
 
 def be_known_as(name: str) -> None:
-    """Have this process seen in `pg_stat_activity` so, unless its address or `PGAPPNAME` names it."""
+    """Set the application name of this process's connections, unless the address or `PGAPPNAME` names one."""
     CONNECT["fallback_application_name"] = name
 
 

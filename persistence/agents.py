@@ -146,7 +146,7 @@ def keep_renewal(connection: Connection, row_id: int, renewal: str) -> None:
 
 
 def take_renewal(connection: Connection, session_id: int, renewal: str) -> bool:
-    """Take from a session at the console what its provider is asked with: that may be good once."""
+    """Remove `renewal` from a console session, as it may be good once; return whether it was stored."""
     sessions = console_session.c
     mine = update(console_session).where(sessions.id == session_id, sessions.renewal == renewal)
     return connection.execute(mine.values(renewal=None).returning(sessions.id)).first() is not None

@@ -86,15 +86,15 @@ def of(organization_id: int | None) -> int:
 
 
 async def take(connection: AsyncConnection, whose: Sequence[int], wait_s: int) -> None:
-    """Have turns until the transaction ends; `Overloaded` where somebody else takes long."""
+    """Lock these organizations until the transaction ends; `Overloaded` after `wait_s`."""
     taken = "Somebody else is applying, and takes long"
     await connection.run_sync(lock_within, _TAKE, {"whose": whose}, wait_s, taken)
 
 
 async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], wait_s: int) -> bool:
-    """Have the turns of all organizations that are touched; whether that had to wait for any.
+    """Lock all organizations of these writes until the transaction ends; return whether any was busy.
 
-    Staff alone do, one at a time, and nobody else has the turns of two: so none wait in a circle.
+    Only staff lock several, one at a time, and nobody else locks two: no circle of waiters can form.
     """
     whose = sorted(map(of, await _owners(connection, touched)))
     if not whose or len(whose) > ORGANIZATIONS_MAX:
@@ -247,27 +247,27 @@ class ApplyTransaction:
         self.intents: tuple[Intent, ...] = ()
 
     async def hold(self, wait_s: int = LOCK_WAIT_S) -> None:
-        """Let nobody else of the caller's organization, or of staff, apply until the transaction ends.
+        """Stop other applies by the caller's organization, or by staff, until the transaction ends.
 
-        `Overloaded` where somebody else takes long.
+        `Overloaded` after `wait_s` seconds.
         """
         await take(
             self._connection, [of(None if self._within is None else self._within.organization_id)], wait_s
         )
 
     async def hold_touched(self, touched: Sequence[Touched], wait_s: int = LOCK_WAIT_S) -> bool:
-        """Let nobody of the organizations that staff's writes touch apply either; whether that had to wait.
+        """Stop applies by the organizations that staff's writes touch too; return whether any was busy.
 
-        `Overloaded` where somebody there takes long.
+        `Overloaded` after `wait_s` seconds.
         """
         return self._within is None and await take_touched(self._connection, touched, wait_s)
 
     async def claim(self, claim: Claim) -> Replay | None:
-        """Take an idempotency key, or answer what was answered first."""
+        """Claim an idempotency key, or return the first answer stored under the key."""
         return await self._connection.run_sync(lambda connection: access.claim_idempotency(connection, claim))
 
     async def keep(self, claim: Claim, body: Row) -> None:
-        """Keep what would be answered under a claim if nothing more came."""
+        """Store the answer for a claim, valid if no later one is stored."""
         await self._connection.run_sync(lambda connection: access.keep_first_answer(connection, claim, body))
 
     async def find(
@@ -296,7 +296,7 @@ class ApplyTransaction:
         ]
 
     async def run(self, steps: Sequence[Step]) -> Mapping[int, StepResult]:
-        """Do them, in order; `StepRefused` tells which one the store refuses."""
+        """Run the steps in order; `StepRefused` names the step that the store refuses."""
         return await self._connection.run_sync(lambda connection: self._run(connection, steps))
 
     async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
@@ -356,7 +356,7 @@ class ApplyTransaction:
         return ran
 
     def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
-        """Do one step; why it stays, where it may. `StepRefused` tells which one is refused."""
+        """Run one step, or return why one that may stay was refused; else raise `StepRefused`."""
         try:
             return self._step(connection, step, batch)
         except Conflict as refused:
@@ -406,7 +406,7 @@ def _one_of(column: ColumnElement[Any], values: Collection[object], *, folded: b
 
 
 def _once(writes: Sequence[Row]) -> list[Row]:
-    """Control writes without definitions of an account that is defined already: each tells all there is."""
+    """Drop bare definitions of an account after its first one: each definition states the whole account."""
     defined: set[tuple[object, object]] = set()
     kept = []
     for write in writes:

@@ -71,7 +71,7 @@ metadata = MetaData(
 
 
 def _items(body: str) -> Iterator[SchemaItem]:
-    """The columns and keys of a table."""
+    """Yield the columns and keys of a table."""
     for part in (" ".join(one.split()) for one in _PART.split(_COMMENT.sub("", body))[1:]):
         if key := _KEYS.match(part):
             name, kind, one_null, names, target, to = key.groups()
@@ -119,5 +119,5 @@ def __getattr__(name: str) -> Table:
 
 
 def money(nano: ColumnElement[int]) -> ColumnElement[Decimal]:
-    """Nano-units as an amount of their currency: a product has all of its digits, a quotient is cut."""
+    """Convert nano-units to an amount of their currency: a product keeps all digits, a quotient is cut."""
     return cast(nano, Numeric) * literal(Decimal(1) / NANO)

@@ -96,7 +96,7 @@ EXCEPT SELECT month FROM archived_month WHERE ledger = %(ledger)s
 
 @contextmanager
 def connected(url: str) -> Iterator[Connection]:
-    """A connection of the owner, who archives, one at a time; `ArchiveFailed` where it is another's."""
+    """Connect as the owner and lock the archive; `ArchiveFailed` if the lock or the owner is missing."""
     try:
         if shares_sessions(url):
             raise ArchiveFailed(ASK_OWNER)
@@ -116,7 +116,7 @@ def connected(url: str) -> Iterator[Connection]:
 
 
 def refuse_unlocked(connection: Connection) -> None:
-    """`ArchiveFailed` where this one archives no more: its session ended, and another may write since."""
+    """Raise `ArchiveFailed` if this session lost the archive's lock: another archive may write since."""
     try:
         held = bool(one(connection, _HELD)[0])
     except psycopg.OperationalError:
@@ -210,13 +210,13 @@ MOVES = {
 
 
 def why_open(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
-    """Why a month of a ledger is not closed, in words; empty where it is, whatever other ledgers lack."""
+    """Return the reasons why a month of a ledger is not closed; empty if the month is closed."""
     said = what_waits(connection, ledger, month)
     return said + _of_ledger(connection, ledger, ledger.partition(month)) if ledger.kind else said
 
 
 def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
-    """The same of objects beside its rows. Nothing is owed by the audit log: what is over is closed."""
+    """Return reasons from objects beside the ledger's rows; none for the audit log."""
     if ledger is AUDIT:
         return []
     values = {"end": end_of(month), "late": end_of(month) + timedelta(days=GRACE_DAYS)}
@@ -273,7 +273,7 @@ Due = Callable[[str, date], date | None]
 
 
 async def behind(engine: Engine, due: Due, now: datetime | None = None) -> dict[str, object]:
-    """For how long the oldest month of each ledger should be archived, in seconds; 0 where none should."""
+    """Return by how many seconds the oldest month of each ledger is overdue for archiving, or 0."""
     async with engine.connect() as connection:
         rows = (await connection.execute(_OLDEST, {"ledgers": list(BY_NAME)})).all()
     at, waits = now or datetime.now(UTC), []
@@ -291,7 +291,7 @@ def columns_of(ledger: MonthlyLedger) -> Mapping[str, str]:
 
 @contextmanager
 def as_csv(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[Iterator[bytes]]:
-    """All rows of a month as CSV: an empty cell is null, an empty text is quoted."""
+    """Copy all rows of a month as CSV: an empty cell is null, an empty text is quoted."""
     cells = ", ".join(
         _WRITTEN.get(kind, '"{name}"').format(name=name) for name, kind in columns_of(ledger).items()
     )
@@ -458,7 +458,7 @@ def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
 
 
 def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:
-    """Months that are archived since so many days and here as tables by themselves, each with its file."""
+    """Return months archived at least `days` ago whose detached tables still exist, each with its file."""
     found = connection.execute(_DROPPABLE, (days,))
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
@@ -507,13 +507,13 @@ def lock(connection: Connection, table: str, mode: str) -> None:
 
 
 def have_partitions(connection: Connection) -> None:
-    """Keep who makes and drops partitions waiting, until the transaction ends."""
+    """Lock out sessions that make and drop partitions, until the transaction ends."""
     have(connection, "SELECT pg_advisory_xact_lock(7801, 2)", "the schema is changed")
 
 
 def have(connection: Connection, statement: str, taken: str) -> None:
-    """Have a lock, or `ArchiveFailed`; another holder of a part that waits for a second one is let go on
-    first.
+    """Acquire a lock by `statement`, or raise `ArchiveFailed` after `TRIES_MAX` tries; between tries a
+    deadlocked session may go on.
     """
     connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}".encode())
     for left in reversed(range(TRIES_MAX)):

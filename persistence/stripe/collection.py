@@ -211,7 +211,7 @@ def _remains_of(told: CollectionStatus, own: Decimal, beyond: Decimal) -> str | 
 
 
 def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
-    """Do what a person may do to an invoice; why not, where it is refused."""
+    """Run an invoice command that a person may run; return the reason if the command is refused."""
     command = replace(change.command, resource="invoices", id=invoice_id, values=values)
     try:
         with change.connection.begin_nested():
@@ -234,7 +234,7 @@ def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:
 
 
 def _require_whole(change: EntityWrite, note_id: int) -> None:
-    """`Conflict` where credit of a note was used here: all of it would be on the customer's balance there."""
+    """Raise `Conflict` if credit of a note was used here: Stripe would credit the whole note again."""
     total = change.connection.execute(_STANDS, {"id": note_id}).one().total_amount
     if rest_of(change.connection, note_id) != total:
         raise Conflict("Some of its credit is used here, and Stripe would give all of it.")
@@ -243,7 +243,7 @@ def _require_whole(change: EntityWrite, note_id: int) -> None:
 def _take_out(
     change: EntityWrite, invoice_id: int, amount: Decimal, reference: str, *, of: str = ""
 ) -> Decimal:
-    """Give back payments of an invoice whose references begin so, the last first; answers how much."""
+    """Reverse payments whose references begin with `of`, the last first, up to `amount`; return the sum."""
     left = amount
     paid = _LEFT.where(
         payment.c.invoice_id == invoice_id, payment.c.reference.startswith(of, autoescape=True)

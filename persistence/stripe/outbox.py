@@ -40,7 +40,7 @@ UPDATE handover SET state = 'waiting', attempts = 0, version = version + 1, next
 
 
 def tell_final(connection: Connection, invoice_ids: Sequence[int]) -> int:
-    """Have final documents handed over where their organizations' are; answers how many are from now on."""
+    """Queue final documents for their organizations' billing service; return how many were queued."""
     here = {"ids": list(invoice_ids)}
     alone = connection.execute(_OF_INVOICE, here).all()
     return len(alone) + len(connection.execute(_BEHIND, here | {"kind": "credit_note"}).all())
@@ -55,11 +55,11 @@ class HandoverListener:
     refusal = "Stripe has this note's credit: cancel its hand-over first, or use it there."
 
     def final(self, connection: Connection, invoice_ids: Sequence[int]) -> None:
-        """Have final documents handed over where their organizations' are."""
+        """Queue final documents for their organizations' billing service."""
         tell_final(connection, invoice_ids)
 
     def settled(self, change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
-        """Have it told what came in elsewhere, or was given up; Stripe knows what it told itself."""
+        """Report a payment received elsewhere, or a write-off, to Stripe, unless Stripe reported it."""
         if change.command.actor == COLLECTOR:
             return
         if status == PAID and paid > 0:
@@ -68,7 +68,7 @@ class HandoverListener:
             _tell(change.connection, invoice_id, "uncollectible")
 
     def void(self, connection: Connection, invoice_id: int) -> None:
-        """Have a document taken back, or not handed over in the first place."""
+        """Queue the void of a document, and retry a hand-over that failed."""
         connection.execute(_AGAIN, {"id": invoice_id})
         _tell(connection, invoice_id, "void")
 

@@ -75,7 +75,7 @@ class HandoverQueue:
         self._store = store
 
     async def claim(self, count: int) -> Sequence[HandoverStep]:
-        """Hand-overs that are due, each for one sender; an attempt of each is counted."""
+        """Claim due hand-overs for one sender each, counting an attempt of each."""
         async with self._engine.begin() as connection:
             rows = (await connection.execute(_CLAIM, {"n": count, "lease": LEASE_S})).all()
             lines = {
@@ -86,13 +86,13 @@ class HandoverQueue:
         return [_handover(row, lines.get(row.id, ())) for row in rows]
 
     async def note(self, handover: HandoverStep, remote_id: str) -> None:
-        """Keep what was made of it there, before anything more is."""
+        """Store the remote id made by this attempt, before the next step is sent."""
         here = {"id": handover.id, "attempt": handover.attempt, "remote": remote_id}
         async with self._engine.begin() as connection:
             await connection.execute(_NOTE, here)
 
     async def ended(self, handover: HandoverStep, outcome: HandoverOutcome) -> None:
-        """Keep what came of an attempt; one that another has overtaken is forgotten."""
+        """Store the outcome of an attempt; ignore an attempt that another has overtaken."""
         retry_s = RETRIES.after_s(handover.attempt) if outcome.state == WAITING else None
         if retry_s is not None:
             here = {"id": handover.id, "attempt": handover.attempt, "error": outcome.error}

@@ -27,7 +27,7 @@ _LEFT = text("SELECT count(*) FROM usage_outbox WHERE feed_id = :id AND state IN
 
 
 def begin(change: EntityWrite) -> Row:
-    """Tell what is used from now on, in a feed like one that has ended."""
+    """Open a feed with the service and bound of an ended one, telling use from now on."""
     hold_flushes(change.connection)
     row = lock(change)
     if change.connection.execute(select(_feed.id).where(_feed.ended_at.is_(None))).first() is not None:
@@ -45,7 +45,7 @@ def resume(change: EntityWrite) -> Row:
 
 
 def retry_all(change: EntityWrite) -> Row:
-    """Have everything that was refused sent again, behind what waits."""
+    """Queue all refused entries of a feed again, behind the waiting ones."""
     _kept(change)
     change.connection.execute(_RETRY, {"states": [FAILED], "id": None, "feed_id": change.row_id})
     return change.fetch()
@@ -61,7 +61,7 @@ def end(change: EntityWrite) -> Row:
 
 
 def drop(change: EntityWrite) -> Row:
-    """Leave whatever a feed that has ended did not tell yet, and tell nothing more of its time."""
+    """Drop the untold entries of an ended feed, and tell nothing more of the feed's time."""
     hold_flushes(change.connection)
     _kept(change)
     if change.fetch()["ended_at"] is None:
@@ -72,7 +72,7 @@ def drop(change: EntityWrite) -> Row:
 
 
 def retry(change: EntityWrite) -> Row:
-    """Have one that was refused, or left, sent again, behind what waits."""
+    """Queue one refused or canceled entry again, behind the waiting ones."""
     row = lock(change)
     if row["state"] == WAITING:
         raise Conflict("It waits to be sent already.")

@@ -103,9 +103,9 @@ ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
 
 
 def hold_flushes(connection: Connection) -> None:
-    """Have every flush under way see the feeds as they were, and each later one as they are.
+    """Wait for flushes under way, which see the feeds as they were; later ones see the feeds as changed.
 
-    `Conflict` where some partition is held for too long, as by who invoices: nothing was done then.
+    `Conflict` if a partition is locked too long, as by invoicing: nothing was done then.
     """
     # All locks are one statement: each of them may be waited for, together not longer.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {HOLD_MS_MAX}")
@@ -158,7 +158,7 @@ class FeedListener:
         user: Callable[[OutboxEntry], int | None],
         changes: Sequence[Change],
     ) -> None:
-        """Have calls and corrected ones told, where they are of a feed's time."""
+        """Queue calls and corrected calls for the feeds whose time they fall into."""
         times = [used_at(event, facts_of(event)) for event in calls]
         times += [used_in(after) for _, after in changes]
         if not times or connection.execute(*may_have(times)).fetchone() != (True,):
@@ -169,7 +169,7 @@ class FeedListener:
             connection.execute(TELL, columns_of(told))
 
     def changed(self, connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
-        """Have the differences told, where they are of a feed's time."""
+        """Queue the differences of these changes for the feeds whose time the changes fall into."""
         moved = list(changes)
         if connection.exec_driver_sql(*may_have([used_in(after) for _, after in moved])).scalar():
             told = [one for before, after in moved for one in of_change(reason, before, after)]

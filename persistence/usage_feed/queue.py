@@ -115,9 +115,9 @@ class FeedQueue:
     _me: UUID = field(default_factory=uuid4, init=False)
 
     async def begin(self, terms: Terms) -> bool:
-        """Have use told from now on, unless it is already; False where a person ended the service's feed.
+        """Open or resume a service's feed; return False if a person ended that service's feed.
 
-        `Conflict` where flushes cannot be held for that now.
+        `Conflict` if flushes cannot be held now.
         """
         here = {"service": terms.service, "waiting_max": terms.waiting_max}
         async with self.engine.begin() as connection:
@@ -164,7 +164,7 @@ class FeedQueue:
             await connection.execute(_PAUSE, here)
 
     async def release(self) -> None:
-        """Let another keeper send."""
+        """Release the lease, so that another keeper may send."""
         # A courtesy: the lease ends by itself.
         with suppress(SQLAlchemyError):
             async with self.engine.begin() as connection:
