@@ -8,6 +8,7 @@ its lessons, which are learned again.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Final
@@ -24,7 +25,9 @@ from gateway.errors import CountersUnavailable
 # Between two looks, and how long a worker waits for news where Redis tells them, and where it does not.
 PAUSE_S, NEWS_S, SILENCE_S = 0.5, 20.0, 5.0
 KEPT_MS: Final = 3_600_000
-STORED_BYTES_MAX: Final = 256 * 1024
+STORED_BYTES_MAX: Final = 256 * 1024  # what is longer was written by no worker
+NAMES_BYTES_MAX: Final = 160  # of service and model together, each up to six bytes in JSON
+SHARE_MAX: Final = LESSONS_MAX // 4  # lessons of one organization
 # Of a model or a service; calls name shorter ones (`MODEL_CHARACTERS_MAX`).
 NAME_CHARACTERS_MAX: Final = 512
 NAME: Final = keys.LESSONS.encode()
@@ -83,9 +86,21 @@ class SharedLessons:
         for lesson in added:
             newest.pop(lesson[:5], None)
             newest[lesson[:5]] = lesson
-        packed = _encode(list(newest.values())[-LESSONS_MAX:])
-        if len(packed) <= STORED_BYTES_MAX:
-            await in_task(wire.send(encode(b"SET", NAME, packed, b"PX", b"%d" % KEPT_MS)))
+        packed = _encode(_fitting(list(newest.values())))
+        await in_task(wire.send(encode(b"SET", NAME, packed, b"PX", b"%d" % KEPT_MS)))
+
+
+def _fitting(lessons: list[Lesson]) -> list[Lesson]:
+    """Return the newest lessons of short names within the share of each organization and of the key."""
+    kept, by_organization = list[Lesson](), Counter[int]()
+    for lesson in reversed(lessons):
+        organization_id, _, service, model, *_ = lesson
+        if len(service.encode()) + len(model.encode()) > NAMES_BYTES_MAX:
+            continue
+        by_organization[organization_id] += 1
+        if by_organization[organization_id] <= SHARE_MAX:
+            kept.append(lesson)
+    return kept[LESSONS_MAX - 1 :: -1]
 
 
 def _read(raw: object) -> list[Lesson]:

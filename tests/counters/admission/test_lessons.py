@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import LESSONS_MAX, Estimator
 from gateway.core.model import Family, TokenUsage
-from gateway.counters.admission.lessons import SharedLessons
+from gateway.counters.admission.lessons import SHARE_MAX, SharedLessons
 from gateway.counters.redis import keys
 from tests.builders import World
 from tests.counters.conftest import Connect
@@ -55,18 +56,26 @@ async def test_others_hear_of_it_at_once_and_one_that_starts_later_reads_it(
                 await task
 
 
-async def test_the_key_keeps_the_newest_within_its_bound(world: World, connect: Connect) -> None:
+async def test_the_key_keeps_the_newest_within_its_bound_and_the_share_of_each_organization(
+    world: World, connect: Connect
+) -> None:
+    """One that makes up names pushes nobody else's lessons out; nor do names that are long."""
     wires = await connect(world.url)
-    for turn in range(2):
+    long = Estimator()
+    teach(long, "\U0001f600" * 240)
+    await SharedLessons(wires, long).share()
+    assert world.client.get(keys.LESSONS) == b"[]"
+    for organization_id in (2, 3, 4, 5, 2):
         estimator = Estimator(share=4 * LESSONS_MAX)
-        lessons = SharedLessons(wires, estimator)
         for number in range(LESSONS_MAX + 10):
             used = TokenUsage(100, 3_000, total=3_100, reported=True)
-            estimator.learn(call(f"{turn}-{number}"), 1, "chat", used, 0.2, key_id=7)
-        await lessons.share()
-        stored = msgspec.json.decode(world.client.get(keys.LESSONS))
-        assert len(stored) == LESSONS_MAX
-        assert {model.partition("-")[0] for _, _, _, model, *_ in stored} == {str(turn)}
+            estimator.learn(call(f"{number}"), organization_id, "chat", used, 0.2, key_id=7)
+        await SharedLessons(wires, estimator).share()
+    stored = msgspec.json.decode(world.client.get(keys.LESSONS))
+    assert Counter(organization_id for organization_id, *_ in stored) == dict.fromkeys(range(2, 6), SHARE_MAX)
+    assert {model for organization_id, _, _, model, *_ in stored if organization_id == 5} == {
+        f"{number}" for number in range(LESSONS_MAX - SHARE_MAX, LESSONS_MAX)
+    }
 
 
 @pytest.mark.parametrize("raw", [b"[", b"[[1]]", b'[[1,7,"chat","m",false,-1,0.5,1,1]]', b"\xff"])
