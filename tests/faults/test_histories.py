@@ -25,6 +25,7 @@ from tests.faults.staged import StagedProgram, StagedWorld
 from tests.faults.world import Node
 from tests.search import seeds_of
 
+pytestmark = pytest.mark.nightly  # a search: half a minute each, and minutes under load
 SEED, HISTORIES, LASTING = 700, 3, 1
 TROUBLES, HISTORY_S_MAX = 8, 400.0
 STEPS_MAX, BYTES_MAX, HELD_S_MAX = 1_500, 4_000, 1.5

@@ -25,6 +25,8 @@ CALLS, AT_ONCE, OBJECTS_MAX = 240, 8, int(OTHER["OBJECTS_MAX"])
 GROWN_MAX = 1024  # bytes of a key that was there
 # Budgets of one organization: of all its calls, and of each user and session.
 BUDGETS = (("day", None), ("day", "user"), ("total", "session"))
+# Keys that workers share: milliseconds and bytes at most.
+SHARED = {"cooling": (61_000, 64 * 1_500), "call-lessons": (3_600_000, 256 * 1024)}
 # What is there while calls are, and no longer.
 GONE = {"h:", "d", "x", "w:", "w", "late", "g", "refused"}
 
@@ -229,9 +231,10 @@ def check(stage: Stage, found: dict[str, dict[str, int]], users: int) -> None:
             elif family == "busy:":
                 assert all(0 < life <= 80_000 for life in lives.values())
                 assert all(int(client.hlen(name)) <= 60 for name in keys)
-            elif family == "cooling":
-                assert all(0 < life <= 61_000 for life in lives.values())
-                assert max(keys.values(), default=0) <= 64 * 1_500
+            elif family in SHARED:
+                life_max, bytes_max = SHARED[family]
+                assert all(0 < life <= life_max for life in lives.values())
+                assert max(keys.values(), default=0) <= bytes_max
             elif family == "keepers":
                 assert len(keys) <= 1
                 assert all(0 < life <= 60_000 for life in lives.values())
