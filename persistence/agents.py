@@ -29,10 +29,10 @@ _asking = (_here.state == ASKED) & _is_live
 def begin(
     connection: Connection, user_code: str, *, agent: str, site: str, lasts_s: int, most: int, each: int
 ) -> RowMapping | None:
-    """Keep a device that asks, known by the digest of its user code.
+    """Store a device's sign-in by the digest of its user code; None if no room can be made.
 
-    Where `each` of this `site` do, or `most` of all, the oldest whose code nobody has typed makes room: of
-    this site, or of the one with the most. None where each code was typed.
+    With `each` sign-ins of this `site`, or `most` in all, the oldest whose code was not typed is deleted: of
+    this site, or of the site with the most untyped codes.
     """
     connection.execute(delete(agent_sign_in).where(_here.state.in_((ASKED, DENIED)), ~_is_live))
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("agent_sign_in"))))

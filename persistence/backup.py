@@ -83,7 +83,7 @@ def environment(url: str) -> dict[str, str]:
 
 
 def refuse_unless_empty(url: str) -> str:
-    """`BackupFailed` where anything is in a database: nothing is overwritten. Else its server's version."""
+    """Return the server's version of an empty database; `BackupFailed` if the database is not empty."""
     _refuse_pooler(url)
     with _connected(url) as connection:
         found = connection.execute(_OTHERS).fetchone()
@@ -104,7 +104,7 @@ def compare(url: str, rows: Mapping[str, int]) -> None:
 
 
 def move_ids_ahead(url: str, ahead: int) -> None:
-    """Give out no id again that was given out after the backup: counters and credentials may know it."""
+    """Advance id sequences by `ahead`: counters and credentials may know ids given after the backup."""
     with _connected(url) as connection:
         for table in NUMBERED if ahead else ():
             connection.execute(_AHEAD, {"table": table, "ahead": ahead})
@@ -147,7 +147,7 @@ def _refuse_pooler(url: str) -> None:
 
 @contextmanager
 def _connected(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """One transaction, or each statement alone; what PostgreSQL says is told by its first line."""
+    """Connect for one transaction, or each statement alone; `BackupFailed` with PostgreSQL's first line."""
     try:
         with psycopg.connect(
             plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=autocommit
@@ -198,7 +198,7 @@ def note_proof(url: str, number: int) -> None:
 
 
 def last_proven(url: str, files: list[str]) -> str:
-    """Of some backups the latest that was proven, by its name; empty for none."""
+    """Return the name of the latest of these backups that was proven, or ""."""
     with _connected(url) as connection:
         if not _notes(connection):
             return ""
@@ -207,7 +207,7 @@ def last_proven(url: str, files: list[str]) -> str:
 
 
 def refuse_unless_provable(url: str) -> None:
-    """`BackupFailed` where no backup of this database could be proven: nothing needs to be written then."""
+    """Raise `BackupFailed`, before a backup is written, if no backup of this database could be proven."""
     with _connected(url) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
             version, runs_from = connection.execute(standing.STATUS).fetchone() or (None, "")
@@ -221,9 +221,9 @@ def refuse_unless_provable(url: str) -> None:
 
 @contextmanager
 def database_beside(url: str) -> Iterator[str]:
-    """The URL of an empty database on the same server, which is there for as long as it is lent.
+    """Create an empty database on the same server and yield its URL; drop the database at the end.
 
-    One at a time is lent beside a database. What a process that was killed left goes first.
+    Only one per database exists at a time; databases left by killed processes are dropped first.
     """
     with _connected(url, autocommit=True) as connection:
         if connection.execute(_LOCK).fetchone() != (True,):

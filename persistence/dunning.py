@@ -96,12 +96,12 @@ class DunningSchedule:
 
     @classmethod
     def read(cls, reminder_days: str, block_days: int) -> DunningSchedule:
-        """As settings say it: "3,7,14", and 0 for never."""
+        """Read a schedule as settings write it: "3,7,14", and 0 for never."""
         days = {int(each) for each in reminder_days.split(",") if each}
         return cls(tuple(sorted(days)), block_days or None)
 
     def reminder(self, days_over: int, told: Sequence[int]) -> int | None:
-        """The reminder that is due; of several that came due at once the last, and none that was passed."""
+        """Return the due reminder: of several due at once the last, and none that was passed."""
         due = [days for days in self.reminder_days if days <= days_over and days > max(told, default=-1)]
         return due[-1] if due else None
 
@@ -128,7 +128,7 @@ async def blocked_tenants(engine: AsyncEngine) -> dict[str, object]:
 
 
 def advance(change: EntityWrite) -> Row:
-    """Do what is due of an organization; `Conflict` where nothing is."""
+    """Run the due dunning steps of an organization; `Conflict` if none is due."""
     values = change.command.values
     organization_id, schedule = id_in(values, "organization_id"), values["schedule"]
     assert isinstance(schedule, DunningSchedule)
@@ -177,7 +177,7 @@ def _block(
 
 
 def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list[int]:
-    """Let another invoice have the blocks of those that block no more: given up, it goes on blocking."""
+    """Move blocks of invoices that block no more to another invoice; one given up keeps blocking."""
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
         end = {"invoice_id": block.invoice_id, "action": UNBLOCK, "corrects_id": block.id}

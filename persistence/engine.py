@@ -195,9 +195,9 @@ class PeoplePools:
 
 
 def _check_open(connection: Any, *_: object) -> None:
-    """Have another connection taken where the server ended this one: it has an end to read, and no answer.
+    """Replace a pooled connection that the server ended: its socket is readable at EOF, without an answer.
 
-    A question that a server is asked first would be a round trip more for each transaction.
+    A test query instead would cost a round trip more for each transaction.
     """
     driver = connection.driver_connection
     if driver.closed or is_readable(driver.fileno()):
@@ -206,14 +206,14 @@ def _check_open(connection: Any, *_: object) -> None:
 
 @asynccontextmanager
 async def looking(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection for statements that are a transaction each: nothing is said to the server around them."""
+    """Yield a connection in autocommit: each statement is a transaction without BEGIN and COMMIT."""
     async with engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @asynccontextmanager
 async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction over a connection of its own, for what lasts as long as somebody else takes."""
+    """Yield a transaction over a separate connection, for work that lasts as long as a slow client."""
     own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
     _log_in(own, engine.get_execution_options()[_FILE])
     quiet(own)
@@ -226,7 +226,7 @@ READS_ONLY = "it reads only: it is a standby, or default_transaction_read_only i
 
 
 async def write_trouble(engine: AsyncEngine) -> str:
-    """Why PostgreSQL takes no write now; empty where it does. `READS_ONLY`, where it answers all the same."""
+    """Return why PostgreSQL accepts no write now, or ""; `READS_ONLY` if the server still answers reads."""
     return await trouble(engine) or (READS_ONLY if await reads_only(engine) else "")
 
 
@@ -258,8 +258,8 @@ async def alive(engine: AsyncEngine) -> bool:
 
 
 def _bound(engine: AsyncEngine, statement_s_max: int) -> None:
-    """Let no statement take longer, as each transaction says, since the next one may be in another session;
-    and count the rows that each answers.
+    """Limit each statement's time by every transaction, since the next may be in another session;
+    and count the rows of each result.
     """
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -277,7 +277,7 @@ def url_file(url: str | UrlFile) -> UrlFile:
 
 
 def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
-    """Have each new connection made as whom the address names by then."""
+    """Connect each new connection as the user that the address names by then."""
 
     @event.listens_for(engine.sync_engine, "do_connect")
     def login(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
@@ -452,7 +452,7 @@ class Replica:
         return here.cluster == self._cluster and self._noted == self._writes and here.place >= self._place
 
     async def read(self, work: Callable[[Connection], T], otherwise: Callable[[], Awaitable[T]]) -> T:
-        """What the work answers, read here if this serves; `otherwise` where it does not, or goes away."""
+        """Return the work's result, read here if this replica serves; else, or if it fails, `otherwise`."""
         if await self.serves():
             try:
                 return await answered(self._tried(work), partial(alive, self.engine))
@@ -469,7 +469,7 @@ class Replica:
         return await otherwise()
 
     async def lag(self) -> float | None:
-        """By how many seconds it is behind the primary; None where that is unknown: it is not read then."""
+        """Return the seconds this replica is behind the primary; None if unknown: then no read goes here."""
         found = None
         try:
             primary = await self._primary_state()
@@ -516,9 +516,9 @@ def is_read(primary: ServerState, other: ServerState) -> bool:
 
 
 def behind(primary: ServerState, replica: ServerState) -> float | None:
-    """By how many seconds a replica is behind what the primary had just before.
+    """Return by how many seconds a replica is behind the primary's state just before.
 
-    None where it has replayed no transaction by which it is known.
+    None if the replica has replayed no transaction that tells its age.
     """
     if replica.place >= primary.place:
         return 0.0

@@ -227,7 +227,7 @@ class EntityWrite:
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
 
     def count(self, what: object, read: Callable[[], int]) -> int:
-        """How many there are before one more is made, under a lock: a batch reads it once, and adds to it."""
+        """Return the rows of `what` before one more is made, under a lock; a batch reads once, then adds."""
         if self.batch is None:
             return read()
         found = self.batch.counts[what] if what in self.batch.counts else read()
@@ -238,7 +238,7 @@ class EntityWrite:
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
 
     def hold_flushes(self, partition: object) -> None:
-        """Let no flush of a partition be under way until the end of the transaction."""
+        """Lock out flushes of a partition until the end of the transaction."""
         hold_flushes(self.connection, partition)
 
 
@@ -271,12 +271,12 @@ def insert_writes(connection: Connection, rows: Sequence[Row]) -> None:
 
 
 def hold_flushes(connection: Connection, partition: object) -> None:
-    """Let no flush of a partition be under way until the end of the transaction."""
+    """Lock out flushes of a partition until the end of the transaction."""
     connection.execute(_LOCK_FLUSH, {"partition": partition})
 
 
 def _nothing(*_: object) -> None:
-    """What most rows need besides."""
+    """Do nothing, as most rows need nothing besides."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def origin(error: BaseException) -> psycopg.Error | None:
 
 
 def columns(error: BaseException) -> str:
-    """The columns whose values are there already, or missing, by name; empty where they are not told."""
+    """Return the names of the columns whose values exist already or are missing; "" if not reported."""
     found = origin(error)
     said = _COLUMNS.match(found.diag.message_detail or "") if found is not None else None
     return said[1] if said is not None else ""
@@ -77,7 +77,7 @@ def noun(error: BaseException) -> str:
 
 
 def quiet(engine: Engine | AsyncEngine) -> None:
-    """Have every error of an engine show its complaint and nothing else, wherever it is printed."""
+    """Reduce every error of an engine to its complaint, wherever the error is printed."""
     event.listen(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, "handle_error", _quieten)
 
 
@@ -124,7 +124,7 @@ def sqlstate(error: BaseException) -> str:
 def lock_within(
     connection: Connection, lock: TextClause, values: Mapping[str, object], wait_s: int, taken: str
 ) -> None:
-    """Have a lock until the transaction ends; `Overloaded` says `taken` where another has it for so long."""
+    """Acquire a lock until the transaction ends; `Overloaded` with `taken` after `wait_s` seconds."""
     connection.execute(_LOCK_WAIT, {"wait": f"{wait_s}s"})
     try:
         connection.execute(lock, values)
@@ -136,12 +136,12 @@ def lock_within(
 
 
 def statements_within(connection: Connection, seconds: float) -> None:
-    """Let no statement of the transaction take longer from now on: `StoreTimeout`."""
+    """Limit the time of each later statement of the transaction; a slower one raises `StoreTimeout`."""
     connection.execute(_STATEMENTS_WITHIN, {"within": f"{seconds * 1000:.0f}ms"})
 
 
 def translated(error: Exception) -> Exception:
-    """Tell a database error as what it means to the caller; one that means nothing to it stays."""
+    """Translate a database error into the caller's terms; an error without such a meaning stays."""
     state = sqlstate(error)
     named = f" ({found})" if (found := columns(error)) else ""
     refusals: dict[str, Callable[[], TollkeeperError]] = {
@@ -165,7 +165,7 @@ def translated(error: Exception) -> Exception:
 async def translating(
     connecting: AbstractAsyncContextManager[AsyncConnection],
 ) -> AsyncIterator[AsyncConnection]:
-    """A connection, or a transaction, whose errors are told as what they mean to the caller."""
+    """Yield a connection, or a transaction, with errors translated into the caller's terms."""
     try:
         async with connecting as connection:
             yield connection
@@ -174,7 +174,7 @@ async def translating(
 
 
 def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
-    """Say why the counters refused one of these control writes; None if they did not."""
+    """Return why the counters refused one of these control writes; None if they refused none."""
     row = connection.execute(
         select(control_write.c.verb, control_write.c.result)
         .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")

@@ -247,7 +247,7 @@ def _row(one: LedgerSegment) -> dict[str, Any]:
 
 
 async def age_of_head(engine: AsyncEngine) -> dict[str, object]:
-    """For how long no head was signed, in seconds; nothing before the first one."""
+    """Return the seconds since the last signed head; nothing before the first one."""
     async with engine.connect() as connection:
         age = await connection.scalar(_AGE)
     return {} if age is None else {"ledger_head_age_seconds": age}
@@ -273,7 +273,7 @@ class ArchivedFile:
 
 @contextmanager
 def reading(url: str) -> Iterator[Connection]:
-    """A connection that sees one moment and changes nothing; `LedgerProofFailed` where it cannot be had."""
+    """Connect for reading one moment without changes; `LedgerProofFailed` if that fails."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -290,7 +290,7 @@ def heads(connection: Connection) -> list[LedgerHead]:
 
 
 def segments_by_head(connection: Connection) -> Iterator[LedgerSegment]:
-    """All segments without their marks, in the order of heads and of their trees."""
+    """Return all segments without their marks, in the order of heads and of their trees."""
     statement = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment ORDER BY head, {_IN_ORDER}"  # noqa: S608  # as above
     return _segments(connection, statement)
 
@@ -300,7 +300,7 @@ def segments_of_head(connection: Connection, number: int) -> list[LedgerSegment]
 
 
 def segments_by_place(connection: Connection, kind: str) -> Iterator[LedgerSegment]:
-    """The segments of a kind of accounts, by account and place; those that came late behind."""
+    """Return the segments of a kind of accounts, by account and place; those that came late behind."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE kind = %s"  # noqa: S608  # as above
     return _segments(connection, f"{statement} ORDER BY owner_id, first_seq, number", (kind,))
 
@@ -322,7 +322,7 @@ def _segments(
 
 
 def leaves(connection: Connection, kind: str) -> Iterator[tuple[int, int, bytes, bool]]:
-    """All rows of a kind of accounts: owner, place, leaf, and whether its account stands before it."""
+    """Yield all rows of a kind: owner, place, leaf, and whether the account's state precedes the row."""
     statement = _STREAM.format(rows=_rows(kind, "true"))
     statement += f" LEFT JOIN ({_STANDS[kind]}) AS s ON s.id = r.owner_id ORDER BY 1, 2"
     with connection.cursor("ledger_rows") as cursor:
@@ -338,7 +338,7 @@ def leaves_between(connection: Connection, of: LedgerSegment) -> Iterator[tuple[
 
 
 def rows_of_request(connection: Connection, request_id: str) -> Iterator[tuple[str, int, int, str]]:
-    """The rows that a request has here: kind of account, owner, place, and the text that is hashed."""
+    """Yield the rows of a request here: kind of account, owner, place, and the text that is hashed."""
     for kind, ledgers in LEDGERS.items():
         for each in ledgers:
             if "request_id" in each.columns:

@@ -168,10 +168,9 @@ def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[
 def delete_person(
     connection: psycopg.Connection, person: KeptPerson, *, signed: bool = False
 ) -> dict[str, int]:
-    """Take out the names and metadata of a user, in one transaction; return the number of rows by table.
+    """Delete the names and metadata of a user, in one transaction; return the number of rows by table.
 
-    `Conflict` where the user is in use, or where rows of a signed ledger would change and `signed` does not
-    say so.
+    `Conflict` if the user is in use, or if rows of a signed ledger would change without `signed`.
     """
     with connection.transaction():
         connection.execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")

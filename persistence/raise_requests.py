@@ -31,7 +31,7 @@ OPEN_MAX = 100  # requests of one budget that nobody has decided yet
 
 
 def create(change: EntityWrite) -> Row:
-    """Ask for more of a budget, to the end of its interval where no time is given."""
+    """Store a request for a larger budget, to the end of its interval if no time is given."""
     require(change)
     values = change.command.values
     which = live(budget, budget).where(budget.c.id == id_in(values, "budget_id"))
@@ -75,7 +75,7 @@ def approve(change: EntityWrite) -> Row:
 
 
 def deny(change: EntityWrite) -> Row:
-    """Leave the budget as it is; `Conflict` where that is decided."""
+    """Deny the request, leaving the budget as it is; `Conflict` if the request is decided."""
     _undecided(change)
     return _decided(change, DENIED)
 

@@ -424,10 +424,10 @@ class ArchivedMonth:
 
 
 def cut_month(connection: Connection, stored: ArchivedMonth) -> bool:
-    """Take a month out of its ledger: False where it has other rows by now than those stored.
+    """Cut an archived month out of its ledger; return False if the ledger has other rows now than stored.
 
-    `ArchiveFailed` where it is not closed any more, where it has fewer rows than those (a ledger only grows,
-    so this database is older than the archive), or where somebody has what it needs for too long.
+    `ArchiveFailed` if the month is not closed any more, has fewer rows than stored (a ledger only grows, so
+    this database is older than the archive), or a lock is not acquired in time.
     """
     ledger, month = BY_NAME[stored.ledger], stored.month
     with connection.transaction():
@@ -474,7 +474,7 @@ def drop_month(connection: Connection, name: str, month: date) -> None:
 
 
 def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
-    """Keep what is asked for later, and what the rest comes to; answers how many rows are kept."""
+    """Store the rows needed later, and runs that sum up the rest; return the number of rows stored."""
     names = names_of(ledger, month)
     delta, balance = MOVES[ledger.kind]
     placed = _PLACED.format(stays=_STAYS[ledger.kind], **names)
@@ -591,7 +591,7 @@ def archived(connection: Connection) -> list[ArchivedMonth]:
 
 
 def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
-    """The stand-in for a month of a ledger, by account and number; to be read in a transaction."""
+    """Yield the stand-in runs for a month of a ledger by account and number, inside a transaction."""
     delta, balance = MOVES[ledger.kind]
     statement = _KEPT.format(
         owner=ledger.owner, partition=ledger.partition(month), delta=delta, balance=balance
@@ -604,7 +604,7 @@ def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator
 
 
 def contradictions(connection: Connection) -> list[str]:
-    """What PostgreSQL's rows and runs contradict each other in; behind `VIOLATIONS_MAX`, that more do."""
+    """Return the invariants that rows and runs break, at most `VIOLATIONS_MAX` and a note of more."""
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}"  # noqa: S608  # our own words
         for name in INVARIANTS
@@ -645,7 +645,7 @@ class PartitionedMonth:
 
 
 def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[PartitionedMonth]:
-    """Give a partition to each month that has rows and none, each ledger in one transaction."""
+    """Make partitions for months whose rows have none, each ledger in one transaction."""
     return [moved for ledger in BY_NAME.values() for moved in _bring_in(connection, ledger, rows_max)]
 
 

@@ -169,7 +169,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
-    """The movement: no more is taken back than there is, and nothing is added that the service has not."""
+    """Validate an amendment: it refunds no more than was charged, and adds no unit foreign to the service."""
     nano = Decimal(str(values.get("amount") or 0)) * NANO
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
     if nano != int(nano):
@@ -219,7 +219,7 @@ def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tup
 
 
 def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
-    """Tokens that a cycle which is over owes no more, or besides; and those that the quota moves by."""
+    """Return the tokens by which debt of an ended cycle changes, and the tokens by which the quota moves."""
     call, tokens = amended.call, amended.tokens
     if not moved:
         return 0, 0
@@ -278,7 +278,7 @@ def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, De
 
 
 def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) -> None:
-    """Have the counters move what the call was charged: each write's id is a correction's."""
+    """Queue the control writes that move the counters by the amendment; each write's id is a correction's."""
     values, writes = change.command.values, []
     for units, tiers in _parts(change.connection, amended, moved["units"]):
         if spend_micro(tiers, 0, units) > INTEGER_MAX:
@@ -322,7 +322,7 @@ def _give(change: EntityWrite, organization_id: int, amount: int) -> None:
 
 
 def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: CallEffects) -> None:
-    """Take it off the call's row, and off what calls add up to; a call at cost is one unit."""
+    """Subtract the amendment from the call's row and its roll-ups; a call at cost counts as one unit."""
     values = {
         **back, "units": 0 if amended.in_money else back["units"], "request_id": request_id,
         **times_of([request_id]),
@@ -458,7 +458,7 @@ def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
 
 
 def _open(connection: Connection, span: tuple[datetime, str], *, after: int, piece: int) -> Sequence[Any]:
-    """Calls since a moment, at cost in a currency, that may be rated again."""
+    """Read calls since a moment, at cost in a currency, that may be rated again."""
     since, currency = span
     sought = {"since": since, "currency": currency, "after": after, "piece": piece}
     return connection.execute(_OPEN, sought).all()
@@ -504,7 +504,7 @@ def _units(call: Any, cost: int, factor: Factor) -> int:
 
 
 def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor: str) -> None:
-    """Tell of each call: one that is left out keeps its cost, and its row says why."""
+    """Write a re-rating row for each call; a call left out keeps its cost, and its row states the reason."""
     connection = change.connection
     reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
     connection.execute(

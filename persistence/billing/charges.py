@@ -75,9 +75,9 @@ def void_note_charges(connection: Connection, note_id: int) -> None:
 def credit_charges(
     connection: Connection, note_id: int, line: int, corrected: tuple[int, int], amount: Decimal | None
 ) -> Decimal | None:
-    """Give back of a line's charges all that is left (None), or so much money of them; answers how much.
+    """Credit what is left of a line's charges (None), or an amount of them; return the amount credited.
 
-    None where nothing is known to be behind the line: it is of before there were charges.
+    None if no charge is stored behind the line, as of invoices older than charges.
     """
     invoice_id, position = corrected
     behind = connection.execute(_BEHIND, {"invoice": invoice_id, "line": position}).all()
@@ -283,7 +283,7 @@ UPDATE charge AS c SET invoice_id = n.invoice_id, line = n.line
 
 
 def hold(connection: Connection, organization_id: int) -> None:
-    """Let nobody else charge or invoice an organization until the end of the transaction."""
+    """Lock an organization against other charging and invoicing until the end of the transaction."""
     connection.execute(_LOCK, {"organization": organization_id})
 
 
@@ -355,7 +355,7 @@ def accrue_moved(connection: Connection, organization_id: int, since: date) -> N
 
 
 def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Bring days that segments lost to nothing, whatever was charged and given back of them."""
+    """Return the fees of days that segments lost, whatever was charged or returned for them before."""
     proration.add_fees(connection, proration.lost_fees(connection, organization_ids), "returned")
 
 
@@ -477,7 +477,7 @@ def charge_known(connection: Connection, organization_id: int, partition: int, t
 def charge_free(
     connection: Connection, organization_ids: Sequence[int], partition: int, today: date
 ) -> list[int]:
-    """The same of those of a partition that nobody else charges or invoices now; answers the others."""
+    """Charge those organizations of a partition that nobody else charges or invoices; return the others."""
     held = hold_free(connection, organization_ids)
     if held:
         hold_flushes(connection, partition)
@@ -496,7 +496,7 @@ CHARGE_SUBJECT = Entity(
 
 # What an organization owes and no invoice has: by kind, with what is known and not written yet.
 def read_unbilled(connection: Connection, organization_id: int, today: date) -> list[Row]:
-    """A row for each kind of charge, none where all is billed; of a subscription, days that are over."""
+    """Return one row for each kind of unbilled charge; of a subscription, only days that are over."""
     pays = select(organization.c.currency).where(organization.c.id == organization_id)
     currency, ids = connection.execute(pays).scalar_one(), [organization_id]
     found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)

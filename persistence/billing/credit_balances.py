@@ -129,7 +129,7 @@ def unbill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 
 def give_credits(change: EntityWrite, invoice: Row) -> None:
-    """Give the credits that a paid invoice billed, once; the caller holds the organization."""
+    """Add the credits that a paid invoice billed, once; the caller has locked the organization."""
     here = {"invoice": invoice["id"]}
     amount = int(change.connection.execute(_TO_GIVE, here).scalar_one())
     if amount <= 0 or change.connection.execute(_GIVEN, here).scalar_one():
@@ -247,7 +247,7 @@ class Allocations:
             return await connection.run_sync(_allocate, organization_id, self._movements_a_page)
 
     async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
-        """Additions whose expiry has come and is not taken yet."""
+        """Return at most `count` additions whose expiry has come and is not yet booked."""
         now = moment_of(now_ms)
         async with self._engine.connect() as connection:
             rows = await connection.execute(EXPIRED, {"now": now, "n": count})
@@ -339,7 +339,7 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
 def _keep(
     connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
 ) -> None:
-    """Keep who paid for what; `lots` are those of new debt that costs something."""
+    """Store which grant or lot paid for each movement; `lots` are those of new debt that costs money."""
     sums, free = settled(found), (None, None)
     kept = [
         (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))

@@ -130,9 +130,9 @@ class _AcceptedEvent:
 
 
 def take(change: EntityWrite) -> Row:
-    """Take a batch in: how many were accepted, how many are known already, and why others are not.
+    """Store a batch of events; return how many were accepted, how many known, and why others were refused.
 
-    `Unprocessable` where all are refused: who reads the status alone misses none.
+    `Unprocessable` if all are refused, so a client that reads only the status misses none.
     """
     sent = change.command.values["events"]
     assert isinstance(sent, list)

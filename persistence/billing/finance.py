@@ -355,7 +355,7 @@ def ledger(connection: Connection, asked: ReportPeriod, after: LegPlace, rows_ma
 
 
 async def entries(engine: AsyncEngine, asked: ReportPeriod) -> AsyncIterator[Sequence[Row]]:
-    """The legs of all entries of a time, in batches, over a connection of its own: readers may be slow."""
+    """Yield the legs of all entries of a period in batches, over a separate connection for slow readers."""
     async with engines.apart(engine) as connection:
         await connection.execute(text("SET LOCAL jit = off"))
         async with connection.stream(text(ENTRIES), _values(asked)) as result:
@@ -386,7 +386,7 @@ def _by_month(statement: Any) -> Reader:
 
 
 def _taxes(connection: Connection, asked: ReportPeriod) -> list[Row]:
-    """By month, rate, currency and organization; a document made void is taken back in the month it was."""
+    """Sum taxes by month, rate, currency and organization; a void document is reversed in its void month."""
     by_supply = asked.by == SUPPLY
     found: dict[tuple[date, int, str, Decimal], dict[str, Any]] = {}
     assert asked.since is not None

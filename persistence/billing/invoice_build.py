@@ -333,7 +333,7 @@ def take_charges(
 
 
 def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
-    """`Unprocessable` where a draft must not become final as it was drawn; `UnseenLetters` if unknown."""
+    """Raise `Unprocessable` if a draft must not become final as drawn; `UnseenLetters` if unknown."""
     if drawn.left and not drawn.bill.lines:
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
     said = [line.description for line in drawn.bill.lines]
@@ -341,7 +341,7 @@ def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
 
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
-    """Let drafts have the charges that they took; what is left is to finish them."""
+    """Assign to drafts the charges that they gathered, so that only their completion is left."""
     of = [each.draft.invoice_id for each in drawn]
     charges.bill(
         connection,
@@ -377,9 +377,9 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
 def finish_final(
     connection: Connection, letterhead: Letterhead, now: datetime, finals: Sequence[Final]
 ) -> list[str | None]:
-    """Give drafts their numbers, in their order: from now on nothing changes them.
+    """Number these drafts in order: from now on nothing changes them.
 
-    Answers where each stands with being paid.
+    Returns the payment status of each.
     """
     today = now.astimezone(UTC).date()
     due_dates: list[date | None] = []
@@ -424,7 +424,7 @@ def _taken(
 def _keep(
     connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, ChargeSplit]
 ) -> list[DraftWithLines]:
-    """Keep the lines of charges, and say what of them is left for another invoice."""
+    """Store the drafts' lines of charges, and state which charges are left for another invoice."""
     wanted = [
         InvoiceCharges(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
         for of in drafts
@@ -528,7 +528,7 @@ Part = tuple[int, int, int]
 
 
 def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
-    """What an invoice has of an account, given all that were final before it, in the order they became so."""
+    """Return an invoice's slices of an account, given the `covers` of earlier final ones in order."""
     bounds = {wanted.since, wanted.until}
     for each in covers:
         bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}
@@ -563,7 +563,7 @@ def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
 
 
 def _free(taken: Sequence[Part], upto: int) -> list[tuple[int, int]]:
-    """Seqs up to one that nobody has; parts are in order, and none overlaps another."""
+    """Return the ranges of seqs up to `upto` that no part takes; parts are in order and do not overlap."""
     found, at = [], 0
     for after, end, _ in taken:
         if after > at:

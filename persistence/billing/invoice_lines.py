@@ -32,7 +32,7 @@ NUMBER_DIGITS = 6
 
 
 def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[str]:
-    """Take the year's next numbers; others wait here until this transaction ends."""
+    """Take the year's next `count` numbers; other transactions wait until this one ends."""
     series, last = str(now.astimezone(UTC).year), invoice_sequence.c.last_number
     first = upsert(invoice_sequence).values(series=series, last_number=count)
     taken = first.on_conflict_do_update(
@@ -83,12 +83,12 @@ def tell_credits(connection: Connection, told: Iterable[tuple[int, int, date]]) 
 
 
 def forget_credits(connection: Connection, invoice_id: int) -> None:
-    """Let another invoice tell of the credits that one made void told of."""
+    """Release the credits that a void invoice mentioned, so that another invoice may mention them."""
     connection.execute(_FORGET, {"invoice": invoice_id})
 
 
 def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Row]:
-    """Movements of organizations from a day on, up to where each account is now."""
+    """Read the movements of organizations from a day on, up to where each account is now."""
     here = {"organizations": list(since), "since": list(since.values())}
     return {row.id: row.covers for row in connection.execute(_COVERS, here)}
 
@@ -207,7 +207,7 @@ def read_tax_rates(
 def taxed_with(
     connection: Connection, organization_id: int, charges: Iterable[SupplyCharge]
 ) -> Mapping[object, Tax]:
-    """With which tax the supplies were billed that some of these charges give back."""
+    """Return the tax with which the supplies were billed that these charges give back, by supply."""
     since = min((charge.start for charge in charges if is_back(charge)), default=None)
     if since is None:
         return {}
@@ -466,7 +466,7 @@ class NumberedLines:
 def known(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
 ) -> dict[int, list[SupplyCharge]]:
-    """Owed charges that no invoice has, written or not, by organization; up to a day that may be to come."""
+    """Return owed charges without an invoice, stored or not, by organization, up to a day (maybe to come)."""
     found, running = charges.unbilled(connection, organization_ids), midnight(until)
     open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
     for owner, more in open_.items():

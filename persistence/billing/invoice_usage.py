@@ -55,7 +55,7 @@ _NUMBER = r"^[+-]?[0-9]+(\.[0-9]+)?$"
 
 
 def _safe(text: str) -> str:
-    """A text that no spreadsheet computes; one that begins with a letter or a digit is none, and most do."""
+    """Return SQL for a text that no spreadsheet computes; most begin with a letter or digit and stay."""
     first = f'({text} COLLATE "C")'
     plain = f"({first} >= 'a' AND {first} < '{{') OR ({first} >= 'A' AND {first} < '[') OR"
     plain += f" ({first} >= '0' AND {first} < ':')"
@@ -224,7 +224,7 @@ _LEDGERS = {
 
 
 def rows_of(account: str) -> str:
-    """The CSV of a slice of an account: `tokens` of a tenant, `credits` or `units` of an organization."""
+    """Return SQL for the CSV of a slice: `tokens` of a tenant, `credits` or `units` of an organization."""
     source = _LEDGERS[account][0]
     return COPY.format(select=f"{_SELECT} FROM ({source}) AS l {_CALL} {_NAMES} ORDER BY l.seq, l.place")
 
@@ -313,7 +313,7 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLine
 def remaining_usage_charges(
     invoice: Any, placed: NumberedLines, summed: Mapping[int, Decimal]
 ) -> Iterator[Row]:
-    """What lines of units are charged for that no row of a use explains: rows from before said no price."""
+    """Yield what unit lines charge and no usage row explains: older rows stored no price."""
     due: dict[int, Decimal] = defaultdict(Decimal)
     for charge, position in placed.charges:
         if charge.kind == USAGE and position is not None:
@@ -395,9 +395,9 @@ class InvoiceUsage:
         self._rows_a_slice = rows_a_slice
 
     async def csv(self, invoice_id: int, today: date) -> AsyncIterator[bytes]:
-        """The whole file, of one moment; `NotFound` if there is no such invoice.
+        """Yield the whole file as of one moment; `NotFound` if the invoice does not exist.
 
-        It has a connection of its own: readers may be slow.
+        The file is read over a separate connection, since readers may be slow.
         """
         async with engines.apart(self._engine) as connection:
             await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
@@ -429,7 +429,7 @@ class InvoiceUsage:
     async def _rows(
         self, driver: psycopg.AsyncConnection[Any], kind: str, here: Values, summed: dict[int, Decimal]
     ) -> AsyncIterator[bytes]:
-        """The rows of a box, slice by slice; adds up what those of units come to by line."""
+        """Yield the rows of a box slice by slice, adding unit rows to `summed` by line."""
         while True:
             wanted = here | {"rows": self._rows_a_slice}
             found = await (await driver.execute(slice_of(kind), wanted)).fetchone()

@@ -62,7 +62,7 @@ def create(change: EntityWrite) -> Row:
 def overlapping(
     connection: Connection, organization_ids: Sequence[int], start: date, end: date
 ) -> dict[int, str]:
-    """Obstacles to a draft of a period, in words, by organization."""
+    """Return obstacles to a draft of a period, in words, by organization."""
     here = invoice.c
     # Two drafts would show the same charges. One that is finalized has its own: a month may lie within a year
     # that was billed ahead, and around a day whose top-up was.
@@ -130,7 +130,7 @@ def recompute(change: EntityWrite) -> Row:
 
 
 def finalize(change: EntityWrite) -> Row:
-    """Give a draft its number and its final lines: from now on nothing changes it."""
+    """Number a draft and store its final lines: from now on nothing changes the invoice."""
     row = _draft(change)
     connection, letterhead = change.connection, change.letterhead
     if _gathers(row):
@@ -177,7 +177,7 @@ def bill_top_up(change: EntityWrite) -> Row:
 
 
 def void(change: EntityWrite) -> Row:
-    """Take a finalized invoice back: its number stays, what it billed is owed again."""
+    """Void a finalized invoice: its number stays, and the billed charges are owed again."""
     row = payments.held(change)
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
@@ -223,7 +223,7 @@ def remove(change: EntityWrite) -> Row:
 
 
 def _settle_corrected(change: EntityWrite, row: Row) -> None:
-    """Of an invoice that a note gives back there is less to pay, or more again."""
+    """Update the payment status of the invoice that a note corrects."""
     if row["corrects_id"] is not None:
         payments.settle(change, id_in(row, "corrects_id"))
 

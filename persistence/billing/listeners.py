@@ -30,13 +30,13 @@ class InvoiceListener(Protocol):
     refusal: str
 
     def final(self, connection: Connection, invoice_ids: Sequence[int]) -> None:
-        """Documents became final."""
+        """Handle documents that became final."""
 
     def settled(self, change: EntityWrite, invoice_id: int, status: str, paid: Decimal) -> None:
-        """An invoice has another payment status; `paid` is what came in for it."""
+        """Handle an invoice's new payment status; `paid` is the amount received for the invoice."""
 
     def void(self, connection: Connection, invoice_id: int) -> None:
-        """A document is void."""
+        """Handle a document that became void."""
 
 
 @cache

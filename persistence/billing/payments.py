@@ -44,7 +44,7 @@ from persistence.tables import invoice, invoice_line, note_application, payment
 
 
 def rest_before(moment: str) -> str:
-    """What of invoice `i` was left to pay right before a moment; of a note, below zero, its open credit."""
+    """Return SQL for the rest of invoice `i` right before a moment; a note's open credit is negative."""
     return f"""i.total_amount
            - coalesce((SELECT sum(p.amount) FROM payment AS p
                         WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)
@@ -156,7 +156,7 @@ def apply_oldest(
 
 
 def take_back_credit(change: EntityWrite, document_id: int) -> set[int]:
-    """Take back what a note or an invoice that is void had applied; answers the invoices of it."""
+    """Reverse the credit that a void note or invoice had applied; return the ids of its invoices."""
     found = [tuple(row) for row in change.connection.execute(_APPLIED, {"document": document_id})]
     add_open_credit(change, VOID, found)
     reopen_credit(change, [note_id for note_id, _, _ in found if note_id != document_id])
@@ -219,7 +219,7 @@ def held(change: EntityWrite) -> Row:
 
 
 def record(change: EntityWrite) -> Row:
-    """Take a payment of the command's invoice; one that is told again is taken once."""
+    """Record a payment of the command's invoice; a repeated message is recorded once."""
     row = held(change)
     amount, reference = Decimal(str(change.command.values["amount"])), str(change.command.values["reference"])
     if _is_known(change.connection, change.row_id, reference, amount, None):
@@ -258,7 +258,7 @@ def apply(change: EntityWrite) -> Row:
 
 
 def give_up(change: EntityWrite) -> Row:
-    """Say that nobody hopes for what is left to pay of the command's invoice."""
+    """Mark the rest of the command's invoice as uncollectible."""
     row = held(change)
     if row["payment_status"] not in WAITING:
         raise Conflict(f"The {_said(row)} waits for no payment.")
@@ -269,7 +269,7 @@ def give_up(change: EntityWrite) -> Row:
 
 
 def reverse(change: EntityWrite) -> Row:
-    """Give a payment back, or take a refund back, or a part of it: a row of its own with the sign turned."""
+    """Reverse a payment or refund, or a part of it, by a row with the opposite sign."""
     # A payment never changes, so its row is not locked; its organization is.
     organization_id = id_in(change.fetch(), "organization_id")
     charges.hold(change.connection, organization_id)
@@ -292,7 +292,7 @@ def reverse(change: EntityWrite) -> Row:
 
 
 def take_from_balance(change: EntityWrite, prefix: str) -> None:
-    """Take back what the command's note, void from now on, gave to a balance somewhere else."""
+    """Reverse what the command's void note gave to a balance in another system."""
     given = select(payment.c.id).where(
         payment.c.invoice_id == change.row_id, payment.c.amount < 0, payment.c.reference.startswith(prefix)
     )
@@ -317,7 +317,7 @@ def apply_open(
 
 
 def settle(change: EntityWrite, invoice_id: int) -> None:
-    """Bring an invoice's payment status to what is left to pay of it, and tell where it is another."""
+    """Set an invoice's payment status by the rest to pay, and report a changed status."""
     give_own(change, invoice_id)
     row = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if row.payment_status is None:
@@ -339,7 +339,7 @@ def settle(change: EntityWrite, invoice_id: int) -> None:
 
 
 def fall_overdue(connection: Connection, today: date, count: int) -> int:
-    """Let open invoices whose day is over be overdue, so many at once; answers how many were."""
+    """Mark at most `count` open invoices past their due date as overdue; return how many were."""
     fallen = list(connection.execute(_OVERDUE, {"today": today, "count": count}).scalars())
     if fallen:
         tell_payment_status(connection, fallen)
@@ -360,7 +360,7 @@ def refuse_while_paid(change: EntityWrite) -> None:
 def _is_known(
     connection: Connection, invoice_id: int, reference: str, amount: Decimal | None, corrects_id: int | None
 ) -> bool:
-    """Whether this was told before; `Conflict` where another payment of the invoice has its reference."""
+    """Return whether this payment was recorded before; `Conflict` if its reference has another amount."""
     here = payment.c
     found = select(here.amount, here.corrects_id, here.currency)
     known: Any = connection.execute(
@@ -388,7 +388,7 @@ def _add(
 
 
 def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
-    """`Conflict` if it has no credit that may be used here; `Unprocessable` where there is not so much."""
+    """Raise `Conflict` if the note has no credit usable here; `Unprocessable` if its credit is too small."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
@@ -465,7 +465,7 @@ def draft_credit_note(change: EntityWrite, row: Row) -> int:
 
 
 def give_back(change: EntityWrite, invoice_id: int) -> None:
-    """Give back the charges behind the lines of a note: all that is left where nothing of a line is."""
+    """Credit the charges behind a note's lines: all that is left of a line that is credited in full."""
     here = {"id": invoice_id, "note": change.row_id}
     given = {row.position: row.amount for row in change.connection.execute(_GIVEN_BY, here)}
     billed = {row.position: row for row in lines_of(change, invoice_id)}

@@ -40,7 +40,7 @@ plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
 def define(change: EntityWrite, row: Row) -> None:
-    """Have the plan loaded again for its tenants; what it weighs, for every gateway."""
+    """Reload the plan for its tenants, and changed weights for every gateway."""
     if row["weights"] or (change.command.verb == "change" and WEIGHTS in change.command.values):
         change.intend([CATALOGUE_ACCOUNT], "define", {}, organization_id=None)
     tenants = change.connection.execute(
@@ -72,7 +72,7 @@ def priced_in(change: EntityWrite, plan_id: object) -> str | None:
 
 
 def _check_currency(change: EntityWrite, row: Row) -> None:
-    """`Unprocessable` where there is no price, or somebody who is on the plan pays in another currency."""
+    """Raise `Unprocessable` if the plan has no price, or one of its users pays in another currency."""
     if row["overage_unit_price"] is None:
         raise Unprocessable(errors=(("currency", "belongs to overage_unit_price, and there is none"),))
     pays, sold = organization.c.currency, subscription_plan.c.currency
@@ -218,7 +218,7 @@ class Lots:
         self._known: dict[tuple[int, UUID | None], list[_Lot]] = {}
 
     def upto(self, row: Any) -> list[_Lot]:
-        """Those that were carried until the same plan ended as one of them, up to that, in their order."""
+        """Return the lots carried until the same plan ended as `row`, up to that row, in order."""
         key = (row.tenant_id, row.debt_write_id)
         if key not in self._known:
             found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
@@ -247,7 +247,7 @@ def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
 
 
 def _lot(connection: Connection, row: Any) -> _Lot | None:
-    """From where to where debt of a plan that ended was carried on; None where it was not."""
+    """Return the seqs between which debt of an ended plan was carried on; None if it was not."""
     turns, seqs = _turns(connection, row, row.control_write_id)
     window = _window(turns, row)
     if window is None or stop_of(turns, row.cycle_ends_at) < len(turns) - 1:
@@ -261,7 +261,7 @@ def _lot(connection: Connection, row: Any) -> _Lot | None:
 
 
 def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
-    """Before which seq the plan that carried it was over, which row took it, and whether the next has all."""
+    """Return the seq before which the carrying plan ended, its closing row, and whether the next has all."""
     if row.debt_counted is None:
         return None, None, False
     turns, seqs = _turns(connection, row, row.debt_write_id)
@@ -272,8 +272,8 @@ def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, b
 
 
 def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
-    """Debt of a time, and since, that nothing has paid back; the plan behind it has no more by as much
-    either.
+    """Return debt of a lot, and since, that nothing has paid back; the plan behind it has that much
+    less.
     """
     here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "last": lot.last, "since": since}
     left = connection.execute(_DEBT, {**here, "until": lot.until}).scalar()
@@ -296,7 +296,7 @@ def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], s
 
 
 def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[list[PlanStart], list[int]]:
-    """Resets and plans of a tenant up to a write, or to its last movement (None); and their seqs."""
+    """Read resets and plans of a tenant up to a write, or to its last movement (None), with their seqs."""
     wanted = {"tenant": row.tenant_id, "write": write_id, "count": TURNS_MAX}
     last = None
     if write_id is None:

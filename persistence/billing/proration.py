@@ -121,9 +121,9 @@ def fee_rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequ
 def subscription_fees(
     connection: Connection, segments: Iterable[Any], until: date, *, today: date
 ) -> tuple[list[SegmentDue], list[NamedCharge]]:
-    """Of each segment that has something: up to where it is charged then; and the days that are not yet.
+    """Return up to where each segment is charged by `until`, and the charges of days not charged yet.
 
-    In advance, cycles that have begun today are charged, and what replaces days that were charged and lost.
+    In advance, cycles that have begun today are charged, and replacements of days charged and lost.
     """
     rows, begun = list(segments), defaultdict[int, date](lambda: today + ONE_DAY)
     for row in rows:
@@ -287,7 +287,7 @@ class SettledEarlyUse(NamedTuple):
 def note_early_use(
     connection: Connection, taken: PlanRemoval, ended: SegmentEnd, had: TokenPlan, then: TokenPlan | None
 ) -> None:
-    """Keep that a tenant's token plan was taken, where something can be owed for it."""
+    """Store that a tenant's token plan was removed, if something can be owed for it."""
     found = plan_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )
@@ -312,7 +312,7 @@ def end_debt(
     had: TokenPlan,
     then: TokenPlan | None,
 ) -> None:
-    """Have debt of earlier plans end with the one that carried it, where the next does not carry it on."""
+    """End debt of earlier plans with the plan that carried it, unless the next plan carries it on."""
     found = debt_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )
@@ -503,7 +503,7 @@ def missing_to_commitments(
 
 
 def _cycles(segments: Sequence[PlanSegment], until: date) -> list[tuple[date, date, Decimal]]:
-    """Cycles that are over, as far as they were in force, and what each comes to at least."""
+    """Return ended cycles, as far as they were in force, each with its least price."""
     found = []
     for anchor in sorted({segment.anchor for segment in segments}):
         term = [segment for segment in segments if segment.anchor == anchor]

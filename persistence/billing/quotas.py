@@ -39,9 +39,9 @@ _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 
 
 def set_plan(change: EntityWrite, tenant_id: int, organization_id: int, plan_id: object) -> None:
-    """Give a tenant a plan of its own, now; None: the one its organization's subscription gives it.
+    """Set a tenant's own plan now; None means the plan of its organization's subscription.
 
-    `Unprocessable` where its price is in another currency than the organization pays in.
+    `Unprocessable` if the plan's price is in another currency than the organization pays in.
     """
     costs = None if plan_id is None else priced_in(change, plan_id)
     here = select(organization.c.currency).where(organization.c.id == organization_id)
@@ -60,9 +60,9 @@ def inherit(
     began: date | None,
     ended: SegmentEnd | None = None,
 ) -> None:
-    """Give a tenant the plan of a subscription, unless it has its own; the day it `began` aligns its cycles.
+    """Set a tenant's inherited plan; without an own plan, the day it `began` aligns the tenant's cycles.
 
-    `ended` is what gave it the plan that it has, where that is over.
+    `ended` is the segment that gave the present plan, if that segment is over.
     """
     own = change.connection.execute(select(tenant.c.plan_id).where(tenant.c.id == tenant_id)).scalar_one()
     if own is None and began is not None:
@@ -81,9 +81,9 @@ def _move(
     *,
     began: date | None = None,
 ) -> None:
-    """Bring the plan that follows into force, if it is another: the difference becomes an `adjust`.
+    """Put the following plan into force, if it differs: the difference becomes an `adjust`.
 
-    It is that of a subscription that `began` on a day, where one is said.
+    The plan is that of a subscription that `began` on a day, if given.
     """
     here = tenant.c.id == tenant_id
     before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()
@@ -115,7 +115,7 @@ def _move(
 
 
 def forget_plan(change: EntityWrite, tenant_id: int, organization_id: int, ended: SegmentEnd) -> None:
-    """Have the plan end that a tenant had when it was deleted: what it used is owed as another's is."""
+    """End the plan of a deleted tenant: its use is owed like any other tenant's."""
     here = tenant.c.id == tenant_id
     had = _plan(change, change.connection.execute(select(tenant.c.inherited_plan_id).where(here)).scalar())
     anchor = select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
@@ -134,7 +134,7 @@ def _plan(change: EntityWrite, plan_id: object) -> TokenPlan | None:
 
 
 def open_account(change: EntityWrite, tenant_id: int) -> None:
-    """Give a new tenant its row; the flusher keeps it from then on."""
+    """Insert a new tenant's quota row; the flusher updates the row from then on."""
     change.connection.execute(insert(tenant_quota).values(tenant_id=tenant_id))
 
 
@@ -188,9 +188,9 @@ def give_plan(
     *,
     ended: SegmentEnd | None = None,
 ) -> None:
-    """Give the organization's tenants (or one) the token plan of its subscription in force, or take it.
+    """Set or remove the token plan of the organization's subscription for its tenants (or one).
 
-    `ended` is the segment that gave them the plan they have, where it is over.
+    `ended` is the segment that gave the present plan, if that segment is over.
     """
     found = change.connection.execute(
         select(

@@ -88,7 +88,7 @@ DUE_OF_ONE_MAX = 2
 def due(
     connection: Connection, now: datetime, after: int, count: int, grace_hours: int, *, finalize: bool
 ) -> Sequence[Any]:
-    """Invoices that are to be drafted, and drafts whose grace is over, by organization."""
+    """Return invoices to draft, and drafts whose grace is over, by organization."""
     here = {"after": after, "count": count, "finalize": finalize}
     rows = connection.execute(_NEXT, _at(now, grace_hours) | here).all()
     # All of an organization in one page.
@@ -116,7 +116,7 @@ def claim(connection: Connection, partition: int) -> bool:
 
 
 def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None:
-    """Keep why organizations' invoices were left."""
+    """Store why organizations' invoices were skipped."""
     ids = sorted(left)
     said = [(None, None) if (why := left[each]) is None else (why.reason, why.why) for each in ids]
     reasons = [reason for reason, _ in said]
@@ -233,7 +233,7 @@ def _fees(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
 
 
 def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draft]:
-    """New drafts of fees in advance; who owes nothing of it by now has none."""
+    """Make drafts of fees in advance for organizations that owe a fee now."""
     if not organization_ids:
         return []
     today = _today(batch)
@@ -284,7 +284,7 @@ def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) 
 def _with_lines(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], known: Collection[int]
 ) -> list[DraftWithLines]:
-    """Drafts that have something to bill; the others are taken out, the known ones with a row of it."""
+    """Return drafts with lines to bill; delete the others, with an audit row for each known draft."""
     empty = [each for each in drawn if not each.bill.lines]
     # What no invoice bears is said where it is looked for: there is none that could.
     batch.left |= {each.draft.organization_id: SkipReason(REFUSED, each.left) for each in empty if each.left}
@@ -297,7 +297,7 @@ def _with_lines(
 def _complete(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], rows: Sequence[Any]
 ) -> list[DraftWithLines]:
-    """Those that may become final, with a row of who drafted them where nobody had; the others are left."""
+    """Return drafts that may become final, auditing new ones, and note why the others are skipped."""
     found, known = [], {row.draft_id for row in rows}
     for each in _with_lines(batch, drawn, known):
         try:
@@ -313,7 +313,7 @@ def _complete(
 
 
 def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequence[Final]) -> None:
-    """Give numbers: the last thing but for credits that an invoice without anything to pay gives at once."""
+    """Number the drafts last; only credits follow, where an invoice has nothing to pay."""
     _note(batch, "finalize", finals)
     statuses = invoice_build.finish_final(batch.connection, batch.letterhead, batch.now, made)
     for each, status in zip(finals, statuses, strict=True):

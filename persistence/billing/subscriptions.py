@@ -59,7 +59,7 @@ SELECT s.id FROM organization_subscription AS s
 
 
 def reprice(change: EntityWrite) -> Row:
-    """`/reprice`: what it costs from a day on for all who have it, but for who negotiated a fee."""
+    """`/reprice`: set the price from a day on for all subscribers without a negotiated fee."""
     row = lock(change)
     values, day = change.command.values, day_in(change.command.values, "from")
     said = {name: values[name] for name in _NAMES if name in values}
@@ -85,7 +85,7 @@ def reprice(change: EntityWrite) -> Row:
 
 
 def advance_plan_price(change: EntityWrite) -> Row:
-    """Have prices that reach all take effect whose day has come."""
+    """Apply the prices whose day has come and that reach all subscribers."""
     row = lock(change)
     waiting = select(_price).where(
         _price.c.plan_id == change.row_id,
@@ -167,7 +167,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_plan(change: EntityWrite) -> Row:
-    """`/change`: to another plan now, or when the running period ends."""
+    """`/change`: switch to another plan now, or when the running period ends."""
     row = _held(change)
     require(change)
     plan_id = id_in(change.command.values, "plan_id")
@@ -184,7 +184,7 @@ def change_plan(change: EntityWrite) -> Row:
 
 
 def agree_terms(change: EntityWrite) -> Row:
-    """`/terms`: another discount, minimum, fee or quantity from a day on: at once, or when the day comes."""
+    """`/terms`: set discount, minimum, fee or quantity from a day on: at once, or when the day comes."""
     row = _held(change)
     require(change)
     values, day = change.command.values, day_in(change.command.values, "from")
@@ -244,7 +244,7 @@ def advance(change: EntityWrite) -> Row:
 
 
 def tell(change: EntityWrite, plan: Row) -> None:
-    """Have everybody on a plan follow what it is now: tenants its token plan, gateways its features."""
+    """Reload all subscribers of a plan: tenants follow its token plan, gateways its features."""
     here = organization_subscription
     subscribed = select(here.c.organization_id).where(here.c.plan_id == plan["id"], here.c.status != "over")
     for organization_id in change.connection.execute(subscribed.order_by(here.c.id)).scalars().all():
@@ -252,18 +252,18 @@ def tell(change: EntityWrite, plan: Row) -> None:
 
 
 def due(connection: Connection, today: date, count: int) -> Sequence[int]:
-    """Subscriptions that begin, change or end today or should have before."""
+    """Return subscriptions that begin, change or end today or should have before."""
     return connection.execute(DUE, {"today": today, "count": count}).scalars().all()
 
 
 def _hold_organization(change: EntityWrite, organization_id: int) -> None:
-    """Keep others from subscribing it or giving it tenants; before anything of it is held to be read."""
+    """Lock an organization against subscriptions and new tenants, before its rows are locked to be read."""
     here = select(organization.c.id).where(organization.c.id == organization_id)
     change.connection.execute(here.with_for_update(key_share=True))
 
 
 def _held(change: EntityWrite) -> Row:
-    """The command's row and its organization, held: a tenant made meanwhile is there, or comes after."""
+    """Lock the organization and the command's row: a tenant made meanwhile is visible, or comes after."""
     _hold_organization(change, id_in(change.fetch(), "organization_id"))
     return lock(change)
 
@@ -399,7 +399,7 @@ def _by_terms(change: EntityWrite, subscription: Subscription, until: date | Non
 
 
 def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -> None:
-    """`Unprocessable` where a plan costs what the organization does not pay in: nothing is converted."""
+    """Raise `Unprocessable` if a plan's currency is not the organization's: nothing is converted."""
     pays, costs = organization.c, subscription_plan.c
     found = select(pays.currency, costs.currency.label("plan")).where(
         pays.id == organization_id, costs.id == plan_id, pays.currency != costs.currency

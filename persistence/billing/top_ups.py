@@ -43,7 +43,7 @@ class TopUp(NamedTuple):
 
 
 def due(connection: Connection, after: int, count: int) -> Sequence[TopUp]:
-    """Additions that are to have an invoice of their own and have none, those behind `after`, by id."""
+    """Return additions behind `after`, by id, that need an invoice of their own and have none."""
     return [TopUp(*row) for row in connection.execute(ADDITIONS_DUE, {"after": after, "count": count})]
 
 
@@ -71,7 +71,7 @@ def release(change: EntityWrite, invoice_id: int) -> None:
 
 
 def refuse_while_waiting(change: EntityWrite) -> None:
-    """`Conflict` where credits wait for the command's invoice: void, they would be owed and never given."""
+    """Raise `Conflict` if credits wait for the command's invoice: void, they would never be given."""
     if change.connection.execute(_WAITS, {"invoice": change.row_id}).scalar_one():
         raise Conflict("Credits wait for this invoice; write a credit note, and they are not given.")
 
@@ -157,9 +157,9 @@ def order_top_up(connection: Connection, organization_id: int) -> None:
 
 
 def top_up_orders_due(connection: Connection, after: int, count: int) -> Sequence[int]:
-    """Orders that are to become additions, by id.
+    """Return orders that are to become additions, by id.
 
-    What nobody will give is closed first, and what a low balance asks for is ordered.
+    Abandoned orders are closed first, and low balances are ordered for.
     """
     connection.execute(_ABANDON)
     connection.execute(_ORDER_LOW)
@@ -167,7 +167,7 @@ def top_up_orders_due(connection: Connection, after: int, count: int) -> Sequenc
 
 
 def take_top_up(connection: Connection, order_id: int) -> Any:
-    """An order that has no addition, held with its organization; `Conflict` where somebody else made it."""
+    """Lock an order without addition and its organization; `Conflict` if the addition exists."""
     row = connection.execute(_TAKE, {"id": order_id}).first()
     if row is None:
         raise Conflict("This order is done.")

@@ -249,7 +249,7 @@ async def users(connection: AsyncConnection, where: str, values: Mapping[str, An
 
 
 async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
-    """Every service as the catalogue has it, with the meter of its business model, and what plans weigh."""
+    """Read every service of the catalogue with its business model's meter, and the weights of plans."""
     rows = (await connection.execute(text(_SERVICES))).mappings().all()
     weighing = (await connection.execute(text(_WEIGHTS))).mappings().all()
     return CatalogueDefinition(
@@ -298,7 +298,7 @@ def _model(row: RowMapping) -> ModelRule:
 
 
 async def prices(connection: AsyncConnection) -> PricesDefinition:
-    """Prices of models known by their names that are in force, were a day ago, or will be; and rates."""
+    """Read named models' prices in force now, a day ago or in future, and exchange rates."""
     now = datetime.now(UTC)
     rows = (await connection.execute(in_force(now))).mappings().all()
     rates = await connection.run_sync(lambda session: rates_in_force(session, now - KEPT))
@@ -416,7 +416,7 @@ async def of_accounts(
 
 
 async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
-    """What names of a kind stand for; a user's is the tenant's id, and what its callers name the user."""
+    """Read the objects of a kind by name; a user's name is the tenant's id and the caller's user name."""
     if kind == "user":
         parts = [name.partition(":") for name in names]
         values = {"tenants": [int(one) for one, _, _ in parts], "externals": [user for _, _, user in parts]}
@@ -508,7 +508,7 @@ class Pushes:
         self._let_go = asyncio.Event()
 
     async def accounts(self, count: int, partitions: Sequence[int] | None = None) -> list[str]:
-        """Accounts with writes that wait, the oldest first; of all, or of some partitions and of none."""
+        """Return accounts with waiting writes, the oldest first; of all or of `partitions` and of none."""
         of = None if partitions is None else list(partitions)
         async with looking(self._engine) as connection:
             rows = await connection.execute(_WAITING, {"n": count, "partitions": of})
@@ -516,7 +516,7 @@ class Pushes:
 
     @asynccontextmanager
     async def waiting(self, accounts: Sequence[str]) -> AsyncIterator[PendingWrites]:
-        """What those of these accounts wait for that nobody else pushes, one at least, held until the end."""
+        """Yield waiting writes of those accounts that nobody else pushes, at least one, locked meanwhile."""
         while True:
             mine = await self._take(accounts)
             try:
@@ -540,7 +540,7 @@ class Pushes:
 
 
 async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> PendingWrites:
-    """The oldest writes of each account, with what they define: who has many leaves room for all others."""
+    """Read the oldest writes of each account, with definitions; a busy account leaves room for others."""
     each = max(1, WRITES_MAX // len(accounts))
     found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
     rows = [row for row in found if row["turn"] <= each]
@@ -646,7 +646,7 @@ class ClockReports:
             return (await connection.scalars(_ZONES)).all()
 
     async def tell(self, time_zone: str, clock: ZoneOffset, count: int) -> int:
-        """Have tenants of a zone defined again that were not told of this clock; answers how many."""
+        """Redefine at most `count` tenants of a zone without this clock; return how many were."""
         values = {"zone": time_zone, **clock._asdict()}
         async with looking(self._engine) as connection:
             if (await connection.execute(_TOLD, values)).first() is not None:

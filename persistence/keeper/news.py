@@ -196,7 +196,7 @@ Found = Row[Any]
 
 
 async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Tell what thresholds were reached, and which budgets are used up."""
+    """Report reached thresholds and used-up budgets."""
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
@@ -219,7 +219,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
 
 
 async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Tell of budgets that are used up before they reset; remember what paces are counted from."""
+    """Report budgets that will be used up before their reset; store the samples that paces start from."""
     now_ms = ms_of(now)
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
@@ -399,7 +399,7 @@ SELECT r.*, o.name AS organization, t.name AS tenant, k.name AS api_key,
 
 
 async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
-    """Tell of sudden use in the hour that runs."""
+    """Report sudden use in the current hour."""
     hour = now.replace(minute=0, second=0, microsecond=0)
     today = hour.replace(hour=0)
     sought = {
@@ -627,9 +627,9 @@ class Deliveries:
         self._engine, self._link, self._links = engine, link, links or {}
 
     async def claim_due(self, count: int, each: int, busy: Collection[int] = ()) -> Sequence[Delivery]:
-        """Deliveries that are due, each for one sender; an attempt of each is counted.
+        """Claim due deliveries, each for one sender, counting an attempt of each.
 
-        Those of `busy` webhooks are left where they are, of others there are at most `each`.
+        Deliveries of `busy` webhooks are skipped; of other webhooks at most `each` are claimed.
         """
         sought = {
             "n": count, "each": each, "busy": list(busy), "lease": LEASE_S,

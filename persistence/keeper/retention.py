@@ -70,9 +70,9 @@ def earliest(found: Mapping[str, Since]) -> Since:
 
 
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
-    """Requests that are looked for together, and since when: one of long ago is for itself.
+    """Group requests to search together, each with its earliest time; a very old one is alone.
 
-    The same holds for one of no known time. The others are not looked for in all months for its sake.
+    So is a request of unknown time, and the others are not searched in all months for its sake.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []
@@ -95,7 +95,7 @@ def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
 
 
 def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bool]:
-    """That rows are of a time when a request can have any: PostgreSQL looks into no month before."""
+    """Return SQL that limits rows to times when a request can have any, so older months are skipped."""
     moment = began(request_id)
     if moment is None:
         used_on = cast(func.timezone("UTC", use_event.c.used_at), Date)
@@ -110,7 +110,7 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
 
 
 def times_of(request_ids: Sequence[str]) -> dict[str, object]:
-    """What `SINCE_BEGAN` is sent: the earliest of these requests, the day of each, those that say none."""
+    """Return parameters of `SINCE_BEGAN`: the earliest of the requests, their days, those without time."""
     moments = {one: began(one) for one in request_ids}
     known = [moment for moment in moments.values() if moment is not None]
     return {
@@ -136,7 +136,7 @@ async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) ->
 
 
 async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]) -> list[str]:
-    """The holds of calls that ended in such months: there were their deadlines, in ms of Redis' clock."""
+    """Return the holds with `deadlines` (ms of Redis' clock) in such months, whose calls ended there."""
     _, kept = (await connection.execute(_KEPT)).one()
     until = 0 if kept is None else ms_of(kept) + AHEAD_MAX_MS
     return [one for one, at_ms in deadlines.items() if at_ms < until and is_of_gateway(one)]

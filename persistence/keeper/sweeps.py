@@ -111,9 +111,9 @@ class KeeperShares:
     async def keep(
         self, reached: Collection[int], left: Collection[int], held_s: float
     ) -> PartitionAssignment:
-        """Be there for so long, flushing of these partitions, and give some away; what is whose by then.
+        """Register as the flusher of `reached` for `held_s`, release `left`, and return the assignment.
 
-        Who was in this place before this keeper began is there no more.
+        An earlier keeper in this place is registered no more.
         """
         if self._settled is not None and not left and frozenset(reached) == self._settled[0]:
             _, others, told = self._settled
@@ -144,7 +144,7 @@ class KeeperShares:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _run(self, statement: TextClause, values: dict[str, object]) -> CursorResult[Any]:
-        """One statement, which ends by itself: nobody who stands still meanwhile keeps others waiting."""
+        """Run one statement in autocommit, so that a stalled keeper keeps no other waiting."""
         try:
             async with looking(self._engine) as connection:
                 return await connection.execute(statement, values)
@@ -244,10 +244,10 @@ async def watch_gauges(
 
 
 def certificate_end(url: str) -> float | None:
-    """Until when, Unix time, the server's certificate is valid; None where it speaks no TLS.
+    """Return when the server's certificate ends, in Unix time; None if the server speaks no TLS.
 
-    Asked over a connection of its own, since libpq does not show the certificate it has verified.
-    Blocks; raises OSError where nobody answers.
+    The query uses a separate connection, since libpq does not show the certificate that was verified.
+    Blocks; raises OSError if the server does not answer.
     """
     address = conninfo_to_dict(plain_url(url))
     host = str(address.get("host") or "localhost").partition(",")[0]
@@ -328,7 +328,7 @@ _TURN = text("SELECT pg_advisory_xact_lock(7804, 1)")
 
 
 async def remember_losses(connection: AsyncConnection, movements: Sequence[MovementRange]) -> None:
-    """Keep as evidence which of these acknowledged movements their epoch's ledger has not.
+    """Store as evidence which of these acknowledged movements their epoch's ledger lacks.
 
     Everything their organizations had in the outbox of that epoch must be stored by now.
     """
@@ -435,7 +435,7 @@ class Sweeps:
         self._looks, self._since, self._asks = 0, _FIRST, 0
 
     def since(self, whole: bool = False) -> datetime:
-        """From when on resets are asked for that are due; a look at them begins there too."""
+        """Return the time from which due resets are read, for this read and the next look."""
         self._asks += 1
         if self._asks % LOOKS_A_ROUND and not whole:
             return self._since
@@ -443,9 +443,9 @@ class Sweeps:
         return _FIRST
 
     async def due(self, count: int) -> Sequence[tuple[int, int]]:
-        """(tenant, organization) of tenants whose next reset has come, by the last flushed row.
+        """Return (tenant, organization) of tenants whose next reset has come, by the last flushed row.
 
-        One that is stored late, as of a moment that was looked at, is found within `LOOKS_A_ROUND` looks.
+        A reset stored late, as of a moment already read, is found within `LOOKS_A_ROUND` looks.
         """
         since = self._since if self._looks % LOOKS_A_ROUND else _FIRST
         async with self._engine.connect() as connection:
@@ -479,7 +479,7 @@ class Sweeps:
             await connection.execute(_SET_ASIDE, [_letter(one) for one in late])
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
-        """Give credits of a request back, once by its id: an addition, its intent, and the call's own row."""
+        """Refund credits of a request, once by its id: an addition, its intent, and the call's row."""
         caller, request_id = late.settlement.caller, late.settlement.request_id
         organization_id = caller.organization_id
         values = {
@@ -495,13 +495,13 @@ class Sweeps:
                 await _told(connection, request_id, amount)
 
     async def remember(self, acknowledged: Sequence[MovementRange]) -> None:
-        """Keep as evidence what the counters acknowledged and the ledger of that epoch has not."""
+        """Store as evidence what the counters acknowledged and the ledger of that epoch lacks."""
         async with self._engine.begin() as connection:
             await remember_losses(connection, acknowledged)
 
 
 async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
-    """Take what is given back off the call's row, and off what calls add up to."""
+    """Subtract a refund from the call's row and from the call's roll-ups."""
     values = {"request_id": request_id, "amount": amount, **retention.times_of([request_id])}
     before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()
     if before is None:

@@ -229,7 +229,7 @@ class LedgerReader(BudgetUses):
         credentials_max: int = CREDENTIALS_MAX,
         changes_max: int = CHANGES_MAX,
     ) -> None:
-        """`partition_of_digest` places credentials; without it all are beside their organizations."""
+        """Place credentials by `partition_of_digest`; without it, beside their organizations."""
         super().__init__(engine)
         self._partition_of, self._partition_of_digest = partition_of, partition_of_digest
         self._credentials_max, self._changes_max = credentials_max, changes_max
@@ -274,7 +274,7 @@ class LedgerReader(BudgetUses):
     def _standing(
         self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]
     ) -> set[int]:
-        """The keys whose credentials stand in some partitions, but for those of organizations of others."""
+        """Return keys whose credentials are in `there`, except those of organizations in `but_of`."""
         if self._partition_of_digest is None:
             return set()
         return {
@@ -296,7 +296,7 @@ class LedgerReader(BudgetUses):
             }
 
     async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
-        """Keep that partitions' data has all that is defined up to a position, as they are verified now."""
+        """Store that these verified partitions' data contains all definitions up to a position."""
         values = {
             "run_id": run_id.decode(), "partitions": list(epochs), "epochs": list(epochs.values()),
             "position": position,
@@ -333,7 +333,7 @@ class LedgerReader(BudgetUses):
 
     @asynccontextmanager
     async def _at_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
-        """A connection that sees nothing of later changes, and the version that it sees."""
+        """Yield a connection that sees no later changes, and the version that the connection sees."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection, int((await connection.execute(_VERSION)).scalar_one())
@@ -355,7 +355,7 @@ class LedgerReader(BudgetUses):
             return sorted({*here, *await retention.ended_before(connection, held)})
 
     async def push_again(self, ids: Sequence[str]) -> None:
-        """Have these applied control writes wait again."""
+        """Queue these applied control writes again."""
         async with self._engine.begin() as connection:
             await connection.execute(_AGAIN, {"ids": list(ids)})
 
@@ -549,7 +549,7 @@ class Accounts(BudgetUses):
         return found
 
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
-        """Of the checkpoints of these owners' accounts, so many at random: those that say something false."""
+        """Return, of `count` random checkpoints of these owners' accounts, those that are false."""
         async with translating(self._engine.connect()) as connection:
             accounts = [account for owner in owners for account in owner.accounts]
             return await disproved(connection, accounts, count)

@@ -133,7 +133,7 @@ def month_of(seconds: float) -> int:
 
 
 def move(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Bring accounts and roll-ups to where the fresh entries leave them."""
+    """Update accounts and roll-ups to the state that the fresh entries leave."""
     quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
     paid = [(id_, e.balance, e.ahead, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
     spends = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
@@ -168,7 +168,7 @@ def top_up(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: RollupDelta) -> None:
-    """Blocks and unblocks by hand: how a tenant stands after the last, unless it moved since."""
+    """Set tenants' states after manual blocks and unblocks, unless a tenant moved since."""
     last = {}
     for _, (_, _, event) in status_changes:
         assert event is not None
@@ -194,9 +194,9 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
 
 
 def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
-    """Keep what cannot become rows, raw, and let its accounts go on after it.
+    """Store raw the entries that cannot become rows, and let their accounts continue behind.
 
-    An entry set `aside` had no place of its own: it names its account, and leaves no gap.
+    An entry set `aside` had no place of its own: the row names the account, and leaves no gap.
     """
     skipped: dict[int, dict[int, tuple[int, int]]] = {part: {} for part in _SKIP}
     for (partition, (entry_id, packed, event)), reason in dead:
@@ -219,7 +219,7 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
 def set_aside(
     connection: Connection[Any], fresh: Iterable[Placed], unreadable: Mapping[tuple[int, bytes], str]
 ) -> int:
-    """Keep, raw, the entries stored without their metadata; they are no gap. Answers how many."""
+    """Store, raw, the entries stored without their metadata, which are no gap; return the count."""
     kept = 0
     for partition, (entry_id, packed, _) in fresh if unreadable else ():
         reason = unreadable.get((partition, entry_id))
@@ -302,7 +302,7 @@ def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) ->
 
 
 def file_breaks(connection: Connection[Any], fresh: Sequence[Placed], accepted: Accepted) -> None:
-    """Where an account goes on after what was set aside from another balance, store that."""
+    """Store the break where an account continues, after an entry set aside, from another balance."""
     done: set[str] = set()
     for placed in fresh if accepted else ():
         event = event_of(placed)
@@ -343,7 +343,7 @@ def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
 
 
 def _stood(fault: QuarantineReason) -> str | None:
-    """Where an account stood before the entry that stopped it, as JSON; None where that says nothing."""
+    """Return an account's state before the entry that stopped the account, as JSON; None if unknown."""
     for place in places_before(fault.event):
         if place.account == fault.account and abs(place.balance or 0) <= INTEGER_MAX:
             return json.dumps(

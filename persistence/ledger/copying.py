@@ -68,7 +68,7 @@ class Users:
         self._refused_from = clock()
 
     def resolve(self, connection: Connection[Any], fresh: Iterable[Placed]) -> dict[Name, int]:
-        """The ids of everybody named; one over the organization's daily limit of new users has none."""
+        """Return the ids of all named users; a user over the organization's daily limit has none."""
         if self._clock() - self._refused_from > REFUSED_S:
             self._refused.clear()
         if self._clock() - self._known_from > KNOWN_S:
@@ -237,7 +237,7 @@ class Copies:
     def _roll_up(
         self, connection: Connection[Any], user: Callable[[OutboxEntry], int | None]
     ) -> list[tuple[Row, Row]]:
-        """Bring hours and days to where calls leave them; answers corrected ones as they were, and are."""
+        """Add calls to hours and days; return corrected calls as they were before and after."""
         hours: rollup.Rollup = {}
         changes: list[tuple[Row, Row]] = []
         for placed in self._by_table["call"]:
@@ -262,13 +262,13 @@ class Copies:
         user: Callable[[OutboxEntry], int | None],
         changes: Sequence[tuple[Row, Row]],
     ) -> None:
-        """Tell every feature of calls, and of corrected ones as they were and are."""
+        """Report calls, and corrected calls before and after, to every feature."""
         calls = [event_of(placed) for placed in self._by_table["call"]]
         for listener in listeners():
             listener.stored(connection, calls, user, changes)
 
     def _price_reclaimed(self, connection: Connection[Any]) -> None:
-        """Have calls that nobody settled cost what their budgets were charged."""
+        """Set the cost of calls that nobody settled to the amount charged to budgets."""
         events = [
             event
             for _, (_, _, event) in self._by_table["call"]
@@ -281,7 +281,7 @@ class Copies:
                 event.facts = reclaimed_facts(event, currencies.get(event.organization_id, ""))
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
-        """The entry an error of PostgreSQL speaks of and the account it moves; None if it names none."""
+        """Return the entry that a PostgreSQL error names and the account it moves; None if none is named."""
         at = _LINE.search(error.diag.context or "")
         if at is None:
             return None

@@ -90,7 +90,7 @@ def sort_out(
     poison: Mapping[tuple[int, bytes], str],
     aside: Collection[tuple[int, bytes]] = frozenset(),
 ) -> SortedBatch:
-    """Take a batch apart, moving `heads` along; `poison` entries can not be stored as rows.
+    """Split a batch, moving `heads` along; `poison` entries cannot be stored as rows.
 
     Those also in `aside` have no place in their accounts, and leave none behind.
     """
@@ -146,7 +146,7 @@ def _place(out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *
 
 
 def _hold(out: SortedBatch, placed: Placed, event: OutboxEntry, parts: list[tuple[Head, int]]) -> None:
-    """Have an entry wait, and with it what follows on every account it moves."""
+    """Park an entry, and with it the later ones on every account that the entry moves."""
     partition, (entry_id, packed, _) = placed
     if not storable(event):
         out.dead.append((partition, (entry_id, packed, None)))
@@ -263,7 +263,7 @@ class Movement:
 def misfit(
     movement: Movement, head_seq: int, rows: dict[int, Movement], drifts: dict[int, int], *, listed: bool
 ) -> str | None:
-    """Say why a movement cannot take its place; None where it fits.
+    """Return why a movement cannot take its place; None if the movement fits.
 
     `rows` are those stored at the places around it, `drifts` the changes stored just after a
     seq, `listed` whether this very entry is why its place is empty.
@@ -282,7 +282,7 @@ def misfit(
 
 
 def _break(one: Movement | None, following: Movement | None, drifts: dict[int, int]) -> str | None:
-    """Say where two neighbours do not chain; a place that is empty says nothing."""
+    """Return why two neighbours do not chain; None if they do, or if a place is empty."""
     if one is None or following is None:
         return None
     if one.epoch > following.epoch:

@@ -36,10 +36,10 @@ class LedgerListener(Protocol):
         user: Callable[[OutboxEntry], int | None],
         changes: Sequence[Change],
     ) -> None:
-        """A flush stored calls, and corrected others that it learned more of."""
+        """Handle calls stored by a flush, and stored calls corrected by the flush."""
 
     def changed(self, connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
-        """Rows of calls changed."""
+        """Handle changed rows of calls."""
 
 
 @cache

@@ -351,7 +351,7 @@ def corrected(letter: Row, sent: Row) -> OutboxEntry:
 
 
 def finish_control_write(connection: Connection, letter: Row) -> None:
-    """Let the control write a dead letter comes from be done: it is in force, and not to be applied again."""
+    """Finish the control write behind a dead letter: the write is in force, and must not be applied again."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     try:
@@ -372,7 +372,7 @@ def _movements(event: OutboxEntry) -> list[Movement]:
 
 
 def _refuse_twice(connection: psycopg.Connection[Any], event: OutboxEntry) -> None:
-    """A request is charged once: another movement may have charged it meanwhile."""
+    """Refuse to charge a request again that another movement charged meanwhile."""
     if event.kind != EventKind.CONSUME or not rows.is_uuid(event.source) or rows.corrects(event.metadata):
         return
     _refuse_moved(connection, event.source)
@@ -402,7 +402,7 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
 
 
 def _heads(moves: RollupDelta, event: OutboxEntry, seqs: Mapping[str, int]) -> RollupDelta:
-    """Only an account that nothing moved since stands where this leaves it."""
+    """Drop moves of accounts that moved since: only the others end where this entry leaves them."""
     if event.seq < seqs.get(f"tenant:{event.tenant_id}", 0):
         moves.quotas.clear()
         moves.resets.clear()

@@ -80,12 +80,12 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
 
 
 def usage_rows_of(hours: Rollup) -> list[tuple[object, ...]]:
-    """The rows of hours, none with a sum beyond what a column holds: the largest one stays the largest."""
+    """Return rows of hours, with each sum limited to what its column can hold."""
     return [(*bucket, *map(bounded, sums)) for bucket, sums in hours.items()]
 
 
 def moved_usage(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> None:
-    """Take a call out of its hour as its row was, and put it in as it is; both as `statements.CALL_SUMS`."""
+    """Subtract a call's row `before` from its hour and add `after`; both as `statements.CALL_SUMS`."""
     for row, sign in ((before, -1), (after, 1)):
         bucket, counts = tuple(row[: len(DIMENSIONS)]), row[len(DIMENSIONS) : len(DIMENSIONS) + len(SUMS)]
         sums = hours.setdefault(bucket, [0] * len(SUMS))
@@ -118,7 +118,7 @@ _OF_SPAN = "SELECT '{span}', {dimensions}, {sums} FROM hours GROUP BY {groups}"
 
 
 def start_of(unit: str) -> str:
-    """SQL: when the unit began in which `start` is, in UTC."""
+    """Return SQL for the start, in UTC, of the unit that contains `start`."""
     return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")
 
 
@@ -235,7 +235,7 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
 
 
 def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
-    """Windows and what moves them, in turns: what calls use of a window, what sets it back, what comes after.
+    """Yield windows and their movements in turns: use by calls, then a reset, then later use.
 
     Calls add up, also to a window that is full. A later call must not be added before a reset: a full
     window has no room for it.
@@ -337,7 +337,7 @@ DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
 
 
 def supplied_day(event: OutboxEntry) -> int:
-    """The UTC day of a use, since 1970: what is told late says when it was, never that it is to come."""
+    """Return the UTC day of a use, since 1970: a late report names its day, never a future one."""
     day = event.at_ms // DAY_MS
     if event.facts is not None:
         return min(day, event.facts.used_ms // DAY_MS) if event.facts.used_ms else day

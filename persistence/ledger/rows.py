@@ -48,7 +48,7 @@ PRICES_MAX = 1_024
 
 
 def portions(event: OutboxEntry) -> Iterator[tuple[int, int, Decimal]]:
-    """First unit of the month, units and price of each tier the event's units lie in."""
+    """Yield the first unit of the month, units and price of each tier that the event's units lie in."""
     if not event.priced:
         # An entry of before prices were kept: what it cost, spread over its units.
         each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
@@ -207,7 +207,7 @@ def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def posting_row(event: OutboxEntry, origin: Origin | None) -> bytes:
-    """The `credit_posting` row of a grant: an addition or its expiry, or what its metadata calls it."""
+    """Pack the `credit_posting` row of a grant: addition, expiry, or the kind named in the metadata."""
     at = (event.at_ms - EPOCH_MS) * 1000
     signed = event.credits if event.flags & _INWARD else -event.credits
     credit_addition_id, kind = origin or (None, _posting_kind(event.metadata))
@@ -386,7 +386,7 @@ def facts_of(event: OutboxEntry) -> CallFacts:
 
 
 def used_at(event: OutboxEntry, facts: CallFacts) -> int:
-    """When a call was, in ms: what did not pass the gateway says it itself, its account moved later."""
+    """Return the time of a call in ms: the reported time of use, else that of the account's move."""
     return facts.used_ms or event.at_ms
 
 
@@ -436,7 +436,7 @@ _TEXTS = (
 
 
 def correction(event: OutboxEntry) -> dict[str, object]:
-    """What a call really was that its row knows by what was seen of it, for `statements.CORRECT_CALL`."""
+    """Return parameters of `statements.CORRECT_CALL`: the real use of a call stored by estimates."""
     facts, flags = facts_of(event), event.flags
     settled = event.kind == EventKind.CONSUME
     content, project, version = attributed(event.attribution)
@@ -467,7 +467,7 @@ def _text(value: str) -> bytes:
 
 
 def _cut(raw: bytes) -> bytes:
-    """As much as is kept of it, without a piece of a character."""
+    """Cut the raw text to `UNKNOWN_BYTES_MAX`, without a partial character."""
     return raw[:UNKNOWN_BYTES_MAX].decode("utf-8", "ignore").encode().replace(b"\0", b"")
 
 

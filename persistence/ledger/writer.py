@@ -70,7 +70,7 @@ class BatchFailures:
     stops: dict[str, QuarantineReason] = field(default_factory=dict)
 
     def learn(self, error: psycopg.Error, batch: Batch, copies: Copies) -> bool:
-        """Take an error of PostgreSQL into account; False if no entry can be blamed for it."""
+        """Apply an error of PostgreSQL to the known failures; return False if no entry can be blamed."""
         before = self._size()
         reason = complaint(error)
         named = copies.refused(error)
@@ -115,7 +115,7 @@ def _place(placed: Placed) -> Place:
 
 
 def _readable(metadata: bytes) -> bool:
-    """Whether PostgreSQL will most likely take it as JSON; what it still refuses is named one by one."""
+    """Return whether PostgreSQL will most likely accept the metadata as JSON; refusals are named singly."""
     try:
         json.dumps(json.loads(metadata), ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -161,7 +161,7 @@ class LedgerWriter:
         return {partition: epoch for partition, _, epoch in found}
 
     async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
-        """Under what entries of these partitions would be checked now."""
+        """Read the state by which entries of these partitions would be checked now."""
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
 
     async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
@@ -204,7 +204,7 @@ class LedgerWriter:
                     raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     def close(self) -> None:
-        """Let go of the connection; the next write makes a new one."""
+        """Close the connection; the next write opens a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -233,9 +233,9 @@ class LedgerWriter:
     def _sort(
         self, connection: Connection[Any], batch: Batch, refused: BatchFailures
     ) -> tuple[SortedBatch, list[QuarantineReason]]:
-        """Take the batch apart, again without what turns out to contradict what is stored.
+        """Split the batch, repeatedly without entries that turn out to contradict stored rows.
 
-        Its account is in quarantine, or, where a person accepted it, it is set aside.
+        Such an entry's account is quarantined, or, if a person accepted it, the entry is set aside.
         """
         faults = dict(refused.stops)
         quarantined = accounts.stopped_accounts(connection, sorted(batch))
@@ -318,7 +318,7 @@ def _outdated(connection: Connection[Any], locked: list[int], history: History |
 
 
 def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
-    """The partitions where what waits before this batch has to be checked first, since it may go on now."""
+    """Return the partitions whose waiting entries must be checked before this batch, as they may go on."""
     behind = {p: judged for p, judged in history.judged.items() if p in locked} if history else {}
     now = _judged(connection, behind) if behind else {}
     return frozenset(p for p, judged in behind.items() if now.get(p) != judged)
