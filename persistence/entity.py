@@ -276,7 +276,7 @@ def hold_flushes(connection: Connection, partition: object) -> None:
 
 
 def _nothing(*_: object) -> None:
-    """Do nothing, as most rows need nothing besides."""
+    """Ignore the change: most rows need no further step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Schedule:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[DueInvoice]:
-        """Invoices to be drafted, and where they are to be final, drafts whose grace is over."""
+        """Return invoices to draft, and with `finalize` drafts whose grace is over."""
 
         def read(connection: Connection) -> Sequence[Any]:
             return schedule.due(connection, self.clock(), after, count, self.grace_hours, finalize=finalize)
@@ -70,13 +70,13 @@ class Schedule:
         return ScheduledResult([each for each in organization_ids if each not in left], left)
 
     async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
-        """Keep why organizations' invoices were left; None where nothing is."""
+        """Store why organizations' invoices were skipped; None clears the reason."""
         if left:
             async with self.engine.begin() as connection:
                 await connection.run_sync(schedule.leave, left)
 
     async def clear_skipped(self, count: int, *, finalize: bool) -> None:
-        """Let nothing be said to be left of organizations with nothing due: a person made it."""
+        """Clear the skip reasons of organizations with nothing due: a person made the invoice."""
         async with self.engine.begin() as connection:
             left = await connection.run_sync(schedule.skipped_organizations, count)
         if left:

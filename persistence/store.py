@@ -60,7 +60,7 @@ class Trials:
         self._looking: asyncio.Task[None] | None = None
 
     async def run(self, connection: AsyncConnection, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work over a connection; `TrialEnded` once somebody waits for what it holds."""
+        """Run the work over a connection; `TrialEnded` once another session waits for its locks."""
         session = int(await connection.scalar(_SESSION))
         waited_for = self._under_way[session] = asyncio.get_running_loop().create_future()
         if self._looking is None:
@@ -202,15 +202,15 @@ class Store:
         return await self._read(lambda connection: entity.count_rows(connection, of, query, most, within_ms))
 
     async def write(self, command: Command) -> CommittedWrite | Replay:
-        """Do one write: rows, control writes, audit and idempotency key, or none of them."""
+        """Run one write: rows, control writes, audit and idempotency key, or none of them."""
         done = await self.run(lambda connection: self._write(connection, command))
         await self._wrote()
         return done
 
     async def applying(self, work: Callable[[ApplyTransaction], Awaitable[T]], *, keep: bool) -> T:
-        """Do the work in one transaction; what it wrote is undone unless it is to `keep`.
+        """Run the work in one transaction, rolled back unless `keep`.
 
-        An undone trial keeps nobody waiting: `TrialEnded` where somebody waits for it.
+        A trial that is rolled back blocks nobody: `TrialEnded` if another session waits for it.
         """
 
         async def done_here(connection: AsyncConnection) -> T:
@@ -347,7 +347,7 @@ class Store:
             await self.replica.engine.dispose()
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        """Do something that only reads, and may be of a moment ago but for what was written here."""
+        """Run a read on the replica if there is one: possibly a moment old, except for writes made here."""
         if self.replica is None:
             return await self.run(work)
         return await self.replica.read(work, lambda: self.run(work))

@@ -32,7 +32,7 @@ NUMBER_DIGITS = 6
 
 
 def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[str]:
-    """Take the year's next `count` numbers; other transactions wait until this one ends."""
+    """Reserve the year's next `count` numbers; other transactions wait until this one ends."""
     series, last = str(now.astimezone(UTC).year), invoice_sequence.c.last_number
     first = upsert(invoice_sequence).values(series=series, last_number=count)
     taken = first.on_conflict_do_update(

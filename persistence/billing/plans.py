@@ -261,7 +261,7 @@ def _lot(connection: Connection, row: Any) -> _Lot | None:
 
 
 def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
-    """Return the seq before which the carrying plan ended, its closing row, and whether the next has all."""
+    """Return the seq of the carrying plan's end, its closing row, and whether the next plan has all."""
     if row.debt_counted is None:
         return None, None, False
     turns, seqs = _turns(connection, row, row.debt_write_id)

@@ -59,7 +59,7 @@ SELECT s.id FROM organization_subscription AS s
 
 
 def reprice(change: EntityWrite) -> Row:
-    """`/reprice`: set the price from a day on for all subscribers without a negotiated fee."""
+    """Set the price from a day on (`/reprice`) for all subscribers without a negotiated fee."""
     row = lock(change)
     values, day = change.command.values, day_in(change.command.values, "from")
     said = {name: values[name] for name in _NAMES if name in values}
@@ -167,7 +167,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_plan(change: EntityWrite) -> Row:
-    """`/change`: switch to another plan now, or when the running period ends."""
+    """Switch to another plan (`/change`), now or when the running period ends."""
     row = _held(change)
     require(change)
     plan_id = id_in(change.command.values, "plan_id")
@@ -184,7 +184,7 @@ def change_plan(change: EntityWrite) -> Row:
 
 
 def agree_terms(change: EntityWrite) -> Row:
-    """`/terms`: set discount, minimum, fee or quantity from a day on: at once, or when the day comes."""
+    """Set discount, minimum, fee or quantity from a day on (`/terms`): at once, or when the day comes."""
     row = _held(change)
     require(change)
     values, day = change.command.values, day_in(change.command.values, "from")
@@ -215,7 +215,7 @@ def agree_terms(change: EntityWrite) -> Row:
 
 
 def cancel(change: EntityWrite) -> Row:
-    """`/cancel`: end it now, or when the running period ends."""
+    """End the subscription (`/cancel`), now or when the running period ends."""
     row = _held(change)
     now = change.command.values.get("when") == "now"
     return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now), now=now)

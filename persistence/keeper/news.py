@@ -258,7 +258,7 @@ async def _each_page(
     *,
     over: timedelta = timedelta(),
 ) -> None:
-    """Have accounts told of that a statement finds in the windows of now and of so long ago."""
+    """Call `tell_of` with each page of accounts found in the windows of now and of `over` ago."""
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
     while True:
         async with engine.begin() as connection:

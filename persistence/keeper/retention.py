@@ -72,7 +72,7 @@ def earliest(found: Mapping[str, Since]) -> Since:
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
     """Group requests to search together, each with its earliest time; a very old one is alone.
 
-    So is a request of unknown time, and the others are not searched in all months for its sake.
+    Requests of unknown time stand alone too: the others are not searched in all months for their sake.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []

@@ -112,7 +112,7 @@ def ask_session(connection: Connection, session_id: int) -> bool:
 
 
 def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouched: bool) -> None:
-    """Keep what is asked with next; who is `vouched` for goes on a while, until `LIFE_MAX` after it began."""
+    """Store the next renewal; a `vouched` session is extended, until `LIFE_MAX` after it began."""
     ends = (
         func.least(func.now() + VOUCHED, _sessions_here.created_at + LIFE_MAX)
         if vouched
@@ -174,7 +174,7 @@ def use_sign_in(connection: Connection, state: str) -> bool:
 
 
 def _of_same(row: Row) -> ColumnElement[bool]:
-    """Sessions of the same person, by whichever token; else of those who hold the same token."""
+    """Select sessions of the same person, by any token; without an identity, those of the same token."""
     if row["identity"] is None:
         return _sessions_here.identity.is_(None) & (_sessions_here.token_digest == row["token_digest"])
     return (_sessions_here.issuer == row["issuer"]) & (_sessions_here.identity == row["identity"])
@@ -289,7 +289,7 @@ def _json(value: object) -> object:
 
 
 def told(row: Row, within: int) -> Row:
-    """An entry as an organization's own callers see it: who else changed something of theirs is staff."""
+    """Return an entry as an organization's own callers see it: other actors are shown as staff."""
     if row["token_organization_id"] == within:
         return row
     return {**row, "actor": STAFF, **dict.fromkeys((*BY_PEOPLE, "admin_token_id", "token"))}
@@ -329,9 +329,9 @@ _keys = idempotency_key.c
 
 
 def claim_idempotency(connection: Connection, wanted: Claim) -> Replay | None:
-    """Take a key for this transaction, or answer what it was answered first.
+    """Claim a key for this transaction, or return the first answer stored under the key.
 
-    Raises `Conflict` where the key stands for another request or its first is still running.
+    Raises `Conflict` if the key stands for another request or its first is still running.
     """
     lock_on = func.hashtextextended(f"{wanted.scope}\n{wanted.key}", 0)
     if not connection.execute(select(func.pg_try_advisory_xact_lock(lock_on))).scalar_one():
@@ -370,7 +370,7 @@ def refuse_other(connection: Connection, wanted: Claim) -> None:
 
 
 def keep_first_answer(connection: Connection, wanted: Claim, body: Row, status: int | None = None) -> None:
-    """Keep an answer; without a status it is what would be answered after a crash."""
+    """Store an answer; without a status, the body is the answer after a crash."""
     connection.execute(
         update(idempotency_key)
         .where(_keys.actor == wanted.scope, _keys.key == wanted.key)
@@ -458,7 +458,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def hold_of_members(change: EntityWrite, tenant_id: int) -> None:
-    """Let members make keys of a tenant one at a time, so that they count each other's.
+    """Lock a tenant while members make its keys, so that concurrent members count each other's keys.
 
     Before others hold the row to share it.
     """
@@ -479,7 +479,7 @@ def refuse_many(change: EntityWrite, tenant_id: int) -> None:
 
 
 def rotate(change: EntityWrite) -> Row:
-    """Keep a new key in the place of another, which ends after an overlap; answers with the new one."""
+    """Store a new key in place of another, which ends after an overlap; return the new key."""
     tenant_id = int(str(change.fetch()["tenant_id"]))
     hold_of_members(change, tenant_id)
     refuse_many(change, tenant_id)
@@ -680,7 +680,7 @@ def check_user(change: EntityWrite, row: Row) -> None:
 
 
 def create_admin_token(change: EntityWrite) -> Row:
-    """Keep a new token; one of people only where nobody could claim another organization's."""
+    """Store a new token; one of people only if nobody could claim another organization's."""
     _narrow(change)
     values = change.command.values
     if values["role"] == MEMBER and values.get(OWNER) is None:
@@ -726,7 +726,7 @@ def delete_admin_token(change: EntityWrite) -> Row:
 
 
 def _by_equals(verb: Verb) -> Verb:
-    """Let an organization's own people do nothing to a token that staff made for staff."""
+    """Refuse an organization's own people any change of a token that staff marked `ours`."""
 
     def do(change: EntityWrite) -> Row:
         actor = change.command.actor

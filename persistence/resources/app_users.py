@@ -31,7 +31,7 @@ _LISTS = {"models": (tenant, app_user), "runs": (tenant,)}
 
 
 def define_lists(change: EntityWrite, organization_id: int) -> None:
-    """Have an organization loaded again where a list of models or a policy of runs is written."""
+    """Reload an organization whose list of models or policy of runs is written."""
     values = change.command.values
     for name in values.keys() & _LISTS.keys():
         there = sum(
@@ -48,7 +48,7 @@ def define_lists(change: EntityWrite, organization_id: int) -> None:
 
 
 def define(change: EntityWrite, row: Row) -> None:
-    """Have the user's limits loaded again, in each tenant of the organization."""
+    """Reload the user's limits in each tenant of the organization."""
     if row["organization_id"] is None:
         return
     owner = id_in(row, "organization_id")

@@ -122,7 +122,7 @@ def _refuse_negotiated(change: EntityWrite, which: ColumnElement[bool]) -> None:
 
 
 def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
-    """The field and the remedy, of each service that cannot use its price."""
+    """Yield the field and the remedy for each service that cannot use its price."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -137,7 +137,7 @@ def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple
 
 
 def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """The same of organizations' negotiated prices, each with its id."""
+    """Yield the field and the remedy for each unusable negotiated price, with the price's id."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -190,7 +190,7 @@ def define(change: EntityWrite, _: Row) -> None:
 
 
 def define_model(change: EntityWrite, row: Row) -> None:
-    """Have the catalogue loaded again, and all negotiators of this business model for a service."""
+    """Reload the catalogue, and each organization that negotiated this business model for a service."""
     define(change, row)
     here = organization_service.c
     told = select(here.organization_id).where(here.business_model_id == row["id"]).distinct()
@@ -199,7 +199,7 @@ def define_model(change: EntityWrite, row: Row) -> None:
 
 
 def delete_service(change: EntityWrite) -> Row:
-    """Take a service out of the catalogue; its key becomes free, its rows stay."""
+    """Delete a service from the catalogue; its key becomes free, its rows stay."""
     row = lock(change)
     refuse_while_referenced(change)
     # No key a caller can choose holds a tilde.
@@ -354,7 +354,7 @@ def check_features(change: EntityWrite) -> None:
 
 
 def check_currency(change: EntityWrite, row: Row) -> None:
-    """`Unprocessable` where tokens beyond the token plan would cost another currency than the plan does."""
+    """Raise `Unprocessable` if the token plan's overage price is in another currency than this plan."""
     costs = priced_in(change, row["token_plan_id"])
     if costs is not None and costs != row["currency"]:
         wrong = f"has a price in {costs}, and this plan is in {row['currency']}"
@@ -485,7 +485,7 @@ def in_force(now: datetime) -> Select[Any]:
 
 
 def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, ...]:
-    """Exchange rates that are in force at a time, or will be."""
+    """Return exchange rates in force at a time or later."""
     following = func.lead(_rates_here.effective_from).over(
         partition_by=(_rates_here.currency, _rates_here.base), order_by=_rates_here.effective_from
     )
@@ -567,7 +567,7 @@ RATES_MAX = 2_000
 
 
 def check_rate(change: EntityWrite) -> None:
-    """`Unprocessable` where there is one of the same for that time; `Conflict` where there are too many."""
+    """Raise `Unprocessable` for a second rate of the same pair and time; `Conflict` beyond `RATES_MAX`."""
     values = change.command.values
     change.connection.execute(_LOCK)
     base = values.get("base", BASE_CURRENCY)

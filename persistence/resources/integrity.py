@@ -128,7 +128,7 @@ class Quarantines:
         self._engine = engine
 
     async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
-        """Of each partition the newest entry stored, the epoch, whether rows of it are known to be gone."""
+        """Return each partition's newest stored entry, its epoch, and whether rows of it are lost."""
         state = partition_state.c
         async with looking(self._engine) as connection:
             rows = await connection.execute(
@@ -184,7 +184,7 @@ class Quarantines:
 
 
 def release(change: EntityWrite) -> Row:
-    """`/release`: let an account, and those that wait for it, go on; `accept` says how, with the reason."""
+    """Release an account and those that wait for it (`/release`); `accept` says how, with the reason."""
     row = lock(change)
     if row["released_at"] is not None:
         raise Conflict(f"It was released at {row['released_at']}.")
@@ -303,7 +303,7 @@ _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_
 
 
 def drive_again(change: EntityWrite) -> Row:
-    """`/redrive`: store it where it belongs, with the corrections sent."""
+    """Store the letter where it belongs (`/redrive`), with the corrections sent."""
     letter = _open(change)
     if late := _late(letter):
         _charge_late(change, letter, *late)
@@ -316,7 +316,7 @@ def drive_again(change: EntityWrite) -> Row:
 
 
 def resolve(change: EntityWrite) -> Row:
-    """`/resolve`: have it stay as it is, with a reason; it holds no invoice up any more."""
+    """Resolve the letter as it is (`/resolve`), with a reason: it blocks no invoice any more."""
     letter = _open(change)
     if _late(letter) is None:
         finish_control_write(change.connection, letter)
@@ -330,7 +330,7 @@ def _late(letter: Row) -> tuple[str, bytes] | None:
 
 
 def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: bytes) -> None:
-    """Have a settlement charged that no archive has, once by its request's id."""
+    """Queue the charge of a settlement that no archive has, once by its request's id."""
     given = [name for name in ("changes", "raw") if change.command.values.get(name) is not None]
     if given:
         raise Unprocessable(errors=tuple((one, "must be left out: it is a settlement") for one in given))
@@ -377,7 +377,7 @@ DEAD_LETTER_SUBJECT = Entity(
 
 
 def _asked(_: EntityWrite) -> Row:
-    """Somebody asked for many decisions: each is audited by itself, that they were asked for is now."""
+    """Return a row for the audit of a request for many decisions; each decision is audited by itself."""
     return {"id": "many"}
 
 
@@ -424,9 +424,9 @@ class ReconciliationResults:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
-        """Have the only run of all keepers while this lasts; False where another one has it.
+        """Acquire the only run of all keepers meanwhile; yield False if another keeper has acquired it.
 
-        Runs take minutes, so it has a connection of its own.
+        Runs take minutes, so the lock uses a separate connection.
         """
         done = False
         try:

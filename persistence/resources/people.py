@@ -91,12 +91,12 @@ PRICES = {
 
 
 def define_organization(change: EntityWrite, row: Row) -> None:
-    """Have the organization of a row loaded again: its limits, credit limit, cap and prices."""
+    """Reload the organization of a row: its limits, credit limit, cap and prices."""
     change.define(f"organization:{row['organization_id']}", row["organization_id"])
 
 
 def delete(change: EntityWrite) -> Row:
-    """Take an organization out; `Conflict` says what of it no invoice has."""
+    """Delete an organization; `Conflict` names its charges that no invoice has."""
     lock(change)
     refuse_while_referenced(change)
     credit_balances.catch_up_allocations(change.connection, [change.row_id])
@@ -129,7 +129,7 @@ def keep_currency(change: EntityWrite, row: Row) -> None:
 
 
 def check_row(change: EntityWrite, row: Row) -> None:
-    """Keep its currency, and what credits beyond its balance cost since when."""
+    """Check a row's currency and debt, and store since when credits beyond the balance have their price."""
     keep_currency(change, row)
     _check_debt(change, row)
     credit_balances.keep_debt_price(change, row)
@@ -137,7 +137,7 @@ def check_row(change: EntityWrite, row: Row) -> None:
 
 
 def _check_debt(change: EntityWrite, row: Row) -> None:
-    """All credits that may be used beyond the balance can be billed at once."""
+    """Refuse a credit limit or price by which the whole debt could not be billed at once."""
     if not {"credit_limit", "credit_unit_cost"} & change.command.values.keys():
         return
     limit, cost = int(str(row["credit_limit"])), row["credit_unit_cost"]

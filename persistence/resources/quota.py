@@ -133,7 +133,7 @@ def _changed(row: Row, said: Row) -> Row:
 
 
 def raise_amount(change: EntityWrite) -> Row:
-    """Have another amount stand for a budget's own until a time."""
+    """Raise a budget's amount until a time."""
     row, values = lock(change), change.command.values
     amount, until = values["amount"], values["until"]
     assert isinstance(until, datetime)
@@ -145,7 +145,7 @@ def raise_amount(change: EntityWrite) -> Row:
 
 
 def reset(change: EntityWrite) -> Row:
-    """Have the use of the window that runs begin at 0 again, in all accounts."""
+    """Reset the use in a budget's current window to 0, in all accounts."""
     row = lock(change)
     change.before = None
     organization_id = id_in(row, "organization_id")
@@ -156,7 +156,7 @@ def reset(change: EntityWrite) -> Row:
 
 
 def forget_key(change: EntityWrite, key_id: int) -> None:
-    """Let go of a key that is deleted: budgets that were of it are deleted, and only kept."""
+    """Remove a deleted key from deleted budgets, which are only kept."""
     gone = (budget.c.api_key_id == key_id, budget.c.deleted_at.is_not(None))
     change.connection.execute(update(budget).where(*gone).values(api_key_id=None))
 
@@ -173,7 +173,7 @@ def _others(connection: Connection, owner: int) -> dict[str, Selector]:
 
 
 def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
-    """What a budget names of somebody else's. An object that is not there at all is told by `require`."""
+    """Yield the fields of a budget that name another owner's object; `require` reports missing objects."""
     for name, owner in _OWNERS.items():
         said = values.get(name)
         found = None if said is None else connection.execute(owner, {"id": said}).first()
@@ -239,7 +239,7 @@ BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
 #
 # The row and the intent are written together. What the counters refuse never was an addition.
 def create(change: EntityWrite) -> Row:
-    """Give credits, or take them back where the number is negative."""
+    """Add credits, or remove credits if the number is negative."""
     require(change)
     # A null is as if it was not said.
     values = {name: value for name, value in change.command.values.items() if value is not None}
@@ -292,7 +292,7 @@ def create_ordered(change: EntityWrite) -> Row:
 
 
 def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """An invoice of its own has something on it, and nothing that waits for its payment expires meanwhile."""
+    """Refuse an addition whose own invoice would be empty, and a prepaid addition that expires."""
     values = change.command.values
     invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
     if invoicing in {None, NEXT}:

@@ -103,7 +103,7 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
 
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
-    """`Unprocessable` names what asks for hours that are not kept."""
+    """Raise `Unprocessable`, naming the field, if hours are requested that are not kept."""
     asking = hourly_parts(asked)
     if not asking:
         return
@@ -135,7 +135,7 @@ def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row
 
 
 def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
-    """Added up first, then put in order, and named last: names are looked up for what is told alone."""
+    """Build a query that sums first, sorts then, and reads names last, for the returned rows alone."""
     columns = [GROUPS[group] for group in asked.groups]
     apart = ["currency", *columns] if asked.interval == "none" else ["began", "currency", *columns]
     here = _rows(asked, apart).c
@@ -344,7 +344,7 @@ class ConsoleQueries:
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int
     ) -> Sequence[Row] | None:
-        """How many of the newest calls ended with each status and reason; None where that takes too long."""
+        """Count the newest calls by status and reason; None if the query takes too long."""
         own = [*self._own(call), *(call.c[name] == value for name, value in filters.items())]
         if "tenant_id" in filters:
             owner = select(tenant.c.organization_id).where(tenant.c.id == filters["tenant_id"])
@@ -367,7 +367,7 @@ class ConsoleQueries:
             raise StoreUnavailable from error
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
-        """The tenants that used most tokens on a UTC day, most first, each with the sums of all (`all_…`)."""
+        """Return the tenants that used most tokens on a UTC day, most first, with sums of all (`all_…`)."""
         of = self._within
         own = {"within": of and of.organization_id, "tenant": of and of.tenant_id}
         return await self._rows(_BUSIEST, day=day, rows=rows_max, **own)

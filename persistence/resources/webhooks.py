@@ -69,7 +69,7 @@ def change_row(change: EntityWrite) -> Row:
 
 
 def send_test(change: EntityWrite) -> Row:
-    """`/test`: have something sent now, and addresses asked again; `Conflict` where that is too much."""
+    """Send a test message (`/test`), and ask unconfirmed addresses again; `Conflict` if too many."""
     row = lock(change)
     waiting = select(_delivery.id).where(_delivery.webhook_id == change.row_id, _delivery.state == "pending")
     if len(change.connection.execute(waiting.limit(TESTS_MAX)).all()) >= TESTS_MAX:
@@ -97,9 +97,9 @@ def _unconfirmed(row: Row) -> list[str]:
 
 
 def _ask(change: EntityWrite, row: Row) -> bool:
-    """Have addresses asked that have not agreed and were not asked within a day; whether there are any.
+    """Request consent of addresses that have not agreed and were not asked within a day; return if any.
 
-    `Conflict` where that is too much for a mailbox or for the organization.
+    `Conflict` if that is too much for a mailbox or for the organization.
     """
     if not _unconfirmed(row):
         return False
@@ -133,7 +133,7 @@ def _ask(change: EntityWrite, row: Row) -> bool:
 
 
 def _send(change: EntityWrite, row: Row, event: str, payload: Row, occasion: str) -> None:
-    """Have a message sent that nobody but who asks for it causes; `Conflict` where there were too many."""
+    """Queue a message that a person requested; `Conflict` if too many were sent this hour."""
     connection, owner = change.connection, row["organization_id"]
     here = _here.id == row["id"]
     if owner is not None:
@@ -156,7 +156,7 @@ def _count(connection: Connection, *where: Any) -> int:
 
 
 def consent_by(connection: Connection, digest: str) -> Row | None:
-    """What a good link asks, by its digest: whose messages may go to which address; since when they do."""
+    """Return organization, address and time of consent of a valid link, by its digest; else None."""
     found = connection.execute(
         select(organization.c.name.label("organization"), _consent.address, _consent.given_at)
         .join(organization, organization.c.id == _consent.organization_id)
@@ -167,7 +167,7 @@ def consent_by(connection: Connection, digest: str) -> Row | None:
 
 
 def consent(connection: Connection, digest: str, *, given: bool) -> bool:
-    """Let mail be sent to the address of a link, or no more; False where the link is not good."""
+    """Allow or end mail to the address of a link; return False if the link is not valid."""
     said = func.coalesce(_consent.given_at, func.now()) if given else None
     agreed = update(mail_consent).where(_consent.digest == digest, _IS_GOOD).values(given_at=said)
     return connection.execute(agreed.returning(_consent.address)).first() is not None

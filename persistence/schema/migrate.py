@@ -175,9 +175,9 @@ def schema_status(url: str) -> SchemaStatus:
 
 
 def runs_from(scripts: ScriptDirectory) -> str:
-    """Since which version of the schema programs run on the newest one: the latest that a migration states.
+    """Return the oldest program version that runs on the newest schema: the latest that migrations state.
 
-    One that states none serves no program but its own and later ones.
+    A migration that states none serves only programs of its version and later ones.
     """
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
 
@@ -237,7 +237,7 @@ class BlockerWatch:
 
 
 def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
-    """Which keepers are there that a schema serves no longer, on one line; empty once there are none."""
+    """Return, on one line, the running keepers that a schema serves no longer; empty once none run."""
     if not connection.scalar(text("SELECT to_regclass('keeper') IS NOT NULL")):
         return ""
     until = time.monotonic() + wait_s
@@ -263,7 +263,7 @@ def _version(connection: Connection) -> str | None:
 
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
-    """One transaction; an error in it is told by its first line, which has no values in it."""
+    """Connect for one transaction; an error is reported by its first line, which has no values."""
     engine = create_engine(
         dialect_url(url),
         poolclass=NullPool,
@@ -285,7 +285,7 @@ def _connected(url: str) -> Iterator[Connection]:
 
 
 def _ended(said: str, url: str) -> str:
-    """Libpq says that it does not trust a certificate, but not that it has ended."""
+    """Return when an untrusted certificate ended, which libpq does not say; else ""."""
     if "certificate verify failed" in said:
         with suppress(OSError, UnreadableCertificate):
             end = certificate_end(url)

@@ -80,9 +80,9 @@ def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) 
 
 
 def _admit_members(connection: Connection, database: str, names: dict[str, str], schema: str) -> str:
-    """Let users of the roles that another name of the database had into today's; those lose what they had.
+    """Grant today's roles to users of the roles of the database's earlier name, whose rights end.
 
-    An administrator's statements where this user may not, else empty.
+    Returns an administrator's statements if this user may not grant, else "".
     """
     noted = rights_note(database)
     before = str(connection.exec_driver_sql(RIGHTS_OF).scalar_one())
@@ -109,7 +109,7 @@ def _admit_members(connection: Connection, database: str, names: dict[str, str],
 
 
 def _made(connection: Connection, name: str) -> bool:
-    """Whether a role is there, now if not before; another database's migrate may be as far at this moment."""
+    """Create a role if it is missing; return whether the role exists, even if another migration made it."""
     there = connection.execute(_THERE, {"name": name}).scalar_one()
     return bool(there) or _allowed(connection, f"CREATE ROLE {_quoted(name)}")
 
@@ -130,7 +130,7 @@ def _allowed(connection: Connection, statement: str) -> bool:
 def _statements(
     found: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
 ) -> Iterator[str]:
-    """Changes from the present rights to the wanted ones, many objects at once."""
+    """Yield statements from the present rights to the wanted ones, many objects at once."""
     for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
         for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):
             objects = [f"{schema}.{grant.name}" if grant.name else schema for grant in some]
@@ -177,7 +177,7 @@ class Privileges:
     lacking: tuple[str, ...]
 
     def complaint(self) -> str:
-        """The missing rights and the statement that gives them, on one line; empty where nothing is."""
+        """Return the missing rights and the statement that grants them, on one line; "" if none."""
         if not self.lacking:
             return ""
         others = f" and {len(self.lacking) - 1} more" if len(self.lacking) > 1 else ""
@@ -188,7 +188,7 @@ class Privileges:
 
 
 def privileges(url: str) -> Privileges:
-    """Ask a database of the newest schema what the user of this URL may do in it; `SchemaUnavailable`."""
+    """Query what the user of this URL may do in a database of the newest schema; `SchemaUnavailable`."""
     tables = [grant for grant in sorted(WANTED) if (grant.role, grant.kind) == (WRITER, "TABLE")]
     functions = [grant.name for grant in sorted(WANTED) if grant.kind == "FUNCTION"]
     try:
@@ -265,7 +265,7 @@ class PepperUse:
 
 
 def in_use(url: str) -> list[PepperUse]:
-    """Ask a database of the newest schema; `SchemaUnavailable`."""
+    """Query the peppers in use in a database of the newest schema; `SchemaUnavailable`."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]

@@ -151,8 +151,8 @@ def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
 def found_grants(
     rows: Iterable[Iterable[str]], database: str, wanted: frozenset[RoleGrant] = WANTED
 ) -> set[RoleGrant]:
-    """What the roles may do now, by what `FOUND` answers; of everybody's rights only those to functions that
-    act as their owner.
+    """Return the roles' present rights by rows of `FOUND`; of everybody's rights only those to
+    functions that act as their owner.
     """
     roles = {name: role for role, name in roles_of(database).items()}
     ours = {(grant.kind, grant.name) for grant in wanted}
@@ -177,7 +177,7 @@ def versions_between(schema: str) -> list[str]:
 
 
 def runs_from() -> str:
-    """As `runs_from` of `migrate.py` finds it, from the migrations' texts alone."""
+    """Return the result of `runs_from` of `migrate.py`, read from the migrations' texts alone."""
     said = {one: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for one, path in MIGRATIONS.items()}
     return max(found[1] if found else one for one, found in said.items())
 
@@ -207,7 +207,7 @@ def is_current(url: str) -> bool:
 
 
 def admit_writer(url: str, password: str) -> str:
-    """Let the writer of the database at `url`, its owner's, log in with this password; the URL for it."""
+    """Set the password and login of the writer of the owner's database at `url`; return the writer's URL."""
     with psycopg.connect(plain_url(url), **CONNECT) as connection:
         user = writer_of(connection)
         # Hashed here: what the server is told, and might log, is not the password.
@@ -220,7 +220,7 @@ def admit_writer(url: str, password: str) -> str:
 
 
 def writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
-    """By the name the server has for it: a pooler's may be another."""
+    """Return the writer's role by the server's name of the database: a pooler's may be another."""
     row = connection.execute("SELECT current_database()").fetchone()
     assert row is not None
     return roles_of(str(row[0]))[WRITER]

@@ -35,7 +35,7 @@ UPDATE handover SET state = 'canceled', done_at = :now WHERE invoice_id = :id AN
 
 
 def create(change: EntityWrite) -> Row:
-    """Keep what somebody is about to pay, `least` to `most` before tax."""
+    """Store a purchase before its payment, `least` to `most` before tax."""
     values = change.command.values
     owner_id, count = id_in(values, "organization_id"), int(str(values["credits"]))
     least, most = values["least"], values["most"]
@@ -65,7 +65,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def take(change: EntityWrite) -> Row:
-    """Give the credits of a purchase that was paid, once; `NotFound` where it is none of ours."""
+    """Add the credits of a paid purchase, once; `NotFound` if the purchase is not ours."""
     told = change.command.values["told"]
     assert isinstance(told, CheckoutPayment)
     here = checkout.c

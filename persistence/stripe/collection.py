@@ -88,7 +88,7 @@ UPDATE handover AS h
 
 
 def cancel(change: EntityWrite) -> Row:
-    """Leave it: what waits behind an invoice's own is left with it."""
+    """Cancel a hand-over, and those that wait behind an invoice's own."""
     row = lock(change)
     if row["state"] != FAILED and (row["state"] != WAITING or row["attempts"]):
         raise Conflict(f"The hand-over is {row['state']}; only a failed one, or one not begun, is canceled.")
@@ -100,7 +100,7 @@ def cancel(change: EntityWrite) -> Row:
 
 
 def ended(change: EntityWrite) -> Row:
-    """Keep how the attempt ended that the command names; `Conflict` where another has begun since."""
+    """Store the outcome of the command's attempt; `Conflict` if another attempt has begun since."""
     values = change.command.values
     # A writer of money holds the organization first, and then its rows.
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
@@ -122,7 +122,7 @@ def ended(change: EntityWrite) -> Row:
 
 
 def take(change: EntityWrite) -> Row:
-    """Take what was told of an invoice, once; `NotFound` where it is none that was handed over."""
+    """Apply a message about an invoice, once; `NotFound` if the invoice was not handed over."""
     told = change.command.values["told"]
     assert isinstance(told, CollectionStatus)
     here = {"remote": told.remote_id, "key": uuid_of(told.key)}
@@ -144,7 +144,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Do here what was done there; answers the money that is recorded, and what could not be done."""
+    """Apply here what was done in Stripe; return the money recorded, and what could not be done."""
     nothing = Decimal(0)
     stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if told.void:
@@ -182,7 +182,7 @@ def _come_in(
 
 
 def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Take out of the payments what went back to the customer there and had not left them before."""
+    """Subtract from the payments the money that Stripe gave back and that was not subtracted before."""
     nothing = Decimal(0)
     if told.given_back is None:
         return nothing, None
@@ -222,7 +222,7 @@ def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str |
 
 
 def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:
-    """A note over no one invoice is on the customer's balance there: its credit is not used here."""
+    """Book a note without an invoice as credit on the customer's balance at Stripe, not usable here."""
     note_id = id_in(row, "invoice_id")
     stands = change.connection.execute(_STANDS, {"id": note_id}).one()
     rest = rest_of(change.connection, note_id)

@@ -120,8 +120,8 @@ async def forget(engine: AsyncEngine, days: int, at_once: int = DELETED_ROWS_AT_
 
 
 async def handed_over(engine: AsyncEngine) -> dict[str, object]:
-    """How many documents a billing service is to have and has not, since when the oldest waits, and of how
-    many messages of the last day something is left for a person.
+    """Return the waiting and failed hand-overs, the age of the oldest, and the number of last day's
+    messages with a rest for a person.
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_HANDOVERS)).one()

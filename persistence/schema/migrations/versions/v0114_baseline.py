@@ -13,4 +13,4 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Nothing."""
+    """Change nothing."""

@@ -46,5 +46,5 @@ CREATE OR REPLACE VIEW invariant_quota AS
 
 
 def upgrade() -> None:
-    """Have the invariant take corrections for use; what programs of before stored is between both."""
+    """Replace the invariant by one that accepts corrections for use; old rows lie between both."""
     op.execute(QUOTA)
