@@ -70,9 +70,9 @@ def earliest(found: Mapping[str, Since]) -> Since:
 
 
 def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
-    """Group requests to search together, each with its earliest time; a very old one is alone.
+    """Group requests to search together, each group with its earliest time: older months are one group.
 
-    Requests of unknown time stand alone too: the others are not searched in all months for their sake.
+    Requests of unknown time are the last group, so that no other is searched in all months.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []
@@ -136,7 +136,7 @@ async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) ->
 
 
 async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]) -> list[str]:
-    """Return the holds with `deadlines` (ms of Redis' clock) in such months, whose calls ended there."""
+    """Return the holds whose `deadlines`, in ms of Redis' clock, lie before the months that are kept."""
     _, kept = (await connection.execute(_KEPT)).one()
     until = 0 if kept is None else ms_of(kept) + AHEAD_MAX_MS
     return [one for one, at_ms in deadlines.items() if at_ms < until and is_of_gateway(one)]

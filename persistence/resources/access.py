@@ -726,7 +726,7 @@ def delete_admin_token(change: EntityWrite) -> Row:
 
 
 def _by_equals(verb: Verb) -> Verb:
-    """Refuse an organization's own people any change of a token that staff marked `ours`."""
+    """Restrict an organization's changes of a token marked `ours`: its end never, the rest by `ours` only."""
 
     def do(change: EntityWrite) -> Row:
         actor = change.command.actor

@@ -97,7 +97,7 @@ def _unconfirmed(row: Row) -> list[str]:
 
 
 def _ask(change: EntityWrite, row: Row) -> bool:
-    """Request consent of addresses that have not agreed and were not asked within a day; return if any.
+    """Request consent of addresses without consent that were not asked within a day; return if any were.
 
     `Conflict` if that is too much for a mailbox or for the organization.
     """
