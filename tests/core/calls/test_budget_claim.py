@@ -143,7 +143,6 @@ def cached(**lifetime: str) -> list[dict[str, Any]]:
         (asked("openai_chat", service_tier="priority"), 24, 120),
         (asked("openai_chat", service_tier="auto"), 8, 40),
         (asked("gemini_generate", serviceTier="SERVICE_TIER_PRIORITY"), 24, 120),
-        (asked("gemini_generate", service_tier=["priority"]), 8, 40),
     ],
 )
 def test_a_price_is_dear_only_where_a_field_asks_for_it(one: CallRequest, read: float, written: int) -> None:
