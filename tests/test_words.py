@@ -6,6 +6,7 @@ documents, comments, docstrings and messages of the product.
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -55,6 +56,52 @@ def test_no_class_or_module_is_a_participle() -> None:
                     yield f"{name}: class {declared}"
 
     offenders(found())
+
+
+# First words of docstrings of functions: what a function does. A property may begin with a noun.
+VERBS = frozenset(
+    """
+    Abandon Accept Acknowledge Acquire Add Admit Adopt Advance Allocate Allow Amend Answer Append Apply
+    Archive Assert Assign Authenticate Await Beat Begin Block Book Bound Break Buffer Build Call Cancel
+    Capture Carry Change Charge Check Choose Claim Classify Clear Close Collect Commit Compare Compile
+    Complete Compute Configure Connect Continue Convert Copy Count Create Credit Cut Deal Decide Decode
+    Decrypt Defer Define Delete Deliver Deny Describe Detect Discard Draft Drain Drop Encode Encrypt End
+    Enter Escape Estimate Evict Execute Expire Export Extend Extract Fail Feed Fetch Filter Find Finish
+    Fit Flush Fold Follow Forget Fork Format Forward Frame Generate Get Grant Group Hand Handle Hold
+    Honour Identify Ignore Import Increment Initialize Insert Install Invoice Issue Iterate Join Judge
+    Learn Lend Limit List Listen Load Lock Log Look Lower Make Map Mark Match Measure Merge Migrate Move
+    Multiply Name Narrow Note Notify Number Observe Open Order Pack Park Parse Part Pass Pause Pay Place
+    Plan Poll Post Prepare Print Probe Process Publish Push Put Quarantine Query Queue Raise Rate Read
+    Reclaim Record Redeem Redefine Reduce Refresh Refund Refuse Register Reject Relay Release Reload
+    Remember Remove Rename Render Renew Replace Replay Report Request Require Reserve Reset Resolve
+    Restore Restrict Resume Retry Return Reverse Revoke Rewrite Rotate Round Run Scan Schedule See
+    Select Send Serve Set Settle Shake Share Shield Show Sign Signal Simulate Skip Sort Split Spread
+    Start Stop Store Stream Submit Subscribe Subtract Sum Summarize Suspend Switch Sync Teach Test Trace
+    Track Transform Translate Trust Try Turn Understand Undo Unlock Unpack Update Upload Use Validate
+    Verify Visit Void Vouch Wait Wake Warn Watch Work Wrap Write Yield
+    """.split()  # noqa: SIM905  # two hundred literals are ten times as many lines
+)
+# Paths of the Admin API that a function answers, and errors that it raises, in backticks.
+METHOD = re.compile(r"`(?:GET|POST|PUT|PATCH|DELETE) ")
+# Functions whose docstring begins otherwise: this number may only fall.
+OTHERWISE_MAX = 246
+
+
+def test_docstrings_of_functions_begin_with_a_verb() -> None:
+    otherwise = list[str]()
+    for name, text in texts().items():
+        if not (name.startswith(("gateway/", "persistence/")) and name.endswith(".py")):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            doc = ast.get_docstring(node)
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if doc is None or is_property or METHOD.match(doc):
+                continue
+            if doc.split()[0].strip(".,:;") not in VERBS:
+                otherwise.append(f"{name}:{node.lineno}: {doc.splitlines()[0][:80]}")
+    assert len(otherwise) <= OTHERWISE_MAX, "\n".join(otherwise)
 
 
 def test_phrases_are_plain() -> None:

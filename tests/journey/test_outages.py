@@ -49,7 +49,7 @@ def test_streams_that_end_without_redis_are_complete_and_charged_once(broken_sta
     stack = broken_stack
     comparison = Comparison(stack)
     _, other = stack.tenant(1000)
-    request = STREAMS[0].request(comparison.key, comparison.model, {"words": "40", "pause_s": "0.05"})
+    request = STREAMS[0].request(comparison.key, comparison.model, {"words": "100", "pause_s": "0.05"})
     for done, workers_die in ((0, False), (4, True)):
         pids = stack.pids
         wait_until(lambda: stack.chat(other, "1,1").status_code == 200, 60)  # it is open again
