@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import JOB, SettlementLog
 from gateway.counters.settlement_log.resubmission import Resubmitter
 from gateway.errors import StartError
-from gateway.feature import features, handlers, socket_opener
+from gateway.feature import features, handlers, log_handlers, socket_opener
 from gateway.http.ports import Ports
 from gateway.http.server.server import DataPlane
 from gateway.http.tally import Tally
@@ -113,7 +113,7 @@ async def serve_calls(
     resubmitter = Resubmitter(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce, restore=door.restore,
-        others={JOB: door.jobs.resend, **_log_handlers(ports)},
+        others={JOB: door.jobs.resend, **log_handlers(ports)},
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log)
@@ -163,11 +163,6 @@ async def serve_calls(
     leaving = [refused_calls.leave(), programs.leave(), door.leaser.give_back(), *spans]
     await all_within(LEAVING_S_MAX, leaving, log)
     await _end(door, settlements, wires, log)
-
-
-def _log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
-    """Return the features' handlers of records that the settlement log kept, by the kind of a record."""
-    return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
 
 
 def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:

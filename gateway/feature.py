@@ -130,6 +130,11 @@ def handlers() -> dict[str, Answerer]:
     return {path: one for each in features() for path, one in each.handlers().items()}
 
 
+def log_handlers(ports: Ports) -> dict[int, Callable[[bytes], Awaitable[None]]]:
+    """Return the features' handlers of records that the settlement log kept, by the kind of a record."""
+    return {kind: one for each in features() for kind, one in each.log_handlers(ports).items()}
+
+
 def socket_opener() -> Answerer | None:
     """Return the function that goes on with clients by a WebSocket, if a feature has one."""
     return next((each.open_socket for each in features() if each.open_socket is not None), None)

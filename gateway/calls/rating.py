@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from gateway.core.accounts.outbox import OUTPUT, REASONING
 from gateway.core.billing.price_book import Counts, cost_nano, without_request
-from gateway.core.billing.service_tiers import OF_PLACE, PLACES, USUAL_TIERS, lacks_tier
+from gateway.core.billing.service_tiers import PLACES, USUAL_TIERS, lacks_tier, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.tariff import CallPrices, PriceMatch, PriceOf, answering, is_model
 from gateway.core.metering.meter import Detail
@@ -64,7 +64,7 @@ def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], too
     places = [tier for tier in asked if tier in PLACES]
     names = [tier for tier in asked if tier not in PLACES and tier not in USUAL_TIERS]
     for name in names or [""]:
-        tier = OF_PLACE.join([part for part in (name, *places[:1]) if part])
+        tier = tier_at(name, places[0] if places else "")
         cost = cost_nano(vector, counts, tools, tier)
         if lacks_tier(vector, tier) or cost > most:
             found, most = tier, max(cost, most)

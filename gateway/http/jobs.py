@@ -38,7 +38,7 @@ from gateway.core.accounts.jobs import (
 from gateway.core.accounts.outbox import NONE
 from gateway.core.accounts.plans import Weights
 from gateway.core.billing.price_book import NO_COUNTS
-from gateway.core.billing.service_tiers import OF_PLACE, PLACES
+from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest, UsageBounds, write_document
 from gateway.core.calls.claims import budget_claim, read_call
@@ -579,7 +579,7 @@ def at_batch_price(vector: Vector) -> Vector:
     if SERVICE_TIER in vector.tiers:
         return vector.tiers[SERVICE_TIER]
     factor = vector.service_tiers.get(SERVICE_TIER)
-    places = {name: one for name, one in vector.service_tiers.items() if name in PLACES}
+    places = places_of(vector)
     if factor is None:
         return vector._replace(service_tiers=places, tiers={})
 
@@ -672,8 +672,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
         return None
     if job.kind == BATCH:
-        at = detail.service_tier.rpartition(OF_PLACE)[2]
-        detail.service_tier = f"{SERVICE_TIER}{OF_PLACE}{at}" if at in PLACES else SERVICE_TIER
+        detail.service_tier = tier_at(SERVICE_TIER, place_of(detail.service_tier))
     use = _use(job, route.family, line, now_s - prices.at_s, detail)
     use.counts, use.total, use.units, use.estimated = detail.counts(usage), usage.total, 1, usage.estimated
     return charge(ports.directory.price, now_s, use, _terms(job, id_, service, prices))

@@ -20,7 +20,7 @@ from gateway.core.billing.money import (
     whole_credits,
 )
 from gateway.core.billing.sellers import Seller, order_prices, place_factor, rank
-from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier
+from gateway.core.billing.service_tiers import PLACES, at_tier, lacks_tier, places_of
 from gateway.core.billing.vector import SAME, ExchangeRate, Factor, ModelPrice, Vector
 from gateway.core.times import ms_of
 
@@ -352,8 +352,7 @@ def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Ve
 
 def of_tier(usual: Vector, prices: tuple[int, ...], steps: tuple[tuple[int, tuple[int, ...]], ...]) -> Vector:
     """Return the price of a service tier with a table of its own."""
-    places = {name: factor for name, factor in usual.service_tiers.items() if name in PLACES}
-    return usual._replace(prices=prices, context_tiers=steps, service_tiers=places, tiers={})
+    return usual._replace(prices=prices, context_tiers=steps, service_tiers=places_of(usual), tiers={})
 
 
 def _units(row: Mapping[str, Any]) -> dict[str, int]:
@@ -427,9 +426,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
     `counts` are tokens by `KINDS`, `tools` uses by name, `tier` is the service tier that answered. A tier or
     a tool that the price does not name costs nothing more.
     """
-    of_tier_ = SAME
+    tier_factor = SAME
     if tier and (vector.tiers or vector.service_tiers):
-        vector, of_tier_ = at_tier(vector, tier)
+        vector, tier_factor = at_tier(vector, tier)
     numerator, denominator = SAME
     if vector.exact is not None:
         vector, (numerator, denominator) = vector.exact
@@ -443,9 +442,9 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         if count:
             whole += count * prices[kind]
     scale = TOKENS_A_PRICE
-    if of_tier_ != SAME:
-        whole *= of_tier_[0]
-        scale *= of_tier_[1]
+    if tier_factor != SAME:
+        whole *= tier_factor[0]
+        scale *= tier_factor[1]
     if tools:
         for name, uses in tools.items():
             whole += uses_price(vector, name, uses) * scale // USES_A_PRICE

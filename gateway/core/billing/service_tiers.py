@@ -16,6 +16,22 @@ PLACES: Final = frozenset({"us"})
 OF_PLACE: Final = "/"
 
 
+def tier_at(name: str, place: str) -> str:
+    """Return a tier at a place of inference, where either may be empty."""
+    return f"{name}{OF_PLACE}{place}" if name and place else name or place
+
+
+def place_of(tier: str) -> str:
+    """Return the place of inference that a tier names, empty for none."""
+    place = tier.rpartition(OF_PLACE)[2]
+    return place if place in PLACES else ""
+
+
+def places_of(vector: Vector) -> dict[str, Factor]:
+    """Return the factors of a price's places of inference."""
+    return {name: factor for name, factor in vector.service_tiers.items() if name in PLACES}
+
+
 def at_tier(vector: Vector, tier: str) -> tuple[Vector, Factor]:
     """Return the price of a service tier, and a factor of tokens and of the call."""
     name, _, place = tier.partition(OF_PLACE)

@@ -657,7 +657,8 @@ class CallRequest:
     @property
     def models(self) -> tuple[str, ...]:
         """The names of all models that may answer: as the call says, and as its targets do."""
-        return (self.model, *self.models_beside, *[target.model for target in self.targets])
+        models = (self.model, *self.models_beside)
+        return (*models, *[target.model for target in self.targets]) if self.targets else models
 
     @property
     def has_input(self) -> bool:

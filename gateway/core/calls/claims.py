@@ -207,7 +207,7 @@ def _models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
     if call.tool:
         return False
-    return _may_search(call.model) or any(_may_search(model) for model in call.models[1:])
+    return any(_may_search(model) for model in call.models)
 
 
 def _may_search(model: str) -> bool:

@@ -226,12 +226,11 @@ class Estimator:
             readings = 1 + within.compactions + sum([uses for _, uses, _ in within.models])
             read, beside = min(read * readings, INTEGER_MAX), min(beside, INTEGER_MAX)
         likely = math.ceil(learned.output.level)
-        share = 1.0
+        share = learned.input_share.level
         if kept is not None:
-            own = self.known.known[organization_id].keys.find(
-                (key_id, service_key, call.model, call.streamed)
-            )
-            share = learned.input_share.level if own is None else own.level
+            keys = self.known.known[organization_id].keys
+            own = keys.find((key_id, service_key, call.model, call.streamed))
+            share = share if own is None else own.level
         most = call.output_ceiling
         if stated is not None:
             most, likely = stated, min(stated, likely)
@@ -260,8 +259,7 @@ class Estimator:
             learned = self._first(call.model)
             self._keep(organization_id, (service_key, call.model, call.streamed), learned)
         if input_share is not None:
-            sample = min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
-            learned.input_share.add(sample, self._quantile)
+            learned.input_share.add(_bounded(input_share), self._quantile)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
             # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
@@ -283,9 +281,8 @@ class Estimator:
                 step = bytes_per_token - learned.bytes_per_output_token
                 learned.bytes_per_output_token += step / learned.texts
         if key_id and input_share is not None:
-            sample = min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
             name = key_id, service_key, call.model, call.streamed
-            self._learn_share(learned, organization_id, name, sample)
+            self._learn_share(learned, organization_id, name, _bounded(input_share))
 
     def speed(self, call: CallRequest) -> float:
         """Return the tokens a second of one answer to such a call, never less than the first value."""
@@ -318,11 +315,10 @@ class Estimator:
             least = float(min(OUTPUT_TOKENS_FIRST, learned.ceiling))
             learned.output = _Quantile(min(max(output, least), float(learned.ceiling)))
             learned.input_ratio = _Quantile(min(max(ratio, INPUT_RATIO_FIRST), 1.0))
-            learned.input_share = _Quantile(min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX))
+            learned.input_share = _Quantile(_bounded(input_share))
             share = self._keep(organization_id, name, learned)
         if (key_id, *name) not in share.keys.known:
-            first = min(max(own, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
-            self._keep_of_key(organization_id, share, (key_id, *name), _Quantile(first))
+            self._keep_of_key(organization_id, share, (key_id, *name), _Quantile(_bounded(own)))
 
     def _learn_share(self, learned: _Learned, organization_id: int, name: KeyName, sample: float) -> None:
         """Learn the input share of a key, beginning with that of its organization."""
@@ -361,6 +357,10 @@ class Estimator:
     def _ceiling(self, model: str) -> int:
         fitting = [prefix for prefix in self._ceilings if model.startswith(prefix)]
         return self._ceilings[max(fitting, key=len)] if fitting else CEILING
+
+
+def _bounded(input_share: float) -> float:
+    return min(max(input_share, INPUT_SHARE_MIN), INPUT_SHARE_MAX)
 
 
 def _within(call: CallRequest, ceiling: int) -> int:

@@ -144,7 +144,7 @@ def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None
             return f"the service tier {tier}", rules.tier_fields[0]
     if "audio_input" in lacks and not call.measured and not rules.heard(document, call.names):
         return "sound that is read, or a file that may be sound", "messages"
-    made = makes(call)
+    made = makes(call) if "audio_output" in lacks or "image_output" in lacks else []
     if "audio_output" in lacks and "audio_output" in made:
         return "sound that is made", "modalities"
     if "image_output" in lacks and "image_output" in made:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.billing.price_book import Counts
-from gateway.core.billing.service_tiers import OF_PLACE
+from gateway.core.billing.service_tiers import tier_at
 from gateway.core.families.anthropic.calls import FAST, US, ids_in_event, may_tell
 from gateway.core.families.family import KEPT_LINKED, ids_of, object_in
 from gateway.core.metering.endings import ENDINGS
@@ -240,7 +240,7 @@ def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
     place = usage.inference_geo or (US if US in asked else None)
     if place != US:
         return tier
-    return US if tier in {None, "standard"} else f"{tier}{OF_PLACE}{US}"
+    return tier_at("" if tier is None or tier == "standard" else tier, US)
 
 
 def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
