@@ -1,24 +1,8 @@
 // A person with a browser: everything is done by keyboard, then looked at on a phone and in the dark.
 // Usage: node browser.mjs '{"browser", "profile", "url", "token", "name", "tenant", "invoice", "budget", "organization"}'; answers one line of JSON.
-import { readFileSync } from "node:fs";
-import { chromium } from "playwright-core";
+import { asked, close, found, looked, page, signOut } from "./console.mjs";
 
-const asked = JSON.parse(process.argv[2]);
-const found = { errors: [], foreign: [], wide: [], landed: [], violations: [] };
-const AXE = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
-const context = await chromium.launchPersistentContext(asked.profile, {
-  executablePath: asked.browser,
-  headless: true,
-  viewport: { width: 1280, height: 900 },
-  colorScheme: "light",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync"],
-});
-context.setDefaultTimeout(15000);
-const page = context.pages()[0] ?? (await context.newPage());
-page.on("console", (message) => { if (message.type() === "error") found.errors.push(message.text()); });
-page.on("pageerror", (error) => found.errors.push(String(error)));
-page.on("request", (request) => { if (!request.url().startsWith(asked.url)) found.foreign.push(request.url()); });
+Object.assign(found, { landed: [] });
 const keys = page.keyboard;
 
 // Press Tab until an element is reached, as a person without a mouse does.
@@ -171,30 +155,14 @@ const paths = ["/", "/health", "/tenants", `/tenants/${asked.tenant}`, "/organiz
   `/invoices/${asked.invoice}`, "/credit-additions", "/reconciliation", "/receivables",
   "/usage", "/usage?group_by=tenant,user,model&shape=lines&range=24h", "/calls", found.call, found.path,
   "/budgets", "/budgets/new", "/usage?range=24h", "/?range=7d", `/budgets/${asked.budget}`, "/organizations/1", "/search?q=a", "/search?q=nobody", "/tenants?sort=-name"];
-async function looked(paths, open = (path) => page.goto(asked.url + path)) {
-  for (const path of paths) {
-    await page.setViewportSize({ width: 1440, height: 900 });
-    await open(path);
-    await page.evaluate(AXE);
-    for (const [width, theme] of [[1440, "dark"], [1024, "light"], [768, "dark"], [360, "light"]]) {
-      await page.setViewportSize({ width, height: 740 });
-      await page.evaluate((name) => { document.documentElement.dataset.theme = name; document.dispatchEvent(new Event("theme")); }, theme);
-      const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-      if (wider > 0) found.wide.push(`${path}: ${wider} px of ${width}`);
-      const { violations } = await page.evaluate(() => axe.run({ resultTypes: ["violations"] }));
-      for (const each of violations) found.violations.push(`${path} ${width}: ${each.id} ${each.nodes[0].target} ${each.nodes[0].failureSummary}`);
-    }
-  }
-}
-await looked(paths);
+const sizes = [[1440, "dark"], [1024, "light"], [768, "dark"], [360, "light"]];
+await looked(paths, sizes);
 await page.click(".bar .menu-button");
 await page.click(".menu a[href='/tenants']");
 await page.waitForURL("**/tenants");
 found.menu = await page.isHidden("#menu");
 
-await page.setViewportSize({ width: 1280, height: 900 });
-await page.click("button:text-is('Sign out')");
-await page.waitForURL("**/sign-in**");
+await signOut();
 
 // People who are not staff, by keyboard: each lands on the own page. Who has a key asks for more, and rotates it.
 for (const [secret, paths] of asked.people) {
@@ -205,7 +173,7 @@ for (const [secret, paths] of asked.people) {
   await keys.press("Enter");
   await page.waitForURL((url) => url.pathname !== "/sign-in");
   found.landed.push(new URL(page.url()).pathname);
-  await looked(paths);
+  await looked(paths, sizes);
   await page.setViewportSize({ width: 1280, height: 900 });
   if (secret.startsWith("tk_")) {
     await tabTo("#budgets summary");
@@ -229,11 +197,9 @@ for (const [secret, paths] of asked.people) {
     await keys.press("Enter");
     await page.waitForSelector("main a.primary");
     found.checkout = (await page.textContent("main a.primary")).trim();
-    await looked(["/account/credits"], () => {});
+    await looked(["/account/credits"], sizes, () => {});
     await page.setViewportSize({ width: 1280, height: 900 });
   }
-  await page.click("button:text-is('Sign out')");
-  await page.waitForURL("**/sign-in**");
+  await signOut();
 }
-console.log(JSON.stringify(found));
-await context.close();
+await close();

@@ -254,12 +254,12 @@ def test_the_overview_shows_a_month(stack: Stack, browser: str, script: Path) ->
     plan = stack.make("token-plans", name="Overview plan", total_amount=10**12)
     now = datetime.now(UTC)
     for team, model, tokens in TEAMS:
-        stack.make("tenants", name=team, organization_id=whose, plan_id=plan["id"])
+        tenant = stack.make("tenants", name=team, organization_id=whose, plan_id=plan["id"])["id"]
         days = [day for day in range(31) if (now - timedelta(days=day)).month == now.month]
         told = [
             {
                 "specversion": "1.0", "type": "use", "source": "overview", "id": f"{team}-{day}-{part}",
-                "subject": team, "time": (now - timedelta(days=day, hours=part)).isoformat(),
+                "subject": f"tenant:{tenant}", "time": (now - timedelta(days=day, hours=part)).isoformat(),
                 "data": {
                     "service": "chat", "model": model, "user": ("ada", "grace", "edsger")[part],
                     "usage": {"input": tokens * (60 - (now - timedelta(days=day)).weekday() * 9) // 60,
