@@ -65,7 +65,7 @@ class CircuitBreaker:
     def begin(  # which upstream, for how long, and who waits
         self, name: str, wait_s: float, fields: Sequence[bytes], now: float, organization_id: int = EVERYBODY
     ) -> float:
-        """Return an upstream wants to be left alone: for how many seconds more than before it is."""
+        """Suspend calls to an upstream; return for how many seconds more than before."""
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
         self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
         one = self.of(name, now)

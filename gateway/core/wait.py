@@ -175,7 +175,7 @@ class Awake:
         return self._now + min(now - self._looked_at, self._gap_s_max)
 
     def advance(self, now: float) -> float:
-        """Return the loop is here: the time awake as of now."""
+        """Note that the loop runs at `now`; return the time awake until then."""
         self._now = self.at(now)
         self._looked_at = now
         return self._now

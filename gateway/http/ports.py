@@ -175,7 +175,7 @@ class HoldsPort(Protocol):
         """
 
     def forget(self, caller: Caller, key: str) -> Awaitable[None]:
-        """Return the request was refused: the next one with its key is a new one."""
+        """Forget a refused request: the next one with its key is a new one."""
 
     def enter(self, caller: Caller, id_: str) -> Awaitable[None]:
         """Acquire a place for a hold until it is stored. Fails with `TooManyHolds` where no more of this

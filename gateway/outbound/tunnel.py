@@ -102,7 +102,7 @@ class Tunnel(asyncio.Protocol):
     async def _handed_over(
         self, loop: asyncio.AbstractEventLoop, protocol: Any, context: ssl.SSLContext | None, name: str | None
     ) -> asyncio.Transport:
-        """Return nothing is read meanwhile: what comes then is the protocol's."""
+        """Hand the socket to its protocol, without a read in between."""
         plain: asyncio.Transport = self._transport
         if context is None:
             plain.set_protocol(protocol)

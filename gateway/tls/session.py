@@ -244,7 +244,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
                 self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Return the client sends nothing more; whether the socket stays open to be written to."""
+        """Note that the client sends nothing more; return whether the socket stays open to write."""
         if self._state != OPEN:
             return False
         if not self._ended:

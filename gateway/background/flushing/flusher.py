@@ -337,7 +337,7 @@ class Flusher:
         return report.entries()
 
     async def _read_through(self, current: Pass) -> int:
-        """Return the next batch is read and decoded while the last is written."""
+        """Store all batches of a pass, reading ahead while one is written; return the number of entries."""
         stored = 0
         ahead = asyncio.create_task(self._gather(current))
         try:

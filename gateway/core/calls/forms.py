@@ -185,7 +185,7 @@ class FormReader:
         return self._go_on(rest, found + len(mark))
 
     def _go_on(self, rest: bytes, at: int) -> int:
-        """Return another part stands behind a mark, or the end."""
+        """Read behind a mark, where another part stands or the end; return the place to go on at."""
         behind = rest[at : at + 2]
         if behind == b"\r\n":
             self._state = _HEAD

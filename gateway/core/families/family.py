@@ -46,7 +46,7 @@ def never(document: Document, names: FieldNames) -> bool:
 
 
 def always(document: Document, names: FieldNames) -> bool:
-    """Return the API has no such thing."""
+    """Return True: calls of the API cannot ask for it."""
     return True
 
 

@@ -280,7 +280,7 @@ class Meter:
         return chunk
 
     def finish(self) -> bytes:
-        """Return the answer is complete; return the rest to pass on, but for the part it is `behind`.
+        """End a complete answer; return the rest to pass on, but for the part it is `behind`.
 
         Not called for a broken one.
         """

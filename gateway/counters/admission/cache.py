@@ -82,7 +82,7 @@ class Changes:
         return KeyLookup(self, name, self._turn, since, wait, at)
 
     def ends(self, name: bytes, turn: int) -> bool:
-        """Return a reading is over; whether no change was told since it began."""
+        """End a reading; return whether no change was reported since it began."""
         under_way = self._reading[name]
         under_way.readers -= 1
         if not under_way.readers:

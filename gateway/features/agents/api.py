@@ -221,7 +221,7 @@ class Agents:
         )
 
     async def authorize(self, request: web.Request, _: Mapping[str, str]) -> Row:
-        """Return a device asks: it has a code of its own, and one that a person types."""
+        """Begin the sign-in of a device; return its own code, and one that a person types."""
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
         agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
         digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))

@@ -41,5 +41,5 @@ def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
 
 
 def _said(path: str, address: str, second: int) -> str:
-    """Return no credential is digested like this: none has a NUL."""
+    """Return the text of an origin to digest; its NULs stand in no credential."""
     return f"\0agents sender {second} {path} {address}"

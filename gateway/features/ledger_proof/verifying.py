@@ -132,7 +132,7 @@ def check_rows(
 
 
 def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
-    """Return a segment comes before the rows of its places, and later ones of the same places behind it."""
+    """Return a sort key: a segment before its rows, and later segments of the same places behind it."""
     if isinstance(one, LedgerSegment):
         return one.owner_id, one.first_seq, 0, one.number
     return one.owner_id, one.seq, 1, 0

@@ -383,7 +383,7 @@ class UpstreamSide:
         return part
 
     def end(self) -> bytes:
-        """Return the body has come to its end: the bytes that say so."""
+        """End the body; return the bytes that mark its end."""
         if self._promised:
             raise IllegalEvent(f"the end of a body with {self._promised} bytes missing")
         self.request = OUTGOING[self.request][ENDED]

@@ -197,7 +197,7 @@ class ClientConnection(asyncio.Protocol):
             self._reading.pause(SUCCESSOR)  # nothing after this is read
 
     def eof_received(self) -> bool:
-        """Return the client has said everything; it may still read, unless the route says that is leaving.
+        """Note that the client sends nothing more; it may still read, unless its route calls that leaving.
 
         Who waits for an upstream's capacity leaves by that.
         """

@@ -581,7 +581,7 @@ class Link(asyncio.BufferedProtocol):
             self.hold()
 
     def eof_received(self) -> bool:
-        """Return the upstream has said everything."""
+        """Note that the upstream sends nothing more."""
         self._clean_end = True
         return False
 

@@ -215,7 +215,7 @@ def _listed(value: list[object] | Document) -> list[object]:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Return text alone is what an answer is where nothing else is asked for."""
+    """Return whether a call asks for no sound; an answer is text where nothing else is asked for."""
     configs = _configs(document)
     spoken = "input" in document and any("speech_config" in config for config in configs)
     return not spoken and _SPOKEN.isdisjoint(document) and _answers_by(configs, {"TEXT", "IMAGE"})

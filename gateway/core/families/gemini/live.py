@@ -84,7 +84,7 @@ class GeminiLiveSession:
         return self.tokens * max(1, self._asked)
 
     def waits(self, message: Document) -> bool:
-        """Return no message has to."""
+        """Return False: no message has to wait."""
         return False
 
     def document(self) -> Document:

@@ -191,7 +191,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Return text alone is what an answer is where nothing else is asked for."""
+    """Return whether a call asks for no sound; an answer is text where nothing else is asked for."""
     asked = document.get("modalities")
     if asked is None:
         return "audio" not in document

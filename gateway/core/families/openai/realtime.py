@@ -307,7 +307,7 @@ class RealtimeSession:
         self._partial = self._partial and self._busy
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
-        """Return the query names the model: no message does."""
+        """Return a message as it came: the query names the model, and no message does."""
         return message
 
     def _update(self, session: Document) -> tuple[str, ...]:
