@@ -42,10 +42,7 @@ DEAR: Final[Mapping[str, str]] = {
     f"tests/{name}": reason
     for reason, names in {
         "a deployment of real processes, some of them started again": (
-            *(
-                f"faults/test_rows_{part}.py::test_row"
-                for part in ["real", "staged"]
-            ),
+            *(f"faults/test_rows_{part}.py::test_row" for part in ["real", "staged"]),
             "deploy/test_layouts.py::test_it_is_taken_back_until_it_is_taken_up_and_refused_from_then_on",
             (
                 "deploy/test_reload.py::"
@@ -166,6 +163,7 @@ class _Run:
             files.setdefault(_file(item), []).append(item)
         self.files = deque(_by_cost(list(files.values())))
         self.costs: dict[str, float] = {}
+        self.slowness: dict[str, float] = {}
         self.shared_s = 0.0
         self.selector, self.started = selectors.DefaultSelector(), 0
 
@@ -213,8 +211,11 @@ class _Run:
             if message is None:
                 worker.give(self.next_file())
             elif isinstance(message, list):
-                self.costs[message[0]] = message[1]
-                self.shared_s += message[2]
+                name, cost, shared_s, slowness = message
+                self.costs[name] = cost
+                self.shared_s += shared_s
+                if slowness:
+                    self.slowness[name] = slowness
                 worker.waiting.popleft()
             else:
                 config = self.session.config
@@ -248,7 +249,7 @@ def run_forked(session: pytest.Session) -> bool:
         _keep_costs(run.costs)
         session.config.stash[_COSTS] = run.costs | {SHARED: run.shared_s}
     if most := session.config.getoption("--dearest"):
-        for line in too_dear(run.costs, most):
+        for line in too_dear(run.costs, most, run.slowness):
             name = line.partition(" ")[0]
             report = pytest.TestReport(name, (name, None, name), {}, "failed", line, "call")
             session.config.hook.pytest_runtest_logreport(report=report)
@@ -262,13 +263,18 @@ def run_forked(session: pytest.Session) -> bool:
 _COSTS: Final = pytest.StashKey[dict[str, float]]()
 
 
-def too_dear(costs: Mapping[str, float], most: float, excused: Collection[str] = DEAR) -> list[str]:
-    """Return a line for each test that costs more than it may on this machine."""
-    most *= NOISE * _slowness()
+def too_dear(
+    costs: Mapping[str, float],
+    most: float,
+    slowness: Mapping[str, float],
+    excused: Collection[str] = DEAR,
+) -> list[str]:
+    """Return a line for each test that costs more than it may where it ran, as slow as that was."""
+    here = {name: most * NOISE * slowness.get(name, 1.0) for name in costs}
     return [
-        f"{name} costs {cost:.1f} CPU s; at most {most:.1f} here: make it cheaper, or give DEAR its reason"
+        f"{name} costs {cost:.1f} CPU s, at most {here[name]:.1f} here: mend it or give DEAR its reason"
         for name, cost in costs.items()
-        if cost > most and name.partition("[")[0] not in excused
+        if cost > here[name] and name.partition("[")[0] not in excused
     ]
 
 
@@ -355,7 +361,10 @@ class _Sender:
         began, self._shared_s = _spent_s(), 0.0
         stays = after is not None and (_file(after) == _file(item) or _file(item) not in STACKS)
         self._config.hook.pytest_runtest_protocol(item=item, nextitem=after if stays else None)
-        self.send([item.nodeid, round(_spent_s() - began - self._shared_s, 3), round(self._shared_s, 3)])
+        cost = _spent_s() - began - self._shared_s
+        most = self._config.getoption("--dearest")
+        slowness = _slowness() if most and cost > most else None  # now, since neighbours come and go
+        self.send([item.nodeid, round(cost, 3), round(self._shared_s, 3), slowness])
 
     def send(self, message: object) -> None:
         self._channel.sendall(json.dumps(message).encode() + b"\n")

@@ -68,6 +68,11 @@ def test_each_test_is_run_once_whatever_becomes_of_its_process(
 
 
 def test_a_test_that_is_too_dear_is_named_unless_it_has_a_reason() -> None:
-    costs = {"a.py::test_cheap": 1.9, "a.py::test_dear[x]": 9000.0, "a.py::test_excused[y]": 9000.0}
-    [said] = forked.too_dear(costs, 2.0, {"a.py::test_excused"})
-    assert said.startswith("a.py::test_dear[x] costs 9000.0 CPU s")
+    costs = {
+        "a.py::test_cheap": 1.9,
+        "a.py::test_dear[x]": 9.0,
+        "a.py::test_excused[y]": 9.0,
+        "a.py::test_slow": 9.0,
+    }
+    [said] = forked.too_dear(costs, 2.0, {"a.py::test_slow": 3.0}, {"a.py::test_excused"})
+    assert said.startswith("a.py::test_dear[x] costs 9.0 CPU s, at most 4.0 here")

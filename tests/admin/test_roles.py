@@ -63,8 +63,12 @@ OUR_FIELDS = {
     " tax_rate stripe_customer time_zone services",
     "tenants": "plan_id",
 }
-OF_ALL = {"organizations": "create", "admin-tokens": "ours", "models": "create change delete",
-          "shares": "create change delete"}
+OF_ALL = {
+    "organizations": "create",
+    "admin-tokens": "ours",
+    "models": "create change delete",
+    "shares": "create change delete",
+}
 OWNED = {name: one for name, one in {**RESOURCES, **REPORTS}.items() if one.access.reach is RowScope.OWNED}
 SHORT = {"b": "billing", "o": "operator", "m": "member", "r": "readonly"}
 

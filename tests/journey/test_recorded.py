@@ -11,7 +11,6 @@ import re
 import threading
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,7 +26,6 @@ from tests.stage import Stage
 from tests.waiting import wait_until
 
 PIECE_BYTES = 700
-AT_ONCE = 16
 WITHIN_S = 60.0
 SINCE = "2026-01-01T00:00:00Z"
 HELLO = [{"role": "user", "content": "Where is the toll paid?"}]
@@ -82,14 +80,12 @@ def test_every_answer_costs_what_the_table_says(other_stage: Stage, upstream: st
 def answers_cost_what_the_table_says(stage: Stage) -> None:
     before = unknown_in(stage)
 
-    def price(model: str, listed: ListPrice) -> None:
-        above = [] if listed.over is None else [{"above": listed.over[0], **listed.over[1]}]
-        more = {"tools": listed.tools, "service_tiers": listed.tiers, "context_tiers": above}
-        there = {name: value for name, value in more.items() if value}
-        stage.make("prices", model=model, currency="USD", effective_from=SINCE, **listed.million, **there)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:  # what comes together is published together
-        list(pool.map(price, *zip(*(asked_prices() | PRICES).items(), strict=True)))
+    prices = [price(model, listed) for model, listed in (asked_prices() | PRICES).items()]
+    written = {"objects": {"prices": prices}}
+    status, plan = stage.admin("POST", "/configuration", written)
+    assert (status, len(plan["changes"])) == (200, len(prices)), plan
+    status, done = stage.admin("POST", "/configuration", written | {"digest": plan["digest"]})
+    assert status == 200, done
     tenant, key = stage.tenant(None)
     asked: dict[str, Answer] = {}
     with httpx.Client(base_url=stage.gateway_url, timeout=ANSWER_S_MAX) as client:
@@ -105,6 +101,14 @@ def answers_cost_what_the_table_says(stage: Stage) -> None:
     strange = sum("unknown" in row["usage"] for row in rows.values())
     assert strange >= 10
     wait_until(lambda: unknown_in(stage) - before == strange, WITHIN_S)
+
+
+def price(model: str, listed: ListPrice) -> dict[str, Any]:
+    """A listed price as a file of configuration has it."""
+    above = [] if listed.over is None else [{"above": listed.over[0], **listed.over[1]}]
+    more = {"tools": listed.tools, "service_tiers": listed.tiers, "context_tiers": above}
+    there = {name: value for name, value in more.items() if value}
+    return {"model": model, "currency": "USD", "effective_from": SINCE, **listed.million, **there}
 
 
 def asked_prices() -> dict[str, ListPrice]:

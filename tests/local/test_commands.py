@@ -316,9 +316,7 @@ def test_a_keeper_waits_for_both_databases_and_gives_up(tmp_path: Path, valkey: 
         assert "hush" not in done.stderr
 
 
-def test_a_keeper_refuses_a_schema_it_was_not_written_for(
-    tmp_path: Path, valkey: str, database: str
-) -> None:
+def test_a_keeper_refuses_a_schema_it_was_not_written_for(tmp_path: Path, valkey: str, database: str) -> None:
     migrate.upgrade(database)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(NEWER_SCHEMA)

@@ -119,6 +119,7 @@ async def test_a_profile_is_made_once_of_the_fields_that_it_asks_for(
         assert "seller.contact.name" in fields[0]
         assert api.rows("SELECT format FROM invoice_document") == [("peppol",)]
 
+
 @pytest.mark.parametrize("written", [str, dict])
 async def test_an_address_by_its_parts_is_taken_from_a_line_too(api: Api, written: type) -> None:
     """A form sends the line, a command what the line says."""
