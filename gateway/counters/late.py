@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import cast
 
-from gateway.core.accounts.budgets import account_of, accounts_of, defined
+from gateway.core.accounts.budgets import TOKENS, account_of, accounts_of, defined
 from gateway.core.accounts.holds import (
     ChargedAmounts,
     ExpiredHold,
@@ -504,11 +504,15 @@ class ReclaimClient:
         return found, unread
 
     async def _tell_of_callers(self, partition: int, found: list[ExpiredHold]) -> None:
-        """Note of holds that callers took by the API what becomes of them."""
+        """Note of holds that callers took by the API what becomes of them.
+
+        One by money or units holds a token only so that a quota which is used up refuses it: none is charged.
+        """
         names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
         for at, raw in enumerate(await each([self._client.send(b"GET", name) for name in names])):
             if (record := read_hold(raw)) is not None:
-                found[at] = replace(found[at], unsettled=record.unsettled)
+                one = found[at] if record.unit == TOKENS else replace(found[at], held=0, taken=0, held_raw=0)
+                found[at] = replace(one, unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         """Charge so much for a call, give the rest of its hold back, leave a tombstone.

@@ -236,6 +236,26 @@ def test_money_units_and_requests_are_held_where_they_are_limited(stage: Stage) 
     spender.comes_to(budget, cost(100, 10) + Decimal("0.004"))
 
 
+def test_a_hold_of_money_that_ends_by_itself_is_charged_as_held_and_no_token(stage: Stage) -> None:
+    spender = Spender(stage)
+    budget, counted = spender.budget("9.5"), spender.budget(50, "tokens")
+    spender.known(budget, counted)
+    holder = Holder(stage)
+    holder.tenant, holder.key = spender.tenant, spender.key
+    held = holder.ask("POST", "", {"service": "chat", "model": MODEL, "amount": "0.25", "ttl_s": 1})
+    assert (held.status_code, held.json()["held"]) == (201, "0.25")
+    (call,) = wait_until(lambda: stage.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"])
+    assert (call["request_id"], call["reason"], call["tokens"]) == (held.json()["id"], "reclaimed", 0)
+    assert Decimal(call["cost"]) == Decimal("0.25")
+    assert holder.consumed() == [0]
+    spender.comes_to(budget, Decimal("0.25"))
+    assert Decimal(spender.told(counted)["used"]) == 0
+    settled = holder.ask("POST", f"/{held.json()['id']}/settle", {"cost": "0.2", "usage": {"output": 3}})
+    assert settled.status_code == 200
+    spender.comes_to(budget, Decimal("0.2"))
+    wait_until(lambda: sum(holder.consumed()) == 0 and Decimal(spender.told(counted)["used"]) == 3)
+
+
 def test_units_cost_credits_and_a_run_is_drawn_from(stage: Stage) -> None:
     holder = Holder(stage)
     organization = stage.admin("GET", f"/tenants/{holder.tenant}")[1]["organization_id"]
