@@ -26,6 +26,10 @@ WELL = {
     f"up{{{GATEWAY},instance='b'}}": "1x100",
     f"up{{{KEEPER},instance='k1'}}": "1x100",
     f"up{{{KEEPER},instance='k2'}}": "1 0x8 1x91",  # the spare may be away for a while
+    f"tollkeeper_build_info{{{GATEWAY},instance='a'}}": "1x100",
+    f"tollkeeper_build_info{{{GATEWAY},instance='b'}}": "1x100",
+    f"tollkeeper_build_info{{{KEEPER},instance='k1'}}": "1x100",
+    f"tollkeeper_build_info{{{KEEPER},instance='k2'}}": "1 stale _x7 1x91",
     "tollkeeper_last_timestamp_seconds{instance='a',event='worker_restarts'}": "-7200x100",
     "tollkeeper_programs_refused": "0 2x8 0x91",  # an upgrade that came to its end
     "tollkeeper_outbox_oldest_seconds": "2 0 1 0 3x96",
@@ -116,16 +120,23 @@ class Fault:
     alerts: int = 1
 
 
+def down(job: str, *instances: str) -> dict[str, str | None]:
+    """Return the series of targets that no longer answer their scrape after a minute."""
+    return {
+        f"{name}{{{job},instance='{instance}'}}": values
+        for instance in instances
+        for name, values in (("up", "1 0x99"), ("tollkeeper_build_info", "1 stale _x98"))
+    }
+
+
 FAULTS = {
-    "GatewayDown": Fault(4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99"}),
+    "GatewayDown": Fault(4, down(GATEWAY, "a")),
     "WorkerRestarted": Fault(
         6, {"tollkeeper_last_timestamp_seconds{instance='a',event='worker_restarts'}": "-7200 60x99"}
     ),
-    "GatewaysGone": Fault(
-        4, {f"up{{{GATEWAY},instance='a'}}": "1 0x99", f"up{{{GATEWAY},instance='b'}}": "1 0x99"}
-    ),
-    "KeeperDown": Fault(4, {f"up{{{KEEPER},instance='{one}'}}": "1 0x99" for one in ("k1", "k2")}),
-    "KeeperOneDown": Fault(15, {f"up{{{KEEPER},instance='k2'}}": "1 0x99"}),
+    "GatewaysGone": Fault(4, down(GATEWAY, "a", "b")),
+    "KeeperDown": Fault(4, down(KEEPER, "k1", "k2")),
+    "KeeperOneDown": Fault(15, down(KEEPER, "k2")),
     "ProgramsRefused": Fault(15, {"tollkeeper_programs_refused": "0 1x99"}),
     "OutboxOld": Fault(6, {"tollkeeper_outbox_oldest_seconds": "0+60x100"}),
     "OutboxStreamsBroken": Fault(5, {"tollkeeper_outbox_streams_broken": "0 1x99"}),
@@ -358,16 +369,29 @@ def test_where_nothing_is_scraped_that_alone_is_told(tmp_path: Path) -> None:
 def test_who_is_gone_from_discovery_is_missed_and_another_namespace_hides_nobody(
     tmp_path: Path, name: str, job: str
 ) -> None:
-    staging = {f"up{{{job},namespace='staging'}}": "1x100"}
-    gone = {f"up{{{job},namespace='production'}}": "1x10 _x90"}
-    down = {f"up{{{job},namespace='production'}}": "1x10 0x90"}
+    staging = both(job, "staging", "1x100", "1x100")
+    gone = both(job, "production", "1x10 stale _x89", "1x10 stale _x89")
+    down = both(job, "production", "1x10 0x90", "1x10 stale _x89")
+    theirs = both(job, "production", "1x10 1x90", "1x10 stale _x89")
     tried(
         tmp_path,
         (name, gone | staging, 25, 1),
         (name, down | staging, 25, 1),
         (name, gone, 25, 1),
-        (name, {f"up{{{job},namespace='production'}}": "1x100"} | staging, 25, 0),
+        (name, theirs | staging, 25, 1),
+        (name, both(job, "production", "1x100", "1x100") | staging, 25, 0),
     )
+
+
+def both(job: str, namespace: str, up: str, told: str) -> dict[str, str]:
+    """Return whether a target answers, and whether with our metrics."""
+    place = f"{{{job},namespace='{namespace}'}}"
+    return {f"up{place}": up, f"tollkeeper_build_info{place}": told}
+
+
+def test_a_target_that_answers_with_other_metrics_is_told(tmp_path: Path) -> None:
+    other = WELL | {f"tollkeeper_build_info{{{GATEWAY},instance='a'}}": "_x100"}
+    tried(tmp_path, ("GatewayDown", other, 4, 1))
 
 
 def test_a_flush_in_another_namespace_hides_no_stall(tmp_path: Path) -> None:

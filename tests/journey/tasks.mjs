@@ -131,6 +131,7 @@ await as(asked.lead, "team lead", {
 
 await as(asked.token, "platform admin", {
   "a raise request waits": async () => {
+    await page.waitForSelector("#menu a[href='/raise-requests'] .mark");
     await click("#trouble a:has-text('more of a budget')");
     await click("#list tbody a");
     await see("Of the budget now");

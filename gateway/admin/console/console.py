@@ -252,6 +252,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/health", desk.reading(overview.health))
     router.add_get("/live", desk.reading(overview.fragment))
     router.add_get("/spend", desk.reading(overview.spend))
+    router.add_get("/waiting", desk.reading(overview.waiting))
     router.add_get("/live/history", desk.reading(overview.history))
     app.cleanup_ctx.append(partial(_sampling, live))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -42,7 +42,7 @@ from gateway.admin.console.reports import (
     share_of_spend,
     spent,
 )
-from gateway.admin.console.screens import SCREENS
+from gateway.admin.console.screens import SCREENS, menu
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Realm, Row, refused_read
 from gateway.core.accounts.budgets import SELECTING
@@ -50,7 +50,7 @@ from gateway.core.accounts.refusals import busiest
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.outlook import looked_at_since, outlook
 from gateway.core.processes import there
-from gateway.errors import CountersUnavailable, Forbidden, Unprocessable
+from gateway.errors import CountersUnavailable, Forbidden, StoreUnavailable, Unprocessable
 
 BUSIEST = 10
 WINDOW_S = 60
@@ -74,13 +74,46 @@ OUTCOMES_SHOWN = 8
 TROUBLE_COUNTED_MAX = 99
 TROUBLE_COUNT_MS_MAX = 200
 OUTBOX_LATE_S = 60
-# Rows that wait for a person: the list, the filter of its open rows, and their name.
+
+
+class OpenRows(NamedTuple):
+    """Rows that wait for a person: their list, the filter that finds them, and their name."""
+
+    list: str
+    field: str
+    value: str | bool
+    title: str
+
+    @property
+    def address(self) -> str:
+        return f"/{self.list}?{self.field}={str(self.value).lower()}"
+
+
 TROUBLE = (
-    ("dead-letters", "resolved", False, "calls that could not be stored"),
-    ("quarantine", "released", False, "accounts in quarantine"),
-    ("webhook-deliveries", "state", "failed", "alerts that could not be delivered"),
-    ("raise-requests", "status", "open", "requests for more of a budget"),
+    OpenRows("dead-letters", "resolved", False, "calls that could not be stored"),
+    OpenRows("quarantine", "released", False, "accounts in quarantine"),
+    OpenRows("webhook-deliveries", "state", "failed", "alerts that could not be delivered"),
+    OpenRows("raise-requests", "status", "open", "requests for more of a budget"),
 )
+
+
+async def _waiting(desk: ConsoleShell, lists: Sequence[OpenRows]) -> list[tuple[OpenRows, str]]:
+    """Return the lists that have open rows, each with their number as a text."""
+    counts = await asyncio.gather(
+        *(
+            desk.operations[rows.list].count(
+                query(1, newest_first=False, **{rows.field: rows.value}),
+                TROUBLE_COUNTED_MAX,
+                TROUBLE_COUNT_MS_MAX,
+            )
+            for rows in lists
+        )
+    )
+    return [
+        (rows, f"more than {TROUBLE_COUNTED_MAX}" if count > TROUBLE_COUNTED_MAX else str(count))
+        for rows, count in zip(lists, counts, strict=True)
+        if count
+    ]
 
 
 # Whose spend it may be of, by field.
@@ -236,14 +269,8 @@ class Overview:
         """Return faults, each with the address of its page; None where its viewer cannot be told."""
         if desk.ports.actor.realm is not None:
             return None
-        counting = (
-            desk.operations[name].count(
-                query(1, newest_first=False, **{said: value}), TROUBLE_COUNTED_MAX, TROUBLE_COUNT_MS_MAX
-            )
-            for name, said, value, _ in TROUBLE
-        )
-        (_, dependencies), now, counts = await asyncio.gather(
-            self._ports.ready(), self._live.now(), asyncio.gather(*counting)
+        (_, dependencies), now, waiting = await asyncio.gather(
+            self._ports.ready(), self._live.now(), _waiting(desk, TROUBLE)
         )
         facts = now["facts"]
         found = [(f"{name} is away", "/health") for name, well in there(dependencies).items() if not well]
@@ -251,11 +278,20 @@ class Overview:
             found.append(("calls wait to be stored", "/health"))
         if facts.get("drift_tokens") or facts.get("drift_credits"):
             found.append(("counters and ledger differ", "/reconciliation"))
-        for (name, said, value, what), count in zip(TROUBLE, counts, strict=True):
-            if count:
-                many = f"more than {TROUBLE_COUNTED_MAX}" if count > TROUBLE_COUNTED_MAX else str(count)
-                found.append((f"{many} {what}", f"/{name}?{said}={str(value).lower()}"))
-        return found
+        return found + [(f"{number} {rows.title}", rows.address) for rows, number in waiting]
+
+    async def waiting(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
+        """`GET /waiting`: the numbers of open rows, beside the lists in the viewer's menu."""
+        in_menu = {
+            name
+            for part in menu(signed.actor, desk.ports.off).values()
+            for name, _, _ in (*part.shown, *part.more)
+        }
+        try:
+            waiting = await _waiting(desk, [rows for rows in TROUBLE if rows.list in in_menu])
+        except StoreUnavailable:
+            waiting = []  # a page that needs the store says so itself
+        return desk.answer(request, signed, "waiting.html", waiting=waiting)
 
     def _said(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
         budgets, actor = SCREENS["budgets"].resource, desk.ports.actor

@@ -205,8 +205,15 @@ async def test_more_is_asked_of_budgets_that_own_calls_take_from(team: Team) -> 
             assert refused.status == 404, name
         low = await person.post(f"/me/budgets/{budget}/ask", {**form, "amount": "1"})
         assert (low.status, "amount" in low.text) == (422, True)
-    overview = await (await signed_in(team.api, ADMIN)).open("/")
-    assert "2 requests for more of a budget" in overview.text
+    staff = await signed_in(team.api, ADMIN)
+    assert "2 requests for more of a budget" in (await staff.open("/")).text
+    assert 'title="2 requests for more of a budget"' in (await staff.open("/waiting")).text
+    elsewhere = (await team.api.make("organizations", name="elsewhere"))["id"]
+    token = await team.api.make("admin-tokens", name="else", role="operator", organization_id=elsewhere)
+    assert (
+        "requests for more" not in (await (await signed_in(team.api, token["token"])).open("/waiting")).text
+    )
+    assert (await (await team.holder()).open("/waiting")).status == 403
 
 
 async def test_a_key_that_has_ended_opens_nothing(team: Team) -> None:
