@@ -5,7 +5,11 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each has servers of its own, and runs whole files. Two for each of two cores: half of what tests do is to wait.
 TEST_PROCESSES ?= 4
 SUITE = .venv/bin/python -m tests.suite -q --processes $(TEST_PROCESSES)
-.PHONY: run test verify versions nightly check compile wheels run-compiled bench bench-scale docs faults world prices lock clean
+.PHONY: init run test verify versions nightly check compile wheels run-compiled bench bench-scale docs faults world prices lock clean
+
+init: ## Five questions, then everything on this machine with a team, its key and its budget
+	@.ci/environment requirements.lock
+	@exec .venv/bin/tollkeeper init $(ARGS)
 
 run: ## Start everything on this machine
 	@.ci/environment requirements.lock

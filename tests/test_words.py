@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from tests.tree import named, offenders, texts
+from tests.tree import named, offenders, texts, trees
 
 BE = "is|was|are|were|has|have|had|comes|came|stands|stood|cannot|may|can"
 DO = f"{BE}|does|do|did|could|needs|makes|made|keeps|stays|must|would|will|happens|differs|waits"
@@ -89,10 +89,10 @@ OTHERWISE_MAX = 246
 
 def test_docstrings_of_functions_begin_with_a_verb() -> None:
     otherwise = list[str]()
-    for name, text in texts().items():
-        if not (name.startswith(("gateway/", "persistence/")) and name.endswith(".py")):
+    for name, tree in trees().items():
+        if not name.startswith(("gateway/", "persistence/")):
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             doc = ast.get_docstring(node)
@@ -102,6 +102,24 @@ def test_docstrings_of_functions_begin_with_a_verb() -> None:
             if doc.split()[0].strip(".,:;") not in VERBS:
                 otherwise.append(f"{name}:{node.lineno}: {doc.splitlines()[0][:80]}")
     assert len(otherwise) <= OTHERWISE_MAX, "\n".join(otherwise)
+
+
+# Names that say nothing of what they hold.
+BARE = {"one", "found", "said", "told", "each"}
+# Variables and parameters of these names: this number may only fall.
+BARE_MAX = 3_420
+
+
+def test_variables_are_nouns() -> None:
+    bare = list[str]()
+    for name, tree in trees().items():
+        if name.startswith(("gateway/", "persistence/")):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in BARE:
+                    bare.append(f"{name}:{node.lineno}: {node.id}")
+                elif isinstance(node, ast.arg) and node.arg in BARE:
+                    bare.append(f"{name}:{node.lineno}: {node.arg}")
+    assert len(bare) <= BARE_MAX, f"{len(bare)}: a name for what it holds, at one of {bare[:20]}"
 
 
 def test_phrases_are_plain() -> None:
