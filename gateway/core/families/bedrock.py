@@ -60,7 +60,7 @@ _CONVERSE = ControlledNames(
 _INFERENCE = ControlledNames("maxTokens")
 _RERANK = ControlledNames("queries", "sources", "rerankingConfiguration", "nextToken", *OF_EVERY_FAMILY)
 _CHECKED = ControlledNames("source", "content", "outputScope", *OF_EVERY_FAMILY)
-# Policies of a guardrail as its answers name them, and prices do; a unit of theirs has so many characters.
+# Policies of a guardrail by their names in answers and in prices. A text unit has so many characters.
 _POLICIES: Final = {
     "topicPolicyUnits": "guardrail_topic", "contentPolicyUnits": "guardrail_content",
     "wordPolicyUnits": "guardrail_word", "sensitiveInformationPolicyUnits": "guardrail_sensitive",
@@ -69,14 +69,14 @@ _POLICIES: Final = {
 _UNIT_CHARACTERS: Final = 1_000
 # They cost more than tokens, or fill in a stored prompt, which may name another model.
 _UNMETERED: Final = ("guardrailConfig", "promptVariables")
-# Fields of a model's own that change neither its maximum nor what is charged.
+# Model-specific fields that change neither the maximum of tokens nor the charge.
 _OWN_FIELDS: Final = frozenset(
     {"top_k", "topK", "thinking", "anthropic_beta", "reasoning_effort", "reasoning_config", "output_config"}
 )
 
 
 def read_invoke(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read Anthropic's messages, as InvokeModel takes them."""
+    """Read a call of InvokeModel, whose body must be an Anthropic message."""
     version = document.get("anthropic_version")
     if not isinstance(version, str) or not version:
         raise InvalidRequest(
@@ -91,7 +91,7 @@ def read_invoke(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_converse(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a conversation with any model."""
+    """Read a call of Converse or ConverseStream, for any model."""
     _CONVERSE.check(document)
     call.model = model_in_path(document, params.get("model"))
     call.streamed = call.meter == "bedrock_converse_stream"
@@ -114,7 +114,7 @@ def read_converse(call: CallRequest, document: Document, params: PathParams, bou
 
 
 def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a reranking by a model, in search units as its documents are counted."""
+    """Read a reranking, and estimate its search units from its documents and queries."""
     _RERANK.check(document)
     config = object_in(object_in(document, "rerankingConfiguration"), "bedrockRerankingConfiguration")
     call.model = model_name(object_in(config, "modelConfiguration").get("modelArn"), "modelArn")
@@ -125,7 +125,7 @@ def read_rerank(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_guardrail(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read contents that a guardrail checks: each of its policies counts them in units of text."""
+    """Read contents for a guardrail to check, and estimate the text units of each policy."""
     _CHECKED.check(document)
     call.model, call.output_max = model_name(f"guardrail/{params.get('guardrail', '')}"), 0
     size = sum(len(str(one)) for one in elements(document, "content"))
@@ -143,7 +143,7 @@ def _read_checked(meter: Meter, document: bytes) -> None:
     meter.report_units()
 
 
-# A file in a bucket is read with the credentials of the upstream, so it is nobody's to name.
+# The upstream would read a file in a bucket with its own credentials, so no caller may name one.
 _BUCKET = re.compile(rb'"s3_?location":', re.IGNORECASE)
 
 
@@ -153,7 +153,7 @@ def _add_files(name: str, inside: object, holder: Document, place: str, found: B
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Return whether it is what a caller's function was given, or gave."""
+    """Return whether the field holds input or output of a caller's function, which names no stored object."""
     return name == "json" or (name == "input" and "toolUseId" in holder)
 
 
@@ -176,7 +176,7 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 def _tiers(said: Document) -> tuple[object, object]:
-    """Return the tier of service, and the latency, that a call asks for or that its answer had."""
+    """Return the service tier and the latency of a request or an answer."""
     return object_in(said, "serviceTier").get("type"), object_in(said, "performanceConfig").get("latency")
 
 
@@ -191,7 +191,7 @@ class _Usage(UsageShape, rename="camel"):
     total_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_write_input_tokens: int | None = None
-    # The same once more, as some models have it.
+    # Other names of the same numbers, used by some models.
     cache_read_input_token_count: Any = None
     cache_write_input_token_count: Any = None
     cache_details: list[_CacheDetail] | None = None
@@ -231,7 +231,7 @@ def _see(meter: Meter, piece: Document) -> None:
 
 
 def _take(meter: Meter, said: Document) -> None:
-    """Report the use in a whole answer, or in the last event of a stream."""
+    """Report the usage of a whole answer, or of the last event of a stream."""
     tier, latency = _tiers(said)
     meter.detail.served_as(latency if latency == "optimized" else tier)
     report = said.get("usage")

@@ -32,14 +32,14 @@ from gateway.errors import InvalidRequest, Refusal
 
 NAME = Family("cohere")
 
-# Of v1.
+# Refused fields of API v1, and the reason.
 _REFUSED: Final = {
     "connectors": "no answer tells their searches",
     "conversation_id": "callers choose it, so it may be another's; send the chat_history",
 }
 _CHAT = ControlledNames("model", "stream", "max_tokens", *_REFUSED, *OF_EVERY_FAMILY)
 _PLAIN = ControlledNames("model", "documents", "inputs", *OF_EVERY_FAMILY)
-# A search unit is a query with up to so many documents; a longer one counts once for each part of it.
+# A search unit is a query with up to so many documents. A longer document counts once for each part.
 _DOCUMENTS: Final = 100
 _PART_BYTES: Final = 1_500
 _ENDING: Final = ENDINGS["cohere"]
@@ -59,7 +59,7 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
 
 
 def read_classify(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a classification: each text counts."""
+    """Read a classification, which is charged by the number of texts."""
     read_embed(call, document, params, bounds)
     call.measured = {"classification": len(_texts(document, "inputs"))}
 
@@ -71,13 +71,13 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a reranking: it holds the search units that its documents can be."""
+    """Read a reranking, and hold the search units that its documents need."""
     read_embed(call, document, params, bounds)
     call.measured = {"search": searches_of(_texts(document, "documents"))}
 
 
 def _texts(document: Document, name: str) -> list[object]:
-    """Return a list that a call is paid by: it has to be there, and something in it."""
+    """Return a list by whose length a call is charged; raise `InvalidRequest` if it is empty or missing."""
     texts = document.get(name)
     if not isinstance(texts, list) or not texts:
         raise InvalidRequest(f"{name} must be a list of texts.", param=name)
@@ -85,7 +85,7 @@ def _texts(document: Document, name: str) -> list[object]:
 
 
 def searches_of(documents: list[object]) -> int:
-    """Return the search units of a query with these documents."""
+    """Return the search units of one query over these documents."""
     parts = sum(1 + len(str(one).encode("utf-8", "replace")) // _PART_BYTES for one in documents)
     return -(-parts // _DOCUMENTS)
 

@@ -28,8 +28,8 @@ MODEL_LISTS = (
     "context_window_fallback_dict",
     "default_fallbacks",
 )
-# By which such an upstream sends a call elsewhere, with another credential, or makes another call of it: what
-# is in such a field takes the place of fields that were read here.
+# Fields by which such an upstream sends a call to another server, with another credential, or changes it:
+# their values replace fields that were read here.
 ELSEWHERE = frozenset(
     {
         "api_base", "base_url", "api_key", "api_version", "custom_llm_provider", "deployment_id",
@@ -37,8 +37,7 @@ ELSEWHERE = frozenset(
         "router_settings_override", "additional_drop_params", "providerOptions", "provider_options",
     }
 )  # fmt: skip
-# Values read of a body beside its controlled fields, to know how much it asks with and which objects it
-# names.
+# Other fields that are read, to estimate the size of the prompt and to find the ids of stored objects.
 _READ = (
     "messages", "input", "prompt", "system", "instructions", "contents", "systemInstruction",
     "system_instruction", "tools", "tool_choice", "toolConfig", "tool_config", "plugins", "mcp_servers",
@@ -48,14 +47,14 @@ _READ = (
 )  # fmt: skip
 OF_EVERY_FAMILY = (*MODEL_LISTS, *ELSEWHERE, *_READ)
 _ELSEWHERE_OR_MODELS = frozenset((*MODEL_LISTS, *ELSEWHERE))
-# What asks for another model by itself: an advisor, a fusion, a maker of images.
+# Fields whose tools may call another model: an advisor, a fusion, a generator of images.
 _TOOLS = frozenset(
     {
         "tools", "plugins", "tool_choice", "toolConfig", "tool_config", "tool_resources",
         "web_search_options", "search_parameters", "mcp_servers", "context_management", "advisor",
     }
 )  # fmt: skip
-# Texts of a body, and values in a form of the caller's own: nobody answers by a name there.
+# Texts, and values in a form that the caller chooses. A name in them selects no model.
 _NO_MODELS = frozenset(
     {
         "messages", "input", "prompt", "contents", "system", "instructions", "systemInstruction",
@@ -67,7 +66,7 @@ _NO_MODELS = frozenset(
     }
 )  # fmt: skip
 _DEPTH_MAX = 16
-# In these a caller names its own: the arguments of its functions, and tools of a server.
+# Fields with names that the caller chooses: arguments of functions, and tools of a server.
 _NAMING = ("model", "models", "modelname", "model_name")
 _OWN_NAMES = frozenset(
     {
@@ -76,7 +75,7 @@ _OWN_NAMES = frozenset(
         "response_schema", "responseJsonSchema", "response_json_schema", "_responseJsonSchema",
     }
 )  # fmt: skip
-# Documented places of a model that judges what is said, and answers nothing (OpenAI, Mistral).
+# Documented fields of a model that moderates, and produces no answer (OpenAI, Mistral).
 _JUDGES = frozenset(
     {
         "moderation.model", "guardrails.moderation_llm_v1.model_name",
@@ -92,6 +91,8 @@ USER_CHARACTERS_MAX = 128
 
 
 class ControlledNames:
+    """Names of fields that the gateway reads, each accepted in exactly one spelling."""
+
     __slots__ = ("exact", "folded")
 
     def __init__(self, *names: str) -> None:
@@ -99,7 +100,10 @@ class ControlledNames:
         self.folded = {name.casefold(): name for name in names}
 
     def check(self, document: Document, path: str = "") -> None:
-        """Refuse a known name in another case, or with NUL behind it: some parsers take it for that name."""
+        """Raise `InvalidRequest` for a known name in another case or with NUL behind it.
+
+        Some parsers of upstreams would take it for the known name.
+        """
         exact, folded = self.exact, self.folded
         for name in document:
             if name not in exact:
@@ -110,7 +114,10 @@ class ControlledNames:
                     )
 
     def check_spelling(self, document: Document, path: str = "") -> None:
-        """Run `check`, and refuse the other spelling of proto3 JSON, in which nothing is read here."""
+        """Run `check`, and refuse the other spelling of a known name: camelCase or snake_case.
+
+        Parsers of proto3 JSON accept both, and the gateway reads one.
+        """
         self.check(document, path)
         plain = {name.replace("_", "").casefold(): name for name in self.exact}
         for name in document:
@@ -125,21 +132,24 @@ STREAM_OPTIONS = ControlledNames("include_usage")
 INNER_CALLS = ("generateContentRequest", "generate_content_request")
 _COUNTED = ControlledNames("model", *INNER_CALLS, *OF_EVERY_FAMILY)
 
-# The names at the top of a body, together: facts that all bodies of these names have in common.
+# Facts about a body that follow from the names at its top level alone.
 #
-# Most callers send the same again and again, so that is found once. Names are callers' own, within bounds.
+# Most callers send the same names in each call, so the facts are cached, within bounds.
 TOPS_REMEMBERED_MAX = 1_024
 TOP_NAMES_MAX, TOP_CHARACTERS_MAX = (32, 512)  # of one that is remembered
 MODEL_NAMES_MAX = 4_096
-# Without any of these a body asks for no tool and no search: the last are where a provider keeps tools.
+# A body without these fields asks for no tool and no search. `KEPT` name contents that may include tools.
 KEPT = ("cachedContent", "cached_content")
 SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
 _ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT})
 
 
 class TopNames:
-    """`elsewhere`: a name lists models, or sends a call elsewhere. `times_out`: one states a timeout. `asks`:
-    one may ask for tools or a search. `others` may hold names of models at any depth.
+    """Facts about a request body that follow from the names at its top level.
+
+    `elsewhere`: a name lists models, or sends the call to another server. `times_out`: a name states a
+    timeout. `asks`: a name may ask for tools or a search. `others`: names whose values may contain names of
+    models.
     """
 
     __slots__ = ("asks", "elsewhere", "others", "times_out")
@@ -152,7 +162,7 @@ class TopNames:
 
 
 def top_names(document: Document) -> TopNames:
-    """Return the facts of a body that its names alone decide."""
+    """Return the facts that follow from the names at the top of a body, cached by these names."""
     names = tuple(document)
     found = _tops.get(names)
     if found is None:
@@ -169,19 +179,22 @@ _models: Final[dict[str, None]] = {}  # good names of models
 
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
-    """Return a stated maximum of tokens, None where none is; 0, to some servers no limit, counts as 1."""
+    """Return a stated maximum of tokens, or None if there is none.
+
+    0 counts as 1, because some servers take 0 for no limit.
+    """
     stated = _integer(document, name, 0, most, path)
     return None if stated is None else max(stated, 1)
 
 
 def choices(document: Document, name: str, most: int, path: str = "") -> int:
-    """Return the number of answers that are asked for."""
+    """Return how many answers the call asks for, 1 by default."""
     stated = _integer(document, name, 1, most, path)
     return 1 if stated is None else stated
 
 
 def flag(document: Document, name: str, path: str = "") -> bool:
-    """Return True or false; absent and null are false."""
+    """Return a boolean field: False if it is absent or null; `InvalidRequest` for another type."""
     value = document.get(name)
     if value is not None and type(value) is not bool:
         raise _mistyped(path + name, "true or false")
@@ -189,7 +202,7 @@ def flag(document: Document, name: str, path: str = "") -> bool:
 
 
 def inner(document: Document, name: str, names: ControlledNames) -> Document | None:
-    """Return an object inside, its own controlled names checked; None where it is absent or null."""
+    """Return the object in a field with its controlled names checked, or None if it is absent or null."""
     value = document.get(name)
     if value is None:
         return None
@@ -200,7 +213,10 @@ def inner(document: Document, name: str, names: ControlledNames) -> Document | N
 
 
 def object_at(*names: str) -> Callable[[Document], Document]:
-    """Return a function that finds the object of one of these names in a document, or makes the last."""
+    """Return a function that finds the first object under one of `names` in a document.
+
+    If there is none, it creates an empty object under the last name.
+    """
 
     def find(document: Document) -> Document:
         for name in names:
@@ -215,9 +231,9 @@ def object_at(*names: str) -> Callable[[Document], Document]:
 
 
 def elements(document: Document, name: str, path: str = "") -> list[Document]:
-    """Return the objects of a list, none where it is absent or null.
+    """Return the objects of a list, empty if the field is absent or null.
 
-    In another shape some upstreams take it for a list all the same: what they read must have been read here.
+    Raise `InvalidRequest` for any other shape, because some upstreams accept it as a list.
     """
     value = document.get(name)
     if value is None:
@@ -228,23 +244,27 @@ def elements(document: Document, name: str, path: str = "") -> list[Document]:
 
 
 def id_in(value: object, param: str) -> object:
-    """Return the value by which a field names an object, a text. A number or null names none."""
+    """Return a value that names a stored object, if it is a text; `InvalidRequest` for a list or an object.
+
+    A number or null passes, and names no object.
+    """
     if isinstance(value, list | dict):
         raise _mistyped(param, "text")
     return value
 
 
 def ids_in(value: object, param: str) -> list[object]:
-    """Return the values by which a field names objects, a list of texts or one."""
+    """Return the values by which a field names stored objects: one text, or a list of texts."""
     if isinstance(value, dict):
         raise _mistyped(param, "a list of texts")
     return [id_in(one, param) for one in (value if isinstance(value, list) else (value,))]
 
 
 def model_name(value: object, param: str = "model") -> str:
-    """Return the name of a model as it is looked up in lists and prices: no name has blanks around it.
+    """Return a valid name of a model, as lists of models and prices have it.
 
-    An upstream may take a comma for the end of a name, and a preset for another model (LiteLLM, OpenRouter).
+    Raise `InvalidRequest` for blanks around it, for a comma (LiteLLM would read several models) and for a
+    preset (OpenRouter would choose another model).
     """
     if isinstance(value, str) and value in _models:
         return value
@@ -267,7 +287,7 @@ def model_name(value: object, param: str = "model") -> str:
 
 
 def is_model_name(value: str) -> bool:
-    """Return whether a call may name a model so."""
+    """Return whether `model_name` accepts the value."""
     try:
         return bool(model_name(value))
     except InvalidRequest:
@@ -275,7 +295,7 @@ def is_model_name(value: str) -> bool:
 
 
 def model_in_path(document: Document, named: str | None) -> str:
-    """Return the model of a path; a body that names one too must name the same."""
+    """Return the model of a path; raise `InvalidRequest` if the body names another one."""
     model = model_name(named)
     for place in (document, *elements(document, "requests")):
         stated = place.get("model")
@@ -285,9 +305,9 @@ def model_in_path(document: Document, named: str | None) -> str:
 
 
 def models_counted(document: Document, named: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the model that a free call asks about, empty for none, and others that its body names.
+    """Return the model that a free call is about, empty if it names none, and other models in its body.
 
-    It is in the path, `named`, or in the body. Gemini's body may have a whole call in it.
+    `named` is the model of the path. A body of Gemini's may contain a whole call.
     """
     _COUNTED.check(document)
     parts = [document, *[one for name in INNER_CALLS if isinstance(one := document.get(name), dict)]]
@@ -300,7 +320,7 @@ def models_counted(document: Document, named: str | None) -> tuple[str, tuple[st
 
 
 def models_beside(document: Document, names: TopNames | None = None) -> tuple[str, ...]:
-    """Return every model the body names beside the one that is asked for; nothing else may answer."""
+    """Return every model that a body names besides the requested one. Each of them may answer the call."""
     found: list[str] = []
     names = names or top_names(document)
     if names.elsewhere:
@@ -315,9 +335,10 @@ def models_beside(document: Document, names: TopNames | None = None) -> tuple[st
 
 
 def refuse_inside(value: object, names: Collection[str], path: str, depth: int = _DEPTH_MAX) -> None:
-    """Raise `InvalidRequest` where a name stands anywhere in a value, in any case and with any underscores.
+    """Raise `InvalidRequest` if one of `names` occurs at any depth of a value.
 
-    No message of any API is nested deeper than that.
+    Case and underscores are ignored. Values nested deeper than `depth` are refused too: no API has such
+    messages.
     """
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
@@ -342,7 +363,7 @@ def models_of(tool: Document, path: str) -> list[str]:
 
 
 def _add_lists(document: Document, found: list[str]) -> None:
-    """Add the models of lists at the top of a body."""
+    """Add the models in lists at the top of a body; refuse fields that send the call to another server."""
     for name in document.keys() & ELSEWHERE:
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     for name in MODEL_LISTS:
@@ -350,9 +371,9 @@ def _add_lists(document: Document, found: list[str]) -> None:
 
 
 def _add_nested(value: object, path: str, found: list[str], depth: int, *, strict: bool) -> None:
-    """Add the models of a tool or plugin, at any depth, in any case: `model`, `models`, `modelName`.
+    """Add the models that fields such as `model`, `models` or `modelName` name, at any depth.
 
-    Elsewhere, where not `strict`, what names none by a text or a list of them is another's, and passes.
+    With `strict` (tools and plugins) such a field must name models. Otherwise other values pass.
     """
     if depth == 0:
         if strict:
@@ -383,7 +404,7 @@ def _is_name(value: object) -> bool:
 
 
 def _add_models(value: object, param: str, found: list[str]) -> None:
-    """Add the models a field names, null none."""
+    """Add the models that a field names, at most `MODELS_MAX`."""
     if value is not None:
         found += [model_name(one, param) for one in _named(value, param)]
         if len(found) > MODELS_MAX:
@@ -391,16 +412,16 @@ def _add_models(value: object, param: str, found: list[str]) -> None:
 
 
 def stated_user(value: object) -> str:
-    """Return a user a body names, as it may be kept; empty where it is none."""
+    """Return the user that a body names, or an empty text if the value cannot be stored as a user."""
     if isinstance(value, str) and 0 < len(value) <= USER_CHARACTERS_MAX and value.isprintable():
         return value
     return ""
 
 
 def _named(value: object, param: str) -> Iterator[object]:
-    """Yield the models of a name, names, `{"model": name}` or `{name: [names]}`; refuse anything else.
+    """Yield the models in a name, a list of names, `{"model": name}` or `{name: [names]}`; refuse others.
 
-    An entry may have nothing beside a name: an upstream would take that in place of the call's own fields.
+    An entry may have no other field: an upstream would use it instead of the call's own field.
     """
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
@@ -423,7 +444,7 @@ def _named(value: object, param: str) -> Iterator[object]:
 
 
 def _integer(document: Document, name: str, least: int, most: int, path: str) -> int | None:
-    """Return a whole number within bounds, None where it is absent or null."""
+    """Return a whole number from `least` to `most`, or None if it is absent or null."""
     value = document.get(name)
     if value is None:
         return None
@@ -438,9 +459,9 @@ def _mistyped(param: str, right: str) -> InvalidRequest:
     return InvalidRequest(f"{param} must be {right}.", param=param)
 
 
-# How many tokens a request asks with, by a model's own tokenizer. Used where nobody reports it.
+# The tokens of a prompt by the model's own tokenizer, for answers that do not report them.
 
-PROMPT_BYTES_MAX = 1 << 20  # longer ones are counted by what was learned: a tokenizer would hold up others
+PROMPT_BYTES_MAX = 1 << 20  # longer ones are estimated: a tokenizer would delay other calls
 MESSAGE_TOKENS = 4  # around each message: its role, its beginning and its end
 ANSWER_TOKENS = 3  # what an answer is begun with
 _SPOKEN = frozenset(
@@ -453,7 +474,7 @@ Tokenizer = Callable[[str], CountTokens | None]
 
 
 def prompt_tokens(body: bytes, tokens_of: CountTokens) -> int | None:
-    """Count a request of one of OpenAI's APIs; None where it is too long or not what it should be."""
+    """Return the tokens of the prompt in an OpenAI request, or None if the body is too long or unreadable."""
     if len(body) > PROMPT_BYTES_MAX:
         return None
     try:
@@ -471,7 +492,7 @@ def prompt_tokens(body: bytes, tokens_of: CountTokens) -> int | None:
 
 
 def _gather(value: object, texts: list[str], *, spoken: bool) -> int:
-    """Collect what is said to the model, and count what is given as tokens already."""
+    """Collect the texts that the model reads, and return the number of tokens that are given as integers."""
     if isinstance(value, str):
         if spoken:
             texts.append(value)

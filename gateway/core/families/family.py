@@ -31,48 +31,44 @@ from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import InvalidRequest, Refusal, UpstreamUnreachable
 
-# Which dear prices a call can have, and which it asks for, by fields that its provider documents. Pure.
+# Which of the higher prices apply to a call, by fields that its provider documents. Pure.
 #
-# A claim of the most starts at the dearest price, and only a rule here lowers it. A claim of likely use
-# starts at the plain price, and only a field that asks for more makes it dearer. A family has one such
+# The maximum cost of a call starts at the highest price, and only a rule here lowers it. Its likely cost
+# starts at the plain price, and only a field that asks for more raises it. A family has one such
 # table.
 
 Rule = Callable[[Document, FieldNames], bool]
 
 
 def never(document: Document, names: FieldNames) -> bool:
-    """Return no field of the API rules it out."""
+    """Return False: no field of a call of this API excludes the price."""
     return False
 
 
 def always(document: Document, names: FieldNames) -> bool:
-    """Return True: calls of the API cannot ask for it."""
+    """Return True: no call of this API can have the price."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusions:
-    """Each rule answers whether a call cannot have such prices.
+    """Rules of one API. Each returns whether a call cannot be charged a certain higher price."""
 
-    `cache` are those of writing to a cache, `media` of sound, images and files that are read, `heard` of
-    sound that is read, `sound` and `pictures` of those that are made. `tier` is asked for each service tier
-    that has a price; a call asks for one by its name in one of `tier_fields`, or in the field of an object
-    that `tier_objects` names for these.
-    """
-
-    cache: Rule = never
-    media: Rule = never
-    heard: Rule = lambda document, names: not may_hear(document)
-    sound: Rule = never
-    pictures: Rule = always
-    tier: Callable[[Document, str], bool] = lambda document, tier: False
-    tier_fields: tuple[str, ...] = ("service_tier",)
+    cache: Rule = never  # writes to a cache
+    media: Rule = never  # sound, images and files that the model reads
+    heard: Rule = lambda document, names: not may_hear(document)  # sound that the model reads
+    sound: Rule = never  # sound that the model makes
+    pictures: Rule = always  # images that the model makes
+    tier: Callable[[Document, str], bool] = lambda document, tier: False  # a service tier with prices
+    tier_fields: tuple[str, ...] = ("service_tier",)  # fields in which a call names a tier
+    # the field of the tier in an object of `tier_fields`
     tier_objects: Mapping[str, str] = field(default_factory=dict)
 
     def asked_tiers(self, document: Document) -> tuple[str, ...]:
-        """Return the tiers that a call asks for by name; `InvalidRequest` where one is no text.
+        """Return the service tiers that a call names; `InvalidRequest` if one is not a text.
 
-        Google reads numbers of its enumerations too. The `speed` of speech is a number, and no tier.
+        Google also accepts numbers of its enumerations. The `speed` of a call for speech is a number, and no
+        tier.
         """
         found: tuple[str, ...] = ()
         for name in self.tier_fields:
@@ -87,11 +83,11 @@ class Exclusions:
 
 
 _SPEED: Final = "speed"
-# Of an API that documents nothing.
+# The rules of an API that documents nothing.
 NONE: Final = Exclusions()
 
-# Kinds of parts and items that hold text alone, and the names that may stand in one. Values in `_INSIDE`
-# are looked through.
+# Kinds of parts and items that hold text alone, and the fields that one may have. Values of `_INSIDE`
+# are checked too.
 _TEXTUAL: Final = frozenset(
     {
         "text", "refusal", "input_text", "output_text", "message", "function_call", "function_call_output",
@@ -112,7 +108,7 @@ _OF_CLIENT: Final = ("function", "custom")
 
 
 def only_text(said: object) -> bool:
-    """Return whether what was said is known to hold nothing but text."""
+    """Return whether a message, or a list of them, certainly contains nothing but text."""
     if isinstance(said, list):
         return all(map(only_text, said))
     if not isinstance(said, dict):
@@ -124,7 +120,7 @@ def only_text(said: object) -> bool:
 
 
 def only_own_tools(document: Document) -> bool:
-    """Return whether all tools of a call are the client's own: the provider's may read images and files."""
+    """Return whether the client itself runs all tools of a call. Tools of a provider may read images."""
     tools = document.get("tools")
     return tools is None or (
         isinstance(tools, list)
@@ -135,9 +131,8 @@ def only_own_tools(document: Document) -> bool:
     )
 
 
-# How long what an answer tells of is its organization's: as something that was made to be kept, as an answer
-# of a model, as one that its upstream stores nothing of, or as one that a later call may go on from by the
-# answer's own id.
+# How long an organization owns the ids in an answer: not at all, like a stored object, like an answer of a
+# model, like an answer that its upstream does not store, or like one that a later call may continue.
 KEPT_NOTHING: Final = 0
 KEPT_OBJECTS: Final = 1
 KEPT_ANSWERS: Final = 2
@@ -153,10 +148,10 @@ Reader = Callable[[CallRequest, Document, PathParams, UsageBounds], None]
 
 
 class SocketMessages(Protocol):
-    """The messages of one WebSocket: `read` makes the document of a call of one.
+    """The messages of one WebSocket, each with a call in it.
 
-    One may go on from events that were given to `hear`, up to the `end` of its answer: `size` bytes are kept
-    for that, until all of it is to `forget`.
+    `read` turns a message into the body of a call. `hear` takes the events of the answer, and `end` marks the
+    end of it. A later message may continue that answer: `size` bytes are stored for this until `forget`.
     """
 
     @property
@@ -168,34 +163,30 @@ class SocketMessages(Protocol):
 
 
 class LiveSession(Protocol):
-    """A WebSocket that passes to its upstream: what its client asks for there, and what that reports.
+    """A WebSocket that is forwarded to its upstream: its client's requests, and the upstream's reports.
 
-    Each of its turns is a call for `model`, which the first message names where it is `named_later`; its body
-    is `document`, and `models` may answer beside it. It is `pending` while requests are open, and `needs` are
-    the tokens that the conversation and all of them may read. It is given each message of the client's to
-    `ask`, with its size, which raises `InvalidRequest` where that may not pass, and returns whether it has
-    changed the message; `take_back` undoes the last message, as it is not sent. Each event of the upstream's
-    is given to `hear`, which returns the event for the client, whether that may pass between turns, and
-    whether it ends one. It is to `forget` open requests that are charged by estimate. `sent_as` is the first
-    message for an upstream that has this name for the model, empty for the same one. A message `waits` that
-    asks for an answer while another one is made.
+    Each turn of the conversation is a call for `model` with the body `document`; `models` may answer too.
     """
 
-    refuses_by_event: bool
-    named_later: bool
+    refuses_by_event: bool  # a refusal is an event, not the end of the connection
+    named_later: bool  # the first message names the model, not the path
     model: str
     models: tuple[str, ...]
 
     @property
-    def pending(self) -> bool: ...
+    def pending(self) -> bool: ...  # whether requests of the client are open
     @property
-    def needs(self) -> int: ...
-    def waits(self, message: Document) -> bool: ...
+    def needs(self) -> int: ...  # tokens that all open requests may read
+    def waits(self, message: Document) -> bool: ...  # whether it asks for an answer during another one
     def document(self) -> Document: ...
+    # Check a message of the client, or raise `InvalidRequest`; return whether `message` was changed.
     def ask(self, message: Document, size: int) -> bool: ...
-    def take_back(self) -> None: ...
-    def forget(self) -> None: ...
+    def take_back(self) -> None: ...  # undo the last message, which is not sent
+    def forget(self) -> None: ...  # close open requests: they are charged by estimate
+    # Process an event of the upstream: the event for the client, whether it may pass between turns, and
+    # whether it ends a turn.
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]: ...
+    # Return the first message, with the upstream's own name of the model.
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes: ...
 
 
@@ -203,7 +194,7 @@ _TURN = ControlledNames("model", "input_tokens", *OF_EVERY_FAMILY)
 
 
 def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read one turn of a `LiveSession`: its model, and the input as far as that is known."""
+    """Read one turn of a `LiveSession`: its model, and the input tokens known so far."""
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
     call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
@@ -211,54 +202,41 @@ def read_turn(call: CallRequest, document: Document, params: PathParams, bounds:
 
 @dataclass(frozen=True, slots=True)
 class CallKind:
-    """One kind of metered call: `read` takes its body, `dialect` its answers.
+    """One kind of metered call: how the gateway reads its body and its answers."""
 
-    `maximum` is the field that states a maximum of the output, in what `place` finds in the document; it
-    is empty where a call produces none. Where it states none, the API itself has one of `output_default`
-    tokens, 0 for none. With `always_reports` a complete answer tells its use; with
-    `asks_for_usage` a stream does where `stream_options.include_usage` says so. `keeps` tells how the
-    upstream keeps what an answer has ids of. `unframed` meters a stream that is no events. The most
-    uses of provider's tools is stated for all of them by the call's field `uses`, or by each tool's field
-    `tool_uses`, which those take whose type begins with one of `limited_tools`. `operation` is what
-    OpenTelemetry calls it. `numbers` are those that `read` takes. `media` are the places where it takes
-    pictures, sound and files. One `of_tools` names no models and has no tokens: it asks a server for a tool.
-    Its body may be a `form`. One of `any_model` has models answer that its body does not name.
-    Where it can be asked for by messages of a WebSocket, `messages` reads those of one connection. One that
-    is asked for by a WebSocket alone is `live`: that makes the session, given the parameters of its query.
-    One that `stores` changes what its upstream keeps, by a body that is closed.
-    One that `skips_texts` is not shown the longer texts of messages and tools, nor messages of nothing but
-    texts and calls of functions (`CutParts`): no rule of its API goes by what these say.
-    """
-
-    read: Reader
-    dialect: Dialect
-    maximum: str = ""
-    place: Callable[[Document], Document] | None = None
-    output_default: int = 0
-    always_reports: bool = False
-    asks_for_usage: bool = False
-    keeps: Callable[[Document], int] | None = None
-    unframed: Callable[[CallRequest, int, UsageBounds], Meter] | None = None
-    uses: str = ""
-    tool_uses: str = ""
-    limited_tools: tuple[str, ...] = ()
-    operation: str = "chat"
-    numbers: frozenset[str] = frozenset()
-    media: MediaPlaces = field(default_factory=MediaPlaces)
-    of_tools: bool = False
-    any_model: bool = False
-    form: FormKind | None = None
+    read: Reader  # reads a request body
+    dialect: Dialect  # reads answers
+    maximum: str = ""  # the field with the maximum of output tokens, empty if there is no output
+    place: Callable[[Document], Document] | None = None  # finds the object with the field `maximum`
+    output_default: int = 0  # the API's own maximum of output tokens, 0 for none
+    always_reports: bool = False  # each complete answer reports its usage
+    asks_for_usage: bool = False  # a stream reports its usage if `stream_options.include_usage` is true
+    keeps: Callable[[Document], int] | None = None  # how long the ids in an answer stay valid, by its request
+    unframed: Callable[[CallRequest, int, UsageBounds], Meter] | None = None  # meters a stream without events
+    uses: str = ""  # the field with the maximum of tool uses of a call
+    tool_uses: str = ""  # the field with the maximum of uses of one tool
+    limited_tools: tuple[str, ...] = ()  # types of tools, by prefix, that have the field `tool_uses`
+    operation: str = "chat"  # the operation's name in OpenTelemetry
+    numbers: frozenset[str] = frozenset()  # number fields that `read` uses
+    media: MediaPlaces = field(default_factory=MediaPlaces)  # fields with pictures, sound and files
+    of_tools: bool = False  # calls a tool of a server: there is no model, and no token
+    any_model: bool = False  # other models may answer than the body names
+    form: FormKind | None = None  # the body may be a form
+    # reads the messages of one WebSocket, if calls may come by one
     messages: Callable[[], SocketMessages] | None = None
-    stores: bool = False
+    stores: bool = False  # changes stored objects: its body may have known fields alone
+    # Long texts, and messages with nothing but texts and function calls, are cut before `read` (`CutParts`).
     skips_texts: bool = False
+    # makes the session of a WebSocket from its query
     live: Callable[[Mapping[str, str]], LiveSession] | None = None
 
 
 @dataclass(slots=True)
 class BodyIds:
-    """Ids in a body: those it names objects by, and those of objects it brings itself.
+    """Ids of stored objects in a request body.
 
-    Fields that are `unknown` end like an id, and no table says what they name.
+    `named` refer to objects of the upstream, `brought` belong to objects inside the body itself, `unknown`
+    are names of fields that end like an id, and are in no table.
     """
 
     named: list[object] = field(default_factory=list)
@@ -268,12 +246,12 @@ class BodyIds:
 
 @dataclass(frozen=True, slots=True)
 class ObjectLists:
-    """Collections that are listed, to each organization its own objects, by their `paths`.
+    """Collections of stored objects that can be listed; each organization sees only its own objects.
 
-    `after` names the object that a page begins behind, `size` how many it has, `name` an object's id;
-    `headers` are sent where a page is asked for. Pages that go on by a token tell it, and are in the field of
-    the path's last word, or that of `fields`. Members `apart` are not listed, and a path
-    `asks` for no more than the rest.
+    `paths` are the collections. The parameter `after` names the object before a page, `size` the length of a
+    page, and `name` the field of an object's id. `headers` are sent with a request for a page. With page
+    tokens instead of ids, the objects are in the field named like the last word of the path, or in `fields`.
+    Members in `apart` are not listed. `asks` has the query by path that selects the others.
     """
 
     paths: tuple[str, ...]
@@ -288,56 +266,51 @@ class ObjectLists:
 
 @dataclass(frozen=True, slots=True)
 class ObjectRules:
-    """Objects the family's upstreams keep, and where their ids stand.
+    """The objects that upstreams of a family store, and the fields with their ids."""
 
-    `collections` are their paths behind a version; with `by_path` an id is its path there. A body that
-    `may_name` none names none in what was said. `add` finds what a field of a body names: it is given its
-    holder, and the list that this is an element of, if it is. `is_free` says that a caller's model wrote a
-    field, `chosen` that a body chooses a name. `told` has the ids an answer tells of; without any of the
-    bytes `tell` it tells of none. The answer that makes an object tells of it; what it `refers` to was
-    there before, and is kept for longer where the request named it. One of `results` has the ids that its
-    upstream made of it since, in any answer that shows it. `actions` are paths of actions on a collection,
-    where an id would stand: they make nothing that is kept. Routes of `makers` make an object elsewhere.
-    A POST to a path of `within`, below an object, makes another. A body for a path of `takes` may say
-    these fields alone, and an object under a name of `kinds` is of one of these types, with its fields:
-    another one selects by a query what all organizations keep. Names of `models` that begin with one of
-    these are made by the provider, and its maker's as an id is. Ids that begin with `lasting` outlive the
-    answer that tells of them; one that is `linked` is an answer's own, by which a later call goes on from it.
-    """
-
-    collections: tuple[str, ...]
-    may_name: Callable[[bytes, FieldNames], bool]
+    collections: tuple[str, ...]  # their paths after the version
+    may_name: Callable[[bytes, FieldNames], bool]  # whether messages of a body may contain ids
+    # Add the ids in a field; the arguments are its name, value and holder, the list around the holder, and
+    # the result.
     add: Callable[[str, object, Document, str, BodyIds], None]
-    told: Callable[[Document], Iterator[str]]
+    told: Callable[[Document], Iterator[str]]  # the ids in an answer
+    # whether the model of a caller wrote the field
     is_free: Callable[[str, Document], bool] = lambda name, holder: False
+    # the field by which a body chooses the name of its object
     chosen: Callable[[Document], str | None] = lambda document: None
-    by_path: bool = False
+    by_path: bool = False  # an id is the path of its object
+    # Collections whose answers contain ids of objects that the upstream made later.
     results: frozenset[str] = frozenset()
-    actions: frozenset[str] = frozenset()
-    within: frozenset[str] = frozenset()
-    makers: frozenset[str] = frozenset()
+    actions: frozenset[str] = frozenset()  # paths of actions on a collection: they make no object
+    within: frozenset[str] = frozenset()  # paths below an object: a POST makes another object
+    makers: frozenset[str] = frozenset()  # routes that make an object of another collection
+    # the only fields that a body for a path may have
     takes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # Types of an object under a name, each with its fields. Other types would query the objects of all
+    # organizations.
     kinds: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
-    models: tuple[str, ...] = ()
-    lasting: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # prefixes of models that the provider made for one organization
+    lasting: tuple[str, ...] = ()  # prefixes of ids that outlive their answer
     lists: ObjectLists | None = None
-    tell: tuple[bytes, ...] = ()
+    tell: tuple[bytes, ...] = ()  # bytes without which an answer contains no id
+    # Ids of earlier objects in an answer, which are stored again if the request named them.
     refers: Callable[[Document], Iterator[str]] = lambda document: iter(())
+    # the id of an answer that a later call may continue
     linked: Callable[[Document], Iterator[str]] = lambda document: iter(())
 
     @property
     def path(self) -> re.Pattern[str]:
-        """The place of an object in a path: its collection in any case, its id if there is one, the rest."""
+        """A pattern for paths of objects: the collection in any case, the id if there is one, the rest."""
         return re.compile(rf"/({'|'.join(self.collections)})(?:/([^/]+))?(/.*)?\Z", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class UploadRules:
-    """Files that are sent to an address that an upstream hands out in the field `address` of an answer.
+    """Uploads of files to an address that the upstream sends in the header `address` of an answer.
 
-    The address is of a path below `path`, and names an upload by its parameter `id`: what is sent to it is
-    no JSON. Fields that begin with `fields` say what a request does with an upload. `hidden` are addresses
-    that no client is told of.
+    The address is below `path`, and its parameter `id` names the upload; the bytes sent there are no JSON.
+    Headers that begin with `fields` control an upload. Headers in `hidden` contain other addresses, which no
+    client gets.
     """
 
     path: str
@@ -349,10 +322,11 @@ class UploadRules:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """How models are listed: the field of the list, that of a name in it, and the prefix of a name.
+    """The JSON shape of a list of models.
 
-    A model that is configured here has the fields `each` as well and its name in `shown`, and the list has
-    the fields `around`; a list that names its `ends` has the first and the last name in these.
+    `field` is the field of the list, `name` that of a model's name, and `prefix` begins each name. An entry
+    for a configured model also has the fields `each`, and its name in the field `shown`. The document has the
+    fields `around`, and the first and the last name in the fields `ends`.
     """
 
     field: str = "data"
@@ -364,11 +338,11 @@ class Listing:
     ends: tuple[str, str] | None = None
 
     def one(self, model: str) -> bytes:
-        """Return a configured model as its API tells of one."""
+        """Return the JSON entry of a configured model, as this API answers for one model."""
         return msgspec.json.encode(self._fields(model))
 
     def written(self, models: Sequence[str]) -> bytes:
-        """Encode configured models as their API lists them."""
+        """Return the JSON list of configured models, as this API answers it."""
         document: dict[str, object] = dict(self.around)
         document[self.field] = [self._fields(one) for one in models]
         if self.ends is not None:
@@ -385,10 +359,10 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class JobList:
-    """Where an upstream lists the jobs of an account, the newest first, each with its time.
+    """The list of an account's jobs at an upstream, newest first, each with its time of creation.
 
-    `after` names the job that a page begins behind, `headers` are sent with it, and `operations` says that it
-    has these. One that `guesses` tells enough of each that the only one which may be a job is that job.
+    The parameter `after` names the job before a page, and `headers` are sent with the request. With
+    `operations` the entries are operations. With `guesses` a lost job is identified if only one entry fits.
     """
 
     path: str
@@ -400,13 +374,13 @@ class JobList:
 
 @dataclass(frozen=True, slots=True)
 class BatchPaths:
-    """Where an API takes batches of calls: their files, themselves, and the paths that calls may be of.
+    """The paths of an API's batches, of their files, and of the calls that a batch may contain.
 
-    `calls` has the meter of each. An API without files has the calls in the body that makes a batch, in its
-    field `inline`, and a path of the results. `headers` are sent where a batch is asked for, and `after`
-    names the batch that a page of a list begins behind. Where batches are made of calls of the model in a
-    path, `makers` has by that path the path of the calls: such a batch is an operation, with its results.
-    The content of a file is at `download`, else below the file.
+    `calls` maps the path of a call to its meter. Without files, the body that makes a batch has its calls in
+    the field `inline`, and results have a path of their own. `headers` are sent with a request for a batch.
+    The parameter `after` names the batch before a page of a list. `makers` maps paths that make a batch for
+    one model to the path of its calls; then a batch is an operation that contains its results. `download` is
+    the path of a file's content, by default below the file.
     """
 
     files: str
@@ -425,32 +399,33 @@ class BatchPaths:
 
     @property
     def one(self) -> str:
-        """The template of one batch."""
+        """The path template of one batch."""
         return f"{self.batches}/{{id}}"
 
     @property
     def cancel(self) -> str:
-        """The template that cancels it."""
+        """The path template that cancels a batch."""
         return f"{self.one}:cancel" if self.makers else f"{self.one}/cancel"
 
     @property
     def listed(self) -> JobList:
-        """Where its upstream lists batches: by calls and time alone, which is no proof."""
+        """The upstream's list of batches. Its entries have no id of the gateway, but calls and times alone.
+        """
         asks = f"pageSize=100&{OPERATIONS}" if self.makers else "limit=100"
         return JobList(f"{self.batches}?{asks}", self.after, self.headers, bool(self.makers))
 
     @property
     def results(self) -> str:
-        """The template of its results, where these are neither a file nor a part of it."""
+        """The path template of a batch's results, empty if they are a file or a part of the batch."""
         return f"{self.one}/results" if self.inline and not self.makers else ""
 
 
 @dataclass(frozen=True, slots=True)
 class JobPaths:
-    """Where an API takes calls that it works off later, and tells of each: all jobs of a `kind`.
+    """The paths of calls that an API processes later as jobs of one `kind`, such as videos.
 
-    `remake` makes one more of an earlier one, and `results` has what came of one. One job is `shown` below
-    its `path`, where nothing else is said.
+    `remake` makes a job from an earlier one, `results` is the path of its result, and `shown` that of one
+    job, by default below `path`.
     """
 
     kind: str
@@ -462,25 +437,26 @@ class JobPaths:
 
     @property
     def one(self) -> str:
-        """The template of one job."""
+        """The path template of one job."""
         return self.shown or f"{self.path}/{{id}}"
 
     def of(self, model: str, id_: str) -> str:
-        """Return the path of one job, whose id may be its own path there."""
+        """Return the path of one job. Its id may be a path itself: then the last segment counts."""
         named = self.one.replace("{model}", quote(model, safe=""))
         return named.replace("{id}", quote(id_.rpartition("/")[2], safe=""))
 
     @property
     def cancel(self) -> str:
-        """The template that cancels it."""
+        """The path template that cancels a job."""
         return f"{self.one}/cancel"
 
 
 @dataclass(frozen=True, slots=True)
 class SdkExample:
-    """How people call a family: a program for its SDK, and the path and body of a call by hand.
+    """An example of a family's calls: a program for its SDK, and the path and body of a call by hand.
 
-    `{base}` and `{model}` stand in them. `model` is one of the vendor's, `begins` how names of these begin.
+    `{base}` and `{model}` are placeholders in these. `model` is a model of the vendor, `begins` are prefixes
+    of its models' names.
     """
 
     sdk: str
@@ -493,84 +469,65 @@ class SdkExample:
 
 @dataclass(frozen=True, slots=True)
 class ApiFamily:
-    """One family; what it leaves out it has like any other API.
-
-    `refusal` is the body of a refusal, given its request id. `prefixes` begin paths whose unknown ones get
-    this family's shape, `own_paths` are those no other has; each upstream of the family
-    `brings` routes of its own, by its name; `spoken_by` is a field by which its clients are
-    known on a path of several families (`shares_paths`), and on paths that it has `also`, as
-    another has them, and below: each ends in a slash here. Its clients may begin paths by another version,
-    which is read as the second one of `versions`. `segment` is what a parameter of a path matches.
-    A protocol of a WebSocket that begins with `key_protocol` is a key, as its clients in browsers send it.
-    The parameter `key_query` of its address is one too.
-    `queries` are the parameters of a metered call with the values each may have, None for any plain word.
-    `withheld` are fields of a metered call that do not pass; none passes that begins with
-    `withheld_prefixes`, whosever call it is: some choose which of the operator's accounts pays.
-    `credentials` are fields its clients send their key in,
-    `limits_prefix` begins those that tell an upstream's limits. With `names_requests` its clients expect
-    their request id as `request-id`; by `names_session` they name the session of any call, by `own_session`,
-    whose name others may use for something else, that of a call in this API. `ceilings` are the most tokens
-    an answer may have, by prefixes of names of models, `pictures` what one image costs at most where that is
-    more than usual, `tokenizers` the ones that are public. `target` is where its calls go by
-    default, given the environment; `key_field` is the field that its upstreams
-    take a key in, and its scheme. `lists` is how it lists models at a path that ends in `/models`; its
-    upstreams do so at `models_at`.
-    `exclusions` tell which dear prices a call cannot have. Tools of the kinds `free_tools` (in small letters,
-    without `_` and a date) cost nothing beside their tokens: a client runs them, or their provider takes
-    nothing. `provider` is what OpenTelemetry calls whose API it is. `budget_fields` tell its clients how much
-    of a budget is used, with an answer or with the refusal they are given. `session_field` names a session
-    that an upstream has opened, in requests and answers: it belongs to who opened it, and so does one of the
-    `uploads`. Fields `said_twice` say what a body does as well, and are read with it. `example` shows how to
-    call it.
-    """
+    """One family of APIs. What it does not define is the same as for any other API."""
 
     name: Family
+    # makes the body of a refusal from it and its request id
     refusal: Callable[[Refusal, str], dict[str, object]]
     content_type: bytes = b"application/json"
     shapes: Mapping[str, CallKind] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
+    # the routes of an upstream of this family, by its name
     brings: Callable[[str], tuple[Route, ...]] = lambda upstream: ()
+    # the default upstream, by environment variables
     target: Callable[[Mapping[str, str]], UpstreamTarget] | None = None
+    # the header of an upstream's key, and the scheme
     key_field: tuple[str, str] = ("authorization", "Bearer ")
-    prefixes: tuple[str, ...] = ()
-    own_paths: re.Pattern[str] | None = None
-    shares_paths: bool = False
-    also: tuple[str, ...] = ()
-    versions: tuple[tuple[str, str], ...] = ()
-    spoken_by: bytes = b""
-    key_protocol: bytes = b""
-    key_query: bytes = b""
-    segment: str = SEGMENT
+    prefixes: tuple[str, ...] = ()  # refusals on unknown paths below these have this family's shape
+    own_paths: re.Pattern[str] | None = None  # paths that no other family has
+    shares_paths: bool = False  # other families have the same paths
+    also: tuple[str, ...] = ()  # more prefixes of shared paths, each with a slash at its end
+    versions: tuple[tuple[str, str], ...] = ()  # a version in a path, and the one that it is read as
+    spoken_by: bytes = b""  # the header by which its clients are known on a shared path
+    key_protocol: bytes = b""  # the prefix of a WebSocket protocol that carries a key
+    key_query: bytes = b""  # the query parameter of a WebSocket that carries a key
+    segment: str = SEGMENT  # the pattern of a path parameter
+    # query parameters of a metered call, and their values; None for any plain word
     queries: Mapping[bytes, frozenset[bytes] | None] = field(default_factory=dict)
-    withheld: frozenset[bytes] = frozenset()
+    withheld: frozenset[bytes] = frozenset()  # headers that are not forwarded with a metered call
+    # Headers that are never forwarded: some choose which account of the operator pays.
     withheld_prefixes: tuple[bytes, ...] = ()
-    credentials: tuple[bytes, ...] = ()
-    limits_prefix: bytes = b"x-ratelimit-"
-    names_requests: bool = False
-    names_session: bytes = b""
-    own_session: bytes = b""
+    credentials: tuple[bytes, ...] = ()  # headers in which clients send their key
+    limits_prefix: bytes = b"x-ratelimit-"  # the prefix of headers with an upstream's limits
+    names_requests: bool = False  # answers have the request id as `request-id`
+    names_session: bytes = b""  # the header with a session's id, on any call
+    own_session: bytes = b""  # the same on calls of this API, where other APIs may use the header otherwise
     objects: ObjectRules | None = None
+    # the maximum of output tokens, by prefix of a model's name
     ceilings: Mapping[str, int] = field(default_factory=dict)
+    # tokens of one image at most, by model, if more than usual
     pictures: Mapping[str, int] = field(default_factory=dict)
-    tokenizers: Mapping[str, str] = field(default_factory=dict)
-    lists: Listing | None = None
-    models_at: str = ""
+    tokenizers: Mapping[str, str] = field(default_factory=dict)  # public tokenizers by model
+    lists: Listing | None = None  # the shape of its list of models
+    models_at: str = ""  # the path of that list at an upstream
     batches: tuple[BatchPaths, ...] = ()
     jobs: tuple[JobPaths, ...] = ()
-    exclusions: Exclusions = NONE
+    exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
+    # Types of tools, in small letters without `_` and date, that cost nothing besides their tokens.
     free_tools: frozenset[str] = frozenset()
-    provider: str = ""
+    provider: str = ""  # the provider's name in OpenTelemetry
+    # headers that state the used part of a budget
     budget_fields: Callable[[BudgetWindow, Refusal | None], list[tuple[bytes, bytes]]] | None = None
-    session_field: bytes = b""
+    session_field: bytes = b""  # the header with the id of a session that the upstream opened for one caller
     uploads: UploadRules | None = None
-    said_twice: tuple[bytes, ...] = ()
-    example: SdkExample | None = None
+    said_twice: tuple[bytes, ...] = ()  # headers that repeat fields of the body
+    example: SdkExample | None = None  # how to call this API
 
 
 def target(
     name: str, base_url: str, variable: str, header: str, scheme: str = ""
 ) -> Callable[[Mapping[str, str]], UpstreamTarget]:
-    """Return a function that makes an upstream's target, with an environment variable's credential."""
+    """Return a function that makes an upstream's target with the credential from an environment variable."""
 
     def of(environ: Mapping[str, str]) -> UpstreamTarget:
         credential = environ.get(variable, "")
@@ -581,14 +538,20 @@ def target(
 
 
 def ids_of(value: object) -> tuple[str, ...]:
-    """Return the id that a value is, cut where it is longer than any that is kept."""
+    """Return the id in a value as a tuple, empty for anything but a text.
+
+    An id above the maximum is cut to one character more than that.
+    """
     return (value[: ID_CHARACTERS_MAX + 1],) if isinstance(value, str) and value else ()
 
 
 def told_of(
     objects: ObjectRules, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
-    """Return ids of objects in an answer or event, its own first; `named` are those of its request."""
+    """Return the ids of stored objects in an answer or event, its own id first.
+
+    `named` are the ids of its request, `keeps` a `KEPT_…` constant.
+    """
     if not isinstance(document, dict):
         return ()
     again = [one for one in objects.refers(document) if one in named] if named else ()
@@ -597,32 +560,32 @@ def told_of(
 
 
 def object_in(value: Document, name: str) -> Document:
-    """Return the object under a name; empty where none is."""
+    """Return the object under a name, or an empty one if there is none."""
     inside = value.get(name)
     return inside if isinstance(inside, dict) else {}
 
 
 def objects_in(value: Document, name: str) -> list[Document]:
-    """Return the objects of a list under a name."""
+    """Return the objects in the list under a name."""
     inside = value.get(name)
     return [each for each in inside if isinstance(each, dict)] if isinstance(inside, list) else []
 
 
-# Lists of models: which path is one, and what of one a caller is shown. Pure.
+# Lists of models: which paths are lists, and which entries a caller sees. Pure.
 
 MODELS_MAX = 5_000
-AT_ONCE_MODELS_MAX = 50  # looked at in one turn: a key may have a hundred patterns
+AT_ONCE_MODELS_MAX = 50  # compared at a time: a key may have a hundred patterns
 _LIST = "/models"
 _ONE = re.compile(r".*/models/\{\+?([a-z_]+)\}")
 
 
 def is_list(route: Route) -> bool:
-    """Return whether a route that costs nothing lists models."""
+    """Return whether the path of a free route lists models."""
     return route.path.endswith(_LIST)
 
 
 def one_of(route: Route, params: Mapping[str, str]) -> str:
-    """Return the model that a route that costs nothing tells of; empty for any other route."""
+    """Return the model that a free route describes, or an empty text for any other route."""
     found = _ONE.fullmatch(route.path)
     return params.get(found[1], "") if found is not None else ""
 
@@ -630,11 +593,11 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
 def narrowed(
     document: bytes, listing: Listing, shows: Callable[[str], bool], checks: NameCheck | None = None
 ) -> Iterator[bytes]:
-    """Yield the document with only the models to be shown, in turns: nothing before the last one.
+    """Yield the list of models with only the entries that `shows` accepts: empty parts, then the document.
 
-    Between the first turn and the second, the caller answers whose the names in `checks` are.
-
-    Beside the models only plain values stay. `UpstreamUnreachable` where it cannot be read as a list.
+    Each empty part is a pause for other work. During the first one the caller looks up the owners of the
+    names in `checks`. Nested values besides the models are left out. Raise `UpstreamUnreachable` if the
+    document is no list of models.
     """
     try:
         said = decoded(msgspec.json.decode, document)

@@ -13,7 +13,7 @@ _PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
 
 
 def _problem(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """Render a refusal as RFC 9457, with the reason and the wrong field as extension members."""
+    """Return a refusal as an RFC 9457 problem, with `reason` and the wrong `param` as extension members."""
     problem: dict[str, object] = {
         "type": f"urn:tollkeeper:{refusal.reason}",
         "title": HTTPStatus(refusal.status).phrase,

@@ -12,7 +12,7 @@ from typing import Final
 
 from gateway.core.families.controlled import Document
 
-# Where a call says something to its model.
+# Fields of a call that its model reads.
 _PLACES: Final = (
     "messages", "input", "instructions", "system", "contents", "content", "systemInstruction",
     "system_instruction", "requests", "inputs", "prompt", "chat_history", "message",
@@ -35,7 +35,7 @@ _SEEN: Final = frozenset(
         "document", "document_url", "file", "input_file",
     }
 )  # fmt: skip
-# Those that are what they state, and may be anything where they state nothing.
+# Those with a stated type; without it they may be anything.
 _UNSURE: Final = frozenset({"inlineData", "inline_data", "fileData", "file_data", "blob"})
 # Those that are text, and calls of tools with all that these say.
 _SILENT: Final = frozenset(
@@ -49,10 +49,10 @@ _SILENT: Final = frozenset(
     }
 )  # fmt: skip
 _STATES: Final = frozenset({"mimeType", "mime_type", "media_type", "format"})
-# Members that hold data or an address end so.
+# Ends of the names of members with data or an address.
 _HOLDS: Final = ("data", "bytes", "url", "uri", "Uri", "file_id", "s3Location")
 _BYTES: Final = ("data", "bytes", "file_data", "mime_type", "mimeType", "media_type")
-# Nobody can tell a part that is nested deeper.
+# A part that is nested deeper counts as sound.
 _DEPTH_MAX: Final = 32
 # Types of pictures, texts and documents.
 _SEEN_TYPE: Final = re.compile(
@@ -64,7 +64,7 @@ _URL: Final = re.compile(r"\s*data:([^;,]*)", re.IGNORECASE)
 
 
 def may_hear(document: Document) -> bool:
-    """Return whether a call may have its model read sound: a part of it is sound, or what nobody can tell."""
+    """Return whether a call may give its model sound to read. A part of unknown kind counts as sound."""
     for name in _PLACES:
         said = document.get(name)
         if isinstance(said, dict | list) and _in_said(said, _DEPTH_MAX):
@@ -73,7 +73,7 @@ def may_hear(document: Document) -> bool:
 
 
 def _in_said(said: Document | list[object], depth: int) -> bool:
-    """Return whether messages, items or contents may hold sound, by their members or entries."""
+    """Return whether messages, items or contents may contain sound."""
     if isinstance(said, list):
         for each in said:
             if not isinstance(each, dict | list) or _is_plain(each):
@@ -94,7 +94,7 @@ def _in_said(said: Document | list[object], depth: int) -> bool:
 
 
 def _is_plain(message: object) -> bool:
-    """Return whether a message is a role and a text, as nearly all are."""
+    """Return whether a message has a role and a text alone, as nearly all have."""
     return (
         isinstance(message, dict)
         and len(message) == 2
@@ -111,7 +111,7 @@ def _is_member_heard(name: str, held: Document | list[object], depth: int) -> bo
 
 
 def _in_parts(parts: object, depth: int) -> bool:
-    """Return whether parts may hold sound; one of an unknown type may if it has data or an address."""
+    """Return whether parts may contain sound. A part of an unknown type may, if it has data or an address."""
     if isinstance(parts, list):
         for each in parts:
             if isinstance(each, dict | list) and (depth == 0 or _in_parts(each, depth - 1)):
@@ -132,7 +132,7 @@ def _in_parts(parts: object, depth: int) -> bool:
 
 
 def _is_heard(kind: str, held: object) -> bool:
-    """Return whether a part is sound by its kind (its type or name), or by the type that it states."""
+    """Return whether a part is sound, by its `kind` (its type or name) or by its stated media type."""
     if kind in _HEARD:
         return True
     stated = list(_stated(held, _DEPTH_MAX))
@@ -140,7 +140,7 @@ def _is_heard(kind: str, held: object) -> bool:
 
 
 def _stated(held: object, depth: int) -> Iterator[str]:
-    """Yield the types that are stated in a part: by name, or at the beginning of a `data:` URL."""
+    """Yield the media types that a part states, in a field or at the beginning of a `data:` URL."""
     if isinstance(held, str):
         url = _URL.match(held)
         if url is not None:
@@ -158,7 +158,7 @@ def _stated(held: object, depth: int) -> Iterator[str]:
 
 
 def _holds(part: Document, depth: int) -> bool:
-    """Return whether a part of an unknown type holds data or an address, at any depth of its own."""
+    """Return whether a part of an unknown type contains data or an address, at any depth."""
     for name, each in part.items():
         if isinstance(each, str):
             if name.endswith(_HOLDS) or name in _STATES:

@@ -28,7 +28,7 @@ CALL: Final = "tools/call"
 SESSION: Final = b"mcp-session-id"
 METHOD, NAMED, VERSION = "mcp-method", "mcp-name", "mcp-protocol-version"
 
-# What costs nothing; a client that answers its server names no method.
+# Methods that cost nothing. A client's answer to its server has no method.
 FREE: Final = frozenset(
     {
         "initialize", "ping", "server/discover", "logging/setLevel", "completion/complete", "tools/list",
@@ -46,7 +46,7 @@ _PARAMS = ControlledNames("name", "uri", "arguments", "_meta")
 _TOOL = re.compile(r"[A-Za-z0-9_./:-]{1,128}")
 _ENCODED = re.compile(r"=\?base64\?([A-Za-z0-9+/=]*)\?=")
 _META_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
-# From this revision on a head says what its body does.
+# From this revision on, headers repeat the method and the name in the body.
 _BY_HEAD: Final = "2026-07-28"
 
 # JSON-RPC 2.0, 5.1; the last one is MCP's own.
@@ -54,7 +54,7 @@ _INVALID, _NO_METHOD, _REFUSED, _MISMATCH = -32600, -32601, -32000, -32020
 
 
 def routes_of(server: str) -> tuple[Route, ...]:
-    """Return the routes of an MCP server's upstream: messages, the server's own stream, a session's end."""
+    """Return the routes of an MCP server's upstream: messages, its event stream, and the end of a session."""
     path = PREFIX + server
     return (
         Route(("POST",), path, server, SERVICE, NAME, "mcp", on_disconnect="abort"),
@@ -63,7 +63,7 @@ def routes_of(server: str) -> tuple[Route, ...]:
 
 
 def read_message(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read one message; `params` has the fields of its head that say the same as its body."""
+    """Read one JSON-RPC message. `params` are the headers that repeat fields of its body."""
     id_ = document.get("id")
     if isinstance(id_, str | int) and not isinstance(id_, bool):
         call.reply_to = id_
@@ -105,7 +105,7 @@ def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> Non
 
 
 def _check_head(method: str, subject: object, params: Document, said: Mapping[str, str]) -> None:
-    """Raise `InvalidRequest` where head and body of a message say different things, or a head too little."""
+    """Raise `InvalidRequest` if headers and body of a message differ, or if a required header is missing."""
     stated = object_in(params, "_meta").get(_META_VERSION)
     version = said.get(VERSION)
     if stated is not None and version is not None and stated != version:
@@ -121,7 +121,7 @@ def _check_head(method: str, subject: object, params: Document, said: Mapping[st
 
 
 def _decoded(value: str) -> str:
-    """Return a field of a head as it is meant; what cannot be read is no name."""
+    """Return the value of a header, decoded if it is in base64; NUL if it cannot be decoded."""
     found = _ENCODED.fullmatch(value)
     if found is None:
         return value
@@ -169,7 +169,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
-    """Return a JSON-RPC error; `render` knows the id of its request."""
+    """Return a JSON-RPC error. `render` sets the id of its request later."""
     param = refusal.param or ""
     code = _INVALID if refusal.status == 400 else _REFUSED
     code = _NO_METHOD if param == "method" else _MISMATCH if param in {METHOD, NAMED, VERSION} else code

@@ -45,7 +45,7 @@ _PLAIN_OF_TOOL = frozenset(
         "functionDeclarations", "function_declarations", "input_examples",
     }
 )  # fmt: skip
-# Names at the top that hold what was said: looked through only if a body `may_name` something.
+# Names of the prompt at the top of a body, searched only if `may_name` finds a possible id.
 _SAID = frozenset(
     {"messages", "input", "contents", "instructions", "system", "systemInstruction", "system_instruction"}
 )
@@ -60,7 +60,7 @@ _FREE = frozenset(
         "attributes", "customMetadata", "client_metadata", "input_examples",
     }
 )  # fmt: skip
-# In the place of each object that was cut from a body with an id of its own.
+# Replaces each object that was cut from a body and has an id of its own.
 _WHOLE: Document = {"type": "tool_use", "input": ""}
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items() if family.objects is not None}
 _NOTHING: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
@@ -75,9 +75,9 @@ _COLLECTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectPath:
-    """What a path of a family's API is about: an object by its id, or all of a kind, `id` empty.
+    """The stored object that a path names by its id. With an empty `id` the path is about a collection.
 
-    A POST there `makes` an object, where it does; a GET `results` in ids of objects made of one.
+    `makes`: a POST to the path makes an object. `results`: a GET returns ids of objects made from this one.
     """
 
     id: str = ""
@@ -87,16 +87,15 @@ class ObjectPath:
 
 
 def session_of(upstream: str, session: bytes) -> str:
-    """Return the name of a session that an upstream opened, among the objects that upstreams keep."""
+    """Return the name of an upstream's session in the store of object owners."""
     return f"session {upstream} {session.decode('latin-1')}"
 
 
 def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
-    """Return the places of a path as it is sent, without its query: one in each reading in which objects are
-    there.
+    """Return the objects that a path without query names, one for each way in which upstreams may decode it.
 
-    An upstream may decode it once or to the end, and may ignore the case of all but ids. InvalidRequest where
-    it is encoded over and over.
+    An upstream may decode a path once or repeatedly, and may ignore case outside ids. Raise `InvalidRequest`
+    if the path is encoded too many times.
     """
     objects = FAMILIES[family].objects
     if objects is None:
@@ -126,12 +125,13 @@ def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:
 
 @dataclass(frozen=True, slots=True)
 class ObjectAccess:
-    """How a request meets objects: `ids` are its path's, one in each reading; `keeps` says of a body how
-    long the answer's are kept, None where it tells of none; `reads` that its body is JSON of a free route,
-    and read for what it names; `bare` that it may have none. With `makes` it makes an object, whose
-    name is not its own to choose. One that `lists` is shown its organization's objects. The body of a stored
-    object is `closed`: it has no unknown field that ends like an id, and of the fields `takes` alone. A free
-    call `counts` that is about a model and no object; objects are not kept `apart` where they are shared.
+    """The stored objects that a request may name, make or list.
+
+    `ids` come from its path, one for each reading. `keeps` returns how long the ids of an answer are stored,
+    None if it has none. `reads`: the JSON body of a free route is searched for ids. `bare`: the body may be
+    empty. `makes`: it makes an object, whose name the upstream chooses. `lists`: the answer is a list, cut to
+    objects of the organization. `closed`: the body has only known id fields, and only the fields `takes`.
+    `counts`: a free call about a model. `apart`: objects belong to organizations.
     """
 
     ids: tuple[str, ...]
@@ -147,10 +147,10 @@ class ObjectAccess:
 
 
 def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
-    """Note the ids of all objects a call names, and whether its answer may tell of some.
+    """Set the ids of all stored objects that a call names, and how long the ids in its answer are stored.
 
-    `InvalidRequest` for too many, and for a name of its own where its upstream chooses it. An id counts
-    unless it is known to name nothing: what an API takes tomorrow is refused, not passed.
+    Raise `InvalidRequest` for too many ids, and for a name that the upstream must choose. A field that ends
+    like an id counts unless a table excludes it.
     """
     document, objects = call.document, FAMILIES[call.family].objects
     if not owned.apart:
@@ -186,7 +186,10 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
 
 
 def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> tuple[str, ...]:
-    """Return the ids that a body names, and collect in `found`; the body of a stored object is `closed`."""
+    """Return the ids of stored objects in `asked`, and collect their details in `found`.
+
+    `closed` marks the body of a stored object, where unknown id fields raise `InvalidRequest`.
+    """
     try:
         _look(objects, asked, "", found)
         if closed and objects.kinds:
@@ -203,7 +206,7 @@ def _ids_in(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds)
 
 
 def _close(path: str, holder: Document, takes: Collection[str]) -> None:
-    """Refuse a field that is not one of these."""
+    """Raise `InvalidRequest` for a field of `holder` that is not in `takes`."""
     for name in holder:
         if name not in takes:
             right = ", ".join(sorted(takes))
@@ -213,7 +216,10 @@ def _close(path: str, holder: Document, takes: Collection[str]) -> None:
 
 
 def _check_kinds(objects: ObjectRules, value: object) -> None:
-    """Refuse what selects by anything but an id: an object of a kind, or with a field, that is on no list."""
+    """Raise `InvalidRequest` for an object that may select stored objects otherwise than by id.
+
+    `objects.kinds` lists the types, and the fields of each, that are allowed.
+    """
     if isinstance(value, list):
         for each in value:
             _check_kinds(objects, each)
@@ -233,7 +239,7 @@ def _check_kinds(objects: ObjectRules, value: object) -> None:
 
 
 def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
-    """Add every id in something of a body; `place` is the name of a list, or of an element of one."""
+    """Add every id in a part of a body to `found`. `place` is the name of the surrounding list, if any."""
     if isinstance(value, list):
         for each in value:
             if isinstance(each, dict):
@@ -255,11 +261,11 @@ def _look(objects: ObjectRules, value: list[object] | Document, place: str, foun
             _look(objects, inside, name, found)
 
 
-# Objects an upstream keeps: the ids an answer tells of, which are then its organization's.
+# The ids of stored objects in an answer: its organization owns them from then on.
 #
-# Only places where the API itself puts an id count: what a model or a tool wrote is no place.
+# Only fields in which the API itself puts an id count, and no text of a model or a tool.
 def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
-    """Return whether a metered answer, or a part of one, is worth looking through for ids."""
+    """Return whether a metered answer, or a part of one, can contain ids of stored objects."""
     objects = FAMILIES[family].objects
     if objects is None:
         return False
@@ -269,13 +275,13 @@ def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
 def told(
     family: Family, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
-    """Return the ids of objects that an answer tells of, its own first; its request `named` these."""
+    """Return the ids of stored objects in an answer, its own id first. `named` are ids in its request."""
     objects = FAMILIES[family].objects
     return () if objects is None else told_of(objects, document, named, keeps)
 
 
 def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]:
-    """Return the ids that an answer told of, by how long each is kept: some outlive the answer itself."""
+    """Return the ids of an answer, grouped by how long they are stored. Some outlive the answer itself."""
     objects = FAMILIES[call.family].objects
     if objects is None or call.keeps == KEPT_OBJECTS:
         return [(KEPT_OBJECTS, ids)]

@@ -37,7 +37,7 @@ _OPTIONS = ControlledNames("num_predict")
 
 
 def read_call(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a chat or a completion: a stream, unless the call says otherwise."""
+    """Read a chat or a completion, which is streamed unless `stream` is false."""
     _CALL.check(document)
     call.model = model_name(document.get("model"))
     call.streamed = document.get("stream") is None or flag(document, "stream")

@@ -17,11 +17,11 @@ from gateway.core.families.family import BodyIds
 
 
 def names(written: str) -> frozenset[str]:
-    """Return the names of a text with blanks between them."""
+    """Return the names in a text, which blanks separate."""
     return frozenset(written.split())
 
 
-# Callers' own numbers and names, whichever API: of calls of tools, of users, of requests, of lines of a file.
+# Ids that callers choose, in any API: of tool calls, users, requests, and lines of a file.
 OF_CALLERS: Final = names(
     "call_id tool_call_id tool_use_id user_id request_id trace_id custom_id connector_id"
 )
@@ -48,10 +48,9 @@ _WHOLE: Final = {
     "input": _ITEMS, "items": _ITEMS, "messages": _SAID, "content": _BLOCKS,
     "tool_calls": {"function": "function", "custom": "custom"},
 }  # fmt: skip
-# What an element of such a list is that does not say its type.
+# The type of an element of such a list that states none.
 _UNTYPED: Final = {"input": "message", "items": "message", "messages": "message", "tool_calls": "function"}
-# What a member is: a text, a list or an object that says something. What a function is given and what it
-# gives may be nothing.
+# The types of each member. A member must not be empty, but for input and output of a function.
 _MEMBERS: Final = {
     "content": (str, list), "encrypted_content": (str,), "arguments": (str, dict),
     "output": (str, list, dict), "input": (str, dict), "action": (dict,), "operation": (dict,),
@@ -62,14 +61,15 @@ _MAY_BE_EMPTY: Final = frozenset({"arguments", "output", "input", "queries", "to
 
 
 def may_name_ids(body: bytes, names: FieldNames) -> bool:
-    """Return whether a body has a name that ends like an id's."""
+    """Return whether a name in a body ends like that of an id."""
     return names.ids
 
 
 @dataclass(frozen=True, slots=True)
 class IdFields:
-    """The fields of one API: `named` name objects, `others` do not; `vendors` says of a skill, by its holder
-    and its id, that it is the vendor's own.
+    """The id fields of one API: fields in `named` refer to stored objects, and fields in `others` do not.
+
+    `vendors` returns whether a skill is the vendor's own, by its holder and its id.
     """
 
     named: frozenset[str]
@@ -77,7 +77,7 @@ class IdFields:
     vendors: Callable[[Document, object], bool]
 
     def add(self, name: str, inside: object, holder: Document, place: str, found: BodyIds) -> None:
-        """Add what a field of a body names, in whichever case it is written."""
+        """Add to `found` the ids in a field of a body. The case of its name does not matter."""
         folded = name.lower()
         if folded == "id":
             id_in(inside, name)
@@ -95,9 +95,9 @@ class IdFields:
 
 
 def _is_whole(holder: Document, place: str) -> bool:
-    """Return whether something with an id is all there, and not a reference to what an upstream keeps.
+    """Return whether an object with an id is complete, and not a reference to a stored object.
 
-    Its place and its type say so, and no member that its caller could add.
+    The surrounding list `place`, the type and a member of that type decide.
     """
     kind = holder.get("type")
     if kind is None:

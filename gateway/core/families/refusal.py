@@ -24,26 +24,25 @@ from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, Limi
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
-# Answers with a pause for the client: each names what refused, a scope of limits, the gateway or the
-# upstream.
+# Statuses after which a client waits. The answer names what refused: a scope of limits, gateway or upstream.
 HELD_OFF = frozenset({429, 503, 529})
 
-# These are about the moment, not the request.
+# Statuses that depend on the time, not on the request.
 _IN_TIME = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY})
-# What `RateLimit-Policy` calls limits; nobody is told how many calls may run at once.
+# Names of limits in `RateLimit-Policy`. The limit of concurrent calls is not published.
 _POLICIES = {
     int(LimitKind.REQUESTS): "requests", int(LimitKind.TOKENS): "tokens", int(LimitKind.QUOTA): "quota",
     int(LimitKind.BUDGET): "budget",
 }  # fmt: skip
-# Currencies that people know by a sign; others are told by their code.
+# Currencies with a known sign. Others are shown by their code.
 SIGNS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND): "organization's spend cap"}
 
 
 def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda: UNSAID) -> Refusal:
-    """Return the refusal a decision stands for: which limit, how much is used, until when.
+    """Return the refusal for a decision of admission: the limit, its use, and the time of its reset.
 
-    `spent` is asked how its caller is told that an amount is spent.
+    `spent` returns how callers of this organization learn of a spent amount.
     """
     refusal = _MAKERS[decision.verdict](decision)
     if refusal.reason in SPENT:
@@ -59,7 +58,7 @@ def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda:
 
 
 def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
-    """Set the status of a refusal, and bound the time that its caller is told to wait."""
+    """Set the status and the longest `retry_after_s` of a refusal, as `answer` configures them."""
     if refusal.retry_after_s is not None and answer.retry_after_max_s:
         refusal.retry_after_s = min(refusal.retry_after_s, answer.retry_after_max_s)
     if answer.status == HTTPStatus.PAYMENT_REQUIRED:
@@ -68,7 +67,7 @@ def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
 
 
 def _without_amounts(refusal: Refusal, decision: Decision) -> str:
-    """Return the sentence of a refusal without its amounts, which stand in its fields as well."""
+    """Return the message of a refusal without amounts, because agents take some numbers for a status."""
     said = (type(refusal).__doc__ or "").strip()
     window = decision.budget
     if window is not None and not is_read_as_status(refusal.status, window.name):
@@ -77,7 +76,7 @@ def _without_amounts(refusal: Refusal, decision: Decision) -> str:
 
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return a refusal's fields and body in the shape of `family`, without those of all answers."""
+    """Return the headers and the body of a refusal in the shape of `family`."""
     shape = FAMILIES[family]
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
@@ -101,19 +100,19 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
 
 
 def is_final(refusal: Refusal) -> bool:
-    """Return whether the same request is refused again a minute later, as each is that its client has to
-    change.
+    """Return whether the same request will be refused again later, because the client must change it.
 
-    SDKs take 409 for a lock that timed out, and send it again.
+    408 and 425 depend on the time, so they are not final. A 409 is, though SDKs would retry it as a lock
+    timeout.
     """
     client = HTTPStatus.BAD_REQUEST <= refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR
     return client and refusal.status not in _IN_TIME and refusal.retry_after_s is None
 
 
 def refused_by(refusal: Refusal) -> tuple[str, int]:
-    """Return the kind and the id of the budget, run or plan that refused; no kind where none of them did.
+    """Return the kind and the id of the budget, run or plan that refused, or an empty kind.
 
-    The id is 0 where only the ledger knows which plan or run that is.
+    The id is 0 if only the ledger knows it.
     """
     window = refusal.budget
     if isinstance(window, BudgetWindow):
@@ -126,7 +125,7 @@ def refused_by(refusal: Refusal) -> tuple[str, int]:
 
 
 def _wait_s(decision: Decision) -> int | None:
-    """Return whole seconds until the limit gives way, at least one; None where no time is known."""
+    """Return the whole seconds until the limit resets, at least 1; None if that time is unknown."""
     if decision.until_ms <= 0:
         return None
     return max(1, -(-(decision.until_ms - decision.now_ms) // 1000))
@@ -140,7 +139,7 @@ def _until(decision: Decision) -> str:
 
 
 def _resets(decision: Decision) -> str:
-    """Return when a spent amount is there again, in words by which agents know that waiting is no use."""
+    """Return a sentence about the reset of a spent amount, in words by which agents stop retrying."""
     if decision.until_ms <= 0:
         return "Quota exceeded; no interval will reset it."
     return f"Quota exceeded; it will reset at{_until(decision).removeprefix(' until')}."
@@ -152,7 +151,7 @@ def _scope(decision: Decision) -> str:
 
 
 def _amount(decision: Decision, count: int) -> str:
-    """Return a count, or money where millionths of it are counted."""
+    """Return a count as a text. A spend cap counts millionths of its currency."""
     return f"{Decimal(count).scaleb(-6).normalize():f}" if decision.kind == LimitKind.SPEND else str(count)
 
 
@@ -197,7 +196,8 @@ def _budget_exceeded(decision: Decision) -> Refusal:
 
 
 def _of_budget(decision: Decision) -> str:
-    """Describe a budget's rest and the request's need: `Budget "research": $0.0043 of $0.01 left; …`."""
+    """Return a budget's rest and the request's need, such as `Budget "research": $0.0043 of $0.01 left; …`.
+    """
     window = decision.budget
     if window is None:
         return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"
@@ -215,7 +215,7 @@ def _named_budget(window: BudgetWindow) -> str:
 
 
 def _shown(unit: str, amount: int, currency: str) -> str:
-    """Return an amount as people write it: `$12.50`, `12.50 SEK`, `3000 tokens`."""
+    """Return an amount for people: `$12.50`, `12.50 SEK`, `3000 tokens`."""
     if unit != MONEY:
         return shown(unit, amount, currency)
     whole, _, part = shown_amount(unit, amount).partition(".")

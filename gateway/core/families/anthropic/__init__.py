@@ -48,14 +48,17 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 
 def _is_spent(refusal: Refusal) -> bool:
-    """Return whether a budget of money is used up, so that waiting for calls in flight does not help."""
+    """Return whether a budget of money is used up. Then waiting for calls in flight does not help."""
     budget = refusal.budget
     money = isinstance(budget, BudgetWindow) and budget.unit == FLAG_MONEY
     return money and isinstance(refusal, BudgetExceeded)
 
 
 def _budget_fields(window: BudgetWindow, refusal: Refusal | None) -> list[tuple[bytes, bytes]]:
-    """Return fields on the used part of a money budget, in hundredths; below 100 where calls may pass."""
+    """Return response headers with the used part of a money budget, from 0 to 1, and its state.
+
+    Headers of an admitted call state 0.99 at most.
+    """
     if window.unit != FLAG_MONEY or (refusal is not None and not _is_spent(refusal)):
         return []
     percent = min(window.used * 100 // max(window.limit, 1), 100)
@@ -87,7 +90,7 @@ BATCHES = BatchPaths(
     (("anthropic-version", "2023-06-01"),),
     after="after_id",
 )  # fmt: skip
-# Stored things of agents. Their sessions run models, whose use no answer tells: they are no routes.
+# Stored objects of agents. Sessions of agents are no routes: no answer reports the usage of their models.
 _STORED = (
     ("agents", "GET POST"), ("agents/{id}", "GET POST"), ("agents/{id}/versions", "GET"),
     ("vaults/{id}/credentials", "GET POST"), ("vaults/{id}/credentials/{credential}", "GET POST DELETE"),

@@ -39,7 +39,7 @@ _METADATA = ControlledNames("user_id")
 
 
 def read_messages(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call of messages, whose model is in the path where that has a place for it."""
+    """Read a call of the Messages API. The model is in the path if `params` has one, else in the body."""
     _MESSAGES.check(document)
     named = params.get("model")
     call.model = model_in_path(document, named) if named else model_name(document.get("model"))
@@ -50,12 +50,12 @@ def read_messages(call: CallRequest, document: Document, params: PathParams, bou
         call.user = stated_user(metadata.get("user_id"))
 
 
-# Which dear prices a call of Anthropic's messages cannot have.
+# Which of the higher prices do not apply to a call of Anthropic's messages.
 #
-# A cache is written where `cache_control` or `caching` says so. Sound is neither read nor made.
+# A call writes to a cache only with `cache_control` or `caching`. It neither reads nor makes sound.
 
-FAST: Final = "fast"  # a speed with prices of its own, as a tier has
-US: Final = "us"  # a place of inference that has them too: its workspace says it where a call does not
+FAST: Final = "fast"  # a speed with its own prices, like a service tier
+US: Final = "us"  # a region of inference with its own prices; its default comes from the workspace
 
 
 def _no_media(document: Document, names: FieldNames) -> bool:
@@ -91,27 +91,30 @@ EXCLUSIONS = Exclusions(
 
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 _BUILT_IN_SKILLS = "anthropic"
-_TELL = (b'"container"', b'"file_id"')  # most answers tell of nothing
+_TELL = (b'"container"', b'"file_id"')  # most answers contain neither
 
 
 def may_tell(data: bytes) -> bool:
-    """Return whether an event is worth looking through for ids."""
+    """Return whether the raw event can contain ids of files or containers."""
     return any(mark in data for mark in _TELL)
 
 
 def ids_in_event(event: Document) -> Iterator[str]:
-    """Yield the ids in one event of a stream."""
+    """Yield the ids of containers and files in one event of a stream."""
     for holder in (object_in(event, "message"), object_in(event, "delta")):
         yield from ids_of(object_in(holder, "container").get("id"))
     yield from _ids_in_block(object_in(event, "content_block"))
 
 
-# What a later message may be compared with, or go on from, by this one's own id: its request says so.
+# Fields of a request by which a later message may refer to the id of this message.
 _LINKS = ("diagnostics", "thread")
 
 
 def keeps(document: Document) -> int:
-    """Return how long ids of an answer are valid, and whether the answer's own is one of them."""
+    """Return the `KEPT_…` constant for how long ids of the answer stay valid, by the request body.
+
+    `KEPT_LINKED` means that a later request may refer to the id of the answer itself.
+    """
     linked = any(document.get(name) is not None for name in _LINKS)
     return KEPT_LINKED if linked else KEPT_ANSWERS
 
@@ -125,7 +128,7 @@ def _told(document: Document) -> Iterator[str]:
 
 
 def _ids_in_block(block: Document) -> Iterator[str]:
-    """Yield the files that code of the API's own tools wrote."""
+    """Yield the ids of files that the provider's code execution tool wrote."""
     kind = block.get("type")
     if isinstance(kind, str) and kind.endswith("code_execution_tool_result"):
         for output in objects_in(object_in(block, "content"), "content"):
@@ -133,7 +136,7 @@ def _ids_in_block(block: Document) -> Iterator[str]:
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Return whether a caller's model wrote it for a function of the caller's."""
+    """Return whether `holder` is a tool call and `name` its input, which the model wrote freely."""
     kind = holder.get("type")
     return name == "input" and isinstance(kind, str) and kind in _CALLS
 

@@ -99,12 +99,12 @@ class _MessageEvent(msgspec.Struct):
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-# Where events have content, and those that have none; of any other all may be.
+# The field with the content by type of event, and the types without content. Other events may be all content.
 _HOLDERS = {"content_block_start": "content_block", "content_block_delta": "delta"}
 _NO_CONTENT = frozenset(
     {"message_start", "message_delta", "message_stop", "content_block_stop", "ping", "error", None}
 )
-# An event without content is no longer than this, unless it says something.
+# An event without content is no longer than this.
 _BARE_BYTES = 80
 _whole = msgspec.json.Decoder(_Message).decode
 _event = msgspec.json.Decoder(_MessageEvent).decode
@@ -152,7 +152,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see_end(meter: Meter, read: _MessageEvent, data: bytes) -> None:
-    """See what an event says that begins or ends something."""
+    """Process an event that begins or ends a message: note content, a failure, or the end of the stream."""
     says_more = read.message.content if read.message is not None else len(data) > _BARE_BYTES
     if says_more and read.type in _NO_CONTENT and not (meter.final and meter.output):
         see_whole(meter, loose_document(data))
@@ -178,7 +178,7 @@ def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
 
 
 def _report(meter: Meter, raw: bytes, final: bool) -> None:
-    """Merge a report with the earlier ones: a number that is absent keeps its last value."""
+    """Merge a usage report into `meter`. A number that is absent keeps its earlier value."""
     usage = _read(meter, raw)
     if usage is None:
         return
@@ -218,7 +218,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
 
 
 def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
-    """Return a report that tells a number of tokens, by either of its names."""
+    """Return the decoded usage report, or None if it has no number of input or output tokens."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return None
@@ -230,10 +230,10 @@ def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:
 
 
 def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
-    """Return the tier that a price may have a factor for: a speed, else a tier, each with the place of
-    inference.
+    """Return the service tier by which a call is priced, combined with the region of inference.
 
-    A field of the call counts where the report does not have it.
+    A speed of `fast` replaces the tier. `asked` are tiers that the request named: these count where the
+    report has no such field.
     """
     speed = usage.speed or (FAST if FAST in asked else None)
     tier = FAST if speed == FAST else usage.service_tier
@@ -244,7 +244,10 @@ def _tier(usage: _MessageUsage, asked: tuple[str, ...]) -> str | None:
 
 
 def _add_iterations(meter: Meter, usage: _MessageUsage, raw: bytes) -> bool:
-    """Add what is in no number of the report; whether another model's tokens lack an input to be added to."""
+    """Add tokens of `usage.iterations` that the report's totals leave out.
+
+    Return True if another model's tokens came in a report without `input_tokens`.
+    """
     detail, lacking = meter.detail, False
     detail.beside = []
     for each in usage.iterations or ():
@@ -271,7 +274,10 @@ def _counts(each: _Iteration) -> Counts:
 
 
 def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
-    """Add the tokens of an iteration to a report, whose last in a stream leaves out `for_an_hour`."""
+    """Add the tokens of an iteration to a report.
+
+    `for_an_hour` are tokens of cache writes for one hour that the report itself does not repeat.
+    """
     usage.input_tokens = summed(usage.input_tokens, more.input_tokens)
     usage.output_tokens = summed(usage.output_tokens, more.output_tokens)
     usage.cache_read_input_tokens = summed(usage.cache_read_input_tokens, more.cache_read_input_tokens)
@@ -285,7 +291,7 @@ def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
 
 
 def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> None:
-    """Report the readable parts of an event or a message that is not of the documented types."""
+    """Report the usage in an event or message that does not have the documented types."""
     message = document.get("message")
     holder = message if isinstance(message, dict) else document
     meter.detail.answered_by(holder.get("model"))
@@ -296,7 +302,7 @@ def _report_loose(meter: Meter, document: dict[str, object], final: bool) -> Non
 
 
 def _closing(meter: Meter) -> bytes:
-    """Close the open block and end the message as if its maximum had been reached."""
+    """Close the open content block, and end the message with `stop_reason: max_tokens`."""
     events: list[dict[str, object]] = []
     if meter.position >= 0:
         events.append({"type": "content_block_stop", "index": meter.position})

@@ -27,7 +27,7 @@ from gateway.core.metering.reading import (
 )
 from gateway.core.metering.report import UsageShape, bounded_output, may_hold_more, see_content
 
-# When to try again, as Gemini says it in the body of a 429: google.rpc.RetryInfo (AIP-193).
+# The delay before a retry in the body of Gemini's 429: google.rpc.RetryInfo (AIP-193).
 
 REFUSED = 429
 _SECONDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s")  # a Duration in JSON
@@ -49,7 +49,7 @@ _refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # a 
 
 
 def retry_delay(document: bytes) -> float:
-    """Return seconds until the next try; 0 where a refusal says nothing of it."""
+    """Return the seconds until the next try that the body of a 429 states, 0 if it states none."""
     try:
         read = _refusals(document)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -85,7 +85,7 @@ class _GeminiUsage(UsageShape, rename="camel"):
 _REPORTS = Reports(_GeminiUsage)
 _AUDIO = frozenset({"AUDIO"})
 _IMAGES = frozenset({"IMAGE", "DOCUMENT"})  # a document is read as pictures of its pages
-# Of a proto3 enumeration the first is said where nothing is.
+# The first value of a proto3 enumeration means that the field is not set.
 _NO_END: Final = frozenset({None, "", "FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED"})
 _READ_MAX: Final = 2_097_152  # tokens that a model's own tools bring: no model reads more at once
 _ON_DEMAND = "on_demand_"  # in front of tiers, as Vertex AI names them
@@ -139,7 +139,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def take(meter: Meter, document: bytes, final: bool) -> None:
-    """Read one response: all of an answer, or one of a stream (`final` False)."""
+    """Read one response: a whole answer (`final`), or one element of a stream."""
     try:
         read = decoded(_answer, document)
     except UNREADABLE:
@@ -194,7 +194,7 @@ def _see_more(meter: Meter, document: bytes, seen: int) -> None:
 
 
 def report(meter: Meter, raw: bytes, final: bool) -> None:
-    """Report the use in a `usageMetadata`."""
+    """Report the usage in a `usageMetadata` object. `final` marks the last one."""
     usage = _REPORTS.read(meter, raw)
     if usage is None:
         return
@@ -232,7 +232,7 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
 
 
 def _note(detail: Detail, usage: _GeminiUsage) -> None:
-    """Note the tier of a report, and what its tokens are made of."""
+    """Note the service tier of a report, and its tokens by modality."""
     tier = usage.service_tier or usage.traffic_type
     detail.served_as(tier and tier.lower().removeprefix(_ON_DEMAND))
     read, tools, cached, written = (
@@ -251,7 +251,7 @@ def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:
-    """Report the readable parts of an answer that is not of the documented types."""
+    """Report the usage in an answer that does not have the documented types."""
     answer = loose_document(document)
     for place, said in enumerate(objects_in(answer, "candidates")):
         meter.note_choice(said.get("index"), place, finished=_ends(said.get("finishReason")))
@@ -263,7 +263,7 @@ def _report_loose(meter: Meter, document: bytes) -> None:
 
 
 def end_of(meter: Meter) -> bytes:
-    """Return the response that ends a stream as if its maximum had been reached."""
+    """Return the JSON response that ends a stream with `finishReason: MAX_TOKENS`."""
     counted = meter.usage()
     return msgspec.json.encode(
         {
@@ -280,7 +280,7 @@ def end_of(meter: Meter) -> bytes:
 
 
 def _closing(meter: Meter) -> bytes:
-    """End the stream as if its maximum had been reached."""
+    """Return the event that ends a stream with `finishReason: MAX_TOKENS`."""
     return b"data: " + end_of(meter) + b"\r\n\r\n"
 
 
@@ -295,7 +295,8 @@ def _read_cached(meter: Meter, document: bytes) -> None:
 
 
 def _read_video(meter: Meter, document: bytes) -> None:
-    """Report the videos made, by the length asked for; those that their provider held back are free."""
+    """Report the seconds of the videos made, by the requested length. Videos that Google withheld are free.
+    """
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
@@ -310,12 +311,12 @@ def _read_video(meter: Meter, document: bytes) -> None:
 
 VIDEO = Dialect(_read_video)
 
-# Of contents that are kept: all their tokens were read.
+# An answer about cached contents: the model has read all their tokens.
 CACHED = Dialect(_read_cached)
 
 
 def _read_predicted(meter: Meter, document: bytes) -> None:
-    """Report the pictures that were made, or the tokens of texts that were embedded."""
+    """Report the number of pictures made, or the tokens of embedded texts."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     made = objects_in(said, "predictions")

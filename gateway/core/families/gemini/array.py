@@ -18,10 +18,10 @@ _INSIDE = re.compile(rb'["\\]')
 
 
 class ArrayMeter(Meter):
-    """Meter a stream in the form of one JSON array.
+    """Meter of a stream in the form of one JSON array.
 
-    The scan looks at every byte once, however the array is split. Places are counted from the
-    start of the answer: bytes in front of `_safe` pass.
+    It scans every byte once, however the array is split into chunks. Positions count from the start of the
+    answer, and bytes before `_safe` pass to the client.
     """
 
     __slots__ = (
@@ -38,7 +38,7 @@ class ArrayMeter(Meter):
         self._waiting: list[bytes] = []
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read the elements this chunk completes; return what passes now."""
+        """Read the elements that this chunk completes, and return the bytes that may pass now."""
         at, start, size, before = 0, 0, len(chunk), self._fed
         while at < size:
             if self._escaped:
@@ -95,13 +95,13 @@ class ArrayMeter(Meter):
         return self.withheld + kept
 
     def cut(self) -> bytes:
-        """End the array here, as if the maximum had been reached, unless part of an element has passed."""
+        """Return bytes that end the array with `MAX_TOKENS`, empty if part of an element has passed."""
         if self._kept_bytes > self.bounds.event_bytes_max:
             return b""
         return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + end_of(self) + b"]"
 
     def fail(self, body: bytes) -> bytes:
-        """End the array here with an element that says why, unless part of an element has passed."""
+        """Return bytes that end the array with the error `body`, empty if part of an element has passed."""
         if self._kept_bytes > self.bounds.event_bytes_max:
             return b""
         return (b",\r\n" if 0 < self._first_end <= self._safe else b"[") + body + b"]"
@@ -118,7 +118,7 @@ class ArrayMeter(Meter):
             self.phase = CLOSED
 
     def _complete(self, last: bytes, end: int) -> None:
-        """Read an element. One that finishes the answer waits, until more content disproves it."""
+        """Read a complete element. If it finishes the answer, it waits for the end or for more content."""
         shortened = self._shortened
         if shortened is None:
             element = b"".join((*self._element, last))
@@ -157,7 +157,7 @@ class ArrayMeter(Meter):
         self.text_bytes += shortened.text_bytes - before
 
     def _pass(self, chunk: bytes, before: int) -> bytes:
-        """Return the bytes in front of the safe place; the rest waits."""
+        """Return the bytes before the position `_safe`. The others wait."""
         if not before:
             self._is_array = chunk.lstrip()[:1] == b"["
         if self._safe <= before:
@@ -174,7 +174,7 @@ class ArrayMeter(Meter):
         return passed
 
     def _waiting_up_to(self, size: int) -> bytes:
-        """Return the first `size` waiting bytes, and remove them."""
+        """Remove and return the first `size` waiting bytes."""
         if size <= 0:
             return b""
         waiting = b"".join(self._waiting)

@@ -43,14 +43,14 @@ T = TypeVar("T")
 
 _GENERATE = ControlledNames("model", "generationConfig", "generation_config", *OF_EVERY_FAMILY)
 _CACHE = ControlledNames("model", "name", "ttl", "expireTime", "expire_time", *OF_EVERY_FAMILY)
-# By these a medium is somewhere else: its provider would read or write it with the gateway's credential.
+# Fields with the address of a medium: Google would read or write it with the gateway's credential.
 _ELSEWHERE = frozenset({"uri", "gcsuri", "fileuri", "storageuri"})
 _EMBED = ControlledNames("model", "requests", *OF_EVERY_FAMILY)
 _PREDICT = ControlledNames("instances", "parameters", *OF_EVERY_FAMILY)
 _PARAMETERS = ControlledNames("sampleCount", "sampleImageSize", "storageUri")
-# What a prompt makes that says no number.
+# Pictures of a prompt without a stated number.
 _PICTURES: Final = 4
-# By these an upstream chooses among models by itself, or takes another than that of the path (Vertex AI).
+# Fields by which an upstream chooses another model than that of the path (Vertex AI).
 CHOOSING = (
     "routingConfig", "routing_config", "modelConfig", "model_config", "modelSelectionConfig",
     "model_selection_config",
@@ -61,7 +61,7 @@ _GENERATION_CONFIG = ControlledNames(
 
 
 def read_generate(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read contents to generate from, streamed or not by the path."""
+    """Read a call of generateContent or streamGenerateContent."""
     _GENERATE.check(document)
     call.model = model_in_path(document, params.get("model"))
     call.streamed = call.meter == "gemini_stream"
@@ -96,7 +96,7 @@ def read_embed(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_cache(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read contents to cache for later calls of a model: they are read once, and no token is produced."""
+    """Read contents that Google caches for later calls. They are read once, and no token is produced."""
     _CACHE.check(document)
     model = document.get("model")
     if not isinstance(model, str) or not model.startswith("models/"):
@@ -110,12 +110,12 @@ def read_cache(call: CallRequest, document: Document, params: PathParams, bounds
 
 _VIDEO = ControlledNames("model", "instances", "parameters", *OF_EVERY_FAMILY)
 _VIDEO_PARAMETERS = ControlledNames("durationSeconds", "sampleCount", "numberOfVideos", "storageUri")
-# Of a video whose length nobody states, the most that its provider documents; and the most one may ask for.
+# The longest documented video, for calls that state no length; then the most seconds and videos of a call.
 VIDEO_SECONDS, VIDEO_SECONDS_MAX, VIDEOS_MAX = 8, 600, 4
 
 
 def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for videos of one prompt, which are made later."""
+    """Read a call for videos of one prompt. They are made later, and charged by their seconds."""
     _VIDEO.check(document)
     call.model, call.output_max, call.background = model_in_path(document, params.get("model")), 0, True
     asked = elements(document, "instances")
@@ -133,7 +133,7 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_predict(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for pictures of a prompt, as many as are asked for, or for embeddings of texts."""
+    """Read a call of `predict`: pictures of prompts, or embeddings of texts."""
     _PREDICT.check(document)
     call.model, call.output_max = model_in_path(document, params.get("model")), 0
     instances = elements(document, "instances")
@@ -153,13 +153,13 @@ def read_predict(call: CallRequest, document: Document, params: PathParams, boun
 
 
 def _one(camel: T | None, snake: T | None, param: str) -> T | None:
-    """Return the value of a field in one of both spellings of proto3 JSON; refuse both at once."""
+    """Return the value of a field in either spelling of proto3 JSON; `InvalidRequest` for both at once."""
     if camel is not None and snake is not None:
         raise InvalidRequest(f"The field {param} appears twice.", param=param)
     return snake if camel is None else camel
 
 
-# Which dear prices a call of Gemini's models cannot have.
+# Which of the higher prices do not apply to a call of Gemini's models.
 #
 # Its provider writes to caches by itself, so every call may. Enumerations of its JSON may be numbers, and
 # both spellings of a name count: a value that is not known rules nothing out.
@@ -173,7 +173,7 @@ _TEXTUAL: Final = frozenset(
 )  # fmt: skip
 _FUNCTIONS: Final = frozenset({"functionDeclarations", "function_declarations"})
 _KEPT: Final = frozenset({"cachedContent", "cached_content", "previous_interaction_id"})
-# By these an interaction is asked for more than text.
+# Fields by which an interaction asks for more than text.
 _SPOKEN: Final = frozenset({"response_modalities", "response_format"})
 
 
@@ -189,7 +189,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _is_text(said: object) -> bool:
-    """Return whether a content, or a list of them, is known to have parts of text alone."""
+    """Return whether a content, or a list of contents, certainly has parts of text alone."""
     if isinstance(said, list):
         return all(map(_is_text, said))
     if not isinstance(said, dict):
@@ -215,7 +215,7 @@ def _listed(value: list[object] | Document) -> list[object]:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Return whether a call asks for no sound; an answer is text where nothing else is asked for."""
+    """Return whether a call asks for no sound. An answer is text unless the call names other modalities."""
     configs = _configs(document)
     spoken = "input" in document and any("speech_config" in config for config in configs)
     return not spoken and _SPOKEN.isdisjoint(document) and _answers_by(configs, {"TEXT", "IMAGE"})
@@ -231,7 +231,7 @@ def _configs(document: Document) -> list[Document]:
 
 
 def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
-    """Return whether an answer has these modalities alone, as far as its call says any."""
+    """Return whether the stated response modalities are all among `modalities`. A call may state none."""
     for config in configs:
         for field in ("responseModalities", "response_modalities"):
             asked = config.get(field)
@@ -314,7 +314,10 @@ def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds
 
 
 def _normal(value: object) -> object:
-    """Return an object's name as it is kept. A file may be named by its URL; other URLs name none."""
+    """Return an object's name as it is stored, or None for a URL of another site.
+
+    A file may be named by its URL at Google. An ambiguous name is returned unchanged.
+    """
     if not isinstance(value, str):
         return value
     found = _RESOURCE.search(value)
@@ -327,7 +330,10 @@ def _normal(value: object) -> object:
 
 
 def _chosen(document: Document) -> str | None:
-    """Return the field by which a body chooses the name of its new object: the name could be another's."""
+    """Return the field by which a body chooses the name of its new object, if any.
+
+    Such a name could already belong to another organization.
+    """
     for path, one in (("", document), ("file.", object_in(document, "file"))):
         if one.get("name"):
             return f"{path}name"

@@ -57,7 +57,7 @@ _COMPLETED: Final = "interaction.completed"
 
 
 def read_interaction(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read one turn of a model, which may continue another turn."""
+    """Read one turn of a model, which may continue an earlier turn."""
     _INTERACTION.check_spelling(document)
     for name in _ELSEWHERE:
         if document.get(name) not in _NOTHING:
@@ -122,7 +122,7 @@ def _report(meter: Meter, usage: Document, *, final: bool) -> None:
 
 
 def _parts(value: object) -> object:
-    """Return tokens by modality as `usageMetadata` has them; any other value as it is."""
+    """Return tokens by modality in the form of `usageMetadata`. Any other value is returned unchanged."""
     if not isinstance(value, list):
         return value
     return [
@@ -133,7 +133,7 @@ def _parts(value: object) -> object:
 
 
 def _closing(meter: Meter) -> bytes:
-    """End the interaction as incomplete, as if its maximum had been reached."""
+    """Return the event that ends an interaction with the status `incomplete`."""
     counted = meter.usage()
     usage = {
         "total_input_tokens": counted.input, "total_output_tokens": counted.output,

@@ -31,14 +31,14 @@ _KINDS: Final = {
     for kind in (_SETUP, _CONTENT, _INPUT, _TOOLS, _CONTEXT)
     for name in (kind, re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", kind))
 }
-# Messages that cost nothing: they may pass while no turn is held for.
+# Messages that cost nothing: they may pass between turns, when there is no hold.
 _FREE: Final = frozenset(
     {
         "setupComplete", "goAway", "sessionResumptionUpdate", "toolCallCancellation", "voiceActivity",
         "voiceActivityDetectionSignal",
     }
 )  # fmt: skip
-# By which the model has said all for now.
+# Fields that end an answer of the model.
 _OVER: Final = ("turnComplete", "interrupted")
 # Files, and sessions, that another caller of the account may have made.
 _OTHERS: Final = frozenset({"handle", "filedata", "cachedcontent", "retrieval", *map(str.lower, CHOOSING)})
@@ -54,10 +54,10 @@ _BYTES_PER_TOKEN: Final = 3
 
 
 class GeminiLiveSession:
-    """One connection; `tokens` are those of its context: what was said by size, and as reports told them.
+    """One connection of the Live API. `tokens` is the size of its context: by bytes, corrected by reports.
 
-    There is one answer at a time. More that is asked for interrupts it, and has an end of its own: the API
-    names neither, so they are counted.
+    There is one answer at a time, and another request interrupts it. Answers have no ids, so the session
+    counts those under way.
     """
 
     refuses_by_event = False
@@ -68,27 +68,27 @@ class GeminiLiveSession:
         self.models: tuple[str, ...] = ()
         self.tokens = 0
         self._tools: list[Document] = []
-        self._asked = 0  # answers that are on their way
-        self._said = self._said_before = 0  # in all, and before the present answer began
+        self._asked = 0  # answers under way
+        self._said = self._said_before = 0  # tokens of the client in all, and before the present answer
         self._last = 0, 0, 0  # tokens, answers and tools of the last message
         self._begun = self._reported = self._over = False
 
     @property
     def pending(self) -> bool:
-        """Whether an answer is on its way."""
+        """Whether the model still owes an answer."""
         return self._asked > 0
 
     @property
     def needs(self) -> int:
-        """Tokens that the answers on their way read: each the whole context."""
+        """The input tokens of all answers under way. Each of them reads the whole context."""
         return self.tokens * max(1, self._asked)
 
     def waits(self, message: Document) -> bool:
-        """Return False: no message has to wait."""
+        """Return False: messages are forwarded at once."""
         return False
 
     def document(self) -> Document:
-        """Return the body of the call that the next turn is: it may hear, and answer by sound."""
+        """Return the body of the next turn's call, which may read and produce sound."""
         sound = {"responseModalities": ["AUDIO"]}
         return {
             "model": self.model, "input_tokens": self.needs, "generationConfig": sound, "tools": self._tools,
@@ -96,7 +96,9 @@ class GeminiLiveSession:
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
-        """Check a message and count its tokens: the setup is the first, and there is one."""
+        """Check a message and count its tokens; raise `InvalidRequest` unless the setup comes first, and
+        once.
+        """
         name = next(iter(message), "")
         kind, said = _KINDS.get(name, ""), object_in(message, name)
         if len(message) != 1 or not kind or name not in message or not isinstance(message[name], dict):
@@ -129,18 +131,21 @@ class GeminiLiveSession:
         return False
 
     def take_back(self) -> None:
-        """Undo the last message, which is not sent."""
+        """Undo the counts of the last message, which is not sent."""
         (tokens, asked, tools), self._last = self._last, (0, 0, 0)
         self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
         self._asked = max(0, self._asked - asked)
         self._tools = self._tools[: len(self._tools) - tools]
 
     def forget(self) -> None:
-        """Note that all open requests are charged."""
+        """Note that all answers under way are charged."""
         self._asked = 0
 
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
-        """Read a message of the upstream."""
+        """Process a message of the upstream.
+
+        Return it with two flags: it may pass between turns; it ends a turn.
+        """
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
         if content.get("modelTurn") is not None and not self._begun:
@@ -161,7 +166,7 @@ class GeminiLiveSession:
         return event, bool(said) and said.keys() <= _FREE, ends
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
-        """Return the setup with its upstream's own name of the model."""
+        """Return the setup message with the model's name at its upstream."""
         document = msgspec.json.decode(message)
         name = f"models/{model or self.model}"
         if target.project:
@@ -171,7 +176,7 @@ class GeminiLiveSession:
 
 
 def _asks(kind: str, said: Document) -> bool:
-    """Return whether a message asks the model to speak."""
+    """Return whether a message asks the model for an answer."""
     if kind == _CONTENT:
         return said.get("turnComplete", said.get("turn_complete")) is not False
     ended = ("text", "activityEnd", "activity_end", "audioStreamEnd", "audio_stream_end")

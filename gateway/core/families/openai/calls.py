@@ -56,7 +56,7 @@ _EMBEDDINGS = ControlledNames("model", "encoding_format", "user", "safety_identi
 _STORED = ControlledNames(*OF_EVERY_FAMILY)
 _TRAINING = ControlledNames("model", "training_file", "validation_file", *OF_EVERY_FAMILY)
 _MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_FAMILY)
-# Of any other a JSON document may be no answer, and its use stand where nobody reads it.
+# With any other encoding, an answer may be no JSON document, and its report of usage unreadable.
 _ENCODINGS = (None, "float", "base64")
 
 
@@ -69,7 +69,7 @@ def read_chat(call: CallRequest, document: Document, params: PathParams, bounds:
 
 
 def read_chats(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read several chats with the same parameters: each makes its own choices."""
+    """Read several chats with the same parameters, whose `messages` is a list of lists."""
     chats = document.get("messages")
     if not isinstance(chats, list) or not chats or not all(isinstance(one, list) for one in chats):
         raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
@@ -79,7 +79,7 @@ def read_chats(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a completion: each prompt makes its own choices."""
+    """Read a completion. Each of its prompts has `n` or `best_of` choices."""
     _read_common(call, document, _COMPLETIONS, params)
     call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
@@ -110,26 +110,26 @@ def read_embeddings(call: CallRequest, document: Document, params: PathParams, b
 
 
 def read_moderations(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read texts and pictures to judge, which produces no tokens."""
+    """Read texts and pictures for a moderation, which produces no tokens."""
     _read_common(call, document, _MODERATIONS, params)
     call.output_max, call.streamed = 0, False
 
 
 def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call that makes, searches or stores an object: it names no model, and counts once."""
+    """Read a call that makes, searches or changes a stored object. It names no model, and costs one unit."""
     _STORED.check(document)
     call.output_max = 0
 
 
 def read_training(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a job that trains a model: its use is known only at the end, so the job is a unit."""
+    """Read a job that trains a model. It costs one unit, because its usage is known only at the end."""
     _TRAINING.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
     call.measured = {"fine_tuning_job": 1}
 
 
 def read_run(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a run of an eval, which may name models itself: the run is a unit."""
+    """Read a run of an eval, which may name models itself, and costs one unit."""
     read_stored(call, document, params, bounds)
     call.measured = {"eval_run": 1}
 
@@ -143,7 +143,7 @@ STORED: Final = Dialect(_count_once)
 
 
 def unit(read: Reader, *, any_model: bool = False) -> CallKind:
-    """Return a call that makes or keeps something, and is one unit of its service."""
+    """Return the kind of a call that makes or stores an object, and costs one unit of its service."""
     return CallKind(
         read, STORED, keeps=lambda document: True, operation="generate_content", any_model=any_model,
         stores=True,
@@ -151,14 +151,14 @@ def unit(read: Reader, *, any_model: bool = False) -> CallKind:
 
 
 def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
-    """Return the model of a path, where that has a place for it; a form names it as well, and the same."""
+    """Return the model in the path if it has one, else in the body. A form must name the path's model too."""
     named = params.get("model")
     stated = model_name(document.get("model")) if not named or call.files else ""
     return model_in_path(document, named) if named else stated
 
 
 def _read_common(call: CallRequest, document: Document, names: ControlledNames, params: PathParams) -> None:
-    """Read the fields that all APIs of OpenAI have."""
+    """Read the fields that all calls of OpenAI's APIs have: model, stream and user."""
     names.check(document)
     call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
@@ -166,7 +166,7 @@ def _read_common(call: CallRequest, document: Document, names: ControlledNames, 
 
 
 def _prompts(prompt: object) -> int:
-    """Return the number of prompts in a field of a completion, as texts, tokens or vLLM's embeddings."""
+    """Return the number of prompts in a field of a completion: texts, tokens or vLLM's embeddings."""
     if prompt is None:
         return 0
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
@@ -174,13 +174,13 @@ def _prompts(prompt: object) -> int:
     return 1
 
 
-# Which dear prices a call of OpenAI's APIs cannot have.
+# Which of the higher prices do not apply to a call of OpenAI's APIs.
 #
-# Its provider writes to caches by itself, so every call may. A tier that is not said is the project's own.
+# The provider writes to caches by itself, so every call may. A call without a tier has the project's tier.
 
 _PLAIN_TIERS: Final = frozenset({"default", "flex"})
 _SAID: Final = ("messages", "input", "instructions", "system")
-# What the upstream keeps may hold anything, and so may another source of content.
+# A stored object may contain anything, and so may these other sources of content.
 _KEPT: Final = frozenset({"previous_response_id", "conversation", "plugins", "audio"})
 
 
@@ -191,7 +191,7 @@ def _no_media(document: Document, names: FieldNames) -> bool:
 
 
 def _no_sound(document: Document, names: FieldNames) -> bool:
-    """Return whether a call asks for no sound; an answer is text where nothing else is asked for."""
+    """Return whether a call asks for no sound. An answer is text unless the call names other modalities."""
     asked = document.get("modalities")
     if asked is None:
         return "audio" not in document
@@ -204,7 +204,7 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 
 def _no_pictures(document: Document, names: FieldNames) -> bool:
-    """Return whether the call asks for no pictures; tools that make some are asked for apart."""
+    """Return whether a call's modalities exclude pictures. Tools that make pictures are checked elsewhere."""
     asked = document.get("modalities")
     return asked is None or (isinstance(asked, list) and all(one in ("text", "audio") for one in asked))
 
@@ -217,10 +217,10 @@ EXCLUSIONS = Exclusions(
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
 def _told(document: Document) -> Iterator[str]:
-    """Yield ids from the places where the API itself puts what it makes.
+    """Yield the ids in fields where the API puts what it has made.
 
-    Text of a model or a tool is no place, and a list is none, which may hold a caller's text. An earlier
-    object is none either, such as a response's conversation.
+    Texts of a model or a tool, and lists, may contain a caller's text, so they do not count. Earlier objects,
+    such as the conversation of a response, do not count either.
     """
     for name in ("id", "output_file_id", "error_file_id", "conversation_id", "fine_tuned_model"):
         yield from ids_of(document.get(name))
@@ -250,9 +250,9 @@ def ids_in_item(item: Document) -> Iterator[str]:
 
 
 def keeps_chat(chat: Document) -> int:
-    """Return how long a chat's answer is stored: all of it where the call says so, or its sound for a while.
+    """Return how long a chat's answer is stored: with `store` as an answer, with sound briefly, else never.
 
-    An answer that is not stored has an id as well, of nothing.
+    An answer that is not stored has an id too, which names nothing.
     """
     if chat.get("store"):
         return KEPT_ANSWERS
@@ -260,11 +260,11 @@ def keeps_chat(chat: Document) -> int:
 
 
 def keeps_response(response: Document) -> int:
-    """Return how long a response's ids are valid: without storage it has items and containers as well."""
+    """Return how long a response's ids are valid. Without `store`, its items are valid briefly."""
     return KEPT_BRIEFLY if response.get("store") is False else KEPT_ANSWERS
 
 
-# Checks that the API asked for by an item, which come back beside it; and rows of an eval's own data.
+# Checks that an item of the API asked for, which the client sends back; then rows of an eval's own data.
 _CHECKS: Final = {
     "pending_safety_checks": "computer_call",
     "acknowledged_safety_checks": "computer_call_output",
@@ -273,7 +273,7 @@ _ROWS: Final = frozenset({"item", "sample"})
 
 
 def _is_free(name: str, holder: Document) -> bool:
-    """Return whether a field holds what its caller or the API itself wrote, and no reference."""
+    """Return whether a field holds data of the caller or of the API, and no reference to a stored object."""
     return (name in _CHECKS and holder.get("type") == _CHECKS[name]) or (
         name in _ROWS and holder.keys() <= _ROWS
     )

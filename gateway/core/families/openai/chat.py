@@ -30,8 +30,8 @@ _NO_REASON = b'""'  # as some servers write it in each event
 _ENVELOPE = frozenset({"provider", "system_fingerprint", "service_tier"})
 
 
-# What most answers say they used, by one pass in C (`_usage.c`), where that is compiled: model, service tier,
-# and tokens of the prompt, of the completion, cached and of reasoning. None where an answer says more:
+# The usage in most answers, read by one pass in C (`_usage.c`), where that is compiled: model, service tier,
+# and tokens of the prompt, of the completion, cached and of reasoning. None if an answer has more than that:
 # `_read_whole` below is the definition.
 _usage_of: Callable[[bytes], tuple[str, str | None, int, int, int, int] | None] | None
 try:
@@ -63,7 +63,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
-    """Report the use in a whole answer."""
+    """Report the usage of a whole answer."""
     numbers = read_usage(meter, raw)
     if numbers is not None and meter.call.choices > 1:
         numbers = report_all(meter, loose_document(document), numbers)
@@ -73,7 +73,7 @@ def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
 
 
 def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
-    """Report the use in the choices of a whole answer; choices without a report are counted."""
+    """Report the usage in each choice of a whole answer. The text of choices without a report is counted."""
     reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
     for place in range(len(choices)):
         reports.see(place, True)
@@ -122,7 +122,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _read_odd_event(meter: Meter, data: bytes) -> bool:
-    """Read an event that is not of the documented types; whether it is only a usage frame."""
+    """Read an event that does not have the documented types; return whether it is a usage frame alone."""
     count_text(meter, data)
     event = loose_document(data)
     for place, said in enumerate(objects_in(event, "choices")):
@@ -131,13 +131,13 @@ def _read_odd_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see_own_shape(meter: Meter, event: dict[str, object]) -> None:
-    """See what a server says in a shape of its own; an error of that shape is none of its content."""
+    """Count the content of an event in a server's own shape. An error in such a shape is no content."""
     if event.get("object") != "error":
         see_content(meter, {name: value for name, value in event.items() if name not in _ENVELOPE}, 0)
 
 
 def _usage_inside(read: CompletionChunk) -> bytes:
-    """Return a report that does not stand at the top of its event; empty where there is none."""
+    """Return the raw report of usage in a choice or in `x_groq`, empty if there is none."""
     places = [choice.usage for choice in read.choices or ()]
     if read.x_groq is not None:
         places.append(read.x_groq.usage)
@@ -177,7 +177,7 @@ def _index(meter: Meter, choice: Choice) -> int:
 
 
 def _reports_of(meter: Meter) -> ChoiceReports:
-    """Return the reports of a stream of several choices, made at first use."""
+    """Return the reports of a stream of several choices, created at first use."""
     if meter.by_choice is None:
         meter.by_choice = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
     reports = meter.by_choice
@@ -202,13 +202,16 @@ def _searches(model: str) -> bool:
 
 
 def _searches_under_another_name(meter: Meter) -> bool:
-    """Return whether a configured model's targets all search, or the one that the answer names."""
+    """Return whether the model that answered searches, or all targets of the configured model search."""
     targets = meter.call.targets
     return _searches(meter.detail.model) or all(_searches(target.model) for target in targets)
 
 
 def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> bool:
-    """Report the use in an event of one choice (-1: of all) and its content; return whether there is any."""
+    """Report the usage in an event of one choice, or of all choices (`choice` -1).
+
+    `content` is the size of the event's text. Return whether the event has a report.
+    """
     numbers = read_usage(meter, raw)
     if numbers is None:
         return False
@@ -221,7 +224,7 @@ def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> boo
 
 
 def _report_loose(meter: Meter, read: dict[str, object]) -> bool:
-    """Report the readable parts of a document of an unknown type; return whether it has a use."""
+    """Report the usage in a document of an unknown type; return whether it has a report."""
     usage = read.get("usage")
     _name(meter, read.get("model"), read.get("service_tier"))
     if not isinstance(usage, dict) or not _report(meter, msgspec.json.encode(usage)):
@@ -231,7 +234,7 @@ def _report_loose(meter: Meter, read: dict[str, object]) -> bool:
 
 
 def _closing(meter: Meter) -> bytes:
-    """End every choice by length, as if its maximum had been reached."""
+    """Return events that end every choice with `finish_reason: length`, and a usage frame if requested."""
     last = loose_document(meter.opening or b"")
     event: dict[str, object] = {
         name: last[name] for name in ("id", "object", "created", "model") if name in last

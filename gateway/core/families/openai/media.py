@@ -38,15 +38,15 @@ _IMAGES = ControlledNames("model", "n", "size", "quality", "stream", "user", *OF
 _SPEECH = ControlledNames("model", "stream_format", *OF_EVERY_FAMILY)
 _OCR = ControlledNames("model", "pages", "document", *OF_EVERY_FAMILY)
 _ANNOTATIONS: Final = ("bbox_annotation_format", "document_annotation_format")
-# What Mistral reads of one document at most.
+# Pages of one document that Mistral reads at most.
 OCR_PAGES_MAX: Final = 1_000
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9:.x-]{0,31}")
-# Of these a picture has a size and a quality though none is asked for, and answers report no tokens.
+# Models with a default size and quality of a picture, whose answers report no tokens.
 _PLAIN: Final = "dall-e-"
 _PLAIN_USUAL: Final = ("1024x1024", "standard")
 _REPORTING: Final = "gpt-image-"
 _ENDING: Final = ENDINGS["media"]
-# Of a picture that is edited: the most of a model's own tiles, in high fidelity.
+# The most tokens of one edited picture, in high fidelity.
 EDITED_TOKENS: Final = 6_800
 EDIT_FORM: Final = FormKind(
     ControlledNames("mask", *_IMAGES.exact),
@@ -56,7 +56,7 @@ EDIT_FORM: Final = FormKind(
 )
 _VIDEO = ControlledNames("model", "seconds", "size", "n", "user", "input_reference", *OF_EVERY_FAMILY)
 VIDEO_FORM: Final = FormKind(_VIDEO, frozenset({"input_reference"}), numbers=frozenset({"n"}))
-# Of a video whose length nobody states, as OpenAI documents it; and the most one may ask for.
+# OpenAI's documented default length of a video, and the most seconds that a call may ask for.
 VIDEO_SECONDS, VIDEO_SECONDS_MAX = 4, 600
 _HEARD = ControlledNames("model", "stream", "response_format", "file", "user", *OF_EVERY_FAMILY)
 HEARD_FORM: Final = FormKind(
@@ -66,7 +66,7 @@ HEARD_FORM: Final = FormKind(
     refused=frozenset({"url", "file_url", "file_id"}),
     alone=True,
 )
-# Formats of a transcript that say how much was heard, and those that are a text alone.
+# Formats of a transcript with a report of usage, and those of a text alone.
 _TELLING: Final = (None, "json", "verbose_json", "diarized_json")
 _TEXTS: Final = ("text", "srt", "vtt")
 
@@ -84,7 +84,7 @@ def read_images(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_edits(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for pictures made of others, which stand in a form, or are named in JSON."""
+    """Read a call that edits pictures. They are files of a form, or named in the JSON list `images`."""
     read_images(call, document, params, bounds)
     if not call.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
@@ -93,7 +93,7 @@ def read_edits(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call to transcribe a recording, or translate it."""
+    """Read a call that transcribes or translates a recording."""
     _HEARD.check(document)
     call.model = model_of(call, document, params)
     call.streamed = flag(document, "stream")
@@ -110,7 +110,7 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_speech(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for speech, whose answer passes as it comes."""
+    """Read a call for speech, charged by the characters of its input. The answer is streamed."""
     _SPEECH.check(document)
     call.model = model_of(call, document, params)
     said = document.get("input")
@@ -121,7 +121,7 @@ def read_speech(call: CallRequest, document: Document, params: PathParams, bound
 
 
 def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call for a video, which is made later; a video of another has that one's model and length."""
+    """Read a call for a video, which is made later. A video made from another has its model and length."""
     _VIDEO.check(document)
     stated, own = document.get("seconds"), params.get("seconds")
     if "id" in params and own is None:
@@ -141,13 +141,13 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def _seconds(stated: object) -> int:
-    """Return a number of seconds, or its text; 0 for anything else."""
+    """Return a number of seconds, or its text, as an integer; 0 for anything else."""
     text = str(stated) if type(stated) in {int, str} else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _read_whole_video(meter: Meter, document: bytes) -> None:
-    """Report the seconds of a finished video: as its upstream says, else as they were asked for."""
+    """Report the seconds of a finished video, as the upstream states them, else as requested."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     meter.detail.answered_by(said.get("model"))
@@ -160,7 +160,7 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
 
 
 def read_ocr(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read pages for OCR, as Mistral takes them: those named, else as many as a document may have."""
+    """Read a call for OCR at Mistral, and hold the named pages, else the most that a document may have."""
     _OCR.check(document)
     call.model, call.output_max = model_name(document.get("model")), 0
     for name in _ANNOTATIONS:
@@ -242,7 +242,7 @@ def _read_event_heard(meter: Meter, data: bytes) -> bool:
 
 
 def _take_heard(meter: Meter, said: dict[str, object]) -> None:
-    """Report the tokens, or the seconds, that an answer says were heard."""
+    """Report the usage of a transcript: the tokens in the answer, or the seconds of sound."""
     usage = dict(object_in(said, "usage"))
     if usage.pop("type", None) == "tokens" or "input_tokens" in usage:
         if "input_token_details" in usage:  # as OpenAI spells it here alone

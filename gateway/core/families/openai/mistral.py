@@ -36,7 +36,7 @@ _ENDING: Final = ENDINGS["conversations"]
 
 
 def read_agent(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a chat with an agent."""
+    """Read a chat with an agent, whose id stands for the model."""
     _AGENT.check(document)
     call.model = _answering(document, agents_alone=True)
     call.streamed = flag(document, "stream")
@@ -45,7 +45,10 @@ def read_agent(call: CallRequest, document: Document, params: PathParams, bounds
 
 
 def read_conversation(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a conversation's first turn with a model, or an agent that hands over to no other one."""
+    """Read the first turn of a conversation with a model, or with an agent.
+
+    Hand-overs to other agents must be the client's: `handoff_execution: client`.
+    """
     _CONVERSATION.check(document)
     call.model = _answering(document, agents_alone=False)
     call.streamed = flag(document, "stream")

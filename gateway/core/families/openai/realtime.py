@@ -42,13 +42,13 @@ _TOOLS: Final = frozenset({"function", "mcp"})
 _OTHERS: Final = frozenset(
     {"fileid", "fileids", "vectorstoreid", "vectorstoreids", "containerid", "previousresponseid"}
 )
-# What a response may say of the conversation: another one is kept by the upstream.
+# Values of a response's `conversation`. Any other value names a conversation that the upstream stores.
 _CONVERSATIONS: Final = (None, "auto", "none")
 _APPEND, _COMMIT, _ITEM = "input_audio_buffer.append", "input_audio_buffer.commit", "conversation.item.create"
-# What names a message that is answered later, before the name that its client has for it.
+# The prefix of the gateway's name for a message, in front of the client's own name.
 _OURS: Final = "tollkeeper-"
 EVENT_ID_MAX: Final = 480
-# Events of the upstream that answer messages, and end what is on its way; those that report a use end a turn.
+# Events of the upstream that answer messages and end requests. Those with a report of usage end a turn.
 _HEARD: Final = "conversation.item.input_audio_transcription."
 _DONE, _HEARD_DONE = "response.done", f"{_HEARD}completed"
 _CREATED, _ERROR, _COMMITTED = "response.created", "error", "input_audio_buffer.committed"
@@ -56,7 +56,7 @@ _CLEARED, _UPDATED = "input_audio_buffer.cleared", "session.updated"
 _CONFIGURED: Final = frozenset({"session.created", _UPDATED})
 _HEARD_ENDS: Final = frozenset({_HEARD_DONE, f"{_HEARD}failed"})
 _REPORTING: Final = frozenset({_DONE, _HEARD_DONE})
-# Events that cost nothing: they may pass while no turn is held for.
+# Events that cost nothing: they may pass between turns, when there is no hold.
 _BETWEEN: Final = (
     "session.",
     "conversation.",
@@ -86,9 +86,10 @@ _event = msgspec.json.Decoder(_LiveEvent).decode
 
 @dataclass(slots=True)
 class _OpenRequest:
-    """A message that is not answered yet: its type, and the tokens that were `said` before it.
+    """A message of the client that is not answered yet.
 
-    A commit has `tokens` of sound, which are `written` down; an update of the session may have that done.
+    `said`: tokens of the conversation before the message. `tokens`: tokens of committed sound that a model
+    transcribes. `writes`: an update of the session that turns transcripts on.
     """
 
     kind: str
@@ -99,7 +100,7 @@ class _OpenRequest:
 
 @dataclass(slots=True)
 class _LastMessage:
-    """What the last message added, to be taken back; and the models that were named before it."""
+    """The counts that the last message added, to undo them; and the session's models before that message."""
 
     name: str
     tokens: int
@@ -108,9 +109,10 @@ class _LastMessage:
 
 
 class RealtimeSession:
-    """One connection. Each open request has a name: of its message, its response or its item.
+    """One connection of the Realtime API.
 
-    `tokens` are those of its conversation: what was said by size, and as the last response told them.
+    `tokens` is the size of the conversation: by bytes, corrected by the last response. Each open request has
+    a name: a message, a response or an item.
     """
 
     refuses_by_event = True
@@ -133,13 +135,13 @@ class RealtimeSession:
 
     @property
     def pending(self) -> bool:
-        """Whether a response or a transcript is on its way."""
+        """Whether a response or a transcript is under way."""
         owed = any(one.kind == _CREATE or one.tokens for one in self._asked.values())
         return owed or bool(self._responses or self._transcripts)
 
     @property
     def needs(self) -> int:
-        """Tokens that each response on its way may read, and those of the sound that is written down."""
+        """The input tokens of all responses under way, and the tokens of sound to transcribe."""
         creates = sum(one.kind == _CREATE for one in self._asked.values())
         written = sum(self._transcripts.values()) + sum(one.tokens for one in self._asked.values())
         sound = self._sound if self._transcribes else 0
@@ -154,17 +156,20 @@ class RealtimeSession:
         return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
 
     def waits(self, message: Document) -> bool:
-        """Return whether a message asks for a response while another runs: only one at a time is held for."""
+        """Return whether a message asks for a response while another one runs. A hold covers one."""
         return message.get("type") == _CREATE and self._busy
 
     def document(self) -> Document:
-        """Return the body of the call that the next turn is: it may hear, and answer by sound."""
+        """Return the body of the next turn's call, which may read and produce sound."""
         beside = {"beside": [{"model": one} for one in self.models]} if self.models else {}
         said = [{"type": "input_audio"}]
         return {"model": self.model, "input_tokens": self.needs, "audio": {}, "input": said, **beside}
 
     def ask(self, message: Document, size: int) -> bool:
-        """Check a message: it must be a known event, for the model of the connection alone."""
+        """Check a message of the client; `InvalidRequest` for unknown events and other models.
+
+        Return whether `message` was changed.
+        """
         _NAMES.check(message)
         kind = message.get("type")
         if kind not in _CLIENT:
@@ -201,7 +206,7 @@ class RealtimeSession:
         return True
 
     def _take(self, message: Document, kind: str, size: int, writes: bool) -> None:
-        """Count what a message says, and note what it asks for, by a name that nobody else gives."""
+        """Count the tokens of a message, and record its request under a unique name."""
         tokens, sound, name = 0, message.get("audio"), ""
         if kind == _APPEND and isinstance(sound, str):
             tokens, self._rest = divmod(self._rest + len(sound), self._sound_characters)
@@ -225,13 +230,13 @@ class RealtimeSession:
         self.tokens += tokens
 
     def _said_by(self, item: Document, size: int) -> int:
-        """Return the tokens of an item, whose sound is not read as text."""
+        """Return the tokens of an item. Its sound counts by duration, and the rest as text."""
         sounds = [one.get("audio") for one in objects_in(item, "content")]
         characters = sum(len(one) for one in sounds if isinstance(one, str))
         return max(0, size - characters) // _BYTES_PER_TOKEN + -(-characters // self._sound_characters)
 
     def take_back(self) -> None:
-        """Undo the last message, which is not sent."""
+        """Undo the counts of the last message, which is not sent."""
         last, self._last = self._last, _LastMessage("", 0, 0, self.models)
         asked = self._asked.pop(last.name, None)
         self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
@@ -245,7 +250,10 @@ class RealtimeSession:
         self._transcripts.clear()
 
     def hear(self, event: bytes) -> tuple[bytes, bool, bool]:
-        """Read an event of the upstream."""
+        """Process an event of the upstream.
+
+        Return it with two flags: it may pass between turns; it ends a turn.
+        """
         try:
             read = decoded(_event, event)
         except UNREADABLE:
@@ -273,12 +281,12 @@ class RealtimeSession:
         return event, kind.startswith(_BETWEEN) and not kind.startswith(_HEARD), kind in _REPORTING
 
     def _answered(self, kind: str) -> _OpenRequest | None:
-        """Return the first message of a type that is not answered yet: it is by now."""
+        """Remove and return the first open request of a kind, or None."""
         name = next((name for name, one in self._asked.items() if one.kind == kind), "")
         return self._asked.pop(name, None)
 
     def _hear_error(self, event: bytes) -> bytes:
-        """Close what an error names alone, and call the message as its client does."""
+        """Close the request that an error names, and return the error with the client's own event id."""
         document = loose_document(event)
         error = object_in(document, "error")
         name = error.get("event_id")
@@ -290,14 +298,17 @@ class RealtimeSession:
         return msgspec.json.encode(document)
 
     def _hear_session(self, kind: str, session: Document) -> None:
-        """Note whether what is said is written down from now on."""
+        """Note whether the session transcribes sound from now on."""
         named = bool(_transcribers(session))
         if kind == _UPDATED:
             self._answered(_UPDATE)
         self._configured = named or (self._configured and kind != _UPDATED)
 
     def _hear_response(self, response: Document) -> None:
-        """Note what the conversation has now: less than is known by a response alone that read all of it."""
+        """Set the size of the conversation from a response's usage.
+
+        Only a completed response that read all of it may lower the number.
+        """
         said = self._responses.pop(str(response.get("id")), None)
         total = integer(object_in(response, "usage").get("total_tokens"))
         if total:
@@ -307,11 +318,11 @@ class RealtimeSession:
         self._partial = self._partial and self._busy
 
     def sent_as(self, message: bytes, model: str, target: UpstreamTarget) -> bytes:
-        """Return a message as it came: the query names the model, and no message does."""
+        """Return a message unchanged: the query of the connection names the model."""
         return message
 
     def _update(self, session: Document) -> tuple[str, ...]:
-        """Return the models of transcripts that an update of the session names."""
+        """Check an update of the session, and return the models of transcripts that it names."""
         _SESSION.check(session, "session.")
         if session.get("type") not in {None, "realtime"}:
             raise InvalidRequest('session.type must be "realtime" on this connection.', param="session.type")
@@ -326,14 +337,14 @@ class RealtimeSession:
 
 
 def _transcribers(session: Document) -> tuple[str, ...]:
-    """Return the models that write down what is said, where a session names them."""
+    """Return the models that a session names for transcripts."""
     heard = object_in(object_in(session, "audio"), "input")
     places = object_in(heard, "transcription"), object_in(session, "input_audio_transcription")
     return tuple([model_name(place["model"]) for place in places if place.get("model") is not None])
 
 
 def _check_inside(holder: Document, path: str) -> None:
-    """Refuse what another caller of the account may have made, and tools that nobody here counts."""
+    """Raise `InvalidRequest` for stored prompts, other conversations, and tools that are not metered."""
     if isinstance(holder.get("prompt"), dict):
         raise InvalidRequest(f"{path}prompt is not accepted here: send its text.", param=f"{path}prompt")
     if holder.get("conversation") not in _CONVERSATIONS:
@@ -374,7 +385,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _take(meter: Meter, usage: Document) -> None:
-    """Report the use of a response, or of a transcript: tokens, or seconds of sound."""
+    """Report the usage of a response or a transcript, in tokens or in seconds of sound."""
     seconds = usage.get("seconds")
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds >= 0:
         meter.detail.used_tool("audio_second", -int(-seconds // 1))
@@ -394,7 +405,7 @@ def _take(meter: Meter, usage: Document) -> None:
 
 
 def _closing(meter: Meter) -> bytes:
-    """Return the error event for a connection whose cover is used up."""
+    """Return the error event for a connection whose hold is used up."""
     error = {
         "type": "insufficient_quota", "code": "insufficient_quota", "param": None,
         "message": "What covered this connection is used up.",

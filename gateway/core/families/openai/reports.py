@@ -18,20 +18,20 @@ from gateway.core.metering.report import bounded_output
 # Tokens of the prompt, of the completion, cached and of reasoning.
 Numbers = tuple[int, int, int, int]
 
-# The names of one number by servers: the most that any of them tells is believed. The first are OpenAI's
+# The names of one number at different servers. The largest value counts. The first names are OpenAI's
 # chats', the second OpenAI's responses'; behind them stand DeepSeek, Moonshot and Together, Mistral, and
 # those that pass on what messages report.
 _PROMPT: Final = ("prompt_tokens", "input_tokens")
 _COMPLETION: Final = ("completion_tokens", "output_tokens")
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
 _WRITTEN: Final = ("cache_write_tokens", "created_cache_tokens")
-_SURELY: Final = 1.5  # times the characters that a model usually writes by so many tokens: it was by more
+_SURELY: Final = 1.5  # a text so many times longer than the reported tokens usually give proves them wrong
 _LENGTH: Final = "length"
 _TIMINGS: Final = "timings"  # llama.cpp's, beside a report that is about its first choice
 
 
 def _told(holder: object, names: tuple[str, ...]) -> int | None:
-    """Return the most that one of these names tells, None where none is there."""
+    """Return the largest number under these names, or None if there is none."""
     most: int | None = None
     for name in names:
         count: int | None = getattr(holder, name)
@@ -41,7 +41,7 @@ def _told(holder: object, names: tuple[str, ...]) -> int | None:
 
 
 def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
-    """Return the numbers of a report; its details are noted. None where it tells none."""
+    """Return the token counts of a usage report, and note its details; None if the report has no count."""
     usage = USAGE.read(meter, raw)
     if usage is None:
         return None
@@ -85,7 +85,8 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
 
 
 def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
-    """Note what tokens are made of; those cached, of reasoning, and all that a cache read or kept."""
+    """Note the kinds of tokens in a report; return cached tokens, reasoning, and all cache reads and writes.
+    """
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
     cached, written, reasoning = _told(usage, _CACHED) or 0, usage.cache_creation_input_tokens or 0, 0
@@ -104,7 +105,7 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
 
 
 class _Sum:
-    """The numbers of several choices together, whose prompts are read once."""
+    """The summed token counts of several choices. Choices of the same prompt share its input."""
 
     __slots__ = ("_choices", "_prompts", "cached", "read", "reasoning", "written")
 
@@ -114,7 +115,7 @@ class _Sum:
         self.read = self.written = self.cached = self.reasoning = 0
 
     def put(self, index: int, prompt: int, numbers: Numbers) -> None:
-        """Add the numbers of a choice; none lowers an earlier one."""
+        """Record the counts of a choice. They never lower an earlier report of the same choice."""
         read, written, cached, reasoning = numbers
         written_before, reasoning_before = self._choices.get(index, (0, 0))
         written, reasoning = max(written, written_before), max(reasoning, reasoning_before)
@@ -132,11 +133,10 @@ class _Sum:
 
 
 class ChoiceReports:
-    """What a stream of several choices reports: in an event with a choice it is about that one.
+    """The usage reports in a stream of several choices, `each` of them per prompt.
 
-    One without choices is about all of them, unless it comes again behind the end of another one, as
-    llama.cpp has it: then it is about the one that ended before. `each` choices of one prompt have read it
-    once.
+    A report in an event with a choice is about that choice. One without choices is about all of them, unless
+    another follows at the end of a later choice (llama.cpp): then each is about the choice that ended before.
     """
 
     __slots__ = (
@@ -156,14 +156,16 @@ class ChoiceReports:
         self._covered = 0
 
     def see(self, index: int, ends: bool) -> None:
-        """Note a piece of a choice, and whether it is the last."""
+        """Note a piece of a choice, and whether it is the last piece."""
         self._seen.add(index)
         if ends:
             self._ended.add(index)
             self._last = index
 
     def report(self, meter: Meter, index: int, numbers: Numbers, content: int) -> None:
-        """Add a choice's report, -1 for one in no event of a choice; `content` is its event's size."""
+        """Add a report of one choice, or of all choices (`index` -1). `content` is the size of the event's
+        text.
+        """
         own, alone = self._own, self._alone
         if index < 0:
             alone.put(self._last, self._last // self._each, numbers)
@@ -196,10 +198,10 @@ class ChoiceReports:
 
 
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
-    """Return the numbers of all choices of a whole answer, whose report may be about its first one alone.
+    """Return the counts of all choices of a whole answer, whose report may be about the first choice alone.
 
-    llama.cpp's is, and one of an upstream whose facts say so; one of any other server is where more was
-    written than it says.
+    llama.cpp reports so, and upstreams with that fact configured. For other servers the text decides: it may
+    be longer than the report allows.
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
@@ -221,10 +223,10 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
 
 
 def _count_tokens(texts: list[int], known: dict[int, int], stated: int) -> int:
-    """Return the tokens of texts of these sizes: the known ones, and others as dense as the densest of these.
+    """Return the tokens of texts of these sizes, by `known` tokens of some of them.
 
-    What ends by itself has a token for its end, and by how much its words are shorter nobody tells: that is
-    taken to be the root of its tokens.
+    Others count at the highest known density. A text that ended by itself adds one token for its end, and the
+    square root of its tokens for shorter words.
     """
     tokens, size = known[0], texts[0]
     for place, one in known.items():

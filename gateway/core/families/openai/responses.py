@@ -45,7 +45,7 @@ class _ResponseEvent(msgspec.Struct):
     response: _Response | None = None
 
 
-# Items of an output that are uses of the provider's own tools end so: `web_search_call`.
+# The end of the types of items that are uses of the provider's tools, such as `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
 # An item is whole, and may come back in the next request.
@@ -55,7 +55,7 @@ _READING = ({"type": "open_page"}, {"type": "find_in_page"})
 ENDING = ENDINGS["responses"]
 # Events of coming parts, and of a response as it stands.
 _NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *ENDING.events)
-# Events that say the whole of an item or a part: what others said of it, or what nothing said before.
+# Events with a whole item or part, which earlier events may have sent in pieces.
 _WHOLE = (".done", ".added")
 # What names an item, and what a tool brought into it, is nothing the model produced.
 _BROUGHT = UNCOUNTED.union(
@@ -113,7 +113,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
-    """Count what an event says that no other said before."""
+    """Count the content of an event that no earlier event had."""
     kind, before = read.type or "", meter.text_bytes
     if read.delta:
         meter.saw(read.delta)
@@ -134,9 +134,9 @@ def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
 
 
 def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
-    """Count what a whole item, or parts of it, have more of than was said of that item before.
+    """Count the content of a whole item or part that exceeds the pieces seen of the same item.
 
-    Each kind of event says an item once, all its parts together.
+    Each kind of event repeats an item once, with all its parts.
     """
     said, before, place = meter.said, _place(meter, event, ""), _place(meter, event, event.type or "")
     told = said[place] = said.get(place, 0) + content_bytes(loose_document(data), _BROUGHT)
@@ -149,7 +149,7 @@ def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
 
 
 def _place(meter: Meter, event: _ResponseEvent, kind: str) -> tuple[int, str]:
-    """Return the key of summed sizes: the item's place in the output, and the kind of event."""
+    """Return the key of summed sizes: the index of the item in the output, and the kind of event."""
     index = event.output_index
     place = index if isinstance(index, int) else -1, kind
     return place if place in meter.said or len(meter.said) < _PLACES_MAX else (-1, "")
@@ -167,21 +167,21 @@ def _take(meter: Meter, response: _Response) -> None:
 
 
 def _note_items(detail: Detail, output: Iterable[msgspec.Raw]) -> None:
-    """Note uses of tools, by the items of an output that can be read."""
+    """Note the uses of tools in an output. Unreadable items are skipped."""
     tools = Counter(kind for raw in output if (kind := _tool_of(bytes(raw))))
     for kind, times in tools.items():
         detail.used_tool(kind, times)
 
 
 def _note_item(meter: Meter, raw: bytes) -> None:
-    """Note a use of a tool that is done: the answer may end before it says all of them."""
+    """Note one completed use of a tool. A stream may end before its last event lists all uses."""
     kind = _tool_of(raw)
     if kind and meter.detail.used_tool(kind, meter.detail.tools.get(kind, 0) + 1):
         meter.content_events += 1
 
 
 def _tool_of(raw: bytes) -> str:
-    """Return the provider's own tool that an item of an output is a use of; empty where it is none."""
+    """Return the provider's tool that an output item is a use of, or an empty text."""
     try:
         item = _item(raw)
     except UNREADABLE:
@@ -190,7 +190,7 @@ def _tool_of(raw: bytes) -> str:
 
 
 def _is_use(item: _Item) -> bool:
-    """Return whether an item of an output is a use of one of the provider's own tools."""
+    """Return whether an output item is a use of one of the provider's own tools."""
     kind, action = item.type, item.action
     if not isinstance(kind, str) or not kind.endswith(_TOOL) or kind in _OWN_TOOLS:
         return False
@@ -198,7 +198,7 @@ def _is_use(item: _Item) -> bool:
 
 
 def report(meter: Meter, raw: bytes) -> bool:
-    """Report the use in `raw`; return whether there is any."""
+    """Report the usage in `raw`; return whether it has any."""
     numbers = read_usage(meter, raw)
     if numbers is None:
         return False
@@ -208,7 +208,7 @@ def report(meter: Meter, raw: bytes) -> bool:
 
 
 def _report_loose(meter: Meter, response: dict[str, object]) -> None:
-    """Report the readable parts of a response that is not of the documented types."""
+    """Report the usage in a response that does not have the documented types."""
     usage = response.get("usage")
     meter.detail.answered_by(response.get("model"))
     meter.detail.served_as(response.get("service_tier"))
@@ -220,7 +220,7 @@ def _report_loose(meter: Meter, response: dict[str, object]) -> None:
 
 
 def _closing(meter: Meter) -> bytes:
-    """End the response as incomplete, as if its maximum had been reached."""
+    """Return the event that ends a response as incomplete, with the reason `max_output_tokens`."""
     known = loose_document(meter.opening or b"").get("response")
     response = dict(known) if isinstance(known, dict) else {"object": "response", "output": []}
     counted = meter.usage()
@@ -240,7 +240,7 @@ def _closing(meter: Meter) -> bytes:
 
 
 def _failing(meter: Meter, body: bytes) -> bytes:
-    """Return an `error` event of the Responses API, which has the error's fields at its top."""
+    """Return an `error` event of the Responses API, with the fields of the error at its top."""
     error = object_in(loose_document(body), "error")
     event = {
         "type": "error",

@@ -11,14 +11,14 @@ from gateway.core.metering.report import UsageShape
 
 
 class CacheWriteDetails(UsageShape):
-    """Cache writes, by how long they stay."""
+    """Tokens written to a cache, by lifetime."""
 
     ttl_30m_tokens: int | None = None
     ttl_12h_tokens: int | None = None
 
 
 class InputDetails(UsageShape):
-    """What the tokens read are made of."""
+    """The input tokens by kind."""
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
@@ -30,7 +30,7 @@ class InputDetails(UsageShape):
 
 
 class OutputDetails(UsageShape):
-    """What the tokens produced are made of, and what became of a prediction."""
+    """The output tokens by kind, and the tokens of a predicted output."""
 
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
@@ -41,10 +41,10 @@ class OutputDetails(UsageShape):
 
 
 class ReportedUsage(UsageShape):
-    """The use a document or an event reports, by the names of chats and of responses.
+    """The usage that a document or an event reports, by the names of chats and of responses.
 
-    Behind these are what some servers tell beside them: the cache's part, reasoning (Perplexity, SGLang),
-    uses of tools (OpenRouter, xAI), and how long it took (Groq).
+    Further fields are additions of some servers: tokens of caches, reasoning (Perplexity, SGLang), uses of
+    tools (OpenRouter, xAI), and times (Groq).
     """
 
     prompt_tokens: int | None = None
@@ -78,7 +78,7 @@ USAGE = Reports(ReportedUsage)
 
 
 class CompletionDocument(msgspec.Struct):
-    """A whole document."""
+    """A whole answer, not streamed."""
 
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -87,20 +87,20 @@ class CompletionDocument(msgspec.Struct):
 
 
 class Function(msgspec.Struct):
-    """A function that is called, or a piece of it."""
+    """A function call, or a piece of one."""
 
     name: str | None = None
     arguments: str | None = None
 
 
 class ToolCall(msgspec.Struct):
-    """A tool that is called."""
+    """One tool call of a message."""
 
     function: Function | None = None
 
 
 class Delta(msgspec.Struct):
-    """A piece of a message."""
+    """A piece of a message in a stream."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -111,7 +111,7 @@ class Delta(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """A piece of one choice."""
+    """A piece of one choice in a stream."""
 
     index: Any = None
     delta: Delta | None = None
@@ -121,13 +121,13 @@ class Choice(msgspec.Struct):
 
 
 class Groq(msgspec.Struct):
-    """What Groq adds to its events."""
+    """The member `x_groq` that Groq adds to its events."""
 
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChunk(msgspec.Struct):
-    """One event of a stream."""
+    """One event of a streamed chat or completion."""
 
     choices: list[Choice] | None = None
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET

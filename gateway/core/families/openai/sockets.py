@@ -20,7 +20,7 @@ _NAMES = ControlledNames("type", *_IMPLIED)
 _BEFORE = "previous_response_id"
 _ITEM = "response.output_item.done"
 _ENDS = ("response.completed", "response.incomplete")
-# Of a message and of the items that answer it: more is not remembered.
+# The most that is stored of a message and of the items that answer it.
 REMEMBERED_BYTES_MAX = 16 * 1024 * 1024
 # A beginning of an event long enough to have its type.
 _TYPE_CHARACTERS = 256
@@ -40,7 +40,10 @@ _event = msgspec.json.Decoder(_Event).decode
 
 
 class ResponseMessages:
-    """The messages of one connection; it keeps `size` bytes of its last response and of the present one."""
+    """The messages of one connection, with the last response for a later message to continue.
+
+    `size` bytes of it are in memory.
+    """
 
     def __init__(self) -> None:
         self._id = ""
@@ -53,20 +56,23 @@ class ResponseMessages:
 
     @property
     def size(self) -> int:
-        """Bytes kept for the next message."""
+        """The bytes stored for the next message."""
         return len(self._said) + (REMEMBERED_BYTES_MAX - self._left if self._asked else 0)
 
     def forget(self) -> None:
-        """Forget the last response: a client that continues it has to send all of it again."""
+        """Forget the last response. A client that continues it must send the whole conversation again."""
         self._id, self._said = "", b""
         self.end()
 
     def end(self) -> None:
-        """End the answer: one that did not complete cannot be continued."""
+        """End the current answer. If it is not complete, no message can continue it."""
         self._asked, self._items = b"", []
 
     def read(self, document: Document) -> None:
-        """Make the document of a response, streamed, of the message that asks for one."""
+        """Turn a message into the body of a streamed call, with the remembered conversation in its input.
+
+        Raise `InvalidRequest` for other events.
+        """
         self.end()
         _NAMES.check(document)
         if document.pop("type", None) != _CREATE:
@@ -87,7 +93,7 @@ class ResponseMessages:
             self._asked = asked if self._left >= 0 else b""
 
     def hear(self, event: str) -> None:
-        """Record an event of the response that was asked for."""
+        """Record an event of the current answer, for a later message to continue."""
         if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
             return
         self._left -= len(event)
@@ -110,14 +116,17 @@ class ResponseMessages:
 
 
 def _items(said: object) -> list[object]:
-    """Return an input as a list of items."""
+    """Return the `input` of a request as a list of items."""
     if isinstance(said, list):
         return said
     return [] if said is None else [{"role": "user", "content": said}]
 
 
 def _again(item: Document) -> Document | None:
-    """Return an item of an answer as it is said again: nobody stored it, so its id means nothing."""
+    """Return an item of an answer as input of the next request, without its id, which no upstream has stored.
+
+    None for reasoning without encrypted content.
+    """
     if item.get("type") == "reasoning" and not item.get("encrypted_content"):
         return None
     return {name: value for name, value in item.items() if name != "id"}
