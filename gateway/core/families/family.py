@@ -409,8 +409,7 @@ class BatchPaths:
 
     @property
     def listed(self) -> JobList:
-        """The upstream's list of batches. Its entries have no id of the gateway, but calls and times alone.
-        """
+        """The upstream's list of batches. An entry has calls and a time, but no id of the gateway."""
         asks = f"pageSize=100&{OPERATIONS}" if self.makers else "limit=100"
         return JobList(f"{self.batches}?{asks}", self.after, self.headers, bool(self.makers))
 

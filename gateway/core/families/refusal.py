@@ -196,8 +196,7 @@ def _budget_exceeded(decision: Decision) -> Refusal:
 
 
 def _of_budget(decision: Decision) -> str:
-    """Return a budget's rest and the request's need, such as `Budget "research": $0.0043 of $0.01 left; …`.
-    """
+    """Return a budget's rest and a request's need, such as `Budget "research": $0.0043 of $0.01 left; …`."""
     window = decision.budget
     if window is None:
         return f"Budget: {max(0, decision.limit - decision.used)} of {decision.limit} left"

@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-# A picture or a sound is some token for 512 bytes of base64, as it is counted: 128 bytes for one of text.
+# A picture or a sound counts about one token for 512 bytes of base64, so 128 of these are a byte of text.
 DATA_BYTES_MIN: Final = 1024
 DATA_BYTES_EACH: Final = 128
-# They name, point and finish; a signature is not produced text.
+# Fields with names, references and states. A signature is not produced text.
 UNCOUNTED = frozenset(
     {
         "id", "type", "role", "object", "model", "status", "phase", "finish_reason", "native_finish_reason",
@@ -33,9 +33,9 @@ GENERATED = frozenset(
         "response", "interaction", "message", "content_block", "steps", "tool_calls", "tool_plan",
     }
 )  # fmt: skip
-# They have an answer in them, with the same at its top.
+# Fields that contain an answer, with the same fields at its top.
 _ENVELOPES = frozenset({"response", "interaction", "message"})
-# What a tool is given is text as a whole, with its names and numbers.
+# Arguments of a tool count as text as a whole, with their names and numbers.
 _ARGUMENTS = frozenset({"input", "args", "arguments", "parameters"})
 _DATA = frozenset(
     {"data", "b64_json", "partial_image_b64", "url", "image_url", "result", "audio", "video", "file_data"}
@@ -56,7 +56,7 @@ def generated(answer: dict[str, object]) -> list[object]:
 
 
 def is_generated(name: str, *, is_object: bool, is_text: bool) -> bool:
-    """Return whether a member at the top of an answer is its model's; settings and errors are not."""
+    """Return whether a member at the top of an answer holds text of its model. Settings and errors do not."""
     if name not in GENERATED:
         return False
     return not (is_object and name == "text") and not (is_text and name == "message")
@@ -69,7 +69,7 @@ def _bytes_of(text: str) -> int:
 def content_bytes(
     holder: object, left_out: frozenset[str] = UNCOUNTED, size_of: Callable[[str], int] = _bytes_of
 ) -> int:
-    """Return the bytes of content in a value, as text is counted, without the fields that are left out."""
+    """Return the size of all content in a value, in bytes of text, without the fields `left_out`."""
     size, waiting = 0, [("", holder)]
     while waiting:
         name, value = waiting.pop()
@@ -86,34 +86,34 @@ def content_bytes(
 
 
 def is_data(name: str, size: int) -> bool:
-    """Return whether a text of this name and size is a picture, a sound or a file."""
+    """Return whether a text with this field name and size is a picture, a sound or a file."""
     return size >= DATA_BYTES_MIN and name in _DATA
 
 
 def data_bytes(size: int) -> int:
-    """Return the bytes of text that so many bytes of data count as."""
+    """Return the bytes of text that `size` bytes of base64 data count as."""
     return -(-size // DATA_BYTES_EACH)
 
 
 _QUOTE: Final = 0x22
 _OPENING: Final = b"{["
 _EMPTY: Final = frozenset({b"", b"{}"})
-# A document that nobody can decode, since it broke off or is odd, is read by its marks: texts, names in front
+# A document that cannot be decoded (it broke off, or is odd) is scanned for marks: texts, names in front
 # of a colon, and brackets.
 _MARK = re.compile(rb'"((?:[^"\\]++|\\.)*+)"?([ \t\r\n]*+:)?|[\[\]{}]', re.DOTALL)
 
 
 def _may_be_name(document: bytes, mark: re.Match[bytes]) -> bool:
-    """Return whether a document ends within a text that may be a name, or behind it."""
+    """Return whether a document breaks off within a text that may be a field name, or right behind one."""
     return mark.end() == len(document) and document[: mark.start()].rstrip()[-1:] in {b"{", b",", b""}
 
 
 class LooseContent:
-    """The text of a document that its model may have written, by the names that hold for decoded ones.
+    """The text in an undecodable document that its model may have written.
 
-    A `whole` answer is looked at where one has that, and `found` says that there is such a place. An event is
-    looked at everywhere. `size` are its bytes, `texts` its pieces as they stand; `data` says that some of
-    these are no text.
+    Of a `whole` answer, only fields of `GENERATED` count, and `found` says that one exists; of an event, all
+    fields count. `size` is in bytes, `texts` are the raw pieces, and `data` says that some content was no
+    text.
     """
 
     __slots__ = ("_left_out", "_whole", "data", "found", "size", "texts")
@@ -127,7 +127,7 @@ class LooseContent:
 
     def _read(self, document: bytes) -> None:
         name, names = "", list[str]()
-        inside = begins = 0  # how deep a part stands that is looked at as a whole
+        inside = begins = 0  # the depth of a value that counts as a whole
         for mark in _MARK.finditer(document):
             first, depth = document[mark.start()], len(names)
             if first == _QUOTE and mark[2] is not None:
@@ -151,13 +151,14 @@ class LooseContent:
             self._add("", document[begins:])
 
     def _begin(self, name: str, names: list[str], first: int, place: int) -> int:
-        """Return the place where a part to read as a whole begins: -1 if it is left out, 0 if none begins."""
+        """Return where a value that counts as a whole begins, -1 if it is left out, 0 if it is no such value.
+        """
         if self._is_left_out(name, names, first):
             return -1
         return place if first == _OPENING[0] and name in _ARGUMENTS else 0
 
     def _is_left_out(self, name: str, names: list[str], first: int) -> bool:
-        """Return whether a value with this name and first byte is left out within values of these names."""
+        """Return whether a value does not count, by its name, its first byte and the names around it."""
         depth = len(names)
         if (depth == 1 and self._whole) or (depth == 2 and names[1] in _ENVELOPES):
             return not is_generated(name, is_object=first == _OPENING[0], is_text=first == _QUOTE)

@@ -12,9 +12,9 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The last word of an API: one of these `events`, the `mark` [DONE], or an end of each choice that began.
+    """The last word of an answer in one API: one of `events`, the `mark` [DONE], or the end of each choice.
 
-    Any one of these that an API has suffices.
+    Any one of these suffices.
     """
 
     events: frozenset[str] = frozenset()

@@ -18,13 +18,13 @@ from gateway.core.metering.stream import Splitter, StreamMeter
 _PRELUDE_BYTES = 12
 _CHECKSUM_BYTES = 4
 _TEXT = 7
-# Bytes of a header's value by its type; those of -1 begin with their length.
+# Bytes of a header's value by its type. -1 means that the value begins with its length.
 _SIZES = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 6: -1, _TEXT: -1, 8: 8, 9: 16}
 _FAILED = b"modelStreamErrorException"
 
 
 def frame_of(headers: list[tuple[bytes, bytes]], payload: bytes) -> bytes:
-    """Return one frame with headers of text."""
+    """Return one frame of Amazon's event stream, with text headers."""
     fields = b"".join(
         [b"%c%b\x07%b%b" % (len(name), name, len(value).to_bytes(2, "big"), value) for name, value in headers]
     )
@@ -35,7 +35,7 @@ def frame_of(headers: list[tuple[bytes, bytes]], payload: bytes) -> bytes:
 
 
 def headers_of(frame: bytes) -> dict[bytes, bytes] | None:
-    """Return the headers of a whole frame; None where it is none, or is not what was sent."""
+    """Return the headers of a whole frame, or None if it is malformed or its checksum is wrong."""
     if len(frame) < _PRELUDE_BYTES + _CHECKSUM_BYTES:
         return None
     if crc32(frame[:-_CHECKSUM_BYTES]) != int.from_bytes(frame[-_CHECKSUM_BYTES:], "big"):
@@ -56,7 +56,7 @@ def headers_of(frame: bytes) -> dict[bytes, bytes] | None:
 
 
 class FrameSplitter(Splitter):
-    """Give the complete frames of the chunks fed so far; once one is broken, all the rest as it comes."""
+    """Split a stream into complete frames. After a broken frame, all further bytes come as they are."""
 
     __slots__ = ("_broken", "_bytes_max")
 
@@ -66,7 +66,7 @@ class FrameSplitter(Splitter):
         self._broken = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the frames this chunk completes, each with its bytes as they came."""
+        """Return the frames that this chunk completes, each with its raw bytes."""
         data = self.pending + chunk if self.pending else chunk
         frames: list[bytes] = []
         at = 0
@@ -89,10 +89,10 @@ class FrameSplitter(Splitter):
 
 
 class EventStreamMeter(StreamMeter):
-    """Read each frame once it is complete.
+    """Meter of a stream in Amazon's frames.
 
-    The dialect is given what a frame says as one object: the payload under the name of its event, or the
-    event of another API that a `chunk` holds.
+    The dialect gets one JSON object for each frame: the payload under the name of its event, or the event of
+    another API inside a `chunk`.
     """
 
     __slots__ = ()
@@ -102,11 +102,11 @@ class EventStreamMeter(StreamMeter):
         self._splitter = FrameSplitter(bounds.event_bytes_max)
 
     def cut(self) -> bytes:
-        """Return nothing: a stream of frames is broken off."""
+        """Return nothing: a stream of frames cannot be ended well, so the connection is closed."""
         return b""
 
     def fail(self, body: bytes) -> bytes:
-        """Return a frame that says why the stream ends here."""
+        """Return an exception frame with the error `body`, which ends the stream."""
         self._splitter.take()
         headers = [
             (b":message-type", b"exception"), (b":exception-type", _FAILED),
@@ -115,7 +115,7 @@ class EventStreamMeter(StreamMeter):
         return frame_of(headers, body)
 
     def slim(self) -> None:
-        """Stop collecting texts: frames stay whole."""
+        """Stop storing texts. Frames themselves stay whole."""
         self.texts = None
 
     def _read(self, event: bytes) -> bool:
@@ -138,12 +138,12 @@ class EventStreamMeter(StreamMeter):
 
 
 class LineSplitter(Splitter):
-    """Give the complete lines of the chunks fed so far; the rest waits."""
+    """Split a stream into complete lines. The last, incomplete line waits in `pending`."""
 
     __slots__ = ()
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines this chunk completes, each with its bytes as they came."""
+        """Return the lines that this chunk completes, each with its raw bytes."""
         if b"\n" not in chunk:
             self.pending += chunk
             return []
@@ -153,7 +153,7 @@ class LineSplitter(Splitter):
 
 
 class LinesMeter(StreamMeter):
-    """Read each line once it is complete: a stream of JSON objects (`application/x-ndjson`)."""
+    """Meter of a stream with one JSON object a line (`application/x-ndjson`)."""
 
     __slots__ = ()
 
@@ -162,7 +162,7 @@ class LinesMeter(StreamMeter):
         self._splitter = LineSplitter()
 
     def fail(self, body: bytes) -> bytes:
-        """Return a line that says why the stream ends here, unless part of one has passed."""
+        """Return a line with the error `body`, or nothing if part of a line has passed."""
         return b"" if self._oversized is not None else body + b"\n"
 
     def _read(self, event: bytes) -> bool:
@@ -179,7 +179,7 @@ class LinesMeter(StreamMeter):
 
 
 def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
-    """Read one event, and note whether it finishes the answer."""
+    """Read one event, and set the meter's phase by it."""
     finished, content = meter.finished, meter.content_events
     dialect.read_event(meter, said)
     if meter.phase != CLOSED:
@@ -190,7 +190,7 @@ def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
 
 
 def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
-    """Return the content of a frame; None where it cannot be read."""
+    """Return the JSON content of a frame, or None if it cannot be read."""
     begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")
     if headers.get(b":message-type") != b"event":

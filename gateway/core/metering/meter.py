@@ -21,7 +21,7 @@ from gateway.core.metering.content import LooseContent
 from gateway.core.metering.endings import BY_CONNECTION, Ending
 from gateway.core.model import TokenUsage
 
-# What an answer says beside what is charged: kinds of tokens, tools, tier, the model that answered.
+# Details of an answer: kinds of tokens, tools, tier, and the model that answered.
 
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 64
@@ -31,16 +31,7 @@ _HALF_READ = "\ufffd"
 
 
 class Detail:
-    """One answer's, as far as it was read. Tokens are parts of its `TokenUsage`.
-
-    `cache_write` are those with the short lifetime. `tools` counts uses of the provider's tools by
-    name. `unknown` is the last report of use that says something nobody here knows, a JSON object, empty
-    where that is too long to keep; `says_more` that there was one. `contradicted` says that what passed shows
-    a report to be untrue. `retry_s` is after how many seconds a
-    refusal says to try again. `beside` are the tokens of other models that answered within the call, each
-    with the model's name; they are in what its `TokenUsage` has. `cost` is what its provider says it cost, in
-    nano-dollars, None where it says nothing of that.
-    """
+    """What one answer reports besides its token counts. Tokens here are parts of these counts."""
 
     __slots__ = (
         "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
@@ -49,32 +40,33 @@ class Detail:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.cache_write = self.cache_write_1h = 0
+        self.cache_write = self.cache_write_1h = 0  # tokens written for the short lifetime, and for an hour
         self.audio_input = self.audio_output = self.image_input = self.image_output = 0
         self.model = self.service_tier = ""
-        self.tools: dict[str, int] = {}
-        self.unknown = b""
+        self.tools: dict[str, int] = {}  # uses of the provider's tools by name
+        self.unknown = b""  # the last report with unknown fields, raw; empty if it was too long
+        # Whether there was a report with unknown fields, and whether the content proves a report wrong.
         self.says_more = self.contradicted = False
-        self.retry_s = 0.0
-        self.cost: int | None = None
-        self.beside: list[tuple[str, Counts]] = []
+        self.retry_s = 0.0  # seconds until a retry, as a refusal states
+        self.cost: int | None = None  # nano-dollars, as the provider states
+        self.beside: list[tuple[str, Counts]] = []  # tokens of other models that answered within the call
         self._queries: set[int] | None = None
         self._believed: tuple[int, int, int, int, int, int, list[tuple[str, Counts]]] | None = None
 
     def answered_by(self, model: object) -> None:
-        """Note the model that an answer says made it."""
+        """Note the model that an answer names as its own, the first time only."""
         if not self.model:
             self.model = _name(model)
 
     def served_as(self, tier: object) -> None:
-        """Note the tier of service that an answer says it had."""
+        """Note the service tier that an answer reports."""
         if tier is not None:
             self.service_tier = _name(tier).lower()
 
     def used_tool(self, name: str, times: int) -> bool:
-        """Set the uses of a tool, as the last report says; return whether there is place for them.
+        """Set how often a provider's tool was used, by the last report.
 
-        Prices name tools in lower case.
+        Return False if the name is invalid or `TOOLS_MAX` is reached. Names are in lower case, as in prices.
         """
         if times <= 0:
             return True
@@ -86,7 +78,7 @@ class Detail:
         return True
 
     def searched(self, queries: Iterable[object]) -> None:
-        """Count the distinct queries of the whole answer, without empty ones."""
+        """Count the distinct, non-empty search queries of the whole answer."""
         known = self._queries
         if known is None:
             known = self._queries = set()
@@ -96,8 +88,9 @@ class Detail:
         self.used_tool("web_search", len(known))
 
     def believe(self, of_input: bool, of_output: bool) -> None:
-        """Raise each part to the most of any believed report: `of_input` and `of_output` say which sides of
-        the last one are believed.
+        """Merge the last report into the believed counts: each kind of tokens keeps its maximum.
+
+        The input or output side of the last report is ignored unless `of_input` or `of_output` is true.
         """
         before = self._believed or (0, 0, 0, 0, 0, 0, [])
         written = self.cache_write + self.cache_write_1h
@@ -125,23 +118,23 @@ class Detail:
         )  # fmt: skip
 
     def answered_within(self, model: object, counts: Counts) -> None:
-        """Add the reported tokens of a model that answered within the call, whose name may be unknown."""
+        """Add the tokens of another model that answered within the call. Its name may be unknown."""
         self.beside.append((_name(model), counts))
 
     def note_cost(self, report: bytes) -> None:
-        """Note what a report of use says that all of it cost: of several reports the most."""
+        """Note the cost that a usage report states. The highest of several reports counts."""
         cost = read_cost(report)
         if cost is not None and (self.cost is None or cost > self.cost):
             self.cost = cost
 
     def keep(self, report: bytes) -> None:
-        """Store a report of use with unknown parts as it came; it is counted all the same."""
+        """Store a usage report with unknown fields in raw form. Its known fields are counted all the same."""
         self.says_more = True
         if len(report) <= UNKNOWN_BYTES_MAX and _is_text(report):
             self.unknown = report
 
     def counts(self, usage: TokenUsage) -> Counts:
-        """Return tokens by kind: each is within what is charged, whatever an answer says."""
+        """Return the tokens by kind. No kind exceeds the charged total, whatever the answer reports."""
         left, output = usage.input, usage.output
         cache_read = usage.cached and _within(usage.cached, left)
         left -= cache_read
@@ -166,7 +159,7 @@ def _within(count: int, most: int) -> int:
 
 
 def _name(value: object) -> str:
-    """Return a name as it may be stored and shown; empty where it is none."""
+    """Return a name if it can be stored and shown, else an empty text."""
     if isinstance(value, str) and len(value) <= NAME_CHARACTERS_MAX and value.isprintable():
         return "" if _HALF_READ in value else value
     return ""
@@ -180,14 +173,14 @@ def _is_text(raw: bytes) -> bool:
     return True
 
 
-TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by what was learned
+TOKENIZED_BYTES_MAX = 1 << 20  # longer texts are counted by the learned bytes a token
 SLIM_BYTES_MAX = 128 << 10  # of a document or an event, while memory is short
-TEXTS_MAX = 1024  # pieces of it: each takes fifty bytes beside its letters
-BEGUN_MAX = 1024  # choices that count each by itself
-BEHIND_END_BYTES_MAX = 64 << 10  # what may follow the end of an answer, all of it kept
+TEXTS_MAX = 1024  # pieces of a text: each takes fifty bytes besides its letters
+BEGUN_MAX = 1024  # choices that are tracked one by one
+BEHIND_END_BYTES_MAX = 64 << 10  # bytes that may follow the end of an answer, all stored
 
-# How far an answer has come: more follows; every choice has said that it is finished, which more
-# content would disprove; the API sends nothing after the event.
+# Phases of an answer. OPEN: more follows. FINISHED: every choice ended, unless more content follows.
+# CLOSED: the API sends nothing more.
 OPEN: Final = 0
 FINISHED: Final = 1
 CLOSED: Final = 2
@@ -195,45 +188,35 @@ CLOSED: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one API says what it produced and used.
+    """How to read and end the answers of one API.
 
-    `read_whole` takes a complete JSON answer, `read_event` the data of one event and says
-    whether that event is only a usage frame, `closing` the events that end a cut stream well, and `failing`
-    the event that says a refusal's body in the middle of a stream. An API that streams nothing has the first.
-    `read_event` notes choices by `Meter.note_choice`, counts in `Meter.finished` what finishes one of them,
-    and calls `Meter.close` at the last word, by its `ending`.
-    `texts` finds where a text begins that is produced, or padding or a number that may differ beside it, by
-    groups of these names: an event that differs from one before it by these alone is not decoded. Without it,
-    every event is. `brought` names what stands in an answer beside what its model wrote, in this API alone.
+    `read_event` notes choices with `Meter.note_choice`, counts ended choices in `Meter.finished`, and calls
+    `Meter.close` at the last word.
     """
 
-    read_whole: Callable[[Meter, bytes], None]
+    read_whole: Callable[[Meter, bytes], None]  # reads a complete JSON answer
+    # reads one event; True for a usage frame alone
     read_event: Callable[[Meter, bytes], bool] = lambda meter, data: False
-    closing: Callable[[Meter], bytes] = lambda meter: b""
+    closing: Callable[[Meter], bytes] = lambda meter: b""  # makes the events that end a cut stream well
+    # makes the event of an error
     failing: Callable[[Meter, bytes], bytes] = lambda meter, body: b"data: %b\n\n" % body
+    # Finds a text, a number or padding that may differ between events, by groups of these names. An event
+    # that differs from an earlier one in these parts alone is not decoded.
     texts: re.Pattern[bytes] | None = None
-    ending: Ending = BY_CONNECTION
-    brought: frozenset[str] = frozenset()
+    ending: Ending = BY_CONNECTION  # the last word of a stream
+    brought: frozenset[str] = frozenset()  # fields with content that the model did not write
 
 
 class Meter:
-    """Count one answer: the arithmetic every meter shares.
+    """Count the usage of one answer: the arithmetic that every meter shares.
 
-    `ended` says that its connection came to the answer's end, `last_word` that its API said so, and `begun`
-    are the choices that began, each with whether it is finished. `final` says that the report covers all of
-    it, `partial` that it leaves out what an API that always reports never does, `uncounted` that its output
-    is no number, `by_units` that it tells no tokens, `reported_part` which part of the prompts it is about;
-    `by_choice` is what a family keeps of the reports of several choices, `output_most` the most tokens that
-    all choices may write, by what the call states or its model can; `failed` says that the answer itself says
-    it failed, or is empty; `unread` that nobody can read some of it, `broke` that it ended within the first
-    piece of it. `text_bytes` came in pieces, and `whole_bytes` are those of an event that says all of it.
-    To end a stream well, `opening` keeps its first event (empty where that is long) and `position` where it
-    stands: the open block or the last sequence number, as the API counts, -1 for none. `detail` is what the
-    answer says beside what is charged. `phase` is OPEN, FINISHED or CLOSED, `finished` how often a choice
-    was said to be finished. `withheld` bytes of its input wait for the end; `surplus` says that more came
-    behind the end than may. `said` are sizes of content that a family adds up by itself, by their place and
-    kind. `told` are ids of objects that the upstream keeps. `behind` says that `feed` has more to do with
-    what it was fed, which it does once it is fed nothing.
+    Flags of the answer: its connection `ended` well; its API sent the `last_word`; it `failed` or is empty;
+    part of it is `unread`, as nobody can read it; it `broke` off in its first piece; a `surplus` of bytes
+    follows its end.
+
+    Flags of the report: it is `final`, so it covers the whole answer; it is `partial`, so a required number
+    is missing; its output is `uncounted`, as it is no number; it has units and no tokens (`by_units`); it is
+    `marked` as an estimate.
     """
 
     __slots__ = (
@@ -250,13 +233,14 @@ class Meter:
         self.bounds = bounds
         self.input = self.output = self.cached = self.reasoning = self.total = 0
         self.detail = Detail()
+        # Bytes of text in pieces, and in events that repeat the whole; then events with content, and ended choices.
         self.text_bytes = self.whole_bytes = self.content_events = self.finished = 0
-        self.withheld = self._reported_at = 0
+        self.withheld = self._reported_at = 0  # bytes that wait for the end; content events at the last report
         self.phase: int = OPEN
-        self.behind = False
-        self.told: list[str] = []
-        self.said: dict[tuple[int, str], int] = {}
-        self.begun: dict[int, bool] = {}
+        self.behind = False  # whether `feed` without bytes has more to do
+        self.told: list[str] = []  # ids of stored objects in the answer
+        self.said: dict[tuple[int, str], int] = {}  # sizes of content by item and kind of event, for a family
+        self.begun: dict[int, bool] = {}  # whether each choice is finished, by its index
         # Counts stay within what the call may have; reports need not.
         each, most = call.output_max, bounds.usage_tokens_max
         if each is None:
@@ -265,75 +249,76 @@ class Meter:
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
         self.unread = self.broke = False
-        self.reported_part = 1.0
-        self.by_choice: object = None
-        self.opening: bytes | None = None
-        self.position = -1
+        self.reported_part = 1.0  # the part of the prompts that the report covers
+        self.by_choice: object = None  # a family's reports of several choices
+        self.opening: bytes | None = None  # the first event, empty if it is long
+        self.position = -1  # the open block, or the last sequence number
         # Pieces of several choices come in turn and are no text together.
         self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read the next bytes of the answer; return those to pass on now.
+        """Read the next bytes of the answer, and return those that may pass now.
 
-        By what is returned nobody can know that the answer is complete.
+        The bytes returned never show a client that the answer is complete.
         """
         return chunk
 
     def finish(self) -> bytes:
-        """End a complete answer; return the rest to pass on, but for the part it is `behind`.
+        """Read the end of a complete answer, and return the rest to pass on.
 
-        Not called for a broken one.
+        If `behind` is set then, further calls of `feed` with no bytes return more. A broken answer is not
+        finished.
         """
         self.ended = True
         return b""
 
     def whole(self, answer: bytes) -> bytes:
-        """Read an answer that is complete already, in place of `feed` and `finish`."""
+        """Read an answer that is complete already, instead of calls of `feed` and `finish`."""
         return self.feed(answer) + self.finish()
 
     def cut(self) -> bytes:
-        """Return bytes that end the answer here, well-formed in the API's own shape.
+        """Return bytes that end the answer at this point, well-formed in the shape of its API.
 
-        Empty where it cannot be ended well at this byte: it is broken off. A document and a compressed
-        answer never can.
+        Empty if that is impossible, as in a JSON document or a compressed answer: then the connection is
+        closed.
         """
         return b""
 
     def fail(self, body: bytes) -> bytes:
-        """Return bytes that say in the stream's own shape why it ends here; empty where that cannot be."""
+        """Return bytes that end the stream with the error `body` in its own shape, empty if impossible."""
         return b""
 
     @property
     def kept(self) -> int:
-        """Bytes of the answer that are kept in memory."""
+        """The bytes of the answer in memory."""
         return self.withheld + (self.text_bytes if self.texts is not None else 0)
 
     def slim(self) -> None:
-        """Drop all that a charge does not need: memory is short. The charge is never less by it."""
+        """Drop what the charge does not need, because memory is short. The charge never falls by this."""
         self.texts = None
 
     @property
     def produced(self) -> bool:
-        """True once the first content or the first report of use was seen."""
+        """Whether any content or report of usage has come."""
         return self.reported or self.content_events > 0 or self.seen_bytes > 0
 
     @property
     def seen_bytes(self) -> int:
-        """Bytes of the text that was seen, in pieces or as a whole."""
+        """The bytes of text seen, in pieces or as a whole."""
         return max(self.text_bytes, self.whole_bytes)
 
     @property
     def known(self) -> bool:
-        """True once nothing that may still come changes what is charged."""
+        """Whether the charge is final already, whatever may still come."""
         return False
 
     @property
     def is_whole(self) -> bool:
-        """Whether the answer came to its last word: else it broke off, however its connection ended."""
+        """Whether the answer came to its last word. Otherwise it broke off, however its connection ended."""
         return self.ended
 
     def note_choice(self, index: object, place: int, *, finished: bool) -> None:
-        """Note a choice that begins or goes on, by its index, else by its place; or that it is finished."""
+        """Note that a choice begins, continues, or is finished. `place` stands in for a missing index."""
         begun, number = self.begun, index if type(index) is int else place
         if number not in begun and len(begun) >= BEGUN_MAX:
             number = -1
@@ -343,23 +328,23 @@ class Meter:
             begun.setdefault(number, False)
 
     def close(self) -> None:
-        """Mark an event as the last word of the answer's API."""
+        """Mark the current event as the last word of the answer."""
         self.phase, self.last_word = CLOSED, True
 
     def ends_by(self, ending: Ending) -> bool:
-        """Return whether a stream came to one of these last words, or nobody can read whether it did."""
+        """Return whether the stream came to this ending. An unreadable answer ends with its connection."""
         if self.last_word or (ending.choices and self.begun and False not in self.begun.values()):
             return True
         return self.ended and not self.broke and (self.unread or ending is BY_CONNECTION)
 
     def observed(self) -> int:
-        """Return tokens seen so far, zero before anything was produced."""
+        """Return the tokens used so far, 0 before the first content."""
         if not self.produced:
             return 0
         return max(self.total, self._bounded((self.input or self.call.input_estimate) + self.counted()))
 
     def so_far(self) -> TokenUsage:
-        """Return the use of the tokens up to now, as far as reported."""
+        """Return the usage so far, for answers that are still running."""
         if not self.produced:
             return TokenUsage(units=0)
         output = max(self.output, self.counted())
@@ -369,7 +354,7 @@ class Meter:
         )
 
     def usage(self) -> TokenUsage:
-        """Return the use to charge for this answer, as far as it came."""
+        """Return the usage to charge for this answer, complete or not."""
         is_whole, good = self.is_whole, 200 <= self.status < 300
         ended_well = self.ended and not self.failed and good
         if ended_well and is_whole and self.call.reports and (self.partial or not self.reported):
@@ -383,17 +368,17 @@ class Meter:
         return TokenUsage(spent, output, 0, 0, self._bounded(spent + output), 1, False, True)
 
     def counted(self) -> int:
-        """Count output tokens by what passed, at least one a content event, up to the call's maximum."""
+        """Return the output tokens by the text that passed, at least one for each event with content."""
         size = int(-(-self.seen_bytes // self.call.output_bytes_per_token))
         return min(max(self.content_events, size), self.output_most)
 
     def see_rest(self, part: bytes) -> None:
-        """Count the text in the part of an event or element within which the answer ends so far."""
+        """Count the text in the incomplete event or element at the end of the answer."""
         if part:
             self.whole_bytes = max(self.whole_bytes, self.text_bytes + LooseContent(part).size)
 
     def unreadable(self, size: int) -> None:
-        """Count bytes of an answer that nobody can read, as far as its call produces any tokens."""
+        """Count `size` unreadable bytes as text, unless the call produces no tokens."""
         self.unread = self.unread or size > 0
         if self.call.output_max != 0:
             self.text_bytes += size
@@ -410,11 +395,11 @@ class Meter:
                 self.texts = ["".join(self.texts)]
 
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
-        """Record a report of use, cumulative from the start of the answer.
+        """Record a usage report, cumulative from the start of the answer.
 
-        None lowers a number of an earlier one, and content behind a final one shows that it was not. Numbers
-        over the bound are clamped, a negative output is replaced by what was counted, and a final report that
-        is smaller than an earlier final one is not believed there; each marks the usage.
+        A number never falls below that of an earlier report. Numbers above the bound are clamped, a negative
+        output is replaced by the counted tokens, and a final report below an earlier final one is ignored.
+        Each of these marks the usage as estimated.
         """
         most = self.bounds.usage_tokens_max
         uncounted = output < 0
@@ -450,13 +435,15 @@ class Meter:
             self._reported_at = self.content_events
 
     def report_units(self) -> None:
-        """Record a report of units beside tokens, which are noted in `detail`: it is about no tokens."""
+        """Record a report about units, which `detail` has, and not about tokens."""
         self.by_units = True
         self.report(0, 0, 0, 0, 0, final=True)
 
     def _reported_usage(self, is_whole: bool) -> TokenUsage:
-        """Return the reported numbers, or those counted where the answer shows more: no prompt is read and no
-        text written by zero tokens, and an answer may have broken off.
+        """Return the reported usage, raised to the counted tokens if the answer shows more.
+
+        A prompt or a text never costs zero tokens, and an answer that broke off may have used more than its
+        last report.
         """
         read, output, total, marked = self.input, self.output, self.total, self.marked or not is_whole
         counted = self.counted()
@@ -479,7 +466,7 @@ class Meter:
         return TokenUsage(read, output, self.cached, self.reasoning, total, 1, told, marked)
 
     def _ceiling(self) -> TokenUsage:
-        """Return all that the call could use: its API always reports, and may have been kept from it."""
+        """Return the maximum that the call could use, for an answer that lacks a required report."""
         call = self.call
         read = max(self.input, call.input_ceiling)
         most = call.output_ceiling if call.output_max is None else call.output_max
@@ -487,7 +474,7 @@ class Meter:
         return TokenUsage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
 
     def _produced_tokens(self) -> int:
-        """Count output tokens by the model's own tokenizer where it is known, else as `counted`."""
+        """Return the output tokens by the model's own tokenizer if it is known, else by `counted`."""
         tokens_of = self.call.tokens_of
         if self.texts and tokens_of is not None and self.whole_bytes <= self.text_bytes:
             return min(tokens_of("".join(self.texts)), self.output_most)
@@ -498,7 +485,7 @@ class Meter:
 
 
 def slim(bounds: UsageBounds) -> UsageBounds:
-    """Return the bounds of an answer while memory is short."""
+    """Return lower bounds for an answer while memory is short."""
     return replace(
         bounds,
         kept_bytes_max=min(bounds.kept_bytes_max, SLIM_BYTES_MAX),

@@ -35,16 +35,16 @@ from gateway.core.metering.stream import (
 from gateway.core.model import TokenUsage
 from gateway.errors import UpstreamUnreachable
 
-# An answer that its caller sees a part of: a list of models, kept whole, passed at its end.
+# Bytes of a list of models, which is stored whole: its caller sees a part of it.
 
 LISTED_BYTES_MAX = 2 << 20
 
 
 class NarrowedMeter(Meter):
-    """Keep the document until it is whole, then pass what the call lets through of it.
+    """Meter of a free list of models: store it whole, then pass the entries that the caller may see.
 
-    An answer that is too long to be read, compressed, or no list is not passed: `UpstreamUnreachable` says
-    why. A long list is `behind` once it is whole: it is looked through in turns.
+    Raise `UpstreamUnreachable` if it is too long, compressed, or no list. A long list is filtered in steps,
+    each by a call of `feed` while `behind` is set.
     """
 
     __slots__ = ("_coded", "_kept", "_kept_bytes", "_turns")
@@ -57,7 +57,7 @@ class NarrowedMeter(Meter):
         self._turns: Iterator[bytes] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Store a chunk and pass nothing; continue with the turns once the document is whole."""
+        """Store a chunk and pass nothing. Once the list is whole, filter the next part."""
         if self._turns is not None:
             return self._go_on(self._turns)
         self._kept_bytes += len(chunk)
@@ -68,7 +68,7 @@ class NarrowedMeter(Meter):
         return b""
 
     def finish(self) -> bytes:
-        """Narrow the whole document: return the part to pass on, empty where that takes several turns."""
+        """Begin to filter the whole list, and return the bytes to pass, empty if more steps follow."""
         self.ended = True
         document, self._kept = b"".join(self._kept), []
         narrow = self.call.narrow
@@ -93,9 +93,9 @@ class NarrowedMeter(Meter):
         return TokenUsage(units=0)
 
 
-# Any HTTP API: units, not tokens.
+# Any HTTP API: units instead of tokens.
 #
-# One unit an answer, or the amount its upstream states in `x-usage-amount`, or the number a JSON
+# An answer is one unit, or the amount that its upstream states in `x-usage-amount`, or the number that a JSON
 # pointer of the configuration finds in the answer. Bodies pass unread unless a pointer asks: an answer that
 # is then no document is `unread`, and its client is not given the end of it.
 
@@ -103,11 +103,11 @@ UNITS_MAX = 1_000_000_000
 _NO_DOCUMENT = object()
 
 
-_CARRIED_BYTES = 128  # of a name and its number, which may come in two chunks
+_CARRIED_BYTES = 128  # enough for a name and its number, which may come in two chunks
 
 
 class _Largest:
-    """The largest number that stands under the last name of a pointer, wherever in a document."""
+    """The largest number in a document under the last name of a JSON pointer, at any depth."""
 
     __slots__ = ("_name", "_rest", "found")
 
@@ -125,9 +125,9 @@ class _Largest:
 
 
 class GenericMeter(Meter):
-    """Count units; the body passes unread, through `tail` where its own bytes tell its end.
+    """Count units. The body passes unread, through `tail` if the document itself shows its end.
 
-    What a document too long to be read may say at most is charged: the largest number by that name.
+    For a document too long to read, the largest number under the configured name is charged.
     """
 
     __slots__ = ("_document", "_largest", "_passed", "_pointer", "_tail", "_units")
@@ -164,7 +164,7 @@ class GenericMeter(Meter):
         return passed
 
     def finish(self) -> bytes:
-        """Find the units in the document, where they are asked for."""
+        """Read the units from the document, if a JSON pointer is configured."""
         self.ended = True
         if self._pointer:
             value = _read(self._document.document)
@@ -185,12 +185,12 @@ class GenericMeter(Meter):
 
     @property
     def produced(self) -> bool:
-        """True once some of a good answer passed, or its upstream stated an amount."""
+        """Whether part of a successful answer passed, or the upstream stated an amount."""
         return self.reported or (200 <= self.status < 300 and (self._passed or self.ended))
 
     @property
     def known(self) -> bool:
-        """True once anything passed, unless the document itself says its units."""
+        """Whether the charge is final: something passed, and no JSON pointer is configured."""
         return self.produced and not self._pointer
 
     def usage(self) -> TokenUsage:
@@ -198,7 +198,7 @@ class GenericMeter(Meter):
         return TokenUsage(units=units, reported=self.reported, estimated=self.marked)
 
     def _take(self, stated: bytes) -> None:
-        """Read a stated number: accept a plain one, clamp a huge one, count one marked unit for all else."""
+        """Set the units from a header. A huge number is clamped; anything but a number counts as one."""
         text = stated.strip()
         if not text.isdigit():
             self.marked = True
@@ -210,7 +210,7 @@ class GenericMeter(Meter):
 
 
 class FreeMeter(Meter):
-    """Pass an answer that costs nothing; the end of one that may tell of objects waits until it is read."""
+    """Pass an answer that costs nothing. If it may contain ids of stored objects, its end waits for that."""
 
     __slots__ = ("_kept", "_kept_bytes", "_tail")
 
@@ -258,7 +258,7 @@ def _read(document: bytes) -> object:
 
 
 def _at(value: object, pointer: str) -> object:
-    """Return the value at a JSON pointer (RFC 6901), None where there is nothing."""
+    """Return the value at a JSON pointer (RFC 6901), or None if there is none."""
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
@@ -275,7 +275,7 @@ def _at(value: object, pointer: str) -> object:
 # A document longer than `kept_bytes_max` is kept without its long texts; a broken one is judged by the
 # text that came.
 class WholeMeter(Meter):
-    """Keep the document, pass it on, read it at the end."""
+    """Meter of one JSON document: store it while it passes, and read it at the end."""
 
     __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_open", "_shortened")
 
@@ -290,7 +290,7 @@ class WholeMeter(Meter):
         self._open = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Store the chunk and pass it on, but for the byte that may be the document's last."""
+        """Store a chunk and pass it on, except the byte that may be the document's last."""
         self._keep(chunk)
         end = self._end
         if end is None:
@@ -328,7 +328,7 @@ class WholeMeter(Meter):
         return self._kept_bytes if self._shortened is None else self._shortened.kept
 
     def slim(self) -> None:
-        """Store no long texts from now on, unless objects are read from the answer."""
+        """Stop storing long texts, unless ids of stored objects are read from the answer."""
         if not self.call.keeps:
             self.bounds = slim(self.bounds)
 
@@ -338,12 +338,12 @@ class WholeMeter(Meter):
 
     @property
     def produced(self) -> bool:
-        """True once text was seen or use was reported."""
+        """Whether any text or report of usage has come."""
         self._examine()
         return self.reported or self.text_bytes > 0
 
     def observed(self) -> int:
-        """Return tokens seen so far: nothing is known of the output before the end."""
+        """Return the tokens used so far. The output counts only if the client asked for a stream."""
         if self.reported:
             return self.total
         if self.call.server or not self._kept_bytes or not 200 <= self.status < 300:
@@ -354,7 +354,7 @@ class WholeMeter(Meter):
         return self.call.input_estimate + min(produced, self.output_most)
 
     def _judge(self, document: bytes) -> None:
-        """Mark an empty answer as failed; count one that is no JSON object by size, perhaps broken off."""
+        """Mark an empty answer as failed. Count an answer that is no JSON object by its size."""
         if document and not is_object(document):
             self._open = document.startswith(b"{") and is_open(document)
             self.unreadable(max(len(document) - self.text_bytes, 1))
@@ -366,7 +366,7 @@ class WholeMeter(Meter):
         return self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
 
     def _examine(self) -> None:
-        """Count the text that came, for an answer that is broken or does not say what it used."""
+        """Count the text that came, if the answer broke off or has no full report of usage."""
         told = self.reported and self.final and not self.uncounted and (self.output > 0 or self.by_units)
         if told or self._examined == self._kept_bytes or self.call.server or self.call.output_max == 0:
             return
@@ -408,9 +408,9 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class EncodedMeter(Meter):
-    """Decode gzip, of any number of members (RFC 1952, 2.2), or deflate for the meter inside.
+    """Decode gzip (any number of members, RFC 1952, 2.2) or deflate, and feed the copy to the meter inside.
 
-    Nothing is left out of a compressed answer, nor said in its middle: it is broken off.
+    The compressed bytes pass unchanged, so no usage frame can be removed and no error inserted.
     """
 
     __slots__ = (
@@ -433,7 +433,10 @@ class EncodedMeter(Meter):
         self._tail: Tail | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read a step of a decoded copy; return the bytes that may pass. Fed nothing, it goes on."""
+        """Decode one step of the answer, and return the compressed bytes that may pass.
+
+        Without new bytes, decode the next step of the last chunk.
+        """
         if chunk:
             self._catch_up()
             self._chunk = self._undecoded = chunk
@@ -461,7 +464,7 @@ class EncodedMeter(Meter):
 
     @property
     def kept(self) -> int:
-        """Bytes that are kept of the coded answer and of the decoded copy."""
+        """The bytes in memory, of the compressed answer and of the decoded copy."""
         return self._inner.kept + sum(len(chunk) for chunk, _ in self._waiting) + DECODER_BYTES
 
     def slim(self) -> None:
@@ -494,7 +497,7 @@ class EncodedMeter(Meter):
         self.phase, self.surplus, self.unread = inner.phase, inner.surplus, inner.unread
 
     def _catch_up(self) -> None:
-        """Decode what is left of the last chunk, all of it."""
+        """Decode the rest of the last chunk."""
         while self.behind:
             self._step()
 
@@ -538,7 +541,7 @@ class EncodedMeter(Meter):
                 return
 
     def _retry_raw(self, chunk: bytes) -> None:
-        """Try `deflate` without its header, as some servers send it; else only count."""
+        """Try `deflate` without its header, as some servers send it; else count the bytes unread."""
         if self._members:  # padding behind the last member belongs to no answer
             self._decoder = zlib.decompressobj(_GZIP)
             return
@@ -554,7 +557,7 @@ class EncodedMeter(Meter):
             self._unread(chunk)
 
     def _unread(self, chunk: bytes) -> None:
-        """Count bytes that cannot be read, and from now on keep the end of the answer by its size."""
+        """Count undecodable bytes, and from now on hold back the last bytes of the answer by number."""
         if self._members and not self._gzip:
             return  # what stands behind a deflate stream is none of it
         self._decoder = None
@@ -580,11 +583,11 @@ def make_meter(
     *,
     usage_amount: bytes = b"",
 ) -> Meter:
-    """Choose the meter for one answer by the call and the answer's head.
+    """Return the meter for one answer, by its call and its headers.
 
-    `content_type`, `content_encoding` and `usage_amount` (the value of `x-usage-amount`) are
-    field values as they came, empty where absent. Feed it the body without its transfer
-    coding; call `finish` only where the answer came to its proper end.
+    `content_type`, `content_encoding` and `usage_amount` (the value of `x-usage-amount`) are raw header
+    values, empty if absent. Feed it the body without transfer coding, and call `finish` only if the answer
+    ended properly.
     """
     shape = SHAPES.get(call.meter)
     if shape is None:
@@ -606,7 +609,7 @@ def make_meter(
 
 
 def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
-    """Return the `Tail` that sees an unread document's end; None where framing alone shows the end."""
+    """Return the `Tail` that holds back the end of an unread document, or None if it is not JSON."""
     media = content_type.partition(b";")[0].strip().lower()
     if media != b"application/json" and not media.endswith(b"+json"):
         return None

@@ -17,7 +17,7 @@ from msgspec.structs import fields
 from gateway.core.metering.content import LooseContent
 from gateway.core.metering.meter import CLOSED, Meter
 
-# Read an upstream's JSON that is odd in places: its counts do not answer for what they stand among.
+# Read an upstream's JSON with odd places: they must not make its token counts unreadable.
 #
 # A text that is cut inside a letter ends in half a pair of surrogates, some servers write `NaN` for a
 # probability or a tab as it is, and what a model hands to a tool may be nested without end. No strict
@@ -49,7 +49,7 @@ _BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])', re.
 
 
 def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
-    """Return the value a decoder makes of a document, or of its readable part; raises one of `UNREADABLE`."""
+    """Return the value that `decode` makes of a document, repaired if needed; raise one of `UNREADABLE`."""
     try:
         return decode(document)
     except msgspec.ValidationError:
@@ -64,7 +64,7 @@ def decoded(decode: Callable[[bytes], ReadableT], document: bytes) -> ReadableT:
 
 
 def readable(document: bytes) -> bytes:
-    """Return the document with each place that no decoder takes made plain."""
+    """Return the document with each place repaired that no decoder accepts."""
     if not document.isascii():
         document = document.decode("utf-8", "replace").encode()
     document = document.translate(_CONTROLS)
@@ -75,7 +75,7 @@ def readable(document: bytes) -> bytes:
 
 
 def _flat(document: bytes) -> bytes:
-    """Return the document without what is nested too deep."""
+    """Return the document with each value nested deeper than `DEPTH_MAX` replaced by an empty text."""
     kept: list[bytes] = []
     depth = start = 0
     for brackets, match in enumerate(_BRACKET.finditer(document)):
@@ -98,9 +98,9 @@ def _flat(document: bytes) -> bytes:
 # An upstream may be wrong in any way; a meter never fails for it and never believes it blindly.
 
 _UNSET: Final = msgspec.UNSET
-# An object as its members, each unread.
+# An object as raw members.
 _parts = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-# What says in any of the APIs that a choice, or the whole answer, is finished.
+# Fields of any API by which a choice, or the whole answer, ends.
 _FINISH = re.compile(
     rb'"(?:finish_reason|stop_reason|finishReason|blockReason)"[ \t\r\n]*+:[ \t\r\n]*+(?!null\b)'
 )
@@ -110,7 +110,7 @@ _CLOSE = re.compile(
 
 
 def loose_document(document: bytes) -> dict[str, object]:
-    """Return the JSON object, or an empty one where there is none."""
+    """Return a document as an object, empty if it is not a readable JSON object."""
     try:
         read = decoded(msgspec.json.decode, document)
     except UNREADABLE:
@@ -119,7 +119,7 @@ def loose_document(document: bytes) -> dict[str, object]:
 
 
 def is_object(document: bytes) -> bool:
-    """Return whether a document is a JSON object, as far as it can be made readable."""
+    """Return whether a document is a JSON object, after repairs."""
     try:
         decoded(_parts, document)
     except UNREADABLE:
@@ -128,19 +128,19 @@ def is_object(document: bytes) -> bool:
 
 
 def is_there(raw: msgspec.Raw | msgspec.UnsetType) -> TypeGuard[msgspec.Raw]:
-    """Return whether a field is there and not null."""
+    """Return whether a field is present and not null."""
     return raw is not _UNSET and bytes(raw) != b"null"
 
 
 def integer(value: object) -> int | None:
-    """Return a number of tokens written as an integer or as a float, None for else. A part of one is one."""
+    """Return a number of tokens as an integer, None for other values. Fractions round away from 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return ceil(value) if value > 0 else floor(value)
 
 
 def as_it_reads(raw: bytes) -> str:
-    """Return a text of a document, complete or broken off, as it reads."""
+    """Return a raw JSON text, complete or broken off, with its escapes decoded."""
     try:
         return msgspec.json.decode(b'"' + raw + b'"', type=str)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -148,7 +148,7 @@ def as_it_reads(raw: bytes) -> str:
 
 
 def count_text(meter: Meter, data: bytes) -> None:
-    """Count the text of an event that could not be decoded, and see whether it ends the answer."""
+    """Count the text of an undecodable event, and note whether it ends the answer."""
     size = LooseContent(data).size
     if size:
         meter.text_bytes += size
@@ -161,7 +161,7 @@ def count_text(meter: Meter, data: bytes) -> None:
 
 
 def loose_event(meter: Meter, data: bytes) -> dict[str, object]:
-    """Return an event as an object; the text of one that is none is counted."""
+    """Return an event as an object. If it is none, count its text and return an empty one."""
     event = loose_document(data)
     if not event:
         count_text(meter, data)
@@ -169,19 +169,23 @@ def loose_event(meter: Meter, data: bytes) -> dict[str, object]:
 
 
 T = TypeVar("T", bound=msgspec.Struct)
-NO_COUNT: Final = -1  # stands where a number should: the reader counts by itself
+NO_COUNT: Final = -1  # replaces an invalid number: then the reader counts by itself
 _SAYS_NOTHING = frozenset({b"null", b"0", b"0.0", b"false", b'""', b"{}", b"[]"})
 
 
 class Reports(Generic[T]):
-    """Read reports of one documented shape."""
+    """Reader of usage reports of one documented shape."""
 
     def __init__(self, shape: type[T]) -> None:
         self._shape = shape
         self._decode = msgspec.json.Decoder(shape).decode
 
     def read(self, meter: Meter, raw: bytes) -> T | None:
-        """Read a report; None where there is none. A value of an undocumented type marks the use."""
+        """Return a decoded report, or None if `raw` has none.
+
+        A value of an undocumented type marks the usage as estimated, and an unknown field stores the raw
+        report.
+        """
         try:
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -198,22 +202,22 @@ class Reports(Generic[T]):
         return report
 
 
-# A value stays as it came until it is known what it is to be: one nobody reads cannot be wrong.
+# A value stays raw until its type is known: a value that nobody reads cannot be wrong.
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 text_of = msgspec.json.Decoder(str).decode
 
 
 class _Fit:
-    """Put a document into a shape.
+    """Fits a document into a shape.
 
-    `unknown` and `wrong` say that something had no place or no right type.
+    `unknown`: it had a field that the shape does not have. `wrong`: a value had the wrong type.
     """
 
     def __init__(self) -> None:
         self.unknown = self.wrong = False
 
     def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
-        """Return a structure of the fields that can be read."""
+        """Return a structure with the fields that can be read."""
         places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
         self.unknown = self.unknown or any(
             bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
@@ -222,7 +226,7 @@ class _Fit:
         return shape(**read)
 
     def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
-        """Return a value of its documented type; None where it is null or cannot be one."""
+        """Return a value in its documented type, or None if it is null or cannot be read."""
         if raw is None or bytes(raw) == b"null" or kind is Any:
             return None
         value = self._of_kind(kind, bytes(raw))
@@ -251,14 +255,14 @@ class _Fit:
 
 
 def summed(*counts: int | None) -> int:
-    """Return the sum of present counts; `NO_COUNT` where one of it is none."""
+    """Return the sum of the present counts, or `NO_COUNT` if one of them is invalid."""
     there = [count for count in counts if count is not None]
     return NO_COUNT if there and min(there) < 0 else sum(there)
 
 
 @cache
 def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
-    """Return the fields of a shape by their encoded names: each with its name and its type but for None."""
+    """Return the fields of a shape by their JSON names: each with its Python name and its type."""
     types = get_type_hints(shape)
     return {
         field.encode_name: (
@@ -270,7 +274,7 @@ def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
 
 
 def _read(decode: Any, raw: bytes) -> Any:
-    """Decode `raw`; None where it is not of the decoder's type."""
+    """Decode `raw`, or return None if it does not have the decoder's type."""
     try:
         return decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

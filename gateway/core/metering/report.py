@@ -11,28 +11,28 @@ from gateway.core.metering.meter import Meter
 
 
 class UsageShape(msgspec.Struct, forbid_unknown_fields=True):
-    """What a documented shape of a report is made from: every field may be missing.
+    """Base of documented shapes of usage reports. Every field may be missing.
 
-    A field of any type is documented, and nothing is counted by it.
+    A field of type Any is documented, and nothing is counted by it.
     """
 
 
-# What an event may be longer than four times its text, before somebody looks for more in it.
+# An event longer than this plus four times its text is searched for more text.
 ENVELOPE_BYTES: Final = 512
 
 
 def may_hold_more(data: bytes, seen: int) -> bool:
-    """Return whether an event with so many bytes of text seen may hold more than these."""
+    """Return whether an event is so long that it may contain more text than the `seen` bytes."""
     return may_be_more(len(data), seen)
 
 
 def may_be_more(size: int, seen: int) -> bool:
-    """Return the same of an event of so many bytes."""
+    """Return whether an event of `size` bytes may contain more text than the `seen` bytes."""
     return not seen or size > ENVELOPE_BYTES + 4 * seen
 
 
 def see_content(meter: Meter, holder: object, seen: int) -> None:
-    """Count the strings in the part of an event that holds content; `seen` bytes of it are counted."""
+    """Count the text in a part of an event. `seen` bytes of it are counted already."""
     size = content_bytes(holder)
     if size > seen:
         meter.text_bytes += size - seen
@@ -42,14 +42,14 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
 
 
 def see_whole(meter: Meter, event: dict[str, object], left_out: frozenset[str] = UNCOUNTED) -> None:
-    """Note the text of an event that says the answer as it stands: it may have come in pieces, or may not."""
+    """Note the text of an event that repeats the answer so far, whose pieces may have come before."""
     if meter.final and meter.output:
         return
     meter.whole_bytes = max(meter.whole_bytes, content_bytes(generated(event), left_out))
 
 
 def bounded_output(meter: Meter, told: int, inferred: int) -> int:
-    """Return the output by a total or by thoughts, which make it no more than the call or model allows."""
+    """Return the larger of `told` and `inferred` output tokens, at most what the call or its model allows."""
     most = max(told, meter.output_most)
     meter.marked = meter.marked or inferred > most
     return min(max(told, inferred), most)

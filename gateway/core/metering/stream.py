@@ -41,7 +41,7 @@ _BEGUN = re.compile(rb"(?:\xef\xbb\xbf)?(?:event|data|id|retry)[ \t]*:")
 
 
 class Splitter:
-    """Give the complete events of the chunks fed so far; the rest waits in `pending`."""
+    """Split an event stream into complete events. The bytes of an incomplete event wait in `pending`."""
 
     __slots__ = ("_scanned", "pending")
 
@@ -50,7 +50,7 @@ class Splitter:
         self._scanned = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the events this chunk completes, each with its bytes as they came."""
+        """Return the events that this chunk completes, each with its raw bytes."""
         if not self.pending and b"\r" not in chunk and 0 <= chunk.find(b"\n\n") == len(chunk) - 2:
             return [chunk]
         data = self.pending + chunk if self.pending else chunk
@@ -69,38 +69,38 @@ class Splitter:
         return events
 
     def take(self) -> bytes:
-        """Return and forget the pending bytes: the stream ended, or the event is too long to store."""
+        """Remove and return the pending bytes, because the stream ended or the event is too long to store."""
         pending, self.pending, self._scanned = self.pending, b"", 0
         return pending
 
 
 def says_end(event: bytes) -> bool:
-    """Return whether an event says by its name, or by the mark in any of its lines, that the stream is over.
+    """Return whether an event ends the stream in any API, by its name or by the mark [DONE] in a line.
 
-    Clients differ in what they take for it: a line that only begins with the mark, a quoted one, a
-    name without data. All of that counts, of each API for every other.
+    Clients differ in what they accept as the end: a line that only begins with the mark, a quoted mark, or a
+    name without data. All of these count.
     """
     return has_mark(event) or bool(_name_of_end(event))
 
 
 def _name_of_end(event: bytes) -> str:
-    """Return the name by which an event says that the stream is over, empty where it does not."""
+    """Return the name by which an event ends the stream, empty if it does not."""
     found = _NAME.search(event) if b"event" in event else None
     return "" if found is None else found[1].decode()
 
 
 def has_mark(event: bytes) -> bool:
-    """Return whether an event has the mark; nobody waits for more behind it."""
+    """Return whether an event has the mark [DONE]. Clients stop reading there."""
     return b"[DONE]" in event and _MARK.search(event) is not None
 
 
 def _breaks_off(event: bytes) -> bool:
-    """Return whether a stream ended within this event."""
+    """Return whether the stream ended within this event."""
     return _BEGUN.match(event) is not None and not (has_mark(event) or is_object(data_of(event)))
 
 
 def data_of(event: bytes) -> bytes:
-    """Return the data of one event, its lines joined by LF; empty where it has none."""
+    """Return the data of one event, its lines joined by LF; empty if it has no data."""
     if event[:6] == b"data: " and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
     if b"data" not in event:
@@ -114,9 +114,9 @@ def data_of(event: bytes) -> bytes:
     return lines[0] if len(lines) == 1 else b"\n".join(lines)
 
 
-# The last bytes of an answer whose end its own bytes tell: they wait until it is complete.
+# The last bytes of an answer whose end its own bytes show: they wait until it is complete.
 #
-# A document is over where its brackets close; a coded one that nobody here reads, some bytes before its end.
+# A document ends where its brackets close. Of an unreadable coded answer, some bytes before the end wait.
 
 CODED_BYTES = 1024
 _WHITE = b" \t\r\n"
@@ -125,7 +125,7 @@ _TEXT_END = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 class Brackets:
-    """Follow the brackets of a document that comes in pieces: RFC 8259, but for what stands between them."""
+    """Track whether all brackets of a JSON document are closed, while it comes in pieces (RFC 8259)."""
 
     __slots__ = ("_depth", "_escaped", "_in_text", "_seen")
 
@@ -153,7 +153,7 @@ class Brackets:
 
     @property
     def closed(self) -> bool:
-        """Whether a document in brackets began, and all of them are closed."""
+        """Whether a document began with a bracket, and all its brackets are closed."""
         return self._seen and self._depth <= 0 and not self._in_text
 
 
@@ -165,7 +165,7 @@ def is_open(document: bytes) -> bool:
 
 
 class Tail:
-    """Pass bytes on but for the last: from a document's last byte, or `size` bytes of a coded answer."""
+    """Pass bytes on, except the last byte of a document, or the last `size` bytes of a coded answer."""
 
     __slots__ = ("_brackets", "_size", "_unfollowed", "_unfollowed_bytes", "rest", "surplus")
 
@@ -180,7 +180,7 @@ class Tail:
         self._unfollowed_bytes = 0
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read the next bytes; return those that may pass."""
+        """Read the next bytes, and return those that may pass."""
         data = self.rest + chunk if self.rest else chunk
         if self._size:
             keep_from = max(0, len(data) - self._size)
@@ -198,7 +198,7 @@ class Tail:
         return data[:keep_from]
 
     def take(self) -> bytes:
-        """Return and forget the rest: the answer is complete."""
+        """Remove and return the held bytes, because the answer is complete."""
         rest, self.rest = self.rest, b""
         return rest
 
@@ -218,7 +218,7 @@ class Tail:
             self._unfollowed.clear()
 
 
-# An event too long to keep is kept without its long texts: the report behind them is read.
+# An event too long to store is stored without its long texts: so the report behind them is read.
 #
 # A picture or a sound in an answer is one text of megabytes, and the rest is short. Texts longer than
 # `TEXT_BYTES_MAX` are left out as they pass, and counted as produced text unless they are such data. An
@@ -228,12 +228,12 @@ TEXT_BYTES_MAX = 1024  # longer than any name, identifier or number
 WINDOW_BYTES = 64 << 10
 _NAME_BYTES = 64
 
-# As much as there is of all but texts that are long or not complete yet.
+# Everything up to a text that is long, or not complete yet.
 _SHORT = re.compile(
     rb'(?:[^"]++|"(?:[^"\\]{0,%d}+\\.){0,15}+[^"\\]{0,%d}+")*+' % (TEXT_BYTES_MAX, TEXT_BYTES_MAX), re.DOTALL
 )
 _INSIDE = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-# The fields that hold pictures, sounds, files and what only their provider can read, in any of the APIs.
+# Fields with pictures, sounds, files and data that only the provider can read, in any API.
 _DATA = re.compile(
     rb'"(?:data|result|b64_json|partial_image_b64|image_url|url|file_data|encrypted_content|signature'
     rb'|thoughtSignature)"[ \t\r\n]*+:[ \t\r\n]*+\Z'
@@ -245,7 +245,10 @@ _PART = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}]', re.DOTALL)
 
 
 class TextShortener:
-    """A document or an event without its long texts, as it comes. `text_bytes` were left out of it."""
+    """A document or an event from which long texts are removed while it comes.
+
+    `text_bytes` counts the removed text, and `kept` the bytes in memory.
+    """
 
     __slots__ = (
         "_bytes_max",
@@ -290,12 +293,12 @@ class TextShortener:
 
     @property
     def document(self) -> bytes:
-        """All of the kept bytes; empty where that was too long as well."""
+        """The shortened document, or empty bytes if that was too long as well."""
         self._kept = [b"".join(self._kept)]
         return self._kept[0]
 
     def read_ends(self, meter: Meter, dialect: Dialect) -> None:
-        """Find the usage near the end, else near the start, and read it as a document of its own."""
+        """Find a usage report near the end of the document, else near its start, and read it by itself."""
         head, tail = self._head, self._tail
         model = _MODEL.search(head) or _MODEL.search(tail)
         tiers = list(_TIER.finditer(tail)) or list(_TIER.finditer(head))
@@ -309,7 +312,7 @@ class TextShortener:
                     return
 
     def _go_on(self, part: bytes, at: int, kept: list[bytes]) -> int:
-        """Read on in a text; return the place behind the part that was read."""
+        """Continue reading a text at `at`; return the position behind it."""
         match = _INSIDE.match(part, at)
         assert match is not None
         end, before = match.end(), self._within
@@ -343,7 +346,7 @@ class TextShortener:
 
 
 def _object_end(window: bytes, start: int) -> int:
-    """Return the end of the object that begins at `start`, 0 where it is broken off."""
+    """Return the end of the object that begins at `start`, or 0 if it broke off."""
     depth = 0
     for match in _PART.finditer(window, start):
         if match[0] == b"{":
@@ -363,7 +366,7 @@ def _object_end(window: bytes, start: int) -> int:
 OPENING_BYTES_MAX = 4096
 TRIALS_AT_ONCE = 4
 EVENTS_A_TRIAL = 16  # beyond these: one costs as much as three events
-# Parts that may differ, by the names of groups of `Dialect.texts`, and the bytes that are tried out there.
+# Variable parts, by the names of groups of `Dialect.texts`, and the bytes of a trial in their place.
 _TEXT_PART, _NUMBER_PART, _PADDING = "text", "number", "padding"
 _TRIED, _TRIED_AT = 'triéd"', 77  # an event that cannot be decoded counts escapes otherwise
 _TRIED_BYTES = len(_TRIED.encode())
@@ -374,16 +377,15 @@ _DOCUMENTS = (b"", b"{", b"[", b" ", b"\t")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
 
-# The place behind a known event in its chunk, the event's text, and its number or -1.
+# The position behind a known event in its chunk, the event's text, and its number or -1.
 _Known = tuple[int, str, int]
 
 
 def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes]]) -> _Known | None:
-    """Return the event of `chunk` that begins at `at` like a known one, and differs in these parts alone,
-    else None.
+    """Return the event at `at` if it differs from a known event in its variable parts alone, else None.
 
-    `first` are its bytes up to the first part that differs. `differs` says of each of these its kind and the
-    bytes behind it.
+    `first` are the known bytes before the first variable part. `differs` has the kind of each part and the
+    known bytes behind it.
     """
     if not chunk.startswith(first, at):
         return None
@@ -416,13 +418,13 @@ except ImportError:
     _event_at = None
 
 
-# What each event of a stream has beside its report.
+# Members that every event of a stream has.
 _OF_EVERY_EVENT = frozenset({"id", "object", "created", "model", "choices", "usage", "obfuscation"})
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _members_of(data: bytes) -> dict[str, bytes]:
-    """Return the members of an event, each unread; none where it is no object."""
+    """Return the raw members of an event, empty if it is no object."""
     try:
         return {name: bytes(value) for name, value in _decode_members(data).items()}
     except UNREADABLE:
@@ -434,7 +436,7 @@ def _event_of(members: dict[str, bytes]) -> bytes:
 
 
 class StreamMeter(Meter):
-    """Read each event once it is complete."""
+    """Meter of a stream of server-sent events, each read once it is complete."""
 
     __slots__ = (
         "_behind",
@@ -469,7 +471,7 @@ class StreamMeter(Meter):
         self._said_at: tuple[int, str] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read the events this chunk completes; return what passes now."""
+        """Read the events that this chunk completes, and return the bytes that may pass now."""
         splitter = self._splitter
         if self._first and not (splitter.pending or self._held_bytes) and self._oversized is None:
             known = self._see_known(chunk)
@@ -496,7 +498,7 @@ class StreamMeter(Meter):
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def finish(self) -> bytes:
-        """Read an event the stream ended in; return all that waited, unless it is left out."""
+        """Read the event in which the stream ended, and return all waiting bytes."""
         self.ended = True
         if self._oversized is not None:
             self._held.append(self._oversized.take())
@@ -522,14 +524,14 @@ class StreamMeter(Meter):
         return self.ends_by(self._dialect.ending)
 
     def cut(self) -> bytes:
-        """End the stream here in the API's own shape, unless part of an event has passed."""
+        """Return events that end the stream in the shape of its API, empty if part of an event has passed."""
         if self._oversized is not None:
             return b""
         self._splitter.take()
         return self._dialect.closing(self)
 
     def fail(self, body: bytes) -> bytes:
-        """Return an event of the API's own that says why the stream ends, unless part of one has passed."""
+        """Return an error event in the shape of its API, empty if part of an event has passed."""
         if self._oversized is not None:
             return b""
         self._splitter.take()
@@ -542,12 +544,12 @@ class StreamMeter(Meter):
         )
 
     def slim(self) -> None:
-        """Allow long events to pass from now on, and store none of their long texts."""
+        """Store no long texts from now on, and pass long events unread, because memory is short."""
         self.texts = None
         self.bounds = slim(self.bounds)
 
     def _take(self, event: bytes, passed: list[bytes]) -> None:
-        """Read an event that is complete: it passes, is left out, or is held."""
+        """Read a complete event, then append it to `passed`, remove it, or hold it back."""
         if self._oversized is not None:
             # The end of an event whose beginning was let go: it may close the stream
             assert self._oversized is not None
@@ -569,9 +571,10 @@ class StreamMeter(Meter):
             passed.append(self._beside(event) if left_out else event)
 
     def _beside(self, frame: bytes) -> bytes:
-        """Return an event of the members beside the use in a left-out usage frame that are new to the client.
+        """Return an event with the new members of a removed usage frame, besides the usage, if there are any.
 
-        It is put into the event that waits in front, where its server has it for those who ask for no usage.
+        If an event waits, they are put into that event instead, as servers do for clients that ask for no
+        usage.
         """
         said, first = _members_of(data_of(frame)), _members_of(self.opening or b"")
         before = _members_of(data_of(self._held[-1])) if self._held else {}
@@ -589,7 +592,7 @@ class StreamMeter(Meter):
         return _event_of(said)
 
     def _read(self, event: bytes) -> bool:
-        """Read one event; say whether it is a usage frame to be left out."""
+        """Read one event; return whether it is a usage frame to remove."""
         if self._first and self._see_known(event):
             return False
         if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
@@ -619,9 +622,9 @@ class StreamMeter(Meter):
         return left_out and self._strip
 
     def _end_by(self, event: bytes) -> None:
-        """Close the stream by an event that ends it in some API; note the last word where that is this API.
+        """Close the stream by an event that ends it in any API; note the last word if it is this API's.
 
-        The event's name says so where all of it came: an event that the stream ended in has a document.
+        At the end of a stream, an event whose name came without a complete document is not the last word.
         """
         self.phase, ending = CLOSED, self._dialect.ending
         if _name_of_end(event) in ending.events:
@@ -630,7 +633,7 @@ class StreamMeter(Meter):
             self.last_word = True
 
     def _see_known(self, chunk: bytes) -> int:
-        """Count the events at the beginning that are like one that was tried out; the place behind them."""
+        """Count the events at the start of a chunk that are like a known one; return the end of these."""
         at, size, first, differs, said_at = 0, len(chunk), self._first, self._differs, self._said_at
         while self.phase == OPEN and at < size:
             found = None if _event_at is None else _event_at(chunk, at, first, differs)
@@ -649,7 +652,7 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Store the fixed parts of an event around those that differ, if its dialect reads no others."""
+        """Store the fixed parts of an event, if its dialect reads only the variable parts of a trial."""
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return
@@ -672,7 +675,7 @@ class StreamMeter(Meter):
             self._first, self._differs = first, differs
 
     def _is_read(self, event: bytes, numbered: bool) -> bool:
-        """Return whether all that an event says is what was tried out in it, beside what was read before."""
+        """Return whether the dialect reads exactly the values in a trial event's variable parts."""
         tried = Meter(self.call, self.status, self.bounds)
         texts = None if tried.texts is None else [_TRIED]
         tried.told, tried.position = list(self.told), self.position
@@ -711,13 +714,13 @@ class StreamMeter(Meter):
                 self.phase = OPEN
 
     def _release(self, passed: list[bytes]) -> None:
-        """Pass on the held bytes, which were not the end."""
+        """Pass on the held bytes, because they were not the end."""
         passed += self._held
         self._held = []
         self._held_bytes = self._behind = 0
 
     def _pass_unread(self, part: bytes, passed: list[bytes]) -> None:
-        """Stop keeping an event that is too long, but for what is read of it at its end."""
+        """Pass part of an event that is too long to store. A shortened copy of it is read at its end."""
         if self._oversized is None:
             if self.phase == CLOSED or has_mark(part):  # no client may have it before the end
                 self._end_by(part)
@@ -737,7 +740,7 @@ class StreamMeter(Meter):
         self.text_bytes += shortened.text_bytes - before
 
     def _read_shortened(self) -> None:
-        """Read what is left of an event that was too long to keep."""
+        """Read the shortened copy of an event that was too long to store."""
         shortened = self._shortened
         event = shortened.document
         if event:
@@ -749,7 +752,7 @@ class StreamMeter(Meter):
 
 
 class OpaqueMeter(Meter):
-    """Count an answer nobody here can read by its size."""
+    """Count an unreadable answer by its size."""
 
     __slots__ = ("_tail",)
 
@@ -758,7 +761,7 @@ class OpaqueMeter(Meter):
         self._tail = Tail(CODED_BYTES)
 
     def feed(self, chunk: bytes) -> bytes:
-        """Count the bytes and pass them on, but for the last."""
+        """Count the bytes, and pass them on except the last `CODED_BYTES`."""
         self.unreadable(len(chunk))
         return self._tail.feed(chunk)
 

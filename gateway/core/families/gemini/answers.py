@@ -295,8 +295,7 @@ def _read_cached(meter: Meter, document: bytes) -> None:
 
 
 def _read_video(meter: Meter, document: bytes) -> None:
-    """Report the seconds of the videos made, by the requested length. Videos that Google withheld are free.
-    """
+    """Report the seconds of the videos made, by requested length. Videos that Google withheld are free."""
     said = loose_document(document)
     meter.failed = said.get("error") is not None
     if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:

@@ -85,8 +85,7 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
 
 
 def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
-    """Note the kinds of tokens in a report; return cached tokens, reasoning, and all cache reads and writes.
-    """
+    """Note the kinds of tokens in a report; return cached tokens, reasoning, and all cache traffic."""
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
     cached, written, reasoning = _told(usage, _CACHED) or 0, usage.cache_creation_input_tokens or 0, 0
@@ -163,9 +162,7 @@ class ChoiceReports:
             self._last = index
 
     def report(self, meter: Meter, index: int, numbers: Numbers, content: int) -> None:
-        """Add a report of one choice, or of all choices (`index` -1). `content` is the size of the event's
-        text.
-        """
+        """Add a report of one choice, or of all (`index` -1). `content` is the size of the event's text."""
         own, alone = self._own, self._alone
         if index < 0:
             alone.put(self._last, self._last // self._each, numbers)
