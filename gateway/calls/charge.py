@@ -31,16 +31,16 @@ from gateway.core.metering.meter import Detail
 from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement
 
 NO_DETAIL: Final = Detail()
-# Why a use failed whose upstream said so.
+# The reason of a use whose upstream answered with an error.
 UPSTREAM_ERROR: Final = "upstream_error"
 
 
 @dataclass(slots=True)
 class UseTerms:
-    """What a use was admitted at: whose it is, at which prices, and what its hold took from.
+    """The terms at which a use was admitted: its caller, its prices, and its hold.
 
-    `accounts` are the names of its budgets' accounts, and it is `budgeted` where there are any; their money
-    is in `currency`. `weights` are those of its plan, `columns` its attribution as a settlement carries it.
+    `accounts` are the names of its budgets' accounts, whose money is in `currency`. `weights` are those of
+    the plan, and `columns` is the attribution in its settlement.
     """
 
     caller: Caller
@@ -57,25 +57,17 @@ class UseTerms:
 
 @dataclass(slots=True)
 class MeteredUse:
-    """A use that is over. One that is not `used` costs nothing, and gives its hold back.
-
-    `counts` are tokens by `KINDS`, and `total` is how many are charged. `detail` is the rest of the answer.
-    `measured` are uses of tools by name that count where an answer has none. A `cost` in nano-units that its
-    caller states is charged in place of that of the price book, and so is one that is `reported` and decides.
-    `sent` is the name of the model that the
-    upstream was sent. `family` is that of the route, `used_ms` the time of a use that is not of now. It asked
-    for these service `tiers`.
-    """
+    """A use that has ended, with its measured amounts. If not `used`, it is free and its hold is released."""
 
     used: bool
-    counts: Counts
-    total: int
+    counts: Counts  # tokens by `KINDS`
+    total: int  # tokens to charge
     units: int
     estimated: bool
-    detail: Detail
+    detail: Detail  # the rest of the answer
     model: str
     route: str
-    family: str
+    family: str  # of its route
     status: int
     metadata: msgspec.Raw
     reason: str = ""
@@ -84,17 +76,17 @@ class MeteredUse:
     first_token_ms: int | None = None
     session: str = ""
     upstream_id: str = ""
-    sent: str = ""
-    measured: Mapping[str, int] | None = None
-    cost: int | None = None
-    used_ms: int = 0
-    reported: ReportedCost | None = None
-    tiers: tuple[str, ...] = ()
+    sent: str = ""  # the model's name at the upstream
+    measured: Mapping[str, int] | None = None  # uses of tools, if the answer has none
+    cost: int | None = None  # nano-units that its caller states, instead of the price book's
+    used_ms: int = 0  # time of a use in the past
+    reported: ReportedCost | None = None  # the provider's own cost
+    tiers: tuple[str, ...] = ()  # requested service tiers
 
 
 @dataclass(slots=True)
 class Held:
-    """The amounts of a hold, by account, and the cost in nano-units that it was taken for."""
+    """The amounts of a hold by account, and its estimated cost in nano-units."""
 
     tokens: int
     credits: int
@@ -105,10 +97,11 @@ class Held:
 
 @dataclass(slots=True)
 class Counted:
-    """What the numbers of a worker count of a use: `input` and `output` tokens, and `total` where its service
-    counts these. It `lacks_price` where tokens or a tool have no price of their own, `says_more` where its
-    provider reported what is not documented, and is `contradicted` where what passed disproves a report.
-    `apart` are the cost by the price book and the reported one, where they are far apart.
+    """The numbers that a worker's metrics count for a use.
+
+    `input` and `output` are tokens, and `total` counts if the service counts tokens. `lacks_price`: tokens or
+    a tool have no price. `says_more`: the provider reported undocumented fields. `contradicted`: the content
+    disproves a report. `apart`: the cost by the price book and the reported cost, if they differ much.
     """
 
     service: str
@@ -132,7 +125,7 @@ class Counted:
 
 @dataclass(slots=True)
 class ChargedUse:
-    """What a use costs and leaves behind; `facts` are the values of `CallFacts` by their places."""
+    """The charge of a use. `facts` are the values of `CallFacts` in their order."""
 
     facts: tuple[Any, ...]
     settlement: Settlement
@@ -140,12 +133,15 @@ class ChargedUse:
 
     @property
     def cost(self) -> int:
-        """What it costs in nano-units, 0 where no price says that."""
+        """The cost of the use in nano-units, 0 without a price."""
         return self.counted.cost or 0
 
 
 def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> ChargedUse:
-    """Charge a use by the prices of its admission; `look_up` finds those of a model that only answered."""
+    """Return the charge of a use by the prices of its admission.
+
+    `look_up` finds the price of a model that was not named but answered, at `now_s`.
+    """
     detail, counts, used = _with_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     priced = price_of(look_up, terms.caller, prices, detail, counts, now_s, use.sent)
@@ -191,7 +187,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
 
 
 def _with_measured(use: MeteredUse) -> Detail:
-    """Return the answer's detail, with the uses of tools that were measured where it has none."""
+    """Return the detail of an answer, with the measured uses of tools if the answer reports none."""
     detail = use.detail
     if use.measured and use.used and not detail.tools:
         detail = detail if detail is not NO_DETAIL else Detail()
@@ -201,7 +197,7 @@ def _with_measured(use: MeteredUse) -> Detail:
 
 
 def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
-    """Return the answer's detail, with the service tier that was asked for where it names none."""
+    """Return the detail of an answer, with the requested service tier if the answer reports none."""
     if use.used and not detail.service_tier:
         tier = served_tier(price, use.tiers, use.counts, detail.tools)
         if tier:
@@ -213,9 +209,10 @@ def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
 def _by_report(
     said: ReportedCost, use: MeteredUse, price: Vector | None, book: int | None
 ) -> tuple[tuple[int, str, str] | None, tuple[int, int] | None]:
-    """Return the reported cost with its currency and rate where it decides, and both costs if they are apart.
+    """Return the reported cost with currency and rate if it decides, and both costs if they differ much.
 
-    A report says nothing of tokens that the gateway counted: then its cost is no less than the book's.
+    `book` is the cost by the price book. If the gateway itself counted tokens, the reported cost is raised to
+    `book`.
     """
     cost = said.in_currency_of(price)
     if cost is None:
@@ -230,7 +227,7 @@ def _by_report(
 
 
 def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
-    """Charge a use that nobody can read: all that was held for it."""
+    """Return the charge of a use that cannot be read: the whole hold."""
     cost = held.cost if terms.currency else None
     facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS)
     settlement = release(terms)
@@ -244,7 +241,7 @@ def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
 
 
 def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
-    """Return the settlement that gives a hold back."""
+    """Return the settlement that releases a hold."""
     return Settlement(
         terms.caller, terms.request_id, terms.user, terms.service, False, attribution=terms.columns,
         budgets=terms.accounts, hold_ttl_ms=hold_ttl_ms,
@@ -268,7 +265,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
 
 
 def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | None) -> None:
-    """Charge a settlement for a use; a stated cost decides in place of tokens."""
+    """Set the amounts of a settlement for a use. A cost stated by the caller replaces the cost of tokens."""
     service, weights, counts = terms.service, terms.weights, use.counts
     if use.cost is not None and service.meter == CONSUMPTION and service.pricing.at_cost is not None:
         settlement.credits, settlement.over = whole_credits(charged(use.cost, factor_of(service)))

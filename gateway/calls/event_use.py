@@ -18,10 +18,10 @@ def use_of(
     told: EventUsage, tenant_id: int, service: Service, price: Vector | None, weights: Weights | None, *,
     in_cycle: bool,
 ) -> EventSettlement:  # fmt: skip
-    """Return the amounts that an event moves; `Unacceptable` where it says too little, or is not priced.
+    """Return the amounts that an event of usage charges; `Unacceptable` if it lacks a value or a price.
 
-    `price` is the price book's of its model at its time. Its tokens count toward a quota while their cycle
-    runs, `in_cycle`.
+    `price` is the model's price at the time of the event. Its tokens count toward a quota if their cycle
+    still runs (`in_cycle`).
     """
     vectors = _vectors(told, service, price)
     if service.meter not in {CONSUMPTION, PAY_PER_USE} and not told.is_counted:
@@ -48,7 +48,7 @@ def use_of(
 
 
 def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[Vector, ...]:
-    """Return the prices of tokens where they set the price of a service; `Unacceptable` without any."""
+    """Return the prices of tokens if they set a service's price; `Unacceptable` if one is missing."""
     pricing = service.pricing
     by_token = pricing.per_million is not None or pricing.at_cost is not None
     if not by_token or service.meter not in {CONSUMPTION, PAY_PER_USE}:
@@ -64,7 +64,7 @@ def _vectors(told: EventUsage, service: Service, price: Vector | None) -> tuple[
 
 
 def _check_amounts(told: EventUsage, service: Service, cost: int, credits_: int, units: int) -> None:
-    """Refuse an event that comes to more than one may."""
+    """Raise `Unacceptable` for an event with a larger amount than one event may have."""
     name = "data.usage" if told.is_counted else "data.units"
     most = INTEGER_MAX if is_in_money(service) else AMOUNT_MAX
     if max(told.tokens, credits_) > AMOUNT_MAX or cost >= INTEGER_MAX or units > most:

@@ -26,7 +26,7 @@ _CLIENT_CLOSED = 499
 
 
 def end_released(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
-    """Return the end of a hold that its caller gives back."""
+    """Return the end of a hold that its caller releases."""
     use = _use(hold, route, now_ms, _CLIENT_CLOSED, NO_DETAIL)
     use.reason = RELEASED
     return _end_unused(hold, use)
@@ -36,10 +36,10 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
     hold: CallerHold, said: SettleBody, detail: Detail | None, prices: CallPrices, look_up: PriceOf,
     now_s: float, route: str, now_ms: int, estimated: bool,
 ) -> HoldEnd:  # fmt: skip
-    """Return the end of a hold by the use that its caller states; `InvalidRequest` where it says too little.
+    """Return the end of a hold by the usage that its caller states; `InvalidRequest` if a value is missing.
 
-    `prices` are those of when it was taken. `detail` is the rest of an answer. The use is `estimated` where
-    no provider reported it.
+    `prices` are those at its creation, and `detail` is the rest of an answer. The use is `estimated` unless a
+    provider reported it.
     """
     service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
     counts, tools, tier = usage_of(said.usage or {})
@@ -77,7 +77,7 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
 
 
 def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
-    """Return the counts of a worker for a hold that ended so; None where it cost nothing."""
+    """Return a worker's counts for an ended hold, or None if it cost nothing."""
     facts = read_facts(end.facts.encode()) if end.charge else None
     if facts is None:
         return None
@@ -90,7 +90,7 @@ def counted_of(hold: CallerHold, end: HoldEnd) -> Counted | None:
 
 
 def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail) -> MeteredUse:
-    """Return the use of a hold that used nothing yet."""
+    """Return the use of a hold before any usage is set."""
     call = hold.call
     return MeteredUse(
         False, NO_COUNTS, 0, 0, False, detail, hold.model, route, GENERIC if call is None else call.family,
@@ -108,13 +108,13 @@ def _terms(hold: CallerHold, prices: CallPrices) -> UseTerms:
 
 
 def _end_unused(hold: CallerHold, use: MeteredUse) -> HoldEnd:
-    """Return the end of a hold that is charged nothing."""
+    """Return the end of a hold without a charge."""
     made = charge(lambda *_: None, 0.0, use, _terms(hold, NO_PRICES))
     return HoldEnd(use.reason == RELEASED, False, made.settlement.metadata.decode())
 
 
 def _render_answer(hold: CallerHold, end: HoldEnd) -> str:
-    """Return the answer to the caller of a hold that ended so, as JSON."""
+    """Return the JSON answer to the caller of an ended hold."""
     facts = read_facts(end.facts.encode())
     assert facts is not None, "they are written above"
     return msgspec.json.encode(

@@ -28,9 +28,9 @@ UNKNOWN_MODEL: Final = "its price was for all models of a name, and nobody knows
 
 
 class JournalUse(NamedTuple):
-    """A charged use, as the journal and the ledger keep it.
+    """A charged use, as the journal and the ledger store it.
 
-    `beside` are its parts of other models, as `CallFacts` has them.
+    `beside` are its parts of other models, as in `CallFacts`.
     """
 
     model: str
@@ -47,7 +47,7 @@ class JournalUse(NamedTuple):
 
 
 class Rating(NamedTuple):
-    """The cost of a use by the prices of today. `left_out` is why it keeps its cost, empty where it moves."""
+    """The cost of a use by the prices of today. `left_out` is the reason if the use keeps its cost."""
 
     cost: int
     price_id: int
@@ -56,7 +56,7 @@ class Rating(NamedTuple):
 
 
 class PricesThen:
-    """Rates uses of a currency again, by all prices that were ever set."""
+    """Prices the uses of one currency again, by all prices that were ever set."""
 
     __slots__ = ("_book", "_by_id", "_currency", "_named")
 
@@ -67,10 +67,10 @@ class PricesThen:
         self._named: dict[str, list[ModelPrice]] = {}
 
     def rate_again(self, use: JournalUse, ours: int) -> Rating | None:
-        """Return the cost of a use now that the price `ours` exists; None where it is about other uses.
+        """Return the new cost of a use after the price with id `ours` was added, or None if unrelated.
 
-        A price is about tokens that were charged by a price of its model, by any name of the call. A use
-        whose prices do not make up its cost is left out: something else, unknown here, is in that cost.
+        The price concerns tokens that were charged by a price of its model, by any name of the call. A use
+        keeps its cost if its known prices do not add up to that.
         """
         about = self._by_id[ours]
         charged: list[tuple[int, tuple[str, ...]]] = [(use.price_id, (use.model, use.response_model))]
@@ -97,9 +97,9 @@ class PricesThen:
     def _in_force(
         self, was: ModelPrice | None, names: tuple[str, ...], at_ms: int, about: ModelPrice
     ) -> tuple[ModelPrice | None, ModelPrice | None]:
-        """Return the price at a time of the model that had the price `was`, and its price without `about`.
+        """Return the price in force at `at_ms` for the model of the price `was`, with and without `about`.
 
-        Both are None where nobody knows which model that is.
+        Both are None if the model is unknown. `names` are the names of the model in the call.
         """
         if was is None:
             return None, None
@@ -122,7 +122,7 @@ class PricesThen:
         return choose(of_name, name, self._currency, at_ms, provider) or was, without or was
 
     def _cost(self, use: JournalUse, prices: Sequence[ModelPrice | None]) -> int | None:
-        """Return the cost of a use by these prices, its own first; None where one of them is not known."""
+        """Return the cost of a use by these prices, its own model's first; None if one is unknown."""
         vectors = list[Vector]()
         for one in prices:
             own = one is not None and one.vector.currency == use.currency
@@ -137,14 +137,14 @@ class PricesThen:
 
 
 class Itemized(NamedTuple):
-    """The lines of a cost, and whether they make up all of it."""
+    """The lines of a cost, and whether their sum is the cost."""
 
     lines: list[CostLine]
     adds_up: bool
 
 
 def itemize(call: Mapping[str, Any], price: Mapping[str, Any]) -> Itemized:
-    """Return the lines of the cost of a call of the journal, by the row of its price."""
+    """Return the lines of the cost of a call in the journal, by the row of its price."""
     usage = call["usage"]
     vector = vector_in(read_price(price), str(call["currency"]), str(call["exchange_rate"] or ""))
     counts = [usage.get(kind, 0) for kind in KINDS]

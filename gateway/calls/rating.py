@@ -22,7 +22,7 @@ _NO_TOOLS: Final[Mapping[str, int]] = {}
 
 
 class ModelPart(NamedTuple):
-    """Tokens of another model within a use, and the price that they have."""
+    """The tokens of another model within a use, and their price."""
 
     model: str
     counts: Counts
@@ -36,9 +36,9 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
     look_up: PriceOf, caller: Caller, prices: CallPrices, detail: Detail, counts: Counts, now_s: float,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """Return the price that a use has by those of its admission, now that its answer and numbers are known.
+    """Return the price of a use, among those of its admission, now that its answer is known.
 
-    `sent` is the name by which its upstream was asked for the model.
+    `sent` is the model's name at its upstream.
     """
     named, answered = prices.named, detail.model
     if not named:
@@ -56,9 +56,9 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
 
 
 def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], tools: Mapping[str, int]) -> str:
-    """Return the tier of a use whose answer names none: an asked one that is dearer, or has no price.
+    """Return the requested tier for a use whose answer reports none, if it costs more or has no price.
 
-    Empty where the usual prices count: what is asked for makes no call cheaper by itself.
+    Else return an empty text, so that a request alone lowers no price.
     """
     found, most = "", cost_nano(vector, counts, tools)
     places = [tier for tier in asked if tier in PLACES]
@@ -75,9 +75,10 @@ def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector
     look_up: PriceOf, caller: Caller, prices: CallPrices, vector: Vector, detail: Detail, counts: Counts,
     now_s: float,
 ) -> tuple[ModelPart, ...]:  # fmt: skip
-    """Return the parts of other models in a use: each within what is left, at the price of its model.
+    """Return the parts of other models in a use, each at its model's price.
 
-    A model that nobody knows has the dearest price of all that the use may have.
+    A part has at most the tokens that earlier parts leave. An unknown model has the highest price that the
+    use may have.
     """
     parts, left = list[ModelPart](), counts
     for model, reported in detail.beside:
@@ -101,7 +102,7 @@ def cost_of(
     vector: Vector, counts: Counts, tools: Mapping[str, int] = _NO_TOOLS, tier: str = "",
     parts: Sequence[ModelPart] = NO_PARTS,
 ) -> int:  # fmt: skip
-    """Return the cost of a use in nano-units: its `parts` by their own prices, all else by `vector`."""
+    """Return the cost of a use in nano-units: its `parts` by their own prices, the rest by `vector`."""
     if not parts:
         return cost_nano(vector, counts, tools, tier)
     whole = sum([cost_of_part(part.vector, part.counts, tier) for part in parts])
@@ -109,12 +110,12 @@ def cost_of(
 
 
 def cost_of_part(vector: Vector, counts: Counts, tier: str) -> int:
-    """Return the cost of tokens within another model's call, which alone has the price of a call."""
+    """Return the cost in nano-units of another model's tokens within a call, without a price of requests."""
     return cost_nano(without_request(vector), counts, tier=tier)
 
 
 def counts_left(counts: Counts, parts: Sequence[ModelPart]) -> Counts:
-    """Return the tokens of a use that no part has; reasoning is of the output that is left."""
+    """Return the tokens of a use that are in no part. Reasoning is at most the output left."""
     for part in parts:
         counts = tuple([most - each for each, most in zip(part.counts, counts, strict=True)])
     return (*counts[:REASONING], min(counts[REASONING], counts[OUTPUT]), *counts[REASONING + 1 :])

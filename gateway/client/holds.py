@@ -19,19 +19,19 @@ from uuid import uuid4
 
 PATH: Final = "/.tollkeeper/holds"
 TIMEOUT_S: Final = 10.0
-# A request is sent so often, with such a pause between.
+# How often a request is sent, and the pause between.
 TRIES_MAX: Final = 4
 PAUSE_S: Final = 0.2
-# Connections that wait for their next request.
+# Idle connections at most.
 IDLE_MAX: Final = 32
-# An answer is no larger.
+# The largest answer that is read.
 ANSWER_BYTES_MAX: Final = 1 << 20
 _UNAVAILABLE: Final = 503
 _NO_CONTENT: Final = 204
 
 
 class HoldRefused(Exception):  # it is a refusal, as everywhere here
-    """A hold was refused: by which reason, and in how many seconds another try may help (None: unknown)."""
+    """A refused hold: its status, reason and detail, and the seconds until a retry may help, if known."""
 
     def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None) -> None:
         super().__init__(f"{status} {reason}: {detail}")
@@ -40,7 +40,7 @@ class HoldRefused(Exception):  # it is a refusal, as everywhere here
 
 @dataclass(frozen=True, slots=True)
 class HoldAnswer:
-    """Status, reason and fields of an answer, and its document."""
+    """An answer of the gateway: its status, its reason, the seconds until a retry, and its JSON document."""
 
     status: int
     reason: str
@@ -63,9 +63,9 @@ class _Connections:
     def ask(
         self, method: str, path: str, body: object = None, tries: int = TRIES_MAX, **headers: str
     ) -> dict[str, Any]:
-        """Send a request, again while its answer is unknown; `HoldRefused` for any answer other than 2xx.
+        """Send a request, and retry it if the answer is lost or 503; `HoldRefused` for others than 2xx.
 
-        With one try nothing is sent twice: it goes over a new connection, which nobody has closed meanwhile.
+        With `tries` 1 it goes over a new connection, because an idle one may be closed already.
         """
         fields = {"authorization": f"Bearer {self._key}", "content-type": "application/json"} | headers
         sent = None if body is None else json.dumps(body).encode()
@@ -117,7 +117,7 @@ class _Connections:
 
 
 class Hold:
-    """One hold: its amount, the rest, and when it ends. A context releases it unless it was settled."""
+    """One hold: its amount, the rest of its limit, and its end. A `with` block releases it unless settled."""
 
     def __init__(self, connections: _Connections, taken: Mapping[str, Any]) -> None:
         self._connections = connections
@@ -129,7 +129,7 @@ class Hold:
         self.held, self.remaining, self.expires_at = told["held"], told["remaining"], told["expires_at"]
 
     def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
-        """Extend this hold to `ttl_s` seconds from now, and hold `more` of its unit for it."""
+        """Extend this hold to `ttl_s` seconds from now, and add `more` units to its amount."""
         said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
         tries = TRIES_MAX if more is None else 1  # it would hold more twice
         self._learn(self._connections.ask("POST", f"/{self.id}/extend", said, tries))
@@ -143,7 +143,7 @@ class Hold:
         units: int | None = None,
         status: int = 200,
     ) -> dict[str, Any]:
-        """Charge what was used; what it came to."""
+        """Charge the usage, and return the charged amounts."""
         said = {"usage": usage, "cost": cost, "units": units, "status": status}
         told = self._connections.settle(self.id, **said)
         self.is_over = True
@@ -155,7 +155,7 @@ class Hold:
         self.is_over = True
 
     def __enter__(self) -> Self:
-        """Enter; the program settles it within."""
+        """Return this hold, for the program to settle in the `with` block."""
         return self
 
     def __exit__(
@@ -177,7 +177,7 @@ class Holds:
     def take(self, service: str, **said: Any) -> Hold:
         """Create a hold; `said` has the fields of its request, such as `model`, `max_tokens` and `ttl_s`.
 
-        `idempotency_key` is generated unless it is given. `HoldRefused` where a limit refuses the hold.
+        `idempotency_key` is generated unless it is given. `HoldRefused` if a limit refuses the hold.
         """
         key = said.pop("idempotency_key", None) or str(uuid4())
         body = _said({"service": service} | said)
@@ -185,34 +185,34 @@ class Holds:
         return Hold(self._connections, self._connections.ask("POST", "", body, TRIES_MAX, **fields))
 
     def settle(self, id_: str, usage: Mapping[str, Any] | None = None, **said: Any) -> dict[str, Any]:
-        """Settle a hold that was taken elsewhere, by its id; `said` is as of `Hold.settle`."""
+        """Settle a hold of another program, by its id; `said` has the arguments of `Hold.settle`."""
         return self._connections.settle(id_, usage=usage, **said)
 
     def close(self) -> None:
-        """Close the connections that wait."""
+        """Close the idle connections."""
         self._connections.close()
 
 
 class AsyncHold:
-    """The same of `AsyncHolds`: each request waits in a thread."""
+    """A hold of `AsyncHolds`. Each request runs in a thread."""
 
     def __init__(self, hold: Hold) -> None:
         self._hold = hold
 
     @property
     def id(self) -> str:
-        """Its name, and that of its call in the journal."""
+        """The id of the hold, and of its call in the journal."""
         return self._hold.id
 
     @property
     def held(self) -> int | str:
-        """What it holds."""
+        """The amount of the hold."""
         held: int | str = self._hold.held
         return held
 
     @property
     def remaining(self) -> int | str | None:
-        """What remained when it was taken, None where nothing limits it."""
+        """The rest of its limit when it was created or extended, None without a limit."""
         left: int | str | None = self._hold.remaining
         return left
 
@@ -230,13 +230,13 @@ class AsyncHold:
         await asyncio.to_thread(self._hold.release)
 
     async def __aenter__(self) -> Self:
-        """Enter; the program settles it within."""
+        """Return this hold, for the program to settle in the `async with` block."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Release the hold unless it was settled."""
+        """Release this hold unless it was settled."""
         if not self._hold.is_over:
             await self.release()
 
@@ -256,12 +256,12 @@ class AsyncHolds:
         return await asyncio.to_thread(self._holds.settle, id_, usage, **said)
 
     def close(self) -> None:
-        """Close the connections that wait."""
+        """Close the idle connections."""
         self._holds.close()
 
 
 def _document(raw: bytes) -> dict[str, Any]:
-    """Return the object of an answer; an empty one where something else answered in the gateway's place."""
+    """Return the JSON object of an answer, empty if the answer is something else, as of a proxy."""
     try:
         found = json.loads(raw) if raw else {}
     except ValueError:

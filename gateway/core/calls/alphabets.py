@@ -11,8 +11,8 @@ from typing import Final
 
 O200K, CL100K = "o200k_base", "cl100k_base"
 TOKENIZERS: Final = (O200K, CL100K)
-# The first and the last block of 256 characters, and tenths of a token for a character of these, by each of
-# `TOKENIZERS`. The ones that are met most come first. A character beyond U+FFFF is two, as in UTF-16.
+# The first and the last block of 256 characters, and tenths of a token for a character in these, by each of
+# `TOKENIZERS`. The most frequent ones come first. A character beyond U+FFFF counts as two, as in UTF-16.
 _ALPHABETS: Final = (
     (0x00, 0x00, 12, 14),  # Latin of Western Europe
     (0x20, 0x20, 15, 20),  # dashes, quotation marks, currencies
@@ -38,7 +38,7 @@ _ALPHABETS: Final = (
 )
 _ASCII: Final = bytes(range(128))
 _THAI: Final = b"\x0e"
-# Lao, in the same block as Thai: how its characters begin.
+# Lao is in the same block as Thai: these are the first bytes of its characters.
 _LAO: Final = (b"\xe0\xba", b"\xe0\xbb")
 _LAO_TENTHS: Final = 30
 _UNKNOWN_TENTHS: Final = 30  # as many tokens as such a character has bytes
@@ -49,7 +49,7 @@ _OF_BLOCK: Final[Mapping[str, tuple[tuple[bytes, int], ...]]] = {
 
 
 def rare_tokens(body: bytes, tokenizer: str) -> int:
-    """Return an upper bound of the tokens in the characters of a body beyond ASCII."""
+    """Return an upper bound of the tokens in the non-ASCII characters of a body."""
     rare = body.translate(None, _ASCII)
     known = _OF_BLOCK.get(tokenizer)
     if known is None:

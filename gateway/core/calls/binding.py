@@ -38,29 +38,29 @@ SERVICES_PREFIX = "/services/"
 UNREAD_METERS = frozenset({"none", "generic", "units"})
 
 
-# The last word of each path that a family meters, and of some that none here does.
+# The last segment of each path that a family meters, and of two others.
 _PATHS = {route.path for one in ALL for route in one.routes if route.meter != "none"}
 _WORDS = "|".join(
     sorted({path.rpartition("/")[2] for path in _PATHS if "{" not in path} | {"complete", "interactions"})
 )
-# What servers of models have at their root beside those: vLLM, SGLang, TGI, llama.cpp, Ollama, SageMaker.
+# Other paths at the root of model servers: vLLM, SGLang, TGI, llama.cpp, Ollama, SageMaker.
 _OF_SERVERS = "completion|infill|embedding|generate|generate_stream|invocations|api/(?:chat|generate|embed.*)"
-_BELOW = r"(?:\.[a-z0-9]*)?(?:/.*)?"  # in another format, or something of it
+_BELOW = r"(?:\.[a-z0-9]*)?(?:/.*)?"  # another format, or a path below
 _NAMES = "|".join(one.name for one in ALL)  # what some hosts put in front instead of a version
 _COMES_BEFORE = rf"(?:{VERSION.pattern}|{_NAMES}|(?:deployments|engines)/[^/]+)"
-# What any family meters, behind any prefix, as plain paths: hosts of one family answer others' paths too.
+# Metered paths of any family, behind any prefix. Hosts of one family may serve the paths of others too.
 _METERED = re.compile(
     rf"(?:/.*)?(?:/chat/completions|/{_COMES_BEFORE}/(?:{_WORDS})){_BELOW}"
     r"|.*:[a-z]*(?:generate|embed|predict)[a-z]*(?:/.*)?",
     re.DOTALL,
 )
-# Where a batch is made of many calls of models, behind any prefix, as plain paths.
+# Paths that create a batch of model calls, behind any prefix.
 _BATCHES = re.compile(
     rf"(?:/.*)?/{_COMES_BEFORE}/(?:messages/)?(?:batches|batch/jobs|batch|batchpredictionjobs)"
     r"|(?:/.*)?/chat/completions/batch|.*:(?:async)?batch(?:generate|embed)[a-z]*",
     re.DOTALL,
 )
-# What a parameter of a template may be.
+# Values of a template's parameter that are tried.
 _MAY_BE = ("", "v1", "batches", "messages/batches", "batchGenerateContent")
 _KINDS = "|".join(
     re.escape(name.casefold()) for one in ALL if one.objects for name in one.objects.collections
@@ -70,7 +70,7 @@ _KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|{_NAMES})/(?:{_KINDS})(?:/.*
 
 @dataclass(frozen=True, slots=True)
 class ServicePaths:
-    """The paths at one place that a service's calls get to: those within a pattern of every group."""
+    """The paths at one upstream that calls of a service may reach: they match a pattern of each group."""
 
     service: str
     upstream: str
@@ -78,7 +78,7 @@ class ServicePaths:
     groups: tuple[tuple[Pattern, ...], ...]
 
     def meets(self, other: ServicePaths) -> bool:
-        """Return whether calls of both could get to the same path of the same upstream."""
+        """Return whether calls of both services could reach the same path of the same host."""
         return self.host == other.host and all(
             any(one.meets(another) for one in mine for another in theirs)
             for mine in self.groups
@@ -88,10 +88,10 @@ class ServicePaths:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
-    """Where the calls of one service go.
+    """The upstream and the paths to which calls of one service go.
 
-    `upstream` is empty where it has none, and `why` says so. `overlapping` are the services whose calls get
-    to the same paths: they must not cost anything else.
+    Without an `upstream`, `why` is the reason. `overlapping` are other services with some of the same paths:
+    these must have the same prices.
     """
 
     service: Service
@@ -103,7 +103,7 @@ class Binding:
     served: tuple[re.Pattern[str], ...] = field(default=(), repr=False)
 
     def refusal_of(self, path: str) -> str:
-        """Return why a path cannot be had of this service; empty where it can."""
+        """Return the reason why the service does not serve a path, empty if it does."""
         if self.reach is None:
             return self.why
         plainly = plain(self.base_path + path)
@@ -118,9 +118,9 @@ class Binding:
 
 
 class Bindings:
-    """The bindings of a configuration over one catalogue, each made when it is asked for.
+    """The bindings of all services, by the configuration and one catalogue. Each is made on demand.
 
-    `of_models` are the upstreams that configured models go to, whatever routes say.
+    `of_models` names the upstreams of configured models.
     """
 
     def __init__(
@@ -142,11 +142,14 @@ class Bindings:
         self._reaches: tuple[ServicePaths, ...] | None = None
 
     def leads_to_models(self, host: str) -> bool:
-        """Return whether configured models are answered at a host."""
+        """Return whether a configured model is served at this host."""
         return host in self._places_of_models
 
     def of(self, key: str, route_upstream: str = "") -> Binding | None:
-        """Return the binding of a service, None if unknown; `route_upstream` is its own route's upstream."""
+        """Return the binding of a service, or None if it is unknown.
+
+        `route_upstream` is the upstream of the service's own route.
+        """
         service = self._catalogue.get(key)
         if service is None:
             return None
@@ -165,13 +168,13 @@ class Bindings:
         return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
 
     def conflicts(self) -> Iterator[tuple[str, str, str]]:
-        """Yield pairs of services that reach the same paths at different prices, and the upstream's name."""
+        """Yield pairs of services that reach the same paths at different prices, with the upstream's name."""
         reaches = () if self._rules.shared else self._all()
         for one, other in conflicting(reaches, self._catalogue, unknown=False):
             yield one.service, other.service, one.upstream
 
     def unplaced(self) -> Iterator[tuple[str, str]]:
-        """Yield services bound to an upstream that is not configured, and its name."""
+        """Yield each service bound to an upstream that is not configured, with the upstream's name."""
         for one in self._catalogue.values():
             name = self._file[0].get(one.key, one.upstream)
             if name and name not in self._targets:
@@ -206,9 +209,10 @@ class Bindings:
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
     def _served(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
-        """Yield patterns of plain paths at a host that API families meter by answers, or store objects under.
+        """Yield patterns of the paths at a host that API families meter by answers, or that name objects.
 
-        At a service's `root` they count without a version too; it is None where the service states own paths.
+        Below `root`, the base path of the service, they match without a version too. `root` is None if the
+        service states its own paths.
         """
         metered = kept = host in self._places_of_models
         for route in self._routes:
@@ -236,7 +240,7 @@ class Bindings:
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:
-    """Return the paths that calls of a service reach in groups of patterns; an empty group is every path."""
+    """Return the paths that a service's calls may reach, by groups of patterns; an empty group is all."""
     host, prefix = place_of(target.base_url) if target is not None else ("", ())
     read = tuple(tuple(_patterns(group, prefix)) for group in groups if group)
     return ServicePaths(key, name, host, read or ((EVERY_PATH.below(prefix),),))
@@ -245,7 +249,7 @@ def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[
 def conflicting(
     reaches: Sequence[ServicePaths], catalogue: Mapping[str, Service], *, unknown: bool
 ) -> Iterator[tuple[ServicePaths, ServicePaths]]:
-    """Yield pairs that reach the same paths at different prices; `unknown` decides for unknown services."""
+    """Yield pairs that reach the same paths at different prices. An unknown service counts as `unknown`."""
     for one, other in combinations(reaches, 2):
         mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
         differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)
@@ -254,7 +258,7 @@ def conflicting(
 
 
 def makes_batches(route: Route) -> bool:
-    """Return whether a POST on a route may make a batch, by its path and its family's paths."""
+    """Return whether a POST on a route may create a batch, by its path and the paths of its family."""
     if not {"POST", "PUT", "ANY", "*"} & set(route.methods):
         return False
     may_be: tuple[str, ...] = ("x",)
@@ -265,13 +269,13 @@ def makes_batches(route: Route) -> bool:
 
 
 def is_bound(route: Route) -> bool:
-    """Return whether a route's calls go where its service is bound to."""
+    """Return whether calls of a route go to the upstream that its service is bound to."""
     under = route.path.startswith(SERVICES_PREFIX) or "{service_key}" in route.path
     return under and route.meter in UNREAD_METERS
 
 
 def _patterns(group: tuple[str, ...], prefix: Plain) -> Iterator[Pattern]:
-    """Yield a group's readable patterns; one that only a newer keeper can read lets nothing pass here."""
+    """Yield the readable patterns of a group. A pattern that only a newer keeper can read matches nothing."""
     for text in group:
         with suppress(ValueError):
             yield read_pattern(text).below(prefix)

@@ -34,16 +34,16 @@ from gateway.errors import InvalidRequest, RequestTooLarge
 
 OBJECTS_MAX = 50_000  # objects and lists of one document: each costs up to 0.5 µs to read
 STRINGS_MAX = 100_000  # names included: 0.1 µs
-NUMBERS_MAX = 320_000  # all other values: 0.1 µs. Embeddings are asked for with 300,000 tokens as numbers
-BACKSLASHES_MAX = 500_000  # of escapes in strings: 0.03 µs
-OUTSIDE_BYTES_MAX = 8 << 20  # of numbers, marks and blanks outside strings
-DIGITS_MAX = 4_300  # of one integer: what Python reads in a bounded time
-LONG_DIGITS_MAX = 309  # of one integer in a large body: the longest a double holds
-UNCOUNTED_BYTES_MAX = 32 << 10  # a body no longer than this cannot hold too much
+NUMBERS_MAX = 320_000  # all other values: 0.1 µs. A call for embeddings may have 300,000 tokens as numbers
+BACKSLASHES_MAX = 500_000  # escapes in strings: 0.03 µs
+OUTSIDE_BYTES_MAX = 8 << 20  # numbers, marks and blanks outside strings
+DIGITS_MAX = 4_300  # digits of one integer that Python reads in a bounded time
+LONG_DIGITS_MAX = 309  # digits of one integer in a large body: the longest that a double holds
+UNCOUNTED_BYTES_MAX = 32 << 10  # a body no longer than this cannot exceed a bound
 # A body no longer than this takes a millisecond, if it has no more than so many marks.
 LIGHT_BYTES_MAX = 256 << 10
 LIGHT_MARKS_MAX = 10_000
-NAMED_PARTS_MAX = 4_000  # strings, numbers and brackets looked through to name the field that is wrong
+NAMED_PARTS_MAX = 4_000  # strings, numbers and brackets searched for the wrong field
 PARAM_CHARACTERS_MAX = 256
 
 _decode = msgspec.json.Decoder().decode
@@ -53,7 +53,7 @@ _PART = re.compile(
     rb'("(?:[^"\\]++|\\.)*+")([ \t\r\n]*+:)?|[-+0-9][-+.0-9a-zA-Z]*+|NaN|Infinity|[{}\[\],]', re.DOTALL
 )
 _ALIKE = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
-# A longer run of digits has eight of the bytes that are so far apart.
+# A longer run of digits contains eight bytes at this distance from each other.
 _STRIDE = LONG_DIGITS_MAX // 8
 _NO_MARKS = bytes(byte for byte in range(256) if byte not in b',[{\\"')
 
@@ -73,19 +73,18 @@ _DIGITS_AND_CAPITALS: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def dense_bytes(body: bytes) -> int:
-    """Return the number of bytes that are digits or capitals: ids, numbers and base64 are made of these."""
+    """Return the number of bytes that are digits or capitals, as in ids, numbers and base64."""
     if _dense is not None:
         return _dense(body)
     return len(body) - len(body.translate(None, _DIGITS_AND_CAPITALS))
 
 
 class CutParts:
-    """Parts of a body that are not decoded, for nothing is decided by them: longer texts of messages and
-    tools, messages that hold nothing but texts and calls of functions, and what a tool says of its function,
-    with the tools behind it that are functions by the same members.
+    """The parts of a body that are not decoded, because nothing depends on them.
 
-    `rest` is the body with U+0001 for each of these texts, and a role U+0002 for each of these objects, or
-    for those in a row. It has these two nowhere else, and so many `marks`.
+    These are long texts of messages and tools, messages with nothing but texts and function calls, and
+    definitions of functions. `rest` is the body with U+0001 for each text, and an object with the role U+0002
+    for each object or row of objects. It has `marks` structural characters.
     """
 
     __slots__ = ("_body", "_ids", "_places", "marks", "rest")
@@ -94,13 +93,13 @@ class CutParts:
         self._body, self.rest, self._places, self._ids, self.marks = body, rest, places, ids, marks
 
     def put_back(self, written: bytes) -> bytes:
-        """Return the whole of a body whose rest is `written` again, with each part still in its turn."""
+        """Return the whole body from its `rest` in encoded form, with each cut part at its position."""
         left, cut = written.replace(_CUT_OBJECT, _CUT).split(_CUT), self._at(self._places)
         return b"".join([each for pair in zip(left, [*cut, b""], strict=True) for each in pair])
 
     @property
     def ids(self) -> list[str]:
-        """The ids of objects that stand whole in messages which were cut: these name nothing else."""
+        """The ids that belong to objects in cut messages, and refer to no stored object."""
         return [_decode(b'"%b"' % one) for one in self._at(self._ids)]
 
     def _at(self, places: bytes) -> list[bytes]:
@@ -109,11 +108,10 @@ class CutParts:
 
 
 class BodyLook:
-    """Facts of a body before it is decoded.
+    """Facts about a body before it is decoded.
 
-    A `light` one is read in about a millisecond, whatever is in it. A `plain` one is as it is written here,
-    with each name once in its object and not too much of anything: its `names` and `rare_bytes` are known,
-    and its `cut` parts, where it has any.
+    `light`: it is decoded in about a millisecond at most. `plain`: it is encoded as `write_document` would
+    encode it, without duplicate names, and within all bounds. Then `names`, `rare_bytes` and `cut` are known.
     """
 
     __slots__ = ("cut", "light", "names", "plain", "rare_bytes")
@@ -133,9 +131,9 @@ class BodyLook:
 
 
 def look_out_of_turn(body: bytes, skips_texts: bool = False) -> BodyLook | None:
-    """Look at a body that may be light; None where it is too long for that.
+    """Return the facts about a body, or None if it is too long to be light.
 
-    One whose call `skips_texts` is as heavy as what is left of it.
+    With `skips_texts`, the body without its cut parts decides whether it is light.
     """
     if len(body) > LIGHT_BYTES_MAX:
         return None
@@ -149,9 +147,9 @@ def look_out_of_turn(body: bytes, skips_texts: bool = False) -> BodyLook | None:
 
 
 def read_document(body: bytes, look: BodyLook | None = None) -> dict[str, object]:
-    """Read one JSON object; `InvalidRequest` or `RequestTooLarge` names what is wrong.
+    """Decode one JSON object; raise `InvalidRequest` or `RequestTooLarge` with the reason.
 
-    Nobody has to count the parts of one, or of its rest, that a `look` knows to be light or plain.
+    The size check is skipped if `look` says that the body is light or plain.
     """
     known, light = (False, False) if look is None else (look.plain, look.light)
     if not known and len(body) > UNCOUNTED_BYTES_MAX and _may_hold_too_much(body, light):
@@ -170,7 +168,7 @@ def read_document(body: bytes, look: BodyLook | None = None) -> dict[str, object
 
 
 def write_document(document: dict[str, object]) -> bytes:
-    """Write a document in UTF-8, without blanks; every colon of it stands as itself."""
+    """Encode a document as UTF-8 JSON without blanks."""
     try:
         return _encode(document)
     except RecursionError as error:
@@ -178,7 +176,7 @@ def write_document(document: dict[str, object]) -> bytes:
 
 
 def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> bytes:
-    """Return the body of an unchanged document as it is written here, each name once."""
+    """Return an unchanged document in encoded form; raise `InvalidRequest` for duplicate names."""
     if look.plain:
         return body
     written = write_document(document)
@@ -187,10 +185,10 @@ def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> byte
 
 
 def check_names(body: bytes, written: bytes, added: int) -> None:
-    """Refuse a body in which a name comes twice in one object, at any depth, however it is spelled.
+    """Raise `InvalidRequest` if a name occurs twice in one object of the body, in any spelling.
 
-    `written` is its document with `added` more members. Of two equal names a document keeps
-    one, so one colon less is written than was read; inside strings, each colon read is one written.
+    `written` is the encoded document with `added` more members. A document keeps one of two equal names, so
+    it then has fewer colons than the body. Colons inside strings are the same in both.
     """
     if written.startswith(body[:-1]):
         return  # it came as it is written, but for what was added after it
@@ -204,7 +202,7 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
 
 
 def _may_hold_too_much(body: bytes, light: bool) -> bool:
-    """Return whether the parts of a body have to be told from what stands in its strings."""
+    """Return whether a body may exceed a bound, so that its parts have to be counted exactly."""
     if len(body) > OUTSIDE_BYTES_MAX or b"0" * 8 in body[::_STRIDE].translate(_ALIKE):
         return True
     if light:
@@ -219,7 +217,10 @@ def _may_hold_too_much(body: bytes, light: bool) -> bool:
 
 
 def check_size(body: bytes) -> None:
-    """Refuse what would hold up every other call: counted in C, without making anything of it."""
+    """Raise `RequestTooLarge` or `InvalidRequest` for a body that takes too long to decode.
+
+    The parts are counted in C, without creating objects.
+    """
     marks = body
     backslashes = body.count(b"\\")
     if backslashes > BACKSLASHES_MAX:
@@ -240,7 +241,7 @@ def check_size(body: bytes) -> None:
 
 
 def _unreadable(body: bytes, message: str) -> InvalidRequest:
-    """Return the error for a body that is no document, with the field that is to blame, if any."""
+    """Return the error for an unreadable body, with the field that causes it, if any."""
     if not body.strip():
         return InvalidRequest("The body is empty, and a JSON object is needed.")
     kind = _KIND.match(message)
@@ -251,9 +252,9 @@ def _unreadable(body: bytes, message: str) -> InvalidRequest:
 
 
 def _find(body: bytes, *, twice: bool) -> str | None:
-    """Return the path of the first name that comes twice, or of the first number that is none.
+    """Return the path of the first duplicate name (`twice`), or of the first invalid number.
 
-    The first `NAMED_PARTS_MAX` parts are looked through; None where it is not among them.
+    None if there is none among the first `NAMED_PARTS_MAX` parts.
     """
     path: list[str | int] = []
     names: list[set[str]] = []
@@ -300,7 +301,7 @@ def _joined(path: list[str | int]) -> str | None:
     return ".".join(map(str, path))[:PARAM_CHARACTERS_MAX] or None
 
 
-# Text of a body, and stand-ins for pictures, sound and files: those cost by other measures.
+# The media in a body: pictures, sound and files, whose tokens do not follow from their bytes as text.
 #
 # Media is known by its place in the API, by the type it states, and by how it begins. Everything else is
 # text, whatever it says of itself.
@@ -319,16 +320,16 @@ _BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "application/pdf": ("JVBERi0",),
 }
 _ALL_BEGINNINGS: Final = tuple(one for each in _BEGINNINGS.values() for one in each)
-# Those pack text: what they cost does not follow from their size.
+# Types that compress text: their tokens do not follow from their size.
 _PACKED = frozenset({"application/pdf"})
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """Where a part of a message holds a medium: the path to base64 or to a `data:` URL.
+    """The place of a medium in a message: the `path` to its base64 or `data:` URL.
 
-    `kind` is the beginning of the medium's type where nothing beside it states one, `states` are the names
-    that state one, `only` a value that the object around it has in `type`.
+    `states` are fields with the media type, and `kind` is the default. `only` is the required `type` of the
+    surrounding object.
     """
 
     path: tuple[str, ...]
@@ -339,9 +340,9 @@ class MediaPart:
 
 @dataclass(frozen=True, slots=True)
 class MediaPlaces:
-    """Where one API takes media: within the field `root`, in parts by their `type`, or by a member's name.
+    """The places of media in one API, within the field `root`: by the `type` of a part, or by a field's name.
 
-    Parts without a type are `untyped` ones.
+    `untyped` is the place in parts without a type.
     """
 
     root: str = ""
@@ -352,24 +353,19 @@ class MediaPlaces:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """The media of a body: their bytes as written, what they are held at in tokens.
+    """The size of all media in a body."""
 
-    `unsure` are the bytes of those whose tokens do not follow from their size. They are so many in `count`,
-    of these `named` stand where an address may stand as well. `heard` are the tokens of those that are, or
-    have, sound. Digits and capitals are `dense`.
-    """
-
-    size: int = 0
-    tokens: int = 0
-    unsure: int = 0
-    count: int = 0
-    named: int = 0
-    heard: int = 0
-    dense: int = 0
+    size: int = 0  # bytes of base64
+    tokens: int = 0  # tokens to hold
+    unsure: int = 0  # bytes of media whose tokens do not follow from their size
+    count: int = 0  # number of media
+    named: int = 0  # media in fields that could have an address instead
+    heard: int = 0  # tokens of media with sound
+    dense: int = 0  # bytes that are digits or capitals
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
-    """Measure the media in a document, at the places where its API takes them."""
+    """Return the size of the media in a document, at the places where its API accepts them."""
     size = tokens = unsure = count = named = heard = dense = 0
     for kind, data, by_name in _found(document.get(places.root), places, DEPTH_MAX):
         length = len(data)
@@ -385,7 +381,7 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
 
 
 def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield type and data of each medium below a value, and whether an address may stand in its place."""
+    """Yield type and data of each medium in a value, and whether its field could have an address instead."""
     if depth == 0:
         return
     if isinstance(value, list):
@@ -409,7 +405,7 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
 
 
 def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bool] | None:
-    """Return the medium in a part as `_found` yields it; None where it is not one for sure."""
+    """Return the medium in a part as `_found` yields it, or None if it is not certainly one."""
     value: object = holder
     for name in part.path:
         if not isinstance(value, dict):
@@ -429,24 +425,26 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bo
     return kind, value[at:], part.path[-1].endswith(_FILES)
 
 
-# What the names in a body end like: each is looked at once, for all who ask.
+# Facts about a body by the ends of its field names. Each name is classified once.
 #
-# By them it is known whether an id may stand in a body, how many images and files it names and does not hold,
+# They show whether a body may contain an id, how many images and files it names without containing them,
 # and whether it asks for a cache.
 
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered
 _ID, _FILE, _CACHE, _LIFETIME = 1, 2, 4, 8
-# An image or a file is named by its address, or by the id it was stored under.
+# Ends of fields that name an image or a file, by its address or by the id of its stored object.
 _FILES: Final = ("url", "ri", "file_id")
 _CACHES: Final = "cach"  # `cache_control`, `caching`
 _LONG: Final = {"ttl": "1h"}  # asks for the longer of two lifetimes
 
 
 class FieldNames:
-    """`ids` says that a name ends like an id's, in any case: `…_id`, `…_ids` or `id`; `files` counts texts
-    that name an image or a file; `caches` says that a name begins with `cach`, in any case, and `long_caches`
-    that a lifetime of an hour is asked for. `media` says that a value is long and begins like a medium.
+    """Facts about a body by the ends of all its field names.
+
+    `ids`: one ends like `_id`, `_ids` or is `id`. `files`: the number of texts with the address or id of an
+    image or file. `caches`: one begins with `cach`. `long_caches`: a cache lifetime of an hour is requested.
+    `media`: a value is long and begins like a medium.
     """
 
     __slots__ = ("caches", "files", "ids", "long_caches", "media")
@@ -459,7 +457,7 @@ NO_NAMES: Final = FieldNames()
 
 
 def names_in(document: Document) -> FieldNames:
-    """Return the kinds of names in a document, by endings; `InvalidRequest` where it nests too deeply."""
+    """Return the facts that the names in a document show; `InvalidRequest` if it is nested too deeply."""
     names = FieldNames()
     try:
         _look(document, names)
@@ -497,9 +495,9 @@ def _look_at_each(values: list[object], names: FieldNames) -> None:
 
 
 def _kind(name: str) -> int:
-    """Classify a name by its ending, and cache the result, within bounds.
+    """Classify a name by its ending, and cache the result for up to `NAMES_REMEMBERED_MAX` names.
 
-    With NUL in it, it is another name to a parser that ends there.
+    Raise `InvalidRequest` for a name with NUL: some parsers end the name there.
     """
     if "\0" in name:
         param = name.partition("\0")[0]
@@ -522,13 +520,13 @@ _known: Final[dict[str, int]] = {}
 BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input
 
 
-# What a number has more of beyond a whole one counts; of less than a third of it nothing is left by rounding.
+# A larger rest beyond a whole number counts. A rest below a third of this comes from rounding.
 _INEXACT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class UsageBounds:
-    """The largest numbers a request may state and a meter will believe or keep."""
+    """The largest numbers that a request may state, and that a meter accepts or stores."""
 
     usage_tokens_max: int = 100_000_000
     choices_max: int = 128
@@ -540,12 +538,15 @@ class UsageBounds:
 DEFAULT_BOUNDS = UsageBounds()
 
 
-# By these statuses an upstream says that it gave up; the last one is Cloudflare's.
+# Statuses of an upstream's timeout; the last one is Cloudflare's.
 TIMED_OUT: Final = frozenset({408, 504, 524})
 
 
 class NameCheck:
-    """Names of models in a list that begin so, as its reader `asked` for them; `own` are the caller's."""
+    """The models of a list whose owner must be looked up: names in `asked` begin with one of `begins`.
+
+    `own` are those that belong to the caller.
+    """
 
     __slots__ = ("asked", "begins", "own")
 
@@ -557,127 +558,98 @@ class NameCheck:
 
 @dataclass(slots=True)
 class CallRequest:
-    """What one request asks of its upstream.
+    """One call as it is sent to its upstream: what it asks for, and the estimates for its hold."""
 
-    `document` is what was read of a metered body, with its lists `tools` and `plugins`, and `body` how it is
-    written, all until `take_body`. `output_max` is the stated maximum of one choice in tokens, None where
-    none is stated. `input_bytes` is text, and `rare_bytes` of them are no ASCII; `blob_tokens` stands for
-    images, sound and files, of whose bytes `unsure_bytes` may cost more than that, and `dense_media`
-    are digits and capitals. `models_beside` may answer instead of `model`; where that is configured, its
-    `targets` do, in order, one after the other failed by a
-    cause of `fallback`, and a call that `repeats` may be sent twice. `written_as` is the model's name in the
-    document, `listing` an answer that is known here; `user` is the body's user, and `named` are the stored
-    objects that path and body name, `brought` ids of objects in the body itself, and that its answer told
-    already, `names` the ends of its names. With `strip_usage` the answer must not be compressed: send
-    `accept-encoding: identity`. The estimator sets `output_bytes_per_token` and `input_tokens_per_byte` to
-    what it learned of the model, `tokens_of` to its tokenizer, where there is one, `input_ceiling` and
-    `output_ceiling` to what the call and one choice of it could use at most, in tokens; `reports` says that a
-    complete answer always tells its use. `narrow` makes of a whole list of models what of it the caller may
-    see, in turns: it gives nothing before the last one. One that `gives_up` states a timeout of its own, by
-    which its upstream may end it. A meter sets `text_bytes` to the text it saw produced. `measured` are the
-    units beside tokens that the request asks for, by their names in prices: they are charged where an answer
-    does not say others. One in the `background` is answered at once, and has its result later. A message to a
-    `server` of tools may call a `tool`, or is `free`; it is told of by its id, `reply_to`. A form has
-    `files`, and the name of its model stands in its body `model_at`: but for that, it is sent as it came.
-    The document has not the parts that are `cut`. One that `asks` may ask for tools or a search by the names
-    in its document; None where nobody has looked. What the estimator has `learned` of calls like it is kept
-    until it is over. Its choices are of so many `prompts`, the first one is `first_part` of all of them.
-    `facts` are those of its upstream, or of its targets in their order, where anybody states any: an answer
-    has `output_default` tokens at most where the call states no maximum (0: nobody says so), and a maximum is
-    `output_least` at least; with `reports_each` a report is about one choice. The gateway has `put_in` these
-    fields, and has `renamed` the maximum that was `stated` as this. Its body holds so many `pictures`, sound
-    and files; of the tokens that stand for these so many are `heard`. Without targets its `upstream` answers,
-    empty where nobody knows which one. It asks for these service `tiers`.
-    """
-
-    meter: str
+    meter: str  # key of `SHAPES`, or generic or none
     family: Family
-    body: bytes
+    body: bytes  # the encoded request, until `take_body`
     model: str = ""
     streamed: bool = False
-    output_max: int | None = None
+    output_max: int | None = None  # stated maximum of one choice in tokens
     choices: int = 1
-    input_bytes: int = 0
-    blob_tokens: int = 0
-    strip_usage: bool = False
-    output_bytes_per_token: float = 4.0
-    input_tokens_per_byte: float = 1 / BYTES_PER_TOKEN
-    tokens_of: CountTokens | None = None
+    input_bytes: int = 0  # bytes of text
+    blob_tokens: int = 0  # tokens for images, sound and files
+    strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
+    output_bytes_per_token: float = 4.0  # learned by the estimator
+    input_tokens_per_byte: float = 1 / BYTES_PER_TOKEN  # learned too
+    tokens_of: CountTokens | None = None  # the model's tokenizer, if known
     units_pointer: str = ""
-    text_bytes: int = 0
-    document: Document | None = None
-    tools: Sequence[Document] = ()
-    plugins: Sequence[Document] = ()
-    models_beside: tuple[str, ...] = ()
-    user: str = ""
-    changed: bool = False
-    input_ceiling: int = 0
-    output_ceiling: int = 0
-    reports: bool = False
-    keeps: int = 0
-    gives_up: bool = False
-    named: tuple[str, ...] = ()
-    brought: frozenset[str] = frozenset()
-    names: FieldNames = NO_NAMES
+    text_bytes: int = 0  # produced text, set by the meter
+    document: Document | None = None  # the decoded body
+    tools: Sequence[Document] = ()  # list in `document`
+    plugins: Sequence[Document] = ()  # list in `document`
+    models_beside: tuple[str, ...] = ()  # other models that may answer
+    user: str = ""  # the user that the body names
+    changed: bool = False  # `document` differs from `body`
+    input_ceiling: int = 0  # tokens of the prompt at most
+    output_ceiling: int = 0  # tokens of one choice at most
+    reports: bool = False  # each complete answer reports its usage
+    keeps: int = 0  # a `KEPT_…` constant for the ids in its answer
+    gives_up: bool = False  # it states a timeout, by which its upstream may end it
+    named: tuple[str, ...] = ()  # ids of stored objects in path and body
+    brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
+    names: FieldNames = NO_NAMES  # facts about all field names
+    # Filters a list of models for the caller: yields empty steps, then the list.
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
-    checks: NameCheck | None = None
-    rare_bytes: int = 0
-    unsure_bytes: int = 0
-    dense_media: int = 0
+    checks: NameCheck | None = None  # models in that list whose owner is to be looked up
+    rare_bytes: int = 0  # bytes of text beyond ASCII
+    unsure_bytes: int = 0  # bytes of media that may cost more than `blob_tokens`
+    dense_media: int = 0  # bytes of media that are digits or capitals
+    # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
-    targets: tuple[ModelTarget, ...] = ()
-    fallback: frozenset[str] = frozenset()
-    repeats: bool = False
-    written_as: str = ""
-    listing: bytes = b""
-    tool: str = ""
-    server: str = ""
-    free: bool = False
-    background: bool = False
-    reply_to: str | int | None = None
-    files: Sequence[FormFile] = ()
-    model_at: tuple[int, int] | None = None
-    cut: CutParts | None = None
-    asks: bool | None = None
-    learned: LruEntry | None = None
-    prompts: int = 1
-    first_part: float = 1.0
-    facts: tuple[UpstreamFacts, ...] = ()
-    output_default: int = 0
-    output_least: int = 1
-    reports_each: bool = False
-    put_in: tuple[str, ...] = ()
-    stated: dict[str, int] | None = None
-    renamed: str = ""
-    pictures: int = 0
-    heard: int = 0
-    upstream: str = ""
-    tiers: tuple[str, ...] = ()
+    targets: tuple[ModelTarget, ...] = ()  # targets of a configured model, in order
+    fallback: frozenset[str] = frozenset()  # failures after which the next target is tried
+    repeats: bool = False  # it may be sent twice
+    written_as: str = ""  # the model's name in `document`
+    listing: bytes = b""  # an answer that the gateway itself has
+    tool: str = ""  # tool of an MCP server
+    server: str = ""  # MCP server
+    free: bool = False  # an MCP message that costs nothing
+    background: bool = False  # answered at once, and completed later
+    reply_to: str | int | None = None  # id of a JSON-RPC message
+    files: Sequence[FormFile] = ()  # files of a form
+    model_at: tuple[int, int] | None = None  # position of the model's name in a form
+    cut: CutParts | None = None  # parts that `document` lacks
+    asks: bool | None = None  # it may ask for tools or a search; None if unknown
+    learned: LruEntry | None = None  # what the estimator learned of similar calls
+    prompts: int = 1  # prompts that share the choices
+    first_part: float = 1.0  # share of the first prompt in all of them
+    facts: tuple[UpstreamFacts, ...] = ()  # of the upstream, or of each target
+    output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
+    output_least: int = 1  # the smallest maximum that the upstream accepts
+    reports_each: bool = False  # a usage report is about one choice
+    put_in: tuple[str, ...] = ()  # fields that the gateway added
+    stated: dict[str, int] | None = None  # the client's maxima, by field
+    renamed: str = ""  # name under which the maximum is sent
+    pictures: int = 0  # number of images, sound and files
+    heard: int = 0  # part of `blob_tokens` that is sound
+    upstream: str = ""  # the upstream without targets, empty if unknown
+    tiers: tuple[str, ...] = ()  # service tiers that it asks for
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names of all models that may answer: as the call says, and as its targets do."""
+        """All models that may answer: those that the call names, and those of its targets."""
         models = (self.model, *self.models_beside)
         return (*models, *[target.model for target in self.targets]) if self.targets else models
 
     @property
     def has_input(self) -> bool:
-        """Whether it is paid by tokens at all: something of its body was read."""
+        """Whether the call is paid by tokens: its body has text or media."""
         return self.input_bytes > 0 or self.blob_tokens > 0
 
     @property
     def input_estimate(self) -> int:
-        """Input tokens by size: by the mean that was learned, on the careful side before that."""
+        """The likely input tokens, by the learned mean of tokens a byte."""
         return _whole(self.input_bytes * self.input_tokens_per_byte) + self.blob_tokens
 
     @property
     def most(self) -> int:
-        """The most tokens the call can use, if its upstream keeps to its maximum; 0: nobody estimated."""
+        """The most tokens that the call can use if its upstream keeps to the maximum; 0 if unknown."""
         output = self.output_ceiling if self.output_max is None else self.output_max
         return self.input_ceiling + output * self.choices if self.input_ceiling else 0
 
     def take_body(self) -> bytes:
-        """Return the body to send, written for the last time; the document is let go."""
+        """Return the body to send for the last time, and release the document."""
         body = self.body
         if self.document is not None and self.changed and self.model_at is None:
             body = self.written(self.document)
@@ -685,7 +657,7 @@ class CallRequest:
         return body
 
     def write_for(self, model: str) -> bytes:
-        """Return the body to send to an upstream that calls the model so; the document stays."""
+        """Return the body to send to an upstream that calls the model `model`. The document is kept."""
         if self.model_at is not None:
             start, end = self.model_at
             return b"".join((self.body[:start], (model or self.model).encode(), self.body[end:]))
@@ -703,12 +675,12 @@ class CallRequest:
         return self.written(document) if self.changed else self.body
 
     def written(self, document: Document) -> bytes:
-        """Return its document as a body, with all of its texts."""
+        """Return the document in encoded form, with its cut texts."""
         written = write_document(document)
         return written if self.cut is None else self.cut.put_back(written)
 
     def let_go(self, body: bytes) -> None:
-        """Release the body, which was sent for the last time."""
+        """Release the document after `body` was sent for the last time."""
         if self.document is not None:
             # A prompt may have to be counted at the end of the answer.
             self.body = body if self.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
@@ -716,7 +688,7 @@ class CallRequest:
 
 
 def _whole(tokens: float) -> int:
-    """Return the next whole number above, but for what is no more than an inexact product."""
+    """Return the next whole number above, but ignore a rest that comes from floating point."""
     whole = int(tokens)
     beyond = tokens - whole
     if beyond > _INEXACT:
@@ -725,6 +697,6 @@ def _whole(tokens: float) -> int:
 
 
 def input_tokens(call: CallRequest) -> int:
-    """Count input tokens by the model's own tokenizer where it is known, else by size."""
+    """Return the input tokens by the model's own tokenizer if it is known, else by size."""
     counted = prompt_tokens(call.body, call.tokens_of) if call.tokens_of is not None else None
     return call.input_estimate if counted is None else counted + call.blob_tokens

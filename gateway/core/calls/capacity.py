@@ -19,7 +19,7 @@ PER_MINUTE_MAX: Final = 10**12
 
 @dataclass(frozen=True, slots=True)
 class CapacityLimits:
-    """What all calls of an account may use together; 0 is no limit."""
+    """The limits that all calls of an account share; 0 is no limit."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
@@ -28,9 +28,9 @@ class CapacityLimits:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The limits of an upstream, and of models that have their own: calls of these count there alone.
+    """The limits of an upstream, and of models with their own limits, whose calls count there alone.
 
-    Where they are `learned`, each model has an account by what answers to its calls say of limits.
+    With `learned`, each model has an account with the limits that answers to its calls state.
     """
 
     limits: CapacityLimits = CapacityLimits()
@@ -40,7 +40,10 @@ class Capacity:
     def of(
         self, model: str, learned: LearnedLimits | None = None, keys: int = 1
     ) -> tuple[str, CapacityLimits]:
-        """Return the model whose account a call takes from, empty for the upstream's own, and its limits."""
+        """Return the model whose account a call uses, empty for the upstream's own account, and its limits.
+
+        `keys` is the number of the upstream's credentials.
+        """
         for name, limits in self.models:
             if name == model:
                 return name, limits
@@ -50,7 +53,7 @@ class Capacity:
 
 
 class LearnedLimits:
-    """What answers of an upstream said of its limits, by model and by key, each the last that was said."""
+    """The limits that an upstream's answers state, by model and key; the last statement counts."""
 
     __slots__ = ("_said",)
 
@@ -58,7 +61,7 @@ class LearnedLimits:
         self._said: dict[str, dict[int, CapacityLimits]] = {}
 
     def note(self, model: str, key: int, requests: int, tokens: int) -> None:
-        """Store the limits stated for a key of a model, for the next calls; 0 is none stated."""
+        """Store the requests and tokens a minute that an answer states for a key of a model; 0 for none."""
         said = self._said.get(model)
         if said is None:
             if len(self._said) >= MODELS_MAX:
@@ -67,7 +70,7 @@ class LearnedLimits:
         said[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
 
     def of(self, model: str, keys: int) -> CapacityLimits:
-        """Return the limits of all keys together; a key without stated ones counts as the average."""
+        """Return the summed limits of all `keys`. A key without stated limits counts as the average."""
         said = self._said.get(model)
         if not said:
             return CapacityLimits()
@@ -80,10 +83,10 @@ class LearnedLimits:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of an upstream's capacity, of an organization or (`tenant_id` not 0) of one tenant.
+    """A part of an upstream's capacity for an organization, or for one tenant (`tenant_id` not 0).
 
-    An empty `model` is every model. Of what others leave, it has a part by its `weight`; what is guaranteed
-    is 0 where nothing is. `priority` is the highest that its calls have.
+    An empty `model` means all models. The minute limits are guaranteed (0 for none), the rest is shared by
+    `weight`, and `priority` is the highest priority of its calls.
     """
 
     upstream: str
@@ -97,18 +100,18 @@ class Share:
 
     @property
     def name(self) -> str:
-        """What it is called in its account."""
+        """The key of this share in its account, such as `o7` for an organization or `t7` for a tenant."""
         return f"t{self.tenant_id}" if self.tenant_id else f"o{self.organization_id}"
 
     def is_batch(self, caller: Caller, claimed: str) -> bool:
-        """Return whether a call is one of a batch: by what it claims, by its key, or by its share."""
+        """Return whether a call has batch priority: by its own claim, by its key, or by its share."""
         return BATCH in {claimed or caller.priority, self.priority}
 
 
 class ShareTable:
-    """Whose share a call is of: its tenant's before its organization's, its model's before one of all models.
+    """All shares. A tenant's share goes before its organization's, and a model's before one of all models.
 
-    Who has none shares with weight 1, organization by organization.
+    An organization without a share has weight 1.
     """
 
     __slots__ = ("_shares", "known")
@@ -118,7 +121,7 @@ class ShareTable:
         self._shares = {(one.upstream, one.model, one.organization_id, one.tenant_id): one for one in shares}
 
     def of(self, upstream: str, model: str, caller: Caller) -> Share:
-        """Return the share of a call."""
+        """Return the share that a call counts to."""
         for tenant_id in (caller.tenant_id, 0):
             for of_model in (model, ""):
                 found = self._shares.get((upstream, of_model, caller.organization_id, tenant_id))
@@ -127,10 +130,10 @@ class ShareTable:
         return Share(upstream, model, caller.organization_id)
 
 
-# Questions to an account, and news for it, as `share` reads them.
+# Questions and notices to an account, as the Lua script `share` reads them.
 @dataclass(frozen=True, slots=True)
 class CapacityAsk:
-    """One call that asks: its share, `need` of tokens, and whether `more` of its share wait behind it."""
+    """A call's request for capacity: its share, its `need` of tokens, and if `more` of the share wait."""
 
     id: str
     share: str
@@ -144,7 +147,10 @@ class CapacityAsk:
 
 @dataclass(frozen=True, slots=True)
 class CapacityEnd:
-    """The part of its hold that a call did not use, let in `by` 1 or 2 as answered; below 0 it used more."""
+    """The part of an ended call's capacity that it did not use; below 0 it used more.
+
+    `by` is 1 if the call was admitted by its weight, 2 if by its guarantee.
+    """
 
     share: str
     by: int

@@ -61,19 +61,18 @@ from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import INTEGER_MAX, Decision, Service
 from gateway.errors import InvalidRequest
 
-# How often a call may use tools that have a price or a model: as often as it states, or up to a ceiling.
+# How often a call may use tools with a price or a model: as often as it states, or up to a ceiling.
 # A maximum counts only in the field, and of the API, where the provider keeps to it. A call that states
 # none is sent with the ceiling where its API has such a field. Which tools have no price goes by their kind
 # alone: a name is the caller's own.
 
-# Uses of each tool that a call holds where it does not say how many it may make: more than the searches that
-# providers make or return for one answer by themselves (up to 20 as they document it), and half a dollar of
-# the usual price. And the most one may say.
+# Uses of each tool in the hold of a call that states no maximum: more than the searches that
+# providers make for one answer by themselves (documented: up to 20), and half a dollar at the usual price.
 TOOL_USES: Final = 50
-TOOL_USES_LIKELY: Final = 5  # the same of a call that is held as likely
-# What a search by the prompt alone is called, as names of tools are compared.
+TOOL_USES_LIKELY: Final = 5  # the same for a likely hold
+# The name of a search that is priced by the prompt, in the spelling for comparisons.
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
-_GROUP: Final = "namespace"  # a tool that is others
+_GROUP: Final = "namespace"  # a tool that contains other tools
 _DIGITS: Final = "0123456789"  # of the date that a kind ends with
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
 MODELS_REMEMBERED_MAX: Final = 4_096
@@ -82,14 +81,14 @@ _OF_CLIENT: Final = ("function", "custom")
 
 
 def priced_tools(vectors: Vectors) -> Collection[str]:
-    """Return the names of tools that have a price."""
+    """Return the names of all tools that have a price."""
     if len(vectors) == 1:
         return vectors[0].tools
     return {name for one in vectors for name in one.tools}
 
 
 def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> dict[str, int]:
-    """Return the uses of priced tools that a call may make, by name."""
+    """Return how often a call may use each priced tool, by name."""
     found: dict[str, int] = {}
     shape = SHAPES.get(call.meter)
     if not priced or shape is None:
@@ -118,7 +117,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 
 
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
-    """Return provider tools that a call may use and that lack a price for a model that may answer."""
+    """Return the provider's tools that a call may use, and that lack a price for a model that may answer."""
     document, family = call.document, OF_METER.get(call.meter)
     if call.measured and not vectors:
         return list(call.measured)
@@ -135,14 +134,14 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
 
 
 def _has_price(kind: str, vector: Vector) -> bool:
-    """Return whether a model's price has one of a kind of tool; that of a call has its search in it."""
+    """Return whether a model's price covers a kind of tool. A price of each request covers its search."""
     return any(_plain(name) in kind for name in vector.tools) or (
         kind == _plain(SEARCH) and vector.request > 0
     )
 
 
 def _kinds(tools: Sequence[Document], *, inside: bool = False) -> Iterator[str]:
-    """Yield the kinds of a call's tools: each tool's type, else the names of its members."""
+    """Yield the kinds of a call's tools: each tool's type, else the names of its fields."""
     for tool in tools:
         kind = tool.get("type")
         if kind == _GROUP and not inside:
@@ -161,7 +160,7 @@ def _plugins(plugins: Sequence[Document]) -> Iterator[str]:
 
 
 def limit_uses(call: CallRequest, vectors: Vectors) -> None:
-    """Write the ceiling into a call of priced tools that states no maximum, where its API has a field."""
+    """Set the maximum of tool uses in a call of priced tools that states none, if its API has one."""
     document, shape = call.document, SHAPES.get(call.meter)
     if document is None or shape is None or not (shape.uses or shape.tool_uses):
         return
@@ -187,13 +186,13 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
 
 
 def _asks_for_none(call: CallRequest, document: Document) -> bool:
-    """Return whether a call asks for no tool and no search, as far as its names and its models say."""
+    """Return whether a call certainly uses no tool and no search, by its field names and models."""
     asks = top_names(document).asks if call.asks is None else call.asks
     return not asks and not _models_search(call)
 
 
 def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) -> int:
-    """Return the number of searches that a call may make without a tool, 0 for none."""
+    """Return how many searches a call may make without a tool, 0 for none."""
     options = document.get(SEARCH_PARAMETERS)
     stated = options.get("max_search_results") if isinstance(options, dict) else None
     if options is not None and not (isinstance(options, dict) and options.get("mode") == "off"):
@@ -211,7 +210,7 @@ def _models_search(call: CallRequest) -> bool:
 
 
 def _may_search(model: str) -> bool:
-    """Return whether a model searches by itself; remembered for up to `MODELS_REMEMBERED_MAX` names."""
+    """Return whether a model searches by itself, by its name. Results are cached."""
     found = _searching.get(model)
     if found is None:
         name = model.lower()
@@ -225,16 +224,16 @@ _searching: Final[dict[str, bool]] = {}
 
 
 def _said(tool: Document) -> str:
-    """Return the words that identify a tool: type, fields and, unless it is the client's own, name."""
+    """Return the words that identify a tool: type, field names, and its name unless the client chose it."""
     kind = tool.get("type", "")
     named = "" if kind in _OF_CLIENT or "input_schema" in tool else tool.get("name", "")
     return _plain(f"{kind} {named} {' '.join(tool)}")
 
 
 def _plain(said: str) -> str:
-    """Return names of tools as providers spell them, alike: `web_search_20250305`, `googleSearch`.
+    """Return the name of a tool in one common spelling: `web_search_20250305` and `googleSearch` are alike.
 
-    A search that is paid by the prompt is one as well.
+    A search that is priced by the prompt counts as the same tool.
     """
     plainly = said.lower().replace("_", "").replace("google", "web")
     return "websearch" if plainly == _BY_PROMPT else plainly
@@ -246,20 +245,18 @@ def _uses(stated: object) -> int:
 
 @dataclass(slots=True)
 class CallClaim:
-    """What one call asks of limits and budgets, and the most it could cost by its tokens.
+    """What one call reserves before it runs, and its maximum cost by tokens.
 
-    It is held for `credits`, cut to no less than `credits_least` (0: they are held whole), or for `units`.
-    `dearest` is None where tokens do not set its price, `budget` where it takes from no budget: of that
-    `vectors` are the prices.
+    Its hold is in `credits`, which may be cut down to `credits_least` (0: not at all), or in `units`.
     """
 
     estimate: Estimate
-    dearest: TokenRate | None
+    dearest: TokenRate | None  # the maximum rate, None if tokens do not set the price
     credits: int
     credits_least: int
     units: int
-    budget: BudgetClaim | None = None
-    vectors: Vectors = ()
+    budget: BudgetClaim | None = None  # None if no budget applies
+    vectors: Vectors = ()  # prices that the budgets count by
 
 
 def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it there may be
@@ -271,9 +268,9 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
     of_budgets: Vectors | None,
     hold: str = "",
 ) -> CallClaim:
-    """Return the claim of a call; `of_budgets` are the prices that its budgets go by, None where it has none.
+    """Return the claim of a call. `of_budgets` are the prices for its budgets, None if it has none.
 
-    `hold` is the rule of its budgets for holds, empty where the plan decides.
+    `hold` is the rule of its budgets for holds, empty if the plan decides.
     """
     dearest = dearest_of(service, vectors, estimate, call)
     budget = None if of_budgets is None else budget_claim(of_budgets, estimate, call, hold)
@@ -282,7 +279,7 @@ def claim_of(  # noqa: PLR0917  # a call, what it costs, and how much of it ther
 
 
 def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: CallRequest) -> TokenRate | None:
-    """Return the most a call could cost by its tokens; None where they do not set the price."""
+    """Return the highest rate that a call may have by its tokens, or None if tokens do not set its price."""
     if not vectors:
         return None
     asks = asks_of(call, vectors, estimate.read)
@@ -290,7 +287,7 @@ def dearest_of(service: Service, vectors: Vectors, estimate: Estimate, call: Cal
 
 
 def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units: int) -> tuple[int, int, int]:
-    """Return a call's most credits, the least they may be cut to (0: they are held whole), and units."""
+    """Return the credits to hold, the least that they may be cut to (0: not at all), and the units."""
     if rate is None:
         credits_, _, units = charge_of(service, (), NO_COUNTS, None, units)
         return credits_, 0, units
@@ -303,7 +300,7 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
 def output_bound(
     rate: TokenRate | None, call: CallRequest, estimate: Estimate, decision: Decision
 ) -> int | None:
-    """Return the most tokens of one answer that the hold covers; None where nothing binds the call."""
+    """Return the most output tokens of one choice that the hold covers, or None if there is no bound."""
     most = ENDLESS
     if decision.bounded:
         held, weights = decision.held_tokens, decision.weights
@@ -314,7 +311,7 @@ def output_bound(
 
 
 def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
-    """Return the dear prices of `may` that a call asks for, by fields that its family documents."""
+    """Return those of the higher prices in `may` that a call asks for, by documented fields."""
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
@@ -328,9 +325,10 @@ def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
-    """Return which prices a call may have that reads so many tokens: all but what its family excludes.
+    """Return the higher prices that may apply to a call with `read` input tokens.
 
-    Where no request can be read, all. Values that make no call of these prices dearer are not looked for.
+    Its family excludes some; all may apply if the request cannot be read. Values that change no price of
+    these vectors are not checked.
     """
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
@@ -360,16 +358,16 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     )
 
 
-# What a call claims of budgets before it is made, and to how much output its hold of them binds it. Pure.
+# What a call reserves in budgets before it runs, and the bound of its output by that. Pure.
 # Where its plan admits what is available, windows hold what is likely, at the prices that the call asks for;
 # where it is strict, or a budget says so, the most it could use, at the dearest prices it may have.
 @dataclass(slots=True)
 class BudgetClaim:
-    """What windows hold of a call: `money` in nano-units and `raw_tokens` are likely, `…_most` is all it
-    could use.
+    """What budget windows hold for a call: likely amounts, and the most (`…_most`).
 
-    Money may be cut to `money_least`, 0 where the call states its maximum. `likely` is what the call costs
-    as a rule, `dearest` at most; None where no price is known. With `holds_most` the most is held anyway.
+    Money is in nano-units, and may be cut to `money_least`, 0 if the call states its maximum. `likely` and
+    `dearest` are the usual and the highest rate, None without a price. `holds_most`: the windows hold the
+    most.
     """
 
     money: int = 0
@@ -385,10 +383,10 @@ class BudgetClaim:
 def budget_claim(
     vectors: Sequence[Vector], estimate: Estimate, call: CallRequest, hold: str = ""
 ) -> BudgetClaim:
-    """Return the claim of a call on budgets; `vectors` are the prices of all models that may answer, none for
-    no money.
+    """Return a call's claim on budgets. `vectors` are the prices of all models that may answer.
 
-    `hold` is the rule of its budgets: `likely` and `maximum` go before the plan's.
+    Without prices it claims no money. `hold` is the rule of the budgets (`likely` or `maximum`), which
+    replaces the plan's.
     """
     need, fewest, read = estimate.need, estimate.least, estimate.read
     ceiling, holds_most = max(read, estimate.ceiling), hold == MAXIMUM
@@ -421,10 +419,10 @@ def budget_claim(
 def budget_bound(
     claim: BudgetClaim, call: CallRequest, estimate: Estimate, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """Return the most tokens of one answer that budgets let it have; None where nothing binds the call.
+    """Return the most output tokens of one choice that its budgets allow, or None if there is no bound.
 
-    It is bound where a window of the units `enforced` holds not just what is likely: it was cut to what was
-    free, or is all the call could use.
+    A window in one of the units `enforced` is a bound if its hold was cut to the free amount, or is the most
+    that the call could use.
     """
     most, strict = ENDLESS, claim.holds_most
     if MONEY in enforced and claim.dearest is not None and (strict or decision.money_held != claim.money):
@@ -437,7 +435,7 @@ def budget_bound(
 def answer_bound(
     call: CallRequest, claim: CallClaim, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """Return the most tokens of one answer that a hold and budgets of the units `enforced` let it have."""
+    """Return the most output tokens of one choice by the hold and by `enforced` units of budgets, or None."""
     bound = None
     if decision.bounded or claim.dearest is not None:
         bound = output_bound(claim.dearest, call, claim.estimate, decision)
@@ -449,7 +447,7 @@ def answer_bound(
 
 
 def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: Collection[str]) -> None:
-    """Limit uses of priced tools to those held, for the price and for budgets of `enforced` units."""
+    """Limit the uses of priced tools to the held number, if a price or a budget depends on them."""
     if claim.dearest is not None:
         limit_uses(call, vectors)
     if claim.budget is not None and MONEY in enforced:
@@ -457,23 +455,23 @@ def bind_uses(call: CallRequest, claim: CallClaim, vectors: Vectors, enforced: C
 
 
 def bind_output(call: CallRequest, bound: int, allowed: frozenset[str]) -> None:
-    """Limit the answer to the held length; refuse fields that could overrule the call's maximum.
+    """Limit the answer to `bound` output tokens; `InvalidRequest` for numbers that could overrule that.
 
-    Numbers that are `allowed` overrule nothing.
+    `allowed` are names of numbers that are known to be harmless.
     """
     check_numbers(call, allowed)
     limit_output(call, bound)
     limit_models(call)
 
 
-# In so many steps a stated task budget is lowered: each other number costs what its upstream has cached.
+# Steps in which a stated task budget is lowered: another number would miss the upstream's cache.
 TASK_STEPS: Final = 16
 
 
 def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> None:
     """Lower the task budget that a call states to the tokens left in its tightest budget.
 
-    So a model ends its work before it is cut off: to its API this field is advice.
+    The model then ends its work before it is cut off: for its API this field is advice.
     """
     window, config = decision.budget, (call.document or {}).get("output_config")
     task = config.get("task_budget") if isinstance(config, dict) else None
@@ -495,7 +493,7 @@ def lower_task(call: CallRequest, claim: BudgetClaim, decision: Decision) -> Non
         task["remaining"], call.changed = max(left, 0) // step * step, True
 
 
-# From a body to a call: read into a document, and decided on. Decided values, such as
+# From a body to a call: it is decoded, and checked. Values that the gateway sets, such as
 # `stream_options.include_usage` or a maximum, are fields of the document, which is then written again. A
 # plain body in which nothing is decided is sent as it came.
 
@@ -514,12 +512,11 @@ def read_call(
     form: bytes = b"",
     messages: SocketMessages | None = None,
 ) -> CallRequest:
-    """Understand `body` as `route.meter` says; `InvalidRequest` names the field that is wrong.
+    """Return a call from its body, as `route.meter` defines it; `InvalidRequest` names a wrong field.
 
-    Where it is one of the `messages` of a WebSocket, they make the document of a call of it.
-
-    The meters `generic` and `none` read no body, unless it `reads` for what it names: theirs may be of any
-    type and streamed. A `look` at it was taken already, maybe. `form` is the content type of a form.
+    `messages` turn a WebSocket message into a body. The meters `generic` and `none` decode no body unless
+    `reads` is set, because it may be of any type and streamed. `look` are known facts about the body, and
+    `form` is the content type of a form.
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
@@ -564,7 +561,7 @@ def read_call(
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:
-    """Request the usage of a stream whose client does not; return how many members that adds."""
+    """Request a usage frame from the stream unless the client does; return the number of added members."""
     options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
     if options is None:
         added = 1 if "stream_options" in document else 2
@@ -581,7 +578,7 @@ def ask_for_usage(call: CallRequest, document: Document) -> int:
 def read_form(
     route: Route, path_params: Mapping[str, str], body: bytes, form: FormReader, bounds: UsageBounds
 ) -> CallRequest:
-    """Understand a form that was read: its texts are the document, and it is sent as it came."""
+    """Return a call from a form. Its texts are the document, and its body is sent unchanged."""
     shape, document = SHAPES[route.meter], form.fields
     call = CallRequest(route.meter, route.family, body, document=document, files=form.files)
     _understand(call, route, shape, document, path_params, bounds)
@@ -594,7 +591,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     call: CallRequest, route: Route, shape: CallKind, document: Document, path_params: Mapping[str, str],
     bounds: UsageBounds,
 ) -> None:  # fmt: skip
-    """Read the document of a call, whichever body it came in."""
+    """Read the document of a call into its fields, whatever body it came in."""
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
     call.output_default = shape.output_default
@@ -611,7 +608,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
 def _asked_by(
     messages: SocketMessages, document: Document, body: bytes, look: BodyLook
 ) -> tuple[bytes, BodyLook]:
-    """Make the document of a message that of a call; the body a caller would have sent for it, looked at."""
+    """Turn a WebSocket message into the document of a call; return its encoded body and facts about that."""
     written_of(document, body, look)
     messages.read(document)
     written = write_document(document)
@@ -622,7 +619,7 @@ def _asked_by(
 
 
 def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
-    """Store the document, which has `added` more members, as a call's body, and update its size and names."""
+    """Set a call's body from its document, with `added` more members, and update its size and names."""
     if look.plain:
         call.names, call.rare_bytes, written = look.names, look.rare_bytes, body
         if call.strip_usage:
@@ -637,9 +634,9 @@ def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, a
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:
-    """Write a maximum of one choice, in tokens, into a call that states none and produces some.
+    """Set the maximum of output tokens in a call that states none.
 
-    A maximum of 0 is written as 1, which it counts as.
+    A stated maximum of 0 becomes 1, as which it counts.
     """
     shape = SHAPES.get(call.meter)
     document = call.document
@@ -657,7 +654,7 @@ def limit_output(call: CallRequest, tokens: int) -> None:
             call.changed = True
 
 
-# Values that could make more of a bound call than is held: numbers that nobody knows, and chats in one. A
+# Values by which a bound call could use more than its hold: unknown numbers, and several chats in one. A
 # server may let a name of its own overrule the maximum read here, as llama.cpp does with `n_predict`. So
 # where a hold binds a call, a number in its body must be known, at any depth: these are of the APIs'
 # references, vLLM, SGLang, TGI, llama.cpp, Ollama, LiteLLM and OpenRouter. What a shape reads itself is in
@@ -697,7 +694,7 @@ TEXTS = frozenset(
         "cachedContent", "cached_content",
     }
 )  # fmt: skip
-# Objects whose numbers are what is said, a schema, or settings of tools and templates: nothing in them sets a
+# Objects whose numbers are prompts, schemas, or settings of tools and templates: nothing in them sets a
 # maximum.
 FREE_OBJECTS = frozenset(
     {
@@ -736,7 +733,10 @@ _NUMBER_DIGITS: Final = re.compile(r"[\s_+\-.eE]*\d[\s_+\-.eE\d]*")
 
 
 def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
-    """Refuse a number that may overrule the maximum of a bound call, unless `allowed`, and chats in one."""
+    """Raise `InvalidRequest` for unknown numbers that could overrule the maximum, or several chats in one.
+
+    `allowed` are names that the upstream's configuration permits.
+    """
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or not shape.maximum:
         return
@@ -764,7 +764,7 @@ def _check_number(name: str, param: str, value: object, known: Collection[str]) 
 def _check_inside(
     value: object, path: str, known: Collection[str], inner: Collection[str], depth: int
 ) -> None:
-    """Refuse a number in an object, or in one of a list, that nobody knows; `inner` are known there alone."""
+    """Raise `InvalidRequest` for an unknown number at any depth. `inner` are names known here alone."""
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_OBJECTS_DEPTH_MAX} deep.", param=path)
     if isinstance(value, list):
@@ -781,7 +781,7 @@ def _check_inside(
 
 
 def _is_number(value: object) -> bool:
-    """Return whether a lenient server may take it for a number: a text of one, or a list with one in it."""
+    """Return whether a lenient server may read a value as a number: also a text, or a list of one number."""
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):

@@ -24,27 +24,27 @@ from gateway.core.model import INTEGER_MAX, TokenUsage
 TOOL_USES_MAX: Final = 1_000_000
 # Times that a model of a tool may answer where a call does not say it: an advisor is asked once or twice.
 MODEL_USES: Final = 4
-_ADVISOR: Final = "advisor"  # begins the kind of a tool that keeps to its maximum
-# Tools whose models are paid by what they make, not by tokens of an answer.
+_ADVISOR: Final = "advisor"  # prefix of the type of a tool that keeps to its maximum
+# Tools whose models are paid by the pictures that they make, not by tokens.
 _MAKERS: Final = frozenset({"image_generation", "openrouter:image_generation"})
 _COMPACTION: Final = "compact"
 _MANAGEMENT: Final = "context_management"
-LEARNED_BYTES_MAX = 32 * 1024 * 1024  # organizations that asked longest ago first out
-LEARNED_BYTES = 2_560  # of each (organization, service, model), at most (measured)
-LEARNED_SHARE = 500  # of one organization, least recently used first out
-KEY_BYTES = 1_024  # of the input share of one key, service and model (measured)
-KEYS_SHARE = 2_000  # input shares of one organization, least recently used first out
+LEARNED_BYTES_MAX = 32 * 1024 * 1024  # the least recent organizations are dropped first
+LEARNED_BYTES = 2_560  # a model and service of an organization, at most (measured)
+LEARNED_SHARE = 500  # models of one organization; the least recently used are dropped first
+KEY_BYTES = 1_024  # the input share of one key, service and model (measured)
+KEYS_SHARE = 2_000  # input shares of one organization; the least recently used are dropped first
 LESSONS_MAX = 256  # between two reports to other workers; beyond that they learn by themselves
-TOLD_BEYOND = 0.1  # a level that moved by this part since the last report is reported again
-OUTPUT_TOKENS_FIRST = 1_024  # what a call is taken to produce before anything was learned
+TOLD_BEYOND = 0.1  # a level that changed by more than this part is sent again
+OUTPUT_TOKENS_FIRST = 1_024  # estimated output of a call without statistics
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
-# Of words and code, at most one byte of so many is a digit or a capital; each beyond that counts 2.25 times.
+# In words and code, at most one byte in so many is a digit or a capital. Each further one counts 2.25 times.
 WORDS_PER_DENSE = 8
-WORST_BYTES_PER_TOKEN = 2  # of ASCII unlike any that was learned from; of other text as `rare_tokens` says
+WORST_BYTES_PER_TOKEN = 2  # ASCII at worst; for other text see `rare_tokens`
 BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one answer
-QUANTILE = 0.95  # of calls' use, by which the next is held
-RECENT = 64  # calls in the quantile: 1.5 KB of each that is learned of
+QUANTILE = 0.95  # of the usage of calls, for the hold of the next call
+RECENT = 64  # calls in a quantile: 1.5 KB for each model
 MEAN_OVER = 32  # calls a mean looks back over
 # The input share of a call: the real cost of its input, divided by the cost of its size at the asked price.
 # Caches make input cheaper, and prices that nobody asked for make it dearer. Callers choose the samples:
@@ -66,7 +66,7 @@ KeyName = tuple[int, str, str, bool]  # key, service, model, streamed or not
 
 
 class _Quantile(LruEntry):
-    """A quantile of the last `RECENT` samples; the first few share it with the value before them."""
+    """A quantile of the last `RECENT` samples. While there are few, the first value counts too."""
 
     __slots__ = ("_at", "_first", "_samples", "_told", "level")
 
@@ -76,7 +76,7 @@ class _Quantile(LruEntry):
         self._at = 0
 
     def add(self, sample: float, quantile: float) -> None:
-        """Count a sample in place of the oldest."""
+        """Add a sample, and drop the oldest."""
         samples, level = self._samples, self.level
         if len(samples) < RECENT:
             samples.append(sample)
@@ -95,7 +95,7 @@ class _Quantile(LruEntry):
         self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
 
     def has_moved(self) -> bool:
-        """Return whether the level is far from the one last sent to other workers; if so, note it as sent."""
+        """Return whether the level differs much from the one last sent to workers; if so, note it as sent."""
         if abs(self.level - self._told) <= TOLD_BEYOND * self._told:
             return False
         self._told = self.level
@@ -103,7 +103,7 @@ class _Quantile(LruEntry):
 
 
 class _Learned(LruEntry):
-    """Use seen of one organization's calls to one model behind one service, streamed or not."""
+    """Statistics of an organization's calls to one model and service, streamed or not."""
 
     __slots__ = (
         "answers", "bytes_per_output_token", "ceiling", "dearer", "input_mean", "input_ratio", "input_share",
@@ -121,9 +121,9 @@ class _Learned(LruEntry):
 
 
 class _LearnedUsage(LruEntry):
-    """Use learned of one organization's calls, by service and model, streamed or not.
+    """Statistics of one organization's calls, by service and model, streamed or not.
 
-    Input shares are learned by key as well: keys whose prompts lie in caches work beside others.
+    Input shares are learned by API key too, because some keys have prompts in a cache and others do not.
     """
 
     __slots__ = ("keys", "models")
@@ -134,18 +134,18 @@ class _LearnedUsage(LruEntry):
 
     @property
     def size(self) -> int:
-        """How many bytes this takes, at most."""
+        """The most bytes that these statistics take."""
         return LEARNED_BYTES * len(self.models) + KEY_BYTES * len(self.keys)
 
 
 @dataclass(slots=True)
 class Estimate:
-    """What a call may use, in tokens: `need` what is likely, `ceiling` the most, `read` of it the input.
+    """The tokens that a call may use: `need` is likely, `ceiling` the most.
 
-    `least` is the input's most and one token of each answer, 0 where the call states its maximum. `read` has
-    the input as often as it may be read. `answers` share a maximum: choices and compactions; 0 is as many as
-    the call has choices. `beside` is the most that other models may write. `input_share` is the likely
-    cost of the input, divided by the cost of its size at the price that the call asks for.
+    `read` is the most input, as often as it may be read. `least` is the most input and one token for each
+    answer, 0 if the call states its maximum. `answers` (0: the call's choices) share a maximum of output.
+    `beside` is the most output of other models. `input_share` is the likely cost of the input, divided by its
+    cost by size at the requested price.
     """
 
     need: int = 0
@@ -157,7 +157,7 @@ class Estimate:
     input_share: float = 1.0
 
     def bound(self, most: int, call: CallRequest) -> int:
-        """Return the most tokens of one answer within a hold of so many."""
+        """Return the most output tokens of one answer within a hold of `most` tokens."""
         return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
 
 
@@ -165,10 +165,10 @@ NO_ESTIMATE: Final = Estimate()
 
 
 class Estimator:
-    """Holds by what was learned of calls like one, and by what it states.
+    """Estimates the tokens of a call from similar calls, and from what it states.
 
-    Memory is bounded by `bytes_max`, and by `share` for one organization: made-up names displace nobody
-    else's. Only an answer that taught something is kept.
+    Memory is bounded by `bytes_max`, and by `share` models for each organization, so that invented names
+    displace no other organization's statistics.
     """
 
     def __init__(
@@ -189,9 +189,9 @@ class Estimator:
         self.learned: Callable[[], None] | None = None
 
     def hold(self, call: CallRequest, organization_id: int, service_key: str, key_id: int = 0) -> Estimate:
-        """Return the tokens to hold for a call, and the most it could use; none for a call without tokens.
+        """Return the tokens to hold for a call and the most that it could use; none if it has no tokens.
 
-        The most goes by size: what was learned of other prompts never makes it less.
+        The most follows from its size: statistics of other prompts never lower it.
         """
         if not call.input_bytes and not call.blob_tokens:
             return NO_ESTIMATE
@@ -243,10 +243,10 @@ class Estimator:
         self, call: CallRequest, organization_id: int, service_key: str, usage: TokenUsage,
         input_share: float | None = None, *, key_id: int = 0, seconds: float = 0.0,
     ) -> None:  # fmt: skip
-        """Learn from a complete answer that reported its use; what was only counted teaches nothing.
+        """Update the statistics from a complete answer that reported its usage; counted usage is ignored.
 
-        `input_share` is the cost of its input, divided by the cost of its size at the price it asked for, and
-        None where nobody knows. `seconds` are those that its upstream took.
+        `input_share` is the cost of the input, divided by its cost by size at the requested price, or None.
+        `seconds` is the duration at the upstream.
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
@@ -285,12 +285,12 @@ class Estimator:
             self._learn_share(learned, organization_id, name, _bounded(input_share))
 
     def speed(self, call: CallRequest) -> float:
-        """Return the tokens a second of one answer to such a call, never less than the first value."""
+        """Return the likely output tokens a second of one answer, at least the first value."""
         learned = call.learned
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
     def take_lessons(self) -> list[Lesson]:
-        """Return the lessons since the last time, for workers that know nothing of such calls."""
+        """Return the lessons since the last time, for workers without statistics of such calls."""
         lessons: list[Lesson] = []
         for organization_id, name in self._moved:
             share = self.known.known.get(organization_id)
@@ -304,7 +304,7 @@ class Estimator:
         return lessons
 
     def take_over(self, lesson: Lesson) -> None:
-        """Begin with the lesson of another worker, where nothing is known of such calls.
+        """Start with the lesson of another worker, if there are no statistics of such calls yet.
 
         Levels are bounded as samples are.
         """
@@ -321,7 +321,7 @@ class Estimator:
             self._keep_of_key(organization_id, share, (key_id, *name), _Quantile(_bounded(own)))
 
     def _learn_share(self, learned: _Learned, organization_id: int, name: KeyName, sample: float) -> None:
-        """Learn the input share of a key, beginning with that of its organization."""
+        """Add a sample to the input share of a key, which starts with that of its organization."""
         share = self.known.known.get(organization_id)
         if share is None:
             return
@@ -364,10 +364,9 @@ def _bounded(input_share: float) -> float:
 
 
 def _within(call: CallRequest, ceiling: int) -> int:
-    """Return the most output of one answer at the upstreams of a call, whose model has this ceiling by its
-    name.
+    """Return the most output tokens of one answer at the upstreams of a call. `ceiling` is the model's own.
 
-    What a context leaves beside the prompt is the rest of it: some servers refuse a maximum above that.
+    A context bounds the output to its rest after the prompt: some servers refuse a higher maximum.
     """
     if not call.facts:
         return ceiling
@@ -379,15 +378,17 @@ def _within(call: CallRequest, ceiling: int) -> int:
 
 
 def _beyond_words(call: CallRequest) -> int:
-    """Return the digits and capitals beyond those of words: they are less than two bytes a token."""
+    """Return the bytes to add for digits and capitals beyond those of words, which make more tokens."""
     dense = min(dense_bytes(call.body) - call.dense_media, call.input_bytes)
     return max(0, dense - call.input_bytes // WORDS_PER_DENSE) * 5 // 4
 
 
 @dataclass(slots=True)
 class InnerAnswers:
-    """Answers within a call beside its own: `models` says how often one may answer and with how much, None
-    for all it can; `compactions` are of the call's model, each of the input.
+    """Answers of other models, or compactions, within a call.
+
+    `models` has each model with how often it may answer, and its output maximum (None: its ceiling). Each of
+    `compactions` reads the input again.
     """
 
     models: list[tuple[str, int, int | None]]
@@ -395,9 +396,7 @@ class InnerAnswers:
 
 
 def answers_within(call: CallRequest) -> InnerAnswers | None:
-    """Return the models that may answer within a call, each of the whole input; None for the asked model
-    alone.
-    """
+    """Return the answers within a call besides its own, or None if only the requested model answers."""
     document = call.document
     if document is None or not (call.models_beside or _MANAGEMENT in document):
         return None
@@ -417,7 +416,7 @@ def answers_within(call: CallRequest) -> InnerAnswers | None:
 
 
 def limit_models(call: CallRequest) -> None:
-    """Write how often an advisor may answer into a call that does not say it, where its API has a field."""
+    """Set how often an advisor may answer, in a call that does not state it, if its API has such a field."""
     shape = SHAPES.get(call.meter)
     if shape is None or not (shape.tool_uses and call.models_beside):
         return
@@ -434,7 +433,7 @@ def _is_advisor(tool: Document) -> bool:
 
 
 def _compactions(document: Document) -> int:
-    """Return how often a model may compact a call's input; both APIs with compaction name its kind so."""
+    """Return how often a model may compact a call's input, by the fields of both APIs with compaction."""
     managed = document.get(_MANAGEMENT)
     if isinstance(managed, dict):
         edits = elements(managed, "edits", f"{_MANAGEMENT}.")
@@ -445,27 +444,27 @@ def _compactions(document: Document) -> int:
 
 
 def stated_uses(most: object) -> int | None:
-    """Return a maximum that a tool states, None where it states none."""
+    """Return the maximum of uses that a tool states, or None."""
     if isinstance(most, int) and not isinstance(most, bool) and most > 0:
         return min(most, TOOL_USES_MAX)
     return None
 
 
 def _tokenizer_of_all(call: CallRequest) -> str:
-    """Return the tokenizer of all models that may answer; empty where they have several."""
+    """Return the tokenizer of all models that may answer, or an empty text if they differ."""
     models = {one.model for one in call.targets} or {call.model}
     names = {tokenizer_of(model) for model in models.union(call.models_beside)}
     return names.pop() if len(names) == 1 else ""
 
 
 def tokenizer_of(model: str) -> str:
-    """Return a model's tokenizer, by the longest prefix of its name; empty where none is public."""
+    """Return a model's tokenizer by the longest prefix of its name, or an empty text if none is public."""
     name = model.removeprefix(FINE_TUNED)
     fitting = [prefix for prefix in _TOKENIZERS if name.startswith(prefix)]
     return _TOKENIZERS[max(fitting, key=len)] if fitting else ""
 
 
 def _dearer(model: str) -> int:
-    """Return the factor by which an image of this model may cost more than an image does as a rule."""
+    """Return how many times more tokens an image may cost with this model than usual."""
     fitting = [most for prefix, most in _PICTURES.items() if model.startswith(prefix)]
     return -(-max(fitting) // BLOB_TOKENS) if fitting else 1

@@ -28,7 +28,7 @@ _MAXIMA: Final = (
 def known_facts(
     stated: UpstreamFacts | None, rule: ModelRule | None, listed: int | None
 ) -> UpstreamFacts | None:
-    """Return the facts of an upstream for one model; None where nobody states any.
+    """Return the facts of an upstream for one model, or None if nothing is configured.
 
     The context comes from the model's own configuration, from the upstream's, or from its list of models.
     """
@@ -46,7 +46,7 @@ def known_facts(
 
 
 def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
-    """Set the bounds of a call's use to the widest of the upstreams with these facts."""
+    """Set the bounds of a call to the widest bounds of all upstreams with these facts."""
     shape = SHAPES.get(call.meter)
     if shape is None or call.document is None:
         return
@@ -69,13 +69,13 @@ def take_facts(call: CallRequest, facts: tuple[UpstreamFacts, ...]) -> None:
 
 
 def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:
-    """Return the maximum that an upstream takes in place of one of so many tokens."""
+    """Return the closest maximum to `tokens` that an upstream accepts."""
     raised = max(tokens, facts.output_min.of(meter) or 0)
     return min(raised, facts.most(raised))
 
 
 def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
-    """Write the document of a call for the upstream with these facts, maybe another one than before."""
+    """Rewrite the document of a call for the upstream with these facts, possibly after another upstream."""
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or call.model_at is not None:
         return
@@ -100,7 +100,7 @@ def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
 
 
 def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) -> dict[str, int]:
-    """Return the maximum that a chat states under the name that its upstream knows."""
+    """Return the stated maximum of a chat under the field name that its upstream knows."""
     name = facts.maximum
     if not name and MAX_COMPLETION_TOKENS in call.put_in and MAX_COMPLETION_TOKENS not in facts.adds:
         name = MAX_TOKENS
@@ -112,7 +112,7 @@ def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) ->
 
 
 def _ask_for_usage(call: CallRequest, document: Document, *, wanted: bool) -> None:
-    """Request the usage of a stream whose client does not, where `wanted`; else undo that request."""
+    """Request a usage frame if `wanted` and the client does not; else undo an earlier request."""
     asked = call.strip_usage
     if wanted:
         ask_for_usage(call, document)

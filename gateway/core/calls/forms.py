@@ -17,9 +17,9 @@ from gateway.errors import InvalidRequest, RequestTooLarge
 
 PARTS_MAX: Final = 64
 PART_HEAD_BYTES_MAX: Final = 4 << 10
-# Of all texts of a form: a prompt, and short recordings of voices that are known (`data:` URLs).
+# All texts of a form together: a prompt, and short recordings of known voices (`data:` URLs).
 TEXTS_BYTES_MAX: Final = 8 << 20
-# So much of a file is kept, which says what it is.
+# First bytes of a file that are stored, to recognize its type.
 BEGINNING_BYTES: Final = 4 << 10
 _DIGITS_MAX: Final = 9
 
@@ -45,24 +45,19 @@ _FLAGS: Final = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class FormKind:
-    """What a call's form may hold: `files`, texts that are `numbers` or `flags`, and any other texts.
+    """The fields that a call's form may have: `files`, and texts that can be `numbers` or `flags`."""
 
-    The `names` decide something, so each is there once and has one spelling. Those that are `refused` name
-    what an upstream would read instead of the file. One that comes `alone` has no form of JSON, and one
-    file, so it may be of any length.
-    """
-
-    names: ControlledNames
+    names: ControlledNames  # fields that the gateway reads, each once and in one spelling
     files: frozenset[str]
     numbers: frozenset[str] = frozenset()
     flags: frozenset[str] = frozenset()
-    refused: frozenset[str] = frozenset()
-    alone: bool = False
+    refused: frozenset[str] = frozenset()  # fields that an upstream would read instead of the file
+    alone: bool = False  # one file and no JSON alternative, so it may be of any length
 
 
 @dataclass(slots=True)
 class FormFile:
-    """One file of a form: its field, its size, and how it begins."""
+    """One file of a form: the name of its field, its size in bytes, and its first bytes."""
 
     name: str
     size: int = 0
@@ -70,7 +65,7 @@ class FormFile:
 
 
 def boundary_of(content_type: bytes) -> bytes:
-    """Return the mark of a form of this type; `InvalidRequest` where it could be read in two ways."""
+    """Return the boundary in a form's content type; `InvalidRequest` if it could be read in two ways."""
     found = _TYPE.fullmatch(content_type)
     if found is None:
         raise InvalidRequest(
@@ -86,10 +81,10 @@ _LAST_BYTES: Final = len(b"\r\n----\r\n")
 
 @dataclass(slots=True)
 class FormReader:
-    """The part of a form that came: the values of its texts in `fields`, and its `files`.
+    """A form while it comes: its texts in `fields`, and its `files`.
 
-    `texts_bytes` are those of all texts, `model_at` is where the name of the model stands in all that came.
-    One that is `closed` takes no more parts: its call is known by those that are there.
+    `texts_bytes` is the size of all texts, `model_at` the position of the model's name. A `closed` form
+    accepts no more parts.
     """
 
     kind: FormKind
@@ -114,7 +109,7 @@ class FormReader:
     _content_at: int = 0
 
     def feed(self, data: bytes) -> None:
-        """Parse the next bytes; `InvalidRequest` names the fault in them."""
+        """Parse the next bytes; `InvalidRequest` names a fault."""
         rest, at, self._waits = self._rest + data if self._rest else data, 0, False
         while not self._waits:
             if self._state == _CONTENT:
@@ -131,9 +126,10 @@ class FormReader:
         self._passed += at
 
     def close(self, length: int, beginning: int) -> None:
-        """Accept no part behind the present one, which must be the file of a form of `length` bytes.
+        """Accept no part after the current one, which must be the file of a form of `length` bytes.
 
-        Its size is what is left of them, but for the last line.
+        The file's size is the rest of the form without its last line. `beginning` is the maximum of bytes
+        before the file.
         """
         if self._file is not None and not self.over and not self.files:
             self.closed = True
@@ -145,7 +141,7 @@ class FormReader:
             )
 
     def end(self) -> None:
-        """Check that the form is complete, once all bytes came."""
+        """Check that the form is complete, after all bytes came."""
         if not self.over:
             raise InvalidRequest("The form does not end by its boundary.")
 
@@ -185,7 +181,7 @@ class FormReader:
         return self._go_on(rest, found + len(mark))
 
     def _go_on(self, rest: bytes, at: int) -> int:
-        """Read behind a mark, where another part stands or the end; return the place to go on at."""
+        """Read the bytes behind a boundary: a part begins, or the form ends. Return the next position."""
         behind = rest[at : at + 2]
         if behind == b"\r\n":
             self._state = _HEAD
@@ -203,7 +199,7 @@ class FormReader:
         return at + 2
 
     def _begin(self, head: bytes) -> None:
-        """Read the head of a part."""
+        """Read the headers of a part, and begin the part."""
         lines: dict[bytes, bytes] = {}
         for line in head.split(b"\r\n"):
             found = _LINE.fullmatch(line)
@@ -307,21 +303,21 @@ def _marked() -> InvalidRequest:
     )
 
 
-# How long a recording is: by its own head where that says it for sure, else no longer than by its size.
+# The duration of a recording: exact by its header if possible, else an upper bound by its size.
 
 # Six kbit/s, the least of Opus: no usual recording has a second in fewer bytes.
 SOUND_BYTES_PER_SECOND_MIN: Final = 750
-# Of one second of sound, as models of sound count it.
+# Tokens of one second of sound in models of sound.
 SOUND_TOKENS_PER_SECOND: Final = 10
 _PCM: Final = frozenset({1, 3})
-# Of a sample. FFmpeg takes sound of 16 bits for MP3, AAC or DTS where it looks like that: it is longer then.
+# Bits of a sample. 16 is left out: FFmpeg may take such sound for MP3, AAC or DTS, which lasts longer.
 _BITS: Final = frozenset({8, 24, 32, 64})
 _EXTENSIBLE: Final = 0xFFFE
 _RATE_MAX, _CHANNELS_MAX = 384_000, 32
 
 
 def seconds_of(file: FormFile) -> tuple[int, bool]:
-    """Return a recording's seconds, rounded up, and whether they are known: for WAV without compression."""
+    """Return a recording's seconds, rounded up, and whether they are exact, as for uncompressed WAV."""
     per_second, starts = _wav(file.begins)
     known = per_second > 0 and file.size > starts
     size = file.size - starts if known else file.size
@@ -329,7 +325,7 @@ def seconds_of(file: FormFile) -> tuple[int, bool]:
 
 
 def _wav(begins: bytes) -> tuple[int, int]:
-    """Return a WAV file's bytes a second and the offset of its sound; 0 where they are not plain."""
+    """Return the bytes a second of a WAV file and the offset of its sound; 0 unless it is plain PCM."""
     if begins[:4] != b"RIFF" or begins[8:12] != b"WAVE":
         return 0, 0
     at, per_second = 12, 0

@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest, ModelNotAllowed
 
 
 def conflict(rules: Sequence[ModelRule]) -> tuple[ModelRule, ModelRule] | None:
-    """Return two rules with the same claim, if there are any."""
+    """Return two rules for the same name and organization, or None."""
     seen: dict[tuple[str, bool, int], ModelRule] = {}
     for rule in rules:
         known = seen.setdefault(rule.claim, rule)
@@ -27,8 +27,10 @@ def conflict(rules: Sequence[ModelRule]) -> tuple[ModelRule, ModelRule] | None:
 
 
 class ModelTable:
-    """The models of one worker. An exact name goes before prefixes, the longer prefix before the shorter, and
-    an organization's own before everybody's. Case says nothing: many upstreams take a name in any.
+    """The configured models of one worker, in any case of letters.
+
+    An exact name goes before prefixes, a longer prefix before a shorter one, and an organization's own rule
+    before everybody's.
     """
 
     def __init__(self, rules: Sequence[ModelRule] = ()) -> None:
@@ -41,9 +43,10 @@ class ModelTable:
         self._prefixes = sorted(prefixes.items(), key=lambda one: -len(one[0]))
 
     def find(self, model: str, organization_id: int) -> ModelRule | None:
-        """Return the model's configuration for an organization; None where nobody configured such a name.
+        """Return the rule of a model for an organization, or None if no rule has that name.
 
-        `ModelNotAllowed` where the closest configuration is for others alone: a wider one is no way in.
+        Raise `ModelNotAllowed` if the closest rule is for other organizations alone, even if a shorter prefix
+        fits.
         """
         owners = self._claim(folded(model))
         if owners is None:
@@ -54,12 +57,12 @@ class ModelTable:
         return own
 
     def names_itself(self, model: str, organization_id: int, begins: tuple[str, ...]) -> bool:
-        """Return whether the configured name, or prefix, for this model starts with one of `begins`."""
+        """Return whether the name or prefix of this model's rule starts with one of `begins`."""
         rule = self.find(model, organization_id)
         return rule is not None and folded(rule.name).startswith(begins)
 
     def names(self, organization_id: int) -> list[str]:
-        """Return the exact names that an organization may ask for, in the order they are configured."""
+        """Return the exact names of models that an organization may use, in their configured order."""
         return [
             rule.name
             for owners in self._exact.values()
@@ -77,7 +80,7 @@ class ModelTable:
 
 
 class ConfiguredModels:
-    """The models of a worker: those `written` in its file, and behind them those that it is `told` of."""
+    """The models of a worker: `written` in its file, and `told`, which returns those of the Admin API."""
 
     def __init__(
         self, written: Sequence[ModelRule] = (), told: Callable[[], tuple[ModelRule, ...]] = tuple
@@ -87,7 +90,7 @@ class ConfiguredModels:
         self._table = ModelTable(self._written)
 
     def table(self) -> ModelTable:
-        """Return all of them now; of two of one claim the file's counts."""
+        """Return the current table of all models. For the same name, the file's rule counts."""
         told = self._told()
         if told is not self._known:
             self._known, self._table = told, ModelTable((*self._written, *told))
@@ -103,9 +106,9 @@ NO_MODELS: Final = ConfiguredModels()
 def fitting(
     rule: ModelRule, asked: str, family: str, upstreams: Mapping[str, UpstreamTarget]
 ) -> tuple[ModelTarget, ...]:
-    """Return the targets that speak the API of a call, each with the name of the model that it is sent.
+    """Return the targets of a model that have the API of a call, each with the model's name there.
 
-    `InvalidRequest` where none does.
+    Raise `InvalidRequest` if there is none.
     """
     found: list[ModelTarget] = []
     spoken: list[str] = []
@@ -135,7 +138,7 @@ def check_word(model: str) -> None:
 
 
 def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:
-    """Return all targets of a model, each with the name that it is sent."""
+    """Return all targets of a model, each with the model's name there."""
     found: list[ModelTarget] = []
     for target in rule.targets:
         name = target.model or asked
@@ -145,9 +148,9 @@ def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:
     return tuple(found)
 
 
-# Whether a request may be sent once more, to another upstream, though the first one may have worked on it.
+# Whether a request may be sent again, to another upstream, although the first one may have processed it.
 #
-# What it may do beside answering is known by its tools: those of the client itself, and those that only read.
+# Its tools show whether it may do more than answer: tools of the client and tools that only read do not.
 _OF_CLIENT: Final = frozenset({"function", "custom"})
 _ONLY_READ: Final = (
     "web_search", "file_search", "google_search", "url_context", "computer", "text_editor", "bash", "memory",
@@ -160,11 +163,11 @@ _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_i
 
 
 def is_repeatable(call: CallRequest) -> bool:
-    """Return whether nothing but a second answer comes of a call that is sent twice."""
+    """Return whether sending a call twice has no other effect than a second answer."""
     document = call.document
     if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
         return False
-    if call.background:  # the first one would go on, and nobody hear of it
+    if call.background:  # the first one would continue unnoticed
         return False
     return all(_is_harmless(tool) for tool in call.tools)
 

@@ -21,47 +21,36 @@ from gateway.core.network import Proxies, Proxy
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One entry of the allow-list.
+    """One entry of the allow-list: a path, its upstream, and how its calls are metered.
 
-    `path` is a template: `{name}` takes one segment (`{model}` may hold no slash), `{+name}` one or
-    more with the slashes between them, a last `{path…}` takes the rest. `service` is a service key, empty
-    for a free route; a route whose template holds `{service_key}` takes its service from the path.
-    `units_pointer` is a JSON pointer (RFC 6901) to the units in an answer of a generic route, empty for
-    none. `queries` are query parameters that pass beside those its family has. `objects` are `owned` by the
-    organization whose call made them, `told` if an answer that another gateway tells makes them its
-    organization's too, or `shared` where each has an upstream account of its own. `models` is
-    `unread` where a key with a list of models may call what is metered without reading which one is asked.
+    `path` is a template: `{name}` matches one segment (`{model}` may hold no slash), `{+name}` one or more
+    with the slashes between them, a last `{path…}` the rest.
     """
 
     methods: tuple[str, ...]
     path: str
     upstream: str
-    service: str = ""
+    service: str = ""  # key of its service, empty for a free route; `{service_key}` in `path` replaces it
     family: Family = GENERIC
     meter: str = "none"
     on_disconnect: str = "drain"
     settle: str = "before_end"
     trust_client_units: bool = False
-    units_pointer: str = ""
-    queries: tuple[str, ...] = ()
+    units_pointer: str = ""  # JSON pointer (RFC 6901) to the units in a generic answer
+    queries: tuple[str, ...] = ()  # query parameters that pass besides those of its family
     usage: str = ""
-    objects: str = "owned"
-    models: str = ""
+    objects: str = "owned"  # `owned`, `told` or `shared`: who may use stored objects
+    models: str = ""  # `unread`: keys with a model list may call it
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceRules:
-    """Where a configuration has calls of `/services/{key}/…` go.
+    """The configured destinations of calls of `/services/{key}/…`."""
 
-    `upstreams` has the name of an upstream by service key, `paths` the patterns its calls must be within.
-    `shared` names the upstream of every service that has none of its own; empty where each must have one.
-    `unread` are those that keys with a list of models may call all the same, wherever they go.
-    """
-
-    upstreams: tuple[tuple[str, str], ...] = ()
-    paths: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    shared: str = ""
-    unread: frozenset[str] = frozenset()
+    upstreams: tuple[tuple[str, str], ...] = ()  # upstream by service key
+    paths: tuple[tuple[str, tuple[str, ...]], ...] = ()  # allowed patterns by service key
+    shared: str = ""  # the upstream of services without their own
+    unread: frozenset[str] = frozenset()  # services that keys with a model list may call
 
 
 # Fields that the gateway may put into a body beside those its caller wrote.
@@ -70,99 +59,77 @@ ADDED = ("stream_options", "max_completion_tokens")
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """A number of tokens for calls of every API, or of those with a meter of `by_meter` alone."""
+    """A number of tokens for the calls of every API, or by meter."""
 
     every: int | None = None
     by_meter: tuple[tuple[str, int], ...] = ()
 
     def of(self, meter: str) -> int | None:
-        """Return the number for calls with this meter, None where nobody states one."""
+        """Return the number for calls with this meter, or None if none is configured."""
         return dict(self.by_meter).get(meter, self.every)
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamFacts:
-    """What an upstream takes and makes, as far as its operator states it.
+    """What an upstream accepts and produces, as its operator configures it."""
 
-    `output_max` is the most tokens of one answer, `context` those of prompt and answer together, None where
-    nobody knows; it is looked up in the upstream's own list of models where it is `listed`. A lower maximum
-    than `output_min` is none there; without a maximum an answer has `output_default` at most, 0 where
-    nothing ends it. `maximum` is the only name of the field of a maximum that it knows, empty for that of
-    the API. `adds` are the fields that it takes where no caller wrote them. Its reports of use are about all
-    choices (`sum`) or one (`each`). Where a connection to it is cut, it `stops` or `goes_on`; empty where
-    nobody says.
-    """
-
-    output_max: int | None = None
-    output_min: TokenCounts = TokenCounts()
+    output_max: int | None = None  # most tokens of one answer
+    output_min: TokenCounts = TokenCounts()  # smallest maximum that it accepts
+    # most tokens of an answer without a stated maximum, 0 for no end
     output_default: TokenCounts = TokenCounts()
-    context: int | None = None
-    listed: bool = False
-    maximum: str = ""
-    adds: frozenset[str] = frozenset(ADDED)
-    choices: str = "sum"
-    on_cut: str = ""
+    context: int | None = None  # most tokens of prompt and answer together
+    listed: bool = False  # look up `context` in its list of models
+    maximum: str = ""  # its name for the field of a maximum, empty for the API's own
+    adds: frozenset[str] = frozenset(ADDED)  # fields that the gateway may add to a body
+    choices: str = "sum"  # its reports are about all choices, or `each`
+    on_cut: str = ""  # after a lost connection it `stops` or `goes_on`; empty if unknown
 
     def most(self, unknown: int) -> int:
-        """Return the most tokens that one answer may state, `unknown` where nobody says it."""
+        """Return the most tokens that a call may state for one answer, or `unknown`."""
         known = [one for one in (self.output_max, self.context) if one is not None]
         return min(known) if known else unknown
 
 
-# What proves to an upstream who calls: fields of the head, or credentials of a cloud.
+# How calls are authenticated at an upstream: by headers, or by credentials of a cloud.
 UpstreamAuth = Literal["header", "aws", "google"]
 
 
-# What a header field of an upstream may say of each call.
+# Placeholders in an upstream's header that name the caller.
 TOLD = re.compile(r"\{(organization|tenant|priority)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTarget:
-    """Where a route is forwarded to. `headers` carry the upstream's own credential.
-
-    `cert_file` and `key_file` are the certificate that it is shown. `limits` says whom it refuses by limits
-    of its own: its whole `account`, or the `caller` alone. `proxies` are its own where it names any;
-    `via` is the one that connections go through, None where they go straight there. `fields` are numbers in
-    bodies that may go there unread. `family` is the API it speaks, empty where it may speak any. `path` is
-    the template of its own paths, empty where they are the caller's; `query` goes with each call. `keys` are
-    its credentials where it has several, each the header fields of one: they come after `headers`.
-    `first_byte_s` and `idle_s` are its own time-outs, None where it has the usual ones. `capacity` is what it
-    can take, None where nobody states that. `auth` says what proves who calls: its headers, or a cloud's
-    credentials (`aws`, `google`), which are in `credentials_file` or where the machine has them. `told` are
-    header fields whose values say of a call whose it is (`TOLD`). `held` says where each credential is kept:
-    the variable or the setting. `facts` are None where nobody states any. It bills by the list of `prices`,
-    empty for that of its family or host, and `price_factor` times what that says. Where `cost` is `reported`,
-    a call costs what its report of use says.
-    """
+    """One upstream: its address, its credentials, and how calls are sent to it."""
 
     name: str
     base_url: str
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # with the upstream's own credential
     ca_file: str | None = None
-    limits: str = "account"
-    cert_file: str | None = None
-    key_file: str | None = None
-    proxies: Proxies | None = None
-    via: Proxy | None = None
-    fields: frozenset[str] = frozenset()
-    family: str = ""
-    path: str = ""
-    query: tuple[tuple[str, str], ...] = ()
+    limits: str = "account"  # its own limits apply to the whole `account`, or to the `caller`
+    cert_file: str | None = None  # client certificate
+    key_file: str | None = None  # key of the client certificate
+    proxies: Proxies | None = None  # its own, if any
+    via: Proxy | None = None  # the proxy to connect through, None for a direct connection
+    fields: frozenset[str] = frozenset()  # numbers in bodies that need no check
+    family: str = ""  # its API, empty for any
+    path: str = ""  # template of its own paths, empty for the caller's
+    query: tuple[tuple[str, str], ...] = ()  # query parameters of each call
+    # further credentials, as headers, used after `headers`
     keys: tuple[tuple[tuple[str, str], ...], ...] = field(default=(), repr=False)
     region: str = ""
     project: str = ""
-    first_byte_s: float | None = None
-    idle_s: float | None = None
+    first_byte_s: float | None = None  # time-out, None for the usual one
+    idle_s: float | None = None  # time-out, None for the usual one
     capacity: Capacity | None = None
-    auth: str = "header"
-    credentials_file: str = ""
-    told: tuple[tuple[str, str], ...] = ()
-    held: tuple[str, ...] = ()
+    auth: str = "header"  # `header`, or a cloud's credentials: `aws`, `google`
+    credentials_file: str = ""  # else the machine's own credentials are used
+    told: tuple[tuple[str, str], ...] = ()  # headers that name the caller's organization or the like (`TOLD`)
+    held: tuple[str, ...] = ()  # the variable or setting of each credential
     facts: UpstreamFacts | None = None
-    prices: str = ""
-    price_factor: str = ""
-    cost: str = "book"
+    prices: str = ""  # its price list, empty for that of its family or host
+    price_factor: str = ""  # factor on all its prices
+    cost: str = "book"  # `reported`: its usage reports state the cost
 
     def place_of_key(self, key: int) -> str:
         """Return the name of the variable or setting that holds this credential."""
@@ -170,11 +137,11 @@ class UpstreamTarget:
 
     @property
     def by_model(self) -> bool:
-        """Whether where a call goes there depends on its model."""
+        """Whether the path at this upstream contains the model."""
         return "{model}" in self.path
 
 
-# What a signature of Amazon's adds to a head.
+# Headers that an AWS signature adds.
 AWS_FIELDS = ("x-amz-date", "x-amz-security-token", "authorization")
 
 # Models that people configure: the nouns of `models.py`.
@@ -187,7 +154,7 @@ EVERYBODY = 0
 
 @dataclass(frozen=True, slots=True)
 class ModelTarget:
-    """One upstream that answers for a model, and what it calls that; empty is the name that is asked for."""
+    """One upstream that serves a model, and its name for the model, empty for the requested name."""
 
     upstream: str
     model: str
@@ -195,29 +162,24 @@ class ModelTarget:
 
 @dataclass(frozen=True, slots=True)
 class ModelRule:
-    """One configured model: an exact `name`, or what names begin with where it is a `prefix`.
-
-    `targets` are tried in order where one fails by a cause of `fallback`; a * in their model is what stands
-    behind a prefix. An `organization_id` of 0 is everybody's. `place` says where it was configured. Its own
-    `output_max` and `context` go before those of its upstreams.
-    """
+    """One configured model: an exact `name`, or a `prefix` of names."""
 
     name: str
     prefix: bool
-    targets: tuple[ModelTarget, ...]
-    fallback: frozenset[str] = frozenset(FALLBACK_CAUSES)
-    organization_id: int = EVERYBODY
-    place: str = ""
-    output_max: int | None = None
-    context: int | None = None
+    targets: tuple[ModelTarget, ...]  # tried in order; * in a model is the rest of the name behind a prefix
+    fallback: frozenset[str] = frozenset(FALLBACK_CAUSES)  # failures after which the next target is tried
+    organization_id: int = EVERYBODY  # 0: everybody's
+    place: str = ""  # where it is configured
+    output_max: int | None = None  # overrides its upstreams'
+    context: int | None = None  # overrides its upstreams'
 
     @property
     def claim(self) -> tuple[str, bool, int]:
-        """What nobody else may claim."""
+        """The key that is unique among all rules."""
         return self.name.casefold(), self.prefix, self.organization_id
 
 
-# Paths of upstreams: where two spellings lead to the same, and which patterns a path is within.
+# Paths of upstreams: which spellings are equal, and which patterns match a path.
 #
 # Pure. A path is compared as it is sent, and in the plainest form that any upstream could read it in:
 # decoded, without dots, parameters and empty segments, in one case. A path that could be read as
@@ -226,19 +188,19 @@ class ModelRule:
 PATHS_MAX = 100
 PATTERN_CHARACTERS_MAX = 256
 DECODINGS_MAX = 8
-READINGS_MAX = 4096  # a catalogue has the same ones again and again
+READINGS_MAX = 4096  # cached results: a catalogue repeats the same paths
 ANY = "*"
 VERSION = re.compile(r"v[0-9][a-z0-9]*")
 
 Plain = tuple[str, ...]
 
-# What a segment of a request's path is made of (RFC 3986, 3.3), without the ; that some read as its end.
+# A character in a path segment (RFC 3986, 3.3), without the ; at which some servers end a segment.
 CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,=:@]|%[0-9A-Fa-f]{2})"
 # Paths with these are refused before any route is looked for, so no pattern could ever let them pass.
 TWO_READINGS = r"//|/\.{1,2}(?:/|\Z)|%(?:2[eEfF]|5[cC]|[01][0-9A-Fa-f]|7[fF])"
 _PATTERN = re.compile(f"/(?:{CHARACTER}|/)*")
 _NEVER_SENT = re.compile(TWO_READINGS)
-# Of a template: whether it takes slashes too, its name, and whether it takes the rest.
+# A parameter in a template: whether slashes match too, its name, and whether it matches the rest.
 PARAMETER = re.compile(r"\{(\+?)([A-Za-z_]+)(…|\.\.\.)?\}")
 _USUAL_PORTS = {80, 443}
 HERE = "localhost"
@@ -246,9 +208,9 @@ HERE = "localhost"
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Paths such as `/v1/sms/*`: a last `*` is whatever follows, one before it a whole segment.
+    """A pattern of paths such as `/v1/sms/*`. A last `*` is any rest, another one is a whole segment.
 
-    `written` is an expression of a path as it is sent, `segments` with `rest` its plain form.
+    `written` is a regular expression for raw paths; `segments` and `rest` are the same for plain paths.
     """
 
     written: str
@@ -256,18 +218,18 @@ class Pattern:
     rest: bool
 
     def takes(self, path: str, plainly: Plain) -> bool:
-        """Return whether a path is within it, in every reading."""
+        """Return whether a path matches in both forms: as it was sent, and `plainly`."""
         more = len(plainly) - len(self.segments)
         if re.fullmatch(self.written, path) is None or more < 0 or (more and not self.rest):
             return False
         return all(mine in (ANY, theirs) for mine, theirs in zip(self.segments, plainly, strict=False))
 
     def below(self, prefix: Plain) -> Pattern:
-        """Return the same paths where they stand behind a base URL's own path."""
+        """Return the pattern of the same paths below `prefix`, the path of a base URL."""
         return Pattern(self.written, prefix + self.segments, self.rest)
 
     def meets(self, other: Pattern) -> bool:
-        """Return whether any path could be within both."""
+        """Return whether some path could match both patterns."""
         for mine, theirs in zip(self.segments, other.segments, strict=False):
             if mine != theirs and ANY not in (mine, theirs):
                 return False
@@ -280,7 +242,7 @@ EVERY_PATH = Pattern(".*", (), True)
 
 @lru_cache(READINGS_MAX)
 def read_pattern(text: str) -> Pattern:
-    """Read a pattern; ValueError says what would be one."""
+    """Parse a pattern of paths; ValueError says what a valid one looks like."""
     if len(text) > PATTERN_CHARACTERS_MAX:
         raise ValueError(f"must be at most {PATTERN_CHARACTERS_MAX} characters")
     if _PATTERN.fullmatch(text) is None:
@@ -303,7 +265,7 @@ def refuse_never_sent(path: str) -> None:
 
 
 def of_template(template: str) -> Pattern:
-    """Return the paths of a route's template, and everything that lies below them."""
+    """Return the pattern of all paths that match a route's template, or lie below such a path."""
     names = [each for each in template.replace("...", "…").split("/") if each]
     if any("…" in each for each in names):
         return EVERY_PATH  # only the rest is sent on
@@ -312,10 +274,10 @@ def of_template(template: str) -> Pattern:
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
-    """Return a pattern for plain paths, `shown`, that a route behind a prefix takes, or paths below them.
+    """Return a pattern for plain paths (in the form of `shown`) of a route behind a prefix, or below them.
 
-    What names more than a word behind its version (`chat/completions`, `models/{model}:…`) is the same call
-    behind any other front: compatible APIs and deployments have theirs.
+    A template with more than one segment after its version (`chat/completions`, `models/{model}:…`) matches
+    behind any prefix, because compatible APIs and deployments have other prefixes.
     """
     names = [each for each in template.replace("...", "…").split("/") if each]
     parts: list[str] = []
@@ -335,13 +297,13 @@ def shown(path: Plain) -> str:
 
 
 def plain(path: str) -> Plain | None:
-    """Return the plainest reading of a path; None where it is encoded over and over, which nobody needs."""
+    """Return the plainest reading of a path, decoded and in lower case; None if encoded too many times."""
     found = decoded_segments(path)
     return None if found is None else tuple([segment.casefold() for segment in found])
 
 
 def decoded_segments(path: str) -> Plain | None:
-    """Return the same in the case it is written in, which decides in ids."""
+    """Return the decoded segments of a path in their own case, or None if it is encoded too many times."""
     for _ in range(DECODINGS_MAX):
         decoded = unquote(path)
         if decoded == path:
@@ -362,11 +324,9 @@ def decoded_segments(path: str) -> Plain | None:
 
 @lru_cache(READINGS_MAX)
 def place_of(base_url: str) -> tuple[str, Plain]:
-    """Return the server at a base URL, in one spelling of its host, and the plain path in front of every
-    path.
+    """Return the host of a base URL in one spelling, and the plain path of the URL.
 
-    The usual ports of http and https count as one, for behind them is one server as a rule; so do all names
-    of this machine.
+    Ports 80 and 443 count as the same server, and so do all names of this machine.
     """
     parts = urlsplit(base_url)
     host = (parts.hostname or "").rstrip(".")
@@ -384,11 +344,11 @@ def place_of(base_url: str) -> tuple[str, Plain]:
 
 
 def _plain_part(segment: str) -> Plain:
-    """Return a segment of a pattern in its plain form: none where it is empty."""
+    """Return a segment of a pattern in plain form; no segment if it is empty."""
     return (segment,) if segment == ANY else plain(segment) or ()
 
 
-# Templates of paths on the allow-list: what one may be written like, and what matches it.
+# Templates of paths on the allow-list: their syntax, and what they match.
 #
 # Pure. Settings and the data plane read them by this one reader, so a checked pattern is the served one.
 
@@ -397,9 +357,10 @@ REST = "rest_of_path"
 
 
 def expression_of(template: str, segment: str) -> str:
-    """Return a regular expression of a path template; ValueError says what would be one.
+    """Return a regular expression for a path template; ValueError says what a valid one looks like.
 
-    `{name}` takes what `segment` matches, `{+name}` slashes too, `{name…}` at the end the rest, as `REST`.
+    `{name}` matches what `segment` matches, `{+name}` slashes too, and `{name…}` at the end the rest, as
+    `REST`.
     """
     parts: list[str] = []
     literals: list[str] = []
@@ -445,7 +406,7 @@ _VERSIONED = re.compile(
 
 
 def check_own_path(template: str, words: Collection[str]) -> None:
-    """Raise ValueError if a template is not valid; `words` are parameters that the upstream has."""
+    """Raise ValueError if a template is not valid. `words` are parameters that the upstream has."""
     path, _, query = template.partition("?")
     named = _OWN.findall(path)
     unknown = [name for name in named if name not in OWN_PARAMETERS]
@@ -466,10 +427,10 @@ def check_own_path(template: str, words: Collection[str]) -> None:
 
 
 def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str:
-    """Return a call's path at its upstream, without the path of the base URL; its own where there is no
-    template.
+    """Return a call's path at its upstream, without the path of the base URL.
 
-    Its route says which action it is, whatever stands in the path.
+    Without a template it is the caller's path. `{operation}` comes from the route, whatever the path
+    contains.
     """
     if not target.path:
         return path
@@ -485,7 +446,7 @@ def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str
 
 
 def own_query(target: UpstreamTarget, query: str) -> str:
-    """Return a call's query at its upstream, with ? if not empty: fixed values replace the caller's."""
+    """Return a call's query at its upstream, with ? if not empty. Fixed values replace the caller's."""
     if not target.query:
         return query
     fixed = {name for name, _ in target.query}

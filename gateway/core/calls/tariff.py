@@ -39,16 +39,16 @@ SUBSCRIPTION = "subscription"
 CONSUMPTION = "consumption"
 PAY_PER_USE = "pay_per_use"
 
-# What a model cost the organization of a caller so many seconds ago; None where nobody says. Where the last
+# The price of a model for a caller's organization, so many seconds ago, or None. Where the last
 # argument is true, in its own currency alone.
 PriceOf = Callable[[Caller, str, float, bool], Vector | None]
-# The prices of the models that may answer a call, the asked one's first; none where no token has a price.
+# The prices of the models that may answer a call, the requested one first; none if tokens have no price.
 Vectors = Sequence[Vector]
 UNPRICED: Final[tuple[Vector, ...]] = ()
 
 
 def as_negotiated(base: Service, negotiated: NegotiatedTerms | None) -> Service:
-    """Return a service of the catalogue as an organization has it, that has negotiated this of it."""
+    """Return a service of the catalogue with the terms that an organization has negotiated."""
     meter = (negotiated and negotiated.meter) or base.meter
     counts = None if negotiated is None else negotiated.counts_tokens
     if counts is None:
@@ -65,13 +65,13 @@ def as_negotiated(base: Service, negotiated: NegotiatedTerms | None) -> Service:
 
 
 def other_currency(service: Service, pays: str) -> str:
-    """Return the currency of a service's units unless an organization pays in it; else empty."""
+    """Return the currency of a service's units if it differs from the organization's `pays`; else empty."""
     costs = service.pricing.currency if service.meter == PAY_PER_USE else ""
     return "" if costs == pays else costs
 
 
 def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, str] | None:
-    """Return why a business model cannot use a price: the field, and the remedy; None where it can."""
+    """Return why a business model cannot use a price, as field and remedy, or None if it can."""
     if meter not in {CONSUMPTION, PAY_PER_USE}:
         if pricing == NO_PRICING:
             return None
@@ -100,13 +100,11 @@ def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, st
 def vectors_of(
     service: Service, models: Sequence[str], book: Callable[[str], Vector | None], apart: int = 0
 ) -> tuple[Vector, ...]:
-    """Return the prices of the models that may answer, by which a call is charged; none where tokens do not
-    say.
+    """Return the prices of the models that may answer, by which a call is charged; none unless tokens count.
 
-    The first ones `apart` are of targets: one of these will answer. Of all others the dearest is charged.
-
-    `book` answers what a model costs in the currency of who pays. `ModelNotPriced` where a price decides and
-    one of them has none, or its business model cannot use it. A call that names no model has no tokens.
+    One of the first `apart` models, a target, will answer; of all others the highest price counts. `book`
+    returns a model's price in the currency of the payer. Raise `ModelNotPriced` if a required price is
+    missing, or does not fit the business model.
     """
     pricing, meter = service.pricing, service.meter
     by_token = pricing.per_million is not None or pricing.at_cost is not None
@@ -132,7 +130,7 @@ def vectors_of(
 
 
 def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None:
-    """Return a tier or a medium that a call asks for without a price of a model, in words, and its field."""
+    """Return a tier or medium of a call that has no price, in words, and its field; None if there is none."""
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None:
         return None
@@ -153,9 +151,9 @@ def unpriced_part(call: CallRequest, vectors: Vectors) -> tuple[str, str] | None
 
 
 def makes(call: CallRequest) -> list[str]:
-    """Return the kinds of media that the answer to a call may have by what it asks for, units apart.
+    """Return the kinds of media that the answer to a call may contain, besides measured units.
 
-    A model of pictures, as its name says, makes some also where a call does not say it.
+    A model for pictures, by its name, may make some unasked.
     """
     document, family = call.document, OF_METER.get(call.meter)
     if document is None or family is None or call.measured or call.output_max == 0:
@@ -172,7 +170,7 @@ _PICTURES: Final = "image"
 
 
 def is_by_token(service: Service) -> bool:
-    """Return whether tokens set the price in credits, so that a hold is an estimate, not the price."""
+    """Return whether tokens set the price in credits, so that a hold is an estimate and not the price."""
     pricing = service.pricing
     if service.meter != CONSUMPTION or service.one_time:
         return False
@@ -180,7 +178,7 @@ def is_by_token(service: Service) -> bool:
 
 
 def is_in_money(service: Service) -> bool:
-    """Return whether a call is charged what it costs, in units of money."""
+    """Return whether a call is charged its cost, in units of money."""
     return service.meter == PAY_PER_USE and service.pricing.at_cost is not None
 
 
@@ -191,14 +189,14 @@ def factor_of(service: Service) -> Factor:
 
 
 def rate_of(service: Service, vectors: Vectors, read: int) -> TokenRate | None:
-    """Return the rate of a running call with `read` input tokens; None where tokens do not set the price."""
+    """Return the rate of a running call with `read` input tokens, or None if tokens do not set the price."""
     if not vectors:
         return None
     return usual_rate(vectors, read, factor_of(service), in_money=is_in_money(service))
 
 
 def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) -> int:
-    """Return tokens of a call that a hold of tokens and credits covers."""
+    """Return the tokens of a call that a hold of `tokens` and `credits_` covers."""
     most = tokens if counts else ENDLESS
     return most if rate is None else min(most, rate.covered(credits_))
 
@@ -206,7 +204,7 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 def extended(
     observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS
 ) -> None:
-    """Note what the hold of a live call is now: in tokens of its quota, credits, and of budgets."""
+    """Update what the hold of a running call covers, after it grew to these amounts."""
     counts = observed.counts
     if observed.weights is not None:
         observed.quota, counts = tokens, False
@@ -223,10 +221,10 @@ def extended(
 def charge_of(
     service: Service, vectors: Vectors, counts: Sequence[int], cost: int | None, units: int
 ) -> tuple[int, int, int]:
-    """Return the charge of one request: credits, the nano-credits by which they exceed the cost, and units.
+    """Return the charge of one call: credits, the nano-credits by which they exceed the cost, and units.
 
-    `counts` are its tokens by `KINDS`, `cost` is what it costs by the price book. Never more than is counted
-    exactly; 0 where the service takes none.
+    `counts` are its tokens by `KINDS`, `cost` is its cost by the price book. Amounts are capped at
+    `INTEGER_MAX`, and 0 if the service has no such charge.
     """
     if is_in_money(service):
         return 0, 0, min(charged(cost or 0, factor_of(service)), INTEGER_MAX)
@@ -244,7 +242,7 @@ def charge_of(
     return (credits_, over, units) if credits_ <= INTEGER_MAX else (INTEGER_MAX, 0, units)
 
 
-# Which of the models that a call names has answered it: by that one's price the call goes. Pure.
+# Which of the models that a call names has answered: its price applies. Pure.
 #
 # Providers answer under longer names than they are asked by, such as `gpt-5.4-2026-03-05`: what begins with a
 # name and a separator is that model.
@@ -254,7 +252,7 @@ SEPARATORS: Final = frozenset("-@:")
 
 @dataclass(slots=True)
 class PriceMatch:
-    """A model's price, None where nobody says one; `stands_in` where it is another model's, as configured."""
+    """A model's price, None if it has none. `stands_in`: the price is configured from another model."""
 
     model: str
     vector: Vector | None
@@ -262,7 +260,7 @@ class PriceMatch:
 
 
 def is_model(answered: str, named: str) -> bool:
-    """Return whether a model that is named so may answer under this name; case says nothing."""
+    """Return whether a model called `named` may answer under the name `answered`, in any case of letters."""
     size = len(named)
     if answered[:size].lower() != named.lower():
         return False
@@ -273,11 +271,11 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """Return the one of all a call names that answered, the longest name first; the asked one was `sent` as
-    that.
+    """Return the price of the model that answered, among all that a call names. The longest name goes first.
 
-    Where that cannot be told, the asked one if there is no other, else the dearest by what was used: no
-    upstream makes a call cheaper by keeping its model to itself, and no caller by naming another beside it.
+    `sent` is the name that the requested model has at the upstream. If the answer is ambiguous, the requested
+    model counts if it is the only one, else the one with the highest cost, so that neither an upstream nor a
+    caller can lower the price.
     """
     asked, *others = named
     if not others:
@@ -298,14 +296,16 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     return found
 
 
-# Which prices a call may have: those of all models it names, as they are when it is admitted.
+# The prices of a call: those of all models that it names, at the time of its admission.
 #
 # The hold, the charge and the cost go by these, whatever is set while the call runs. Only what has no price
 # at its admission, where money does not decide, has that of the name which answers.
 @dataclass(slots=True)
 class CallPrices:
-    """The prices of an admission at this second: `vectors` by which credits or money are charged, none where
-    tokens do not set the price, and of the price book those of each model `named`, the asked one's first.
+    """The prices of a call at its admission, `at_s`.
+
+    `vectors` are the prices that credits or money are charged by, none if tokens do not set the price.
+    `named` are the prices in the price book of each model that it names, the requested one first.
     """
 
     vectors: Vectors = UNPRICED
@@ -314,7 +314,7 @@ class CallPrices:
     own: bool = False
 
     def in_currency(self, currency: str) -> tuple[Vector, ...]:
-        """Return the prices of the models that may answer, but for those that are in another currency."""
+        """Return the prices in `currency` of the models that may answer."""
         found: list[Vector] = []
         for one in self.named:
             vector = one.vector

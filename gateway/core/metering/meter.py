@@ -233,9 +233,9 @@ class Meter:
         self.bounds = bounds
         self.input = self.output = self.cached = self.reasoning = self.total = 0
         self.detail = Detail()
-        # Bytes of text in pieces, and in events that repeat the whole; then events with content, and ended choices.
+        # Bytes of text in pieces, and in events that repeat it; then events with content, and ended choices.
         self.text_bytes = self.whole_bytes = self.content_events = self.finished = 0
-        self.withheld = self._reported_at = 0  # bytes that wait for the end; content events at the last report
+        self.withheld = self._reported_at = 0  # waiting bytes; content events at the last report
         self.phase: int = OPEN
         self.behind = False  # whether `feed` without bytes has more to do
         self.told: list[str] = []  # ids of stored objects in the answer

@@ -83,17 +83,17 @@ CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
 CODE_CHARS: Final = 8
 CODE_S: Final = 600
 POLL_S: Final = 5
-# An agent renews its key before it is told to end; it lasts on while PostgreSQL is away.
+# Stated lifetime of a key. The key is valid longer, in case PostgreSQL is unavailable at its renewal.
 TOKEN_S: Final = 4 * 3600
 LASTS_ON_S: Final = 1800
-# A refresh token that was exchanged has the same answer for a while. Later it was stolen.
+# An exchanged refresh token gets the same answer for a while. After that it counts as stolen.
 GRACE_S: Final = 60.0
 OVERLAP_S: Final = 300
 # A sign-in makes a key no more often than this.
 RENEWAL_S_MIN: Final = 30.0
 SWEEP_S: Final = 20.0
-# How often a provider is asked whether an agent's person still may come in. At the end its answers are waited
-# for: what it is asked with may be good once.
+# How often a provider is asked whether an agent's person may still sign in. At shutdown its answers are
+# awaited, because a renewal secret may be valid only once.
 ASKED_EACH_S: Final = 35.0
 ANSWERS_S_MAX: Final = 5.0
 AGENT_CHARS_MAX: Final = 120
@@ -102,14 +102,14 @@ _CODE = re.compile(rf"[{CODE_LETTERS}]{{{CODE_CHARS}}}", re.ASCII)
 _DEVICE = re.compile(r"tkd_(\d{1,18})_([0-9a-f]{64})", re.ASCII)
 _REFRESH = re.compile(r"tkr_(\d{1,18})_(\d{1,6})_([0-9a-f]{64})", re.ASCII)
 _KEYS = "api-keys"
-# Who ends what nobody holds any more.
+# The actor that ends outdated sign-ins.
 _KEEPER = Actor("agents", ADMIN)
 _log = logging.getLogger("tollkeeper.admin")
 
 
 @dataclass(frozen=True, slots=True)
 class AgentLimits:
-    """Bounds of sign-ins: those of this module, unless somebody says otherwise."""
+    """Bounds of sign-ins, by default the constants of this module."""
 
     asking_max: int = stored.ASKING_MAX
     asking_each_max: int = stored.ASKING_EACH_MAX
@@ -123,7 +123,7 @@ LIMITS: Final = AgentLimits()
 
 
 class OAuthRefusal(Exception):  # an answer of the protocol, not a fault
-    """An error as OAuth has it (RFC 6749, 5.2)."""
+    """An OAuth error answer (RFC 6749, 5.2)."""
 
     def __init__(self, error: str, status: int = 400) -> None:
         super().__init__(error)
@@ -140,9 +140,9 @@ def mount_agents(
     policy: str = "",
     limits: AgentLimits = LIMITS,
 ) -> None:
-    """Serve the protocol; `calls` is where agents send calls, `console` where people find the console.
+    """Serve the protocol. `calls` is the URL that agents send calls to, `console` the URL of the console.
 
-    `policy` is the file of the settings that agents are given, empty where they are given none.
+    `policy` is the path of the file with settings for agents, empty without such settings.
     """
     agents = Agents(ports, calls, console, limits)
     router, heard = app.router, partial(_heard, ports)
@@ -161,7 +161,7 @@ def mount_agents(
 
 
 def _heard(ports: AdminPorts, handler: Any) -> Any:
-    """Wrap `handler` so that a request carries the sender's address that a gateway passed on."""
+    """Wrap `handler` so that a request has the client's address that a gateway passed on."""
 
     async def answered(request: web.Request) -> web.Response:
         field = request.headers.get(SENDER_FIELD, "")
@@ -184,7 +184,7 @@ def _oauth(handler: Any) -> Any:
 
 
 async def _form(request: web.Request) -> Mapping[str, str]:
-    """Return the fields of a form, each once."""
+    """Return the fields of a form; `OAuthRefusal` if one occurs twice."""
     if (request.content_length or 0) > FORM_BYTES_MAX:
         raise OAuthRefusal("invalid_request", 413)
     try:
@@ -206,7 +206,7 @@ class Agents:
         self._questions = set[asyncio.Task[None]]()
 
     async def metadata(self, _: web.Request) -> web.Response:
-        """Return the metadata of the device grant (RFC 8414), with endpoints at the address of calls."""
+        """Return the metadata of the device grant (RFC 8414), with endpoints below the URL of calls."""
         return web.json_response(
             {
                 "issuer": self._calls,
@@ -221,7 +221,7 @@ class Agents:
         )
 
     async def authorize(self, request: web.Request, _: Mapping[str, str]) -> Row:
-        """Begin the sign-in of a device; return its own code, and one that a person types."""
+        """Begin the sign-in of a device; return a code for the device and one for a person to type."""
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
         agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
         digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))
@@ -292,7 +292,7 @@ class Agents:
         return self._tokens(row, generation + 1, TOKEN_S)
 
     async def _next_key(self, request: web.Request, actor: Actor, row: Row) -> int:
-        """Rotate the key of a sign-in and return the new id; that of a successor made meanwhile, if any."""
+        """Rotate the key of a sign-in and return the new id, or the id of a key that another request made."""
         values = {**self._kept(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
         key_id = int(str(row["api_key_id"]))
         try:
@@ -308,7 +308,7 @@ class Agents:
             return int(str(after["id"]))
 
     async def revoke(self, request: web.Request, form: Mapping[str, str]) -> Row:
-        """End the sign-in of a token (RFC 7009); a token that nobody has is none already."""
+        """End the sign-in of a token (RFC 7009). An unknown token is accepted too."""
         token = form.get("token", "")
         if _REFRESH.fullmatch(token):
             row, _ = await self._holder(request, token)
@@ -338,10 +338,10 @@ class Agents:
             return None, 0
         return row, generation
 
-    # what an agent is told, and tells
+    # settings and telemetry of agents
 
     async def settings(self, policy: str, request: web.Request) -> web.Response:
-        """`GET /managed/settings`: what its company has every agent of it do; 404 where it says nothing."""
+        """`GET /managed/settings`: the company's settings for all its agents; 404 if there are none."""
         await self._require_key(request)
         if not policy:
             raise NotFound
@@ -352,12 +352,12 @@ class Agents:
         return web.json_response(said, headers={"ETag": tag})
 
     async def telemetry(self, request: web.Request) -> web.Response:
-        """`POST /v1/metrics` and the like: taken, lest its exporter complains, and dropped."""
+        """`POST /v1/metrics` and other telemetry: accepted, so that exporters see no error, and dropped."""
         await self._require_key(request)
         return web.json_response({})
 
     async def _require_key(self, request: web.Request) -> None:
-        """Refuse who sends no API key that is good now."""
+        """Raise `Unauthorized` unless the request has a valid API key."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized
@@ -367,7 +367,7 @@ class Agents:
     # the page
 
     async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-        """`GET /device`: a code is typed, or stands in the address; nothing is decided by opening it."""
+        """`GET /device`: the form for a code, which the address may contain. Opening it decides nothing."""
         code, done = request.query.get("user_code", ""), request.query.get("done", "")
         row, status, message = None, 200, ""
         if code and not done:
@@ -382,7 +382,7 @@ class Agents:
     async def decide(
         self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
     ) -> web.StreamResponse:
-        """`POST /device`: let the device call as the person, or not."""
+        """`POST /device`: allow the device to call as the signed-in person, or deny it."""
         row = await self._asking(str(posted.get("user_code", "")))
         if row is None:
             await slow_down(self._ports.failures, request, "unknown")
@@ -418,9 +418,9 @@ class Agents:
         return see(f"{PAGE}?done=approved")
 
     async def _handed_over(self, desk: ConsoleShell, request: web.Request, row: Row) -> str | None:
-        """Remove the renewal secret from the person's console session; return it sealed for this sign-in.
+        """Move the renewal secret from the person's console session to this sign-in; return it sealed.
 
-        The session lives on without renewal: two holders of one secret would shut each other out.
+        The session continues without renewal: the provider accepts a renewal secret from one holder only.
         """
         session, cookie = await desk.sessions.of_cookie(request)
         sealed = session.renewal if session is not None else None
@@ -431,7 +431,7 @@ class Agents:
         return seal(opened(sealed, cookie), self._made("renewal", row)[0])
 
     async def _user(self, actor: Actor) -> str:
-        """Return the user that the agent's calls are of."""
+        """Return the user to whom the agent's calls are attributed."""
         if actor.user_id is not None:
             return str((await self._ports.store.get("users", actor.user_id))["external_id"])
         if actor.person is None:
@@ -454,15 +454,15 @@ class Agents:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
     def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
-        """Return the secret of a sign-in under each pepper; no request can send the text that is hashed."""
+        """Return a sign-in's secret under each pepper. No request can contain the NUL in the hashed text."""
         return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
 
     def _key(self, row: Any, generation: int) -> str:
-        """Return the API key of a generation, in the form of all others."""
+        """Return the API key of a generation, in the form of all API keys."""
         return API_KEY + spelled(int(self._made("key", row, generation)[0], 16))
 
     def _kept(self, row: Any, generation: int) -> dict[str, object]:
-        """Return the stored values of that key."""
+        """Return the stored values of the API key of a generation."""
         key, peppers = self._key(row, generation), self._ports.peppers
         ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
         if row["state"] == stored.GIVEN:
@@ -498,14 +498,14 @@ class Agents:
                 await self._write(request, _KEEPER, "revoke", key_id, {})
 
     async def _end(self, request: web.Request | None, row: Any, why: str) -> None:
-        """Revoke the keys of a sign-in, then forget it."""
+        """Revoke the keys of a sign-in, then delete it."""
         for key_id in (row["api_key_id"], row["earlier_key_id"]):
             await self._revoke(request, key_id)
         await self._run(lambda connection: stored.end(connection, row["id"]))
         _log.info("an agent's sign-in ended", extra={"sign_in": row["id"], "why": why})
 
     async def sweeping(self, _: web.Application) -> AsyncIterator[None]:
-        """Run a task that ends outdated sign-ins, for as long as the application lasts."""
+        """Run a task that ends outdated sign-ins, for as long as the application runs."""
         task = asyncio.create_task(self._keep_sweeping())
         yield
         task.cancel()
@@ -522,10 +522,10 @@ class Agents:
                 _log.warning("sign-ins of agents are not swept", extra={"why": error.message})
 
     async def sweep(self) -> None:
-        """End sign-ins that are over, and those of people whose admin token is or whose provider says no.
+        """End expired sign-ins, and those of people whom the admin token or the provider no longer allows.
 
-        Few are asked about at once, so that people who come to the console are asked about meanwhile. All of
-        these are answered before any of them is due again.
+        Few people are checked at once, so that sign-ins at the console are not delayed. All are checked
+        before the first is due again.
         """
         for row in await self._run(stored.over):
             await self._end(None, row, "over")
@@ -539,7 +539,7 @@ class Agents:
     async def _ask_again(self, row: Any) -> None:
         """Check with the provider whether an agent's person may still sign in; end the sign-in if not.
 
-        Nothing changes while the provider does not answer.
+        Without an answer of the provider nothing changes.
         """
         try:
             renewal = await self._vouched(row)
@@ -551,7 +551,7 @@ class Agents:
             _log.warning("a provider is not asked about an agent", extra={"why": error.message})
 
     async def _vouched(self, row: Any) -> str:
-        """Renew with the provider; return the sealed next renewal, or raise `SignInRefused`."""
+        """Renew with the provider; return the sealed next renewal secret, or raise `SignInRefused`."""
         sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
         key = next((one for one in keys if _opens(row["renewal"], one)), "")
         if sign_ins is None or person is None or not key:
@@ -572,9 +572,9 @@ def _opens(sealed: str, key: str) -> bool:
 
 
 def _read_policy(path: str) -> Row:
-    """Return the settings of a file as agents take them; `StoreUnavailable` where it holds no JSON object.
+    """Return the settings in a file with their checksum; `StoreUnavailable` unless it is a JSON object.
 
-    An agent digests what it was told by the checksum's rule, and asks whether it still is that.
+    An agent computes the checksum in the same way, and asks whether it still holds.
     """
     try:
         body = read_regular(path, SETTINGS_BYTES_MAX)

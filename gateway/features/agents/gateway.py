@@ -47,33 +47,33 @@ from gateway.settings.settings import Settings
 
 CONNECT_S: Final = 5.0
 WITHIN_S: Final = 20.0
-# Requests of one worker that keepers are asked at once, and those of one sender.
+# Concurrent requests of one worker to keepers, in all and for one sender.
 ASKS_MAX, ASKS_EACH_MAX = 64, 16
-# Of these fields a keeper hears, and a client of these of its answer.
+# Headers that are forwarded to a keeper, and headers of its answer that are forwarded to the client.
 ASKED_WITH: Final = frozenset({b"content-type", b"user-agent", b"if-none-match"})
 ANSWERED_WITH: Final = ("content-type", "etag", "retry-after", "cache-control", "www-authenticate")
 FIELD_BYTES_MAX: Final = 1024
-# All who sign in share what is kept of bodies, as the callers of one organization do.
+# All sign-ins share one bound of stored bodies, like the callers of one organization.
 NOBODY: Final = Caller(0, 0, 0, 0)
 _JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-# What the gateway protocol calls the intervals of budgets; a time that is later than any.
+# Names of budget intervals in the gateway protocol; then a text that sorts after every time.
 _PERIODS: Final = {"day": "daily", "week": "weekly", "month": "monthly"}
 _NEVER: Final = "~"
 # Its status, its fields and its body.
 _Answer = tuple[int, Mapping[str, str], bytes]
-# Of telemetry: one request, all that is on its way and what each counts besides, those that are sent at once.
+# Telemetry: bytes of one request, bytes in flight, overhead of each request, and concurrent requests.
 TELEMETRY_BYTES_MAX: Final = 1 << 20
 ON_THEIR_WAY_BYTES_MAX: Final = 16 << 20
 EACH_BYTES: Final = 4096
 SENDS_MAX: Final = 8
 SEND_S: Final = 10.0
-# After so many failures in a row a collector is left alone for so long.
+# After so many failures in a row, nothing is sent to a collector for so long.
 FAILURES_MAX: Final = 5
 LEFT_ALONE_S: Final = 30.0
 
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
-    """Return the routes of agents, and who answers them; none without the address of a keeper."""
+    """Return the routes of agents with their handlers, none without the URL of a keeper."""
     if not settings.agents_keeper_url:
         return {}
     origin = OneOrigin(settings.agents_keeper_url, peppers_of(settings), log)
@@ -89,7 +89,7 @@ def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
 
 
 async def tell_usage(exchange: Exchange) -> None:
-    """`GET /api/oauth/usage`: how much of its budgets a caller has used, for the `/usage` of Claude Code."""
+    """`GET /api/oauth/usage`: the used part of a caller's budgets, for the `/usage` of Claude Code."""
     caller = known(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     left = msgspec.json.decode(await ports.usage(caller, exchange.head.attribution))
@@ -97,11 +97,10 @@ async def tell_usage(exchange: Exchange) -> None:
 
 
 def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
-    """Return the budgets of `GET /.tollkeeper/usage` as `GET /protocol` of Claude Code's own gateway
-    describes them.
+    """Return the budgets of `GET /.tollkeeper/usage` in the form of Claude Code's own gateway protocol.
 
-    Percents are whole ones, amounts hundredths of the currency. Amounts are told of one budget of money: the
-    fullest, or of those that are used up the last to reset.
+    Percents are whole numbers, amounts are hundredths of the currency. Amounts are those of one money budget:
+    the fullest, or the last to reset among the used-up ones.
     """
     budgets = [one for one in left["limits"] if one["scope"] == "budget"]
     shown = max((one for one in budgets if one["unit"] == MONEY), key=_standing, default=None)
@@ -139,7 +138,7 @@ def _hundredths(amount: str) -> int:
 
 
 class _AgentServer:
-    """A keeper or a collector, at its address."""
+    """A keeper or a collector at a URL."""
 
     def __init__(self, url: str, proxies: Proxies) -> None:
         self.url, self._proxies = url.rstrip("/"), proxies
@@ -148,7 +147,7 @@ class _AgentServer:
     async def ask(
         self, method: str, path: str, fields: Mapping[str, str], body: bytes | None, within_s: float
     ) -> _Answer:
-        """Send one request; `OSError` gives the reason why no answer came."""
+        """Send one request; raise `OSError` with the reason if no answer came."""
         from gateway.outbound.client import TooLarge, ask  # noqa: PLC0415  # heavy: not every worker needs it
 
         try:
@@ -163,10 +162,10 @@ class _AgentServer:
 
 
 class Collector:
-    """Passes what agents measure on to a collector (OTLP over HTTP), or drops it: no agent waits for that.
+    """Forwards telemetry of agents to a collector (OTLP over HTTP), or drops it; no agent waits for that.
 
-    So many bytes are on their way at once, of all organizations and of one. After some failures in a row
-    the collector is left alone for a while.
+    The bytes in flight are bounded, in all and for each organization. After some failures in a row it stops
+    for a while.
     """
 
     def __init__(self, url: str, proxies: Proxies, log: Log, bytes_max: int = ON_THEIR_WAY_BYTES_MAX) -> None:
@@ -178,12 +177,12 @@ class Collector:
         self._again = 0.0
 
     async def take(self, exchange: Exchange) -> None:
-        """`POST /v1/metrics` and the like, of who has a good key: taken, lest its exporter complains."""
+        """`POST /v1/metrics` and other telemetry of callers with a valid key: always answered 200."""
         caller = known(exchange) or await identify(exchange)
         if self._server.url:
             body = await _body(exchange, caller, TELEMETRY_BYTES_MAX)
             fields = _fields(exchange, {b"content-type", b"content-encoding"})
-            # Whose it is say we, whatever it says of itself.
+            # These headers are set here, whatever the telemetry itself states.
             fields["x-tollkeeper-organization-id"] = str(caller.organization_id)
             fields["x-tollkeeper-tenant-id"] = str(caller.tenant_id)
             fields["x-tollkeeper-key-id"] = str(caller.key_id)
@@ -223,7 +222,7 @@ class Collector:
 
 
 class OneOrigin:
-    """Asks a keeper what an agent asks."""
+    """Forwards the requests of agents to a keeper."""
 
     def __init__(
         self, keeper_url: str, peppers: Peppers, log: Log, asks_each_max: int = ASKS_EACH_MAX
@@ -233,11 +232,11 @@ class OneOrigin:
         self._tasks: set[asyncio.Task[_Answer]] = set()
 
     async def pass_on(self, exchange: Exchange) -> None:
-        """Answer as a keeper does who is asked without a credential."""
+        """Forward an exchange to the keeper without a credential."""
         await self._pass(exchange, {})
 
     async def pass_key_on(self, exchange: Exchange) -> None:
-        """Pass an exchange on with its API key, which the keeper judges; its head is not cached here."""
+        """Forward an exchange to the keeper with its API key, for the keeper to check."""
         if exchange.routed.refusal is None and exchange.head.identity_refusal is not None:
             raise exchange.head.identity_refusal
         news = exchange.head.news
@@ -262,7 +261,7 @@ class OneOrigin:
     def _asked(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
     ) -> asyncio.Task[_Answer]:
-        """Start a request within the bounds; a client that leaves does not cancel the keeper's work."""
+        """Start a request within the bounds. A client that disconnects does not cancel the keeper's work."""
         if not self._asks.acquire(sender):
             raise Overloaded("Too many agents are signed in at once.", retry_after_s=1)
         task = asyncio.create_task(self._ask(method, path, fields, body))
@@ -286,7 +285,7 @@ class OneOrigin:
 
 
 def _fields(exchange: Exchange, names: Collection[bytes]) -> dict[str, str]:
-    """Return the fields of a request that have these names, and are not long."""
+    """Return the headers of a request with these names, without overlong ones."""
     lines = (line.partition(b":") for line in exchange.head.passed.split(b"\r\n"))
     return {
         name.lower().decode("ascii"): value.strip(b" \t").decode("latin-1")

@@ -15,23 +15,23 @@ DEVICE_PATH, TOKEN_PATH, REVOKE_PATH = "/oauth/device_authorization", "/oauth/to
 SETTINGS_PATH: Final = "/managed/settings"
 USAGE_PATH: Final = "/api/oauth/usage"
 TELEMETRY_PATHS: Final = ("/v1/metrics", "/v1/logs", "/v1/traces")
-# Of a form, of the file of settings, and of an answer: what is no ASCII takes more there.
+# Bytes of a form, of the settings file, and of an answer, where characters beyond ASCII take more bytes.
 FORM_BYTES_MAX: Final = 8192
 SETTINGS_BYTES_MAX: Final = 256 * 1024
 ANSWER_BYTES_MAX: Final = 8 * SETTINGS_BYTES_MAX
 SENDER_FIELD: Final = "x-tollkeeper-sender"
-# So far may the clocks of a gateway and a keeper be apart.
+# The largest difference between the clocks of a gateway and a keeper.
 APART_S_MAX: Final = 300.0
 
 
 def told_sender(peppers: Peppers, path: str, address: str, now: float) -> str:
-    """Return the field by which a gateway tells who asks for a path: when, the address, and their digest."""
+    """Return the header by which a gateway states a client's address: the time, the address and a digest."""
     second = int(now)
     return f"{second} {address} {peppers.digest(_said(path, address, second))}"
 
 
 def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
-    """Return the address that a gateway tells; empty where no gateway of ours wrote this, or long ago."""
+    """Return the client's address in that header, or an empty text if the digest is wrong or old."""
     second, _, rest = field.partition(" ")
     address, _, digest = rest.partition(" ")
     if not (second.isascii() and second.isdigit() and len(second) <= 12 and digest.isascii()):
@@ -41,5 +41,5 @@ def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
 
 
 def _said(path: str, address: str, second: int) -> str:
-    """Return the text of an origin to digest; its NULs stand in no credential."""
+    """Return the text to digest for a client's address. Its NULs occur in no credential."""
     return f"\0agents sender {second} {path} {address}"

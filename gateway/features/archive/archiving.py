@@ -37,9 +37,9 @@ from persistence.archive.months import (
 from persistence.schema import standing
 from persistence.schema.database import end_of
 
-# What an archive holds, a document a month of a ledger: written last, so what it names was read back.
+# The manifest of an archived month of a ledger. It is written last, after its file was read back.
 #
-# Programs of before wrote one a month for all ledgers but the audit log. It is read as it stands.
+# Older versions wrote one manifest a month for all ledgers except the audit log. It is still read.
 
 FORMAT = 1
 FOLDER = "manifests"
@@ -49,7 +49,7 @@ OF_A_MONTH = re.compile(r"month=\d{4}-(0[1-9]|1[0-2])")
 
 @dataclass(frozen=True, slots=True)
 class ArchiveManifest:
-    """The file of a month of a ledger, and of whose database it is."""
+    """The archived file of a ledger's month, and the id of the database."""
 
     database: UUID
     month: date
@@ -62,7 +62,7 @@ def name_of(month: date, ledger: str) -> str:
 
 
 def file_of(ledger: str, month: date) -> str:
-    """Return the file name of a ledger's month; DuckDB and others read `month=` as a column."""
+    """Return the file name of a ledger's month. DuckDB and others read `month=` as a column."""
     return f"{ledger}/{MONTH}{month:%Y-%m}/{ledger}.parquet"
 
 
@@ -83,7 +83,7 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
 
 
 def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest | None:
-    """Return the manifest of a ledger's month; None where the archive has no such month."""
+    """Return the manifest of a ledger's month, or None if the archive has none."""
     for name in (name_of(month, ledger), _of_all(month)):
         found = _read(place, name, month)
         for each in found:
@@ -95,7 +95,7 @@ def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest
 
 
 def divide_months(place: FileStore, month: date) -> None:
-    """Replace a month's manifest of all ledgers, if one exists, by a manifest for each ledger."""
+    """Replace the manifest of a month of all ledgers, an older form, by one manifest for each ledger."""
     found = _read(place, _of_all(month), month)
     for each in found:
         if not place.has(name_of(month, each.file.ledger)):
@@ -105,14 +105,14 @@ def divide_months(place: FileStore, month: date) -> None:
 
 
 def months_in(place: FileStore, ledger: str) -> list[date]:
-    """Return the months that may hold a ledger, in order: a manifest of all ledgers may lack this one."""
+    """Return the months that may contain a ledger, in order. An older manifest of all ledgers may lack it."""
     return sorted({*_months(place, f"{FOLDER}/{ledger}"), *_months(place, FOLDER)})
 
 
 def unnamed_files(place: FileStore, ledger: str) -> list[date]:
-    """Return months that an archive should have of a ledger, and has no manifest of, in order.
+    """Return the months of a ledger, in order, that the archive should have but has no manifest of.
 
-    They are between others; or their file is there, of a run that was killed or whose manifest was lost.
+    They lie between other months, or their file exists: a run was killed, or its manifest was lost.
     """
     named = set(months_in(place, ledger))
     found = {_month_of(name[len(MONTH) :]) for name in place.folders(ledger) if OF_A_MONTH.fullmatch(name)}
@@ -124,7 +124,7 @@ def unnamed_files(place: FileStore, ledger: str) -> list[date]:
 
 
 def databases_in(place: FileStore) -> Iterator[tuple[date, UUID]]:
-    """Yield the first archived month of each ledger, and the database that its manifest names."""
+    """Yield the first archived month of each ledger, with the database id in its manifest."""
     for ledger in BY_NAME:
         for month in months_in(place, ledger)[:1]:
             if (found := read_manifest(place, month, ledger)) is not None:
@@ -176,7 +176,7 @@ def _file(stored: ArchivedMonth) -> dict[str, Any]:
 
 
 def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMonth:
-    """Return the month that a manifest describes; `ArchiveFailed` if its ledger or file is not ours."""
+    """Return the month that a manifest describes; `ArchiveFailed` if its ledger or file is wrong."""
     ledger, file = str(found["ledger"]), str(found["file"])
     if ledger not in BY_NAME:
         raise ArchiveFailed(
@@ -206,7 +206,10 @@ def write_parquet(
     sink: Any,
     grown: Callable[[int, int], object] = lambda _rows, _bytes: None,
 ) -> None:
-    """Write rows, as CSV, into a file; `grown` is told how many rows and bytes it has, after each group."""
+    """Write rows, given as CSV, into a Parquet file.
+
+    After each group of rows `grown` is called with the rows and bytes written so far.
+    """
     arrow, csv, parquet = _libraries("pyarrow", "pyarrow.csv", "pyarrow.parquet")
     types = _types(arrow)
     schema = schema_of(columns)
@@ -237,7 +240,10 @@ def schema_of(columns: Mapping[str, str]) -> Any:
 
 
 def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
-    """Return how a file's columns differ from `columns`; empty if they agree. Only `needed` must exist."""
+    """Return the first difference between a file's columns and `columns`, or an empty text.
+
+    Columns that are not in `needed` may be missing.
+    """
     for column in schema_of(columns):
         places = found.get_all_field_indices(column.name)
         if not places and column.name in needed:
@@ -250,7 +256,7 @@ def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[st
 
 
 def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Figure]]:
-    """Return a file's number of rows, and for each column its number of non-null cells and their sum."""
+    """Return a file's number of rows, and for each column the number of non-null cells and their sum."""
     arrow, compute, parquet = _libraries("pyarrow", "pyarrow.compute", "pyarrow.parquet")
     file = parquet.ParquetFile(source)
     rows, found = 0, dict.fromkeys(columns, (0, 0))
@@ -266,7 +272,7 @@ def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Fig
 
 def _sum(arrow: Any, compute: Any, cells: Any, kind: str) -> int:
     if kind == TEXT:
-        # Each text that differs is digested once.
+        # Each distinct text is digested once.
         counted = compute.value_counts(cells.drop_null())
         return sum(_digest(each["values"]) * each["counts"] for each in counted.to_pylist())
     wide = compute.cast(cells.cast(arrow.int64()), arrow.decimal128(38, 0))
@@ -291,7 +297,7 @@ def _libraries(*names: str) -> list[Any]:
 
 
 class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a file."""
+    """Pieces of bytes as a readable file."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
         self._left = first
@@ -311,15 +317,15 @@ class _Pieces(io.RawIOBase):
         return size
 
 
-# A month that changes while it is written is written again, so often.
+# How often a month is written again if it changes meanwhile.
 TRIES_MAX = 3
-# What a file will come to is told by its first thousandth, a minute of hours, and not to the last byte.
+# The size of a file is estimated from its first thousandth, with a factor for the error.
 SURE_OF, SPARE = 1_000, 1.25
 
 
 @dataclass(frozen=True, slots=True)
 class OpenMonth:
-    """A month that is not closed for some ledgers, and why."""
+    """A month that is not closed for some ledgers, with the reasons."""
 
     month: date
     ledgers: tuple[str, ...]
@@ -328,7 +334,7 @@ class OpenMonth:
 
 @dataclass(slots=True)
 class ArchiveRun:
-    """What one run did: months that got a partition, files taken out, tables dropped, why it ended."""
+    """The results of one run: rows moved into partitions, archived files, dropped tables, and open months."""
 
     moved: list[PartitionedMonth] = field(default_factory=list)
     files: list[ArchivedMonth] = field(default_factory=list)
@@ -347,10 +353,11 @@ def archive(
     drop_after: int | None = None,
     said: Callable[[str], object] = lambda _: None,
 ) -> ArchiveRun:
-    """Archive what is not kept any more, each ledger oldest month first, up to one that is not closed.
+    """Archive the months whose retention is over, each ledger's oldest first, up to one that is not closed.
 
-    Which months these are `before` says, of the audit log `audit_before`; else how long each is kept.
-    Months archived since `drop_after` days are dropped, with None nothing.
+    `before` and `audit_before` (for the audit log) replace the configured retention. Tables of months that
+    were archived at least `drop_after` days ago are dropped; None drops nothing. `said` is called with each
+    month.
     """
     latest = months.latest(today)
     for option, day in (("--before", before), ("--audit-before", audit_before)):
@@ -384,7 +391,7 @@ def archive(
 
 
 def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> list[tuple[date, MonthlyLedger]]:
-    """Return months that may go, the oldest of all ledgers first."""
+    """Return the months to archive, the oldest of all ledgers first."""
     found = [
         (month, ledger)
         for ledger, before in until.items()
@@ -395,7 +402,7 @@ def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> lis
 
 
 def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
-    """Return several ledgers stopped for the same reasons are named once; the oldest month first."""
+    """Return the open months with ledgers of equal reasons together, the oldest month first."""
     alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)
@@ -438,7 +445,7 @@ def _month(
 def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth:
     """Write a month of a ledger, and read it back.
 
-    A session may end at any time, and another archive that month: nothing of that is written over.
+    The lock is checked before each change, because another run may have archived the month meanwhile.
     """
     name, columns = file_of(ledger.name, month), months.columns_of(ledger)
     expected, most = months.about(connection, ledger, month), place.file_bytes_max
@@ -467,10 +474,9 @@ def _store(connection: Connection, place: FileStore, ledger: MonthlyLedger, mont
 
 
 def outgrown(written: int, size: int, expected: int, most: int) -> int:
-    """Return how many bytes a file of `expected` rows will have by what was written, where that is too much;
-    else 0.
+    """Return the expected bytes of a file of `expected` rows if that exceeds `most`, else 0.
 
-    An excess of less than `SPARE` goes on until it is more.
+    An estimate counts only if it exceeds `most` by the factor `SPARE`.
     """
     whole = size * max(written, expected) // written
     if size > most or (size >= most // SURE_OF and whole > most * SPARE):
@@ -479,12 +485,12 @@ def outgrown(written: int, size: int, expected: int, most: int) -> int:
 
 
 def _holds(place: FileStore, file: ArchivedMonth) -> bool:
-    """Return whether a file has the size and digest of its manifest."""
+    """Return whether a stored file has the size and digest in its manifest."""
     return place.has(file.file) and place.digest(file.file) == (file.bytes, file.sha256)
 
 
 def _drop(connection: Connection, place: FileStore, days: int) -> list[str]:
-    """Drop what is archived there since so many days, if each of its files is what it was."""
+    """Drop the tables of months archived here at least `days` days ago, if their files are unchanged."""
     here = [each for each in months.droppable(connection, days) if each.url == place.url]
     for one in here:
         if place.digest(one.file) != (one.bytes, one.sha256):

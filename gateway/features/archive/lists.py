@@ -30,7 +30,7 @@ ARCHIVE = (
 
 
 def archived_rows(described: CliResource, fields: Sequence[FormField], typed: dict[str, Any]) -> list[Json]:
-    """Return the rows of an archive that a list's options ask for, as the Admin API shows them."""
+    """Return the rows of an archive that a list's options select, as the Admin API shows them."""
     from gateway.admin.resources.registry import RESOURCES  # noqa: PLC0415  # heavy, and only rows need it
     from gateway.features.archive import reading  # noqa: PLC0415  # its library is heavy to load
     from gateway.ops.storage import FileStore  # noqa: PLC0415  # loaded where it is needed

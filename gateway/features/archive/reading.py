@@ -45,19 +45,19 @@ from persistence.archive.months import (
 )
 from persistence.schema.database import end_of
 
-# Which ledger a list of the Admin API is of.
+# The ledger of each list of the Admin API.
 LEDGERS: Mapping[str, MonthlyLedger] = {
     "token-ledger": TOKENS, "credit-transactions": CREDITS, "feature-usage": SPENDS, "calls": CALLS,
     "audit-log": AUDIT,
 }  # fmt: skip
-# A row of a file, and which that is.
+# A row, and its file.
 _Found = tuple[dict[str, Any], ArchivedMonth]
 SAID_CHARS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """Which rows: columns and what each must be, from a moment up to before another one."""
+    """A selection of rows: required values by column, and times from `since` up to before `until`."""
 
     filters: Mapping[str, str | int | bool] = field(default_factory=dict)
     since: datetime | None = None
@@ -73,10 +73,10 @@ def rows(
     said: Callable[[str], object] = lambda _: None,
     render: Callable[[Row], Row] = dict,
 ) -> list[Row]:
-    """Return the rows of a list, as far as archived months have them, up to the limit; months that lack are
-    said.
+    """Return the rows of a list from the archived months, up to the limit.
 
-    `render` writes each; what it refuses by `ValueError` is no row of the list.
+    `said` is called with a message about missing months. `render` converts each row; a row for which it
+    raises `ValueError` is reported as damage.
     """
     ledger = LEDGERS[name]
     unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
@@ -115,14 +115,14 @@ def _without_manifest(place: FileStore, ledger: MonthlyLedger, months: list[date
 
 
 def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth | None:
-    """Return the file of a month that its manifest names; None where it has none of this ledger."""
+    """Return the file of a ledger's month by its manifest, or None without a manifest."""
     said = archiving.read_manifest(place, month, ledger.name)
     return None if said is None else said.file
 
 
 @contextmanager
 def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
-    """Raise errors of malformed rows as one-line `ArchiveFailed`: file and manifest may change together."""
+    """Raise errors of malformed rows as one-line `ArchiveFailed`."""
     try:
         yield
     except (ArithmeticError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
 def _of_month(
     place: FileStore, file: ArchivedMonth, ledger: MonthlyLedger, asked: RowFilter
 ) -> Iterator[_Found]:
-    """Yield the wanted rows of a month in order, one row group of the file at a time."""
+    """Yield the selected rows of a month in order, one row group of the file at a time."""
     dataset: Any = importlib.import_module("pyarrow.dataset")
     wanted = _condition(dataset, ledger, asked)
     with told(place.url):
@@ -174,7 +174,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
 
 
 def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
-    """Return a row of a file as a ledger's list has it: documents read, amounts in their units."""
+    """Return a row of a file in the form of a ledger's list, with decoded documents and converted amounts."""
     for name in ("metadata", "tools", "before", "after"):
         if row.get(name) is not None:
             row[name] = read_json(row[name])
@@ -218,9 +218,9 @@ MOVED: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], int], str]] =
 
 @dataclass(slots=True)
 class ArchiveProof:
-    """The result of a proof: files and rows that were read, movements compared; and all that is not so.
+    """The result of a proof: files and rows read, movements compared, and contradictions (`broken`).
 
-    `elsewhere` are places of other archived months: each is proved by itself.
+    `elsewhere` are the URLs of other archives of this database, which need their own proof.
     """
 
     files: int = 0
@@ -255,7 +255,7 @@ def prove(url: str, place: FileStore) -> ArchiveProof:
 
 
 def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
-    """Return how a file, its manifest and the database differ; empty where they agree."""
+    """Return how a file, its manifest and the database differ, or an empty text."""
     found = archiving.read_manifest(place, one.month, one.ledger)
     if found is None:
         return "has no manifest"
@@ -277,7 +277,7 @@ def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
 def _movements(
     connection: Connection, place: FileStore, ledger: MonthlyLedger, one: ArchivedMonth, proof: ArchiveProof
 ) -> None:
-    """Compare each movement of a file with what stands for it, as long as not too much is wrong."""
+    """Compare each movement of a file with its row or run in PostgreSQL, up to `NAMED_MAX` contradictions."""
     with connection.transaction(), place.open(one.file) as source:
         rows = _counted(_read(source, ledger), proof)
         for reason in compare(rows, kept(connection, ledger, one.month)):
@@ -304,7 +304,10 @@ def _counted(rows: Iterable[MovementRun], proof: ArchiveProof) -> Iterator[Movem
 
 
 def compare(rows: Iterator[MovementRun], stands: Iterable[MovementRun]) -> Iterator[str]:
-    """Yield mismatches: each row must belong to one run, and each run must have all its rows."""
+    """Yield mismatches between archived movements and the runs in PostgreSQL.
+
+    Each row must belong to one run, and each run must have all its rows.
+    """
     row = next(rows, None)
     for one in stands:
         while row is not None and (row.owner, row.last_seq) < (one.owner, one.first_seq):

@@ -22,10 +22,10 @@ from persistence.schema.database import end_of
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Whole months that each ledger is kept behind the one that runs; 0 is for ever.
+    """Whole months that each ledger stays in PostgreSQL after the current month; 0 means for ever.
 
-    `calls_days` are days that calls are kept at most, where anything says so: what would be dropped then is
-    archived by then.
+    `calls_days` is the maximum of days for calls, 0 without one: they are archived before they would be
+    deleted.
     """
 
     tokens: int = 1
@@ -47,7 +47,7 @@ class Retention:
         )
 
     def before(self, ledger: MonthlyLedger, today: date) -> date | None:
-        """Return the latest end of droppable months of a ledger; None where all are retained."""
+        """Return a date: months of a ledger before it are archived; None if all are retained."""
         months = self._months(ledger)
         if not months:
             return None
@@ -57,7 +57,7 @@ class Retention:
         return min(day, latest(today))
 
     def due(self, ledger: str, month: date) -> date | None:
-        """Return the day from which a month of a ledger may be dropped; None where all are retained."""
+        """Return the day from which a month of a ledger is archived, or None if all are retained."""
         of, end = BY_NAME[ledger], end_of(month)
         months = self._months(of)
         if not months:

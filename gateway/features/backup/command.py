@@ -65,7 +65,7 @@ def backup(
 def _taken(
     url: str, there: Backups, prove: bool, keep: int | None
 ) -> tuple[Backup, BackupManifest, list[str]]:
-    """Write a backup, prove it, and keep as many as are wanted: which it is, what it holds, what is gone."""
+    """Write a backup, prove it if wanted, delete old ones; return it, its manifest and deleted addresses."""
     from gateway.features.backup import taking as proving  # noqa: PLC0415  # each command loads what it needs
     from gateway.features.backup.taking import back_up  # noqa: PLC0415  # loaded where it is needed
 
@@ -75,7 +75,7 @@ def _taken(
         taken, manifest = back_up(url, there, datetime.now(UTC))
         number = proving.note(url, taken, manifest)
     dropped: list[str] = []
-    if keep is not None:  # whether it is proven or not, no more stay than are kept, and the last proven one
+    if keep is not None:  # at most `keep` remain, and the last proven one always
         spared = (taken.name, *proving.last_proven(url, there))
         dropped += proving.drop_older(there, keep, spared)
     if prove:
@@ -129,7 +129,7 @@ def restore(
 
 
 def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str, BackupManifest, list[str]]:
-    """Restore a backup; return the database's URL, the manifest and the contradictions of the rows."""
+    """Restore a backup; return the database's URL, the manifest and the contradictions among its rows."""
     import asyncio  # noqa: PLC0415  # each command loads what it needs
 
     from gateway.core.network import without_password  # noqa: PLC0415  # loaded where it is needed
@@ -152,7 +152,7 @@ def _brought_back(source: str, settings: Settings, ids_ahead: int) -> tuple[str,
 
 
 def _tell_all(there: Backups, *, as_json: bool) -> None:
-    """Print the backups of a place, the newest first, and the proven ones where the place records them."""
+    """Print the backups of a folder or bucket, the newest first, and which are proven if that is recorded."""
     names, proven = there.names()[::-1], there.proven()
     if as_json:
         said = [{} if proven is None else {"proven": name in proven} for name in names]
@@ -164,7 +164,7 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
 
 
 def _backups(to: str, *, several: bool) -> Backups:
-    """Return the place of backups; the library of buckets is loaded for a bucket alone."""
+    """Return the folder or bucket of backups. The library for buckets is loaded only for a bucket."""
     if _is_bucket(to):
         from gateway.features.backup.storage import Bucket  # noqa: PLC0415  # each command loads what it needs
 
@@ -178,7 +178,7 @@ def _backups(to: str, *, several: bool) -> Backups:
 
 
 def _backup(source: str) -> Backup:
-    """Return the backup that a file is, or that an address in a bucket names."""
+    """Return the backup in a file, or at an address in a bucket."""
     if _is_bucket(source):
         from gateway.features.backup.storage import named  # noqa: PLC0415  # each command loads what it needs
 

@@ -25,16 +25,16 @@ from gateway.errors import BackupFailed, PlaceFailed
 from gateway.ops.storage import FileStore, shown
 from persistence.schema import standing
 
-# What a backup says it holds. The same words in a file's last member and in a bucket's document.
+# The manifest of a backup: the last member of a tar file, or a document in a bucket.
 
 FORMAT = 1
-# Of the package: what speaks to buckets.
+# The extra of this package with the library for buckets.
 EXTRA = "backup"
 
 
 @dataclass(frozen=True, slots=True)
 class BackupPiece:
-    """A part of a dump that is a file of its own."""
+    """A part of a dump in a file of its own."""
 
     bytes: int
     sha256: str
@@ -42,7 +42,7 @@ class BackupPiece:
 
 @dataclass(frozen=True, slots=True)
 class BackupManifest:
-    """What a backup holds: `rows` counts by table, `sha256` and `bytes` are of the dump."""
+    """The contents of a backup: `rows` by table, and `sha256` and `bytes` of the whole dump."""
 
     format: int
     program_version: str
@@ -52,12 +52,12 @@ class BackupManifest:
     rows: Mapping[str, int]
     bytes: int
     sha256: str
-    # In their order; none where the dump is one file.
+    # In order; empty if the dump is one file.
     pieces: Sequence[BackupPiece] = ()
 
 
 def as_document(manifest: BackupManifest) -> dict[str, Any]:
-    """Return a manifest as it is written down: without pieces as every version has written it."""
+    """Return a manifest as JSON values. Without pieces it has the form of every version."""
     document = asdict(manifest)
     if not manifest.pieces:
         del document["pieces"]
@@ -65,7 +65,7 @@ def as_document(manifest: BackupManifest) -> dict[str, Any]:
 
 
 def read_manifest(found: Any, source: str) -> BackupManifest:
-    """Return a stored manifest; `BackupFailed` where it is malformed or of an unknown version."""
+    """Return a stored manifest; `BackupFailed` if it is malformed or of an unknown version."""
     try:
         pieces = tuple(
             BackupPiece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ())
@@ -85,12 +85,12 @@ def read_manifest(found: Any, source: str) -> BackupManifest:
 
 
 def no_backup_at(source: str) -> BackupFailed:
-    """Return the words on something that is no backup."""
+    """Return the error for a file or address that is no backup."""
     return BackupFailed(f"{source} is not a backup of Tollkeeper, or not a whole one")
 
 
 def damaged_backup(source: str) -> BackupFailed:
-    """Return the words on a backup whose bytes are others than were written."""
+    """Return the error for a backup whose checksum does not match."""
     return BackupFailed(f"{source} is damaged: its dump is not the one that was written")
 
 
@@ -103,7 +103,7 @@ _GROWING = re.compile(rf"\.{_OURS.pattern}\.\w+")
 
 @dataclass(frozen=True, slots=True)
 class TarBackup:
-    """A file that is a backup, or says that it is."""
+    """A backup in one tar file. The file may turn out to be something else."""
 
     path: Path
 
@@ -116,7 +116,7 @@ class TarBackup:
         return str(self.path)
 
     def manifest(self) -> BackupManifest:
-        """Return the backup's manifest; `BackupFailed` where it is missing, malformed or unknown."""
+        """Return the backup's manifest; `BackupFailed` if it is missing, malformed or unknown."""
         try:
             with tarfile.open(self.path, "r:") as tar:
                 member = tar.extractfile(MANIFEST)
@@ -144,7 +144,7 @@ class TarBackup:
 
 
 class Folder:
-    """A directory of such files, or one file: a path that ends in `.tar`, unless a directory is there."""
+    """A directory of tar backups, or one such file: a path that ends in `.tar` and is no directory."""
 
     def __init__(self, to: Path) -> None:
         self._to = to
@@ -167,7 +167,7 @@ class Folder:
         growing = Path(name)
         try:
             with os.fdopen(descriptor, "r+b") as file:
-                with suppress(OSError):  # a volume without locks: what is left there stays
+                with suppress(OSError):  # a volume without locks: unfinished files remain
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _drop_abandoned(target.parent)
                 yield _TarWriter(file, growing, target)
@@ -177,7 +177,7 @@ class Folder:
             growing.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Return backups of the directory, the oldest first."""
+        """Return the names of the directory's backups, the oldest first."""
         if not self._to.is_dir():
             raise BackupFailed(f"{self._to} is no directory of backups, nor a bucket")
         return sorted(path.name for path in self._to.iterdir() if _OURS.fullmatch(path.name))
@@ -208,7 +208,7 @@ class _TarWriter:
         self._size += self._file.write(chunk)
 
     def finish(self, manifest: BackupManifest) -> TarBackup:
-        """Write the dump's size, append the manifest, and move the file to its name."""
+        """Write the dump's size, append the manifest, and rename the file to its final name."""
         file = self._file
         file.write(bytes(-self._size % tarfile.BLOCKSIZE))
         content = json.dumps(as_document(manifest), indent=1).encode()
@@ -230,7 +230,7 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _drop_abandoned(folder: Path) -> None:
-    """Remove what others began in a directory and nobody writes to any more."""
+    """Delete unfinished backups in a directory that no process is writing any more."""
     for path in folder.iterdir():
         if _GROWING.fullmatch(path.name):
             with suppress(OSError), path.open("r+b") as file:
@@ -240,12 +240,12 @@ def _drop_abandoned(folder: Path) -> None:
 
 # Backups in a bucket of an S3-compatible store: a folder of pieces each, and a document that names them.
 #
-# The document is written last, once every piece was read back: what has none is no backup. A piece fits into
+# The manifest is written last, after every piece was read back. A piece fits into
 # memory, so that nothing waits on a disk, and none is as large as a store would refuse.
 
 PIECE_BYTES = 32 << 20
 PIECES_MAX = 1 << 15
-# Pieces without a document are of a backup that is being written, or by then of one that was killed.
+# Pieces without a manifest belong to a backup in progress, or after this time to a killed one.
 LEFT_AFTER = timedelta(days=2)
 NAMED_MAX = 5
 _NAME = re.compile(r"tollkeeper-(\d{8}T\d{6}Z)-[0-9a-f]{8}")
@@ -255,18 +255,18 @@ _DOCUMENT, _PROVEN = ".json", ".proven"
 
 @dataclass(frozen=True, slots=True)
 class PiecesBackup:
-    """A backup of a bucket, or something that claims to be one."""
+    """A backup in a bucket, in pieces. The address may turn out to be something else."""
 
     place: FileStore
     name: str
 
     @property
     def address(self) -> str:
-        """Where it is, as `restore` takes it."""
+        """The address of the backup, as `restore` accepts it."""
         return self.place.address(self.name)
 
     def manifest(self) -> BackupManifest:
-        """Return the backup's manifest; `BackupFailed` where it is missing, malformed or unknown."""
+        """Return the backup's manifest; `BackupFailed` if it is missing, malformed or unknown."""
         found = self.place.read_json(self.name + _DOCUMENT)
         if found is None:
             raise BackupFailed(f"{self.address} is not there{_instead(self.place)}")
@@ -300,7 +300,7 @@ class PiecesBackup:
 
 
 class Bucket:
-    """A folder of a bucket that has backups of one database."""
+    """A folder in a bucket with backups of one database."""
 
     def __init__(
         self, url: str, *, piece_bytes: int = PIECE_BYTES, left_after: timedelta = LEFT_AFTER
@@ -311,43 +311,43 @@ class Bucket:
 
     @contextmanager
     def growing(self, now: datetime) -> Iterator[_PiecesWriter]:
-        """Open a writer of pieces under a unique name with the time; abandoned pieces are deleted."""
+        """Open a writer of pieces under a unique name with the time; delete abandoned pieces."""
         name = f"tollkeeper-{now:{_TIME}}-{token_hex(4)}"
-        with suppress(PlaceFailed):  # one who may only add to a bucket leaves it to its rules
+        with suppress(PlaceFailed):  # without the right to delete, the rules of the bucket do that
             self._drop_abandoned(now)
         try:
             yield _PiecesWriter(self._place, name, self._piece_bytes)
         except BaseException:
-            # A store that does not answer keeps pieces without a document: they go another night.
+            # If the store is unavailable, the pieces remain, and a later run deletes them.
             with suppress(PlaceFailed):
                 self.remove(name)
             raise
 
     def names(self) -> list[str]:
-        """Return backups that are there, the oldest first."""
+        """Return the names of the complete backups, the oldest first."""
         return _ours(self._place.names(""), _DOCUMENT)
 
     def address(self, name: str) -> str:
-        """Return the address of a backup, as `restore` takes it."""
+        """Return the address of a backup, as `restore` accepts it."""
         return self._place.address(name)
 
     def remove(self, name: str) -> None:
-        """Remove a backup: first what makes it one."""
+        """Delete a backup: its manifest first, then its pieces."""
         for ending in (_DOCUMENT, _PROVEN):
             self._place.remove(name + ending)
         self._place.remove_folder(name)
 
     def note_proof(self, name: str) -> None:
-        """Write it beside the backup: a restore has no database to ask."""
+        """Write the proof next to the backup, because a restore has no database to ask."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         self._place.write_json(name + _PROVEN, {"proved_at": at})
 
     def proven(self) -> list[str]:
-        """Return backups that were restored and are right."""
+        """Return the names of backups that were restored and found correct."""
         return _ours(self._place.names(""), _PROVEN)
 
     def _drop_abandoned(self, now: datetime) -> None:
-        """Remove pieces that no document names and nobody writes any more."""
+        """Delete old pieces of backups without a manifest."""
         whole = set(self.names())
         for name in self._place.folders(""):
             found = _NAME.fullmatch(name)
@@ -359,7 +359,7 @@ class Bucket:
 
 
 def named(url: str) -> PiecesBackup:
-    """Return the backup that an address names; `BackupFailed` says which there are where it names none."""
+    """Return the backup at an address; `BackupFailed` lists existing backups if the address names none."""
     folder, name = FileStore.parted(url)
     name = name.removesuffix(_DOCUMENT)
     if not _NAME.fullmatch(name):
@@ -378,14 +378,14 @@ class _PiecesWriter:
         self._pieces: list[BackupPiece] = []
 
     def write(self, chunk: bytes) -> None:
-        """Append to the dump; a piece that is full is sent, and read back."""
+        """Append to the dump. A full piece is uploaded, and read back."""
         self._waiting += chunk
         while len(self._waiting) >= self._piece_bytes:
             self._send(bytes(memoryview(self._waiting)[: self._piece_bytes]))
             del self._waiting[: self._piece_bytes]
 
     def finish(self, manifest: BackupManifest) -> PiecesBackup:
-        """Send what is left, then the document."""
+        """Upload the rest, then the manifest."""
         if self._waiting:
             self._send(bytes(self._waiting))
         whole = replace(manifest, pieces=tuple(self._pieces))
@@ -415,13 +415,13 @@ def _digest(content: bytes) -> str:
 
 
 def _ours(names: Sequence[str], ending: str) -> list[str]:
-    """Return the backups with a file of this ending, in order."""
+    """Return the names of backups with a file of this suffix, in order."""
     found = (name.removesuffix(ending) for name in names if name.endswith(ending))
     return [name for name in found if _NAME.fullmatch(name)]
 
 
 def _instead(place: FileStore) -> str:
-    """Return a message part that lists a place's backups, the newest first, with the proven ones marked."""
+    """Return a part of a message with the existing backups, the newest first, and which are proven."""
     there = place.names("")
     proven = set(_ours(there, _PROVEN))
     newest = _ours(there, _DOCUMENT)[::-1]
@@ -432,7 +432,7 @@ def _instead(place: FileStore) -> str:
     return f"; there are {', '.join(addresses)}{more}"
 
 
-# What taking, restoring and proving need of where backups are kept.
+# Types of backups, of their writers, and of where backups are stored.
 Backup = TarBackup | PiecesBackup
 BackupWriter = _TarWriter | _PiecesWriter
 Backups = Folder | Bucket

@@ -25,7 +25,7 @@ from gateway.local.embedded import postgres
 from persistence import backup as backups
 from persistence.schema import standing
 
-# PostgreSQL's own programs, of a server's major version: those of another write what it cannot read.
+# PostgreSQL's own programs, of the server's major version: other versions write dumps it cannot read.
 
 # Where systems keep several versions beside each other: Debian, Red Hat, Homebrew, Alpine.
 PLACES = (
@@ -37,7 +37,7 @@ _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
 
 
 def major_of(server_version: str) -> int:
-    """Return the major version of a server: 15 of `15.18 (Debian 15.18-1)`."""
+    """Return the major version of a server, such as 15 for `15.18 (Debian 15.18-1)`."""
     return int(re.split(r"\D", server_version, maxsplit=1)[0] or 0)
 
 
@@ -68,7 +68,7 @@ def _candidates(name: str, major: int, places: Sequence[str]) -> Iterator[Path]:
 
 
 def _version_of(path: Path) -> int:
-    """Return the major version a program says it has; 0 where it is not there or says none."""
+    """Return the major version that a program reports, or 0 if it is missing or reports none."""
     try:
         said = subprocess.run(  # noqa: S603  # a program of PostgreSQL, by its place
             [str(path), "--version"], capture_output=True, text=True, timeout=ANSWER_S_MAX, check=True
@@ -86,8 +86,8 @@ SAID_BYTES_MAX = 65_536
 def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, BackupManifest]:
     """Write a backup; return it with its manifest.
 
-    The rows are those of one moment; traffic and the keeper go on. `BackupFailed` says what
-    went wrong, `PlaceFailed` what a bucket said; nothing is left behind then that looks like a backup.
+    The rows are a snapshot of one moment, while traffic and the keeper continue. `BackupFailed` or (for a
+    bucket) `PlaceFailed` has the reason of a failure, which leaves no backup behind.
     """
     with to.growing(now) as growing:
         with backups.moment(url) as moment:
@@ -103,16 +103,16 @@ def back_up(url: str, to: Backups, now: datetime) -> tuple[Backup, BackupManifes
 def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[BackupManifest, list[str]]:
     """Restore a backup into an empty database; return its manifest and contradictions among its rows.
 
-    `BackupFailed` before any write where the database is not empty; with nothing left in it where the
-    backup is damaged or cannot be restored as a whole. Rows are counted and checked for contradictions
-    after the restore: wrong rows stay, and the next try needs a new database.
+    `BackupFailed` if the database is not empty, or if the backup is damaged: then nothing is written.
+    Contradictions are found after the restore, so the rows remain, and another try needs a new database. New
+    ids begin `ids_ahead` higher.
     """
     manifest = source.manifest()
     server_version = backups.refuse_unless_empty(url)
     arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction", "--dbname="]
     with (
         _started(url, [program("pg_restore", major_of(server_version)), *arguments]) as (stdin, _),
-        suppress(BrokenPipeError),  # one that has ended before says why by itself
+        suppress(BrokenPipeError),  # a program that ended early prints the reason itself
     ):
         for chunk in source.dump(manifest):
             stdin.write(chunk)
@@ -123,7 +123,7 @@ def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[BackupManifest
 
 
 def _dump(url: str, moment: backups.Moment, growing: BackupWriter) -> tuple[int, str]:
-    """Write the dump of a moment; its size and digest."""
+    """Write the dump of a snapshot; return its size and digest."""
     digest, size = hashlib.sha256(), 0
     arguments = [program("pg_dump", major_of(moment.server_version)), "--format=custom"]
     with _started(url, [*arguments, f"--snapshot={moment.snapshot}"]) as (_, stdout):
@@ -136,9 +136,9 @@ def _dump(url: str, moment: backups.Moment, growing: BackupWriter) -> tuple[int,
 
 @contextmanager
 def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Run a program of PostgreSQL's to its end, lending its input and output.
+    """Run a PostgreSQL program to its end, and lend its input and output.
 
-    `BackupFailed` with what it said where it failed.
+    `BackupFailed` with its error message if it fails.
     """
     with tempfile.TemporaryFile() as said:
         try:
@@ -164,29 +164,28 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
             raise BackupFailed(lines[0] if lines else f"{arguments[0]} ended with {process.returncode}")
 
 
-# Whether a backup can be restored: it is, into a database made for it on the same server, and checked.
+# The proof of a backup: it is restored into a temporary database of the same server, and checked.
 #
-# A backup that was taken and proven is noted in the database itself, so that metrics tell how old the last
-# one is.
+# Backups and proofs are recorded in the database itself, so that metrics show the age of the last one.
 def note(url: str, backup: Backup, manifest: BackupManifest) -> int:
-    """Note in the database that a backup of it was written; the number of the note."""
+    """Record a written backup in its database; return the number of the record."""
     taken_at = datetime.fromisoformat(manifest.taken_at)
     return backups.note_backup(url, backups.BackupRow(backup.name, taken_at, manifest.bytes, manifest.sha256))
 
 
 def refuse_unless_provable(url: str) -> None:
-    """Raise `BackupFailed` where no backup of a database could be proven, before one is written."""
+    """Raise `BackupFailed` before a backup is written if it could not be proven later."""
     backups.refuse_unless_provable(url)
 
 
 def last_proven(url: str, there: Backups) -> tuple[str, ...]:
-    """Return the latest proven backups of a place: by the database, and by the place itself."""
+    """Return the latest proven backups, as the database and the folder or bucket record them."""
     noted = backups.last_proven(url, there.names())
     return tuple(filter(None, (noted, *(there.proven() or ())[-1:])))
 
 
 def prove(url: str, there: Backups, backup: Backup, number: int) -> None:
-    """Restore a backup beside the database and check it, then note that; `BackupFailed` where it is wrong."""
+    """Restore a backup into a temporary database, check it and record that; `BackupFailed` if it is wrong."""
     with backups.database_beside(url) as beside:
         _, wrong = restore(beside, backup, ids_ahead=0)
     if wrong:
@@ -199,9 +198,9 @@ def prove(url: str, there: Backups, backup: Backup, number: int) -> None:
 
 
 def drop_older(there: Backups, keep: int, spared: tuple[str, ...] = ()) -> list[str]:
-    """Remove the oldest backups of a place beyond as many as are kept, by the times in their names.
+    """Delete the oldest backups until `keep` remain, by the times in their names; return deleted addresses.
 
-    None goes that is `spared`: others go instead of it. The addresses of those that went.
+    Backups in `spared` are kept, and newer ones are deleted instead.
     """
     ours = there.names()
     excess = max(0, len(ours) - keep)

@@ -103,14 +103,14 @@ from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 from gateway.http.tally import NEVER
 
-# Of one request, read at once; a call's own may be larger, in turns.
+# Bytes of a request that is decoded at once. The body of a call may be larger, and is decoded in steps.
 BODY_BYTES_MAX: Final = 1 << 20
 _JSON: Final = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 _REPLAYED: Final = (b"idempotent-replayed", b"true")
 
 
 async def take_hold(exchange: Exchange) -> None:
-    """Hold on every limit or on none what a call elsewhere may use: 201, or the refusal that a call earns."""
+    """Create a hold on all its limits or on none: 201, or the refusal that a call would get."""
     caller = known(exchange) or await identify(exchange)
     holds = exchange.worker.ports.holds
     id_, key = exchange.request_id, ""
@@ -125,7 +125,7 @@ async def take_hold(exchange: Exchange) -> None:
                     own_answer(exchange, 201, [*_JSON, _REPLAYED], answer)
                     return
         except Refusal:
-            await by_head(exchange, caller)  # who is over a limit of requests is told of that first
+            await by_head(exchange, caller)  # a request limit refuses before this error
             raise
         try:
             hold, decision, remaining = await _taken(exchange, caller, said, id_, again=bool(key))
@@ -140,10 +140,10 @@ async def take_hold(exchange: Exchange) -> None:
 
 
 async def authorize(exchange: Exchange) -> None:
-    """Hold what the call may use that another gateway asks for: 200 with its id, or the refusal it earns.
+    """Create a hold for a call that another gateway describes: 200 with its id, or the refusal.
 
-    Only the path and the body say what is held, which the other gateway writes: no field of its client can.
-    The call is judged as one that came here.
+    The other gateway writes the path and the body, which alone decide the hold: headers of its client have no
+    effect. The call is checked as if it came here.
     """
     caller = known(exchange) or await identify(exchange)
     ttl_s = exchange.routed.params["ttl_s"]
@@ -182,7 +182,7 @@ async def authorize(exchange: Exchange) -> None:
 
 
 async def extend_hold(exchange: Exchange) -> None:
-    """Extend a hold's time, and raise its amount where the body asks for more."""
+    """Extend a hold's time, and raise its amount if the body asks for more."""
     caller = known(exchange) or await identify(exchange)
     holds = exchange.worker.ports.holds
     with _uninterrupted(exchange):
@@ -210,7 +210,7 @@ async def extend_hold(exchange: Exchange) -> None:
 
 
 async def settle_hold(exchange: Exchange) -> None:
-    """Replace a hold by what its caller says was used, once; settled again it is answered the same."""
+    """Settle a hold once by the usage that its caller states. A repeated request gets the same answer."""
     await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), None, False, ()))
 
 
@@ -229,7 +229,7 @@ async def settle_by_answer(exchange: Exchange) -> None:
 async def _settle_by(
     exchange: Exchange, bytes_max: int, read_use: Callable[[CallerHold, bytes], SaidUse]
 ) -> None:
-    """Settle a hold by what a body says, which `read_use` reads for it."""
+    """Settle a hold by the usage that `read_use` finds in the body of an exchange."""
     caller = known(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     with _uninterrupted(exchange):
@@ -256,7 +256,7 @@ async def _settle_by(
 
 
 async def release_hold(exchange: Exchange) -> None:
-    """Release a hold without a charge; where Redis is away, the release is done later."""
+    """Release a hold without a charge. If Redis is unavailable, a worker releases it later."""
     caller = known(exchange) or await identify(exchange)
     ports, id_, route = exchange.worker.ports, exchange.routed.params["id"], exchange.routed.label
     with _uninterrupted(exchange):
@@ -271,7 +271,7 @@ async def release_hold(exchange: Exchange) -> None:
 
 
 async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
-    """Release a caller's hold; `HoldEnded` where it was settled, or charged as held."""
+    """Release a caller's hold; `HoldEnded` if it was settled, or charged when it expired."""
     hold = await ports.holds.find(caller, id_)
     end = await ports.holds.decide(hold, end_released(hold, route, ports.holds.now_ms()))
     if not end.released:
@@ -284,9 +284,9 @@ async def release(ports: Ports, caller: Caller, id_: str, route: str) -> None:
 
 
 async def delete_again(ports: Ports, raw: bytes) -> None:
-    """Release a hold whose caller was told 503, unless it has ended; from an asyncio task.
+    """Release a hold whose caller got 503, unless it has ended; from an asyncio task.
 
-    Fails with `CountersUnavailable` as before.
+    Raise `CountersUnavailable` if Redis is still unavailable.
     """
     await in_task(begin(_delete_again(ports, raw)))
 
@@ -298,13 +298,13 @@ async def _delete_again(ports: Ports, raw: bytes) -> None:
 
 
 def holds_charged(hold: CallerHold, now_ms: int) -> bool:
-    """Return whether a missing hold was charged when its time ended."""
+    """Return whether a missing hold was charged when it expired."""
     return hold.unsettled == UNSETTLED_CHARGED and now_ms > hold.expires_ms
 
 
 @contextmanager
 def _uninterrupted(exchange: Exchange) -> Iterator[None]:
-    """Shield the exchange from a client that leaves; questions to the counters have their own timeouts."""
+    """Shield the exchange from a client that disconnects. Requests to Redis have their own timeouts."""
     _shield(exchange)
     try:
         yield
@@ -318,7 +318,7 @@ def _shield(exchange: Exchange) -> None:
 
 
 async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, told: bytes) -> None:
-    """Store a hold that was taken; one whose id nobody will know is given back."""
+    """Store a new hold, and release it again if its caller cannot learn its id."""
     try:
         await exchange.worker.ports.holds.keep(hold, key, body, told)
     except CountersUnavailable:
@@ -329,7 +329,7 @@ async def _keep(exchange: Exchange, hold: CallerHold, key: str, body: bytes, tol
 
 
 async def _body(exchange: Exchange, caller: Caller, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """Return the whole body; its client may still leave before that."""
+    """Return the whole body. Until then, a client that disconnects ends the exchange."""
     exchange.shielded, exchange.deadline = False, NEVER
     body = await exchange.whole_body(caller, bytes_max)
     _shield(exchange)
@@ -347,7 +347,8 @@ async def _taken(
 ) -> tuple[CallerHold, Decision, int | None]:  # fmt: skip
     """Acquire a hold; return its stored record, the decision, and the remaining amount in its unit.
 
-    A hold of an `authorized` call covers its highest possible use: no maximum can be written into it.
+    A hold of an `authorized` call covers its highest possible use, because no maximum can be written into its
+    body.
     """
     ports = exchange.worker.ports
     try:
@@ -425,7 +426,7 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     exchange: Exchange, call: CallRequest, claim: CallClaim, decision: Decision,
     budgets: CallBudgets | None, route: Route | None,
 ) -> InvalidRequest | None:  # fmt: skip
-    """Return the refusal of a call whose hold binds it, where a number in it may overrule its maximum."""
+    """Return the refusal of a bound call with a number that may overrule its maximum, or None."""
     enforced = NO_UNITS if budgets is None else budgets.enforced
     if route is None or answer_bound(call, claim, decision, enforced) is None:
         return None
@@ -439,7 +440,7 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
 def _asked_call(
     exchange: Exchange, caller: Caller, said: HoldBody, call: CallRequest
 ) -> tuple[Route | None, CallRequest, Attribution, str]:
-    """Return the same of a call that another gateway asks for."""
+    """Return route, call, attribution and unit, like `_call`, of a call that another gateway describes."""
     attribution, unit = exchange.head.attribution, TOKENS if call.has_input else unit_of(said)
     attribution = replace(attribution, user=caller.acts_for(attribution.user, call.user))
     return exchange.routed.route, call, attribution, unit
@@ -510,7 +511,7 @@ def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
     caller: Caller, id_: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, amount: int | str | None, raises: bool,
 ) -> tuple[CallClaim, HoldRequest, int]:  # fmt: skip
-    """Return a hold's claim, its request, and the amount asked for in its unit where one was stated."""
+    """Return a hold's claim, its request to Redis, and the requested amount in its unit."""
     units = amount if isinstance(amount, int) else 1
     claim, request = hold_request(caller, id_, user, service, call, estimate, prices, budgets, units, raises)
     if not isinstance(amount, str):
@@ -545,7 +546,7 @@ def _remaining(decision: Decision, service: Service, unit: str) -> int | None:
 
 
 async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[HeldAmounts, int]:
-    """Return a hold's total amounts when raised by `more` of its unit, and that addition in its unit."""
+    """Return a hold's total amounts after an increase by `more` in its unit, and the increase."""
     ports, caller, service = exchange.worker.ports, hold.caller, hold.service
     if hold.unit == UNITS:
         raise InvalidRequest("A hold in units stays as it is: take another one beside it.", param="more")
@@ -574,7 +575,7 @@ async def _more(exchange: Exchange, hold: CallerHold, more: int | str) -> tuple[
 
 
 def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
-    """Return the refusal of the account that had too little for an extension; None if all of it was held."""
+    """Return the refusal by the account that had too little for an extension, or None."""
     kept = "The hold has what was free, and its time."
     if found.tokens < wanted.tokens:
         return QuotaExceeded(f"The quota has too little for this. {kept}")
@@ -589,7 +590,7 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
 
 
 def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
-    """Return the prices of when a hold was taken: of its models the dearest, unless the answer names one."""
+    """Return the prices at the creation of a hold. The highest of its models' prices counts by default."""
     call, ago_s = hold.names(), (ports.holds.now_ms() - hold.created_ms) / 1000
     named = named_prices(ports.directory, hold.caller, call, hold.own, ago_s) if hold.model else ()
     vectors = charging_prices(hold.service, call, named)
@@ -597,7 +598,7 @@ def _prices_then(ports: Ports, hold: CallerHold, now_s: float) -> CallPrices:
 
 
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
-    """Settle as was decided. What met no hold was settled before, or the keeper makes it good."""
+    """Settle a hold as decided. If Redis lacks the hold, it was settled before, or the keeper restores it."""
     settlement = end.settlement(hold)
     settled = await ports.counters.settle(settlement)
     if settled is SettleResult.UNVERIFIED:
@@ -610,7 +611,7 @@ async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> SettleResult:
 
 
 async def _give_back(exchange: Exchange, hold: CallerHold) -> None:
-    """Release a hold whose caller never learned of it."""
+    """Release a hold whose caller never learned its id."""
     release = Settlement(
         hold.caller, hold.id, hold.user, hold.service, charge=False, budgets=hold.budgets,
         hold_ttl_ms=hold.expires_ms - hold.created_ms,

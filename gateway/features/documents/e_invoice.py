@@ -43,10 +43,10 @@ PIECE = "C62"
 NO_DUE_DATE = "As agreed"
 NOTHING_DUE = "Nothing is to be paid: this gives back"
 
-# Of a payment that no account is named for.
+# The code of a payment without a named account.
 UNDEFINED_MEANS = "1"
 GERMANY = "DE"
-# By how much a line may differ from quantity times price (PEPPOL-EN16931-R120).
+# The largest difference of a line from quantity times price (PEPPOL-EN16931-R120).
 LINE_SLACK = Decimal("0.02")
 
 Terms = dict[str, Any]
@@ -54,9 +54,10 @@ Terms = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What an electronic invoice says it keeps to (BT-24), and in which business process (BT-23).
+    """The specification that an electronic invoice follows (BT-24), and its business process (BT-23).
 
-    One with a process asks for what networks need: endpoints, a reference of the buyer, lines that multiply.
+    A profile with a process is for networks. It requires endpoints, a buyer's reference, and lines whose
+    amount is quantity times price.
     """
 
     name: str
@@ -85,9 +86,10 @@ _NOWHERE = PostalAddress()
 
 
 def terms_of(invoice: Mapping[str, Any], profile: Profile = EN_16931) -> Terms:
-    """Return the terms of an invoice, as the API answers it.
+    """Return the terms of an invoice, given as the API answers it.
 
-    `Conflict` where it is not final; `Unprocessable` names what the profile asks for and it does not have.
+    `Conflict` if it is not final; `Unprocessable` names the values that the profile requires and the invoice
+    lacks.
     """
     if invoice["status"] != "finalized":
         raise Conflict(f"The invoice is {invoice['status']}; only of a final one XML is made.")
@@ -111,17 +113,17 @@ def terms_of(invoice: Mapping[str, Any], profile: Profile = EN_16931) -> Terms:
 
 
 def prepaid_of(invoice: Mapping[str, Any]) -> Decimal:
-    """Credit that was applied to an invoice as it became final; what came later is not on its paper."""
+    """Return the credit applied to an invoice when it became final; later credit is not on the document."""
     return Decimal(invoice.get("amount_prepaid") or 0)
 
 
 def due_of(invoice: Mapping[str, Any]) -> Decimal:
-    """Return the amount to be paid of a document as it became final."""
+    """Return the amount to pay when the document became final."""
     return EXACT.subtract(Decimal(invoice["total_amount"]), prepaid_of(invoice))
 
 
 def is_vat_number(party: InvoiceParty) -> bool:
-    """Return whether a tax number is a VAT identifier: it begins with the country (BR-CO-09)."""
+    """Return whether a tax number is a VAT identifier, which begins with its country (BR-CO-09)."""
     country = party.country or ""
     prefixes = "|".join(_PREFIXES.get(country, (country,)))
     known = _compact(party.tax_number)
@@ -129,7 +131,7 @@ def is_vat_number(party: InvoiceParty) -> bool:
 
 
 def legible(text: str) -> str:
-    """Return a text as XML can have it: what it cannot is marked, not dropped."""
+    """Return a text with each character that XML 1.0 does not allow replaced by U+FFFD."""
     return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -138,10 +140,10 @@ def _billed(invoice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
-    """Return the tax of each line by position; a missing category follows from the rate and the seller."""
+    """Return the tax of each line by position. A missing category follows from the rate and the seller."""
     seller = invoice["seller"]
     vat = is_vat_number(InvoiceParty(seller["name"], (), seller["country"], seller["tax_number"]))
-    # Lines from before taxes were kept with them all have the one that the document names.
+    # Older lines have no stored tax: they all have the tax in the document's own line.
     old = [_OLD_TAX.match(line["description"]) for line in invoice["lines"] if line["kind"] == "tax"]
     rate = next((Decimal(found[1]) / 100 for found in old if found), _ZERO)
     found = {}
@@ -154,7 +156,7 @@ def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
 
 
 def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) -> Iterator[tuple[str, str]]:
-    """Yield the (field, message) pairs of values that the norm's rules require and the invoice lacks."""
+    """Yield the (field, message) pairs of values that the norm requires and the invoice lacks."""
     seller, buyer = document.seller, document.buyer
     assert seller is not None
     if not seller.country:
@@ -179,9 +181,9 @@ def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) ->
 def _missing_in_profile(
     invoice: Mapping[str, Any], document: Document, profile: Profile
 ) -> Iterator[tuple[str, str]]:
-    """Yield the fields that XRechnung or Peppol asks for and nobody filled, each with its rule.
+    """Yield the fields that XRechnung or Peppol requires and the invoice lacks, each with its rule.
 
-    Between Germans Peppol asks for the same ones as XRechnung.
+    Between German parties, Peppol requires the same fields as XRechnung.
     """
     if profile.process is None:
         return
@@ -248,13 +250,13 @@ def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> T
 
 
 def _notes(document: Document, profile: Profile) -> list[str]:
-    """Return the notes; a network's document has one at most (PEPPOL-EN16931-R002)."""
+    """Return the notes, joined to one in a network's document (PEPPOL-EN16931-R002)."""
     notes = [legible(each) for each in document.notes]
     return notes if profile.process is None or not notes else ["\n".join(notes)]
 
 
 def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
-    """Return a party; what is outside the scope of a tax names no VAT identifier (BR-O-02)."""
+    """Return the terms of a party, without a VAT identifier outside the scope of tax (BR-O-02)."""
     made: Terms = {"name": legible(party.name), "country_code": party.country}
     made |= _address(party)
     if party.contact is not None:
@@ -271,7 +273,7 @@ def _party(party: InvoiceParty, *, sells: bool, outside: bool) -> Terms:
 
 
 def _address(party: InvoiceParty) -> Terms:
-    """Return an address by its parts where they are known, else its lines."""
+    """Return an address by its parts if they are known, else by its lines."""
     if party.postal is not None:
         postal = party.postal
         parts = {
@@ -298,7 +300,7 @@ def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profi
 
 
 def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> list[Terms]:
-    """Return the amount taxed at each rate of a category, and the tax as the document has it."""
+    """Return the taxed amount and the tax for each rate of a category, as on the document."""
     basis: dict[Rate, Decimal] = {}
     paid: dict[Rate, Decimal] = {}
     reasons: dict[Rate, str | None] = {}
@@ -321,12 +323,12 @@ def _breakdown(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Pr
 
 
 def _percent(term: str, rate: Rate) -> Terms:
-    """Return a rate; what is outside the scope of a tax has none (BR-O-05)."""
+    """Return the term of a tax rate, none outside the scope of tax (BR-O-05)."""
     return {} if rate[0] == CODES[OUTSIDE_SCOPE] else {term: rate[1]}
 
 
 def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax, profile: Profile) -> Terms:
-    """Return a line; what is given back has a quantity below zero, never a price (BR-27)."""
+    """Return the terms of a line. A refund has a negative quantity, never a negative price (BR-27)."""
     rate = (CODES[tax.category or STANDARD], tax.percent)
     return {
         "BT-126": str(line["position"]),
@@ -342,7 +344,7 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax, profile
 
 
 def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
-    """Return a line's price; where rounding moved the line too far, its amount for its whole quantity."""
+    """Return a line's unit price, or if rounding made it too inexact, the amount for the whole quantity."""
     quantity, price, amount = (Decimal(line[name]) for name in ("quantity", "unit_price", "amount"))
     if profile.process is None or abs(EXACT.multiply(quantity, price) - amount) <= LINE_SLACK:
         return {"BT-146": line["unit_price"]}
@@ -350,10 +352,10 @@ def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
 
 
 def _supplied(invoice: Mapping[str, Any], line: Mapping[str, Any], profile: Profile) -> Terms:
-    """Return the first and the last day that a line bills, where they were kept.
+    """Return the first and the last day of the period of a line, if they are stored.
 
-    In a network's document they lie within those of the invoice (PEPPOL-EN16931-R110, -R111), or are left
-    out.
+    In a network's document they are left out unless they lie within the invoice's period
+    (PEPPOL-EN16931-R110, -R111).
     """
     start, end = line["period_start"], line["period_end"]
     if start is None or end is None:
@@ -370,7 +372,7 @@ def _amount(invoice: Mapping[str, Any], amount: str | Decimal) -> str:
 
 
 def _turned(invoice: Mapping[str, Any], figure: Decimal) -> Decimal:
-    """Return a figure as its document's type has it: of a credit note what is given back is above zero."""
+    """Return an amount with the sign for its type of document: amounts of credit notes become positive."""
     return EXACT.add(EXACT.minus(figure) if invoice["kind"] == CREDIT_NOTE else figure, _ZERO)
 
 

@@ -24,7 +24,7 @@ def _missing_glyphs() -> Callable[[str], str] | None:
 
 
 def logo_of(settings: Settings) -> Path | None:
-    """Return the logo of settings; `SettingError` where it cannot be used."""
+    """Return the path of the configured logo, or None; `SettingError` if the file cannot be used."""
     from gateway.features.documents.renderer import LOGO_KINDS  # noqa: PLC0415  # of keepers alone
     from gateway.run.letterhead import readable, wrong  # noqa: PLC0415  # as above
 

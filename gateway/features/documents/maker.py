@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from persistence.store import Store
 
 XML = "application/xml"
-# What files are called by their syntax.
+# Suffixes of files by syntax.
 SUFFIXES = {FACTUR_X: "xml", UBL: "ubl.xml"}
-# Documents that are being made or wait for it.
+# Documents in progress or waiting.
 UNDER_WAY = ConcurrencyLimits(staff_max=32, own_max=8, others_max=32)
-# One at once: setting and writing take a core, of 10,000 lines for a few seconds and up to 800 MB.
+# One at a time: 10,000 lines take a core for a few seconds, and up to 800 MB.
 MADE = ConcurrencyLimits(1, 1, 1, all_max=1, waiting_max=32, wait_s=None)
-# How long a request waits for its own, which must be less than a request may take.
+# How long a request waits for its document: less than the timeout of a request.
 WAIT_S = 20.0
 RETRY_S = 5
-# PDFs of drafts that are kept, and how large one of them may be.
+# Cached PDFs of drafts, and the largest size of one.
 DRAFTS_KEPT_MAX, DRAFT_BYTES_MAX = 32, 1024 * 1024
 
-# An invoice, the kind of document, and the status it is of; of a draft what names all it says.
+# An invoice's id, the kind of document, and the invoice's status, or for a draft the digest of its contents.
 Which = tuple[int, str, str]
 
 
 def mount_documents(
     logo: Path | None, app: web.Application, ports: AdminPorts, root: str, admitted: Admit
 ) -> None:
-    """Serve the documents below an invoice's address; `admitted` names who asks."""
+    """Serve the documents below an invoice's address. `admitted` authenticates a request."""
     if _MAKER not in app:  # one for the Admin API and the console
         app[_MAKER] = DocumentMaker(InvoiceRenderer(ports.store.letterhead, logo))
         app.on_cleanup.append(app[_MAKER].stop)
@@ -72,21 +72,21 @@ def mount_documents(
 
 
 class DocumentRequester(Protocol):
-    """Who asks for a document, and what they may see."""
+    """The caller who asks for a document."""
 
     @property
     def store(self) -> Store:
-        """What they may read."""
+        """The store, limited to rows that the caller may read."""
 
     @property
     def actor(self) -> Actor:
-        """Who they are."""
+        """The identity and role of the caller."""
 
 
 class DocumentMaker:
-    """Documents as they were made the first time.
+    """Creates each document once, and stores those of final invoices.
 
-    A final one is made and kept however long that takes: its callers wait for a while, and find it later.
+    Such a document is finished however long it takes. A caller waits for a limited time, and finds it later.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class DocumentMaker:
         self._wait_s = wait_s
         self._places, self._making = WorkSlots(under_way), WorkSlots(MADE)
         self._under_way: dict[Which, asyncio.Task[bytes]] = {}
-        # Who was asked for last is the last.
+        # The most recently used draft is the last.
         self._drafts: dict[Which, bytes] = {}
 
     async def pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
-        """Return the PDF; of a final invoice with its XML in it, where that can be made."""
+        """Return the PDF. That of a final invoice contains its XML if possible."""
         status = str(invoice["status"])
         if status == "draft":
             return await self._draft(mine, invoice_id, invoice)
@@ -118,7 +118,7 @@ class DocumentMaker:
         syntax: str,
         profile: Profile = EN_16931,
     ) -> bytes:
-        """Return the XML: of a void invoice what was made before, since it cannot say that it is void."""
+        """Return the XML. A void invoice has only XML from before, because XML cannot say that it is void."""
         kind = KINDS[profile, syntax]
         if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known
@@ -126,7 +126,7 @@ class DocumentMaker:
         return await self._awaited(mine, (invoice_id, kind, "finalized"), make)
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
-        """Return the PDF of a draft, made once for its contents: the same draft has the same."""
+        """Return the PDF of a draft, cached by the contents of the draft."""
         said = json.dumps(invoice, sort_keys=True, default=str)
         which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
         if which not in self._drafts:
@@ -141,7 +141,7 @@ class DocumentMaker:
         return content
 
     async def stop(self, _: web.Application) -> None:
-        """Cancel all documents that are being made."""
+        """Cancel all documents in progress."""
         under_way = list(self._under_way.values())
         for task in under_way:
             task.cancel()
@@ -168,7 +168,7 @@ class DocumentMaker:
     def _ended(self, which: Which, task: asyncio.Task[bytes]) -> None:
         del self._under_way[which]
         if not task.cancelled():
-            # Told to those who wait; where nobody does, the next one makes it again.
+            # Waiting callers get the error. Without any, the next caller starts again.
             task.exception()
 
     async def _pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
@@ -206,7 +206,7 @@ _MAKER = web.AppKey("documents", DocumentMaker)
 
 
 def _read_profile(request: web.Request) -> Profile:
-    """Return the profile of the norm that a query asks for."""
+    """Return the profile of EN 16931 that a query names."""
     asked = request.query.get("profile", EN_16931.name)
     if asked not in PROFILES:
         raise Unprocessable(errors=(("profile", f"must be one of {', '.join(PROFILES)}"),))
@@ -214,7 +214,7 @@ def _read_profile(request: web.Request) -> Profile:
 
 
 def _read_syntax(request: web.Request, profile: Profile) -> str:
-    """Return the syntax that a query asks for, else the accepted one; Peppol takes UBL alone."""
+    """Return the syntax that the query or the `Accept` header names. Peppol accepts UBL alone."""
     asked = request.query.get("format")
     if profile is PEPPOL:
         if asked not in {None, UBL}:
@@ -228,7 +228,7 @@ def _read_syntax(request: web.Request, profile: Profile) -> str:
 
 
 def _file(name: str, media: str, content: bytes) -> web.Response:
-    """Return a document with its digest (RFC 9530)."""
+    """Return a response with a document and its digest (RFC 9530)."""
     digest = b64encode(hashlib.sha256(content).digest()).decode()
     headers = {**headers_of(name, media), "Repr-Digest": f"sha-256=:{digest}:"}
     return web.Response(body=content, headers=headers)

@@ -20,22 +20,22 @@ import typst
 from gateway.errors import Conflict, Overloaded
 
 TEMPLATE = Path(__file__).with_name("invoice.typ")
-# PDF/A-3: what may carry files.
+# PDF/A-3, which may contain files.
 ARCHIVED: Literal["a-3b"] = "a-3b"
-# Beyond so many lines a process of its own sets them; beyond the second number nobody does.
+# Above the first number of lines another process typesets them, above the second none does.
 LINES_HERE_MAX, LINES_MAX = 1_000, 12_000
 APART_S_MAX = 120.0
 
 
 def set_pages(content: dict[str, Any], logo: Path | None, lines: int) -> bytes:
-    """Set what the template takes, of so many lines: the bytes of a PDF."""
+    """Return the PDF of an invoice with so many `lines`. `content` are the values of the template."""
     if lines > LINES_MAX:
         raise Conflict(f"It has {lines} lines; a PDF has {LINES_MAX} at most. Its XML and its CSV have all.")
     return _pages(content, logo) if lines <= LINES_HERE_MAX else _pages_apart(content, logo)
 
 
 def archive(content: dict[str, Any], logo: Path | None, lines: int) -> bytes | None:
-    """Set it as a PDF/A-3; None of too many lines, and where a character has no glyph in any font."""
+    """Return the pages as PDF/A-3, or None for too many lines or for a character that no font has."""
     if lines > LINES_HERE_MAX:
         return None
     try:
@@ -61,7 +61,7 @@ def _pages(content: dict[str, Any], logo: Path | None, *, archived: bool = False
 
 
 def _pages_apart(content: dict[str, Any], logo: Path | None) -> bytes:
-    """Set them in a process that gives its memory back."""
+    """Return the PDF from another process, so that its memory is freed afterwards."""
     job = json.dumps({"content": content, "logo": None if logo is None else str(logo)})
     here = [sys.executable, "-P", "-m", __name__]
     try:
@@ -84,10 +84,9 @@ _ESCAPED = re.compile(r"\\u\{([0-9a-f]+)\}")
 
 
 def missing_glyphs(text: str) -> str:
-    """Return those of a text that cannot be set, each once, as the archive's standard finds them.
+    """Return the characters of a text that no font has, each once, by the rules of PDF/A-3.
 
-    Sets a page, which takes a while: never to be called where something else waits. Fonts are looked for once
-    in a process.
+    This typesets a page, so it must not run in an event loop. Fonts are searched for once in a process.
     """
     inputs = {"text": text}
     try:

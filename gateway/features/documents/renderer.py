@@ -37,14 +37,14 @@ from gateway.features.documents.e_invoice import (
 
 # Electronic invoices: the terms of EN 16931 as XML, and a PDF that carries it (Factur-X).
 #
-# The library is loaded when the first is asked for. It is asked for no rules over the network.
+# The library is loaded for the first document. It loads no rules over the network.
 
-# Of the package: what sets pages and writes XML.
+# The extra of this package with the libraries for PDF and XML.
 EXTRA = "documents"
 FACTUR_X, UBL = "factur-x", "ubl"
-# How the library calls each syntax.
+# The library's name of each syntax.
 _SYNTAXES = {FACTUR_X: "factur-x", UBL: "ubl-2.1"}
-# A document's kind, as it is kept, by its profile and syntax.
+# The stored kind of a document by profile and syntax.
 KINDS = {
     (EN_16931, FACTUR_X): "factur-x",
     (EN_16931, UBL): "ubl",
@@ -53,14 +53,14 @@ KINDS = {
     (PEPPOL, UBL): "peppol",
 }
 _LEVEL = EN_16931.name
-# What holds the same facts as the pages do.
+# The XML has the same facts as the pages.
 _RELATION = "alternative"
 
 
 def electronic_invoice(invoice: Row, syntax: str, profile: Profile = EN_16931) -> bytes:
-    """Write an invoice as CII or UBL, checked against its schema; refuses as `terms_of` does.
+    """Write an invoice as CII or UBL, checked against the XML schema; refuses as `terms_of` does.
 
-    The library knows no other profile than the norm: the identifier of another one takes its place.
+    The library knows the norm's profile alone, so the identifier of another profile is inserted afterwards.
     """
     with loading(EXTRA):
         from facturx import generate_xml  # noqa: PLC0415  # 35 MB that few keepers need
@@ -106,18 +106,21 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class InvoiceRenderer:
-    """Sets invoices with a logo. The letterhead is for those from before it was copied into each."""
+    """Renders invoices, with a logo.
+
+    The letterhead is for old invoices, into which it was not copied.
+    """
 
     letterhead: Letterhead = NO_LETTERHEAD
     logo: Path | None = None
 
     @property
     def seller(self) -> str:
-        """The name of who sends invoices; empty where it is not set."""
+        """The name of the seller of invoices, empty if it is not configured."""
         return self.letterhead.seller.name if self.letterhead.seller is not None else ""
 
     def pdf(self, invoice: Row, xml: bytes = b"") -> bytes:
-        """Set an invoice, as the API answers it, on paper: a PDF, which carries the XML where it can."""
+        """Return the PDF of an invoice, given as the API answers it. It contains the XML if possible."""
         with loading(EXTRA):
             from gateway.features.documents import press  # noqa: PLC0415  # as above
 
@@ -129,7 +132,7 @@ class InvoiceRenderer:
         return press.set_pages(content, self.logo, len(lines))
 
     def xml(self, invoice: Row, syntax: str, profile: Profile = EN_16931) -> bytes:
-        """Write an invoice as a profile of EN 16931 has it, as CII or UBL."""
+        """Return an invoice as CII or UBL by a profile of EN 16931."""
         return electronic_invoice(invoice, syntax, profile)
 
     def content(self, invoice: Any) -> dict[str, Any]:
@@ -165,9 +168,9 @@ class InvoiceRenderer:
 
 
 def _taxes(invoice: Any) -> list[dict[str, str]]:
-    """Return a row for each tax: its rate or why there is none, the taxed amount, the tax.
+    """Return a row for each tax: the rate or the reason without one, the taxed amount, and the tax.
 
-    A rate of zero has no line of its own in the invoice. Old lines have no tax: it was not kept with them.
+    A rate of zero has no line in the invoice. Old lines have no stored tax.
     """
     bases: dict[str, Decimal] = {}
     amounts: dict[str, Decimal] = {}
@@ -186,7 +189,7 @@ def _taxes(invoice: Any) -> list[dict[str, str]]:
 
 
 def _name_tax(line: Any) -> str:
-    """Return the tax of a line in words; of an old line that has none, the words of the line of a tax."""
+    """Return the tax of a line in words. An old tax line, without a stored tax, has its own text."""
     if line["tax_rate"] is None:
         return line["description"] if line["kind"] == "tax" else ""
     tax = Tax(Decimal(line["tax_rate"]), line["tax_category"], line["tax_reason"])
@@ -198,7 +201,7 @@ def _rate(line: Any) -> str:
 
 
 def _prepaid(invoice: Any) -> list[dict[str, str]]:
-    """Return the lines between the taxes and the amount due, where credit was applied as it became final."""
+    """Return the rows between the taxes and the amount due, if credit was applied."""
     prepaid = prepaid_of(invoice)
     if not prepaid:
         return []
@@ -246,14 +249,14 @@ def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _grouped(amount: str) -> str:
-    """Write a decimal with separators and a real minus sign."""
+    """Format a decimal with thousands separators and a real minus sign."""
     sign, digits = ("\N{MINUS SIGN}", amount[1:]) if amount.startswith("-") else ("", amount)
     whole, point, part = digits.partition(".")
     return f"{sign}{int(whole):,}{point}{part}"
 
 
 def _short(price: str) -> str:
-    """Return the price of one day has endless decimals: four are enough to read."""
+    """Return a price with four decimals if it has too many, as a price for each day does."""
     decimals = len(price.partition(".")[2])
     return price if decimals <= ENDLESS else f"{Decimal(price):.4f}"
 

@@ -28,7 +28,7 @@ from gateway.features.finance.focus import (
 
 
 def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Admit) -> None:
-    """Serve the files; `admitted` names who asks."""
+    """Serve the FOCUS files. `admitted` authenticates a request."""
 
     def asked_of(query: MultiMapping[str]) -> tuple[UsageQuery, tuple[str, ...], Callable[[Row], Row]]:
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
@@ -66,7 +66,7 @@ def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
 
 
 class _Charges:
-    """The charges of used rows as Parquet."""
+    """The charges of rows with usage, as Parquet."""
 
     def __init__(self, file: Parquet, charge: Callable[[Row], Row]) -> None:
         self.name, self.media = file.name, file.media
@@ -74,5 +74,5 @@ class _Charges:
         self._file, self._charge = file, charge
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """Return the bytes of more rows."""
+        """Return the Parquet bytes of more rows."""
         return self._file.some([with_types(dict(self._charge(row))) for row in rows if row["requests"]])

@@ -30,7 +30,7 @@ FOCUS_COLUMNS: Final = (
     "ServiceSubcategory", "SkuId", "SkuMeter", "SkuPriceDetails", "SkuPriceId", "SubAccountId",
     "SubAccountName", "Tags",
 )  # fmt: skip
-# Version 1.2 names who offers and who made a service by other columns.
+# Version 1.2 has other columns for the provider and the publisher of a service.
 _BEFORE: Final = {"ServiceProviderName": "ProviderName", "HostProviderName": "PublisherName"}
 VERSIONS: Final = {
     "1.4": FOCUS_COLUMNS,
@@ -49,10 +49,9 @@ _FOCUS_DAY = timedelta(days=1)
 def focus_charge(
     row: Mapping[str, object], *, since: datetime, until: datetime, seller: str, tokens: bool
 ) -> Charge:
-    """Return a row of usage as a charge; `tokens` says whether its service is of models, paid by their
-    tokens.
+    """Return a row of usage as a FOCUS charge. `tokens`: its service is priced by tokens of models.
 
-    `seller` is who sends the invoices; the charge's time lies within `since` and `until`.
+    `seller` is the sender of invoices. The charge's time is limited to `since` and `until`.
     """
     start, cost = row["start"], row["cost"]
     assert isinstance(start, datetime)
@@ -100,7 +99,7 @@ def focus_charge(
 
 
 def with_types(charge: Charge) -> Charge:
-    """Return a charge with numbers and times in the place of their texts."""
+    """Return a charge with numbers and times instead of texts."""
     numbers = {name: Decimal(str(charge[name])) for name in FOCUS_QUANTITIES}
     return charge | numbers | {name: datetime.fromisoformat(str(charge[name])) for name in FOCUS_TIMES}
 
@@ -119,7 +118,7 @@ def _tags(row: Mapping[str, object]) -> str:
 
 
 def _exact(amount: Decimal) -> str:
-    """Return every digit, without an exponent."""
+    """Return every digit of an amount, without an exponent."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -49,7 +49,7 @@ Archive = Annotated[
 
 
 def add_to_ledger(app: typer.Typer) -> None:
-    """Add the commands to the section of the ledger, beside its list."""
+    """Add the commands to the section `ledger` of the program."""
     sections = {one.name: one.typer_instance for one in app.registered_groups}
     section = sections.get("ledger")
     if section is None:
@@ -84,7 +84,7 @@ def verify(
 def verified(
     here: stored.Connection, keys: Collection[bytes], kept: Mapping[int, str], archive: str | None = None
 ) -> LedgerVerification:
-    """Compare all there is; months of an archive are read where they were written, or at `archive`."""
+    """Compare all rows with what was signed. Archived months are read at their own URL, or at `archive`."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     found, files = LedgerVerification(), stored.archived_files(here)
@@ -182,7 +182,7 @@ def _of_file(
 def _texts(
     place: FileStore, file: stored.ArchivedFile, ledger: SignedLedger, **wanted: object
 ) -> Iterator[_Named]:
-    """Yield rows of a file by account and seq: owner, seq, and the text that is hashed."""
+    """Yield the rows of a file that have the `wanted` values: owner, seq, and the text that is hashed."""
     arrow: Any = importlib.import_module("pyarrow")
     dataset: Any = importlib.import_module("pyarrow.dataset")
     asked = None
@@ -206,7 +206,7 @@ def _texts(
 
 
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
-    """Yield rows of archived months that have the `wanted` values."""
+    """Yield the rows of archived months that have the `wanted` values."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
     from persistence.schema.database import end_of  # noqa: PLC0415  # as above
 
@@ -250,7 +250,7 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
 
 
 def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None) -> list[bytes]:
-    """Return the leaves of a segment; `LedgerProofFailed` where they are not what was signed."""
+    """Return the leaves of a segment; `LedgerProofFailed` if they differ from what was signed."""
     from persistence import ledger_proof as stored  # noqa: PLC0415  # of the commands that read it alone
 
     places = range(segment.first_seq, segment.last_seq + 1)

@@ -11,7 +11,7 @@ from gateway.files import SECRET_BYTES_MAX, read_regular
 
 
 def read_key(path: str) -> LedgerKey:
-    """Return the key of a keeper; `StartError` where it is none."""
+    """Return the private key in a file, for signing; `StartError` if it is not Ed25519 in PEM."""
     with loading("proof"):
         from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # of keepers that sign alone
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  # as above
@@ -25,7 +25,7 @@ def read_key(path: str) -> LedgerKey:
 
 
 def read_public(path: str) -> bytes:
-    """Return the public key of a file that has it, or the private one; `StartError` where it has neither."""
+    """Return the public key in a file with a public or private key; `StartError` if it has neither."""
     with loading("proof"):
         from cryptography.hazmat.primitives import serialization  # noqa: PLC0415  # of commands alone
         from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  # as above

@@ -15,18 +15,18 @@ from hashlib import sha256
 from typing import Any, Final
 
 FORMAT: Final = 1
-# A segment has so many places at most: a proof reads the rows of one.
+# Seqs of one segment at most: a proof reads the rows of one segment.
 SEGMENT_PLACES_MAX: Final = 8_192
-# A place that no row has, and what the first text names as the one before.
+# The leaf of a seq without a row, and the previous hash in the first text.
 NONE: Final = bytes(32)
-# So much of a leaf is stored by place, to name the row that was changed; what proves it is the root.
+# Bytes of each leaf that are stored, to find the row that was changed. The proof itself is the root.
 MARK_BYTES: Final = 4
 NO_MARK: Final = bytes(MARK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class SignedLedger:
-    """A table whose rows are proven: whose they are, when they were, and the columns of `FORMAT`."""
+    """A table whose rows are proven: its columns of owner and time, and the hashed columns of `FORMAT`."""
 
     name: str
     owner: str
@@ -76,7 +76,7 @@ def leaf(content: bytes) -> bytes:
 
 
 def root(leaves: Sequence[bytes]) -> bytes:
-    """Return the hash of a tree; that of no leaf is the hash of nothing."""
+    """Return the root hash of a tree. Without leaves it is the hash of no bytes."""
     *_, top = _levels(leaves)
     return top[0] if top else sha256().digest()
 
@@ -105,10 +105,10 @@ def _levels(leaves: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class LedgerSegment:
-    """Places of an account from `first_seq` to `last_seq`, in the tree of a head.
+    """Consecutive seqs of an account, from `first_seq` to `last_seq`, in the tree of a head.
 
-    `number` counts the account's segments; places up to `up_to` are signed by then. A row that took the
-    place it had left has a later segment of its own. `previous` is the hash of the segment before.
+    `number` counts the account's segments, and `up_to` is the last seq signed so far. A row that arrives late
+    at a seq that was empty gets a later segment. `previous` is the hash of the segment before.
     """
 
     kind: str
@@ -142,7 +142,7 @@ class LedgerSegment:
 
 @dataclass(frozen=True, slots=True)
 class LedgerHead:
-    """A signed text: `text_of_head` says which."""
+    """A signed head: the text from `text_of_head`, its public key and the signature."""
 
     number: int
     text: str
@@ -156,7 +156,7 @@ class LedgerHead:
 
 @dataclass(frozen=True, slots=True)
 class LedgerKey:
-    """What signs a text, and by which public key that is verified."""
+    """A function that signs a text, and the public key that verifies the signature."""
 
     public: bytes
     sign: Callable[[bytes], bytes]

@@ -28,7 +28,10 @@ DATABASE = "the database"
 
 
 class ProvenRow(NamedTuple):
-    """A row as it was found: whose, its place, its leaf, where, and whether its account stands before it."""
+    """A row as it was found: its account, its seq, its leaf, and where it was found.
+
+    `beyond`: its seq is higher than that of its account.
+    """
 
     owner_id: int
     seq: int
@@ -38,7 +41,7 @@ class ProvenRow(NamedTuple):
 
 
 class LedgerForgery(NamedTuple):
-    """A difference from what was signed: the account or the head it is of, the place there, the fault."""
+    """A difference from what was signed: the account or head, the seq there, and the fault."""
 
     account: str
     seq: int | None
@@ -47,7 +50,7 @@ class LedgerForgery(NamedTuple):
 
 @dataclass(slots=True)
 class LedgerVerification:
-    """How much was compared, how many rows no head has signed yet, and all faults."""
+    """The numbers of compared rows, of rows that no head has signed yet, and all faults."""
 
     heads: int = 0
     segments: int = 0
@@ -70,7 +73,8 @@ def check_heads(
 ) -> None:  # fmt: skip
     """Check that each head is signed by one of `keys`, follows the one before it, and has its segments.
 
-    `kept` are hashes of heads that somebody noted elsewhere. Segments come in the order of heads and trees.
+    `kept` are hashes of heads that were stored elsewhere. Segments must be sorted by head and position in its
+    tree.
     """
     trees = _trees(segments, found)
     expected, previous = 1, NONE
@@ -125,14 +129,14 @@ def check_rows(
     kind: str, segments: Iterable[LedgerSegment], streams: Sequence[Iterable[ProvenRow]],
     found: LedgerVerification,
 ) -> None:  # fmt: skip
-    """Check every row of a kind of accounts; all come in the order of accounts and places."""
+    """Check every row of a kind of accounts. Segments and rows must be sorted by account and seq."""
     items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_in_order)
     for owner_id, of in groupby(items, key=attrgetter("owner_id")):
         _check_account(f"{kind}:{owner_id}", of, found)
 
 
 def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
-    """Return a sort key: a segment before its rows, and later segments of the same places behind it."""
+    """Return a sort key: a segment before its rows, and later segments of the same seqs behind it."""
     if isinstance(one, LedgerSegment):
         return one.owner_id, one.first_seq, 0, one.number
     return one.owner_id, one.seq, 1, 0
@@ -140,7 +144,7 @@ def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
 
 @dataclass(slots=True)
 class _Open:
-    """A segment whose rows come; those that came late have one place each."""
+    """A segment whose rows are being read. `late` has the segments of single rows that arrived late."""
 
     segment: LedgerSegment
     late: dict[int, LedgerSegment] = field(default_factory=dict)
@@ -183,7 +187,7 @@ def _check_account(
 
 
 def _check_segment(account: str, now: _Open, found: LedgerVerification) -> None:
-    """Compare the rows of a segment with its root, and name them by its marks where they differ."""
+    """Compare the rows of a segment with its root; if they differ, name the rows by the stored marks."""
     segment, late, rows = now.segment, now.late, now.rows
     places = range(segment.first_seq, segment.last_seq + 1)
     leaves = [rows[seq][0].leaf if seq in rows and seq not in late else NONE for seq in places]

@@ -63,7 +63,7 @@ def delete(
                 f"Take out the data of {user} (user {found.id})? It does not come back.", abort=True
             )
         done = delete_person(connection, found, signed=signed)
-    # Keepers remember the number of the name until then: later calls by it are of somebody new.
+    # Keepers cache the id of the name until then. Later calls by this name are of a new user.
     time.sleep(KNOWN_S)
     if as_json:
         print_json(done)

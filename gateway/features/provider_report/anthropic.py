@@ -82,7 +82,7 @@ def _result(raw: bytes) -> ReportLine:
 
 
 def _cost(said: _Cost) -> ReportLine:
-    """Return the line of a cost; without a model (a tool's uses) it stands under its description."""
+    """Return the line of a cost. Without a model, as for uses of a tool, the description is its name."""
     name = said.model or said.description
     if name is None:
         raise ValueError("model and description must not both be null: ask with group_by[]=description")

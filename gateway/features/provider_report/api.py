@@ -59,12 +59,12 @@ _AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504, 529})
 
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, *_: object) -> None:
-        """Follow none: another address would be told the key."""
+        """Refuse every redirect, because another address would get the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderApi:
-    """Where a provider answers, such as https://api.openai.com, and the key of an administrator there."""
+    """A provider's base URL, such as https://api.openai.com, and an administrator's key."""
 
     of: Format
     url: str
@@ -74,7 +74,7 @@ class ProviderApi:
     pages_max: int = PAGES_MAX
 
     def read(self, since: date, until: date) -> ProviderReport:
-        """Return all reports from one day to another, which is not included."""
+        """Return all reports for the days from `since` up to before `until`."""
         report = ProviderReport(days={since + timedelta(days=at) for at in range((until - since).days)})
         pages = 0
         for path, parameters in self.of.questions:
@@ -134,7 +134,7 @@ class ProviderApi:
 
 
 def provider_api(of: Format, url: str | None, environ: Mapping[str, str] = os.environ) -> ProviderApi:
-    """Return the API of a provider, with the key that the environment has for it."""
+    """Return the API of a provider, with its key from the environment."""
     base = (url or of.url).rstrip("/").removesuffix("/v1")
     parts = urlsplit(base)
     plain = parts.scheme == "http" and is_local(parts.hostname or "")
@@ -154,7 +154,7 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
 
 
 def _key(of: Format, environ: Mapping[str, str]) -> str:
-    """Return the key, from its variable or the file that another names."""
+    """Return the key, from its variable or from the file that another variable names."""
     from gateway.settings.secret_files import Environment  # noqa: PLC0415  # help is shown without settings
 
     name = of.key_variable
@@ -175,7 +175,7 @@ def _opener(url: str) -> OpenerDirector:
 
 
 def _pause_s(said: str | None, number: int) -> float:
-    """Return the seconds to wait: the provider's number, else twice as long each time."""
+    """Return the seconds to wait: the provider's `Retry-After`, else twice as long each time."""
     wanted = retry_after_s(said, time.time()) if said else None
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 
@@ -183,7 +183,7 @@ def _pause_s(said: str | None, number: int) -> float:
 # The outcome of the comparison, as a table, as CSV and as JSON. Counts are numbers, money is exact decimals.
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows, and their span: days from `since` to `until` (not included) and services of ours."""
+    """All compared rows, the provider's report, the days from `since` to before `until`, and our services."""
 
     rows: Sequence[DayComparison]
     theirs: ProviderReport
@@ -193,17 +193,17 @@ class Comparison:
 
     @property
     def fields(self) -> list[str]:
-        """The fields that are compared: those which the report has."""
+        """The compared fields: those in the provider's report."""
         return [name for name in FIELDS if name in self.theirs.states] or list(FIELDS)
 
     @property
     def is_matched(self) -> bool:
-        """Whether nothing differs."""
+        """Whether all rows match."""
         return all(row.verdict is ComparisonResult.MATCHED for row in self.rows)
 
 
 def print_json(found: Comparison) -> None:
-    """Print everything for programs."""
+    """Print the comparison as JSON."""
     fields = found.fields
     output.print_json(
         {
@@ -220,14 +220,14 @@ def print_json(found: Comparison) -> None:
 
 
 def print_csv(found: Comparison) -> None:
-    """Print a line a row, the total last."""
+    """Print the comparison as CSV, with the total in the last line."""
     fields = found.fields
     lines = [_flat(row, fields) for row in [*found.rows, total(found.rows, fields)]]
     typer.echo(csv(tuple(lines[0]), lines, head=True), nl=False)
 
 
 def print_table(found: Comparison) -> None:
-    """Print a table for people: one number where both sides agree."""
+    """Print the comparison as a table, with one number if both sides agree."""
     fields = found.fields
     shown = [_shown(row, fields) for row in [*found.rows, total(found.rows, fields)]]
     last = found.until - timedelta(days=1)
@@ -306,7 +306,7 @@ API_DAYS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class ProviderOptions:
-    """The typed options. Without `files` the API at `url` is read, by default the provider's own."""
+    """The options of the command. Without `files`, the API at `url` is read, by default the provider's."""
 
     provider: str
     files: Sequence[str]
@@ -318,7 +318,7 @@ class ProviderOptions:
 
 
 def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
-    """Read both sides and compare them; `CommandFailed` says why that cannot be done."""
+    """Return the comparison of both sides; `CommandFailed` has the reason if it is impossible."""
     form = FORMATS[asked.provider]
     allowed = _tolerance(asked.tolerance)
     since, until = _day("--from", asked.since), _day("--to", asked.until)
@@ -342,7 +342,7 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
 
 # --- theirs ---------------------------------------------------------------------------------------------
 def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
-    """Return the files, or the address of the API: it may stand where a file does."""
+    """Return the files, or the URL of the API, which may be given instead of a file."""
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
     if (asked.files and asked.url) or (urls and len(asked.files) > 1):
         raise CommandFailed("Name files or one API, not both.")
@@ -378,7 +378,7 @@ def _asked(form: Format, url: str | None, since: date | None, until: date | None
 
 # --- ours -----------------------------------------------------------------------------------------------
 def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str, int]:
-    """Return the services that are compared, by key."""
+    """Return the ids of the compared services by key."""
     if named:
         return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
     keys = {route.service for route in FAMILIES[Family(form.name)].routes if route.service}
@@ -395,7 +395,7 @@ def _service(api: AdminClient, name: str) -> Json:
 def _ours(
     api: AdminClient, services: Collection[int], since: date, until: date, *, costs: bool
 ) -> ProviderReport:
-    """Return our usage by day and model; costs are left out where the currencies may differ."""
+    """Return our usage by day and model, without costs if `costs` is False."""
     report = ProviderReport()
     for service_id in services:
         asked = {"group_by": "model", "interval": "day", "service_id": service_id, **_times(since, until)}
@@ -405,7 +405,7 @@ def _ours(
                 f"Our usage has more than {ITEMS_MAX:,} days and models: set --from and --to."
             )
         for item in items:
-            # Callers may make names up, one a call: their calls fail and use nothing.
+            # Callers may invent names of models. Such calls fail and use nothing.
             if any(Decimal(item[name]) for name in FIELDS if name != "requests"):
                 report.add(date.fromisoformat(item["start"][:10]), _line(item, costs=costs))
     return report
@@ -413,7 +413,7 @@ def _ours(
 
 def _line(item: Json, *, costs: bool) -> ReportLine:
     amounts = {name: Decimal(item[name]) for name in FIELDS if costs or name != "cost"}
-    # What cost nothing is in no currency: it has no price, or is an organization's that pays in another.
+    # A row without a cost has no currency: it has no price, or its organization pays in another currency.
     return ReportLine(item["model"] or "(no model)", amounts, item["currency"] if amounts.get("cost") else "")
 
 
@@ -453,7 +453,7 @@ def _day(option: str, text: str | None) -> date | None:
 
 
 def _span(theirs: ProviderReport, since: date | None, until: date | None) -> tuple[date, date]:
-    """Return the days that are compared: those asked for, else those of the report."""
+    """Return the first compared day and the day after the last: the requested ones, else the report's."""
     if not theirs.days and not (since and until):
         raise CommandFailed("The report has no days: name them with --from and --to.")
     since = since or min(theirs.days)

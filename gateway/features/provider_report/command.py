@@ -14,7 +14,7 @@ BAD_INPUT: Final = 2
 
 
 class ReportProvider(StrEnum):
-    """Whose report it is."""
+    """The provider of the report."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"

@@ -19,10 +19,10 @@ import msgspec
 from gateway.core.billing.money import ONE_NANO
 from gateway.errors import TollkeeperError
 
-# What somebody counted: amounts by day and model, each exact. Both sides of a comparison are one.
+# A report of either side: exact amounts by day and model.
 
-# The compared values. `input` is without what a cache had; those that are written to it for an hour are part
-# of those that are. All but the cost are counts.
+# The compared values. `input` excludes cached tokens, and `cache_write` includes writes for an hour. All but
+# the cost are counts.
 FIELDS: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
 ROWS_MAX: Final = 100_000  # days and models of one report
 COUNT_MAX: Final = 2**53 - 1
@@ -30,7 +30,7 @@ NAME_CHARACTERS_MAX: Final = 512
 MONEY_DIGITS_MAX: Final = 15  # before the point
 MONEY_DECIMALS_MAX: Final = 40
 
-# Wide enough for a share of a sum of as many rows as there may be: nothing is ever rounded unseen.
+# Precise enough for a share of the sum of all rows: rounding would raise an error.
 EXACT: Final = Context(prec=200, traps=[Inexact, InvalidOperation, Overflow])
 ZERO: Final = Decimal(0)
 _MONEY = re.compile(r"-?[0-9]{1,60}(\.[0-9]{1,60})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
@@ -44,7 +44,7 @@ class BadReport(TollkeeperError, reason="bad_report"):
 
 @dataclass(frozen=True, slots=True)
 class ReportLine:
-    """What one line of a report says of a model; the currency is empty where it says no cost."""
+    """The amounts of a model in one line of a report. The currency is empty without a cost."""
 
     model: str
     amounts: Mapping[str, Decimal]
@@ -53,7 +53,7 @@ class ReportLine:
 
 @dataclass(slots=True)
 class ProviderReport:
-    """Amounts by day and model. `states` are the fields it says anything of; `days` those it covers."""
+    """Amounts by day and model. `states` are the fields that the report has, `days` the covered days."""
 
     rows: dict[tuple[date, str], Amounts] = field(default_factory=dict)
     days: set[date] = field(default_factory=set)
@@ -62,7 +62,7 @@ class ProviderReport:
     rows_max: int = ROWS_MAX
 
     def add(self, day: date, line: ReportLine) -> None:
-        """Add one line to its day and model; `BadReport` where costs are in two currencies."""
+        """Add one line to its day and model; `BadReport` if costs are in two currencies."""
         if len(line.model) > NAME_CHARACTERS_MAX:
             raise BadReport(f"the name of a model must have at most {NAME_CHARACTERS_MAX} characters")
         if line.currency and self.currency and line.currency != self.currency:
@@ -79,7 +79,7 @@ class ProviderReport:
 
 
 def money(text: str) -> Decimal:
-    """Read a decimal number exactly; ValueError says what would be right."""
+    """Parse a decimal number exactly; ValueError describes a valid one."""
     amount = Decimal(text) if _MONEY.fullmatch(text) else None
     if amount is not None and amount == 0:
         return ZERO
@@ -94,16 +94,16 @@ def money(text: str) -> Decimal:
 
 
 def count(text: str) -> int:
-    """Read a count as spreadsheets write one, such as 12 or 12.0; ValueError says what would be right."""
+    """Parse a count as spreadsheets write it, such as 12 or 12.0; ValueError describes a valid one."""
     found = re.fullmatch(r"([0-9]{1,16})(?:\.0+)?", text, re.ASCII)
     if found is None or int(found[1]) > COUNT_MAX:
         raise ValueError(f"must be a whole number from 0 to {COUNT_MAX}")
     return int(found[1])
 
 
-# Which names of models mean the same: callers ask for `gpt-4o`, providers bill `gpt-4o-2024-08-06`.
+# Names of the same model: callers ask for `gpt-4o`, providers bill `gpt-4o-2024-08-06`.
 
-# What a name ends in where it names one version: 2024-08-06, 20250514, 0613.
+# The end of a name with a version: 2024-08-06, 20250514, 0613.
 _DATED: Final = re.compile(
     r"(?<=.)[-@](?:20\d\d-[01]\d-[0-3]\d|20\d\d[01]\d[0-3]\d|[01]\d[0-3]\d)\Z", re.ASCII
 )
@@ -125,11 +125,10 @@ def _id(name: str) -> str:
 
 
 def groups(names: Collection[str], answered: Mapping[str, Collection[str]]) -> list[set[str]]:
-    """Return names, together where they may mean the same model.
+    """Return names in groups that may mean the same model.
 
-    Versions stay apart as long as each is named. Where a name without a version is among them, nobody can
-    tell what of it was which: then all of them are one. The same holds for a name and those which
-    `answered` for it.
+    Versions are separate if each name has one. If a name without a version is among them, all are one group,
+    because its usage cannot be split. A name is also grouped with the models that `answered` for it.
     """
     parent = {name: name for name in names}
 
@@ -162,7 +161,7 @@ _SHOWING: Final = Context(prec=200, rounding=ROUND_HALF_UP)
 
 
 class ComparisonResult(StrEnum):
-    """The outcome of the comparison."""
+    """The result for one row of the comparison."""
 
     MATCHED = "matched"
     DIFFERS = "differs"
@@ -171,7 +170,7 @@ class ComparisonResult(StrEnum):
 
 
 class NameMatch(StrEnum):
-    """How the names of a row were found to be of one model."""
+    """The reason why the names in a row count as one model."""
 
     NAME = "name"
     DATE = "date"
@@ -180,7 +179,7 @@ class NameMatch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How much may differ, by field: `percent` of theirs, or `amount`; the larger one counts."""
+    """The allowed difference by field: `percent` of the provider's amount or `amount`, the larger one."""
 
     percent: Mapping[str, Decimal] = field(default_factory=dict)
     amount: Mapping[str, Decimal] = field(default_factory=dict)
@@ -193,7 +192,7 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class DayComparison:
-    """A day's model on both sides; a side is empty where it has none of it. `model` is its plainest name."""
+    """A model on one day on both sides. A side without usage is empty. `model` is the shortest name."""
 
     day: date | None
     model: str
@@ -209,7 +208,7 @@ class DayComparison:
         return EXACT.subtract(self.ours.get(name, ZERO), self.theirs.get(name, ZERO))
 
     def percent(self, name: str) -> Decimal | None:
-        """Return the difference in hundredths of theirs, to two places; None where theirs is nothing."""
+        """Return the difference in percent of the provider's amount, with two decimals; None if that is 0."""
         theirs = self.theirs.get(name, ZERO)
         if not theirs:
             return None
@@ -223,9 +222,9 @@ def compare_reports(
     tolerance: Tolerance,
     answered: Mapping[str, Collection[str]],
 ) -> list[DayComparison]:
-    """Return every day and model of either side, by day and name; `BadReport` where costs cannot be compared.
+    """Return every day and model of either side, by day and name; `BadReport` if the currencies differ.
 
-    `answered` has the names of the models that answered for one that was asked for.
+    `answered` has the models that answered, by requested model.
     """
     if ours.currency and theirs.currency and ours.currency != theirs.currency:
         raise BadReport(
@@ -247,7 +246,7 @@ def compare_reports(
 
 
 def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparison:
-    """Return all rows as one, matched where each of them is."""
+    """Return the sum of all rows, matched if each row is."""
     alike = all(row.verdict is ComparisonResult.MATCHED for row in rows)
     ours, theirs = _sum(row.ours for row in rows), _sum(row.theirs for row in rows)
     verdict = ComparisonResult.MATCHED if alike else ComparisonResult.DIFFERS
@@ -255,13 +254,13 @@ def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparis
 
 
 def counted(rows: Iterable[DayComparison]) -> dict[str, int]:
-    """Return how many rows have which verdict."""
+    """Return the number of rows by verdict."""
     found = Counter(row.verdict for row in rows)
     return {verdict.value: found[verdict] for verdict in ComparisonResult}
 
 
 def lost_rows(rows: Iterable[DayComparison]) -> set[str]:
-    """Return names that only we have, on days on which the provider has others that we have not."""
+    """Return names that only we have, on days on which only the provider has some other name."""
     rows = list(rows)
     days = {row.day for row in rows if row.verdict is ComparisonResult.THEIRS_ONLY}
     return {
@@ -273,7 +272,7 @@ def lost_rows(rows: Iterable[DayComparison]) -> set[str]:
 
 
 def read_tolerance(texts: Iterable[str]) -> Tolerance:
-    """Read `1%`, `cost=0.01` or `requests=5%`; without a field it is of each."""
+    """Parse tolerances such as `1%`, `cost=0.01` or `requests=5%`. Without a field it applies to all."""
     percent: dict[str, Decimal] = {}
     amount: dict[str, Decimal] = {}
     for text in texts:
@@ -289,7 +288,7 @@ def read_tolerance(texts: Iterable[str]) -> Tolerance:
 
 
 def _by_day(report: ProviderReport) -> dict[date, dict[str, Amounts]]:
-    """Return a report's models of each day that used anything: a call that failed may have used nothing."""
+    """Return the models with usage on each day of a report. Failed calls alone are no usage."""
     found: dict[date, dict[str, Amounts]] = {}
     for (day, model), amounts in report.rows.items():
         if any(amount for name, amount in amounts.items() if name != "requests"):
@@ -364,7 +363,7 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class CsvExport:
-    """A CSV export: it is known by the column `mark` and must have all `columns`."""
+    """A kind of CSV export. It is recognized by the column `mark`, and must have all `columns`."""
 
     mark: str
     columns: tuple[str, ...]
@@ -373,10 +372,10 @@ class CsvExport:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """The reports of one provider.
+    """The formats of one provider's reports.
 
-    `bucket` takes a bucket apart: its first moment, the one behind its last, and its results. `wanted` says
-    which reports can be read. `questions` are those of its API, `span` writes their time, `headers` its key.
+    `bucket` decodes a bucket: its start, its end and its results. `wanted` names the readable reports.
+    `questions` are requests to its API, `span` makes their time parameters, and `headers` authenticate them.
     """
 
     name: str
@@ -392,7 +391,7 @@ class Format:
 
 
 def cell(row: Mapping[str, str], name: str, read: Callable[[str], _Read]) -> _Read:
-    """Return the value of a column; ValueError names it."""
+    """Return the value of a column, parsed by `read`; ValueError names the column."""
     try:
         return read(row[name])
     except ValueError as error:

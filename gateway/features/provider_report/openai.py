@@ -28,7 +28,7 @@ from gateway.features.provider_report.comparison import (
 
 _YEAR_2100_S = 4_102_444_800
 _Seconds = Annotated[int, msgspec.Meta(ge=0, le=_YEAR_2100_S)]
-# A tier stands before the model, its modality behind it; what follows a comma is the kind of token.
+# A tier precedes the model, a modality follows it, and the kind of token comes after a comma.
 _LINE_ITEM = re.compile(r"(?:[\w -]+ \| )?(?P<model>[^\s,|]+)(?: (?:text|audio|image))?, .+", re.ASCII)
 
 
@@ -108,7 +108,7 @@ def _usage(
 
 
 def _cost(line_item: str, value: Decimal, currency: str) -> ReportLine:
-    """Return the line of a cost; one without a model (a tool's calls) stands under its own name."""
+    """Return the line of a cost. Without a model, as for a tool's calls, its own text is the name."""
     named = _LINE_ITEM.fullmatch(line_item)
     return ReportLine(named["model"] if named else line_item, {"cost": value}, currency.upper())
 

@@ -28,7 +28,7 @@ _Read = TypeVar("_Read")
 
 
 class _Page(msgspec.Struct):
-    """A page of buckets; or, in a file that somebody took apart, one bucket."""
+    """A page of buckets, or a single bucket in a file."""
 
     data: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
     results: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -43,13 +43,13 @@ _several = msgspec.json.Decoder(list[msgspec.Raw])
 
 @dataclass(frozen=True, slots=True)
 class ReportPosition:
-    """Where something stands, for what is said of it: a file, and what of it."""
+    """A position in a report for error messages: the file or page, and the provider's format."""
 
     source: str
     of: Format
 
     def refused(self, where: str, what: object) -> BadReport:
-        """Return the fault there, and which reports would be right."""
+        """Return the error for a fault at `where`, with the names of readable reports."""
         said = str(what)
         said = said if len(said) <= SAID_CHARACTERS_MAX else f"{said[:SAID_CHARACTERS_MAX]}…"
         return BadReport(f"{self.source}{where}: {said}. Readable are {self.of.wanted}.")
@@ -86,7 +86,7 @@ def read_file(report: ProviderReport, data: bytes, place: ReportPosition) -> Non
 
 
 def add_page(report: ProviderReport, raw: bytes, place: ReportPosition, where: str = "") -> str:
-    """Add a page to a report; the name of the next one, empty where it is the last."""
+    """Add a page to a report; return the name of the next page, empty after the last."""
     page = place.read(where, lambda: _pages.decode(raw))
     if page.data is msgspec.UNSET:
         if page.results is msgspec.UNSET:
@@ -181,7 +181,7 @@ def _add_row(
 
 
 def within(report: ProviderReport, since: date, until: date) -> ProviderReport:
-    """Return the part of a report from one day to another, which is not included."""
+    """Return the part of a report from `since` up to before `until`."""
     rows = {key: amounts for key, amounts in report.rows.items() if since <= key[0] < until}
     days = {day for day in report.days if since <= day < until}
     return ProviderReport(rows, days, report.states, report.currency)

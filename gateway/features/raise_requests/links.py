@@ -34,20 +34,20 @@ _OVER = "This link is no longer good, or never was. The request is decided in th
 
 
 def mount_links(app: web.Application, ports: AdminPorts, _: str) -> None:
-    """Serve the page of a link, which needs no token."""
+    """Serve the page of a decision link, which needs no token."""
     pages = RaiseLinks(ConsoleShell(ports, Pages(Assets(), version=ports.version), Sessions(ports)))
     app.router.add_get(PAGE, pages.show)
     app.router.add_post(PAGE, pages.decide)
 
 
 class RaiseLinks:
-    """Shows what is asked, and keeps what is decided."""
+    """The page of a decision link: it shows the request, and stores the decision."""
 
     def __init__(self, desk: ConsoleShell) -> None:
         self._desk, self._resource = desk, RESOURCES[NAME]
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        """`GET /raise/{token}`."""
+        """`GET /raise/{token}`: the raise request, with its figures."""
         try:
             actor, row = await self._asked(request)
             figures = await raise_figures(self._desk.ports.of(actor), row)
@@ -56,7 +56,7 @@ class RaiseLinks:
         return self._desk.answer(request, None, "raise_link.html", row=row, figures=figures)
 
     async def decide(self, request: web.Request) -> web.StreamResponse:
-        """`POST /raise/{token}` with `decision`: one of the actions of a raise request."""
+        """`POST /raise/{token}`: the action in the field `decision`, such as approve."""
         try:
             posted = await read_form(request)
             actor, row = await self._asked(request)
@@ -70,7 +70,7 @@ class RaiseLinks:
         return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content}, figures=())
 
     async def _asked(self, request: web.Request) -> tuple[Actor, Row]:
-        """Return the actor and the raise request of a decision link; `NotFound` where the link is invalid."""
+        """Return the actor and the raise request of a decision link; `NotFound` if the link is invalid."""
         ports = self._desk.ports
         found = _TOKEN.fullmatch(request.match_info["token"])
         if found is not None and int(found[3]) >= time.time():

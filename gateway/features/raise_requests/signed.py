@@ -11,12 +11,12 @@ PAGE: Final = "/raise/{token}"
 
 
 def link_of(digest: Callable[[str], str], console: str, message: Delivery) -> str:
-    """Return the link of one message, good for `LINK_DAYS`; it has the URL of its webhook."""
+    """Return the decision link in a webhook's message, valid for `LINK_DAYS`."""
     ends = int(message.happened.timestamp()) + LINK_DAYS * 86_400
     said = f"{message.data['raise_request_id']}-{message.webhook_id}-{ends}"
     return console + PAGE.format(token=f"{said}-{digest(signed(said, message.url))}")
 
 
 def signed(said: str, url: str) -> str:
-    """Return the text that is signed: the link without its signature, and the URL of its webhook."""
+    """Return the text to sign: the link without its signature, and the URL of its webhook."""
     return f"raise-request {said} {url}"

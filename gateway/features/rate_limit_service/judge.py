@@ -36,13 +36,13 @@ from gateway.features.rate_limit_service.table import (
 
 TRIES_MAX: Final = 3
 PAUSE_S: Final = 0.05
-# An amount that is known beforehand is settled at once; it is charged as held where that fails.
+# The lifetime of a hold that is settled at once. If that fails, it is charged when it expires.
 SETTLED_TTL_S: Final = 60
 HOLDS: Final = "/.tollkeeper/holds"
 _UNAVAILABLE: Final = "counters_unavailable"
 _INVALID: Final = "invalid_request"
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
-# A reservation is the ids of its holds, one for each descriptor, or what else becomes of that at its end.
+# A reservation has the id of a hold for each descriptor, or one of these marks: no hold, or report at commit.
 _NOTHING, _REPORTED = "-", "0"
 _HOLD_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOLD_PREFIXES: Final = ("ratelimit", "x-ratelimit-")
@@ -56,7 +56,7 @@ _TOLD: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class HoldsReply:
-    """What the gateway answered, its fields in lower case; `tries` is how often it was asked."""
+    """The gateway's answer, with header names in lower case. `tries` is how often the request was sent."""
 
     status: int
     headers: Mapping[str, str]
@@ -65,20 +65,20 @@ class HoldsReply:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Its object; an empty one where something else answered in the gateway's place."""
+        """The JSON object of the answer, empty if it is something else, as from a proxy."""
         try:
             return msgspec.json.decode(self.body, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return {}
 
 
-# Method, path, fields and body; None where nobody answered in time.
+# Method, path, headers and body; returns None without an answer in time.
 AskOnce = Callable[[str, str, Mapping[str, str], bytes], Awaitable[HoldsReply | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class DescriptorVerdict:
-    """What one descriptor came to, with the fields and the body that its client may see."""
+    """The result for one descriptor, with the headers and the body that the client may see."""
 
     over: bool
     remaining: int | None = None
@@ -94,7 +94,10 @@ class DescriptorVerdict:
 
 @dataclass(slots=True)
 class _DescriptorHold:
-    """A hold of one descriptor, and what it comes to once all are known; None where it stays open."""
+    """A hold for one descriptor, and the `charge` to settle it with, None if it stays open.
+
+    `looks`: it only tests the limit, and is released. `is_end`: it belongs to the end of a call.
+    """
 
     verdict: DescriptorVerdict
     id: str = ""
@@ -107,7 +110,7 @@ class _DescriptorHold:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The rule of a descriptor, and the key that is asked by."""
+    """The rule of a descriptor, the API key of its holds, and the descriptor's entries."""
 
     rule: RateLimitRule
     key: str
@@ -115,7 +118,7 @@ class _Place:
 
 
 def refused(reason: str, detail: str = "") -> DescriptorVerdict:
-    """Return a refusal of our own."""
+    """Return a refusal by this service itself."""
     headers = [("x-tollkeeper-reason", reason)]
     if reason == _UNAVAILABLE:
         headers.append(("retry-after", "1"))
@@ -126,20 +129,23 @@ _PASSED: Final = DescriptorVerdict(False)
 
 
 class RateLimitJudge:
-    """Answers questions by a table; `ask` reaches its gateway. `failed` is told what could not be settled."""
+    """Answers rate limit requests by a table of rules.
+
+    `ask` sends a request to the gateway. `failed` is called with each use that could not be settled.
+    """
 
     def __init__(self, table: RateLimitTable, ask: AskOnce, failed: Callable[[str], None]) -> None:
         self._table, self._ask_once, self._failed = table, ask, failed
 
     @property
     def unavailable(self) -> DescriptorVerdict:
-        """The answer where the gateway gives none, or too much is asked at once."""
+        """The verdict if the gateway does not answer, or if there are too many requests."""
         if self._table.on_failure == "allow":
             return _PASSED
         return refused(_UNAVAILABLE, "The gateway did not answer in time.")
 
     async def judge(self, asked: RateLimitQuestion) -> bytes:
-        """Return the answer to one question of Envoy's."""
+        """Return the answer to Envoy's `ShouldRateLimit`."""
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
             is_end = bool(place.rule.end) and place.rule.end in place.entries
@@ -156,7 +162,7 @@ class RateLimitJudge:
         return _answered(*await self._all(asked, ask))
 
     async def report(self, asked: RateLimitQuestion) -> bytes:
-        """Answer Kuadrant's `Report`: charge the use wherever any room is left."""
+        """Answer Kuadrant's `Report`: charge the use if any amount is left."""
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
             return await self._reported(place, one.hits, str(uuid4()))
@@ -211,17 +217,17 @@ class RateLimitJudge:
         return write_committed(released=released)
 
     def busy(self, asked: RateLimitQuestion) -> bytes:
-        """Return the answer to a question of Envoy's where too much is asked at once."""
+        """Return the answer to Envoy if there are too many requests at once."""
         verdict = self.unavailable
         code = OVER_LIMIT if verdict.over else None
         return write_response([verdict.status] * len(asked.descriptors), verdict.headers, verdict.body, code)
 
     def too_busy_to_reserve(self, _: RateLimitQuestion) -> bytes:
-        """Return the same of a reservation."""
+        """Return the answer to `Reserve` if there are too many requests at once."""
         return write_reserved(self.unavailable.status.code, "")
 
     def too_busy_to_commit(self, _: RateLimitQuestion) -> bytes:
-        """Return the same of a use that is committed: its hold is charged as held."""
+        """Return the answer to `Commit` if there are too many requests. Its hold is charged at expiry."""
         self._failed("a use that is committed")
         return write_committed(released=False)
 
@@ -229,9 +235,10 @@ class RateLimitJudge:
         self, asked: RateLimitQuestion, ask: Callable[[_Place, Descriptor, int], Awaitable[_DescriptorHold]],
         *, apart: bool = False, calls: bool = False,
     ) -> tuple[list[_DescriptorHold], bool]:  # fmt: skip
-        """Run `ask` for each descriptor, and end holds that are over: of all or of none, unless `apart`.
+        """Run `ask` for each descriptor, then settle or release the holds that are not to stay open.
 
-        Rules with `call` apply to `calls` alone.
+        If one descriptor is over its limit, all holds are released, unless `apart`. Rules with `call` apply
+        to `calls` alone.
         """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
             said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
@@ -287,7 +294,7 @@ class RateLimitJudge:
         return _DescriptorHold(verdict, reply.document["id"], place.key), reply
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
-        """Return a use that nobody held for: one is held, and all of it charged."""
+        """Return a new hold for a use that had none. The whole use is charged to it."""
         found, _ = await self._held(place, 1, once, SETTLED_TTL_S)
         found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
         return found
@@ -338,7 +345,7 @@ class RateLimitJudge:
         return reply if taken else None
 
     async def _ended(self, hold: _DescriptorHold, over: bool) -> None:
-        """Settle or give back; what stays open has an end of its own."""
+        """Settle or release a hold. One without a charge stays open until it expires."""
         path = f"{HOLDS}/{hold.id}"
         if hold.looks or (over and not hold.is_end):
             reply = await self._ask("DELETE", path, hold.key)
@@ -373,7 +380,7 @@ def _is_over(holds: list[_DescriptorHold]) -> bool:
 
 
 def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
-    """Return the answer to Envoy: of the first refusal, or else of the limit that is nearest."""
+    """Return the answer to Envoy, by the first refusal, else by the descriptor with the least left."""
     verdicts = [one.verdict for one in holds]
     nearest = min(
         (one for one in verdicts if over or not one.over),
@@ -389,7 +396,7 @@ def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
 
 
 def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
-    """Return the fault of a descriptor; empty where it has none."""
+    """Return the fault of a descriptor, or an empty text."""
     if not domain:
         return "A question names its domain."
     if not 0 < len(asked.entries) <= ENTRIES_MAX:
@@ -406,7 +413,7 @@ def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
 
 
 def _call_id(domain: str, rule: RateLimitRule, entries: Mapping[str, str]) -> str:
-    """Return the id by which both questions of a call find one hold, in whichever process they arrive."""
+    """Return the id of a call's hold, which both requests of the call compute, in whichever process."""
     named = sorted((name, value) for name, value in entries.items() if name != rule.end)
     return "rls-" + sha256(msgspec.json.encode([domain, *named])).hexdigest()
 

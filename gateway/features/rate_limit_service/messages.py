@@ -24,7 +24,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """The entries of one, the hits it adds or `gives_back`, and whether a limit is in it (`overridden`)."""
+    """A descriptor: its entries, the hits to add (or to subtract: `gives_back`), and if it has a limit."""
 
     entries: tuple[tuple[str, str], ...]
     hits: int
@@ -34,7 +34,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class RateLimitQuestion:
-    """One question; a reservation has an `id` and an `amount` of its own, and a time if it states one."""
+    """A rate limit request. Reservations also have an `id`, an `amount` and possibly a lifetime."""
 
     domain: str
     descriptors: tuple[Descriptor, ...]
@@ -45,7 +45,7 @@ class RateLimitQuestion:
 
 @dataclass(frozen=True, slots=True)
 class DescriptorStatus:
-    """The answer of one descriptor; None where nothing limits it, or nobody knows."""
+    """The answer for one descriptor: its code, the rest and the seconds to its reset, None if unknown."""
 
     code: int
     remaining: int | None = None
@@ -53,7 +53,7 @@ class DescriptorStatus:
 
 
 def read_request(raw: bytes) -> RateLimitQuestion:
-    """Read a `RateLimitRequest`; `ValueError` where it is none."""
+    """Parse a `RateLimitRequest`; `ValueError` if the bytes are no such message."""
     domain, found, hits = "", list[bytes](), 0
     for number, value in _fields(raw):
         if number == 1:
@@ -66,7 +66,7 @@ def read_request(raw: bytes) -> RateLimitQuestion:
 
 
 def read_reserve(raw: bytes) -> RateLimitQuestion:
-    """Read a `ReserveRequest` of Kuadrant's; `ValueError` where it is none."""
+    """Parse Kuadrant's `ReserveRequest`; `ValueError` if the bytes are no such message."""
     domain, found, more = _asked(raw)
     length = more.get(4)
     if length is None:
@@ -78,13 +78,13 @@ def read_reserve(raw: bytes) -> RateLimitQuestion:
 
 
 def read_commit(raw: bytes) -> RateLimitQuestion:
-    """Read a `CommitRequest` of Kuadrant's; `ValueError` where it is none."""
+    """Parse Kuadrant's `CommitRequest`; `ValueError` if the bytes are no such message."""
     domain, found, more = _asked(raw)
     return RateLimitQuestion(domain, found, _text(more.get(3, b"")), _count(more.get(4, 0)))
 
 
 def _asked(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
-    """Return the domain and the descriptors of a message, and its other fields."""
+    """Return the domain and the descriptors of a message, and its other fields by number."""
     domain, found, more = "", list[Descriptor](), dict[int, int | bytes]()
     for number, value in _fields(raw):
         if number == 1:
@@ -115,9 +115,9 @@ def write_response(
     statuses: Sequence[DescriptorStatus], headers: Iterable[tuple[str, str]] = (), body: bytes = b"",
     code: int | None = None, metadata: Mapping[str, object] | None = None,
 ) -> bytes:  # fmt: skip
-    """Return a `RateLimitResponse`: over the limit where one descriptor is, unless a `code` is said.
+    """Return a `RateLimitResponse`: over the limit if one descriptor is, unless `code` is given.
 
-    Its dynamic `metadata` are texts, and mappings of such.
+    Its dynamic `metadata` are texts, and mappings of texts.
     """
     if code is None:
         code = max((one.code for one in statuses), default=OK)
@@ -143,7 +143,7 @@ def write_reserved(code: int, id_: str) -> bytes:
 
 
 def write_committed(*, released: bool) -> bytes:
-    """Return a `CommitResponse`: whether the reservation was there to be settled."""
+    """Return a `CommitResponse`. `released`: the reservation existed and was settled."""
     return _number(1, 1) if released else b""
 
 

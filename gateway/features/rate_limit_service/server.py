@@ -25,9 +25,9 @@ from gateway.outbound.client import read_most
 from gateway.run.lifecycle import stop_signal
 from gateway.telemetry import logs
 
-# Questions that are answered at once; more are answered as if the gateway did not.
+# Concurrent requests. Further ones are answered as if the gateway were unavailable.
 CALLS_MAX: Final = 1_000
-# Those that may come; beyond them gRPC refuses.
+# Concurrent streams. gRPC refuses further ones.
 STREAMS_MAX: Final = 10 * CALLS_MAX
 CONNECTIONS_MAX: Final = 256
 PEM_BYTES_MAX: Final = 256 << 10
@@ -41,7 +41,7 @@ _OPTIONS: Final = (("grpc.max_receive_message_length", REQUEST_BYTES_MAX), ("grp
 
 
 async def serve(table: RateLimitTable, listen: str) -> None:
-    """Serve until told to stop; questions in progress are answered."""
+    """Serve until a stop signal. Requests in progress are answered."""
     log, stop, failures = logs.logger("rls"), stop_signal(), 0
     timeout = ClientTimeout(total=table.timeout_s)
     connector = TCPConnector(limit=CONNECTIONS_MAX)
@@ -114,7 +114,7 @@ def _credentials(tls: RateLimitTls) -> grpc.ServerCredentials:
 
 
 class _Questions:
-    """Questions in progress. One is answered to its end though Envoy has left: what it holds is settled."""
+    """Requests in progress. Each is completed even if Envoy disconnects, so that its holds are settled."""
 
     def __init__(self) -> None:
         self._going = set[asyncio.Future[bytes]]()
@@ -125,7 +125,7 @@ class _Questions:
         judge: Callable[[RateLimitQuestion], Awaitable[bytes]],
         busy: Callable[[RateLimitQuestion], bytes],
     ) -> grpc.RpcMethodHandler:
-        """Return the handler of questions of one kind; it is `busy` where too many are asked at once."""
+        """Return the handler of one kind of requests. `busy` makes the answer if there are too many."""
 
         async def answer(raw: bytes, context: Any) -> bytes:
             try:
@@ -143,7 +143,7 @@ class _Questions:
         return grpc.unary_unary_rpc_method_handler(answer)
 
     async def end(self) -> None:
-        """Wait for those that are left; each is bounded in time and tries."""
+        """Wait for the requests in progress. Each is bounded in time and tries."""
         if self._going:
             await asyncio.wait(self._going, timeout=STOP_S_MAX)
 

@@ -29,12 +29,7 @@ Texts = Annotated[dict[Value, Value], msgspec.Meta(max_length=METADATA_MAX)]
 
 
 class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Descriptors of a domain with just these entries are asked for by this key.
-
-    With `call` a call has two questions: a hold is taken, and settled where the entry `end` is there too. In
-    `quota_mode` a question is over the limit where all its descriptors of such rules are. Rules of the names
-    that it `replaces` do not count in its question. Envoy is told the `metadata` of descriptors with room.
-    """
+    """A rule for descriptors of a domain with exactly these entries, and the API key of their holds."""
 
     domain: Value
     entries: Annotated[dict[EntryName, Value], msgspec.Meta(min_length=1, max_length=ENTRIES_MAX)]
@@ -43,13 +38,16 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Value | Literal[""] = ""
     user: Value | Literal[""] = ""
     unit: Literal["tokens", "units"] = "tokens"
+    # the entry with the id of a call, which has two requests: the first takes a hold
     call: EntryName | Literal[""] = ""
     hold: Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)] = 0
-    end: EntryName | Literal[""] = ""
+    end: EntryName | Literal[""] = ""  # the entry of a call's second request, which settles the hold
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)] = 600
     name: Value | Literal[""] = ""
+    # rules with these names do not count in the same request
     replaces: Annotated[tuple[Value, ...], msgspec.Meta(max_length=ENTRIES_MAX)] = ()
-    quota_mode: bool = False
+    quota_mode: bool = False  # over the limit only if all such descriptors are
+    # sent to Envoy for a descriptor within its limit
     metadata: Annotated[dict[Value, Value | Texts], msgspec.Meta(max_length=METADATA_MAX)] = {}
 
     def fits(self, domain: str, entries: Mapping[str, str]) -> bool:
@@ -61,12 +59,12 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def said(self, value: str, entries: Mapping[str, str]) -> str:
-        """Return a value of the rule for this descriptor."""
+        """Return a value of the rule, or the descriptor's entry that it refers to."""
         name = _entry_of(value)
         return entries[name] if name else value
 
     def key_of(self, entries: Mapping[str, str]) -> str:
-        """Return the API key, where an entry is the field `authorization` without its scheme."""
+        """Return the API key of the rule. If it is the header `authorization`, the scheme is removed."""
         key = self.said(self.key, entries)
         return key[len(_BEARER) :] if key[: len(_BEARER)].lower() == _BEARER else key
 
@@ -80,19 +78,19 @@ class RateLimitTls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """The whole file of `tollkeeper rls`."""
 
     gateway: Annotated[str, msgspec.Meta(pattern=r"^https?://[\x21-\x7e]{1,512}$")]
     rules: Annotated[tuple[RateLimitRule, ...], msgspec.Meta(min_length=1, max_length=RULES_MAX)]
     tls: RateLimitTls | None = None
     on_failure: Literal["deny", "allow"] = "deny"
     on_unknown: Literal["deny", "allow"] = "deny"
-    # A gateway answers a wrong key so late that a shorter time would take it for none.
+    # A gateway delays its answer to a wrong key. A shorter timeout would take that for no answer.
     timeout_s: Annotated[float, msgspec.Meta(ge=2 * DELAY_S_MAX, le=60)] = 2 * DELAY_S_MAX
 
 
 def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
-    """Read the file; `SettingError` names the place of a fault."""
+    """Parse the file; `SettingError` names the position of a fault."""
     document = parsed(read_file(path, TABLE_BYTES_MAX), str(path))
     table = converted(document, environ, RateLimitTable, str(path))
     names = {rule.name for rule in table.rules}
@@ -105,7 +103,7 @@ def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
 
 
 def _entry_of(value: str) -> str:
-    """Return the name of the entry that a value stands for; empty where it is the value itself."""
+    """Return the name of the entry that a value `{name}` refers to, empty for a plain value."""
     return value[1:-1] if value[:1] == "{" and value[-1:] == "}" else ""
 
 

@@ -55,10 +55,10 @@ LookUp = Callable[[PaymentReturn], Awaitable[Sequence[CollectionStatus]]]
 def mount_events(
     read: Reader | None, look_up: LookUp | None, app: web.Application, ports: AdminPorts, _: str
 ) -> None:
-    """`POST /stripe/events`: what Stripe tells of invoices and money. Its signature is its credential.
+    """`POST /stripe/events`: Stripe's webhook events on invoices and payments, authenticated by signature.
 
-    Where no secret of Stripe's is set, nobody can `read` it, and there is nothing at this address. `look_up`
-    finds what money that went back is about; None where Stripe is never asked.
+    Without the webhook secret `read` is None, and the path answers 404. `look_up` finds the invoices of a
+    refund; it is None without an API key.
     """
 
     async def take(request: web.Request) -> web.Response:

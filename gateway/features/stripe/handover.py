@@ -21,20 +21,20 @@ KINDS: tuple[Kind, ...] = ("invoice", "credit_note", "void", "paid", "uncollecti
 STATES: tuple[State, ...] = ("waiting", "done", "failed", "canceled")
 WAITING, DONE, FAILED, CANCELED = STATES
 
-# Who records what was collected there.
+# The actor that records payments at Stripe.
 COLLECTOR = Actor("stripe", "billing")
 LINES_MAX = 250
-# Some two days in all; then a person has to look.
+# About two days in all. After that a person must intervene.
 RETRIES = RetryPolicy(attempts_max=16, first_s=10.0, factor=3.0, longest_s=6 * 3600.0)
 ERROR_CHARS_MAX = 500
-# Longer than an attempt may take: nobody else begins it meanwhile.
+# The lease is longer than an attempt, so that no other keeper begins the same step meanwhile.
 ATTEMPT_S_MAX = 120.0
 LEASE_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class PayableLine:
-    """A line to be paid for, in units of the currency; from the day it begins to the day after its last."""
+    """A line of a document, in units of the currency, from its first day to the day after its last."""
 
     position: int
     description: str
@@ -46,7 +46,7 @@ class PayableLine:
 
 @dataclass(frozen=True, slots=True)
 class FinalDocument:
-    """A final document: an invoice, or a credit note, whose amounts are below zero."""
+    """A final document: an invoice, or a credit note with negative amounts."""
 
     number: str
     kind: str
@@ -62,10 +62,10 @@ class FinalDocument:
 
 @dataclass(frozen=True, slots=True)
 class HandoverStep:
-    """One step that is due: `attempt` counts this one.
+    """One due step of a hand-over, with the number of this `attempt`.
 
-    `key` names it for ever, `version` its present run. `remote_id` is what it made there already, `about` the
-    document there that it changes, or gives back; both are None where there is none.
+    `key` identifies the hand-over for ever, and `version` its current run. `remote_id` is the object that it
+    created at Stripe before. `about` is the document at Stripe that it changes or refunds. Both may be None.
     """
 
     id: int
@@ -84,8 +84,8 @@ class HandoverStep:
 class HandoverOutcome:
     """The outcome of an attempt.
 
-    `anew` begins another version: a request under this one is answered the same for ever. `credited` is what
-    of a credit note went to the customer's balance, since it was paid already.
+    `anew` begins another version, because Stripe answers a repeated request key always alike. `credited` is
+    the part of a credit note that went to the customer's balance, because it was paid already.
     """
 
     state: State
@@ -121,11 +121,11 @@ def _summed(lines: Sequence[PayableLine], names: Iterable[str]) -> list[PayableL
 
 @dataclass(frozen=True, slots=True)
 class CollectionStatus:
-    """What the other system told of a document: what it has of its money now, in units of the currency.
+    """A report of Stripe about a document's money, in units of the currency.
 
-    `name` makes the message once. `settled` is all that was paid of it, however; None where this says nothing
-    of that. `given_up` and `void` say what somebody did with it there. `given_back` is what of it went back
-    to the customer by now; None where this says nothing of that.
+    `name` is the id of the report, which is processed once. `settled` is everything paid so far, `given_back`
+    everything returned so far; None if the report does not say. `given_up` and `void` are what somebody did
+    with the document at Stripe.
     """
 
     name: str
@@ -141,7 +141,7 @@ class CollectionStatus:
 
 @dataclass(frozen=True, slots=True)
 class PaymentReturn:
-    """Money of a payment went back there, or came again; which documents it is about has to be looked up."""
+    """A report that money of a payment was returned, or came back. Its documents have to be looked up."""
 
     name: str
     kind: str
@@ -150,7 +150,7 @@ class PaymentReturn:
 
 @dataclass(frozen=True, slots=True)
 class CheckoutPayment:
-    """A purchase was paid there, as its own marks say: by which session, and how much."""
+    """A report that a purchase was paid, with its Checkout session and amount."""
 
     key: str
     organization_id: int

@@ -30,7 +30,7 @@ INTERVAL_S = 1.0
 
 
 class Handovers:
-    """The clock's side of hand-overs."""
+    """Runs due hand-overs, at most `at_once` at a time."""
 
     def __init__(
         self,
@@ -49,27 +49,27 @@ class Handovers:
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Hand over whatever is due, until cancelled."""
+        """Hand over due documents until cancelled."""
         self._under_way = 0
         async with asyncio.TaskGroup() as attempts:
             while True:
                 self._ended.clear()
                 for handover in await self.claim():
                     attempts.create_task(self.attempt(handover))
-                # A message that waited behind one is due as soon as that is done.
+                # A hand-over that waited for another one is due as soon as that is done.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL_S):
                         await self._ended.wait()
 
     async def claim(self) -> Sequence[HandoverStep]:
-        """Claim due hand-overs, up to the free places."""
+        """Claim due hand-overs, up to the free slots."""
         room = self._at_once - self._under_way
         due = await self._queue.claim(room) if room > 0 else ()
         self._under_way += len(due)
         return due
 
     async def attempt(self, handover: HandoverStep) -> None:
-        """Make one attempt, and keep what came of it; one whose outcome cannot be kept is due again later."""
+        """Make one attempt and store its outcome. If that fails, the hand-over is due again later."""
         try:
             await self._isolation.tried(
                 "handovers", handover, self._attempt, name=lambda one: f"handover {one.id}"
@@ -96,7 +96,7 @@ def is_used(settings: Settings) -> bool:
 
 
 def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
-    """Return the account, by the key and the proxies of now."""
+    """Return the Stripe API, by the current key and proxies."""
     from gateway.features.stripe.service import StripeApi  # noqa: PLC0415  # large
 
     # Where nobody is before any of them, nobody ever is: variables do not change while a process runs, and

@@ -46,10 +46,10 @@ from gateway.features.stripe.handover import (
 
 REQUEST_S_MAX = 20.0
 PAGE = 100
-# Of a purchase of credits, in Stripe's smallest units.
+# The smallest purchase of credits, in Stripe's smallest units.
 LEAST = 500
 PAGES_MAX = 20
-# On each thing that is made: which hand-over made it.
+# The metadata field on each created object with the key of its hand-over.
 MARK = "tollkeeper_handover"
 _KEY = re.compile(r"\b(?:sk|rk|whsec|pk)_[\w*]+")
 
@@ -58,13 +58,13 @@ Object = Mapping[str, Any]
 
 
 class Unfinished(Exception):
-    """The object there is not as it should be; a person has to look."""
+    """The object at Stripe is not as it should be, and a person must intervene."""
 
 
 class StripeApi:
-    """The account that money is collected for, by the key of now.
+    """Stripe's API for one account, with the current key.
 
-    `connector` makes connections where they are no plain ones.
+    `connector` makes the connections if they go through a proxy.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class StripeApi:
         stripe.set_app_info("Tollkeeper", version=extras.version())
         self._now, self._base_url, self._api_key = api_key, base_url.rstrip("/"), api_key()
         self._client = self._with(self._api_key)
-        # An answer that broke off: the library passes on what its own client raises.
+        # Errors of a broken connection, which the library raises unchanged.
         self.broken_off = (self._http.aiohttp.ClientError, TimeoutError, OSError)
 
     @property
     def v1(self) -> Any:
-        """What Stripe is asked by."""
+        """Stripe's client, with the current key."""
         if (api_key := self._now()) != self._api_key:
             self._api_key, self._client = api_key, self._with(api_key)
         return self._client.v1
@@ -94,7 +94,7 @@ class StripeApi:
         )
 
     async def settled(self, attempt: Awaitable[HandoverOutcome]) -> HandoverOutcome:
-        """Return the outcome of an attempt; what it fails by is told, not raised."""
+        """Return the outcome of an attempt. Errors become outcomes, and are not raised."""
         try:
             return await attempt
         except Unfinished as error:
@@ -112,12 +112,12 @@ class StripeApi:
 
 
 def once(handover: HandoverStep, step: str) -> Params:
-    """Return the parameters that make a request of a hand-over once, however often it is sent."""
+    """Return request parameters with an idempotency key, so that a step of a hand-over is done once."""
     return {"idempotency_key": f"tollkeeper-{handover.key}-{handover.version}-{step}"}
 
 
 def marks(handover: HandoverStep) -> dict[str, str]:
-    """Return the marks on each object made of a hand-over."""
+    """Return the metadata on each object that a hand-over creates."""
     return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
 
 
@@ -130,7 +130,7 @@ async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]])
 
 
 async def existing(request: Awaitable[Any]) -> Object | None:
-    """Return the object that a request finds; None where Stripe has deleted it."""
+    """Return the object that a request finds, or None if Stripe has deleted it."""
     try:
         found: Object = (await request).to_dict()
     except stripe.InvalidRequestError as error:
@@ -172,7 +172,7 @@ def _cause(error: Exception) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text of Stripe's as it may be kept: bounded, without keys."""
+    """Return a text of Stripe's for storage: shortened, and without keys."""
     return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]
 
 
@@ -188,11 +188,11 @@ _IN_HUNDREDTHS = frozenset(("ISK", "UGX"))
 
 
 class Unspeakable(ValueError):
-    """An amount that Stripe has no number for."""
+    """An amount that Stripe cannot represent."""
 
 
 def to_stripe(amount: Decimal, currency: str) -> int:
-    """Return an amount as Stripe counts it; `Unspeakable` where it has no such amounts."""
+    """Return an amount in Stripe's units; `Unspeakable` if Stripe cannot represent it."""
     number = amount.scaleb(_digits(currency))
     step = 10 if _digits(currency) == 3 else 100 if currency in _IN_HUNDREDTHS else 1
     if number % step:
@@ -201,7 +201,7 @@ def to_stripe(amount: Decimal, currency: str) -> int:
 
 
 def from_stripe(number: int, currency: str) -> Decimal:
-    """Return the amount that a number of Stripe's stands for."""
+    """Return the amount for a number in Stripe's units."""
     return Decimal(number).scaleb(-_digits(currency))
 
 
@@ -212,17 +212,17 @@ def _digits(currency: str) -> int:
 
 
 Collection = Literal["charge_automatically", "send_invoice"]
-# Stripe's clock and ours: what a hand-over made is not much older than itself.
+# Objects of a hand-over are not older than the hand-over, except for differences between clocks.
 SINCE = timedelta(days=1)
 DESCRIPTION_CHARS_MAX = 500
 POSITION = "tollkeeper_line"
 
-# Tells which document there a hand-over is about, as soon as that is known.
+# Stores the id of the document at Stripe as soon as it is known.
 Note = Callable[[str], Awaitable[None]]
 
 
 class StripeInvoices:
-    """The way of documents to Stripe."""
+    """Hands documents over to Stripe."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class StripeInvoices:
         self._lines_at_once = lines_at_once
 
     async def hand_over(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
-        """Make one attempt; whatever the other side does is told, not raised."""
+        """Make one attempt, and return its outcome. Faults of Stripe are not raised."""
         try:
             async with asyncio.timeout(ATTEMPT_S_MAX):
                 return await self._api.settled(self._handed(handover, note))
@@ -288,7 +288,7 @@ class StripeInvoices:
             there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
             if there is not None:
                 return there
-            # Somebody deleted the draft: it is looked for, and made again.
+            # Somebody deleted the draft: search for it, and create it again.
         since = int((handover.created_at - SINCE).timestamp())
         of = {"customer": handover.customer, "created": {"gte": since}}
         return await made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
@@ -316,7 +316,7 @@ class StripeInvoices:
         return asked
 
     def _due(self, handover: HandoverStep) -> Params:
-        """Return the due date as Stripe's parameters; Stripe takes no day in the past."""
+        """Return the due date as Stripe's parameters; Stripe accepts no day in the past."""
         day = handover.paper.due_date
         if day is None:
             return {"days_until_due": 0}
@@ -324,12 +324,12 @@ class StripeInvoices:
         return {"due_date": int(end.timestamp())} if end > self._now() else {"days_until_due": 0}
 
     async def _positions(self, there: Object) -> set[str]:
-        """Return the lines of ours that a draft has already."""
+        """Return the positions of the lines that a draft has already."""
         lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
         return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
 
     async def _filled(self, handover: HandoverStep, there: Object, has: set[str]) -> Object:
-        """Put in the lines that a draft has not yet."""
+        """Add the lines that a draft lacks, and return the draft."""
         currency = handover.paper.currency
         lines = [line for line in folded(handover.paper.lines) if str(line.position) not in has]
         for at in range(0, len(lines), self._lines_at_once):
@@ -382,7 +382,7 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=about)
 
     async def _ended(self, handover: HandoverStep, about: str) -> HandoverOutcome:
-        """Finish an invoice at Stripe as it ended here: void, paid elsewhere, or uncollectible."""
+        """End an invoice at Stripe as it ended here: void, paid elsewhere, or uncollectible."""
         there = (await self._api.v1.invoices.retrieve_async(about)).to_dict()
         invoices, key = self._api.v1.invoices, once(handover, handover.kind)
         stands = "deleted" if there.get("deleted") else there["status"]
@@ -400,7 +400,7 @@ class StripeInvoices:
 
 
 def _compare(handover: HandoverStep, there: Object) -> None:
-    """Raise `Unfinished` where Stripe would collect something else than the document says."""
+    """Raise `Unfinished` if Stripe would collect another amount than the document's."""
     paper = handover.paper
     total = from_stripe(int(there["total"]), paper.currency)
     if there["currency"].upper() != paper.currency or total != paper.total:
@@ -425,7 +425,7 @@ def _line(line: PayableLine, currency: str) -> Params:
 
 
 def _note(handover: HandoverStep, amount: int, remaining: int) -> Params:
-    """Return a credit note; what was paid already goes to the customer's balance."""
+    """Return the parameters of a credit note. A part that was paid already goes to the customer's balance."""
     asked: Params = {
         "invoice": handover.about,
         "amount": amount,
@@ -441,7 +441,7 @@ def _note(handover: HandoverStep, amount: int, remaining: int) -> Params:
 TOLERANCE_S = 300
 # An invoice's name may be put behind it.
 NAME_CHARS_MAX = 255
-# What money goes back by.
+# Objects by which money is returned.
 _RETURNS = frozenset({"charge", "refund", "dispute"})
 _PAID = frozenset({"checkout.session.completed", "checkout.session.async_payment_succeeded"})
 # An id of an organization is a bigint.
@@ -450,7 +450,7 @@ _RETURNED = ("charge.refund", "refund.", "charge.dispute.")
 
 
 class StripeEvents:
-    """Reads what comes to the endpoint that Stripe was given, signed with the secret of now."""
+    """Reads Stripe's webhook events, and verifies them by the current signing secret."""
 
     def __init__(
         self,
@@ -463,10 +463,9 @@ class StripeEvents:
         self._tolerance_s = tolerance_s
 
     def read(self, body: bytes, signature: str) -> CollectionStatus | PaymentReturn | CheckoutPayment | None:
-        """Return the event's meaning; None where it is about no invoice, no purchase and no money that went
-        back.
+        """Return the report in an event, or None if it is about no invoice, purchase or returned money.
 
-        `Unauthorized` where it is not Stripe's, or older than the tolerance or as much ahead.
+        `Unauthorized` if the signature is not Stripe's, or its time differs by more than the tolerance.
         """
         try:
             stripe.WebhookSignature.verify_header(body, signature, self._secret(), self._tolerance_s)
@@ -487,7 +486,7 @@ class StripeEvents:
 
 
 def _signed_at(signature: str) -> int:
-    """Return the moment of a verified signature, in seconds: its library looks no further than its age."""
+    """Return the time of a verified signature in seconds. The library checks only that it is not too old."""
     return int(next(part[2:] for part in signature.split(",") if part.startswith("t=")))
 
 
@@ -502,7 +501,7 @@ def _collected(event: Any) -> CollectionStatus | None:
 
 
 def _returned(event: Any) -> PaymentReturn | None:
-    """Return the payment return of an event; None where it is about no payment of an invoice."""
+    """Return the report on a returned payment, or None if the event is about no payment of an invoice."""
     payment, name, kind = event["data"]["object"].get("payment_intent"), str(event["id"]), str(event["type"])
     if not payment or not kind.startswith(_RETURNED) or len(name) > NAME_CHARS_MAX:
         return None
@@ -510,7 +509,7 @@ def _returned(event: Any) -> PaymentReturn | None:
 
 
 def _bought(event: Any) -> CheckoutPayment | None:
-    """Return the paid purchase of an event; None where it is not ours or the money is on its way."""
+    """Return the paid purchase in an event, or None if it is not ours or not paid yet."""
     session, kind = event["data"]["object"], str(event["type"])
     marks = session.get("metadata") or {}
     key, owner = str(marks.get(PURCHASE, "")), str(marks.get(OWNER, ""))
@@ -523,12 +522,12 @@ def _bought(event: Any) -> CheckoutPayment | None:
 
 
 def mark_of(invoice: Mapping[str, Any]) -> str:
-    """Return the key of the hand-over that created an invoice; empty where none did."""
+    """Return the key of the hand-over that created an invoice, empty without one."""
     return str((invoice.get("metadata") or {}).get(MARK, ""))
 
 
 def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
-    """Return the paid part of an invoice; None where nothing was."""
+    """Return the paid part of an invoice, or None if nothing was paid."""
     if invoice["status"] != "paid" and int(invoice["amount_paid"]) <= 0:
         return None
     # Amounts neither to be paid any more nor taken back: by card, from a balance, or elsewhere.
@@ -541,19 +540,19 @@ def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
 # A message of Stripe's names its payment, and a payment may be of several invoices. So Stripe is asked
 # what each of them stands at: messages may come twice, late and in any order.
 
-# The money stayed, or came back.
+# States in which the money was not returned, or came back.
 _NOT_GIVEN = frozenset({"failed", "canceled"})
 _WON = frozenset({"won", "prevented", "warning_closed", "warning_needs_response", "warning_under_review"})
 
 
 class StripeReturns:
-    """Looks up what became of payments."""
+    """Looks up the invoices of returned payments."""
 
     def __init__(self, api: StripeApi) -> None:
         self._api = api
 
     async def look_up(self, told: PaymentReturn) -> Sequence[CollectionStatus]:
-        """Return each status of a payment's invoices; `CollectorUnavailable` where Stripe does not answer."""
+        """Return each status of a payment's invoices; `CollectorUnavailable` if Stripe does not answer."""
         try:
             invoices = dict.fromkeys([each["invoice"] async for each in self._paid(_by(told.payment))])
             return [await self._stands(told, invoice) for invoice in invoices]
@@ -612,23 +611,23 @@ def _by(payment: str) -> Params:
 
 # Credits that customers buy: Checkout has the page where they pay.
 
-# Which purchase, and whose, a session is of.
+# Metadata of a session: the purchase and its organization.
 PURCHASE, OWNER = "tollkeeper_checkout", "tollkeeper_organization"
 
 
 class StripeCheckout:
-    """Makes the page where a purchase is paid; `most` is the most that one comes to, before tax."""
+    """Creates the page where a purchase is paid. `most` is the largest purchase, before tax."""
 
     def __init__(self, api: StripeApi, most: int, console_url: str) -> None:
         self._api, self._back = api, f"{console_url}/account"
         self.most = Decimal(most)
 
     def least(self, currency: str) -> Decimal:
-        """Return the least that a purchase comes to, before tax."""
+        """Return the smallest purchase in a currency, before tax."""
         return from_stripe(LEAST, currency)
 
     async def page(self, bought: Mapping[str, Any], customer: str | None) -> str:
-        """Return the address where a purchase is paid; the same one however often it is asked for."""
+        """Return the URL of the page where a purchase is paid, the same for each call."""
         currency, key = str(bought["currency"]), str(bought["key"])
         try:
             amount = to_stripe(Decimal(str(bought["amount"])), currency)

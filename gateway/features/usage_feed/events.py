@@ -17,13 +17,13 @@ Service = Literal["lago", "openmeter", "webhook", "file"]
 Kind = Literal["use", "late", "amended", "refunded", "rerated", "folded"]
 State = Literal["waiting", "failed", "canceled"]
 SERVICES: Final[tuple[Service, ...]] = ("lago", "openmeter", "webhook", "file")
-# A call's own event; what was learned of it late; what a person, a late settlement and a price moved; and
-# many uses of an hour in one.
+# A call's own event; usage that was known late; changes by a person, a late settlement and a price; and the
+# uses of an hour in one event.
 KINDS: Final[tuple[Kind, ...]] = ("use", "late", "amended", "refunded", "rerated", "folded")
 USE, LATE, AMENDED, REFUNDED, RERATED, FOLDED = KINDS
 STATES: Final[tuple[State, ...]] = ("waiting", "failed", "canceled")
 WAITING, FAILED, CANCELED = STATES
-# What of a call an event says; each of them adds up.
+# The amounts of a call in an event. Each can be summed.
 AMOUNTS: Final = (
     "requests", "input", "cache_read", "cache_write", "output", "reasoning", "tokens", "credits", "units",
     "cost",
@@ -32,24 +32,24 @@ AMOUNTS: Final = (
 # Lago takes no more at once.
 BATCH_EVENTS_MAX = 100
 BATCHES_AT_ONCE = 4
-# Events that were refused and nobody has looked at yet; with so many nothing more is sent.
+# Refused events without a decision of a person. With so many, nothing more is sent.
 FAILED_MAX = 10_000
 WAITING_EVENTS_MAX = 1_000_000
-# Events in a state that are counted one by one; of more is said about how many there are.
+# Events in a state that are counted exactly; larger numbers are estimated.
 COUNTED_MAX = 10_000
-# Longer than sending a batch may take, with all its halves: nobody else sends it meanwhile.
+# The lease is longer than sending a batch, with all its halves: no other keeper sends it meanwhile.
 SENDING_S_MAX = 90.0
 LEASE_S = 120.0
 PAUSE_S_MIN = 5.0
 PAUSE_S_MAX = 300.0
-# Of what the other side asks for.
+# The longest wait that a receiver may ask for.
 RETRY_AFTER_S_MAX = 3600.0
 ERROR_CHARS_MAX = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Which service is told, and how many events may wait one for each use; more of them are added up."""
+    """The billing service, and how many events may wait uncombined. Further uses are summed by the hour."""
 
     service: Service
     waiting_max: int = WAITING_EVENTS_MAX
@@ -57,7 +57,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class FeedEvent:
-    """One event; `subject` is who used it, `properties` say what."""
+    """One event: `subject` identifies the user of the service, `properties` are the amounts."""
 
     id: int
     name: str
@@ -68,7 +68,7 @@ class FeedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing is taken now: why, and for how long the other side wants to be left alone."""
+    """The receiver accepts nothing now: the reason, and the seconds that it asks to wait."""
 
     reason: str
     seconds: float = 0.0
@@ -76,7 +76,7 @@ class Pause:
 
 @dataclass(slots=True)
 class FeedResult:
-    """The outcome of some events, by their ids: taken, or refused and why. The others still wait."""
+    """The result for a batch of events, by id: accepted, or refused with the reason. Others still wait."""
 
     taken: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
@@ -84,11 +84,11 @@ class FeedResult:
 
 
 def pause_s(attempt: int, asked_s: float = 0.0) -> float:
-    """Return seconds of the pause after so many attempts in a row that nothing came of."""
+    """Return the seconds of the pause after `attempt` failed attempts in a row."""
     own = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0 ** min(attempt - 1, 16))
     return max(own, min(asked_s, RETRY_AFTER_S_MAX))
 
 
 def amount_of(name: str, amount: int) -> str:
-    """Return an amount as an event says it: a decimal; a cost in units of its currency."""
+    """Return an amount as a decimal text; a cost is in units of its currency."""
     return f"{Decimal(amount).scaleb(-NANO_DIGITS).normalize():f}" if name == "cost" else str(amount)

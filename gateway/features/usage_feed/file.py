@@ -29,7 +29,7 @@ from gateway.files import require_regular
 # Events of one write; and those that are looked for among the last lines before the first write.
 WRITTEN_AT_ONCE: Final = BATCH_EVENTS_MAX * BATCHES_AT_ONCE
 RECENT_MAX: Final = 5 * WRITTEN_AT_ONCE
-# Of the end of the file, for so many lines.
+# Bytes at the end of the file with so many lines.
 TAIL_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
@@ -38,16 +38,16 @@ class _Line(msgspec.Struct):
 
 
 class EventFile:
-    """The file at `path`; `type_` is what the events are called."""
+    """The file at `path`; `type_` is the CloudEvents type of its events."""
 
     def __init__(self, path: str, type_: str) -> None:
         self._path, self._type = path, type_
         self._recent: deque[str] = deque(maxlen=RECENT_MAX)
-        # Which file the recent lines are of, and how long it was behind them.
+        # The file of the recent lines (device, inode), and its size after them.
         self._known: tuple[int, int, int] | None = None
 
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
-        """Write a batch to disk; return a pause where the file cannot be written."""
+        """Write a batch to disk; return a pause if the file cannot be written."""
         try:
             await asyncio.to_thread(self._append, events)
         except OSError as error:
@@ -89,7 +89,7 @@ class EventFile:
 
 
 def _id_in(line: bytes) -> str:
-    """Return the id of an event; empty where somebody else wrote the line."""
+    """Return the id of an event in a line, empty if the line is no event."""
     try:
         return msgspec.json.decode(line, type=_Line).id
     except (msgspec.MsgspecError, UnicodeDecodeError):

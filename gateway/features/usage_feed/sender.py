@@ -28,33 +28,33 @@ LOOP = "usage feed"
 
 
 class UsageEventQueue(Protocol):
-    """PostgreSQL."""
+    """The events that wait, in PostgreSQL."""
 
     async def begin(self, terms: Terms) -> bool:
-        """Begin to record use, unless begun already; return False where a person ended the service's feed.
+        """Begin to record usage, unless begun already; return False if a person ended the service's feed.
 
-        `Conflict` where it cannot begin now.
+        `Conflict` if it cannot begin now.
         """
 
     async def claim(self, service: usage_feed.Service, count: int) -> Sequence[FeedEvent]:
-        """Return the oldest events that wait for a service; none while it pauses, or another keeper sends."""
+        """Return the oldest waiting events of a service; none in a pause, or while another keeper sends."""
 
     async def keep(self, taken: Collection[int], refused: Mapping[int, str]) -> None:
-        """Forget those that were taken, set aside those that were refused."""
+        """Delete accepted events, and mark refused ones as failed."""
 
     async def pause(self, pause: Pause) -> None:
-        """Send nothing for a while."""
+        """Store a pause, in which no events are claimed."""
 
 
 class FeedService(Protocol):
-    """The billing service."""
+    """The receiver of events: a billing service, a webhook or a file."""
 
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
-        """Deliver a batch; never raises for faults of the receiver."""
+        """Deliver a batch; never raise for faults of the receiver."""
 
 
 class UsageFeedSender:
-    """The clock's side of usage feeds."""
+    """Sends waiting events to one service, until cancelled."""
 
     def __init__(
         self, queue: UsageEventQueue, service: FeedService, terms: Terms, log: Log, *,
@@ -74,7 +74,7 @@ class UsageFeedSender:
                 await asyncio.sleep(INTERVAL_S)
 
     async def _begin(self) -> bool:
-        """Begin to record use; retry while current use is being stored or billed."""
+        """Begin to record usage; retry while current usage is being stored or billed."""
         told = False
         while True:
             try:
@@ -86,12 +86,12 @@ class UsageFeedSender:
             await asyncio.sleep(INTERVAL_S)
 
     async def turn(self) -> bool:
-        """Send some batches, and keep what came of them; whether more may be sent at once."""
+        """Send some batches and store the results; return whether more may be sent at once."""
         events = await self._queue.claim(self._terms.service, self._batch * self._at_once)
         batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
         told = await asyncio.gather(*(self._tell(batch) for batch in batches), return_exceptions=True)
         pauses = list[Pause]()
-        for each in told:  # of all batches, what came of it is kept by now
+        for each in told:  # the results of all batches are stored by now
             if isinstance(each, BaseException):
                 raise each
             pauses += each
@@ -102,14 +102,14 @@ class UsageFeedSender:
         return bool(batches) and not pauses
 
     async def _tell(self, batch: Sequence[FeedEvent]) -> Sequence[Pause]:
-        """Send a batch, by halves where that fails; the pauses that the other side wants."""
+        """Send a batch, by halves if it cannot be sent; return the pauses that the receiver asks for."""
         try:
             return await self._send(batch)
         except Exception as error:
             if self._isolation.is_everybodys(error):
                 raise
             if len(batch) == 1:
-                # Count an event that cannot be sent, and keep it for a person.
+                # Count an event that cannot be sent, and store it for a person.
                 event = batch[0]
                 self._isolation.item_failed(LOOP, str(event.id), error)
                 await self._queue.keep((), {event.id: f"it cannot be sent: {type(error).__name__}"})

@@ -19,24 +19,24 @@ from gateway.core.circuit_breaker import retry_after_s
 from gateway.core.times import rfc3339
 from gateway.features.usage_feed.events import ERROR_CHARS_MAX, SENDING_S_MAX, FeedEvent, FeedResult, Pause
 
-# Of the client's errors those that are about what was sent; the others are about who sends it, and where to.
+# Client errors about the events that were sent. All others are about the sender or the address.
 ABOUT_EVENTS = frozenset({400, 409, 413, 422})
 
 
-# The way out: posts a body with fields to an address, once; what the other side does is told, never raised.
+# Posts a body with headers to a URL, once. Faults of the receiver are returned, never raised.
 Post = Callable[[str, dict[str, str], bytes], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """An answer's words on single events: those it knows already, and faults of others."""
+    """An answer's verdicts on single events: known ones, and refused ones with the reason."""
 
     known: Collection[int]
     refused: Mapping[int, str]
 
 
 class FeedApi(ABC):
-    """How one service is spoken to; `code` says what the events are."""
+    """The API of one service. `code` is the type or metric of the events."""
 
     path = ""
     content_type = "application/json"
@@ -49,12 +49,12 @@ class FeedApi(ABC):
         """Return the request body of a batch."""
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """Return a refusal's verdicts on single events; None where the answer has none."""
+        """Return a refusal's verdicts on single events, or None if the answer has none."""
         return None
 
 
 class UsageEvents:
-    """The way of events to a billing service, which knows us by the token of now; empty for none."""
+    """Sends events to a billing service, with the current token, which may be empty."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class UsageEvents:
         self._sending_s_max = sending_s_max
 
     def _headers(self) -> dict[str, str]:
-        # A compressed answer would be read as it is.
+        # A compressed answer would not be decoded.
         said = {"User-Agent": "tollkeeper", "Accept-Encoding": "identity"}
         said["Content-Type"] = self._shape.content_type
         self._sent = self._token()
@@ -82,7 +82,7 @@ class UsageEvents:
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
         """Deliver a batch; faults of the receiver are returned, not raised.
 
-        Events neither taken nor refused wait: behind a pause, or for lack of time.
+        Events that are neither accepted nor refused still wait, after a pause or for lack of time.
         """
         sent = FeedResult()
         end = self._clock() + self._sending_s_max
@@ -116,7 +116,7 @@ class UsageEvents:
         return [piece[half:], piece[:half]]
 
     def _said(self, answer: Answer) -> str:
-        """Return the answer as a readable message."""
+        """Return the answer as an error message."""
         if answer.status is None:
             return self._shown(f"it does not answer: {answer.error}")
         body = answer.body.decode("utf-8", "replace")
@@ -143,7 +143,7 @@ class _LagoRefusal(msgspec.Struct):
 
 
 class Lago(FeedApi):
-    """How Lago is spoken to; `code` is the billable metric."""
+    """Lago's API; `code` is the billable metric."""
 
     path = "/api/v1/events/batch"
 
@@ -151,7 +151,7 @@ class Lago(FeedApi):
         return msgspec.json.encode({"events": [self._event(event) for event in events]})
 
     def verdicts(self, events: Sequence[FeedEvent], answer: Answer) -> Verdicts | None:
-        """Return the words on events by their positions; None where something else is said."""
+        """Return the verdicts on events by their positions, or None for any other error."""
         try:
             details = msgspec.json.decode(answer.body, type=_LagoRefusal).error_details
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -185,7 +185,7 @@ SOURCE = "tollkeeper"
 
 
 class OpenMeter(FeedApi):
-    """How OpenMeter is spoken to; `code` is the type that its meters match. It refuses no single event."""
+    """OpenMeter's API; `code` is the type that its meters match. It refuses no single event."""
 
     path = "/api/v1/events"
     content_type = "application/cloudevents-batch+json"
@@ -195,17 +195,17 @@ class OpenMeter(FeedApi):
 
 
 class CloudEventsWebhook(OpenMeter):
-    """Anybody who takes a batch of CloudEvents, at the whole URL that is named.
+    """A receiver of batches of CloudEvents at the whole configured URL.
 
-    The content mode is that of https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-protocol-binding.md
-    (3.3, batched).
+    The content mode is that of
+    https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-protocol-binding.md (3.3, batched).
     """
 
     path = ""
 
 
 def cloud_event(event: FeedEvent, type_: str) -> dict[str, object]:
-    """Return an event as CloudEvents 1.0 has it; it counts once by `id` and `source`."""
+    """Return an event as CloudEvents 1.0 defines it; it counts once by `id` and `source`."""
     return {
         "specversion": "1.0", "id": event.name, "source": SOURCE, "type": type_,
         "subject": event.subject, "time": rfc3339(event.at), "datacontenttype": "application/json",

@@ -26,9 +26,9 @@ from gateway.features.vendor_admin import anthropic, openai
 from gateway.features.vendor_admin.limits import mount_limits
 from gateway.features.vendor_admin.report import VendorQuery, VendorReport, handler, shown_id
 
-# Groups of all buckets of a page, at most.
+# Groups of all buckets in a page, at most.
 ROWS_MAX: Final = 10_000
-# How many buckets a page has: by default, and at most.
+# Buckets by width: the interval, its length, and the number on a page by default and at most.
 WIDTHS: Final = {"1d": ("day", timedelta(days=1), 7, 31), "1h": ("hour", timedelta(hours=1), 24, 168)}
 FILTERS_MAX: Final = 100
 _PAGE = re.compile(r"page_(\d{1,12})", re.ASCII)
@@ -44,7 +44,7 @@ def mount_vendors(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def _refuse_other(mine: AdminPorts, request: web.Request) -> dict[str, Any]:
-    """Refuse a part of a vendor's API that is not served."""
+    """Raise `NotFound` for a part of a vendor's API that is not served."""
     raise NotFound(f"{request.method} {request.path} is not served here: the Admin API has it, at /admin/v1.")
 
 
@@ -66,7 +66,7 @@ def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request],
 
 
 def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> VendorQuery:
-    """Read a query, whole; `Unprocessable` names the parameter and what would be right."""
+    """Parse a whole query; `Unprocessable` names the parameter and a valid value."""
     behind = "[]" if report.bracketed else ""
     lists = {name + behind: name for name in ("group_by", *report.filters)}
     single = {report.since, report.until, "bucket_width", "limit", "page"}
@@ -125,7 +125,7 @@ def _moment(report: VendorReport, name: str, text: str) -> datetime:
 
 
 def _begin(asked: VendorQuery, page: str) -> datetime:
-    """Return the first bucket of a page, as the page before it said."""
+    """Return the start of a page's first bucket, by the `page` token of the page before."""
     found = _PAGE.fullmatch(page)
     begin = datetime.fromtimestamp(0, UTC) + timedelta(seconds=int(found[1])) if found else asked.until
     if not asked.since < begin < asked.until or _floor(begin, asked.width) != begin:
@@ -149,7 +149,7 @@ def _ceiling(at: datetime, width: timedelta) -> datetime:
 def _buckets(
     report: VendorReport, asked: VendorQuery, end: datetime, rows: Iterable[Row]
 ) -> list[dict[str, Any]]:
-    """Return every bucket of a page, also one without anything."""
+    """Return all buckets of a page, empty ones too."""
     by_start: dict[datetime, list[Row]] = {}
     for row in rows:
         if _passes(report, asked, row):

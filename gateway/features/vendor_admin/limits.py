@@ -30,7 +30,7 @@ LIMITS_MAX: Final = 1_000
 AMOUNT_DIGITS_MAX: Final = 12
 NAME: Final = "Spend limit"
 PERIODS: Final = {"daily": "day", "weekly": "week", "monthly": "month"}
-# What else narrows a budget than the scope of a limit.
+# Fields of a budget that are the scope of a spend limit.
 _SCOPES: Final = ("tenant_id", "user")
 _PREFIX: Final = "spl_"
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
@@ -38,7 +38,7 @@ Shown = dict[str, Any]
 
 
 class _Limits:
-    """The limits of the organization whose token asks."""
+    """The spend limits of the organization of the caller's token."""
 
     def __init__(self, ports: AdminPorts) -> None:
         self._budgets = Operations(ports, RESOURCES["budgets"])
@@ -47,7 +47,7 @@ class _Limits:
         self._actor = ports.actor
 
     async def all(self) -> list[Row]:
-        """Return the budgets that are limits, the oldest first."""
+        """Return the budgets that are spend limits, the oldest first."""
         require_read(self._actor, self._budgets.resource)
         filters = {"organization_id": self._of(), "unit": MONEY}
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
@@ -61,7 +61,7 @@ class _Limits:
         return None
 
     async def set(self, asked: WriteRequest, amount: str, interval: str, **scope: object) -> Row:
-        """Make a limit, or change the amount of the one there is."""
+        """Create a spend limit, or change the amount of the existing one."""
         require_write(self._actor, self._budgets.resource, CREATE)
         row = await self.find(interval, **scope)
         if row is not None:
@@ -93,7 +93,7 @@ def _is_limit(row: Row) -> bool:
 
 
 def mount_limits(app: web.Application, ports: AdminPorts) -> None:
-    """Serve them: those of Anthropic by their ids, those of OpenAI by what they limit."""
+    """Serve the spend limits: Anthropic's paths have ids, OpenAI's the limited organization or project."""
     path = "/v1/organizations/spend_limits"
     app.router.add_get(path, _handler(ports, anthropic.refusal, _list))
     app.router.add_post(path, _handler(ports, anthropic.refusal, _set))
@@ -126,7 +126,7 @@ def _cents(row: Row) -> str:
 
 
 def _money(field: str, said: object) -> str:
-    """Return an amount of money from one in cents, a text or a number."""
+    """Return an amount of money from a number of cents, which may be a text."""
     text = str(said) if isinstance(said, str | int) and not isinstance(said, bool) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) > 0):
         raise _wrong(field, 'must be a whole number of cents above 0, such as 50000 for "500.00"')

@@ -18,17 +18,17 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT
 from gateway.errors import Unauthorized
 
-# Money is a number in OpenAI's shape, and loses no digit on its way.
+# Money is a number in OpenAI's shape, and must not lose digits.
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 ADDED: Final = ("requests", "input", "cache_read", "cache_write", "cache_write_1h", "output", "cost")
 
-# Rows of one bucket become what a vendor's report says of it.
+# Converts the rows of one bucket into the results of a vendor's report.
 Results = Callable[[Sequence[Row], "VendorQuery"], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class VendorQuery:
-    """What a report is asked for. `groups` are named as the vendor names them."""
+    """The parsed query of a report. `groups` are the vendor's names."""
 
     since: datetime
     until: datetime
@@ -41,10 +41,10 @@ class VendorQuery:
 
 @dataclass(frozen=True, slots=True)
 class VendorReport:
-    """One report: its path, the groups and filters it takes as columns of ours, and its shape.
+    """One report: its path, its groups and filters with our columns, and its shape.
 
-    Its parameters of time are `since` and `until`, read by `moment`; a list is `group_by[]` where it is
-    `bracketed`. `daily` ones have no other width.
+    `since` and `until` are its time parameters, which `moment` parses. `bracketed`: list parameters are
+    written `group_by[]`. `daily`: buckets are days only.
     """
 
     path: str
@@ -63,7 +63,7 @@ class VendorReport:
 
 
 def shown_id(row: Row, group: str) -> str | None:
-    """Return the value that distinguishes a row, as vendors write it; None where it is nobody's."""
+    """Return the value of a group in a row as vendors write it, or None without one."""
     if group in {"model", "user"}:
         value = row[group]
         return None if value is None else str(value)
@@ -75,7 +75,7 @@ Sums = dict[str, Decimal]
 
 
 def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, ...], Sums]:
-    """Return the sums of rows by what tells them apart, by columns of ours, and last by their currency."""
+    """Return the sums of rows, by the values of the columns in `apart` and by currency."""
     found: dict[tuple[str | None, ...], Sums] = {}
     for row in rows:
         sums = found.setdefault((*(shown_id(row, group) for group in apart), str(row["currency"])), {})
@@ -85,9 +85,9 @@ def summed(rows: Sequence[Row], apart: Sequence[str]) -> dict[tuple[str | None, 
 
 
 def _credentials(request: web.Request) -> list[str]:
-    """Return the credentials of a request, each once: of `Authorization`, and of Anthropic's own field.
+    """Return the credentials of a request, each once, from `Authorization` and Anthropic's `x-api-key`.
 
-    `Unauthorized` names the fields of two that differ.
+    `Unauthorized` if two of them differ.
     """
     said = request.headers.getall("Authorization", [])
     keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
@@ -105,7 +105,7 @@ def handler(
     shape: Shape,
     answer: Callable[[AdminPorts, web.Request], Awaitable[dict[str, Any]]],
 ) -> Callable[[web.Request], Any]:
-    """Answer a request by what its asker may see; each refusal has the vendor's `shape`."""
+    """Return a handler that answers by what the caller may read; each refusal has the vendor's `shape`."""
 
     async def show(request: web.Request) -> web.Response:
         request[SHAPE] = shape

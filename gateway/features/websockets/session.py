@@ -48,20 +48,20 @@ from gateway.http.server.exchange import ClientGone, Exchange
 from gateway.http.tally import NEVER
 from gateway.http.upstream.pool import Link
 
-# Codes of RFC 6455, 7.4.1, and why an upstream's socket is not read: its events wait for a turn, or for the
-# client, or for the call that they are the answer of.
+# Codes of RFC 6455, 7.4.1. Then reasons not to read an upstream's socket: its events wait for a turn, for the
+# client, or for the call that they answer.
 _USUAL, _AWAY, _NO_CODE, _BAD, _REFUSED, _TOO_LARGE, _BROKEN = 1000, 1001, 1005, 1007, 1008, 1009, 1011
-_OWN_CODES = 3000  # from here on they are an application's
+_OWN_CODES = 3000  # from here on, codes belong to applications
 _WAITING, _SLOW, _LINK = 1, 2, 4
 # Codes that a close frame may have which an upstream sent.
 _SENT_CODES: Final = frozenset({1000, 1001, 1007, 1008, 1009, 1011, 1012, 1013})
-# Of one message of a client's, with a picture or with sound in it.
+# Bytes of one message of a client, which may contain a picture or sound.
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 REASON_BYTES_MAX: Final = 123
 LOOK_S: Final = 1.0
-# Tokens that are held ahead of messages: of sound, some twenty seconds.
+# Tokens that are held ahead of messages: some twenty seconds of sound.
 HELD_AHEAD: Final = 256
-# Statuses of refusals that end no session: what is asked for may be had later.
+# Statuses of refusals that end no session: a later message may be admitted.
 _LATER: Final = frozenset({402, 429})
 _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _EVENTS: Final = b"text/event-stream"
@@ -69,7 +69,7 @@ _LINES: Final = bytes.maketrans(b"\r\n", b"  ")
 
 
 async def open_live(exchange: Exchange) -> None:
-    """Open a socket by its first turn, or go on with its next one."""
+    """Open a live socket by its first turn, or continue with the next turn of an open one."""
     there = exchange.connection.transport
     if isinstance(there, LiveSocket):
         await there.turn(exchange)
@@ -93,7 +93,7 @@ async def open_live(exchange: Exchange) -> None:
 
 
 class LiveSocket(WebSocket):
-    """The client's socket of a session, and what waits on either side for its turn."""
+    """The client's socket of a live session, and the messages and events that wait for a turn."""
 
     def __init__(self, exchange: Exchange, caller: Caller, session: LiveSession) -> None:
         super().__init__(exchange, caller)
@@ -124,7 +124,7 @@ class LiveSocket(WebSocket):
     # one turn
 
     async def turn(self, exchange: Exchange) -> None:
-        """Admit a call, pass on what it may, and charge what the event reports that ends it."""
+        """Admit the call of a turn, forward its messages and events, and charge the usage that ends it."""
         self._turning, self._covered = True, self._session.needs
         try:
             admitted = await self._admit(exchange)
@@ -140,7 +140,7 @@ class LiveSocket(WebSocket):
             self._admitted = admitted
             if (self._ends is not None or self._spent or exchange.gone) and not self._heard:
                 self._take_back()
-                if self._session.pending:  # nobody hears what it comes to
+                if self._session.pending:  # its events will not be read
                     self._begin_turn(exchange, admitted)
                     self._charge_rest(exchange)
                 raise ClientGone
@@ -149,14 +149,14 @@ class LiveSocket(WebSocket):
             asyncio.get_running_loop().call_soon(self._flow)
             assert link.answer is not None
             await relay(exchange, admitted, link.answer)
-            if not link.complete and not exchange.gone:  # what covered it is used up
+            if not link.complete and not exchange.gone:  # the hold is used up
                 self._session.forget()
                 self._close(_REFUSED)
         finally:
             self._link = None
 
     async def _admit(self, exchange: Exchange) -> AdmittedCall:
-        """Admit the call of a turn. What an upstream makes already is charged, whatever is left by now."""
+        """Admit the call of a turn. Output that the upstream makes already is charged beyond the limits."""
         before, session = self._admitted, self._session
         try:
             caller = self._caller = known(exchange) or await identify(exchange)
@@ -175,7 +175,7 @@ class LiveSocket(WebSocket):
         return owed
 
     def _charge_rest(self, exchange: Exchange) -> None:
-        """Charge all pending use by estimate with this call: no later event of the upstream is read."""
+        """Charge all pending usage to this call by estimate: no later event of the upstream is read."""
         if exchange.call is not None:
             exchange.call.blob_tokens = self._session.needs
         exchange.read = True
@@ -196,7 +196,7 @@ class LiveSocket(WebSocket):
         if exchange.connection.transport is not self:
             self._answer = SocketAnswer(self)
             open_as(self, exchange)
-            exchange.opened = False  # its answer, as events, is still to begin
+            exchange.opened = False  # the answer, a stream of events, has not begun
         self._upstream.begin()
 
     def _name(self, exchange: Exchange) -> None:
@@ -219,7 +219,7 @@ class LiveSocket(WebSocket):
             await exchange.worker.capacity.take(exchange, admitted, upstream, True)
 
     def _begin_turn(self, exchange: Exchange, admitted: AdmittedCall) -> Link:
-        """Make the link of a turn: what passes from now on is the call's."""
+        """Create the link of a turn, with a meter: events from now on belong to its call."""
         upstream, worker = self._upstream, exchange.worker
         assert upstream is not None
         link = exchange.link = self._link = upstream.turn()
@@ -230,7 +230,7 @@ class LiveSocket(WebSocket):
 
     @property
     def _is_due(self) -> bool:
-        """Whether a turn is for what an upstream makes already, and for nothing that is asked now."""
+        """Whether a turn is only for output that the upstream already makes, and for no new message."""
         return self._is_owed and not self._asked
 
     def _ask_for_turn(self) -> None:
@@ -241,7 +241,7 @@ class LiveSocket(WebSocket):
             self._connection.data_received(self._connection.opened_by)
 
     def _end_turn(self, code: int, why: str = "") -> None:
-        """End the socket. A turn in which nothing was asked for costs nothing."""
+        """End the socket with a close code. A turn without a request of the client costs nothing."""
         self._ends = self._ends or (code, why)
         self._take_back()
         exchange, link = self._connection.exchange, self._link
@@ -261,13 +261,13 @@ class LiveSocket(WebSocket):
             exchange.interrupt(ClientGone())
 
     def _give_back(self) -> None:
-        """End a turn in which nothing was asked for: its hold is given back, and the socket stays open."""
+        """End a turn without a request of the client: release its hold, and keep the socket open."""
         charge, link = self._admitted, self._link
         if charge is not None and link is not None:
             self._link = charge.meter = None
             link.data_received(LAST_CHUNK)
 
-    # what the client says
+    # the client's side
 
     def begin(self, early: bytes) -> None:
         """Adopt the transport of the connection."""
@@ -300,7 +300,7 @@ class LiveSocket(WebSocket):
         self._connection.connection_lost(error)
 
     def _end_drain(self) -> None:
-        """Read on no more for a client that is gone: what is on its way is charged by estimate."""
+        """Stop reading for a client that is gone, and charge its pending usage by estimate."""
         self._spent = True
         exchange, link = self._connection.exchange, self._link
         if exchange is not None and link is not None:
@@ -313,7 +313,7 @@ class LiveSocket(WebSocket):
             self._flow()
 
     def write(self, data: bytes) -> None:
-        """Pass an answer on; one that nobody hears any more is read to its end."""
+        """Pass an answer on. If the client is gone, the answer is read to its end."""
         answer = self._answer
         if answer is None or not self._closed:
             super().write(data)
@@ -338,7 +338,7 @@ class LiveSocket(WebSocket):
     def close(self) -> None:
         """Close the socket with the reason of its end."""
         usual, self._turning = _AWAY if self._answer is None else _BROKEN, False
-        self._over = True  # its connection is
+        self._over = True  # the connection has ended
         self._session.forget()
         self._close(*(self._ends or (usual, "")))
 
@@ -390,7 +390,7 @@ class LiveSocket(WebSocket):
             self._pass()
 
     def _pass(self) -> None:
-        """Send what the client asked, once the hold of the turn covers it too."""
+        """Send the waiting message once the hold of the turn covers it too."""
         charge, more = self._admitted, self._session.needs - self._covered
         held = partial(asyncio.get_running_loop().call_soon, self._pass_held, self._link)
         if self._asked and charge is not None and more > 0 and not charge.reserves(more, HELD_AHEAD, held):
@@ -399,7 +399,7 @@ class LiveSocket(WebSocket):
             self._send()
 
     def _pass_held(self, link: Link | None) -> None:
-        """Send what waited for its hold, or say that too little is left; another turn asks for itself."""
+        """Send the message that waited for its hold, or refuse it because too little is left."""
         charge = self._admitted
         if link is None or link is not self._link or charge is None or not self._asked:
             return
@@ -412,7 +412,7 @@ class LiveSocket(WebSocket):
         self.go_on(WAITING)
 
     def _take_back(self) -> None:
-        """Forget a message that is not sent."""
+        """Drop the waiting message, which is not sent."""
         if self._asked:
             self._asked = []
             self._session.take_back()
@@ -423,7 +423,7 @@ class LiveSocket(WebSocket):
         self._owed += size
 
     def _judge(self) -> None:
-        """Check the additional models of a message; a turn that is not admitted is checked on its own."""
+        """Check the additional models of a message in an admitted turn; `Refusal` if one is not allowed."""
         exchange = self._connection.exchange
         call = None if exchange is None else exchange.call
         charge = None if exchange is None else exchange.charge
@@ -442,7 +442,7 @@ class LiveSocket(WebSocket):
             charge.answered_by(targets.index(self._aimed))
 
     def _send(self) -> None:
-        """Send what the client asked."""
+        """Send the waiting message to the upstream."""
         asked, self._asked = self._asked, []
         exchange, upstream = self._connection.exchange, self._upstream
         if exchange is not None and exchange.call is not None:
@@ -454,7 +454,7 @@ class LiveSocket(WebSocket):
             self.go_on(WAITING)
 
     def _ask_kept(self) -> None:
-        """Process the buffered message once its client has read the last end; later ones follow."""
+        """Process the buffered message after all events for the client were sent."""
         ending = self._ends is not None or (self._link is None and self._turning)
         if not self._kept or ending or self._heard or self.is_closing():
             return
@@ -506,9 +506,9 @@ class LiveSocket(WebSocket):
         super()._close(code, said or None)
 
     def _look_after(self) -> None:
-        """End a socket that is idle, or whose gateway stops, where nobody waits for an answer.
+        """End a socket that is idle, or whose gateway stops, unless an answer is pending.
 
-        The upstream's ends with the call of a client that is gone.
+        After the client is gone, the upstream's socket ends with the last call.
         """
         loop, connection = asyncio.get_running_loop(), self._connection
         if self._look is not None:
@@ -533,10 +533,10 @@ class LiveSocket(WebSocket):
         if loop.time() - self._asked_at > limits.socket_unasked_s and not (self._asked or self._heard):
             self._give_back()
 
-    # what the upstream says
+    # the upstream's side
 
     def hear(self, event: bytes) -> None:
-        """Read an event of the upstream."""
+        """Process an event of the upstream, and stop draining at the limits if the client is gone."""
         self._seen_at = asyncio.get_running_loop().time()
         self._heard.append(self._session.hear(event))
         if self._gone and not self._spent:
@@ -556,11 +556,11 @@ class LiveSocket(WebSocket):
 
     @property
     def _is_owed(self) -> bool:
-        """Whether something is on its way, or here, that another turn is to charge."""
+        """Whether usage is pending that another turn must charge."""
         return not self._over and (self._session.pending or any(ends for _, _, ends in self._heard))
 
     def _flow(self) -> None:
-        """Pass on what is here, as far as a turn covers it or it costs nothing; then go on, or end."""
+        """Forward events as far as a turn covers them or they are free; then continue or end the socket."""
         upstream = self._upstream
         self._pass_heard()
         if upstream is None:
@@ -571,7 +571,7 @@ class LiveSocket(WebSocket):
             upstream.reading.resume(_WAITING)
         self._ask_kept()
         if self.is_closing() and not (self._is_owed or self._over):
-            self._give_back()  # what it was for came to an error
+            self._give_back()  # the message of this turn was refused
         idle = not self._turning and not self._is_owed
         if idle and self.is_closing():
             upstream.close()
@@ -582,7 +582,7 @@ class LiveSocket(WebSocket):
         elif self._ends is not None and not self._heard:
             self._end_turn(*self._ends)
         elif (self._heard or self._asked or self._session.pending) and self._link is None:
-            self._ask_for_turn()  # what is still on its way is a call, though nothing of it is here
+            self._ask_for_turn()  # pending output is a call, even before its first event
 
     def _pass_heard(self) -> None:
         closed = self.is_closing()
@@ -602,7 +602,7 @@ class LiveSocket(WebSocket):
 
 
 class UpstreamSocket(asyncio.Protocol):
-    """The upstream's socket of a session, and the transport of the links that its turns are."""
+    """The upstream's socket of a session, and the transport of the links of its turns."""
 
     def __init__(self, client: LiveSocket, link: Link, released: Callable[[], None]) -> None:
         self._client, self._opened, self._released = client, link, released
@@ -614,7 +614,7 @@ class UpstreamSocket(asyncio.Protocol):
         self.reading = ReadPause(self._transport)
 
     def begin(self) -> None:
-        """Adopt the transport of the link that opened it."""
+        """Adopt the transport of the link that opened the socket."""
         early, self._opened.deadline = self._opened.take_payload(), NEVER
         self._transport.set_protocol(self)
         if not self._transport.is_reading():
@@ -623,7 +623,7 @@ class UpstreamSocket(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self.data_received, early)
 
     def turn(self) -> Link:
-        """Return the link of one turn: its answer has begun, and its body is to come."""
+        """Return the link of one turn, whose answer has begun and whose body follows."""
         link = self._opened.beside()
         link.connection_made(self)
         link.begin_request(link.side.ask(b"", None, False))
@@ -676,11 +676,11 @@ class UpstreamSocket(asyncio.Protocol):
         """Ignore the abort of a turn: others may follow."""
 
     def pause_reading(self) -> None:
-        """Read no further."""
+        """Stop reading from the upstream."""
         self.reading.pause(_LINK)
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Resume reading from the upstream."""
         self.reading.resume(_LINK)
 
     def _take(self, event: Event) -> None:

@@ -35,26 +35,26 @@ from gateway.http.server.exchange import Exchange
 
 # Codes of RFC 6455, 7.4.1, and IANA's 1013.
 _AWAY, _TOO_LARGE, _BROKEN, _LATER = 1001, 1009, 1011, 1013
-# Why a socket is not read: its connection wants nothing, its client takes nothing, others have their turn.
+# Reasons not to read a socket: its connection is busy, its client reads slowly, or other sockets are served.
 # Of others: a message waits for a turn, the upstream reads slowly.
 INNER, _BLOCKED, _TURN, WAITING, SLOW = 1, 2, 4, 8, 16
 _HELD = WAITING | SLOW
-# Frames of one read that are dealt with at once.
+# Frames of one read that are processed at a time.
 FRAMES_AT_ONCE: Final = 64
-# Of an answer that is no stream: a refusal, ours or the upstream's.
+# Bytes of an answer that is no stream: a refusal, ours or the upstream's.
 REFUSAL_BYTES_MAX: Final = 64 * 1024
-# Lines of the head that opens a socket which are of that alone, or of the body of a request.
+# Headers that belong only to the opening of a socket, or to a request's body.
 _OF_OPENING = (
     b"connection:", b"upgrade:", b"sec-websocket-key:", b"sec-websocket-version:",
     b"sec-websocket-extensions:", b"content-type:", b"content-length:", b"expect:", b"http2-settings:",
 )  # fmt: skip
-# What of the head of a refusal its client is told.
+# Headers of a refusal that its client gets.
 _TOLD = (b"retry-after", b"x-request-id", b"x-should-retry", b"x-tollkeeper-", b"x-ratelimit-", b"ratelimit")
 _EVENTS = b"text/event-stream"
 
 
 async def open_socket(exchange: Exchange) -> None:
-    """Accept a socket of somebody who is known, unless there are too many."""
+    """Open a socket for an authenticated caller, unless there are too many."""
     caller = known(exchange) or await identify(exchange)
     take_place(exchange, caller)
     open_as(ResponseSocket(exchange, caller), exchange)
@@ -62,7 +62,7 @@ async def open_socket(exchange: Exchange) -> None:
 
 
 def take_place(exchange: Exchange, caller: Caller) -> None:
-    """Count one socket more, or raise the `Refusal` that its opening earns."""
+    """Count one more socket of the caller; raise the `Refusal` that applies to its opening."""
     if exchange.head.refusal is not None:
         raise exchange.head.refusal
     if exchange.body_length:
@@ -74,7 +74,7 @@ def take_place(exchange: Exchange, caller: Caller) -> None:
 
 
 def open_as(socket: WebSocket, exchange: Exchange) -> None:
-    """Answer that a socket is open, by the first protocol that is offered, and go on by it."""
+    """Answer 101 with the first offered protocol, and hand the connection over to `socket`."""
     lines = [line.partition(b":") for line in exchange.connection.opened_by.split(b"\r\n")]
     offered = [said.split(b",") for name, _, said in lines if name.lower() == PROTOCOLS_FIELD]
     named = [one for each in offered for said in each if not (one := said.strip()).startswith(KEY_PROTOCOLS)]
@@ -132,7 +132,7 @@ class WebSocket(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Release the client's resources; its open calls are drained or end, as the route says."""
+        """Release the client's resources. Open calls are drained or end, by the rule of their route."""
         self._closed = True
         self._reading.close()
         if self._end is not None:
@@ -145,12 +145,12 @@ class WebSocket(asyncio.Protocol):
         self._hang_up(error)
 
     def pause_writing(self) -> None:
-        """Read no more from the client or the upstream while the client reads slowly."""
+        """Stop reading from the client and the upstream while the client reads slowly."""
         self._reading.pause(_BLOCKED)
         self._connection.pause_writing()
 
     def resume_writing(self) -> None:
-        """Resume after the client has caught up; frames already received come first."""
+        """Resume after the client has caught up. Frames that were received before come first."""
         self._connection.resume_writing()
         self._reading.resume(_BLOCKED)
         if self._reading.paused & _TURN:
@@ -163,7 +163,7 @@ class WebSocket(asyncio.Protocol):
     # the transport of the connection
 
     def write(self, data: bytes) -> None:
-        """Pass an answer on, as far as it is there, as events."""
+        """Send the complete events of an answer to the client."""
         answer = self._answer
         if answer is None or self._closed:
             return
@@ -180,7 +180,7 @@ class WebSocket(asyncio.Protocol):
             self.close()
 
     def close(self) -> None:
-        """Send the reason, and close once the client has answered or its time is over."""
+        """Send a close frame, and close once the client has answered or its time is over."""
         self._close(_AWAY if self._answer is None else _BROKEN)
 
     def abort(self) -> None:
@@ -196,24 +196,24 @@ class WebSocket(asyncio.Protocol):
         return self._closed or bool(self._transport.is_closing())
 
     def pause_reading(self) -> None:
-        """Read no further."""
+        """Stop reading from the client."""
         self._reading.pause(INNER)
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Resume reading from the client."""
         self._reading.resume(INNER)
 
     def get_write_buffer_size(self) -> int:
-        """Return how many bytes wait to be sent, or to be more of an event."""
+        """Return the number of bytes that wait to be sent."""
         return int(self._transport.get_write_buffer_size())
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return facts of the socket."""
+        """Return a fact about the socket, as asyncio transports do."""
         return self._transport.get_extra_info(name, default)
 
     @property
     def event_bytes_max(self) -> int:
-        """How long an event may be that is read."""
+        """The largest event that is read, in bytes."""
         return self._worker.bounds.event_bytes_max
 
     def keep(self, size: int) -> None:
@@ -226,7 +226,7 @@ class WebSocket(asyncio.Protocol):
     # frames and messages
 
     def _go_on(self) -> None:
-        """Deal with some frames; others have their turns before the rest, and a slow client reads first."""
+        """Process some frames, and pause for other connections. A slow client must read first."""
         if self._transport.is_closing() or self._reading.paused & (_BLOCKED | _HELD):
             return
         for count, event in enumerate(self._frames.events(), 1):
@@ -252,7 +252,7 @@ class WebSocket(asyncio.Protocol):
             self._transport.close()
 
     def _take_part(self, event: TextMessage | BytesMessage) -> None:
-        """Append a part of a message, or drop it where the message is refused already."""
+        """Append a part of a message, or drop it if the message is refused already."""
         data, limits = event.data, self._limits
         part = data.encode() if isinstance(data, str) else bytes(data)
         self._frames_here += event.frame_finished
@@ -284,7 +284,7 @@ class WebSocket(asyncio.Protocol):
         raise NotImplementedError
 
     def _told(self, refused: str) -> list[str]:
-        """Return the events by which a client is told of a refusal."""
+        """Return the events that tell a client of a refusal."""
         return [refused]
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
@@ -309,7 +309,7 @@ class WebSocket(asyncio.Protocol):
             self._say_end(CloseConnection(code=code, reason=why))
 
     def _say_end(self, event: CloseConnection) -> None:
-        """Send the close frame; abort after `linger_s` where the client does not close."""
+        """Send the close frame; abort after `linger_s` if the client does not close."""
         self._closed = True
         self._let_go()
         self._transport.write(self._frames.send(event))
@@ -321,7 +321,7 @@ class WebSocket(asyncio.Protocol):
 
 
 class ResponseSocket(WebSocket):
-    """A socket by which responses are asked for: a message is the body of a request by HTTP."""
+    """A socket of the Responses API. Each message is the body of an HTTP request."""
 
     busy = "A response is being made on this connection: wait for its end."
 
@@ -340,7 +340,7 @@ class ResponseSocket(WebSocket):
         super().connection_lost(error)
 
     def _ask(self, body: bytes) -> None:
-        """Make a request of the message that is here."""
+        """Feed the connection an HTTP request with the message as its body."""
         self._answer = SocketAnswer(self)
         self._connection.messages = self._messages
         self._connection.data_received(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
@@ -353,7 +353,7 @@ class ResponseSocket(WebSocket):
         self._remember()
 
     def _remember(self) -> None:
-        """Count what is remembered of responses; where there is no room for that, it is forgotten."""
+        """Count the bytes of remembered responses, and forget these if there is no room."""
         if self._messages.size == self._remembered:
             return
         shares, organization_id = self._worker.sockets_keep, self._caller.organization_id
@@ -366,7 +366,7 @@ class ResponseSocket(WebSocket):
 
 
 def turn_head(head: bytes) -> bytes:
-    """Return the head of the requests that are made of messages, up to the length of the body."""
+    """Return the head of an HTTP request for a message, up to the value of its `content-length`."""
     line, *fields = head[:-4].split(b"\r\n")
     _, target, version = line.split(b" ")
     kept = [one for one in fields if not one.lower().startswith(_OF_OPENING)]
@@ -375,7 +375,7 @@ def turn_head(head: bytes) -> bytes:
 
 
 def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> str:
-    """Return a refusal as an event: its status, its error, and with that what its head says."""
+    """Return a refusal as an event: its status, its error, and some of its headers."""
     said: object = None
     with suppress(*UNREADABLE):
         said = msgspec.json.decode(body)
@@ -394,9 +394,10 @@ def _is_told(name: bytes) -> bool:
 
 
 class SocketAnswer:
-    """An answer of HTTP that becomes events. `kept` bytes of it are none yet; at its end it is `over`.
+    """An HTTP answer that becomes events.
 
-    One that is no stream is a refusal, which is `refused` in one event.
+    `kept` are bytes of incomplete events, and `over` marks its end. An answer that is no stream is a refusal:
+    `refused` is its event.
     """
 
     def __init__(self, socket: WebSocket) -> None:
@@ -413,27 +414,27 @@ class SocketAnswer:
         self._events: list[str] = []
 
     def feed(self, data: bytes) -> list[str]:
-        """Return the events that are complete by these bytes."""
+        """Return the events that these bytes complete."""
         self._parser.feed_data(data)
         if self.over:
             self._parser = None
         events, self._events = self._events, []
         return events
 
-    # what the parser tells
+    # callbacks of the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a field of the answer."""
+        """Note a header of the answer."""
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Note what kind of answer it is."""
+        """Note the status, and whether the answer is a stream."""
         self._status = self._parser.get_status_code()
         kind = next((value for name, value in self._fields if name == b"content-type"), b"")
         self.is_stream = self._status == HTTPStatus.OK and kind.lower().startswith(_EVENTS)
 
     def on_body(self, data: bytes) -> None:
-        """Read on. A long event is put together once its end is here."""
+        """Collect bytes of the body. An event is assembled once its end has come."""
         self._keep(len(data))
         self._parts.append(data)
         if self.is_stream:
