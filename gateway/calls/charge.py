@@ -97,29 +97,25 @@ class Held:
 
 @dataclass(slots=True)
 class Counted:
-    """The numbers that a worker's metrics count for a use.
-
-    `input` and `output` are tokens, and `total` counts if the service counts tokens. `lacks_price`: tokens or
-    a tool have no price. `says_more`: the provider reported undocumented fields. `contradicted`: the content
-    disproves a report. `apart`: the cost by the price book and the reported cost, if they differ much.
-    """
+    """The numbers that a worker's metrics count for a use."""
 
     service: str
     tenant_id: int
     model: str
     family: str
     counts_tokens: bool
-    input: int
-    output: int
-    total: int
+    input: int  # tokens
+    output: int  # tokens
+    total: int  # tokens, if the service counts tokens
     units: int
     credits: int
     estimated: bool
     cost: int | None
     currency: str
-    lacks_price: bool = False
-    says_more: bool = False
-    contradicted: bool = False
+    lacks_price: bool = False  # tokens or a tool have no price
+    says_more: bool = False  # the provider reported undocumented fields
+    contradicted: bool = False  # the content disproves a report
+    # the cost by the price book and the reported one, if they differ much
     apart: tuple[int, int] | None = None
 
 
@@ -209,7 +205,7 @@ def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
 def _by_report(
     said: ReportedCost, use: MeteredUse, price: Vector | None, book: int | None
 ) -> tuple[tuple[int, str, str] | None, tuple[int, int] | None]:
-    """Return the reported cost with currency and rate if it decides, and both costs if they differ much.
+    """Return the reported cost with currency and rate if it sets the charge, and both costs if far apart.
 
     `book` is the cost by the price book. If the gateway itself counted tokens, the reported cost is raised to
     `book`.

@@ -209,7 +209,7 @@ class Bindings:
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
     def _served(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
-        """Yield patterns of the paths at a host that API families meter by answers, or that name objects.
+        """Yield patterns of paths at a host that no service may serve: metered API calls, and stored objects.
 
         Below `root`, the base path of the service, they match without a version too. `root` is None if the
         service states its own paths.
@@ -249,7 +249,7 @@ def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[
 def conflicting(
     reaches: Sequence[ServicePaths], catalogue: Mapping[str, Service], *, unknown: bool
 ) -> Iterator[tuple[ServicePaths, ServicePaths]]:
-    """Yield pairs that reach the same paths at different prices. An unknown service counts as `unknown`."""
+    """Yield pairs that reach the same paths at different prices; unknown services differ if `unknown`."""
     for one, other in combinations(reaches, 2):
         mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
         differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)

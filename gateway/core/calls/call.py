@@ -688,7 +688,7 @@ class CallRequest:
 
 
 def _whole(tokens: float) -> int:
-    """Return the next whole number above, but ignore a rest that comes from floating point."""
+    """Round a number of tokens up, but ignore floating-point errors."""
     whole = int(tokens)
     beyond = tokens - whole
     if beyond > _INEXACT:

@@ -311,7 +311,7 @@ def output_bound(
 
 
 def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
-    """Return those of the higher prices in `may` that a call asks for, by documented fields."""
+    """Return the priced extras in `may` (cache writes, media, tiers, tools) that a call itself requests."""
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return may
@@ -325,9 +325,10 @@ def likely_asks(call: CallRequest, may: PriceQualifiers) -> PriceQualifiers:
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
-    """Return the higher prices that may apply to a call with `read` input tokens.
+    """Return the priced extras (cache writes, media, tiers, tools) that a call of `read` input tokens may
+    use.
 
-    Its family excludes some; all may apply if the request cannot be read. Values that change no price of
+    Its family excludes some; all may apply if the request cannot be read. Extras that change no price of
     these vectors are not checked.
     """
     document, names, family = call.document, call.names, OF_METER.get(call.meter)
@@ -363,21 +364,16 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
 # where it is strict, or a budget says so, the most it could use, at the dearest prices it may have.
 @dataclass(slots=True)
 class BudgetClaim:
-    """What budget windows hold for a call: likely amounts, and the most (`…_most`).
+    """What budget windows hold for a call: likely amounts, and the most."""
 
-    Money is in nano-units, and may be cut to `money_least`, 0 if the call states its maximum. `likely` and
-    `dearest` are the usual and the highest rate, None without a price. `holds_most`: the windows hold the
-    most.
-    """
-
-    money: int = 0
+    money: int = 0  # likely, in nano-units
     money_most: int = 0
-    money_least: int = 0
-    raw_tokens: int = 0
+    money_least: int = 0  # the hold may be cut to this; 0 if the call states its maximum
+    raw_tokens: int = 0  # likely
     raw_most: int = 0
-    dearest: TokenRate | None = None
-    likely: TokenRate | None = None
-    holds_most: bool = False
+    dearest: TokenRate | None = None  # the highest rate, None without a price
+    likely: TokenRate | None = None  # the usual rate
+    holds_most: bool = False  # the windows hold the most
 
 
 def budget_claim(
@@ -435,7 +431,7 @@ def budget_bound(
 def answer_bound(
     call: CallRequest, claim: CallClaim, decision: Decision, enforced: Collection[str]
 ) -> int | None:
-    """Return the most output tokens of one choice by the hold and by `enforced` units of budgets, or None."""
+    """Return the most output tokens of one choice by its hold and the `enforced` budgets, None if unbound."""
     bound = None
     if decision.bounded or claim.dearest is not None:
         bound = output_bound(claim.dearest, call, claim.estimate, decision)
@@ -608,7 +604,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
 def _asked_by(
     messages: SocketMessages, document: Document, body: bytes, look: BodyLook
 ) -> tuple[bytes, BodyLook]:
-    """Turn a WebSocket message into the document of a call; return its encoded body and facts about that."""
+    """Turn a WebSocket message into the document of a call; return the encoded body and facts about it."""
     written_of(document, body, look)
     messages.read(document)
     written = write_document(document)
@@ -636,7 +632,7 @@ def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, a
 def limit_output(call: CallRequest, tokens: int) -> None:
     """Set the maximum of output tokens in a call that states none.
 
-    A stated maximum of 0 becomes 1, as which it counts.
+    A stated maximum of 0 becomes 1, because it counts as 1.
     """
     shape = SHAPES.get(call.meter)
     document = call.document

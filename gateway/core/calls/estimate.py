@@ -140,21 +140,15 @@ class _LearnedUsage(LruEntry):
 
 @dataclass(slots=True)
 class Estimate:
-    """The tokens that a call may use: `need` is likely, `ceiling` the most.
+    """The tokens that a call may use."""
 
-    `read` is the most input, as often as it may be read. `least` is the most input and one token for each
-    answer, 0 if the call states its maximum. `answers` (0: the call's choices) share a maximum of output.
-    `beside` is the most output of other models. `input_share` is the likely cost of the input, divided by its
-    cost by size at the requested price.
-    """
-
-    need: int = 0
-    ceiling: int = 0
-    least: int = 0
-    read: int = 0
-    answers: int = 0
-    beside: int = 0
-    input_share: float = 1.0
+    need: int = 0  # likely
+    ceiling: int = 0  # the most
+    least: int = 0  # the most input and one token for each answer, 0 if the call states its maximum
+    read: int = 0  # the most input, as often as it may be read
+    answers: int = 0  # choices and compactions that share a maximum, 0 for the choices alone
+    beside: int = 0  # the most output of other models
+    input_share: float = 1.0  # likely cost of the input, divided by its cost by size at the requested price
 
     def bound(self, most: int, call: CallRequest) -> int:
         """Return the most output tokens of one answer within a hold of `most` tokens."""
@@ -290,7 +284,7 @@ class Estimator:
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 
     def take_lessons(self) -> list[Lesson]:
-        """Return the lessons since the last time, for workers without statistics of such calls."""
+        """Return the values learned since the last time, for workers without statistics of such calls."""
         lessons: list[Lesson] = []
         for organization_id, name in self._moved:
             share = self.known.known.get(organization_id)
@@ -304,7 +298,7 @@ class Estimator:
         return lessons
 
     def take_over(self, lesson: Lesson) -> None:
-        """Start with the lesson of another worker, if there are no statistics of such calls yet.
+        """Start with the learned values of another worker, unless there are statistics of such calls already.
 
         Levels are bounded as samples are.
         """

@@ -106,7 +106,7 @@ NO_MODELS: Final = ConfiguredModels()
 def fitting(
     rule: ModelRule, asked: str, family: str, upstreams: Mapping[str, UpstreamTarget]
 ) -> tuple[ModelTarget, ...]:
-    """Return the targets of a model that have the API of a call, each with the model's name there.
+    """Return the targets of a model whose upstream has the API of a call, each with its name of the model.
 
     Raise `InvalidRequest` if there is none.
     """

@@ -297,7 +297,7 @@ def shown(path: Plain) -> str:
 
 
 def plain(path: str) -> Plain | None:
-    """Return the plainest reading of a path, decoded and in lower case; None if encoded too many times."""
+    """Return a path in its plainest form: decoded, in lower case; None if it is encoded too many times."""
     found = decoded_segments(path)
     return None if found is None else tuple([segment.casefold() for segment in found])
 

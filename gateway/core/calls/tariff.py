@@ -100,7 +100,7 @@ def misfit(meter: str, one_time: bool, pricing: ServicePricing) -> tuple[str, st
 def vectors_of(
     service: Service, models: Sequence[str], book: Callable[[str], Vector | None], apart: int = 0
 ) -> tuple[Vector, ...]:
-    """Return the prices of the models that may answer, by which a call is charged; none unless tokens count.
+    """Return the prices that a call is charged by, for the models that may answer; none without token prices.
 
     One of the first `apart` models, a target, will answer; of all others the highest price counts. `book`
     returns a model's price in the currency of the payer. Raise `ModelNotPriced` if a required price is
@@ -252,7 +252,7 @@ SEPARATORS: Final = frozenset("-@:")
 
 @dataclass(slots=True)
 class PriceMatch:
-    """A model's price, None if it has none. `stands_in`: the price is configured from another model."""
+    """A model's price, None if it has none. `stands_in`: it is another model's price, by configuration."""
 
     model: str
     vector: Vector | None

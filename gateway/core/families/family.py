@@ -41,7 +41,7 @@ Rule = Callable[[Document, FieldNames], bool]
 
 
 def never(document: Document, names: FieldNames) -> bool:
-    """Return False: no field of a call of this API excludes the price."""
+    """Return False: no field of a call rules the price out."""
     return False
 
 
@@ -52,7 +52,7 @@ def always(document: Document, names: FieldNames) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Exclusions:
-    """Rules of one API. Each returns whether a call cannot be charged a certain higher price."""
+    """Rules of one API. Each returns True if a call cannot incur a higher price, as for cache writes."""
 
     cache: Rule = never  # writes to a cache
     media: Rule = never  # sound, images and files that the model reads
@@ -246,22 +246,17 @@ class BodyIds:
 
 @dataclass(frozen=True, slots=True)
 class ObjectLists:
-    """Collections of stored objects that can be listed; each organization sees only its own objects.
+    """Collections of stored objects that can be listed; each organization sees only its own objects."""
 
-    `paths` are the collections. The parameter `after` names the object before a page, `size` the length of a
-    page, and `name` the field of an object's id. `headers` are sent with a request for a page. With page
-    tokens instead of ids, the objects are in the field named like the last word of the path, or in `fields`.
-    Members in `apart` are not listed. `asks` has the query by path that selects the others.
-    """
-
-    paths: tuple[str, ...]
-    after: str = "after"
-    headers: tuple[tuple[str, str], ...] = ()
-    size: str = "limit"
-    name: str = "id"
+    paths: tuple[str, ...]  # paths of the collections
+    after: str = "after"  # parameter with the object before a page
+    headers: tuple[tuple[str, str], ...] = ()  # sent with a request for a page
+    size: str = "limit"  # parameter with the length of a page
+    name: str = "id"  # field of an object's id
+    # field of the objects in a page, by path, if pages have tokens
     fields: Mapping[str, str] = field(default_factory=dict)
-    apart: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    asks: Mapping[str, str] = field(default_factory=dict)
+    apart: Mapping[str, frozenset[str]] = field(default_factory=dict)  # members that are left out
+    asks: Mapping[str, str] = field(default_factory=dict)  # query to add, by path
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,23 +369,17 @@ class JobList:
 
 @dataclass(frozen=True, slots=True)
 class BatchPaths:
-    """The paths of an API's batches, of their files, and of the calls that a batch may contain.
+    """The paths of an API's batches, of their files, and of the calls that a batch may contain."""
 
-    `calls` maps the path of a call to its meter. Without files, the body that makes a batch has its calls in
-    the field `inline`, and results have a path of their own. `headers` are sent with a request for a batch.
-    The parameter `after` names the batch before a page of a list. `makers` maps paths that make a batch for
-    one model to the path of its calls; then a batch is an operation that contains its results. `download` is
-    the path of a file's content, by default below the file.
-    """
-
-    files: str
-    batches: str
-    calls: Mapping[str, str]
-    inline: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
-    after: str = "after"
+    files: str  # empty if the calls are in the body that makes a batch
+    batches: str  # below it are the results, if there are no files
+    calls: Mapping[str, str]  # the meter of a call, by its path
+    inline: str = ""  # the field of the calls in that body
+    headers: tuple[tuple[str, str], ...] = ()  # sent with a request for a batch
+    after: str = "after"  # parameter with the batch before a page of a list
+    # paths that make a batch for one model, and the path of its calls: such a batch is an operation
     makers: Mapping[str, str] = field(default_factory=dict)
-    download: str = ""
+    download: str = ""  # path of a file's content, by default below the file
 
     def content(self, file_id: str) -> str:
         """Return the path of the content of a file."""
@@ -584,7 +573,7 @@ def is_list(route: Route) -> bool:
 
 
 def one_of(route: Route, params: Mapping[str, str]) -> str:
-    """Return the model that a free route describes, or an empty text for any other route."""
+    """Return the model in the path of a free route, or an empty text if the path has none."""
     found = _ONE.fullmatch(route.path)
     return params.get(found[1], "") if found is not None else ""
 

@@ -125,25 +125,18 @@ def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:
 
 @dataclass(frozen=True, slots=True)
 class ObjectAccess:
-    """The stored objects that a request may name, make or list.
+    """The stored objects that a request may name, make or list."""
 
-    `ids` come from its path, one for each reading. `keeps` returns how long the ids of an answer are stored,
-    None if it has none. `reads`: the JSON body of a free route is searched for ids. `bare`: the body may be
-    empty. `makes`: it makes an object, whose name the upstream chooses. `lists`: the answer is a list, cut to
-    objects of the organization. `closed`: the body has only known id fields, and only the fields `takes`.
-    `counts`: a free call about a model. `apart`: objects belong to organizations.
-    """
-
-    ids: tuple[str, ...]
-    keeps: Callable[[Document], int] | None
-    reads: bool = False
-    bare: bool = False
-    makes: bool = False
-    lists: bool = False
-    closed: bool = False
-    counts: bool = False
-    apart: bool = True
-    takes: frozenset[str] | None = None
+    ids: tuple[str, ...]  # in its path, one for each reading
+    keeps: Callable[[Document], int] | None  # how long the ids in its answer are stored; None if it has none
+    reads: bool = False  # the JSON body of a free route is searched for ids
+    bare: bool = False  # the body may be empty
+    makes: bool = False  # it makes an object, whose name the upstream chooses
+    lists: bool = False  # the answer is a list, cut to objects of the organization
+    closed: bool = False  # the body has known id fields only
+    counts: bool = False  # a free call about a model
+    apart: bool = True  # objects belong to organizations
+    takes: frozenset[str] | None = None  # the only fields that the body may have
 
 
 def read_objects(owned: ObjectAccess, call: CallRequest) -> None:

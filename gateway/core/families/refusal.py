@@ -42,7 +42,7 @@ _HELD = {int(LimitKind.CREDITS): "organization's credits", int(LimitKind.SPEND):
 def from_decision(decision: Decision, spent: Callable[[], SpentAnswer] = lambda: UNSAID) -> Refusal:
     """Return the refusal for a decision of admission: the limit, its use, and the time of its reset.
 
-    `spent` returns how callers of this organization learn of a spent amount.
+    `spent` returns the status and the longest wait that are configured for a spent amount.
     """
     refusal = _MAKERS[decision.verdict](decision)
     if refusal.reason in SPENT:
@@ -67,7 +67,7 @@ def _tell_as(refusal: Refusal, answer: SpentAnswer) -> None:
 
 
 def _without_amounts(refusal: Refusal, decision: Decision) -> str:
-    """Return the message of a refusal without amounts, because agents take some numbers for a status."""
+    """Return the message of a refusal without amounts, because agents take some numbers for HTTP statuses."""
     said = (type(refusal).__doc__ or "").strip()
     window = decision.budget
     if window is not None and not is_read_as_status(refusal.status, window.name):

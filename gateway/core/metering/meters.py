@@ -210,7 +210,7 @@ class GenericMeter(Meter):
 
 
 class FreeMeter(Meter):
-    """Pass an answer that costs nothing. If it may contain ids of stored objects, its end waits for that."""
+    """Pass an answer that costs nothing. Its end waits if ids of stored objects are to be read from it."""
 
     __slots__ = ("_kept", "_kept_bytes", "_tail")
 

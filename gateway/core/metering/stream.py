@@ -571,10 +571,10 @@ class StreamMeter(Meter):
             passed.append(self._beside(event) if left_out else event)
 
     def _beside(self, frame: bytes) -> bytes:
-        """Return an event with the new members of a removed usage frame, besides the usage, if there are any.
+        """Return an event with the members of a removed usage frame that are new to the client, or nothing.
 
-        If an event waits, they are put into that event instead, as servers do for clients that ask for no
-        usage.
+        The usage itself is left out. If an earlier event still waits, the members are added to that event
+        instead.
         """
         said, first = _members_of(data_of(frame)), _members_of(self.opening or b"")
         before = _members_of(data_of(self._held[-1])) if self._held else {}
@@ -633,7 +633,7 @@ class StreamMeter(Meter):
             self.last_word = True
 
     def _see_known(self, chunk: bytes) -> int:
-        """Count the events at the start of a chunk that are like a known one; return the end of these."""
+        """Count the events at the start of a chunk that are like a known one; return their end position."""
         at, size, first, differs, said_at = 0, len(chunk), self._first, self._differs, self._said_at
         while self.phase == OPEN and at < size:
             found = None if _event_at is None else _event_at(chunk, at, first, differs)
@@ -652,7 +652,8 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Store the fixed parts of an event, if its dialect reads only the variable parts of a trial."""
+        """Store the fixed parts of an event as known, after a trial with other values in its variable ones.
+        """
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return
@@ -675,7 +676,7 @@ class StreamMeter(Meter):
             self._first, self._differs = first, differs
 
     def _is_read(self, event: bytes, numbered: bool) -> bool:
-        """Return whether the dialect reads exactly the values in a trial event's variable parts."""
+        """Return whether the dialect reads from a trial event its variable values, and nothing else."""
         tried = Meter(self.call, self.status, self.bounds)
         texts = None if tried.texts is None else [_TRIED]
         tried.told, tried.position = list(self.told), self.position

@@ -522,7 +522,7 @@ class Agents:
                 _log.warning("sign-ins of agents are not swept", extra={"why": error.message})
 
     async def sweep(self) -> None:
-        """End expired sign-ins, and those of people whom the admin token or the provider no longer allows.
+        """End sign-ins that have expired, or whose person has lost the admin token or the provider's consent.
 
         Few people are checked at once, so that sign-ins at the console are not delayed. All are checked
         before the first is due again.

@@ -10,7 +10,7 @@ _ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clo
 
 
 def months_findings(url: str) -> list[Finding]:
-    """Return a finding for each ledger with rows outside all partitions; none if PostgreSQL is away."""
+    """Return a finding for each ledger with rows outside all partitions, none if PostgreSQL is down."""
     found = []
     for ledger, first, last, rows in told(url):
         many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"

@@ -47,7 +47,7 @@ class Retention:
         )
 
     def before(self, ledger: MonthlyLedger, today: date) -> date | None:
-        """Return a date: months of a ledger before it are archived; None if all are retained."""
+        """Return the date up to which a ledger's months are archived, or None if all are retained."""
         months = self._months(ledger)
         if not months:
             return None

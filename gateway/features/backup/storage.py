@@ -57,7 +57,7 @@ class BackupManifest:
 
 
 def as_document(manifest: BackupManifest) -> dict[str, Any]:
-    """Return a manifest as JSON values. Without pieces it has the form of every version."""
+    """Return a manifest as JSON values. Without pieces, every version of the program can read it."""
     document = asdict(manifest)
     if not manifest.pieces:
         del document["pieces"]

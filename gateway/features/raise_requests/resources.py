@@ -23,7 +23,7 @@ from gateway.core.accounts.budgets import OPEN, RAISE_STATUSES
 
 
 class RaiseRequestCreate(In):
-    """Another amount of a budget until a time, and why."""
+    """A request for another amount of a budget until a time, with the reason."""
 
     model_config = ConfigDict(
         json_schema_extra={"example": {"budget_id": 1, "amount": "20", "reason": "release week"}}

@@ -145,7 +145,7 @@ class RateLimitJudge:
         return refused(_UNAVAILABLE, "The gateway did not answer in time.")
 
     async def judge(self, asked: RateLimitQuestion) -> bytes:
-        """Return the answer to Envoy's `ShouldRateLimit`."""
+        """Answer Envoy's `ShouldRateLimit`: hold or charge for each descriptor, or refuse."""
 
         async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
             is_end = bool(place.rule.end) and place.rule.end in place.entries

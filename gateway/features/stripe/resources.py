@@ -11,7 +11,7 @@ from gateway.features.stripe.handover import CANCELED, FAILED, KINDS, STATES
 
 
 class Handover(Out):
-    """One thing that Stripe is to know of a document."""
+    """One document, or one change of a document, that is handed over to Stripe."""
 
     id: Id
     organization_id: Id
@@ -34,7 +34,7 @@ class Handover(Out):
 
 
 class HandoverEvent(Out):
-    """What Stripe told of an invoice that was handed over."""
+    """A report of Stripe about a document that was handed over."""
 
     id: Id
     organization_id: Id

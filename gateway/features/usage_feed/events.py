@@ -84,7 +84,7 @@ class FeedResult:
 
 
 def pause_s(attempt: int, asked_s: float = 0.0) -> float:
-    """Return the seconds of the pause after `attempt` failed attempts in a row."""
+    """Return the seconds of a pause: longer with each failed `attempt`, at least what the receiver asks."""
     own = min(PAUSE_S_MAX, PAUSE_S_MIN * 2.0 ** min(attempt - 1, 16))
     return max(own, min(asked_s, RETRY_AFTER_S_MAX))
 

@@ -13,7 +13,7 @@ from gateway.features.usage_feed.events import CANCELED, COUNTED_MAX, FAILED, KI
 
 
 class UsageFeed(Out):
-    """A span of time whose use is told to a billing service."""
+    """A span of time whose usage is reported to a billing service."""
 
     id: Id
     service: str = Field(description="lago, openmeter, webhook or file.")
@@ -33,7 +33,7 @@ class UsageFeed(Out):
 
 
 class UsageEvent(Out):
-    """A usage event that waits, was refused or was left; what was taken is not kept."""
+    """A usage event that waits, was refused or was canceled. Accepted events are deleted."""
 
     id: Id
     feed_id: Id

@@ -29,7 +29,7 @@ Post = Callable[[str, dict[str, str], bytes], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """An answer's verdicts on single events: known ones, and refused ones with the reason."""
+    """An answer's verdicts on single events: those that the service has already, and faults of others."""
 
     known: Collection[int]
     refused: Mapping[int, str]

@@ -200,13 +200,13 @@ class LiveSocket(WebSocket):
         self._upstream.begin()
 
     def _name(self, exchange: Exchange) -> None:
-        """Rewrite the first message to the upstream's name of the model."""
+        """Replace the model's name in the first message by the upstream's own name."""
         upstream = exchange.worker.upstreams[exchange.upstream_name]
         if self._asked:
             self._asked[0] = self._session.sent_as(self._asked[0], exchange.model_sent, upstream.target)
 
     async def _aim(self, exchange: Exchange, admitted: AdmittedCall) -> None:
-        """Send a later turn to the socket's upstream; refuse it if its model now leads elsewhere."""
+        """Send a later turn to the socket's upstream; refuse it if the model now has other upstreams."""
         targets = [(one.upstream, one.model) for one in admitted.call.targets]
         there = targets or [(exchange.upstream_name, exchange.model_sent)]
         if self._aimed not in there and not self._is_due:
@@ -343,11 +343,11 @@ class LiveSocket(WebSocket):
         self._close(*(self._ends or (usual, "")))
 
     def hold(self, reason: int) -> None:
-        """Read no more messages, for `reason`."""
+        """Pause reading messages, for `reason`."""
         self._reading.pause(reason)
 
     def go_on(self, reason: int) -> None:
-        """Read messages again, if no other reason remains."""
+        """Resume reading messages, if no other reason for the pause remains."""
         if not (self._asked or self._kept) and (reason == SLOW or not self._reading.paused & SLOW):
             self.keep(-self._owed)
             self._owed = 0
@@ -631,7 +631,7 @@ class UpstreamSocket(asyncio.Protocol):
         return link
 
     def send(self, message: bytes) -> None:
-        """Send a message."""
+        """Send a text message to the upstream, if its socket is open."""
         if not self._closed:
             self._transport.write(self._frames.send(TextMessage(data=message.decode())))
 
@@ -645,7 +645,7 @@ class UpstreamSocket(asyncio.Protocol):
     # the protocol of the upstream's socket
 
     def data_received(self, data: bytes) -> None:
-        """Read frames."""
+        """Read frames, and process their messages."""
         if not self._closed:
             self._frames.receive_data(data)
             for event in self._frames.events():

@@ -122,7 +122,7 @@ class WebSocket(asyncio.Protocol):
     # the protocol of the client's socket
 
     def data_received(self, data: bytes) -> None:
-        """Read frames."""
+        """Read frames, and process their messages."""
         if not self._transport.is_closing():
             self._frames.receive_data(data)
             self._go_on()
