@@ -171,7 +171,7 @@ def charge(look_up: PriceOf, now_s: float, use: MeteredUse, terms: UseTerms) -> 
         _take(settlement, use, terms, cost)
         if terms.budgeted:
             settlement.raw_tokens = use.total
-            # A use without a price in the currency of its budgets moves no money of theirs.
+            # Without a price in the currency of its budgets, a use charges no money to them.
             if cost is not None and currency == terms.currency:
                 settlement.money = min(cost, INTEGER_MAX)
     counted = _counted(use, terms, settlement, cost, currency)
@@ -253,7 +253,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         use.counts, use.total, use.units, use.estimated, detail.tools, detail.service_tier,
         cost, currency, price_id, use.route, use.session, use.upstream_id[:TEXT_CHARACTERS_MAX],
         use.metadata, msgspec.Raw(detail.unknown) if detail.unknown else NONE,
-        "",  # it corrects nothing
+        "",  # the use corrects no other one
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
         tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (),

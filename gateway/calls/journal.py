@@ -85,7 +85,7 @@ class PricesThen:
             was = before[0]
             unsure = was is not None and now[0] is None and about.model.startswith(was.model)
             return Rating(use.cost, use.price_id, "", UNKNOWN_MODEL) if unsure else None
-        # A part may have been rated again before, which its facts do not say.
+        # The facts do not show whether a part was priced again before.
         without = [before[0], *(price for _, price in in_force[1:])]
         cost, main = self._cost(use, now), now[0]
         known = {self._cost(use, before), self._cost(use, without)}
@@ -114,7 +114,7 @@ class PricesThen:
             ]
         of_name = self._named[name]
         others = [one for one in of_name if one is not about]
-        # Its upstream may have been of a provider: then prices of that one alone explain what it had.
+        # If only the prices of its upstream's provider explain the earlier price, that provider counts.
         provider, without = "", choose(others, name, self._currency, at_ms)
         of_provider = choose(others, name, self._currency, at_ms, was.provider)
         if without is not was and of_provider is was:

@@ -30,7 +30,7 @@ _UNAVAILABLE: Final = 503
 _NO_CONTENT: Final = 204
 
 
-class HoldRefused(Exception):  # it is a refusal, as everywhere here
+class HoldRefused(Exception):  # refusals are named so everywhere here
     """A refused hold: its status, reason and detail, and the seconds until a retry may help, if known."""
 
     def __init__(self, status: int, reason: str, detail: str, retry_after_s: int | None) -> None:
@@ -131,7 +131,7 @@ class Hold:
     def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
         """Extend this hold to `ttl_s` seconds from now, and add `more` units to its amount."""
         said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
-        tries = TRIES_MAX if more is None else 1  # it would hold more twice
+        tries = TRIES_MAX if more is None else 1  # a retry could raise the amount twice
         self._learn(self._connections.ask("POST", f"/{self.id}/extend", said, tries))
         return self
 

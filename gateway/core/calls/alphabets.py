@@ -24,7 +24,7 @@ _ALPHABETS: Final = (
     (0x01, 0x02, 12, 16),  # other Latin
     (0x1E, 0x1E, 12, 16),  # Vietnamese
     (0x06, 0x06, 7, 14),  # Arabic, Persian, Urdu
-    (0x07, 0x07, 20, 20),  # all that is left of two bytes
+    (0x07, 0x07, 20, 20),  # other characters of two bytes
     (0x09, 0x09, 6, 18),  # Devanagari, Bengali
     (0x03, 0x03, 6, 13),  # Greek
     (0x05, 0x05, 7, 22),  # Armenian, Hebrew

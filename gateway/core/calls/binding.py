@@ -34,7 +34,7 @@ from gateway.core.families.registry import ALL
 from gateway.core.model import GENERIC, Service
 
 SERVICES_PREFIX = "/services/"
-# Meters that charge by the request, whatever is in its answer.
+# Meters that charge by the request, without reading a model's usage.
 UNREAD_METERS = frozenset({"none", "generic", "units"})
 
 

@@ -40,7 +40,7 @@ OUTSIDE_BYTES_MAX = 8 << 20  # numbers, marks and blanks outside strings
 DIGITS_MAX = 4_300  # digits of one integer that Python reads in a bounded time
 LONG_DIGITS_MAX = 309  # digits of one integer in a large body: the longest that a double holds
 UNCOUNTED_BYTES_MAX = 32 << 10  # a body no longer than this cannot exceed a bound
-# A body no longer than this takes a millisecond, if it has no more than so many marks.
+# A body up to this size, with up to so many structural characters, is decoded in a millisecond.
 LIGHT_BYTES_MAX = 256 << 10
 LIGHT_MARKS_MAX = 10_000
 NAMED_PARTS_MAX = 4_000  # strings, numbers and brackets searched for the wrong field
@@ -191,10 +191,10 @@ def check_names(body: bytes, written: bytes, added: int) -> None:
     it then has fewer colons than the body. Colons inside strings are the same in both.
     """
     if written.startswith(body[:-1]):
-        return  # it came as it is written, but for what was added after it
+        return  # it came as it is written, except for members added at its end
     read = body.count(b":")
     if b"\\" in body and b"\\u003" in body:
-        plain = body.replace(b"\\\\", b"")  # what is left before `u003a` is an escape
+        plain = body.replace(b"\\\\", b"")  # a backslash that is left before `u003a` is an escape
         read += plain.count(b"\\u003a") + plain.count(b"\\u003A")
     if read + added != written.count(b":"):
         param = _find(body, twice=True)
@@ -307,12 +307,12 @@ def _joined(path: list[str | int]) -> str | None:
 # text, whatever it says of itself.
 
 MEDIA_BYTES_MIN = 2_048  # base64 shorter than this counts as text
-BLOB_TOKENS = 1_600  # what one image costs at most, near enough, at every provider
-BLOB_BYTES_PER_TOKEN = 1_024  # and what a long recording or document adds
+BLOB_TOKENS = 1_600  # of one image at most, roughly, at every provider
+BLOB_BYTES_PER_TOKEN = 1_024  # for long recordings and documents
 DEPTH_MAX = 16  # lists and objects around a medium
 
 _DATA_URL = re.compile(r"data:([a-z]+/[a-z0-9.+-]+)(?:;[a-z0-9=._+-]+){0,8};base64,", re.IGNORECASE)
-# How files of these types begin, in base64, by the part of a type in front of its slash, or the whole type.
+# Beginnings of files in base64, by the first part of a media type or by the whole type.
 _BEGINNINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR"),  # PNG, JPEG, GIF, WebP
     "audio": ("UklGR", "SUQz", "//s", "//M", "//I", "ZkxhQ", "T2dnU"),  # WAV, MP3, FLAC, Ogg
@@ -431,7 +431,7 @@ def _medium(holder: Mapping[str, object], part: MediaPart) -> tuple[str, str, bo
 # and whether it asks for a cache.
 
 NAMES_REMEMBERED_MAX: Final = 4_096
-NAME_CHARACTERS_MAX: Final = 64  # of one that is remembered
+NAME_CHARACTERS_MAX: Final = 64  # of a cached name
 _ID, _FILE, _CACHE, _LIFETIME = 1, 2, 4, 8
 # Ends of fields that name an image or a file, by its address or by the id of its stored object.
 _FILES: Final = ("url", "ri", "file_id")
@@ -517,7 +517,7 @@ def _kind(name: str) -> int:
 _known: Final[dict[str, int]] = {}
 
 
-BYTES_PER_TOKEN = 3  # on the careful side: English is nearer 4, so a hold covers its input
+BYTES_PER_TOKEN = 3  # a careful value: English has nearly 4, so a hold covers its input
 
 
 # A larger rest beyond a whole number counts. A rest below a third of this comes from rounding.

@@ -73,7 +73,7 @@ TOOL_USES_LIKELY: Final = 5  # the same for a likely hold
 # The name of a search that is priced by the prompt, in the spelling for comparisons.
 _BY_PROMPT: Final = SEARCH_PROMPT.replace("_", "")
 _GROUP: Final = "namespace"  # a tool that contains other tools
-_DIGITS: Final = "0123456789"  # of the date that a kind ends with
+_DIGITS: Final = "0123456789"  # of the date at the end of a kind
 _SEARCHING_MODELS: Final = ("search", "sonar", ":online")
 MODELS_REMEMBERED_MAX: Final = 4_096
 # Tools that are the client's own, whatever their names.
@@ -392,7 +392,7 @@ def budget_claim(
         return BudgetClaim(raw_tokens=raw, raw_most=raw_most, holds_most=holds_most)
     dearest, may = None, None
     if len(vectors) == 1 and call.asks is False and not call.measured and not _models_search(call):
-        dearest = plain_rate(vectors[0], read)  # most calls ask for text alone: the same rate, sooner
+        dearest = plain_rate(vectors[0], read)  # most calls are text alone: the same rate, but faster
     if dearest is None:
         may = asks_of(call, vectors, read)
         dearest = dearest_rate(vectors, read, may, in_money=True)
@@ -405,7 +405,7 @@ def budget_claim(
             may = may or asks_of(call, vectors, read)
             likely = dearest_rate(vectors, likely_read, likely_asks(call, may), in_money=True)
         rate = likely
-        if estimate.input_share != 1:  # a price is exact as long as nothing was learned of it
+        if estimate.input_share != 1:  # 1 means that nothing was learned, so the price is exact
             rate.input = math.ceil(rate.input * estimate.input_share)
         money = min(rate.cost(likely_read, need - likely_read), most)
     least = min(dearest.cost(read, fewest - read), money) if fewest else 0
@@ -543,7 +543,7 @@ def read_call(
         call.body = written_of(document, body, look)
         return call
     _understand(call, route, shape, document, path_params, bounds)
-    added = 0  # members of the document, by asking for the usage of a stream where the client does not
+    added = 0  # members added to the document to request the usage of a stream
     if call.streamed and shape.asks_for_usage:
         added = ask_for_usage(call, document)
     _write(call, document, body, look, added)
@@ -591,7 +591,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
     call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
     shape.read(call, document, path_params, bounds)
     call.output_default = shape.output_default
-    # Their objects are priced and held one by one.
+    # Each tool and plugin is priced and held by itself.
     call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
     call.models_beside = models_beside(document, names)
@@ -667,7 +667,7 @@ HARMLESS = frozenset(
         "frequencyPenalty",
         # what is told of tokens
         "logprobs", "top_logprobs", "prompt_logprobs", "n_probs", "top_n_tokens", "responseLogprobs",
-        # less of the prompt, less of thinking, at least so much output, of values that are bounded anyway
+        # less prompt, less thinking, or a minimum of output that is bounded anyway
         "truncate", "truncate_prompt_tokens", "n_keep", "n_discard", "num_keep", "min_tokens", "min_keep",
         "n_indent",
         "thinking_token_budget", "thinking_budget_tokens", "reasoning_budget", "dimensions",
@@ -736,7 +736,7 @@ def check_numbers(call: CallRequest, allowed: frozenset[str]) -> None:
     shape, document = SHAPES.get(call.meter), call.document
     if shape is None or document is None or not shape.maximum:
         return
-    elements(document, "messages")  # of lists in it some servers make a chat each
+    elements(document, "messages")  # some servers take each list in it for a chat
     place = document if shape.place is None else shape.place(document)
     known = HARMLESS | allowed
     for part in (document,) if place is document else (document, place):

@@ -22,7 +22,7 @@ from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import INTEGER_MAX, TokenUsage
 
 TOOL_USES_MAX: Final = 1_000_000
-# Times that a model of a tool may answer where a call does not say it: an advisor is asked once or twice.
+# How often a tool's model may answer if the call does not state it: an advisor usually answers once or twice.
 MODEL_USES: Final = 4
 _ADVISOR: Final = "advisor"  # prefix of the type of a tool that keeps to its maximum
 # Tools whose models are paid by the pictures that they make, not by tokens.
@@ -34,7 +34,7 @@ LEARNED_BYTES = 2_560  # a model and service of an organization, at most (measur
 LEARNED_SHARE = 500  # models of one organization; the least recently used are dropped first
 KEY_BYTES = 1_024  # the input share of one key, service and model (measured)
 KEYS_SHARE = 2_000  # input shares of one organization; the least recently used are dropped first
-LESSONS_MAX = 256  # between two reports to other workers; beyond that they learn by themselves
+LESSONS_MAX = 256  # sent at a time; of more, the other workers learn by themselves
 TOLD_BEYOND = 0.1  # a level that changed by more than this part is sent again
 OUTPUT_TOKENS_FIRST = 1_024  # estimated output of a call without statistics
 INPUT_RATIO_FIRST = 1 / BYTES_PER_TOKEN
@@ -45,7 +45,7 @@ BYTES_PER_OUTPUT_TOKEN_FIRST = 4.0
 OUTPUT_PER_SECOND_FIRST, OUTPUT_PER_SECOND_MAX = 50.0, 2_000.0  # tokens of one answer
 QUANTILE = 0.95  # of the usage of calls, for the hold of the next call
 RECENT = 64  # calls in a quantile: 1.5 KB for each model
-MEAN_OVER = 32  # calls a mean looks back over
+MEAN_OVER = 32  # calls that a mean covers
 # The input share of a call: the real cost of its input, divided by the cost of its size at the asked price.
 # Caches make input cheaper, and prices that nobody asked for make it dearer. Callers choose the samples:
 # below this the next calls could pass their hold too far.
@@ -89,7 +89,7 @@ class _Quantile(LruEntry):
         if oldest == sample:
             return
         samples[at] = sample
-        # On the same side of the level as the oldest, it moves nothing: 0.2 µs in place of 3.
+        # A sample on the same side of the level as the oldest one changes nothing: 0.2 µs instead of 3.
         if (oldest < level and sample < level) or (oldest > level and sample > level):
             return
         self.level = sorted(samples)[math.ceil(quantile * RECENT) - 1]
@@ -197,7 +197,7 @@ class Estimator:
             call.tokens_of = self._tokenizer(call.model)
         blobs, choices = call.blob_tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
-        rare = call.rare_bytes  # each is a token where nobody knows how many they are
+        rare = call.rare_bytes  # one token a byte if the tokenizer is unknown
         tokenizer = _tokenizer_of_all(call) if rare and call.body else ""
         if tokenizer:
             rare = 2 * rare_tokens(call.body, tokenizer) - rare
@@ -205,7 +205,7 @@ class Estimator:
         worst = -(-size // WORST_BYTES_PER_TOKEN)
         if tokenizer and learned.input_ratio.level <= INPUT_RATIO_FIRST:
             used = min(used, worst + blobs)  # three bytes of an alphabet may be less than a token
-        # What a body names and does not hold is taken for an image. The size of one is never multiplied.
+        # A medium that a body only names counts as an image. The factor never applies to the size of one.
         pictures = (call.pictures + call.names.files) * BLOB_TOKENS * learned.dearer
         read = max(used, worst + blobs - call.pictures * BLOB_TOKENS + pictures)
         call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
@@ -256,7 +256,7 @@ class Estimator:
             learned.input_share.add(_bounded(input_share), self._quantile)
         if usage.input > call.blob_tokens:
             ratio = (usage.input - call.blob_tokens) / call.input_bytes
-            # Callers choose what is seen: it makes input dearer, never cheaper than the first value.
+            # Callers choose the samples, so these never lower the ratio below the first value.
             ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
             learned.input_ratio.add(ratio, self._quantile)
             learned.answers = min(learned.answers + 1, MEAN_OVER)
@@ -266,7 +266,7 @@ class Estimator:
             learned.output.add(produced, self._quantile)
             if seconds > 0:
                 speed = min(usage.output / call.choices / seconds, OUTPUT_PER_SECOND_MAX)
-                speed = max(speed, OUTPUT_PER_SECOND_FIRST)  # callers choose what is seen, as for input
+                speed = max(speed, OUTPUT_PER_SECOND_FIRST)  # callers choose the samples, as above
                 learned.speed += (speed - learned.speed) / MEAN_OVER
             visible = usage.output - usage.reasoning
             if call.text_bytes > 0 and visible > 0:

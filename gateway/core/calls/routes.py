@@ -144,7 +144,7 @@ class UpstreamTarget:
 # Headers that an AWS signature adds.
 AWS_FIELDS = ("x-amz-date", "x-amz-security-token", "authorization")
 
-# Models that people configure: the nouns of `models.py`.
+# Types of configured models, for `models.py`.
 MODELS_MAX = 2_000
 TARGETS_MAX = 16
 UNREACHABLE, LIMITED, FAILED = "unreachable", "429", "5xx"
@@ -380,7 +380,7 @@ def expression_of(template: str, segment: str) -> str:
         parts += re.escape(literals[-1]), f"(?P<{REST}>.*)" if rest else f"(?P<{name}>{taken})"
         at = match.end()
     literals.append(template[at:])
-    # ValueError where the text between parameters could be in no request's path
+    # ValueError if no request's path could contain the text between parameters
     for literal in literals:
         if "{" in literal or "}" in literal:
             raise ValueError("must name parameters by letters and _: {name}, {+name} or a last {name…}")

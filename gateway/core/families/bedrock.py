@@ -67,7 +67,7 @@ _POLICIES: Final = {
     "contextualGroundingPolicyUnits": "guardrail_grounding",
 }  # fmt: skip
 _UNIT_CHARACTERS: Final = 1_000
-# They cost more than tokens, or fill in a stored prompt, which may name another model.
+# Fields that cost more than tokens, or insert a stored prompt, which may name another model.
 _UNMETERED: Final = ("guardrailConfig", "promptVariables")
 # Model-specific fields that change neither the maximum of tokens nor the charge.
 _OWN_FIELDS: Final = frozenset(
@@ -315,7 +315,7 @@ FAMILY = ApiFamily(
     },
     brings=_routes,
     prefixes=("/model/",),
-    # Its clients' signature is of another request; what else they say by fields changes the price.
+    # A client's signature is for another request, and the other headers change the price.
     withheld=frozenset(
         {
             b"accept", b"x-amz-date", b"x-amz-security-token", b"x-amz-content-sha256", b"amz-sdk-request",

@@ -99,7 +99,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 def _read_event(meter: Meter, data: bytes) -> bool:
     event = loose_event(meter, data)
     kind, delta = event.get("type") or event.get("event_type"), object_in(event, "delta")
-    if kind == "stream-end":  # of v1, whose events have their text themselves
+    if kind == "stream-end":  # of v1, whose events have the text at their top
         delta = {"usage": object_in(event, "response").get("meta")}
     elif isinstance(event.get("text"), str):
         meter.saw(str(event["text"]))

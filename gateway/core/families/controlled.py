@@ -82,7 +82,7 @@ _JUDGES = frozenset(
         "guardrails.moderation_llm_v2.model_name",
     }
 )  # fmt: skip
-# Texts by these names name no model.
+# Fields whose texts name no model.
 _TOLD = frozenset({"type", "name", "description"})
 _PRESET = "@preset/"
 MODELS_MAX = 64
@@ -136,7 +136,7 @@ _COUNTED = ControlledNames("model", *INNER_CALLS, *OF_EVERY_FAMILY)
 #
 # Most callers send the same names in each call, so the facts are cached, within bounds.
 TOPS_REMEMBERED_MAX = 1_024
-TOP_NAMES_MAX, TOP_CHARACTERS_MAX = (32, 512)  # of one that is remembered
+TOP_NAMES_MAX, TOP_CHARACTERS_MAX = (32, 512)  # of cached names
 MODEL_NAMES_MAX = 4_096
 # A body without these fields asks for no tool and no search. `KEPT` name contents that may include tools.
 KEPT = ("cachedContent", "cached_content")
@@ -175,7 +175,7 @@ def top_names(document: Document) -> TopNames:
 
 
 _tops: Final[dict[tuple[str, ...], TopNames]] = {}
-_models: Final[dict[str, None]] = {}  # good names of models
+_models: Final[dict[str, None]] = {}  # cache of valid names of models
 
 
 def maximum(document: Document, name: str, most: int, path: str = "") -> int | None:
@@ -463,12 +463,12 @@ def _mistyped(param: str, right: str) -> InvalidRequest:
 
 PROMPT_BYTES_MAX = 1 << 20  # longer ones are estimated: a tokenizer would delay other calls
 MESSAGE_TOKENS = 4  # around each message: its role, its beginning and its end
-ANSWER_TOKENS = 3  # what an answer is begun with
+ANSWER_TOKENS = 3  # the beginning of an answer
 _SPOKEN = frozenset(
     {"content", "text", "input", "prompt", "instructions", "refusal", "name", "arguments", "description"}
 )
 
-# Tokens of a text; and the tokenizer of a model, None where it is not known.
+# Returns the tokens of a text; returns the tokenizer of a model, None if unknown.
 CountTokens = Callable[[str], int]
 Tokenizer = Callable[[str], CountTokens | None]
 

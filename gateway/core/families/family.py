@@ -141,7 +141,7 @@ KEPT_LINKED: Final = 4
 
 SEGMENT = "[^/]+"
 ID_CHARACTERS_MAX = 512
-TOLD_MAX = 1_024  # ids kept of one answer
+TOLD_MAX = 1_024  # stored ids of one answer
 
 # Fills in a call from its document and the parameters of its path; `InvalidRequest` names a wrong field.
 Reader = Callable[[CallRequest, Document, PathParams, UsageBounds], None]

@@ -39,7 +39,7 @@ FREE: Final = frozenset(
     }
 )  # fmt: skip
 _NOTIFIES: Final = "notifications/"
-# The parameter that a head names as well, by method.
+# The parameter that a header repeats, by method.
 _SUBJECTS: Final = {CALL: "name", "prompts/get": "name", "resources/read": "uri"}
 _MESSAGE = ControlledNames("jsonrpc", "id", "method", "params", "result", "error")
 _PARAMS = ControlledNames("name", "uri", "arguments", "_meta")

@@ -26,9 +26,9 @@ OF_CALLERS: Final = names(
     "call_id tool_call_id tool_use_id user_id request_id trace_id custom_id connector_id"
 )
 
-# An object that stands whole in a request has an id of its own that names nothing. It is an element of such
-# a list, of a type that the list's API documents: by both, the member that makes it whole. Items of tools
-# that the API runs itself come back as it told of them.
+# A complete object in a request may have an id that refers to no stored object. It is an element of one of
+# these lists, with a documented type and the member given here. Items of the API's own tools come back as
+# they were sent.
 _SAID: Final = {"message": "content"}
 _ITEMS: Final = {
     **_SAID,

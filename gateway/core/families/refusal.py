@@ -168,7 +168,7 @@ def _rate_limited(decision: Decision) -> Refusal:
 
 def _quota_exceeded(decision: Decision) -> Refusal:
     wait = _wait_s(decision)
-    # Less than all of it used: a plan that admits strictly, or debt of the cycle before.
+    # Not all is used: the plan admits strictly, or the cycle before left a debt.
     few = "" if decision.used >= decision.limit else "Too few are left for this request. "
     resets = _until(decision).replace(" until", "It will reset at") + ", when the next cycle begins."
     return errors.QuotaExceeded(

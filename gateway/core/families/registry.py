@@ -8,7 +8,7 @@ from gateway.core.families import anthropic, bedrock, cohere, gemini, generic, m
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, JobPaths, ObjectLists
 from gateway.core.model import Family
 
-# In the order in which paths are tried: what is more special first.
+# In the order in which paths are tried: the most specific first.
 ALL: tuple[ApiFamily, ...] = (
     gemini.FAMILY, anthropic.FAMILY, openai.FAMILY, bedrock.FAMILY, cohere.FAMILY, ollama.FAMILY,
     mcp.FAMILY, generic.FAMILY,
@@ -32,8 +32,8 @@ JOBS: Mapping[str, JobPaths] = {
 # Paths of the results of jobs.
 RESULTS = frozenset({one.results for one in BATCHES} | {one.results for one in JOBS.values()}) - {""}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}
-# Whose clients send such a field, the surest first: a version or an SDK, then a name that a key has nowhere
-# else.
+# The family whose clients send a header, the surest first: a version or an SDK, then a header for keys that
+# only this family has.
 SPEAKERS: Mapping[bytes, Family] = {
     **{one.spoken_by: one.name for one in sorted(ALL, key=lambda one: one.spoken_by) if one.spoken_by},
     **{name: one.name for one in ALL for name in one.credentials if name != b"authorization"},

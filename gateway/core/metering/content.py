@@ -26,7 +26,7 @@ UNCOUNTED = frozenset(
         "citation", "citations", "annotation", "safetyRatings", "usage", "usageMetadata", "error",
     }
 )  # fmt: skip
-# Where an answer has what its model wrote: all else at its top is about it, or repeats the request.
+# Fields with text of the model. All other fields at the top describe the answer, or repeat the request.
 GENERATED = frozenset(
     {
         "choices", "content", "output", "outputs", "output_text", "candidates", "text", "thinking",

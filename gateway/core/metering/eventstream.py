@@ -119,7 +119,7 @@ class EventStreamMeter(StreamMeter):
         self.texts = None
 
     def _read(self, event: bytes) -> bool:
-        if self.phase == CLOSED and self.final:  # behind the end no client reads on, and no report changes
+        if self.phase == CLOSED and self.final:  # after the end no client reads on, and no report changes
             return False
         if self.opening is None:
             self.opening = b""

@@ -25,7 +25,7 @@ from gateway.core.model import TokenUsage
 
 NAME_CHARACTERS_MAX = 128
 TOOLS_MAX = 64
-QUERIES_MAX = 1_024  # distinct ones of an answer's searches
+QUERIES_MAX = 1_024  # distinct queries of an answer's searches
 TOOL_USES_MAX = 1_000_000  # each may have a price
 _HALF_READ = "\ufffd"
 
@@ -241,7 +241,7 @@ class Meter:
         self.told: list[str] = []  # ids of stored objects in the answer
         self.said: dict[tuple[int, str], int] = {}  # sizes of content by item and kind of event, for a family
         self.begun: dict[int, bool] = {}  # whether each choice is finished, by its index
-        # Counts stay within what the call may have; reports need not.
+        # Counted tokens are bounded by the call's maximum; reported ones are not.
         each, most = call.output_max, bounds.usage_tokens_max
         if each is None:
             each = call.output_ceiling or most
@@ -253,7 +253,7 @@ class Meter:
         self.by_choice: object = None  # a family's reports of several choices
         self.opening: bytes | None = None  # the first event, empty if it is long
         self.position = -1  # the open block, or the last sequence number
-        # Pieces of several choices come in turn and are no text together.
+        # Pieces of several choices are interleaved, so they are no text together.
         self.texts: list[str] | None = [] if call.tokens_of is not None and call.choices == 1 else None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -415,7 +415,7 @@ class Meter:
             output = min(output if output >= 0 else self.counted(), most - min(used, 1))
             cached, reasoning = max(0, min(cached, most)), max(0, min(reasoning, most))
             total = min(max(total, used + output), most)
-            if used >= output:  # the larger gives way: no more is priced than counted
+            if used >= output:  # the larger is reduced, so that the sum stays within the bound
                 used = min(used, most - output)
             else:
                 output = min(output, most - used)

@@ -312,7 +312,7 @@ class WholeMeter(Meter):
             self._shortened.read_ends(self, self._dialect)
         elif self.call.keeps and may_tell(self.call.family, document, self.call.keeps):
             self.told += told(self.call.family, loose_document(document), self.call.named, self.call.keeps)
-        if not self.reported and len(document) > BRACKETS_MAX:  # more brackets than are looked at, maybe
+        if not self.reported and len(document) > BRACKETS_MAX:  # possibly more brackets than are checked
             ends = TextShortener(0)
             ends.feed(document)
             ends.read_ends(self, self._dialect)
@@ -348,7 +348,7 @@ class WholeMeter(Meter):
             return self.total
         if self.call.server or not self._kept_bytes or not 200 <= self.status < 300:
             return 0
-        # Who asked for a stream has it as it comes.
+        # A client that asked for a stream reads the answer while it comes.
         passed = self._kept_bytes if self.call.streamed else 0
         produced = int(passed // self.call.output_bytes_per_token)
         return self.call.input_estimate + min(produced, self.output_most)
@@ -373,7 +373,7 @@ class WholeMeter(Meter):
         self._examined = self._kept_bytes
         document, left_out = self._document(), UNCOUNTED | self._dialect.brought
         content = LooseContent(document, left_out, whole=True)
-        if not (content.found or self.reported):  # it has a shape of its own
+        if not (content.found or self.reported):  # it has an unknown shape
             content = LooseContent(document, left_out)
         long_texts = 0 if self._shortened is None else self._shortened.text_bytes
         self.text_bytes = max(self.text_bytes, long_texts + content.size)
@@ -401,9 +401,9 @@ class WholeMeter(Meter):
 # coding the standard library cannot read is counted by its size. One `feed` decodes a step; `behind` says
 # that there is more to decode.
 
-STEP_BYTES = 16 << 10  # decoded at once, as much as one read of a plain answer
+STEP_BYTES = 16 << 10  # decoded at a time, as much as one read of a plain answer
 DECODER_BYTES = 40 << 10  # a window and its tables
-_MEMBER_BYTES = 1 << 10  # what the beginning of a member costs, in bytes decoded
+_MEMBER_BYTES = 1 << 10  # the cost of beginning a member, in decoded bytes
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -425,10 +425,10 @@ class EncodedMeter(Meter):
         self._gzip = gzip
         self._decoder: zlib._Decompress | None = zlib.decompressobj(_GZIP if gzip else zlib.MAX_WBITS)
         self._decoded_bytes = self._members = 0
-        # What of the last chunk is still to be decoded, where `behind`.
+        # The rest of the last chunk to decode, if `behind` is set.
         self._chunk = self._undecoded = b""
         self._started = False
-        # Bytes that came and have not passed, each with where its decoded bytes end.
+        # Chunks that have not passed, each with the position where its decoded bytes end.
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._tail: Tail | None = None
 
@@ -559,7 +559,7 @@ class EncodedMeter(Meter):
     def _unread(self, chunk: bytes) -> None:
         """Count undecodable bytes, and from now on hold back the last bytes of the answer by number."""
         if self._members and not self._gzip:
-            return  # what stands behind a deflate stream is none of it
+            return  # bytes after a deflate stream do not belong to it
         self._decoder = None
         self._inner.unreadable(len(chunk))
         if self._tail is None:

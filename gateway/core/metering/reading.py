@@ -31,12 +31,12 @@ ReadableT = TypeVar("ReadableT")
 
 ODD_MAX = 1 << 18  # places in a document
 DEPTH_MAX = 100  # objects and lists inside each other
-BRACKETS_MAX = 1 << 18  # looked at, where a document is nested too deep
+BRACKETS_MAX = 1 << 18  # checked in a document that is nested too deep
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# No control character may stand in a text, and elsewhere each is as good as white space.
+# Control characters are not allowed in texts; elsewhere they are equal to white space.
 _CONTROLS = bytes.maketrans(bytes(range(32)), b" " * 32)
-# Alike in a text and outside of it, so that nobody has to know where texts begin.
+# Matches inside texts too, so that no parser has to know where texts begin.
 _NO_NUMBER = re.compile(rb"(?<=[:,\[ ])(?:-?Infinity|NaN)(?=[,\]} ])")
 _HEX = rb"[0-9a-fA-F]"
 _HIGH, _LOW = rb"u[dD][89abAB]" + _HEX + rb"{2}", rb"u[dD][c-fC-F]" + _HEX + rb"{2}"

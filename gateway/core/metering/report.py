@@ -36,7 +36,7 @@ def see_content(meter: Meter, holder: object, seen: int) -> None:
     size = content_bytes(holder)
     if size > seen:
         meter.text_bytes += size - seen
-        meter.texts = None  # its model's tokenizer does not know this
+        meter.texts = None  # this content is not for the tokenizer
         if not seen:
             meter.content_events += 1
 

@@ -145,7 +145,7 @@ class Brackets:
                 return
             at, self._in_text = end.end(), False
         rest, quote, _ = _TEXT.sub(b"", piece[at:]).partition(b'"')
-        self._in_text = bool(quote)  # it goes on in the next piece
+        self._in_text = bool(quote)  # the text continues in the next piece
         self._escaped = self._escaped and self._in_text
         opened = rest.count(b"{") + rest.count(b"[")
         self._seen = self._seen or opened > 0
@@ -172,10 +172,10 @@ class Tail:
     def __init__(self, size: int = 0) -> None:
         self._size = size
         self.rest = b""
-        # More white space follows the document than is kept.
+        # Whether more white space follows the document than is stored.
         self.surplus = False
         self._brackets: Brackets | None = None
-        # Brackets matter from where there is room for too much white space: most answers are never followed.
+        # Brackets are tracked only from a size at which too much white space is possible. Most answers are shorter.
         self._unfollowed: list[bytes] = []
         self._unfollowed_bytes = 0
 
@@ -268,7 +268,7 @@ class TextShortener:
         self._kept: list[bytes] = []
         self.kept = self.text_bytes = 0
         self._head = self._tail = self._name = self._rest = b""
-        # A text that is not complete yet: what came of it, until that is too long, and how much.
+        # An incomplete text: its bytes so far unless it is too long, and their number.
         self._text = b""
         self._within = -1
 
@@ -287,7 +287,7 @@ class TextShortener:
                 kept.append(part[at : match.end()])
                 self._name = (self._name + kept[-1][-_NAME_BYTES:])[-_NAME_BYTES:]
             at = match.end()
-            if at < size:  # the quote that opens such a text
+            if at < size:  # the opening quote of a long or incomplete text
                 self._within, at = 0, at + 1
         self._keep(b"".join(kept))
 
@@ -323,7 +323,7 @@ class TextShortener:
             self.text_bytes += self._within - (before if before > TEXT_BYTES_MAX else 0)
         if end == len(part):
             return end
-        if part[end] == 0x5C:  # what it escapes is to come
+        if part[end] == 0x5C:  # the escaped character comes in the next piece
             self._rest = part[end:]
             return len(part)
         kept.append(b'""' if self._within > TEXT_BYTES_MAX else b'"' + self._text + b'"')
@@ -358,21 +358,21 @@ def _object_end(window: bytes, start: int) -> int:
     return 0
 
 
-# Most events of a stream differ from the one before by a text alone, some by a number and by padding as well.
-# The bytes around these are kept of the last event that was decoded, once others were tried out in them: its
-# dialect must read that text and that number there, and no more. Then an event with these bytes around is
-# counted by its text. Any other event is decoded, and tried out in its turn.
+# Most events of a stream differ from the one before in a text alone, some in a number and padding too. A
+# trial puts other values into these parts of a decoded event. If the dialect reads exactly these values, the
+# bytes around them are stored as known. Later events with the same bytes are counted by their text without
+# decoding. Any other event is decoded, and a trial is made with it.
 
 OPENING_BYTES_MAX = 4096
 TRIALS_AT_ONCE = 4
-EVENTS_A_TRIAL = 16  # beyond these: one costs as much as three events
+EVENTS_A_TRIAL = 16  # after the first trials: one costs as much as three events
 # Variable parts, by the names of groups of `Dialect.texts`, and the bytes of a trial in their place.
 _TEXT_PART, _NUMBER_PART, _PADDING = "text", "number", "padding"
-_TRIED, _TRIED_AT = 'triéd"', 77  # an event that cannot be decoded counts escapes otherwise
+_TRIED, _TRIED_AT = 'triéd"', 77  # an undecodable event would count the escapes too
 _TRIED_BYTES = len(_TRIED.encode())
 _TRIED_PARTS = {_TEXT_PART: 'triéd\\"'.encode(), _NUMBER_PART: b"%d" % _TRIED_AT, _PADDING: b"x"}
 _DIGITS = re.compile(rb"(?:0|[1-9][0-9]{0,14})(?![0-9.eE])")
-# How the data of an event begins that is read as a document, or as a mark such as [DONE].
+# Beginnings of the data of an event that is read as a document, or as a mark such as [DONE].
 _DOCUMENTS = (b"", b"{", b"[", b" ", b"\t")
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 
@@ -410,7 +410,7 @@ def known_at(chunk: bytes, at: int, first: bytes, differs: list[tuple[str, bytes
     return None if may_be_more(place - at, seen) else (place, text, number)
 
 
-# `known_at` by one pass in C (`_usage.c`), where that is compiled; None where Python has to look.
+# `known_at` as one pass in C (`_usage.c`), where that is compiled. It returns None if Python has to decide.
 _event_at: Callable[[bytes, int, bytes, list[tuple[str, bytes]]], _Known | None] | None
 try:
     _event_at = import_module("gateway.core.metering._usage").event_at
@@ -465,7 +465,7 @@ class StreamMeter(Meter):
         self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
         self._held_bytes = self._behind = self._unread = self._trials = 0
-        # How known events begin, what differs in them, each with the bytes behind it, and whose size it is.
+        # Known events: their beginning, variable parts with the bytes behind each, and the key of their size.
         self._first = b""
         self._differs: list[tuple[str, bytes]] = []
         self._said_at: tuple[int, str] | None = None
@@ -509,7 +509,7 @@ class StreamMeter(Meter):
             self.broke = unread and _breaks_off(rest)
         passed, self._held = self._held, []
         if (self.opening is None or (self.broke and not self.produced)) and not self.reported:
-            # These were no events, or the beginning of one.
+            # The answer had no events, or only the beginning of one.
             self.unreadable(max(self._unread - self.text_bytes, 0))
             self.failed = not (self._unread or self.unread)
         self.call.text_bytes = self.seen_bytes
@@ -551,7 +551,7 @@ class StreamMeter(Meter):
     def _take(self, event: bytes, passed: list[bytes]) -> None:
         """Read a complete event, then append it to `passed`, remove it, or hold it back."""
         if self._oversized is not None:
-            # The end of an event whose beginning was let go: it may close the stream
+            # The end of an event whose beginning has passed: it may close the stream
             assert self._oversized is not None
             self._shorten(event)
             passed.append(self._oversized.feed(event))
@@ -601,14 +601,14 @@ class StreamMeter(Meter):
             self._end_by(event)
         data = data_of(event)
         if not data:
-            if self.opening is None and event.lstrip(b"\r\n")[:1] in {b"", b":"}:  # it only keeps alive
+            if self.opening is None and event.lstrip(b"\r\n")[:1] in {b"", b":"}:  # a keep-alive
                 self._unread -= len(event)
             return False
         if self.opening is None:
             self.opening = data if len(data) <= OPENING_BYTES_MAX else b""
         finished, content = self.finished, self.content_events
         left_out = self._dialect.read_event(self, data)
-        if data[:1] not in _DOCUMENTS and self.content_events == content:  # clients have it as a text
+        if data[:1] not in _DOCUMENTS and self.content_events == content:  # clients show it as a text
             self.text_bytes += len(data)
             self.content_events += 1
             self.texts = None
@@ -652,8 +652,7 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Store the fixed parts of an event as known, after a trial with other values in its variable ones.
-        """
+        """Store the fixed parts of an event as known, after a trial with other values in variable parts."""
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return

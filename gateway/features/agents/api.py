@@ -273,7 +273,7 @@ class Agents:
         if generation == row["generation"] - 1 and age_s <= self._limits.grace_s:
             return self._tokens(row, row["generation"], max(1, TOKEN_S - int(age_s)))
         if generation != row["generation"]:
-            # It was exchanged before: two programs have it, and one of them has stolen it.
+            # The token was exchanged before, so two programs have it, and one of them has stolen it.
             await self._end(request, row, "a refresh token was used again")
             raise OAuthRefusal("invalid_grant", 401)
         if row["renewed_at"] is not None and age_s < self._limits.renewal_s_min:
@@ -545,7 +545,7 @@ class Agents:
             renewal = await self._vouched(row)
             await self._run(partial(stored.keep_renewal, row_id=row["id"], renewal=renewal))
         except SignInRefused:
-            with suppress(TollkeeperError):  # else with the next answer
+            with suppress(TollkeeperError):  # otherwise after the next answer
                 await self._end(None, row, "its person's provider does not vouch for them")
         except TollkeeperError as error:
             _log.warning("a provider is not asked about an agent", extra={"why": error.message})

@@ -424,13 +424,13 @@ def _month(
     connection: Connection, place: FileStore, database: UUID, month: date, ledger: MonthlyLedger
 ) -> ArchivedMonth:
     found = read_manifest(place, month, ledger.name)
-    if found is not None:  # an archive of before may have later months of another
+    if found is not None:  # an older archive may have later months of another database
         _refuse_other(place, month, found.database, database)
     months.refuse_unlocked(connection)
     divide_months(place, month)
     for _ in range(TRIES_MAX):
         if found is None or not _holds(place, found.file):
-            # What a manifest says is true: it goes before its file does.
+            # A manifest must always be true, so it is deleted before its file.
             months.refuse_unlocked(connection)
             place.remove(name_of(month, ledger.name))
             found = ArchiveManifest(database, month, _store(connection, place, ledger, month))

@@ -191,7 +191,7 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
         row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
         row["api_key_id"] = row["api_key_id"] or None
         row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []
-        # A file has ids: what they are called stands in the database.
+        # A file has ids. Their names are in the database.
         row["run"], kind, refuser = None, row.get("refused_kind"), row.get("refused_by")
         row["refused_by"] = None if kind is None else {"kind": kind, "id": refuser, "name": ""}
     return row
@@ -204,7 +204,7 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
 
 NAMED_MAX = 100
 BATCH_ROWS = 65_536
-# By kind of account: the amount of a movement, its columns, and the one of the balance behind it.
+# By kind of account: the columns of a movement's amount, a function for it, and the column of the balance.
 MOVED: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], int], str]] = {
     "tenant": (
         ("direction", "amount"),

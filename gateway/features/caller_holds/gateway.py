@@ -396,7 +396,7 @@ async def _taken(
     decision = await ports.counters.reserve(request)
     check_admitted(decision, budgets, ports, caller)
     keep_run(ports, caller, run)
-    if exchange.charge is not None:  # the hold has now what was held by its head
+    if exchange.charge is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
             await exchange.charge.settle(0, False, False, (0, ""))
             _shield(exchange)
@@ -503,7 +503,7 @@ def _estimate(
         raise InvalidRequest(
             f"The service {service.key} counts tokens: say max_tokens, amount or request.", param="max_tokens"
         )
-    # A hold by money or units counts no tokens yet; a quota that is used up refuses it all the same.
+    # A hold of money or units counts no tokens yet, but a used-up quota refuses it.
     return Estimate(1, 1) if service.counts_tokens else NO_ESTIMATE
 
 

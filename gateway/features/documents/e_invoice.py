@@ -77,7 +77,7 @@ PROFILES = {profile.name: profile for profile in (EN_16931, XRECHNUNG, PEPPOL)}
 # A category's code, and a rate in per cent.
 Rate = tuple[str, str]
 
-# What XML 1.0 has no way to write.
+# Characters that XML 1.0 does not allow.
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PREFIXES = {"GR": ("EL",), "GB": ("GB", "XI")}
 _OLD_TAX = re.compile(r"Tax ([0-9.]+) %")

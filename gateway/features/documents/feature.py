@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _missing_glyphs() -> Callable[[str], str] | None:
-    if not is_installed("documents"):  # no document is set whose letters could be missing
+    if not is_installed("documents"):  # no PDF is made in which letters could be missing
         return None
     from gateway.features.documents.press import missing_glyphs  # noqa: PLC0415  # its library is large
 
@@ -38,7 +38,7 @@ def logo_of(settings: Settings) -> Path | None:
 
 
 def _work(parts: KeeperParts) -> Work | None:
-    logo_of(parts.settings)  # one that cannot be used stops the start
+    logo_of(parts.settings)  # an unusable logo stops the start
     return None
 
 

@@ -118,8 +118,7 @@ class DocumentMaker:
         syntax: str,
         profile: Profile = EN_16931,
     ) -> bytes:
-        """Return the XML. For a void invoice it must exist already, because XML cannot say that it is void.
-        """
+        """Return the XML. For a void invoice it must exist already, as XML cannot say that it is void."""
         kind = KINDS[profile, syntax]
         if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known

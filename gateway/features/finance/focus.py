@@ -61,7 +61,7 @@ def focus_charge(
     quantity, unit = (row["tokens"], "Tokens") if tokens else (row["requests"], "Requests")
     service = row["service"] or f"service {row['service_id'] or 'none'}"
     sku = f"{service}/{row['model']}" if row["model"] else str(service)
-    # A decimal even where it is whole: a reader guesses a column's type by its cells.
+    # Always with a decimal point, because readers guess the type of a column from its cells.
     spent, many = _exact(cost), f"{quantity}.0"
     of_key = bool(row["api_key_id"])
     return {

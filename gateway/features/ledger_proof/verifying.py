@@ -95,7 +95,7 @@ def check_heads(
         expected, previous = head.number + 1, head.digest()
         found.heads, found.last_head = found.heads + 1, f"{head.number}={previous.hex()}"
     for number in sorted({*kept, *trees}):
-        # Segments of the next head wait for it.
+        # Segments of the next head may exist before that head.
         if number > expected or (number == expected and number in kept):
             found.say(f"head {number}", None, "is missing")
 

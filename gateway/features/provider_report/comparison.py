@@ -70,7 +70,7 @@ class ProviderReport:
         self.currency = self.currency or line.currency
         self.states.update(line.amounts)
         self.days.add(day)
-        # Providers write names in one case; what callers ask for may be in any.
+        # Providers write names in one case, callers in any.
         sums = self.rows.setdefault((day, line.model.lower()), {})
         if len(self.rows) > self.rows_max:
             raise BadReport(f"a report may have at most {self.rows_max:,} days and models: ask for less time")
@@ -322,12 +322,12 @@ def _beside(
 
 
 def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance: Tolerance) -> bool:
-    # Ours is rounded once a call, to a whole nano-unit of money.
+    # Our cost is rounded once for each call, to a whole nano-unit.
     rounded = {"cost": EXACT.multiply(ONE_NANO, max(ours.get("requests", ZERO), Decimal(1)))}
     return all(
         tolerance.allows(name, ours.get(name, ZERO), amount)
         or abs(EXACT.subtract(ours.get(name, ZERO), amount)) <= rounded.get(name, ZERO)
-        # Ours are failed ones as well, which a provider does not report.
+        # Our requests include failed ones, which a provider does not report.
         or (name == "requests" and ours.get(name, ZERO) >= amount)
         for name, amount in theirs.items()
     )
@@ -352,7 +352,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 # Reads one result of a bucket; msgspec.ValidationError and ValueError say what is wrong with it.
 ReadResult = Callable[[bytes], ReportLine]
-# Reads one row of a table; the line is None where it only says that its day had nothing.
+# Reads one row of a table; the line is None if the row only shows a day without usage.
 ReadRow = Callable[[Mapping[str, str]], tuple[date, ReportLine | None]]
 # A question of the API without its span: its path and its other parameters.
 Question = tuple[str, Mapping[str, str]]

@@ -22,7 +22,7 @@ from gateway.features.provider_report.comparison import BadReport, CsvExport, Fo
 FORMATS: Final = {each.name: each for each in (openai.FORMAT, anthropic.FORMAT)}
 COLUMNS_MAX: Final = 200
 PAGE_NAME_CHARACTERS_MAX: Final = 4_096
-SAID_CHARACTERS_MAX: Final = 300  # of a fault: it may repeat the report's words
+SAID_CHARACTERS_MAX: Final = 300  # of an error message, which may quote the report
 _DAY = timedelta(days=1)
 _Read = TypeVar("_Read")
 

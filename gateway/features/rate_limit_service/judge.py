@@ -321,7 +321,7 @@ class RateLimitJudge:
         if reply is None or not found.id:
             return found
         found.is_end = True
-        # Else nothing was held for it: it was refused, or never asked.
+        # Otherwise the call's beginning was refused, or never requested.
         has_begun = "idempotent-replayed" in reply.headers
         if not has_begun:
             found.verdict = refused("hold_not_found", "No call of this id has begun.")
@@ -387,7 +387,7 @@ def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
         key=lambda one: (not one.over, one.remaining is None, 0 if one.over else one.remaining or 0),
     )
     metadata = dict[str, object]()
-    for hold in reversed(holds):  # the first names it
+    for hold in reversed(holds):  # the first descriptor's value remains
         if hold.rule is not None and not hold.verdict.over:
             metadata |= hold.rule.metadata
     said = {"metadata": metadata} if metadata else None

@@ -107,7 +107,7 @@ def routes(parts: AdminParts) -> Routes:
         if settings.stripe_api_key:
             api = api_of(settings, parts.later)
             look_up, aclose = StripeReturns(api).look_up, api.aclose
-            # Without the secret nobody would hear that something was paid.
+            # Without the secret no payment would be reported.
             if read is not None and settings.stripe_checkout_max and settings.links_url:
                 checkout = StripeCheckout(api, settings.stripe_checkout_max, settings.links_url)
     found = Routes(mount=partial(mount_events, read, look_up), checkout=checkout)

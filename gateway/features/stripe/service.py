@@ -89,7 +89,7 @@ class StripeApi:
             api_key,
             base_addresses={"api": self._base_url} if self._base_url else None,
             http_client=self._http,
-            # Attempts are counted, and repeated, where hand-overs are kept.
+            # Attempts are counted and retried by the queue of hand-overs.
             max_network_retries=0,
         )
 
@@ -301,11 +301,11 @@ class StripeInvoices:
             "currency": paper.currency.lower(),
             "number": paper.number,
             "description": f"{paper.period_start} to {last}",
-            # Not before it is whole: Stripe would finalize a draft within the hour.
+            # Stripe would finalize a draft within an hour, before it is complete.
             "auto_advance": False,
             "automatic_tax": {"enabled": False},
             "collection_method": self._collection,
-            # Nothing is taken off, and nothing put in, that is not on our paper.
+            # No discount and no pending item that our document does not have.
             "discounts": "",
             "pending_invoice_items_behavior": "exclude",
             "effective_at": int(paper.finalized_at.timestamp()),
@@ -338,7 +338,7 @@ class StripeInvoices:
             there = (
                 await self._api.v1.invoices.add_lines_async(there["id"], {"lines": some}, step)
             ).to_dict()
-        if not lines:  # another keeper may have put them in since the draft was read
+        if not lines:  # another keeper may have added them since the draft was read
             there = (await self._api.v1.invoices.retrieve_async(there["id"])).to_dict()
         return there
 
@@ -436,10 +436,10 @@ def _note(handover: HandoverStep, amount: int, remaining: int) -> Params:
     return asked | ({"credit_amount": paid} if paid else {})
 
 
-# What Stripe tells of invoices and money: its own library verifies the signature before it is believed.
+# Stripe's events about invoices and money. Stripe's own library verifies their signature first.
 
 TOLERANCE_S = 300
-# An invoice's name may be put behind it.
+# An invoice's id may be appended.
 NAME_CHARS_MAX = 255
 # Objects by which money is returned.
 _RETURNS = frozenset({"charge", "refund", "dispute"})
@@ -530,12 +530,12 @@ def settled_of(invoice: Mapping[str, Any]) -> Decimal | None:
     """Return the paid part of an invoice, or None if nothing was paid."""
     if invoice["status"] != "paid" and int(invoice["amount_paid"]) <= 0:
         return None
-    # Amounts neither to be paid any more nor taken back: by card, from a balance, or elsewhere.
+    # The total without the rest to pay and without credit notes before payment, however it was paid.
     less = int(invoice["amount_remaining"]) + int(invoice["pre_payment_credit_notes_amount"])
     return from_stripe(int(invoice["total"]) - less, str(invoice["currency"]).upper())
 
 
-# Money that went back to customers at Stripe, by refunds and disputes: what it is of each invoice by now.
+# Money that was returned to customers at Stripe, by refunds and disputes: the total of each invoice so far.
 #
 # A message of Stripe's names its payment, and a payment may be of several invoices. So Stripe is asked
 # what each of them stands at: messages may come twice, late and in any order.

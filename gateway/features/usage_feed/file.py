@@ -26,7 +26,7 @@ from gateway.features.usage_feed.events import (
 from gateway.features.usage_feed.services import cloud_event
 from gateway.files import require_regular
 
-# Events of one write; and those that are looked for among the last lines before the first write.
+# Events of one write; then lines at the end that are searched for events already written.
 WRITTEN_AT_ONCE: Final = BATCH_EVENTS_MAX * BATCHES_AT_ONCE
 RECENT_MAX: Final = 5 * WRITTEN_AT_ONCE
 # Bytes at the end of the file with so many lines.
@@ -65,7 +65,7 @@ class EventFile:
             written = set(self._recent)
             new = [one for one in events if one.name not in written]
             lines = b"".join(msgspec.json.encode(cloud_event(one, self._type)) + b"\n" for one in new)
-            self._known = None  # until all of it is there
+            self._known = None  # until the write is complete
             at = os.lseek(file, 0, os.SEEK_END)
             while lines:
                 lines = lines[os.write(file, lines) :]

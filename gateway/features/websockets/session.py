@@ -53,7 +53,7 @@ from gateway.http.upstream.pool import Link
 _USUAL, _AWAY, _NO_CODE, _BAD, _REFUSED, _TOO_LARGE, _BROKEN = 1000, 1001, 1005, 1007, 1008, 1009, 1011
 _OWN_CODES = 3000  # from here on, codes belong to applications
 _WAITING, _SLOW, _LINK = 1, 2, 4
-# Codes that a close frame may have which an upstream sent.
+# Codes of an upstream's close frame that are passed on.
 _SENT_CODES: Final = frozenset({1000, 1001, 1007, 1008, 1009, 1011, 1012, 1013})
 # Bytes of one message of a client, which may contain a picture or sound.
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -101,23 +101,23 @@ class LiveSocket(WebSocket):
         self._upstream: UpstreamSocket | None = None
         self._aimed, self._key = ("", ""), 0
         self._route = exchange.routed.route
-        # The present turn's, from when its call is admitted until an event ends it; whether there is a turn;
-        # the call that was admitted last, and what of the session its hold was taken for.
+        # The link of the present turn, while its call is admitted and not ended; whether there is a turn; the
+        # last admitted call, and the tokens of the session that its hold covers.
         self._link: Link | None = None
         self._turning = False
         self._admitted: AdmittedCall | None = None
         self._covered = 0
         self._asked: list[bytes] = []
-        # Bytes of messages that are kept until the upstream has them.
+        # Bytes of messages that are buffered until the upstream has them.
         self._owed = 0
-        self._kept = b""  # a message that waits for the end of an answer, and what of it says so
+        self._kept = b""  # a message that waits for the end of an answer, and its fields that matter for that
         self._kept_asks: Document = {}
         self._heard: list[tuple[bytes, bool, bool]] = []
         self._ends: tuple[int, str] | None = None
         self._seen_at = self._asked_at = asyncio.get_running_loop().time()
         self._look: asyncio.TimerHandle | None = None
-        # A client that is gone: until when the rest is read, the bytes of it, and whether that was enough. A
-        # connection that is over has no turn any more; one whose caller is refused has those that are due.
+        # After the client is gone: the deadline for reading the rest, the bytes read, and whether reading
+        # stopped. A connection that is over has no more turns. After a refusal only pending output has turns.
         self._gone = self._left = self._spent = self._over = self._refused = False
         self._drained_until, self._drained = 0.0, 0
 
@@ -272,7 +272,7 @@ class LiveSocket(WebSocket):
     def begin(self, early: bytes) -> None:
         """Adopt the transport of the connection."""
         super().begin(early)
-        self._reading.resume(INNER)  # its connection answers the opening as long as the first turn takes
+        self._reading.resume(INNER)  # the connection answers the opening during the whole first turn
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_after)
 
     def _hang_up(self, error: Exception | None) -> None:

@@ -247,7 +247,7 @@ class WebSocket(asyncio.Protocol):
             self._take_part(event)
         elif isinstance(event, Ping):
             self._transport.write(self._frames.send(event.response()))
-        elif isinstance(event, CloseConnection):  # or these are no frames
+        elif isinstance(event, CloseConnection):  # or the bytes are no frames
             self._say_end(event.response())
             self._transport.close()
 
@@ -316,7 +316,7 @@ class WebSocket(asyncio.Protocol):
         self._end = asyncio.get_running_loop().call_later(self._limits.linger_s, self._leave)
 
     def _leave(self) -> None:
-        if not self._connection.blocked:  # else its connection has set it a time
+        if not self._connection.blocked:  # otherwise the connection has set a deadline
             self._transport.abort()
 
 

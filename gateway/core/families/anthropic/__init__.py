@@ -30,7 +30,7 @@ ERROR_TYPES = {
 _BASE64 = MediaPart(("source", "data"), states=("media_type",), only="base64")
 
 
-# What Claude Code reads of a budget, as the gateway protocol in its binary says (`GET /protocol`, Usage-limit
+# Headers of budgets for Claude Code, by the gateway protocol in its binary (`GET /protocol`, Usage-limit
 # headers): the overage is a calendar budget; the client's notices are shown at these thresholds.
 _UNIFIED: Final = b"anthropic-ratelimit-unified-"
 _THRESHOLDS: Final = (95, 75)
@@ -135,7 +135,7 @@ FAMILY = ApiFamily(
     objects=OBJECTS,
     batches=(BATCHES,),
     exclusions=EXCLUSIONS,
-    # The first five its clients run; an advisor is charged by its tokens.
+    # Clients run the first five themselves; an advisor is charged by its tokens.
     free_tools=frozenset(
         {
             "custom", "bash", "texteditor", "computer", "memory", "mcptoolset", "webfetch",

@@ -142,7 +142,7 @@ def _is_free(name: str, holder: Document) -> bool:
 
 
 FIELDS: Final = IdFields(NAMED, OTHERS, lambda holder, id_: holder.get("type") == _BUILT_IN_SKILLS)
-# What the bodies of stored things may say, as Anthropic's reference has it.
+# Fields that bodies of stored objects may have, by Anthropic's reference.
 _AGENT: Final = (
     "description execution_identity mcp_servers metadata model multiagent name skills system tools"
 )

@@ -62,14 +62,14 @@ class _MessageUsage(UsageShape):
     iterations: list[_Iteration] | None = None
     speed: str | None = None
     inference_geo: str | None = None
-    # As servers write them that translate OpenAI's API.
+    # Names used by servers that translate OpenAI's API.
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
 ENDING = ENDINGS["messages"]
 _REPORTS = Reports(_MessageUsage)
-# Iterations whose tokens are in the report's own numbers, and those that the same model made a summary of.
+# Types of iterations whose tokens are in the report's totals; the type of a compaction by the same model.
 _INSIDE, _COMPACTION = frozenset({"message", "fallback_message"}), "compaction"
 _KNOWN = frozenset({_COMPACTION, "advisor_message"})
 
@@ -204,8 +204,8 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
             short = created - hour
         used = usage.input_tokens + short + hour + cached
         if min(usage.input_tokens, created or 0, hour, cached) < 0:
-            used = NO_COUNT  # what is no number of tokens takes nothing off the others
-        elif used < meter.input:  # it only grows: what was read is not unread
+            used = NO_COUNT  # an invalid number must not lower the others
+        elif used < meter.input:  # the input never falls
             used, cached, short, hour = meter.input, meter.cached, detail.cache_write, detail.cache_write_1h
         detail.cache_write, detail.cache_write_1h = short, hour
     output = meter.output if usage.output_tokens is None else usage.output_tokens

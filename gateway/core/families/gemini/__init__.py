@@ -62,7 +62,7 @@ VIDEOS = JobPaths(
     "/v1beta/models/{model}:predictLongRunning",
     shown="/v1beta/models/{model}/operations/{id}",
 )
-# Stored things, and parts of them: what costs nothing.
+# Free paths of stored objects and their parts.
 _STORED = {
     "cachedContents": "GET",
     "cachedContents/{id}": "GET DELETE",
@@ -79,7 +79,7 @@ _STORED = {
     "interactions/{id}": "GET DELETE",
     "interactions/{id}/cancel": "POST",
 }
-# Calls of a model, and changes by which something lasts longer or has more in it: their provider bills both.
+# Calls of a model, and changes that extend a stored object: the provider bills both.
 _UNITS = (
     ("POST", "cachedContents", "gemini_cache"), ("PATCH", "cachedContents/{id}", "gemini_stored"),
     ("POST", "fileSearchStores/{id}:importFile", "gemini_stored"),
@@ -98,7 +98,7 @@ def _routes() -> Iterator[Route]:
         for method, path, meter in _UNITS:
             yield Route((method,), f"/{version}/{path}", NAME, NAME, NAME, meter)
         for path, methods in _STORED.items():
-            if version == "v1beta" or not path.startswith("files"):  # of OpenAI's
+            if version == "v1beta" or not path.startswith("files"):  # these belong to OpenAI
                 queries = ("alt",) * path.endswith(":download")
                 yield Route(tuple(methods.split()), f"/{version}/{path}", NAME, family=NAME, queries=queries)
     for version in ("v1beta", "v1", "v1alpha"):
@@ -117,7 +117,7 @@ def _routes() -> Iterator[Route]:
         yield Route(("GET",), f"/v1beta/{path}", NAME, family=NAME)
 
 
-# As Google names a quota of a day, which gemini-cli ends at.
+# A quota id in Google's form for daily quotas, at which gemini-cli stops.
 _SPENT_QUOTA: Final = "TollkeeperSpentPerDay"
 
 
@@ -181,14 +181,14 @@ FAMILY = ApiFamily(
     key_field=("x-goog-api-key", ""),
     target=target(NAME, "https://generativelanguage.googleapis.com", "GEMINI_API_KEY", "x-goog-api-key"),
     prefixes=("/v1beta/", "/ws/google."),
-    # What it does with a model: others have colons in names (`ft:…`, `llama3:latest`).
+    # Paths of actions on a model: other APIs have colons in names (`ft:…`, `llama3:latest`).
     own_paths=re.compile(r"/v1/models/[^/:]+:(?:\w+(?:Contents?|Tokens)|predict\w*)\Z"),
     spoken_by=b"x-goog-api-client",
     key_query=b"key",
     also=("/v1/models/",),
     # google-genai 3 sends all of its calls there, and files and batches have routes of one version.
     versions=(("/v1/", "/v1beta/"), ("/upload/v1/", "/upload/v1beta/")),
-    # A colon ends a name and begins what is done with it (AIP-136): another action is another path.
+    # A colon separates a name and an action (AIP-136): another action is another path.
     segment="(?:(?!%3[Aa])[^/:])+",
     credentials=(b"x-goog-api-key",),
     withheld_prefixes=(b"x-goog-", b"x-google-"),

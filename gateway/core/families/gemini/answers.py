@@ -45,7 +45,7 @@ class _ErrorAnswer(msgspec.Struct):
     error: _Error
 
 
-_refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # a stream of no events is a list
+_refusals = msgspec.json.Decoder(_ErrorAnswer | list[_ErrorAnswer]).decode  # streams may be lists
 
 
 def retry_delay(document: bytes) -> float:
@@ -87,8 +87,8 @@ _AUDIO = frozenset({"AUDIO"})
 _IMAGES = frozenset({"IMAGE", "DOCUMENT"})  # a document is read as pictures of its pages
 # The first value of a proto3 enumeration means that the field is not set.
 _NO_END: Final = frozenset({None, "", "FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED"})
-_READ_MAX: Final = 2_097_152  # tokens that a model's own tools bring: no model reads more at once
-_ON_DEMAND = "on_demand_"  # in front of tiers, as Vertex AI names them
+_READ_MAX: Final = 2_097_152  # tokens from a model's own tools: no model reads more at once
+_ON_DEMAND = "on_demand_"  # prefix of tiers at Vertex AI
 
 
 class _Grounding(msgspec.Struct, rename="camel"):
@@ -209,20 +209,20 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     if thoughts > 0 and output > 0:
         output = bounded_output(meter, candidates or 0, output)
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
-    if cached > used >= 0:  # no prompt has more than all of it
+    if cached > used >= 0:  # cached tokens cannot exceed the prompt
         used += cached
     if total is None:
         if prompt is None and candidates is None:
             return
         total = used + output
     elif total != used + output and min(used, output) >= 0:
-        if total == used + output - thoughts:  # these candidates have the thoughts in them
+        if total == used + output - thoughts:  # these candidates include the thoughts
             output -= thoughts
         else:
             output = bounded_output(meter, output, total - used)
             if final:
                 meter.detail.keep(raw)
-    elif output < 0 <= used <= total:  # the candidates are no number: the total is charged all the same
+    elif output < 0 <= used <= total:  # invalid candidates: the total is charged all the same
         output, meter.marked = bounded_output(meter, 0, total - used), True
     if used >= 0 and output >= 0 and total > used + output:
         total = used + output

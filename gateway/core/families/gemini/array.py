@@ -74,7 +74,7 @@ class ArrayMeter(Meter):
 
     def finish(self) -> bytes:
         self.ended = True
-        if not (self.begun or self.last_word or self.reported or self.failed):  # it was none of this API
+        if not (self.begun or self.last_word or self.reported or self.failed):  # no answer of this API
             self.broke = self._depth > 0 or (self._is_array and self.phase != CLOSED)
             self.unreadable(max(self._fed - self.text_bytes, 0))
             self.failed = not (self._fed or self.unread)

@@ -271,7 +271,7 @@ _COLLECTIONS = (
 )  # fmt: skip
 _MARK = re.compile(rb'"(?i:(?:file_?)?uri|file_?name|cached_?content)":')
 _RESOURCE = re.compile(rf"(?:^|/)((?:{'|'.join(_COLLECTIONS)})/[^/?#:]+)")
-# The text before and behind it in a name that can be read in one way alone.
+# Text that may surround the resource in an unambiguous name.
 _BEFORE = re.compile(r"(?:https?://[\w.:-]+/+)?/?(?:[\w-][\w.-]*/)*")
 _BEHIND = re.compile(r"(?::download(?:\?alt=media)?)?")
 _WEB = re.compile(r"https?://[^\\]*\Z")
@@ -340,7 +340,7 @@ def _chosen(document: Document) -> str | None:
     return None
 
 
-# What the bodies of stored things may say; of a stored content that lasts longer, its end alone.
+# Fields that bodies of stored objects may have. Cached contents can only get another end.
 _TAKES: Final = {
     "cachedContents/{}": names("ttl expireTime expire_time"),
     "fileSearchStores": names("displayName display_name embeddingModel embedding_model"),

@@ -40,7 +40,7 @@ _INTERACTION = ControlledNames(
     *_ELSEWHERE, *OF_EVERY_FAMILY,
 )  # fmt: skip
 _CONFIG = ControlledNames("max_output_tokens")
-# Counts of a report, and what tokens are made of, as `usageMetadata` calls them.
+# Counts and modalities in a report, by their names in `usageMetadata`.
 _NAMES: Final = {
     "total_input_tokens": "promptTokenCount", "total_tool_use_tokens": "toolUsePromptTokenCount",
     "total_output_tokens": "candidatesTokenCount", "total_thought_tokens": "thoughtsTokenCount",

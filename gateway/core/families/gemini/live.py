@@ -114,7 +114,7 @@ class GeminiLiveSession:
                 raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
             self.model = model_name(stated[1])
         self._tools = [*self._tools, *tools]
-        # Words that come before an answer begins are answered with the ones before them.
+        # Input that comes before the answer begins belongs to the same answer.
         joins = kind == _INPUT and self._asked > 0 and not self._begun
         asked = int(_asks(kind, said) and not joins)
         self._asked += asked

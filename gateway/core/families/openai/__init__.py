@@ -116,7 +116,7 @@ _SHAPES = {
         form=media.VIDEO_FORM,
     ),
     "openai_realtime": CallKind(read_turn, realtime.REALTIME, live=realtime.RealtimeSession),
-    # Of Mistral, which speaks this API: it takes no `stream_options`, and always tells its use.
+    # Mistral has this API, but accepts no `stream_options` and always reports its usage.
     "mistral_fim": CallKind(
         calls.read_completions,
         chat.DIALECT,
@@ -143,7 +143,7 @@ _SHAPES = {
         keeps=lambda document: True,
         numbers=frozenset({"max_tokens"}),
     ),
-    # Of vLLM: a list of chats in one.
+    # vLLM: a list of chats in one call.
     "vllm_chats": CallKind(
         calls.read_chats,
         chat.DIALECT,
@@ -173,7 +173,7 @@ VIDEOS = JobPaths(
 )  # fmt: skip
 
 
-# Stored things, and parts of them: what costs nothing.
+# Free paths of stored objects and their parts.
 _STORED = {
     "responses/{id}/input_items": "GET",
     "responses/input_tokens": "POST",
@@ -217,7 +217,7 @@ _STORED = {
     "fine_tuning/jobs/{id}/pause": "POST",
     "fine_tuning/jobs/{id}/resume": "POST",
 }
-# The same where each call is a unit of a service: its provider bills space, time, searches or training.
+# Paths whose calls are units of a service: the provider bills space, time, searches or training.
 _UNITS = (
     ("containers", "containers"), ("vector_stores", "vector_stores"),
     ("vector_stores/{id}/search", "vector_stores"), ("vector_stores/{id}/files", "vector_stores"),

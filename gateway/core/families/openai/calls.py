@@ -224,7 +224,7 @@ def _told(document: Document) -> Iterator[str]:
     """
     for name in ("id", "output_file_id", "error_file_id", "conversation_id", "fine_tuned_model"):
         yield from ids_of(document.get(name))
-    for one in objects_in(document, "data"):  # of training: models that are made on its way
+    for one in objects_in(document, "data"):  # models saved during a training
         if one.get("object") == "fine_tuning.job.checkpoint":
             yield from ids_of(one.get("id"))
             yield from ids_of(one.get("fine_tuned_model_checkpoint"))
@@ -244,7 +244,7 @@ def ids_in_item(item: Document) -> Iterator[str]:
         yield from ids_of(item.get("container_id"))
     for part in objects_in(item, "content"):
         for note in objects_in(part, "annotations"):
-            if note.get("type") == "container_file_citation":  # others are of files that were there
+            if note.get("type") == "container_file_citation":  # other citations are of earlier files
                 yield from ids_of(note.get("file_id"))
                 yield from ids_of(note.get("container_id"))
 
@@ -279,8 +279,8 @@ def _is_free(name: str, holder: Document) -> bool:
     )
 
 
-# What the bodies of stored things may say, as OpenAI's reference has it, and where an eval may have its data
-# from: its other sources read the stored chats and responses of the whole account, by a query.
+# Fields that bodies of stored objects may have, by OpenAI's reference, and the data sources that an eval may
+# have: others query the stored chats and responses of the whole account.
 _TAKES: Final = {
     path: names(fields)
     for path, fields in {

@@ -66,8 +66,8 @@ _BETWEEN: Final = (
     "error",
 )
 MODELS_MAX: Final = 8
-# A token of sound is 100 ms that are said, 50 ms that are made, as base64 of 16 bits at 24 kHz. Other formats
-# of a client have 8 bits at 8 kHz.
+# A token of sound is 100 ms of the client's or 50 ms of the model's, in base64 of 16 bits at 24 kHz. Other
+# formats of a client have 8 bits at 8 kHz.
 _SAID_CHARACTERS: Final = 6_400
 _SHORT_CHARACTERS: Final = 1_066
 _LONG_FORMATS: Final = frozenset({None, "audio/pcm", "pcm16"})
@@ -124,12 +124,12 @@ class RealtimeSession:
         self.tokens = 0
         self._number = 0
         self._asked: dict[str, _OpenRequest] = {}
-        self._responses: dict[str, int] = {}  # with the tokens that were said before each
-        self._transcripts: dict[str, int] = {}  # with the tokens of each
-        self._configured = False  # whether the upstream has said that it writes down what it hears
-        self._partial = False  # whether a response is on its way that reads but a part of the conversation
+        self._responses: dict[str, int] = {}  # the client's tokens before each response
+        self._transcripts: dict[str, int] = {}  # tokens by item
+        self._configured = False  # whether the upstream has confirmed transcripts
+        self._partial = False  # whether a response under way reads only a part of the conversation
         self._last = _LastMessage("", 0, 0, ())
-        # All that was said; of that the sound which is not committed, and its characters below a token.
+        # All tokens of the client; of these uncommitted sound; and characters of sound below a token.
         self._said = self._sound = self._rest = 0
         self._sound_characters = _SAID_CHARACTERS
 
@@ -365,7 +365,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         event = loose_document(data)
         if kind == _DONE:
             response = object_in(event, "response")
-            # One that is cancelled in time has read nothing.
+            # A response that was cancelled in time has read nothing.
             status, cut = response.get("status"), meter.content_events == 0
             meter.failed = status == "failed" or (cut and status == "cancelled")
             _take(meter, object_in(response, "usage"))
@@ -394,7 +394,7 @@ def _take(meter: Meter, usage: Document) -> None:
     read, made = dict(object_in(usage, "input_token_details")), object_in(usage, "output_token_details")
     cached = object_in(read, "cached_tokens_details")
     read.pop("cached_tokens_details", None)
-    for name in ("audio_tokens", "image_tokens"):  # those of the cache have the cache's price
+    for name in ("audio_tokens", "image_tokens"):  # cached tokens have the price of the cache
         if cached.get(name):
             read[name] = max(0, (integer(read.get(name)) or 0) - (integer(cached.get(name)) or 0))
     told = {name: usage.get(name) for name in ("input_tokens", "output_tokens", "total_tokens")}

@@ -27,7 +27,7 @@ _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens
 _WRITTEN: Final = ("cache_write_tokens", "created_cache_tokens")
 _SURELY: Final = 1.5  # a text so many times longer than the reported tokens usually give proves them wrong
 _LENGTH: Final = "length"
-_TIMINGS: Final = "timings"  # llama.cpp's, beside a report that is about its first choice
+_TIMINGS: Final = "timings"  # of llama.cpp, whose report is about the first choice
 
 
 def _told(holder: object, names: tuple[str, ...]) -> int | None:
@@ -49,7 +49,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     total, told = usage.total_tokens, _told(usage, _COMPLETION)
     completion = told or 0
     prompt = _told(usage, _PROMPT)
-    if prompt is None:  # some embedding servers say no more than a total
+    if prompt is None:  # some embedding servers report a total alone
         prompt = 0 if total is None else max(0, total - max(0, completion))
         if told is None and total is None:
             return None
@@ -60,7 +60,7 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
         note_tools(meter.detail, uses, raw)
     if min(prompt, completion) < 0:
         return prompt, completion, cached, reasoning
-    if within > prompt:  # parts that cannot be inside stand beside
+    if within > prompt:  # the parts exceed the prompt, so they are not included in it
         prompt += within
     elif total is not None and total - prompt - completion in {cached, within} - {0, reasoning}:
         prompt = total - completion
@@ -147,10 +147,10 @@ class ChoiceReports:
         self._seen: set[int] = set()
         self._ended: set[int] = set()
         self._last = self._largest = 0
-        # Reports in events with a choice, and in others by the choice that ended before; the last of these.
+        # Reports in events with a choice; other reports by the choice that ended before; the last of these.
         self._own, self._alone = _Sum(), _Sum()
         self._whole: Numbers = 0, 0, 0, 0
-        # Choices whose own report came at their end, and events of content that had a report themselves.
+        # Choices whose own report came at their end; the size of events with content and a report.
         self._behind: set[int] = set()
         self._covered = 0
 
@@ -175,7 +175,7 @@ class ChoiceReports:
         whole = self._whole
         if len(alone) > 1:
             whole = alone.read, alone.written, alone.cached, alone.reasoning
-        # Several reports make no more than the call or its model allows, one is believed.
+        # The sum of several reports is bounded by the call or its model. A single report is not.
         self._largest = max(self._largest, numbers[1])
         most = max(self._largest, meter.output_most)
         used, output = max(whole[0], own.read), min(max(whole[1], own.written), most)

@@ -48,23 +48,23 @@ class _ResponseEvent(msgspec.Struct):
 # The end of the types of items that are uses of the provider's tools, such as `web_search_call`.
 _TOOL = "_call"
 _OWN_TOOLS = frozenset({"function_call", "custom_tool_call", "mcp_call"})
-# An item is whole, and may come back in the next request.
+# The event with a whole item, which may be sent back in the next request.
 _ITEM_DONE = "response.output_item.done"
-# Work on a page that a search found is no search.
+# Opening or searching a page of the results is no search.
 _READING = ({"type": "open_page"}, {"type": "find_in_page"})
 ENDING = ENDINGS["responses"]
-# Events of coming parts, and of a response as it stands.
+# Events that announce parts, and events with the response so far.
 _NO_CONTENT = (".created", ".queued", ".in_progress", ".searching", "error", *ENDING.events)
 # Events with a whole item or part, which earlier events may have sent in pieces.
 _WHOLE = (".done", ".added")
-# What names an item, and what a tool brought into it, is nothing the model produced.
+# Fields with names of items or results of tools, which the model did not produce.
 _BROUGHT = UNCOUNTED.union(
     {
         "name", "server_label", "container_id", "approval_request_id", "annotations", "output", "outputs",
         "results", "sources", "tools",
     }
 )  # fmt: skip
-_PLACES_MAX = 1_024  # a stream keeps sizes by item and kind of event: so many
+_PLACES_MAX = 1_024  # sizes of a stream by item and kind of event, at most
 _OVER = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _whole = msgspec.json.Decoder(_Response).decode
 _event = msgspec.json.Decoder(_ResponseEvent).decode

@@ -14,7 +14,7 @@ from gateway.core.metering.reading import UNREADABLE
 from gateway.errors import InvalidRequest
 
 _CREATE = "response.create"
-# Fields of a message alone, and those of a body that say nothing there.
+# Fields that exist in a message alone, or have one value there.
 _IMPLIED = {"stream": True, "background": False, "generate": True, "stream_id": None}
 _NAMES = ControlledNames("type", *_IMPLIED)
 _BEFORE = "previous_response_id"
@@ -22,7 +22,7 @@ _ITEM = "response.output_item.done"
 _ENDS = ("response.completed", "response.incomplete")
 # The most that is stored of a message and of the items that answer it.
 REMEMBERED_BYTES_MAX = 16 * 1024 * 1024
-# A beginning of an event long enough to have its type.
+# First characters of an event that contain its type.
 _TYPE_CHARACTERS = 256
 
 
@@ -47,7 +47,7 @@ class ResponseMessages:
 
     def __init__(self) -> None:
         self._id = ""
-        # The response that the last one goes on from at its upstream.
+        # The id of the stored response that the last one continues at its upstream.
         self._before: object = None
         self._asked_before: object = None
         self._said = self._asked = b""
@@ -101,7 +101,7 @@ class ResponseMessages:
             said = _event(event)
         except UNREADABLE:
             self._left = -1
-        if self._left < 0:  # what is not remembered whole is not remembered
+        if self._left < 0:  # a part alone is of no use
             self.end()
             return
         if said.type == _ITEM and said.item is not None:
