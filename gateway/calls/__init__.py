@@ -1,1 +1,1 @@
-"""The engine of a use: what it costs and leaves behind, whether it is a call, a job, a hold or an event."""
+"""The cost and the records of a use, whether it is a call, a job, a hold or an event."""

@@ -1,8 +1,8 @@
-"""The one charge of a use: what it costs, and the facts, the settlement and the counts that it leaves behind.
+"""The one charge of a use: its cost, its facts, its settlement, and its counts.
 
-A use is a call, a turn of a socket, a job or a line of one, a hold that a caller took, or an event. Its
-module says what was used (`MeteredUse`) and at which terms it was admitted (`UseTerms`). Nothing else
-writes the facts of a use. No I/O, no clock.
+A use is a call, a turn of a socket, a job or a line of one, a hold of a caller, or an event. Its module
+provides the usage (`MeteredUse`) and the terms of its admission (`UseTerms`). Nothing else writes the facts
+of a use. No I/O, no clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The charge of an event of use that did not pass the gateway, by the prices of its time. Pure."""
+"""The charge of an event: usage that did not pass through the gateway, by the prices of its time. Pure."""
 
 from __future__ import annotations
 

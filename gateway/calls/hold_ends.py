@@ -1,4 +1,4 @@
-"""How a hold ends that a caller took by the API: settled by what its caller says, or released. Pure."""
+"""The end of a hold that a caller created by the API: settled by the stated usage, or released. Pure."""
 
 from __future__ import annotations
 

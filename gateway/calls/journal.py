@@ -1,4 +1,4 @@
-"""Uses as the journal has them: rated again by a price that comes late, and told line by line. Pure."""
+"""Uses in the journal: priced again after a late price, and itemized line by line. Pure."""
 
 from __future__ import annotations
 

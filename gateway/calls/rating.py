@@ -1,7 +1,7 @@
-"""What a use costs by its prices: the one pricer of charges, and of those that are rated again.
+"""The cost of a use by its prices: the one pricer of charges, and of uses that are priced again.
 
-A use is of one model, and parts of it may be of others. Each is priced by a price of its own: the cost of all
-is the sum, and `CallFacts.beside` keeps which price a part had. No I/O, no clock.
+A use is of one model, and parts of it may be of others, each with its own price. The cost is the sum, and
+`CallFacts.beside` stores the price of each part. No I/O, no clock.
 """
 
 from __future__ import annotations

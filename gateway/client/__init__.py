@@ -1,1 +1,1 @@
-"""What other programs call the gateway by; it imports nothing else of it."""
+"""A client of the gateway for other programs. It imports nothing of the gateway."""

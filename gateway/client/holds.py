@@ -1,7 +1,7 @@
 """A client of holds: `Holds` for plain programs, `AsyncHolds` for those with an event loop.
 
 It needs Python's own library alone, and imports nothing of the gateway. A request whose answer is lost is
-sent again: taking a hold has an `Idempotency-Key`, and settling twice is settling once.
+sent again: creating a hold has an `Idempotency-Key`, and settling twice settles once.
 """
 
 from __future__ import annotations

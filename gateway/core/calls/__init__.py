@@ -1,1 +1,1 @@
-"""One call, as it is read and before it is sent: what it asks, may hold, and where it goes."""
+"""One call before it is sent: what it asks for, what it may hold, and where it goes."""

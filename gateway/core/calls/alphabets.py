@@ -1,7 +1,7 @@
-"""How many tokens text beyond ASCII has at most, by its alphabets and by the tokenizer of its model. Pure.
+"""The maximum of tokens in text beyond ASCII, by its alphabets and by the tokenizer of its model. Pure.
 
-The table is half as much again as texts in each alphabet have, as OpenAI's tokenizers count. A byte of any
-other character is a token, and so is each of a model whose tokenizer nobody knows.
+The numbers are one and a half times those of texts in each alphabet, as OpenAI's tokenizers count them. A
+byte of any other character is a token, and so is each byte if the model's tokenizer is unknown.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where a service's calls under `/services/` may go: its upstream, its paths, and who else gets there.
+"""The destination of a service's calls under `/services/`: its upstream, and the paths that it may reach.
 
-Pure. The configuration and the catalogue both say; what either leaves out, the other says, and a path must
-be within the paths of both. What a route of an API family meters by its answers, and the objects its upstream
-keeps, are nobody's to call here.
+Pure. The configuration and the catalogue both state these. What one of them leaves out the other states, and
+a path must be allowed by both. Paths that API families meter by answers, and paths of stored objects, cannot
+be called here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One metered call as the gateway understands it: what is asked for, and the document to send."""
+"""One metered call as the gateway understands it: what it asks for, and the document to send."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an upstream can take, as its operator states it, and who has which share of that. Pure.
+"""The capacity of an upstream, as its operator states it, and the shares of organizations in it. Pure.
 
-An account is an upstream, or one model of it that has limits of its own there.
+An account is an upstream, or one of its models with limits of its own.
 """
 
 from __future__ import annotations

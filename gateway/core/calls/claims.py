@@ -1,7 +1,7 @@
-"""What a call claims of tokens and credits before it is made, and to how much output its hold binds it.
+"""The tokens and credits that a call claims before it is made, and the bound of its output by its hold.
 
-Pure. Under a strict plan the hold in tokens is the call's limit, and where credits are paid by token the hold
-in credits is: a call that states no maximum is then sent with one.
+Pure. Under a strict plan, the hold in tokens is the call's limit. If credits are priced by tokens, so is the
+hold in credits. A call without a stated maximum is then sent with one.
 """
 
 from __future__ import annotations

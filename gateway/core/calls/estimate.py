@@ -1,9 +1,9 @@
-"""How many tokens a call is likely to use and could use at most, before it is made. Pure.
+"""The tokens that a call is likely to use, and could use at most, before it is made. Pure.
 
-The likely use is learned from calls like it: of the same organization, service and model, streamed or not.
-It is a high quantile of their use, never more than the call states; the most is what it states, or its
-model's ceiling. Means are learned here too, by which an answer is counted that reports nothing. What one
-organization's calls teach is never another's estimate.
+The likely usage is learned from similar calls: of the same organization, service and model, streamed or not.
+It is a high quantile of their usage, and never more than the call states. The maximum is what the call
+states, or the ceiling of its model. The learned means also serve to count answers without a report. Calls of
+one organization never change the estimates of another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Facts of upstreams beside their API: how much output a call has there, and which fields say so.
+"""Facts of upstreams besides their API: how much output a call has there, and which fields limit it.
 
-Pure. A call is held by the facts of all upstreams that may answer it, and its body is written by those of the
-one that is asked.
+Pure. A call's hold depends on the facts of all upstreams that may answer it, and its body on those of the
+upstream that it is sent to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Forms (`multipart/form-data`, RFC 7578): texts and files of one call, read as their bytes come.
 
 Parsers disagree about forms more than about JSON: which line ends a part, which of two names counts, what is
-a file. So a form has one spelling, that of the SDKs and of curl, and anything else is refused. Its mark
-stands nowhere but between its parts. Pure.
+a file. So a form must have the one spelling of the SDKs and of curl, and anything else is refused. Its
+boundary occurs only between its parts. Pure.
 """
 
 from __future__ import annotations

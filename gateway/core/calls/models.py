@@ -1,7 +1,7 @@
-"""Models that people configure: which upstreams answer calls of a name, in which order, and for whom.
+"""Configured models: which upstreams serve a model's name, in which order, and for which organizations.
 
-Pure. A name is the callers' own: lists of keys, budgets and the journal go by it. What an upstream calls the
-model is in a target. A name that is configured for other organizations alone is nobody else's to call.
+Pure. Callers, lists of keys, budgets and the journal all use the configured name. A target has the upstream's
+own name. If a name is configured for some organizations only, no other may call it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The nouns of the allow-list: what is served, and where it is forwarded to.
+"""The types of the allow-list: the served paths, and the upstreams that they are forwarded to.
 
-Apart from `model.py`, because settings are read straight into these.
+They are separate from `model.py`, because settings are converted straight into them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a use costs: by the unit, once for all, by token, or what the call itself costs.
+"""The cost of a use: by unit, once only, by token, or the cost of the call itself.
 
-The same rule prices an estimate, for the hold, and the real use.
+The same rules price the estimate for the hold and the real usage.
 """
 
 from __future__ import annotations

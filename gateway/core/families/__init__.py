@@ -1,1 +1,1 @@
-"""What the families of APIs have of their own: controlled names, prompts, objects, shapes of refusals."""
+"""The API families: the fields that calls have, their prompts, their stored objects, and their refusals."""

@@ -1,7 +1,7 @@
-"""Amazon Bedrock: Converse, and InvokeModel for the models of Anthropic's, whose bodies are Anthropic's own.
+"""Amazon Bedrock: Converse for all models, and InvokeModel for Anthropic's, with Anthropic's own bodies.
 
-An upstream of this family brings its routes. The model is in the path, and nowhere else. Tokens of Converse
-are `inputTokens` + cache reads + cache writes + `outputTokens`; a stream tells them in its last event.
+An upstream of this family has its own routes. The model is in the path alone. Tokens of Converse are
+`inputTokens` + cache reads + cache writes + `outputTokens`; a stream reports them in its last event.
 """
 
 from __future__ import annotations

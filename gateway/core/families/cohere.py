@@ -1,7 +1,7 @@
-"""Cohere's API, v2 and v1: chats, embeddings, rerankings and classifications, by what Cohere bills.
+"""Cohere's API, v2 and v1: chats, embeddings, rerankings and classifications, charged by `billed_units`.
 
-That is `billed_units`: tokens, images, search units of a reranking, and texts that are classified. An
-upstream of this family brings its routes.
+These are tokens, images, search units of a reranking, and classified texts. An upstream of this family has
+its own routes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The fields of a request's body that decide something here, and how one is taken.
+"""The fields of a request's body that decide something in the gateway, and how each is read.
 
-A field belongs here when a hold, a price, a model list, an account or the shape of the answer
-depends on it. It has one spelling and one type; whatever is not named here passes unread.
+A field belongs here if a hold, a price, a model list, an account or the shape of the answer depends on it. It
+has one spelling and one type. All other fields pass unread.
 """
 
 from __future__ import annotations

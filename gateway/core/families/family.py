@@ -1,6 +1,7 @@
-"""What a family of APIs is: everything in which one provider's API differs from another's.
+"""The definition of an API family: everything in which one provider's API differs from another's.
 
-A family is one object, made in its own file or folder and named in `registry.py`. Nothing else knows it.
+A family is one object, defined in its own file or folder and listed in `registry.py`. Nothing else imports
+it.
 """
 
 from __future__ import annotations

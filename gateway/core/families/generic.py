@@ -1,4 +1,4 @@
-"""Any other API: its refusals are RFC 9457 problems, and nothing of its bodies is read."""
+"""Any other API: its refusals are RFC 9457 problems, and its bodies are not read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether what is said to a model may hold sound, by the place and the type of each part. Pure.
+"""Whether a prompt may contain sound, by the field and the type of each part. Pure.
 
-The tables have the parts that the APIs document. What nobody can tell, such as a file of any type, or a part
-of an unknown type that holds data or an address, may be sound: that is the dearest which models read.
+The tables have the parts that the APIs document. A file of unknown type, or a part of unknown type with data
+or an address, may be sound, which is the most expensive input.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""MCP over streamable HTTP: each message is one request, and calls of tools alone cost something.
+"""MCP over streamable HTTP: each message is one request, and only tool calls cost something.
 
-Sources: modelcontextprotocol.io, revisions 2025-03-26 to 2026-07-28, "Transports". A method that is not
-known here is refused: nobody knows what it would make a server do.
+Sources: modelcontextprotocol.io, revisions 2025-03-26 to 2026-07-28, "Transports". An unknown method is
+refused, because its effect on a server is unknown.
 """
 
 from __future__ import annotations

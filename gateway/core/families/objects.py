@@ -1,9 +1,9 @@
-"""Objects an upstream keeps: the ids a request names, in its path and in its body.
+"""Stored objects of an upstream: the ids that a request names, in its path and in its body.
 
-Whose an object is decides the counters' door. A request names an object wherever an id stands, unless
-it is known to name nothing: ids of objects in the request itself, of calls of functions, of users.
-What callers write freely (metadata, arguments and schemas of functions) is not looked at. Where ids
-stand in each API is in its family's own file.
+The counters store which organization owns an object. A request names an object wherever it has an id, unless
+that is known to refer to nothing: ids of objects in the request itself, of function calls, of users. Fields
+that callers write freely (metadata, arguments and schemas of functions) are not searched. Each family's own
+files list the id fields of its API.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Ollama's own API: chats, completions and embeddings, with streams of one JSON object a line.
 
-Tokens are `prompt_eval_count` + `eval_count` of the last object. An upstream of this family brings routes.
+Tokens are `prompt_eval_count` + `eval_count` of the last object. An upstream of this family has its own
+routes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Fields of requests that name what an upstream keeps, and fields that end like an id and name nothing.
+"""Fields of requests that refer to stored objects, and fields that end like an id and do not.
 
-Both are tables by API. A name in neither names an object as well, so that a field of tomorrow opens nothing;
-in the body of a stored object it is refused by its name. A test reads the request types of the vendors' SDKs
-and fails on a name that no table has.
+Both are tables by API. A name in neither table counts as a reference too, so that new fields open no gap; in
+the body of a stored object it is refused. A test reads the request types of the vendors' SDKs, and fails for
+a name that no table has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How a refusal looks to a client: the sentence, the fields, the shape of each API family.
+"""The refusals that clients get: the message, the headers, and the shape of each API family.
 
-The status and `x-tollkeeper-reason` are the same for every API; only the body differs, so that
-each official SDK raises its own error.
+The status and `x-tollkeeper-reason` are the same for every API. Only the body differs, so that each official
+SDK raises its own error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every family there is. A new one is its own file and a name here."""
+"""The list of all families. A new family is its own file, and an entry here."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an answer used: the meters count, by each API's own dialect."""
+"""The usage of an answer: meters count it, each with the dialect of its API."""

@@ -1,7 +1,7 @@
-"""The text of an answer that its model wrote: any text in it, by any name, but for the names of this table.
+"""The text in an answer that its model wrote: any text under any name, except the names in this table.
 
-Pure. An API's next kind of content is charged before anybody here knows it: only known other values stay out.
-The same names hold for whole answers, events, and documents that nobody can decode.
+Pure. An API's new kind of content is therefore charged from the beginning. The same names apply to whole
+answers, to events, and to documents that cannot be decoded.
 """
 
 from __future__ import annotations

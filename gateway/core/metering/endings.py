@@ -1,7 +1,7 @@
-"""When a streamed answer is whole, by its API: once its last word came, however its connection ended.
+"""The end of a streamed answer, by API: it is complete once its last word came, however its connection ended.
 
-A stream without it broke off, whether its connection was reset or ended in good order. Answers of APIs that
-are in no row, and those that nobody here can read, end with their connection.
+Without its last word a stream broke off, even if its connection ended in good order. Answers of APIs that are
+not in the table, and unreadable answers, end with their connection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Meter streams that are no server-sent events: Amazon's frames, and objects that are a line each.
+"""Meters of streams that are no server-sent events: Amazon's frames, and JSON objects in lines.
 
-A frame is two lengths with their checksum, headers, a payload, and a checksum of all of it. Bytes that
-are no whole frame, or lie about its length, are charged as text; nothing behind them is read as a frame.
+A frame is two lengths with their checksum, headers, a payload, and a checksum of everything. Bytes that are
+no whole frame, or have a wrong length, are charged as text, and nothing after them is read as a frame.
 """
 
 from __future__ import annotations

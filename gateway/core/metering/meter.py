@@ -1,8 +1,8 @@
-"""Count what one answer used, from the bytes that pass.
+"""Count the usage of one answer, from the bytes that pass.
 
-A meter never alters an answer except to leave out a usage frame nobody asked for, and to end
-one that is cut. What an upstream reports is charged; what it does not report is counted. The bytes
-by which a client knows that it has everything wait in the meter until `finish`.
+A meter alters an answer only to remove a usage frame that the client did not ask for, and to end an answer
+that is cut. Reported usage is charged; without a report the text is counted. The bytes that show a client
+that the answer is complete wait in the meter until `finish`.
 """
 
 from __future__ import annotations

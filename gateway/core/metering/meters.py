@@ -1,4 +1,4 @@
-"""What an answer used, by API family. `make_meter` chooses; the meters count."""
+"""The meters of answers, by API family: `make_meter` chooses one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A report of use, as an API writes it: of its documented shape, or as much of it as can be read.
+"""Usage reports, read by their documented shape, or as far as they can be read.
 
-What it says beyond that shape is kept as it came: it may be what the provider bills next.
+A report with unknown fields is stored as it came, because the provider may bill these next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documented shape of a report of use, whichever API's."""
+"""The base of documented usage reports, for every API."""
 
 from __future__ import annotations
 

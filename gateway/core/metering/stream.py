@@ -1,8 +1,8 @@
-"""Meter an answer that is a stream of events, as they pass.
+"""Meter an answer that is a stream of events, while they pass.
 
-An event passes once it is complete. From the event on that says the answer is finished, or one choice
-of it, everything waits for the end, so that nobody has a complete answer before it is charged; content
-that comes behind it after all lets it pass.
+An event passes once it is complete. From the event on that finishes the answer, or one of its choices,
+everything waits for the end, so that no client has a complete answer before it is charged. If more content
+follows, the waiting events pass.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Tail:
         # Whether more white space follows the document than is stored.
         self.surplus = False
         self._brackets: Brackets | None = None
-        # Brackets are tracked only from a size at which too much white space is possible. Most answers are shorter.
+        # Brackets are tracked only from a size at which too much white space is possible.
         self._unfollowed: list[bytes] = []
         self._unfollowed_bytes = 0
 

@@ -1,1 +1,1 @@
-"""Agents: people sign programs in by the gateway protocol, without a key that they paste."""
+"""Agents: people sign in programs by the gateway protocol, without pasting a key."""

@@ -1,8 +1,8 @@
 """The gateway protocol of coding agents: metadata (RFC 8414), device grant (RFC 8628), refresh, revocation.
 
-An access token is an API key that ends by itself, so calls, limits, budgets and rows know nothing of it, and
-no call asks PostgreSQL. All codes and tokens follow from a row's seed under the pepper. So a refresh that is
-sent twice, or again after a crash, has the same answer, and nothing that is stored is a credential.
+An access token is an API key with an expiry, so calls, limits, budgets and rows treat it like any key, and no
+call queries PostgreSQL. All codes and tokens are derived from a row's seed and the pepper. So a repeated
+refresh, even after a crash, has the same answer, and no credential is stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Agents at the gateway's own port: a fixed list of their paths goes on to a keeper.
+"""Agents at the gateway's own port: requests to a fixed list of paths are forwarded to a keeper.
 
-No other path of a keeper can be reached, no query goes on, and of the fields only those that are named here.
-All that waits is bounded: bodies, requests at once of all senders and of one, and the time of each.
+No other path of a keeper can be reached. No query is forwarded, and only the headers that are named here.
+Everything that waits is bounded: bodies, concurrent requests in all and of one sender, and the time of each.
 """
 
 from __future__ import annotations

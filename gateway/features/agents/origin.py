@@ -1,7 +1,6 @@
-"""The one origin that an agent knows: its paths, and how a gateway tells a keeper from where an agent asks.
+"""The one origin that an agent knows: its paths, and how a gateway passes a client's address to a keeper.
 
-A keeper believes what is digested under its pepper, which gateways have as well. Nobody else can say from
-where a request came.
+A keeper trusts an address with a digest under the pepper, which only keepers and gateways have.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Months of the ledgers, written to an archive and taken out of PostgreSQL. Part of the composition root."""
+"""Months of the ledgers, written to an archive and removed from PostgreSQL. Part of the composition root."""

@@ -1,7 +1,7 @@
-"""`tollkeeper archive`: closed months to Parquet, read back, noted in a manifest, and only then taken out.
+"""`tollkeeper archive`: closed months are written to Parquet, read back, noted in a manifest, then removed.
 
-Each ledger goes by itself. Killed at any moment and run again, it goes on: a month is in its ledger until the
-transaction that takes it out, and from then on the manifest and its file are there.
+Each ledger is archived by itself. A killed run can be repeated at any point: a month is in its ledger until
+the transaction that removes it, and from then on the manifest and its file exist.
 """
 
 from __future__ import annotations

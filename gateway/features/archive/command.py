@@ -1,4 +1,4 @@
-"""`tollkeeper archive`: months of the ledgers that are closed, as Parquet, and out of PostgreSQL."""
+"""`tollkeeper archive`: closed months of the ledgers, as Parquet, and out of PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of ledgers as an archive has them: nobody's Admin API is asked, so that ids are given as numbers."""
+"""Lists of ledgers from an archive. They do not use the Admin API, so ids must be given as numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tollkeeper doctor` says of rows whose months nobody made a partition of."""
+"""Findings of `tollkeeper doctor` about rows of months without a partition."""
 
 from __future__ import annotations
 

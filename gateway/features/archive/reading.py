@@ -1,9 +1,8 @@
-"""Rows of archived months as their ledgers show them: by the same filters, in the same fields.
+"""Rows of archived months in the form of their ledgers' lists, with the same filters and fields.
 
-Where an account is named, its movements come in the order of their numbers, as in a ledger: for that, rows of
-each month are held at once. Else months come one behind the other, and so do the accounts of a month, each by
-its numbers. Calls come by their time. A file is read if it is, by its SHA-256, what its manifest says, and if
-it holds rows of its ledger: both may be somebody else's.
+For one account, its movements are sorted by seq, as in a ledger, so rows of all months are merged. Otherwise
+months follow each other, with the accounts of each month sorted by seq. Calls are sorted by time. A file is
+read only if its SHA-256 is that in its manifest and it has rows of its ledger, because either may be foreign.
 """
 
 from __future__ import annotations

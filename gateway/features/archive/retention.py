@@ -1,4 +1,4 @@
-"""How long each ledger stays in PostgreSQL before its months go to an archive, by settings."""
+"""How long each ledger stays in PostgreSQL before its months are archived, by settings."""
 
 from __future__ import annotations
 

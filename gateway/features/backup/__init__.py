@@ -1,1 +1,1 @@
-"""PostgreSQL as of one moment, kept in files or in a bucket, and back again. Part of the composition root."""
+"""A snapshot of PostgreSQL in files or in a bucket, and its restore. Part of the composition root."""

@@ -1,4 +1,4 @@
-"""`tollkeeper backup` and `tollkeeper restore`: what PostgreSQL holds, in one file and back."""
+"""`tollkeeper backup` and `tollkeeper restore`: the contents of PostgreSQL, into one file and back."""
 
 from __future__ import annotations
 

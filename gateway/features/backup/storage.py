@@ -1,6 +1,6 @@
-"""Backups as files: each is a tar of pg_dump's own format, and behind it the manifest.
+"""Backups as files: each is a tar with a dump in pg_dump's own format, and the manifest after it.
 
-One is written beside its name and moved there when it is complete.
+A backup is written under a temporary name, and renamed when it is complete.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`tollkeeper backup` and `restore`: PostgreSQL as of one moment, kept somewhere, and back again.
+"""`tollkeeper backup` and `restore`: a snapshot of PostgreSQL, stored and restored.
 
-The files are pg_dump's own format, and a manifest that lists the contents.
+The files are a dump in pg_dump's own format, and a manifest of the contents.
 """
 
 from __future__ import annotations

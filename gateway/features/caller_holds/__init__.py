@@ -1,1 +1,1 @@
-"""Holds by the API."""
+"""Holds that callers create by the API."""

@@ -1,4 +1,4 @@
-"""Holds by the API: a caller takes one, makes its call elsewhere, and settles it."""
+"""Holds by the API: a caller creates one, makes its call elsewhere, and settles the hold."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Holds by the API: a caller takes one here, makes its call elsewhere, and settles it here.
+"""Holds by the API: a caller creates one here, makes its call elsewhere, and settles the hold here.
 
-A hold is admitted, charged and told of as a call is: by the same checks, scripts, rows and refusals. It
-belongs to no worker: all that settles it stands in Redis. Its client may leave: nothing stops halfway.
+A hold is admitted, charged and reported like a call, by the same checks, scripts, rows and refusals. It
+belongs to no worker: everything for its settlement is in Redis. If its client disconnects, no operation stops
+halfway.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""An invoice in the terms of EN 16931, by their numbers (BT-1, BG-25): what CII and UBL are both written of.
+"""An invoice in the terms of EN 16931, by their numbers (BT-1, BG-25), from which CII and UBL are written.
 
-A profile narrows the norm: XRechnung 3.0 (KoSIT's rules) and Peppol BIS Billing 3.0 ask for more.
+A profile narrows the norm: XRechnung 3.0 (KoSIT's rules) and Peppol BIS Billing 3.0 require more.
 
-Figures are those of the document, never computed again; of a credit note they are turned round, since its
-type says that it gives back. What the norm asks for and the document does not have is named. Pure.
+Amounts are those of the document, and never computed again. Those of a credit note change their sign, because
+its type already means a refund. Required values that the document lacks are named. Pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents of invoices, PDF and XML: made once, kept, and served below the invoice's address."""
+"""Documents of invoices, PDF and XML: created once, stored, and served below the invoice's address."""
 
 from __future__ import annotations
 

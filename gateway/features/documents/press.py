@@ -1,7 +1,7 @@
-"""Typst, which sets pages: within this process, or in one of its own where there are many lines.
+"""Typst, which typesets pages: in this process, or in another one for many lines.
 
-Its library keeps what it has laid out: some 70 KB a line, for as long as its process lives. Run as a program,
-this reads a job as JSON and writes a PDF.
+Its library keeps some 70 KB a line in memory for the lifetime of its process. Run as a program, this module
+reads a job as JSON and writes a PDF.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Invoices on paper: the answer of the API, what was copied of seller and buyer, one template.
+"""Invoices as PDF: from the API's answer, the stored seller and buyer, and one template.
 
-The template gets plain text and JSON; nothing of it is read as markup.
+The template gets plain text and JSON, and interprets nothing of it as markup.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Dunning: who does not pay is reminded, and their calls are refused in the end."""
+"""Dunning: customers with unpaid invoices are reminded, and in the end their calls are refused."""

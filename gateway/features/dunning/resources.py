@@ -1,4 +1,4 @@
-"""Steps of dunning, as people read them."""
+"""The resource for steps of dunning."""
 
 from __future__ import annotations
 

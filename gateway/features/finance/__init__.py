@@ -1,1 +1,1 @@
-"""Finance: reports on the command line, and the charges of each day as FOCUS has them."""
+"""Finance: reports on the command line, and the charges of each day in the FOCUS format."""

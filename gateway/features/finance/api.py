@@ -1,4 +1,4 @@
-"""`/usage/focus.csv` and `.parquet`: the charges of each day as FOCUS has them.
+"""`/usage/focus.csv` and `.parquet`: the charges of each day in the FOCUS format.
 
 For the Admin API and the console.
 """

@@ -1,4 +1,4 @@
-"""`tollkeeper report …`: what finance asks, as a table, as JSON, or as a file."""
+"""`tollkeeper report …`: reports for finance, as a table, as JSON, or as a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finance: `tollkeeper report`, and charges of each day as FOCUS has them."""
+"""Finance: `tollkeeper report`, and the charges of each day in the FOCUS format."""
 
 from __future__ import annotations
 

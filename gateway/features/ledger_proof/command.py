@@ -1,4 +1,4 @@
-"""`tollkeeper ledger …`: whether rows are what was signed, and the proof of one call."""
+"""`tollkeeper ledger …`: whether rows are unchanged since they were signed, and the proof of one call."""
 
 from __future__ import annotations
 

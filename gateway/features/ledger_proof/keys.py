@@ -1,4 +1,4 @@
-"""The key by which heads are signed, in a file: Ed25519, as PEM."""
+"""The Ed25519 key that signs heads, in a PEM file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The trees over rows of accounts, and the texts that are hashed and signed. Pure.
 
-Every row is a leaf. A segment is the tree over places of one account that follow each other; it names the
-account's segment before it by hash. A head is the tree over all new segments, and names the head before it.
-Source of the tree: RFC 6962, section 2.1. It must never know where rows are stored, nor who signs.
+Every row is a leaf. A segment is the tree over consecutive seqs of one account, and has the hash of the
+account's previous segment. A head is the tree over all new segments, and has the hash of the previous head.
+Source of the tree: RFC 6962, section 2.1. This module must not know where rows are stored, or who signs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compares rows with what was signed of them, and names what was changed, is missing or was added. Pure.
+"""Compares rows with their signed hashes, and names rows that were changed, removed or added. Pure.
 
-Rows come from the database and from files of an archive, each in the order of accounts and places. What
-proves a row is the root of its segment, and what proves a segment is its head. Marks only name the row.
+Rows come from the database and from files of an archive, each sorted by account and seq. The root of its
+segment proves a row, and the head proves a segment. Marks only help to find the row.
 """
 
 from __future__ import annotations

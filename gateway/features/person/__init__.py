@@ -1,1 +1,1 @@
-"""All data of one user, read or taken out by a command. Part of the composition root."""
+"""All data of one user, exported or deleted by a command. Part of the composition root."""

@@ -1,4 +1,4 @@
-"""`tollkeeper person`: all data of one user, written to a file or taken out."""
+"""`tollkeeper person`: all data of one user, written to a file or deleted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A provider's own API of usage and costs: its pages, one after the other, and every failure as one sentence.
+"""A provider's own API of usage and costs: its pages in order, and every failure as one sentence.
 
-The administrator's key goes to the address asked for and nowhere else: no redirect is followed, and no
-plain HTTP leaves this machine. What a provider says of a failure is not repeated, for it may name the key.
+The administrator's key is sent to the given address alone: no redirect is followed, and plain HTTP is for
+this machine only. A provider's error message is not repeated, because it may contain the key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`tollkeeper reconcile-provider`: what is typed, and what becomes of it."""
+"""`tollkeeper reconcile-provider`: its options and its output."""
 
 from __future__ import annotations
 

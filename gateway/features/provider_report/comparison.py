@@ -1,6 +1,6 @@
-"""What we counted beside what a provider counted: a row a day and model, with a verdict.
+"""The comparison of our counts with a provider's: a row for each day and model, with a verdict.
 
-Compared is what the provider's report says: no requests where it has none, no cost where it has none.
+Only fields of the provider's report are compared: no requests or costs if the report has none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenAI's reports: `/v1/organization/usage/completions`, `…/embeddings`, `/v1/organization/costs`, and CSV.
 
-Source: OpenAI's API reference, "Usage" and "Costs". `input_tokens` has the cached and the written ones in
-it; a cost names its model at the head of `line_item`, as in `gpt-4o-2024-08-06, cached input`.
+Source: OpenAI's API reference, "Usage" and "Costs". `input_tokens` includes cached and written tokens. The
+`line_item` of a cost begins with its model, as in `gpt-4o-2024-08-06, cached input`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From the bytes of a report to its numbers: pages of JSON, lines of them, or CSV.
+"""Parses a report: pages of JSON, lines of JSON, or CSV.
 
-Fields nobody here knows are passed over. A missing one, a wrong one and a report that ends early are refused
-with their place: half a report would look like calls that only we have.
+Unknown fields are ignored. A missing field, a wrong value and a report that ends early are refused with their
+position, because half a report would look like calls that only we have.
 """
 
 from __future__ import annotations

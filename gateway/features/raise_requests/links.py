@@ -1,8 +1,9 @@
-"""Links by which those whom a webhook tells of a raise request decide it.
+"""Links in webhook messages by which the receiver decides a raise request.
 
-A link names the request, the webhook and its own end, and is signed under the pepper, with the address that
-the webhook has: it is good for nothing else. It decides as the webhook's owner may, and no longer once the
-webhook is off, deleted or leads elsewhere. To open it changes nothing, since mail servers open links too.
+A link names the request, the webhook and its expiry, and is signed under the pepper together with the
+webhook's URL, so it is valid for nothing else. It has the rights of the webhook's owner, and ends if the
+webhook is disabled, deleted or gets another URL. Opening it changes nothing, because mail servers open links
+too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests for more of a budget: who asks says why, and who may raise budgets decides."""
+"""The resource for raise requests: people ask for more of a budget, with a reason, and others decide."""
 
 from __future__ import annotations
 

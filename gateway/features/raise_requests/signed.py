@@ -1,4 +1,4 @@
-"""The links of raise requests and their signatures, without the pages behind them."""
+"""The links of raise requests and their signatures, without the pages."""
 
 from __future__ import annotations
 

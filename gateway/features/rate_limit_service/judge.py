@@ -1,6 +1,6 @@
-"""From a question of Envoy's to holds at the gateway: all descriptors of one have room, or none is charged.
+"""Turns rate limit requests into holds at the gateway: all descriptors of one have room, or none is charged.
 
-It knows no gRPC. What it asks the gateway over HTTP is bounded in time and tries.
+It knows no gRPC. Its HTTP requests to the gateway are bounded in time and tries.
 """
 
 from __future__ import annotations

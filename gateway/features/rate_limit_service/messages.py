@@ -1,4 +1,4 @@
-"""The messages of Envoy's rate limit service, v3, and of Kuadrant's, as bytes: the fields that decide.
+"""The messages of Envoy's rate limit service, v3, and of Kuadrant's, as bytes: only fields that are needed.
 
 Source: envoy/service/ratelimit/v3/rls.proto and envoy/extensions/common/ratelimit/v3/ratelimit.proto;
 Limitador's kuadrantrls.proto and Kuadrant's RFC 0021.

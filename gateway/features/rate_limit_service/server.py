@@ -1,4 +1,4 @@
-"""The gRPC server of `tollkeeper rls`, and its way to the gateway."""
+"""The gRPC server of `tollkeeper rls`, and its HTTP client for the gateway."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The table of `tollkeeper rls`: which descriptors lead to which accounts, read from a YAML file.
+"""The table of `tollkeeper rls`, in a YAML file: which descriptors lead to which accounts.
 
-`${NAME}` is replaced from the environment. A value `{name}` is that of the entry of this name.
+`${NAME}` is replaced from the environment. A value `{name}` is replaced by the descriptor's entry with this
+name.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Stripe: it collects the money of final documents."""
+"""Stripe: it collects the payments of final documents."""

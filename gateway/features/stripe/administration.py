@@ -1,4 +1,4 @@
-"""What the console shows of hand-overs, and where Stripe tells what it knows of them."""
+"""The history of hand-overs in the console, and the endpoint for Stripe's events."""
 
 from __future__ import annotations
 

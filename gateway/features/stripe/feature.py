@@ -1,4 +1,4 @@
-"""Stripe: it collects the money of final documents, and says what came of them."""
+"""Stripe: it collects the payments of final documents, and reports them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Documents that another system collects the money of: their hand-over, and the outcome.
+"""Hand-overs of documents to another system that collects their payments, and the outcomes.
 
-Each hand-over is done once. An attempt looks first at what is there already, so it may die at any point and
-be done again by another.
+Each hand-over is done once. An attempt looks first for existing objects, so it may be killed at any point and
+repeated by another keeper.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a keeper does for Stripe: it hands over what is due, some at a time, with longer and longer pauses.
+"""A keeper's work for Stripe: hand over due documents, a few at a time, with growing pauses.
 
-Everything that waits is in PostgreSQL, so nothing is forgotten by a restart; Stripe is asked first what is
-there, so nothing is made twice. Stripe's library is loaded with its key alone, since it is an extra.
+Everything that waits is in PostgreSQL, so a restart forgets nothing. Existing objects at Stripe are looked up
+first, so nothing is created twice. Stripe's library is an extra, and loaded only if Stripe is configured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hand-overs: documents that Stripe collects the money of, and what it told of them."""
+"""The resources for hand-overs to Stripe and for Stripe's reports about them."""
 
 from __future__ import annotations
 

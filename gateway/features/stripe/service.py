@@ -1,7 +1,7 @@
 """Hands final documents over to Stripe: an invoice is drafted, filled, compared to the cent and finalized.
 
-Each step looks at what is there. Objects made before are found by their mark, also where no answer came, and
-where Stripe has forgotten the key of the request.
+Each step looks for existing objects. Objects from earlier attempts are found by their metadata, even if no
+answer came or Stripe has forgotten the request's key.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Usage feed: a billing service is told what is used."""
+"""Usage feed: usage is reported to a billing service."""

@@ -1,6 +1,6 @@
-"""Use as events for a billing service: their contents, and the outcome of sending some.
+"""Usage as events for a billing service: their contents, and the results of sending them.
 
-Pure. An event is made once by its name: it may be sent again at any time, and counts once at the other side.
+Pure. An event has a unique name: it may be sent again at any time, and the receiver counts it once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Usage feed: Lago, OpenMeter, a webhook or a file is told what is used, as events."""
+"""Usage feed: Lago, OpenMeter, a webhook or a file gets all usage as events."""
 
 from __future__ import annotations
 

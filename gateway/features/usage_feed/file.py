@@ -1,7 +1,8 @@
-"""Appends usage events to a file of this machine: a CloudEvent a line (NDJSON), in order, each once.
+"""Appends usage events to a file of this machine: one CloudEvent a line (NDJSON), in order, each once.
 
-A keeper that dies may leave half a line, or lines that nobody noted. The next one cuts half a line off, and
-takes events of the last lines as written. A file that was moved away, as by logrotate, is made new.
+A killed keeper may leave half a line, or lines whose events are not recorded as sent. The next keeper cuts
+off half a line, and treats events in the last lines as sent. If the file was moved away, as by logrotate, a
+new one is created.
 """
 
 from __future__ import annotations

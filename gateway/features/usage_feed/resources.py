@@ -1,4 +1,4 @@
-"""Usage feeds: how they do, and the usage events that a billing service was not told yet, or refused."""
+"""The resources for usage feeds, and for usage events that wait or were refused."""
 
 from __future__ import annotations
 

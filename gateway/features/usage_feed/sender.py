@@ -1,7 +1,8 @@
-"""Tells a billing service what was used: the oldest events first, some batches at once, by one keeper.
+"""Sends usage events to a billing service: the oldest first, some batches at once, by one keeper.
 
-Everything that waits is in PostgreSQL. Events sent and not noted are sent again, and count once there.
-An event that cannot be sent at all is set aside, as one that is refused: those behind it do not wait.
+Everything that waits is in PostgreSQL. Events that were sent but not recorded are sent again, and the
+receiver counts them once. An event that cannot be sent is marked like a refused one, so later events do not
+wait for it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Sends usage events to a billing service: a batch at once, by halves where a part of it is refused.
+"""Sends usage events to a billing service: a batch at a time, and halves of it if a part is refused.
 
-A class of its own says what each service is asked, and what it answers about single events. An answer that
-says nothing of the events, such as 503, 429 or 401, is a pause of all of them.
+Each service has a class with its requests and its verdicts on single events. An answer without such verdicts,
+as with 503, 429 or 401, is a pause for all events.
 """
 
 from __future__ import annotations

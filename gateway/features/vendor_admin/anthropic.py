@@ -1,6 +1,7 @@
 """Anthropic's reports: `/v1/organizations/usage_report/messages` and `/v1/organizations/cost_report`.
 
-Source: Anthropic's Admin API reference. A workspace is a tenant of ours; amounts are in cents of a currency.
+Source: Anthropic's Admin API reference. A workspace is one of our tenants; amounts are in cents of a
+currency.
 """
 
 from __future__ import annotations

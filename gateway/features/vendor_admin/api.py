@@ -1,7 +1,7 @@
 """Usage and costs at the paths, and in the shapes, of Anthropic's and OpenAI's own Admin APIs.
 
-They are views of `/usage`: the same rights, the same sums. A time is cut into buckets of an hour or a day, a
-page has some of them, and `page` asks for the next. Each shape says what its vendor calls things.
+They are views of `/usage`, with the same rights and the same sums. A period is divided into buckets of an
+hour or a day, a page has some of these, and `page` requests the next ones. Each shape has the vendor's names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Limits of spend at the paths, and in the shapes, of Anthropic's and OpenAI's own Admin APIs.
+"""Spend limits at the paths, and in the shapes, of Anthropic's and OpenAI's own Admin APIs.
 
-They are views of budgets: of money, enforced, shared, for an organization, one tenant or one user of it, each
-day, week or month of UTC. Sources: both vendors' references of their spend limits. Amounts are in cents.
+They are views of budgets of money that are enforced and shared, for an organization, one tenant or one user
+of it, for each day, week or month in UTC. Sources: both vendors' references of their spend limits. Amounts
+are in cents.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """OpenAI's reports: `/v1/organization/usage/completions`, `…/embeddings` and `/v1/organization/costs`.
 
-Source: OpenAI's API reference, "Usage" and "Costs". A project is a tenant of ours. Input has the cached and
-the written tokens in it. Use of the service `embeddings` is told as embeddings, all else as completions.
+Source: OpenAI's API reference, "Usage" and "Costs". A project is one of our tenants. Input includes cached
+and written tokens. Usage of the service `embeddings` is reported as embeddings, all other usage as
+completions.
 """
 
 from __future__ import annotations

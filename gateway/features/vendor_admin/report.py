@@ -1,4 +1,4 @@
-"""What a vendor's report is: its path, the groups and filters it takes, and its shape."""
+"""The definition of a vendor's report: its path, its groups and filters, and its shape."""
 
 from __future__ import annotations
 

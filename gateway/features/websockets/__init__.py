@@ -1,1 +1,1 @@
-"""WebSockets: messages that are calls, and sessions that pass to their upstream."""
+"""WebSockets whose messages are calls, and sessions that are forwarded to their upstream."""

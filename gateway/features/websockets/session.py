@@ -1,10 +1,10 @@
-"""A WebSocket that passes to its upstream, as one of the Realtime API: each turn of it is a call.
+"""A WebSocket that is forwarded to its upstream, as for the Realtime API: each turn of it is a call.
 
-Nothing here admits, meters or charges. A turn begins with a message of the client's, or with an event that
-may cost: then the head that opened the socket is said again to its connection, so a turn is identified,
-checked, held for and refused as a request is. The events are the stream of its answer, up to one that reports
-a use, which the client has once that is charged. What passes meanwhile, and to which model, a `LiveSession`
-says, which is a family's.
+Nothing here admits, meters or charges. A turn begins with a message of the client, or with an event that may
+cost something. Then the opening request of the socket is replayed to its connection, so that a turn is
+identified, checked, held and refused like a request. The events are the stream of its answer, up to one with
+a report of usage, which the client gets after the charge. A family's `LiveSession` decides which messages
+pass meanwhile, and to which model.
 """
 
 from __future__ import annotations

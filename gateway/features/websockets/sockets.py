@@ -1,8 +1,8 @@
-"""A client's WebSocket. Of responses each message is a call by HTTP, each event of its answer a message.
+"""A client's WebSocket. In the Responses API, each message is an HTTP call, whose events are its answers.
 
-Nothing here admits, meters or charges. A socket stands between its client, who speaks in frames, and a
-`ClientConnection`, which is given requests and writes answers as ever. So a call by a message is checked,
-held, sent, charged, drained and cut as one that is posted.
+Nothing here admits, meters or charges. A socket stands between its client, which sends frames, and a
+`ClientConnection`, which reads requests and writes answers as usual. So the call of a message is checked,
+held, sent, charged, drained and cut like a posted one.
 """
 
 from __future__ import annotations

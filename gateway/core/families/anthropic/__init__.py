@@ -1,4 +1,4 @@
-"""Anthropic's API of messages."""
+"""Anthropic's Messages API."""
 
 from __future__ import annotations
 

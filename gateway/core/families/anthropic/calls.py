@@ -1,4 +1,4 @@
-"""What calls of Anthropic's messages ask for."""
+"""Requests of Anthropic's Messages API: what they ask for."""
 
 from __future__ import annotations
 

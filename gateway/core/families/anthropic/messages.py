@@ -1,8 +1,8 @@
-"""Anthropic messages: use is split over `message_start` and `message_delta`.
+"""Answers of Anthropic's Messages API, with usage in `message_start` and in `message_delta`.
 
-Tokens are input + cache creation + cache read + output, and those of compactions and of an advisor, which
-are in none of these. Each number is cumulative, and the last `message_delta` is the final word; `ping` says
-nothing; an `error` event ends the stream.
+Tokens are input + cache creation + cache read + output, and those of compactions and advisors, which these
+numbers leave out. Each number is cumulative. The last `message_delta` is the last word, `ping` has no
+meaning, and an `error` event ends the stream.
 """
 
 from __future__ import annotations

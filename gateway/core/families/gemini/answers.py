@@ -1,8 +1,8 @@
 """Gemini generateContent, streamGenerateContent (events or one JSON array) and embedContent.
 
-Tokens are `usageMetadata.totalTokenCount`. Thoughts are output, and so is what the total has beyond
-its parts; every element of a stream repeats the metadata so far, and the one that carries a
-`finishReason` is the final word.
+Tokens are `usageMetadata.totalTokenCount`. Thoughts are output, and so is the rest of the total beyond its
+parts. Every element of a stream repeats the metadata so far, and the one with a `finishReason` is the last
+word.
 """
 
 from __future__ import annotations

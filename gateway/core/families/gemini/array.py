@@ -1,6 +1,6 @@
 """Gemini's stream in the form of one JSON array: each element is read, and passes, once it is complete.
 
-The element that finishes the answer, and the bracket that ends the array, wait for the end.
+The element that finishes the answer, and the closing bracket of the array, wait for the end.
 """
 
 from __future__ import annotations

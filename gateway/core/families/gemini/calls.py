@@ -1,4 +1,4 @@
-"""What calls of Gemini's models ask for."""
+"""Requests of Gemini's API: what they ask for."""
 
 from __future__ import annotations
 

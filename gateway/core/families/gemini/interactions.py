@@ -1,7 +1,7 @@
-"""Gemini's interactions: what they ask for, and how one document or typed events tell what was used.
+"""Gemini's interactions: their requests, and the usage in one document or in typed events.
 
-Tokens are `usage.total_tokens`, counted as those of `usageMetadata` are. What an agent does, or a machine of
-the provider's, or what goes on in the background, is refused: no answer says which models that used.
+Tokens are `usage.total_tokens`, counted like those of `usageMetadata`. Agents, machines of the provider and
+background work are refused, because no answer reports which models they used.
 """
 
 from __future__ import annotations

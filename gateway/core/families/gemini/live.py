@@ -1,7 +1,8 @@
-"""Gemini's Live API by a WebSocket: what a client asks for, what messages report, and what a turn may use.
+"""Gemini's Live API over a WebSocket: the client's messages, the upstream's reports, and the tokens of a
+turn.
 
 Source: the reference of the Live API, `BidiGenerateContent`. The first message names the model. A turn ends
-where its use was reported, and the model has said all, was interrupted, or waits for its tools.
+when its usage is reported and the model has finished, was interrupted, or waits for its tools.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What calls of OpenAI's APIs ask for."""
+"""Requests of OpenAI's APIs: what they ask for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""OpenAI chat completions, completions and embeddings, as OpenAI and those that speak its API answer.
+"""Answers of OpenAI's chat completions, completions and embeddings, by OpenAI and compatible servers.
 
-Tokens are `usage.prompt_tokens` + `usage.completion_tokens`. A stream reports in one last frame whose
-`choices` are empty; others differ, see `reports.py`.
+Tokens are `usage.prompt_tokens` + `usage.completion_tokens`. A stream reports them in one last frame with
+empty `choices`; other servers differ, see `reports.py`.
 """
 
 from __future__ import annotations

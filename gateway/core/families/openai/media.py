@@ -1,7 +1,7 @@
-"""OpenAI's pictures, speech and transcripts, and Mistral's pages: what they ask for, and what answers say.
+"""OpenAI's pictures, speech and transcripts, and Mistral's OCR: requests and answers.
 
-Pictures are n × size × quality, by the answer where it says them, else by the request. Speech is the
-characters of its `input`. A transcript is the tokens or the seconds that its answer reports, else the
+Pictures are charged by n × size × quality, as the answer states them, else the request. Speech is charged by
+the characters of its `input`. A transcript is charged by the tokens or seconds in its answer, else by the
 seconds of its file. Tokens are those that the answer reports.
 """
 

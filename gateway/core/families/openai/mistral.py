@@ -1,7 +1,7 @@
-"""Mistral's agents and conversations: an agent that its provider keeps stands for the model, by its id.
+"""Mistral's agents and conversations. The id of an agent that Mistral stores stands for the model.
 
-Tokens are those of the prompt, of connectors, which were read as well, and of the answer. Connectors are
-tools of the provider's.
+Tokens are those of the prompt, of connectors (tools of the provider, whose tokens are read too), and of the
+answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""OpenAI's Realtime API by a WebSocket: what a client asks for, what events report, and what a turn may use.
+"""OpenAI's Realtime API over a WebSocket: the client's events, the upstream's reports, and tokens of a turn.
 
 Sources: the reference of client and server events, and the guide to costs of the Realtime API. Each response
-reports its use, and so does each transcript of the sound that is heard, by the model that wrote it down. So
-either ends a turn, which is a call.
+reports its usage, and so does each transcript of the client's sound, for the model that wrote it. Either one
+ends a turn, which is a call.
 """
 
 from __future__ import annotations

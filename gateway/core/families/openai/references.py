@@ -1,4 +1,4 @@
-"""Fields of OpenAI's API that name what is stored, and fields that end like an id and name nothing."""
+"""Fields of OpenAI's API that refer to stored objects, and fields that end like an id and do not."""
 
 from __future__ import annotations
 

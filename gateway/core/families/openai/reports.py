@@ -1,7 +1,7 @@
-"""What a report of use means in OpenAI's shape, whose API or server wrote it: all that differs is one table.
+"""The meaning of a usage report in OpenAI's shape, from any server: all differences are in one table.
 
-A number has several names, and may be left out; parts may stand beside what they are parts of; a total may
-say more than they do. A report may be about one choice of several, and come again.
+A number has several names, and may be missing. Parts may be included in a number or not, and a total may
+exceed the sum of its parts. A report may be about one choice of several, and may be repeated.
 """
 
 from __future__ import annotations

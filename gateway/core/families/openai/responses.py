@@ -1,4 +1,4 @@
-"""OpenAI responses: one document, or typed events; the last holds the whole response.
+"""Answers of OpenAI's Responses API: one document, or typed events whose last one has the whole response.
 
 Tokens are `usage.input_tokens` + `usage.output_tokens`, in the response itself or inside
 `response.completed`, `response.incomplete` or `response.failed`.

@@ -1,4 +1,4 @@
-"""Fields of OpenAI's answers that report use; of chats, all that counts."""
+"""Fields of OpenAI's answers that report usage, and for chats all fields that count."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Messages of a WebSocket that asks for responses, and what a connection remembers of its last one. Pure.
+"""Messages of a WebSocket of the Responses API, and the last response that a connection remembers. Pure.
 
-Source: OpenAI's guide to WebSockets of the Responses API. Where nothing is stored, a response goes on from
-the last one of its connection. The upstream is asked by HTTP and knows no connections, so all that was said
-before is said again.
+Source: OpenAI's guide to WebSockets of the Responses API. If nothing is stored, a response continues the last
+one of its connection. The upstream is called by HTTP, without connections, so the whole conversation is sent
+again each time.
 """
 
 from __future__ import annotations
