@@ -598,7 +598,7 @@ class CallRequest:
     # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
     targets: tuple[ModelTarget, ...] = ()  # targets of a configured model, in order
-    fallback: frozenset[str] = frozenset()  # failures after which the next target is tried
+    fallback: frozenset[str] = frozenset()  # kinds of failures that lead to the next target
     repeats: bool = False  # it may be sent twice
     written_as: str = ""  # the model's name in `document`
     listing: bytes = b""  # an answer that the gateway itself has
@@ -620,7 +620,7 @@ class CallRequest:
     reports_each: bool = False  # a usage report is about one choice
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
-    renamed: str = ""  # name under which the maximum is sent
+    renamed: str = ""  # the maximum's field name at the upstream
     pictures: int = 0  # number of images, sound and files
     heard: int = 0  # part of `blob_tokens` that is sound
     upstream: str = ""  # the upstream without targets, empty if unknown

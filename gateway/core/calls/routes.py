@@ -167,7 +167,7 @@ class ModelRule:
     name: str
     prefix: bool
     targets: tuple[ModelTarget, ...]  # tried in order; * in a model is the rest of the name behind a prefix
-    fallback: frozenset[str] = frozenset(FALLBACK_CAUSES)  # failures after which the next target is tried
+    fallback: frozenset[str] = frozenset(FALLBACK_CAUSES)  # kinds of failures that lead to the next target
     organization_id: int = EVERYBODY  # 0: everybody's
     place: str = ""  # where it is configured
     output_max: int | None = None  # overrides its upstreams'

@@ -24,7 +24,7 @@ from gateway.core.model import INTEGER_MAX, BudgetWindow, Decision, Family, Limi
 from gateway.errors import Refusal
 
 RETRY_HELPS_S = 60
-# Statuses after which a client waits. The answer names what refused: a scope of limits, gateway or upstream.
+# Statuses that make a client wait. The answer names what refused: a scope of limits, gateway or upstream.
 HELD_OFF = frozenset({429, 503, 529})
 
 # Statuses that depend on the time, not on the request.
