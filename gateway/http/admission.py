@@ -476,19 +476,30 @@ def prices_of(
     prices.vectors = charging_prices(service, call, prices.named)
     if ports.refuse_unpriced or asking is not None:
         check_known(prices, call, asking)
-    if ports.refuse_unpriced or own:
-        vectors = [one.vector for one in prices.named if one.vector is not None]
-        found = unpriced_tools(call, vectors)
-        part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
-        if part is not None:
-            of = " or ".join([one.model for one in prices.named]) or "any model"
-            raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
-        # Media that are paid by their tokens cost what was held where their answer does not say how many.
-        if call.measured and not call.reports:
-            call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
-        elif not call.reports and not all(set(one.lacks) >= _MADE for one in vectors):
-            call.reports = makes(call) != []
+    check_parts(ports, service, call, budgets, prices.named)
     return prices
+
+
+def check_parts(  # a call, who pays for it and how, and its models' prices
+    ports: Ports, service: Service, call: CallRequest, budgets: CallBudgets | None,
+    named: tuple[PriceMatch, ...],
+) -> None:  # fmt: skip
+    """Raise `ModelNotPriced` for a tool, a tier or a medium that has no price, where it must have one."""
+    asking = budgets if budgets is not None and MONEY in budgets.enforced else None
+    by_cost = service.pricing.at_cost is not None
+    if not (ports.refuse_unpriced or by_cost or asking is not None):
+        return
+    vectors = [one.vector for one in named if one.vector is not None]
+    found = unpriced_tools(call, vectors)
+    part = (f"the tool {found[0]}", "tools") if found else unpriced_part(call, vectors)
+    if part is not None:
+        of = " or ".join([one.model for one in named]) or "any model"
+        raise ModelNotPriced(_unpriced(f"{part[0]} of {of}", asking, by_cost), param=part[1])
+    # Media that are paid by their tokens cost what was held where their answer does not say how many.
+    if call.measured and not call.reports:
+        call.reports = any(pictures_by_tokens(one, call.measured) for one in vectors)
+    elif not call.reports and not all(set(one.lacks) >= _MADE for one in vectors):
+        call.reports = makes(call) != []
 
 
 def named_prices(

@@ -73,6 +73,7 @@ from gateway.http.admission import (
     admit,
     charging_prices,
     check_batch_models,
+    check_parts,
     identify,
     keep_run,
     know_upstreams,
@@ -471,7 +472,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
     upstream = exchange.routed.upstream
-    likely, prices, number = 0, at_batch_prices(prices), 0
+    likely, models, prices, number = 0, prices.named, at_batch_prices(prices), 0
     for piece in _pieces(lines):
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, params)
         calls = await worker.bodies.read(caller.organization_id, read)
@@ -485,7 +486,10 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             if named and not await ports.objects.owned(caller, named):
                 raise ObjectNotFound(f"Line {number} names an object that is not this organization's.")
             if one.tools or one.models_beside:
-                prices = at_batch_prices(prices_of(ports, caller, service, one, budgets))
+                prices = prices_of(ports, caller, service, one, budgets)
+                models, prices = prices.named, at_batch_prices(prices)
+            else:
+                check_parts(ports, service, one, budgets, models)
             know_upstreams(worker, one, None, upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)

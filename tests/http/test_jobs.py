@@ -402,12 +402,29 @@ async def test_lines_of_a_batch_are_judged_in_turns_of_their_organization(stage:
     assert whole.request_id == least.request_id
 
 
-def has_lines(stage: Stage, count: int) -> None:
-    """Have the upstream's file be a batch of so many calls."""
-    body = {"model": "draw", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
-    line = {"method": "POST", "url": "/v1/chat/completions", "body": body}
-    jobs(stage).file = b"\n".join(json.dumps({"custom_id": str(n)} | line).encode() for n in range(count))
+def has_lines(stage: Stage, count: int, last: object = "hi") -> None:
+    """Have the upstream's file be a batch of so many calls, the last of which says something else."""
+    body = {"model": "draw", "max_tokens": 10}
+    said = [{"messages": [{"role": "user", "content": one}]} for one in ["hi"] * (count - 1) + [last]]
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    lines = [line | {"custom_id": str(number), "body": body | one} for number, one in enumerate(said)]
+    jobs(stage).file = b"\n".join(json.dumps(one).encode() for one in lines)
     stage.objects.kept.add((stage.directory.caller.organization_id, "file-1"))
+
+
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [({"type": "thing", "thing": "https://x/a.mp3"}, 403), ({"type": "text", "text": "a"}, 200)],
+)
+async def test_a_line_of_a_batch_is_refused_that_may_be_sound_without_a_price(
+    stage: Stage, part: dict[str, str], status: int
+) -> None:
+    has_lines(stage, 3, [part])
+    stage.upstream.scripts.append([answer(b'{"id": "batch_1", "status": "validating"}')])
+    said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+    got = await stage.ask(post(json.dumps(said).encode(), b"/v1/batches"))
+    assert got.status == status
+    assert got.all(b"x-tollkeeper-reason") == ([b"model_not_priced"] if status == 403 else [])
 
 
 async def test_a_batch_behind_another_path_is_its_own(stage: Stage) -> None:

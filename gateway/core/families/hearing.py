@@ -1,7 +1,8 @@
 """Whether a prompt may contain sound, by the field and the type of each part. Pure.
 
-The tables have the parts that the APIs document. A file of unknown type, or a part of unknown type with data
-or an address, may be sound, which is the most expensive input.
+The tables are allow-lists of the parts that the APIs document. Other parts may be sound, which is the most
+expensive input: a part of unknown type that holds more than text, a part without a type that has an unknown
+member, and a file whose stated type is not that of a picture, a text or a document.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Final
 
 from gateway.core.families.controlled import Document
 
-# Fields of a call that its model reads.
-_PLACES: Final = (
-    "messages", "input", "instructions", "system", "contents", "content", "systemInstruction",
-    "system_instruction", "requests", "inputs", "prompt", "chat_history", "message",
-)  # fmt: skip
+# Fields of a call that its model reads: messages or items, parts, and objects with parts beside settings.
+_MESSAGES: Final = ("messages", "input", "contents", "inputs", "chat_history", "message")
+_PARTS: Final = ("instructions", "system", "content", "systemInstruction", "system_instruction")
+_SETTINGS: Final = ("requests", "prompt")
 # Where messages, items and parts hold parts.
 _INSIDE: Final = frozenset(
     {
@@ -24,6 +24,8 @@ _INSIDE: Final = frozenset(
         "function_response",
     }
 )  # fmt: skip
+# Those of them that are an answer of a tool, whatever type it states.
+_ANSWERS: Final = frozenset({"tool_result", "toolResult", "functionResponse", "function_response"})
 # Members and types of parts that are sound, or videos, which have some.
 _HEARD: Final = frozenset(
     {"audio", "audio_url", "input_audio", "output_audio", "audio_embeds", "video", "video_url", "input_video"}
@@ -37,98 +39,189 @@ _SEEN: Final = frozenset(
 )  # fmt: skip
 # Those with a stated type; without it they may be anything.
 _UNSURE: Final = frozenset({"inlineData", "inline_data", "fileData", "file_data", "blob"})
-# Those that are text, and calls of tools with all that these say.
-_SILENT: Final = frozenset(
+# Types of parts and items that hold parts, and are text but for these.
+_HOLDING: Final = frozenset(
     {
-        "text", "input_text", "output_text", "refusal", "thinking", "redacted_thinking", "reasoning",
-        "reasoning_text", "summary_text", "tool_use", "function_call", "functionCall", "toolUse",
-        "executableCode", "executable_code", "codeExecutionResult", "code_execution_result", "reference",
-        "search_result", "reasoningContent", "guardContent", "cachePoint", "citationsContent", "response",
-        "args", "arguments", "json", "metadata", "videoMetadata", "video_metadata", "partMetadata",
-        "cache_control",
+        "message", "function_call_output", "custom_tool_call_output", "computer_call_output",
+        "tool_result", "mcp_tool_result", "search_result", "web_fetch_tool_result", "web_fetch_result",
+        "thought", "user_input", "model_output", "function_result", "mcp_server_tool_result",
+        "code_execution_result", "message.input", "message.output",
     }
 )  # fmt: skip
+# Types that are text, and calls of tools with all that these say.
+_TEXTS: Final = frozenset(
+    {
+        "text", "input_text", "output_text", "refusal", "thinking", "redacted_thinking", "reasoning",
+        "reasoning_text", "summary_text",
+        # items of responses
+        "file_search_call", "computer_call", "web_search_call", "function_call", "tool_search_call",
+        "tool_search_output", "additional_tools", "configuration_update", "compaction",
+        "compaction_trigger", "image_generation_call", "code_interpreter_call", "local_shell_call",
+        "local_shell_call_output", "shell_call", "shell_call_output", "apply_patch_call",
+        "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response",
+        "mcp_call", "custom_tool_call", "item_reference", "program", "program_output",
+        # blocks of messages
+        "tool_use", "server_tool_use", "mcp_tool_use", "tool_reference", "browser_state",
+        "container_upload", "tool_addition", "tool_removal", "mcp_tool_listing", "fallback",
+        "web_search_tool_result", "web_fetch_tool_result_error", "advisor_tool_result",
+        "code_execution_tool_result", "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result", "tool_search_tool_result",
+        # steps of interactions
+        "code_execution_call", "url_context_call", "url_context_result",
+        "google_search_call", "google_search_result", "google_maps_call", "google_maps_result",
+        "file_search_result", "mcp_server_tool_call", "processing_call", "processing_result",
+        "retrieval_call", "retrieval_result",
+        # entries of conversations
+        "reference", "tool_file", "function.call", "function.result", "tool.execution", "agent.handoff",
+    }
+)  # fmt: skip
+_PLAIN: Final = ("text", "input_text", "output_text")
+# Members of parts without a type that are text, settings or calls of tools.
+_SILENT: Final = frozenset(
+    {
+        "type", "role", "text", "id", "name", "status", "thought", "thoughtSignature", "thought_signature",
+        "functionCall", "function_call", "toolCall", "tool_call", "toolResponse", "tool_response",
+        "executableCode", "executable_code", "codeExecutionResult", "code_execution_result", "response",
+        "scheduling", "partMetadata", "part_metadata", "videoMetadata", "video_metadata", "mediaResolution",
+        "media_resolution", "mediaProcessing", "media_processing", "audioTranscription",
+        "audio_transcription", "speechMetadata", "speech_metadata",
+        # of Converse
+        "toolUse", "toolUseId", "json", "reasoningContent", "guardContent", "cachePoint", "citationsContent",
+        "searchResult", "toolAddition", "toolRemoval",
+    }
+)  # fmt: skip
+# Members that are text in a part of any type.
+_OF_TEXT: Final = frozenset({"type", "role", "text"})
+_RESULT: Final = "result"  # an object is what a function of the caller's gave, and a list has parts
 _STATES: Final = frozenset({"mimeType", "mime_type", "media_type", "format"})
-# Ends of the names of members with data or an address.
-_HOLDS: Final = ("data", "bytes", "url", "uri", "Uri", "file_id", "s3Location")
-_BYTES: Final = ("data", "bytes", "file_data", "mime_type", "mimeType", "media_type")
+# Captions of a picture or a document.
+_CAPTIONS: Final = frozenset({"title", "context", "text"})
 # A part that is nested deeper counts as sound.
 _DEPTH_MAX: Final = 32
+_MESSAGE_DEPTH: Final = _DEPTH_MAX - 1  # of a message, in the list at its place
+_PART_DEPTH: Final = _MESSAGE_DEPTH - 1
 # Types of pictures, texts and documents.
 _SEEN_TYPE: Final = re.compile(
     r"(?:image|text)/|application/(?:pdf|json|xml|rtf|msword|csv|yaml|(?:x-)?(?:javascript|python|ndjson))"
     r"|application/vnd\.(?:openxmlformats-officedocument|oasis\.opendocument|ms-excel|ms-powerpoint|ms-word)",
     re.IGNORECASE,
 )
+_TEXT_TYPE: Final = re.compile("text/", re.IGNORECASE)
 _URL: Final = re.compile(r"\s*data:([^;,]*)", re.IGNORECASE)
 
 
 def may_hear(document: Document) -> bool:
     """Return whether a call may give its model sound to read. A part of unknown kind counts as sound."""
-    for name in _PLACES:
-        said = document.get(name)
-        if isinstance(said, dict | list) and _in_said(said, _DEPTH_MAX):
-            return True
-    return False
-
-
-def _in_said(said: Document | list[object], depth: int) -> bool:
-    """Return whether messages, items or contents may contain sound."""
-    if isinstance(said, list):
-        for each in said:
-            if not isinstance(each, dict | list) or _is_plain(each):
-                continue
-            if depth == 0 or _in_said(each, depth - 1):
+    if any(_in_parts(document.get(name), _DEPTH_MAX) for name in _MESSAGES):
+        return True
+    if any(_in_parts(document.get(name), _PART_DEPTH) for name in _PARTS):
+        return True
+    for name in _SETTINGS:
+        settings = document.get(name)
+        for entry in settings if isinstance(settings, list) else (settings,):
+            if isinstance(entry, dict) and _in_settings(entry):
                 return True
-        return False
-    kind = said.get("type")
-    if isinstance(kind, str):
-        if kind in _HEARD or kind in _SEEN:
-            return _is_heard(kind, said)
-        if kind not in _SILENT and any(isinstance(said.get(name), str) for name in _BYTES):
-            return True
-    for name, each in said.items():
-        if isinstance(each, dict | list) and _is_member_heard(name, each, depth):
-            return True
     return False
 
 
-def _is_plain(message: object) -> bool:
-    """Return whether a message has a role and a text alone, as nearly all have."""
-    return (
-        isinstance(message, dict)
-        and len(message) == 2
-        and "role" in message
-        and isinstance(message.get("content"), str)
-    )
-
-
-def _is_member_heard(name: str, held: Document | list[object], depth: int) -> bool:
-    if name in _INSIDE:
-        return depth == 0 or _in_parts(held, depth - 1)
-    known = name in _HEARD or name in _UNSURE or name in _SEEN
-    return known and len(held) > 0 and _is_heard(name, held)
+def _in_settings(settings: Document) -> bool:
+    """Return whether one call of a list, or the variables of a stored prompt, may contain sound."""
+    variables = settings.get("variables")
+    if isinstance(variables, dict) and _in_parts(list(variables.values()), _PART_DEPTH):
+        return True
+    return any(_in_parts(settings.get(name), _PART_DEPTH) for name in _INSIDE)
 
 
 def _in_parts(parts: object, depth: int) -> bool:
-    """Return whether parts may contain sound. A part of an unknown type may, if it has data or an address."""
+    """Return whether messages, items or parts may contain sound. Those nested more than `depth` deep may."""
     if isinstance(parts, list):
-        for each in parts:
-            if isinstance(each, dict | list) and (depth == 0 or _in_parts(each, depth - 1)):
+        for entry in parts:
+            if isinstance(entry, dict) and len(entry) == 2 and _is_plain(entry):
+                continue
+            if _is_inside_heard(entry, depth):
                 return True
         return False
     if not isinstance(parts, dict):
         return False
-    if _in_said(parts, depth):
-        return True
     kind = parts.get("type")
-    if isinstance(kind, str):
-        return kind not in _SILENT and kind not in _SEEN and _holds(parts, depth)
-    for name, each in parts.items():
-        known = name in _SILENT or name in _SEEN or name in _UNSURE or name in _INSIDE
-        if not known and isinstance(each, dict) and _holds(each, depth):
+    if not isinstance(kind, str):
+        return _is_untyped_heard(parts, depth)
+    return _is_typed_heard(kind, parts, depth) or _is_member_heard(parts, depth)
+
+
+def _is_inside_heard(held: object, depth: int) -> bool:
+    """Return whether the parts in a list, a message or a part may be sound; a text is none."""
+    return isinstance(held, dict | list) and (depth == 0 or _in_parts(held, depth - 1))
+
+
+def _is_plain(part: Document) -> bool:
+    """Return whether two members are a role and a text, as nearly all messages are, or a type and a text."""
+    content = part.get("content")
+    if content is None:
+        return part.get("type") in _PLAIN and isinstance(part.get("text"), str)
+    return "role" in part and isinstance(content, str)
+
+
+def _is_typed_heard(kind: str, part: Document, depth: int) -> bool:
+    """Return whether a part or an item may be sound by its type; by its members, where no table has that."""
+    if kind in _TEXTS:
+        return False
+    if kind in _HEARD:
+        return True
+    if kind in _SEEN:
+        source = part.get("source")
+        inside = source.get("content") if isinstance(source, dict) else None
+        return _is_heard(kind, part) or _is_inside_heard(inside, depth)
+    holds_parts = kind in _HOLDING
+    for name, held in part.items():
+        if name in _INSIDE and isinstance(held, dict | list):
+            heard = _is_inside_heard(held, depth)
+        elif not holds_parts:
+            heard = _holds(held) and not (name in _OF_TEXT and isinstance(held, str))
+        else:
+            heard = name == _RESULT and isinstance(held, list) and _is_inside_heard(held, depth)
+        if heard:
             return True
     return False
+
+
+def _is_member_heard(part: Document, depth: int) -> bool:
+    """Return whether a server that goes by the names of members, whatever the type, may find sound."""
+    for name, held in part.items():
+        if not isinstance(held, dict | list):
+            continue
+        if name in _ANSWERS or (name in _INSIDE and "role" in part):
+            heard = _is_inside_heard(held, depth)
+        else:
+            heard = len(held) > 0 and (name in _HEARD or name in _UNSURE) and _is_heard(name, held)
+        if heard:
+            return True
+    return False
+
+
+def _is_untyped_heard(part: Document, depth: int) -> bool:
+    """Return whether a message, or a part without a type, may contain sound, by the names of its members.
+
+    No API reads other members of a message than these.
+    """
+    is_message = depth >= _MESSAGE_DEPTH and isinstance(part.get("role"), str)
+    for name, held in part.items():
+        if name in _ANSWERS and isinstance(held, dict):
+            heard = depth == 0 or _is_untyped_heard(held, depth - 1)
+        elif name in _INSIDE:
+            heard = _is_inside_heard(held, depth)
+        elif name in _HEARD or name in _SEEN or name in _UNSURE:
+            heard = _holds(held) and _is_heard(name, held)
+        else:
+            heard = not is_message and name not in _SILENT and _holds(held)
+        if heard:
+            return True
+    return False
+
+
+def _holds(held: object) -> bool:
+    """Return whether a value may be data or an address: numbers and flags are settings."""
+    return isinstance(held, str | dict | list) and len(held) > 0
 
 
 def _is_heard(kind: str, held: object) -> bool:
@@ -146,25 +239,12 @@ def _stated(held: object, depth: int) -> Iterator[str]:
         if url is not None:
             yield url[1]
     elif isinstance(held, list):
-        for each in held if depth else ():
-            yield from _stated(each, depth - 1)
+        for inner in held if depth else ():
+            yield from _stated(inner, depth - 1)
     elif isinstance(held, dict):
-        for name, each in held.items() if depth else ():
-            if name in _STATES and isinstance(each, str):
-                if "/" in each:
-                    yield each
-            else:
-                yield from _stated(each, depth - 1)
-
-
-def _holds(part: Document, depth: int) -> bool:
-    """Return whether a part of an unknown type contains data or an address, at any depth."""
-    for name, each in part.items():
-        if isinstance(each, str):
-            if name.endswith(_HOLDS) or name in _STATES:
-                return True
-        elif isinstance(each, dict) and name not in _INSIDE:
-            deeper = depth > 0 and not name.endswith(_HOLDS)
-            if not deeper or _holds(each, depth - 1):
-                return True
-    return False
+        types = [kind for name in _STATES if isinstance(kind := held.get(name), str) and "/" in kind]
+        yield from types
+        if depth and not (types and all(map(_TEXT_TYPE.match, types))):
+            for name, inner in held.items():
+                if name not in _STATES and name not in _CAPTIONS:
+                    yield from _stated(inner, depth - 1)

@@ -121,8 +121,9 @@ def decided_of(call: CallRequest) -> dict[str, Any]:
     if document is None:
         return {}
     excluded, shape = family.exclusions, SHAPES.get(call.meter)
+    rules = excluded.cache, excluded.media, excluded.heard, excluded.sound
     found: dict[str, Any] = {
-        "excluded": [rule(document, call.names) for rule in (excluded.cache, excluded.media, excluded.sound)],
+        "excluded": [rule(document, call.names) for rule in rules],
         "tiers": [excluded.tier(document, "priority"), excluded.asked_tiers(document)],
         "uses": uses_of(call, document, TOOLED.tools), "unpriced": unpriced_tools(call, (TOOLED,)),
         "within": within(call), "repeatable": is_repeatable(call), "fields": list(document),

@@ -52,7 +52,7 @@ def read_messages(call: CallRequest, document: Document, params: PathParams, bou
 
 # Which of the higher prices do not apply to a call of Anthropic's messages.
 #
-# A call writes to a cache only with `cache_control` or `caching`. It neither reads nor makes sound.
+# A call writes to a cache only with `cache_control` or `caching`. It makes no sound.
 
 FAST: Final = "fast"  # a speed with its own prices, like a service tier
 US: Final = "us"  # a region of inference with its own prices; its default comes from the workspace
@@ -80,7 +80,6 @@ def _no_tier(document: Document, tier: str) -> bool:
 EXCLUSIONS = Exclusions(
     cache=lambda document, names: not names.caches,
     media=_no_media,
-    heard=always,
     sound=always,
     tier=_no_tier,
     tier_fields=("service_tier", "speed", "inference_geo"),
