@@ -11,12 +11,12 @@ from types import ModuleType
 
 # SQLAlchemy's package of asyncio connections imports its object mapper, which nothing here uses: a quarter of
 # the library's time to load, and 8 MB. So this one package is loaded without its `__init__.py`; its modules
-# are as ever. `tests/test_layers.py` finds a mapper that comes back.
+# are unchanged. `tests/test_layers.py` fails if the mapper is imported again.
 _ASYNC = "sqlalchemy.ext.asyncio"
 
 
 class _WithoutMapper(MetaPathFinder, Loader):
-    """Imports `sqlalchemy.ext.asyncio` with the three names that are used here, and nothing else of it."""
+    """Imports `sqlalchemy.ext.asyncio` with only the three names that are used here."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""How PostgreSQL is reached: its address in each spelling, and what each connection is made with."""
+"""The address of PostgreSQL: its spelling for each library, and the options of every connection."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 CONNECT_TIMEOUT_S = 5
-# No prepared statements: the next transaction may be in another session. Who is silent is asked whether it is
-# there: a server that vanished with its host is noticed in half a minute, and not after hours.
+# No prepared statements: the next transaction may be in another session. Keepalives: the loss of a server
+# with its host is noticed in half a minute, and not after hours.
 CONNECT: dict[str, Any] = {
     "prepare_threshold": None, "connect_timeout": CONNECT_TIMEOUT_S,
     "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000,
@@ -18,23 +18,23 @@ _PLACE = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
 
 
 def be_known_as(name: str) -> None:
-    """Set the application name of this process's connections, unless the address or `PGAPPNAME` names one."""
+    """Set the application name of this process's connections, unless the address or `PGAPPNAME` sets one."""
     CONNECT["fallback_application_name"] = name
 
 
 def dialect_url(url: str) -> str:
-    """Return the same address in SQLAlchemy's spelling, naming psycopg 3."""
+    """Convert a PostgreSQL address to SQLAlchemy's form, with psycopg 3 as its driver."""
     return f"postgresql+psycopg://{_spelt(url)}"
 
 
 def plain_url(url: str) -> str:
-    """Return the same address as psycopg and libpq read it."""
+    """Convert a PostgreSQL address to the form of psycopg and libpq."""
     # SQLAlchemy writes a blank of a password as it is, which libpq does not take.
     return "postgresql://" + _spelt(url).replace(" ", "%20")
 
 
 def _spelt(url: str) -> str:
-    """Return an address behind its scheme; several hosts are parameters, as both read them."""
+    """Return an address without its scheme; several hosts become the parameters `host` and `port`."""
     scheme, _, rest = url.partition("://")
     if scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ValueError(f"not a PostgreSQL address: {scheme}://…")

@@ -1,6 +1,7 @@
-"""Sign-ins of agents: devices that ask, and what became of them. No code and no token is stored.
+"""Sign-ins of agents: devices that wait for a person's approval, and the outcome. No code or token is stored.
 
-Codes and tokens are made of a row's seed under the pepper, so neither a row nor the pepper alone is one.
+Codes and tokens are derived from a row's seed and the pepper, so neither the row nor the pepper alone reveals
+one.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ _asking = (_here.state == ASKED) & _is_live
 def begin(
     connection: Connection, user_code: str, *, agent: str, site: str, lasts_s: int, most: int, each: int
 ) -> RowMapping | None:
-    """Store a device's sign-in by the digest of its user code; None if no room can be made.
+    """Store a device's sign-in under the digest of its user code; return None if no room can be made.
 
-    With `each` sign-ins of this `site`, or `most` in all, the oldest whose code was not typed is deleted: of
-    this site, or of the site with the most untyped codes.
+    If this `site` has `each` sign-ins, or all sites together have `most`, the oldest sign-in whose code
+    nobody typed is deleted: of this site, or else of the site with the most untyped codes. The sign-in
+    expires after `lasts_s` seconds.
     """
     connection.execute(delete(agent_sign_in).where(_here.state.in_((ASKED, DENIED)), ~_is_live))
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtext("agent_sign_in"))))
@@ -50,31 +52,32 @@ def begin(
 
 
 def _forget_oldest(connection: Connection, site: str) -> bool:
-    """Delete the oldest device of a site whose code nobody has typed; return whether one exists."""
+    """Delete a site's oldest sign-in whose code nobody has typed; return whether one existed."""
     oldest = select(_here.id).where(_here.state == ASKED, _here.site == site, _here.asked_at.is_(None))
     forgotten = delete(agent_sign_in).where(_here.id == oldest.order_by(_here.id).limit(1).scalar_subquery())
     return connection.execute(forgotten.returning(_here.id)).first() is not None
 
 
 def asking(connection: Connection, user_codes: Sequence[str]) -> RowMapping | None:
-    """Return the device that shows a code now, by the digests that it may have.
+    """Return the pending sign-in with one of these digests of user codes; None if none has.
 
-    A signed-in person has typed that code: from now on `asked_at` says so, and it keeps its place.
+    A signed-in person has typed that code, so `asked_at` is set: the sign-in is no longer deleted to make
+    room.
     """
     typed = update(agent_sign_in).where(_here.user_code.in_(user_codes), _asking)
     return connection.execute(typed.values(asked_at=func.now()).returning(agent_sign_in)).mappings().first()
 
 
 def decide(connection: Connection, row_id: int, state: str, **values: object) -> bool:
-    """Note what somebody decided; False where that was decided, or is over."""
+    """Store the decision on a pending sign-in; return False if it was decided before, or has expired."""
     said = update(agent_sign_in).where(_here.id == row_id, _asking).values(state=state, **values)
     return connection.execute(said.returning(_here.id)).first() is not None
 
 
 def find(connection: Connection, row_id: int) -> RowMapping | None:
-    """Return a sign-in that is not over, with the digest of the admin token that stands for its person.
+    """Return an unexpired sign-in with the digest of its person's admin token; None if there is none.
 
-    `age_s` is how long ago its refresh token was last exchanged.
+    `age_s` is the number of seconds since its refresh token was last exchanged.
     """
     age = func.extract("epoch", func.now() - _here.renewed_at).label("age_s")
     found = (
@@ -86,12 +89,15 @@ def find(connection: Connection, row_id: int) -> RowMapping | None:
 
 
 def of_key(connection: Connection, api_key_id: int) -> RowMapping | None:
-    """Return the sign-in whose key this is now."""
+    """Return the sign-in whose current API key is this one; None if there is none."""
     return connection.execute(select(agent_sign_in).where(_here.api_key_id == api_key_id)).mappings().first()
 
 
 def give(connection: Connection, row_id: int) -> bool:
-    """Use a device code up: its sign-in lasts as long as one at the console; False where it was used."""
+    """Mark an approved device code as used, and extend its sign-in to the life of a console session.
+
+    Return False if the code was used before.
+    """
     used = update(agent_sign_in).where(_here.id == row_id, _here.state == APPROVED)
     given = used.values(state=GIVEN, expires_at=func.now() + LIFE_MAX)
     return connection.execute(given.returning(_here.id)).first() is not None
@@ -108,7 +114,8 @@ def renew(connection: Connection, row_id: int, generation: int, api_key_id: int)
 
 
 def over(connection: Connection) -> Sequence[RowMapping]:
-    """Return some sign-ins that are over, and some whose person's admin token is: all have keys to revoke."""
+    """Return some sign-ins whose API keys must be revoked: they expired, or their person's admin token ended.
+    """
     has_ended = or_(
         _token.id.is_(None), _token.revoked_at.is_not(None), _token.expires_at <= func.now(),
         _token.digest.startswith("forgotten:"),
@@ -124,9 +131,9 @@ def over(connection: Connection) -> Sequence[RowMapping]:
 
 
 def due(connection: Connection, each_s: float) -> Sequence[RowMapping]:
-    """Return some sign-ins about whose person a provider is to be asked again, noted as asked about now.
+    """Return some sign-ins whose person the identity provider must confirm again after `each_s` seconds.
 
-    Each with the digest of the admin token that stands for the person, as `find` has it.
+    Each has the digest of its person's admin token, and is marked as checked now.
     """
     before = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, each_s)
     late = (
@@ -146,7 +153,7 @@ def keep_renewal(connection: Connection, row_id: int, renewal: str) -> None:
 
 
 def take_renewal(connection: Connection, session_id: int, renewal: str) -> bool:
-    """Remove `renewal` from a console session, as it may be good once; return whether it was stored."""
+    """Remove a refresh token that may work once from a console session; return whether it was stored."""
     sessions = console_session.c
     mine = update(console_session).where(sessions.id == session_id, sessions.renewal == renewal)
     return connection.execute(mine.values(renewal=None).returning(sessions.id)).first() is not None

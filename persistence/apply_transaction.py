@@ -1,7 +1,9 @@
-"""Configuration that is compared and applied in one transaction: rows by their names, many writes, marks.
+"""One transaction that compares and applies a configuration: reads rows by name, runs many writes, stores
+marks.
 
-A mark says which fields of a row files said, and whether applying made it: by name of who applies, and of
-the organization whose caller did. Control writes are kept until all is written, each definition once.
+A mark stores which fields of a row the files set, and whether applying created the row. Marks belong to the
+name under which somebody applies, and to the caller's organization. Control writes are stored last, each
+definition of an account once.
 """
 
 from __future__ import annotations
@@ -70,10 +72,10 @@ _TAKEN = text(
 )
 STAFF = 0
 _KEYS_MAX = 2**31 - 1
-# So long one waits for the other. Nothing else of the transaction is bounded by it.
+# Seconds one apply waits for another one's lock. It bounds nothing else of the transaction.
 LOCK_WAIT_S = 60
-# Who touches more organizations waits for none of them: each lock takes room of the server's. A row that was
-# changed meanwhile is refused all the same.
+# An apply that touches more organizations locks none of them, since each lock takes memory of the server.
+# A row that was changed meanwhile is refused all the same.
 ORGANIZATIONS_MAX = 500
 
 # A write: the kind of its row, its id where there is one, and ids of others by the names of fields.
@@ -81,20 +83,21 @@ Touched = tuple[str, int | None, Row]
 
 
 def of(organization_id: int | None) -> int:
-    """Return what turns of an organization, or of staff, are called: a lock of two numbers has short ones."""
+    """Return the number that locks an organization (None: staff); two organizations may share one."""
     return STAFF if organization_id is None else 1 + (organization_id - 1) % _KEYS_MAX
 
 
 async def take(connection: AsyncConnection, whose: Sequence[int], wait_s: int) -> None:
-    """Lock these organizations until the transaction ends; `Overloaded` after `wait_s`."""
+    """Lock these organizations until the transaction ends; raise `Overloaded` after `wait_s` seconds."""
     taken = "Somebody else is applying, and takes long"
     await connection.run_sync(lock_within, _TAKE, {"whose": whose}, wait_s, taken)
 
 
 async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], wait_s: int) -> bool:
-    """Lock all organizations of these writes until the transaction ends; return whether any was busy.
+    """Lock the organizations that these writes touch until the transaction ends.
 
-    Only staff lock several, one at a time, and nobody else locks two: no circle of waiters can form.
+    Return whether one of them was locked by somebody else. Only staff lock several organizations, and only
+    one at a time does, so no deadlock can form. Beyond `ORGANIZATIONS_MAX` none is locked.
     """
     whose = sorted(map(of, await _owners(connection, touched)))
     if not whose or len(whose) > ORGANIZATIONS_MAX:
@@ -129,11 +132,11 @@ def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
 #
 # Staff may make more: what was paid, charged or granted is never refused for being one too many.
 
-# Advisory lock class 7812: one at a time makes rows of an organization, so that nobody counts beside another.
+# Advisory lock class 7812: one transaction at a time creates rows of an organization, so counts are exact.
 _LOCK = text("SELECT pg_advisory_xact_lock(7812, hashint8(:organization))")
-# So long one waits for the other, on a connection that everybody else may need.
+# Seconds to wait for that lock, on a connection that others may need.
 COUNT_LOCK_WAIT_S = 2
-# What ended stays as a row: made and ended in turns, a kind grows by so many times its maximum in a day.
+# Ended rows stay stored: a kind grows by at most this many times its maximum in a day.
 TIMES_A_DAY = 2
 # Of rows that are neither deleted nor revoked.
 MOST: Mapping[str, int] = {
@@ -148,7 +151,7 @@ MOST: Mapping[str, int] = {
 
 
 def refuse_more(change: EntityWrite) -> None:
-    """Raise `Conflict` where a caller of one organization would make more of a kind than it may have."""
+    """Raise `Conflict` if an organization's caller would create more rows of a kind than `MOST` allows."""
     most = MOST.get(change.command.resource)
     if change.within is None or most is None or change.command.verb != CREATE:
         return
@@ -176,7 +179,7 @@ def refuse_more(change: EntityWrite) -> None:
 
 
 def _number(change: EntityWrite, rows: Select[tuple[int]], most: int) -> int:
-    """Return how many rows there are; `most` where there are more."""
+    """Return the number of rows that a query selects, at most `most`."""
     counted = select(func.count()).select_from(rows.limit(most).subquery())
     return change.count((change.command.resource, most), lambda: change.connection.scalars(counted).one())
 
@@ -194,7 +197,8 @@ def confined(change: EntityWrite) -> Row:
 
 
 def enter(change: EntityWrite) -> None:
-    """Refuse what is another's as what is not there; what is made without an owner is the caller's."""
+    """Restrict a write to the caller's realm: rows of others are `NotFound`, new rows belong to the caller.
+    """
     if (realm := change.realm) is None:
         return
     if change.command.id is not None:
@@ -206,7 +210,7 @@ def enter(change: EntityWrite) -> None:
 
 
 def leave(change: EntityWrite, row: Row) -> None:
-    """Refuse what came out as another's: nothing of it is kept."""
+    """Raise `NotFound`, which undoes the write, if the written row belongs to another realm."""
     if (realm := change.realm) is None:
         return
     for name, within in ((OWNER, realm.organization_id), (TENANT, realm.tenant_id)):
@@ -237,7 +241,7 @@ _here = applied_row.c
 
 
 class ApplyTransaction:
-    """What applying may do within a transaction; `begins` says of one write what it is."""
+    """The operations of applying a configuration in one transaction; `begins` prepares a single write."""
 
     def __init__(self, connection: AsyncConnection, within: Realm | None, begins: Begins) -> None:
         self._connection = connection
@@ -247,35 +251,35 @@ class ApplyTransaction:
         self.intents: tuple[Intent, ...] = ()
 
     async def hold(self, wait_s: int = LOCK_WAIT_S) -> None:
-        """Stop other applies by the caller's organization, or by staff, until the transaction ends.
+        """Lock out other applies by the caller's organization, or by staff, until the transaction ends.
 
-        `Overloaded` after `wait_s` seconds.
+        Raise `Overloaded` after `wait_s` seconds.
         """
         await take(
             self._connection, [of(None if self._within is None else self._within.organization_id)], wait_s
         )
 
     async def hold_touched(self, touched: Sequence[Touched], wait_s: int = LOCK_WAIT_S) -> bool:
-        """Stop applies by the organizations that staff's writes touch too; return whether any was busy.
+        """Lock out applies by the organizations that staff's writes touch; return whether one was busy.
 
-        `Overloaded` after `wait_s` seconds.
+        Raise `Overloaded` after `wait_s` seconds.
         """
         return self._within is None and await take_touched(self._connection, touched, wait_s)
 
     async def claim(self, claim: Claim) -> Replay | None:
-        """Claim an idempotency key, or return the first answer stored under the key."""
+        """Claim an idempotency key; return the first answer if one is stored under this key."""
         return await self._connection.run_sync(lambda connection: access.claim_idempotency(connection, claim))
 
     async def keep(self, claim: Claim, body: Row) -> None:
-        """Store the answer for a claim, valid if no later one is stored."""
+        """Store the answer for a claimed idempotency key."""
         await self._connection.run_sync(lambda connection: access.keep_first_answer(connection, claim, body))
 
     async def find(
         self, resource: str, wanted: Mapping[str, Collection[object]], rows_max: int, *, folded: bool = False
     ) -> Sequence[Row]:
-        """Read the rows whose fields each are one of these, by id, one more than `rows_max` at most.
+        """Read rows, ordered by id, whose fields each have one of the wanted values.
 
-        A-Z and a-z are the same in texts where `folded`.
+        At most `rows_max` + 1 rows are read. With `folded`, texts match regardless of the case of A-Z.
         """
         subject = self._subject(resource)
         fields = subject.rows.selected_columns
@@ -286,7 +290,7 @@ class ApplyTransaction:
         return await self._read(self._subject(resource), true(), rows_max)
 
     async def marks(self, owner: int, name: str, rows_max: int) -> Sequence[Mark]:
-        """Read what was noted of rows by those who applied under a name, one more than `rows_max` at most."""
+        """Read the marks stored under a name of an owner, at most `rows_max` + 1."""
         noted = select(_here.resource, _here.row_id, _here.fields, _here.made, _here.said)
         mine = noted.where(_here.owner == owner, _here.name == name)
         rows = await self._connection.execute(mine.limit(rows_max + 1))
@@ -296,7 +300,7 @@ class ApplyTransaction:
         ]
 
     async def run(self, steps: Sequence[Step]) -> Mapping[int, StepResult]:
-        """Run the steps in order; `StepRefused` names the step that the store refuses."""
+        """Run the steps in order; raise `StepRefused` with the number of the step that the store refuses."""
         return await self._connection.run_sync(lambda connection: self._run(connection, steps))
 
     async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
@@ -356,7 +360,8 @@ class ApplyTransaction:
         return ran
 
     def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
-        """Run one step, or return why one that may stay was refused; else raise `StepRefused`."""
+        """Run one step; return the message of a conflict that the step tolerates, else raise `StepRefused`.
+        """
         try:
             return self._step(connection, step, batch)
         except Conflict as refused:
@@ -406,7 +411,7 @@ def _one_of(column: ColumnElement[Any], values: Collection[object], *, folded: b
 
 
 def _once(writes: Sequence[Row]) -> list[Row]:
-    """Drop bare definitions of an account after its first one: each definition states the whole account."""
+    """Drop repeated bare definitions of an account: the first one already defines the whole account."""
     defined: set[tuple[object, object]] = set()
     kept = []
     for write in writes:

@@ -1,4 +1,4 @@
-"""What a backup has to know of a database, and what a restored one has to show before it is used."""
+"""The facts of a database that a backup stores, and the checks that a restored one must pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NUMBERED = tuple(
     table.name for table in metadata.sorted_tables if "id" in table.c and table.c["id"].identity is not None
 )
 
-# Environment names of libpq, so that no password stands in a command line.
+# Environment variables of libpq, so that no command line shows a password.
 LIBPQ = {
     "host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
@@ -51,7 +51,7 @@ SELECT setval(s::regclass, nextval(s::regclass) + %(ahead)s)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A database as of one moment: `snapshot` names it to pg_dump, `rows` counts by table."""
+    """A database at one moment: `snapshot` is its name for pg_dump, `rows` the number of rows by table."""
 
     snapshot: str
     schema_version: str
@@ -61,7 +61,10 @@ class Moment:
 
 @contextmanager
 def moment(url: str) -> Iterator[Moment]:
-    """Hold one moment of a database for as long as it is dumped."""
+    """Yield one consistent moment of a database, whose snapshot stays valid while the database is dumped.
+
+    Raise `BackupFailed` if the database has no schema of Tollkeeper.
+    """
     _refuse_pooler(url)
     with _connected(url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -77,13 +80,13 @@ def moment(url: str) -> Iterator[Moment]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """Return a database's address as PostgreSQL's own programs read it from their environment."""
+    """Return the environment variables with which libpq's programs connect to this database."""
     address = conninfo_to_dict(plain_url(url))
     return {LIBPQ[name]: str(value) for name, value in address.items() if name in LIBPQ}
 
 
 def refuse_unless_empty(url: str) -> str:
-    """Return the server's version of an empty database; `BackupFailed` if the database is not empty."""
+    """Return the server's version; raise `BackupFailed` if the database has any relation."""
     _refuse_pooler(url)
     with _connected(url) as connection:
         found = connection.execute(_OTHERS).fetchone()
@@ -93,7 +96,7 @@ def refuse_unless_empty(url: str) -> str:
 
 
 def compare(url: str, rows: Mapping[str, int]) -> None:
-    """Raise `BackupFailed` where a restored database does not hold as many rows as were backed up."""
+    """Raise `BackupFailed` unless the restored database has these numbers of rows, by table."""
     with _connected(url) as connection:
         found = _rows(connection)
     wrong = [
@@ -111,7 +114,7 @@ def move_ids_ahead(url: str, ahead: int) -> None:
 
 
 async def contradictions(url: str) -> list[str]:
-    """Return what the rows of a database say against each other; empty is right."""
+    """Return the violated invariants between the rows of a database as messages; none if all hold."""
     engine = create(url)
     try:
         async with engine.connect() as connection:
@@ -136,7 +139,7 @@ def _one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> 
 
 
 def _refuse_pooler(url: str) -> None:
-    """Raise `BackupFailed` where pg_dump and pg_restore would have no session of their own."""
+    """Raise `BackupFailed` if a pooler shares sessions: pg_dump and pg_restore need their own."""
     try:
         shared = shares_sessions(url)
     except psycopg.Error as error:
@@ -147,7 +150,10 @@ def _refuse_pooler(url: str) -> None:
 
 @contextmanager
 def _connected(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Connect for one transaction, or each statement alone; `BackupFailed` with PostgreSQL's first line."""
+    """Yield a connection with one transaction, or with `autocommit` one for each statement.
+
+    Raise `BackupFailed` with the first line of PostgreSQL's error.
+    """
     try:
         with psycopg.connect(
             plain_url(url), connect_timeout=CONNECT_TIMEOUT_S, autocommit=autocommit
@@ -183,7 +189,7 @@ class BackupRow:
 
 
 def note_backup(url: str, taken: BackupRow) -> int:
-    """Note a backup; the number of the note, 0 in a database whose schema has no place for it yet."""
+    """Store a backup and return its id; return 0 if the schema has no table for it yet."""
     with _connected(url) as connection:
         if not _notes(connection):
             return 0
@@ -198,7 +204,7 @@ def note_proof(url: str, number: int) -> None:
 
 
 def last_proven(url: str, files: list[str]) -> str:
-    """Return the name of the latest of these backups that was proven, or ""."""
+    """Return the name of the latest of these backups that was proven, or "" if none was."""
     with _connected(url) as connection:
         if not _notes(connection):
             return ""
@@ -207,7 +213,10 @@ def last_proven(url: str, files: list[str]) -> str:
 
 
 def refuse_unless_provable(url: str) -> None:
-    """Raise `BackupFailed`, before a backup is written, if no backup of this database could be proven."""
+    """Raise `BackupFailed` if a backup of this database could not be proven by a restore.
+
+    It is called before a backup is written.
+    """
     with _connected(url) as connection:
         if connection.execute("SELECT to_regclass('alembic_version')").fetchone() != (None,):
             version, runs_from = connection.execute(standing.STATUS).fetchone() or (None, "")
@@ -223,7 +232,8 @@ def refuse_unless_provable(url: str) -> None:
 def database_beside(url: str) -> Iterator[str]:
     """Create an empty database on the same server and yield its URL; drop the database at the end.
 
-    Only one per database exists at a time; databases left by killed processes are dropped first.
+    One at a time per database: databases left over by killed processes are dropped first. Raise
+    `BackupFailed` if another backup is being proven.
     """
     with _connected(url, autocommit=True) as connection:
         if connection.execute(_LOCK).fetchone() != (True,):
@@ -251,14 +261,15 @@ def _notes(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
 
 
 def _drop_abandoned(connection: psycopg.Connection[tuple[object, ...]], prefix: str) -> None:
-    """Drop databases that were lent and not given back, but for one that is in use or another role's."""
+    """Drop databases of this prefix that killed processes left, unless one is in use or another role owns it.
+    """
     for (name,) in connection.execute(_LEFT, (prefix,)).fetchall():
         with suppress(psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(str(name))))
 
 
 def _in(url: str, name: str) -> str:
-    """Return the address of another database of a server, however its own one is named in it."""
+    """Return the address of the database `name` on the server of `url`."""
     address = make_url(dialect_url(url)).difference_update_query(["dbname"]).set(database=name)
     return plain_url(address.render_as_string(hide_password=False))
 
@@ -272,9 +283,9 @@ SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved
 
 
 async def backed_up(engine: Engine) -> dict[str, object]:
-    """Return when the last backup was taken, and when one was last proven, Unix time; nothing where none was.
+    """Return the Unix times of the last backup and of the last proof, if there are any.
 
-    Where none ever was, for how long there is something to lose.
+    `backup_missing_seconds` is the age of the oldest organization while no backup exists, else 0.
     """
     async with engine.connect() as connection:
         row = (await connection.execute(_BACKED_UP)).one()

@@ -1,7 +1,7 @@
-"""Dunning of invoices that are not paid: each step is a row, in the transaction that does it.
+"""Dunning of unpaid invoices: each step is a row, stored in the transaction that performs the step.
 
-A block is the one that people have. It is taken back once nothing is left that blocks, and only from tenants
-on whom nobody else has laid a hand since.
+A block is the same as one by a person. It is lifted once no invoice blocks the organization any more, and
+only from tenants that nobody else has blocked or unblocked since.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _UNTOUCHED_NOW = text(
 )
 _OPEN_NOW = text(f"{_OPEN} AND b.organization_id = :organization ORDER BY b.id LIMIT :count")
 _BLOCKED = text(f"SELECT count(*) FROM ({_OPEN} AND b.control_write_id IS NOT NULL) AS open")  # noqa: S608  # our own words
-# Who last blocked a tenant or let it go; and whether it is there still.
+# The last block or unblock of a tenant; and whether the tenant still exists.
 _LAST = text("""
 SELECT w.id, w.verb FROM control_write AS w
  WHERE w.account = :account AND w.verb IN ('block', 'unblock') AND w.state <> 'refused'
@@ -89,24 +89,31 @@ WITH news AS (
 
 @dataclass(frozen=True, slots=True)
 class DunningSchedule:
-    """Days behind the due date on which people are reminded, and on which calls are refused (None: never)."""
+    """Days after the due date on which reminders are sent, and after which calls are refused (None: never).
+    """
 
     reminder_days: tuple[int, ...] = ()
     block_days: int | None = None
 
     @classmethod
     def read(cls, reminder_days: str, block_days: int) -> DunningSchedule:
-        """Read a schedule as settings write it: "3,7,14", and 0 for never."""
+        """Parse the schedule of the settings: reminder days such as "3,7,14"; 0 block days mean never."""
         days = {int(each) for each in reminder_days.split(",") if each}
         return cls(tuple(sorted(days)), block_days or None)
 
     def reminder(self, days_over: int, told: Sequence[int]) -> int | None:
-        """Return the due reminder: of several due at once the last, and none that was passed."""
+        """Return the day of the due reminder, the latest if several are due; None if none is.
+
+        Reminders up to the last one already sent (`told`) are not repeated.
+        """
         due = [days for days in self.reminder_days if days <= days_over and days > max(told, default=-1)]
         return due[-1] if due else None
 
     def blocks(self, days_over: int, told: Sequence[int], days_since_told: int) -> bool:
-        """Return whether calls are to be refused: never on the day of the last reminder, or before it."""
+        """Return whether to refuse calls `days_over` days after the due date.
+
+        It is true only if the last reminder before that day was sent at least a day ago.
+        """
         if self.block_days is None or days_over < self.block_days:
             return False
         before = [days for days in self.reminder_days if days <= self.block_days]
@@ -116,19 +123,19 @@ class DunningSchedule:
 def due(
     connection: Connection, schedule: DunningSchedule, today: date, after: int, count: int
 ) -> Sequence[int]:
-    """Return organizations that something may have to be done for, behind one of them, by id."""
+    """Return up to `count` ids of organizations with possible dunning steps, by id, beyond the id `after`."""
     here = {"after": after, "count": count, "today": today, "block": schedule.block_days}
     return list(connection.execute(_DUE, here | {"reminders": list(schedule.reminder_days)}).scalars())
 
 
 async def blocked_tenants(engine: AsyncEngine) -> dict[str, object]:
-    """Return how many tenants are blocked for invoices that are not paid."""
+    """Return the number of tenants that are blocked for unpaid invoices, as a metric."""
     async with engine.connect() as connection:
         return {"tenants_blocked_unpaid": (await connection.execute(_BLOCKED)).scalar_one()}
 
 
 def advance(change: EntityWrite) -> Row:
-    """Run the due dunning steps of an organization; `Conflict` if none is due."""
+    """Run the due dunning steps of an organization; raise `Conflict` if none is due."""
     values = change.command.values
     organization_id, schedule = id_in(values, "organization_id"), values["schedule"]
     assert isinstance(schedule, DunningSchedule)
@@ -160,7 +167,10 @@ def advance(change: EntityWrite) -> Row:
 def _block(
     change: EntityWrite, here: dict[str, int], invoice_id: int, schedule: DunningSchedule
 ) -> list[int]:
-    """Block the tenants that are not yet; whom a person has blocked stays that person's."""
+    """Block the tenants that dunning has not blocked; a block by a person remains that person's.
+
+    Return the ids of the new steps.
+    """
     steps = []
     found = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
     for tenant_id in found:
@@ -177,7 +187,7 @@ def _block(
 
 
 def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list[int]:
-    """Move blocks of invoices that block no more to another invoice; one given up keeps blocking."""
+    """Move blocks of settled invoices to another unpaid invoice; return the ids of the new steps."""
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
         end = {"invoice_id": block.invoice_id, "action": UNBLOCK, "corrects_id": block.id}
@@ -190,7 +200,10 @@ def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list
 
 
 def _let_go(change: EntityWrite, here: dict[str, int]) -> list[int]:
-    """End the blocks; a tenant that a person has blocked or let go since stays as it is."""
+    """End the open blocks; skip tenants that a person has blocked or unblocked since.
+
+    Return the ids of the new steps.
+    """
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
         there = change.connection.execute(_THERE, {"tenant": block.tenant_id}).first()
@@ -207,7 +220,7 @@ def _let_go(change: EntityWrite, here: dict[str, int]) -> list[int]:
 
 
 def _last(change: EntityWrite, tenant_id: int) -> Any:
-    """Return who last blocked a tenant, or let it go; None where nobody did."""
+    """Return the last block or unblock of a tenant; None if there was none."""
     return change.connection.execute(_LAST, {"account": f"tenant:{tenant_id}"}).first()
 
 

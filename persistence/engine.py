@@ -1,12 +1,12 @@
-"""The door to PostgreSQL: pooled SQLAlchemy engines, over psycopg 3.
+"""The door to PostgreSQL: pooled SQLAlchemy engines over psycopg 3.
 
-Server-side prepared statements are off, so that it works through a transaction pooler. Never take a
-second connection from a pool while holding one; long-held work uses a dedicated connection (`apart`).
+Server-side prepared statements are off, so that a transaction pooler may be used. Never take a second
+connection from a pool while holding one; long work uses a dedicated connection (`apart`).
 
-A streaming replica answers reads that it can. This process notes the place of its own writes in the
-write-ahead log. A read goes to the replica once that place is replayed there; else, and while the replica is
-away, too far behind or does not say how far, to the primary. So nobody misses what they just wrote. An export
-that began at the replica fails with it; no other read does.
+A streaming replica serves reads where possible. This process stores the position of its own writes in the
+write-ahead log. A read goes to the replica once the replica has replayed that position. Otherwise it goes to
+the primary, also while the replica is unreachable, too far behind, or reports no position. So all read what
+they just wrote. An export that began at the replica fails with it; no other read does.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate
 
 # The connections to PostgreSQL, counted: how many are busy, who waits for one, and what fails.
 
-# A connection that broke or was not had; a statement that PostgreSQL ended; nothing free in time.
+# A connection was lost or refused; PostgreSQL ended a statement; no connection was free in time.
 CONNECTION, STATEMENT, EXHAUSTED = "connection", "statement", "exhausted"
 CAUSES = (CONNECTION, STATEMENT, EXHAUSTED)
 # A replica that is further behind is not read.
 LAG_S_MAX = 30.0
-# How long it may take to say how far it is, and for how long one that did not is left alone.
+# Seconds in which it must report its position, and for which it is not used after it failed to.
 SAYS_S_MAX = 1.0
 AWAY_S = 5.0
 
-# Who does not say where it is.
+# Errors of a server that does not report its position.
 _SILENT = (SQLAlchemyError, OSError, TimeoutError)
 # What a commit left in the log is flushed when it is acknowledged, unless that is turned off.
 _WAL_PLACE = """
@@ -57,7 +57,7 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()) AS cluster, pg_
 
 
 class CountedPool(AsyncAdaptedQueuePool):
-    """A pool that knows who waits for it."""
+    """A pool that counts the requests that wait for a connection, and the failures by cause."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -76,7 +76,7 @@ class CountedPool(AsyncAdaptedQueuePool):
 
 
 def count_failures(engine: AsyncEngine) -> None:
-    """Count what fails through an engine; what a statement says of its values is no failure."""
+    """Count failures of connections and statements of an engine; invalid values are not failures."""
 
     def failed(context: ExceptionContext) -> None:
         pool, error = engine.pool, context.original_exception
@@ -105,20 +105,20 @@ POOL_CONNECTIONS_MAX = 10
 LOOPS_CONNECTIONS_MAX = 8
 # Loops that bill, whose transactions take seconds: one each. Batches of invoices come on top.
 BILLING_CONNECTIONS_MAX = 6
-# What says that a keeper is there waits for nobody.
+# The heartbeat of a keeper waits for no other work.
 SHARE_CONNECTIONS_MAX = 1
-# Of its process for people. Requests have one each. What plans, applies or exports a configuration has its
-# own for minutes, pushes have some of staff's, and some are left. No organization's request has one of these.
+# Of its process for people. Each request takes one. Plans, applies and exports of a configuration keep one
+# for minutes, and pushes use some of staff's. Requests of organizations have a pool of their own.
 STAFF_CONNECTIONS_MAX = 8
 ORGANIZATIONS_CONNECTIONS_MAX = 4
-# PostgreSQL's answer is asked for beside all waits for others.
+# The probe of PostgreSQL waits for no request.
 PROBE_CONNECTIONS_MAX = 1
 # No statement of an organization's request takes longer: it is over by then.
 STATEMENT_S_MAX = 30
 POOL_WAIT_S = 10
 
 
-# Under which an engine has what its address is read from.
+# The execution option of an engine that holds its `UrlFile`.
 _FILE = "tollkeeper_url"
 # For code that hands one on and asks it nothing.
 Engine = AsyncEngine
@@ -129,9 +129,10 @@ def create(
     url: str | UrlFile, *, connections_max: int = POOL_CONNECTIONS_MAX, wait_s: float = POOL_WAIT_S,
     statement_s_max: int | None = None,
 ) -> AsyncEngine:  # fmt: skip
-    """Return an engine for `postgresql://…`; nothing is connected until it is used.
+    """Return an engine for `postgresql://…`; the first use connects.
 
-    A transaction may let its statements take more or less than `statement_s_max`, which is where each begins.
+    Transactions begin with a statement timeout of `statement_s_max` seconds, and may change it. A request for
+    a connection waits `wait_s` seconds at most.
     """
     url = url_file(url)
     engine = create_async_engine(
@@ -155,7 +156,7 @@ def create(
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """The connections of a keeper's loops, by what they are for: who waits for one keeps no other waiting."""
+    """The connection pools of a keeper's loops, one for each purpose, so that none waits for another."""
 
     loops: AsyncEngine
     billing: AsyncEngine
@@ -163,7 +164,7 @@ class Pools:
 
     @classmethod
     def create(cls, url: str | UrlFile, batches: int) -> Pools:
-        """Return all of them; so many `batches` of invoices are made at once."""
+        """Return the pools; `batches` is the number of batches of invoices that are made at once."""
         return cls(
             create(url, connections_max=LOOPS_CONNECTIONS_MAX),
             create(url, connections_max=BILLING_CONNECTIONS_MAX + batches),
@@ -195,9 +196,9 @@ class PeoplePools:
 
 
 def _check_open(connection: Any, *_: object) -> None:
-    """Replace a pooled connection that the server ended: its socket is readable at EOF, without an answer.
+    """Replace a pooled connection that the server closed: its idle socket is then readable.
 
-    A test query instead would cost a round trip more for each transaction.
+    A test query instead would cost each transaction a round trip.
     """
     driver = connection.driver_connection
     if driver.closed or is_readable(driver.fileno()):
@@ -206,14 +207,14 @@ def _check_open(connection: Any, *_: object) -> None:
 
 @asynccontextmanager
 async def looking(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Yield a connection in autocommit: each statement is a transaction without BEGIN and COMMIT."""
+    """Yield a connection in autocommit: each statement is its own transaction, without BEGIN and COMMIT."""
     async with engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @asynccontextmanager
 async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Yield a transaction over a separate connection, for work that lasts as long as a slow client."""
+    """Yield a transaction over a separate connection, for work that lasts as long as a slow client reads."""
     own = create_async_engine(engine.url, poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
     _log_in(own, engine.get_execution_options()[_FILE])
     quiet(own)
@@ -221,17 +222,17 @@ async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-# What nobody can write to: a standby, as after a failover behind an address of several hosts.
+# The server is a standby, for example after a failover behind an address of several hosts.
 READS_ONLY = "it reads only: it is a standby, or default_transaction_read_only is on"
 
 
 async def write_trouble(engine: AsyncEngine) -> str:
-    """Return why PostgreSQL accepts no write now, or ""; `READS_ONLY` if the server still answers reads."""
+    """Return why PostgreSQL accepts no write now, or "" if it does; `READS_ONLY` if only reads work."""
     return await trouble(engine) or (READS_ONLY if await reads_only(engine) else "")
 
 
 async def reads_only(engine: AsyncEngine) -> bool:
-    """Return whether PostgreSQL says that it takes no write; False where it says nothing."""
+    """Return whether PostgreSQL reports that it is read-only; False if it does not answer."""
     try:
         async with engine.connect() as connection:
             return bool(await connection.scalar(text("SHOW transaction_read_only")) == "on")
@@ -240,7 +241,7 @@ async def reads_only(engine: AsyncEngine) -> bool:
 
 
 async def trouble(engine: AsyncEngine) -> str:
-    """Return why PostgreSQL does not answer a query now; empty where it does."""
+    """Return the error of a test query to PostgreSQL, or "" if the server answers."""
     try:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
@@ -250,7 +251,7 @@ async def trouble(engine: AsyncEngine) -> str:
 
 
 async def alive(engine: AsyncEngine) -> bool:
-    """Return whether PostgreSQL takes a new connection and answers on it, whatever the pool waits for."""
+    """Return True if PostgreSQL answers over a new connection outside of the pool; raise psycopg's errors."""
     url = plain_url(engine.get_execution_options()[_FILE].url())
     async with await psycopg.AsyncConnection.connect(url, **CONNECT) as connection:
         await connection.execute("SELECT 1")
@@ -258,8 +259,9 @@ async def alive(engine: AsyncEngine) -> bool:
 
 
 def _bound(engine: AsyncEngine, statement_s_max: int) -> None:
-    """Limit each statement's time by every transaction, since the next may be in another session;
-    and count the rows of each result.
+    """Limit each statement to `statement_s_max` seconds, and count the rows of each result.
+
+    The limit is set in every transaction, since the next one may run in another session of a pooler.
     """
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -272,12 +274,12 @@ def _bound(engine: AsyncEngine, statement_s_max: int) -> None:
 
 
 def url_file(url: str | UrlFile) -> UrlFile:
-    """Return an address that no file says is one too."""
+    """Return the address as a `UrlFile`, also if it is a plain URL."""
     return url if isinstance(url, UrlFile) else UrlFile(url)
 
 
 def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
-    """Connect each new connection as the user that the address names by then."""
+    """Read user and password from the address again for each new connection, as they may have changed."""
 
     @event.listens_for(engine.sync_engine, "do_connect")
     def login(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
@@ -291,7 +293,7 @@ def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
 # A keeper keeps nothing in a session, so it may. A backup and an archive cannot do without one: pg_dump sets
 # its snapshot for its whole session, and would leave that to the next user of the session.
 
-# A pooler hands out first what it got back last. Where others are quicker, it is asked again.
+# A pooler reuses the session that was returned last. Others may be quicker, so the check is repeated.
 TRIES = 20
 ASK_OWNER = (
     "PostgreSQL is behind a pooler in transaction mode, which has no session for this:"
@@ -300,7 +302,10 @@ ASK_OWNER = (
 
 
 def shares_sessions(url: str) -> bool:
-    """Return whether two clients that are there at once were seen in one session; psycopg's own errors."""
+    """Return whether two clients that are connected at once were seen in the same server session.
+
+    A pooler in transaction mode does so. Errors of psycopg are raised.
+    """
     with _connected(url) as one:
         # The server's own process, where nobody is between.
         if one.info.backend_pid == _pid(one):
@@ -310,7 +315,7 @@ def shares_sessions(url: str) -> bool:
 
 
 def is_seen_to_share(url: str) -> bool | None:
-    """Return the same; None where that could not be asked."""
+    """Return whether a pooler shares sessions, as `shares_sessions` does; None if the check fails."""
     try:
         return shares_sessions(url)
     except psycopg.Error:
@@ -334,8 +339,8 @@ def _pid(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
 
 T = TypeVar("T")
 
-# How long work may be silent before PostgreSQL is asked whether it is there, and how long that may take:
-# together the longest wait on one that is not.
+# Seconds of silence before PostgreSQL is probed, and the seconds that a probe may take: together the
+# longest wait for a server that is gone.
 SILENT_S_MAX = 4.0
 PROBE_S_MAX = 3.0
 
@@ -347,9 +352,9 @@ async def answered(
     silent_s_max: float = SILENT_S_MAX,
     probe_s_max: float = PROBE_S_MAX,
 ) -> T:
-    """Return what the work answers, however long it takes, as long as PostgreSQL answers others meanwhile.
+    """Return the result of the work, however long it takes, while PostgreSQL answers probes.
 
-    `StoreUnavailable` where it does not; a write may have been done all the same.
+    Raise `StoreUnavailable` if a probe fails; a write may have been committed all the same.
     """
     task = asyncio.create_task(work)
     try:
@@ -365,7 +370,7 @@ async def answered(
 
 
 async def within(work: Coroutine[Any, Any, T], seconds: float) -> T:
-    """Return what the work answers so soon; `TimeoutError` where it does not, and is left behind."""
+    """Return the result of the work within `seconds`; else cancel the work and raise `TimeoutError`."""
     task = asyncio.create_task(work)
     try:
         await asyncio.wait({task}, timeout=seconds)
@@ -387,15 +392,16 @@ async def _answers(alive: Callable[[], Awaitable[bool]], probe_s_max: float) -> 
 
 
 def _leave(task: asyncio.Future[Any]) -> None:
-    """Cancel, wait for nothing, and let whatever comes of it be nobody's."""
+    """Cancel a task without waiting for the end, and ignore its result or error."""
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     task.cancel()
 
 
 class ServerState(NamedTuple):
-    """Where a server is in the log of a cluster; of a replica how old its last transaction is.
+    """The position (`place`) of a server in a cluster's log, and the age of a replica's last transaction.
 
-    `began` tells servers of one cluster apart, whatever their addresses: since when it runs, in microseconds.
+    `began` is the start of the server in microseconds: it distinguishes servers of one cluster at any
+    address.
     """
 
     cluster: str
@@ -423,20 +429,22 @@ class Replica:
 
     @classmethod
     def of(cls, url: UrlFile, primary: AsyncEngine) -> Replica | None:
-        """Return the replica at this address; None where there is no address."""
+        """Return the replica at this address; None if the address is empty."""
         return cls(create(url), primary) if url else None
 
     async def wrote(self) -> None:
-        """Note that something was written here, which reads see from now on.
+        """Note a write of this process, which later reads must see.
 
-        It was written, so nothing is raised: until its place is known, nothing is read at the replica.
+        It raises nothing, as the write is committed. Until the write's log position is known, reads go to the
+        primary.
         """
         self._writes += 1
         with suppress(*_SILENT):
             await self._note()
 
     async def serves(self) -> bool:
-        """Return whether the replica is there, is one of this primary, and has what was written here."""
+        """Return whether the replica answers, follows this primary, and has replayed this process's writes.
+        """
         if self.clock() < self._away_until or self._lag_s is None or self._lag_s > self.lag_s_max:
             return False
         try:
@@ -452,7 +460,9 @@ class Replica:
         return here.cluster == self._cluster and self._noted == self._writes and here.place >= self._place
 
     async def read(self, work: Callable[[Connection], T], otherwise: Callable[[], Awaitable[T]]) -> T:
-        """Return the work's result, read here if this replica serves; else, or if it fails, `otherwise`."""
+        """Return the work's result, read from the replica; from `otherwise` if the replica cannot serve or
+        fails.
+        """
         if await self.serves():
             try:
                 return await answered(self._tried(work), partial(alive, self.engine))
@@ -460,7 +470,7 @@ class Replica:
                 self._leave()
             except (SQLAlchemyError, OSError) as error:
                 told = translated(error)
-                # What took too long here would elsewhere as well.
+                # A statement that is too slow here is too slow at the primary as well.
                 if sqlstate(error) == QUERY_CANCELED or not isinstance(told, StoreUnavailable):
                     raise told from error
                 # Its rows were needed for what the primary changed meanwhile, or it is gone.
@@ -469,7 +479,7 @@ class Replica:
         return await otherwise()
 
     async def lag(self) -> float | None:
-        """Return the seconds this replica is behind the primary; None if unknown: then no read goes here."""
+        """Return the seconds this replica is behind the primary; None if unknown, which stops reads here."""
         found = None
         try:
             primary = await self._primary_state()
@@ -508,17 +518,17 @@ async def server_state(engine: AsyncEngine) -> ServerState:
 
 
 def is_read(primary: ServerState, other: ServerState) -> bool:
-    """Return whether a server follows in the log of another, or is that very one.
+    """Return whether `other` replicates from the primary, or is the primary itself.
 
-    A replica that was promoted is neither: what it has since is a history of its own.
+    A promoted replica is neither: it has a history of its own.
     """
     return other.cluster == primary.cluster and (other.follows or other.began == primary.began)
 
 
 def behind(primary: ServerState, replica: ServerState) -> float | None:
-    """Return by how many seconds a replica is behind the primary's state just before.
+    """Return by how many seconds a replica is behind the given state of the primary.
 
-    None if the replica has replayed no transaction that tells its age.
+    None if the replica has replayed no transaction with a time.
     """
     if replica.place >= primary.place:
         return 0.0
@@ -526,7 +536,7 @@ def behind(primary: ServerState, replica: ServerState) -> float | None:
 
 
 async def examine(primary_url: str, replica_url: str, lag_s_max: float = LAG_S_MAX) -> tuple[bool, str]:
-    """Return whether a server is a replica of another that can be read, and how far it is, in words."""
+    """Return whether `replica_url` is a readable replica of the primary, and a message on its lag."""
     primary, replica = create(primary_url), create(replica_url)
     try:
         first, second = await server_state(primary), await server_state(replica)

@@ -1,6 +1,6 @@
-"""What the Admin API may ask of one kind of row: how it is read, filtered, ordered and changed.
+"""The kinds of row of the Admin API: how each is read, filtered, ordered and changed.
 
-Everything here runs on one connection inside one transaction that the store opened.
+Everything here runs on one connection, in a transaction that the store opened.
 """
 
 from __future__ import annotations
@@ -76,19 +76,20 @@ from persistence.tables import (
 # other: another's row is not there, whether it is asked for by its id, named in a body or in a filter. The
 # same holds of a caller of one tenant: of a table that leads to no tenant it sees no row.
 
-# Where a row names no organization itself: what names one that does.
+# For rows without an organization: the column that names a row that has one.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
-# What everybody uses.
+# Tables whose rows all organizations use.
 EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, price, exchange_rate})
 
 
 def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
-    """Return what a row must be for a caller of a realm; of a table that leads to none no row is."""
+    """Return the condition for rows that a realm may see; false for a table that belongs to no organization.
+    """
     if realm.tenant_id is not None:
         if table is tenant:
             return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)
         if table is call:
-            # All that the index of its owners begins with.
+            # All columns that the index of its owners begins with.
             key = () if realm.api_key_id is None else (call.c.api_key_id == realm.api_key_id,)
             return and_(call.c[OWNER] == realm.organization_id, call.c[TENANT] == realm.tenant_id, *key)
         if realm.api_key_id is not None and table not in EVERYBODYS:
@@ -104,7 +105,7 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
-    """Return what names the key; the key itself, and the one in its place."""
+    """Return the condition for rows of this API key; among the keys, the key and its replacement."""
     if table is api_key:
         successor = api_key.alias()
         place = select(successor.c.replaced_by_id).where(successor.c.id == key_id).scalar_subquery()
@@ -120,7 +121,7 @@ def _led(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
-    """Return whose these rows of a table are; None of a table that leads to no organization."""
+    """Return a query for the organizations of these rows; None if the table leads to no organization."""
     if table is organization or OWNER in table.c:
         return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
     for name, owner in THROUGH.items():
@@ -147,7 +148,7 @@ Condition = Callable[[Any], ColumnElement[bool]]
 
 @dataclass(slots=True)
 class WriteBatch:
-    """Many writes of one transaction: their control writes, rows that are held to be there, and counts."""
+    """Many writes of one transaction: their control writes, referred rows that are locked, and row counts."""
 
     writes: list[Row] = field(default_factory=list)
     held: set[tuple[str, object]] = field(default_factory=set)
@@ -156,7 +157,7 @@ class WriteBatch:
 
 @dataclass(slots=True)
 class EntityWrite:
-    """One write under way: what was asked, what was there before, what must reach the counters."""
+    """One write in progress: the command, the row before it, and the control writes for the counters."""
 
     connection: Connection
     command: Command
@@ -186,35 +187,38 @@ class EntityWrite:
 
     @property
     def within(self) -> int | None:
-        """The organization that all of it has to stay within; None is all of them."""
+        """The organization that the write must stay in; None for all of them."""
         return self.command.actor.organization_id
 
     @property
     def realm(self) -> Realm | None:
-        """What all of it has to stay within: an organization, or one tenant of it."""
+        """The organization, or the tenant of it, that the write must stay in; None for all of them."""
         return self.command.actor.realm
 
     @property
     def by_team(self) -> bool:
-        """Whether a token of one tenant does it."""
+        """Whether the write is made with a token of one tenant."""
         return self.command.actor.tenant_id is not None
 
     def fetch(self, row_id: int | None = None) -> Row:
-        """Read a row of the subject as it stands, the command's where none is named."""
+        """Read the current row of an id, by default of the command's."""
         which = self.row_id if row_id is None else row_id
         return fetch(self.connection, self.subject.within(self.realm), which)
 
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
     ) -> list[UUID]:
-        """Write a control write per account, answer their ids; no organization concerns every partition."""
+        """Store a control write for each account and return their ids.
+
+        Without an organization, a control write concerns every partition.
+        """
         partition = self.partition_of(organization_id) if organization_id is not None else None
         rows = [write_of(partition, account, verb, payload) for account in accounts]
         self.intend_all(rows)
         return [UUID(str(row["id"])) for row in rows]
 
     def intend_all(self, rows: Sequence[Row]) -> None:
-        """Write control writes in their order; the first of each account are reported before others."""
+        """Store control writes in this order; report the first one of each account before the others."""
         if self.batch is not None:
             self.batch.writes += rows
             return
@@ -227,7 +231,10 @@ class EntityWrite:
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
 
     def count(self, what: object, read: Callable[[], int]) -> int:
-        """Return the rows of `what` before one more is made, under a lock; a batch reads once, then adds."""
+        """Return the number of rows under the key `what` before one more is created, under a lock.
+
+        A batch calls `read` once per key and adds its own rows.
+        """
         if self.batch is None:
             return read()
         found = self.batch.counts[what] if what in self.batch.counts else read()
@@ -238,26 +245,26 @@ class EntityWrite:
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
 
     def hold_flushes(self, partition: object) -> None:
-        """Lock out flushes of a partition until the end of the transaction."""
+        """Block flushes of a partition until the end of the transaction."""
         hold_flushes(self.connection, partition)
 
 
 Verb = Callable[[EntityWrite], Row]
 
 
-# The row a command names, in what refers to it.
+# The parameter for the id of the command's row, in queries for rows that refer to it.
 THIS: BindParameter[int] = bindparam("this")
 
 
 def keeper_command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
-    """Return one write of the keeper's own, as a person could make it."""
+    """Return a command of the keeper, with the same effect as a person's."""
     return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
 
 
 def write_of(
     partition: int | None, account: str, verb: str, payload: Row, write_id: object = None
 ) -> dict[str, object]:
-    """Return a control write as its table has it; one without an id of its own gets one."""
+    """Return the row of a control write; an id is generated if `write_id` is None."""
     return {
         "id": write_id or uuid4(), "partition": partition, "account": account, "verb": verb,
         "payload": dict(payload),
@@ -265,34 +272,34 @@ def write_of(
 
 
 def insert_writes(connection: Connection, rows: Sequence[Row]) -> None:
-    """Store control writes by one statement, in their order."""
+    """Store control writes in this order by one statement."""
     if rows:
         connection.execute(_INSERT_WRITES, {"rows": dumps(rows, default=str)})
 
 
 def hold_flushes(connection: Connection, partition: object) -> None:
-    """Lock out flushes of a partition until the end of the transaction."""
+    """Block flushes of a partition until the end of the transaction."""
     connection.execute(_LOCK_FLUSH, {"partition": partition})
 
 
 def _nothing(*_: object) -> None:
-    """Ignore the change: most rows need no further step."""
+    """Ignore the change: most kinds of row need no further step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A kind of row: those of `table` that are not deleted, or what `source` selects by public field names.
+    """A kind of row: rows of `table` that are not deleted, or the query `source` with public field names.
 
-    `time` is a column of the table, and so are those of `order`, which together name a row. A
-    filter is the column of its name, unless `conditions` make something else of the value. `partitioned`
-    rows carry their organization's partition.
+    `time` and `order` are columns of the table; those of `order` together identify a row. A filter compares
+    the column of its name, unless `conditions` has a condition for it. `partitioned` rows carry their
+    organization's partition.
 
-    `refers` are the fields that name other rows; `referenced` the rows that forbid a delete, by the
-    sentence that says so. `check_values` runs before a row is written and `check_row` behind it; `define`
-    writes the control writes, on a change only where one of the `defining` fields is in it. `told` is what a
-    caller of one organization is told of a row. `veiled` are the filters by what that hides where another's
-    did it: for such a caller they find those rows alone in which this column names its organization.
-    `implied` selects, for a filter, what else holds of its rows: PostgreSQL then knows how many there are.
+    `refers` are fields with ids of other tables; `referenced` are queries for rows that forbid a delete, by
+    the error message. `check_values` runs before a row is written and `check_row` after. `define` stores
+    control writes; on a change it runs only if one of the `defining` fields changes. `told` reduces a row to
+    what a caller of one organization may see. `veiled` are filters that, for such a caller, find only rows
+    where the given column names its organization. `implied` selects, for a filter, other columns' values of
+    its rows: they improve PostgreSQL's estimates.
     """
 
     table: Table
@@ -317,7 +324,7 @@ class Entity:
         return live(self.table, self.table) if self.source is None else self.source
 
     def within(self, realm: Realm | None) -> Entity:
-        """Return the same of the rows there are for a realm: its own, or everybody's; None is all."""
+        """Return this entity restricted to the rows that a realm may see; None restricts nothing."""
         if realm is None:
             return self
         own = realm.organization_id
@@ -333,13 +340,13 @@ class Entity:
 
 
 def live(table: Table, *selected: Any) -> Select[Any]:
-    """Return rows of a table that are not deleted: what is selected, else their ids."""
+    """Return a query for the rows of a table that are not deleted, with these columns or the id."""
     found = select(*selected or (table.c.id,))
     return found.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else found
 
 
 def id_in(values: Row, name: str) -> int:
-    """Return the id a row or a command's values have under a name."""
+    """Return the id that a row or a command's values have under this name."""
     return int(str(values[name]))
 
 
@@ -355,7 +362,7 @@ def json_of(*columns: Any) -> ColumnElement[Any]:
 
 
 def fetch(connection: Connection, subject: Entity, row_id: int) -> Row:
-    """Read one row; `NotFound` if there is none."""
+    """Return one row by its id; raise `NotFound` if there is none."""
     row = connection.execute(subject.rows.where(subject.table.c.id == row_id)).mappings().first()
     if row is None:
         raise NotFound
@@ -363,7 +370,7 @@ def fetch(connection: Connection, subject: Entity, row_id: int) -> Row:
 
 
 def lock(change: EntityWrite) -> Row:
-    """Hold the command's row until the end of the transaction and remember it as it was."""
+    """Lock the command's row until the end of the transaction; store it as `before` and return it."""
     # The bare row first: a source with outer joins cannot be locked.
     here = change.subject.table.c.id
     change.connection.execute(select(here).where(here == change.row_id).with_for_update())
@@ -372,7 +379,9 @@ def lock(change: EntityWrite) -> Row:
 
 
 def require(change: EntityWrite) -> None:
-    """Check that what the values refer to is there, and hold it there; `Unprocessable` names the field."""
+    """Lock the rows that the command's values refer to; raise `Unprocessable` with the fields of missing
+    ones.
+    """
     missing = []
     held = change.batch.held if change.batch is not None else set()
     for name, table in change.subject.refers.items():
@@ -381,7 +390,7 @@ def require(change: EntityWrite) -> None:
             continue
         found = live(table).where(table.c.id == wanted)
         if (realm := change.realm) is not None:
-            # Its own organization is not among the rows of a tenant, and what it makes has it as owner.
+            # A tenant's rows do not include its organization, which still owns all that the tenant creates.
             found = found.where(
                 owned(table, Realm(realm.organization_id) if table is organization else realm)
             )
@@ -393,14 +402,14 @@ def require(change: EntityWrite) -> None:
 
 
 def refuse_while_referenced(change: EntityWrite) -> None:
-    """Raise `Conflict` while any row refers to the command's."""
+    """Raise `Conflict` while any row refers to the command's row."""
     for sentence, references in change.subject.referenced.items():
         if change.connection.execute(references.limit(1), {THIS.key: change.row_id}).first() is not None:
             raise Conflict(sentence)
 
 
 def add(change: EntityWrite, **more: object) -> int:
-    """Insert the command's values and answer the new id."""
+    """Insert the command's values and return the new row's id."""
     table = change.subject.table
     values = fitted(table, {**change.command.values, **more})
     row_id = change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
@@ -410,7 +419,7 @@ def add(change: EntityWrite, **more: object) -> int:
 
 
 def alter(change: EntityWrite, values: Row) -> None:
-    """Update the command's row; nothing to change is nothing done."""
+    """Update the command's row; without values nothing is written."""
     if not values:
         return
     table = change.subject.table
@@ -421,7 +430,7 @@ def alter(change: EntityWrite, values: Row) -> None:
 
 
 def fitted(table: Table, values: Row) -> dict[str, Any]:
-    """Fit values to columns: null for a column that is always there means its empty value."""
+    """Convert values to columns: null in a column that is never null becomes its empty value."""
     fitted: dict[str, Any] = {}
     for name, value in values.items():
         if name in {"limits", "user_limits"}:
@@ -434,7 +443,7 @@ def fitted(table: Table, values: Row) -> dict[str, Any]:
     return fitted
 
 
-# Rows of a subject as lists show them: a page after a cursor, and how many there are.
+# Rows of a subject for lists: the page after a cursor, and the number of rows.
 def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
     found = _matching(connection, subject, query)
     columns = [subject.table.c[name] for name in subject.order]
@@ -449,12 +458,12 @@ def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
 
 
 def _part(value: Any) -> Any:
-    """Return a value as a cursor has it: a moment as its text."""
+    """Convert a value to its form in a cursor: a time becomes text."""
     return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _literals(after: Place, columns: Sequence[ColumnElement[Any]]) -> list[ColumnElement[Any]]:
-    """Return the place that a cursor names; `Unprocessable` if it is none of these columns."""
+    """Convert a cursor to values of these columns; raise `Unprocessable` if it does not fit the columns."""
     try:
         found = [
             datetime.fromisoformat(str(part)) if column.type.python_type is datetime else part
@@ -470,7 +479,7 @@ def _literals(after: Place, columns: Sequence[ColumnElement[Any]]) -> list[Colum
 def count_rows(
     connection: Connection, subject: Entity, query: Query, most: int, within_ms: int
 ) -> int | None:
-    """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
+    """Count rows, at most `most` + 1; return None if that takes longer than `within_ms` milliseconds."""
     some = _matching(connection, subject, query).with_only_columns(literal(1), maintain_column_froms=True)
     counted = select(func.count()).select_from(some.limit(most + 1).subquery())
     try:
@@ -484,7 +493,7 @@ def count_rows(
 
 
 def _matching(connection: Connection, subject: Entity, query: Query) -> Select[Any]:
-    """Return the rows that a list's filters and its span of time let through."""
+    """Return a query for the rows that match a list's filters and time span."""
     found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
     for name in subject.implied.keys() & query.filters.keys():
         known = connection.execute(subject.implied[name](query.filters[name])).mappings().first()
@@ -498,14 +507,14 @@ def _matching(connection: Connection, subject: Entity, query: Query) -> Select[A
 
 # Rows by the words of their names, as people look for them.
 
-# Words of a search that are looked for; what has these and not the others is found as well.
+# Words of a search that are used; further words are ignored.
 WORDS_MAX = 12
 
 _BETWEEN_WORDS = re.compile(r"[\s!-/:-@\[-`{-~]+")
 
 
 def named(table: Table) -> Condition:
-    """Filter rows by the beginnings of the words of their name; a number also finds the row of that id."""
+    """Return a filter by the first letters of words of a name; a number also finds the row with that id."""
 
     def condition(value: Any) -> ColumnElement[bool]:
         found: ColumnElement[bool] = func.name_words(table.c.name).op("@@")(func.name_query(_words(value)))
@@ -517,13 +526,16 @@ def named(table: Table) -> Condition:
 
 
 def _words(wanted: str) -> str:
-    """Return the words that are looked for, without those that others begin with: each costs a look-up."""
+    """Return the words to search for, without those that are the beginning of another word.
+
+    Each word costs an index look-up; only the first `WORDS_MAX` are used.
+    """
     words = {word.lower(): word for word in _BETWEEN_WORDS.split(wanted)}
     told = [word for word, following in pairwise([*sorted(words), ""]) if not following.startswith(word)]
     return " ".join(words[word] for word in told[:WORDS_MAX]) or wanted
 
 
-# The verbs create, change and delete for rows that only have to be kept and defined again; and revoke.
+# The verbs create, change, delete and revoke for rows that need only be stored and defined again.
 def create(change: EntityWrite) -> Row:
     subject = change.subject
     subject.check_values(change)
@@ -548,7 +560,7 @@ def change_row(change: EntityWrite) -> Row:
 
 
 def forget(change: EntityWrite) -> Row:
-    """Delete a row that nothing refers to, or mark it as deleted where ledgers may still speak of it."""
+    """Delete an unreferenced row, or mark it as deleted if its table keeps rows for the ledgers."""
     row, table = lock(change), change.subject.table
     refuse_while_referenced(change)
     if "deleted_at" in table.c:
@@ -565,7 +577,7 @@ def delete(change: EntityWrite) -> Row:
 
 
 def revoke(change: EntityWrite) -> Row:
-    """Refuse a credential for ever; revoking again keeps the first time."""
+    """Revoke a credential for ever; repeated calls keep the first time."""
     lock(change)
     alter(change, {"revoked_at": func.coalesce(change.subject.table.c.revoked_at, func.now())})
     row = change.fetch()

@@ -1,4 +1,4 @@
-"""What a refusal means to who asked: of PostgreSQL, told as those of the product, and of the counters."""
+"""Translates errors of PostgreSQL, and refusals of the counters, into errors of the product."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from persistence.tables import control_write
 # key, digests of credentials among them, and bad input is repeated whole. So neither a log, an answer nor
 # a dead letter has that text; every error that leaves this door is told by this module.
 
-# The class of SQLSTATE whose first line quotes values, those that are bad. Of a broken constraint it names
-# the constraint and its table alone.
+# The class of SQLSTATE whose message quotes invalid values. Messages on constraints name only the
+# constraint and its table.
 QUOTING = "22"
 _COLUMNS = re.compile(r"Key \((.*?)\)=\(")
 
 
 def complaint(error: BaseException) -> str:
-    """Return one line about an error of PostgreSQL or of the way to it, fit for anybody's eyes."""
+    """Return one line about an error of PostgreSQL or of its connection, without any stored values."""
     found = origin(error)
     if found is None or (found.sqlstate is None and isinstance(found, psycopg.OperationalError)):
         return _first_line(str(found or error)) or type(error).__name__
@@ -58,26 +58,26 @@ def complaint(error: BaseException) -> str:
 
 
 def origin(error: BaseException) -> psycopg.Error | None:
-    """Return the driver's error, wrapped or not; None where there is none."""
+    """Return the driver's error, unwrapped from SQLAlchemy's; None if it is another error."""
     found = error.orig if isinstance(error, DBAPIError) else error
     return found if isinstance(found, psycopg.Error) else None
 
 
 def columns(error: BaseException) -> str:
-    """Return the names of the columns whose values exist already or are missing; "" if not reported."""
+    """Return the names of the columns with duplicate or missing values; "" if PostgreSQL names none."""
     found = origin(error)
     said = _COLUMNS.match(found.diag.message_detail or "") if found is not None else None
     return said[1] if said is not None else ""
 
 
 def noun(error: BaseException) -> str:
-    """Return the kind of row that an error is about, such as `token plan`; empty where it is not told."""
+    """Return the kind of row that an error is about, such as `token plan`; "" if PostgreSQL names none."""
     found = origin(error)
     return (found.diag.table_name or "").replace("_", " ") if found is not None else ""
 
 
 def quiet(engine: Engine | AsyncEngine) -> None:
-    """Reduce every error of an engine to its complaint, wherever the error is printed."""
+    """Reduce every error of an engine to one line without values, wherever the error is printed."""
     event.listen(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, "handle_error", _quieten)
 
 
@@ -104,11 +104,11 @@ def _first_line(text: str) -> str:
 
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
-# It took longer than a statement may, or was left.
+# The statement timed out, or was cancelled.
 QUERY_CANCELED = "57014"
-# The server is a standby, or lets this user read alone.
+# The server is a standby, or read-only for this user.
 READ_ONLY = "25006"
-# A lock was not had within `lock_timeout`: what bounds one wait of a transaction, and no other of it.
+# A lock was not acquired within `lock_timeout`, which bounds this one wait of the transaction.
 LOCK_NOT_AVAILABLE = "55P03"
 _LOCK_WAIT = text("SELECT set_config('lock_timeout', :wait, true)")
 _STATEMENTS_WITHIN = text("SELECT set_config('statement_timeout', :within, true)")
@@ -116,7 +116,7 @@ _LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 
 def sqlstate(error: BaseException) -> str:
-    """Return the code PostgreSQL gave an error; empty where it gave none."""
+    """Return PostgreSQL's code of an error; "" if the error has none."""
     found = origin(error)
     return (found.sqlstate or "") if found is not None else ""
 
@@ -124,7 +124,8 @@ def sqlstate(error: BaseException) -> str:
 def lock_within(
     connection: Connection, lock: TextClause, values: Mapping[str, object], wait_s: int, taken: str
 ) -> None:
-    """Acquire a lock until the transaction ends; `Overloaded` with `taken` after `wait_s` seconds."""
+    """Acquire a lock until the transaction ends; raise `Overloaded` with the message `taken` after `wait_s`.
+    """
     connection.execute(_LOCK_WAIT, {"wait": f"{wait_s}s"})
     try:
         connection.execute(lock, values)
@@ -136,12 +137,12 @@ def lock_within(
 
 
 def statements_within(connection: Connection, seconds: float) -> None:
-    """Limit the time of each later statement of the transaction; a slower one raises `StoreTimeout`."""
+    """Limit each later statement of the transaction to `seconds`; a slower one raises `StoreTimeout`."""
     connection.execute(_STATEMENTS_WITHIN, {"within": f"{seconds * 1000:.0f}ms"})
 
 
 def translated(error: Exception) -> Exception:
-    """Translate a database error into the caller's terms; an error without such a meaning stays."""
+    """Translate a database error into an error of the API; return other errors unchanged."""
     state = sqlstate(error)
     named = f" ({found})" if (found := columns(error)) else ""
     refusals: dict[str, Callable[[], TollkeeperError]] = {
@@ -165,7 +166,7 @@ def translated(error: Exception) -> Exception:
 async def translating(
     connecting: AbstractAsyncContextManager[AsyncConnection],
 ) -> AsyncIterator[AsyncConnection]:
-    """Yield a connection, or a transaction, with errors translated into the caller's terms."""
+    """Yield a connection, or a transaction, whose database errors become errors of the API."""
     try:
         async with connecting as connection:
             yield connection
@@ -196,9 +197,9 @@ REFUSED = ("22", "23", "54")
 
 
 def is_away(error: Exception) -> bool:
-    """Return True where it concerns everybody who asks; a refused row concerns nobody else.
+    """Return whether an error concerns the whole server, not only this statement or its values.
 
-    A statement that took longer than it may was about something large: others are as quick as ever.
+    A statement that timed out was large: others work as before.
     """
     found = origin(error)
     if found is not None and found.sqlstate is not None:
@@ -208,7 +209,7 @@ def is_away(error: Exception) -> bool:
 
 
 def refuses_values(error: Exception) -> bool:
-    """Return True where PostgreSQL, or its driver, will never store these values."""
+    """Return whether PostgreSQL, or its driver, will never store these values."""
     found = origin(error)
     if found is not None and found.sqlstate is not None:
         return found.sqlstate.startswith(REFUSED)

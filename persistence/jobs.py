@@ -1,4 +1,4 @@
-"""Jobs as they are stored: one row each, as the counters have them, and what the Admin API reads."""
+"""Stored jobs: one row each with the state that the counters have, and how the Admin API reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persistence.error_mapping import complaint, refuses_values
 from persistence.ledger.rows import stored_text
 from persistence.tables import job, money
 
-# A settled job stays as it is. One whose organization nobody knows is left out.
+# A settled job never changes. A job of an unknown organization is skipped.
 _STORE = text("""
 INSERT INTO job AS j (request_id, organization_id, tenant_id, name, kind, model, status, held, cost, currency,
                       lines, created_at, expires_at, settled_at)
@@ -39,15 +39,16 @@ JOBS = Entity(
 
 
 class JobRows:
-    """Where a keeper stores jobs."""
+    """Stores jobs in PostgreSQL."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def store(self, jobs: Sequence[Job]) -> None:
-        """Store jobs as they are now.
+        """Insert or update the rows of jobs.
 
-        `LedgerUnavailable` if it cannot; an error of PostgreSQL's own says that it will not have these.
+        Raise `LedgerUnavailable` if PostgreSQL cannot store them now. Raise PostgreSQL's error if it refuses
+        the values.
         """
         rows = [_row(one) for one in sorted(jobs, key=lambda one: one.hold_id)]
         try:

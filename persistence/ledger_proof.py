@@ -1,8 +1,8 @@
-"""Segments and heads of the ledger proof, and the rows that they are of, hashed by PostgreSQL.
+"""Segments and heads of the ledger proof, and the rows that they cover, hashed by PostgreSQL.
 
-An account's rows are stored in the order of their places, by one writer at a time. So what is stored up to
-the place where the account stands is all there is, and no transaction that is under way adds to it. Only a
-dead letter takes a place that it had left: it is looked for by itself.
+One writer at a time stores an account's rows in the order of their sequence numbers. So all rows up to the
+account's last sequence number are stored, and no running transaction adds one. The one exception is a dead
+letter, which fills a number that was skipped before: such rows are searched for separately.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from gateway.features.ledger_proof.tree import (
 from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint
 
-# A head is signed once the last one is so old.
+# Seconds between two signed heads.
 HEAD_S = 3_600
-# Of one transaction of a keeper: accounts, and places of all of them.
+# Maxima of one transaction of a keeper: accounts, and sequence numbers of all of them.
 ACCOUNTS_AT_ONCE, PLACES_AT_ONCE = 1_000, 65_536
 # Advisory lock class 7815: the ledger proof, one at a time.
 _LOCK = text("SELECT pg_try_advisory_xact_lock(7815, 1)")
 _PLACE = Struct(">q32s")
-# By kind: where accounts stand.
+# By kind of account: the query for the last sequence number of each.
 _STANDS = {
     "tenant": "SELECT tenant_id AS id, last_seq FROM tenant_quota",
     "credits": "SELECT id, credit_last_seq AS last_seq FROM organization",
     "spend": "SELECT id, spend_last_seq AS last_seq FROM organization",
 }
 _NEXT_HEAD = text("SELECT coalesce(max(number), 0) + 1 FROM ledger_head")
-# Accounts that moved. Of one without a segment, rows that were archived before are left out.
+# Accounts with new rows. For an account without a segment, archived rows are not covered.
 _DUE = """
 SELECT s.id, s.last_seq, g.number, g.first_seq, g.last_seq AS segment_last, g.root, g.previous,
        coalesce(g.up_to, a.last_seq, 0) AS up_to
@@ -67,7 +67,7 @@ SELECT w.id, string_agg(int8send(r.seq) || r.leaf, '') AS places
   FROM unnest(cast(:ids AS bigint[]), cast(:firsts AS bigint[]), cast(:lasts AS bigint[]))
        AS w (id, first, last)
  CROSS JOIN LATERAL ({rows}) AS r GROUP BY 1"""
-# Places that were signed as empty and have a row now, by account.
+# Sequence numbers that were signed as empty and have a row now, by account.
 _LATE = """
 SELECT d.id, d.seq, g.number, g.first_seq, g.last_seq AS segment_last, g.root, g.previous, g.up_to
   FROM (SELECT {owner} AS id, {seq} AS seq FROM dead_letter WHERE resolution = 'redriven' AND {seq} > 0) AS d
@@ -109,7 +109,7 @@ def text_in_sql(ledger: SignedLedger, row: str) -> str:
 
 
 def _rows(kind: str, where: str, more: str = "") -> str:
-    """Return the rows of a kind of account: `where` and `more` may speak of a row as `r`."""
+    """Return SQL for the hashed rows of a kind of account; `where` and `more` may use the alias `r`."""
     return " UNION ALL ".join(
         f"SELECT r.{each.owner} AS owner_id, r.seq,"  # noqa: S608  # our own words
         f" sha256('\\x00'::bytea || convert_to({text_in_sql(each, 'r')}, 'UTF8')) AS leaf{more}"
@@ -129,7 +129,7 @@ _LATES = {
 
 
 class LedgerSigner:
-    """Brings heads to where accounts stand, and signs them."""
+    """Covers new ledger rows by segments, and signs heads over the segments."""
 
     def __init__(
         self, engine: AsyncEngine, key: LedgerKey, log: Callable[..., None], *, head_s: float = HEAD_S,
@@ -139,7 +139,10 @@ class LedgerSigner:
         self._head_s, self._places_at_once = head_s, places_at_once
 
     async def sign_if_due(self) -> LedgerHead | None:
-        """Sign a head where the last one is an hour old; None where it is not, or another keeper is at it."""
+        """Sign a head if the last one is older than `head_s` seconds.
+
+        Return None if no head is due, or if another keeper is signing.
+        """
         async with self._engine.connect() as connection:
             age = await connection.scalar(_AGE)
         if age is not None and age < self._head_s:
@@ -153,7 +156,10 @@ class LedgerSigner:
         return await self._sign()
 
     async def _cut(self, kind: str, after: int) -> int | None:
-        """Make segments of some accounts; the last one that is done, None behind the last of all."""
+        """Store segments for up to `ACCOUNTS_AT_ONCE` accounts beyond the id `after`.
+
+        Return the id of the last one, or None after the last account.
+        """
         async with self._engine.begin() as connection:
             if not await connection.scalar(_LOCK):
                 return None
@@ -172,7 +178,9 @@ class LedgerSigner:
         return after if rows else None
 
     async def _late(self, kind: str) -> int | None:
-        """Make a segment of a place that was signed as empty, and has a row since."""
+        """Store a segment for one sequence number that was signed as empty and has a row now; None if there
+        is none.
+        """
         async with self._engine.begin() as connection:
             if not await connection.scalar(_LOCK):
                 return None
@@ -189,7 +197,9 @@ class LedgerSigner:
         head: int,
         spans: Sequence[tuple[LedgerSegment, int, int]],
     ) -> int:
-        """Store the segments of places of accounts, each behind its last one; answers how many there are."""
+        """Store the segments of these spans (last segment, first and last sequence number); return their
+        number.
+        """
         here = {
             "ids": [before.owner_id for before, _, _ in spans], "firsts": [first for _, first, _ in spans],
             "lasts": [last for _, _, last in spans],
@@ -223,7 +233,7 @@ class LedgerSigner:
 
 
 def _before(kind: str, row: Any) -> LedgerSegment:
-    """Return the last segment of an account; number 0 where it has none."""
+    """Return the last segment of an account, with number 0 if the account has none."""
     if row.number is None:
         return LedgerSegment(kind, row.id, 0, 0, 0, 0, row.up_to, NONE, NONE)
     return LedgerSegment(
@@ -247,7 +257,7 @@ def _row(one: LedgerSegment) -> dict[str, Any]:
 
 
 async def age_of_head(engine: AsyncEngine) -> dict[str, object]:
-    """Return the seconds since the last signed head; nothing before the first one."""
+    """Return the seconds since the last signed head as a metric; no metric before the first head."""
     async with engine.connect() as connection:
         age = await connection.scalar(_AGE)
     return {} if age is None else {"ledger_head_age_seconds": age}
@@ -262,7 +272,7 @@ _STREAM = "SELECT r.owner_id, r.seq, r.leaf, r.seq > coalesce(s.last_seq, 0) AS 
 
 @dataclass(frozen=True, slots=True)
 class ArchivedFile:
-    """A file of an archive that has a month of a ledger."""
+    """A file of an archive that contains one month of a ledger."""
 
     ledger: str
     month: date
@@ -273,7 +283,7 @@ class ArchivedFile:
 
 @contextmanager
 def reading(url: str) -> Iterator[Connection]:
-    """Connect for reading one moment without changes; `LedgerProofFailed` if that fails."""
+    """Yield a read-only connection with one snapshot; raise `LedgerProofFailed` if PostgreSQL fails."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -290,7 +300,7 @@ def heads(connection: Connection) -> list[LedgerHead]:
 
 
 def segments_by_head(connection: Connection) -> Iterator[LedgerSegment]:
-    """Return all segments without their marks, in the order of heads and of their trees."""
+    """Return all segments without their marks, in the order of the heads' trees."""
     statement = f"SELECT {', '.join(_SEGMENT)} FROM ledger_segment ORDER BY head, {_IN_ORDER}"  # noqa: S608  # as above
     return _segments(connection, statement)
 
@@ -300,13 +310,13 @@ def segments_of_head(connection: Connection, number: int) -> list[LedgerSegment]
 
 
 def segments_by_place(connection: Connection, kind: str) -> Iterator[LedgerSegment]:
-    """Return the segments of a kind of accounts, by account and place; those that came late behind."""
+    """Return the segments of a kind of account, by account and first sequence number, then by number."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE kind = %s"  # noqa: S608  # as above
     return _segments(connection, f"{statement} ORDER BY owner_id, first_seq, number", (kind,))
 
 
 def segment_at(connection: Connection, kind: str, owner_id: int, seq: int) -> LedgerSegment | None:
-    """Return the segment that signed a place of an account, the latest one."""
+    """Return the latest segment that covers a sequence number of an account; None if none does."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE (kind, owner_id) = (%s, %s)"  # noqa: S608  # as above
     statement += " AND %s BETWEEN first_seq AND last_seq ORDER BY number DESC LIMIT 1"
     found = list(_segments(connection, statement, (kind, owner_id, seq)))
@@ -322,7 +332,9 @@ def _segments(
 
 
 def leaves(connection: Connection, kind: str) -> Iterator[tuple[int, int, bytes, bool]]:
-    """Yield all rows of a kind: owner, place, leaf, and whether the account's state precedes the row."""
+    """Yield all rows of a kind of account: owner, sequence number, hash, and whether the account's stored
+    last sequence number is lower.
+    """
     statement = _STREAM.format(rows=_rows(kind, "true"))
     statement += f" LEFT JOIN ({_STANDS[kind]}) AS s ON s.id = r.owner_id ORDER BY 1, 2"
     with connection.cursor("ledger_rows") as cursor:
@@ -338,7 +350,7 @@ def leaves_between(connection: Connection, of: LedgerSegment) -> Iterator[tuple[
 
 
 def rows_of_request(connection: Connection, request_id: str) -> Iterator[tuple[str, int, int, str]]:
-    """Yield the rows of a request here: kind of account, owner, place, and the text that is hashed."""
+    """Yield the rows of a request: kind of account, owner, sequence number and the hashed text."""
     for kind, ledgers in LEDGERS.items():
         for each in ledgers:
             if "request_id" in each.columns:

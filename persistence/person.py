@@ -1,7 +1,7 @@
-"""All data of one user, read whole and taken out; sums, amounts and counts stay as they are.
+"""Reads and deletes all personal data of one user; sums, amounts and counts are kept.
 
-Rows that add up keep the user's id, which names nobody once the user's row does not. Only the owner of the
-ledgers can change their rows: for one transaction it switches off the triggers that forbid it.
+Rows that are summed keep the user's id, which identifies nobody once the user's row has no name. Only the
+owner of the ledger tables can change their rows: it disables their append-only triggers for one transaction.
 """
 
 # ruff: noqa: S608  # all statements are of our own words
@@ -22,7 +22,7 @@ from gateway.core.accounts.outbox import CALL_NAMES, NAMES_BESIDE_MARKERS, ROW_M
 from gateway.errors import Conflict, NotFound
 from persistence.address import CONNECT, plain_url
 
-# The longest wait for a lock of a ledger's table: writers wait behind it.
+# The longest wait for a lock of a ledger's table: writers queue up after it.
 LOCK_WAIT = "5s"
 ROWS_AT_ONCE = 1_000
 
@@ -44,7 +44,7 @@ _THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR actor IN ({_SCOPES})
 _LEDGERS = ("token_ledger", "credit_transaction", "feature_usage")
 _THEIR_SESSIONS = "token_digest IN (SELECT digest FROM admin_token WHERE user_id = %(id)s)"
 
-# By table: which rows are of a user, and which of their columns are secrets.
+# By table: the condition for a user's rows, and the names of secret columns.
 KEPT = {
     "app_user": ("id = %(id)s", ()),
     "api_key": (f"id IN ({_KEYS})", ("digest", "pepper")),
@@ -80,7 +80,7 @@ SELECT FROM control_write WHERE state IN ('pending', 'applied')
    AND (account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s)""",
 }
 _SIGNED = """SELECT FROM ledger_head LIMIT 1"""
-# All other names of metadata are of callers.
+# All other names of metadata come from callers.
 _OURS = (*CALL_NAMES, *ROW_MARKERS)
 _SAID = "metadata - %(ours)s::text[] <> '{}' AND metadata IS NOT NULL AND user_id = %(id)s"
 _CLEARED = """
@@ -89,7 +89,7 @@ UPDATE {table} SET metadata = (
      WHERE key = ANY(%(ours)s::text[]) OR metadata ? (%(beside)s::jsonb ->> key))
  WHERE jsonb_typeof(metadata) = 'object' AND user_id = %(id)s"""
 _NAMES = "'{external_id,name,user,subject,issuer,limits,reason}'::text[]"
-# In this order: later statements find rows by what earlier ones still say.
+# The order matters: later statements find rows by names that earlier ones have not yet deleted.
 _TAKEN_OUT = {
     "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
     "agent_sign_in": f"DELETE FROM agent_sign_in WHERE {KEPT['agent_sign_in'][0]}",
@@ -122,7 +122,7 @@ _NEVER_CHANGED = ("audit_log", *_LEDGERS)
 
 @dataclass(frozen=True, slots=True)
 class KeptPerson:
-    """A user: `organization` is None of staff."""
+    """A user whose data is stored; `organization` is None for staff."""
 
     id: int
     name: str
@@ -131,7 +131,7 @@ class KeptPerson:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Return the parameters of statements; `none` is the name that takes the place of theirs."""
+        """The parameters of the SQL statements; `none` is the text that replaces the user's names."""
         return {
             "id": self.id, "name": self.name, "organization": self.organization,
             "none": f"deleted-{self.id}", "ours": list(_OURS), "beside": Jsonb(NAMES_BESIDE_MARKERS),
@@ -145,7 +145,10 @@ def connect(url: str) -> Iterator[psycopg.Connection]:
 
 
 def find_person(connection: psycopg.Connection, user: str, organization: str | None) -> KeptPerson:
-    """Return a user by its own id, of an organization by id or name; `Conflict` where two have that id."""
+    """Return a user by external id, within an organization (id or name) if one is given.
+
+    Raise `Conflict` if users of two organizations have that id, `NotFound` if no user has.
+    """
     found = connection.execute(_FIND, {"user": user, "of": organization}).fetchall()
     if not found:
         raise NotFound(f"No user is called {user} there.")
@@ -155,7 +158,7 @@ def find_person(connection: psycopg.Connection, user: str, organization: str | N
 
 
 def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[dict[str, Any]]:
-    """Yield every row that is kept of a user, with its table, without secrets."""
+    """Yield every stored row of a user as its table and JSON, without secrets."""
     for table, (which, secrets) in KEPT.items():
         statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {which}"
         with connection.cursor(f"kept_{table}", row_factory=dict_row) as cursor:

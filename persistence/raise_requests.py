@@ -1,4 +1,4 @@
-"""Raise requests: people ask for another amount of a budget, and an approved request is its raise."""
+"""Raise requests: people ask for a larger budget; approving a request raises the budget."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPEN_MAX = 100  # requests of one budget that nobody has decided yet
 
 
 def create(change: EntityWrite) -> Row:
-    """Store a request for a larger budget, to the end of its interval if no time is given."""
+    """Store a request for a larger budget, by default until the end of the budget's interval."""
     require(change)
     values = change.command.values
     which = live(budget, budget).where(budget.c.id == id_in(values, "budget_id"))
@@ -57,7 +57,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def approve(change: EntityWrite) -> Row:
-    """Raise the budget as it was asked; `Conflict` where that is decided, or its time is over."""
+    """Raise the budget as requested; raise `Conflict` if the request is decided or has expired."""
     row = _undecided(change)
     wanted = {name: row[name] for name in ("amount", "until", "reason")}
     if row["unit"] != MONEY:
@@ -75,7 +75,7 @@ def approve(change: EntityWrite) -> Row:
 
 
 def deny(change: EntityWrite) -> Row:
-    """Deny the request, leaving the budget as it is; `Conflict` if the request is decided."""
+    """Deny the request without changing the budget; raise `Conflict` if the request is decided."""
     _undecided(change)
     return _decided(change, DENIED)
 

@@ -1,4 +1,4 @@
-"""Every kind of row the Admin API has, by the name of its resource."""
+"""All kinds of row of the Admin API, by the name of the resource."""
 
 from __future__ import annotations
 

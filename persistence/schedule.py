@@ -1,4 +1,4 @@
-"""Invoices on schedule, as the keeper's clock makes them: each write is the one that people have."""
+"""Scheduled invoices of the keeper: each is the same write as a person's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from persistence.store import Store
 
 @dataclass(slots=True, eq=False)
 class Schedule:
-    """Due work, and its making; a grace in hours."""
+    """Finds and makes the invoices that are due; `grace_hours` pass before a draft is finalized."""
 
     engine: AsyncEngine
     store: Store
@@ -31,7 +31,10 @@ class Schedule:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def invoices_due(self, after: int, count: int, *, finalize: bool) -> Sequence[DueInvoice]:
-        """Return invoices to draft, and with `finalize` drafts whose grace is over."""
+        """Return organizations beyond the id `after` with invoices to draft, at most `count`.
+
+        With `finalize`, organizations with drafts whose grace period is over are included.
+        """
 
         def read(connection: Connection) -> Sequence[Any]:
             return schedule.due(connection, self.clock(), after, count, self.grace_hours, finalize=finalize)
@@ -47,10 +50,10 @@ class Schedule:
 
     @asynccontextmanager
     async def claims(self) -> AsyncIterator[Callable[[int], Awaitable[bool]]]:
-        """The owner of a partition makes its invoices, and nobody else, until the end.
+        """Yield a function that claims a partition, so that only one keeper makes its invoices.
 
-        One connection has all claims: a keeper that dies lets go of them with it. It holds no snapshot, and
-        is none of the pool that those are made with.
+        Claims last until the context ends. All are locks of one dedicated connection, so the death of a
+        keeper releases them.
         """
         one_by_one = asyncio.Lock()
         async with engines.apart(self.engine) as connection:
@@ -62,7 +65,10 @@ class Schedule:
             yield claim
 
     async def make_invoices(self, organization_ids: Sequence[int], *, finalize: bool) -> ScheduledResult:
-        """Make what is due of these organizations, all together; those that somebody holds one by one."""
+        """Make the due invoices of these organizations in one transaction.
+
+        Organizations that another transaction has locked follow one by one.
+        """
         left, busy = await self._make(organization_ids, finalize=finalize)
         for each in sorted(busy):
             more, _ = await self._make([each], finalize=finalize, wait=True)
@@ -70,13 +76,13 @@ class Schedule:
         return ScheduledResult([each for each in organization_ids if each not in left], left)
 
     async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
-        """Store why organizations' invoices were skipped; None clears the reason."""
+        """Store why the invoices of organizations were skipped; None clears the reason."""
         if left:
             async with self.engine.begin() as connection:
                 await connection.run_sync(schedule.leave, left)
 
     async def clear_skipped(self, count: int, *, finalize: bool) -> None:
-        """Clear the skip reasons of organizations with nothing due: a person made the invoice."""
+        """Clear the skip reasons of up to `count` organizations whose invoice a person has made meanwhile."""
         async with self.engine.begin() as connection:
             left = await connection.run_sync(schedule.skipped_organizations, count)
         if left:
@@ -86,10 +92,10 @@ class Schedule:
     async def _make(
         self, organization_ids: Sequence[int], *, finalize: bool, wait: bool = False
     ) -> tuple[dict[int, SkipReason], Collection[int]]:
-        """Make the months and fees in advance of these organizations that are due, in one transaction.
+        """Make the due monthly and advance invoices of these organizations in one transaction.
 
-        Answers which were left and why, and which somebody else charges or invoices now: one at a time may
-        `wait` for those.
+        Return the skipped organizations with reasons, and the organizations that another transaction has
+        locked. With `wait`, locks of a single organization are waited for.
         """
         request_id, store, now = str(uuid4()), self.store, self.clock()
 

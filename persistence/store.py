@@ -1,7 +1,6 @@
-"""PostgreSQL as the Admin API uses it: reads, and writes of one transaction each.
+"""The Admin API's access to PostgreSQL: reads, and writes of one transaction each.
 
-A serialization failure or deadlock is tried again; what the database refuses is told as the
-refusal it is.
+Serialization failures and deadlocks are retried. Other database errors become errors of the API.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _WAITED_FOR = text("SELECT DISTINCT unnest(pg_blocking_pids(pid)) FROM pg_locks 
 
 
 class Trials:
-    """The trials of one database, by the session of PostgreSQL that each has."""
+    """The trial runs of one database, by their PostgreSQL session."""
 
     def __init__(self, engine: Engine, look_s: float = LOOK_S) -> None:
         self._engine, self._look_s = engine, look_s
@@ -60,7 +59,7 @@ class Trials:
         self._looking: asyncio.Task[None] | None = None
 
     async def run(self, connection: AsyncConnection, work: Callable[[], Awaitable[T]]) -> T:
-        """Run the work over a connection; `TrialEnded` once another session waits for its locks."""
+        """Run the work over a connection; raise `TrialEnded` once another session waits for its locks."""
         session = int(await connection.scalar(_SESSION))
         waited_for = self._under_way[session] = asyncio.get_running_loop().create_future()
         if self._looking is None:
@@ -100,12 +99,12 @@ class Trials:
 #
 # The found id is remembered, so the transaction that asked finds it when it is tried again.
 
-# Texts with unusual letters that are kept with what is missing of them.
+# Texts with unusual letters whose missing letters are cached.
 KNOWN_MAX = 16_384
 
 
 class FontCoverage:
-    """Known letters of texts; `missing` answers letters of a text that no font shows, and may take long."""
+    """A cache of the letters of texts that no font can show; `missing` computes them and may be slow."""
 
     def __init__(self, missing: Callable[[str], str], *, known_max: int = KNOWN_MAX) -> None:
         self._missing = missing
@@ -133,7 +132,7 @@ _now = partial(datetime.now, UTC)
 def _in_transaction(
     work: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
-    """Return a method of the store that does this in one transaction, and nothing else."""
+    """Return a method of the store that runs this function in a transaction of its own."""
 
     async def asked(store: Store, /, *given: P.args, **named: P.kwargs) -> T:
         return await store.run(lambda connection: work(connection, *given, **named))
@@ -142,9 +141,10 @@ def _in_transaction(
 
 
 class Store:
-    """The Admin API's port to PostgreSQL; `partition_of` places an organization in the counters.
+    """The Admin API's access to PostgreSQL; `partition_of` returns an organization's partition in the
+    counters.
 
-    Work `within` an organization goes over connections of `organizations`, where there are some apart.
+    Work restricted to an organization uses the pool `organizations`, if there is one.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Store:
         self.replica = replica
 
     def within(self, realm: Realm | None) -> Store:
-        """Return the same for viewers who find rows of their realm and everybody's, and no others."""
+        """Return a store restricted to the rows that a realm may see; None restricts nothing."""
         if realm is None:
             return self
         return Store(
@@ -186,7 +186,7 @@ class Store:
         )  # fmt: skip
 
     async def get(self, resource: str, row_id: int) -> Row:
-        """Read one row; `NotFound` if there is none."""
+        """Return one row by its id; raise `NotFound` if there is none."""
         found = SUBJECTS[resource].within(self._within)
         row = await self.run(lambda connection: entity.fetch(connection, found, row_id))
         return self._placed(resource, row)
@@ -197,20 +197,20 @@ class Store:
         return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
-        """Count rows, one more than `most` at most; None where that takes longer than `within_ms`."""
+        """Count rows, at most `most` + 1; return None if that takes longer than `within_ms` milliseconds."""
         of = SUBJECTS[resource].within(self._within)
         return await self._read(lambda connection: entity.count_rows(connection, of, query, most, within_ms))
 
     async def write(self, command: Command) -> CommittedWrite | Replay:
-        """Run one write: rows, control writes, audit and idempotency key, or none of them."""
+        """Run one write in one transaction: rows, control writes, audit entry and idempotency key."""
         done = await self.run(lambda connection: self._write(connection, command))
         await self._wrote()
         return done
 
     async def applying(self, work: Callable[[ApplyTransaction], Awaitable[T]], *, keep: bool) -> T:
-        """Run the work in one transaction, rolled back unless `keep`.
+        """Run the work in one transaction, and commit it if `keep`, else roll it back.
 
-        A trial that is rolled back blocks nobody: `TrialEnded` if another session waits for it.
+        A trial run that is rolled back blocks nobody: `TrialEnded` is raised if another session waits for it.
         """
 
         async def done_here(connection: AsyncConnection) -> T:
@@ -229,7 +229,7 @@ class Store:
     price_of = _in_transaction(catalogue.find_price)
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
-        """Add up calls; at most `rows_max` rows."""
+        """Sum the calls of a usage query; at most `rows_max` rows."""
         if self._within is not None:
             named, own = asked.filters.get("organization_id"), self._within.organization_id
             owner = NOBODYS if named not in {None, own} else own
@@ -243,14 +243,16 @@ class Store:
         return await self._read(lambda connection: usage.used(connection, asked))
 
     async def unbilled(self, organization_id: int) -> Sequence[Row]:
-        """Read what an organization owes and no invoice has, by kind."""
+        """Return the charges of an organization that no invoice contains, by kind."""
         if self._within not in {None, Realm(organization_id)}:
             raise NotFound
         today = self._today()
         return await self.run(lambda connection: charges.read_unbilled(connection, organization_id, today))
 
     async def waiting(self, organization_id: int, until: date | None = None) -> Sequence[Row]:
-        """Read what an invoice up to a day, else to the end of today, leaves for a later one."""
+        """Return the charges that an invoice up to the day `until` (default: today) would leave to a later
+        one.
+        """
         if self._within not in {None, Realm(organization_id)}:
             raise NotFound
         today = self._today()
@@ -260,19 +262,19 @@ class Store:
         )
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
-        """Read a document as it was made the first time; what is `made` is kept where nobody was first."""
+        """Return the stored document of an invoice; store `made` first if none is stored."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
         return await self.run(lambda connection: invoice_build.read_document(connection, *which, made))
 
     async def report(self, name: str, asked: ReportPeriod, after: int, rows_max: int) -> Sequence[Row]:
-        """Read some rows of a report for finance that is no ledger, in its order, behind so many."""
+        """Return some rows of a finance report, without the first `after` rows."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         return await self._read(lambda connection: finance.read_report(connection, name, of, after, rows_max))
 
     async def ledger(self, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
-        """Read some legs of the entries of a time, in their order, behind a place."""
+        """Return some legs of the journal entries of a period, in order, beyond the position `after`."""
         of = replace(asked, organization_id=self._owner(asked.organization_id))
         return await self._read(lambda connection: finance.ledger(connection, of, after, rows_max))
 
@@ -282,7 +284,7 @@ class Store:
             yield batch
 
     async def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
-        """Write what an invoice is made of as CSV, in pieces; `NotFound` if there is no such invoice."""
+        """Yield the usage of an invoice as pieces of CSV; raise `NotFound` if there is no such invoice."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         async for piece in InvoiceUsage(await self._reading()).csv(invoice_id, self._today()):
@@ -310,7 +312,7 @@ class Store:
         access.record_audit(change, row)
         if command.claim is not None:
             access.keep_first_answer(connection, command.claim, command.render(row))
-        # An action on a tenant answers with its quota.
+        # The answer to an action on a tenant contains the tenant's quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
         return CommittedWrite(self._placed(answers, row), tuple(change.intents))
 
@@ -327,7 +329,9 @@ class Store:
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:
-        """Return whose figures are read where some are asked for: the caller's own, or nobody's."""
+        """Return the organization whose figures may be read: the named one if it is the caller's, else
+        nobody.
+        """
         if self._within is None:
             return named
         # What an organization owes is no tenant's.
@@ -347,13 +351,14 @@ class Store:
             await self.replica.engine.dispose()
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        """Run a read on the replica if there is one: possibly a moment old, except for writes made here."""
+        """Run a read on the replica if there is one; its data may be a moment old, except for our own writes.
+        """
         if self.replica is None:
             return await self.run(work)
         return await self.replica.read(work, lambda: self.run(work))
 
     async def _reading(self) -> AsyncEngine:
-        """Return where a long read is made: from its beginning to its end in one place."""
+        """Return the engine for a long read, which stays on one server: the replica's if it serves."""
         if self.replica is not None and await self.replica.serves():
             return self.replica.engine
         return self._engine
@@ -378,7 +383,7 @@ class Store:
                         await transaction.rollback()
                     return found
             except UnseenLetters as unseen:
-                # Looked for while nothing is held, and asked again.
+                # Missing letters are looked up without a connection; then the work is run again.
                 if self._glyphs is None or (looks := looks + 1) > LOOKS_MAX:
                     raise
                 await self._glyphs.look(unseen.texts)

@@ -1,6 +1,7 @@
-"""Every table of the database, by its name, made of `schema/tables.sql`: names, types and keys.
+"""All tables of the database, read from `schema/tables.sql`: names, column types and keys.
 
-`from persistence.tables import tenant` is the table `tenant`. Checks and defaults are PostgreSQL's alone.
+`from persistence.tables import tenant` imports the table `tenant`. Checks and defaults exist in PostgreSQL
+only.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from gateway.core.billing.money import NANO
 _SQL = (Path(__file__).parent / "schema" / "tables.sql").read_text(encoding="utf-8")
 _TABLE = re.compile(r"(?ms)^CREATE TABLE (\w+) \(\n(.*?)^\)")
 _COMMENT = re.compile(r"(?m)^ *--.*\n")
-# A column or a constraint begins a line of four blanks; what goes on is deeper.
+# A column or a constraint begins after four blanks; its further lines have more.
 _PART = re.compile(r"(?m)^ {4}(?=\S)")
 _KEYS = re.compile(
     r"(?:CONSTRAINT (\w+) )?(PRIMARY KEY|UNIQUE|FOREIGN KEY)( NULLS NOT DISTINCT)? \(([^)]+)\)"
@@ -71,7 +72,7 @@ metadata = MetaData(
 
 
 def _items(body: str) -> Iterator[SchemaItem]:
-    """Yield the columns and keys of a table."""
+    """Yield the columns and keys of a table definition."""
     for part in (" ".join(one.split()) for one in _PART.split(_COMMENT.sub("", body))[1:]):
         if key := _KEYS.match(part):
             name, kind, one_null, names, target, to = key.groups()
@@ -119,5 +120,5 @@ def __getattr__(name: str) -> Table:
 
 
 def money(nano: ColumnElement[int]) -> ColumnElement[Decimal]:
-    """Convert nano-units to an amount of their currency: a product keeps all digits, a quotient is cut."""
+    """Convert nano-units to an amount of the currency, without loss of digits."""
     return cast(nano, Numeric) * literal(Decimal(1) / NANO)

@@ -1,8 +1,8 @@
-"""What a call was charged, taken back or added to: once, by rows with a reason and who did it.
+"""Amendments: a charged call gets a refund or a further charge, once, with a reason and an actor.
 
-The counters move tokens and units, and their ledgers get a row; credits come back as an addition, and are
-charged as a use. Tokens of a cycle that is over move no quota: they are owed no more, or besides. Billed
-charges stay, the next invoice gives them back, or bills them.
+The counters move tokens and units, and their ledgers get a row. Credits are refunded as a credit addition,
+and charged as a use. Tokens of an ended cycle move no quota: they change the debt for that cycle. Billed
+charges are kept, and the next invoice refunds or bills the difference.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, cont
        (SELECT t.updated_at FROM tenant AS t WHERE t.id = call.tenant_id) AS tenant_changed_at
   FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
    FOR UPDATE"""  # noqa: S608  # our own words
-# Of the quota: what it moved, when, and in which cycle; an event of one that was over moved none.
+# The quota's movement by the call, its time and cycle; an event of an ended cycle moved none.
 _TOKENS = f"""
 SELECT coalesce(sum(CASE direction WHEN 'OUT' THEN amount ELSE -amount END), 0)::bigint AS moved,
        min(created_at) AS at, max(cycle) AS cycle,
@@ -64,7 +64,7 @@ SELECT coalesce(sum(usage_amount), 0)::bigint AS units, coalesce(sum(spend), 0):
        jsonb_agg(unit_prices ORDER BY "timestamp") -> 0 AS prices
   FROM feature_usage
  WHERE request_id = %(request)s AND "timestamp" >= {SINCE_BEGAN}"""  # noqa: S608  # our own words
-# Since when all ledgers have their rows: what moved before may be in an archive.
+# The time from which all ledgers have their rows: earlier ones may be in an archive.
 _SINCE = text("""
 SELECT max(since) FROM kept_since
  WHERE ledger IN ('token_ledger', 'credit_transaction', 'feature_usage')""")
@@ -74,7 +74,9 @@ _KEY = text("SELECT key FROM service WHERE id = :service")
 
 @dataclass(frozen=True, slots=True)
 class CallEffects:
-    """A call, what moved for it, and its service where it is known; `sign` is 1 for amounts taken back."""
+    """A charged call, its movements in the ledgers, and its service if known; `sign` is 1 for a refund, else
+    -1.
+    """
 
     call: Any
     tokens: Any
@@ -84,25 +86,28 @@ class CallEffects:
 
     @property
     def used_at(self) -> datetime:
-        """When it was used: an event says it, of a call the ledger does."""
+        """The time of the use: from the event that reported it, else from the ledger or the call."""
         at: datetime = self.tokens.told_of or self.tokens.at or self.call.created_at
         return at
 
     @property
     def counted_at(self) -> datetime | None:
-        """When the tokens of an event came into the ledger."""
+        """The time at which the ledger counted the tokens of an event; None for a call."""
         at: datetime | None = self.tokens.at if self.tokens.told_of else None
         return at
 
     @property
     def in_money(self) -> bool:
-        """Whether its units are billionths of the currency."""
+        """Whether the call's units are billionths of the currency."""
         service = self.service
         return bool(self.units.in_money or (not self.units.units and service and is_in_money(service)))
 
 
 def amended_call(change: EntityWrite) -> CallEffects:
-    """Return the call, held until the end of the transaction."""
+    """Return the call that the command amends, locked until the end of the transaction.
+
+    Raise `Unprocessable` if no call has this id, `Conflict` if the call was amended before.
+    """
     values, connection = change.command.values, change.connection
     request_id = UUID(str(values["request_id"]))
     request = {"request": request_id, **times_of([str(request_id)])}
@@ -117,7 +122,7 @@ def amended_call(change: EntityWrite) -> CallEffects:
     service = None if key is None else service_of(connection, call.organization_id, key)
     tokens = connection.exec_driver_sql(_TOKENS, request).one()
     units = connection.exec_driver_sql(_UNITS, request).one()
-    # Last, because a month may be archived while it is read.
+    # Read last, because a month may be archived meanwhile.
     since = connection.execute(_SINCE).scalar()
     if since is not None and (tokens.at or units.at or call.created_at) < since:
         raise Unprocessable(errors=(("request_id", "is of a month that is archived: it cannot be amended"),))
@@ -136,7 +141,10 @@ KINDS = ("tokens", "credits", "units")
 
 
 def create(change: EntityWrite) -> Row:
-    """Amend; `Conflict` where that was done before, `Unprocessable` where the call cannot be moved so."""
+    """Store an amendment and the control writes that move the counters.
+
+    Raise `Conflict` if the call was amended before, `Unprocessable` if it cannot be amended by these amounts.
+    """
     values, connection = change.command.values, change.connection
     amended = amended_call(change)
     call, moved = amended.call, _checked(values, amended)
@@ -159,7 +167,7 @@ def create(change: EntityWrite) -> Row:
     _tell(
         connection, str(values["request_id"]), {name: amended.sign * moved[name] for name in KINDS}, amended
     )
-    # A plan that was in force before has it too, where it was used by that one.
+    # An earlier plan counts the tokens as well if they were used while it was in force.
     used_at = amended.used_at
     if late or (quota and used_at < call.tenant_changed_at):
         charges.hold(connection, call.organization_id)
@@ -181,7 +189,7 @@ def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
 
 
 def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
-    """Return what there is less of than is to be taken back."""
+    """Return an error for each amount to be refunded that exceeds what the call was charged."""
     call, tokens, units = amended.call, amended.tokens, amended.units
     has = {
         "tokens": call.tokens if tokens.moved > 0 or tokens.late > 0 else 0,
@@ -200,7 +208,9 @@ def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tu
 
 
 def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
-    """Return what the service of the call does not charge, or not so much at once."""
+    """Return an error for each amount to be added that the call's service does not charge, or that is too
+    large.
+    """
     call, service, units = amended.call, amended.service, amended.units
     meter = "" if service is None else service.meter
     counts = amended.tokens.moved > 0 or amended.tokens.late > 0 or (service and service.counts_tokens)
@@ -219,7 +229,8 @@ def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tup
 
 
 def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
-    """Return the tokens by which debt of an ended cycle changes, and the tokens by which the quota moves."""
+    """Return the tokens by which the debt of an ended cycle changes, and the tokens by which the quota moves.
+    """
     call, tokens = amended.call, amended.tokens
     if not moved:
         return 0, 0
@@ -248,7 +259,7 @@ def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[in
 def _parts(
     connection: Connection, amended: CallEffects, units: int
 ) -> list[tuple[int, tuple[PriceTier, ...]]]:
-    """Return units that are moved, and what they cost: the last ones of the call are taken back first."""
+    """Return the moved units with their price tiers; a refund takes the last units of the call first."""
     if not units or amended.in_money:
         return [(units, IN_MONEY if units else ())]
     if not amended.units.units:  # the price of now
@@ -264,13 +275,13 @@ def _parts(
 
 
 def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, Decimal]]:
-    """Return what the units of a call cost, in their order."""
+    """Return the units of a call with their unit prices, in the order of use."""
     call, units = amended.call, amended.units
     if isinstance(units.prices, list):
         return [(int(many), Decimal(price)) for many, price in units.prices]
     if units.prices is not None:
         return [(units.units, Decimal(units.prices))]
-    # A row of before prices were kept: the price of its day that is nearest.
+    # An old row without prices: the nearest price of its day.
     here = {"tenant": call.tenant_id, "service": call.service_id or 0, "at": units.at}
     each = Decimal(units.spend) / (MICRO * units.units)
     prices = connection.execute(_PRICES, here).scalars().all() or [each]
@@ -278,7 +289,7 @@ def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, De
 
 
 def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) -> None:
-    """Queue the control writes that move the counters by the amendment; each write's id is a correction's."""
+    """Store the control writes that move the counters by the amendment."""
     values, writes = change.command.values, []
     for units, tiers in _parts(change.connection, amended, moved["units"]):
         if spend_micro(tiers, 0, units) > INTEGER_MAX:
@@ -294,9 +305,10 @@ def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) ->
 
 
 def correcting_write(change: EntityWrite, call: Any, moves: Row) -> dict[str, object]:
-    """Return a control write that has the counters move what a call was charged; its id is a correction's.
+    """Return a control write that moves the counters by a correction of a call's charge.
 
-    What it moves was supplied on the day of the call, and told `told_on` where `moves` say so.
+    The day of supply is the call's. `moves` may contain `told_on`, the day on which the ledger counted the
+    call.
     """
     content, project = ("" if one is None else one for one in (call.content_id, call.project_id))
     payload = {
@@ -322,7 +334,7 @@ def _give(change: EntityWrite, organization_id: int, amount: int) -> None:
 
 
 def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: CallEffects) -> None:
-    """Subtract the amendment from the call's row and its roll-ups; a call at cost counts as one unit."""
+    """Subtract a refund from the call's row and its roll-ups; a call at cost counts as one unit."""
     values = {
         **back, "units": 0 if amended.in_money else back["units"], "request_id": request_id,
         **times_of([request_id]),
@@ -352,10 +364,10 @@ SUBJECT = Entity(
 # Billed charges stay. Budgets go on counting what calls cost when they were made. Those that are too many
 # for the price's own transaction are rated by the keeper, a piece each.
 
-# Calls at cost that are looked at in one transaction.
+# Calls at cost that one transaction rates again.
 PIECE_CALLS_MAX = 10_000
-# Calls at cost since then, in that currency, of whose day no charge is billed, as they were told; with what
-# they are charged once everything is stored that is on its way.
+# Calls at cost since a time, in a currency, on days without billed charges; with the amount they are charged
+# once all pending control writes are stored.
 _OPEN = text(f"""
 SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id, c.service_id, s.key,
        c.created_at, coalesce(c.model, '') AS model, coalesce(c.response_model, '') AS response_model,
@@ -407,7 +419,7 @@ UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + 
 
 @dataclass(frozen=True, slots=True)
 class _RepricedCall:
-    """A call, its rating by the prices of today, and the units of money that its charge grows by."""
+    """A call, its rating by today's prices, and the money units by which its charge grows."""
 
     call: Any
     rating: Rating
@@ -415,7 +427,10 @@ class _RepricedCall:
 
 
 def create_rerating(change: EntityWrite) -> Row:
-    """Set a price, and rate again what it is about; what is too much for one transaction is left."""
+    """Create a price and rate the calls that it applies to again.
+
+    Calls beyond one transaction's maximum are left for `rate`.
+    """
     row = entity.create(change)
     if (effective := _effective(row)) < change.now:
         span = effective, str(row["currency"])
@@ -434,7 +449,7 @@ def create_rerating(change: EntityWrite) -> Row:
 
 
 def rate(change: EntityWrite) -> Row:
-    """Rate the next piece of a price's rest."""
+    """Rate the next batch of calls that an earlier re-rating of a price left over."""
     connection, named = change.connection, {"price": change.row_id}
     row, left = change.fetch(), connection.execute(_HOLD, named).first()
     if left is not None:
@@ -448,7 +463,7 @@ def open_reratings(connection: Connection, count: int) -> Sequence[int]:
 
 
 def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
-    """Rate a piece of the calls behind one; answers the last of them, None where there are no more."""
+    """Rate the next batch of calls beyond the id `after`; return the last id, or None if none are left."""
     span = (_effective(row), str(row["currency"]))
     calls = _open(change.connection, span, after=after, piece=PIECE_CALLS_MAX)
     rated = list(_rated(change.connection, row, calls)) if calls else []
@@ -458,7 +473,7 @@ def _rate(change: EntityWrite, row: Row, after: int, actor: str) -> int | None:
 
 
 def _open(connection: Connection, span: tuple[datetime, str], *, after: int, piece: int) -> Sequence[Any]:
-    """Read calls since a moment, at cost in a currency, that may be rated again."""
+    """Return calls at cost, since a time and in a currency, that may be rated again."""
     since, currency = span
     sought = {"since": since, "currency": currency, "after": after, "piece": piece}
     return connection.execute(_OPEN, sought).all()
@@ -471,7 +486,7 @@ def _effective(row: Row) -> datetime:
 
 
 def _rated(connection: Connection, row: Row, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
-    """Yield the calls that this price is about, each with its new rating."""
+    """Yield the calls that this price applies to, each with its new rating."""
     every = [read_price(dict(each)) for each in connection.execute(select(price)).mappings()]
     prices = PricesThen(every, str(row["currency"]))
     factors: dict[tuple[int, str], Factor] = {}
@@ -497,14 +512,14 @@ def _use_of(call: Any) -> JournalUse:
 
 
 def _units(call: Any, cost: int, factor: Factor) -> int:
-    """Return what a call is charged that costs so much: at the markup it was charged at."""
+    """Return the money units to charge for a call of this cost, at the markup of its first charge."""
     if call.cost and charged(call.cost, factor) != call.units:
         factor = Fraction(call.units, call.cost).as_integer_ratio()
     return min(charged(cost, factor), INTEGER_MAX)
 
 
 def _write(change: EntityWrite, row: Row, rated: Sequence[_RepricedCall], actor: str) -> None:
-    """Write a re-rating row for each call; a call left out keeps its cost, and its row states the reason."""
+    """Store a re-rating row for each call; an excluded call keeps its cost, and its row states the reason."""
     connection = change.connection
     reason = f"price {row['id']} of {row['model']} from {rfc3339(_effective(row))}"
     connection.execute(

@@ -1,7 +1,7 @@
-"""Facts that are owed for become charges, each once, in the transaction in which they become known.
+"""Billable facts become charges, each once, in the transaction in which they become known.
 
-`accrue` writes what is known of an organization and not charged yet, `open_charges` only reads it. A
-correction is a row of its own: days a segment lost, an invoice made void, a credit note.
+`accrue` stores an organization's new charges, `open_charges` only computes them. A correction is a row of its
+own: for days a subscription segment lost, a voided invoice, or a credit note.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SELECT organization_id, kind, period_start, period_end, {sign}quantity, unit_pri
 _VOID = text(_COUNTER.format(sign="-", reason="'void'", fact="void", invoice="invoice_id, line"))
 _OWED_AGAIN = text(_COUNTER.format(sign="", reason="'reissued'", fact="reissued", invoice="NULL, NULL"))
 _VOID_NOTE = text(_COUNTER.format(sign="-", reason="'credit_void'", fact="void", invoice="invoice_id, line"))
-# The charges behind a line of an invoice, with what other notes gave back of them.
+# The charges of an invoice line, less the amounts that other credit notes refunded.
 _BEHIND = text("""
 SELECT id, max(source) AS source, max(unit_price) AS unit_price, sum(quantity) AS quantity,
        sum(amount) AS amount
@@ -75,9 +75,9 @@ def void_note_charges(connection: Connection, note_id: int) -> None:
 def credit_charges(
     connection: Connection, note_id: int, line: int, corrected: tuple[int, int], amount: Decimal | None
 ) -> Decimal | None:
-    """Credit what is left of a line's charges (None), or an amount of them; return the amount credited.
+    """Refund the rest of a line's charges (`amount` None), or an amount of them; return the refunded amount.
 
-    None if no charge is stored behind the line, as of invoices older than charges.
+    None if no charge is stored for the line, as for invoices older than charges.
     """
     invoice_id, position = corrected
     behind = connection.execute(_BEHIND, {"invoice": invoice_id, "line": position}).all()
@@ -95,9 +95,9 @@ def credit_charges(
 
 
 def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
-    """Return credits beyond the balance that go with a part of their price; of all else it is money alone.
+    """Return the postpaid credits that a refund of `amount` takes back from each charge; 0 for other charges.
 
-    The payer of the rest gets the credits that it is the price of, a part of one as a whole one.
+    The payer keeps the credits that the rest of the price pays for, rounded up.
     """
     back = [Decimal(0)] * len(behind)
     if behind[0].source != DEBT:
@@ -121,8 +121,8 @@ _COLUMNS = (
     " source_id, fact, tenant_id, service_id, place"
 )
 
-# Tokens beyond a plan, at the end of a cycle or of a plan within it, or so far: those of the span, but for
-# what earlier spans of the cycle were beyond theirs. A recharge takes back what was charged while it ran.
+# Tokens beyond a plan, at the end of a cycle or of a plan within it, or so far: those of the span, less the
+# excess of earlier spans of the cycle. A recharge takes back the charges made while it ran.
 OVERAGES = """
 SELECT organization_id, 'overage' AS kind, date_trunc('day', began, 'UTC') AS period_start,
        date_trunc('day', greatest(began, ended), 'UTC') + interval '1 day' AS period_end,
@@ -151,26 +151,26 @@ SELECT a.organization_id, 'credits_purchased' AS kind,
        format('addition:%s', a.id) AS fact, NULL::bigint AS tenant_id, NULL::bigint AS service_id,
        NULL::bigint AS place
   FROM credit_addition AS a JOIN organization AS g ON g.id = a.organization_id"""
-# Credits that were sold, or taken back, once the account has them: whatever their date.
+# Credits that were sold, or taken back, once the account has them, regardless of their date.
 PURCHASES = f"""{_PURCHASE}
   JOIN credit_posting AS p ON p.credit_addition_id = a.id
  WHERE p.kind = 'addition' AND a.category = 'paid' AND a.unit_cost IS NOT NULL AND {{which}}
    AND NOT EXISTS (SELECT FROM charge AS c WHERE c.fact = format('addition:%s', a.id))"""
-# Credits that wait for their payment are owed before the account has them.
+# Prepaid credits are charged before the account has them.
 PREPAID = f"{_PURCHASE}\n WHERE a.invoicing = 'prepaid' AND a.id = :addition"
 _OF_DAY = (
     "u.tenant_id = t.tenant_id AND u.day = t.day AND u.service_id = t.service_id"
     " AND u.unit_price = t.unit_price"
 )
-# Where the roll-ups of units have more than there are charges of, by the day that they came on.
+# Days on which the roll-ups have more units than are charged.
 DUE_USES = """
 (SELECT tenant_id, day, service_id, unit_price FROM usage_tier
   WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity
   UNION
  SELECT tenant_id, day, service_id, unit_price FROM usage_told
   WHERE organization_id = ANY(cast(:organizations AS bigint[])) AND quantity <> charged_quantity)"""
-# Units at a price by the day of their supply: of a day those that came on it, but for those that were told of
-# another one; these are of that. A correction has the source of its charge.
+# Units at a price by the day of their supply: those counted on a day, unless they were reported for another
+# one. A correction has the source of its charge.
 USES = f"""
 SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE 'UTC' AS period_start,
        (u.supplied_on + 1)::timestamp AT TIME ZONE 'UTC' AS period_end, u.quantity, u.unit_price,
@@ -199,7 +199,7 @@ SELECT u.organization_id, 'usage' AS kind, u.supplied_on::timestamp AT TIME ZONE
        ) AS u JOIN organization AS g ON g.id = u.organization_id
  WHERE u.quantity <> 0"""  # noqa: S608  # our own words
 
-# Credits of a day used beyond the balance at a price, as far as there are more of them than charges say.
+# Credits of a day used beyond the balance at a price, as far as they exceed those already charged.
 DEBTS = """
 SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME ZONE 'UTC' AS period_start,
        (d.day + 1)::timestamp AT TIME ZONE 'UTC' AS period_end,
@@ -213,7 +213,7 @@ SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME Z
 
 
 def insert_of(select: str) -> str:
-    """Return the statement that writes the rows of another one, in the order of supply."""
+    """Return the SQL that stores the rows of this SELECT as charges, in the order of supply."""
     return (
         f"INSERT INTO charge ({_COLUMNS}) {select}"
         " ORDER BY organization_id, period_start, tenant_id, service_id, place, fact"
@@ -222,13 +222,13 @@ def insert_of(select: str) -> str:
 
 
 def driver_level(statement: str, which: str) -> str:
-    """Return the statement as the driver takes it, of those rows."""
+    """Return the SQL for the driver without SQLAlchemy, with the condition `which`."""
     return statement.replace("%", "%%").format(which=which)
 
 
 NOTHING_THAT_RUNS = datetime(1, 1, 2, tzinfo=UTC)
 ALL_THAT_RUNS = datetime(9999, 12, 30, tzinfo=UTC)
-# How long a statement may take that charges or invoices one organization, and many, who are then tried one by
+# Seconds that a statement for one organization may take, and one for many, which on a timeout follow one by
 # one. Meanwhile the flush of their partition waits.
 STATEMENT_S_MAX, STATEMENT_OF_MANY_S_MAX = 10.0, 5.0
 
@@ -251,7 +251,7 @@ _OF = {
 }
 _READ = {name: text(select) for name, select in _OF.items()}
 _WRITE = [text(insert_of(_OF["overages"])), text(insert_of(_OF["purchases"]))]
-# The roll-ups say how much of them is charged: marked and charged by one statement.
+# The roll-ups store how much of them is charged: one statement updates them and stores the charges.
 _WRITE_USES = text(f"""
 WITH due AS (
     SELECT t.tenant_id, t.day, t.service_id, t.unit_price
@@ -266,7 +266,7 @@ WITH due AS (
        AND u.unit_price = due.unit_price
 )
 SELECT count(*) FROM due""")  # noqa: S608  # our own words
-# Allocation of debt is held off meanwhile.
+# Allocation of debt is locked meanwhile.
 _WRITE_DEBTS = text(f"""
 WITH made AS ({insert_of(DEBTS)})
 UPDATE credit_debt SET charged_quantity = quantity, charges = charges + 1
@@ -288,7 +288,7 @@ def hold(connection: Connection, organization_id: int) -> None:
 
 
 def hold_free(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
-    """Hold those that nobody else charges or invoices now; answers which they are."""
+    """Lock the organizations that no other transaction charges or invoices; return the locked ones."""
     found = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
     return sorted(found.scalars())
 
@@ -301,12 +301,12 @@ def accrue(
     today: date,
     running: datetime = NOTHING_THAT_RUNS,
 ) -> None:
-    """Charge all that is known: fees of the days up to `until` (not included), and use.
+    """Charge everything billable: fees of days before `until`, and use.
 
-    In advance, cycles that have begun today are charged whole. Tokens of a cycle that runs are charged
-    where the last of them were used before `running`, and the rest of a minimum once its cycle is over.
-    The caller holds the organizations, then the flushes of their partitions. From now on a statement of
-    the transaction is bounded: `StoreTimeout`.
+    Under billing in advance, cycles that have begun `today` are charged whole. Tokens of a running cycle are
+    charged if the last use was before `running`, and the shortfall to a minimum once its cycle is over. The
+    caller has locked the organizations, then the flushes of their partitions. Each later statement of the
+    transaction has a time limit: `StoreTimeout`.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _here(connection, organization_ids, running)
@@ -316,7 +316,7 @@ def accrue(
     rows = proration.fee_rows_of(connection, organization_ids)
     _write_fees(connection, rows, until, today)
     give_back(connection, organization_ids)
-    # Charge what plans that ended owe for tokens, as far as it is known what was used.
+    # Charge tokens of ended plans once their use is known.
     for organization_id in proration.waiting_early_uses(connection, organization_ids):
         while ends := proration.owed_early_use(connection, organization_id):
             _settle_ends(connection, organization_id, ends)
@@ -331,9 +331,9 @@ def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[in
 
 
 def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyUseReport]) -> None:
-    """Charge what is told of plans that ended, by organization and tenants: tokens beyond, or used ahead.
+    """Charge reported use of ended plans, by organization and tenant: excess tokens, and tokens used ahead.
 
-    The caller holds what `accrue` needs held.
+    The caller holds the same locks as for `accrue`.
     """
     connection.execute(_WRITE[0], _here(connection, list(told), NOTHING_THAT_RUNS))
     for organization_id in sorted(told):
@@ -342,20 +342,21 @@ def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyU
 
 
 def accrue_fees(connection: Connection, organization_id: int, today: date) -> None:
-    """Charge the days of its segments that are over, or in advance begun, and give back those they lost."""
+    """Charge the fees of an organization's days up to `today`, and refund those of days that segments lost.
+    """
     hold(connection, organization_id)
     _write_fees(connection, proration.fee_rows_of(connection, [organization_id]), today, today)
     give_back(connection, [organization_id])
 
 
 def accrue_moved(connection: Connection, organization_id: int, since: date) -> None:
-    """Charge, or give back, what ends of plans come to by days and plans that are others since a day."""
+    """Charge, or refund, the use of ended plans whose days or plan changed since a day."""
     hold(connection, organization_id)
     _settle_ends(connection, organization_id, proration.moved_early_use(connection, organization_id, since))
 
 
 def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Return the fees of days that segments lost, whatever was charged or returned for them before."""
+    """Refund the fees of days that subscription segments lost."""
     proration.add_fees(connection, proration.lost_fees(connection, organization_ids), "returned")
 
 
@@ -426,7 +427,9 @@ def _not_over(segments: Iterable[Any]) -> list[Any]:
 def _missing(
     connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[SupplyCharge]]
 ) -> list[NamedCharge]:
-    """Return what organizations that have agreed on a minimum miss of it; `more` is not written yet."""
+    """Return charges for organizations that stay below their agreed minimum; `more` are charges not yet
+    stored.
+    """
     agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
     return [
         NamedCharge(organization_id, fact, charge)
@@ -441,8 +444,8 @@ def _missing(
 
 # Days that are over; in advance also today, whose cycle has begun.
 _BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"
-# Units that were used, credits beyond the balance, days that are over or were lost, and plans that ended.
-# Tokens beyond plans, and credits that were sold, are charged when they are stored.
+# Used units, credits beyond the balance, days that are over or were lost, and ended plans. Tokens beyond
+# plans and sold credits are charged when they are stored.
 _DUE = text(f"""
 SELECT id FROM (
     SELECT organization_id AS id FROM usage_tier
@@ -463,7 +466,7 @@ SELECT id FROM (
 
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
-    """Return organizations with something to charge, in the order of their ids."""
+    """Return up to `count` ids of organizations with something to charge, in order, beyond the id `after`."""
     found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
     return list(found.scalars())
 
@@ -477,7 +480,7 @@ def charge_known(connection: Connection, organization_id: int, partition: int, t
 def charge_free(
     connection: Connection, organization_ids: Sequence[int], partition: int, today: date
 ) -> list[int]:
-    """Charge those organizations of a partition that nobody else charges or invoices; return the others."""
+    """Charge those organizations of a partition that no other transaction has locked; return the others."""
     held = hold_free(connection, organization_ids)
     if held:
         hold_flushes(connection, partition)
@@ -494,9 +497,9 @@ CHARGE_SUBJECT = Entity(
 )
 
 
-# What an organization owes and no invoice has: by kind, with what is known and not written yet.
+# An organization's charges without an invoice, stored or not, by kind.
 def read_unbilled(connection: Connection, organization_id: int, today: date) -> list[Row]:
-    """Return one row for each kind of unbilled charge; of a subscription, only days that are over."""
+    """Return one row for each kind of unbilled charge; fees only for days that are over."""
     pays = select(organization.c.currency).where(organization.c.id == organization_id)
     currency, ids = connection.execute(pays).scalar_one(), [organization_id]
     found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
@@ -506,7 +509,7 @@ def read_unbilled(connection: Connection, organization_id: int, today: date) -> 
 
 
 def read_waiting(connection: Connection, organization_id: int, until: date, today: date) -> list[Row]:
-    """Return what an invoice up to a day leaves for a later one, by kind and the day that it waits for."""
+    """Return the charges that an invoice up to `until` leaves for a later one, by kind and earliest day."""
     pays = select(organization.c.currency).where(organization.c.id == organization_id)
     currency, ids = connection.execute(pays).scalar_one(), [organization_id]
     found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
@@ -527,7 +530,7 @@ def read_waiting(connection: Connection, organization_id: int, until: date, toda
 
 
 def unbilled_in_words(rows: Iterable[Row]) -> str:
-    """Return the owed amounts, in words; empty where nothing is."""
+    """Return the unbilled amounts as text; "" if there are none."""
     return ", ".join(f"{row['currency']} {row['amount']} of {row['kind']}" for row in rows)
 
 

@@ -1,7 +1,7 @@
-"""Which additions paid for which uses, kept: pages of an account's movements in the order of their seq.
+"""Allocates credit uses to the credit additions that pay for them, in the order of the account's movements.
 
-An account is allocated by one keeper at a time. Allocations stay, except debt, which the next
-addition covers. A correction of the balance itself is nobody's use and pays for nothing.
+One keeper at a time allocates an account. Allocations never change, except debt, which the next addition
+covers. A correction of the balance itself is no use and is not allocated.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization 
 _PRICED = text("""
 SELECT DISTINCT organization_id FROM credit_price
  WHERE organization_id = ANY(cast(:organizations AS bigint[])) ORDER BY 1""")
-# The oldest is covered, so of a day the billed before the unbilled.
+# The oldest debt is covered first, so on one day billed debt before unbilled debt.
 _COVER_DEBT = text("""
 UPDATE credit_debt AS d SET open_quantity = d.open_quantity - n.quantity,
        quantity = d.billed_quantity + least(d.quantity - d.billed_quantity, d.open_quantity - n.quantity)
@@ -79,7 +79,7 @@ _BILLED = text("""
 SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM charge
  WHERE invoice_id = :invoice AND source = 'credit_debt'
    AND reason NOT IN ('void', 'credited', 'credit_void')""")
-# What an invoice billed, less what notes in force gave back.
+# The credits that an invoice billed, less those that valid credit notes refunded.
 _TO_GIVE = text("""
 SELECT coalesce(sum(quantity), 0)::bigint FROM (
     SELECT quantity FROM charge WHERE invoice_id = :invoice AND source = 'credit_debt'
@@ -92,26 +92,26 @@ SELECT coalesce(sum(quantity), 0)::bigint FROM (
 _GIVEN = text("""
 SELECT EXISTS (SELECT FROM credit_addition WHERE invoice_id = :invoice AND invoicing = 'postpaid')""")
 
-# A day, and what a credit cost on it.
+# A day, and the price of a credit on that day.
 Lot = tuple[date, Decimal]
 
 
 @dataclass(frozen=True, slots=True)
 class CreditPrices:
-    """What a credit beyond the balance cost since when, oldest first; None cost nothing."""
+    """The prices of credits beyond the balance and the times they begin, oldest first; None is free."""
 
     since: Sequence[datetime]
     costs: Sequence[Decimal | None]
 
     def lot_of(self, used_at: datetime) -> Lot | None:
-        """Return the day and price of debt that was made at a moment; None if it is free."""
+        """Return the day and price of debt for a use at this time; None if the debt is free."""
         place = bisect_right(self.since, used_at)
         cost = self.costs[place - 1] if place else None
         return None if cost is None else (used_at.astimezone(UTC).date(), cost)
 
 
 def keep_debt_price(change: EntityWrite, row: Row) -> None:
-    """Note what debt costs from now on, where the command's organization says another price than before."""
+    """Store the price of credits beyond the balance from now on, if the organization's row changes it."""
     before = None if change.before is None else change.before["credit_unit_cost"]
     cost = row["credit_unit_cost"]
     if cost != before:
@@ -124,7 +124,7 @@ def bill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
 
 
 def unbill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
-    """Note that invoices are void: what additions have covered meanwhile is owed no more."""
+    """Reverse the billing of debt by voided invoices; debt covered by additions meanwhile stays settled."""
     connection.execute(_UNBILL, {"invoices": list(invoice_ids)})
 
 
@@ -147,7 +147,7 @@ def give_credits(change: EntityWrite, invoice: Row) -> None:
 
 
 def require_unused_invoice(change: EntityWrite) -> None:
-    """Raise `Conflict` where the command's invoice gave its credits: owed again, they were given twice."""
+    """Raise `Conflict` if the payment of the command's invoice already added its credits."""
     if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
         raise Conflict("The credits it billed were given with its payment; write a credit note.")
 
@@ -202,7 +202,7 @@ WITH covered AS (
 DELETE FROM credit_allocation AS c
  WHERE c.organization_id = :organization AND c.credit_addition_id IS NULL
    AND c.seq = ANY(cast(:seqs AS bigint[])) AND c.seq NOT IN (SELECT seq FROM covered)""")
-# Which debt that costs something is covered.
+# The covered debt that has a price.
 _COVERED = text("""
 SELECT c.day, c.unit_cost, sum(k.n)::bigint AS amount FROM credit_allocation AS c
   JOIN unnest(cast(:seqs AS bigint[]), cast(:amounts AS bigint[])) AS k (s, n) ON k.s = c.seq
@@ -229,34 +229,34 @@ _EXPIRE = text("UPDATE credit_addition SET expiry_write_id = :id WHERE id = :add
 
 
 class Allocations:
-    """Credits paid and credits spent, brought together."""
+    """Allocates spent credits to additions, and expires additions."""
 
     def __init__(self, engine: AsyncEngine, *, movements_a_page: int = MOVEMENTS_A_PAGE) -> None:
         self._engine = engine
         self._movements_a_page = movements_a_page
 
     async def behind(self, count: int) -> Sequence[int]:
-        """Return organizations with movements that are not allocated yet."""
+        """Return up to `count` ids of organizations with movements that are not allocated yet."""
         async with self._engine.connect() as connection:
             return list((await connection.execute(BEHIND, {"n": count})).scalars())
 
     async def allocate(self, organization_id: int) -> bool:
-        """Allocate one page of an account; False where there is more."""
+        """Allocate one page of an account's movements; return False if more are left."""
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": organization_id})
             return await connection.run_sync(_allocate, organization_id, self._movements_a_page)
 
     async def expired(self, now_ms: int, count: int) -> Sequence[ExpiredGrant]:
-        """Return at most `count` additions whose expiry has come and is not yet booked."""
+        """Return up to `count` additions whose expiry has passed and is not yet booked."""
         now = moment_of(now_ms)
         async with self._engine.connect() as connection:
             rows = await connection.execute(EXPIRED, {"now": now, "n": count})
             return [ExpiredGrant(row.id, row.organization_id) for row in rows]
 
     async def expire(self, expired: ExpiredGrant, partition: int, seq: int) -> bool:
-        """Write the intent that takes what is left of an addition, once.
+        """Store, once, the control write that removes the rest of an expired addition.
 
-        `seq` is the account's last movement at a time after the expiry: False while it is not
+        `seq` is the account's last movement before the expiry. Return False while that movement is not
         allocated.
         """
         async with self._engine.begin() as connection:
@@ -276,7 +276,7 @@ class Allocations:
 
 
 def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Allocate all that is stored, where debt costs something; nobody else does until the commit."""
+    """Allocate all stored movements of organizations that pay for debt; others wait until the commit."""
     for organization_id in list(
         connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars()
     ):
@@ -286,9 +286,9 @@ def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]
 
 
 def allocate_late(connection: Connection, organization_id: int, seq: int) -> None:
-    """Allocate a movement that is stored after those that follow it were allocated.
+    """Allocate a movement that was stored after later ones were allocated.
 
-    One that is not reached yet comes with its page.
+    A movement that allocation has not reached yet is left for its page.
     """
     connection.execute(_LOCK, {"organization": organization_id})
     here: dict[str, Any] = {"organization": organization_id}
@@ -307,7 +307,7 @@ def _allocate(connection: Connection, organization_id: int, count: int) -> bool:
 
 
 def _bring_together(connection: Connection, page: dict[str, Any], given: dict[str, Any]) -> None:
-    """Allocate the movements of a page to what was given up to a seq."""
+    """Allocate the movements of a page to the additions made up to a sequence number."""
     movements = connection.execute(_MOVEMENTS, page).all()
     own = {row.addition for row in movements if row.amount > 0}
     grants = [
@@ -325,7 +325,7 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
     allocator, found = Allocator.resume(grants, [(row.seq, row.amount) for row in owed]), []
     for row in movements:
         if row.amount > 0:
-            # Credits that came with the payment of an invoice cover the use that it billed.
+            # Credits added by the payment of an invoice cover the use that it billed.
             debts = connection.execute(_BILLED, {"invoice": row.invoice}) if row.invoice else ()
             billed = {(debt.day, debt.unit_price) for debt in debts}
             first = {seq for seq, lot in billable.items() if lot in billed}
@@ -339,7 +339,7 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
 def _keep(
     connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
 ) -> None:
-    """Store which grant or lot paid for each movement; `lots` are those of new debt that costs money."""
+    """Store which addition or debt pays for each movement; `lots` are the days and prices of new debt."""
     sums, free = settled(found), (None, None)
     kept = [
         (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))
@@ -390,7 +390,7 @@ SELECT t.id, CASE WHEN p.overage_policy = 'bill' THEN
 
 
 class OveragePrices(NamedTuple):
-    """What a token beyond the plan and a credit beyond the balance cost; None: nothing."""
+    """The prices of a token beyond the plan and of a credit beyond the balance; None is free."""
 
     token: Decimal | None
     credit: Decimal | None
@@ -401,7 +401,7 @@ class OveragePrices(NamedTuple):
 
 
 def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int, credits_: int) -> None:
-    """Raise `Unprocessable` where one move of a tenant would be more than may be billed of it."""
+    """Raise `Unprocessable` if one movement of a tenant could cost more than a charge may."""
     if errors := prices_of(connection, tenant_id).too_much(tokens, credits_):
         raise Unprocessable(errors=tuple(errors))
 
@@ -411,6 +411,6 @@ def prices_of(connection: Connection, tenant_id: int) -> OveragePrices:
 
 
 def overage_prices(connection: Connection, tenant_ids: Collection[int]) -> dict[int, OveragePrices]:
-    """Return the prices of these tenants, by their ids."""
+    """Return the overage prices of these tenants, by tenant id."""
     rows = connection.execute(_OVERAGE_PRICES, {"tenants": list(tenant_ids)})
     return {row.id: OveragePrices(row.token, row.credit) for row in rows}

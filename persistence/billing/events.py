@@ -1,8 +1,9 @@
-"""Use that did not pass the gateway, taken in by events: each once by source and id, a control write each.
+"""Use outside of the gateway, reported by events: each is stored once, by source and id, with a control
+write.
 
-An accepted event is a row here, in the transaction that intends it. The counters then move as by a call,
-and ledgers, journal and charges follow. Tokens of a cycle that is over move no quota: they are owed where
-they are beyond its plan, and charged here.
+The transaction that stores an event stores its control write. The counters then move as by a call, and
+ledgers, journal and charges follow. Tokens of an ended cycle move no quota: the excess over its plan is
+charged here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from persistence.entity import Entity, EntityWrite, write_of
 from persistence.resources.catalogue import read_book
 from persistence.tables import use_event
 
-# By the values that name them: two of one value are enough to know that it is not clear.
+# Tenants by id or name: two matches suffice to know that a name is ambiguous.
 _TENANTS = """
 SELECT named.value, found.*
   FROM unnest(cast(:values AS {type}[])) AS named (value) CROSS JOIN LATERAL (
@@ -59,7 +60,7 @@ SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s
   LEFT JOIN business_model AS m ON m.id = n.business_model_id
  WHERE s.key = :key AND s.deleted_at IS NULL""")
 _KEPT = text("SELECT since FROM kept_since WHERE ledger = 'call'")
-# In an order of their own: two deliveries of the same, each in another order, never wait for each other.
+# In the order of ids, so that two deliveries of the same events in different orders cannot deadlock.
 _TAKE = text("""
 INSERT INTO use_event (teller, source, event_id, type, organization_id, tenant_id, service_id, request_id,
                        used_at, late_tokens, quota_tokens, actor)
@@ -67,10 +68,10 @@ SELECT teller, source, event_id, type, organization_id, tenant_id, service_id, r
        used_at, late_tokens, quota_tokens, actor
   FROM jsonb_populate_recordset(NULL::use_event, cast(:rows AS jsonb)) ORDER BY source, event_id
 ON CONFLICT (teller, source, event_id) DO NOTHING RETURNING request_id""")
-# By their control writes: those stay, whatever becomes of the events.
+# By their control writes, which are kept even if events are deleted.
 _KNOWN = text("SELECT id, account FROM control_write WHERE verb = 'use' AND id = ANY(:ids)")
 
-# Tells for any organization.
+# The teller that may report for any organization.
 EVERYBODYS = 0
 
 
@@ -88,16 +89,16 @@ class _Tenant:
 
 @dataclass(slots=True)
 class _Batch:
-    """What one request takes in; what its events ask for is read once for all of them."""
+    """The events of one request, with everything that their checks need, read once."""
 
     change: EntityWrite
     kept_since: datetime | None
-    # Who each subject is, or why nobody.
+    # The tenant of each subject, or why there is none.
     tenants: Mapping[str, _Tenant | Unacceptable]
-    # Accounts of control writes that are there already, by what may be events' ids.
+    # Accounts of stored control writes, by their ids.
     known: Mapping[UUID, str]
     prices: PriceBook
-    # Uses in the cycle that runs; those whose debt goes on; those at which a plan was in force.
+    # Uses in the running cycle; uses whose debt is carried on; uses while a plan was in force.
     current: set[Use] = field(default_factory=set)
     carried: set[Use] = field(default_factory=set)
     borne: set[Use] = field(default_factory=set)
@@ -110,7 +111,9 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _SentEvent:
-    """An event as it was sent: its time, and the ids of its teller, of staff and of its organization."""
+    """An event as received: its body, its time, and its ids as reported by the sender, staff and its
+    organization.
+    """
 
     said: Mapping[str, Any]
     at: datetime
@@ -119,7 +122,7 @@ class _SentEvent:
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedEvent:
-    """An event that may be taken in: its row, and its control write. An earlier plan may owe for it."""
+    """A valid event: its row and its control write. `owes`: an earlier plan may charge it."""
 
     request_id: UUID
     tenant: _Tenant
@@ -130,9 +133,9 @@ class _AcceptedEvent:
 
 
 def take(change: EntityWrite) -> Row:
-    """Store a batch of events; return how many were accepted, how many known, and why others were refused.
+    """Store a batch of events; return the numbers of accepted and known events, and why others were refused.
 
-    `Unprocessable` if all are refused, so a client that reads only the status misses none.
+    Raise `Unprocessable` if all are refused, for clients that read only the status.
     """
     sent = change.command.values["events"]
     assert isinstance(sent, list)
@@ -162,7 +165,7 @@ def take(change: EntityWrite) -> Row:
 
 
 def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_Batch, list[_SentEvent]]:
-    """Return a batch with all that its events ask for, and the events."""
+    """Return the batch with the data that its events need, and the events."""
     connection, now = change.connection, change.now
     tenants = _look_up(connection, {event["subject"] for event in events_}, change.within)
     begun = [_SentEvent(event, event.get("time") or now, _ids(change, event, tenants)) for event in events_]
@@ -177,7 +180,7 @@ def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_
 
 
 def _read_cycles(batch: _Batch, begun: Sequence[_SentEvent]) -> None:
-    """Read of all uses in which cycle they are, and of those in none that runs what else is asked."""
+    """Read for all uses whether their cycle is running; for others, whether debt or a plan applies."""
     uses: dict[Use, _Tenant] = {}
     for one in begun:
         tenant = batch.tenants[one.said["subject"]]
@@ -193,7 +196,7 @@ def _read_cycles(batch: _Batch, begun: Sequence[_SentEvent]) -> None:
 def _ids(
     change: EntityWrite, event: Mapping[str, Any], tenants: Mapping[str, _Tenant | Unacceptable]
 ) -> tuple[UUID, UUID, UUID]:
-    """Return the ids of an event: as its teller names it, as staff does, as its organization does."""
+    """Return the ids of an event as reported by the sender, by staff, and by its organization."""
     tenant = tenants[event["subject"]]
     owner = tenant.organization_id if isinstance(tenant, _Tenant) else EVERYBODYS
     own, staff = change.within or EVERYBODYS, EVERYBODYS
@@ -209,8 +212,8 @@ def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row
 
 
 def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
-    """Return what an event moves, None where it was taken before, whatever it says now."""
-    # Who tells it names it, together with the source: nobody takes another organization's names.
+    """Validate an event and return its row and control write; None if the event was stored before."""
+    # The id includes the reporting organization, so that no organization can use up another one's ids.
     event, at, request_id = one.said, one.at, one.ids[0]
     teller = batch.change.within or EVERYBODYS
     if _is_known(batch, one, teller):
@@ -227,7 +230,7 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
     price = None
     if told.model and told.is_counted:
         price = batch.prices.vector(told.model, tenant.currency, told.at_ms)
-    # A debt that is carried on counts in any cycle.
+    # Debt that is carried on counts in any cycle.
     use = (tenant.id, at)
     runs = not service.counts_tokens or use in batch.current or use in batch.carried
     free = service.meter not in {CONSUMPTION, PAY_PER_USE} and not (runs and tenant.has_plan)
@@ -238,7 +241,7 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
     for _, why in tenant.beyond.too_much(moved.weighed if service.counts_tokens else 0, moved.credits):
         raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
     late = moved.weighed if service.counts_tokens and not runs else 0
-    # A plan that was in force before has it too, where it was used by that one.
+    # An earlier plan counts the use as well if it was in force then.
     quota = moved.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
     row = {
         "teller": teller, "source": event["source"], "event_id": event["id"], "type": event["type"],
@@ -246,7 +249,7 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
         "request_id": str(request_id), "used_at": at.isoformat(), "late_tokens": late, "quota_tokens": quota,
         "actor": batch.change.command.actor.scope,
     }  # fmt: skip
-    # Its id is the call's, so the call's row in a ledger makes it done.
+    # The control write has the call's id, so the call's ledger row marks it as done.
     account, partition = (
         f"organization:{tenant.organization_id}",
         batch.change.partition_of(tenant.organization_id),
@@ -274,7 +277,7 @@ def _check_time(batch: _Batch, at: datetime) -> None:
 def _look_up(
     connection: Connection, subjects: Collection[str], within: int | None
 ) -> dict[str, _Tenant | Unacceptable]:
-    """Return who each of these subjects is, or why nobody."""
+    """Return the tenant of each subject, or why there is none."""
     meant = {subject: _meant(subject) for subject in subjects}
     rows: dict[tuple[str, int | str], list[Any]] = {}
     for (kind, of), statement in _BY.items():
@@ -290,7 +293,9 @@ def _look_up(
 
 
 def _meant(subject: str) -> tuple[tuple[str, ...], int | str]:
-    """Return the kinds of `tenant:7`, `organization:3`, `7` or a name of either, and the id or name."""
+    """Parse a subject such as `tenant:7`, `organization:3`, `7` or a name: its possible kinds, and the id or
+    name.
+    """
     kind, _, name = subject.partition(":")
     kinds: tuple[str, ...] = (kind,)
     if kind not in _KINDS or not name:
@@ -303,7 +308,7 @@ def _meant(subject: str) -> tuple[tuple[str, ...], int | str]:
 def _one_of(
     ways: Sequence[tuple[str, int | str, Sequence[Any]]], beyond: Mapping[int, OveragePrices]
 ) -> _Tenant | Unacceptable:
-    """Return the one tenant that the first of these ways finds, or why there is none."""
+    """Return the tenant of the first lookup that finds one, or why there is none."""
     for kind, name, found in ways:
         if len(found) > 1:
             return Unacceptable("subject", f"is more than one tenant; say tenant:ID of one of {kind} {name}")
@@ -331,7 +336,7 @@ def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
 
 
 def service_of(connection: Connection, organization_id: int, key: str) -> Service | None:
-    """Return a service as an organization has it, None where there is none."""
+    """Return a service with an organization's negotiated terms; None if it does not exist."""
     row = connection.execute(_SERVICE, {"organization": organization_id, "key": key}).first()
     if row is None:
         return None
@@ -357,7 +362,7 @@ def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
 
 
 def _charge_late(batch: _Batch, taken: Sequence[_AcceptedEvent]) -> None:
-    """Charge what events tell of cycles that are over: organizations are held, then partitions, in order."""
+    """Charge the reported use of ended cycles; lock organizations, then partitions, in order."""
     change = batch.change
     since: dict[int, dict[int, datetime]] = {}  # by organization and tenant
     for one in taken:

@@ -1,4 +1,4 @@
-"""Reports for finance, read from invoices, charges and payments: as of a moment, or month by month."""
+"""Finance reports, read from invoices, charges and payments: as of a moment, or month by month."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ from persistence.billing.payments import rest_before
 # what it earned and what it has deferred come to what it was sold for, at each moment.
 
 
-# Money that comes in with the same tick of the clock as the invoice is given up is still an entry of
-# `receivables`.
+# A payment at the same microsecond as the write-off of its invoice is still an entry of `receivables`.
 _GIVEN_UP = "i.uncollectible_at + interval '1 microsecond'"
-# Where the credit of a note `i` stands, and an invoice `d` as some of it is applied.
+# The accounts of the credit of a note `i`, and of an invoice `d` to which some of it is applied.
 _CREDIT = """CASE WHEN (SELECT o.uncollectible_at FROM invoice AS o WHERE o.id = i.corrects_id)
                        < i.finalized_at THEN 'bad_debt' ELSE 'receivables' END"""
 _DUE = "CASE WHEN d.uncollectible_at < a.created_at THEN 'bad_debt' ELSE 'receivables' END"
-# When a charge `c` is entered.
+# The time of entry of a charge `c`.
 ENTERED = """CASE WHEN c.source = 'credit_addition' AND c.reason <> 'fact' OR c.reason = 'reissued'
                   THEN c.created_at ELSE entered_at(c.created_at, c.period_end) END"""
-# Charges that are entries. Of an invoice from before there were charges, its lines are the entry.
+# Charges that are entries. For invoices older than charges, the lines are the entries.
 CHARGED = f"""
     SELECT c.*, c.created_at < c.period_start AS is_ahead, {ENTERED} AS at
       FROM charge AS c
@@ -60,9 +59,9 @@ _DOCUMENTS = """
        AND (cast(:currency AS text) IS NULL OR i.currency = :currency)"""
 # Makes a quotient so exact that rounding it is rounding the fraction.
 _WIDE = "1." + 30 * "0"
-# An entry is a month and its grace older than its row at most.
+# An entry is older than its row by a month and its grace period at most.
 KNOWN_BY = "cast(:until AS timestamptz) + interval '33 days'"
-# What becomes of prepaid credits of addition `a` before they are in force, and that they are.
+# The payments and notes for prepaid credits of addition `a` before they are in force, and that event.
 _WAITED = """
     SELECT 'payment' AS source, p.id AS source_id, p.created_at AS at, p.amount AS paid, 0 AS noted,
            0 AS given, p.reference AS said
@@ -86,11 +85,11 @@ def _day_of(moment: str) -> str:
 
 
 def moves_of(additions: str) -> str:
-    """Return what moved additions `a` until a moment, and by how much what is deferred, unpaid and earned of
-    each.
+    """Return SQL for the movements of the additions `a` until a moment, and for the resulting changes of the
+    deferred, unpaid and earned parts of their price.
 
-    Nobody has to pay for prepaid credits before they are in force: until then the paid part of their price
-    is deferred, and the rest is unpaid. Of what is deferred as much is left as of the credits.
+    Prepaid credits need not be paid before they are in force: until then the paid part of their price is
+    deferred, and the rest is unpaid. The deferred part shrinks in proportion to the remaining credits.
     """
     return f"""
     WITH event AS (
@@ -211,10 +210,10 @@ SELECT g.source || ':' || g.source_id AS entry_id, g.at, g.organization_id, o.na
        g.account, g.amount, g.currency, g.source, g.source_id, g.invoice_id, i.number, g.said
   FROM ({_LEGS}) AS g JOIN organization AS o ON o.id = g.organization_id
   LEFT JOIN invoice AS i ON i.id = g.invoice_id"""  # noqa: S608  # our own words
-# In the order of time; an entry's legs together, debits first. No two legs have the same place.
+# In the order of time; an entry's legs together, debits first. No two legs have the same position.
 _PLACE = "g.at, g.source, g.source_id, g.amount < 0, g.account"
 ENTRIES = f"{_ENTRIES}\n ORDER BY {_PLACE}"
-# The legs behind a place: what was before its moment is not read again, since `since` is that moment.
+# The legs beyond a position; `since` is its time, so that earlier legs are not read again.
 ENTRIES_AFTER = f"""{_ENTRIES}
  WHERE ({_PLACE}) > (:since, :source, :source_id, :is_credit, :account)
  ORDER BY {_PLACE} LIMIT :rows"""
@@ -255,8 +254,8 @@ SELECT d.organization_id, o.name AS organization, d.currency, count(*) FILTER (W
   FROM (SELECT organization_id, currency, coalesce(given_up, false) AS given_up, days, rest FROM due) AS d
   JOIN organization AS o ON o.id = d.organization_id
  WHERE d.rest <> 0 GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # noqa: S608  # our own words
-# Charges that no final invoice had, those of one that was made final later, too. What a void invoice owes
-# again is unbilled from then on; what takes its charges back is on it.
+# Charges on no final invoice at that time. The charges of a voided invoice are unbilled again from then on;
+# the rows that reverse them belong to it.
 _NOT_BILLED = f"""
 SELECT i.* FROM (SELECT *, {ENTERED} AS at FROM charge AS c
                   WHERE c.invoice_id IS NULL AND c.created_at < {KNOWN_BY}) AS i WHERE i.at < :until {_OF}
@@ -300,8 +299,8 @@ SELECT p.organization_id, o.name AS organization, p.currency, coalesce(sum(invoi
  GROUP BY 1, 2, 3 ORDER BY 1, 3""")  # noqa: S608  # our own words
 _SOME_LEFT = """(a.spent < a.credits_added OR EXISTS (
     SELECT FROM credit_drawdown AS n WHERE n.credit_addition_id = a.id AND n.day >= :day))"""
-# Charged ahead of its supply, whether an invoice has it or not, with what takes it back; and what additions
-# of credits have not earned by then.
+# Charges ahead of their supply, invoiced or not, with their reversals; and the part of credit additions that
+# is not earned by then.
 _DEFERRED = text(f"""
 SELECT c.organization_id, o.name AS organization, c.currency,
        date_trunc('month', c.period_start, 'UTC') AS month, c.kind, sum(c.amount) AS amount
@@ -313,7 +312,7 @@ SELECT m.organization_id, o.name, m.currency, NULL, 'credits_purchased', trim_sc
   FROM ({moves_of(_SOME_LEFT)}) AS m
   JOIN organization AS o ON o.id = m.organization_id GROUP BY 1, 2, 3 HAVING sum(m.deferred) <> 0
  ORDER BY 4 NULLS LAST, 1, 3, 5""")  # noqa: S608  # our own words
-# Lines with what they are taxed by: as the line says, else as its document's one line of tax does.
+# Lines with their tax rate: the line's, else that of the document's only tax line.
 _TAXED = f"""
 SELECT i.id, i.organization_id, o.name AS organization, i.currency, i.at, i.sign, l.kind = 'tax' AS is_tax,
        l.amount, coalesce(l.tax_rate, (
@@ -344,12 +343,12 @@ Reader = Callable[[Connection, ReportPeriod], list[Row]]
 def read_report(
     connection: Connection, report: str, asked: ReportPeriod, after: int, rows_max: int
 ) -> Sequence[Row]:
-    """Return some rows of a report that is no ledger, in its order, behind so many."""
+    """Return up to `rows_max` rows of a finance report, without the first `after` rows."""
     return _REPORTS[report](connection, asked)[after : after + rows_max]
 
 
 def ledger(connection: Connection, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
-    """Return some legs of entries, in the order of the ledger, behind a place."""
+    """Return up to `rows_max` legs of the journal, in order, beyond a position."""
     here = _values(asked) | after._asdict() | {"since": after.at, "rows": rows_max}
     return [dict(row) for row in connection.execute(text(ENTRIES_AFTER), here).mappings()]
 
@@ -419,7 +418,7 @@ def _documents(rows: Any) -> Iterator[list[Any]]:
 
 
 def _of_document(lines: Sequence[Any], currency: str) -> Iterator[tuple[Decimal, date, Decimal, Decimal]]:
-    """Rate, month, net and tax of a document, each pair once."""
+    """Yield rate, month, net and tax of a document, once for each rate and month."""
     nets: dict[Decimal, dict[date, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
     taxes: dict[Decimal, Decimal] = defaultdict(Decimal)
     for line in lines:

@@ -1,8 +1,8 @@
-"""Invoices gather charges: lines of drafts, and what finalizing takes. Of one organization or many, by the
-same statements.
+"""Invoices from charges: the lines of drafts, and finalizing. One organization or many use the same
+statements.
 
-The caller holds the organizations and, to finalize, the flushes of their partitions. A number is what others
-wait for, so it is taken behind everything else.
+The caller has locked the organizations and, to finalize, the flushes of their partitions. Invoice numbers
+block other transactions, so they are assigned last.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ from persistence.tables import (
 )
 
 
-# How an invoice is read: with its lines, every amount in the decimals of its currency.
+# The query for invoices: with their lines, every amount in the decimals of its currency.
 def _branch(digits: int) -> str:
     codes = " ".join(code for code, its in MINOR_DIGITS.items() if its == digits)
     return f"WHEN strpos('{codes}', {{currency}}) > 0 THEN {digits}"
 
 
-# In words of its own, without parameters: of the whole list the driver would read a thousand for an invoice,
-# and a statement that is longer than it remembers it takes apart each time.
+# Literal SQL without parameters: the whole list would be a thousand parameters for an invoice, and the driver
+# does not cache the parsing of such a long statement.
 _DIGITS = " ".join(
     (
         "CASE",
@@ -103,7 +103,7 @@ def money(amount: ColumnElement[Any], currency: ColumnElement[Any]) -> ColumnEle
     return func.round(amount, literal_column(_DIGITS.format(currency=currency)))
 
 
-# Of an invoice they are asked once.
+# Computed once for each invoice.
 _minor = (
     select(literal_column(_DIGITS.format(currency=invoice.c.currency), Integer).label("digits"))
     .correlate(invoice)
@@ -134,8 +134,8 @@ _lines = (
 _tax = select(func.coalesce(func.sum(_of.amount), 0)).where(_of_invoice, _of.kind == "tax").scalar_subquery()
 
 
-# Money that came in for an invoice; credit of notes that was applied to it; what both leave to pay. Of a note
-# all three are below zero: what was paid back, what of it was applied, its open credit.
+# Payments of an invoice; credit of notes that was applied to it; the amount still to pay. Of a note all three
+# are negative: the money paid back, the applied credit, the open credit.
 def _sum(amount: ColumnElement[Any], *where: ColumnElement[bool]) -> Any:
     return select(func.coalesce(func.sum(amount), 0)).where(*where).correlate(invoice).scalar_subquery()
 
@@ -146,7 +146,7 @@ APPLIED = _sum(_applied.amount, _applied.invoice_id == invoice.c.id) - _sum(
     _applied.amount, _applied.note_id == invoice.c.id
 )
 REST = invoice.c.total_amount - PAID - APPLIED
-# As it became final: what its documents say.
+# The credit applied when it was finalized, as its documents state.
 _prepaid = _sum(
     _applied.amount, _applied.invoice_id == invoice.c.id, _applied.created_at == invoice.c.finalized_at
 )
@@ -179,12 +179,13 @@ LINES = (
     .limit(bindparam("rows"))
 )
 
-# Invoices as lists and pages show them: of thousands of lines, none; `LINES` reads some of them.
+# Invoices for lists and pages, without their possibly thousands of lines; `LINES` reads some of those.
 INVOICE_HEADS = Entity(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))
 
 
 def rest_of(connection: Connection, invoice_id: int) -> Decimal:
-    """Return what payments and credit leave to pay of an invoice; of a note, below zero, its open credit."""
+    """Return the amount still to pay of an invoice; of a credit note its open credit, as a negative amount.
+    """
     rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
     return rest
 
@@ -192,8 +193,8 @@ def rest_of(connection: Connection, invoice_id: int) -> Decimal:
 # Copies in an invoice besides its lines: seller, buyer, terms, and the invoices it corrects.
 
 _CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
-# The invoices that billed what charges of this one give back: the same supply, or the latest of the kind.
-# Both are found by sorting the organization's charges of these kinds: no charge is compared with each other.
+# The invoices that billed the supplies that this one refunds: the same supply, or the latest of the kind.
+# Both are found by sorting the organization's charges of these kinds, not by comparing all pairs.
 _GIVEN_BACK = text("""
 WITH charged AS (
     SELECT c.kind, i.number, i.finalized_at, c.invoice_id = :id AS back,
@@ -225,7 +226,7 @@ def document_of(
 
 
 def copy_document(change: EntityWrite, row: Row) -> Document:
-    """Copy into a credit note what is true of it now; its due date is a column of its own."""
+    """Copy the current data of issuer and customer into a credit note; the due date is a column."""
     of = organization.c
     parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
     found = select(of.id, of.name, *parts)
@@ -240,7 +241,7 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
 
 
 def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]:
-    """Return the invoices that a note gives something back of."""
+    """Return references to the invoices that a note corrects."""
     if row["corrects_id"] is not None:
         found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
@@ -267,7 +268,9 @@ UPDATE invoice AS i SET status = 'finalized', number = n.number, finalized_at = 
 
 
 class Draft(NamedTuple):
-    """An invoice that is no number yet: whose it is, its days (the last not included), its one source."""
+    """An invoice without a number: its organization, its days (`until` excluded), and its source if it has
+    only one.
+    """
 
     invoice_id: int
     organization_id: int
@@ -283,7 +286,7 @@ class DraftWithLines(NamedTuple):
     kind: str
     document: Document
     known: InvoiceInputs
-    # Why not all that is owed is on it; empty where it is.
+    # Why some charges are not on it; "" if all are.
     left: str = ""
 
 
@@ -298,7 +301,7 @@ class Final(NamedTuple):
 def of_source(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
 ) -> dict[int, ChargeSplit]:
-    """Return what one source owes that no invoice has, by organization; whose owes nothing is left out."""
+    """Return the unbilled charges of one source, by organization; those without any are left out."""
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
     taken = _taken(connection, known(connection, ids, until, today), until, only)
@@ -306,7 +309,7 @@ def of_source(
 
 
 def days_of(taken: Sequence[SupplyCharge]) -> tuple[date, date]:
-    """Return the days that an invoice of charges is of, the last not included: it is in nobody's way."""
+    """Return the first day of an invoice's charges, and the day after the last one."""
     ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
     return min(each.day for each in taken), ends
 
@@ -323,8 +326,9 @@ def draw_draft(
 def take_charges(
     connection: Connection, letterhead: Letterhead, today: date, drafts: Sequence[Draft]
 ) -> list[DraftWithLines]:
-    """Charge all that is known, and make drafts' lines of their charges from now on; `have` lets it have
-    them.
+    """Store all billable charges, and replace the drafts' lines by lines of these charges.
+
+    Only `have_draft` assigns the charges to the drafts.
     """
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
@@ -333,7 +337,9 @@ def take_charges(
 
 
 def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
-    """Raise `Unprocessable` if a draft must not become final as drawn; `UnseenLetters` if unknown."""
+    """Raise `Unprocessable` if a draft must not become final as drawn; `UnseenLetters` if its letters are
+    not checked yet.
+    """
     if drawn.left and not drawn.bill.lines:
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
     said = [line.description for line in drawn.bill.lines]
@@ -341,7 +347,7 @@ def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
 
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
-    """Assign to drafts the charges that they gathered, so that only their completion is left."""
+    """Assign to the drafts the charges that they collected, so that only `finish_final` is left."""
     of = [each.draft.invoice_id for each in drawn]
     charges.bill(
         connection,
@@ -359,7 +365,7 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
         covers = invoice_lines.covers_of(connection, since)
     for each in drawn:
         if each.kind == CREDIT_NOTE:
-            # Copy into a credit note which invoices billed what it gives back: known once it has its charges.
+            # A credit note names the invoices that it corrects, known once its charges are assigned.
             row = {"id": each.draft.invoice_id, "corrects_id": None}
             named = replace(each.document, corrects=tuple(corrected_by(connection, row)))
             connection.execute(
@@ -377,10 +383,7 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
 def finish_final(
     connection: Connection, letterhead: Letterhead, now: datetime, finals: Sequence[Final]
 ) -> list[str | None]:
-    """Number these drafts in order: from now on nothing changes them.
-
-    Returns the payment status of each.
-    """
+    """Assign numbers to these drafts in order and make them final; return the payment status of each."""
     today = now.astimezone(UTC).date()
     due_dates: list[date | None] = []
     statuses: list[str | None] = []
@@ -424,7 +427,7 @@ def _taken(
 def _keep(
     connection: Connection, letterhead: Letterhead, drafts: Sequence[Draft], taken: Mapping[int, ChargeSplit]
 ) -> list[DraftWithLines]:
-    """Store the drafts' lines of charges, and state which charges are left for another invoice."""
+    """Store the drafts' lines of charges, and a text on the charges that are left for another invoice."""
     wanted = [
         InvoiceCharges(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
         for of in drafts
@@ -443,7 +446,7 @@ def _keep(
     connection.execute(_CLEAR, {"ids": list(bills)})
     totals = keep_lines(connection, {id_: made.lines for id_, made in bills.items()})
     drawn = [
-        # What gives back more than it bills is a credit note, of the invoices that billed it.
+        # An invoice with a negative total becomes a credit note of the invoices whose charges it refunds.
         DraftWithLines(
             each, bills[each.invoice_id], totals[each.invoice_id],
             CREDIT_NOTE if totals[each.invoice_id] < 0 else INVOICE,
@@ -474,9 +477,10 @@ DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
 def read_document(
     connection: Connection, invoice_id: int, kind: str, status: str, made: bytes = b""
 ) -> bytes | None:
-    """Read a document as it was made the first time; what is `made` is kept where nobody was first.
+    """Return the stored document of an invoice in a format and status; None if none is stored.
 
-    `StoreUnavailable` where it is no longer what was kept.
+    A document in `made` is stored first, unless one exists. Raise `StoreUnavailable` if the checksum does not
+    match.
     """
     if made:
         which = {"invoice_id": invoice_id, "format": kind, "status": status}
@@ -498,13 +502,14 @@ def read_document(
     return content
 
 
-# Which movements of an account an invoice bills: boxes of days and of seqs, found from what finals cover.
+# The movements of an account that an invoice bills: boxes of days and sequence numbers (seqs).
 #
-# An invoice takes, when it becomes final, the movements of its days up to a seq that no final invoice has.
-# One that is made void gives up what it took. So each movement has one final invoice at most, whatever was
-# made void and made again. Pure.
+# When an invoice becomes final, it takes the movements of its days, up to a seq, that no final invoice has.
+# A voided invoice releases them. So each movement belongs to at most one final invoice. Pure.
 class Cover(NamedTuple):
-    """What an invoice reaches of an account: days from `since` to `until` (not included), up to a seq."""
+    """The movements of an account that an invoice covers: days from `since` to `until` (excluded), up to the
+    seq `upto`.
+    """
 
     invoice_id: int
     since: datetime
@@ -515,7 +520,7 @@ class Cover(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Movements from `since` to `until` (not included) with a seq above `after`, up to `upto`."""
+    """Movements from `since` to `until` (excluded) with a seq above `after`, up to `upto`."""
 
     since: datetime
     until: datetime
@@ -523,12 +528,14 @@ class Box(NamedTuple):
     upto: int
 
 
-# Seqs above the first, up to the second, and whose they are.
+# A range of seqs above the first number, up to the second, and the position of its invoice.
 Part = tuple[int, int, int]
 
 
 def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
-    """Return an invoice's slices of an account, given the `covers` of earlier final ones in order."""
+    """Return the boxes of movements that an invoice bills, given the `covers` of earlier final invoices in
+    order.
+    """
     bounds = {wanted.since, wanted.until}
     for each in covers:
         bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}
@@ -545,7 +552,7 @@ def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
 
 
 def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
-    """Return the seqs of one stretch of days that are the wanted invoice's."""
+    """Return the ranges of seqs that the wanted invoice bills in one span of days."""
     if all(each.voided_at is None for each in covers):
         after = max((each.upto for each in covers), default=0)
         return [(after, wanted.upto)] if after < wanted.upto else []

@@ -1,4 +1,4 @@
-"""The lines of invoices as they are stored, and what they come to."""
+"""The stored lines of invoices, their taxes, and the data they are made from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUMBER_DIGITS = 6
 
 
 def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[str]:
-    """Reserve the year's next `count` numbers; other transactions wait until this one ends."""
+    """Return the year's next `count` invoice numbers; other transactions wait until this one ends."""
     series, last = str(now.astimezone(UTC).year), invoice_sequence.c.last_number
     first = upsert(invoice_sequence).values(series=series, last_number=count)
     taken = first.on_conflict_do_update(
@@ -74,9 +74,9 @@ SELECT o.id, jsonb_build_object('since', cast(n.since AS text), 'credits', o.cre
 
 
 def tell_credits(connection: Connection, told: Iterable[tuple[int, int, date]]) -> None:
-    """Note the credits that were used up to a day and no invoice has told of: these do.
+    """Mark the credits used up to a day, and mentioned on no invoice yet, as mentioned on these invoices.
 
-    An invoice, its organization and that day each.
+    Each item of `told` is the id of an invoice, the id of its organization, and that day.
     """
     invoices, organizations, ends = (list(column) for column in zip(*told, strict=True))
     connection.execute(_TELL, {"invoices": invoices, "organizations": organizations, "ends": ends})
@@ -88,7 +88,7 @@ def forget_credits(connection: Connection, invoice_id: int) -> None:
 
 
 def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Row]:
-    """Read the movements of organizations from a day on, up to where each account is now."""
+    """Return the movements that an invoice of today would cover, from a day on, by organization."""
     here = {"organizations": list(since), "since": list(since.values())}
     return {row.id: row.covers for row in connection.execute(_COVERS, here)}
 
@@ -99,7 +99,7 @@ NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 
 
 def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
-    """Return fields that fit neither a period nor a source."""
+    """Return the errors of fields that fit neither an invoice of a period nor one of a source."""
     if values.get("source") is None:
         wanted = "is required, but for a one-off invoice of a source"
         found = [(name, wanted) for name in ("period_start", "period_end") if values.get(name) is None]
@@ -110,7 +110,7 @@ def one_off_misfits(values: Row) -> tuple[tuple[str, str], ...]:
 
 
 def refuse_second_draft(change: EntityWrite, organization_id: int) -> None:
-    """Raise `Conflict` where a draft shows the same charges."""
+    """Raise `Conflict` if another draft of the organization would contain the same charges."""
     values = change.command.values
     here, source_id = invoice.c, values.get("source_id")
     same = here.source_id.is_(None) | (here.source_id == source_id) if source_id is not None else true()
@@ -123,7 +123,7 @@ def refuse_second_draft(change: EntityWrite, organization_id: int) -> None:
 
 
 def only_of(row: Row) -> Wanted | None:
-    """Return the one source that an invoice is of; None of one over a period."""
+    """Return the single source of a one-off invoice; None for an invoice of a period."""
     source, source_id = row.get("source"), row.get("source_id")
     return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
 
@@ -133,14 +133,14 @@ def only_of(row: Row) -> Wanted | None:
 # An organization without rows has the rate of its own column on all days. With its first row that rate
 # becomes one too, from the first day there is.
 
-# Of one organization; a finalized invoice reads them all.
+# Maximum for one organization, as a finalized invoice reads them all.
 TAX_RATES_MAX = 1_000
 FIRST_DAY = date(1970, 1, 1)
 
 _HOLD = select(organization.c.tax_rate).with_for_update()
 _COUNT = select(func.count()).select_from(tax_rate)
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
-# With which tax lines billed what was supplied then, by what `SupplyCharge.supply` says.
+# The tax with which supplies were billed, by the columns of `SupplyCharge.supply`.
 _TAX_BILLED = text("""
 SELECT DISTINCT ON (c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end)
        c.kind, c.source, c.source_id, c.tenant_id, c.service_id, c.period_start, c.period_end,
@@ -166,7 +166,7 @@ TODAY = func.coalesce(
 
 
 def create(change: EntityWrite) -> Row:
-    """Add a rate from a day on."""
+    """Store a tax rate of an organization from a day on."""
     values = change.command.values
     errors = misfits(Tax(values["rate"], values.get("category"), values.get("reason")))  # type: ignore[arg-type]  # as the resource reads them
     if errors:
@@ -177,7 +177,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_tax_of_organization(change: EntityWrite) -> Row:
-    """Change an organization; another rate of tax is a row from today on."""
+    """Change an organization; a different tax rate becomes a dated row from today on."""
     before = lock(change)
     rate = change.command.values.get("tax_rate")
     if rate is not None and rate != before["tax_rate"]:
@@ -192,7 +192,7 @@ def change_tax_of_organization(change: EntityWrite) -> Row:
 def read_tax_rates(
     connection: Connection, organization_ids: Sequence[int]
 ) -> Mapping[int, Sequence[EffectiveTax]]:
-    """Return the dated taxes of organizations that have some, in the order of their days."""
+    """Return the dated tax rates of organizations that have some, in the order of days."""
     here = tax_rate.c
     found = select(tax_rate).where(here.organization_id.in_(organization_ids))
     rows = connection.execute(found.order_by(here.effective_from, here.id))
@@ -207,7 +207,7 @@ def read_tax_rates(
 def taxed_with(
     connection: Connection, organization_id: int, charges: Iterable[SupplyCharge]
 ) -> Mapping[object, Tax]:
-    """Return the tax with which the supplies were billed that these charges give back, by supply."""
+    """Return the tax with which refunded supplies were billed, by supply."""
     since = min((charge.start for charge in charges if is_back(charge)), default=None)
     if since is None:
         return {}
@@ -221,12 +221,12 @@ def taxed_with(
 
 
 def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
-    """Return a tax as it was stored: rates that are equal are written alike."""
+    """Return a stored tax, with its rate in normal form so that equal rates compare equal."""
     return Tax(rate.normalize(), category, reason)
 
 
 def _begin(change: EntityWrite, organization_id: int) -> None:
-    """Make the rate it had until now the first row; refuse too many."""
+    """Store the organization's current tax rate as its first row; raise `Conflict` if there are too many."""
     held: Any = change.connection.execute(_HOLD.where(organization.c.id == organization_id)).scalar_one()
     mine = _COUNT.where(tax_rate.c.organization_id == organization_id)
     count = change.connection.execute(mine).scalar_one()
@@ -242,7 +242,7 @@ TAX_RATE_SUBJECT = Entity(
 )
 
 
-# A stored line, by columns of its table.
+# The columns of a stored line.
 _NAMES = (
     "invoice_id", "position", "kind", "description", "service_id", "tenant_id", "quantity", "unit_price",
     "amount", "exact", "basis", "corrects_position", "period_start", "period_end", "tax_rate",
@@ -250,7 +250,7 @@ _NAMES = (
 )  # fmt: skip
 _DIALECT = dialect()  # type: ignore[no-untyped-call]  # as the library has it
 _ARRAYS = ", ".join(f"cast(:{name} AS {invoice_line.c[name].type.compile(_DIALECT)}[])" for name in _NAMES)
-# With what tenant and service are called now.
+# Stored with the current names of tenant and service.
 _KEEP = text(f"""
 INSERT INTO invoice_line ({", ".join(_NAMES)}, tenant, service)
 SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
@@ -266,7 +266,7 @@ def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
 
 
 def line_of(row: Any) -> BillLine:
-    """Return a line as it was stored; it has no tax where that was not stored with it."""
+    """Return a stored line; its tax is None if none was stored."""
     tax = None if row.tax_rate is None else tax_of(row.tax_rate, row.tax_category, row.tax_reason)
     return BillLine(
         row.kind, row.description, int(row.quantity), row.unit_price, row.amount, row.service_id,
@@ -277,9 +277,9 @@ def line_of(row: Any) -> BillLine:
 def keep_lines(
     connection: Connection, of: Mapping[int, Sequence[BillLine]], corrects: Sequence[int | None] = ()
 ) -> dict[int, Decimal]:
-    """Store lines of invoices; of a note each with the position of the line it gives back.
+    """Store the lines of invoices and return the total of each invoice.
 
-    Answers what those of each invoice come to.
+    `corrects` are, for a credit note, the positions of the lines that it refunds.
     """
     rows: list[dict[str, Any]] = [
         {
@@ -305,7 +305,7 @@ def keep_lines(
 
 _WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
     AS w (organization_id, start, until)"""
-# Uses since then stand behind the next invoice, unless one covers them already.
+# The next invoice covers uses since then that no invoice covers yet.
 _ORGANIZATIONS = text(f"""
 SELECT o.id, o.name, o.currency, o.tax_rate, o.address, o.country, o.tax_number, o.due_days,
        o.contact, o.buyer_reference, o.endpoint_id,
@@ -327,8 +327,8 @@ SELECT i.organization_id, l.basis, sum(l.exact - l.amount) AS rest
   FROM invoice AS i JOIN invoice_line AS l ON l.invoice_id = i.id AND l.exact IS NOT NULL
  WHERE i.organization_id = ANY(cast(:organizations AS bigint[])) AND i.status = 'finalized'
  GROUP BY 1, 2 HAVING sum(l.exact - l.amount) <> 0""")
-# How many units of each month were billed: all of it counts for their place in it. Billed charges are asked
-# of the organization's own: by an index of invoices, those of everybody were read while few were billed.
+# The units of each month billed so far, which decide the price tier of further ones. Billed charges are
+# searched by organization: the index by invoice would read everybody's while few were billed.
 _UNITS_BEFORE = text("""
 SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC')::date AS month,
        sum(c.quantity)::bigint AS units
@@ -341,7 +341,7 @@ SELECT c.organization_id, c.service_id, date_trunc('month', c.period_start, 'UTC
 
 
 class InvoiceCharges(NamedTuple):
-    """The charges that an organization's invoice takes, and the days it is of (the last not included)."""
+    """The charges that an organization's invoice takes, and its days (`until` excluded)."""
 
     organization_id: int
     start: date
@@ -350,7 +350,7 @@ class InvoiceCharges(NamedTuple):
 
 
 class InvoiceInputs(NamedTuple):
-    """What an invoice is made of, its organization's row, and the first day of the uses behind it."""
+    """The data that an invoice is made from, its organization's row, and the first day of its uses."""
 
     facts: InvoiceFacts
     organization: Any
@@ -399,7 +399,7 @@ def _spans(wanted: Iterable[InvoiceCharges]) -> dict[str, Any]:
 
 
 def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Mapping[str, Decimal]]:
-    """Return what each basis was billed exactly, less what its lines came to."""
+    """Return the rounding rest of each basis: the exact amounts billed, less the rounded ones."""
     found = defaultdict[int, dict[str, Decimal]](dict)
     for row in connection.execute(_CARRIED, {"organizations": organization_ids}):
         found[row.organization_id][row.basis] = row.rest
@@ -436,7 +436,7 @@ def _units_before(
 
 # The charges of an invoice, each with its line: of a final one as stored, of a draft as they would be.
 
-# Charges taken back by making it void were on it all the same.
+# Charges reversed because it was voided were on it all the same.
 _BILLED = text("""
 SELECT * FROM charge WHERE invoice_id = :invoice AND reason NOT IN ('void', 'credit_void')
  ORDER BY line, id""")
@@ -457,7 +457,8 @@ class NumberedLine:
 
 @dataclass(frozen=True, slots=True)
 class NumberedLines:
-    """Lines in their order, and charges with the position of theirs; None where they came to nothing."""
+    """Invoice lines in order, and the charges with the position of their line (None if they add up to zero).
+    """
 
     lines: Sequence[NumberedLine]
     charges: Sequence[tuple[SupplyCharge, int | None]]
@@ -466,7 +467,8 @@ class NumberedLines:
 def known(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
 ) -> dict[int, list[SupplyCharge]]:
-    """Return owed charges without an invoice, stored or not, by organization, up to a day (maybe to come)."""
+    """Return the unbilled charges up to a day, stored or not, by organization; the day may be in the future.
+    """
     found, running = charges.unbilled(connection, organization_ids), midnight(until)
     open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
     for owner, more in open_.items():
@@ -475,7 +477,7 @@ def known(
 
 
 def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
-    """Return what an invoice has, or a draft would take today; `invoice` is its row."""
+    """Return the lines and charges of an invoice's row, for a draft as of today."""
     if invoice.status == "draft" and invoice.corrects_id is None:
         return _drawn(connection, invoice, today)
     here = {"invoice": invoice.id}

@@ -1,8 +1,8 @@
-"""Behind an invoice, as CSV: what each line is charged for, and every use with the request it came from.
+"""The usage file of an invoice, as CSV: the charges of each line, and every use with its request.
 
-Amounts of a line add up to it, and all of them to the invoice. An invoice covers the movements from its first
-day on up to a seq of each account, noted when it was finalized, less what an invoice finalized before covers
-already. A draft covers what it would.
+The amounts of a line add up to the line, and all of them to the invoice. An invoice covers the movements from
+its first day on up to a sequence number of each account, stored when it is finalized, less those that earlier
+final invoices cover. A draft covers what it would if it became final now.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ COLUMNS = (
 )  # fmt: skip
 _FREE_TEXTS = ("tenant", "api_key", "user", "user_name", "feature_version", "reason", "event_source")
 
-# As PostgreSQL's expressions write them; a text of its has neither a zero nor half a surrogate.
+# In PostgreSQL's regular expressions; its texts contain neither NUL nor lone surrogates.
 _HIDDEN = HIDDEN.replace("\x00", "\x01").replace("\ud800-\udfff", "")
 _BLANK = "".join(char if char == "-" else f"\\U{ord(char):08x}" for char in _HIDDEN)
 _FORMULA = rf"^(\t|\r|\n|[\s{_BLANK}]*[-=+@\uff1d\uff0b\uff0d\uff20])"
@@ -55,7 +55,9 @@ _NUMBER = r"^[+-]?[0-9]+(\.[0-9]+)?$"
 
 
 def _safe(text: str) -> str:
-    """Return SQL for a text that no spreadsheet computes; most begin with a letter or digit and stay."""
+    """Return SQL for a text that no spreadsheet takes for a formula; most begin with a letter or digit and
+    are kept.
+    """
     first = f'({text} COLLATE "C")'
     plain = f"({first} >= 'a' AND {first} < '{{') OR ({first} >= 'A' AND {first} < '[') OR"
     plain += f" ({first} >= '0' AND {first} < ':')"
@@ -76,7 +78,7 @@ def _day(day: str) -> str:
 
 
 def _price(kind: str) -> str:
-    """Return what a million tokens of a kind cost a call that has some: of its context and service tier."""
+    """Return SQL for the price of a million tokens of a kind, by the call's context size and service tier."""
     chain, at = [], kind
     while at:
         chain.append(f"CASE WHEN x.prices ? '{at}' THEN (x.prices->>'{at}')::numeric ELSE p.{at} END")
@@ -85,7 +87,7 @@ def _price(kind: str) -> str:
     return f"CASE WHEN c.{kind} > 0 THEN trim_scale({own} * {_TIER}) END"
 
 
-# A service tier is a factor, or a table of its own, whose context tiers are its own as well.
+# A service tier is a factor, or a price table of its own with its own context tiers.
 _TIER = "coalesce((CASE WHEN q.said IS NULL THEN p.service_tiers->>c.service_tier END)::numeric, 1)"
 _CALL = """
   LEFT JOIN call AS c ON c.request_id = l.request_id AND l.corrects IS NULL AND l.place = 1
@@ -155,14 +157,14 @@ _QUOTED = ", ".join(
 COPY = f"COPY ({{select}}) TO STDOUT (FORMAT csv, FORCE_QUOTE ({_QUOTED}))"
 
 _OF_BOX = "l.seq > %(after)s AND l.seq <= %(upto)s AND l.{at} >= %(since)s AND l.{at} < %(until)s"
-# The reason of a correction: no caller can say that it corrects something. What a call says as its reason
-# is its caller's own.
+# The reason of a correction: no caller can mark its call as one. The reason in a call's metadata is the
+# caller's own.
 _SAYS = (
     "l.seq, l.request_id, l.tenant_id, l.api_key_id, l.user_id, l.content_id, l.project_id,"
     " l.feature_version, l.metadata->>'model' AS model, l.metadata->>'corrects' AS corrects,"
     " CASE WHEN l.metadata->>'corrects' IS NOT NULL THEN l.metadata->>'reason' END AS reason"
 )
-# The day that units were supplied on, where they were told of another one: as a text, which sorts alike.
+# The day of supply of units that were reported on another day: as text, which sorts in the same order.
 _SUPPLIED = (
     """CASE WHEN l.metadata->>'supplied_on' IS NOT NULL THEN least(l.metadata->>'supplied_on',"""
     """ to_char(l."timestamp" AT TIME ZONE 'UTC', 'YYYY-MM-DD')) COLLATE "C" END"""
@@ -184,7 +186,7 @@ SELECT 'credits' AS kind, %(credits_line)s::integer AS line, l."timestamp" AS at
        l.balance_after, {_SAYS}
   FROM credit_transaction AS l
  WHERE l.organization_id = %(owner)s AND {_OF_BOX.format(at='"timestamp"')}"""  # noqa: S608  # our own words
-# Of use at cost the quantity is money. Rows from before have the price of their day, where that had one.
+# For use at cost the quantity is money. Older rows get the price of their day, if that day had only one.
 _UNITS = f"""
 SELECT CASE WHEN l.in_money THEN 'money' ELSE 'units' END AS kind, n.line, l.at, l.service_id, l.place,
        l.quantity, l.unit_price,
@@ -224,13 +226,15 @@ _LEDGERS = {
 
 
 def rows_of(account: str) -> str:
-    """Return SQL for the CSV of a slice: `tokens` of a tenant, `credits` or `units` of an organization."""
+    """Return SQL for the CSV rows of a slice of an account: `tokens` (of a tenant), `credits` or `units`."""
     source = _LEDGERS[account][0]
     return COPY.format(select=f"{_SELECT} FROM ({source}) AS l {_CALL} {_NAMES} ORDER BY l.seq, l.place")
 
 
 def slice_of(account: str) -> str:
-    """Return the last seq of the next rows of a box, and when the first and the last of their calls were."""
+    """Return SQL for the last sequence number of a box's next rows, and the first and last time of their
+    uses.
+    """
     _, ledger, owner, at, of_box = _LEDGERS[account]
     return f"""
 SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.used_at))
@@ -251,7 +255,7 @@ ROUNDING = "rounding"
 
 _CHARGED_TENANTS = text("SELECT id, name FROM tenant WHERE organization_id = :organization")
 _SERVICES = text("SELECT id, key, name FROM service WHERE id = ANY(cast(:ids AS bigint[]))")
-# Between the finals before and this one; what moved no quota or units has no row in a ledger.
+# Uses between the previous final invoices and this one that moved no quota or units, so have no ledger row.
 _LATE = text("""
 WITH span AS (
     SELECT coalesce((SELECT max(finalized_at) FROM invoice
@@ -283,7 +287,7 @@ SELECT w.kind, a.created_at, w.quantity, a.tenant_id, a.service_id, NULL, a.requ
 
 
 def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLines) -> list[Row]:
-    """Return charges but those of units, tax, what was rounded, and late tokens."""
+    """Return CSV rows for charges other than units, and for tax, rounding and late tokens."""
     here = {"organization": invoice.organization_id}
     tenants = {row.id: row.name for row in connection.execute(_CHARGED_TENANTS, here)}
     ids = sorted({charge.service_id for charge, _ in placed.charges if charge.service_id})
@@ -313,7 +317,10 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLine
 def remaining_usage_charges(
     invoice: Any, placed: NumberedLines, summed: Mapping[int, Decimal]
 ) -> Iterator[Row]:
-    """Yield what unit lines charge and no usage row explains: older rows stored no price."""
+    """Yield CSV rows for the part of unit lines that no use explains: older ledger rows have no price.
+
+    `summed` are the amounts of the usage rows by line.
+    """
     due: dict[int, Decimal] = defaultdict(Decimal)
     for charge, position in placed.charges:
         if charge.kind == USAGE and position is not None:
@@ -388,16 +395,16 @@ Values = dict[str, Any]
 
 
 class InvoiceUsage:
-    """Writes what is behind invoices, in pieces."""
+    """Writes the usage files of invoices, in pieces."""
 
     def __init__(self, engine: AsyncEngine, *, rows_a_slice: int = ROWS_A_SLICE) -> None:
         self._engine = engine
         self._rows_a_slice = rows_a_slice
 
     async def csv(self, invoice_id: int, today: date) -> AsyncIterator[bytes]:
-        """Yield the whole file as of one moment; `NotFound` if the invoice does not exist.
+        """Yield the whole file as of one moment; raise `NotFound` if the invoice does not exist.
 
-        The file is read over a separate connection, since readers may be slow.
+        The file is read over a separate connection, since its reader may be slow.
         """
         async with engines.apart(self._engine) as connection:
             await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
@@ -429,7 +436,7 @@ class InvoiceUsage:
     async def _rows(
         self, driver: psycopg.AsyncConnection[Any], kind: str, here: Values, summed: dict[int, Decimal]
     ) -> AsyncIterator[bytes]:
-        """Yield the rows of a box slice by slice, adding unit rows to `summed` by line."""
+        """Yield the CSV rows of a box slice by slice; add the amounts of unit rows to `summed` by line."""
         while True:
             wanted = here | {"rows": self._rows_a_slice}
             found = await (await driver.execute(slice_of(kind), wanted)).fetchone()
@@ -481,7 +488,8 @@ def _cover(invoice: Any, kind: str, owner: int) -> Cover:
 
 
 def _values(invoice: Any, found: NumberedLines) -> Values:
-    """Return what rows of uses look up: the line of a service's days at a price, and that of credits."""
+    """Return the SQL parameters that map uses to lines: services' days at a price, and the line of credits.
+    """
     spans = _spans(found)
     services, prices, first, last, lines = ([span[at] for span in spans] for at in range(SPAN_PARTS))
     credits_line = [line.position for line in found.lines if line.kind == INFORMATION]
@@ -492,9 +500,9 @@ def _values(invoice: Any, found: NumberedLines) -> Values:
 
 
 def _spans(found: NumberedLines) -> list[Span]:
-    """Return a service, a price, and from which day to which one of a month its units are on a line.
+    """Return, for each service, price and month, the days whose units are on one line.
 
-    A month has several lines where a rate of tax changed within it.
+    A month has several lines if the tax rate changed within it.
     """
     of_month: dict[tuple[int, Decimal, date], dict[date, int]] = {}
     for charge, line in found.charges:

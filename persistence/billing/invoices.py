@@ -1,8 +1,7 @@
-"""Invoices gather charges: drafts show what they would take, finalized ones never change, notes give back.
+"""Invoices from charges: drafts show the charges that they would take, final ones never change, notes refund.
 
-Finalizing happens while no flush of the organization's partition runs: what is known is charged, and the
-lines are of those charges. Numbers are given out in the transaction that finalizes, so a year's numbers have
-no gap.
+Finalizing locks out flushes of the organization's partition: all billable facts are charged, and the lines
+consist of those charges. Numbers are assigned in the same transaction, so a year's numbers have no gap.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PERIOD_DAYS_MAX = 1_100
 
 
 def create(change: EntityWrite) -> Row:
-    """Make a draft of a period that no other draft of the organization overlaps, and no invoice has."""
+    """Create a draft for a period that overlaps no other draft, and no invoice, of the organization."""
     require(change)
     values = change.command.values
     missing = invoice_lines.one_off_misfits(values)
@@ -62,10 +61,11 @@ def create(change: EntityWrite) -> Row:
 def overlapping(
     connection: Connection, organization_ids: Sequence[int], start: date, end: date
 ) -> dict[int, str]:
-    """Return obstacles to a draft of a period, in words, by organization."""
+    """Return, by organization, the message of a conflict with a draft for this period; others are left out.
+    """
     here = invoice.c
-    # Two drafts would show the same charges. One that is finalized has its own: a month may lie within a year
-    # that was billed ahead, and around a day whose top-up was.
+    # Two drafts would show the same charges. A final invoice has its own: a month may lie within a year that
+    # was billed in advance, or contain the day of a billed top-up.
     within = (here.period_start <= start) & (here.period_end >= end)
     around = (here.period_start >= start) & (here.period_end <= end)
     found = select(here.id, here.organization_id, here.period_start, here.period_end).where(
@@ -82,7 +82,10 @@ def overlapping(
 
 
 def _create_one_off(change: EntityWrite) -> Row:
-    """Make a draft of a source's charges now; its period is that of its charges, and is in nobody's way."""
+    """Create a draft for the current charges of one source.
+
+    Its period is that of its charges, and may overlap other invoices.
+    """
     values = change.command.values
     organization_id = id_in(values, "organization_id")
     charges.hold(change.connection, organization_id)
@@ -103,7 +106,7 @@ def _create_one_off(change: EntityWrite) -> Row:
 
 
 def _require_near(change: EntityWrite, until: date) -> None:
-    """Raise `Unprocessable` where an invoice would have days of a far future: each of them is a charge."""
+    """Raise `Unprocessable` if a period ends in the far future: each day is a charge of its own."""
     if (until - change.today).days > PERIOD_DAYS_MAX:
         raise Unprocessable(errors=(("period_end", f"must be within {PERIOD_DAYS_MAX} days from today"),))
 
@@ -130,7 +133,7 @@ def recompute(change: EntityWrite) -> Row:
 
 
 def finalize(change: EntityWrite) -> Row:
-    """Number a draft and store its final lines: from now on nothing changes the invoice."""
+    """Assign a number to a draft and store its final lines; nothing changes the invoice afterwards."""
     row = _draft(change)
     connection, letterhead = change.connection, change.letterhead
     if _gathers(row):
@@ -159,7 +162,7 @@ def _take_note(change: EntityWrite, row: Row) -> invoice_build.Final:
 
 
 def bill_top_up(change: EntityWrite) -> Row:
-    """Make an addition's own invoice, final at once; answers the one it has where it has one."""
+    """Create and finalize the invoice of a credit addition; return the existing one if there is one."""
     addition_id = id_in(change.command.values, "source_id")
     organization_id = id_in(change.command.values, "organization_id")
     charges.hold(change.connection, organization_id)
@@ -168,7 +171,7 @@ def bill_top_up(change: EntityWrite) -> Row:
     if made is None:
         top_ups.charge(change.connection, addition_id)
         made = id_in(_create_one_off(change), "id")
-        # Before it is final: open credit may pay it at once, and gives the credits that wait for it.
+        # Before it is final, as open credit may pay it at once, which releases the prepaid credits.
         top_ups.keep_invoice(change.connection, addition_id, made)
         change.command = replace(change.command, id=made)
         finalize(change)
@@ -177,7 +180,7 @@ def bill_top_up(change: EntityWrite) -> Row:
 
 
 def void(change: EntityWrite) -> Row:
-    """Void a finalized invoice: its number stays, and the billed charges are owed again."""
+    """Void a final invoice: its number is kept, and its charges are unbilled again."""
     row = payments.held(change)
     if row["status"] != "finalized":
         raise Conflict(f"The invoice is {row['status']}; only a finalized one can be made void.")
@@ -195,7 +198,7 @@ def void(change: EntityWrite) -> Row:
     else:
         charges.void_note_charges(change.connection, change.row_id)
         charges.give_back(change.connection, [id_in(row, "organization_id")])
-    # What it had applied is to be paid again, or may be applied to another.
+    # Credit that it applied, or that was applied to it, is open again.
     touched = payments.take_back_credit(change, change.row_id) - {change.row_id}
     payments.apply_open(change, id_in(row, "organization_id"), also=touched)
     _settle_corrected(change, row)
@@ -205,7 +208,7 @@ def void(change: EntityWrite) -> Row:
 
 
 def draft_note(change: EntityWrite) -> Row:
-    """Make a draft of a credit note: over all that is left of a finalized invoice, or the lines asked for."""
+    """Create a draft credit note for the rest of a final invoice, or for the requested lines."""
     row = payments.held(change)
     if row["status"] != "finalized" or row["kind"] != "invoice":
         raise Conflict("Only a finalized invoice can be given back.")
@@ -215,7 +218,7 @@ def draft_note(change: EntityWrite) -> Row:
 
 
 def remove(change: EntityWrite) -> Row:
-    """Delete a draft; a finalized invoice can only be made void."""
+    """Delete a draft; a final invoice can only be voided."""
     row = _draft(change)
     change.connection.execute(delete(invoice_line).where(invoice_line.c.invoice_id == change.row_id))
     change.connection.execute(delete(invoice).where(invoice.c.id == change.row_id))
@@ -236,7 +239,7 @@ def _draft(change: EntityWrite) -> Row:
 
 
 def _gathers(row: Row) -> bool:
-    """Return whether it has charges of its own; a note over an invoice gives back that one's."""
+    """Return whether an invoice takes charges itself; a credit note uses those of the invoice it corrects."""
     return row["corrects_id"] is None
 
 

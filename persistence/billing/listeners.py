@@ -1,7 +1,7 @@
-"""Features that must know of final documents in the transaction that makes, pays or voids one.
+"""Features that react to final documents in the transaction that finalizes, pays or voids one.
 
-The core names no listener: each feature hands over its own. One that collects a document's money somewhere
-else has its open credit too.
+The core names no feature: each supplies its own listener. A feature that collects a document's payment in
+another system also manages the document's open credit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from persistence.entity import EntityWrite
 
 
 class InvoiceListener(Protocol):
-    """A feature's side of it.
+    """A feature's reactions to final documents.
 
-    `elsewhere` is a condition of SQL over an invoice `i`: its money, or its credit, is there and not here.
-    `refusal` says so to a person who would use the credit here. References of payments that it records begin
-    with `reference`.
+    `elsewhere` is an SQL condition over an invoice `i`: another system holds its payments or credit.
+    `refusal` is the error message for a person who would use that credit here. References of payments that
+    the feature records begin with `reference`.
     """
 
     elsewhere: str

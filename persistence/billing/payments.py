@@ -1,7 +1,7 @@
-"""Payments and refunds: rows that are only added, each once by its reference, and what they make of invoices.
+"""Payments and refunds: append-only rows, each once by its reference, and their effect on invoices.
 
-A caller that changes the rest of an invoice holds its organization, and calls `settle` behind it, or
-`apply_open` where credit may be open.
+A caller that changes the amount due of an invoice has locked the organization. Afterwards it calls `settle`,
+or `apply_open` if credit may be open.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from persistence.tables import invoice, invoice_line, note_application, payment
 
 
 def rest_before(moment: str) -> str:
-    """Return SQL for the rest of invoice `i` right before a moment; a note's open credit is negative."""
+    """Return SQL for the amount due of invoice `i` right before a moment; a note's open credit is negative.
+    """
     return f"""i.total_amount
            - coalesce((SELECT sum(p.amount) FROM payment AS p
                         WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)
@@ -72,7 +73,7 @@ _OPEN = text(f"""
 _OWN = text(f"""
 {_NOTES} AND i.corrects_id = :invoice ORDER BY i.finalized_at, i.id""")  # our own words
 _USED_UP = text("UPDATE invoice SET used_up = :used_up WHERE id = ANY(cast(:notes AS bigint[]))")
-# Those that owe something past due are few: their notes are looked at.
+# Few organizations have overdue invoices, so their notes are searched, not all notes.
 _WAITING = text(f"""
 WITH late AS MATERIALIZED (
     SELECT DISTINCT i.organization_id, i.currency FROM invoice AS i
@@ -105,7 +106,7 @@ _IS_HERE = text(f"SELECT {_HERE} FROM invoice AS i WHERE i.id = :document")  # n
 
 
 def open_credit_due(connection: Connection, today: date, after: int, count: int) -> list[int]:
-    """Return organizations with open credit and something past due, behind one of them, by id."""
+    """Return up to `count` organizations with open credit and an overdue invoice, by id, beyond `after`."""
     return list(connection.execute(_WAITING, {"today": today, "after": after, "count": count}).scalars())
 
 
@@ -115,7 +116,7 @@ def open_credit_owners(connection: Connection, organization_ids: Sequence[int]) 
 
 
 def give_own(change: EntityWrite, invoice_id: int) -> bool:
-    """Apply what notes over an invoice have left to what is left to pay of it; whether there was some."""
+    """Apply the open credit of an invoice's own notes to the invoice; return whether any was applied."""
     notes = change.connection.execute(_OWN, {"invoice": invoice_id}).all()
     if not notes:
         return False
@@ -128,9 +129,10 @@ def give_own(change: EntityWrite, invoice_id: int) -> bool:
 def apply_oldest(
     change: EntityWrite, organization_id: int, *, past_due: bool, also: Collection[int] = ()
 ) -> set[int]:
-    """Apply open credit to what is due, both the oldest first; answers the invoices that got some.
+    """Apply open credit to amounts due, both the oldest first; return the ids of the invoices that got some.
 
-    Of those that are `past_due`, or of all. Those of `also` are looked at whatever their payment status says.
+    With `past_due`, only overdue invoices get some. Invoices in `also` are included whatever their payment
+    status.
     """
     here = {"organizations": [organization_id]}
     notes = change.connection.execute(_OPEN, here).all()
@@ -156,7 +158,7 @@ def apply_oldest(
 
 
 def take_back_credit(change: EntityWrite, document_id: int) -> set[int]:
-    """Reverse the credit that a void note or invoice had applied; return the ids of its invoices."""
+    """Reverse the applications of credit by or to a voided document; return the ids of the invoices."""
     found = [tuple(row) for row in change.connection.execute(_APPLIED, {"document": document_id})]
     add_open_credit(change, VOID, found)
     reopen_credit(change, [note_id for note_id, _, _ in found if note_id != document_id])
@@ -168,7 +170,7 @@ def reopen_credit(change: EntityWrite, note_ids: Sequence[int]) -> None:
 
 
 def add_open_credit(change: EntityWrite, reason: str, rows: Iterable[tuple[int, int, Decimal]]) -> None:
-    """Note how much of notes is applied to which invoices."""
+    """Store applications of credit notes to invoices: note id, invoice id and amount."""
     some = list(rows)
     if some:
         notes, invoices, amounts = (list(column) for column in zip(*some, strict=True))
@@ -196,8 +198,8 @@ UPDATE invoice SET payment_status = 'overdue'
        SELECT id FROM invoice WHERE payment_status = 'open' AND due_date < :today
         ORDER BY due_date, id LIMIT :count FOR UPDATE SKIP LOCKED))
 RETURNING id""")
-# How an invoice stands: what is left to pay, what came in for it and as credit of other invoices' notes, and
-# what it comes to without what notes over it give back.
+# The state of an invoice: the amount due, the amounts received as payments and as credit of other invoices'
+# notes, and its total less the amounts that its own notes refund.
 _STANDS = text(f"""
 SELECT i.organization_id, i.number, i.payment_status, i.due_date, i.uncollectible_at,
        {rest_before("'infinity'")} AS rest,
@@ -213,7 +215,7 @@ SELECT id FROM invoice WHERE id = :id AND organization_id = :organization AND cu
 
 
 def held(change: EntityWrite) -> Row:
-    """Return the command's row, as it stands once nobody else invoices its organization."""
+    """Return the command's invoice, once its organization and the row are locked."""
     charges.hold(change.connection, id_in(change.fetch(), "organization_id"))
     return lock(change)
 
@@ -233,7 +235,7 @@ def record(change: EntityWrite) -> Row:
 
 
 def refund(change: EntityWrite) -> Row:
-    """Pay open credit of the command's note back; what is told again is paid back once."""
+    """Record that open credit of the command's note was paid out; a repeated message is recorded once."""
     row = held(change)
     amount, reference = Decimal(str(change.command.values["amount"])), str(change.command.values["reference"])
     if not _is_known(change.connection, change.row_id, reference, -amount, None):
@@ -243,7 +245,7 @@ def refund(change: EntityWrite) -> Row:
 
 
 def apply(change: EntityWrite) -> Row:
-    """Apply open credit of the command's note to an invoice that a person names."""
+    """Apply open credit of the command's note to the given invoice."""
     row, invoice_id = held(change), id_in(change.command.values, "invoice_id")
     amount = Decimal(str(change.command.values["amount"]))
     _require_open(change, row, amount)
@@ -258,7 +260,7 @@ def apply(change: EntityWrite) -> Row:
 
 
 def give_up(change: EntityWrite) -> Row:
-    """Mark the rest of the command's invoice as uncollectible."""
+    """Mark the amount due of the command's invoice as uncollectible."""
     row = held(change)
     if row["payment_status"] not in WAITING:
         raise Conflict(f"The {_said(row)} waits for no payment.")
@@ -280,7 +282,7 @@ def reverse(change: EntityWrite) -> Row:
         raise Conflict("This gives a payment back already; record a new payment.")
     invoice_id, rest, sign = id_in(row, "invoice_id"), abs(left), -1 if Decimal(str(row["amount"])) > 0 else 1
     amount = rest if asked is None else Decimal(str(asked))
-    # A repeated message says the same as before: all that was left then.
+    # A repeated message without an amount means the amount that was left the first time.
     same = None if asked is None else sign * amount
     if not _is_known(change.connection, invoice_id, reference, same, change.row_id):
         require_returnable(amount, rest, str(row["currency"]))
@@ -292,7 +294,10 @@ def reverse(change: EntityWrite) -> Row:
 
 
 def take_from_balance(change: EntityWrite, prefix: str) -> None:
-    """Reverse what the command's void note gave to a balance in another system."""
+    """Reverse the credit that the command's voided note had paid into a balance in another system.
+
+    References of such payments begin with `prefix`.
+    """
     given = select(payment.c.id).where(
         payment.c.invoice_id == change.row_id, payment.c.amount < 0, payment.c.reference.startswith(prefix)
     )
@@ -307,9 +312,9 @@ def take_from_balance(change: EntityWrite, prefix: str) -> None:
 def apply_open(
     change: EntityWrite, organization_id: int, *, past_due: bool = True, also: Collection[int] = ()
 ) -> None:
-    """Apply an organization's open credit to what is past due or, as something becomes final, to all of it.
+    """Apply an organization's open credit to its overdue invoices, or without `past_due` to all due ones.
 
-    Settles the invoices that got some, and those of `also`, whose rest has changed.
+    Update the payment status of the invoices that got credit, and of those in `also`.
     """
     found = apply_oldest(change, organization_id, past_due=past_due, also=also)
     for invoice_id in sorted(found | set(also)):
@@ -317,7 +322,7 @@ def apply_open(
 
 
 def settle(change: EntityWrite, invoice_id: int) -> None:
-    """Set an invoice's payment status by the rest to pay, and report a changed status."""
+    """Set an invoice's payment status from the amount due, and report a changed status."""
     give_own(change, invoice_id)
     row = change.connection.execute(_STANDS, {"id": invoice_id}).one()
     if row.payment_status is None:
@@ -330,7 +335,7 @@ def settle(change: EntityWrite, invoice_id: int) -> None:
         tell_payment_status(change.connection, [invoice_id])
         for listener in invoice_listeners():
             listener.settled(change, invoice_id, status, row.came)
-    # What notes give back altogether is cancelled, whatever part of it was paid before.
+    # An invoice that its notes refund entirely is cancelled, even if a part of it was paid before.
     if status == STATUS_PAID and row.came > 0 and row.wanted > 0:
         top_ups.release(change, invoice_id)
         credit_balances.give_credits(
@@ -339,7 +344,7 @@ def settle(change: EntityWrite, invoice_id: int) -> None:
 
 
 def fall_overdue(connection: Connection, today: date, count: int) -> int:
-    """Mark at most `count` open invoices past their due date as overdue; return how many were."""
+    """Mark at most `count` open invoices past their due date as overdue; return their number."""
     fallen = list(connection.execute(_OVERDUE, {"today": today, "count": count}).scalars())
     if fallen:
         tell_payment_status(connection, fallen)
@@ -347,7 +352,7 @@ def fall_overdue(connection: Connection, today: date, count: int) -> int:
 
 
 def refuse_while_paid(change: EntityWrite) -> None:
-    """Raise `Conflict` where money came in for the command's invoice, or credit of its note was paid back."""
+    """Raise `Conflict` if the command's invoice has payments, or credit of its note was paid out."""
     paid = change.connection.execute(select(PAID).where(invoice.c.id == change.row_id)).scalar_one()
     if paid < 0:
         raise Conflict(f"{-paid.normalize():f} of this note is paid back: reverse the refunds.")
@@ -360,7 +365,8 @@ def refuse_while_paid(change: EntityWrite) -> None:
 def _is_known(
     connection: Connection, invoice_id: int, reference: str, amount: Decimal | None, corrects_id: int | None
 ) -> bool:
-    """Return whether this payment was recorded before; `Conflict` if its reference has another amount."""
+    """Return whether this payment was recorded before; raise `Conflict` if it differs from the recorded one.
+    """
     here = payment.c
     found = select(here.amount, here.corrects_id, here.currency)
     known: Any = connection.execute(
@@ -388,7 +394,8 @@ def _add(
 
 
 def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
-    """Raise `Conflict` if the note has no credit usable here; `Unprocessable` if its credit is too small."""
+    """Raise `Conflict` if the note has no credit usable here, `Unprocessable` if it has less than `amount`.
+    """
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
@@ -443,7 +450,7 @@ _THERE = {
 
 
 def draft_credit_note(change: EntityWrite, row: Row) -> int:
-    """Make a draft over all that is left of the command's invoice, or the lines asked for; answers its id."""
+    """Create a draft note for the rest of the command's invoice, or the requested lines; return its id."""
     lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
     given = {
         int(each.position): each.amount for each in change.connection.execute(_GIVEN, {"id": change.row_id})
@@ -465,7 +472,7 @@ def draft_credit_note(change: EntityWrite, row: Row) -> int:
 
 
 def give_back(change: EntityWrite, invoice_id: int) -> None:
-    """Credit the charges behind a note's lines: all that is left of a line that is credited in full."""
+    """Refund the charges of a note's lines; a line that is refunded in full gets all that is left."""
     here = {"id": invoice_id, "note": change.row_id}
     given = {row.position: row.amount for row in change.connection.execute(_GIVEN_BY, here)}
     billed = {row.position: row for row in lines_of(change, invoice_id)}
@@ -479,7 +486,7 @@ def give_back(change: EntityWrite, invoice_id: int) -> None:
 
 
 def refuse_while_there(change: EntityWrite) -> None:
-    """Raise `Conflict` where a credit note gives the command's invoice back, or would."""
+    """Raise `Conflict` if the command's invoice has a credit note, final or draft."""
     for status, message in _THERE.items():
         notes = select(func.count()).where(invoice.c.corrects_id == change.row_id, invoice.c.status == status)
         if change.connection.execute(notes).scalar_one():

@@ -1,6 +1,6 @@
-"""Token plans: a change is loaded again for every tenant that follows the plan.
+"""Token plans: a change of a plan reloads every tenant that uses it.
 
-What its kinds of tokens weigh is in the catalogue, which every gateway has.
+The weights of kinds of tokens are in the catalogue, which every gateway loads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from persistence.entity import THIS, Entity, EntityWrite, live
 from persistence.tables import organization, subscription_plan, tenant, token_plan
 
 WEIGHTS = "weights"
-# A tenant's own plan, else the one its organization's subscription gives it.
+# A tenant's own plan, else the plan of its organization's subscription.
 plan_in_force = func.coalesce(tenant.c.plan_id, tenant.c.inherited_plan_id)
 
 
@@ -56,7 +56,7 @@ def define(change: EntityWrite, row: Row) -> None:
 
 
 def check_row(change: EntityWrite, row: Row) -> None:
-    """Raise `Unprocessable` where cycles begin on no day, or more plans have weights than gateways carry."""
+    """Raise `Unprocessable` for an invalid calendar or currency, or if too many plans have weights."""
     interval, zone, anchor = (row[name] for name in ("reset_interval", "time_zone", "anchor_day"))
     errors = tuple(wrong_calendar(str(interval), str(zone), cast("int | None", anchor)))
     if errors:
@@ -116,7 +116,7 @@ SUBJECT = Entity(
 
 # A tenant's ledger of a plan that ended: resets and plans, and later reports behind them.
 
-# Resets and plans of a tenant that are read back from one: a cycle has few.
+# Maximum of resets and plan changes that are read before a change; a cycle has few.
 TURNS_MAX = 400
 _ENDLESS = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -131,12 +131,12 @@ _UPTO = """
    AND r.seq <= (SELECT w.seq FROM token_ledger AS w WHERE w.tenant_id = :tenant
                     AND w.transaction_type <> 'consume' AND w.control_write_id = :write)"""
 _TURNS = text(_SELECT.format(upto=_UPTO))
-# Of a tenant that was deleted: what was left of its last cycle.
+# For a deleted tenant: the rest of its last cycle.
 _GONE_TURNS = text(_SELECT.format(upto=""))
 _LAST = text("""
 SELECT seq, created_at, total_remaining FROM token_ledger WHERE tenant_id = :tenant
  ORDER BY seq DESC LIMIT 1""")
-# Reports of calls within a time that came into the ledger behind a seq, or moved no quota at all.
+# Calls of a period that were counted after a sequence number, or that moved no quota.
 _BEHIND = text("""
 SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + CASE
            WHEN u.quota_tokens = 0 OR EXISTS (
@@ -150,7 +150,7 @@ SELECT coalesce(sum((CASE WHEN u.is_more THEN 1 ELSE -1 END) * (u.late_tokens + 
                                   OR u.counted_at >= :since AND u.counted_at < :until)""")
 
 
-# What carried debt of one tenant until the same plan ended, in their order.
+# A tenant's ended plans whose debt was carried until the same plan ended, in order.
 _LOTS = text("""
 SELECT * FROM plan_end WHERE tenant_id = :tenant AND carries
    AND debt_write_id IS NOT DISTINCT FROM cast(:write AS uuid) ORDER BY id""")
@@ -158,8 +158,8 @@ _FORGIVEN = text("""
 SELECT min(seq) FROM token_ledger
  WHERE tenant_id = :tenant AND transaction_type = 'reset' AND metadata->'forgiven' IS NOT NULL
    AND seq > :first AND seq <= coalesce(cast(:end AS bigint), 9223372036854775807)""")
-# What a tenant is beyond its plan falls by what it is given alone. So the least there was behind any of that
-# is left of a debt, with what was told of its time since. A reset that comes with another plan gave nothing.
+# Only tokens that are given reduce a tenant's excess over its plan. So the rest of a debt is the minimum
+# after any of them, plus late reports of its period. A reset that comes with another plan gave nothing.
 _DEBT = text("""
 WITH given AS (
     SELECT r.seq, -r.total_remaining AS debt FROM token_ledger AS r
@@ -185,9 +185,10 @@ SELECT min(g.debt + (SELECT coalesce(sum(t.sign * (t.late_tokens + CASE
 
 
 class _Lot(NamedTuple):
-    """Debt of a plan that ended: from a seq on up to another one, and the row that took the plan carrying it.
+    """The debt of an ended plan, carried from the sequence number `first` to `end`; `last` closes the
+    carrying plan.
 
-    Its tokens were used since a time, up to another one. `is_had`: the plan behind has it whole.
+    Its tokens were used from `since` to `until`. `is_had`: the next plan includes all of this debt.
     """
 
     id: int
@@ -200,9 +201,9 @@ class _Lot(NamedTuple):
 
 
 class PlanTurns(NamedTuple):
-    """The use of a plan, the row that gave its tokens, and the rest once nobody carried them on.
+    """The use of an ended plan, the ledger row that gave its tokens, and the remaining debt.
 
-    No debt is known where nobody did: its cycle was over before the plan went.
+    `debt` is None if no later plan carried it on: its cycle was over before the plan ended.
     """
 
     used: int
@@ -211,14 +212,18 @@ class PlanTurns(NamedTuple):
 
 
 class Lots:
-    """Debt of plans that ended: read once of each tenant and of who carried it, while nothing is written."""
+    """A cache of the debt of ended plans, by tenant and by the end of the carrying plan.
+
+    It is valid while nothing is written.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._known: dict[tuple[int, UUID | None], list[_Lot]] = {}
 
     def upto(self, row: Any) -> list[_Lot]:
-        """Return the lots carried until the same plan ended as `row`, up to that row, in order."""
+        """Return the lots that were carried until the same plan ended as for `row`, up to that row, in order.
+        """
         key = (row.tenant_id, row.debt_write_id)
         if key not in self._known:
             found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
@@ -237,7 +242,8 @@ def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurn
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
-    """Return its own part of the remaining debt: the last use is paid back first."""
+    """Return the part of the remaining debt that belongs to this ended plan: the latest use is repaid first.
+    """
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]
@@ -247,7 +253,7 @@ def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
 
 
 def _lot(connection: Connection, row: Any) -> _Lot | None:
-    """Return the seqs between which debt of an ended plan was carried on; None if it was not."""
+    """Return the debt that an ended plan passed on; None if it was not carried on."""
     turns, seqs = _turns(connection, row, row.control_write_id)
     window = _window(turns, row)
     if window is None or stop_of(turns, row.cycle_ends_at) < len(turns) - 1:
@@ -261,7 +267,10 @@ def _lot(connection: Connection, row: Any) -> _Lot | None:
 
 
 def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
-    """Return the seq of the carrying plan's end, its closing row, and whether the next plan has all."""
+    """Return the sequence number of the carrying plan's end, that of its closing row, and whether the next
+    plan
+    includes all of the debt.
+    """
     if row.debt_counted is None:
         return None, None, False
     turns, seqs = _turns(connection, row, row.debt_write_id)
@@ -272,16 +281,14 @@ def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, b
 
 
 def _left_of(connection: Connection, tenant_id: int, lot: _Lot, since: datetime) -> int:
-    """Return debt of a lot, and since, that nothing has paid back; the plan behind it has that much
-    less.
-    """
+    """Return the unpaid debt of a lot and of uses since a time; 0 if the next plan includes the debt."""
     here = {"tenant": tenant_id, "first": lot.first, "end": lot.end, "last": lot.last, "since": since}
     left = connection.execute(_DEBT, {**here, "until": lot.until}).scalar()
     return 0 if lot.is_had else max(0, int(left or 0))
 
 
 def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] | None:
-    """Return when tokens of a plan were used."""
+    """Return the times between which an ended plan's tokens were used; None if its cycle had not begun."""
     stop = stop_of(turns, row.cycle_ends_at)
     begin = begin_of(turns, stop)
     if begin is None:
@@ -290,13 +297,15 @@ def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] |
 
 
 def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
-    """Return tokens of a time that were told behind a seq, less those that were taken back."""
+    """Return the tokens used in a period and counted after a sequence number, less refunded ones."""
     here = {"tenant": row.tenant_id, "since": window[0], "until": window[1], "seq": seq}
     return int(connection.execute(_BEHIND, here).scalar_one())
 
 
 def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[list[PlanStart], list[int]]:
-    """Read resets and plans of a tenant up to a write, or to its last movement (None), with their seqs."""
+    """Read a tenant's resets and plan changes up to a control write, or to the last one (None), with their
+    sequence numbers.
+    """
     wanted = {"tenant": row.tenant_id, "write": write_id, "count": TURNS_MAX}
     last = None
     if write_id is None:
@@ -316,12 +325,12 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
 # Which cycle of a tenant's tokens a moment lies in, and by which plan's policy it was used. Moments of many
 # tenants are asked for by one statement.
 
-# A tenant, and a moment at which it used tokens.
+# A tenant's id, and a moment at which the tenant used tokens.
 Use = tuple[int, datetime]
 _USES = """unnest(cast(:tenants AS bigint[]), cast(:times AS timestamptz[])) WITH ORDINALITY
        AS u (tenant_id, at, place)"""
-# The cycle that runs, and the one a moment lies in, as far as they are stored; none before the first one. A
-# flush writes both at once, so one statement reads them. A reset that is due is on its way.
+# The running cycle, and the cycle of a moment, as far as they are stored; none before the first one. A flush
+# writes both at once, so one statement reads them. A reset that is due will be stored soon.
 _IN_CYCLE = """
 SELECT q.tenant_id IS NULL
        OR NOT coalesce(u.at < q.next_reset_at AND q.next_reset_at <= :now, false)
@@ -329,8 +338,8 @@ SELECT q.tenant_id IS NULL
                          WHERE r.tenant_id = u.tenant_id AND r.transaction_type = 'reset'
                            AND r.created_at <= u.at ORDER BY r.seq DESC LIMIT 1) = q.cycle, true)
   FROM {uses} LEFT JOIN tenant_quota AS q ON q.tenant_id = u.tenant_id ORDER BY u.place"""
-# Plans from the one on that was in force at a moment, as far as they are stored: whether all carry, and no
-# reset has forgiven debt since.
+# The stored plans since a moment, the one in force then included: whether all carry debt on, and no reset has
+# forgiven it since.
 _CARRIED = """
 SELECT found.carried FROM {uses} CROSS JOIN LATERAL (
 WITH plans AS (
@@ -349,7 +358,7 @@ SELECT coalesce(bool_and(policy IS NOT DISTINCT FROM :carry), true)
                           AND created_at > u.at AND metadata->'forgiven' IS NOT NULL) AS carried
   FROM policies) AS found ORDER BY u.place"""
 # Whether a plan was in force at a moment: by the ledger, or by a subscription that counts tokens without a
-# limit. Without one ever, use costs nothing. Of rows that were archived nobody knows: it was.
+# limit. Without any plan, use costs nothing. If the rows are archived, a plan is assumed.
 _BORNE = """
 SELECT coalesce((SELECT w.payload->>'plan_id' IS NOT NULL FROM token_ledger AS l
                    JOIN control_write AS w ON w.id = l.control_write_id AND w.verb = 'plan'
@@ -370,22 +379,23 @@ SELECT coalesce((SELECT w.payload->>'plan_id' IS NOT NULL FROM token_ledger AS l
 
 
 def in_cycle(connection: Connection, now: datetime, uses: Collection[Use]) -> set[Use]:
-    """Return those of the moments that lie in the cycle of their tenant's quota that runs."""
+    """Return the uses that lie in the running cycle of their tenant's quota."""
     return _select_uses(connection, _IN_CYCLE, uses, now=now)
 
 
 def carried(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return those whose debt is carried on up to now: for others the plan that was in force then owes."""
+    """Return the uses whose debt is carried on until now; debt of others is owed under the plan of that time.
+    """
     return _select_uses(connection, _CARRIED, uses, carry=CARRY)
 
 
 def is_borne(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return those at which a plan was in force: its are tokens that move no quota of now."""
+    """Return the uses while a plan was in force: that plan is charged for their tokens, not today's quota."""
     return _select_uses(connection, _BORNE, uses)
 
 
 def _select_uses(connection: Connection, statement: str, uses: Collection[Use], **more: object) -> set[Use]:
-    """Return the uses that a statement says yes to: it answers in their order."""
+    """Return the uses for which the SQL statement returns true; its rows have the order of `uses`."""
     if not uses:
         return set()
     tenants, times = map(list, zip(*uses, strict=True))
@@ -397,10 +407,10 @@ def _select_uses(connection: Connection, statement: str, uses: Collection[Use], 
 # What the cycle of tokens that a tenant has was sold with, whatever its plan was changed to since.
 
 MONTHLY = "monthly"
-# What a plan says that a cycle of tokens is sold with.
+# The terms of a plan that are fixed when a cycle begins.
 _SOLD = ("total_amount", "overage_policy", "reset_interval", "time_zone", "anchor_day")
 
-# The last value is enough where it is from before the cycle.
+# The last value suffices if it is older than the cycle.
 SAID_MAX = 1_000
 _SAID = text("""
 SELECT since, total_amount, overage_policy, reset_interval, time_zone, anchor_day FROM token_plan_price
@@ -419,9 +429,10 @@ TokenPlan = Mapping[str, Any]
 def sold_plan_of(
     connection: Connection, tenant_id: int, plan: TokenPlan, at: datetime, anchor: int
 ) -> TokenPlan:
-    """Return a tenant's plan as it was when the cycle of a moment began, before another one is written.
+    """Return a tenant's plan with the terms at the start of the cycle that contains `at`.
 
-    `anchor` is the day on which the tenant's months begin.
+    It is called before another plan is stored. `anchor` is the day of the month on which the tenant's months
+    begin.
     """
     rows = connection.execute(_SAID, {"plan": plan["id"], "count": SAID_MAX}).mappings().all()[::-1]
     account = f"tenant:{tenant_id}"

@@ -1,6 +1,7 @@
-"""Plans that ended, and the debt for tokens that their days did not pay for.
+"""Ended plans, and the charges for tokens used ahead of the fees paid for them.
 
-Noted with the change that ends a plan, and charged once the tenant's ledger says what was used.
+The end of a plan is stored with the change that ends it, and charged once the tenant's ledger has all its
+use.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from persistence.billing.plans import TokenPlan, terms_of
 from persistence.tables import plan_end as table
 
 
-# Segments of subscriptions as the rules see them.
+# Subscription segments in the form of the billing rules.
 def segment_of(row: Any) -> PlanSegment:
     span = (row.anchor_date, row.start_date, row.end_date)
     terms = SegmentTerms(
@@ -65,7 +66,7 @@ def segment_of(row: Any) -> PlanSegment:
 _SEGMENTS = text("""
 SELECT * FROM subscription_segment WHERE organization_id = ANY(cast(:organizations AS bigint[]))
  ORDER BY organization_id, start_date, id""")
-# What the days of segments were charged from one on: net, and by facts alone.
+# The charges for days of segments since a day: net, and without corrections.
 _DAYS = text("""
 SELECT c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
        coalesce(sum(c.quantity) FILTER (WHERE c.reason NOT IN ('credited', 'credit_void')), 0) AS quantity,
@@ -73,7 +74,7 @@ SELECT c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day, co
   FROM unnest(cast(:segments AS bigint[]), cast(:since AS date[])) AS s (id, since)
   JOIN charge AS c ON c.source = 'subscription_segment' AND c.source_id = s.id
    AND c.period_start >= cast(s.since AS timestamp) AT TIME ZONE 'UTC' GROUP BY 1, 2, 3""")
-# Days that a segment lost, and are charged to somebody or given back too often.
+# Days that a segment lost and that have charges which do not cancel out.
 _LOST = text("""
 SELECT s.organization_id, c.source_id, c.kind, (c.period_start AT TIME ZONE 'UTC')::date AS day,
        count(*) AS rows, sum(c.quantity) AS quantity, sum(c.amount) AS amount
@@ -107,23 +108,24 @@ class NamedCharge(NamedTuple):
 
 
 class SegmentDue(NamedTuple):
-    """A segment that has something to charge, and up to which day it is charged then."""
+    """A segment with something to charge, and the day up to which it is then charged."""
 
     segment_id: int
     upto: date
 
 
 def fee_rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequence[Any]:
-    """Return all segments of organizations, each one's in the order of their days."""
+    """Return all subscription segments of these organizations, each organization's in the order of days."""
     return connection.execute(_SEGMENTS, {"organizations": list(organization_ids)}).all()
 
 
 def subscription_fees(
     connection: Connection, segments: Iterable[Any], until: date, *, today: date
 ) -> tuple[list[SegmentDue], list[NamedCharge]]:
-    """Return up to where each segment is charged by `until`, and the charges of days not charged yet.
+    """Return the day up to which each segment is charged, and charges for the days before it.
 
-    In advance, cycles that have begun today are charged, and replacements of days charged and lost.
+    Under billing in advance, cycles that have begun `today` are charged whole. Days that were charged and
+    lost are charged again if another segment has them.
     """
     rows, begun = list(segments), defaultdict[int, date](lambda: today + ONE_DAY)
     for row in rows:
@@ -150,7 +152,8 @@ def subscription_fees(
 def _not_yet(
     fee: SupplyCharge, segment: PlanSegment, seen: dict[tuple[int, str, date], Any]
 ) -> tuple[SupplyCharge | None, int]:
-    """Return what of a day's fee is not charged, and how many rows there are of it."""
+    """Return the uncharged part of a day's fee (None if there is none), and the number of its charges so far.
+    """
     known = seen.get((segment.id, fee.kind, fee.day))
     if known is None:
         return fee, 0
@@ -169,7 +172,7 @@ def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tup
 
 
 def lost_fees(connection: Connection, organization_ids: Sequence[int]) -> list[NamedCharge]:
-    """Return what brings days that segments lost to nothing."""
+    """Return the charges that cancel the fees of days that segments lost."""
     found = []
     for row in connection.execute(_LOST, {"organizations": list(organization_ids)}):
         charge = fee_charge(row.kind, row.source_id, row.day, -row.quantity, -row.amount)
@@ -184,7 +187,7 @@ def move_fees(connection: Connection, moved: Sequence[SegmentDue]) -> None:
 
 
 def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) -> None:
-    """Write charges, each fact once."""
+    """Store charges, each fact once."""
     if not named:
         return
     charges = [each.charge for each in named]
@@ -203,11 +206,11 @@ def fact_of(fee: SupplyCharge, number: int) -> str:
     return f"{what}:{fee.source_id}:{fee.day}:{number}"
 
 
-# Ends of plans of one organization that become known together.
+# Maximum of ended plans of one organization that are charged together.
 ENDS_MAX = 1_000
 
-# Of `plan_end AS e` known are those whose writes are in the ledger: of debt that was carried on, the one that
-# ended that, or a reset that forgave it. Nobody carries what is of a cycle that was over before.
+# The condition for rows `plan_end AS e` whose control writes are in the ledger: for carried debt, the write
+# that ended it, or a reset that forgave it. Debt of a cycle that was over before is never carried.
 KNOWN_EARLY_USES = """(e.is_gone OR EXISTS (SELECT FROM token_ledger AS w WHERE w.tenant_id = e.tenant_id
         AND w.transaction_type <> 'consume' AND w.control_write_id = e.control_write_id))
    AND (NOT e.carries
@@ -223,18 +226,18 @@ _OPEN = text(f"""
 SELECT e.id, e.paid_from, e.cycle_ends_at FROM plan_end AS e
  WHERE e.organization_id = :organization AND e.quantity IS NULL AND {KNOWN_EARLY_USES}
  ORDER BY e.id LIMIT :count""")  # noqa: S608  # our own words
-# Those that have come to something before, and may to another sum by what was told since a moment.
+# Ended plans that are settled, and whose sum may change by uses reported since a moment.
 _TOLD = text("""
 SELECT e.id, e.paid_from, e.cycle_ends_at
   FROM unnest(cast(:tenants AS bigint[]), cast(:since AS timestamptz[])) AS n (tenant_id, since)
   JOIN plan_end AS e ON e.tenant_id = n.tenant_id AND coalesce(e.cycle_ends_at, 'infinity') > n.since
  WHERE e.organization_id = :organization AND e.used IS NOT NULL ORDER BY e.id""")
-# Cycles with other days or plans from a day on.
+# Cycles whose days or plans changed from a day on.
 _MOVED = text("""
 SELECT DISTINCT paid_from, cycle_ends_at FROM plan_end
  WHERE organization_id = :organization AND coalesce(cycle_ends_at, 'infinity') > :since AND used IS NOT NULL
  ORDER BY 1, 2""")
-# All ends in cycles: each of their tokens is owed once.
+# All ended plans of these cycles: each of their tokens is charged once.
 _CYCLES = text("""
 SELECT e.* FROM plan_end AS e
   JOIN (SELECT DISTINCT * FROM unnest(cast(:days AS date[]), cast(:ends AS timestamptz[])) AS n (day, ends))
@@ -257,16 +260,16 @@ _SETTLE = text("""
 UPDATE plan_end SET used = :used, began = :began, debt = cast(:debt AS bigint), quantity = :quantity,
        amount = :amount, charges = charges + :charges WHERE id = :id""")
 
-# What names a fact, and its charge.
+# The name of a fact, and its charge.
 EarlyCharge = tuple[str, SupplyCharge]
 # Tenants with late reports, and the first day of that use.
 EarlyUseReport = Mapping[int, datetime]
 
 
 class PlanRemoval(NamedTuple):
-    """Whose plan was taken by which control write; None of a tenant that was deleted.
+    """The tenant whose plan was removed, and the control write that did it (None for a deleted tenant).
 
-    `anchor` is the day on which the tenant's months begin.
+    `anchor` is the day of the month on which the tenant's months begin.
     """
 
     tenant_id: int
@@ -276,7 +279,8 @@ class PlanRemoval(NamedTuple):
 
 
 class SettledEarlyUse(NamedTuple):
-    """What the end of a plan came to: what its ledger says, tokens ahead, money; and a charge of the rest."""
+    """The result for an ended plan: its use by the ledger, the tokens used ahead, and a charge for the rest.
+    """
 
     end_id: int
     read: plans.PlanTurns
@@ -287,7 +291,7 @@ class SettledEarlyUse(NamedTuple):
 def note_early_use(
     connection: Connection, taken: PlanRemoval, ended: SegmentEnd, had: TokenPlan, then: TokenPlan | None
 ) -> None:
-    """Store that a tenant's token plan was removed, if something can be owed for it."""
+    """Store the end of a tenant's token plan, if something may be owed for it."""
     found = plan_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )
@@ -312,7 +316,9 @@ def end_debt(
     had: TokenPlan,
     then: TokenPlan | None,
 ) -> None:
-    """End debt of earlier plans with the plan that carried it, unless the next plan carries it on."""
+    """End the carried debt of earlier plans with the plan that carried it, unless the next plan carries it
+    on.
+    """
     found = debt_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )
@@ -324,26 +330,29 @@ def end_debt(
 def regain_early_use(
     connection: Connection, taken: PlanRemoval, then: TokenPlan, anchor: date, at: datetime
 ) -> None:
-    """Note with plans that ended in the cycle that a tenant has their tokens again, or more of them.
+    """Store, for plans that ended in this cycle, how many of their tokens the tenant's new plan includes.
 
-    `anchor` is the first day of its subscription.
+    `anchor` is the first day of the subscription.
     """
     terms = terms_of(then, taken.anchor)
     day, ends = token_cycle(terms, anchor, at)
-    # Of a plan that bills what is beyond it is owed there.
+    # A plan that bills its excess charges these tokens itself.
     tokens = ALL if terms.policy == BILL else ALL - 1 if terms.total is None else terms.total
     connection.execute(_REGAIN, {"tenant": taken.tenant_id, "day": day, "ends": ends, "tokens": tokens})
 
 
 def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
-    """Return organizations with ends of plans that are not looked at yet, in the order of their ids."""
+    """Return the ids of organizations with ended plans that are not settled yet, in order."""
     return list(connection.execute(_WAITING, {"organizations": list(organization_ids)}).scalars())
 
 
 def owed_early_use(
     connection: Connection, organization_id: int, told: EarlyUseReport | None = None
 ) -> list[SettledEarlyUse]:
-    """Return what ends of plans come to that is not noted of them; `told`: those with late reports."""
+    """Return the unsettled ended plans of an organization with their results.
+
+    With `told`, those of tenants with late reports of use are settled again instead.
+    """
     here: dict[str, Any] = {"organization": organization_id}
     if told is None:
         looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
@@ -354,7 +363,7 @@ def owed_early_use(
 
 
 def moved_early_use(connection: Connection, organization_id: int, since: date) -> list[SettledEarlyUse]:
-    """Return the same, where use is known, and days or plans since a day are others than they were."""
+    """Return settled ended plans whose result changes because days or plans since a day changed."""
     here = {"organization": organization_id, "since": midnight(since)}
     return _owed(connection, organization_id, connection.execute(_MOVED, here).all(), set())
 
@@ -372,7 +381,8 @@ def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) ->
 def _owed(
     connection: Connection, organization_id: int, cycles: Sequence[Any], unread: set[int]
 ) -> list[SettledEarlyUse]:
-    """Return what all ends of cycles come to; the ledger is asked about those that are unread."""
+    """Return the results of all ended plans of these cycles; only the `unread` ones are read from the ledger.
+    """
     if not cycles:
         return []
     wanted = {"days": [row.paid_from for row in cycles], "ends": [row.cycle_ends_at for row in cycles]}
@@ -398,7 +408,7 @@ def _settled(
     if not ends:
         return
     (row, _), used = ends[-1], [_used(*each, segments) for each in ends]
-    # The plan that runs on, or the last one that did.
+    # The current plan, or the last one.
     runs, whole = segments[0], (row.paid_from, row.paid_from)
     for each in segments:
         days = days_of(each, row.paid_from, row.cycle_ends_at, used[-1].until)
@@ -408,7 +418,7 @@ def _settled(
     def fees(until: date | None) -> Decimal:
         return fees_of(segments, row.paid_from, whole[1] if until is None else until) + before
 
-    # By the cycles of before: the same fee is worth the same.
+    # By the earlier cycles, so that the same fee is worth the same.
     as_before = replace(runs, anchor=row.anchor_date, start=whole[0], end=whole[1])
     owed = ahead(used, fees, fees_of([as_before], *whole))
     for (end, read), due in zip(ends, owed, strict=True):
@@ -420,9 +430,9 @@ def _settled(
 
 
 def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> PlanUsage:
-    # Where nobody carried it on, its cycle was over before the plan went.
+    # Debt that nobody carried on belongs to a cycle that was over before the plan ended.
     counted = row.counted if read.debt is not None or not row.carries else 0
-    # A keeper of before did not note it.
+    # Older keepers did not store it.
     ended = (each.end for each in segments if each.anchor == row.anchor_date)
     until = row.paid_until or max((day for day in ended if day <= row.supplied_until), default=row.paid_from)
     return PlanUsage(
@@ -432,7 +442,7 @@ def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> P
 
 
 def _fact(row: Any) -> str:
-    """Return what names a difference of the end of a plan: the first one is the end's own."""
+    """Return the name of a charge for an ended plan; corrections are numbered."""
     return f"early:{row.control_write_id}" + (f":{row.charges}" if row.charges else "")
 
 
@@ -456,7 +466,7 @@ SELECT * FROM subscription_segment AS s
                   AND m.minimum_commitment IS NOT NULL)
  ORDER BY start_date, id""")
 _SUBSCRIPTION = text("SELECT id FROM organization_subscription WHERE organization_id = :organization")
-# By day of supply; credit notes stand aside.
+# By day of supply; credit notes are not included.
 _CHARGED = text("""
 SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amount, count(*) AS rows
   FROM charge
@@ -469,10 +479,9 @@ SELECT (period_start AT TIME ZONE 'UTC')::date AS day, kind, sum(amount) AS amou
 def missing_to_commitments(
     connection: Connection, organization_id: int, until: date, more: Iterable[SupplyCharge]
 ) -> list[tuple[str, SupplyCharge]]:
-    """Return charges for the cycles that ended up to a day, or rather what theirs come to less what they
-    have.
+    """Return charges for the shortfall to the minimum of cycles that ended up to a day, less earlier ones.
 
-    `more` are charges that are not written yet. Each comes with the name of its fact.
+    `more` are charges that are not stored yet. Each charge comes with the name of its fact.
     """
     here = {"organization": organization_id}
     segments = [segment_of(row) for row in connection.execute(_COMMITTED_SEGMENTS, here)]
@@ -503,7 +512,7 @@ def missing_to_commitments(
 
 
 def _cycles(segments: Sequence[PlanSegment], until: date) -> list[tuple[date, date, Decimal]]:
-    """Return ended cycles, as far as they were in force, each with its least price."""
+    """Return the ended cycles, as far as the subscription was in force, each with its minimum price."""
     found = []
     for anchor in sorted({segment.anchor for segment in segments}):
         term = [segment for segment in segments if segment.anchor == anchor]
@@ -519,7 +528,7 @@ def _cycles(segments: Sequence[PlanSegment], until: date) -> list[tuple[date, da
 
 
 def _least(segment: PlanSegment, first: date, over: date, whole: int) -> Decimal:
-    """Return what the days that a segment has of a cycle come to at least: a trial owes nothing."""
+    """Return the minimum price for a segment's days in a cycle; a trial has none."""
     begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
     days = (min(over, segment.end) - begins).days
     least = segment.terms.minimum_commitment

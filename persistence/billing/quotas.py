@@ -1,4 +1,4 @@
-"""Tenants' quotas as last flushed, and the move of a tenant to another plan."""
+"""The stored quotas of tenants, and the move of a tenant to another plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from persistence.tables import (
     token_plan,
 )
 
-# Of tenants that have the plan of a subscription, not one of their own.
+# The negotiated price, for tenants with the plan of a subscription and none of their own.
 _negotiated = (
     select(organization_subscription.c.overage_unit_price)
     .where(
@@ -41,7 +41,7 @@ _never_moved = func.coalesce(tenant_quota.c.last_seq, 0) == 0
 def set_plan(change: EntityWrite, tenant_id: int, organization_id: int, plan_id: object) -> None:
     """Set a tenant's own plan now; None means the plan of its organization's subscription.
 
-    `Unprocessable` if the plan's price is in another currency than the organization pays in.
+    Raise `Unprocessable` if the plan's price has another currency than the organization.
     """
     costs = None if plan_id is None else priced_in(change, plan_id)
     here = select(organization.c.currency).where(organization.c.id == organization_id)
@@ -60,9 +60,9 @@ def inherit(
     began: date | None,
     ended: SegmentEnd | None = None,
 ) -> None:
-    """Set a tenant's inherited plan; without an own plan, the day it `began` aligns the tenant's cycles.
+    """Set a tenant's inherited plan; without an own plan, its cycles are aligned to the day the plan `began`.
 
-    `ended` is the segment that gave the present plan, if that segment is over.
+    `ended` is the segment that gave the previous plan, if that segment is over.
     """
     own = change.connection.execute(select(tenant.c.plan_id).where(tenant.c.id == tenant_id)).scalar_one()
     if own is None and began is not None:
@@ -81,9 +81,10 @@ def _move(
     *,
     began: date | None = None,
 ) -> None:
-    """Put the following plan into force, if it differs: the difference becomes an `adjust`.
+    """Store new plan ids of a tenant; if another plan comes into force, store the `adjust` that moves its
+    quota.
 
-    The plan is that of a subscription that `began` on a day, if given.
+    `began` is the first day of the subscription whose plan it is.
     """
     here = tenant.c.id == tenant_id
     before = change.connection.execute(select(plan_in_force).where(here).with_for_update()).scalar_one()
@@ -98,7 +99,7 @@ def _move(
     if had is not None and ended is not None:
         had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, anchor)
     payload = plan_payload(found, anchor=anchor, since_ms=ms_of(change.now))
-    # What its organization negotiated goes with the plan: what is owed beyond it is read from here.
+    # The organization's negotiated price is sent with the plan: the excess is charged by it.
     price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
     priced = {} if price is None else {"overage_unit_price": f"{price:f}"}
     [write] = change.intend(
@@ -115,7 +116,7 @@ def _move(
 
 
 def forget_plan(change: EntityWrite, tenant_id: int, organization_id: int, ended: SegmentEnd) -> None:
-    """End the plan of a deleted tenant: its use is owed like any other tenant's."""
+    """End the plan of a deleted tenant: its use is charged like any other tenant's."""
     here = tenant.c.id == tenant_id
     had = _plan(change, change.connection.execute(select(tenant.c.inherited_plan_id).where(here)).scalar())
     anchor = select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
@@ -123,7 +124,7 @@ def forget_plan(change: EntityWrite, tenant_id: int, organization_id: int, ended
     if had is not None:
         taken = PlanRemoval(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
         had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
-        # Nobody goes on with its tokens.
+        # No later plan continues with its tokens.
         proration.end_debt(change.connection, taken, ended, had, None)
         proration.note_early_use(change.connection, taken, replace(ended, over=True), had, None)
 
@@ -180,7 +181,7 @@ SUBJECT = Entity(
 )
 
 
-# Token plans that tenants have from the subscription of their organization.
+# Token plans that tenants inherit from the subscription of their organization.
 def give_plan(
     change: EntityWrite,
     organization_id: int,
@@ -188,9 +189,9 @@ def give_plan(
     *,
     ended: SegmentEnd | None = None,
 ) -> None:
-    """Set or remove the token plan of the organization's subscription for its tenants (or one).
+    """Set or remove the token plan of an organization's subscription for all its tenants, or for one.
 
-    `ended` is the segment that gave the present plan, if that segment is over.
+    `ended` is the segment that gave the previous plan, if that segment is over.
     """
     found = change.connection.execute(
         select(

@@ -1,4 +1,4 @@
-"""Which invoices are due: months that are over where the customer is, fees in advance on their day."""
+"""Finds and makes the invoices that are due: of months that are over, and of fees in advance."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from persistence.billing.invoices import overlapping
 from persistence.entity import EntityWrite, hold_flushes
 from persistence.resources import access
 
-# A month is over when it is in UTC, whose days invoices have, and where the customer is. It is drafted then,
-# and final when the grace is over as well. One that gives back more than it bills is a credit note, and the
-# month's all the same. A fee in advance waits for nothing: nothing of it settles late.
+# A month is over when it is over both in UTC, by whose days invoices are made, and in the customer's time
+# zone. Then it is drafted, and after the grace period made final. If the total is negative it is a credit
+# note, and still counts as the month's invoice. A fee in advance has no grace period, as nothing of it
+# arrives late.
 _DUE = """
 WITH month AS (
     SELECT o.id, least(date_trunc('month', cast(:now AS timestamptz) AT TIME ZONE o.time_zone),
@@ -68,7 +69,7 @@ _NEXT = text(_DUE.format(which="o.id > :after"))
 _THESE = text(_DUE.format(which="o.id = ANY(cast(:organizations AS bigint[]))"))
 # Advisory lock class 7808: invoices on schedule of one partition's organizations.
 _CLAIM = text("SELECT pg_try_advisory_xact_lock(7808, :partition)")
-# Those that differ from before, held in their order: flushes change organizations too.
+# Only changed rows, locked in order, since flushes update organizations too.
 _LEAVE = text("""
 WITH other AS (
     SELECT o.id, n.reason, n.why
@@ -81,17 +82,20 @@ UPDATE organization AS o SET invoicing_left = n.why, invoicing_left_reason = n.r
   FROM other AS n WHERE o.id = n.id""")
 _LEFT = text("SELECT id FROM organization WHERE invoicing_left IS NOT NULL ORDER BY id LIMIT :count")
 WHY_CHARACTERS_MAX = 500
-# An organization has its month and a fee in advance due, not more.
+# An organization has at most a month and a fee in advance due.
 DUE_OF_ONE_MAX = 2
 
 
 def due(
     connection: Connection, now: datetime, after: int, count: int, grace_hours: int, *, finalize: bool
 ) -> Sequence[Any]:
-    """Return invoices to draft, and drafts whose grace is over, by organization."""
+    """Return up to `count` due rows beyond the organization `after`: invoices to draft, and with `finalize`
+    drafts
+    whose grace period is over.
+    """
     here = {"after": after, "count": count, "finalize": finalize}
     rows = connection.execute(_NEXT, _at(now, grace_hours) | here).all()
-    # All of an organization in one page.
+    # All rows of an organization belong to one page.
     last = rows[-1].organization_id if len(rows) == count else None
     whole = [row for row in rows if row.organization_id != last]
     return whole or rows
@@ -111,12 +115,14 @@ def due_of(
 
 
 def claim(connection: Connection, partition: int) -> bool:
-    """Return whether nobody else makes invoices of a partition until the end of the transaction."""
+    """Claim a partition's scheduled invoices until the end of the transaction; return False if another has
+    it.
+    """
     return bool(connection.execute(_CLAIM, {"partition": partition}).scalar_one())
 
 
 def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None:
-    """Store why organizations' invoices were skipped."""
+    """Store why the invoices of organizations were skipped; None clears the reason."""
     ids = sorted(left)
     said = [(None, None) if (why := left[each]) is None else (why.reason, why.why) for each in ids]
     reasons = [reason for reason, _ in said]
@@ -125,7 +131,7 @@ def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None
 
 
 def skipped_organizations(connection: Connection, count: int) -> list[int]:
-    """Return organizations whose invoice was left, so many at most."""
+    """Return up to `count` ids of organizations whose invoices were skipped."""
     return list(connection.execute(_LEFT, {"count": count}).scalars())
 
 
@@ -152,18 +158,18 @@ SELECT o.id, n.start, n.until, o.currency, :source
 RETURNING id, organization_id, period_start, period_end""")
 _REMOVE = text("DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")
 
-# Of whose charges a fee in advance is an invoice of its own.
+# The source whose charges in advance get an invoice of their own.
 AHEAD: Wanted = ("subscription_segment", None)
 
-# From one day to another (the last not included), and whether it is to be final.
+# The first day, the day after the last one, and whether the invoice becomes final.
 Month = tuple[date, date, bool]
 
 
 @dataclass(slots=True)
 class InvoiceBatch:
-    """Organizations whose invoices are made together; what is left and busy is told by `make`.
+    """Organizations whose invoices are made in one transaction; `make_scheduled` fills `left` and `busy`.
 
-    `change_of` makes the change of one invoice by the keeper, for what is done of one alone.
+    `change_of` returns the keeper's write for a verb and an invoice id.
     """
 
     connection: Connection
@@ -174,16 +180,16 @@ class InvoiceBatch:
     partition_of: Callable[[int], int]
     change_of: Callable[[str, int], EntityWrite]
     left: dict[int, SkipReason] = field(default_factory=dict)
-    # Somebody charges or invoices these now.
+    # Organizations that another transaction has locked.
     busy: Collection[int] = ()
-    # Texts of all of them with letters that are to be looked for first.
+    # Texts with letters that must be checked against the fonts first.
     unseen: list[str] = field(default_factory=list)
 
 
 def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait: bool = False) -> None:
-    """Make what is due of organizations; `wait` for those that are held by somebody.
+    """Make the due invoices of organizations; with `wait`, wait for locks of other transactions.
 
-    `UnseenLetters` has the texts of all of them: they are looked for at once.
+    Raise `UnseenLetters` with the texts of all of them, so that they are checked at once.
     """
     if wait:
         for each in sorted(organization_ids):
@@ -196,7 +202,7 @@ def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait
         hold_flushes(batch.connection, partition)
     months = _months(batch, [row for row in due if row.source is None])
     made = invoice_build.have_draft(batch.connection, months)
-    # Of what no month has.
+    # Only for charges that no month has taken.
     fees = _fees(batch, [row for row in due if row.source and row.organization_id not in batch.left])
     made += invoice_build.have_draft(batch.connection, fees)
     if batch.unseen:
@@ -206,7 +212,7 @@ def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait
 
 
 def _months(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
-    """Draft months; answers those that become final."""
+    """Draft the invoices of months; return those that become final."""
     months = defaultdict[Month, list[Any]](list)
     for row in due:
         months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
@@ -217,7 +223,7 @@ def _months(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
 
 
 def _fees(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
-    """Draft fees in advance, those up to the same day together; answers those that become final."""
+    """Draft the invoices of fees in advance, grouped by their last day; return those that become final."""
     drafts = defaultdict[date, list[Draft]](list)
     for row in due:
         if row.draft_id is not None:
@@ -233,7 +239,7 @@ def _fees(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
 
 
 def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draft]:
-    """Make drafts of fees in advance for organizations that owe a fee now."""
+    """Create drafts for organizations that now owe a fee in advance."""
     if not organization_ids:
         return []
     today = _today(batch)
@@ -254,7 +260,7 @@ def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draf
 def _drawn(
     batch: InvoiceBatch, drafts: Sequence[Draft], rows: Sequence[Any], *, final: bool
 ) -> list[DraftWithLines]:
-    """Make the lines of drafts; answers those that become final."""
+    """Store the lines of drafts; return the drafts that become final."""
     if not drafts:
         return []
     here = (batch.connection, batch.letterhead, _today(batch), drafts)
@@ -269,7 +275,7 @@ def _today(batch: InvoiceBatch) -> date:
 
 
 def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) -> list[Draft]:
-    """Return the drafts of a month: those there are, and new ones where nothing keeps one from being made."""
+    """Return the drafts of a month: existing ones, and new ones for organizations without an obstacle."""
     drafts = [Draft(row.draft_id, row.organization_id, start, until) for row in rows if row.draft_id]
     new = [row.organization_id for row in rows if row.draft_id is None]
     if new:
@@ -284,9 +290,9 @@ def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) 
 def _with_lines(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], known: Collection[int]
 ) -> list[DraftWithLines]:
-    """Return drafts with lines to bill; delete the others, with an audit row for each known draft."""
+    """Return the drafts with lines; delete the others, with an audit row for each in `known`."""
     empty = [each for each in drawn if not each.bill.lines]
-    # What no invoice bears is said where it is looked for: there is none that could.
+    # Charges that no invoice can take are reported as the skip reason.
     batch.left |= {each.draft.organization_id: SkipReason(REFUSED, each.left) for each in empty if each.left}
     if empty:
         batch.connection.execute(_REMOVE, {"ids": [each.draft.invoice_id for each in empty]})
@@ -297,7 +303,7 @@ def _with_lines(
 def _complete(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], rows: Sequence[Any]
 ) -> list[DraftWithLines]:
-    """Return drafts that may become final, auditing new ones, and note why the others are skipped."""
+    """Return the drafts that may become final, and store why the others are skipped."""
     found, known = [], {row.draft_id for row in rows}
     for each in _with_lines(batch, drawn, known):
         try:
@@ -313,7 +319,7 @@ def _complete(
 
 
 def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequence[Final]) -> None:
-    """Number the drafts last; only credits follow, where an invoice has nothing to pay."""
+    """Assign numbers last; afterwards only credits are added, for invoices with nothing to pay."""
     _note(batch, "finalize", finals)
     statuses = invoice_build.finish_final(batch.connection, batch.letterhead, batch.now, made)
     for each, status in zip(finals, statuses, strict=True):

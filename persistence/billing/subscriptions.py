@@ -1,7 +1,7 @@
-"""Subscriptions of organizations: one each, every plan it ever had kept as a segment.
+"""Subscriptions of organizations: one each; every plan it ever had is kept as a segment.
 
-A change brings three things into force at once: the row, its segments, and the token plan its
-tenants get from it; the gateways are told by the organization's definition.
+A change updates three things at once: the row, its segments, and the token plan that its tenants inherit. The
+definition of the organization passes it on to the gateways.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from persistence.tables import (
 # A price that is changed by hand is that of subscriptions to come. One that reaches all counts in `reprices`
 # of its plan when its day comes; a subscription says how many of them its fee follows.
 
-# What a cycle costs: a plan's price, and how many times. A quarter is three months.
+# The price of a cycle: the plan's column, and a factor. A quarter is three months.
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}
 _NAMES = ("monthly_cost", "annual_cost")
 _plan, _price = subscription_plan, subscription_plan_price
@@ -59,7 +59,7 @@ SELECT s.id FROM organization_subscription AS s
 
 
 def reprice(change: EntityWrite) -> Row:
-    """Set the price from a day on (`/reprice`) for all subscribers without a negotiated fee."""
+    """Set a plan's price from a day on (`/reprice`) for all subscribers without a negotiated fee."""
     row = lock(change)
     values, day = change.command.values, day_in(change.command.values, "from")
     said = {name: values[name] for name in _NAMES if name in values}
@@ -68,7 +68,7 @@ def reprice(change: EntityWrite) -> Row:
         errors.append(("from", f"must be in the future, or today, {change.today}"))
     if errors:
         raise Unprocessable(errors=tuple(errors))
-    if not row["prices"]:  # what it cost until then
+    if not row["prices"]:  # the price until then
         made = row["created_at"]
         assert isinstance(made, datetime)
         since = {"effective_from": made.astimezone(UTC).date(), "number": 0}
@@ -85,7 +85,7 @@ def reprice(change: EntityWrite) -> Row:
 
 
 def advance_plan_price(change: EntityWrite) -> Row:
-    """Apply the prices whose day has come and that reach all subscribers."""
+    """Apply prices whose day has come to the plan and all its subscribers."""
     row = lock(change)
     waiting = select(_price).where(
         _price.c.plan_id == change.row_id,
@@ -123,15 +123,15 @@ PLAN_PRICE_SOURCE = live(_plan, *_plan.c, func.coalesce(_prices, func.jsonb_buil
 PLAN_PRICE_VERBS = {**entity.VERBS, "reprice": reprice, "advance": advance_plan_price}
 
 
-# Terms agreed when it begins.
+# Terms agreed at the start of a subscription.
 AGREED = ("billing", "trial_end", "discount_rate", "discount_end", "minimum_commitment")
-# Ten years: each day that is over is a charge, written when it is made.
+# Ten years: each past day becomes a charge when the subscription is created.
 START_DAYS_MAX = 3_660
 NEGOTIATED = ("negotiated_cost", "overage_unit_price")
 
 
 def create(change: EntityWrite) -> Row:
-    """Subscribe an organization; one whose subscription is over gets a new one in its place."""
+    """Subscribe an organization; an ended subscription is replaced."""
     values = change.command.values
     organization_id, plan_id = id_in(values, "organization_id"), id_in(values, "plan_id")
     start, end = day_in(values, "start_date"), _end_in(values)
@@ -167,7 +167,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_plan(change: EntityWrite) -> Row:
-    """Switch to another plan (`/change`), now or when the running period ends."""
+    """Switch to another plan (`/change`), now or at the end of the running period."""
     row = _held(change)
     require(change)
     plan_id = id_in(change.command.values, "plan_id")
@@ -184,7 +184,7 @@ def change_plan(change: EntityWrite) -> Row:
 
 
 def agree_terms(change: EntityWrite) -> Row:
-    """Set discount, minimum, fee or quantity from a day on (`/terms`): at once, or when the day comes."""
+    """Set discount, minimum, fee or quantity from a day on (`/terms`), today or later."""
     row = _held(change)
     require(change)
     values, day = change.command.values, day_in(change.command.values, "from")
@@ -215,14 +215,14 @@ def agree_terms(change: EntityWrite) -> Row:
 
 
 def cancel(change: EntityWrite) -> Row:
-    """End the subscription (`/cancel`), now or when the running period ends."""
+    """End the subscription (`/cancel`), now or at the end of the running period."""
     row = _held(change)
     now = change.command.values.get("when") == "now"
     return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now), now=now)
 
 
 def extend(change: EntityWrite) -> Row:
-    """Move the end; the only field that may be set by hand."""
+    """Change the end date, the only field that can be set directly."""
     row = _held(change)
     end = _end_in({**row, **change.command.values})
     if end == _end_in(row) and row["cancel_at"] is None:
@@ -231,11 +231,11 @@ def extend(change: EntityWrite) -> Row:
 
 
 def advance(change: EntityWrite) -> Row:
-    """Carry out what the calendar brings: terms and prices, a change that waited, a beginning, an end."""
+    """Apply what has become due: terms, prices, a scheduled plan change, the beginning or the end."""
     row = _held(change)
     subscription = _subscription(change, row)
     if subscription.change_at is not None:
-        # Up to that day these are of the plan that it had.
+        # Until that day the terms apply to the previous plan.
         subscription = _by_terms(change, subscription, min(change.today, subscription.change_at - ONE_DAY))
     if subscription.next_plan_id is not None:
         cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
@@ -244,7 +244,7 @@ def advance(change: EntityWrite) -> Row:
 
 
 def tell(change: EntityWrite, plan: Row) -> None:
-    """Reload all subscribers of a plan: tenants follow its token plan, gateways its features."""
+    """Reload all subscribers of a plan: their tenants' token plans, and the features in the gateways."""
     here = organization_subscription
     subscribed = select(here.c.organization_id).where(here.c.plan_id == plan["id"], here.c.status != "over")
     for organization_id in change.connection.execute(subscribed.order_by(here.c.id)).scalars().all():
@@ -252,29 +252,32 @@ def tell(change: EntityWrite, plan: Row) -> None:
 
 
 def due(connection: Connection, today: date, count: int) -> Sequence[int]:
-    """Return subscriptions that begin, change or end today or should have before."""
+    """Return up to `count` ids of subscriptions that begin, change or end today, or should have before."""
     return connection.execute(DUE, {"today": today, "count": count}).scalars().all()
 
 
 def _hold_organization(change: EntityWrite, organization_id: int) -> None:
-    """Lock an organization against subscriptions and new tenants, before its rows are locked to be read."""
+    """Lock an organization against new subscriptions and tenants.
+
+    It precedes all other locks of the transaction.
+    """
     here = select(organization.c.id).where(organization.c.id == organization_id)
     change.connection.execute(here.with_for_update(key_share=True))
 
 
 def _held(change: EntityWrite) -> Row:
-    """Lock the organization and the command's row: a tenant made meanwhile is visible, or comes after."""
+    """Lock the organization and the command's row, so that no tenant is created meanwhile; return the row."""
     _hold_organization(change, id_in(change.fetch(), "organization_id"))
     return lock(change)
 
 
 def _end_in(values: Row) -> date:
-    """Return the day it ends; without one it renews."""
+    """Return the end date in these values, or `NO_END` for a subscription that renews."""
     return rules.NO_END if values.get("end_date") is None else day_in(values, "end_date")
 
 
 def _check_days(values: Row, start: date, end: date, today: date) -> None:
-    """Refuse days that lie outside of it, and an end of a discount that there is not."""
+    """Raise `Unprocessable` for dates outside the subscription, or a discount's end without a discount."""
     if abs((start - today).days) > START_DAYS_MAX:
         raise Unprocessable(errors=(("start_date", f"must be within {START_DAYS_MAX} days from today"),))
     errors = [("end_date", "must be after start_date")] if end <= start else []
@@ -295,7 +298,9 @@ def _kept(change: EntityWrite, row: Row, subscription: Subscription, *, now: boo
 def _keep(
     change: EntityWrite, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
 ) -> Row:
-    """Store the subscription and its segments, and bring it into force; a person ends a plan `now`."""
+    """Store a subscription and its segments, and put them into force; `now` ends a plan now instead of at
+    midnight.
+    """
     current, plan = subscription.current, subscription_plan
     start = min(segment.start for segment in subscription.segments)
     values = {
@@ -325,7 +330,7 @@ def _keep(
 
 
 def _ended(change: EntityWrite, row_id: int, subscription: Subscription, *, now: bool) -> SegmentEnd | None:
-    """Return the segment that ended last, if one did: by the calendar at midnight, by a person now."""
+    """Return the segment that ended last, if one has: at midnight, or with `now` at this moment."""
     over = subscription.end <= change.today
     past = subscription.segments if over else subscription.segments[:-1]
     if not past or past[-1].end > change.today:
@@ -362,7 +367,7 @@ def _keep_segment(change: EntityWrite, organization_id: int, segment: PlanSegmen
 
 
 def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
-    """Return the subscription as the rules see it, with the segments of its present term."""
+    """Return the subscription in the form of the billing rules, with the segments of its current term."""
     here = subscription_segment
     rows = change.connection.execute(
         select(here)
@@ -371,7 +376,7 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
     ).all()
     segments = tuple(segment_of(each) for each in rows)
     found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
-    # From which days on all who have the plan pay another price, behind those that are seen.
+    # Price changes of the plan that come after those already applied.
     (name, times), of = COSTS[found.current.interval], _price.c
     later = select(of.effective_from, of[name]).where(
         of.plan_id == found.current.plan_id, of.number > row["reprices"]
@@ -383,7 +388,7 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
 
 
 def _by_terms(change: EntityWrite, subscription: Subscription, until: date | None = None) -> Subscription:
-    """Return the subscription by the terms whose day has come: of a field the latest that say it count."""
+    """Return the subscription with all terms applied whose day has come; later ones override fields."""
     current, here = subscription.current, subscription_term.c
     mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
     come = (*mine, here.starts_on <= (until or change.today), here.starts_on < subscription.end)
@@ -399,7 +404,7 @@ def _by_terms(change: EntityWrite, subscription: Subscription, until: date | Non
 
 
 def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -> None:
-    """Raise `Unprocessable` if a plan's currency is not the organization's: nothing is converted."""
+    """Raise `Unprocessable` if the currencies of plan and organization differ: nothing is converted."""
     pays, costs = organization.c, subscription_plan.c
     found = select(pays.currency, costs.currency.label("plan")).where(
         pays.id == organization_id, costs.id == plan_id, pays.currency != costs.currency

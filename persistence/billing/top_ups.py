@@ -1,6 +1,6 @@
-"""Credits with an invoice of their own: billed once, and where they wait for it, in force once it is paid.
+"""Credit additions with an invoice of their own: billed once; prepaid ones come into force when it is paid.
 
-The invoice is made by the keeper, the payment comes by any door: both hold the organization.
+The keeper makes the invoice, and payments may be recorded by any process: both lock the organization.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SELECT a.id, a.organization_id FROM credit_addition AS a
    AND (a.invoicing = 'prepaid' OR EXISTS (SELECT FROM charge AS c WHERE c.fact = 'addition:' || a.id))
  ORDER BY a.id LIMIT :count""")
 _CHARGE = text(insert_of(PREPAID))
-# A person may have billed it before; then that is its invoice.
+# A person may have billed it before: that is its invoice then.
 _BILLED = text("""
 SELECT coalesce(a.invoice_id, c.invoice_id) FROM credit_addition AS a
   LEFT JOIN charge AS c ON c.fact = 'addition:' || a.id WHERE a.id = :addition""")
@@ -43,18 +43,19 @@ class TopUp(NamedTuple):
 
 
 def due(connection: Connection, after: int, count: int) -> Sequence[TopUp]:
-    """Return additions behind `after`, by id, that need an invoice of their own and have none."""
+    """Return up to `count` additions, by id, beyond `after`, that need an invoice of their own and have none.
+    """
     return [TopUp(*row) for row in connection.execute(ADDITIONS_DUE, {"after": after, "count": count})]
 
 
 def billed_by(connection: Connection, addition_id: int) -> int | None:
-    """Return the invoice that has an addition's charge."""
+    """Return the id of the invoice that bills an addition; None if there is none."""
     found: int | None = connection.execute(_BILLED, {"addition": addition_id}).scalar_one()
     return found
 
 
 def charge(connection: Connection, addition_id: int) -> None:
-    """Charge credits that wait for their payment."""
+    """Charge a prepaid credit addition."""
     connection.execute(_CHARGE, {"addition": addition_id})
 
 
@@ -71,7 +72,7 @@ def release(change: EntityWrite, invoice_id: int) -> None:
 
 
 def refuse_while_waiting(change: EntityWrite) -> None:
-    """Raise `Conflict` if credits wait for the command's invoice: void, they would never be given."""
+    """Raise `Conflict` if prepaid credits wait for the command's invoice: voided, it never gives them."""
     if change.connection.execute(_WAITS, {"invoice": change.row_id}).scalar_one():
         raise Conflict("Credits wait for this invoice; write a credit note, and they are not given.")
 
@@ -82,7 +83,7 @@ def refuse_while_waiting(change: EntityWrite) -> None:
 # month begins without a movement, and a refused call makes none. The keeper makes an addition of an order. An
 # organization has one open order at most: until its credits are in the account, or nobody will give them.
 
-# At most so many a month (UTC), whatever became of them.
+# At most this many a month (UTC), including abandoned ones.
 ORDER = """
 INSERT INTO top_up_order (organization_id, seq, balance)
 SELECT o.id, o.credit_last_seq, o.credit_balance FROM organization AS o
@@ -97,12 +98,11 @@ CLOSE = """
 UPDATE top_up_order AS t SET closed_at = now()
   FROM credit_addition AS a JOIN control_write AS w ON w.id = a.control_write_id
  WHERE {which} AND t.closed_at IS NULL AND a.id = t.credit_addition_id AND w.state = 'done'"""
-# Of a flush: of whose credits it stored movements.
+# For a flush: for organizations whose credit movements it stored.
 ORDER_AFTER = driver_level(ORDER, which="o.id = ANY(%s)")
 CLOSE_AFTER = driver_level(CLOSE, which="t.organization_id = ANY(%s)")
 _ORDER = text(ORDER.format(which="o.id = :organization"))
-# An order that came to nothing at this movement is not made there again within the month: somebody cancelled
-# it.
+# An order that was abandoned at this movement is not repeated within the month: somebody cancelled it.
 _ORDER_LOW = text(
     ORDER.format(
         which="""NOT EXISTS (SELECT FROM top_up_order AS t
@@ -110,8 +110,8 @@ _ORDER_LOW = text(
            AND t.created_at >= date_trunc('month', now(), 'UTC'))"""
     )
 )
-# Nobody will give its credits: they are bought by themselves no more, the counters refused them, or a note
-# gave back the invoice that they wait for.
+# Orders that will never give credits: automatic top-ups are off, the counters refused, or a note refunded the
+# invoice that they wait for.
 _ABANDON = text("""
 UPDATE top_up_order AS t SET closed_at = now()
  WHERE t.closed_at IS NULL AND (
@@ -123,7 +123,7 @@ UPDATE top_up_order AS t SET closed_at = now()
           LEFT JOIN invoice AS i ON i.id = a.invoice_id
          WHERE a.id = t.credit_addition_id
            AND (w.state = 'refused' OR w.id IS NULL AND i.payment_status = 'paid')))""")
-# An order that is open is looked at again and again, and so is a balance that is low.
+# Open orders and low balances are checked repeatedly.
 ORDERS_WAIT = """
 SELECT FROM top_up_order WHERE closed_at IS NULL
  UNION ALL SELECT FROM organization WHERE auto_top_up IS NOT NULL AND deleted_at IS NULL
@@ -152,14 +152,14 @@ WITH news AS (
 
 
 def order_top_up(connection: Connection, organization_id: int) -> None:
-    """Order credits where a balance is at its threshold already, and none are on their way."""
+    """Order credits if the balance is already at its threshold and no order is open."""
     connection.execute(_ORDER, {"organization": organization_id})
 
 
 def top_up_orders_due(connection: Connection, after: int, count: int) -> Sequence[int]:
-    """Return orders that are to become additions, by id.
+    """Return up to `count` ids of orders without an addition, in order, beyond `after`.
 
-    Abandoned orders are closed first, and low balances are ordered for.
+    Before that, abandoned orders are closed, and orders for low balances are created.
     """
     connection.execute(_ABANDON)
     connection.execute(_ORDER_LOW)
@@ -167,7 +167,7 @@ def top_up_orders_due(connection: Connection, after: int, count: int) -> Sequenc
 
 
 def take_top_up(connection: Connection, order_id: int) -> Any:
-    """Lock an order without addition and its organization; `Conflict` if the addition exists."""
+    """Lock an order and its organization and return them; raise `Conflict` if the order is done."""
     row = connection.execute(_TAKE, {"id": order_id}).first()
     if row is None:
         raise Conflict("This order is done.")

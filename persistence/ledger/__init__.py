@@ -1,1 +1,1 @@
-"""Settled uses become rows, once each."""
+"""The ledger writer: stores settled uses as rows, once each."""

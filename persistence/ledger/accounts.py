@@ -1,4 +1,4 @@
-"""Where the accounts of a batch stand in PostgreSQL, and how a batch moves them on."""
+"""The state of a batch's accounts in PostgreSQL, and the updates by the batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from persistence.ledger.statements import bounded
 _UNLIMITED, _IN = int(EventFlag.UNLIMITED), int(EventFlag.IN)
 _BLOCKED, _MANUAL = int(EventFlag.BLOCKED), int(EventFlag.MANUAL_BLOCK)
 
-# Rows at places of the accounts, and the move over a place that stays empty.
+# By part: the query for stored rows by account and seq, and the statement that skips a seq left empty.
 _STORED = {
     TOKENS: statements.STORED_TOKENS,
     CREDITS: statements.STORED_CREDITS,
@@ -51,13 +51,15 @@ _STORED = {
 }
 _SKIP = {TOKENS: statements.SKIP_QUOTAS, CREDITS: statements.SKIP_CREDITS, USAGE: statements.SKIP_SPENDS}
 
-# What identifies a movement at its place, which is an owner's id and a seq: source, amount, balance.
+# The content of a movement: source, amount, balance. Its place is the owner's id and a seq.
 Content = tuple[str | None, int, int | None]
 Stored = dict[tuple[int, int], Content]
 
 
 def stand(connection: Connection[Any], batch: Batch) -> Heads:
-    """Return where every account of the batch stands; quarantined and unknown ones are stopped."""
+    """Return the last stored movement of every account of the batch; quarantined and unknown accounts are
+    stopped.
+    """
     tenants, organizations = set(), set()
     for entries in batch.values():
         for _, _, event in entries:
@@ -82,7 +84,10 @@ def stand(connection: Connection[Any], batch: Batch) -> Heads:
 def contradictions(
     connection: Connection[Any], repeats: Sequence[Placed], fresh: Sequence[Placed]
 ) -> list[QuarantineReason]:
-    """Return entries that claim a stored place with other content; `fresh` is about to be stored."""
+    """Return the entries in `repeats` whose place is stored with other content.
+
+    `fresh` entries, which are about to be stored, count as stored.
+    """
     faults = []
     for part in _STORED:
         claims = _claims(repeats, part)
@@ -92,7 +97,7 @@ def contradictions(
         wanted = {one.place for _, one, _ in claims}
         found |= {one.place: content for _, one, content in _claims(fresh, part) if one.place in wanted}
         wrong = [claim for claim in claims if found.get(claim[1].place) != claim[2]]
-        # One stored otherwise may be a dead letter that was corrected: it is recognised by its own bytes.
+        # A stored entry that differs may be a corrected dead letter: it is recognized by its raw bytes.
         buried = _buried(connection, [placed for placed, _, _ in wrong])
         faults += [
             _conflict(placed, one, found.get(one.place), content)
@@ -103,7 +108,7 @@ def contradictions(
 
 
 def count_stored(connection: Connection[Any], placed: Placed) -> int:
-    """Return how many of an entry's movements are rows already, exactly as it says."""
+    """Return the number of an entry's movements that are stored with exactly its content."""
     return sum(
         _stored(connection, part, [one]).get(one.place) == content
         for part in _STORED
@@ -114,7 +119,7 @@ def count_stored(connection: Connection[Any], placed: Placed) -> int:
 def neighbours(
     connection: Connection[Any], account: str, seq: int
 ) -> tuple[dict[int, Movement], dict[int, int]]:
-    """Return the movements stored at a place and next to it, and the drifts stored there, by seq."""
+    """Return the movements stored at a seq and the seqs next to it, and the stored drifts there, by seq."""
     kind, _, number = account.partition(":")
     here = {"id": int(number), "from": seq - 1, "to": seq + 1, "account": account}
     rows = {
@@ -127,13 +132,13 @@ def neighbours(
 
 
 def month_of(seconds: float) -> int:
-    """Return a moment's month, UTC: year × 12 + month."""
+    """Return the UTC month of a Unix time, as year × 12 + month."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.year * 12 + moment.month
 
 
 def move(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Update accounts and roll-ups to the state that the fresh entries leave."""
+    """Update accounts and roll-ups to their state after the fresh entries."""
     quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
     paid = [(id_, e.balance, e.ahead, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
     spends = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
@@ -152,7 +157,7 @@ def move(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def charge(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Charge what the stored movements make known: tokens beyond plans that ended, credits that were sold."""
+    """Charge the tokens beyond ended plans, and the sold credits, that the stored movements establish."""
     if moves.beyond:
         connection.execute(statements.CHARGE_TOKENS, (sorted(moves.beyond),))
     if moves.granted:
@@ -160,7 +165,8 @@ def charge(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def top_up(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Order credits for whom the stored movements leave at a threshold, once the last ones have arrived."""
+    """Close the top-up orders whose credits have arrived, and order credits for balances at their threshold.
+    """
     if moves.granted:
         connection.execute(top_ups.CLOSE_AFTER, (sorted(moves.granted),))
     if moves.credits:
@@ -168,7 +174,7 @@ def top_up(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def set_status(connection: Connection[Any], status_changes: Iterable[Placed], moves: RollupDelta) -> None:
-    """Set tenants' states after manual blocks and unblocks, unless a tenant moved since."""
+    """Store the blocked states of tenants after manual blocks and unblocks, unless a later movement has."""
     last = {}
     for _, (_, _, event) in status_changes:
         assert event is not None
@@ -183,7 +189,7 @@ def set_status(connection: Connection[Any], status_changes: Iterable[Placed], mo
 
 
 def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Iterable[int]) -> None:
-    """Mark control writes done whose movement is stored, and bring changed plans and totals into force."""
+    """Mark control writes with a stored movement as done, and put changed plans and totals into force."""
     changed: set[int] = set(renewed)
     if control_ids:
         ids = sorted(control_ids)
@@ -194,9 +200,9 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
 
 
 def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
-    """Store raw the entries that cannot become rows, and let their accounts continue behind.
+    """Store dead entries as raw bytes, and let their accounts continue after them.
 
-    An entry set `aside` had no place of its own: the row names the account, and leaves no gap.
+    Entries in `aside` claimed a place that another entry has, so they leave no gap.
     """
     skipped: dict[int, dict[int, tuple[int, int]]] = {part: {} for part in _SKIP}
     for (partition, (entry_id, packed, event)), reason in dead:
@@ -219,7 +225,7 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
 def set_aside(
     connection: Connection[Any], fresh: Iterable[Placed], unreadable: Mapping[tuple[int, bytes], str]
 ) -> int:
-    """Store, raw, the entries stored without their metadata, which are no gap; return the count."""
+    """Store the raw bytes of fresh entries whose metadata was replaced as unreadable; return their number."""
     kept = 0
     for partition, (entry_id, packed, _) in fresh if unreadable else ():
         reason = unreadable.get((partition, entry_id))
@@ -277,7 +283,7 @@ def _conflict(placed: Placed, one: AccountMovement, found: object, content: obje
 #
 # What stopped an account stays in the outbox until a person has said what it is worth.
 
-# By account: until when (Unix ms) what came in was accepted, and why.
+# By account: the time (Unix ms) up to which a person accepted contradictions, and the reason.
 Accepted = Mapping[str, tuple[float, str]]
 ACCEPTABLE = ("conflict", UNKNOWN)
 
@@ -292,7 +298,7 @@ def accepted_accounts(connection: Connection[Any], partitions: Sequence[int]) ->
 
 
 def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) -> dict[Place, str]:
-    """Return the entries among these faults that somebody accepted as contradictions, with the reason."""
+    """Return the entries among these faults that a person accepted as contradictions, with the reason."""
     aside = {}
     for fault in faults:
         until_ms, why = accepted.get(fault.account, (0.0, ""))
@@ -302,7 +308,7 @@ def set_aside_account(faults: Iterable[QuarantineReason], accepted: Accepted) ->
 
 
 def file_breaks(connection: Connection[Any], fresh: Sequence[Placed], accepted: Accepted) -> None:
-    """Store the break where an account continues, after an entry set aside, from another balance."""
+    """Store a drift if an account continues from another balance after an entry that was set aside."""
     done: set[str] = set()
     for placed in fresh if accepted else ():
         event = event_of(placed)
@@ -332,7 +338,7 @@ def quarantine(connection: Connection[Any], faults: Iterable[QuarantineReason]) 
 
 
 def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
-    """Note the newest entry of each partition that leaves the outbox once this is committed."""
+    """Store the newest entry of each partition that leaves the outbox once this transaction is committed."""
     leaving = {partition: list(ids) for partition, ids in report.acknowledged.items()}
     for (partition, _), ids in report.parked.items():
         leaving.setdefault(partition, []).extend(ids)
@@ -343,7 +349,7 @@ def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
 
 
 def _stood(fault: QuarantineReason) -> str | None:
-    """Return an account's state before the entry that stopped the account, as JSON; None if unknown."""
+    """Return an account's state before the entry that stopped it, as JSON; None if unknown."""
     for place in places_before(fault.event):
         if place.account == fault.account and abs(place.balance or 0) <= INTEGER_MAX:
             return json.dumps(

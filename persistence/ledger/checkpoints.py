@@ -1,8 +1,8 @@
-"""What accounts came to by the end of each month: added up once, so that comparing reads what is behind.
+"""Checkpoints: the sum of an account's movements up to the end of a month, so that comparisons read only
+later ones.
 
-A checkpoint is of places in an account, from one seq to another, not of times: what is stored late has a
-later seq. Only a movement that takes the place it left (`redrive`) is of one that is there, which is then
-added up again.
+A checkpoint covers a range of sequence numbers (seqs), not of times: a movement stored late has a later seq.
+Only a redriven movement takes an earlier seq; its checkpoint is then computed again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.integrity.reconciliation import DifferenceKind, Item
 
-# So many movements are added up by one statement; a longer month has several checkpoints.
+# The maximum of movements of one checkpoint; a longer month has several.
 MOVEMENTS_MAX = 1_000_000
-# Advisory lock class 7807: checkpoints, so that none is made while a movement takes an earlier place.
+# Advisory lock class 7807: checkpoints, so that none is made while a movement takes an earlier seq.
 _LOCK = text("SELECT pg_advisory_xact_lock(7807, 1)")
 
-# Movements of `k.id` behind `{since}` and up to `{until}`: how many, their sum, and the seq they are behind.
-# Of tenants those behind the last that left them unlimited count, of spend those of the month.
+# Movements of `k.id` after the seq `{since}` up to `{until}`: number, sum, and the seq before them. For
+# tenants only those after the last unlimited balance count, for spend those of the month.
 _SUMS = {
     "tenant": """
 SELECT s.movements, s.last_seq, s.since_seq, CASE WHEN s.since_seq IS NULL THEN s.amount ELSE (
@@ -47,7 +47,7 @@ SELECT count(*) AS movements, max(seq) AS last_seq, min(seq) FILTER (WHERE of_mo
   FROM (SELECT seq, spend, "timestamp" >= {month}::timestamp AT TIME ZONE 'UTC' AS of_month
           FROM feature_usage WHERE organization_id = k.id AND seq > {since} AND seq <= {until}) AS s""",
 }
-# What its checkpoints have of an account, all together; `{month}`: since when spend counts.
+# The sum of all checkpoints of an account; `{month}`: the month whose spend counts.
 _CLOSED = """
 SELECT coalesce(max(last_seq), 0) AS last_seq, coalesce(sum(movements), 0)::bigint AS movements,
        {since} AS since_seq, coalesce(sum(amount) FILTER (WHERE {counts}), 0) AS amount
@@ -58,7 +58,7 @@ _COUNTS = {
     "credits": ("NULL::bigint", "true"),
     "spend": ("min(since_seq) FILTER (WHERE month >= {month})", "month >= {month}"),
 }
-# Where an account stands, and its movements with their moments.
+# The last seq of an account, and its movements with their times.
 _HEADS = {
     "tenant": "tenant_quota AS h ON h.tenant_id = k.id AND h.last_seq",
     "credits": "organization AS h ON h.id = k.id AND h.credit_last_seq",
@@ -71,7 +71,7 @@ _MOVEMENTS = {
     "spend": 'SELECT organization_id AS id, seq, "timestamp" AS at FROM feature_usage',
 }
 _COLUMNS = "account, first_seq, last_seq, version, month, movements, amount, since_seq"
-# Of each account the month that its first movement without a checkpoint is of, if it is over.
+# For each account the month of its first movement without a checkpoint, if that month is over.
 _CLOSE = """
 INSERT INTO account_checkpoint ({columns})
 SELECT '{kind}:' || k.id, c.last_seq, e.last_seq, 1, b.month, s.movements, s.amount, s.since_seq
@@ -89,7 +89,7 @@ SELECT '{kind}:' || k.id, c.last_seq, e.last_seq, 1, b.month, s.movements, s.amo
  CROSS JOIN LATERAL ({sums}) AS s
  WHERE b.month < cast(:open_month AS date)
 ON CONFLICT DO NOTHING"""
-# The movements of a checkpoint one by one; those that are archived as the runs that stand for them.
+# The movements of a checkpoint one by one; archived ones as the summary rows that replace them.
 _PLACES = {
     "tenant": """
 SELECT seq, seq AS first_seq, CASE direction WHEN 'IN' THEN amount ELSE -amount END AS delta,
@@ -110,7 +110,7 @@ _SINCE = {
     "tenant": "max(unlimited_seq)", "credits": "NULL::bigint",
     "spend": "min(first_seq) FILTER (WHERE of_month) - 1",
 }  # fmt: skip
-# A checkpoint in force, and what its movements come to now.
+# A stored checkpoint, and the current sum of its movements.
 _IN_FORCE = """
 SELECT k.*, s.movements AS found, s.amount AS came_to, s.since_seq AS found_since
   FROM (SELECT *, cast(:id AS bigint) AS id FROM checkpoint_in_force
@@ -139,18 +139,19 @@ SELECT account, last_seq FROM account_checkpoint
 
 
 def sums(kind: str, since: str, until: str, month: str) -> str:
-    """Return the query for the sum of the account `k.id`'s movements between two seqs."""
+    """Return SQL for the sum of the account `k.id`'s movements after the seq `since` up to the seq `until`.
+    """
     return _SUMS[kind].format(since=since, until=until, month=month)
 
 
 def closed(kind: str, month: str) -> str:
-    """Return the query for the sum of all checkpoints of the account `k.id`."""
+    """Return SQL for the sum of all checkpoints of the account `k.id`."""
     since, counts = (part.format(month=month) for part in _COUNTS[kind])
     return _CLOSED.format(kind=kind, since=since, counts=counts)
 
 
 def _close(kind: str) -> str:
-    # Where to go on is asked, never the amount: any month does.
+    # Only the last seq is read, not the amount, so any month will do.
     return _CLOSE.format(
         columns=_COLUMNS, kind=kind, closed=closed(kind, "date '-infinity'"), heads=_HEADS[kind],
         head_seq=_HEADS[kind].rpartition(" ")[2], movements=_MOVEMENTS[kind],
@@ -168,7 +169,7 @@ _AGAINS = {kind: text(_AGAIN.format(columns=_COLUMNS, in_force=_in_force(kind)))
 
 
 class Checkpoints:
-    """Makes what accounts came to by the end of months that are over."""
+    """Stores the checkpoints of months that are over."""
 
     def __init__(self, engine: AsyncEngine, *, movements_max: int = MOVEMENTS_MAX) -> None:
         self._engine = engine
@@ -180,7 +181,7 @@ class Checkpoints:
             return list((await connection.execute(_ORGANIZATIONS, here)).scalars())
 
     async def close_months(self, organizations: Sequence[int], open_month: date) -> int:
-        """Add up all months before the open one that are not yet; answers how many checkpoints were made."""
+        """Store all missing checkpoints of the months before `open_month`; return their number."""
         async with self._engine.connect() as connection:
             found = await connection.execute(_TENANTS, {"organizations": organizations})
             ids = {"tenant": list(found.scalars()), "credits": organizations, "spend": organizations}
@@ -192,21 +193,21 @@ class Checkpoints:
         return made
 
     async def _close(self, kind: str, here: dict[str, Any]) -> int:
-        """Return one month of each account, in a transaction of its own."""
+        """Store the next checkpoint of each account in a transaction of its own; return their number."""
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK)
             return (await connection.execute(_CLOSES[kind], here)).rowcount
 
 
 def count_again(connection: Connection, places: Iterable[tuple[str, int]]) -> None:
-    """Add up again what has movements that took the places, by account and seq, that they had left."""
+    """Compute the checkpoints again that cover these movements (account and seq), which were redriven."""
     connection.execute(_LOCK)
     for account, seq in places:
         connection.execute(_AGAINS[account.partition(":")[0]], _here(account, seq))
 
 
 async def disproved(connection: AsyncConnection, accounts: Sequence[str], count: int) -> list[Item]:
-    """Add up some checkpoints of these accounts again, picked at random; answers those that differ."""
+    """Compute up to `count` random checkpoints of these accounts again; return those that differ."""
     items = []
     for one in (await connection.execute(_SOME, {"accounts": accounts, "count": count})).all():
         proof = _PROOFS[one.account.partition(":")[0]]
@@ -250,7 +251,7 @@ VIOLATIONS_MAX = 1_000
 
 
 _VIEW_COLUMNS: list[ColumnElement[Any]] = [column("account"), column("seq"), column("detail")]
-# All of the views as one statement.
+# All invariant views as one statement.
 ALL = union_all(
     *(
         select(literal(name).label("invariant"), *_VIEW_COLUMNS).select_from(table(f"invariant_{name}"))
@@ -261,7 +262,7 @@ ALL = union_all(
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One row of an invariant view; `seq` is None where the invariant is not about one movement."""
+    """A row of an invariant view; `seq` is None if the invariant is not about a single movement."""
 
     invariant: str
     account: str
@@ -273,7 +274,7 @@ MORE = Violation("more", "rows", None, f"than {VIOLATIONS_MAX} contradictions, t
 
 
 async def violations(connection: AsyncConnection, *, most: int = VIOLATIONS_MAX) -> list[Violation]:
-    """Return everything that contradicts itself; empty is right. Behind `most` it says that there is more."""
+    """Return the violated invariants, at most `most`; a final row states that there are more."""
     rows = await connection.execute(ALL)
     found = [Violation(row.invariant, row.account, row.seq, row.detail) for row in rows]
     return [*found[:most], MORE] if len(found) > most else found

@@ -1,4 +1,4 @@
-"""Fresh entries copied into ledgers and journal, and which entry it was when PostgreSQL refuses one."""
+"""Copies fresh entries into ledgers and journal, and identifies the entry that PostgreSQL refuses."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from persistence.ledger.rows import (
 
 NEW_USERS_A_DAY_MAX = 10_000
 REMEMBERED_MAX = 200_000
-# So long a name over the limit is left alone: then it may be a new day, or a person has made that user.
+# Seconds until a name over the limit is tried again: on a new day, or because a person created the user.
 REFUSED_S = 60.0
-# So long an id is remembered: then a deletion may have taken its name away (`person delete` waits for it).
+# Seconds for which an id is cached: a deletion may have removed its name (`person delete` waits this long).
 KNOWN_S = 10.0
 NAME_LENGTH_MAX = 128
 
@@ -47,7 +47,7 @@ Name = tuple[int, str]
 
 
 class Users:
-    """Ids of the users of each organization. What a transaction learned counts once it commits.
+    """A cache of user ids by organization and external id; ids from a transaction count once it commits.
 
     `clock` is monotonic.
     """
@@ -63,12 +63,14 @@ class Users:
         self._clock = clock
         self._known: dict[Name, int] = {}
         self._known_from = clock()
-        # By their hashes: anybody makes up long ones.
+        # Stored as hashes, as callers may send long names.
         self._refused: set[int] = set()
         self._refused_from = clock()
 
     def resolve(self, connection: Connection[Any], fresh: Iterable[Placed]) -> dict[Name, int]:
-        """Return the ids of all named users; a user over the organization's daily limit has none."""
+        """Return the ids of all users named by these entries; users over an organization's daily limit have
+        none.
+        """
         if self._clock() - self._refused_from > REFUSED_S:
             self._refused.clear()
         if self._clock() - self._known_from > KNOWN_S:
@@ -114,7 +116,7 @@ def columns_of(names: Sequence[Name]) -> dict[str, Any]:
 
 
 def storable(names: Iterable[Name]) -> list[Name]:
-    """Return those of names that a user may have, in the order in which writers lock rows."""
+    """Return the valid user names, sorted in the order in which writers lock rows."""
     return sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
 
 
@@ -130,7 +132,7 @@ ON CONFLICT (day) DO UPDATE SET since = excluded.since WHERE c.since > excluded.
 
 
 def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry]) -> None:
-    """Note the days of these entries' requests, where rows of them are earlier than their ids say."""
+    """Store the days of requests whose rows have an earlier time than the request's id."""
     some, told = list[OutboxEntry](), list[OutboxEntry]()
     for event in events:
         (some if says_when(event.source) else told).append(event)
@@ -176,7 +178,7 @@ _ACCOUNTS = {
 
 
 class Unstorable(Exception):
-    """An entry cannot become a row; carries where it is and why."""
+    """An entry cannot become a row; carries its place and the reason."""
 
     def __init__(self, place: Place, reason: str) -> None:
         super().__init__(reason)
@@ -185,7 +187,9 @@ class Unstorable(Exception):
 
 
 class Copies:
-    """The rows of one transaction, by ledger; remembers their order to name a refused one."""
+    """The rows of one transaction by ledger, in copied order, so that a refused row can be traced to its
+    entry.
+    """
 
     def __init__(self, fresh: Sequence[Placed], noted: Sequence[Placed] = ()) -> None:
         self._fresh, self._noted = fresh, noted
@@ -199,7 +203,8 @@ class Copies:
         }
 
     def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
-        """Copy every row; answers how many by ledger. `Unstorable` where one cannot be packed."""
+        """Copy every row; return the number of rows by ledger. Raise `Unstorable` if a row cannot be packed.
+        """
 
         def user(event: OutboxEntry) -> int | None:
             return users.get((event.organization_id, event.user)) if event.user else None
@@ -237,7 +242,7 @@ class Copies:
     def _roll_up(
         self, connection: Connection[Any], user: Callable[[OutboxEntry], int | None]
     ) -> list[tuple[Row, Row]]:
-        """Add calls to hours and days; return corrected calls as they were before and after."""
+        """Add calls to the hourly and daily roll-ups; return corrected calls as rows before and after."""
         hours: rollup.Rollup = {}
         changes: list[tuple[Row, Row]] = []
         for placed in self._by_table["call"]:
@@ -262,13 +267,13 @@ class Copies:
         user: Callable[[OutboxEntry], int | None],
         changes: Sequence[tuple[Row, Row]],
     ) -> None:
-        """Report calls, and corrected calls before and after, to every feature."""
+        """Report stored calls, and corrected calls before and after, to every feature."""
         calls = [event_of(placed) for placed in self._by_table["call"]]
         for listener in listeners():
             listener.stored(connection, calls, user, changes)
 
     def _price_reclaimed(self, connection: Connection[Any]) -> None:
-        """Set the cost of calls that nobody settled to the amount charged to budgets."""
+        """Set the cost of reclaimed, unsettled calls to the amount charged to their budgets."""
         events = [
             event
             for _, (_, _, event) in self._by_table["call"]
@@ -281,7 +286,9 @@ class Copies:
                 event.facts = reclaimed_facts(event, currencies.get(event.organization_id, ""))
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
-        """Return the entry that a PostgreSQL error names and the account it moves; None if none is named."""
+        """Return the entry that a PostgreSQL error refers to, and the part it moves; None if the error names
+        no row.
+        """
         at = _LINE.search(error.diag.context or "")
         if at is None:
             return None

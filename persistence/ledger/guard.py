@@ -1,8 +1,8 @@
-"""Which entries may become rows: each account's movements continue exactly where it stands.
+"""Decides which entries may become rows: each must continue its accounts exactly.
 
-Pure. A seq already stored must repeat what is stored; the next seq is fresh; anything further
-is a gap. An account that contradicts itself is stopped and its entries wait, and with them
-those of every account the same entry moves: nothing is dropped, nothing is guessed.
+Pure. A sequence number (seq) that is stored must repeat the stored content; the next seq is fresh; a later
+one is a gap. An account with a contradiction is stopped: its entries wait, and so do those of every account
+that the same entries move. Nothing is dropped or guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def event_of(placed: Placed) -> OutboxEntry:
 
 @dataclass(slots=True)
 class Head:
-    """Where an account stands: its last stored movement. `stopped` says why nothing may follow."""
+    """The last stored movement of an account. `stopped` is why no movement may follow, or ""."""
 
     account: str
     organization_id: int
@@ -43,7 +43,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineReason:
-    """Why an account is in quarantine from now on; `behind` names the account it waits for."""
+    """Why an account is quarantined; `behind` is another account that it waits for."""
 
     kind: str
     account: str
@@ -58,7 +58,7 @@ class QuarantineReason:
 
 @dataclass(slots=True)
 class Heads:
-    """The accounts a batch touches, by kind and id of their owner."""
+    """The accounts that a batch moves, by kind and id of the owner."""
 
     tenants: dict[int, Head] = field(default_factory=dict)
     credits: dict[int, Head] = field(default_factory=dict)
@@ -67,9 +67,11 @@ class Heads:
 
 @dataclass(slots=True)
 class SortedBatch:
-    """A batch taken apart. `fresh` become rows, `repeats` are stored already (to be compared),
-    `status_changes` only change how an account stands, `noted` move none and tell of a call or of a budget,
-    `dead` become dead letters, `idle` say nothing.
+    """A batch by what happens to its entries.
+
+    `fresh` become rows, `repeats` are stored already (to be compared), `status_changes` only change the state
+    of an account, `noted` move no account and report a call or a budget, `dead` become dead letters, `idle`
+    report nothing.
     """
 
     fresh: list[Placed] = field(default_factory=list)
@@ -90,9 +92,9 @@ def sort_out(
     poison: Mapping[tuple[int, bytes], str],
     aside: Collection[tuple[int, bytes]] = frozenset(),
 ) -> SortedBatch:
-    """Split a batch, moving `heads` along; `poison` entries cannot be stored as rows.
+    """Sort the entries of a batch, and advance `heads`; `poison` entries cannot be stored as rows.
 
-    Those also in `aside` have no place in their accounts, and leave none behind.
+    Poison entries in `aside` occupy no seq of their accounts and leave no gap.
     """
     out = SortedBatch()
     tenants, fresh = heads.tenants, out.fresh
@@ -146,7 +148,7 @@ def _place(out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *
 
 
 def _hold(out: SortedBatch, placed: Placed, event: OutboxEntry, parts: list[tuple[Head, int]]) -> None:
-    """Park an entry, and with it the later ones on every account that the entry moves."""
+    """Park an entry, and with it later entries of every account that it moves."""
     partition, (entry_id, packed, _) = placed
     if not storable(event):
         out.dead.append((partition, (entry_id, packed, None)))
@@ -187,7 +189,7 @@ def _place_unnumbered(
 
 
 def movements(event: OutboxEntry, heads: Heads) -> list[tuple[Head, int]]:
-    """Return the accounts an entry moves, each with the seq it claims."""
+    """Return the accounts that an entry moves, each with the entry's seq."""
     parts = []
     if event.flags & TOKENS:
         parts.append((heads.tenants[event.tenant_id], event.seq))
@@ -199,11 +201,11 @@ def movements(event: OutboxEntry, heads: Heads) -> list[tuple[Head, int]]:
 
 
 def storable(event: OutboxEntry) -> bool:
-    """Return whether every number fits its column; one that does not comes from no script of ours."""
+    """Return whether every number of an entry fits its column; entries of our scripts always do."""
     ids = (event.organization_id, event.tenant_id, event.key_id, event.service_id)
     places = (event.epoch, event.seq, event.cycle, event.credit_seq, event.spend_seq)
     amounts = (event.amount, event.used, event.credits, event.ahead)
-    # Only what makes good a reclaim gives units back.
+    # Only the correction of a reclaimed call refunds units.
     gives_back = event.kind == EventKind.ADJUST
     balances = (event.remaining, event.balance, event.carried, event.spend, event.spent, event.units)
     used = (event.money, event.raw_tokens, event.requests)
@@ -241,15 +243,15 @@ def _stop(
     head.stopped = QUARANTINED
 
 
-# Whether a movement fits the place it left: pure.
+# Checks whether a dead letter's movement fits its place. Pure.
 #
-# A dead letter's place is either still the next one of its account, or a listed gap with rows
-# around it. Balances and epochs on both sides must agree with it: nothing is guessed.
+# The place is either still the next one of its account, or a listed gap with rows around it. Balances and
+# epochs on both sides must agree with the movement: nothing is guessed.
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """One movement of one account: `balance` is None where it is unlimited.
+    """A movement of an account; `balance` is None if unlimited.
 
-    `month` (year × 12 + month) counts for spend alone, which begins at zero with each; elsewhere 0.
+    `month` (year × 12 + month) is set for spend only, which starts at zero each month; else 0.
     """
 
     account: str
@@ -263,10 +265,10 @@ class Movement:
 def misfit(
     movement: Movement, head_seq: int, rows: dict[int, Movement], drifts: dict[int, int], *, listed: bool
 ) -> str | None:
-    """Return why a movement cannot take its place; None if the movement fits.
+    """Return why a movement cannot be stored at its seq; None if it fits.
 
-    `rows` are those stored at the places around it, `drifts` the changes stored just after a
-    seq, `listed` whether this very entry is why its place is empty.
+    `rows` are the movements stored at and next to the seq. `drifts` are balance changes stored after a seq.
+    `listed` states that this entry is the reason for the gap.
     """
     account, seq = movement.account, movement.seq
     if seq in rows:
@@ -282,7 +284,7 @@ def misfit(
 
 
 def _break(one: Movement | None, following: Movement | None, drifts: dict[int, int]) -> str | None:
-    """Return why two neighbours do not chain; None if they do, or if a place is empty."""
+    """Return why two neighbouring movements do not chain; None if they do, or if one is missing."""
     if one is None or following is None:
         return None
     if one.epoch > following.epoch:

@@ -1,7 +1,7 @@
-"""Features that must know of calls in the transaction that stores or changes them.
+"""Features that react to calls in the transaction that stores or changes them.
 
-The core names no listener: each feature hands over its own. Rows of calls are as `statements.CALL_SUMS` has
-them.
+The core names no feature: each supplies its own listener. Rows of calls have the columns of
+`statements.CALL_SUMS`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from gateway.core.accounts.outbox import OutboxEntry
 from gateway.core.accounts.usage import DIMENSIONS, SUMS
 from gateway.feature import features
 
-# Why a call's row changed: it became known late, a person, a late settlement, a price.
+# Why a call's row changed: a late report, an amendment by a person, a late settlement, or a price.
 Reason = Literal["late", "amended", "refunded", "rerated"]
-# A row as it was, and as it is.
+# A row before and after the change.
 Change = tuple[Sequence[Any], Sequence[Any]]
 
-# Where a row of `statements.CALL_SUMS` says its request, and then its time.
+# The column of `statements.CALL_SUMS` with the request id; the next one has the time.
 _REQUEST = len(DIMENSIONS) + len(SUMS)
 
 
 class LedgerListener(Protocol):
-    """A feature's side of it."""
+    """A feature's reactions to stored and changed calls."""
 
     def stored(
         self,
@@ -58,5 +58,5 @@ def request_in(row: Sequence[Any]) -> str:
 
 
 def used_in(row: Sequence[Any]) -> int:
-    """Return when its call was used, in ms."""
+    """Return the time of use of a call's row, in Unix milliseconds."""
     return int(row[_REQUEST + 1])

@@ -1,7 +1,7 @@
-"""A dead letter put back where it belongs: checked like any entry, stored by the same code, once.
+"""Stores a dead letter as a row after all: checked like any entry, stored by the same code, once.
 
-It runs inside the transaction that resolves the dead letter, under the flusher's lock of the
-partition, so either the row is there and the dead letter is closed, or neither.
+It runs in the transaction that resolves the dead letter, under the flusher's lock of the partition. So either
+the row is stored and the dead letter closed, or neither.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from persistence.tables import call
 # A worker's batches are numbered: one whose number was stored is passed over, so that it counts once. Names
 # that callers make up are bounded by organization and day; no user is made for a refused call.
 
-# Of one organization and day: users, projects and models together.
+# Maximum of one organization and day: combinations of user, project and model.
 NAMED_A_DAY_MAX = 1_000
 ORGANIZATIONS_MAX = 10_000
 _REFUSED = SUMS.index("refused")
@@ -80,7 +80,7 @@ _PLANS = text("""
 SELECT tenant_id, plan_id FROM tenant_quota
  WHERE tenant_id = ANY(cast(:tenants AS bigint[])) AND plan_id IS NOT NULL""")
 _REFUSED_BY = frozenset(RefusingLimit)
-# Workers that are gone for long: a living one has stored something since, or stores nothing twice.
+# Of workers that ended long ago: a running one has stored something since, or repeats nothing.
 _FORGET = text("DELETE FROM refused_batch WHERE stored_at < now() - interval '30 days'")
 
 
@@ -92,9 +92,10 @@ class RefusedJournal:
         self._named = RefusalNames(named_a_day_max)
 
     async def store(self, batches: Sequence[RefusedBatch]) -> int:
-        """Store those that are not stored; how many calls were counted.
+        """Store the batches that are not stored yet; return the number of calls counted.
 
-        `LedgerUnavailable` if it cannot now; an error of PostgreSQL's own says that it will not have these.
+        Raise `LedgerUnavailable` if PostgreSQL cannot store them now. Raise PostgreSQL's error if it refuses
+        the values.
         """
         try:
             async with self._engine.begin() as connection:
@@ -105,7 +106,7 @@ class RefusedJournal:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
-        # Other writers claim these in the same order, so none waits for the other.
+        # All writers claim batches in this order, so no deadlock can form.
         in_order = sorted(batches, key=lambda one: (one.worker, one.number))
         mine = [one for one in in_order if rows.is_uuid(one.worker) and await _claimed(connection, one)]
         counts = [count for batch in mine for count in batch.counts]
@@ -127,7 +128,8 @@ class RefusedJournal:
         return sum(count.refused for count in counts)
 
     def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
-        """Return where a count goes: names beyond those of its day are others', and nobody's."""
+        """Return the roll-up bucket of a count; names over the daily limit go to the bucket of other names.
+        """
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
@@ -136,14 +138,14 @@ class RefusedJournal:
 
 
 class RefusalNames:
-    """Names that refused calls are counted by: the first ones of each organization and day."""
+    """The names under which refused calls are counted: the first of each organization and day."""
 
     def __init__(self, a_day_max: int) -> None:
         self._a_day_max = a_day_max
         self._known: dict[tuple[int, int], set[tuple[int, int, str]]] = {}
 
     def known(self, organization_id: int, day: int, name: tuple[int, int, str]) -> bool:
-        """Return whether this user, project and model are of those, or become so."""
+        """Return whether this user, project and model are counted by name; new ones are up to the limit."""
         if len(self._known) > ORGANIZATIONS_MAX:
             self._known.clear()
         names = self._known.setdefault((organization_id, day), set())
@@ -153,13 +155,13 @@ class RefusalNames:
 
 
 async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
-    """Return whether this batch is ours to store; until the commit nobody else can say the same."""
+    """Claim a batch of refused calls; return False if it was stored before."""
     values = {"worker": batch.worker, "number": batch.number}
     return (await connection.execute(_CLAIM, values)).first() is not None
 
 
 async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
-    """Return the users that there are; nobody else becomes one by calls that are refused."""
+    """Return the ids of existing users by name; a refused call creates no user."""
     asked = storable_names(names)
     if not asked:
         return {}
@@ -169,7 +171,7 @@ async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Nam
 
 
 async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[tuple[int, str], int]:
-    """Return the ids of the runs that calls name, by tenant and name; one that is not stored yet has none."""
+    """Return the ids of the runs that calls name, by tenant and name; runs that are not stored have none."""
     named = {(one.tenant_id, run) for one in told if (run := stored_text(one.run))}
     if not named:
         return {}
@@ -179,7 +181,7 @@ async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dic
 
 
 async def _plans(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[int, int]:
-    """Return the token plans by tenant, of calls that one refused."""
+    """Return the token plans that refused these calls, by tenant."""
     tenants = list({one.tenant_id for one in told if one.refused_kind == RefusingLimit.PLAN})
     if not tenants:
         return {}
@@ -227,18 +229,18 @@ Params = Sequence[Any] | Mapping[str, Any]
 
 
 def blocking(connection: Connection) -> psycopg.Connection[Any]:
-    """Return the same transaction as a psycopg connection; must be called where the store runs its work."""
+    """Return the transaction with psycopg's interface; call it only in a function that the store runs."""
     return cast("psycopg.Connection[Any]", _SyncConnection(connection))
 
 
 class _SyncConnection:
-    """Runs statements, and copies rows in."""
+    """Psycopg's interface over an SQLAlchemy connection: runs statements and copies rows."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def execute(self, statement: str, parameters: Params | None = None) -> Any:
-        """Return the rows a statement answers; placeholders are psycopg's."""
+        """Run a statement with psycopg's placeholders and return its rows."""
         if parameters is None:
             return self._connection.exec_driver_sql(statement)
         named = isinstance(parameters, Mapping)
@@ -251,7 +253,7 @@ class _SyncConnection:
 
 
 class _CopyCursor:
-    """A cursor that can only copy; what is written goes out at once, when the copy is over."""
+    """A cursor that can only copy; the rows are sent when the copy ends."""
 
     def __init__(self, driver: psycopg.AsyncConnection[Any]) -> None:
         self._driver = driver
@@ -267,7 +269,7 @@ class _CopyCursor:
             await copy.write(rows)
 
 
-# A request's call, unless nothing was charged for it; with the coming charge for it.
+# A request's charged call, or a pending charge for it.
 _CALLED = f"""
 SELECT 1 FROM call WHERE request_id = %(request)s AND created_at >= {SINCE_BEGAN} AND NOT refused
    AND (reason IS DISTINCT FROM 'reclaimed' OR tokens <> 0 OR cost > 0)
@@ -277,10 +279,10 @@ SEQS = {"tenant": "token_seq", "credits": "credit_seq", "spend": "spend_seq"}
 
 
 def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callable[[int], int]) -> None:
-    """Store what a dead letter says, as corrected, unless it was stored already.
+    """Store a dead letter with its corrections, unless it was stored already.
 
-    `Conflict` where it does not fit its account any more, `Unprocessable` where it still cannot
-    be a row. The flusher's lock of the partition must be held.
+    Raise `Conflict` if it no longer fits its accounts, `Unprocessable` if it still cannot be a row. The
+    caller holds the flusher's lock of the partition.
     """
     event = corrected(letter, sent)
     plain = blocking(connection)
@@ -314,7 +316,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
 
 
 def refuse_charged(connection: Connection, request_id: str) -> None:
-    """Raise `Conflict` where a request that settles late is charged already, or about to be."""
+    """Raise `Conflict` if a late settlement's request is charged already, or a charge is pending."""
     plain = blocking(connection)
     _refuse_moved(plain, request_id)
     if plain.execute(_CALLED, {"request": request_id, **times_of([request_id])}).fetchone():
@@ -322,7 +324,8 @@ def refuse_charged(connection: Connection, request_id: str) -> None:
 
 
 def corrected(letter: Row, sent: Row) -> OutboxEntry:
-    """Return what a dead letter says with the corrections sent: a whole entry, or some of its fields."""
+    """Return the entry of a dead letter with the sent corrections: a whole new entry, or some of its fields.
+    """
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     if sent.get("raw") is not None:
@@ -351,7 +354,7 @@ def corrected(letter: Row, sent: Row) -> OutboxEntry:
 
 
 def finish_control_write(connection: Connection, letter: Row) -> None:
-    """Finish the control write behind a dead letter: the write is in force, and must not be applied again."""
+    """Finish the control write of a dead letter: it is in force, and must not be applied again."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     try:
@@ -363,7 +366,7 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
 
 
 def _movements(event: OutboxEntry) -> list[Movement]:
-    """Return the movements an entry makes, in the order of `guard.movements`."""
+    """Return the movements of an entry, in the order of `guard.movements`."""
     month = accounts.month_of(event.at_ms // 1000)
     return [
         Movement(one.account, one.seq, event.epoch, one.delta, one.balance, month if part == USAGE else 0)
@@ -372,7 +375,7 @@ def _movements(event: OutboxEntry) -> list[Movement]:
 
 
 def _refuse_twice(connection: psycopg.Connection[Any], event: OutboxEntry) -> None:
-    """Refuse to charge a request again that another movement charged meanwhile."""
+    """Raise `Conflict` if another movement has charged the entry's request meanwhile."""
     if event.kind != EventKind.CONSUME or not rows.is_uuid(event.source) or rows.corrects(event.metadata):
         return
     _refuse_moved(connection, event.source)
@@ -402,7 +405,7 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
 
 
 def _heads(moves: RollupDelta, event: OutboxEntry, seqs: Mapping[str, int]) -> RollupDelta:
-    """Drop moves of accounts that moved since: only the others end where this entry leaves them."""
+    """Drop the new states of accounts that moved on meanwhile."""
     if event.seq < seqs.get(f"tenant:{event.tenant_id}", 0):
         moves.quotas.clear()
         moves.resets.clear()

@@ -1,6 +1,6 @@
-"""What a batch of fresh entries adds up to: where accounts stand after it, and use by day.
+"""Sums of a batch of fresh entries: the new state of each account, and use by day.
 
-Pure. Only entries that really become rows are passed in, so nothing is counted twice.
+Pure. Only entries that become rows are passed in, so nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
 
 
 def usage_rows_of(hours: Rollup) -> list[tuple[object, ...]]:
-    """Return rows of hours, with each sum limited to what its column can hold."""
+    """Return rows of hourly use, with each sum limited to the range of its column."""
     return [(*bucket, *map(bounded, sums)) for bucket, sums in hours.items()]
 
 
@@ -94,7 +94,7 @@ def moved_usage(before: Sequence[Any], after: Sequence[Any], hours: Rollup) -> N
 
 
 def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple[list[Any], ...]:
-    """Return what `usage_spans.ROLL_UP_CALLS` takes of calls whose rows changed: each as it was, and is."""
+    """Return the parameters of `ROLL_UP_CALLS` for changed calls, given as rows before and after."""
     hours: Rollup = {}
     for before, after in calls:
         moved_usage(before, after, hours)
@@ -105,11 +105,11 @@ def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple
 #
 # One statement, so that every adder of calls bounds their names and reaches every span.
 
-# How many models and projects of an organization's day are counted each by itself.
+# The maximum of models and of projects that are counted by name for an organization's day.
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
 _ARRAYS = {"model": "text", "currency": "text"}
-# When a span began in which an hour is, where PostgreSQL has no word for it.
+# The start of a span that contains an hour, for spans that PostgreSQL's `date_trunc` does not know.
 _STARTS = {
     "half_week": "greatest(date_trunc('week', start, 'UTC'),"
     " date_trunc('week', start - interval '72 hours', 'UTC') + interval '72 hours')"
@@ -123,7 +123,7 @@ def start_of(unit: str) -> str:
 
 
 def _of_span(span: str) -> str:
-    """Return what the hours of a batch add up to in a span."""
+    """Return SQL for the sums of a batch's hours in a span."""
     unit, whole = SPANS[span]
     kept = [each for each in DIMENSIONS if each not in whole]
     none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
@@ -134,7 +134,7 @@ def _of_span(span: str) -> str:
     return _OF_SPAN.format(span=span, dimensions=", ".join(own.values()), sums=", ".join(sums), groups=groups)
 
 
-# What `hours` add up to in every span; in the order in which writers lock rows.
+# Adds `hours` to every span, in the order in which writers lock rows.
 ADD_HOURS = f"""
 INSERT INTO usage_rollup AS u (span, {", ".join(DIMENSIONS)}, {", ".join(SUMS)})
 {" UNION ALL ".join(map(_of_span, SPANS))}
@@ -148,14 +148,13 @@ _SHOWN = {
     "project_id": f"CASE WHEN project_id < 0 OR {_KEPT.format('project', 'project_id::text')} THEN project_id"
     f" ELSE {OTHER_PROJECTS} END",
 }
-# Use without a price is in the organization's currency, as it would be with one.
+# Use without a price has the organization's currency.
 _GIVEN = {
     "start": "to_timestamp(start / 1000) AS start",
     "currency": "coalesce(nullif(n.currency, ''), o.currency) AS currency",
 }
-# Anybody makes up models and projects: the first ones of an organization's day are counted each by itself.
-# Once there are so many, no other name becomes one of them: a call is in the same row whenever it is added or
-# taken out.
+# Callers may send any model and project names: only the first ones of an organization's day are counted by
+# name. The set never shrinks or changes, so a call is subtracted from the row that it was added to.
 ROLL_UP_CALLS = f"""
 WITH given AS MATERIALIZED (
 SELECT {", ".join(_GIVEN.get(each, f"n.{each}") for each in DIMENSIONS)},
@@ -193,7 +192,7 @@ SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for ea
 # counts where it is newer than all that was stored of its partition. A window counts as far as the counters
 # do.
 
-# So much of a row is said of a run: whose it is it says itself.
+# The leading columns of a row that a run's use needs: the run's own row has its owner.
 _OF_RUNS = 7
 
 # Windows, and the entry that moves them.
@@ -201,7 +200,7 @@ Move = tuple[tuple[WindowKey, ...], OutboxEntry]
 
 
 def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
-    """Store runs that were opened, and ended; what no gateway of ours wrote says nothing."""
+    """Store runs that were opened or ended; entries with unreadable metadata are skipped."""
     rows: dict[int, tuple[object, ...]] = {}
     for event in map(event_of, noted):
         said = read_news(event.metadata) if event.kind == EventKind.RUN else None
@@ -218,7 +217,7 @@ def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
 
 
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
-    """Add what entries use that are stored for the first time; `noted` ones move no account."""
+    """Add the use of entries that are stored for the first time to budgets; `noted` ones move no account."""
     told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
     for sets_back, moves in _turns([*fresh, *told]):
         rows, of_runs = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
@@ -235,10 +234,10 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
 
 
 def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
-    """Yield windows and their movements in turns: use by calls, then a reset, then later use.
+    """Yield batches of movements of budget windows in turns: use by calls, then a reset, then later use.
 
-    Calls add up, also to a window that is full. A later call must not be added before a reset: a full
-    window has no room for it.
+    Calls add up, also in a full window. A later call must follow the reset, or the full window could not
+    count it.
     """
     resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
     turns: dict[int, list[Move]] = {}
@@ -265,7 +264,7 @@ def _place(placed: Placed) -> tuple[int, Any]:
 
 
 def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
-    """Return what entries use of each window, in all three units, and whose account it can be."""
+    """Return the use of each window in money, tokens and requests, with the possible owner."""
     alike: dict[tuple[WindowKey, ...], list[Any]] = {}
     for budgets, event in moves:
         if budgets:
@@ -300,7 +299,7 @@ def _row(window: WindowKey, money: int, tokens: int, requests: int, event: Outbo
 
 
 def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]:
-    """Return those of entries without a place that were not stored before."""
+    """Return the entries without an account's seq that were not stored before."""
     if not noted:
         return []
     partitions = sorted({partition for partition, _ in noted})
@@ -318,7 +317,7 @@ def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]
 _CORRECTS = int(EventKind.ADJUST)
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 
-# A correction is of the day of its charge: where no row says, the day it was reported on.
+# A correction belongs to the day of its charge; if no row has that day, to the day it was reported on.
 ROLL_UP = f"""
 INSERT INTO usage_told AS u (tenant_id, day, service_id, unit_price, supplied_on, told_on, is_back,
                             organization_id, quantity)
@@ -337,7 +336,7 @@ DO UPDATE SET quantity = {added("quantity")}"""  # noqa: S608  # our own words
 
 
 def supplied_day(event: OutboxEntry) -> int:
-    """Return the UTC day of a use, since 1970: a late report names its day, never a future one."""
+    """Return the UTC day of a use, in days since 1970: a late report has its own day, never a future one."""
     day = event.at_ms // DAY_MS
     if event.facts is not None:
         return min(day, event.facts.used_ms // DAY_MS) if event.facts.used_ms else day
@@ -345,13 +344,15 @@ def supplied_day(event: OutboxEntry) -> int:
 
 
 def report_day(event: OutboxEntry) -> int:
-    """Return the UTC day, since 1970, that a use was told on, or what it takes back."""
+    """Return the UTC day, in days since 1970, on which a use was counted; for a refund that of the refunded
+    use.
+    """
     day = event.at_ms // DAY_MS
     return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
 
 
 def _day_in(event: OutboxEntry, name: str, day: int) -> int:
-    """Return the day that a correction names, if it is not behind its own one."""
+    """Return the day in a correction's metadata under this name, at most `day`, which is the default."""
     if event.kind != _CORRECTS or f'"{name}"'.encode() not in event.metadata:
         return day
     try:
@@ -367,9 +368,9 @@ INWARD, UNLIMITED = int(EventFlag.IN), int(EventFlag.UNLIMITED)
 
 # tenant, day since 1970, service (0: none)
 Bucket = tuple[int, int, int]
-# The same, and what a unit costs.
+# The same, and the price of a unit.
 PricedBucket = tuple[int, int, int, Decimal]
-# And the days since 1970 that it was supplied and told on, and whether it is taken back.
+# And the days since 1970 of supply and of counting, and whether it is a refund.
 ToldBucket = tuple[int, int, int, Decimal, int, int, bool]
 
 
@@ -377,10 +378,10 @@ ToldBucket = tuple[int, int, int, Decimal, int, int, bool]
 class RollupDelta:
     """The last movement of each account, and use by bucket.
 
-    `daily` holds organization, requests, tokens, credits, units. `resets` are the moments
-    of the last reset by tenant. `priced` holds organization, first unit, units; `told` organization, units
-    of those that were supplied on an earlier day, or are taken back. `beyond` are tenants whose cycle or plan
-    may have ended with tokens beyond it, `granted` organizations that got or lost credits.
+    `daily` holds organization, requests, tokens, credits, units. `resets` are the times of the last reset by
+    tenant. `priced` holds organization, first unit, units; `told` organization and units, for units that were
+    supplied on an earlier day or refunded. `beyond` are tenants with possible tokens beyond an ended cycle or
+    plan, `granted` organizations that got or lost credits.
     """
 
     quotas: dict[int, OutboxEntry] = field(default_factory=dict)
@@ -396,7 +397,7 @@ class RollupDelta:
 
 
 def add_up(fresh: Iterable[Placed]) -> RollupDelta:
-    """Fold entries, in account order, into what they come to."""
+    """Fold entries, in account order, into account states and sums."""
     moves = RollupDelta()
     quotas, daily = moves.quotas, moves.daily
     for _, (_, _, event) in fresh:

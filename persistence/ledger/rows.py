@@ -1,7 +1,7 @@
-"""Ledger rows as COPY reads them: PostgreSQL's binary format, packed one row at a time.
+"""Packs ledger rows in PostgreSQL's binary COPY format, one row at a time.
 
-Pure. Source of the layout: PostgreSQL documentation, COPY, "Binary Format": a count of fields,
-then each field's length (-1 is null) and bytes, big-endian.
+Pure. Source of the layout: PostgreSQL documentation, COPY, "Binary Format": a count of fields, then each
+field's length (-1 is null) and bytes, big-endian.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ PRICES_MAX = 1_024
 
 
 def portions(event: OutboxEntry) -> Iterator[tuple[int, int, Decimal]]:
-    """Yield the first unit of the month, units and price of each tier that the event's units lie in."""
+    """Yield, for each price tier of an event's units, the first unit's number in the month, the units and the
+    price.
+    """
     if not event.priced:
-        # An entry of before prices were kept: what it cost, spread over its units.
+        # An older entry without prices: its cost divided by its units.
         each = Decimal(event.spend) / (MICRO * event.units) if event.units else Decimal(0)
         yield 0, event.units, round(each, DECIMALS)
         return
@@ -62,7 +64,7 @@ def portions(event: OutboxEntry) -> Iterator[tuple[int, int, Decimal]]:
 
 
 def unit_prices(event: OutboxEntry) -> bytes:
-    """Return the price of its units as JSON, or of each tier they lie in; empty where the units are money."""
+    """Return the unit price as JSON, or a list by tier; empty if the event has no units or they are money."""
     packed = event.priced[PRICED.size :]
     if not event.units or are_money(packed):
         return b""
@@ -79,7 +81,7 @@ def _tiers(packed: bytes) -> tuple[PriceTier, ...]:
 
 @lru_cache(maxsize=PRICES_MAX)
 def _flat(packed: bytes) -> bytes:
-    """Return the price, as JSON, of units that have one price however many there are; else empty."""
+    """Return the price as JSON if all units have the same price; else empty."""
     tiers = _tiers(packed)
     return msgspec.json.encode(f"{tiers[0].unit_price:f}") if len(tiers) == 1 else b""
 
@@ -105,7 +107,7 @@ POSTING_COLUMNS = (
     " control_write_id, metadata"
 )
 
-# The addition a posting comes from, and whether it is the addition itself or its expiry.
+# The addition of a posting, and whether the posting is the addition itself or its expiry.
 Origin = tuple[int, str]
 
 NULL = b"\xff\xff\xff\xff"
@@ -133,7 +135,7 @@ _LENGTH = Struct(">i").pack
 
 
 def token_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """Return the `token_ledger` row of an entry with the tokens part; ValueError if its source is no UUID."""
+    """Pack an entry with tokens as a `token_ledger` row; raise ValueError if its source is no UUID."""
     at = (event.at_ms - EPOCH_MS) * 1000
     if (
         event.kind == _CONSUMED
@@ -175,7 +177,7 @@ def token_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """Return the `credit_transaction` row of a use with the credits part."""
+    """Pack a use with credits as a `credit_transaction` row."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -190,7 +192,7 @@ def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """Return the `feature_usage` row of a use with the usage part."""
+    """Pack a use with units as a `feature_usage` row."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -207,7 +209,7 @@ def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def posting_row(event: OutboxEntry, origin: Origin | None) -> bytes:
-    """Pack the `credit_posting` row of a grant: addition, expiry, or the kind named in the metadata."""
+    """Pack a movement of credits as a `credit_posting` row: addition, expiry, or the kind in the metadata."""
     at = (event.at_ms - EPOCH_MS) * 1000
     signed = event.credits if event.flags & _INWARD else -event.credits
     credit_addition_id, kind = origin or (None, _posting_kind(event.metadata))
@@ -225,12 +227,12 @@ def posting_row(event: OutboxEntry, origin: Origin | None) -> bytes:
 
 
 def is_uuid(text: str) -> bool:
-    """Return whether PostgreSQL takes the text as a UUID in its usual spelling."""
+    """Return whether a text is a UUID in its usual form, with hyphens."""
     return _UUID.fullmatch(text) is not None
 
 
 def corrects(metadata: bytes) -> str:
-    """Return the request an adjustment makes good, by its metadata; empty if it names none."""
+    """Return the id of the request that an adjustment corrects, from its metadata; "" if there is none."""
     if b'"corrects"' not in metadata:
         return ""
     named = metadata_in(metadata).get("corrects")
@@ -244,7 +246,8 @@ def _names(event: OutboxEntry) -> tuple[bytes, bytes]:
 
 
 def request_of(event: OutboxEntry) -> str:
-    """Return the request a use belongs to, or that an adjustment makes good; empty if it names none."""
+    """Return the id of a use's request, or of the request that an adjustment corrects; "" if there is none.
+    """
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
 
 
@@ -272,7 +275,7 @@ def _posting_kind(metadata: bytes) -> str:
 
 
 def metadata_in(metadata: bytes) -> dict[str, object]:
-    """Return the metadata as an object; empty where it is none, which PostgreSQL may refuse by name."""
+    """Parse metadata as a JSON object; return an empty one if it is not one."""
     try:
         facts = json.loads(metadata)
     except (ValueError, RecursionError):
@@ -281,7 +284,7 @@ def metadata_in(metadata: bytes) -> dict[str, object]:
 
 
 def uuid_field(text: str) -> bytes:
-    """Return a UUID's field, null where there is none; ValueError where it is no UUID."""
+    """Pack a UUID, or null if the text is empty; raise ValueError if it is no UUID."""
     if not text:
         return NULL
     raw = bytes.fromhex(text.replace("-", ""))
@@ -291,26 +294,26 @@ def uuid_field(text: str) -> bytes:
 
 
 def reference(value: int | None) -> bytes:
-    """Return an id's field, null where there is none."""
+    """Pack an id, or null if there is none."""
     return _BIGINT(8, value) if value else NULL
 
 
 def number_field(digits: str) -> bytes:
-    """Return a number's field, null where there are no digits; ValueError where they are none."""
+    """Pack a number, or null if there are no digits; raise ValueError if they are no digits."""
     return _BIGINT(8, int(digits)) if digits else NULL
 
 
 def bytes_field(raw: bytes) -> bytes:
-    """Return a field of these bytes, as a text has them."""
+    """Pack these bytes as a text field."""
     return _LENGTH(len(raw)) + raw
 
 
-# An escaped NUL, which no jsonb has, behind whole pairs of backslashes.
+# An escaped NUL, which jsonb refuses, after complete pairs of backslashes.
 _ESCAPED_NUL = re.compile(rb"((?<!\\)(?:\\\\)*)\\u0000")
 
 
 def json_field(document: bytes) -> bytes:
-    """Return the field of a JSON document, without the NULs that its texts may have."""
+    """Pack a JSON document, without escaped NULs."""
     if b"u0000" in document:
         document = _ESCAPED_NUL.sub(rb"\1", document)
     return _LENGTH(len(document) + 1) + b"\1" + document if document else NULL
@@ -320,7 +323,7 @@ def json_field(document: bytes) -> bytes:
 #
 # Pure. A text of an upstream or a caller never keeps a charge from being stored: it is cut and cleaned here.
 
-# Why a call failed whose gateway died.
+# The failure of a call whose gateway died.
 RECLAIMED = "reclaimed"
 
 CALL_COLUMNS = (
@@ -376,22 +379,24 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def _run(event: OutboxEntry) -> int | None:
-    """Return the nearest run that a call took from: those it draws from come behind it."""
+    """Return the id of the run that a call belongs to: the first of its budgets that is a run; None if none
+    is.
+    """
     return next((run_of(one.budget_id) for one in event.budgets if is_run(one.budget_id)), None)
 
 
 def facts_of(event: OutboxEntry) -> CallFacts:
-    """Return what an entry says of its call, also where it was written before entries had facts."""
+    """Return the facts of an entry's call; older entries have them in their metadata."""
     return event.facts or facts_in(event.metadata)
 
 
 def used_at(event: OutboxEntry, facts: CallFacts) -> int:
-    """Return the time of a call in ms: the reported time of use, else that of the account's move."""
+    """Return the time of use of a call in Unix ms: the reported one, else the time of the entry."""
     return facts.used_ms or event.at_ms
 
 
 def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
-    """Return the facts of a call that was taken back and cost something: its entry has none."""
+    """Return facts for a reclaimed call that cost something, whose entry has none."""
     facts = facts_in(event.metadata)
     facts.total = amounts_of(event, facts)[0] or event.raw_tokens
     facts.cost, facts.currency = event.money, currency
@@ -399,7 +404,7 @@ def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
 
 
 def counts_of(facts: CallFacts) -> list[int]:
-    """Return tokens by kind as they are stored: what no count can be is none."""
+    """Return a call's tokens by kind for storing; impossible counts become 0."""
     return [count if 0 <= count <= INTEGER_MAX else 0 for count in facts.counts]
 
 
@@ -408,7 +413,9 @@ def stored_text(value: str) -> str:
 
 
 def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
-    """Return tokens a call used, credits and units it was charged: one where it is charged what it costs."""
+    """Return the tokens that a call used, and the credits and units charged; a call at cost counts as one
+    unit.
+    """
     flags = event.flags
     tokens, units = facts.total, facts.units
     if event.facts is None:
@@ -423,11 +430,11 @@ def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
 
 
 def _moves_units(event: OutboxEntry) -> bool:
-    """Return whether an entry's own units are the call's."""
+    """Return whether the units of an entry are the call's units, not money."""
     return bool(event.flags & USAGE) and not in_money(event)
 
 
-# Facts of a call that its row has as they are, and those that are texts.
+# Facts of a call that are stored unchanged, and those that are texts.
 _FACTS = ("first_token_ms", "status", "duration_ms", "streamed", "estimated")
 _TEXTS = (
     "session", "route", "service_tier", "upstream_request_id", "unpriced", "exchange_rate", "model",
@@ -436,7 +443,9 @@ _TEXTS = (
 
 
 def correction(event: OutboxEntry) -> dict[str, object]:
-    """Return parameters of `statements.CORRECT_CALL`: the real use of a call stored by estimates."""
+    """Return the parameters of `statements.CORRECT_CALL`: the real use of a call that was stored by
+    estimates.
+    """
     facts, flags = facts_of(event), event.flags
     settled = event.kind == EventKind.CONSUME
     content, project, version = attributed(event.attribution)
@@ -450,11 +459,11 @@ def correction(event: OutboxEntry) -> dict[str, object]:
         "feature_version": stored_text(version) or None,
         "tools": _tools_of(facts.tools).decode() if facts.tools else None,
         "unknown_usage": None if facts.unknown == NONE else _cut(bytes(facts.unknown)).decode(),
-        # Of a correction it says why the row is corrected.
+        # For a correction, the reason of the correction.
         "reason": (stored_text(facts.reason) or None) if settled else None,
         "tokens": facts.total,
         "credits": event.credits if flags & CREDITS else 0,
-        # More than there were where they are charged, else all there are.
+        # The additional units if they are charged, else all of them.
         "units": event.units if _moves_units(event) else facts.units,
         "more_units": _moves_units(event),
         "cost": None if facts.cost is None else bounded(facts.cost),
@@ -467,7 +476,7 @@ def _text(value: str) -> bytes:
 
 
 def _cut(raw: bytes) -> bytes:
-    """Cut the raw text to `UNKNOWN_BYTES_MAX`, without a partial character."""
+    """Cut raw text to `UNKNOWN_BYTES_MAX` bytes, without a partial character."""
     return raw[:UNKNOWN_BYTES_MAX].decode("utf-8", "ignore").encode().replace(b"\0", b"")
 
 
@@ -489,7 +498,7 @@ _JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJU
 def journal_of(
     connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]
 ) -> tuple[list[Placed], list[OutboxEntry]]:
-    """Return the entries that become rows, and those that change one; `noted` move no account."""
+    """Return the entries that become rows of calls, and those that change a row; `noted` move no account."""
     made, changing = [], []
     for placed in fresh:
         event = placed[1][2]

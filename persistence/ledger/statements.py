@@ -1,7 +1,7 @@
-"""The SQL of a flush, each statement with its sentence.
+"""The SQL statements of a flush.
 
-All of it runs inside the writer's transaction, behind the partition locks, over arrays sorted
-by id, so that two writers cannot wait for each other in a circle.
+They run in the writer's transaction, once the partitions are locked, over arrays sorted by id, so that two
+writers cannot deadlock.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from persistence.keeper.retention import SINCE_BEGAN
 #
 # Pure. Such a row says "so much or more": nothing is taken out of it again, and no invariant speaks of it.
 
-# The largest number of a bigint; the smallest one is as far from 0.
+# The largest bigint; sums are limited to this distance from 0.
 SUM_MAX = 2**63 - 1
 
 
 def bounded(number: int, most: int = SUM_MAX) -> int:
-    """Return a sum as its column holds it."""
+    """Limit a sum to the range of its column, ±`most`."""
     return max(-most, min(number, most))
 
 
 def added(column: str) -> str:
-    """Return the SQL that adds what a conflicting row `excluded` brings to the row `u`."""
+    """Return SQL for the sum of a column of the row `u` and the conflicting row `excluded`, limited to a
+    bigint.
+    """
     mine, more = f"u.{column}", f"excluded.{column}"
     return (
         f"CASE WHEN abs({mine}) = {SUM_MAX} THEN {mine} WHEN abs({more}) = {SUM_MAX} THEN {more}"
@@ -39,31 +41,31 @@ def added(column: str) -> str:
     )
 
 
-# For this transaction only, so that a transaction pooler may stand between.
+# For this transaction only, as a transaction pooler may reuse the session.
 BOUND = """
 SELECT set_config('statement_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
        CASE WHEN current_setting('server_version_num')::integer >= 170000
             THEN set_config('transaction_timeout', %s, true) END"""
 
-# Asked once the locks are held, and not by their statement: a verification in between is seen then.
+# Read by a statement of its own after the locks, so that it sees a verification that ended in between.
 HISTORIES = """
 SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL AND partition = ANY(%s)"""
 
-# Under what entries are checked: a person who lets an account go on holds the lock of its partition.
+# The state by which entries are checked: a person who releases an account holds the partition's lock.
 JUDGED = """
 SELECT p, coalesce(s.epoch, 0), count(q.id) FILTER (WHERE q.released_at IS NULL),
        count(q.id) FILTER (WHERE q.released_at IS NOT NULL)
   FROM unnest(%s::integer[]) AS p LEFT JOIN partition_state AS s ON s.partition = p
        LEFT JOIN quarantine AS q ON q.partition = p
  GROUP BY p, s.epoch"""
-# Where tenants' token accounts stand; no row: no such tenant.
+# The last movement of tenants' token accounts; no row: no such tenant.
 TENANTS = """
 SELECT t.id, t.organization_id, coalesce(q.epoch, 0), coalesce(q.last_seq, 0)
   FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE t.id = ANY(%s)"""
 ORGANIZATIONS = """
 SELECT id, credit_epoch, credit_last_seq, spend_epoch, spend_last_seq FROM organization WHERE id = ANY(%s)"""
 CURRENCIES = "SELECT id, currency FROM organization WHERE id = ANY(%s)"
-# Accounts whose contradictions a person accepted, and until which moment: what came later is checked again.
+# Accounts whose contradictions a person accepted, and up to which time: later entries are checked again.
 ACCEPTED = """
 SELECT account, extract(epoch FROM max(released_at)) * 1000, max(released_reason) FROM quarantine
  WHERE resolution = 'accepted' AND kind IN ('conflict', 'unknown_account') AND partition = ANY(%s)
@@ -73,7 +75,7 @@ INSERT INTO known_drift AS u (account, seq, difference) VALUES (%s, %s, %s)
 ON CONFLICT (account, seq) DO UPDATE SET difference = {added("difference")}"""  # noqa: S608  # our own words
 STOPPED = "SELECT account FROM quarantine WHERE released_at IS NULL AND partition = ANY(%s)"
 
-# A redelivered entry is looked up by account and seq: what it says must be what is stored.
+# A redelivered entry is looked up by account and seq: its content must equal the stored row.
 STORED_TOKENS = """
 SELECT l.tenant_id, l.seq, coalesce(l.control_write_id, l.request_id)::text, l.amount, l.total_remaining
   FROM unnest(%(ids)s::bigint[], %(seqs)s::bigint[]) AS k (id, seq)
@@ -94,7 +96,7 @@ STORED_DEAD = """
 SELECT d.raw FROM unnest(%s::smallint[], %s::text[]) AS k (partition, entry_id)
   JOIN dead_letter AS d ON d.partition = k.partition AND d.entry_id = k.entry_id"""
 
-# Rows at a place of an account and next to it.
+# Rows of an account at a seq and next to it.
 AROUND = {
     "tenant": """
 SELECT seq, epoch, CASE direction WHEN 'IN' THEN amount ELSE -amount END, total_remaining, created_at
@@ -197,7 +199,7 @@ SELECT t, date '1970-01-01' + d, s, p, o, f, q
               %s::bigint[]) AS n (t, d, s, p, o, f, q)
 ON CONFLICT (tenant_id, day, service_id, unit_price) DO UPDATE SET
     first_unit = least(u.first_unit, excluded.first_unit), quantity = {added("quantity")}"""  # noqa: S608  # our own words
-# A budget nobody knows is left out. The first call that says whose an account is names it.
+# An unknown budget is skipped. The first call that names the owner of an account sets its name.
 _MOVE_BUDGETS = """
 INSERT INTO budget_use AS u (budget_id, start, value, name, used{reset})
 SELECT budget_id, start, value, name, used{taken} FROM (
@@ -214,14 +216,14 @@ SELECT budget_id, start, value, name, used{taken} FROM (
  ORDER BY budget_id, start, value
 ON CONFLICT (budget_id, start, value) DO UPDATE SET
     name = CASE WHEN u.name = '' THEN excluded.name ELSE u.name END, moved_at = now(), used = {used}{more}"""
-# Neither side of the sum is beyond it: no bigint runs over.
+# Neither operand exceeds INTEGER_MAX, so the sum does not overflow a bigint.
 _MOVED = {"others": OTHERS, "used": f"least(u.used + excluded.used, {INTEGER_MAX})"}
 MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
-# A reset amount is taken off the use, and kept apart.
+# A reset subtracts its amount from the use, and is summed separately.
 RESET_BUDGETS = _MOVE_BUDGETS.format(
     reset=", reset", taken=", -used", more=f", reset = {added('reset')}", **_MOVED
 )
-# Runs that were opened, and ended; an entry that comes again changes nothing.
+# Runs that were opened or ended; a repeated entry changes nothing.
 STORE_RUNS = """
 INSERT INTO run AS r (id, organization_id, tenant_id, name, parent_name, unit, amount, calls_max, created_at,
                       expires_at, ended_at)
@@ -230,7 +232,7 @@ SELECT id, o, t, n, nullif(p, ''), u, CASE WHEN a >= 0 THEN a END, nullif(m, 0),
   FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::bigint[],
               %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[]) AS n (id, o, t, n, p, u, a, m, c, e, d)
 ON CONFLICT (id) DO UPDATE SET ended_at = coalesce(r.ended_at, excluded.ended_at)"""
-# A run nobody knows is left out.
+# An unknown run is skipped.
 MOVE_RUNS = f"""
 INSERT INTO budget_use AS u (budget_id, start, value, used)
 SELECT n.budget_id, to_timestamp(n.start / 1000.0), n.value,
@@ -249,7 +251,7 @@ ON CONFLICT DO NOTHING"""
 # Charges that these rows establish; the same statements as an invoice's.
 CHARGE_TOKENS = driver_level(insert_of(OVERAGES), which="o.next_seq IS NOT NULL AND o.tenant_id = ANY(%s)")
 CHARGE_CREDITS = driver_level(insert_of(PURCHASES), which="p.organization_id = ANY(%s)")
-# Only a stored movement makes a control write done.
+# A control write is done once its movement is stored.
 FINISH = """
 UPDATE control_write SET state = 'done', done_at = now(), applied_at = coalesce(applied_at, now())
  WHERE id = ANY(%s::uuid[]) AND state <> 'done'"""
@@ -263,12 +265,12 @@ INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tena
                          token_seq, credit_seq, spend_seq)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (partition, entry_id) DO NOTHING"""
 
-# How far each partition was stored, before this transaction.
+# The newest stored entry of each partition before this transaction.
 MARKS = """
 SELECT partition, last_entry_id FROM partition_state
  WHERE partition = ANY(%s) AND last_entry_id IS NOT NULL"""
-# The newest entry of each partition that is stored, or set aside: what is deleted beyond it was stored in
-# rows that are gone.
+# The newest entry of each partition that is stored or set aside: a deleted later entry means that stored rows
+# were lost.
 MARK = """
 INSERT INTO partition_state AS s (partition, last_entry_id)
 SELECT * FROM unnest(%s::smallint[], %s::text[])
@@ -277,7 +279,7 @@ ON CONFLICT (partition) DO UPDATE SET last_entry_id = excluded.last_entry_id
     OR string_to_array(s.last_entry_id, '-')::bigint[]
        < string_to_array(excluded.last_entry_id, '-')::bigint[]"""
 
-# How many users each organization met today: asked once a batch, not for each name.
+# The number of users each organization got today: read once for each batch, not for each name.
 NEW_TODAY = """
 SELECT organization_id, count(*) FROM app_user
  WHERE organization_id = ANY(%s) AND first_sight AND created_at >= date_trunc('day', now(), 'UTC')
@@ -290,7 +292,7 @@ KNOW_USERS = """
 SELECT u.organization_id, u.external_id, u.id
   FROM unnest(%(organizations)s::bigint[], %(names)s::text[]) AS k (o, x)
   JOIN app_user AS u ON u.organization_id = k.o AND u.external_id = k.x"""
-# What a credit posting comes from: an addition, or its expiry.
+# The origin of a credit posting: an addition, or its expiry.
 ADDITIONS = """
 SELECT control_write_id::text, id, 'addition' FROM credit_addition
  WHERE control_write_id = ANY(%(ids)s::uuid[])
@@ -298,7 +300,7 @@ UNION ALL
 SELECT expiry_write_id::text, id, 'expiry' FROM credit_addition
  WHERE expiry_write_id = ANY(%(ids)s::uuid[])"""
 
-# Of calls that moved no account, those that are stored.
+# Stored calls among those that moved no account.
 STORED_CALLS = """
 SELECT request_id::text FROM call
  WHERE request_id = ANY(%s::uuid[]) AND created_at BETWEEN %s AND %s"""
@@ -306,7 +308,7 @@ _CALL = f"request_id = %(request_id)s AND created_at >= {SINCE_BEGAN}"
 KNOWN_CALLS = f"""
 SELECT request_id::text FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at >= {SINCE_BEGAN}"""  # noqa: S608  # our own words
-# A call as its roll-up has it: `DIMENSIONS`, then `SUMS`; and by what it is told: its request and its time.
+# A call in the form of the roll-ups: `DIMENSIONS`, then `SUMS`; and for reports its request id and time.
 SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
@@ -315,9 +317,9 @@ SUMS_OF_CALL = f"""
        coalesce(cost, 0), estimated::integer,
        (unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer, cache_write_1h,
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
-# Its row is held.
+# Its row is locked.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"  # noqa: S608  # our own words
-# Use seen of a call, once it is known as what: credits are differences, and units that are charged.
+# The real use of a call, once known: credits and charged units are differences.
 CORRECT_CALL = f"""
 UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        tokens = %(tokens)s, credits = credits + %(credits)s, status = %(status)s,
@@ -349,10 +351,10 @@ def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """
 SELECT p FROM unnest(%s::integer[]) AS p WHERE pg_try_advisory_xact_lock(7800, p)"""
-# Looked at, not tried: nobody else's try fails by it.
+# The locks are read, not tried, as a try could make another one's fail.
 LOCKED = """
 SELECT DISTINCT objid::integer FROM pg_locks
  WHERE locktype = 'advisory' AND classid = 7800 AND objsubid = 2 AND granted AND objid::integer = ANY(%s)
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-# All of them, one after the other: every flush begun before has ended then, and none begins.
+# Locks all partitions in order: all running flushes have ended then, and none begins.
 HOLD_FLUSHES = f"SELECT pg_advisory_xact_lock(7800, p) FROM generate_series(0, {PARTITIONS - 1}) AS p"  # noqa: S608  # our own words

@@ -1,9 +1,9 @@
 """One transaction from outbox entries to ledger rows, balances and roll-ups.
 
-Entries become rows only where they continue their account exactly (see `guard`), so rows are copied
-straight into the ledgers: the primary key is a proof, not a filter, and a roll-up counts what was
-copied. Entries read before their partition was verified again are skipped: they may be of a history
-that Redis has forgotten. Nothing here knows how entries are deleted.
+Entries become rows only if they continue their account exactly (see `guard`), so rows are copied straight
+into the ledgers: the primary key is a proof, not a filter, and roll-ups count only copied rows. Entries read
+before the latest verification of their partition are skipped: they may belong to a history that Redis has
+lost. Deleting entries is the caller's task.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ SET_ASIDE = b'{"unreadable":true}'
 
 @dataclass(slots=True)
 class BatchFailures:
-    """What one batch's attempts have learned: reasons by place, and accounts to stop.
+    """The failures found by the attempts to store one batch: reasons by place, and accounts to stop.
 
-    `aside` are those of `poison` that contradict what is stored, accepted by a person.
+    `aside` are entries of `poison` that contradict stored rows, which a person accepted.
     """
 
     poison: dict[Place, str] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class BatchFailures:
     stops: dict[str, QuarantineReason] = field(default_factory=dict)
 
     def learn(self, error: psycopg.Error, batch: Batch, copies: Copies) -> bool:
-        """Apply an error of PostgreSQL to the known failures; return False if no entry can be blamed."""
+        """Add an error of PostgreSQL to the known failures; return False if no entry caused it."""
         before = self._size()
         reason = complaint(error)
         named = copies.refused(error)
@@ -87,7 +87,7 @@ class BatchFailures:
         return self._size() > before
 
     def _set_aside(self, batch: Batch, named: Placed, reason: str) -> None:
-        """Replace unreadable metadata, of the named entry and of all others at once."""
+        """Replace the unreadable metadata of the named entry, and of all others in the batch."""
         place = _place(named)
         for partition, entries in batch.items():
             for entry_id, _, event in entries:
@@ -115,7 +115,7 @@ def _place(placed: Placed) -> Place:
 
 
 def _readable(metadata: bytes) -> bool:
-    """Return whether PostgreSQL will most likely accept the metadata as JSON; refusals are named singly."""
+    """Return whether PostgreSQL will most likely accept the metadata as JSON."""
     try:
         json.dumps(json.loads(metadata), ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -133,27 +133,27 @@ T = TypeVar("T")
 
 
 class LedgerWriter:
-    """Writes batches over one connection of its own, one at a time."""
+    """Writes batches one at a time, over a connection of its own."""
 
     def __init__(self, url: str | UrlFile, *, new_users_a_day_max: int = NEW_USERS_A_DAY_MAX) -> None:
         self._url = url_file(url)
         self._users = Users(new_a_day_max=new_users_a_day_max)
         self._connection: Connection[Any] | None = None
         self._copies = Copies(())
-        # A cancelled `write` goes on in its thread; the next one waits for it.
+        # A cancelled `write` continues in its thread; the next one waits for it.
         self._turn = threading.Lock()
 
     async def write(self, batch: Batch, history: History | None = None) -> FlushReport:
-        """Store a batch in one transaction; `LedgerUnavailable` if PostgreSQL does not answer.
+        """Store a batch in one transaction; raise `LedgerUnavailable` if PostgreSQL does not answer.
 
-        A cancelled caller does not stop the transaction: what it stores is recognised when it
-        is delivered again. Partitions of another history than the batch's are reported `outdated`;
-        None is a batch that is of no server.
+        Cancelling the caller does not stop the transaction: its rows are recognized when the entries are
+        delivered again. Partitions with another history than the batch's are reported as `outdated`; without
+        a history none are.
         """
         return await asyncio.to_thread(self.write_now, batch, history)
 
     async def epochs(self) -> dict[int, int]:
-        """Return the epoch of each partition that was ever verified, as of now."""
+        """Return the current epoch of each partition that was ever verified."""
         every = (list(range(PARTITIONS)),)
         found = await asyncio.to_thread(
             self._ask, lambda connection: connection.execute(statements.HISTORIES, every).fetchall()
@@ -161,7 +161,7 @@ class LedgerWriter:
         return {partition: epoch for partition, _, epoch in found}
 
     async def judged(self, partitions: Iterable[int]) -> dict[int, Judged]:
-        """Read the state by which entries of these partitions would be checked now."""
+        """Return the state by which entries of these partitions would be checked now."""
         return await asyncio.to_thread(self._ask, lambda connection: _judged(connection, partitions))
 
     async def locked(self, partitions: Iterable[int]) -> frozenset[int]:
@@ -180,7 +180,7 @@ class LedgerWriter:
                 raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     def write_now(self, batch: Batch, history: History | None = None) -> FlushReport:
-        """Store a batch in one transaction, from a thread that may block."""
+        """Store a batch in one transaction; blocks, so call it from a thread."""
         refused = BatchFailures()
         attempt = 0
         with self._turn:
@@ -233,9 +233,10 @@ class LedgerWriter:
     def _sort(
         self, connection: Connection[Any], batch: Batch, refused: BatchFailures
     ) -> tuple[SortedBatch, list[QuarantineReason]]:
-        """Split the batch, repeatedly without entries that turn out to contradict stored rows.
+        """Sort the batch, repeatedly, excluding entries that turn out to contradict stored rows.
 
-        Such an entry's account is quarantined, or, if a person accepted it, the entry is set aside.
+        The account of such an entry is quarantined; if a person accepted the contradiction, the entry is set
+        aside.
         """
         faults = dict(refused.stops)
         quarantined = accounts.stopped_accounts(connection, sorted(batch))
@@ -267,7 +268,7 @@ class LedgerWriter:
         users: dict[Name, int],
         refused: BatchFailures,
     ) -> FlushReport:
-        """Return rows first, then what they add up to, then what they make done."""
+        """Store rows, then sums, then finished control writes; return the report."""
         report = _report(sorted_, faults)
         report.rows = self._copies.write(connection, users)
         moves = add_up(sorted_.fresh)
@@ -291,7 +292,7 @@ class LedgerWriter:
 
 
 def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport:
-    """Return entries that may be deleted, and forgotten in the counters, once this is committed."""
+    """Return the entries to delete, and the control writes to forget in the counters, after the commit."""
     report = FlushReport(
         dead_letters=len(sorted_.dead), repeated=len(sorted_.repeats), held=sorted_.held,
         waiting=sorted_.waiting, parked=sorted_.parked, quarantined=[fault.account for fault in faults],
@@ -302,14 +303,15 @@ def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport
             acknowledged.setdefault(partition, []).append(entry_id)
             if event is not None and (id_ := control_id(event)):
                 report.control_ids.setdefault(partition, []).append(id_)
-    # A dead letter makes no control write done: its id stays known, so that it is not applied again.
+    # A dead letter finishes no control write: its id stays known, so that it is not applied again.
     for partition, (entry_id, _, _) in sorted_.dead:
         acknowledged.setdefault(partition, []).append(entry_id)
     return report
 
 
 def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
-    """Return the partitions that are of another run or epoch by now: their verifier has the lock first."""
+    """Return the locked partitions whose run or epoch differs from the batch's, as a verifier has run since.
+    """
     if history is None:
         return frozenset()
     here, epochs = history.run_id.decode(), history.epochs
@@ -318,7 +320,7 @@ def _outdated(connection: Connection[Any], locked: list[int], history: History |
 
 
 def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
-    """Return the partitions whose waiting entries must be checked before this batch, as they may go on."""
+    """Return the partitions whose waiting entries must be checked before this batch."""
     behind = {p: judged for p, judged in history.judged.items() if p in locked} if history else {}
     now = _judged(connection, behind) if behind else {}
     return frozenset(p for p, judged in behind.items() if now.get(p) != judged)

@@ -1,4 +1,5 @@
-"""API keys: credentials of the data plane, stored as digests only."""
+"""Stored credentials: console sessions, API keys and admin tokens (as digests only), audit, idempotency keys.
+"""
 
 from __future__ import annotations
 
@@ -70,19 +71,19 @@ from persistence.tables import (
 #
 # Beginning and end of a session are writes like any other, so both are in the audit log.
 
-# Those of all organizations together, of one organization, and of staff: nobody ends the sessions of others
-# by beginning many.
+# Maxima of sessions: of all organizations together, of one organization, and of staff. Separate, so that
+# nobody ends the sessions of others by beginning many.
 SESSIONS_MAX = 10_000
 SESSIONS_OF_ORGANIZATION_MAX = 200
 SESSIONS_OF_STAFF_MAX = 1_000
-# Of one person, or of those who hold one token.
+# Maximum of one person, or of one token.
 SESSIONS_EACH_MAX = 20
-# How often a provider is asked whether a person still may come in.
+# How often a provider is asked whether a person may still sign in.
 ASKED_EACH = timedelta(seconds=30)
 
-# Longer than a sign-in may take.
+# Longer than any sign-in takes.
 USED_KEPT = timedelta(minutes=15)
-# Sign-ins that are remembered; beyond these the oldest is forgotten, which its provider knows still.
+# Completed sign-ins that are stored; the oldest are forgotten first, as their provider rejects them too.
 USED_MAX = 10_000
 
 _sessions_here, _used = console_session.c, used_sign_in.c
@@ -104,7 +105,7 @@ def find_session(connection: Connection, digest: str) -> ConsoleSession | None:
 
 
 def ask_session(connection: Connection, session_id: int) -> bool:
-    """Note that a provider is asked about a session now; False where somebody just did."""
+    """Mark a session as being confirmed by its provider now; return False if it is not due."""
     asked = (
         update(console_session).where(_sessions_here.id == session_id, _IS_DUE).values(asked_at=func.now())
     )
@@ -112,7 +113,7 @@ def ask_session(connection: Connection, session_id: int) -> bool:
 
 
 def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouched: bool) -> None:
-    """Store the next renewal; a `vouched` session is extended, until `LIFE_MAX` after it began."""
+    """Store a session's next refresh token; a `vouched` session is extended, at most to `LIFE_MAX` in all."""
     ends = (
         func.least(func.now() + VOUCHED, _sessions_here.created_at + LIFE_MAX)
         if vouched
@@ -123,7 +124,7 @@ def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouch
 
 
 def create_session(change: EntityWrite) -> Row:
-    """Begin a session; those that are over go, and the oldest of the same people where there are too many."""
+    """Create a session, and delete expired ones and the oldest beyond the maxima."""
     row = change.fetch(add(change))
     owner = row["organization_id"]
     latest = select(_sessions_here.id).order_by(_sessions_here.id.desc())
@@ -143,7 +144,7 @@ def create_session(change: EntityWrite) -> Row:
 
 
 def _make_room(connection: Connection) -> None:
-    """End what organizations have beyond their maximum: the oldest of the one that has most."""
+    """End sessions beyond `SESSIONS_MAX`: the oldest of the organization with the most."""
     of_organization, many = _sessions_here.organization_id, func.count()
     there = select(many).where(of_organization.is_not(None))
     beyond = connection.execute(there).scalar_one() - SESSIONS_MAX
@@ -165,7 +166,7 @@ def _make_room(connection: Connection) -> None:
 
 
 def use_sign_in(connection: Connection, state: str) -> bool:
-    """Note that somebody came back from a sign-in; False where somebody did before."""
+    """Mark the `state` of a sign-in as used; return False if it was used before."""
     latest = select(_used.state).order_by(_used.created_at.desc(), _used.state)
     over = (_used.created_at < func.now() - USED_KEPT) | _used.state.in_(latest.offset(USED_MAX))
     connection.execute(delete_(used_sign_in).where(over))
@@ -174,7 +175,7 @@ def use_sign_in(connection: Connection, state: str) -> bool:
 
 
 def _of_same(row: Row) -> ColumnElement[bool]:
-    """Select sessions of the same person, by any token; without an identity, those of the same token."""
+    """Return the condition for sessions of the same person; without an identity, of the same token."""
     if row["identity"] is None:
         return _sessions_here.identity.is_(None) & (_sessions_here.token_digest == row["token_digest"])
     return (_sessions_here.issuer == row["issuer"]) & (_sessions_here.identity == row["identity"])
@@ -194,7 +195,7 @@ SESSION_SUBJECT = Entity(console_session, verbs={"create": create_session, "end"
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
 ROWS_WRITTEN_MAX = 1_000
-# What says which person it was.
+# Columns that identify a person.
 BY_PEOPLE = ("issuer", "identity", "person")
 _audit_here = audit_log.c
 MADE_OR_CHANGED = frozenset({"create", "change", "rotate"})
@@ -205,7 +206,7 @@ def record_audit(change: EntityWrite, row: Row) -> None:
 
 
 def audit_entry_of(change: EntityWrite, row: Row) -> dict[str, object]:
-    """Return the audit row of one change; secrets and their digests are never part of it."""
+    """Return the audit row of one write, without secrets or their digests."""
     command = change.command
     after = _plain(command.render(row) if command.verb in MADE_OR_CHANGED else command.values)
     owner = row["id"] if command.resource == "organizations" else row.get("organization_id", change.within)
@@ -228,7 +229,7 @@ def keep_audit(connection: Connection, entries: Sequence[dict[str, object]]) -> 
 
 
 def record_all_audit(change: EntityWrite, done: Sequence[tuple[int, int, Row]]) -> None:
-    """Write the audit rows of one change of many rows: the row, its owner, and the request."""
+    """Store the audit rows of one command for many rows, each given as row id, owner and values."""
     command = change.command
     rows = [
         {
@@ -248,7 +249,7 @@ def _by(actor: Actor) -> dict[str, object]:
 
 
 def person_of(actor: Actor) -> dict[str, object]:
-    """Return which person it was: never a name without whose word that is."""
+    """Return the audit columns of the actor's person: the identity always with its issuer."""
     who = actor.person
     return {
         "issuer": who.issuer if who is not None else None,
@@ -258,7 +259,7 @@ def person_of(actor: Actor) -> dict[str, object]:
 
 
 async def note_failures(engine: AsyncEngine, failed: Sequence[FailureReport]) -> None:
-    """Write a row for each site that sent wrong credentials to the Admin API."""
+    """Store an audit row for each site that sent wrong credentials to the Admin API."""
     async with engine.begin() as connection:
         await connection.execute(
             insert(audit_log),
@@ -276,7 +277,7 @@ async def note_failures(engine: AsyncEngine, failed: Sequence[FailureReport]) ->
 
 
 def _plain(values: Row) -> dict[str, object]:
-    """Return the values as JSON has them: days, instants and money as text."""
+    """Convert the values to JSON: days, times and money become text."""
     return {name: _json(value) for name, value in values.items()}
 
 
@@ -289,16 +290,16 @@ def _json(value: object) -> object:
 
 
 def told(row: Row, within: int) -> Row:
-    """Return an entry as an organization's own callers see it: other actors are shown as staff."""
+    """Return an audit entry for an organization's own callers: actors outside of it are shown as staff."""
     if row["token_organization_id"] == within:
         return row
     return {**row, "actor": STAFF, **dict.fromkeys((*BY_PEOPLE, "admin_token_id", "token"))}
 
 
 _token = admin_token.c
-# Entries of before people were kept with their issuer: the token that stood for a person names it.
+# Older entries without an issuer: the person's token has it.
 _issuer = func.coalesce(_audit_here.issuer, case((_audit_here.person.is_not(None), _token.issuer)))
-# A webhook decides by its links: staff's own says so in its scope.
+# A webhook acts through its links; its organization is the actor's.
 _by_whom = func.coalesce(
     _token.organization_id, case((_audit_here.actor.like("webhook:%"), _audit_here.organization_id))
 )
@@ -329,9 +330,9 @@ _keys = idempotency_key.c
 
 
 def claim_idempotency(connection: Connection, wanted: Claim) -> Replay | None:
-    """Claim a key for this transaction, or return the first answer stored under the key.
+    """Claim an idempotency key in this transaction, or return the first answer stored under the key.
 
-    Raises `Conflict` if the key stands for another request or its first is still running.
+    Raise `Conflict` if the key was used for another request, or its first request is still running.
     """
     lock_on = func.hashtextextended(f"{wanted.scope}\n{wanted.key}", 0)
     if not connection.execute(select(func.pg_try_advisory_xact_lock(lock_on))).scalar_one():
@@ -362,7 +363,7 @@ def claim_idempotency(connection: Connection, wanted: Claim) -> Replay | None:
 
 
 def refuse_other(connection: Connection, wanted: Claim) -> None:
-    """Raise `Conflict` where a key stands for another request."""
+    """Raise `Conflict` if an idempotency key was used for another request."""
     here = (_keys.actor == wanted.scope, _keys.key == wanted.key, _keys.expires_at > func.now())
     first = connection.execute(select(idempotency_key).where(*here)).first()
     if first is not None:
@@ -370,7 +371,7 @@ def refuse_other(connection: Connection, wanted: Claim) -> None:
 
 
 def keep_first_answer(connection: Connection, wanted: Claim, body: Row, status: int | None = None) -> None:
-    """Store an answer; without a status, the body is the answer after a crash."""
+    """Store the answer for an idempotency key; without a `status`, the one to repeat after a crash."""
     connection.execute(
         update(idempotency_key)
         .where(_keys.actor == wanted.scope, _keys.key == wanted.key)
@@ -405,25 +406,25 @@ def _running() -> Conflict:
 # Credentials that are no secret: an issuer's subject stands for them, and each is claimed once.
 
 DIGEST_CHARACTERS = 64
-# Prefix for the digest of a revoked credential whose subject was claimed again. No real digest begins like
-# this.
+# Prefix for the digest of a revoked credential whose subject was claimed again. No real digest begins so.
 GIVEN_UP = "0" * 40
 
 
 def claim_subject(
     change: EntityWrite, table: Table, noun: str, in_use: ColumnElement[bool] | None = None
 ) -> None:
-    """Refuse a subject to a caller that might claim another organization's, and a second credential of it.
+    """Check and claim the subject of a signed token that a new credential stands for.
 
-    Rows that are not `in_use` are there for the record alone. A revoked one makes room: it stays, and is
-    nobody's. One that has expired does not, since its end may be moved.
+    Raise `Forbidden` for a caller of one organization, `Conflict` if another credential has the subject. A
+    revoked credential releases the subject, an expired one does not, since its end may be moved. Rows that
+    are not `in_use` do not count.
     """
     values = change.command.values
     if values.get("issuer") is None:
         return
     if change.within is not None:
         raise Forbidden(f"Whose tokens stand for a {noun} is said by who is of all organizations.")
-    # Under another pepper the same subject has another digest.
+    # The same subject has another digest under another pepper.
     same = (table.c.issuer == values["issuer"]) & (table.c.subject == values["subject"])
     if in_use is not None:
         same &= in_use
@@ -437,9 +438,9 @@ def claim_subject(
         raise Conflict(f"There is a {noun} of this subject: revoke it first.")
 
 
-# Keys of one tenant that are not revoked, where a member makes another; each is loaded into Redis.
+# Maximum of a tenant's active keys when a member creates one; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000
-# What a key has that stands in the place of another.
+# The columns that a rotated key takes over.
 TAKEN_OVER = (
     "tenant_id", "name", "user", "user_header", "unsettled", "priority", "limits", "models", "runs",
     "spent_status", "retry_after_max_s",
@@ -458,9 +459,9 @@ def create(change: EntityWrite) -> Row:
 
 
 def hold_of_members(change: EntityWrite, tenant_id: int) -> None:
-    """Lock a tenant while members make its keys, so that concurrent members count each other's keys.
+    """Lock a tenant while members create its keys, so that concurrent members count each other's keys.
 
-    Before others hold the row to share it.
+    Call it before other locks on the tenant's row.
     """
     if change.command.actor.role == MEMBER:
         mine = select(tenant.c.id).where(tenant.c.id == tenant_id)
@@ -468,7 +469,7 @@ def hold_of_members(change: EntityWrite, tenant_id: int) -> None:
 
 
 def refuse_many(change: EntityWrite, tenant_id: int) -> None:
-    """Raise `Conflict` for a member where a tenant has as many keys as members may make."""
+    """Raise `Conflict` if a member would exceed the tenant's maximum of active keys."""
     if change.command.actor.role != MEMBER:
         return
     here = (api_key.c.tenant_id == tenant_id) & api_key.c.revoked_at.is_(None)
@@ -479,7 +480,7 @@ def refuse_many(change: EntityWrite, tenant_id: int) -> None:
 
 
 def rotate(change: EntityWrite) -> Row:
-    """Store a new key in place of another, which ends after an overlap; return the new key."""
+    """Store a new key that replaces the command's key, which ends after an overlap; return the new key."""
     tenant_id = int(str(change.fetch()["tenant_id"]))
     hold_of_members(change, tenant_id)
     refuse_many(change, tenant_id)
@@ -505,7 +506,7 @@ def rotate(change: EntityWrite) -> Row:
 
 
 def _refuse_rotation(change: EntityWrite, old: Row) -> None:
-    """Raise `Conflict` where nothing can stand in a key's place, or another does."""
+    """Raise `Conflict` if a key cannot be replaced, or is replaced already."""
     if old["issuer"] is not None:
         raise Conflict("Signed tokens stand for it: there is no key to change.")
     if old["replaced_by_id"] is not None:
@@ -525,7 +526,7 @@ def _refuse_rotation(change: EntityWrite, old: Row) -> None:
 
 
 def _refuse_multiplying(change: EntityWrite, old: Row) -> None:
-    """Raise `Conflict` where a key's own holder would have its limits once more by another key."""
+    """Raise `Conflict` if the holder of a key would gain its limits once more by rotating it."""
     before = live(api_key).where(api_key.c.replaced_by_id == old["id"], api_key.c.revoked_at.is_(None))
     ends = change.connection.execute(before.with_only_columns(func.max(api_key.c.expires_at))).scalar()
     if ends is not None and ends > change.now:
@@ -539,7 +540,7 @@ def _refuse_multiplying(change: EntityWrite, old: Row) -> None:
 
 
 def change_key(change: EntityWrite) -> Row:
-    """Change a key; one that another stands in the place of ends when it does, or earlier."""
+    """Change a key; a replaced key's end can only be moved earlier."""
     old, values = lock(change), change.command.values
     if old["replaced_by_id"] is not None and "expires_at" in values:
         ends, wanted = old["expires_at"], values["expires_at"]
@@ -550,7 +551,7 @@ def change_key(change: EntityWrite) -> Row:
 
 
 def delete(change: EntityWrite) -> Row:
-    """Delete a key whose revocation has reached the counters: until then its digest is needed."""
+    """Delete a revoked key; raise `Conflict` while the counters still need its digest for the revocation."""
     row = lock(change)
     waiting = select(control_write.c.id).where(
         control_write.c.account == f"key:{change.row_id}", control_write.c.state == "pending"
@@ -559,7 +560,7 @@ def delete(change: EntityWrite) -> Row:
         raise Conflict("The key's revocation has not reached the counters yet.")
     forget_key(change, change.row_id)
     if row["issuer"] is not None and not str(row["digest"]).startswith(GIVEN_UP):
-        # Its end is kept in the counters, and nothing else would say that it need not be any more.
+        # The counters store the key's end, and must learn that it is no longer needed.
         owner = int(str(row["organization_id"]))
         known = {"digest": row["digest"], "organization_id": owner}
         change.intend([f"key:{change.row_id}"], "define", known, organization_id=owner)
@@ -571,7 +572,7 @@ def define(change: EntityWrite, row: Row) -> None:
 
 
 def find_key_holder(connection: Connection, digest: str) -> Actor | None:
-    """Find who holds a key that is neither expired nor revoked; tokens of an issuer are no key."""
+    """Return the actor for a valid API key's digest; None for others, and for subjects of signed tokens."""
     here = api_key.c
     row = connection.execute(
         select(here.id, here.tenant_id, tenant.c.organization_id)
@@ -594,7 +595,7 @@ def find_key_holder(connection: Connection, digest: str) -> Actor | None:
     )  # fmt: skip
 
 
-# The day of a key's last call that was stored.
+# The day of a key's last stored call.
 _last_day = select(func.max(usage_rollup.c.start)).where(
     usage_rollup.c.span == "key_day", usage_rollup.c.api_key_id == api_key.c.id
 )
@@ -627,9 +628,9 @@ KEY_SUBJECT = Entity(
 
 # Named admin tokens: credentials of the Admin API, stored as digests only.
 
-# Stands in the place of a deleted token's digest: no credential has it.
+# Replaces the digest of a deleted token: no credential has it.
 FORGOTTEN = "forgotten:"
-# How old the last use of a token may be told: it is not written with each.
+# The precision of a token's last use, which is not stored at each use.
 LAST_USE_AGE = timedelta(minutes=1)
 
 _here = admin_token.c
@@ -637,7 +638,7 @@ _IS_THERE = ~_here.digest.startswith(FORGOTTEN)
 
 
 def find_admin_token(connection: Connection, digest: str) -> Actor | None:
-    """Find a token that is neither expired nor revoked, and note that it is used."""
+    """Return the actor for a valid admin token's digest, and store the time of use; None if invalid."""
     row = connection.execute(
         select(
             _here.id, _here.role, _here.user_id, _here.organization_id, _here.ours, _here.tenant_id,
@@ -656,7 +657,7 @@ def find_admin_token(connection: Connection, digest: str) -> Actor | None:
     if row is None:
         return None
     if row.is_long_ago:
-        # The row's holder changes it just now: its use is noted with the next one.
+        # The row is locked by a change: the time is stored with the next use.
         free = select(_here.id).where(_here.id == row.id).with_for_update(skip_locked=True)
         connection.execute(update(admin_token).where(_here.id.in_(free)).values(last_used_at=func.now()))
     return Actor(
@@ -671,7 +672,7 @@ def admin_token_has_ended(connection: Connection, digest: str) -> bool:
 
 
 def check_user(change: EntityWrite, row: Row) -> None:
-    """Raise `Unprocessable` where a token of an organization would act as somebody of another."""
+    """Raise `Unprocessable` if an organization's token would act as a user of another organization."""
     if row["organization_id"] is None or row["user_id"] is None:
         return
     owner = select(app_user.c.organization_id).where(app_user.c.id == row["user_id"])
@@ -680,7 +681,7 @@ def check_user(change: EntityWrite, row: Row) -> None:
 
 
 def create_admin_token(change: EntityWrite) -> Row:
-    """Store a new token; one of people only if nobody could claim another organization's."""
+    """Store a new admin token; for a signed token's subject, claim the subject."""
     _narrow(change)
     values = change.command.values
     if values["role"] == MEMBER and values.get(OWNER) is None:
@@ -693,7 +694,7 @@ _OURS_OF_A_TEAM = (("ours", "must be false: a token of one tenant never decides 
 
 
 def _narrow(change: EntityWrite) -> None:
-    """Check the tenant that a new token is narrowed to; its organization is that of the tenant."""
+    """Check the tenant to which a new token is restricted; set the organization to the tenant's."""
     values = change.command.values
     if (named := values.get(TENANT)) is None:
         return
@@ -711,14 +712,14 @@ def _narrow(change: EntityWrite) -> None:
 
 
 def _of_no_team(change: EntityWrite) -> Row:
-    """Change a token; one of a tenant is marked `ours` by nobody."""
+    """Change a token; raise `Unprocessable` if a token of one tenant would be marked `ours`."""
     if change.command.values.get("ours") and lock(change)[TENANT] is not None:
         raise Unprocessable(errors=_OURS_OF_A_TEAM)
     return entity.change_row(change)
 
 
 def delete_admin_token(change: EntityWrite) -> Row:
-    """Forget the token; the row stays for the audit log, which names it."""
+    """Delete the token's digest; the row is kept for the audit log, which refers to it."""
     row = lock(change)
     revoked_at = func.coalesce(_here.revoked_at, func.now())
     alter(change, {"digest": f"{FORGOTTEN}{change.row_id}", "revoked_at": revoked_at})
@@ -726,7 +727,10 @@ def delete_admin_token(change: EntityWrite) -> Row:
 
 
 def _by_equals(verb: Verb) -> Verb:
-    """Restrict an organization's changes of a token marked `ours`: its end never, the rest by `ours` only."""
+    """Restrict a verb on tokens marked `ours`: an organization's callers never change its end, and the rest
+    only
+    with an `ours` token.
+    """
 
     def do(change: EntityWrite) -> Row:
         actor = change.command.actor

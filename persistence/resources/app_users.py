@@ -1,4 +1,4 @@
-"""Users of organizations, and staff (no organization)."""
+"""Users of organizations, and staff (users without an organization)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ BUILT_IN = "built-in"
 
 
 def acting(actor: Actor) -> int | ScalarSelect[int] | None:
-    """Return the user an administrator acts as: his token's, or the built-in one of the settings' tokens."""
+    """Return the id of the user that an actor is: the token's, or the built-in one for the settings' tokens.
+    """
     if actor.token_id is not None or actor.user_id is not None:
         return actor.user_id
     return (
@@ -24,14 +25,17 @@ def acting(actor: Actor) -> int | ScalarSelect[int] | None:
     )
 
 
-# Of an organization's tenants and users, those with a list of models, and with a policy of runs: each
-# gateway keeps all of them.
+# Maximum of an organization's tenants and users with a list of models, and of those with a policy of runs:
+# each gateway loads all of them.
 LISTS_MAX = 1_000
 _LISTS = {"models": (tenant, app_user), "runs": (tenant,)}
 
 
 def define_lists(change: EntityWrite, organization_id: int) -> None:
-    """Reload an organization whose list of models or policy of runs is written."""
+    """Reload the organization if the command writes a list of models or a policy of runs.
+
+    Raise `Conflict` if too many of its rows have one.
+    """
     values = change.command.values
     for name in values.keys() & _LISTS.keys():
         there = sum(
@@ -48,13 +52,13 @@ def define_lists(change: EntityWrite, organization_id: int) -> None:
 
 
 def define(change: EntityWrite, row: Row) -> None:
-    """Reload the user's limits in each tenant of the organization."""
+    """Reload the user's limits in every tenant of the organization."""
     if row["organization_id"] is None:
         return
     owner = id_in(row, "organization_id")
     define_lists(change, owner)
     if row["models"] is not None and "models" not in change.command.values:
-        change.define(f"organization:{owner}", owner)  # its list ends with it
+        change.define(f"organization:{owner}", owner)  # its list of models is gone with it
     tenants = live(tenant).where(tenant.c.organization_id == owner).order_by(tenant.c.id)
     accounts = [f"user:{one}:{row['external_id']}" for one in change.connection.scalars(tenants)]
     if accounts:
@@ -62,7 +66,7 @@ def define(change: EntityWrite, row: Row) -> None:
 
 
 def create(change: EntityWrite) -> Row:
-    """Make a user, or bring a deleted one of the same external id back."""
+    """Create a user, or restore a deleted one with the same external id."""
     require(change)
     values = change.command.values
     same = (
@@ -90,7 +94,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def delete(change: EntityWrite) -> Row:
-    """Delete a user; the one that the settings' tokens act as is always there."""
+    """Delete a user; raise `Conflict` for the built-in staff user of the settings' tokens."""
     row = change.fetch()
     if row["organization_id"] is None and row["external_id"] == BUILT_IN:
         raise Conflict("The built-in staff user is always there.")

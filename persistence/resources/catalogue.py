@@ -1,4 +1,6 @@
-"""Services and business models: a change of either is a new catalogue for every gateway."""
+"""The catalogue: services, business models, models, shares, prices, exchange rates; a change reloads
+gateways.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ from persistence.tables import (
 # What holds after a change is checked, in its own transaction: the service's price, and the prices of
 # organizations that follow the service or go another way.
 
-# A change of others does not decide what a call costs.
+# Changes of other fields do not affect the cost of calls.
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})
 _own = business_model.alias("own")
 _chosen = business_model.alias("chosen")
@@ -122,7 +124,7 @@ def _refuse_negotiated(change: EntityWrite, which: ColumnElement[bool]) -> None:
 
 
 def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
-    """Yield the field and the remedy for each service that cannot use its price."""
+    """Yield the field and the error for each service that cannot use its price."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -137,7 +139,7 @@ def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple
 
 
 def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Yield the field and the remedy for each unusable negotiated price, with the price's id."""
+    """Yield the id of each unusable negotiated price, with the field and the error."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -164,7 +166,9 @@ def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tup
 
 
 def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str, str] | None:
-    """Return units that cost what the organization does not pay in: nothing is converted."""
+    """Return the field and error of a unit price in another currency than the organization's; None if it
+    fits.
+    """
     costs = read_pricing(pricing or inherited).currency
     if meter != PAY_PER_USE or costs in {"", pays}:
         return None
@@ -199,7 +203,7 @@ def define_model(change: EntityWrite, row: Row) -> None:
 
 
 def delete_service(change: EntityWrite) -> Row:
-    """Delete a service from the catalogue; its key becomes free, its rows stay."""
+    """Mark a service as deleted and rename its key, so that another one may have it."""
     row = lock(change)
     refuse_while_referenced(change)
     # No key a caller can choose holds a tilde.
@@ -263,9 +267,9 @@ SERVICES = Entity(
 )
 
 
-# Models: a name, or what names begin with and a *, and the upstreams that answer.
+# Models: a name, or a prefix and a *, with the upstreams that serve them.
 def create_model(change: EntityWrite) -> Row:
-    """Store a model; a prefix is its name without the * behind it, or with it."""
+    """Store a model; a `prefix` becomes a name that ends with *."""
     values = dict(change.command.values)
     prefix, name = values.pop("prefix", None), values.get("name")
     whole = None if prefix is None else f"{str(prefix).removesuffix('*')}*"
@@ -285,7 +289,7 @@ def refuse_many(count: int) -> None:
 
 
 def check_targets(change: EntityWrite, row: Row) -> None:
-    """Raise `Unprocessable` where a target is there twice, or has a * and the model is no prefix."""
+    """Raise `Unprocessable` for a repeated target, or a target with a * of a model that is no prefix."""
     targets = row["targets"]
     assert isinstance(targets, list)
     said = [(one["upstream"], one.get("model")) for one in targets]
@@ -309,7 +313,7 @@ MODELS = Entity(
 )
 
 
-# Shares of an upstream's capacity: of an organization, or of one tenant, whose organization the row keeps.
+# Shares of an upstream's capacity: of an organization, or of one tenant (with its organization).
 def create_share(change: EntityWrite) -> Row:
     values = dict(change.command.values)
     of_tenant = values.get("tenant_id")
@@ -343,7 +347,7 @@ SHARES = Entity(
 )
 
 
-# What organizations negotiated, and the subscriptions on offer.
+# Negotiated terms of organizations, and subscription plans.
 def check_features(change: EntityWrite) -> None:
     wanted = change.command.values.get("feature_access")
     if isinstance(wanted, list) and wanted:
@@ -395,12 +399,12 @@ SUBSCRIPTION_PLANS = Entity(
 
 # What models cost: added to and never changed; a new price is announced to every gateway.
 
-# Every gateway holds all of them; of the bundled list some 1,300.
+# Every gateway loads all of them; the bundled list has some 1,300.
 IN_FORCE_MAX = 20_000
-# A call has the price of its admission: one that another has taken the place of meanwhile is told as long.
+# A call has the price of its admission, so a replaced price stays loaded for this long.
 KEPT = timedelta(days=1)
 
-# Advisory lock class 7805: writers of prices, so that no two are for the same.
+# Advisory lock class 7805: writers of prices, so that no two prices are for the same.
 _LOCK = text("SELECT pg_advisory_xact_lock(7805, 0)")
 _COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
 _PUT_IN = text(
@@ -427,7 +431,7 @@ _same = (
 
 
 def check_values(change: EntityWrite) -> None:
-    """Raise `Unprocessable` where a price says nothing, in nobody's currency, or for the same as another."""
+    """Raise `Unprocessable` for an empty or duplicate price, or one in an unused currency."""
     connection, values = change.connection, change.command.values
     connection.execute(_LOCK)
     errors = [*_empty(values), *_unused(connection, str(values["currency"]))]
@@ -448,7 +452,7 @@ def in_force_count(connection: Connection, now: datetime) -> int:
 
 
 def refuse_too_many(there: int, most: int = IN_FORCE_MAX) -> None:
-    """Raise `Conflict` where gateways hold as many prices as they may."""
+    """Raise `Conflict` if `there`, the number of loaded prices, has reached the maximum."""
     if there >= most:
         raise Conflict(f"{most} prices are in force, were a day ago or will be: there cannot be more.")
 
@@ -480,12 +484,12 @@ def _kind(values: Row) -> tuple[object, ...]:
 
 
 def in_force(now: datetime) -> Select[Any]:
-    """Return prices that are in force, were a day ago, or will be."""
+    """Return a query for prices that are in force, were within `KEPT`, or will be."""
     return _superseded_later_than(now - KEPT)[1]
 
 
 def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, ...]:
-    """Return exchange rates in force at a time or later."""
+    """Return the exchange rates in force at a time or later."""
     following = func.lead(_rates_here.effective_from).over(
         partition_by=(_rates_here.currency, _rates_here.base), order_by=_rates_here.effective_from
     )
@@ -497,7 +501,8 @@ def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, 
 def find_price(
     connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
 ) -> PriceFound | None:
-    """Return the price of a model in a currency, or in another one that there is an exchange rate from."""
+    """Return the price of a model in a currency, converted from another currency if necessary; None if none.
+    """
     rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
     rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
     prices = list(map(read_price, rows.values()))
@@ -506,7 +511,7 @@ def find_price(
 
 
 def read_book(connection: Connection, models: Collection[str], since: datetime) -> PriceBook:
-    """Return the prices that these models may have by their names, in any currency, from a moment on."""
+    """Return the prices from a time on that may apply to these model names, in any currency."""
     if not models:
         return PriceBook()
     prices = _prices_since(connection, models, since).values()
@@ -516,7 +521,7 @@ def read_book(connection: Connection, models: Collection[str], since: datetime) 
 def _prices_since(
     connection: Connection, models: Collection[str], since: datetime, currencies: Collection[str] = ()
 ) -> dict[object, Row]:
-    """Return the rows of prices of these models by their ids; of all currencies where none is named."""
+    """Return price rows for these models by id, since a time; without currencies, of all of them."""
     each, columns = _superseded_later_than(since)
     names = sorted(set(map(folded, models)))
     own, name = _folded(each.model), func.unnest(literal(names, ARRAY(Text))).column_valued("name")
@@ -532,7 +537,7 @@ def _prices_since(
 
 
 def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
-    """Return prices without those in whose place another had come; their columns, and a query of them."""
+    """Return the columns of prices, and a query for those not yet replaced at a time."""
     following = func.lead(_prices_here.effective_from).over(
         partition_by=_same, order_by=_prices_here.effective_from
     )
@@ -550,7 +555,7 @@ class PriceTable:
             return (await connection.execute(_ANY_BUNDLED)).first() is not None
 
     async def put_in_bundled(self, rows: Sequence[Row]) -> int:
-        """Add these where there are none yet, also beside others; answers how many were added."""
+        """Store the bundled prices if none are stored yet; return the number of stored rows."""
         document = dumps([{**row, "effective_from": str(row["effective_from"])} for row in rows])
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK)
@@ -562,7 +567,7 @@ class PriceTable:
 
 
 _rates_here = exchange_rate.c
-# Every gateway holds those that are in force, were a day ago or will be.
+# Every gateway loads those that are in force, were a day ago or will be.
 RATES_MAX = 2_000
 
 

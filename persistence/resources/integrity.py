@@ -1,8 +1,8 @@
-"""Accounts whose events contradict what is stored: how they are stopped, and how a person lets them go on.
+"""Accounts whose entries contradict stored rows: stopping them, and releasing them by a person.
 
-Releasing alone has the same entries checked again. Accepting a gap lists the missing movements as
-lost, counted exactly, and stores the difference they made as a row; accepting a
-contradiction sets the entries aside as dead letters. Nothing else ever skips one.
+Releasing alone checks the same entries again. Accepting a gap stores the missing movements as lost, counted
+exactly, and their difference as a row. Accepting a contradiction sets the entries aside as dead letters.
+Nothing else ever skips an entry.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def decided(actor: Actor, word: str) -> dict[str, object]:
 
 
 def source(table: Table, word: str) -> Select[Any]:
-    """Return the rows of a table, each with the organization of who decided; none where it was staff."""
+    """Return a query for a table's rows with the organization of the deciding token; null for staff."""
     by = literal("token:", Text) + cast(_token.id, Text) == table.c[f"{word}_by"]
     return select(table, _token.organization_id.label("decider_organization_id")).outerjoin(admin_token, by)
 
 
 def told(word: str) -> Callable[[Row, int], Row]:
-    """Return what an organization's own callers see of such a row: who else decided is staff."""
+    """Return a function that shows a row to an organization's callers: deciders outside of it are staff."""
 
     def told_of(row: Row, within: int) -> Row:
         if row[f"{word}_by"] is None or row["decider_organization_id"] == within:
@@ -94,7 +94,7 @@ ACCEPTABLE = frozenset({"gap", "conflict", "unknown_account"})
 
 _c = quarantine.c
 _OPEN = _c.released_at.is_(None)
-# Where PostgreSQL has an account: its owner; last seq, balance and epoch; of a tenant its cycle.
+# The columns of an account's state: owner; last seq, balance and epoch; for a tenant its cycle.
 _quota, _its = tenant_quota.c, organization.c
 _HEADS = {
     "tenant": (_quota.tenant_id, _quota.last_seq, _quota.tokens_remaining, _quota.epoch, _quota.cycle),
@@ -107,7 +107,7 @@ UPDATE tenant_quota AS q SET is_blocked = q.manual_block
   FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
  WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""")
 
-# What a person would do by `tenant block`; he undoes it by `unblock` once the account may go on.
+# The effect of `tenant block`; a person undoes it by `unblock` once the account may continue.
 _REFUSE = text("""
 INSERT INTO control_write (id, partition, account, verb, payload)
 SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
@@ -122,13 +122,13 @@ RETURNING account""")
 
 
 class Quarantines:
-    """What flushes noted of partitions, and accounts stopped for movements that are gone."""
+    """The stored positions of partitions, and accounts stopped because stored movements were lost."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
-        """Return each partition's newest stored entry, its epoch, and whether rows of it are lost."""
+        """Return, by partition, the newest stored entry, the epoch, and whether stored rows were lost."""
         state = partition_state.c
         async with looking(self._engine) as connection:
             rows = await connection.execute(
@@ -137,7 +137,7 @@ class Quarantines:
             return {row.partition: ((row.last_entry_id or "").encode(), row.epoch, row.older) for row in rows}
 
     async def fell_back(self, partitions: Sequence[int]) -> None:
-        """Store that PostgreSQL is older than it was in these partitions."""
+        """Store that PostgreSQL has lost stored rows of these partitions."""
         rows = [{"partition": partition, "older": True} for partition in sorted(partitions)]
         noted = upsert(partition_state).values(rows)
         async with self._engine.begin() as connection:
@@ -146,7 +146,7 @@ class Quarantines:
             )
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
-        """Note that a partition was compared up to an entry, and is older no more."""
+        """Store that a partition was compared up to an entry, and no longer lacks rows."""
         state = partition_state.c
         async with self._engine.begin() as connection:
             if entry_id:
@@ -156,7 +156,7 @@ class Quarantines:
             )
 
     async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
-        """Quarantine accounts; answers those that were not stopped before."""
+        """Quarantine accounts; return those that were not quarantined before."""
         rows = [_stop(one) for one in rollbacks]
         if not rows:
             return []
@@ -165,7 +165,7 @@ class Quarantines:
             return sorted(await connection.scalars(made))
 
     async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
-        """Block tenants, by partition, whose last word was not a block; answers the accounts blocked."""
+        """Block tenants, given by partition, that are not blocked; return the blocked accounts."""
         blocked: list[str] = []
         async with self._engine.begin() as connection:
             for partition, ids in sorted(tenants.items()):
@@ -184,7 +184,8 @@ class Quarantines:
 
 
 def release(change: EntityWrite) -> Row:
-    """Release an account and those that wait for it (`/release`); `accept` says how, with the reason."""
+    """Release a quarantined account and those waiting for it (`/release`); `accept` sets its entries aside.
+    """
     row = lock(change)
     if row["released_at"] is not None:
         raise Conflict(f"It was released at {row['released_at']}.")
@@ -225,14 +226,14 @@ def _stop(rollback: Rollback) -> dict[str, Any]:
 
 
 def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Row) -> None:
-    """List the missing movements as lost, and store what they changed in the last one's place."""
+    """Store the missing movements as lost, and their total change in place of the last one."""
     kind, _, number = str(row["account"]).partition(":")
     owner, last = int(number), row["found_seq"] - 1
     owner_id, *head = _HEADS[kind]
     stored, before, epoch, *cycles = connection.execute(select(*head).where(owner_id == owner)).one()
     if stored >= last:
-        return  # what was missing is there by now
-    # An entry that says nothing of where the account stood leaves the balance to reconciliation.
+        return  # the missing movements are stored by now
+    # If the entry has no earlier state of the account, reconciliation corrects the balance.
     stood = row["stood"] or {"balance": before, "cycle": 0, "at_ms": None}
     after, at = stood["balance"], datetime.now(UTC)
     if stood["at_ms"]:
@@ -275,7 +276,7 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Ro
 
 
 def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> Insert:
-    """Return a movement of the spend account without units: its day is there, and bills nothing."""
+    """Return the insert of a spend movement without units, which bills nothing; its day is stored first."""
     of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
     tenant_id = connection.execute(of).scalar_one()
     day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
@@ -303,7 +304,7 @@ _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_
 
 
 def drive_again(change: EntityWrite) -> Row:
-    """Store the letter where it belongs (`/redrive`), with the corrections sent."""
+    """Store the dead letter as a row (`/redrive`), with the corrections sent."""
     letter = _open(change)
     if late := _late(letter):
         _charge_late(change, letter, *late)
@@ -316,7 +317,7 @@ def drive_again(change: EntityWrite) -> Row:
 
 
 def resolve(change: EntityWrite) -> Row:
-    """Resolve the letter as it is (`/resolve`), with a reason: it blocks no invoice any more."""
+    """Resolve the dead letter without storing it (`/resolve`), with a reason; it blocks invoices no more."""
     letter = _open(change)
     if _late(letter) is None:
         finish_control_write(change.connection, letter)
@@ -330,7 +331,7 @@ def _late(letter: Row) -> tuple[str, bytes] | None:
 
 
 def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: bytes) -> None:
-    """Queue the charge of a settlement that no archive has, once by its request's id."""
+    """Store the control write for a late settlement's charge, once by the request's id."""
     given = [name for name in ("changes", "raw") if change.command.values.get(name) is not None]
     if given:
         raise Unprocessable(errors=tuple((one, "must be left out: it is a settlement") for one in given))
@@ -377,7 +378,7 @@ DEAD_LETTER_SUBJECT = Entity(
 
 
 def _asked(_: EntityWrite) -> Row:
-    """Return a row for the audit of a request for many decisions; each decision is audited by itself."""
+    """Return the row for the audit entry of a batch of decisions; each decision has its own entry too."""
     return {"id": "many"}
 
 
@@ -387,15 +388,15 @@ MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _asked})
 # What comparing found, kept; and repairs: a drift that is stored and an intent that makes it good.
 
 ITEMS_KEPT_MAX = 1_000
-# Advisory lock class 7813: who compares everybody, whichever keeper it is.
+# Advisory lock class 7813: the keeper that compares all accounts.
 _TURN = text("SELECT pg_try_advisory_xact_lock(7813, 1)")
-# A bound of the server's on idle or long transactions would end the turn before its run.
+# The server's limits on idle or long transactions would release the lock before the run ends.
 _UNBOUND = text("""
 SELECT set_config('idle_in_transaction_session_timeout', '0', true),
        CASE WHEN current_setting('server_version_num')::integer >= 170000
             THEN set_config('transaction_timeout', '0', true) END""")
 
-# Rows whose balance is not what the row before and their own amount make, but for stored drifts.
+# Rows whose balance differs from the previous balance plus their amount, except for stored drifts.
 _BREAKS = text("""
 SELECT first_seq - 1 AS seq, balance - before - delta - filed AS difference FROM (
     SELECT m.seq, m.first_seq, m.delta, coalesce(m.balance, 0) AS balance, coalesce(d.difference, 0) AS filed,
@@ -424,7 +425,7 @@ class ReconciliationResults:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[bool]:
-        """Acquire the only run of all keepers meanwhile; yield False if another keeper has acquired it.
+        """Acquire the lock for comparing all accounts; yield False if another keeper has it.
 
         Runs take minutes, so the lock uses a separate connection.
         """
@@ -435,7 +436,7 @@ class ReconciliationResults:
                 yield bool(await connection.scalar(_TURN))
                 done = True
         except (SQLAlchemyError, OSError) as error:
-            if not done:  # else there is nothing left to keep from others
+            if not done:  # else the lock is not needed any more
                 raise translated(error) from error
 
     async def keep(self, started: datetime, finished: datetime, found: ReconciliationSummary) -> Row:
@@ -453,14 +454,14 @@ class ReconciliationResults:
             return dict((await connection.execute(made)).mappings().one())
 
     async def last(self) -> Row | None:
-        """Return the last result; None where there is none yet."""
+        """Return the result of the last reconciliation; None if there is none."""
         newest = select(reconciliation).order_by(reconciliation.c.id.desc()).limit(1)
         async with translating(self._engine.connect()) as connection:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
     async def asked(self) -> datetime | None:
-        """Return when the last run began that asked all rows; None where there is none yet."""
+        """Return the start of the last reconciliation that compared all rows; None if there is none."""
         all_asked = ~reconciliation.c["items"].contains([{"kind": DifferenceKind.UNASKED.value}])
         newest = (
             select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)
@@ -469,12 +470,12 @@ class ReconciliationResults:
             return await connection.scalar(newest)
 
     async def repair(self, item: Item) -> None:
-        """Store a drift and write the intent that undoes it.
+        """Store a drift and the control write that corrects it.
 
-        The ledger is right: the counters move to what its movements come to, by an `adjust` (tokens)
-        or a correction (credits), a row like any other. Where only PostgreSQL's own note of the
-        account is wrong, the row is of 0 and brings the note with it. A month's spend is a measure,
-        billed by nobody: its drift is stored and stays.
+        The ledger is right: the counters are moved to the sum of its movements, by an `adjust` (tokens) or a
+        correction (credits), a row like any other. If only PostgreSQL's own balance is wrong, the row has the
+        amount 0 and updates the balance. Spend of a month is a measure that nobody bills: its drift is only
+        stored.
         """
         kind, _, number = item.account.partition(":")
         async with translating(self._engine.begin()) as connection:
@@ -501,7 +502,7 @@ class ReconciliationResults:
 
 
 async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:
-    """Note where the balance changed without a movement: where the rows show it, else after the last."""
+    """Store the drift where rows show a break of the balance, and the rest after the last row."""
     breaks = [
         (row.seq, row.difference) for row in await connection.execute(_BREAKS, {"account": item.account})
     ]
@@ -523,5 +524,5 @@ def _shown(item: Item) -> dict[str, object]:
     return {name: value for name, value in asdict(item).items() if name != "correction"}
 
 
-# Somebody asked for a run: what it finds is kept when it ends, that it was asked is audited now.
+# A person requests a run: the request is audited now, the result is stored when the run ends.
 RECONCILIATION_SUBJECT = Entity(reconciliation, time="started_at", verbs={"run": lambda _: {"id": "now"}})

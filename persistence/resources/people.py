@@ -1,4 +1,4 @@
-"""Organizations: who is billed."""
+"""Organizations, which are billed, and their tenants."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from persistence.tables import (
     token_plan_price,
 )
 
-# Rows with amounts of money that name no currency of their own, by kind.
+# Rows with amounts in the organization's currency, by kind.
 IN_ITS_CURRENCY = {
     "Pay-Per-Use": select(organization.c.id).where(
         organization.c.id == THIS, organization.c.spend_last_seq > 0
@@ -83,7 +83,7 @@ IN_ITS_CURRENCY = {
 }
 
 
-# What else it has amounts in.
+# Its own columns with amounts.
 PRICES = {
     "credit_unit_cost": "a price for credits beyond its balance",
     "auto_top_up": "a price for credits that are bought automatically",
@@ -96,7 +96,7 @@ def define_organization(change: EntityWrite, row: Row) -> None:
 
 
 def delete(change: EntityWrite) -> Row:
-    """Delete an organization; `Conflict` names its charges that no invoice has."""
+    """Delete an organization; raise `Conflict` if it has unbilled charges."""
     lock(change)
     refuse_while_referenced(change)
     credit_balances.catch_up_allocations(change.connection, [change.row_id])
@@ -108,7 +108,7 @@ def delete(change: EntityWrite) -> Row:
 
 
 def keep_currency(change: EntityWrite, row: Row) -> None:
-    """Raise `Conflict` where amounts that were in one currency would be in another."""
+    """Raise `Conflict` if a change of currency would reinterpret stored amounts."""
     before = change.before
     if before is None or before["currency"] == row["currency"]:
         return
@@ -129,7 +129,9 @@ def keep_currency(change: EntityWrite, row: Row) -> None:
 
 
 def check_row(change: EntityWrite, row: Row) -> None:
-    """Check a row's currency and debt, and store since when credits beyond the balance have their price."""
+    """Check the organization's currency, debt and top-ups, and store a new price of credits beyond the
+    balance.
+    """
     keep_currency(change, row)
     _check_debt(change, row)
     credit_balances.keep_debt_price(change, row)
@@ -137,7 +139,7 @@ def check_row(change: EntityWrite, row: Row) -> None:
 
 
 def _check_debt(change: EntityWrite, row: Row) -> None:
-    """Refuse a credit limit or price by which the whole debt could not be billed at once."""
+    """Raise `Unprocessable` for a credit limit or price whose whole debt exceeds one invoice."""
     if not {"credit_limit", "credit_unit_cost"} & change.command.values.keys():
         return
     limit, cost = int(str(row["credit_limit"])), row["credit_unit_cost"]
@@ -151,7 +153,7 @@ def _check_debt(change: EntityWrite, row: Row) -> None:
 
 
 def _top_up(change: EntityWrite, row: Row) -> None:
-    """Check what credits bought by themselves come to; new terms order some where the balance is low now."""
+    """Check the price of automatic top-ups; new terms order credits at once if the balance is low."""
     terms = row["auto_top_up"]
     if not isinstance(terms, dict):
         return
@@ -210,7 +212,7 @@ ORGANIZATION_SUBJECT = Entity(
 # Who is shut out makes no other to call by: staff alone delete a tenant that they blocked, and where all of
 # an organization are blocked, its own people make none.
 
-# A person's word counts from when it is written, whatever the counters have heard of it.
+# A block or unblock counts once it is stored, even before the counters apply it.
 _IS_BLOCKED = """coalesce((
     SELECT w.verb = 'block' FROM control_write AS w
      WHERE w.account = 'tenant:' || t.id AND w.verb IN ('block', 'unblock') AND w.state <> 'refused'
@@ -225,7 +227,7 @@ SELECT t.organization_id FROM tenant AS t LEFT JOIN tenant_quota AS q ON q.tenan
 
 
 def create(change: EntityWrite) -> Row:
-    """Make a tenant, its organization if none is named, its account and its plan."""
+    """Create a tenant with its account and plan, and its organization if none is named."""
     require(change)
     values = change.command.values
     organization_id = _organization_of(change)
@@ -267,7 +269,7 @@ def define_tenant(change: EntityWrite, row: Row) -> None:
 
 
 def action(verb: str) -> Verb:
-    """Make a verb that moves the tenant's quota; its values are the control write's payload."""
+    """Return a verb that moves the tenant's quota; its values are the control write's payload."""
 
     def act(change: EntityWrite) -> Row:
         organization_id = id_in(lock(change), "organization_id")

@@ -1,4 +1,4 @@
-"""Budgets: what is right of one, what it is raised to for a while, and that gateways are told of it."""
+"""Budgets, credit additions, runs, and the ledgers and calls that the Admin API reads."""
 
 from __future__ import annotations
 
@@ -71,35 +71,36 @@ from persistence.tables import (
     token_plan,
 )
 
-# Advisory lock class 7806: writers of budgets of an organization, so that they stay within bounds. A lock
-# is of some organizations: PostgreSQL has room for a few thousand locks in all.
+# Advisory lock class 7806: writers of budgets of an organization, so that maxima hold. Organizations share
+# 1,024 locks: PostgreSQL has room for a few thousand in all.
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
 def check_values(change: EntityWrite) -> None:
-    """Raise `Unprocessable` where a new budget is wrong, is of somebody else's, or is one too many."""
+    """Raise `Unprocessable` if a new budget is invalid, names another owner's object, or exceeds the maximum.
+    """
     values = change.command.values
     owner = id_in(values, "organization_id")
     change.connection.execute(_LOCK, {"organization": owner})
     errors = [*wrong_window(values), *_foreign(change.connection, values)]
     beyond = [*too_many(_others(change.connection, owner), selector_of(values))]
     if beyond and change.by_team:
-        # The others' names are not told.
+        # The names of other budgets are not disclosed.
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
     if errors or beyond:
         raise Unprocessable(errors=(*errors, *beyond))
 
 
 def create_budget(change: EntityWrite) -> Row:
-    """Make a budget; one that a token of one tenant makes is its team's."""
+    """Create a budget; one created with a token of one tenant belongs to that team."""
     if change.by_team:
         change.command = replace(change.command, values={**change.command.values, "of_team": True})
     return entity.create(change)
 
 
 def refuse_organizations(change: EntityWrite, row: Row) -> None:
-    """Raise `Forbidden` where a tenant's lead would decide on a budget that is not the team's own."""
+    """Raise `Forbidden` if a token of one tenant would change a budget that is not the team's own."""
     if change.by_team and not row["of_team"]:
         raise Forbidden(
             "This budget is the organization's: ask for more by a raise request, or make one below it."
@@ -115,13 +116,13 @@ def _unless_organizations(verb: Verb) -> Verb:
 
 
 def change_budget(change: EntityWrite) -> Row:
-    """Change what is not the window's: its name, its amount, what becomes of calls, what is told."""
+    """Change fields of a budget other than its window: name, amount, effect on calls, notices."""
     alter(change, _changed(lock(change), change.command.values))
     return _defined(change)
 
 
 def _changed(row: Row, said: Row) -> Row:
-    """Return what a budget gets; `Unprocessable` for an amount that its unit has not."""
+    """Return the new values of a budget; raise `Unprocessable` for an amount that does not fit its unit."""
     if "amount" not in said:
         return said
     errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))
@@ -133,7 +134,7 @@ def _changed(row: Row, said: Row) -> Row:
 
 
 def raise_amount(change: EntityWrite) -> Row:
-    """Raise a budget's amount until a time."""
+    """Raise a budget's amount until a given time."""
     row, values = lock(change), change.command.values
     amount, until = values["amount"], values["until"]
     assert isinstance(until, datetime)
@@ -145,7 +146,7 @@ def raise_amount(change: EntityWrite) -> Row:
 
 
 def reset(change: EntityWrite) -> Row:
-    """Reset the use in a budget's current window to 0, in all accounts."""
+    """Reset the use in a budget's current window to 0, in all accounts of the budget."""
     row = lock(change)
     change.before = None
     organization_id = id_in(row, "organization_id")
@@ -156,7 +157,7 @@ def reset(change: EntityWrite) -> Row:
 
 
 def forget_key(change: EntityWrite, key_id: int) -> None:
-    """Remove a deleted key from deleted budgets, which are only kept."""
+    """Remove a deleted API key from deleted budgets, which are kept for the record."""
     gone = (budget.c.api_key_id == key_id, budget.c.deleted_at.is_not(None))
     change.connection.execute(update(budget).where(*gone).values(api_key_id=None))
 
@@ -185,7 +186,7 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
-# What a budget may name of somebody's, and whose that is.
+# Objects that a budget may name, with their owners.
 _TENANTS = select(tenant.c.organization_id, tenant.c.id.label("tenant_id"))
 _KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenant.c.id == api_key.c.tenant_id)
 _OWNERS = {
@@ -194,7 +195,7 @@ _OWNERS = {
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
-# The last stored use, and its window: values that the counters know better.
+# The last stored use and its window; the counters have newer values.
 _last = (
     select(budget_use.c.start, budget_use.c.used)
     .where(budget_use.c.budget_id == budget.c.id)
@@ -235,23 +236,23 @@ BUDGET_SUBJECT = Entity(
 BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
 
 
-# Credits given to organizations and taken back; the balance follows when the counters have it.
+# Credit additions and removals; the stored balance follows once the counters have applied them.
 #
-# The row and the intent are written together. What the counters refuse never was an addition.
+# The row and its control write are stored together. A row that the counters refuse is no addition.
 def create(change: EntityWrite) -> Row:
     """Add credits, or remove credits if the number is negative."""
     require(change)
-    # A null is as if it was not said.
+    # A null means that the field is absent.
     values = {name: value for name, value in change.command.values.items() if value is not None}
     change.command = replace(change.command, values=values)
     organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
     if (giver := values.get("added_by_id")) is not None:
-        # Staff may give credits to anybody, an organization's users only be named for their own.
+        # Staff may add credits for any organization; an organization's users only for their own.
         whose = select(app_user.c.organization_id).where(app_user.c.id == giver)
         if change.connection.execute(whose).scalar() not in {None, organization_id}:
             raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
     _check_times(change, amount)
-    # It can be billed: at its own price, and a clawback as debt.
+    # It is billable: at its own price, and a removal as debt.
     unit_cost = change.command.values.get("unit_cost")
     why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
     if amount < 0 and why is None:
@@ -277,7 +278,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def create_ordered(change: EntityWrite) -> Row:
-    """Make the addition of an order; `Conflict` where it is made already."""
+    """Store the credit addition of a top-up order; raise `Conflict` if it is stored already."""
     order = top_ups.take_top_up(change.connection, id_in(change.command.values, "order_id"))
     terms = order.terms
     values = {
@@ -292,7 +293,8 @@ def create_ordered(change: EntityWrite) -> Row:
 
 
 def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """Refuse an addition whose own invoice would be empty, and a prepaid addition that expires."""
+    """Raise `Unprocessable` for an addition whose own invoice would be empty, or a prepaid one that expires.
+    """
     values = change.command.values
     invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
     if invoicing in {None, NEXT}:
@@ -332,8 +334,7 @@ _refused = exists().where(
     control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
 )
 
-# Nothing is left of an addition that was taken back or has expired, and one that waits for its payment is
-# empty.
+# An expired or removed addition has nothing left, and neither has a prepaid one that waits for its payment.
 _waits = (credit_addition.c.invoicing == PREPAID) & credit_addition.c.control_write_id.is_(None)
 _remaining = case(
     (credit_addition.c.expiry_write_id.is_not(None) | _waits, 0),
@@ -351,12 +352,12 @@ ADDITION_SUBJECT = Entity(
 )
 
 
-# The ledgers of uses, read: an account's rows in the order of their seq; and the journal of all calls.
+# The ledgers of use, read-only: an account's rows in the order of their seq; and the journal of all calls.
 def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:
-    """Filter by a column; `among_turns` are values that no use has: those rows have an index of their own.
+    """Return a filter by a column; the values in `among_turns` never occur in rows of use, and have an index.
 
-    PostgreSQL would take such rows for very rare, read all of a tenant's and sort them. Of a bare
-    function it believes that a third passes, and reads them in order until the page is full.
+    PostgreSQL would take such rows for very rare, read all of a tenant's rows and sort them. For a bare
+    function it assumes that a third of rows match, and reads them in order until the page is full.
     """
 
     def condition(value: str) -> ColumnElement[bool]:
@@ -368,7 +369,7 @@ def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition
 
 
 def _of_request(table: Table, at: str) -> Condition:
-    """Filter by a request, looking into no month that is over before it began."""
+    """Return a filter by request id that skips months before the id's time."""
     return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
 
 
@@ -451,7 +452,7 @@ _OTHERWISE = {
     "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
     *KINDS,
 }  # fmt: skip
-# The name of the budget, run or plan that refused a call, as it is now; none of a row that is gone.
+# The current name of the budget, run or plan that refused a call; null if the row is gone.
 _REFUSER = case(
     *(
         (

@@ -1,4 +1,4 @@
-"""Usage, added up from its roll-ups: the largest that lie within the time asked for."""
+"""Usage reports, summed from roll-ups: the largest ones that lie within the requested time."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ from persistence.tables import (
     usage_rollup,
 )
 
-# A plan made for millions of rows takes longer to compile than these reports take. Tens of thousands of
-# groups fit into this memory; into the usual one they do not, and are written to disk. Rows read in the
-# order of time are still added up by hashing: to sort them costs three times as much.
+# JIT compilation takes longer than these reports. Tens of thousands of groups fit into this memory; with the
+# default they are written to disk. Rows read in the order of time are still summed by hashing: sorting them
+# costs three times as much.
 SETTINGS = {
     "jit": "off",
     "work_mem": "64MB",
@@ -78,7 +78,7 @@ PLAIN = text(
 )
 
 _here = usage_rollup.c
-# What a group is called.
+# The name of a group's rows.
 _NAMES = {
     "organization": (organization, organization.c.name),
     "tenant": (tenant, tenant.c.name),
@@ -89,21 +89,21 @@ _NAMES = {
 
 
 def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
-    """Use in the order of time, the dearest of a time first."""
+    """Return the use of a query in the order of time, the highest cost first within an interval."""
     connection.execute(PLAIN)
     try:
         with connection.begin_nested():
             found = _used(connection, asked, "usage_total")
     except DataError:
-        # A sum beyond a column's largest number, which sum() widens.
+        # The sum exceeds a bigint; `sum` returns numeric.
         found = _used(connection, asked, "sum")
-    # Last, because hours may be dropped while they are added up.
+    # Checked last, because hours may be dropped while they are summed.
     _refuse_dropped(connection, asked)
     return found
 
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
-    """Raise `Unprocessable`, naming the field, if hours are requested that are not kept."""
+    """Raise `Unprocessable`, naming the field, if hours are requested that are no longer stored."""
     asking = hourly_parts(asked)
     if not asking:
         return
@@ -128,14 +128,14 @@ def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row
             asking = replace(part, rows_max=asked.rows_max - len(found), skip=skip)
             rows = connection.execute(_question(asking, total)).mappings().all()
             found += map(dict, rows)
-            # Rows are skipped here: the first interval's alone, which is in the first part.
+            # Rows are skipped in Python: only the first interval's, which the first part contains.
             part = parts.send(len(rows) + skip)
             skip = 0
     return found
 
 
 def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
-    """Build a query that sums first, sorts then, and reads names last, for the returned rows alone."""
+    """Return a query that sums, then sorts, then reads the names of the returned rows only."""
     columns = [GROUPS[group] for group in asked.groups]
     apart = ["currency", *columns] if asked.interval == "none" else ["began", "currency", *columns]
     here = _rows(asked, apart).c
@@ -149,7 +149,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
     order = ("began", "cost", "tokens", *columns, "currency")
     page = (
         select(began, *(column for column in added.c if column.name != "began"))
-        # An addition that was taken out again is nothing.
+        # Sums that are all zero are left out.
         .where(or_(*(added.c[name] != 0 for name in SUMS)))
         .order_by(*(text(f"{name} DESC" if name in ("cost", "tokens") else name) for name in order))
         .limit(asked.rows_max)
@@ -175,7 +175,8 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
 
 
 def _id(column: ColumnElement[Any]) -> Label[Any]:
-    """Return the answer for a column; nothing of nobody's rows, and of projects counted together."""
+    """Return the column of an id in the report; null for no owner, and for projects that are summed together.
+    """
     if column.name == "project_id":
         return case((column >= 0, column)).label(column.name)
     return func.nullif(column, "" if column.name == "model" else 0).label(column.name)
@@ -189,16 +190,16 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
 
 
 def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
-    """Return the roll-ups that make up a span, each hour of it once: every piece from the partition of its
-    span.
+    """Return the roll-ups that cover the requested time, each hour once: every piece from its span's
+    partition.
 
-    An "or" between the pieces, a join, or a column that is not used makes PostgreSQL take half as long again.
+    An "or" between the pieces, a join, or an unused column makes PostgreSQL take half as long again.
     """
     found = []
     groups = tuple_(*(_here[GROUPS[group]] for group in asked.groups))
     among = [groups.in_(asked.only)] if asked.only else []
     for piece in pieces(asked):
-        # By a label of its own: a name that a column has would be that column.
+        # Labelled, since a column's name in GROUP BY would mean the column.
         began = _began(asked.interval, piece).label("began")
         found.append(
             select(*(began if name == "began" else _here[name] for name in (*apart, *SUMS))).where(
@@ -210,7 +211,10 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
 
 
 def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
-    """Return when the interval of a row began; seldom by a function of each row, as dear as adding it up."""
+    """Return the SQL for the start of a row's interval.
+
+    A constant or a column where possible: a function for each row costs as much as summing it.
+    """
     if SPANS[piece.span].unit == interval:
         return _here.start
     if start_of(interval, piece.until - timedelta(hours=1)) == (since := start_of(interval, piece.since)):
@@ -222,7 +226,7 @@ def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
 #
 # Every query is bounded: by the ids asked for, by days, or by rows.
 
-# An owner's use by day and service, from roll-ups, exact. Units that are money are left out.
+# An owner's exact use by day and service, from roll-ups. Units that are money are left out.
 _ORGANIZATION_DAYS = text(f"""
 SELECT u.day, u.service_id, least(sum(u.requests), {SUM_MAX})::bigint AS requests,
        least(sum(u.tokens), {SUM_MAX})::bigint AS tokens,
@@ -234,7 +238,7 @@ SELECT u.day, u.service_id, least(sum(u.requests), {SUM_MAX})::bigint AS request
  GROUP BY u.day, u.service_id ORDER BY u.day, u.service_id LIMIT :rows""")  # noqa: S608  # our own words
 _TENANTS = text("""
 SELECT count(*) FROM (SELECT FROM tenant WHERE organization_id = :owner LIMIT :most) AS t""")
-# One pass over the day: its busiest tenants, each row with the sums of all.
+# The tenants with the most tokens of a day, each row with the sums of all tenants, in one pass.
 _BUSIEST = text(f"""
 SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, u.all_credits, u.tenants
   FROM (SELECT tenant_id, requests, tokens, sum(requests) OVER () AS all_requests,
@@ -250,15 +254,15 @@ SELECT u.tenant_id, t.name, u.requests, u.tokens, u.all_requests, u.all_tokens, 
          ORDER BY tokens DESC, requests DESC, tenant_id LIMIT :rows) AS u
   JOIN tenant AS t ON t.id = u.tenant_id ORDER BY u.tokens DESC, u.requests DESC, u.tenant_id""")  # noqa: S608  # our own words
 
-# Columns that people know rows by, and the newest rows that a name is looked for in.
+# Columns with the names of rows, and the number of newest rows that are searched for a name.
 FOUND_BY = ("external_id", "url", "number", "name")
 FOUND_READ_MAX = 10_000
-# A page goes without the outcomes of calls where they take longer.
+# A page leaves out the outcomes of calls if they take longer.
 OUTCOMES_MS_MAX = 500
 
 
 class ConsoleQueries:
-    """PostgreSQL as the console's pages read it; `partition_of` places an organization in the counters."""
+    """PostgreSQL queries of the console's pages; `partition_of` returns an organization's partition."""
 
     named = frozenset(
         {
@@ -284,12 +288,12 @@ class ConsoleQueries:
         self._within = within
 
     def within(self, realm: Realm | None) -> ConsoleQueries:
-        """Return the same for viewers who find rows of their realm and everybody's, and no others."""
+        """Return queries restricted to the rows that a realm may see; None restricts nothing."""
         engine = self._engine if realm is None else self._organizations
         return ConsoleQueries(engine, self._partition_of, within=realm, organizations=self._organizations)
 
     async def names(self, resource: str, ids: Collection[int]) -> Mapping[int, str]:
-        """Return the names of rows, deleted ones too; an id without a row is left out."""
+        """Return the names of rows by id, deleted rows included; ids without a row are left out."""
         table = SUBJECTS[resource].table
         name = table.c.external_id if resource == "users" else table.c.name
         if not ids:
@@ -299,7 +303,7 @@ class ConsoleQueries:
         return {id_in(row, "id"): str(row["name"]) for row in rows}
 
     async def find(self, resource: str, said: str, rows_max: int) -> Sequence[tuple[int, str]]:
-        """Return rows whose name has a text, of the newest ones; the name is what people know a row by."""
+        """Return ids and names of rows whose name contains a text, among the newest rows."""
         table = SUBJECTS[resource].table
         name = next(table.c[each] for each in FOUND_BY if each in table.c)
         there = (table.c.deleted_at.is_(None),) if "deleted_at" in table.c else ()
@@ -330,13 +334,13 @@ class ConsoleQueries:
         return await self._rows(_ORGANIZATION_DAYS, owner=owner, since=since, rows=rows_max)
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
-        """Return an invoice's lines after a position, in order."""
+        """Return up to `rows_max` lines of an invoice beyond a position, in order."""
         which = await self._known(invoice, invoice_id)
         rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
     async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
-        """Return accounts of a budget in the window that began then, those that used most first."""
+        """Return the accounts of a budget in the window that began at `start`, highest use first."""
         here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start, *self._own(budget_use))
         most = (budget_use.c.used.desc(), budget_use.c.value)
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
@@ -344,7 +348,7 @@ class ConsoleQueries:
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int
     ) -> Sequence[Row] | None:
-        """Count the newest calls by status and reason; None if the query takes too long."""
+        """Count the newest calls by status and reason; return None if the query takes too long."""
         own = [*self._own(call), *(call.c[name] == value for name, value in filters.items())]
         if "tenant_id" in filters:
             owner = select(tenant.c.organization_id).where(tenant.c.id == filters["tenant_id"])
@@ -367,7 +371,7 @@ class ConsoleQueries:
             raise StoreUnavailable from error
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
-        """Return the tenants that used most tokens on a UTC day, most first, with sums of all (`all_…`)."""
+        """Return the tenants with the most tokens on a UTC day, with the sums of all tenants (`all_…`)."""
         of = self._within
         own = {"within": of and of.organization_id, "tenant": of and of.tenant_id}
         return await self._rows(_BUSIEST, day=day, rows=rows_max, **own)

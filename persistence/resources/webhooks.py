@@ -1,7 +1,7 @@
-"""Addresses that want to be told, and what they were told.
+"""Webhooks and mail addresses that receive messages, and the delivered messages.
 
-Mail goes to addresses that staff wrote; of those that an organization's own people write, to the ones that
-agreed by a link which they were mailed.
+Addresses that staff entered get mail. Addresses that an organization's people entered get mail once they
+consented by a link in a confirmation mail.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from persistence import entity
 from persistence.entity import Entity, EntityWrite, json_of, live, lock
 from persistence.tables import mail_consent, organization, webhook, webhook_delivery
 
-# With so many messages waiting, nobody adds one by hand.
+# With this many messages waiting, no test message may be added.
 TESTS_MAX = 100
 
 _delivery, _consent, _here = webhook_delivery.c, mail_consent.c, webhook.c
 _HOUR_AGO, _DAY_AGO = func.now() - timedelta(hours=1), func.now() - timedelta(days=1)
 _THIS_HOUR = func.date_trunc("hour", func.now())
-# Advisory lock class 7814: whose people have addresses asked, one after the other, so that all bounds hold.
+# Advisory lock class 7814: requests for consent, one at a time, so that all maxima hold.
 _ASKING = text("SELECT pg_advisory_xact_lock(7814)")
 
 
 def check_url(change: EntityWrite) -> None:
-    """Raise `Unprocessable` where the URL may not be called, or no mail goes there."""
+    """Raise `Unprocessable` if the URL may not be called, or no mail can be sent to it."""
     url = change.command.values.get("url")
     refused = _refusal(str(url), change) if url is not None else None
     if refused is not None:
@@ -58,7 +58,7 @@ def _refusal(url: str, change: EntityWrite) -> str | None:
 
 
 def create(change: EntityWrite) -> Row:
-    """Make a webhook; addresses in it are asked unless staff wrote them."""
+    """Store a webhook; mail addresses are asked for consent unless staff entered them."""
     return _addressed(change, entity.create(change))
 
 
@@ -69,7 +69,8 @@ def change_row(change: EntityWrite) -> Row:
 
 
 def send_test(change: EntityWrite) -> Row:
-    """Send a test message (`/test`), and ask unconfirmed addresses again; `Conflict` if too many."""
+    """Send a test message (`/test`), and ask unconfirmed addresses again; raise `Conflict` if too many wait.
+    """
     row = lock(change)
     waiting = select(_delivery.id).where(_delivery.webhook_id == change.row_id, _delivery.state == "pending")
     if len(change.connection.execute(waiting.limit(TESTS_MAX)).all()) >= TESTS_MAX:
@@ -97,9 +98,9 @@ def _unconfirmed(row: Row) -> list[str]:
 
 
 def _ask(change: EntityWrite, row: Row) -> bool:
-    """Request consent of addresses without consent that were not asked within a day; return if any were.
+    """Ask addresses without consent for it, unless they were asked within a day; return whether any were.
 
-    `Conflict` if that is too much for a mailbox or for the organization.
+    Raise `Conflict` beyond the maximum for a mailbox or for the organization.
     """
     if not _unconfirmed(row):
         return False
@@ -133,7 +134,7 @@ def _ask(change: EntityWrite, row: Row) -> bool:
 
 
 def _send(change: EntityWrite, row: Row, event: str, payload: Row, occasion: str) -> None:
-    """Queue a message that a person requested; `Conflict` if too many were sent this hour."""
+    """Queue a message that a person requested; raise `Conflict` if too many were queued this hour."""
     connection, owner = change.connection, row["organization_id"]
     here = _here.id == row["id"]
     if owner is not None:
@@ -156,7 +157,7 @@ def _count(connection: Connection, *where: Any) -> int:
 
 
 def consent_by(connection: Connection, digest: str) -> Row | None:
-    """Return organization, address and time of consent of a valid link, by its digest; else None."""
+    """Return organization, address and time of consent for a valid link's digest; None if it is invalid."""
     found = connection.execute(
         select(organization.c.name.label("organization"), _consent.address, _consent.given_at)
         .join(organization, organization.c.id == _consent.organization_id)
@@ -167,13 +168,13 @@ def consent_by(connection: Connection, digest: str) -> Row | None:
 
 
 def consent(connection: Connection, digest: str, *, given: bool) -> bool:
-    """Allow or end mail to the address of a link; return False if the link is not valid."""
+    """Store or withdraw consent to mail for the address of a link; return False if the link is invalid."""
     said = func.coalesce(_consent.given_at, func.now()) if given else None
     agreed = update(mail_consent).where(_consent.digest == digest, _IS_GOOD).values(given_at=said)
     return connection.execute(agreed.returning(_consent.address)).first() is not None
 
 
-# Who has agreed may end it by the same link, however old that is.
+# Consent can be withdrawn by the same link, however old it is.
 _IS_GOOD = _consent.given_at.is_not(None) | (_consent.expires_at > func.now())
 
 _last = (
@@ -189,7 +190,7 @@ _last = (
     .scalar_subquery()
 )  # fmt: skip
 
-# Addresses of its URL that get no mail yet.
+# Addresses of the URL that have not consented yet.
 _unconfirmed_here: ColumnElement[Any] = literal_column("""
 CASE WHEN webhook.ours OR webhook.organization_id IS NULL OR webhook.url NOT ILIKE 'mailto:%' THEN '[]'::jsonb
 ELSE (SELECT coalesce(jsonb_agg(a ORDER BY n), '[]'::jsonb)

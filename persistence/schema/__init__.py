@@ -1,1 +1,1 @@
-"""Today's schema, whole, and its migrations; partitions, rights and backups."""
+"""The schema: today's version, migrations, partitions and grants."""

@@ -1,11 +1,12 @@
-"""Which schema a database has, and whether this program may run on it.
+"""Checks whether this program may run on a database's schema, and creates and drops monthly partitions.
 
-The oldest version known is the baseline: there is no way from a version before it. A newer schema says
-since which version programs run on it (`runs_from` of its migrations): a keeper that is one release behind
-starts on it, and another that would do harm does not.
+The oldest known version is the baseline: databases of earlier versions cannot be migrated. A newer schema
+states the oldest version of programs that may run on it (`runs_from` of its migrations), so that a keeper of
+the previous release may start on it, and an incompatible one may not.
 
-Monthly partitions are made before their month begins. Those of the journal and of hours of usage are dropped
-in time. A month is one partition, or has one a day. A row outside of them lands in the default partition.
+Monthly partitions are created before their month begins. Those of the journal and of hourly usage are dropped
+after a time. A month is one partition, or one for each day. A row outside of them goes to the default
+partition.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
                                   cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
 # The roll-ups of single hours: of all groups, and of teams.
 HOURS = ("usage_rollup_hour", "usage_rollup_team_hour")
-# A correction of a call finds its row first: nobody needs the names of a day whose calls are gone.
+# Only corrections of calls need these names, so they are deleted with the calls of their day.
 FORGET_NAMES = text(
     "DELETE FROM usage_name"
     " WHERE day < (SELECT (since AT TIME ZONE 'UTC')::date FROM kept_since WHERE ledger = 'call')"
@@ -46,13 +47,13 @@ FORGET_NAMES = text(
 
 # Checks before a month of calls goes: until it is billed they may be rated again, or amended.
 
-# So many of each kind are named; the rest is counted.
+# The number of rows of each kind that a message names; the rest is counted.
 NAMED_MAX = 5
-# What a statement answers: the first of it, and how much there is.
+# The first rows of a statement, and their total number.
 _FIRST = """
 SELECT whose, why, count(*) OVER () FROM ({statement}) AS found (whose, why)
  ORDER BY whose COLLATE "C", why COLLATE "C" LIMIT {most}"""
-# Each answers whose it is and what it is, of a month that ends at {end}.
+# Each returns the owner and a description of unbilled use, for a month that ends at {end}.
 UNBILLED = {
     "has use that no invoice has": """
 SELECT 'organization ' || organization_id, currency || ' ' || trim_scale(sum(amount)) FROM charge
@@ -81,7 +82,7 @@ def end_of(month: date) -> date:
 
 
 async def why_unbilled(connection: AsyncConnection, end: date) -> str:
-    """Use before a day that is in no invoice yet, the first in words; empty where nothing is."""
+    """Return a message on use before a day that no invoice has, or "" if all is billed."""
     for what, statement in UNBILLED.items():
         found = await connection.exec_driver_sql(first_of(statement), {"end": end})
         if said := named(what, [tuple(row) for row in found]):
@@ -90,7 +91,7 @@ async def why_unbilled(connection: AsyncConnection, end: date) -> str:
 
 
 def first_of(statement: str) -> str:
-    """Return a statement that answers the first row of another one, and how many there are."""
+    """Return SQL for the first rows of a statement, and their total number."""
     return _FIRST.format(statement=statement, most=NAMED_MAX)
 
 
@@ -100,7 +101,7 @@ def named(what: str, found: Sequence[tuple[Any, ...]]) -> list[str]:
     return [*said, f"and {rest} more like it"] if rest > 0 else said
 
 
-# Months of calls that ended so many days ago, and 31 at least; and whether any were archived.
+# Months of calls that ended a number of days ago, at least 31; and whether any were archived.
 _OLD_CALLS = text(r"""
 SELECT month FROM (
     SELECT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
@@ -114,9 +115,9 @@ _NO_ARCHIVE = "it is in no archive, and earlier ones are"
 
 
 async def ensure_partitions(engine: AsyncEngine, *, by: str, months_ahead: int = MONTHS_AHEAD) -> list[str]:
-    """Make the partitions up to `months_ahead` months from now, by "month" or "day"; answers their names.
+    """Create the partitions up to `months_ahead` months from now, by "month" or "day"; return their names.
 
-    A month of days is made in a transaction of its own, so that none is long.
+    Each month of daily partitions is created in a transaction of its own, so that none is long.
     """
     made: list[str] = []
     while True:
@@ -136,10 +137,10 @@ async def drop_calls(
     are_archived: bool = False,
     stays: Callable[[date, str], object] = lambda *_: None,
 ) -> list[str]:
-    """Drop the months of the journal that ended so many days ago; answers their partitions' names.
+    """Drop the months of the journal that ended `days` ago; return the names of the partitions.
 
-    A month that is not billed stays, and those behind it. Where calls are archived, none is dropped that no
-    archive has: archiving takes them out. `stays` is told of the first one, and why.
+    An unbilled month and all later ones are kept. With `are_archived`, a month must be archived first.
+    `stays` is called with the first kept month and the reason.
     """
     async with engine.connect() as connection:
         stayed = await _first_that_stays(connection, days, are_archived=are_archived)
@@ -153,7 +154,10 @@ async def drop_calls(
 
 
 async def drop_hours(engine: AsyncEngine, days: int) -> list[str]:
-    """Return the same with hours of the roll-ups; what they add up to by day, week and month stays."""
+    """Drop the hourly roll-ups of months that ended `days` ago; return the names of the partitions.
+
+    Daily, weekly and monthly sums are kept.
+    """
     return [name for span in HOURS for name in await _drop(engine, span, days)]
 
 
@@ -185,9 +189,9 @@ async def status(engine: AsyncEngine) -> SchemaStatus:
 
 
 async def outgrown(engine: AsyncEngine) -> str:
-    """Return why a program that has begun may not go on: a newer schema that does not serve it, on one line.
+    """Return why this running program must stop: a newer schema does not support it; "" if it may continue.
 
-    Empty where it may, or where nobody answers.
+    "" as well if PostgreSQL does not answer.
     """
     try:
         at = await status(engine)
@@ -202,7 +206,7 @@ async def outgrown(engine: AsyncEngine) -> str:
 
 
 def refuse_other(at: SchemaStatus, known: Sequence[str] = KNOWN) -> None:
-    """Raise StartError where this program, which knows these, cannot run on a database and its schema."""
+    """Raise `StartError` if this program, with the schema versions in `known`, cannot run on a database."""
     if at.unusable:
         raise StartError(f"PostgreSQL: {at.unusable}")
     found, needed = at.version, known[-1]

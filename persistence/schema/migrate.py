@@ -1,11 +1,11 @@
-"""Bring a database to the newest schema: in one transaction, under a lock, safe to repeat.
+"""Migrates a database to the newest schema: in one transaction, under a lock, safe to repeat.
 
-An empty database is made from the files of today's schema (`FILES`). Another one is brought up by the
-migrations behind its version; both come to the same.
+An empty database is created from the files of today's schema (`FILES`), another one by the migrations after
+its version; both give the same result.
 
-Two migrators at once wait for each other; the second finds nothing left to do. Keepers of the version before
-run meanwhile: so what the migrations alter is locked first, all in one order. Where somebody holds some of
-it, or a deadlock ends it, all is given back and tried again.
+Concurrent migrators wait for each other; the second finds nothing to do. Keepers of the previous version keep
+running, so the tables that migrations alter are locked first, all in one order. If a lock is not free, or a
+deadlock occurs, all locks are released and the attempt is repeated.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from persistence.schema.standing import (
 
 HERE = Path(__file__).parent
 MIGRATIONS = HERE / "migrations"
-# Today's schema, and its constant rows, in the order in which they are run.
+# The files of today's schema and its constant rows, in the order of execution.
 FILES = tuple(HERE / f"{name}.sql" for name in ("tables", "functions", "views", "seed"))
 _SCHEMA = "SELECT quote_literal(current_schema()), quote_ident(current_schema())"
 
-# Keepers that are there and do not know so much; before 0079 they did not say it.
+# Running keepers that know only older versions; before 0079 they did not report their version.
 OLDER = """
 SELECT place, known FROM (
     SELECT place, coalesce(schema_version, '0078') AS known FROM keeper WHERE until > clock_timestamp()
 ) AS there WHERE known < :since ORDER BY place"""
 PLACES_TOLD_MAX = 5
 LOOKS_AGAIN_S = 0.2
-# Who comes behind a lock that waits, waits too: so long for each, then others have their turn. And so long
-# for all of them, all tries together.
+# Sessions queue up behind a waiting lock. So there is a maximum wait in seconds for one lock, after which
+# they proceed, and one for all attempts together.
 LOCK_S_MAX, LOCKS_S_MAX = 2.0, 120.0
 PAUSES_S = 0.5, 1.0, 2.0, 4.0
 _NAMED = {"fallback_application_name": "tollkeeper-migrate"}
@@ -78,7 +78,7 @@ SELECT 'pid ' || pid || ' ' || coalesce(nullif(application_name, ''), 'without a
 
 
 class SchemaInUse(SchemaUnavailable):
-    """Others hold what the migrations alter."""
+    """Other sessions have locked tables that the migrations alter."""
 
 
 def upgrade(
@@ -90,14 +90,13 @@ def upgrade(
     migrations: Path = MIGRATIONS,
     locks_s_max: float = LOCKS_S_MAX,
 ) -> str:
-    """Migrate the database at `url` to the newest schema, its partitions and rights; answers its version.
+    """Migrate the database at `url` to the newest schema, with partitions and grants; return its version.
 
-    What an administrator should do besides is `told` in one line. A newer schema on which this program runs
-    is left as it is; `StartError` where it does not run on it, or, unless they may end (`end_older`), where
-    keepers are there, and still after `wait_s`, that would not run on the newest one: one that was killed
-    is listed for a while.
-    `SchemaUnavailable` says in one line what PostgreSQL, or the migrations, do not allow; `StartError` who
-    holds what they alter, if it is still so after `locks_s_max`.
+    `told` is called with a line for the administrator if something is left to do. A newer schema is kept if
+    this program can run on it. `StartError` is raised if it cannot, if tables stay locked beyond
+    `locks_s_max` seconds, or if keepers that the new schema does not support still run after `wait_s` seconds
+    (unless `end_older`); a killed keeper stays listed for a while. `SchemaUnavailable` states in one line why
+    PostgreSQL or the migrations failed.
     """
     until, tries, last = time.monotonic() + locks_s_max, 0, ""
     while True:
@@ -151,8 +150,7 @@ def _upgraded(
             command.stamp(config, "head")
         else:
             with blocking.watched(connection):
-                # Have them for this transaction alone, in one order. From now on no lock is waited for any
-                # longer.
+                # Lock them for this transaction, in one order. Afterwards nothing waits for a lock.
                 tables = altered(connection, scripts, at.version)
                 connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"))
                 if tables:
@@ -168,7 +166,7 @@ def _upgraded(
 
 
 def schema_status(url: str) -> SchemaStatus:
-    """Return where the database at `url` stands, and what time it is there."""
+    """Return the schema status of the database at `url`, with the server's clock."""
     with _connected(url) as connection:
         clock = connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
         return _status(connection)._replace(clock=clock)
@@ -177,13 +175,13 @@ def schema_status(url: str) -> SchemaStatus:
 def runs_from(scripts: ScriptDirectory) -> str:
     """Return the oldest program version that runs on the newest schema: the latest that migrations state.
 
-    A migration that states none serves only programs of its version and later ones.
+    A migration that states none supports only programs of its own version and later ones.
     """
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
 
 
 def make(connection: Connection, files: Sequence[Path] = FILES) -> None:
-    """Make today's schema in an empty database; it has no version yet."""
+    """Create today's schema in an empty database, without its version."""
     home, schema = connection.exec_driver_sql(_SCHEMA).one()
     for file in files:
         sql = file.read_text(encoding="utf-8").replace(":home", home).replace(":schema", schema)
@@ -191,10 +189,9 @@ def make(connection: Connection, files: Sequence[Path] = FILES) -> None:
 
 
 def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> list[str]:
-    """Return the tables that migrations behind a version alter, as each says (`alters`), as far as they are
-    there.
+    """Return the existing tables that migrations after `version` alter, by their `alters`.
 
-    One that does not say it may alter any.
+    If a migration has no `alters`, all tables are returned.
     """
     there = list(connection.scalars(text(TABLES)))
     waiting = [one.module for one in scripts.iterate_revisions("head", version)]
@@ -205,7 +202,7 @@ def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> l
 
 
 class BlockerWatch:
-    """Who keeps a session waiting, by a look at it now and then from another one; `who` is on one line."""
+    """Finds the sessions that block another one, by a thread that queries PostgreSQL; `who` is one line."""
 
     def __init__(self, url: str) -> None:
         self.who = ""
@@ -213,7 +210,7 @@ class BlockerWatch:
 
     @contextmanager
     def watched(self, connection: Connection) -> Iterator[None]:
-        """Look at the session of a connection meanwhile."""
+        """Watch the session of this connection for blockers while the context is active."""
         looking = threading.Thread(
             target=self._look, args=(connection.scalar(text("SELECT pg_backend_pid()")),), daemon=True
         )
@@ -237,7 +234,10 @@ class BlockerWatch:
 
 
 def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
-    """Return, on one line, the running keepers that a schema serves no longer; empty once none run."""
+    """Return a line on running keepers that do not support schema `since`; "" once none run.
+
+    It waits up to `wait_s` seconds for them to end.
+    """
     if not connection.scalar(text("SELECT to_regclass('keeper') IS NOT NULL")):
         return ""
     until = time.monotonic() + wait_s
@@ -263,7 +263,7 @@ def _version(connection: Connection) -> str | None:
 
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
-    """Connect for one transaction; an error is reported by its first line, which has no values."""
+    """Yield a connection with one transaction; errors are reduced to their first line, without values."""
     engine = create_engine(
         dialect_url(url),
         poolclass=NullPool,
@@ -285,7 +285,9 @@ def _connected(url: str) -> Iterator[Connection]:
 
 
 def _ended(said: str, url: str) -> str:
-    """Return when an untrusted certificate ended, which libpq does not say; else ""."""
+    """Return the date on which an untrusted certificate expired, which libpq does not report; "" if it has
+    not.
+    """
     if "certificate verify failed" in said:
         with suppress(OSError, UnreadableCertificate):
             end = certificate_end(url)

@@ -1,4 +1,4 @@
-"""Users of a database of ours: what one may do besides a keeper's work, and a login for the writer."""
+"""Database roles: the rights of keepers' users, and a login for the writer."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from persistence.schema.standing import (
     writes,
 )
 
-# A longer name would be cut off by PostgreSQL, and be that of another database's role too.
+# PostgreSQL cuts off a longer name, which could then equal another database's role.
 NAME_BYTES_MAX = 63
-# Obstacles to making a role: it is there since a moment ago, or this user may not.
+# Errors of creating a role: it was created meanwhile, or this user may not.
 DUPLICATE, UNIQUE, FORBIDDEN = "42710", "23505", "42501"
 
 
 _FOUND = text(FOUND)
 _THERE = text("SELECT count(*) FROM pg_roles WHERE rolname = :name")
-# Who is in an earlier role, and that role itself where it logs in; not those who are in today's already.
+# Members of an earlier role, and the role itself if it can log in, without members of today's role.
 _MEMBERS = text("""
 SELECT DISTINCT m.rolname FROM pg_roles AS r
   LEFT JOIN pg_auth_members AS a ON a.roleid = r.oid
@@ -47,7 +47,7 @@ SELECT DISTINCT m.rolname FROM pg_roles AS r
    AND NOT pg_has_role(m.oid, cast(:role AS name), 'MEMBER')
    AND NOT pg_has_role(cast(:role AS name), m.oid, 'MEMBER')
  ORDER BY m.rolname""")
-# Which of these roles have a right on a table here.
+# The roles among these with a right on a table of this database.
 _HELD = text("""
 SELECT DISTINCT r.rolname
   FROM pg_class AS c, aclexplode(c.relacl) AS a JOIN pg_roles AS r ON r.oid = a.grantee
@@ -57,10 +57,10 @@ _HERE = text("SELECT current_database(), quote_ident(current_schema())")
 
 
 def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) -> str:
-    """Make the roles and give them what they may do; what an administrator has to do first, else empty.
+    """Create the roles and grant their rights; return what an administrator must do first, or "".
 
-    Only what differs is granted or revoked: a repeated migrate writes nothing, and needs no right to. Runs
-    under the locks of the schema and of the partitions.
+    Only differences are granted or revoked: a repeated migrate writes nothing and needs no rights. The caller
+    holds the locks of the schema and of the partitions.
     """
     database, schema = connection.execute(_HERE).one()
     names = roles_of(database)
@@ -80,9 +80,9 @@ def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) 
 
 
 def _admit_members(connection: Connection, database: str, names: dict[str, str], schema: str) -> str:
-    """Grant today's roles to users of the roles of the database's earlier name, whose rights end.
+    """Grant today's roles to members of the roles of the database's earlier name, and revoke the old rights.
 
-    Returns an administrator's statements if this user may not grant, else "".
+    Return the statements for an administrator if this user may not grant, else "".
     """
     noted = rights_note(database)
     before = str(connection.exec_driver_sql(RIGHTS_OF).scalar_one())
@@ -109,13 +109,13 @@ def _admit_members(connection: Connection, database: str, names: dict[str, str],
 
 
 def _made(connection: Connection, name: str) -> bool:
-    """Create a role if it is missing; return whether the role exists, even if another migration made it."""
+    """Create a role if it is missing; return whether the role exists now."""
     there = connection.execute(_THERE, {"name": name}).scalar_one()
     return bool(there) or _allowed(connection, f"CREATE ROLE {_quoted(name)}")
 
 
 def _allowed(connection: Connection, statement: str) -> bool:
-    """Run a statement, unless it has been run; False where this user may not."""
+    """Run a statement, treating an existing object as success; return False if this user may not."""
     try:
         with connection.begin_nested():
             connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
@@ -130,7 +130,7 @@ def _allowed(connection: Connection, statement: str) -> bool:
 def _statements(
     found: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
 ) -> Iterator[str]:
-    """Yield statements from the present rights to the wanted ones, many objects at once."""
+    """Yield the statements that turn the `found` rights into the `wanted` ones."""
     for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
         for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):
             objects = [f"{schema}.{grant.name}" if grant.name else schema for grant in some]
@@ -157,15 +157,17 @@ SELECT w.verb || ' on ' || w.name FROM unnest(%(rights)s::text[], %(names)s::tex
 UNION ALL
 SELECT 'EXECUTE on ' || split_part(f, '(', 1) FROM unnest(%(functions)s::text[]) AS f
  WHERE NOT has_function_privilege(f, 'EXECUTE')"""
-# Predefined roles that lead out of the database.
+# Predefined roles that reach files and programs outside of the database.
 OUTSIDE = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
 
 
 @dataclass(frozen=True, slots=True)
 class Privileges:
-    """What a user is in a database: `beyond` is what no keeper has to be able to do, `lacking` what one has.
+    """The rights of a user in a database: `beyond` are rights that no keeper needs, `lacking` are missing
+    ones.
 
-    `writer` is the role to be in, `has_writer` whether it is there, `is_writer` whether the user is in it.
+    `writer` is the role that it should have, `has_writer` whether that role exists, `is_writer` whether the
+    user has it.
     """
 
     user: str
@@ -188,7 +190,7 @@ class Privileges:
 
 
 def privileges(url: str) -> Privileges:
-    """Query what the user of this URL may do in a database of the newest schema; `SchemaUnavailable`."""
+    """Return the rights of this URL's user in a database of the newest schema; raise `SchemaUnavailable`."""
     tables = [grant for grant in sorted(WANTED) if (grant.role, grant.kind) == (WRITER, "TABLE")]
     functions = [grant.name for grant in sorted(WANTED) if grant.kind == "FUNCTION"]
     try:
@@ -218,16 +220,15 @@ def privileges(url: str) -> Privileges:
 async def refuse_unfit(
     engine: AsyncEngine, hint: Callable[[str, str], str] = lambda *_: "tollkeeper doctor says what to do"
 ) -> None:
-    """Raise StartError where the server takes no writes, the schema is another program's, or the user lacks
-    rights.
+    """Raise `StartError` if the server is read-only, the schema is unsupported, or the user lacks rights.
 
-    `hint` says what mends what PostgreSQL said, with its SQLSTATE.
+    `hint` returns a remedy for an error message and its SQLSTATE.
     """
     url = engine.url.render_as_string(hide_password=False)
     try:
         try:
             refuse_other(await status(engine))
-        except DBAPIError as error:  # one who may read nothing is told of the role to be in
+        except DBAPIError as error:  # a user without rights gets the name of the role to have
             refused = origin(error)
             if refused is None or refused.sqlstate != FORBIDDEN:
                 raise
@@ -253,7 +254,9 @@ SELECT pepper, count(*) FILTER (WHERE is_key), count(*) FILTER (WHERE NOT is_key
 
 @dataclass(frozen=True, slots=True)
 class PepperUse:
-    """How many credentials are under a pepper, by its id; None of those made before ids were kept."""
+    """The number of credentials hashed with a pepper, by the pepper's id; None for credentials older than
+    ids.
+    """
 
     pepper: str | None
     keys: int
@@ -265,7 +268,7 @@ class PepperUse:
 
 
 def in_use(url: str) -> list[PepperUse]:
-    """Query the peppers in use in a database of the newest schema; `SchemaUnavailable`."""
+    """Return the peppers in use in a database of the newest schema; raise `SchemaUnavailable`."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             return [PepperUse(*row) for row in connection.execute(_IN_USE).fetchall()]
@@ -273,7 +276,7 @@ def in_use(url: str) -> list[PepperUse]:
         raise SchemaUnavailable(complaint(error), sqlstate=sqlstate(error)) from error
 
 
-# Rules by which a hold is the limit of its call, so that one without a maximum is sent with one.
+# Rules that limit a call to its hold, so that a call without a token maximum is sent with one.
 _BINDING = """
 SELECT 'plans with admission: strict' WHERE EXISTS (
     SELECT FROM token_plan WHERE admission = 'strict' AND deleted_at IS NULL)
@@ -285,7 +288,7 @@ UNION ALL SELECT 'services with credits by token' WHERE EXISTS (
 
 
 def binding_rules(url: str) -> list[str]:
-    """Return the kinds of rules that bind calls to what they hold; `SchemaUnavailable`."""
+    """Return the kinds of rules that limit calls to their holds; raise `SchemaUnavailable`."""
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
             return [str(row[0]) for row in connection.execute(_BINDING).fetchall()]

@@ -1,6 +1,6 @@
 """The version of a schema, its grants, and the writer's login, by psycopg alone.
 
-A start that finds everything as it should be loads neither SQLAlchemy nor the migrations.
+A start that finds everything up to date loads neither SQLAlchemy nor the migrations.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ HERE = Path(__file__).parent
 MIGRATIONS = {path.name[1:5]: path for path in (HERE / "migrations" / "versions").glob("v????_*.py")}
 KNOWN = tuple(sorted(MIGRATIONS))
 NEEDED = KNOWN[-1]
-# Which version of the program brings a schema, as its migration says.
+# The program version that introduced a schema, in the text of its migration.
 _VERSION = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
-# Schemas that programs before began at, and the version that takes all older ones there.
+# Baselines of earlier programs, and the program version that migrates all older schemas to each.
 _BASELINES = {"0097": "1.0.0rc1"}
 _RUNS_FROM = re.compile(r'^runs_from = "([0-9]{4})"$', re.MULTILINE)
 
-# The comment says since which version programs run on it: it is there in backups too, and anybody reads it.
+# A comment has the oldest program version that runs on the schema: backups keep it, and every user can read
+# it.
 THERE = "SELECT to_regclass('alembic_version') IS NOT NULL"
 STATUS = """
 SELECT version_num,
@@ -36,10 +37,10 @@ SELECT version_num,
   FROM alembic_version"""
 ENSURE_PARTITIONS = "SELECT ensure_partitions(now(), %(months_ahead)s, %(by)s)"
 MONTHS_AHEAD = 3
-# For which database its rights were given, by a comment that a backup has too: under another name, after a
-# restore or a rename, the roles have other names.
+# The name of the database for which rights were granted, in a comment that backups keep: under another name,
+# after a restore or a rename, the roles have other names.
 RIGHTS_OF = "SELECT coalesce(col_description('alembic_version'::regclass, 1), '')"
-# Whether a database can be used at all: asked before its schema.
+# Whether a database can be used at all: queried before its schema.
 SERVER = """
 SELECT quote_ident(current_database()), current_setting('server_encoding'), pg_is_in_recovery(),
        current_setting('transaction_read_only') = 'on', quote_ident(current_user)"""
@@ -54,10 +55,11 @@ SCHEMA_LOCK = (7801, 1)
 
 
 class SchemaStatus(NamedTuple):
-    """The version a database has, None where nothing was migrated; and since which one programs run on it.
+    """The version of a database's schema (None: not migrated), and the oldest program version that runs on
+    it.
 
-    `runs_from` is empty where the schema does not say it. `clock` is the server's Unix time as it answered.
-    `unusable` says why its database is of no use, whatever its version; empty where it is.
+    `runs_from` is "" if the schema does not state it. `clock` is the server's Unix time. `unusable` is why
+    the database cannot be used at any version, or "".
     """
 
     version: str | None
@@ -96,7 +98,7 @@ def _read(said: str) -> Iterator[RoleGrant]:
 _STATEMENT = re.compile(
     r"^GRANT ([A-Z, ]+) ON\s+(?:(SCHEMA|FUNCTION)\s+)?([^;]+?)\s+TO ([^;]+);", re.MULTILINE
 )
-# Between names, not within the arguments of a function.
+# Commas between names, not within the arguments of a function.
 _NAMES = re.compile(r",\s+(?![^(]*\))")
 # Everything writer and reader may do.
 WANTED = frozenset(_read((HERE / "grants.sql").read_text(encoding="utf-8")))
@@ -113,7 +115,7 @@ SELECT coalesce(r.rolname, ''), a.privilege_type, o.kind, o.name FROM (
 
 
 def why_unusable(database: str, encoding: str, follows: bool, reads_only: bool, user: str) -> str:
-    """Return why no schema can be used by the answer to `SERVER`, and its mend; empty where one can be."""
+    """Return why a server cannot hold a schema, with the remedy, from the row of `SERVER`; "" if it can."""
     if encoding != ENCODING:
         made = f"CREATE DATABASE {database} ENCODING '{ENCODING}' TEMPLATE template0"
         return f"database {database} has encoding {encoding}, {ENCODING} is needed: make it again by {made}"
@@ -151,8 +153,9 @@ def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
 def found_grants(
     rows: Iterable[Iterable[str]], database: str, wanted: frozenset[RoleGrant] = WANTED
 ) -> set[RoleGrant]:
-    """Return the roles' present rights by rows of `FOUND`; of everybody's rights only those to
-    functions that act as their owner.
+    """Return the present rights of the roles from the rows of `FOUND`.
+
+    Rights of everybody are included only for functions that run as their owner.
     """
     roles = {name: role for role, name in roles_of(database).items()}
     ours = {(grant.kind, grant.name) for grant in wanted}
@@ -165,28 +168,29 @@ def found_grants(
 
 
 def version_of(schema: str) -> str:
-    """Return the version of the program that brings a schema; empty where its migration does not say it."""
+    """Return the program version that introduced a schema; "" if its migration does not state it."""
     found = _VERSION.search(MIGRATIONS[schema].read_text(encoding="utf-8"))
     return found[1] if found else ""
 
 
 def versions_between(schema: str) -> list[str]:
-    """Return the versions whose migrate, one after the other, brings a schema before the baseline to it."""
+    """Return the program versions whose `migrate`, one after the other, brings an older schema to the
+    baseline.
+    """
     baselines = _BASELINES | {KNOWN[0]: version_of(KNOWN[0])}
     return [version for baseline, version in baselines.items() if schema < baseline]
 
 
 def runs_from() -> str:
-    """Return the result of `runs_from` of `migrate.py`, read from the migrations' texts alone."""
+    """Return the same version as `runs_from` of `migrate.py`, read from the migrations' texts alone."""
     said = {one: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for one, path in MIGRATIONS.items()}
     return max(found[1] if found else one for one, found in said.items())
 
 
 def is_current(url: str) -> bool:
-    """Return whether a database is as `upgrade` of `migrate.py` would leave it, with its partitions made
-    ahead.
+    """Return whether a database is as `upgrade` of `migrate.py` would leave it, partitions included.
 
-    False where anything differs, and where nobody says so: that one tells why, and changes it.
+    False if anything differs or the database does not answer: `upgrade` then reports the reason.
     """
     try:
         with psycopg.connect(plain_url(url), **CONNECT) as connection:
@@ -207,10 +211,10 @@ def is_current(url: str) -> bool:
 
 
 def admit_writer(url: str, password: str) -> str:
-    """Set the password and login of the writer of the owner's database at `url`; return the writer's URL."""
+    """Set the password of the writer's role in the database at `url` and let it log in; return its URL."""
     with psycopg.connect(plain_url(url), **CONNECT) as connection:
         user = writer_of(connection)
-        # Hashed here: what the server is told, and might log, is not the password.
+        # Hashed here, so that the server, which may log the statement, never gets the password.
         digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
         told = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
         connection.execute(told)
@@ -220,7 +224,7 @@ def admit_writer(url: str, password: str) -> str:
 
 
 def writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:
-    """Return the writer's role by the server's name of the database: a pooler's may be another."""
+    """Return the name of the writer's role, from the server's name of the database: a pooler's may differ."""
     row = connection.execute("SELECT current_database()").fetchone()
     assert row is not None
     return roles_of(str(row[0]))[WRITER]

@@ -1,4 +1,6 @@
-"""Where alembic runs: inside the transaction that `persistence.schema.migrate` opened and locked."""
+"""Alembic's environment: migrations run in the transaction that `persistence.schema.migrate` opened and
+locked.
+"""
 
 from alembic import context
 

@@ -1,1 +1,1 @@
-"""One module a version, each with the SQL it runs in a folder of its name."""
+"""One module for each version; long SQL is in a folder of its name."""

@@ -1,6 +1,6 @@
-"""The baseline: a database of this version is taken over as it is, one of a version before is refused.
+"""The baseline: a database of this version is migrated from here, one of an earlier version is refused.
 
-An empty database never comes here. It is made from the files of today's schema, and has the newest version.
+An empty database skips it: its schema is created from the files of today's schema with the newest version.
 """
 
 revision = "0114"

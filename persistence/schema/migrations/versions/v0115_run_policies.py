@@ -19,5 +19,5 @@ CREATE INDEX tenant_runs_idx ON tenant (organization_id) WHERE runs IS NOT NULL;
 
 
 def upgrade() -> None:
-    """Add the columns: a run may be anything."""
+    """Add the columns; without a policy, runs have no restrictions."""
     op.execute(_STATEMENTS)

@@ -1,4 +1,4 @@
-"""Providers are asked whether the person of an agent still may come in."""
+"""Providers are asked repeatedly whether an agent's person may still sign in."""
 
 from alembic import op
 
@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns; programs of before ask no provider."""
+    """Add the columns; older programs ask no provider."""
     op.execute("ALTER TABLE agent_sign_in ADD COLUMN renewal text, ADD COLUMN asked_at timestamptz")

@@ -1,4 +1,4 @@
-"""API keys say the last day of their calls."""
+"""API keys show the last day of their calls."""
 
 from alembic import op
 
@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the index that finds it; programs of before do not ask."""
+    """Add the index for the last day of a key's calls; older programs do not read it."""
     op.execute("CREATE INDEX usage_rollup_key_day_used ON usage_rollup_key_day (api_key_id, start)")

@@ -1,4 +1,4 @@
-"""Calls are found by who made them."""
+"""Calls are found by organization, tenant and key."""
 
 from alembic import op
 
@@ -12,5 +12,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the index that lists of an organization, a tenant and a key read; programs of before do not ask."""
+    """Add the index for lists of an organization's, tenant's or key's calls; older programs do not read it.
+    """
     op.execute("CREATE INDEX call_owner_idx ON call (organization_id, tenant_id, created_at, id)")

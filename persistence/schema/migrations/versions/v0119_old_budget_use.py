@@ -1,4 +1,4 @@
-"""Use of budgets that ended long ago is found by when its window began."""
+"""Use of budgets whose window ended long ago is found by the start of the window."""
 
 from alembic import op
 
@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the index that the hourly sweep reads; a beginning never changes, so use does not touch it."""
+    """Add the index for the hourly sweep; a start never changes, so updates of use do not touch the index."""
     op.execute("CREATE INDEX budget_use_start_idx ON budget_use (start) WHERE start > 'epoch'")

@@ -1,4 +1,4 @@
-"""What a tenant used in its cycle is less what was taken back of it."""
+"""Refunded use is subtracted from a tenant's use in its cycle."""
 
 from alembic import op
 
@@ -46,5 +46,5 @@ CREATE OR REPLACE VIEW invariant_quota AS
 
 
 def upgrade() -> None:
-    """Replace the invariant by one that accepts corrections for use; old rows lie between both."""
+    """Replace the invariant: use may be counted with or without refunds, as older rows are in between."""
     op.execute(QUOTA)

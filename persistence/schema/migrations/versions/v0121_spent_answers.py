@@ -1,4 +1,4 @@
-"""Organizations and API keys say by which status a spent amount is refused."""
+"""Organizations and API keys set the status with which calls over a spent amount are refused."""
 
 from alembic import op
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add both columns to both; programs of before leave them empty."""
+    """Add two columns to both tables; older programs leave them empty."""
     for table in alters:
         op.execute(
             f"ALTER TABLE {table} ADD spent_status smallint CHECK (spent_status IN (402, 429)),"

@@ -1,4 +1,4 @@
-"""A model says how many tokens its answers and its context have."""
+"""Models state their maximum of output tokens and their context size."""
 
 from alembic import op
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add both columns; programs of before leave them empty."""
+    """Add both columns; older programs leave them empty."""
     op.execute(
         "ALTER TABLE model ADD output_max bigint CHECK (output_max BETWEEN 1 AND 100000000),"
         " ADD context bigint CHECK (context BETWEEN 1 AND 100000000)"

@@ -1,4 +1,6 @@
-"""Organizations have a contact, a reference and an endpoint for electronic invoices; profiles are kept."""
+"""Organizations have a contact, a buyer reference and an endpoint for electronic invoices; more formats are
+kept.
+"""
 
 from alembic import op
 
@@ -12,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns, which programs of before leave empty, and let documents be of other profiles."""
+    """Add the columns, which older programs leave empty, and allow more formats of documents."""
     op.execute(
         "ALTER TABLE organization ADD contact jsonb CHECK (jsonb_typeof(contact) = 'object'),"
         " ADD buyer_reference text, ADD endpoint_id text"

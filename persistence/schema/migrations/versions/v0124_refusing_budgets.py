@@ -1,4 +1,4 @@
-"""A call says which run it is of, and which budget, run or plan refused it."""
+"""Calls have the id of their run, and the kind and id of the budget, run or plan that refused them."""
 
 from alembic import op
 
@@ -12,5 +12,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns, which programs of before leave empty; a constraint would read every call there is."""
+    """Add the columns, which older programs leave empty, without constraints: checking would read every call.
+    """
     op.execute("ALTER TABLE call ADD run_id bigint, ADD refused_kind text, ADD refused_by bigint")
