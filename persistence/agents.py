@@ -114,8 +114,7 @@ def renew(connection: Connection, row_id: int, generation: int, api_key_id: int)
 
 
 def over(connection: Connection) -> Sequence[RowMapping]:
-    """Return some sign-ins whose API keys must be revoked: they expired, or their person's admin token ended.
-    """
+    """Return some sign-ins whose API keys must be revoked: they or their person's admin token have ended."""
     has_ended = or_(
         _token.id.is_(None), _token.revoked_at.is_not(None), _token.expires_at <= func.now(),
         _token.digest.startswith("forgotten:"),

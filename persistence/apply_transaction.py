@@ -197,8 +197,7 @@ def confined(change: EntityWrite) -> Row:
 
 
 def enter(change: EntityWrite) -> None:
-    """Restrict a write to the caller's realm: rows of others are `NotFound`, new rows belong to the caller.
-    """
+    """Restrict a write to the caller's realm: rows of others are `NotFound`, new rows are the caller's."""
     if (realm := change.realm) is None:
         return
     if change.command.id is not None:
@@ -360,8 +359,7 @@ class ApplyTransaction:
         return ran
 
     def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
-        """Run one step; return the message of a conflict that the step tolerates, else raise `StepRefused`.
-        """
+        """Run one step; return the message of a tolerated conflict, else raise `StepRefused`."""
         try:
             return self._step(connection, step, batch)
         except Conflict as refused:

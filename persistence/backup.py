@@ -261,8 +261,7 @@ def _notes(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
 
 
 def _drop_abandoned(connection: psycopg.Connection[tuple[object, ...]], prefix: str) -> None:
-    """Drop databases of this prefix that killed processes left, unless one is in use or another role owns it.
-    """
+    """Drop databases of this prefix that killed processes left, unless in use or owned by another role."""
     for (name,) in connection.execute(_LEFT, (prefix,)).fetchall():
         with suppress(psycopg.errors.ObjectInUse, psycopg.errors.InsufficientPrivilege):
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(str(name))))

@@ -89,8 +89,7 @@ WITH news AS (
 
 @dataclass(frozen=True, slots=True)
 class DunningSchedule:
-    """Days after the due date on which reminders are sent, and after which calls are refused (None: never).
-    """
+    """Days after the due date on which reminders are sent, and calls are refused (None: never)."""
 
     reminder_days: tuple[int, ...] = ()
     block_days: int | None = None

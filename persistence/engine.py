@@ -443,8 +443,7 @@ class Replica:
             await self._note()
 
     async def serves(self) -> bool:
-        """Return whether the replica answers, follows this primary, and has replayed this process's writes.
-        """
+        """Return whether the replica answers, follows this primary, and has replayed our own writes."""
         if self.clock() < self._away_until or self._lag_s is None or self._lag_s > self.lag_s_max:
             return False
         try:

@@ -83,8 +83,7 @@ EVERYBODYS = frozenset({token_plan, subscription_plan, service, business_model, 
 
 
 def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
-    """Return the condition for rows that a realm may see; false for a table that belongs to no organization.
-    """
+    """Return the condition for rows that a realm may see; false if the table belongs to no organization."""
     if realm.tenant_id is not None:
         if table is tenant:
             return (tenant.c.id == realm.tenant_id) & (tenant.c[OWNER] == realm.organization_id)

@@ -124,8 +124,7 @@ def sqlstate(error: BaseException) -> str:
 def lock_within(
     connection: Connection, lock: TextClause, values: Mapping[str, object], wait_s: int, taken: str
 ) -> None:
-    """Acquire a lock until the transaction ends; raise `Overloaded` with the message `taken` after `wait_s`.
-    """
+    """Acquire a lock until the transaction ends; raise `Overloaded` with the text `taken` after `wait_s`."""
     connection.execute(_LOCK_WAIT, {"wait": f"{wait_s}s"})
     try:
         connection.execute(lock, values)

@@ -351,8 +351,7 @@ class Store:
             await self.replica.engine.dispose()
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        """Run a read on the replica if there is one; its data may be a moment old, except for our own writes.
-        """
+        """Run a read on the replica if there is one; the data may be a moment old, except our own writes."""
         if self.replica is None:
             return await self.run(work)
         return await self.replica.read(work, lambda: self.run(work))

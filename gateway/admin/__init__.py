@@ -1,1 +1,1 @@
-"""The people's door: the Admin API."""
+"""The Admin API and the console for people."""

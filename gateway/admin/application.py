@@ -1,6 +1,6 @@
-"""The people's door: the admin port's application, built from what it is given.
+"""Builds the application of the admin port.
 
-Reading order of a request: guard, identity, body, one write, one push, one answer.
+The steps of a request: guard, authentication, body, one write, one push, one answer.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gateway.core.accounts.administration import Hours
 from gateway.core.processes import report
 
 ROOT = "/admin/v1"
-# A row, not a document of one: 7.csv is another address, with methods of its own.
+# The id of a row, without an ending: 7.csv is another address, with methods of its own.
 ROW = "[^/.]+"
 
 
 def build(ports: AdminPorts) -> web.Application:
-    """Make the application of the admin port: Admin API, its documents, console, health and metrics."""
+    """Return the application of the admin port: Admin API, its documents, console, health and metrics."""
     larger = {f"{ROOT}/configuration": api_views.CONFIGURATION_BYTES_MAX}
     guarded = guard(
         request_timeout_s=ports.request_timeout_s,
@@ -94,8 +94,9 @@ def _mount_documents(app: web.Application, ports: AdminPorts) -> None:
 
 @cache
 def _documents(version: str) -> tuple[bytes, str]:
-    """Return the OpenAPI document and its page, made once a process from the resources. The start does not
-    make them: that would add a quarter to its time.
+    """Return the OpenAPI document and its page, made once for each process on the first request.
+
+    Making them at the start would add a quarter to its time.
     """
     described = document(RESOURCES, REPORTS, version=version)
     return json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode(), render(described)

@@ -1,4 +1,4 @@
-"""Secrets shown once: made here, kept only as a digest."""
+"""New credentials: shown once, stored only as a digest."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ADMIN_TOKEN = "tka_"  # noqa: S105  # a prefix, not a secret
 
 @dataclass(frozen=True, slots=True)
 class NewCredential:
-    """A new secret and the beginning of it that may be shown for recognition."""
+    """A new secret, and its beginning, which may be shown to recognize it."""
 
     secret: str = field(repr=False)
     prefix: str
 
 
 def spelled(number: int) -> str:
-    """Return the last `RANDOM_CHARS` digits of a number, as a credential has them."""
+    """Return the last `RANDOM_CHARS` base-62 digits of a number, as the random part of a credential."""
     letters = []
     for _ in range(RANDOM_CHARS):
         number, letter = divmod(number, len(ALPHABET))
@@ -31,6 +31,6 @@ def spelled(number: int) -> str:
 
 
 def mint_credential(kind: str) -> NewCredential:
-    """Make a secret of a kind (its prefix) with 190 random bits."""
+    """Return a new secret of a kind (its prefix) with 190 random bits."""
     random = spelled(secrets.randbelow(len(ALPHABET) ** RANDOM_CHARS))
     return NewCredential(kind + random, kind + random[:SHOWN_CHARS])

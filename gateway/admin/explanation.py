@@ -1,8 +1,9 @@
-"""Why a call was refused, or cost what it cost, step by step: for the Admin API, the console and the command.
+"""Explains step by step why a call was refused or what it cost, for the Admin API, the console and the
+command.
 
-It reads the journal, and the rows that the call met, as its reader may: what they may not read is left out.
-Budgets that the call takes from are there for everybody who may read the call, as the gateway tells them to
-its caller. Limits and budgets are as they are now: the journal keeps the use of a call, not their state.
+It reads the journal and the rows that the call used, with the reader's rights: other rows are left out.
+Budgets that a call takes from are shown to everybody who may read the call, as the gateway shows them to its
+caller. Limits and budgets are current ones: the journal stores the use of a call, not their state.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MOVEMENTS_MAX: Final = 100
 PER: Final = {TOKENS_A_PRICE: "per million", USES_A_PRICE: "per thousand", 1: "per call"}
 PASSED, REFUSED, STATED = "passed", "refused", "stated"
 
-# Reasons that the journal has besides those of refusals; a call with one of these was admitted.
+# Other reasons in the journal besides refusals: of calls that were admitted.
 _BROKEN = {
     "upstream_error": "The upstream answered with an error.",
     "client_gone": "The client closed its connection before it had its answer.",
@@ -42,7 +43,7 @@ _BROKEN = {
     "upstream_credentials": "The gateway had no valid credentials for the upstream.",
     "upstream_timeout": "The upstream did not answer in time.",
 }
-# The step that refuses for a reason; a reason without one is told at the outcome.
+# The step that refuses for a reason; a reason without one is shown with the outcome.
 _REFUSES = {
     "tenant_blocked": "caller", "model_not_allowed": "caller", "user_required": "caller",
     "run_required": "caller",
@@ -56,7 +57,7 @@ _DECIDING = frozenset({"caller", "service", "limits", "tokens", "balance", "budg
 
 @dataclass(slots=True)
 class ExplainedStep:
-    """One step of a call's way: a sentence, facts below it, and whether it let the call pass."""
+    """One step of a call: a sentence, facts, and whether the call passed it."""
 
     step: str
     detail: str
@@ -65,7 +66,7 @@ class ExplainedStep:
 
 
 async def find_call(ports: AdminPorts, request_id: str) -> Row:
-    """Return the journal's row of a request; `NotFound` says why there may be none."""
+    """Return the journal's row of a request; `NotFound` states why there may be none."""
     rows, _ = await Operations(ports, RESOURCES["calls"]).list(_query(1, request_id=request_id))
     if not rows:
         raise NotFound(
@@ -76,18 +77,18 @@ async def find_call(ports: AdminPorts, request_id: str) -> Row:
 
 
 async def explain(ports: AdminPorts, call: Row) -> list[ExplainedStep]:
-    """Return the steps of a call that its reader has found, in the order of its way."""
+    """Return the steps of a call that the reader may see, in their order."""
     found = Explanation(ports, dict(call))
     await found.read()
     return await found.steps()
 
 
 class Explanation:
-    """The steps of one call, as the actor of `ports` may read them."""
+    """The steps of one call, with the rights of the actor of `ports`."""
 
     def __init__(self, ports: AdminPorts, call: Json) -> None:
         self._ports, self._call = ports, call
-        # For what is looked up because the call is there to be read.
+        # For rows that every reader of the call may see.
         self._wide = ports.of(replace(ports.actor, tenant_id=None, api_key_id=None))
         self._reason = str(call["reason"] or "")
         self._is_refused = self._reason != "" and self._reason in REFUSALS and self._reason not in _BROKEN
@@ -97,7 +98,7 @@ class Explanation:
         self._user = ""
 
     async def read(self) -> None:
-        """Read the rows of everybody who the call is of."""
+        """Read the rows of the call's organization, tenant, API key and user."""
         call = self._call
         self._organization, self._tenant, self._key, self._user = await asyncio.gather(
             self._read("organizations", call["organization_id"]), self._read("tenants", call["tenant_id"]),
@@ -136,7 +137,7 @@ class Explanation:
         return PASSED
 
     async def _read(self, resource: str, row_id: object) -> Json:
-        """Return a row; nothing where it is gone, or its reader may not see it."""
+        """Return a row, or an empty one if it is gone or the reader may not see it."""
         if not row_id:
             return {}
         try:
@@ -145,7 +146,7 @@ class Explanation:
             return {}
 
     async def _movements(self, resource: str) -> Sequence[Json]:
-        """Return the rows of a ledger that the call has; none where its reader may not see them."""
+        """Return the call's rows in a ledger; none if the reader may not see them."""
         query = _query(MOVEMENTS_MAX, request_id=self._call["request_id"])
         try:
             rows, _ = await Operations(self._ports, RESOURCES[resource]).list(query)
@@ -210,7 +211,7 @@ class Explanation:
         )
 
     async def _tokens(self) -> ExplainedStep | None:
-        """Return the tenant's token plan."""
+        """Return the step of the tenant's token plan; None if it has none."""
         quota = await self._read("tenant-quotas", self._call["tenant_id"])
         plan = await self._read("token-plans", quota.get("plan_id")) if quota else {}
         if not plan:
@@ -221,7 +222,7 @@ class Explanation:
         return ExplainedStep("tokens", says + (f"; it resets at {resets}." if resets else "."))
 
     def _balance(self) -> ExplainedStep | None:
-        """Return the organization's credits and spend cap, where one of them decides."""
+        """Return the step of the organization's credits and spend cap; None if neither applies."""
         row = self._organization
         facts = []
         if row.get("credit_balance"):
@@ -259,7 +260,7 @@ class Explanation:
         return ExplainedStep("budgets", "Those that apply to this call, as they are now:", facts)
 
     async def _run(self) -> ExplainedStep | None:
-        """Return the run of the call, as it is now."""
+        """Return the step of the call's run, with its current use; None if the call has no run."""
         name, by = self._call["run"], self._call["refused_by"] or {}
         if name is None:
             return None
@@ -324,7 +325,7 @@ class Explanation:
 
 
 async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
-    """Return a sentence about a budget that the call takes from; empty where it does not."""
+    """Return a sentence about a budget that the call takes from; "" for another budget."""
     budget = read_budget(row)
     if not budget.matches(asked):
         return ""
@@ -365,7 +366,7 @@ def _named(row: Json, row_id: object) -> str:
 
 
 def _plain(amount: object) -> str:
-    """Return a decimal without zeros that say nothing."""
+    """Return a decimal without trailing zeros."""
     return f"{Decimal(str(amount)).normalize():f}"
 
 
@@ -374,7 +375,7 @@ def _query(limit: int, **filters: object) -> Query:
 
 
 def _refusals() -> dict[str, str]:
-    """Return the sentence of each reason of a refusal."""
+    """Return the sentence for each reason of a refusal: the docstring of its error."""
     found: dict[str, str] = {}
     classes: Sequence[type[errors.Refusal]] = [errors.Refusal]
     while classes:

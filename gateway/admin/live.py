@@ -1,6 +1,6 @@
-"""Quotas and balances as they are now: the counters' word over PostgreSQL's, where that can be had.
+"""Current quotas and balances: the counters' values, or PostgreSQL's if the counters cannot be read.
 
-Each row says whether it is current; if not, it is what was last flushed.
+Each row states whether it is current; if not, it has the values of the last flush.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
 
 async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Return budgets with their figures; of one with `each`, when its windows reset and no more."""
+    """Return budgets with their current use; those with `each` only with the time of their next reset."""
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
@@ -50,7 +50,7 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
-    """Return a budget's accounts in the window that runs; all calls' one where it has no `each`."""
+    """Return a budget's accounts in the current window; without `each`, the account of all calls."""
     at_ms = _now_ms()
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
@@ -62,14 +62,14 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
 
 
 async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list[Row]:
-    """Return the accounts of a budget with `each` that used most in the current window."""
+    """Return the accounts of a budget with `each` with the highest use in the current window."""
     at_ms = _now_ms()
     stored = await ports.figures.budget_accounts(int(str(row["id"])), _started(row, at_ms), rows_max)
     return await _everybody(ports, row, stored, at_ms)
 
 
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
-    """Return budgets with `each`, with the figures of somebody's own account."""
+    """Return budgets with `each`, with the use of one account: that of `whose`."""
     at_ms = _now_ms()
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]
     live = await _peeked_budgets(ports, list(zip(rows, names, strict=True)))
@@ -95,7 +95,7 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
 
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
-    """Return accounts of a budget as they were stored, as they are now."""
+    """Return stored accounts of a budget with their current use."""
     names = [f"{_account(row)}:{each['value']}" for each in stored]
     live = await _peeked_budgets(ports, [(row, name) for name in names])
     return [
@@ -106,19 +106,19 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
 
 
 def _of(row: Row, account: str, at_ms: int) -> Row:
-    """Return the filters of one account's uses."""
+    """Return the filters for the stored use of one account."""
     return {"budget_id": row["id"], "start": _started(row, at_ms), "value": account.partition(":")[2]}
 
 
 def _started(row: Row, at_ms: int) -> datetime:
-    """Return when the window that runs began, as its uses are stored."""
+    """Return the start of the current window, in the form of stored use."""
     return _window(row, at_ms)[0] or EPOCH
 
 
 def _figures(
     row: Row, at_ms: int, stored: tuple[Any, Any], live: LiveBudgets, name: str
 ) -> dict[str, object]:
-    """Return the answer for one account of a budget; stored are the start of its window and its use."""
+    """Return the fields of one account of a budget; `stored` are its window's start and use."""
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), used)
     now = figures(budget, at_ms, known, live.get(name))
@@ -132,13 +132,13 @@ def _figures(
 
 
 def _window(row: Row, at_ms: int) -> tuple[datetime | None, datetime | None]:
-    """Return when the window that runs has begun, and when the next one begins."""
+    """Return the start of the current window and of the next one."""
     start_ms, next_ms = window_of(read_budget(row), at_ms)
     return budget_moment(start_ms), budget_moment(next_ms)
 
 
 async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]) -> LiveBudgets:
-    """Return the counters of accounts; empty where the counters cannot be queried."""
+    """Return the counters of accounts; empty if the counters cannot be read."""
     if not accounts:
         return {}
     try:
@@ -151,7 +151,7 @@ async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]
 
 
 def _account(row: Row) -> str:
-    """Return the name of a budget's account; of one with `each`, what theirs begin with."""
+    """Return the name of a budget's account; with `each`, the common prefix of its accounts."""
     budget = read_budget(row)
     return account_of(int(str(row["organization_id"])), budget).partition(":")[0]
 
@@ -161,7 +161,7 @@ def _now_ms() -> int:
 
 
 def budget_moment(at_ms: int) -> datetime | None:
-    """Return a time in ms since the epoch; 0 is never."""
+    """Convert Unix milliseconds to a time; 0 means never, and gives None."""
     return moment_of(at_ms) if at_ms > 0 else None
 
 
@@ -169,7 +169,7 @@ Live = TypeVar("Live")
 
 
 async def overlay(ports: AdminPorts, what: str, rows: Sequence[Row]) -> list[Row]:
-    """Replace the stored account in rows by the live one; `what` is a name of `LIVE`, or empty: nothing."""
+    """Replace stored values in rows by live ones; `what` is a name in `LIVE`, or "" for no change."""
     return await LIVE[what](ports, rows) if rows and what else list(rows)
 
 
@@ -185,7 +185,7 @@ async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 async def _runs(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Return runs with their live counters; an ended run shows the number of its stored calls."""
+    """Return runs with their live use; an ended run has the number of its stored calls."""
     names = [
         run_account(int(str(row["organization_id"])), int(str(row["tenant_id"])), str(row["name"]))
         for row in rows
@@ -208,7 +208,7 @@ def _live_run(row: Row, windows: Mapping[int, LiveWindow]) -> Row:
     return {**row, **now, "calls": calls.used, "status": EXHAUSTED if is_used_up else OPEN}
 
 
-# What the counters know better, as resources name it.
+# Live values by the name that resources use.
 LIVE: Mapping[str, Callable[[AdminPorts, Sequence[Row]], Awaitable[list[Row]]]] = {
     "quota": _quotas,
     "credits": _balances,
@@ -224,13 +224,17 @@ async def _peeked(
     over: Callable[[Row, Live], Row],
     mark: str,
 ) -> list[Row]:
-    """Return rows with what the counters have of their owners; they carry `partition`, and get the `mark`."""
+    """Return rows with the counters' values of their owners; the field `mark` states whether they are
+    current.
+
+    Rows have a `partition`, and the owner's id in the field `owner`.
+    """
     pairs = [(int(str(row["partition"])), int(str(row[owner]))) for row in rows]
     try:
         async with asyncio.timeout(PEEK_TIMEOUT_S):
             known = await peek(pairs)
     except (TollkeeperError, OSError, TimeoutError):
-        # The counters are away: what was last flushed is the best that is known.
+        # The counters cannot be read: the values of the last flush are used.
         known = {}
     return [
         {**(row if (live := known.get(id_)) is None else over(row, live)), mark: id_ in known}
@@ -250,15 +254,15 @@ def _over(row: Row, quota: LiveQuota) -> Row:
 # Bringing what was written into the counters, as far as they answer at once.
 
 _log = logging.getLogger("tollkeeper.admin")
-# Pushes under way; the loop itself holds tasks only weakly.
+# Running pushes; the event loop keeps only weak references to tasks.
 _pushing: set[asyncio.Task[Sequence[str]]] = set()
 
 
 async def push(ports: AdminPorts, intents: Sequence[Intent]) -> bool:
-    """Push control writes; False if something of them is applied later.
+    """Push control writes to the counters; return False if some are applied later.
 
-    A push that takes too long goes on by itself: nobody waits for it, or for its end. `Conflict` says what
-    the counters refused.
+    A push that takes too long continues in the background. Raise `Conflict` with the counters' reason if they
+    refused one.
     """
     accounts = list(dict.fromkeys(intent.account for intent in intents))
     pushing = asyncio.create_task(_push(ports, accounts[:INLINE_PUSHES_MAX]))
@@ -267,7 +271,7 @@ async def push(ports: AdminPorts, intents: Sequence[Intent]) -> bool:
     done, _ = await asyncio.wait({pushing}, timeout=ports.push_timeout_s)
     error = pushing.exception() if done else None
     if not done or error is not None:
-        # The intent is committed: whatever fails here is done later.
+        # The control write is committed: if the push fails, it is applied later.
         _log.warning("control writes wait", exc_info=error, extra={"accounts": accounts[:8]})
         return False
     if accounts:
@@ -290,6 +294,6 @@ def _pushed(pushing: asyncio.Task[Sequence[str]]) -> None:
         pushing.exception()  # said where it was waited for, else by the pusher's own next round
 
 
-# What an organization owes and no invoice has, as a part of it.
+# The unbilled charges of an organization, as a part of its row.
 async def unbilled(ports: AdminPorts, row: Row, _: Query) -> Page:
     return Page(tuple(await ports.store.unbilled(int(str(row["id"])))), None)

@@ -1,7 +1,7 @@
-"""The actions of a resource, for all callers: the Admin API's routes and the console's pages call this.
+"""The operations on a resource for all callers: the Admin API's routes and the console's pages use them.
 
-A write is one transaction in the store, then a push of the control writes it left behind:
-applied is status 200, 201 or 204, not yet applied 202, refused by the counters `Conflict`.
+A write is one transaction in the store, then a push of its control writes. The status is 200, 201 or 204 if
+they are applied, 202 if not yet; `Conflict` is raised if the counters refuse them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 
 _log = logging.getLogger("tollkeeper.admin")
 
-# Readers of a part of a row.
+# The functions that read parts of a row.
 PARTS = {("budgets", "accounts"): live.budget_accounts, ("organizations", "unbilled"): live.unbilled}
 
 
 @dataclass(frozen=True, slots=True)
 class WriteRequest:
-    """A write that is asked for: its request id and, if at all, its idempotency key."""
+    """The request id of a write, and its idempotency key if it has one."""
 
     request_id: str
     claim: Claim | None = None
@@ -49,7 +49,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """The outcome of a write: the answer's status and body; `made` where a row was created."""
+    """The result of a write: status and body of the answer; `made` if a row was created."""
 
     status: int
     content: Row = field(default_factory=dict)
@@ -58,7 +58,7 @@ class WriteResult:
 
 
 def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
-    """Make a secret: its row of these values, and the answer that is given once."""
+    """Create a secret; return the row's values for it, and the fields that are answered once."""
     if not secret.is_made(values):
         named = known_as(*(str(values[name]) for name in secret.instead))
         return {**_digested(ports, named), "prefix": ""}, {}
@@ -70,12 +70,12 @@ def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
 
 
 def _digested(ports: AdminPorts, credential: str) -> Row:
-    """Return the stored form of a credential: its digest, and the pepper of that."""
+    """Return the stored form of a credential: its digest and the pepper's id."""
     return {"digest": ports.peppers.digest(credential), "pepper": ports.peppers.ids[0]}
 
 
 async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, request_id: str) -> None:
-    """Store the answer under its claim; if that fails, the answer committed with the write remains."""
+    """Store the answer for an idempotency key; if that fails, the answer stored with the write is kept."""
     try:
         await ports.store.finish(claim, content, status)
     except StoreUnavailable:
@@ -83,9 +83,9 @@ async def finish(ports: AdminPorts, claim: Claim, status: int, content: Row, req
 
 
 class Operations:
-    """Everything that a caller can do with one resource, as far as its role and organization let it.
+    """The operations on one resource, within the rights of the caller's role and organization.
 
-    `read` names the store's shorter form of its rows.
+    `read` is the name of a shorter form of its rows in the store.
     """
 
     def __init__(self, ports: AdminPorts, resource: Resource, *, read: str | None = None) -> None:
@@ -112,7 +112,7 @@ class Operations:
                 return
 
     async def count(self, query: Query, most: int, within_ms: int) -> int | None:
-        """Return how many rows there are, one more than `most` at most; None where counting takes longer."""
+        """Return the number of rows, at most `most` + 1; None if counting takes longer than `within_ms`."""
         require_read(self._actor, self.resource)
         return await self._ports.store.count(self._read, query, most, within_ms)
 
@@ -123,7 +123,7 @@ class Operations:
         return [self.resource.render(row) for row in rows], page.next_after
 
     async def show(self, row_id: int) -> Row:
-        """Return one row as JSON; `NotFound` if there is none."""
+        """Return one row as JSON; raise `NotFound` if there is none."""
         require_read(self._actor, self.resource)
         return await self._render(self.resource, await self._ports.store.get(self._read, row_id))
 
@@ -137,7 +137,7 @@ class Operations:
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
     async def create(self, asked: WriteRequest, sent: requests.Body) -> WriteResult:
-        """Make a row of a JSON body; a secret made here is in this answer only."""
+        """Create a row from a JSON body; a new secret is only in this answer."""
         resource = self.resource
         require_write(self._actor, resource, CREATE, sent)
         assert resource.create is not None
@@ -150,7 +150,7 @@ class Operations:
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
     def _owned(self, sent: requests.Body) -> requests.Body:
-        """Return a new row that must have an owner and is made without one is the caller's."""
+        """Return the body of a new row, with the caller's organization or tenant as default owner."""
         create = self.resource.create
         for name, within in ((OWNER, self._actor.organization_id), (TENANT, self._actor.tenant_id)):
             owner = create.model_fields.get(name) if create is not None else None
@@ -159,12 +159,12 @@ class Operations:
         return sent
 
     async def take(self, asked: WriteRequest, values: Row, answers: Resource) -> WriteResult:
-        """Create many rows at once; the result has their outcomes in the form of `answers`."""
+        """Create many rows at once; the result has the form of the resource `answers`."""
         require_write(self._actor, self.resource, CREATE)
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
     async def change(self, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
-        """Change the fields that were sent; the others stay."""
+        """Change the fields that were sent."""
         resource = self.resource
         require_write(self._actor, resource, resource.patch_verb, sent)
         assert resource.patch is not None
@@ -172,7 +172,7 @@ class Operations:
         return await self._do(self._command(asked, resource.patch_verb, row_id, values), resource, 200)
 
     async def delete(self, asked: WriteRequest, row_id: int) -> WriteResult:
-        """Delete a row; status 204 once it is done."""
+        """Delete a row; the result's status is 204 once this is applied."""
         resource = self.resource
         require_write(self._actor, resource, DELETE)
         if resource.settle_first is not None:
@@ -182,7 +182,7 @@ class Operations:
         return await self._do(self._command(asked, DELETE, row_id), resource, 204)
 
     async def act(self, action: Action, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
-        """Run one of the resource's actions; return the row, or the tenant's quota."""
+        """Run an action of the resource; return the row, or the tenant's quota."""
         require_write(self._actor, self.resource, action.name)
         values: Row = {}
         if action.body is not None:
@@ -192,7 +192,7 @@ class Operations:
         answers = RESOURCES["tenant-quotas"] if action.quota else self.resource
         if action.settles:
             row = await self._ports.store.get(self.resource.name, row_id)
-            # A document that is final already is refused, or answered again, without waiting for anything.
+            # A document that is final already is refused, or answered again, at once.
             if row["status"] == "draft":
                 await self._ports.account_closing.close(int(str(row["organization_id"])))
         once: Row = {}

@@ -1,4 +1,4 @@
-"""What the Admin API needs of the rest; the composition root hands it over."""
+"""The dependencies of the Admin API, which the composition root supplies."""
 
 from __future__ import annotations
 
@@ -35,34 +35,35 @@ PUSH_TIMEOUT_S = 3.0
 PEEK_TIMEOUT_S = 1.0
 INLINE_PUSHES_MAX = 64
 
-# Of all requests, whatever they ask. One takes a second of CPU at worst; the rest of an organization's wait.
+# Maxima for all requests. One takes a second of CPU at worst; further ones of the organization wait.
 ROOM = ConcurrencyLimits(staff_max=32, own_max=2, others_max=128, waiting_max=64)
 
-# A caller that was not identified: no role is allowed anything.
+# A caller that is not identified: without a role it has no rights.
 NOBODY = Actor("nobody", "")
 
 Health = Callable[[], Awaitable[tuple[bool, Found]]]
 Metrics = Callable[[str], Awaitable[tuple[bytes, str]]]
 Mount = Callable[["web.Application", "AdminPorts", str], None]
-# Names who asks; and mounts files, for the Admin API and for the console, by who may ask there.
+# Authenticates a caller and returns the ports with its rights; mounts files for the Admin API or the console,
+# which authenticate differently.
 Admit = Callable[["AdminPorts", "web.Request"], Awaitable["AdminPorts"]]
 MountFiles = Callable[["web.Application", "AdminPorts", str, Admit], None]
 
 
 class Checkout(Protocol):
-    """Where customers pay for credits; a purchase comes to `least` of a currency to `most`, before tax."""
+    """A page where customers pay for credits; `least` and `most` limit a purchase's amount before tax."""
 
     most: Decimal
 
     def least(self, currency: str) -> Decimal: ...
 
     async def page(self, bought: Mapping[str, Any], customer: str | None) -> str:
-        """Make the page where a purchase is paid, once; answers its address."""
+        """Create the payment page of a purchase, once; return its URL."""
 
 
 @dataclass(slots=True)
 class BuiltIn:
-    """The tokens that settings name, None where they name none. They may change while it runs."""
+    """The admin tokens of the settings, None if not set. Reloading may change them."""
 
     admin: str | None = field(default=None, repr=False)
     readonly: str | None = field(default=None, repr=False)
@@ -70,18 +71,17 @@ class BuiltIn:
 
 @dataclass(frozen=True, slots=True)
 class AdminPorts:
-    """Everything the Admin API is made of.
+    """The dependencies of the Admin API.
 
-    `peppers` are what credentials are digested under. `live` and `ready`
-    answer (well?, dependencies by name); `metrics` takes an Accept header and answers bytes
-    and their content type, `snapshot` the same numbers as plain data. `failures`
-    counts wrong credentials. `programs` says who runs. `gateway_url` is where people send calls, empty where
-    nobody says it. A token that is None does not exist. `routes` are
+    Credentials are hashed with `peppers`. `live` and `ready` return whether all is well, and the dependencies
+    by name; `metrics` takes an Accept header and returns bytes and their content type, `snapshot` the same
+    numbers as data. `failures` counts wrong credentials. `programs` returns the running programs.
+    `gateway_url` is the address for calls, or "". `built_in` tokens that are None do not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
-    The console's lists of features that no setting wants are `off`. Where customers may buy credits
-    there is a `checkout`.
+    `off` are the console's lists of features that are switched off. `checkout` is None if customers cannot
+    buy credits.
 
-    What a request is answered with is read and written through `of` its caller alone.
+    Reads and writes for a request use `of` with its caller only.
     """
 
     store: Store

@@ -1,7 +1,7 @@
 """Hands mails to the operator's mail server, by aiosmtplib.
 
-Anything but a server on this machine is spoken to under TLS alone, verified, and credentials are shown to no
-other. Whatever the server does is told, never raised.
+A server on another machine is reached by verified TLS only, and no other server gets credentials. Errors of
+the server are returned, never raised.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from gateway.core.network import literal
 from gateway.errors import SettingError
 from gateway.files import require_regular
 
-# Waiting for a connection included; shorter than a delivery is anybody's.
+# Includes the wait for a free connection; shorter than the claim on a delivery.
 TIMEOUT_S: Final = 30.0
 CONNECTIONS_MAX: Final = 4
 PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
 class MailServer(NamedTuple):
-    """A mail server; `tls` begins with the first byte (`first`), by `starttls`, or not at all (`none`)."""
+    """A mail server; `tls` is "first" (from the first byte), "starttls", or "none"."""
 
     host: str
     port: int
@@ -39,7 +39,7 @@ class MailServer(NamedTuple):
 
 
 def read_url(url: str) -> MailServer:
-    """Return the server of `smtp://user:password@host:port` or `smtps://`; only a local one needs no TLS."""
+    """Parse `smtp://user:password@host:port` or `smtps://`; only a local server may go without TLS."""
     parts = urlsplit(url)
     host, credentials = parts.hostname or "", (unquote(parts.username or ""), unquote(parts.password or ""))
     address = literal(host)
@@ -49,7 +49,7 @@ def read_url(url: str) -> MailServer:
 
 
 class SmtpMailer:
-    """Hands mails to the server of now, all from `sender`; `context` is what TLS with it is spoken by."""
+    """Sends mails from `sender` by the current server; `context` returns the TLS context."""
 
     def __init__(
         self, where: Callable[[], MailServer], sender: str, context: Callable[[], ssl.SSLContext],
@@ -63,9 +63,9 @@ class SmtpMailer:
 
     @classmethod
     def of(cls, url: Callable[[], str], sender: str, ca_file: str) -> SmtpMailer | None:
-        """Return the one that settings name, if any; `SettingError` where the authorities cannot be read.
+        """Return the mailer of the settings, or None; raise `SettingError` if the authorities cannot be read.
 
-        The file of them is read for each mail: another one is gone by at once.
+        The file of authorities is read for each mail, so a new one applies at once.
         """
         if not url():
             return None
@@ -78,7 +78,7 @@ class SmtpMailer:
         return cls(lambda: read_url(url()), sender, partial(_verified_by, ca_file))
 
     async def send(self, mail: Mail) -> DeliveryOutcome:
-        """Hand over once; a mail that some of its recipients get is delivered."""
+        """Try to send a mail once; it is delivered if at least one recipient is accepted."""
         try:
             async with asyncio.timeout(self._timeout_s), self._turns:
                 return await self._hand_over(mail)
@@ -107,19 +107,19 @@ class SmtpMailer:
 
 
 def _verified_by(ca_file: str) -> ssl.SSLContext:
-    """Return a TLS context with these authorities or the system's; `OSError` where they are unreadable."""
+    """Return a TLS context with the authorities of a file, or the system's; raise `OSError` if unreadable."""
     require_regular(ca_file)
     return ssl.create_default_context(cafile=ca_file or None)
 
 
 async def _deliver(server: SMTP, mail: Mail) -> DeliveryOutcome:
-    """Send a mail to those of its recipients that the server takes."""
+    """Send a mail to those recipients that the server accepts."""
     await server.mail(mail.sender)
     refused = [each for address in mail.recipients if (each := await _refusal(server, address)) is not None]
     if len(refused) == len(mail.recipients):
         raise refused[-1]
     said = await server.data(mail.content)
-    with suppress(SMTPException):  # it has the mail: no answer is waited for
+    with suppress(SMTPException):  # the server has the mail, so no answer is needed
         assert server.protocol is not None
         server.protocol.write(b"QUIT\r\n")
     if not refused:
@@ -137,7 +137,7 @@ async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:
 
 
 def _here(server: SMTP) -> str:
-    """Return how we greet: by an address, as this machine's name is nobody's business."""
+    """Return the name for EHLO: our IP address, which does not disclose the machine's name."""
     address = ip_address(server.get_transport_info("sockname")[0].partition("%")[0])
     return f"[{'IPv6:' if address.version == 6 else ''}{address}]"
 

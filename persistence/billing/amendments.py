@@ -229,8 +229,7 @@ def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tup
 
 
 def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
-    """Return the tokens by which the debt of an ended cycle changes, and the tokens by which the quota moves.
-    """
+    """Return the tokens by which the debt of an ended cycle changes, and those by which the quota moves."""
     call, tokens = amended.call, amended.tokens
     if not moved:
         return 0, 0

@@ -342,8 +342,7 @@ def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyU
 
 
 def accrue_fees(connection: Connection, organization_id: int, today: date) -> None:
-    """Charge the fees of an organization's days up to `today`, and refund those of days that segments lost.
-    """
+    """Charge the fees of an organization's days up to `today`, and refund those of lost days."""
     hold(connection, organization_id)
     _write_fees(connection, proration.fee_rows_of(connection, [organization_id]), today, today)
     give_back(connection, [organization_id])

@@ -184,8 +184,7 @@ INVOICE_HEADS = Entity(invoice, source=_HEAD.add_columns(literal_column("'[]'::j
 
 
 def rest_of(connection: Connection, invoice_id: int) -> Decimal:
-    """Return the amount still to pay of an invoice; of a credit note its open credit, as a negative amount.
-    """
+    """Return the amount still to pay of an invoice; of a credit note its open credit, as a negative one."""
     rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
     return rest
 

@@ -457,8 +457,7 @@ class NumberedLine:
 
 @dataclass(frozen=True, slots=True)
 class NumberedLines:
-    """Invoice lines in order, and the charges with the position of their line (None if they add up to zero).
-    """
+    """Invoice lines in order, and the charges with the position of their line (None if they cancel out)."""
 
     lines: Sequence[NumberedLine]
     charges: Sequence[tuple[SupplyCharge, int | None]]
@@ -467,8 +466,7 @@ class NumberedLines:
 def known(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
 ) -> dict[int, list[SupplyCharge]]:
-    """Return the unbilled charges up to a day, stored or not, by organization; the day may be in the future.
-    """
+    """Return the unbilled charges up to a day, stored or not, by organization; the day may lie ahead."""
     found, running = charges.unbilled(connection, organization_ids), midnight(until)
     open_ = charges.open_charges(connection, organization_ids, until, today=today, running=running)
     for owner, more in open_.items():

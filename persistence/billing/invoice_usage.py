@@ -488,8 +488,7 @@ def _cover(invoice: Any, kind: str, owner: int) -> Cover:
 
 
 def _values(invoice: Any, found: NumberedLines) -> Values:
-    """Return the SQL parameters that map uses to lines: services' days at a price, and the line of credits.
-    """
+    """Return the SQL parameters that map uses to lines: of services' days at a price, and of credits."""
     spans = _spans(found)
     services, prices, first, last, lines = ([span[at] for span in spans] for at in range(SPAN_PARTS))
     credits_line = [line.position for line in found.lines if line.kind == INFORMATION]

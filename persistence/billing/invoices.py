@@ -61,8 +61,7 @@ def create(change: EntityWrite) -> Row:
 def overlapping(
     connection: Connection, organization_ids: Sequence[int], start: date, end: date
 ) -> dict[int, str]:
-    """Return, by organization, the message of a conflict with a draft for this period; others are left out.
-    """
+    """Return, by organization, the message of a conflict with a draft for this period, if any."""
     here = invoice.c
     # Two drafts would show the same charges. A final invoice has its own: a month may lie within a year that
     # was billed in advance, or contain the day of a billed top-up.

@@ -44,8 +44,7 @@ from persistence.tables import invoice, invoice_line, note_application, payment
 
 
 def rest_before(moment: str) -> str:
-    """Return SQL for the amount due of invoice `i` right before a moment; a note's open credit is negative.
-    """
+    """Return SQL for the amount due of invoice `i` just before a moment; a note's credit is negative."""
     return f"""i.total_amount
            - coalesce((SELECT sum(p.amount) FROM payment AS p
                         WHERE p.invoice_id = i.id AND p.created_at < {moment}), 0)
@@ -365,8 +364,7 @@ def refuse_while_paid(change: EntityWrite) -> None:
 def _is_known(
     connection: Connection, invoice_id: int, reference: str, amount: Decimal | None, corrects_id: int | None
 ) -> bool:
-    """Return whether this payment was recorded before; raise `Conflict` if it differs from the recorded one.
-    """
+    """Return whether this payment was recorded before; raise `Conflict` if it was a different one."""
     here = payment.c
     found = select(here.amount, here.corrects_id, here.currency)
     known: Any = connection.execute(
@@ -394,8 +392,7 @@ def _add(
 
 
 def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
-    """Raise `Conflict` if the note has no credit usable here, `Unprocessable` if it has less than `amount`.
-    """
+    """Raise `Conflict` if the note has no credit usable here, `Unprocessable` if less than `amount`."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):

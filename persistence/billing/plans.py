@@ -222,8 +222,7 @@ class Lots:
         self._known: dict[tuple[int, UUID | None], list[_Lot]] = {}
 
     def upto(self, row: Any) -> list[_Lot]:
-        """Return the lots that were carried until the same plan ended as for `row`, up to that row, in order.
-        """
+        """Return the lots carried until the same plan ended as for `row`, up to that row, in order."""
         key = (row.tenant_id, row.debt_write_id)
         if key not in self._known:
             found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
@@ -242,8 +241,7 @@ def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurn
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
-    """Return the part of the remaining debt that belongs to this ended plan: the latest use is repaid first.
-    """
+    """Return the part of the remaining debt that belongs to this ended plan: latest use is repaid first."""
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]
@@ -384,8 +382,7 @@ def in_cycle(connection: Connection, now: datetime, uses: Collection[Use]) -> se
 
 
 def carried(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return the uses whose debt is carried on until now; debt of others is owed under the plan of that time.
-    """
+    """Return the uses whose debt is carried on until now; the plan of that time owes the debt of others."""
     return _select_uses(connection, _CARRIED, uses, carry=CARRY)
 
 

@@ -152,8 +152,7 @@ def subscription_fees(
 def _not_yet(
     fee: SupplyCharge, segment: PlanSegment, seen: dict[tuple[int, str, date], Any]
 ) -> tuple[SupplyCharge | None, int]:
-    """Return the uncharged part of a day's fee (None if there is none), and the number of its charges so far.
-    """
+    """Return the uncharged part of a day's fee (None if it is charged), and the number of its charges."""
     known = seen.get((segment.id, fee.kind, fee.day))
     if known is None:
         return fee, 0
@@ -279,8 +278,7 @@ class PlanRemoval(NamedTuple):
 
 
 class SettledEarlyUse(NamedTuple):
-    """The result for an ended plan: its use by the ledger, the tokens used ahead, and a charge for the rest.
-    """
+    """The result for an ended plan: its use by the ledger, tokens used ahead, and a charge for the rest."""
 
     end_id: int
     read: plans.PlanTurns
@@ -381,8 +379,7 @@ def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) ->
 def _owed(
     connection: Connection, organization_id: int, cycles: Sequence[Any], unread: set[int]
 ) -> list[SettledEarlyUse]:
-    """Return the results of all ended plans of these cycles; only the `unread` ones are read from the ledger.
-    """
+    """Return the results of all ended plans of these cycles; only `unread` ones are read from the ledger."""
     if not cycles:
         return []
     wanted = {"days": [row.paid_from for row in cycles], "ends": [row.cycle_ends_at for row in cycles]}

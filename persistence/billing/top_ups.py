@@ -43,8 +43,7 @@ class TopUp(NamedTuple):
 
 
 def due(connection: Connection, after: int, count: int) -> Sequence[TopUp]:
-    """Return up to `count` additions, by id, beyond `after`, that need an invoice of their own and have none.
-    """
+    """Return up to `count` additions, by id, beyond `after`, that still need an invoice of their own."""
     return [TopUp(*row) for row in connection.execute(ADDITIONS_DUE, {"after": after, "count": count})]
 
 

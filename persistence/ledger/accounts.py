@@ -165,8 +165,7 @@ def charge(connection: Connection[Any], moves: RollupDelta) -> None:
 
 
 def top_up(connection: Connection[Any], moves: RollupDelta) -> None:
-    """Close the top-up orders whose credits have arrived, and order credits for balances at their threshold.
-    """
+    """Close the top-up orders whose credits have arrived; order credits for balances at their threshold."""
     if moves.granted:
         connection.execute(top_ups.CLOSE_AFTER, (sorted(moves.granted),))
     if moves.credits:

@@ -139,8 +139,7 @@ SELECT account, last_seq FROM account_checkpoint
 
 
 def sums(kind: str, since: str, until: str, month: str) -> str:
-    """Return SQL for the sum of the account `k.id`'s movements after the seq `since` up to the seq `until`.
-    """
+    """Return SQL for the sum of the account `k.id`'s movements after the seq `since` up to `until`."""
     return _SUMS[kind].format(since=since, until=until, month=month)
 
 

@@ -203,8 +203,7 @@ class Copies:
         }
 
     def write(self, connection: Connection[Any], users: dict[Name, int]) -> dict[str, int]:
-        """Copy every row; return the number of rows by ledger. Raise `Unstorable` if a row cannot be packed.
-        """
+        """Copy every row; return the number of rows by ledger. Raise `Unstorable` if packing a row fails."""
 
         def user(event: OutboxEntry) -> int | None:
             return users.get((event.organization_id, event.user)) if event.user else None

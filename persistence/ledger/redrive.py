@@ -128,8 +128,7 @@ class RefusedJournal:
         return sum(count.refused for count in counts)
 
     def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
-        """Return the roll-up bucket of a count; names over the daily limit go to the bucket of other names.
-        """
+        """Return the roll-up bucket of a count; names over the daily limit share a bucket."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
@@ -324,8 +323,7 @@ def refuse_charged(connection: Connection, request_id: str) -> None:
 
 
 def corrected(letter: Row, sent: Row) -> OutboxEntry:
-    """Return the entry of a dead letter with the sent corrections: a whole new entry, or some of its fields.
-    """
+    """Return the entry of a dead letter with the sent corrections: a whole new entry, or some fields."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)
     if sent.get("raw") is not None:

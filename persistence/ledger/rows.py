@@ -246,8 +246,7 @@ def _names(event: OutboxEntry) -> tuple[bytes, bytes]:
 
 
 def request_of(event: OutboxEntry) -> str:
-    """Return the id of a use's request, or of the request that an adjustment corrects; "" if there is none.
-    """
+    """Return the id of a use's request, or of the request that an adjustment corrects; "" if none."""
     return event.source if event.kind == _CONSUMED else corrects(event.metadata)
 
 

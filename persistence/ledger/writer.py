@@ -310,8 +310,7 @@ def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport
 
 
 def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
-    """Return the locked partitions whose run or epoch differs from the batch's, as a verifier has run since.
-    """
+    """Return the locked partitions whose run or epoch differs from the batch's: a verifier has run since."""
     if history is None:
         return frozenset()
     here, epochs = history.run_id.decode(), history.epochs

@@ -1,5 +1,4 @@
-"""Stored credentials: console sessions, API keys and admin tokens (as digests only), audit, idempotency keys.
-"""
+"""Stored credentials: console sessions, API keys, admin tokens (as digests only), audit, idempotency keys."""
 
 from __future__ import annotations
 

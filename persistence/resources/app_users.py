@@ -14,8 +14,7 @@ BUILT_IN = "built-in"
 
 
 def acting(actor: Actor) -> int | ScalarSelect[int] | None:
-    """Return the id of the user that an actor is: the token's, or the built-in one for the settings' tokens.
-    """
+    """Return the id of the user that an actor is: the token's, or the built-in one for settings' tokens."""
     if actor.token_id is not None or actor.user_id is not None:
         return actor.user_id
     return (

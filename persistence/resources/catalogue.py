@@ -501,8 +501,7 @@ def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, 
 def find_price(
     connection: Connection, model: str, currency: str, at: datetime, provider: str = ""
 ) -> PriceFound | None:
-    """Return the price of a model in a currency, converted from another currency if necessary; None if none.
-    """
+    """Return the price of a model in a currency, converted from another one if necessary; None if none."""
     rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
     rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
     prices = list(map(read_price, rows.values()))

@@ -184,8 +184,7 @@ class Quarantines:
 
 
 def release(change: EntityWrite) -> Row:
-    """Release a quarantined account and those waiting for it (`/release`); `accept` sets its entries aside.
-    """
+    """Release a quarantined account and those waiting for it (`/release`); `accept` sets entries aside."""
     row = lock(change)
     if row["released_at"] is not None:
         raise Conflict(f"It was released at {row['released_at']}.")

@@ -78,8 +78,7 @@ _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
 def check_values(change: EntityWrite) -> None:
-    """Raise `Unprocessable` if a new budget is invalid, names another owner's object, or exceeds the maximum.
-    """
+    """Raise `Unprocessable` if a new budget is invalid, names another owner's object, or is one too many."""
     values = change.command.values
     owner = id_in(values, "organization_id")
     change.connection.execute(_LOCK, {"organization": owner})
@@ -293,8 +292,7 @@ def create_ordered(change: EntityWrite) -> Row:
 
 
 def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """Raise `Unprocessable` for an addition whose own invoice would be empty, or a prepaid one that expires.
-    """
+    """Raise `Unprocessable` if an addition's own invoice would be empty, or a prepaid one expires."""
     values = change.command.values
     invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
     if invoicing in {None, NEXT}:

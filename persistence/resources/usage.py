@@ -175,8 +175,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
 
 
 def _id(column: ColumnElement[Any]) -> Label[Any]:
-    """Return the column of an id in the report; null for no owner, and for projects that are summed together.
-    """
+    """Return the column of an id in the report; null without an owner, and for projects summed together."""
     if column.name == "project_id":
         return case((column >= 0, column)).label(column.name)
     return func.nullif(column, "" if column.name == "model" else 0).label(column.name)

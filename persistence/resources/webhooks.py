@@ -69,8 +69,7 @@ def change_row(change: EntityWrite) -> Row:
 
 
 def send_test(change: EntityWrite) -> Row:
-    """Send a test message (`/test`), and ask unconfirmed addresses again; raise `Conflict` if too many wait.
-    """
+    """Send a test message (`/test`), and ask unconfirmed addresses again; `Conflict` if too many wait."""
     row = lock(change)
     waiting = select(_delivery.id).where(_delivery.webhook_id == change.row_id, _delivery.state == "pending")
     if len(change.connection.execute(waiting.limit(TESTS_MAX)).all()) >= TESTS_MAX:

@@ -1,1 +1,1 @@
-"""The Admin API: its routes, and what it says of itself."""
+"""The Admin API: its routes, and its OpenAPI document."""

@@ -1,4 +1,4 @@
-"""`/reports/…`: what finance asks of invoices, charges and payments, as JSON, CSV and Parquet."""
+"""`/reports/…`: finance reports on invoices, charges and payments, as JSON, CSV and Parquet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from persistence.store import Store
 
 ITEMS_DEFAULT = 1_000
-# Rows of one report that is a file; the ledger's are streamed.
+# Maximum of rows of a report's file; the ledger is streamed without one.
 ROWS_MAX = 1_000_000
 LEDGER = "ledger"
 _PAGING = ("limit", "cursor")
@@ -45,7 +45,7 @@ Shown = Callable[[Row], dict[str, Any]]
 
 
 def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve the reports, and their files."""
+    """Serve the finance reports and their files."""
 
     async def show(request: web.Request, name: str) -> web.Response:
         mine = await _reader_of(ports, request, name, admit)
@@ -67,7 +67,7 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def mount_finance_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit) -> None:
-    """Serve the files of all reports; `admitted` names who asks."""
+    """Serve the files of all finance reports; `admitted` authenticates the caller."""
     files = files_of(app, ports.request_timeout_s)
 
     async def as_csv(request: web.Request, name: str) -> web.StreamResponse:
@@ -149,7 +149,10 @@ def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
 async def _rows(
     name: str, store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
-    """Return rows of a report behind a place, which is how many were told, and the place of the next page."""
+    """Return a page of a report's rows, and the position of the next page (None on the last one).
+
+    A position is the number of rows before it.
+    """
     after = 0
     if place is not None:
         if len(place) != 1 or not isinstance(place[0], int) or place[0] < 0:
@@ -162,7 +165,9 @@ async def _rows(
 async def _legs(
     store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
-    """Return up to `limit` ledger legs after `place`, and the place of the next page, if any."""
+    """Return up to `limit` + 1 ledger legs after `place`, and the position of the next page (None on the last
+    one).
+    """
     rows = await store.ledger(asked, _leg(asked, place), limit + 1)
     if len(rows) <= limit:
         return rows, None
@@ -188,7 +193,7 @@ def _leg(asked: ReportPeriod, place: Place | None) -> LegPlace:
 
 
 def first_entry(asked: ReportPeriod) -> LegPlace:
-    """Return the place before all entries of a time."""
+    """Return the ledger position before all entries of a period."""
     assert asked.since is not None
     return LegPlace(asked.since)
 
@@ -200,9 +205,7 @@ def _of_another() -> Unprocessable:
 
 
 def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPeriod:
-    """Return the period and the owner of a report; `NotFound` for another organization than the
-    caller's own.
-    """
+    """Return the period and organization of a report; raise `NotFound` if the caller is of another one."""
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:
         raise NotFound

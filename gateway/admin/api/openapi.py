@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document, made from the same table that makes the routes.
+"""The OpenAPI 3.1 document, generated from the table of resources that also defines the routes.
 
-`/admin/docs` is the same document as one plain page, which fetches nothing.
+`/admin/docs` shows the same document as one plain HTML page, which loads nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CSP = (
 )
 
 
-# Query parameters as the OpenAPI document has them.
+# Query parameters of the OpenAPI document.
 def whole(least: int, most: int) -> Json:
     return {"type": "integer", "minimum": least, "maximum": most}
 
@@ -67,7 +67,7 @@ def filter_schema(wanted: Filter) -> Json:
 
 
 def query_parameters(model: type[BaseModel]) -> list[Json]:
-    """Return the OpenAPI parameters of a query model. None is nullable: absent ones are left out."""
+    """Return the OpenAPI parameters of a query model; none is nullable, as absent ones are left out."""
     asked = model.model_json_schema()
     return [
         parameter(name, _said(schema), schema.get("description"))
@@ -100,7 +100,7 @@ PAGING = (
 #
 # An example of a body is one that works for rows that are there; a test checks each against its model.
 
-# Bodies by their model. One that is new is added here: a test asks for it.
+# Example bodies by model. A test fails for a model without one.
 BODIES: Mapping[str, Json] = {
     "ConfigurationApply": {"objects": {"token-plans": [{"name": "Team", "total_amount": 5_000_000}]}},
     "ReconciliationRun": {"repair": False, "whole": False},
@@ -219,7 +219,7 @@ BODIES: Mapping[str, Json] = {
     "DeadLetterResolve": {"reason": "booked by hand"},
 }
 
-# What answers say in fields of a name; all others follow from their kind.
+# Example values of answers by field; other fields get a value of their type.
 _VALUES: Mapping[str, object] = {
     "name": "Acme",
     "id": 1,
@@ -243,13 +243,13 @@ _FORMATS: Mapping[str, object] = {
 
 
 def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
-    """Add examples of the request and of the answers to each operation."""
+    """Add examples of the request and the answers to each operation."""
     for methods in paths.values():
         for method, operation in methods.items():
             if method == "parameters":
                 continue
             for sent in operation.get("requestBody", {}).get("content", {}).values():
-                # The example of a body, or a list of one where many may be sent.
+                # The example of a body, or a list of one if many may be sent.
                 schema = sent["schema"]
                 reference = schema.get("$ref") or schema["items"]["$ref"]
                 body = body_of(reference.rpartition("/")[2], schemas)
@@ -261,12 +261,12 @@ def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
 
 
 def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
-    """Return the example of a body: a feature's model has its own."""
+    """Return the example body of a model: from `BODIES`, else the model's own."""
     return BODIES[title] if title in BODIES else schemas[title]["example"]
 
 
 def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
-    """Return an example answer of a schema; `name` is the field around it, `said` its request value."""
+    """Return an example answer of a schema; `name` is the field that contains it, `said` its value sent."""
     if "$ref" in schema:
         title = schema["$ref"].rpartition("/")[2]
         return answered(schemas[title], schemas, name, _sent(title, schemas) or said)
@@ -286,7 +286,7 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
 
 
 def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
-    """Return the row behind an answer: its example, and the fields made by themselves."""
+    """Return the request body that precedes an answer: the example, and the defaults of other fields."""
     made = schemas.get(f"{title}Create", {})
     usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
     return usual | (body_of(f"{title}Create", schemas) if made else {})
@@ -354,14 +354,14 @@ REFUSALS = {
     "503": "PostgreSQL does not answer.",
 }
 READ_REFUSALS = ("401", "403", "404", "422", "429", "503")
-# A document may not be there yet, or never be of a row as it is.
+# A document may not exist yet, or be impossible for the row's state.
 DOCUMENT_REFUSALS = (*READ_REFUSALS[:-1], "409", "501", "503")
 
 
 def document(
     resources: Mapping[str, Resource], reports: Mapping[str, ReportEndpoint], *, version: str
 ) -> Json:
-    """Describe every resource and every report; the answer is JSON, ready to be sent."""
+    """Return the OpenAPI document of every resource and every report as JSON."""
     paths: Json = {}
     for report in reports.values():
         paths |= _report_paths(report)
@@ -559,7 +559,7 @@ def _ask(resource: Resource, question: Question) -> Json:
     return operation
 
 
-# Parameters of documents, in words.
+# Descriptions of the parameters of documents.
 _SAID = {
     "format": "Else what the Accept header names.",
     "profile": "What the document keeps to.",
@@ -613,7 +613,7 @@ def _operation(
 
 
 def mount_docs(app: web.Application, page: Callable[[], str]) -> None:
-    """Serve the page, which is asked for once somebody does."""
+    """Serve the documentation page; `page` renders it on the first request."""
 
     async def docs(_: web.Request) -> web.Response:
         return web.Response(text=page(), content_type="text/html", headers={"Content-Security-Policy": CSP})

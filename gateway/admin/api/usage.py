@@ -1,4 +1,4 @@
-"""`/usage`: calls added up by time and group, as JSON and as CSV."""
+"""`/usage`: sums of calls by time and group, as JSON, CSV and Parquet; and the files of invoices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from gateway.extras import loading
 if TYPE_CHECKING:
     from persistence.store import Store
 
-# By default a report is of so many days, today the last of them.
+# Days of a report by default, up to today.
 DAYS = 30
 DAYS_MAX = 3_660
 ITEMS_DEFAULT = 1_000
@@ -76,7 +76,9 @@ def read(query: MultiMapping[str]) -> UsageQuery:
 
 
 def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
-    """Return the query of a page, with one row more to detect another page, and the report's fingerprint."""
+    """Return the query of a page and the report's fingerprint; the query reads one more row to detect another
+    page.
+    """
     sent = read_once(query)
     asked = _checked(UsagePage, sent)
     limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
@@ -143,16 +145,16 @@ def shown(row: Row, groups: tuple[str, ...]) -> Row:
 # Times are timestamps of UTC, money is decimals of nine digits (twelve of charges), counts are 64-bit
 # integers.
 
-# As many digits as a 128-bit decimal has: costs of an organization add up to no more.
+# The digits of a 128-bit decimal, which suffice for the sum of an organization's costs.
 DIGITS, DECIMALS = 38, 9
-# A price of a unit may have so many.
+# Maximum of decimals of a unit price.
 DECIMALS_OF_CHARGES = 12
 _COST = ("cost",)
 _TEXTS = ("organization", "tenant", "user", "api_key", "project", "service", "model", "currency", "kind")
 
 
 class Parquet:
-    """A file of these columns; made by `Parquet.of`, since what writes it is loaded first."""
+    """A Parquet file with these columns; create it with `Parquet.of`, which first loads the library."""
 
     media = "application/vnd.apache.parquet"
 
@@ -185,9 +187,9 @@ class Parquet:
     async def of(
         cls, name: str, columns: tuple[str, ...], money: Collection[str] = _COST, **others: Any
     ) -> Parquet:
-        """Begin a file; other columns than `money` and `times` are `counts`, or texts.
+        """Start a file; columns other than `money` and `times` are integers if `counts`, else texts.
 
-        The library is large: it is loaded by the first file, beside the loop.
+        The library is large, so the first file loads it, in a thread.
         """
         load = importlib.import_module
         with loading("finance"):
@@ -199,7 +201,7 @@ class Parquet:
         return self._written.take()
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """Return the next rows, a group of their own."""
+        """Return the bytes of the next rows, as a row group of their own."""
         if rows:
             cells = {name: [self._cell(row.get(name)) for row in rows] for name in self._schema.names}
             self._writer.write_table(self._arrow.Table.from_pydict(cells, schema=self._schema))
@@ -213,13 +215,13 @@ class Parquet:
         )
 
     def tail(self) -> bytes:
-        """Return the bytes behind the last row: where each group is."""
+        """Return the bytes after the last row: the index of the row groups."""
         self._writer.close()
         return self._written.take()
 
 
 class _ByteSink(io.RawIOBase):
-    """Written bytes that are not taken yet."""
+    """A file object whose written bytes are taken out piece by piece."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -260,7 +262,7 @@ Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, Fi
 
 
 def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
-    """Serve the report's files; `admitted` names who asks."""
+    """Serve the usage report's files; `admitted` authenticates the caller."""
 
     async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)
@@ -275,7 +277,7 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
 
 
 def serve_file(app: web.Application, ports: AdminPorts, path: str, made: Begin, admitted: Admit) -> None:
-    """Serve one file of usage, written page by page."""
+    """Serve one file of usage, written page by page; `made` reads the query and creates the empty file."""
     files = files_of(app, ports.request_timeout_s)
 
     async def file(request: web.Request) -> web.StreamResponse:
@@ -328,7 +330,7 @@ LINE_COLUMNS = (
 
 
 def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted: Admit = admit) -> None:
-    """Serve the files below an invoice's address; before the resources, whose paths are wider."""
+    """Serve the files below an invoice's address; mount them before the resources, whose paths are wider."""
     files = files_of(app, ports.request_timeout_s)
 
     async def lines(request: web.Request) -> web.Response:
@@ -353,7 +355,7 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
 
 
 async def read_invoice(request: web.Request, ports: AdminPorts, admitted: Admit) -> tuple[AdminPorts, Row]:
-    """Read the invoice of an address, and the ports as its reader may use them."""
+    """Return the invoice of the request's path, and the ports with the caller's rights."""
     resource, mine = RESOURCES["invoices"], await admitted(ports, request)
     require_read(mine.actor, resource)
     return mine, resource.render(await mine.store.get("invoices", row_id(request)))

@@ -1,4 +1,4 @@
-"""The routes of every resource: who asks, what was sent, and the operation's answer as JSON."""
+"""The routes of every resource: authentication, request body, and the operation's answer as JSON."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class ResourceHandlers:
         write: Callable[[Operations, WriteRequest, Body], Awaitable[WriteResult]],
     ) -> web.Response:
         ports = await admit(self._ports, request)
-        # Who may not is told so before anything it sent is looked at.
+        # Missing rights are refused before the body is checked.
         require_write(ports.actor, self._resource, verb)
         sent: Body = {}
         if request.method != "DELETE":
@@ -182,7 +182,7 @@ class ResourceHandlers:
 
 
 def row_id(request: web.Request) -> int:
-    """Return the id in the path; `NotFound` for what cannot be one."""
+    """Return the id in the path; raise `NotFound` for a text that is no id."""
     text = request.match_info["id"]
     if text.isascii() and text.isdigit() and len(text) <= 16 and 0 < int(text) <= INTEGER_MAX:
         return int(text)
@@ -245,7 +245,7 @@ async def _count(ports: AdminPorts, many: _BulkAction) -> int | None:
 
 
 async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, values: Row) -> tuple[Row, bool]:
-    """Decide; what came of it, and whether it is what was answered first under this claim."""
+    """Decide many letters; return the result, and whether it is the stored answer of an earlier request."""
     first = await ports.store.write(
         Command("letters", DECIDE, ports.actor, request_id, dict, None, values, claim)
     )
@@ -259,7 +259,7 @@ async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, valu
 
 
 async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
-    """Decide row after row, by id, up to the limit or until the time is over."""
+    """Decide row after row, by id, up to the limit or until the time is over; return the result."""
     many = _DECIDED[str(values["what"])]
     operations = Operations(ports, RESOURCES[many.resource])
     [action] = [one for one in operations.resource.actions if one.name == many.action]
@@ -285,7 +285,7 @@ async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
     return {"done": done, "refused": refused, "next_after_id": None if ended else after}
 
 
-# `POST /events`: CloudEvents, one or a list of them. A fault of one refuses that one alone.
+# `POST /events`: one CloudEvent or a list. An invalid event is refused alone.
 def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
     resource = RESOURCES["events"]
 
@@ -321,7 +321,9 @@ async def _read(request: web.Request) -> list[object]:
 
 
 def _binary(request: web.Request, data: object) -> dict[str, object]:
-    """Return an event in binary mode: percent-encoded header fields are attributes, the body is the data."""
+    """Return an event sent in binary mode: header fields (percent-encoded) are attributes, the body is its
+    data.
+    """
     attributes = {}
     for name, value in request.headers.items():
         if name.lower().startswith(ATTRIBUTE):
@@ -333,7 +335,7 @@ def _binary(request: web.Request, data: object) -> dict[str, object]:
 
 
 def _with_data(event: requests.Body) -> requests.Body:
-    """Return an event whose `data_base64` is read as the JSON that it is, by the rules of a body."""
+    """Return an event with `data_base64` replaced by the JSON that it encodes, as `data`."""
     if "data_base64" not in event or "data" in event:
         return event
     try:
@@ -344,7 +346,7 @@ def _with_data(event: requests.Body) -> requests.Body:
 
 
 def _sorted(sent: list[object]) -> Row:
-    """Return the valid events with their places, and the reasons of the rejected ones."""
+    """Return the valid events with their positions, and the positions and reasons of the rejected ones."""
     events: list[tuple[int, Row]] = []
     rejected: list[Row] = []
     for place, one in enumerate(sent):
@@ -367,7 +369,9 @@ def _refused(place: int, event: requests.Body, name: str, reason: str) -> Row:
 
 
 def _said(name: object) -> str | None:
-    """Return a refused event's source or id, cut to a row's length and without NUL; None if no string."""
+    """Return a refused event's source or id, cut to a column's length and without NUL; None if it is no
+    string.
+    """
     if not isinstance(name, str):
         return None
     return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -380,13 +384,13 @@ def _said(name: object) -> str | None:
 
 T = TypeVar("T")
 
-# How often the work looks whether its client is still there.
+# Seconds between checks whether the client is still connected.
 LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
-    """How many at once, how much each may send (bytes, values in them, objects), and how long it may take."""
+    """Limits of configuration uploads: concurrent ones, bytes, JSON values, objects, and seconds of work."""
 
     at_once_max: int
     bytes_max: int
@@ -396,12 +400,12 @@ class UploadLimits:
 
 
 STAFF = UploadLimits(2, 16 * 1024 * 1024, 12 * VALUES_MAX, 300.0, OBJECTS_MAX)
-# Less than staff wait who touch something of the same organization.
+# Shorter than the time staff wait for a lock on the same organization.
 ORGANIZATION = UploadLimits(1, 4 * 1024 * 1024, 3 * VALUES_MAX, 45.0, 5_000)
-# Of who may only plan.
+# For callers who may only plan.
 READER = replace(ORGANIZATION, objects_max=1_000)
-# Of all organizations together: who work, each with a connection of the Admin API's, and who are there,
-# those whose bodies are still coming with them.
+# Maxima of all organizations together: uploads being processed, each with a database connection, and all
+# uploads, including those still being received.
 ORGANIZATIONS_AT_ONCE_MAX = 2
 ORGANIZATIONS_THERE_MAX = 16
 
@@ -413,7 +417,7 @@ def share_of(actor: Actor) -> UploadLimits:
 
 
 class UploadSlots:
-    """Turns that are taken, by organization."""
+    """The slots for uploads of configurations, by organization."""
 
     def __init__(self) -> None:
         self._there = WorkSlots(
@@ -425,17 +429,17 @@ class UploadSlots:
 
     @asynccontextmanager
     async def taken(self, actor: Actor) -> AsyncIterator[UploadLimits]:
-        """Acquire an upload place of the caller's share; `Overloaded` where none is free."""
+        """Acquire an upload slot for the context and yield its limits; raise `Overloaded` if none is free."""
         async with self._there.of(actor.organization_id):
             yield share_of(actor)
 
     def working(self, actor: Actor) -> AbstractAsyncContextManager[None]:
-        """Acquire a place to work after reading; `Overloaded` where other organizations use all."""
+        """Acquire a slot for processing; raise `Overloaded` if other organizations use all of them."""
         return self._working.of(actor.organization_id)
 
 
 async def read_within(request: web.Request, share: UploadLimits) -> bytes:
-    """Return the body, as it came: more than other requests may send, within the caller's share."""
+    """Return the raw body, which may be as large as the caller's upload limits allow."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     if (request.content_length or 0) > share.bytes_max:
@@ -498,7 +502,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
                 doing = _answered(
                     Configurator(mine, request[REQUEST_ID], _now, claim, objects_max=share.objects_max), wish
                 )
-                # A plan changes nothing. Nobody ends an apply under way.
+                # A plan changes nothing, so it may be cancelled. A running apply is never cancelled.
                 return await (until_client_leaves(request, doing) if wish.digest is None else doing)
 
     async def schema_of(_: web.Request) -> web.Response:  # anybody may ask: it shows no data
@@ -523,7 +527,7 @@ def _wish(
 ) -> tuple[ApplyRequest, Claim | None]:
     sent = requests.parse_body(raw, share.values_max)
     objects = sent.get("objects")
-    # Objects are checked one by one later, not copied here.
+    # Objects are checked one by one later, and not copied here.
     checked = requests.check_body(
         ConfigurationApply, {**sent, "objects": {}} if isinstance(objects, dict) else sent
     )
@@ -559,7 +563,7 @@ def mount_programs(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def running_programs(ports: AdminPorts) -> Row:
-    """Return the report as JSON; `CountersUnavailable` where nobody knows."""
+    """Return the programs report as JSON; raise `CountersUnavailable` if the counters cannot be read."""
     return PROGRAMS_REPORT.render(await ports.programs())
 
 
@@ -588,13 +592,13 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 # `/prices/quote`: what a call would cost at a time, line by line, by the price it would have.
 
-# Groups of counts that have names of their own, and the form of such a name.
+# Groups of counts with free names, and the form of these names.
 _NAMED = {"tools": "NAME", "images": "SIZE/QUALITY"}
 PRICES = RESOURCES["prices"]
 
 
 def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
-    """Serve quotes; before the resources, whose paths are wider."""
+    """Serve quotes of prices; mount them before the resources, whose paths are wider."""
 
     async def quote(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
@@ -671,7 +675,7 @@ def mount_explanations(app: web.Application, ports: AdminPorts, root: str) -> No
 
 
 async def _called(ports: AdminPorts, request: web.Request) -> Row:
-    """Return the call of an address."""
+    """Return the call whose request id or row id is in the path."""
     name = request.match_info["id"]
     if name.isdigit():
         return await Operations(ports, CALLS).show(row_id(request))
@@ -713,7 +717,7 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
 
 
 async def last_reconciliation(ports: AdminPorts) -> Row | None:
-    """Return the last result as JSON; None where nothing was compared yet."""
+    """Return the last reconciliation's result as JSON; None if there is none."""
     found = await ports.reconciler.last()
     return None if found is None else RECONCILIATION_REPORT.render(found)
 
@@ -721,9 +725,9 @@ async def last_reconciliation(ports: AdminPorts) -> Row | None:
 async def run_reconciliation(
     ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool = False
 ) -> tuple[Row, bool]:
-    """Compare everything now: the result as JSON, and whether it is what was answered first under this claim.
+    """Compare all accounts now; return the result, and whether it is the stored answer of an earlier request.
 
-    Who asked is in the audit log. `Overloaded` while another run is under way.
+    The request is in the audit log. Raise `Overloaded` while another run is active.
     """
     async with ports.reconciler.alone():
         return await _run(ports, request, claim, repair=repair, whole=whole)
@@ -740,7 +744,7 @@ async def _run(
         "reconciliation", RECONCILIATION_RUN, ports.actor, request[REQUEST_ID], dict, None, values, claim
     )
     first = await ports.store.write(asked)
-    # A first run that came to no end has no result to answer with: this one has.
+    # If the first run was interrupted, no result is stored; this run stores one.
     if isinstance(first, Replay) and first.status is not None:
         return first.body, True
     found = RECONCILIATION_REPORT.render(

@@ -1,1 +1,1 @@
-"""Configuration from files: the wish, its difference from the rows, and the changes."""
+"""Configuration from files: the wanted objects, their difference from the rows, and the changes."""

@@ -1,7 +1,7 @@
-"""One configuration, planned and applied: what was shown is done in one transaction, or nothing is.
+"""Plans and applies a configuration: the shown plan is executed in one transaction, or nothing is.
 
-A plan is tried by doing it and undoing it, unless somebody waits for what that holds. The counters are told
-once it is stored.
+A plan is tried by executing it and rolling back, unless another session waits for its locks. The counters are
+updated once the transaction is committed.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from gateway.errors import AdminRefusal, Conflict, StepRefused, TrialEnded, Unpr
 if TYPE_CHECKING:
     from persistence.apply_transaction import ApplyTransaction
 
-# A longer plan is not tried before it is done.
+# A plan with more changes is not tried first.
 TRIED_MAX = 2_000
-# So many rows are named that no file was about before.
+# Maximum of rows listed that no file described before.
 TAKEN_SHOWN_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyRequest:
-    """The request: `digest` names the plan to be done, None asks for one."""
+    """A request to plan or apply: `digest` identifies the plan to execute, None asks for a plan."""
 
     objects: Mapping[str, object]
     digest: str | None = None
@@ -66,7 +66,7 @@ class _ApplyResult:
 
 
 class Configurator:
-    """Plans and applies for one caller; `request_id` stands in the audit log."""
+    """Plans and applies configurations of one caller; `request_id` is stored in the audit log."""
 
     def __init__(
         self, ports: AdminPorts, request_id: str, clock: Callable[[], datetime], claim: Claim | None = None,
@@ -80,7 +80,7 @@ class Configurator:
         self._owner = ports.actor.organization_id or 0
 
     async def do(self, wish: ApplyRequest) -> WriteResult:
-        """Plan, try or apply; `Conflict` where the plan is another by now."""
+        """Plan, try or apply; raise `Conflict` if the plan has changed since it was shown."""
         self._require_some(wish)
         objects = await in_thread(read, wish.objects, self._ports.actor.organization_id, self._objects_max)
         for kind in objects.by_kind:
@@ -148,11 +148,11 @@ class Configurator:
         return work
 
     async def _held(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
-        """Compare while nobody else applies to any of it. Trials are undone: they keep nobody waiting."""
+        """Plan under locks against other applies to the same organizations; a trial ends them at once."""
         await session.hold()
         plan = await self._plan(session, wish, objects)
         if await session.hold_touched(await in_thread(_touched, plan)):
-            plan = await self._plan(session, wish, objects)  # somebody has applied meanwhile
+            plan = await self._plan(session, wish, objects)  # another apply has committed meanwhile
         return plan
 
     async def _plan(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
@@ -166,7 +166,7 @@ class Configurator:
         return await planner.plan(prune=wish.prune, suggests=wish.digest is None)
 
     def _require_some(self, wish: ApplyRequest) -> None:
-        """Refuse a caller who may write none of an apply's kinds, before anything is looked at."""
+        """Raise `Forbidden` for a caller who may write none of the kinds to apply, before any other check."""
         kinds = [KINDS[kind] for kind in wish.objects if kind in KINDS]
         if wish.digest is None or not kinds:
             return
@@ -182,7 +182,7 @@ class Configurator:
             self._require(planned)
 
     def _require(self, planned: PlannedRow) -> None:
-        """Refuse what the caller's role may not do, naming the object."""
+        """Raise `Forbidden` if the caller's role may not make a planned write; name the object."""
         for verb, values in planned.writes:
             try:
                 require_write(self._ports.actor, planned.resource, verb, values)
@@ -215,7 +215,7 @@ class Configurator:
 
 
 def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
-    """Return the writes: kind, id, and the ids of others that name it or that it names."""
+    """Return the planned writes as kind, row id and values."""
     return [
         (planned.resource.name, planned.row_id, {**planned.by, **values})
         for planned in plan.changes
@@ -224,7 +224,7 @@ def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
 
 
 def _told(work: _ApplyResult) -> dict[str, object]:
-    """Return the answer, without what is shown once."""
+    """Return the answer, without secrets that are shown once."""
     plan = work.plan
     changes = [
         {**each.told(), "stays": each.stays or work.stayed.get(each.number, "")} for each in plan.changes

@@ -1,6 +1,6 @@
-"""Configuration as it was sent, read without guessing: each object checked as the Admin API checks a row.
+"""Reads a sent configuration: each object is checked as the Admin API checks a row.
 
-Ids are not known yet: what names another row is kept as it was said.
+Ids are not known yet: references to other rows stay names.
 """
 
 from __future__ import annotations
@@ -24,49 +24,49 @@ from gateway.errors import Unprocessable
 
 OBJECTS_MAX = 20_000
 ERRORS_MAX = 50
-# So many unknown kinds are named; where there are more nothing else is looked at.
+# Unknown kinds named in the errors; with this many, nothing else is checked.
 UNKNOWN_KINDS_MAX = 5
-# What one object holds, however deep.
+# Maximum of values in one object, at any depth.
 OBJECT_VALUES_MAX = 5_000
-# So much of a name that is not known is said again.
+# Characters of an unknown name that an error repeats.
 NAME_SHOWN_CHARS_MAX = 100
 REFERENCE_DEPTH_MAX = 3
-# Stands for an id, and for a moment, that nobody knows yet.
+# Placeholders for an id, and for a time, that are not known yet.
 _SOME_ID = 1
 _SOME_TIME = "2000-01-01T00:00:00Z"
 
 Error = tuple[str, str]
 Errors = list[Error]
-# An object's kind, and where it stands among those of it, and among all.
+# An object's kind, its position within the kind, and its position among all objects.
 _Place = tuple[Resource, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A row by what names it; what is said of it may be references as well."""
+    """A reference to a row by its name; the parts in `says` may be references themselves."""
 
     target: Resource
     says: Mapping[str, object]
 
     @property
     def name(self) -> object:
-        """The part people know it by."""
+        """The part of the name that people know."""
         return self.says.get(declared(self.target).by[-1])
 
 
 @dataclass(slots=True)
 class WantedObject:
-    """One object: `values` are the fields it says, checked, but for those that name others."""
+    """An object of the configuration: `values` are its checked fields, except those that name other rows."""
 
     resource: Resource
     index: int
-    # Of all that were sent, in the order in which rows can be made.
+    # The position among all objects, in the order of creation.
     number: int
     said: Row
     row: In
     values: Row
     names: Mapping[str, Reference | None]
-    # Who the others are, once that is known: ids, or what makes them.
+    # The ids of the referred rows, or placeholders for rows to be created, once resolved.
     ids: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -85,7 +85,7 @@ class WantedObject:
         return shown(str(said or ""))
 
     def full(self) -> Row:
-        """Return all values, with what is meant where nothing is said."""
+        """Return all values, with the defaults of fields that are left out."""
         return self.row.model_dump()
 
     def as_json(self) -> Row:
@@ -94,7 +94,7 @@ class WantedObject:
 
 @dataclass(frozen=True)
 class ConfigObjects:
-    """All that was sent, by kind, in the order in which rows can be made."""
+    """All sent objects by kind, in the order in which rows can be created."""
 
     by_kind: Mapping[str, Sequence[WantedObject]]
 
@@ -104,9 +104,9 @@ class ConfigObjects:
 
 
 def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = OBJECTS_MAX) -> ConfigObjects:
-    """Read all objects; `Unprocessable` names each that is wrong, and the field.
+    """Read and check all objects; raise `Unprocessable` with the position and field of each error.
 
-    Of a caller of one organization, `own`, whatever says none is of that one.
+    For a caller of one organization (`own`), objects without an organization belong to it.
     """
     unknown = [*islice((kind for kind in sent if kind not in KINDS), UNKNOWN_KINDS_MAX)]
     errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
@@ -134,7 +134,7 @@ def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = 
 
 
 def refuse(errors: Errors) -> None:
-    """Raise `Unprocessable` where there are any, with the first of them."""
+    """Raise `Unprocessable` with the first `ERRORS_MAX` errors, if there are any."""
     if errors:
         raise Unprocessable("Nothing was applied.", tuple(errors[:ERRORS_MAX]))
 
@@ -219,7 +219,7 @@ def _said(resource: Resource, path: str) -> str:
 
 
 def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
-    """Return the reference that `value` spells; ValueError describes a correct one."""
+    """Return the reference that a value means; ValueError describes a valid one."""
     how = declared(target)
     last = word(target, how.by[-1])
     if isinstance(value, str) and how.by[-1] not in references(target):
@@ -227,7 +227,7 @@ def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
     fields = [word(target, name) for name in how.by]
     right = f"its {last}" if len(fields) == 1 else f"its {last}, or {{{', '.join(fields)}}}"
     if not isinstance(value, dict) or depth > REFERENCE_DEPTH_MAX:
-        raise ValueError(f"must be {right}")  # told as any other wrong value
+        raise ValueError(f"must be {right}")  # reported like any other invalid value
     wrong = [shown(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
     if wrong or last not in value:
         raise ValueError(f"must be {right}, not {', '.join(wrong) or 'without ' + last}")
@@ -253,7 +253,7 @@ Which = tuple[str, object]
 
 
 def values_of(wanted: WantedObject) -> Row:
-    """Return an object's values with ids of referenced rows; identity fields left out have their defaults."""
+    """Return an object's values with ids of referred rows; missing identifying fields get defaults."""
     defaults = {name: getattr(wanted.row, name) for name in declared(wanted.resource).by}
     for name in references(wanted.resource):
         if name in defaults:
@@ -272,21 +272,21 @@ def stored(resource: Resource, row: Row, name: str) -> object:
     return row[name] if becomes is None or row[becomes] is None else row[becomes]
 
 
-# Rows of one name that take each other's place in time: which one was made for a moment, or is in force.
+# Rows of one name that replace each other in time: the one for a moment, or the one in force.
 class DateOrder:
-    """Put in order once, for however many objects ask: `since` is the field that says from when."""
+    """The rows of one name, sorted once by the field `since`, the time from which each applies."""
 
     def __init__(self, rows: Sequence[Row], since: str) -> None:
         self._rows = sorted(rows, key=lambda row: _place(row, since))
         self._moments: list[Any] = [row[since] for row in self._rows]
 
     def made_for(self, moment: object) -> Row | None:
-        """Return the row of that very moment; of several the newest."""
+        """Return the row that applies from exactly this moment, the newest of several; None without one."""
         place = bisect_right(self._moments, moment)
         return self._rows[place - 1] if place and self._moments[place - 1] == moment else None
 
     def in_force(self, moment: object) -> Row | None:
-        """Return the row that is in force then; of several of one moment the newest."""
+        """Return the row that is in force at a moment, the newest of several; None if there is none."""
         place = bisect_right(self._moments, moment)
         return self._rows[place - 1] if place else None
 

@@ -1,6 +1,6 @@
-"""How what is wanted differs from what is there: a plan, named by its digest.
+"""The difference between wanted objects and stored rows: a plan, identified by its digest.
 
-Equal plans have equal digests: what was shown is what is done, or it is refused as another plan.
+Equal plans have equal digests: exactly the shown plan is executed, or the request is refused.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ if TYPE_CHECKING:
 NOW = "now"
 
 
-# A row: the object that is about it now, and its id.
+# A row that an object describes now: the object and the row's id.
 Taken = tuple[WantedObject, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is to be done, in order; `marks` are what is to be noted besides, or forgotten.
+    """The changes to execute, in order; `marks` are marks to store, `forgotten` marks to delete.
 
-    `taken` are rows that no file was about before, and objects are now.
+    `taken` are rows that no file described before and objects do now.
     """
 
     changes: Sequence[PlannedRow]
@@ -65,12 +65,12 @@ class Plan:
     marks: Sequence[Mark]
     forgotten: Sequence[Mark]
     taken: Sequence[Taken]
-    # Names the plan by its content.
+    # Identifies the plan by its content.
     digest: str
 
 
 class Planner:
-    """Makes a plan in one transaction. `marks` are of the name that is applied under."""
+    """Makes a plan in one transaction; `marks` are those of the name that is applied under."""
 
     def __init__(
         self, session: ApplyTransaction, objects: ConfigObjects, actor: Actor, marks: Sequence[Mark],
@@ -94,9 +94,9 @@ class Planner:
         self._unchanged = 0
 
     async def plan(self, *, prune: bool, suggests: bool = True) -> Plan:
-        """Compare everything; `Unprocessable` names what cannot be, field by field.
+        """Compare all objects with the rows; raise `Unprocessable` with each error's field.
 
-        A probable spelling is shown where it `suggests`: not while others wait.
+        With `suggests`, errors on unknown names contain similar names; it is off while others wait for locks.
         """
         for resource in KINDS.values():
             pairs = await self._matching.match(resource)
@@ -104,7 +104,7 @@ class Planner:
         if suggests and self._errors:
             await in_thread(self._matching.names.suggest)
         refuse(self._errors)
-        # Remember whom a name stood for, so that it stands for the same later.
+        # Store the row that a name meant, so that the name keeps this meaning.
         for (kind, row_id), said in self._matching.names.referred.items():
             before = self._marks.get((kind, row_id))
             if (kind, row_id) in self._met or (before is not None and (before.said or said is None)):
@@ -147,7 +147,7 @@ class Planner:
             self._note(pair, row_id)
 
     def _note(self, pair: Pair, row_id: int | NewRowId) -> None:
-        """Remember what an object is about, and what it was called; what stood there before is forgotten."""
+        """Mark the row of an object as described under its name; forget earlier marks of that object."""
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
         self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
         said = None
@@ -163,7 +163,7 @@ class Planner:
         self._forgotten += [mark for mark in passed if mark is not None]
 
     def _leave(self) -> None:
-        """Add a change for each waiting object; objects of their kinds are not pruned."""
+        """Add a change for each deferred object; objects of their kinds are not pruned."""
         for wanted, why in self._matching.names.left:
             planned = self._planned(CREATE, wanted)
             planned.stays = why
@@ -230,7 +230,7 @@ class Planner:
         self._changes.append(planned)
 
     def _latest(self, wanted: WantedObject, rows: Sequence[Row]) -> Row | None:
-        """Return the row that says what is wanted, in force then; None where one has to be made."""
+        """Return the row in force that equals the object; None if a new row must be created."""
         resource, how = wanted.resource, declared(wanted.resource)
         name, at = (resource.name, identity_of(resource, values_of(wanted))), wanted.values.get(how.since)
         dated = self._dated[name] = self._dated.get(name) or DateOrder(rows, how.since)
@@ -254,7 +254,9 @@ class Planner:
         return None
 
     async def _prune(self) -> None:
-        """Plan the end of rows that applying made, and no object is about any more; referrers first."""
+        """Plan the deletion of rows that applying created and that no object describes any more; referrers
+        first.
+        """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
         for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
             mine = {
@@ -279,7 +281,7 @@ class Planner:
                 self._changes.append(planned)
 
     async def _several(self, resource: Resource, rows: Sequence[Row]) -> set[Identity]:
-        """Return the names that several rows share: none of those rows is deleted unseen."""
+        """Return the names that several rows share: such rows are not deleted, as the wrong one might go."""
         if not rows:
             return set()
         how = declared(resource)
@@ -326,11 +328,11 @@ async def export(ports: AdminPorts) -> Row:
 
 
 class _Export:
-    """The rows read so far: of each kind by id, and how often each name is there."""
+    """The rows read so far: by kind and id, and the number of rows of each name."""
 
     def __init__(self, owner: int) -> None:
         self._owner = owner
-        # Which of several rows of one name files mean, where they say none of their own name.
+        # The row that files mean by a name that several rows share.
         self._marks: dict[Which, Mark] = {}
         self._rows: dict[str, Mapping[object, Row]] = {}
         self._names: dict[str, Counter[object]] = {}
@@ -365,7 +367,7 @@ class _Export:
         same_name: dict[tuple[object, ...], list[Row]] = defaultdict(list)
         for row in there:
             same_name[_identity(resource, row)].append(row)
-        # Looked for once a name: thousands of rows may have one.
+        # Computed once for each name, as thousands of rows may share it.
         alone = {
             some[0]["id"]
             for some in (meant(resource.name, each, self._marks) for each in same_name.values())
@@ -387,7 +389,7 @@ class _Export:
         return objects
 
     def _object(self, resource: Resource, row: Row) -> Row | None:
-        """Return a row as a file says it: what is not meant by itself, others by their names."""
+        """Return a row as an object of a file: without defaults, and with names instead of ids."""
         how, ids, shown = declared(resource), references(resource), resource.render(row)
         scope = {name: row[name] for name in ids}
         said: dict[str, object] = {}
@@ -408,7 +410,7 @@ class _Export:
         return said
 
     def _name(self, target: Resource, row: Row, scope: Row) -> object:
-        """Return the shortest name of a row within `scope`, the ids of the row that refers to it."""
+        """Return the shortest unique name of a row within `scope`, the ids in the row that refers to it."""
         how = declared(target)
         last = how.by[-1]
         shared = all(scope.get(name) == row[name] for name in how.by[:-1])

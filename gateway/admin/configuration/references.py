@@ -1,4 +1,4 @@
-"""Which rows are meant: objects and what they refer to, by name, among what is there and what will be."""
+"""Finds the rows that objects and their references mean, by name, among stored and planned rows."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from persistence.apply_transaction import ApplyTransaction
 
 
-# Whom names stand for: what objects refer to, among what is there and what will be.
+# Resolution of references among stored and planned rows.
 class _Unknown(LookupError):
-    """A name that nothing has, with its kind."""
+    """A reference to a name that no row has, with its kind."""
 
     def __init__(self, kind: str, name: object) -> None:
         super().__init__(f"{_there_is_no(kind, name)}; no object here makes one")
@@ -49,30 +49,34 @@ class _Unknown(LookupError):
 
 
 class NameIndex:
-    """The present and coming rows, kind by kind; objects that refer to it are resolved behind it."""
+    """An index of stored and planned rows by kind and name, for resolving references."""
 
     def __init__(self, own: int | None, errors: Errors, marks: Mapping[Which, Mark]) -> None:
-        # Rows that others may have the names of tomorrow, with their whole names.
+        # Rows whose names other rows may get later, with their full names.
         self.referred: dict[Which, Identity | None] = {}
-        # Objects that name what is not there any more: they wait, and nothing else does.
+        # Objects that refer to a row that was lost: only they are deferred.
         self.left: list[tuple[WantedObject, str]] = []
-        # Ids that objects are about, and names of earlier rows, by kind.
+        # Ids of the objects' rows, and names of lost rows, by kind.
         self.said: dict[str, set[object]] = defaultdict(set)
         self.lost: dict[str, set[object]] = defaultdict(set)
         self._own = own
         self._errors = errors
         self._marks = marks
         self._unknown: list[tuple[int, str, object]] = []
-        # By the last part of names and by whole ones; which of them files gave, and all of a row's.
+        # Rows by the last part of their names and by full names; names given by files; the full name of each
+        # row.
         self._named: dict[str, dict[object, list[object]]] = defaultdict(lambda: defaultdict(list))
         self._whole: dict[str, dict[Identity, list[object]]] = defaultdict(lambda: defaultdict(list))
         self._called: set[tuple[str, object, object]] = set()
         self._whole_of: dict[Which, Identity] = {}
-        # What a name of a kind stands for: thousands of rows may have it, and thousands of objects say it.
+        # A cache of the rows that a name means: thousands of rows may have it, and thousands of objects use
+        # it.
         self._known: dict[tuple[str, object], Sequence[object]] = {}
 
     def know(self, resource: Resource, by: Row, row_id: object, *, called: bool = False) -> None:
-        """Register a row under its name; with `called`, files use this name whatever its present one."""
+        """Register a row under its name; with `called`, files use this name even if the row has another one
+        now.
+        """
         kind, how = resource.name, declared(resource)
         last, whole = by[how.by[-1]], tuple(by[name] for name in how.by)
         if called:
@@ -86,7 +90,7 @@ class NameIndex:
         self._whole[kind][whole].append(row_id)
 
     def suggest(self) -> None:
-        """Add a suggestion to the errors of the first unknown names."""
+        """Add a similar known name to the errors of the first unknown names."""
         for at, kind, name in self._unknown[:SUGGESTED_MAX]:
             near = suggestion(name, self._named[kind])
             if near is not None:
@@ -94,8 +98,8 @@ class NameIndex:
                 self._errors[at] = (field, f"{_there_is_no(kind, name)}; did you mean {near!r}?")
 
     def resolve(self, wanted: WantedObject) -> bool:
-        """Find what an object refers to; False where something is not there, or enough is wrong already."""
-        wanted.ids.clear()  # whom they stood for in an earlier plan, others may not be by now
+        """Resolve the references of an object; return False if one is missing, or after too many errors."""
+        wanted.ids.clear()  # an earlier plan's ids may be outdated
         if len(self._errors) >= ERRORS_MAX:
             return False
         ids = references(wanted.resource)
@@ -115,7 +119,9 @@ class NameIndex:
         return True
 
     def _miss(self, wanted: WantedObject, field: str, reference: Reference, error: LookupError) -> None:
-        """Defer an object whose referenced row was lost, with all that refer to it; else add an error."""
+        """Defer an object if the row it refers to was lost, as well as objects that refer to it; else add an
+        error.
+        """
         kind, said = reference.target.name, word(wanted.resource, field)
         if reference.name in self.lost[kind]:
             self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
@@ -126,7 +132,9 @@ class NameIndex:
         self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
 
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
-        """Return the id of a row that is named; of names that both have, it has the same."""
+        """Return the id of the row that a reference means; `scope` narrows parts of the name that it leaves
+        out.
+        """
         how, target = declared(reference.target), reference.target
         said = {
             name: self._find(each, scope) if isinstance(each, Reference) else each
@@ -155,7 +163,7 @@ class NameIndex:
         raise _Unknown(target.name, reference.name)
 
     def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
-        """Return the rows of a name that these objects mean, else those that earlier ones meant."""
+        """Return the rows of a name that the current objects mean, else those that earlier files meant."""
         if len(found) < 2:
             return found
         known = self._known.get((kind, name))
@@ -174,7 +182,7 @@ class NameIndex:
 
 
 def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
-    """Return the single row of a name that was made or adopted by applying; else all rows."""
+    """Return the single row of a name that applying created or adopted; else all rows."""
     if len(rows) < 2:
         return rows
     noted = [(row, marks[kind, row["id"]]) for row in rows if (kind, row["id"]) in marks]
@@ -189,25 +197,25 @@ def _there_is_no(kind: str, name: object) -> str:
     return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
 
 
-# The change of a row, and its words: by names, never by ids.
+# The change of a row in terms of names, never of ids.
 @dataclass(slots=True)
 class PlannedRow:
     verb: str
     resource: Resource
     at: str
     number: int
-    # What it is named by, with the ids of others; and how people read that.
+    # The identifying values, with ids of other rows; and the name for people.
     by: Row
     row_id: int | None = None
     name: str = ""
-    # The order in which verbs are written.
+    # The verbs with their values, in the order of execution.
     writes: list[tuple[str, Row]] = field(default_factory=list)
-    # Its earlier values, as they were read.
+    # The earlier values.
     before: dict[str, object] = field(default_factory=dict)
     fields: dict[str, tuple[object, object]] = field(default_factory=dict)
-    # Which fields named another row before: its kind and id.
+    # Fields that referred to another row before: its kind and id.
     others: dict[str, tuple[str, object]] = field(default_factory=dict)
-    # Why it stays although nothing wants it.
+    # Why the row is kept although no object wants it.
     stays: str = ""
 
     def told(self) -> Row:
@@ -249,7 +257,7 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
-    """Return rows that names are made of; those that refer to others before them."""
+    """Return the rows whose names are part of the changes' names, with the rows that they refer to."""
     wanted: dict[str, set[object]] = defaultdict(set)
 
     def want(resource: Resource, by: Row) -> None:
@@ -276,15 +284,16 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
 #
 # A key that another stands in the place of is that other one.
 
-# So often one may have taken the place of another since files were applied; after more it is made again.
+# Maximum of replacements that are followed since the last apply; beyond it, the row is created again.
 FOLLOWED_MAX = 100
 
 
 @dataclass(slots=True)
 class NamedRows:
-    """Of one kind: `rows` by their names in files, `marks` by the same, and names whose rows are `lost`.
+    """Rows of one kind: `rows` and `marks` by their names in files, and `lost`, names whose rows are gone.
 
-    `passed` are the ids of those in whose places the rows stand, `gone` of those that had the names.
+    `passed` are, by name, the ids of rows that the current row replaced, `gone` the ids of former rows of the
+    name.
     """
 
     rows: dict[Identity, Row] = field(default_factory=dict)
@@ -298,7 +307,9 @@ async def remember(
     session: ApplyTransaction, resource: Resource, marks: Sequence[Mark], names: Collection[Identity],
     last: Collection[object],
 ) -> NamedRows:  # fmt: skip
-    """Find the rows of these names, whole ones or the part that people know, as files said them before."""
+    """Find the rows that earlier applies had for these names; `names` are full names, `last` their last
+    parts.
+    """
     mine = [mark for mark in marks if mark.said is None or mark.said in names or mark.said[-1] in last]
     there = await _read(session, resource, [_id(mark) for mark in mine])
     follows, known, wanted = declared(resource).followed_by, dict(there), list(there.values())
@@ -314,7 +325,8 @@ async def remember(
 def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> NamedRows:
     how, found = declared(resource), NamedRows()
     stands: dict[object, Identity] = {}
-    # A row is called what it was last: what is of itself, not of one before it, comes last; the newest last.
+    # A row has the name of its latest mark: its own marks come after those of rows it replaced, the newest
+    # last.
     ends = [(mark, *_end(how.followed_by, known, _id(mark))) for mark in marks]
     for mark, row, passed in sorted(ends, key=lambda each: (not each[2], each[0].made, _id(each[0]))):
         name = mark.said if mark.said is not None else _name(resource, known.get(_id(mark)))
@@ -357,15 +369,15 @@ async def _read(session: ApplyTransaction, resource: Resource, ids: Collection[o
     return {row["id"]: row for row in rows}
 
 
-# So many rows of a kind may have the names that are said; so many may be known to be of files of one name.
+# Maximum of rows of a kind with the names in the objects, and of marks of one apply name.
 ROWS_MAX = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An object, and the rows that it may be about, oldest first: one where it is known which is meant.
+    """An object and the rows that it may mean, oldest first; a single row if it is known.
 
-    `mark` is what was noted of the row before, `passed` are rows in whose place it stands.
+    `mark` is the stored mark of the row, `passed` are ids of rows that it replaced.
     """
 
     wanted: WantedObject
@@ -375,10 +387,10 @@ class Pair:
 
 
 class RowMatcher:
-    """Finds rows kind by kind, in the order in which they can be made.
+    """Finds the rows of objects kind by kind, in the order in which rows can be created.
 
-    `own` is the organization the caller is of: what says none of its own is of that one. `marks` say which
-    rows were meant before: those stay the ones meant, whatever others name theirs.
+    `own` is the caller's organization: objects without an organization belong to it. `marks` are the rows
+    that earlier files meant, which keep their meaning even if other rows now have the name.
     """
 
     def __init__(
@@ -386,7 +398,7 @@ class RowMatcher:
         marks: Mapping[Which, Mark], *, rows_max: int = ROWS_MAX,
     ) -> None:  # fmt: skip
         self.names = NameIndex(own, errors, marks)
-        # Rows that files meant, and whose names are those of other rows now.
+        # Rows of earlier files whose names belong to other rows now.
         self.replaced: set[Which] = set()
         self._marks = marks
         self._marks_of: dict[str, list[Mark]] = defaultdict(list)
@@ -429,7 +441,7 @@ class RowMatcher:
         before: NamedRows,
         claimed: Mapping[Identity, Row],
     ) -> list[Pair]:
-        """Return the objects with the rows they are about; all may be referred to from now on."""
+        """Return the objects with their rows, and register all of them for references."""
         kind, how, by_name = resource.name, declared(resource), defaultdict[Identity, list[Row]](list)
         names = [identity_of(resource, values_of(wanted)) for wanted in whole]
         mine = {before.rows[name]["id"] for name in names if name in before.rows}
@@ -461,7 +473,7 @@ class RowMatcher:
         return found
 
     def _waits(self, wanted: WantedObject, holder: Row | None, own: Row | None) -> bool:
-        """Defer an object whose name belongs to another row: names are unique."""
+        """Defer an object whose unique name belongs to another row; return whether it was deferred."""
         kind = wanted.resource.name
         if holder is None or (own is not None and own["id"] == holder["id"]):
             return False
@@ -474,7 +486,10 @@ class RowMatcher:
         return True
 
     def _waits_for_claimed(self, pair: Pair, claimed: Mapping[Identity, Row]) -> bool:
-        """Defer an object without a row if another row has its claim; objects that refer to it wait too."""
+        """Defer an object without a row if another row has its unique claim, with all that refer to it.
+
+        Return whether it was deferred.
+        """
         wanted, kind, claims = pair.wanted, pair.wanted.resource.name, declared(pair.wanted.resource).claims
         holder = claimed.get(tuple(wanted.values.get(name) for name in claims))
         if holder is None or pair.rows:
@@ -485,7 +500,7 @@ class RowMatcher:
         return True
 
     def _pair(self, wanted: WantedObject, name: Identity, there: Sequence[Row], before: NamedRows) -> Pair:
-        """Return the row that is an object's own; else those of its name, but for what others named so."""
+        """Return an object with the row of its mark, else with the rows of its name that no other has."""
         kind = wanted.resource.name
         passed = before.passed.get(name, ())
         self.replaced.update((kind, row_id) for row_id in (*passed, *before.gone.get(name, ())))
@@ -515,7 +530,7 @@ class RowMatcher:
         if how.folded:
             names: set[object] = {folded(str(each)) for each in asked.union(each[key] for each in values)}
             return await self._read(resource, [{key: names}])
-        # What others refer to may be of anybody; what objects say themselves is of those they name.
+        # Referred rows may have any owner; rows of objects have the owners that the objects name.
         parents = [name for name in how.by if name != key and name in ids]
         said = {name: _there(each[name] for each in values) for name in (key, *parents)}
         said[key] -= asked
@@ -529,7 +544,9 @@ class RowMatcher:
         return {tuple(row[name] for name in claims): row for row in rows}
 
     async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
-        """Return the existing rows that any search finds; `Unprocessable` for too many."""
+        """Return the existing rows that any of the searches finds; raise `Unprocessable` if there are too
+        many.
+        """
         how, found = declared(resource), list[Row]()
         for wanted in searches:
             if all(wanted.values()):

@@ -1,6 +1,6 @@
-"""How files say resources: their kinds, their fields, and in which order rows can be made.
+"""The words of configuration files: kinds, fields, and the order in which rows can be created.
 
-All of it follows from the resources: an id of another row is said by that row's name, so `plan_id` is `plan`.
+All of it is derived from the resources. A file names another row instead of its id, so `plan_id` is `plan`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def model(resource: Resource) -> type[In]:
 
 @cache
 def references(resource: Resource) -> Mapping[str, str]:
-    """Return the fields that hold ids of rows, with their kind, in the order in which they narrow."""
+    """Return the fields that hold ids of rows, with the resource of each, from widest to narrowest."""
     fields = ((name, resource.target(name)) for name in model(resource).model_fields if name.endswith(_ID))
     return {name: target for name, target in fields if target}
 
 
 @cache
 def words(resource: Resource) -> Mapping[str, str]:
-    """Return the resource's fields by the words that files have for them."""
+    """Return the resource's fields by their words in files."""
     ids = references(resource)
     return {name.removesuffix(_ID) if name in ids else name: name for name in model(resource).model_fields}
 
@@ -52,7 +52,7 @@ def word(resource: Resource, field: str) -> str:
 
 
 def _ordered() -> Iterator[Resource]:
-    """Yield the declarable kinds, each after all kinds that it refers to."""
+    """Yield the resources of files, each after all resources that it refers to."""
     left = {name: resource for name, resource in RESOURCES.items() if resource.declared is not None}
     while left:
         for name, resource in left.items():
@@ -67,7 +67,7 @@ KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordere
 
 
 def near(said: str, known: Collection[str]) -> str:
-    """Return the likely spelling, if something is near; else all there is."""
+    """Return a hint with the most similar known word, or with all known words if none is similar."""
     found = difflib.get_close_matches(said, known, 1)
     return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
 
@@ -109,7 +109,7 @@ def _say(resource: Resource, shape: Json) -> None:
 
 
 def _reference_schema(target: Resource, part: Json) -> Json:
-    """Return a name, or where that is not enough, what names a row."""
+    """Return the schema of a reference: a name, or an object if a name alone is not unique."""
     how = declared(target)
     says = {
         "type": "object",
@@ -124,7 +124,7 @@ def _reference_schema(target: Resource, part: Json) -> Json:
     return {"anyOf": options, "description": " ".join(filter(None, (part.get("description"), told)))}
 
 
-# Whether a value that is wanted is the one that is stored, however each is written.
+# Compares wanted and stored values, regardless of their notation.
 def same(wanted: object, stored: object) -> bool:
     """Return whether two values are equal: numbers by value, and an empty document equals null."""
     if isinstance(wanted, dict) or isinstance(stored, dict):
@@ -137,7 +137,9 @@ def same(wanted: object, stored: object) -> bool:
 
 
 def _document(value: object) -> object:
-    """Return a document as it is compared; decimals in it are texts."""
+    """Return a JSON value in a form for comparisons: texts that are decimals become numbers, nulls are
+    removed.
+    """
     if isinstance(value, dict):
         return {name: _document(each) for name, each in value.items() if each is not None}
     if isinstance(value, list):
@@ -149,14 +151,14 @@ def _document(value: object) -> object:
 
 # The likely spelling of a name that is not there. A few names are compared with some, so it is bounded.
 
-# So many names are looked for, among so many, as long as this. Longer ones are compared with nothing.
+# Maxima of suggestions: of unknown names, of candidates, and of a name's length.
 SUGGESTED_MAX = 5
 CANDIDATES_MAX = 200
 CHARS_MAX = 64
 
 
 def suggestion(name: object, known: Iterable[object]) -> str | None:
-    """Return the nearest of the first names that are known."""
+    """Return the most similar of the first `CANDIDATES_MAX` known names; None if none is similar."""
     said = str(name)
     if len(said) > CHARS_MAX:
         return None

@@ -1,1 +1,1 @@
-"""The console: pages for people over the very operations the Admin API answers with."""
+"""The console: web pages for people, over the same operations as the Admin API."""

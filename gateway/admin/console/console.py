@@ -1,4 +1,4 @@
-"""The console's routes, on the admin port at `/`."""
+"""The routes of the console, on the admin port at `/`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _OVER = "This link is no longer good, or never was. An organization can have you
 
 
 class Consents:
-    """Asks whom a link was mailed to, and keeps what they say."""
+    """The page behind a link in a mail, on which its recipient allows or ends further mails."""
 
     def __init__(self, desk: ConsoleShell, failures: Failures) -> None:
         self._desk, self._failures = desk, failures
@@ -66,7 +66,7 @@ class Consents:
         return await self._answer(request, given=None)
 
     async def say(self, request: web.Request) -> web.StreamResponse:
-        """`POST /mail/{token}` with `consent`: yes, or no more."""
+        """`POST /mail/{token}` with `consent`: "yes", or anything else to end mails."""
         try:
             posted = await read_form(request)
         except TollkeeperError as error:
@@ -110,7 +110,7 @@ async def show_programs(desk: ConsoleShell, request: web.Request, signed: Signed
 
 
 ITEMS_SHOWN_MAX = 500
-# Where an account is shown, by its kind.
+# The pages that show accounts, by kind.
 _PAGES = {
     "tenant": "tenants", "credits": "organizations", "spend": "organizations",
     "organization": "organizations", "budget": "budgets", "invoice": "invoices",
@@ -163,7 +163,7 @@ COUNT_MS_MAX = 10_000
 
 
 class Exports:
-    """The files of all lists."""
+    """CSV files of all lists."""
 
     def __init__(self, files: Files, *, rows_max: int = ROWS_MAX) -> None:
         self._rows_max = rows_max
@@ -199,14 +199,14 @@ class Exports:
 
 
 def _flat(row: Row) -> Row:
-    """Return a row whose documents and lists are texts."""
+    """Return a row with its objects and lists as JSON texts."""
     return {
         name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         for name, value in row.items()
     }
 
 
-# Pages that show more than a row's fields.
+# Functions for pages that show more than a row's fields.
 EXTRAS: dict[str, Extras] = {
     "tenants": records.about_tenant,
     "organizations": records.about_organization,
@@ -217,7 +217,7 @@ EXTRAS: dict[str, Extras] = {
     "budgets": records.about_budget,
     "raise-requests": raises.about_raise,
 }
-# Addresses of programs: what is not there is a problem, not a page.
+# Paths for programs: errors there are problems in JSON, not pages.
 PROGRAMS = ("/admin", "/livez", "/readyz", "/metrics", "/static")
 
 
@@ -342,7 +342,7 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
 
 
 def _error_page(desk: ConsoleShell, request: web.Request, told: web.Response) -> web.Response | None:
-    """Return the page that says a problem, or None where a program asked."""
+    """Return the page that shows a problem, or None if a program sent the request."""
     if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
         return None
     problem = json.loads(told.text or "{}")

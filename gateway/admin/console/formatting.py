@@ -1,4 +1,4 @@
-"""How values look on a page: numbers, money, times, the state of things. Text in, text out."""
+"""Formats values for pages: numbers, money, times, states, charts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.core.accounts.plans import TERMS
 from gateway.core.billing.price_book import KINDS
 
 NOTHING_TO_SHOW = "—"
-# What a word says of its row: the tone its mark is set in.
+# The tone (colour) of a mark by the word that it shows.
 TONES: Mapping[str, str] = {
     word: tone
     for tone, words in {
@@ -35,10 +35,10 @@ TONES: Mapping[str, str] = {
     }.items()
     for word in words
 }  # fmt: skip
-# Currencies whose sign is nobody else's; others are said by their code.
+# Currencies with an unambiguous sign; others are shown by their code.
 SYMBOLS: Mapping[str, str] = {"USD": "$", "EUR": "€", "GBP": "£"}
 CENTS = 2
-# Of an amount below one: how many digits are read at a glance.
+# Significant digits shown prominently of an amount below one.
 SMALL_DIGITS = 3
 STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
@@ -50,7 +50,7 @@ LIMITS = (
 
 
 def number(value: object) -> str:
-    """Return a number with its thousands set apart."""
+    """Format a number with thousands separators."""
     if value is None:
         return NOTHING_TO_SHOW
     if isinstance(value, float):
@@ -59,9 +59,9 @@ def number(value: object) -> str:
 
 
 def short(value: float) -> str:
-    """Return a number in three figures: 1.23 M."""
+    """Format a number with three digits and a unit: 1.23 M."""
     size = abs(value)
-    # What rounds up to a thousand of one unit is one of the next.
+    # A number that rounds up to a thousand of one unit is 1 of the next.
     step, unit = next((each for each in STEPS if size >= each[0] * 0.9995), (1, ""))
     scaled = size / step
     digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
@@ -72,15 +72,15 @@ def short(value: float) -> str:
 
 
 def money(value: object, currency: str = "") -> str:
-    """Return an exact amount with its currency: its decimals stay, its thousands are set apart."""
+    """Format an exact amount with its currency, all decimals and thousands separators."""
     return NOTHING_TO_SHOW if value is None else "".join(money_parts(value, currency))
 
 
 def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str, str, str]:
-    """Return an exact amount in three pieces: what is read at a glance, further decimals, what follows.
+    """Return an exact amount in three parts: the prominent digits, further decimals, and the currency's code.
 
-    A text keeps its decimals, a computed amount has as many as it needs. They are filled up to `places`, so
-    that amounts stand below each other.
+    A text keeps its decimals, a computed amount has as many as it needs. Decimals are padded with zeros to
+    `places`, so that amounts align in columns.
     """
     amount = value.normalize() if isinstance(value, Decimal) else Decimal(str(value))
     whole, _, part = f"{abs(amount):f}".partition(".")
@@ -93,12 +93,12 @@ def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str
 
 
 def plain(value: object) -> str:
-    """Return a number for programs: exact, without exponent and without zeros that say nothing."""
+    """Format a number for programs: exact, without exponent and trailing zeros."""
     return f"{Decimal(str(value)).normalize():f}"
 
 
 def about_url(value: object, currency: str = "") -> str:
-    """Return an amount to be read at a glance: to cents, a small one to its first digits."""
+    """Format an amount rounded to cents, or an amount below one to its first significant digits."""
     amount = Decimal(str(value))
     places = CENTS
     if 0 < abs(amount) < 1:
@@ -113,7 +113,7 @@ def percent(part: float, whole: float) -> float:
 
 
 def moment(value: object) -> str:
-    """Return an instant (RFC 3339 or a datetime) to the second, UTC."""
+    """Format a time (RFC 3339 or a datetime) to the second, in UTC."""
     if value is None:
         return NOTHING_TO_SHOW
     at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
@@ -121,7 +121,7 @@ def moment(value: object) -> str:
 
 
 def minute(value: object) -> str:
-    """Return an instant to the minute, UTC."""
+    """Format a time to the minute, in UTC."""
     return moment(value)[: len("2026-01-31 10:00")]
 
 
@@ -132,7 +132,7 @@ def day(value: object) -> str:
 
 
 def fact_of(value: object, name: str) -> str:
-    """Return a fact of a row as it is read."""
+    """Format a field of a finance report by its name: month, date, rate or text."""
     if value is None:
         return NOTHING_TO_SHOW
     if name in {"month", "date"}:
@@ -143,7 +143,7 @@ def fact_of(value: object, name: str) -> str:
 
 
 def time_span(seconds: float) -> str:
-    """Return a length of time in one or two units, from milliseconds up."""
+    """Format a duration in one or two units, from milliseconds up."""
     if seconds < 0.9995:
         return f"{seconds * 1000:.1f} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
     if seconds < 90:
@@ -169,7 +169,7 @@ def status_tone(word: Any) -> str:
 
 
 class Outcome(NamedTuple):
-    """What the status of an answer says of its call, and the tone that is set in."""
+    """The outcome of a call by the status of its answer, and the tone of its mark."""
 
     word: str
     tone: str
@@ -193,7 +193,7 @@ NEARLY = 80.0
 
 @dataclass(frozen=True, slots=True)
 class BudgetUse:
-    """An account of a budget on a page: amounts as people read them, shares of the limit in per cent."""
+    """The use of a budget's account for a page: amounts as texts, shares of the limit in per cent."""
 
     used: str
     held: str
@@ -205,7 +205,7 @@ class BudgetUse:
 
 
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
-    """Return the use of a budget, or of one account of it; None of one with `each`, which has many."""
+    """Return the use of a budget, or of one account; None for a budget with `each`, with many accounts."""
     row = budget if account is None else account
     if row["used"] is None:
         return None
@@ -224,7 +224,7 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
 
 
 def limit_of(budget: Row) -> object:
-    """Return the amount that may be used now: the budget's, or the raised one."""
+    """Return the current limit of a budget: its amount, or the raised one."""
     return budget["amount"] if budget.get("raised_to") is None else budget["raised_to"]
 
 
@@ -239,12 +239,12 @@ def amount(budget: Row, value: object) -> str:
 
 
 def bare(budget: Row, value: object) -> str:
-    """Return an amount that stands beside one with its unit."""
+    """Format an amount without its unit, for use next to one with the unit."""
     return amount(budget, value) if budget["unit"] == IN_MONEY else number(value)
 
 
 def budget_state_of(budget: Row) -> str:
-    """Return how a budget stands, in a word or two."""
+    """Return the state of a budget in a word or two."""
     use = use_of(budget)
     if use is None:
         return f"each {budget['each']}"
@@ -302,7 +302,7 @@ LABELS = {
     "negotiated_credits": "Credits",
     "corrects": "Invoices corrected",
 }
-# What says who did something, and the resources of those who do.
+# Fields that name an actor, and the resources of actors.
 ACTORS = frozenset({"actor", "requested_by", "decided_by"})
 _ACTOR, _ACTOR_OF = re.compile(r"(key|token):([0-9]{1,18})"), {"key": "api-keys", "token": "admin-tokens"}
 ITEMS_MAX = 6
@@ -311,9 +311,9 @@ MINUTE_CHARS = len("2026-01-31 10:00")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value of a row.
+    """A value of a row for a table.
 
-    `kind` is text, number, time, mark, code, document, quota, use or none; `tone` is how a mark is set.
+    `kind` is text, number, time, mark, code, document, quota, use or none; `tone` is the colour of a mark.
     """
 
     kind: str
@@ -365,7 +365,7 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
 
 
 def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
-    """Return every id that rows refer to, by resource."""
+    """Return all ids that rows refer to, by resource."""
     found: dict[str, set[int]] = {}
     for row in rows:
         for column, value in row.items():
@@ -375,7 +375,7 @@ def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
 
 
 def _reference(screen: Screen, column: str, value: object) -> tuple[str, int] | None:
-    """Return the resource and the id of the row that a value refers to; a key or a token did something."""
+    """Return the resource and id that a value refers to, or those of an actor's key or token; else None."""
     if isinstance(value, int):
         target = screen.resource.target(column)
         return (target, value) if target else None
@@ -450,13 +450,13 @@ HEIGHT = 100.0
 MONTH_CHARS = len("2026-01")
 
 Amount = int | Decimal
-# Moment, series, amount.
+# Time, series, amount.
 Used = tuple[date, Hashable, Amount]
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One part of a time's bar: where it stands in a drawing that is 100 high."""
+    """A part of a column in a chart of height 100: its position and height."""
 
     colour: int
     y: float
@@ -465,7 +465,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One time: what was used of each series, and in all."""
+    """A time of a chart: the amount of each series, and the total."""
 
     at: date
     total: Amount
@@ -474,16 +474,16 @@ class Column:
 
     @property
     def seconds(self) -> int:
-        """When it begins, in seconds since 1970."""
+        """The start of the time, in seconds since 1970."""
         begins = self.at if isinstance(self.at, datetime) else datetime(*self.at.timetuple()[:3], tzinfo=UTC)
         return int(begins.timestamp())
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Times in order, the series' names, most used first, and the highest time.
+    """The columns of a chart in order, the series' names, highest total first, and the highest column.
 
-    `unit` is what is counted; where it is money, in which `currency`.
+    `unit` is the unit of the amounts; for money, `currency` is its code.
     """
 
     columns: tuple[Column, ...]
@@ -523,7 +523,7 @@ def stacked(
     currency: str = "",
     interval: str = "day",
 ) -> Chart:
-    """Return a chart that stacks use by time; beyond `SERIES_MAX` series the least are merged."""
+    """Return a chart of use by time, stacked by series; the smallest beyond `SERIES_MAX` are merged."""
     by_time: dict[date, dict[Hashable, Amount]] = {at: defaultdict(int) for at in times}
     sums = defaultdict[Hashable, Amount](int)
     for at, key, amount in used:

@@ -1,7 +1,7 @@
-"""Forms: the fields of a model with their values, and a post as the JSON body that it stands for.
+"""Forms: the fields of a model with their values, and the JSON body of a submitted form.
 
-Nothing is checked here: what cannot be read as what a field wants is passed on as it was typed, so that the
-resource's own model says what is wrong with it.
+Nothing is validated here: a text that does not fit its field's type is passed on unchanged, so that the
+resource's model reports the error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import AdminRefusal
 
 FORMER = "was."
-# Fields that take a document; an example says more than a schema.
+# Fields with nested values; an example explains more than a schema.
 EXAMPLES = {
     "pricing": "tiers:\n  - up_to: 1000\n    unit_price: 0.002\n  - up_to: null\n    unit_price: 0.001",
     "auto_top_up": "threshold: 1000\ncredits: 10000\nunit_cost: 0.01\nmonthly_max: 10",
@@ -43,13 +43,13 @@ EXAMPLES = {
     "changes": "amount: 120",
 }
 
-# One line of a value by its parts.
+# The start of a line of a nested value: a name and a colon.
 _PART = re.compile(r"[a-z_]+: ", re.ASCII)
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?", re.ASCII)
 
 
 class Tick(NamedTuple):
-    """A row that a form takes a part of: its number, its words, and the most of it."""
+    """A row that a form can be applied to by a tick: its position, its description and its maximum amount."""
 
     position: int
     said: str
@@ -58,14 +58,13 @@ class Tick(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PageForm:
-    """A form on a page: fields, what is in them, what is wrong with them.
+    """A form on a page: its fields, their values and errors.
 
-    Actions that cannot be taken back are `confirmed` by a tick that says so. `former` are the
-    values a change starts from; `once` names this filling-in, so that sending it twice does it
-    once. `choices` lists what an id may refer to, where that is a short list. `slots` are its sentence;
-    of the other fields those that are not `main` are folded, if any are. `model` is what its body is checked
-    by. `ticks` are the rows that a field with rows takes some of. `presets` are addresses of the form with
-    usual values.
+    Irreversible actions are `confirmed` by a tick with this text. `former` are the values before a change;
+    `once` identifies this form, so that submitting it twice has one effect. `choices` are the possible values
+    of ids with short lists. `slots` are the fields in the form's sentence; of the others those not in `main`
+    are folded, if `main` is not empty. `model` validates the body. `ticks` are the rows that a field with
+    rows offers. `presets` are addresses of the form with usual values.
     """
 
     action: str
@@ -96,7 +95,7 @@ class PageForm:
 
     @property
     def groups(self) -> list[tuple[str, list[FormField]]]:
-        """The fields in sight, in order, those that stand together under their heading."""
+        """The visible fields outside of the sentence, in order, by their heading."""
         return _grouped(each for each in self._besides if not self.main or each.name in self.main)
 
     @property
@@ -106,7 +105,7 @@ class PageForm:
 
     @property
     def is_unfolded(self) -> bool:
-        """Whether something of the folded fields is to be seen: an error, or a value that is given."""
+        """Whether the folded fields must be shown: one has an error or an unusual value."""
         usual = self.former or defaults(self.fields)
         folded = [each for _, fields in self.more for each in fields]
         return any(
@@ -125,7 +124,7 @@ def _grouped(fields: Iterable[FormField]) -> list[tuple[str, list[FormField]]]:
 
 
 def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
-    """Return a row's values as a form shows them: texts, and lists of texts for what has many."""
+    """Return a row's values for the fields of a form: texts, or lists of texts for multiple values."""
     values: dict[str, Any] = {}
     for each in fields:
         outer, _, inner = each.name.partition(".")
@@ -142,7 +141,7 @@ def defaults(fields: Sequence[FormField]) -> dict[str, Any]:
 
 
 def form_again(form: PageForm, posted: MultiMapping[Any], error: AdminRefusal) -> PageForm:
-    """Return a refused form as it was typed, with what is wrong beside its fields."""
+    """Return a refused form with the submitted values, and the errors next to their fields."""
     values = {each.name: _typed(each, each.name, posted) for each in form.fields}
     beside, others = _by_field(form.fields, error.errors)
     message = "; ".join(others) if error.errors else error.message
@@ -154,10 +153,10 @@ def former_values(fields: Sequence[FormField], posted: MultiMapping[Any]) -> dic
 
 
 def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: bool) -> dict[str, object]:
-    """Return the JSON body a posted form stands for.
+    """Return the JSON body of a submitted form.
 
-    Where `changes`, only fields that differ from what the form began with; a field that was
-    emptied is null. Otherwise a field left empty is left out.
+    With `changes`, only fields that differ from their former value are included, and an emptied field is
+    null. Otherwise empty fields are left out.
     """
     body: dict[str, object] = {}
     nested: dict[str, dict[str, object]] = {}
@@ -184,7 +183,7 @@ def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: 
 def _by_field(
     fields: Sequence[FormField], errors: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return messages beside their fields, and those that belong to none of them."""
+    """Return error messages by form field, and the messages that belong to no field."""
     beside: dict[str, str] = {}
     others: list[str] = []
     for name, message in errors:
@@ -212,7 +211,7 @@ def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
         places = [text for text in sent if id_of(text) is not None]
         return {text: str(posted.get(f"{name}.{text}", "")).strip() for text in places}
     text = sent[-1].strip().replace("\r\n", "\n") if sent else ""
-    # Browsers drop seconds that are zero.
+    # Browsers omit seconds that are zero.
     return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
 
 
@@ -266,7 +265,9 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def hint_of(description: str) -> str:
-    """Return a field's description in words for a form: labels for names, and “Empty” for null."""
+    """Return a field's description for a form: with labels instead of field names, and “Empty” instead of
+    null.
+    """
     text = _NULL.sub("Empty", description)
     text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
     return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)

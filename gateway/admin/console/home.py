@@ -1,7 +1,7 @@
-"""What every page stands on: the operations, the templates, who is signed in, and errors as pages.
+"""The common parts of all pages: operations, templates, sessions, and errors as pages.
 
-`reading` and `writing` wrap a page's handler: nobody unknown gets to it, no forged form, and no write of
-whose role does not allow it. The desk a handler is given is its caller's own.
+`reading` and `writing` wrap the handler of a page: they require a session, the form token, and the role for a
+write. The `ConsoleShell` passed to a handler has the rights of its caller.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 
 class Assets:
-    """The static files, under an address that changes with any of them."""
+    """The static files, at an address that changes with their content."""
 
     def __init__(self) -> None:
         folder = files("gateway.admin.console") / "static"
@@ -94,7 +94,9 @@ class Assets:
         return f"/static/{self.mark}/{name}"
 
     async def serve(self, request: web.Request) -> web.Response:
-        """`GET /static/<mark>/<name>`: kept by browsers for ever, because its address changes."""
+        """`GET /static/<mark>/<name>`: browsers may cache it for ever, because the address changes with the
+        content.
+        """
         name = request.match_info["name"]
         if name not in self._files:
             raise web.HTTPNotFound
@@ -108,7 +110,7 @@ class Assets:
 
 
 class Pages:
-    """Makes answers of templates."""
+    """Renders templates as answers."""
 
     def __init__(self, assets: Assets, *, version: str) -> None:
         self._environment = Environment(
@@ -136,7 +138,7 @@ class Pages:
         )  # fmt: skip
 
     def answer(self, template: str | Sequence[str], status: int = 200, **facts: Any) -> web.Response:
-        """Make a page of a template, or of the first of several that there is."""
+        """Render a template, or the first existing one of several, as an answer."""
         names = [template] if isinstance(template, str) else list(template)
         text = self._environment.select_template(names).render(**facts)
         return web.Response(
@@ -149,7 +151,7 @@ class Pages:
 
 
 def _seen(value: object) -> object:
-    """Return the displayed form of a template's value; safe markup stays as it is."""
+    """Return the displayed form of a template's value; safe markup is unchanged."""
     return visible(value) if type(value) is str else value
 
 
@@ -161,7 +163,7 @@ T = TypeVar("T")
 
 
 class CachedAnswer(Generic[T]):
-    """An answer of the store, looked up again on demand when it is older than `fresh_s`."""
+    """A cached result of the store, queried again on demand if it is older than `fresh_s` seconds."""
 
     def __init__(
         self, ask: Callable[[], Awaitable[T]], clock: Callable[[], float], *, fresh_s: float, wait_s: float
@@ -175,7 +177,7 @@ class CachedAnswer(Generic[T]):
         self._asking: asyncio.Task[None] | None = None
 
     async def now(self) -> T | None:
-        """Return the latest answer; None while nothing was, or the store is away."""
+        """Return the latest result; None while there is none, or the store is unavailable."""
         if self._clock() - self._asked_at >= self._fresh_s and (self._asking is None or self._asking.done()):
             self._asked_at = self._clock()
             self._asking = asyncio.create_task(self._look())
@@ -197,10 +199,10 @@ class CachedAnswer(Generic[T]):
 
 COOKIE = "tollkeeper_session"
 SESSION_S = int(LIFE_MAX.total_seconds())
-# Of whom a provider named; as often as it vouches for them it lasts as long again.
+# For people signed in by a provider; each confirmation by the provider extends it by this time.
 SESSION_ELSEWHERE_S = int(VOUCHED.total_seconds())
 SESSION_BYTES = 32
-# Whether browsers find the console over TLS, whatever a proxy says of a single request.
+# Whether browsers use TLS for the console, regardless of a proxy's header.
 OVER_TLS = web.AppKey("over_tls", bool)
 
 _NOBODYS = "You are known as {}, and nobody has given you access to this console. Ask an administrator."
@@ -210,9 +212,9 @@ _KEY = re.compile(rf"{credentials.API_KEY}[{credentials.ALPHABET}]{{{credentials
 
 @dataclass(frozen=True, slots=True)
 class SignedInPerson:
-    """Who is signed in; `form_token` is what the forms of this session carry.
+    """The session of a signed-in person; `form_token` is the token in the forms of this session.
 
-    `id_token` is what a provider is told when they sign out, sealed; empty for who came by none.
+    `id_token` is the sealed ID token for signing out at the provider; "" for people without a provider.
     """
 
     actor: Actor
@@ -223,7 +225,7 @@ class SignedInPerson:
 
 @dataclass(frozen=True, slots=True)
 class SessionCookie:
-    """A new session: what its cookie holds, and how long it lasts."""
+    """A new session: the value of its cookie, and its life in seconds."""
 
     cookie: str = field(repr=False)
     seconds: int
@@ -235,7 +237,9 @@ class Sessions:
         self._asking: set[asyncio.Task[None]] = set()
 
     async def begin(self, request: web.Request, token: str) -> SessionCookie:
-        """Begin a session for who holds the token or the API key; `Unauthorized` if nobody does."""
+        """Create a session for the holder of an admin token or API key; raise `Unauthorized` if it is
+        invalid.
+        """
         known = requests.known_key if _KEY.fullmatch(token) else requests.known_token
         actor, digest = await known(self._ports, token)
         await requests.take_place(request, actor.organization_id)
@@ -243,7 +247,9 @@ class Sessions:
         return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
 
     async def begin_elsewhere(self, request: web.Request, arrival: Arrival) -> SessionCookie:
-        """Begin a session for whom a provider named; `SignInRefused` if no admin token stands for them."""
+        """Create a session for a person signed in by a provider; raise `SignInRefused` without an admin
+        token.
+        """
         person, sign_ins = arrival.person, self._ports.sign_ins
         assert person is not None
         assert sign_ins is not None
@@ -267,7 +273,8 @@ class Sessions:
         if arrival.renewal:
             values["renewal"] = sign_ins.seal(arrival.renewal, name)
         begun = await self._begin(request, actor, SESSION_ELSEWHERE_S, values, name)
-        # Its end moves on as often as the provider vouches for the person: the cookie must not end before.
+        # The session is extended by each confirmation of the provider, so the cookie must last for the
+        # longest life.
         return replace(begun, seconds=SESSION_S) if arrival.renewal else begun
 
     async def _begin(
@@ -286,9 +293,9 @@ class Sessions:
         return SessionCookie(name, seconds)
 
     async def signed_in(self, request: web.Request, *, by_key: bool = False) -> SignedInPerson:
-        """Return the signed-in person of a request; `Unauthorized` if nobody is signed in.
+        """Return the signed-in person of a request; raise `Unauthorized` if nobody is signed in.
 
-        A person signed in with an API key may only see the pages of that key: `Forbidden` unless `by_key`.
+        Raise `Forbidden` for a person signed in with an API key, unless the page allows it (`by_key`).
         """
         name = request.cookies.get(cookie_of(request), "")
         if not _SESSION.fullmatch(name):
@@ -317,13 +324,14 @@ class Sessions:
     async def _ask_again(
         self, request: web.Request, session: ConsoleSession, actor: Actor, name: str
     ) -> None:
-        """Check with the provider whether a person may still sign in; else end the session.
+        """Ask the provider whether the person may still sign in; if not, end the session and raise
+        `Unauthorized`.
 
-        `Unauthorized` then. One request checks, others go on. Without an answer the session just expires.
+        One request asks, others proceed. If the provider does not answer, the session just expires in time.
         """
         if not await self._ports.store.ask_of_session(session.id):
             return
-        # A token may be good once: a caller who leaves meanwhile must not lose its successor.
+        # A refresh token may work only once: its successor must be stored even if the caller disconnects.
         asking = asyncio.create_task(self._renew(request, session, actor, name))
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
@@ -339,11 +347,14 @@ class Sessions:
             raise Unauthorized from error
         assert self._ports.sign_ins is not None
         renewal = self._ports.sign_ins.seal(arrival.renewal, name)
-        # Tokens alone do not say what groups a person is in now: only an ID token lets a session go on.
+        # Without an ID token the person's current groups are unknown, so only an ID token extends the
+        # session.
         await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
     async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
-        """Return the provider's answer about the signed-in person; `SignInRefused` if it names another."""
+        """Return the provider's answer on the signed-in person; raise `SignInRefused` if it names another
+        person.
+        """
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.person is None or session.renewal is None:
             raise SignInRefused
@@ -354,7 +365,9 @@ class Sessions:
         return arrival
 
     async def of_cookie(self, request: web.Request) -> tuple[ConsoleSession | None, str]:
-        """Return the session of who sends a request, and the cookie that opens what is sealed in it."""
+        """Return the session of a request (None if there is none), and the cookie's value, which unseals its
+        tokens.
+        """
         name = request.cookies.get(cookie_of(request), "")
         return await self._ports.store.console_session(self._digest(name)), name
 
@@ -370,12 +383,12 @@ def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, per
 
 
 def _begins(actor: Actor) -> Actor:
-    """Return the actor that begins and ends sessions: of the organization, without tenant or key."""
+    """Return the actor for creating and ending sessions: that of the organization, without tenant or key."""
     return replace(actor, tenant_id=None, api_key_id=None)
 
 
 def set_cookie(request: web.Request, response: web.StreamResponse, session: SessionCookie) -> None:
-    """Hand the session's name to the browser: no script reads it, no other site sends it."""
+    """Set the session's cookie, which scripts cannot read and other sites cannot send."""
     response.set_cookie(
         cookie_of(request), session.cookie, max_age=session.seconds, path="/", httponly=True,
         samesite="Strict", secure=is_secure(request),
@@ -387,18 +400,18 @@ def drop_cookie(request: web.Request, response: web.Response) -> None:
 
 
 def cookie_of(request: web.Request) -> str:
-    """Return the cookie's name; behind TLS no other host of the domain can set it (RFC 6265bis, 4.1.3.2)."""
+    """Return the cookie's name; with `__Host-` over TLS, no other host can set it (RFC 6265bis, 4.1.3.2)."""
     return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
 
 
 def is_secure(request: web.Request) -> bool:
-    """Return whether the browser speaks TLS with us or our proxy: by its header, or by configuration."""
+    """Return whether the browser uses TLS to us or our proxy, by the proxy's header or the configuration."""
     said = request.headers.get("X-Forwarded-Proto", "") == "https"
     return request.secure or said or request.app.get(OVER_TLS, False)
 
 
 def require_own_origin(request: web.Request) -> None:
-    """Refuse a form that another site sent; browsers send the origin of a form."""
+    """Raise `Forged` if another site sent the form, by the headers that browsers send."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         if site != "same-origin":
@@ -422,11 +435,11 @@ def _public(row: Row) -> Row:
 
 FORM = "application/x-www-form-urlencoded"
 THEME_COOKIE = "tollkeeper_theme"
-# The choices of a list; of more, the id is asked for.
+# Maximum of choices of a list; beyond it, a field for the id is shown.
 CHOICES_MAX = 200
-# Rows that may be of any length are read without what makes them so.
+# Shorter forms of rows of any length.
 SHORT = {"invoices": "invoice-heads"}
-# Where a field refers to one of these, a name may be typed: by a search of words, or of parts of names.
+# Resources that fields may refer to by name: searched by words, or by parts of names.
 SEARCHED = frozenset({"organizations", "tenants"})
 FOUND = SEARCHED | {
     "api-keys", "users", "services", "token-plans", "subscription-plans", "business-models", "invoices",
@@ -442,7 +455,7 @@ Choices = dict[str, list[tuple[str, str]]]
 
 
 class ConsoleShell:
-    """The console's common ground."""
+    """The common operations of the console's pages, with the rights of one actor."""
 
     def __init__(self, ports: AdminPorts, pages: Pages, sessions: Sessions) -> None:
         self.ports = ports
@@ -453,17 +466,17 @@ class ConsoleShell:
         self._pages = pages
 
     def of(self, actor: Actor) -> ConsoleShell:
-        """Return the desk of who is signed in: what its role and organization let it see and do."""
+        """Return a shell with the rights of an actor."""
         return ConsoleShell(self.ports.of(actor), self._pages, self.sessions)
 
     @property
     def whole(self) -> ConsoleShell:
-        """The desk of the person's organization: for what they are told of it, such as its currency."""
+        """The shell of the person's whole organization, for shared facts such as its currency."""
         actor = self.ports.actor
         return self if actor.tenant_id is None else self.of(replace(actor, tenant_id=None, api_key_id=None))
 
     def reading(self, page: Reading, *, by_key: bool = False) -> Handler:
-        """Return a page of who is signed in; `by_key`: with an API key, too."""
+        """Return the handler of a page for signed-in people; with `by_key`, also with an API key."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             signed = None
@@ -476,7 +489,9 @@ class ConsoleShell:
         return handle
 
     def writing(self, page: Writing, answered: Endpoint, verb: str) -> Handler:
-        """Return a form that changes something: sent by a page of ours, by somebody who may do that."""
+        """Return the handler of a form that changes something: from our own page, by an actor with the right
+        to.
+        """
 
         async def posted(
             desk: ConsoleShell, request: web.Request, signed: SignedInPerson, form: Posted
@@ -487,7 +502,7 @@ class ConsoleShell:
         return self.asking(posted)
 
     def asking(self, page: Writing, *, by_key: bool = False) -> Handler:
-        """Return a form that was sent by a page of ours."""
+        """Return the handler of a form that must come from our own page."""
 
         async def posted(
             desk: ConsoleShell, request: web.Request, signed: SignedInPerson
@@ -543,7 +558,7 @@ class ConsoleShell:
     def asked(
         self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: requests.Body | None = None
     ) -> WriteRequest:
-        """Return the write request of a form; its key makes a body take effect once, however often sent."""
+        """Return the write request of a form; the form's key makes a repeated submission take effect once."""
         once = posted.get("once")
         claim = None
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
@@ -578,7 +593,7 @@ def _may(actor: Actor, name: str, verb: str) -> bool:
 
 
 def query(limit: int, *, newest_first: bool = False, **filters: object) -> Query:
-    """Return the first rows of a list under filters that are known to be good."""
+    """Return a query for the first rows of a list; the filters must be valid."""
     return Query(filters, None, None, None, limit, newest_first)
 
 
@@ -593,5 +608,5 @@ async def read_form(request: web.Request) -> Posted:
 
 
 def see(address: str) -> web.Response:
-    """Send the browser on, after a form that was taken."""
+    """Redirect the browser after a submitted form (303)."""
     return web.Response(status=303, headers={"Location": address})

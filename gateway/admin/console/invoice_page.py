@@ -1,4 +1,4 @@
-"""An invoice's page: its lines, what of it was paid, what waits for a later one, and what became of it."""
+"""The page of an invoice: its lines, payments, charges left for a later invoice, and history."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gateway.core.accounts.administration import Row
 from gateway.feature import features
 
 LINES_A_PAGE = 100
-# Notes, and payments, that the history of an invoice tells of.
+# Maxima of notes and of payments in the history of an invoice.
 NOTES_TOLD_MAX = 50
 PAYMENTS_TOLD_MAX = 200
 _POSITION = re.compile("[0-9]{1,9}", re.ASCII)
 
 
 async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return a page of an invoice's lines; on the first page also payments, waiting use and history."""
+    """Return a page of an invoice's lines; on the first page also payments, waiting charges and history."""
     sent = request.query.get("after", "")
     after = int(sent) if _POSITION.fullmatch(sent) else 0
     invoice_id = int(str(row["id"]))
@@ -56,7 +56,7 @@ async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> M
 
 
 async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
-    """Return its history, the first thing first; payments and notes lead to their pages."""
+    """Return an invoice's history, oldest first, with links to payments and notes."""
     invoice_id = int(str(row["id"]))
     found = list(_of_itself(row))
     if corrects := row["corrects_id"]:

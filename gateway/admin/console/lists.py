@@ -1,4 +1,4 @@
-"""Lists: one page of a resource under its filters, newest first where that is what people look for."""
+"""Lists: one page of a resource's rows under filters, usually newest first."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from gateway.errors import Forbidden, Unprocessable
 
 # The order of a list: as its rows came, either way round, or a bounded number of them by another column.
 
-# Rows that are put in another order than theirs: they are read for it, whichever page is shown.
+# Maximum of rows that can be sorted by a column: all of them are read for each page.
 SORTED_MAX = 1_000
-# The columns of time, by the name that a list shows. Lists are in that order, but for those by account.
+# The columns of time. Lists are in this order, except lists by account.
 IN_ORDER = ("created_at", "timestamp", "id")
 BY_ACCOUNT = frozenset({"token-ledger", "credit-transactions", "feature-usage"})
-# Columns whose values stand in no order.
+# Columns that cannot be sorted.
 UNSORTED = frozenset((
     "quota", "use", "of", "amount", "state", "change", "after", "limits", "last_delivery", "events",
     "feature_access",
@@ -53,7 +53,7 @@ UNSORTED = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A list's order: by a column, `descending` or not; by none as the list usually is."""
+    """The order of a list by a column; `is_own` if it is the list's usual order."""
 
     column: str
     descending: bool
@@ -65,7 +65,7 @@ class Order:
 
 
 def order_of(screen: Screen, said: str) -> Order:
-    """Return the order that an address asks for; the usual one for what is no column of the list."""
+    """Return the order in the query parameter `sort`; the usual one if it names no sortable column."""
     by_time = screen.resource.name not in BY_ACCOUNT
     own = next((name for name in IN_ORDER if name in screen.columns), "") if by_time else ""
     column, descending = said.removeprefix("-"), said.startswith("-")
@@ -75,7 +75,7 @@ def order_of(screen: Screen, said: str) -> Order:
 
 
 def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
-    """Return each column's sort link, empty if unsortable, and its current order."""
+    """Return each column's sort link ("" if it cannot be sorted), and its current order."""
     found = []
     for column in screen.columns:
         is_here = column == order.column
@@ -92,7 +92,7 @@ def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
 
 
 def in_order(rows: Sequence[Row], screen: Screen, order: Order, names: Names) -> list[Row]:
-    """Return rows by a column: what refers to something by its name, what is empty last."""
+    """Sort rows by a column: references by the name of their row, empty values last."""
     target = screen.resource.target(order.column)
 
     def value(row: Row) -> Any:
@@ -123,10 +123,10 @@ def _is_sortable(screen: Screen, column: str) -> bool:
 
 ROWS_A_PAGE = 50
 FOUND_MAX = 20
-# Names that are proposed where no row has the typed one.
+# Similar names shown if no row has the typed one.
 ALIKE_SHOWN_MAX = 3
 KINDS = {"id": "id", "count": "id"}
-# How many rows are counted, of more it is said that there are more; and how long a list waits for it.
+# Maximum of counted rows, beyond which "more" is shown; and milliseconds that a list waits for the count.
 COUNT_MAX = 10_000
 COUNT_MS_MAX = 200
 _PAGE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)
@@ -145,7 +145,7 @@ class FilterControl:
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """Rows of a page, what an address says for the next one, and how many rows there are if that is known."""
+    """The rows of a page, the query parameters of the next page, and the number of rows if known."""
 
     rows: Sequence[Row]
     next: Mapping[str, str] | None
@@ -179,9 +179,9 @@ async def page_of(
     file: str = "",
     **fixed: str,
 ) -> dict[str, Any]:
-    """Return the page of a list that a query asks for, and what leads to other pages and its file.
+    """Return the facts for a page of a list by the request's query, with links to other pages and the file.
 
-    Filters in `fixed` are set.
+    Filters in `fixed` override the query's.
     """
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     order = order_of(screen, request.query.get("sort", ""))
@@ -217,7 +217,7 @@ async def page_of(
 
 
 def _next_step(desk: ConsoleShell, screen: Screen) -> tuple[str, str]:
-    """Return the next step for an empty list: a link to make its first row, where allowed."""
+    """Return text and address of the button on an empty list: to create a row if allowed."""
     resource, actor = screen.resource, desk.ports.actor
     if resource.create is None or refused_write(actor, resource.name, resource.access, CREATE) is not None:
         return screen.next_step
@@ -233,7 +233,7 @@ async def _found(
     rows_max: int,
     fixed: Mapping[str, str],
 ) -> ListPage:
-    """Return the rows of a page; in another order than their own, only where there are few enough of them."""
+    """Return the rows of a page; another order than the usual one only if at most `SORTED_MAX` rows match."""
     operations = desk.operations[screen.name]
     if not order.is_own:
         rows, more = await operations.list(replace(read(screen, request, SORTED_MAX, fixed), after=None))
@@ -252,14 +252,14 @@ async def _found(
 
 
 async def find(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /find/<resource>?<field>=`: what an id may be, as options of the field."""
+    """`GET /find/<resource>?<field>=`: rows with a matching name, as options of a field."""
     name = request.match_info["resource"]
     text = next(iter(request.query.values()), "").strip()
     return desk.answer(request, signed, "options.html", options=await found_by_name(desk, name, text))
 
 
 async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tuple[int, str]]:
-    """Return rows that a typed name may mean; none of a resource that may not be read."""
+    """Return ids and names of rows that match a typed name; none if the actor may not read them."""
     if name not in FOUND or not 0 < len(text) <= FILTER_CHARS_MAX:
         return ()
     if refused_read(desk.ports.actor, name, RESOURCES[name].access) is not None:
@@ -273,7 +273,7 @@ async def found_by_name(desk: ConsoleShell, name: str, text: str) -> Sequence[tu
 async def ids_of_names(
     desk: ConsoleShell, typed: Mapping[str, str], targets: Mapping[str, str]
 ) -> dict[str, int]:
-    """Return the ids of the rows that are named; `Unprocessable` has what `find_names` has as errors."""
+    """Return the ids of rows by typed names; raise `Unprocessable` with the errors of `find_names`."""
     ids, errors = await find_names(desk, typed, targets)
     if errors:
         raise Unprocessable("Some names do not say which row is meant.", tuple(errors.items()))
@@ -283,10 +283,10 @@ async def ids_of_names(
 async def find_names(
     desk: ConsoleShell, typed: Mapping[str, str], targets: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the ids of the rows that are named, by field, as an address has them; and the errors by field.
+    """Return the ids of rows by typed names, as texts by field; and errors by field.
 
-    `targets` are the fields' resources. A number stays as it is: its field is checked later. A name that no
-    row has, or several have, is an error.
+    `targets` are the fields' resources. Numbers are ignored, as their field checks them. A name that no row
+    or several rows have is an error.
     """
     wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
     named = {name: text for name, text in wanted.items() if text and not text.isdecimal()}
@@ -297,7 +297,7 @@ async def find_names(
 
 
 async def _find_named(desk: ConsoleShell, target: str, text: str) -> int | str:
-    """Return the id of the row that has a name; a sentence where no row has it, or several have."""
+    """Return the id of the row with this name; an error message if none or several have it."""
     rows = await found_by_name(desk, target, text)
     same = [row_id for row_id, name in rows if name.casefold() == text.casefold()]
     if len(same) == 1:
@@ -333,7 +333,7 @@ def targets_of(screen: Screen) -> dict[str, str]:
 
 
 async def lines_of(desk: ConsoleShell, screen: Screen, rows: Sequence[Row]) -> list[ListRow]:
-    """Return rows with everything their cells need: names behind their ids, quotas of tenants."""
+    """Return rows for a table, with the names of referred rows and the quotas of tenants."""
     if screen.name == "tenants":
         rows = await with_quotas(desk, rows)
     if screen.name == "budgets":
@@ -358,7 +358,7 @@ async def with_quotas(desk: ConsoleShell, tenants: Sequence[Row]) -> list[Row]:
 
 
 def quota_of(row: Row | None) -> Row | None:
-    """Return a quota with its shares of the whole, in per cent: used, held, left."""
+    """Return a quota with its used, held and remaining shares in per cent; None if there is none."""
     if row is None:
         return None
     values: Any = row
@@ -410,7 +410,7 @@ def _page(request: web.Request) -> int:
 def _address(request: web.Request, path: str = "", **changes: str) -> str:
     here = {"cursor", "page", "done"}
     kept = {name: text for name, text in request.query.items() if text and name not in here} | changes
-    # No sign means anything but itself in what a path of ours is called.
+    # Names in our paths contain no characters that need escaping.
     return str(URL(path or request.path).with_query(kept)) if kept else path or request.path
 
 
@@ -427,7 +427,7 @@ def _midnight(name: str, text: str, days: int) -> str:
 # key only the prefix that is shown everywhere is looked for or written on a page.
 
 _SECRET = re.compile(rf"({credentials.ADMIN_TOKEN}|{credentials.API_KEY})([0-9A-Za-z]+)", re.ASCII)
-# The search filter of each collection, and the words beside a row's name.
+# The search filter of each resource, and the fields shown next to a row's name.
 _BY_NAME = {
     "api-keys": ("prefix", ("prefix", "tenant_id")),
     "users": ("external_id", ("organization_id", "name")),
@@ -443,7 +443,7 @@ _BY_REQUEST = {
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row that was found: what it is called, what else is said of it, where it is."""
+    """A row found by a search: its name, further facts, and its address."""
 
     name: str
     notes: Sequence[str]
@@ -456,7 +456,7 @@ Hits = list[tuple[str, list[Hit]]]
 async def ask_search(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
 ) -> web.Response:
-    """`POST /search`: on to the only hit, or all of them."""
+    """`POST /search`: redirect to the only hit, or show all."""
     text = posted.get("q", "")
     wanted = reduced(text.strip())[:FILTER_CHARS_MAX] if isinstance(text, str) else ""
     found = await _found_by_search(desk, wanted)
@@ -466,7 +466,7 @@ async def ask_search(
 
 
 async def show_search(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /search?q=`: what was found."""
+    """`GET /search?q=`: show all hits."""
     text = request.query.get("q", "").strip()
     wanted = reduced(text)
     if wanted != text:
@@ -477,7 +477,7 @@ async def show_search(desk: ConsoleShell, request: web.Request, signed: SignedIn
 
 
 def reduced(text: str) -> str:
-    """Return the text to look for; of anything with a key or an admin token in it the beginning of that."""
+    """Return the text to search for; a key or admin token in it is cut to its visible beginning."""
     secret = _SECRET.search(text)
     if secret is None or len(secret[2]) <= credentials.SHOWN_CHARS:
         return text
@@ -496,7 +496,7 @@ async def _found_by_search(desk: ConsoleShell, wanted: str) -> Hits:
 
 
 async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
-    """Return the call of a request; what it moved, where the journal no longer has it."""
+    """Return the call of a request; if it is no longer in the journal, the request's ledger rows."""
     for names in (("calls",), ("credit-transactions", "feature-usage")):
         hits = await asyncio.gather(
             *(_hits(desk, name, "request_id", request_id, _BY_REQUEST[name]) for name in names)

@@ -1,6 +1,6 @@
-"""A budget as a sentence, and how much of the last days' use it would have refused.
+"""Explains a budget by a sentence, and by how often it would have refused calls lately.
 
-The past is read from the roll-ups of usage, in a bounded number of rows. It is told in whole UTC days.
+Past use is read from the roll-ups, in a bounded number of rows, for whole UTC days.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from gateway.core.accounts.budgets import DAY, ENFORCE, HOUR, MONEY, MONTH, SELE
 from gateway.core.accounts.usage import UsageQuery, end_of
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
-# Days that are looked back at, and the interval in which their use is added up.
+# Days to look back, and the interval of their sums.
 LOOKED_BACK = {HOUR: (7, "hour"), DAY: (7, "day"), WEEK: (7, "none"), MONTH: (30, "none")}
 ROWS_MAX = 5_000
-# The groups of usage that have an account of their own.
+# The groups of usage reports for budgets with `each`.
 GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project"}
 _COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id"}
 _MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}
-# Selectors that the roll-ups do not tell apart.
+# Selectors that the roll-ups do not distinguish.
 _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_id", "model", "service_id"}
 _EACH = {"key": "API key"}
 
@@ -44,7 +44,7 @@ def sentence_of(budget: Row, of: str) -> str:
 
 
 async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
-    """Return the sentences a page says of a budget, or of one that is being typed."""
+    """Return the sentences on a stored or typed budget: its meaning, and its effect on past use."""
     resource = SCREENS["budgets"].resource
     names = await desk.names(references(SCREENS["budgets"], [budget]))
     targets = {name: resource.target(name) for name in SELECTING}
@@ -66,7 +66,7 @@ async def with_owner(desk: ConsoleShell, budget: Row) -> Row:
 
 
 async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
-    """Return the sentences of a form that is being filled in; none while something is missing or wrong."""
+    """Return the sentences on an incomplete form; none while a field is missing or invalid."""
     try:
         budget = await with_owner(desk, sent)
         if not all(budget.get(name) for name in ("organization_id", "amount", "unit", "interval")):
@@ -83,7 +83,7 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
 
 
 async def _past(desk: ConsoleShell, budget: Row) -> str:
-    """Return in words how often a budget would have refused lately; empty where usage cannot answer."""
+    """Return a sentence on how often a budget would have refused lately; "" if usage reports cannot tell."""
     interval, each = str(budget["interval"]), budget["each"]
     if interval not in LOOKED_BACK or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
@@ -135,7 +135,7 @@ def _told(budget: Row, rows: object, days: int, model: str) -> str:
 
 
 async def _filters(desk: ConsoleShell, budget: Row) -> Mapping[str, object] | None:
-    """Return the filters of usage that a budget's selectors are; None of a user nobody knows."""
+    """Return the usage filters for a budget's selectors; None if it names an unknown user."""
     names = ("organization_id", "tenant_id", "api_key_id", "project_id", "service_id")
     filters = {name: budget[name] for name in names if budget.get(name) is not None}
     if budget["user"] is None:

@@ -1,7 +1,7 @@
-"""The invoices of a month for all organizations, made at once, and what became of each.
+"""Makes the invoices of a month for all organizations at once, and shows the result for each.
 
-An organization at a time: its draft is made or computed again, and becomes final unless drafts were asked
-for. What a person sends again goes on where it was.
+For each organization, a draft is created or computed again, and finalized unless drafts were requested. A
+repeated request continues from where it stopped.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gateway.core.accounts.administration import CREATE, Row
 from gateway.errors import Conflict, NotFound, Unprocessable
 
 INVOICES = RESOURCES["invoices"]
-# Months that are offered, this one first.
+# The number of months to choose from, this one first.
 MONTHS_OFFERED = 13
-# Seconds that one run takes: the page says who is left.
+# Maximum of seconds of one run; the page shows that organizations are left.
 RUN_S_MAX = 15.0
 ORGANIZATIONS_A_PAGE = 100
 INVOICES_OF_ONE_MAX = 1_000
@@ -42,7 +42,7 @@ _FORM = PageForm(
 
 @dataclass(frozen=True, slots=True)
 class InvoicedOrganization:
-    """What became of an organization's month: its invoice, or the reason why there is none."""
+    """The result for an organization's month: its invoice, or the reason why there is none."""
 
     organization_id: int
     name: str
@@ -61,7 +61,7 @@ async def show_month(desk: ConsoleShell, request: web.Request, signed: SignedInP
 async def invoice_month(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
 ) -> web.Response:
-    """`POST /invoices/month`: as many organizations as there is time for, behind the one that is sent."""
+    """`POST /invoices/month`: invoice organizations beyond the id `after`, until the time is over."""
     typed = {name: str(posted.get(name, "")) for name in ("month", "draft", "after")}
     if typed["month"] not in months_until(datetime.now(UTC).date()):
         wrong = {"month": "must be one of these months"}
@@ -81,7 +81,7 @@ async def invoice_month(
 
 
 def months_until(today: date) -> list[str]:
-    """Return months as they are chosen, this one first."""
+    """Return the months to choose from as "2026-01", this one first."""
     months = [today.replace(day=1)]
     while len(months) < MONTHS_OFFERED:
         months.append((months[-1] - timedelta(days=1)).replace(day=1))
@@ -96,7 +96,7 @@ def period_of_month(month: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class _MonthRun:
-    """Invoices organizations for one period; where it `keeps_drafts` none becomes final."""
+    """Invoices organizations for one period; with `keeps_drafts` the invoices stay drafts."""
 
     desk: ConsoleShell
     asked: WriteRequest
@@ -108,7 +108,7 @@ class _MonthRun:
         return (await self.desk.ports.store.page("organizations", wanted)).rows
 
     async def invoice(self, organization: Row) -> InvoicedOrganization:
-        """Invoice an organization; a refusal is the reason that it has no invoice."""
+        """Invoice an organization; a refusal becomes the reason that it has no invoice."""
         owner, name = int(str(organization["id"])), str(organization["name"])
         try:
             made = await self._make(owner)
@@ -118,9 +118,9 @@ class _MonthRun:
         return InvoicedOrganization(owner, name, made, "" if made else "nothing to bill")
 
     async def _make(self, owner: int) -> Row | None:
-        """Return the organization's invoice, found or made; None where there is nothing to bill.
+        """Return the organization's invoice, existing or new; None if there is nothing to bill.
 
-        A draft without lines is deleted: it takes no number.
+        A draft without lines is deleted and takes no number.
         """
         invoices, (start, end) = self.desk.operations["invoices"], self.period
         invoice = await self._known(owner)
@@ -137,7 +137,7 @@ class _MonthRun:
         return invoice if self.keeps_drafts else await self._act("finalize", invoice)
 
     async def _known(self, owner: int) -> Row | None:
-        """Return the organization's invoice of the period that an earlier run made."""
+        """Return the organization's existing invoice of the period; None if there is none."""
         rows, _ = await self.desk.operations["invoices"].list(
             query(INVOICES_OF_ONE_MAX, newest_first=True, organization_id=owner, kind="invoice")
         )

@@ -1,6 +1,7 @@
-"""Nested values as people write them: a name and a value a line, what belongs to it indented.
+"""Nested values as texts for forms: one name and value on a line, nested ones indented.
 
-It is the YAML of configuration files, so JSON is read too. What a form shows is read back as the same value.
+The format is the YAML of configuration files, so JSON is read too. A text made from a value is read back as
+the same value.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pydantic import BaseModel
 
 from gateway.yaml_reader import UnreadableYaml, documents
 
-# A text that YAML reads as that text, or that `fit_to` makes a text again.
+# A text that needs no quotes: YAML reads it as this text, or `fit_to` converts it back.
 _PLAIN = re.compile(r"[A-Za-z0-9./@+_-]([A-Za-z0-9 ./@+_:-]*[A-Za-z0-9./@+_-])?", re.ASCII)
 _WORDS = frozenset({"null", "true", "false"})
 
 
 def read_outline(text: str) -> object:
-    """Return the value that a text writes; the text itself where it writes none."""
+    """Parse a text as a nested value; return the text itself if it is none."""
     try:
         found = [each.value for each in documents(text, "", decimals_as_texts=True)]
     except (UnreadableYaml, RecursionError):
@@ -29,7 +30,7 @@ def read_outline(text: str) -> object:
 
 
 def write_outline(value: object) -> str:
-    """Return lines that `read_outline` reads."""
+    """Return a value as lines that `read_outline` parses."""
     return "\n".join(_lines(value))
 
 
@@ -60,7 +61,7 @@ def _scalar(value: object) -> str:
 
 
 def fit_to(model: type[BaseModel], name: str, value: object) -> object:
-    """Return a value as a field of a model wants it: numbers as texts, a line a pair as a list of pairs."""
+    """Convert a parsed value to the type of a model's field: numbers to texts, mappings to lists of pairs."""
     schema = model.model_json_schema()
     return _fit(value, schema["properties"].get(name, {}), schema)
 
@@ -88,7 +89,7 @@ def _fit(value: Any, part: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
 
 
 def _shapes(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Return the shapes that a value may have, behind references."""
+    """Yield the alternative schemas of a value, with references resolved."""
     if "$ref" in part:
         yield from _shapes(schema["$defs"][part["$ref"].rpartition("/")[2]], schema)
     elif "properties" in part or not (options := part.get("anyOf") or part.get("oneOf")):

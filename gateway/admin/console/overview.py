@@ -1,7 +1,7 @@
-"""The first page: spend by model and person, budgets with least left, refusals by reason, and faults.
+"""The first page: spend by model and person, budgets with little left, refusals by reason, and faults.
 
-It is at most half a minute old, and is looked up once for all who see the same. The page of the
-gateways' health shows the numbers of this moment.
+It is at most half a minute old, and computed once for all viewers of the same data. The page of the gateways'
+health shows current numbers.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ BUSIEST = 10
 WINDOW_S = 60
 TODAY_FRESH_S = 5.0
 FIRST_WAIT_S = 0.1
-# Spend moves by the minute, and adding it up takes longer.
+# Spend changes slowly, and summing it takes longer.
 SPEND_FRESH_S = 30.0
 SPEND_WAIT_S = 1.0
 SPEND_ROWS_MAX = 1_000
 SPEND_BY = {"model": "By model", "tenant": "By tenant", "user": "By user", "api_key": "By API key"}
 PARTS = 6
-# Answers for different people, ranges and filters.
+# Maximum of cached answers for different viewers, ranges and filters.
 KEPT_MAX = 64
-# Budgets that are looked at for those with least left, and of them those with an account for each of many.
+# Maximum of budgets read to find those with the least left, and of those among them with `each`.
 BUDGETS_READ_MAX = 200
 EACH_READ_MAX = 10
 BUDGETS_SHOWN = 6
-# Calls whose outcomes are counted: the newest ones.
+# The newest calls, whose outcomes are counted.
 CALLS_READ_MAX = 10_000
 OUTCOMES_SHOWN = 8
 TROUBLE_COUNTED_MAX = 99
@@ -77,7 +77,7 @@ OUTBOX_LATE_S = 60
 
 
 class OpenRows(NamedTuple):
-    """Rows that wait for a person: their list, the filter that finds them, and their name."""
+    """Rows that wait for a person's decision: their list, the filter that finds them, and their name."""
 
     list: str
     field: str
@@ -116,13 +116,13 @@ async def _waiting(desk: ConsoleShell, lists: Sequence[OpenRows]) -> list[tuple[
     ]
 
 
-# Whose spend it may be of, by field.
+# The fields that filter spend, with their resources.
 _TARGETS = {"organization_id": "organizations", "tenant_id": "tenants"}
 
 
 @dataclass(frozen=True, slots=True)
 class TightBudget:
-    """A budget with little left; of one with `each`, the account that used most."""
+    """A budget with little left; for one with `each`, the account with the highest use."""
 
     row: Row
     of: str
@@ -132,7 +132,7 @@ class TightBudget:
 
 @dataclass(frozen=True, slots=True)
 class RefusalCount:
-    """Calls that failed alike: what an answer's status says, the reason, and how many."""
+    """The number of failed calls with the same status and reason."""
 
     outcome: Outcome
     status: int
@@ -141,13 +141,13 @@ class RefusalCount:
 
 
 class OverviewQuery:
-    """What the overview's address asks: a range of time, and whose spend; `errors` by field."""
+    """The query of the overview: a range of time, and filters of spend; `errors` by field."""
 
     def __init__(self, typed: Mapping[str, str], realm: Realm | None, errors: Mapping[str, str]) -> None:
         self.realm, self.asked, self.errors = realm, dict(typed), dict(errors)
         self._report = ReportQuery(self.asked, ["model"], datetime.now(UTC))
         self.range = self._report.range
-        # Checked at once: what is kept is asked of the store alone.
+        # Validated here, since a cached query is sent to the store without checks.
         try:
             self.query()
         except Unprocessable as wrong:
@@ -155,7 +155,7 @@ class OverviewQuery:
 
     @classmethod
     async def read(cls, desk: ConsoleShell, request: web.Request) -> Self:
-        """Read an address, in which rows may be named."""
+        """Read the query parameters, in which rows may be named."""
         realm = desk.ports.actor.realm
         names = ("range", *(["organization_id"] if realm is None else []), "tenant_id")
         typed = {name: text for name in names if (text := request.query.get(name, "").strip())}
@@ -167,7 +167,7 @@ class OverviewQuery:
         return self.realm, tuple(sorted(self.asked.items()))
 
     def query(self) -> UsageQuery:
-        """Return the report of its range by model, with the interval that shows it best."""
+        """Return the usage query of the range by model, with the best interval for a chart."""
         return ReportQuery(self.asked, ["model"], datetime.now(UTC)).query()
 
     def address(self, path: str = "/", **changes: str) -> str:
@@ -175,16 +175,16 @@ class OverviewQuery:
         return f"{path}?{urlencode(said)}" if said else path
 
     def usage(self, group: str) -> str:
-        """Return the explorer for the same, by a group."""
+        """Return the address of the usage explorer for the same range and filters, by a group."""
         return self._report.address(group_by=group)
 
     def calls(self, **filters: str) -> str:
-        """Return the journal for the same."""
+        """Return the address of the list of calls for the same filters."""
         said = {name: text for name, text in self.asked.items() if name != "range"} | filters
         return f"/calls?{urlencode(said)}"
 
     def file(self) -> str:
-        """Return the chart's numbers as CSV."""
+        """Return the address of the chart's numbers as CSV."""
         query = self.query()
         return self._report.file(query, ".csv", query.interval)
 
@@ -214,7 +214,7 @@ class Overview:
             fresh_s=TODAY_FRESH_S,
             wait_s=FIRST_WAIT_S,
         )
-        # By viewer and address; the one that was looked at last is last.
+        # By viewer and query; the most recently used one is last.
         self._kept: dict[object, CachedAnswer[dict[str, Any]]] = {}
 
     async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
@@ -226,20 +226,20 @@ class Overview:
         return desk.answer(request, signed, "overview.html", status, trouble=trouble, **said)
 
     async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-        """`GET /spend`: what is spent, alone, asked for now and then."""
+        """`GET /spend`: the spend alone, for periodic updates."""
         asked = await OverviewQuery.read(desk, request)
         said = self._said(desk, asked, await self._spent(desk, asked))
         return desk.answer(request, signed, "spend.html", 422 if asked.errors else 200, **said)
 
     async def health(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-        """`GET /health`: what the gateways do now, and who used most today."""
+        """`GET /health`: the gateways' current numbers, and today's busiest tenants."""
         _require_all(desk)
         return desk.answer(request, signed, "health.html", **await self._facts())
 
     async def fragment(
         self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson
     ) -> web.Response:
-        """`GET /live`: the numbers alone, asked for every second."""
+        """`GET /live`: the numbers alone, for updates each second."""
         _require_all(desk)
         return desk.answer(request, signed, "fragment.html", **await self._facts())
 
@@ -266,7 +266,7 @@ class Overview:
         }
 
     async def _trouble(self, desk: ConsoleShell) -> list[tuple[str, str]] | None:
-        """Return faults, each with the address of its page; None where its viewer cannot be told."""
+        """Return faults, each with the address of its page; None for a viewer of a single organization."""
         if desk.ports.actor.realm is not None:
             return None
         (_, dependencies), now, waiting = await asyncio.gather(
@@ -281,7 +281,7 @@ class Overview:
         return found + [(f"{number} {rows.title}", rows.address) for rows, number in waiting]
 
     async def waiting(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-        """`GET /waiting`: the numbers of open rows, beside the lists in the viewer's menu."""
+        """`GET /waiting`: the numbers of open rows for the lists in the viewer's menu."""
         in_menu = {
             name
             for part in menu(signed.actor, desk.ports.off).values()
@@ -290,7 +290,7 @@ class Overview:
         try:
             waiting = await _waiting(desk, [rows for rows in TROUBLE if rows.list in in_menu])
         except StoreUnavailable:
-            waiting = []  # a page that needs the store says so itself
+            waiting = []  # pages that need the store report this themselves
         return desk.answer(request, signed, "waiting.html", waiting=waiting)
 
     def _said(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
@@ -306,7 +306,7 @@ class Overview:
         return None if asked.errors else await self._kept_for(desk, asked).now()
 
     def _kept_for(self, desk: ConsoleShell, asked: OverviewQuery) -> CachedAnswer[dict[str, Any]]:
-        """Return the answer for everybody who sees the same, and asks the same."""
+        """Return the cached spend for everybody with the same rights and query."""
         kept = self._kept.pop(asked.key, None) or CachedAnswer(
             partial(_spend, desk, asked), self._clock, fresh_s=SPEND_FRESH_S, wait_s=SPEND_WAIT_S
         )
@@ -316,7 +316,7 @@ class Overview:
         return kept
 
     async def _elsewhere(self) -> dict[str, Any]:
-        """Return the last minute of all gateways by Redis, where none runs on this machine."""
+        """Return the last minute of all gateways from Redis, for a machine without a gateway."""
         try:
             counts, seconds = await self._ports.activity.read(WINDOW_S)
         except CountersUnavailable:
@@ -362,7 +362,7 @@ async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:
 
 
 async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, Any]]:
-    """Return spend of today, of this month, and at its expected end, by currency, the largest first."""
+    """Return the spend of today, of this month, and expected at its end, by currency, the largest first."""
     now = datetime.now(UTC)
     whole = UsageQuery(
         looked_at_since(now), end_of("day", now), "day", (), asked.query().filters, SPEND_ROWS_MAX
@@ -385,7 +385,7 @@ async def _parts(
     whole = replace(over_time, interval="none", rows_max=PARTS)
     asking = (ports.store.used(replace(whole, groups=(group,))) for group in SPEND_BY if group != "model")
     found, others = await asyncio.gather(_by_model(ports, over_time), asyncio.gather(*asking))
-    # Models without a price are told in tokens.
+    # If no model has a price, tokens are shown.
     measure = "cost" if any(row["cost"] for row in found.totals) else "tokens"
     sums = {str(row["currency"]): amount_of(row, measure) for row in found.totals}
     parts = [
@@ -396,7 +396,7 @@ async def _parts(
 
 
 async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
-    """Return the range's spend by model; without a chart where there are too many models for one."""
+    """Return the range's spend by model; without a chart if there are too many models."""
     try:
         found = await spent(ports.store, over_time, "cost")
     except Unprocessable:
@@ -408,7 +408,7 @@ async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
 
 
 def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[str, Any]:
-    """Return one line of the range's spend, with its share of its currency's."""
+    """Return a row of the range's spend for the page, with its share of its currency's total."""
     column = GROUPS[group]
     page = PAGES.get(column) if row[column] is not None else None
     return {

@@ -1,8 +1,8 @@
 """Pages of people who are not staff: an engineer's own page, a lead's team, a customer's account.
 
-An engineer may come with the API key alone. They read their tenant's rows, and of keys that name a user their
-own. Budgets of the whole organization are told as far as their calls take from them,
-as the gateway tells them at `/.tollkeeper/usage`.
+An engineer may sign in with only an API key. They see their tenant's rows, and of keys with a user only their
+own. Budgets of the whole organization are shown as far as their calls take from them, as the gateway does at
+`/.tollkeeper/usage`.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ REQUESTS_SHOWN = 20
 PARTS_SHOWN = 8
 REQUESTS = "raise-requests"
 _DAY = timedelta(days=1)
-# A key with one of these is not changed for another.
+# A key with one of these fields set cannot be rotated.
 _DONE = ("revoked_at", "replaced_by_id", "issuer")
 
 
 class OwnScope(NamedTuple):
-    """Whose page it is: their tenant, the user they are, their keys, and the filter of their calls."""
+    """The rows of a person: their tenant, user id, API keys, and the filter of their calls."""
 
     tenant: Row
     user: str
@@ -68,7 +68,7 @@ class OwnScope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnBudget:
-    """A budget that somebody's calls take from: its calls, and their use, None where they have many."""
+    """A budget that a person's calls take from: its selector, and its use (None if it has many accounts)."""
 
     row: Row
     of: str
@@ -77,7 +77,7 @@ class OwnBudget:
 
 
 def or_home(page: Reading) -> Reading:
-    """Return a first page of all, and of who is narrowed to one tenant or key their own."""
+    """Wrap a page for whole organizations: people of one tenant or key are redirected to their own page."""
 
     async def shown(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
         return await page(desk, request, signed) if signed.actor.tenant_id is None else see("/me")
@@ -116,7 +116,7 @@ async def _me(
 
 
 async def show_call(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /me/calls/{request_id}`: why a call of one's own was refused, or cost what it cost."""
+    """`GET /me/calls/{request_id}`: why one's own call was refused, or what it cost."""
     scope, of = await _scope(desk, signed.actor), request.match_info["request_id"]
     named: dict[str, Any] = {**scope.calls, "request_id": of}
     found = await desk.ports.store.page("calls", query(1, **named))
@@ -130,11 +130,11 @@ async def show_call(desk: ConsoleShell, request: web.Request, signed: SignedInPe
 async def rotate(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
 ) -> web.Response:
-    """`POST /me/keys/{id}/rotate`: a key in the place of one's own, shown once."""
+    """`POST /me/keys/{id}/rotate`: replace one's own key; the new one is shown once."""
     key_id, actor, scope = row_id(request), signed.actor, await _scope(desk, signed.actor)
     if not _may_rotate(actor):
         raise Forbidden("A readonly token rotates no key.")
-    is_own = actor.api_key_id in {None, key_id}  # not the key in its place: who holds that is another
+    is_own = actor.api_key_id in {None, key_id}  # a key that was replaced may not rotate its replacement
     if not is_own or all(row["id"] != key_id for row in scope.keys):
         raise NotFound
     keys = desk.of(_acting(actor)).operations["api-keys"]
@@ -152,7 +152,7 @@ async def rotate(
 async def ask(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
 ) -> web.Response:
-    """`POST /me/budgets/{id}/ask`: ask for more of a budget that one's calls take from."""
+    """`POST /me/budgets/{id}/ask`: request more of a budget that one's calls take from."""
     scope, wide = await _scope(desk, signed.actor), _of_organization(desk, signed.actor)
     if not _may_ask(signed.actor):
         raise Forbidden("This token may not ask for more of a budget.")
@@ -174,7 +174,7 @@ async def ask(
 
 
 async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
-    """Return the rows of a person; `Forbidden` for who is of no one tenant."""
+    """Return the rows of a person; raise `Forbidden` for a person without a single tenant."""
     if actor.tenant_id is None:
         raise Forbidden("This page is for people of one tenant, and for who signs in with an API key.")
     wide = _of_organization(desk, actor).ports.store
@@ -187,7 +187,7 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
         calls = {"user_id": actor.user_id}
     if actor.api_key_id is not None:
         calls = {"api_key_id": actor.api_key_id}
-    # The keys of a user, and those that all of the tenant share.
+    # The user's keys, and those that the whole tenant shares.
     filters = [{**own, "user": user}, {**own, "user": None}] if user else [own]
     pages = await asyncio.gather(
         *(desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **each)) for each in filters)
@@ -199,12 +199,12 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
 
 
 def _acting(actor: Actor) -> Actor:
-    """Return the actor with its role; the holder of a key acts as a member."""
+    """Return the actor; the holder of an API key gets the role of a member."""
     return replace(actor, role=MEMBER) if actor.role == KEY_HOLDER else actor
 
 
 def _of_organization(desk: ConsoleShell, actor: Actor) -> ConsoleShell:
-    """Return the desk of the organization: for what was looked up and found to be of this person alone."""
+    """Return the shell of the whole organization, for rows already checked to be this person's."""
     return desk.of(replace(_acting(actor), tenant_id=None, api_key_id=None))
 
 
@@ -217,14 +217,14 @@ def _may_ask(actor: Actor) -> bool:
 
 
 def _key(row: Row) -> Row:
-    """Return a key as it is shown, and whether another can be made in its place."""
+    """Return an API key for the page, with its state and whether it can be rotated."""
     key = RESOURCES["api-keys"].render(row)
     state = formatting.state_of("api-keys", key)
     return {**key, "state": state, "rotates": state == "active" and all(key[name] is None for name in _DONE)}
 
 
 async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
-    """Return the budgets that somebody's calls take from, each with their own account where each has one."""
+    """Return the budgets that a person's calls take from, with their own account in those with `each`."""
     found = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
@@ -266,7 +266,7 @@ def _takes_from(row: Row, scope: OwnScope) -> bool:
 
 
 async def _askers(wide: ConsoleShell, asked: Sequence[Row]) -> list[str]:
-    """Return the requesters by the names of their keys or tokens."""
+    """Return the names of the keys or tokens that made these requests."""
     screen = SCREENS.get(REQUESTS)
     if screen is None:
         return []
@@ -275,7 +275,7 @@ async def _askers(wide: ConsoleShell, asked: Sequence[Row]) -> list[str]:
 
 
 async def _requests(wide: ConsoleShell, **filters: object) -> list[Row]:
-    """Return the latest raise requests; nothing where that feature is not there."""
+    """Return the latest raise requests; none if the feature is not installed."""
     if REQUESTS not in RESOURCES:
         return []
     page = await wide.ports.store.page(REQUESTS, query(REQUESTS_SHOWN, newest_first=True, **filters))
@@ -285,7 +285,7 @@ async def _requests(wide: ConsoleShell, **filters: object) -> list[Row]:
 # Snippets: one for each SDK, with a model that somebody may use.
 
 _EXAMPLES = [family.example for family in reversed(ALL) if family.example is not None]
-# A name that means nothing but itself to Python, to JSON and to a shell.
+# A name that needs no escaping in Python, JSON or a shell.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}", re.ASCII)
 ANYWHERE = "https://YOUR-GATEWAY"
 
@@ -304,7 +304,7 @@ async def _model_lists(wide: ConsoleShell, scope: OwnScope) -> Lists:
 
 
 def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
-    """Return for each SDK a model that the person may use, the last used first; SDKs may be missing."""
+    """Return, for each SDK, a model that the person may use, the last used first; SDKs may be missing."""
     used = [str(row["model"]) for row in calls if row["model"] and int(str(row["status"])) < 400]
     listed = [name for each in allowed for name in each if not name.endswith("*")]
     known = [example.model for example in _EXAMPLES]
@@ -317,7 +317,7 @@ def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
         example.sdk: next((name for name in may if name.lower().startswith(example.begins)), "")
         for example in _EXAMPLES
     }
-    # The API of the first one is what most other models are called by.
+    # Most other models are called by the API of the first example.
     if not any(found.values()) and may:
         found[_EXAMPLES[0].sdk] = may[0]
     return {sdk: name for sdk, name in found.items() if name}
@@ -393,7 +393,7 @@ DOCUMENTS_SHOWN = 12
 async def show_account(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, refused: str = "", status: int = 200
 ) -> web.Response:
-    """`GET /account`; `refused` is what was wrong with a purchase."""
+    """`GET /account`; `refused` is the error message of a purchase."""
     actor = signed.actor
     if not is_customer(actor) or actor.organization_id is None:
         raise Forbidden("This page is for people of one organization.")
@@ -421,13 +421,13 @@ async def show_account(
     )  # fmt: skip
 
 
-# Who may buy: their organization pays at once.
+# The right to buy credits, which the organization pays at once.
 CHECKOUTS, BUYERS = "checkouts", access(BILLING, theirs=(CREATE,))
 _COUNT = re.compile(r"[1-9][0-9]{0,14}", re.ASCII)
 
 
 class PurchaseOffer(NamedTuple):
-    """What a credit costs, and between what a purchase is, in money before tax and in credits."""
+    """The price of a credit, and the least and most of a purchase, in money before tax and in credits."""
 
     price: Decimal
     least: Decimal
@@ -438,7 +438,7 @@ class PurchaseOffer(NamedTuple):
 
 
 def _offer(desk: ConsoleShell, owner: Row, actor: Actor) -> PurchaseOffer | None:
-    """Return the offer of credits to this person; None where buying is not possible or not allowed."""
+    """Return the offer of credits for this person; None if buying is impossible or not allowed."""
     checkout, price = desk.ports.checkout, purchase_price(owner)
     if checkout is None or price is None or refused_write(actor, CHECKOUTS, BUYERS, CREATE) is not None:
         return None
@@ -450,9 +450,9 @@ def _offer(desk: ConsoleShell, owner: Row, actor: Actor) -> PurchaseOffer | None
 async def buy(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, posted: Posted
 ) -> web.Response:
-    """`POST /account/credits`: keep what is bought, and say what it comes to and where it is paid.
+    """`POST /account/credits`: store a purchase, and show its total and the link to pay it.
 
-    The browser says how many credits, and nothing of their price.
+    The browser sends only the number of credits, never a price.
     """
     actor, checkout = signed.actor, desk.ports.checkout
     if checkout is None or not is_customer(actor) or actor.organization_id is None:
@@ -488,6 +488,6 @@ def _bought(row: Row) -> Row:
 
 
 def _month(owner: Mapping[str, object], group: str) -> UsageQuery:
-    """Return the usage query of an owner from the first of this month, by a group."""
+    """Return the usage query of an owner since the first of this month, by a group."""
     until = end_of("day", datetime.now(UTC))
     return UsageQuery((until - _DAY).replace(day=1), until, "none", (group,), owner, 0)

@@ -1,4 +1,4 @@
-"""The page of a raise request: the use of its budget, and the rest that the raise would leave."""
+"""The page of a raise request: the use of its budget, and what would be left after the raise."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gateway.errors import NotFound
 
 
 async def about_raise(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return the use of the budget that more is asked of, and the rest that the raise would leave."""
+    """Return the use of the raise request's budget, and what would be left after the raise."""
     return {"figures": await raise_figures(desk.ports, row)}
 
 
 async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
-    """Return labels and amounts for who decides a raise request: limit, use, and the rest after the raise.
+    """Return labels and amounts for deciding a raise request: limit, use, and the rest after the raise.
 
-    Of a budget of an account each they are of the account of who asks; none where nobody knows which.
+    For a budget with `each` they are those of the requester's account; if it is unknown, only the limit.
     """
     try:
         budget = await ports.store.get("budgets", int(str(row["budget_id"])))
@@ -52,7 +52,7 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
 
 
 async def _asker(ports: AdminPorts, each: str, scope: str) -> str:
-    """Return the requester's account of a budget; empty where unknown."""
+    """Return the requester's account of a budget with `each`; "" if unknown."""
     kind, _, number = scope.partition(":")
     if kind not in {"key", "token"} or not number.isdigit():
         return ""

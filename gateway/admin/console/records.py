@@ -1,9 +1,9 @@
-"""A row's page, and everything that can be done with a row: make, change, delete, act.
+"""The page of a row and its forms: create, change, delete, and actions.
 
-Writes go through the operations the Admin API calls. A form that is refused comes back as it
-was typed, each message beside its field; one that is taken sends the browser on.
+Writes use the same operations as the Admin API. A refused form is shown again with the submitted values and
+the errors next to their fields; after a successful one the browser is redirected.
 
-Pages of accounts show more than their fields: their spend, quota, use, keys and ledger.
+Pages of accounts also show their spend, quota, use, keys and ledger.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ from gateway.core.billing.price_book import (
 )
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 
-# What a change is called where more than words can be changed.
+# Titles of change forms with more than texts.
 EDITS = {"tenants": "Change plan, name or limits"}
-# Actions that cannot be taken back as simply as they are done.
+# Actions that are hard or impossible to undo.
 DANGEROUS = frozenset(
     ("revoke", "void", "block", "cancel", "reset", "uncollectible", "reverse", "end", "drop", DELETE)
 )
 
-# A form with more fields than these has those in sight that are required, or columns of the list.
+# A form with more fields shows only the required ones and the list's columns; the others are folded.
 FIELDS_IN_SIGHT_MAX = 8
 NAME_CHARS_MAX = 200
-# Fields that are filled in where a form leaves them empty, and how.
+# Fields that are filled in if a form leaves them empty, and how.
 FILLED = {
     "budgets": {"name": "Empty: the sentence above.", "organization_id": "Empty: that of the tenant."},
 }
-# Actions whose names are no words for a button, and those that take rows of their row.
+# Titles of actions whose names do not suit a button, and actions that apply to ticked rows.
 TITLES = {
     ("invoices", "payments"): "Record a payment",
     ("invoices", "refund"): "Record a refund",
@@ -82,16 +82,16 @@ TITLES = {
     ("invoices", "uncollectible"): "Make uncollectible",
 }
 TICKED = {("invoices", "credit-note")}
-# Fields in sight that no list has: without its user a key counts for nobody.
+# Visible fields beyond the list's columns: without its user a key counts for nobody.
 IN_SIGHT = {"api-keys": {"user"}}
-# Forms whose fields beyond those of the list are folded, however few they are.
+# Forms whose fields beyond the list's columns are always folded.
 FOLDED = frozenset({"invoices"})
-# A key with one of these has none made in its place.
+# A key with one of these fields set cannot be rotated.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
-# The consequence that is ticked before an action that refuses calls, or that nothing takes back.
+# The consequence to be ticked before an action that refuses calls or cannot be undone.
 DELETED = "It is gone from all lists. Its past stays in the ledgers."
 CONFIRMED = {
-    # The form puts `DELETED` behind these.
+    # The form appends `DELETED` to these.
     ("api-keys", DELETE): "Every call with the key is refused (401).",
     ("budgets", DELETE): "It limits calls no longer.",
     ("models", DELETE): "Calls of this name go where their paths say.",
@@ -111,17 +111,17 @@ CONFIRMED = {
     ("payments", "reverse"): "The payment is undone: its invoice is due again, or its note has credit again.",
 }
 
-# What a page of a certain resource shows beyond its fields.
+# Reads the facts that a row's page shows beyond its fields.
 Extras = Callable[[ConsoleShell, web.Request, Row], Awaitable[Mapping[str, Any]]]
 # What a call's page shows beyond its fields: what it used by kind, and its cost line by line.
 
 
-# What a price is of.
+# The quantity that a price is for.
 PER = {TOKENS_A_PRICE: "a million", USES_A_PRICE: "a thousand", 1: "a call"}
 
 
 class Records:
-    """The pages and forms of a screen's rows; `extras` reads what a row's page shows beyond its fields."""
+    """The pages and forms of a resource's rows; `extras` reads what a row's page shows beyond its fields."""
 
     def __init__(self, desk: ConsoleShell, screen: Screen, extras: Extras | None = None) -> None:
         self._desk = desk
@@ -132,14 +132,14 @@ class Records:
     async def show(
         self, request: web.Request, signed: SignedInPerson, refused: PageForm | None = None, status: int = 200
     ) -> web.Response:
-        """`GET /<resource>/{id}`; `refused` is a form that comes back."""
+        """`GET /<resource>/{id}`; `refused` is a refused form to show again."""
         desk, screen = self._desk, self._screen
         row = await self._operations.show(row_id(request))
         more = await self._extras(desk, request, row) if self._extras is not None else {}
         names = await desk.names(references(screen, [row]))
         offered = await self._forms({**row, **more})
         if refused is not None:
-            # First, and there even if the row no longer offers it.
+            # First, and even if the row no longer offers it.
             offered = [refused, *(each for each in offered if each.action != refused.action)]
         offered = [replace(each, ticks=_ticks(more)) for each in offered]
         return desk.answer(
@@ -159,7 +159,7 @@ class Records:
         )
 
     async def new(self, request: web.Request, signed: SignedInPerson) -> web.Response:
-        """`GET /<resource>/new`; what the address says is filled in."""
+        """`GET /<resource>/new`; query parameters fill in fields."""
         if not self._may(CREATE):
             raise NotFound
         form = self._blank()
@@ -176,7 +176,7 @@ class Records:
         )
 
     async def create(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
-        """`POST /<resource>`; a secret made here is shown once."""
+        """`POST /<resource>`; a new secret is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
             sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
@@ -191,7 +191,7 @@ class Records:
     def _shown_once(
         self, request: web.Request, signed: SignedInPerson, field: str, done: WriteResult
     ) -> web.Response:
-        """Return the page that shows a secret, the one time that it is known."""
+        """Return the page that shows a new secret, the only time that it is known."""
         screen, owner = self._screen, done.content.get("tenant_id")
         back = f"/{screen.name}" if owner is None else f"/tenants/{owner}"
         return self._desk.answer(
@@ -200,7 +200,7 @@ class Records:
         )  # fmt: skip
 
     async def change(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
-        """`POST /<resource>/{id}/change`: only what was typed over is sent."""
+        """`POST /<resource>/{id}/change`: only changed fields are written."""
         where = self._address(row_id(request))
         form = self._change_form(where)
         form = replace(form, former=forms.former_values(form.fields, posted))
@@ -245,7 +245,7 @@ class Records:
         return _said(self._address(answered), action.name, done)
 
     async def typed_meaning(self, request: web.Request) -> list[str]:
-        """Return the sentences of the form of a new budget so far."""
+        """Return the sentences on the budget in an incomplete form."""
         form = self._blank()
         with suppress(Unprocessable):
             sent = forms.body_of(form.fields, request.query, changes=False)
@@ -253,7 +253,7 @@ class Records:
         return []
 
     async def _filled(self, sent: Body) -> Body:
-        """Return the body with all fields that may be left empty."""
+        """Return the body with the fields that may be left empty filled in."""
         if self._screen.name != "budgets":
             return sent
         sent = {**await meaning.with_owner(self._desk, sent)}
@@ -262,7 +262,7 @@ class Records:
         return sent
 
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
-        """Return the body with ids for names, and amounts in the unit of their row."""
+        """Return the body with ids instead of names, and amounts in the unit of their row."""
         targets = {each.name: each.refers for each in form.fields if each.refers}
         nested = {name: value for name, value in sent.items() if isinstance(value, dict | list)}
         if form.model is not None:
@@ -283,7 +283,7 @@ class Records:
         form: PageForm,
         doing: Coroutine[Any, Any, WriteResult],
     ) -> WriteResult | web.Response:
-        """Return the result of a write; if refused, the row's page with the form as typed."""
+        """Return the result of a write; if it is refused, the row's page with the submitted form."""
         try:
             return await doing
         except (Unprocessable, Conflict) as error:
@@ -297,7 +297,7 @@ class Records:
         return self._desk.answer(request, signed, "new.html", status, screen=self._screen, form=form)
 
     async def _with_choices(self, form: PageForm) -> PageForm:
-        """Return a form with the short lists its ids may be chosen from."""
+        """Return a form with the choices of its ids that have short lists."""
         targets = {each.refers for each in form.fields if each.refers}
         return replace(form, choices=await self._desk.choices(targets))
 
@@ -325,7 +325,7 @@ class Records:
         return refused_write(self._desk.ports.actor, resource.name, resource.access, verb) is None
 
     async def _with_names(self, form: PageForm, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return values with the names of rows for their ids, where a name says which row is meant."""
+        """Return values with names instead of ids, where a name identifies the row."""
         refers = {each.name: each.refers for each in form.fields if each.refers in FOUND - LISTED}
         ids = {name: id_ for name in refers if (id_ := id_of(str(values.get(name, "")))) is not None}
         wanted: dict[str, set[int]] = {}
@@ -337,7 +337,7 @@ class Records:
         return {**values, **{name: named[name] for name, text in meant.items() if text == str(ids[name])}}
 
     def _presets(self, said: Mapping[str, str]) -> list[tuple[str, str]]:
-        """Return the usual periods of an invoice, as addresses of its form."""
+        """Return title and address of the invoice form for usual periods."""
         if self._screen.name != "invoices":
             return []
         this, last, *_ = (period_of_month(each) for each in months_until(datetime.now(UTC).date()))
@@ -350,7 +350,7 @@ class Records:
         one, model = self._screen.one, self._screen.resource.create
         form = self._form(f"/{self._screen.name}", f"New {one}", f"Create {one}", model, CREATE)
         filled = FILLED.get(self._screen.name, {})
-        # A new row of somebody who is of one organization is that organization's.
+        # The organization of a new row is fixed for people of one organization.
         is_given = self._desk.ports.actor.organization_id is not None and model is not None
         given = {OWNER} if is_given and OWNER in model.model_fields else set()  # type: ignore[union-attr]  # given
         fields = [
@@ -404,13 +404,13 @@ class Records:
 
 
 def _ticks(more: Mapping[str, Any]) -> list[Tick]:
-    """Return the lines of a page's invoice that may be given back: not taxes, which follow from them."""
+    """Return the invoice lines that can be refunded, without taxes, which follow from them."""
     lines = (line for line in more.get("shown", ()) if line["kind"] != "tax" and Decimal(line["amount"]) > 0)
     return [Tick(line["position"], line["description"], line["amount"]) for line in lines]
 
 
 def address_of(action: Action) -> str:
-    """Return the path of an action; one named like the change of a row has a longer path."""
+    """Return the path segment of an action; an action named `change` has a longer one."""
     return action.name if action.name != CHANGE else f"{CHANGE}-plan"
 
 
@@ -445,12 +445,12 @@ def _has_credit(row: Row) -> bool:
 
 
 def _said(where: str, what: str, done: WriteResult) -> web.Response:
-    """Send the browser on to a page that says what was done, and whether it is applied later."""
+    """Redirect to a page that shows what was done, and whether it is applied later."""
     return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")
 
 
 async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return a call's tokens by kind, its cost by the price it was admitted at, and where it left rows."""
+    """Return a call's tokens by kind, its cost by the price at admission, and links to its ledger rows."""
     usage: Any = row["usage"]
     tools: Mapping[str, int] = usage.get("tools") or {}
     price = await _price(desk, row["price_id"])
@@ -477,7 +477,7 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
 
 
 async def _refuser(desk: ConsoleShell, refused_by: object) -> str:
-    """Return the address of the budget that refused a call; empty where its reader may not open it."""
+    """Return the address of the budget that refused a call; "" if the reader may not open it."""
     if not isinstance(refused_by, dict) or refused_by["kind"] != "budget":
         return ""
     try:
@@ -516,14 +516,14 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
 
 
 async def budget_meaning(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /budgets/meaning`: what a form that is being filled in would do."""
+    """`GET /budgets/meaning`: the meaning of an incomplete form."""
     return desk.answer(
         request, signed, "meaning.html", meaning=await Records(desk, SCREEN).typed_meaning(request)
     )
 
 
 async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /budgets/{id}/use`: what is used alone, asked for every other second."""
+    """`GET /budgets/{id}/use`: the use alone, for updates every two seconds."""
     row = await desk.operations["budgets"].show(row_id(request))
     return desk.answer(
         request, signed, "use.html", row=row, use=formatting.use_of(row), **await accounts_of(desk, row)
@@ -533,7 +533,7 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
 async def of_account(
     desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
 ) -> dict[str, Any]:
-    """Return budgets that name somebody, and somebody's own account of those with `each`."""
+    """Return a table of budgets with `owner` as filter, and of those with `each` and the account `whose`."""
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
     rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
     columns = [at for at, column in enumerate(SCREEN.columns) if column not in {"organization_id", "of"}]
@@ -548,14 +548,14 @@ async def of_account(
 
 
 async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
-    """Return budgets that give everybody of a kind an amount, with what somebody has used of it."""
+    """Return budgets with `each` of a kind, with the use of the account `whose`."""
     wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
     page = await desk.ports.store.page("budgets", wanted)
     return [SCREEN.resource.render(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
 
 async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:
-    """Return the accounts of a budget that used most, each with its use, and whether more exist."""
+    """Return the accounts of a budget with the highest use, and whether more exist."""
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
@@ -574,7 +574,7 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
 DAYS = 30
 DAY_ROWS_MAX = 5_000
 DAY = timedelta(days=1)
-# The groups of an account's cost, and how many parts of it a page names.
+# The groups of an account's cost, and the maximum of groups that a page names.
 COST_GROUPS = {
     "model": "model",
     "service": "service",
@@ -584,10 +584,10 @@ COST_GROUPS = {
 }
 PARTS_MAX = 12
 PREVIEW_ROWS = 10
-# An organization has one, and what it has from before it had another.
+# An organization has one currency, and rows from before it changed.
 CURRENCIES_MAX = 10
 LEDGER_ROWS = 25
-# What an organization's page shows the first rows of.
+# The lists whose first rows an organization's page shows.
 PREVIEWS = (
     "tenants",
     "budgets",
@@ -596,7 +596,7 @@ PREVIEWS = (
     "invoices",
     "organization-services",
 )
-# Tenants times days whose use is added up for one chart: of 20,000 tenants, the last 10 days.
+# Maximum of tenants times days summed for one chart: for 20,000 tenants, the last 10 days.
 TENANT_DAYS_MAX = 200_000
 
 
@@ -609,7 +609,7 @@ LEDGER = Screen(
 
 
 async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return a tenant's quota, what it spent in the last days, its keys and its ledger."""
+    """Return a tenant's quota, its recent cost, its keys, budgets and ledger."""
     tenant_id = int(str(row["id"]))
     [with_quota], keys, ledger, cost, its_budgets = await asyncio.gather(
         lists.with_quotas(desk, [row]),
@@ -641,7 +641,7 @@ async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
 
 
 async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return the cost of an API key's calls, and its budgets."""
+    """Return the recent cost of an API key's calls, and its budgets."""
     key_id = int(str(row["id"]))
     tenant = await desk.ports.store.get("tenants", int(str(row["tenant_id"])))
     cost, its_budgets = await asyncio.gather(
@@ -652,7 +652,7 @@ async def about_key(desk: ConsoleShell, request: web.Request, row: Row) -> Mappi
 
 
 async def about_user(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return the cost of a user's calls, and the user's budgets; staff has none."""
+    """Return the recent cost of a user's calls, and the user's budgets; staff has none."""
     cost = await _cost(desk, request, "user_id", int(str(row["id"])))
     if row["organization_id"] is None:
         return {**cost, "budgets": None}
@@ -662,7 +662,7 @@ async def about_user(desk: ConsoleShell, request: web.Request, row: Row) -> Mapp
 
 
 async def quota(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /tenants/{id}/quota`: the account alone, asked for every other second."""
+    """`GET /tenants/{id}/quota`: the quota alone, for updates every two seconds."""
     [row] = await lists.with_quotas(desk, [{"id": row_id(request)}])
     if row["quota"] is None:
         raise NotFound
@@ -670,7 +670,7 @@ async def quota(desk: ConsoleShell, request: web.Request, signed: SignedInPerson
 
 
 async def about_organization(desk: ConsoleShell, request: web.Request, row: Row) -> Mapping[str, Any]:
-    """Return an organization's spend, credits, tenants, subscription, invoices and use of the last days."""
+    """Return an organization's spend, credits, tenants, subscription, invoices and recent use."""
     organization_id = int(str(row["id"]))
     measure = request.query.get("of", "")
     measure = measure if measure in {"tokens", "credits", "usage_amount"} else "tokens"
@@ -694,7 +694,7 @@ async def about_organization(desk: ConsoleShell, request: web.Request, row: Row)
 
 
 async def preview(desk: ConsoleShell, name: str, **filters: int) -> dict[str, Any]:
-    """Return the first rows of a list that belongs to a page, and where all of them are."""
+    """Return the first rows of a list for another page, and the address of the whole list."""
     screen = SCREENS[name]
     wanted = query(PREVIEW_ROWS, newest_first=screen.newest_first, **filters)
     rows, more = await desk.operations[name].list(wanted)

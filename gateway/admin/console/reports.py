@@ -1,4 +1,4 @@
-"""What calls came to, by group and over time: the explorer's page; and the gateway's numbers as they move."""
+"""The usage explorer: sums of calls by group and over time; and live numbers of the gateways."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
 MEASURES = ("cost", "tokens", "requests")
 TIMES_MAX = 1_000
-# What a call has none of, as the roll-ups keep it.
+# The values of the roll-ups for calls without a project or model.
 _NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
 _NONE = {"user": "no user", "project": "no project", "model": "no model", "service": "no service"}
-# Where a row of a group has its own page.
+# The groups whose rows have a page.
 PAGES = {name: REFERS[name] for name in GROUPS.values() if name in REFERS}
 _ONE_DAY = timedelta(days=1)
-# What each group is told by: its values and the currency.
+# The key of a group: its values and the currency.
 Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SpendSummary:
-    """What a span came to: `groups` are rows by group and currency, dearest first; `totals` by currency."""
+    """Sums of a period: `groups` are rows by group and currency, highest cost first; `totals` by currency."""
 
     groups: Sequence[Row]
     totals: Sequence[Row]
@@ -61,9 +61,10 @@ class SpendSummary:
 async def spent(
     store: Store, asked: UsageQuery, measure: str, currency: str = "", *, items_max: int = ITEMS_MAX
 ) -> SpendSummary:
-    """Add up what is asked; its interval is the chart's, by `measure`, if money in one currency.
+    """Sum the calls of a usage query, with a chart of `measure` by the query's interval.
 
-    Those with most are read over time; more than `items_max` groups are refused.
+    Money is drawn in one currency only. The chart shows the largest groups over time; more than `items_max`
+    groups are refused.
     """
     asked = replace(asked, rows_max=items_max + 1)
     groups = added(await _some(store, replace(asked, interval="none")), asked.groups)
@@ -85,7 +86,7 @@ async def spent(
 
 
 def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
-    """Return rows of the same groups and currency as one, the dearest first."""
+    """Merge rows of the same group and currency into one, highest cost first."""
     sums: dict[Key, dict[str, Any]] = {}
     for row in rows:
         key = (*group_key(row, groups), row["currency"])
@@ -187,7 +188,7 @@ _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One row of the table: names of its groups with where they lead, its share of the cost, its calls."""
+    """A row of the table: its groups' names and addresses, its share of the cost, and links to its calls."""
 
     row: Row
     names: Sequence[tuple[str, str]]
@@ -196,7 +197,7 @@ class ReportRow:
 
 
 class ReportQuery:
-    """What an address asks; everything of it can be said again with a change."""
+    """The query of the usage explorer, whose address can be made with changes."""
 
     def __init__(self, sent: Mapping[str, str], groups: Sequence[str], now: datetime) -> None:
         self.groups = tuple(groups)
@@ -212,14 +213,14 @@ class ReportQuery:
 
     @property
     def span(self) -> tuple[str, str]:
-        """From when to when, as the report is asked; what cannot be read stays as it was typed."""
+        """The start and end of the report as query parameters; invalid texts are kept as typed."""
         if self.range:
             return _known_range(self.range, self._now)
         since, until = _instant(self.since, 0), _instant(self.until, 1)
         return since, until or show_instant(end_of("day", self._now))
 
     def query(self) -> UsageQuery:
-        """Return the report that is asked for; `Unprocessable` names what is wrong with it."""
+        """Return the usage query; raise `Unprocessable` with each error."""
         since, until = self.span
         sent = MultiDict({**self.filters, "to": until} | ({"from": since} if since else {}))
         if self.groups:
@@ -299,7 +300,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
 
 
 def _files(interval: str) -> list[tuple[str, str]]:
-    """Return the choices of a file: the table, and each of its rows over time."""
+    """Return the choices for a file's interval: the table's sums, or each group over time."""
     return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
 
 
@@ -318,7 +319,7 @@ def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
 
 
 def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
-    """Return the explorer for one value of a group; empty for what has none."""
+    """Return the explorer's address for one value of a group; "" if the row has none."""
     column = GROUPS[group]
     if row[column] is None:
         return ""
@@ -328,7 +329,7 @@ def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
 
 
 def _calls(asked: ReportQuery, row: Row) -> str:
-    """Return the calls behind a row; empty where a list of calls cannot be asked for them."""
+    """Return the address of the calls of a row; "" if the list of calls has no such filter."""
     columns = [GROUPS[group] for group in asked.groups]
     if any(row[name] is None for name in columns) or "currency" in asked.filters:
         return ""
@@ -345,7 +346,7 @@ def _places(rows: Sequence[Row]) -> int:
 async def _chips(
     desk: ConsoleShell, asked: ReportQuery, errors: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Return the filters in force: names, values, and the address without them."""
+    """Return the active filters: names, values, and the address without each."""
     typed = {name: id_of(text) for name, text in asked.filters.items() if name in REFERS}
     ids = {name: id_ for name, id_ in typed.items() if id_ is not None}
     wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
@@ -375,7 +376,7 @@ def _controls(
 
 
 def _known_range(name: str, now: datetime) -> tuple[str, str]:
-    # Whole days, today's too: they are read from few rows.
+    # Whole days, including today: they are read from few rows.
     end, hour = end_of("day", now), end_of("hour", now)
     today, month = end - _DAY, (end - _DAY).replace(day=1)
     spans = {
@@ -394,7 +395,7 @@ def _field(at: datetime) -> str:
 
 
 def _instant(text: str, days: int) -> str:
-    """Return a time as it is typed into a field, UTC; of a whole day its beginning, or its end."""
+    """Return a typed UTC time in RFC 3339; a date becomes its start, plus `days`."""
     if _LOCAL.fullmatch(text) is None:
         return text
     try:
@@ -426,7 +427,7 @@ _log = logging.getLogger("tollkeeper.console")
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """Sums since the start, at a moment; `facts` are the numbers of that moment."""
+    """Sums since the start at a time; `facts` are current values."""
 
     at: float
     requests: int
@@ -443,7 +444,7 @@ class MetricSample:
 
 
 class Live:
-    """Takes samples and answers what they say."""
+    """Samples the gateways' metrics, and computes rates and latencies from the samples."""
 
     def __init__(self, snapshot: Callable[[], Awaitable[Snapshot]], clock: Callable[[], float]) -> None:
         self._snapshot = snapshot
@@ -465,7 +466,7 @@ class Live:
                 await asyncio.wait_for(self._woken.wait(), IDLE_INTERVAL_S)
 
     async def now(self) -> dict[str, Any]:
-        """Return the numbers of this moment, and rates over the last seconds."""
+        """Return the current numbers, and rates over the last seconds."""
         await self._fresh()
         if not self._samples:
             return {"is_known": False, "is_of_all": False, "sees_gateways": False, "facts": {}, "reasons": []}
@@ -488,7 +489,7 @@ class Live:
         samples = list(self._samples)
         before = 0
         for after in range(1, len(samples)):
-            # Gateways tell their numbers once a second, which would make a comb of shorter steps.
+            # Gateways report once a second, so shorter steps would alternate between zero and double values.
             while before + 1 < after and samples[after].at - samples[before + 1].at >= SMOOTHED_S:
                 before += 1
             rate, late = rates(samples[before], samples[after]), latencies(samples[before], samples[after])
@@ -521,7 +522,7 @@ class Live:
             self._samples.append(sample)
 
     def _since(self, seconds: float) -> MetricSample:
-        """Return the last sample that is at least so old, else the oldest."""
+        """Return the latest sample that is at least `seconds` old, else the oldest one."""
         edge = self._samples[-1].at - seconds
         return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
 
@@ -545,7 +546,7 @@ def sample_of(snapshot: Snapshot, at: float) -> MetricSample:
 
 
 def rates(before: MetricSample, after: MetricSample) -> dict[str, float]:
-    """Return events a second between two samples; zeros where they are one."""
+    """Return events per second between two samples; zero if they have the same time."""
     seconds = after.at - before.at
     more = {
         "requests_s": after.requests - before.requests,

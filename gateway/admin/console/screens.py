@@ -1,7 +1,7 @@
-"""Every collection the console shows: its words, its columns, its filters, its place in the menu.
+"""All collections of the console: their words, columns, filters and menu entries.
 
-One row of this table makes a list, a page for each row and its forms, over the resource of the
-same name. What a resource cannot do has no button here. One row of `PAGES` puts any other page in the menu.
+Each row of this table defines a list, a page for each row and its forms, over the resource of the same name.
+There are buttons only for what the resource can do. The rows of `PAGES` add other pages to the menu.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from gateway.feature import features
 
 
 class Slot(NamedTuple):
-    """A field in a form's sentence: the word before it, how its choices and none read, the `usual` one."""
+    """A field in a form's sentence: the word before it, the texts of its choices and of none, the `usual`
+    value.
+    """
 
     word: str
     field: str
@@ -35,12 +37,12 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How one resource is shown, and its heading in the menu; one `is_more` is folded under it.
+    """The presentation of a resource, and its heading in the menu; with `is_more` it is folded there.
 
-    `columns` are fields of its rows, the first one links to the row's page; people are offered the
-    filters of the resource, or `only` some. `next_step` is the button of an empty list that has no form: its
-    text and its address. The form of a new row begins with its `sentence`. One that `is_staffs` is in
-    the menu of people of one organization only if they may change something there.
+    `columns` are fields of its rows, the first one links to the row's page. `only` are the offered filters,
+    by default the resource's. `next_step` is the text and address of the button on an empty list without a
+    form. The form of a new row begins with its `sentence`. With `is_staffs`, people of one organization see
+    it in the menu only if they may change something there.
     """
 
     heading: str
@@ -64,12 +66,12 @@ class Screen:
 
     @property
     def filters(self) -> tuple[str, ...]:
-        """A search finds what a name does."""
+        """The names of the offered filters; the search replaces the filter by name."""
         known = self.resource.filters
         return self.only or tuple(each for each in known if each != "name" or "search" not in known)
 
 
-# What people come for, in this order, whichever of it somebody may see.
+# The headings of the menu, in this order; people see those with entries for them.
 HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Health")
 
 SCREENS = {
@@ -333,7 +335,7 @@ def _reader_of(report: str) -> Callable[[Actor], bool]:
 
 
 class MenuPage(NamedTuple):
-    """A page in the menu that is no list of a resource; who it `is_for` finds it there."""
+    """A page in the menu that is no list of a resource, for actors that `is_for` accepts."""
 
     heading: str
     name: str
@@ -343,7 +345,7 @@ class MenuPage(NamedTuple):
     is_more: bool = False
 
 
-# Before the lists of their headings.
+# They precede the lists of their headings.
 PAGES = (
     MenuPage("Spend", "overview", "Overview", "/", lambda actor: actor.tenant_id is None),
     MenuPage("Spend", "me", "My page", "/me", lambda actor: actor.tenant_id is not None),
@@ -369,14 +371,14 @@ PAGES = (
 
 
 class MenuPart(NamedTuple):
-    """The entries under a heading, each (name, title, address): those in sight, and those that are folded."""
+    """The entries under a heading, each (name, title, address): the visible ones, and the folded ones."""
 
     shown: list[tuple[str, str, str]]
     more: list[tuple[str, str, str]]
 
 
 def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
-    """Return an actor's menu by heading; lists that are `off` belong to features that are not configured."""
+    """Return an actor's menu by heading, without lists that are `off`: those of features not configured."""
     found = {heading: MenuPart([], []) for heading in HEADINGS}
     for page in PAGES:
         if page.is_for(actor):

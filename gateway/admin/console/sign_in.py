@@ -1,4 +1,4 @@
-"""Signing in with a token, and the door at which it begins."""
+"""Signing in with a token or by an identity provider, and signing out."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SignInPages:
         self._providers = sign_ins.labels if sign_ins is not None else {}
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sign-in`; who is signed in already goes on."""
+        """`GET /sign-in`; people who are signed in are redirected."""
         try:
             await self._desk.sessions.signed_in(request, by_key=True)
         except Unauthorized:
@@ -72,7 +72,7 @@ class SignInPages:
         return response
 
     def door(self, request: web.Request, status: int = 200, message: str = "") -> web.Response:
-        """Return the page on which people sign in, with what went wrong."""
+        """Return the sign-in page, with an error message if there is one."""
         address = wanted_of(request)
         wanted = "" if address == "/" else f"?next={quote(address, safe='')}"
         return self._desk.answer(
@@ -107,7 +107,7 @@ _WRITTEN = re.compile(r"([\w-]{1,4000})\.([0-9a-f]{64})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class PendingSignIn:
-    """A sign-in at a provider that leads to an address of ours; `ends` is in seconds since the epoch."""
+    """A sign-in in progress at a provider, and the local page to open next; `ends` is a Unix time."""
 
     provider: str
     address: str
@@ -120,27 +120,27 @@ class PendingSignIn:
 
     @property
     def state(self) -> str:
-        """The value that returns with the answer to this sign-in alone."""
+        """The state parameter, which the provider's answer to this sign-in must repeat."""
         return self._made("state")
 
     @property
     def farewell(self) -> str:
-        """The value that returns from this sign-out alone: no sign-in takes it for a state."""
+        """The state parameter of this sign-out, which is not valid for a sign-in."""
         return self._made("farewell")
 
     @property
     def nonce(self) -> str:
-        """The value in the ID token of this sign-in alone."""
+        """The nonce that the ID token of this sign-in must contain."""
         return self._made("nonce")
 
     @property
     def verifier(self) -> str:
-        """What only who began can redeem the code with (RFC 7636, 4.1)."""
+        """The PKCE code verifier, with which only this browser can redeem the code (RFC 7636, 4.1)."""
         return self._made("verifier")
 
     @property
     def challenge(self) -> str:
-        """The part of the verifier shown beforehand (RFC 7636, 4.2)."""
+        """The PKCE code challenge, sent in advance (RFC 7636, 4.2)."""
         return _encoded(sha256(self.verifier.encode()).digest())
 
     def written(self, digest: Callable[[str], str]) -> str:
@@ -153,7 +153,7 @@ class PendingSignIn:
 
 
 def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
-    """Return the pending sign-in of a cookie; None where it is not ours, or has expired at `at`."""
+    """Return the pending sign-in of a cookie; None if the cookie is not ours, or has expired at `at`."""
     found = _WRITTEN.fullmatch(written)
     if found is None or not is_among(found[2], digests(_marked(found[1]))):
         return None
@@ -163,7 +163,7 @@ def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float)
 
 
 def _marked(text: str) -> str:
-    """Return a text that no credential can equal, so that its digest belongs to nobody."""
+    """Return a text that equals no credential, so that its digest matches none."""
     return f"signing in {text}"
 
 
@@ -186,13 +186,13 @@ Door = Callable[[web.Request, int, str], web.Response]
 
 
 class ProviderSignInPages:
-    """The door of the console to people whom a provider knows. `door` shows it, with what went wrong."""
+    """Sign-in by identity providers; `door` renders the sign-in page with an error message."""
 
     def __init__(self, desk: ConsoleShell, sign_ins: SignIns, failures: Failures, door: Door) -> None:
         self._desk, self._sign_ins, self._failures, self._door = desk, sign_ins, failures, door
 
     async def leave(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sign-in/{provider}`: send the browser there."""
+        """`GET /sign-in/{provider}`: redirect the browser to the provider."""
         name = request.match_info["provider"]
         begun = PendingSignIn.now(name, wanted_of(request), time.time())
         try:
@@ -209,7 +209,7 @@ class ProviderSignInPages:
         return response
 
     async def come_back(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sign-in/{provider}/back`: begin a session for who comes back."""
+        """`GET /sign-in/{provider}/back`: create a session for the returning person."""
         try:
             begun = await self._begun(request)
             arrival = await self._sign_ins.redeem(
@@ -229,9 +229,9 @@ class ProviderSignInPages:
         return response
 
     async def _begun(self, request: web.Request) -> PendingSignIn:
-        """Return the sign-in that a request is the answer to, used up with it.
+        """Return the pending sign-in that a request answers, and mark it as used.
 
-        `SignInRefused` where it is none of this browser's, or somebody came back from it before.
+        Raise `SignInRefused` if it belongs to another browser, or was answered before.
         """
         written = request.cookies.get(cookie_of(request), "")
         begun = read_begun(written, self._desk.ports.peppers.digests, time.time())
@@ -248,12 +248,14 @@ class ProviderSignInPages:
 
 
 def cookie_of(request: web.Request) -> str:
-    """Return the cookie's name, as that of a session."""
+    """Return the cookie's name, with the same prefix as that of a session."""
     return f"__Host-{COOKIE}" if is_secure(request) else COOKIE
 
 
 def _code(request: web.Request) -> str:
-    """Return the code that a provider gives; `SignInRefused` where it gives none, and says why."""
+    """Return the code in the provider's answer; raise `SignInRefused` with the provider's error if there is
+    none.
+    """
     error, code = _one(request, "error"), _one(request, "code")
     if error is not None:
         why = f": {error}" if _ERROR.fullmatch(error) else ""
@@ -264,7 +266,7 @@ def _code(request: web.Request) -> str:
 
 
 def _one(request: web.Request, name: str) -> str | None:
-    """Return a parameter of the query; `SignInRefused` where it stands there twice."""
+    """Return a parameter of the query; raise `SignInRefused` if it is given twice."""
     said = request.query.getall(name, [])
     if len(said) > 1:
         raise SignInRefused(f"The provider's answer has {name} twice.")
@@ -298,7 +300,7 @@ class SignOutPages:
         return response
 
     async def _leave(self, request: web.Request, signed: SignedInPerson) -> web.Response | None:
-        """Return the page that goes on to the provider; None where people sign out nowhere else."""
+        """Return the page that continues to the provider's sign-out; None if the provider has none."""
         sign_ins, person = self._desk.ports.sign_ins, signed.actor.person
         name = sign_ins.name_of(person.issuer) if sign_ins is not None and person is not None else ""
         if sign_ins is None or not name:
@@ -317,7 +319,7 @@ class SignOutPages:
         return response
 
     async def come_back(self, request: web.Request) -> web.StreamResponse:
-        """`GET /sign-out/{provider}/back`: it changes nothing, so sending people here gains nothing."""
+        """`GET /sign-out/{provider}/back`: show that the sign-out is complete; it changes nothing."""
         begun = read_begun(
             request.cookies.get(_leaving(request), ""), self._desk.ports.peppers.digests, time.time()
         )
@@ -333,5 +335,5 @@ class SignOutPages:
 
 
 def _leaving(request: web.Request) -> str:
-    """Return the cookie's name, as that of a session."""
+    """Return the name of the sign-out's cookie, with the same prefix as that of a session."""
     return f"__Host-{SIGNED_OUT_COOKIE}" if is_secure(request) else SIGNED_OUT_COOKIE

@@ -1,4 +1,4 @@
-"""Reports for finance as pages: what is owed, earned, taxed and entered, by organization and currency."""
+"""Finance reports as pages: amounts due, revenue, taxes and the journal, by organization and currency."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from gateway.errors import Unprocessable
 
 ROWS_SHOWN_MAX = 500
 _ONE_DAY = timedelta(days=1)
-# Columns that are counts, and where their rows are listed.
+# Columns with counts, and the lists of the counted rows.
 COUNTS = {"invoices": "/invoices", "charges": "/charges", "documents": ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A report and how its page shows it: `facts` and `amounts` by their titles, the last amount orders it.
+    """A finance report and its page: `facts` and `amounts` are columns with titles; the last amount orders
+    it.
 
-    `always` are amounts that have a tile of zero too. `previews` are lists of the organization, where one is
-    asked for.
+    `always` are amounts whose total is shown even if it is zero. `previews` are lists of the organization,
+    shown if one is selected.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Statement:
 
     @property
     def is_of_day(self) -> bool:
-        """Whether it is of the end of a day, not of months."""
+        """Whether the report is for the end of a day, not for months."""
         return "at" in ASKED[self.name].model_fields
 
 
@@ -140,7 +141,7 @@ async def show_statement(
 async def _read(
     ports: AdminPorts, statement: Statement, asked: ReportPeriod, fields: Mapping[str, object]
 ) -> Sequence[Row]:
-    """Return some rows of a report in the order that its page has them."""
+    """Return up to `ROWS_SHOWN_MAX` + 1 rows of a report in the order of its page."""
     name, most, store = statement.name, ROWS_SHOWN_MAX + 1, ports.store
     if name == LEDGER:
         found = await store.ledger(asked, first_entry(asked), most)
@@ -170,7 +171,7 @@ def _span(statement: Statement, asked: ReportPeriod | None) -> str:
 def _controls(
     statement: Statement, signed: SignedInPerson, sent: Mapping[str, str], errors: Mapping[str, str]
 ) -> list[FilterControl]:
-    """Return the filters of a page; people of one organization are not asked which."""
+    """Return the filters of a page; people of one organization get no filter by organization."""
     kinds = {"organization_id": "named", "currency": "text"}
     kinds |= {"at": "day"} if statement.is_of_day else {"from": "month", "to": "month"}
     labels = {"at": "At the end of", "from": "From month", "to": "To month"}
@@ -192,7 +193,7 @@ def _controls(
 def _presets(
     statement: Statement, sent: Mapping[str, str], ids: Mapping[str, str]
 ) -> list[tuple[str, str, bool]]:
-    """Return usual times: their titles and addresses, and whether one is asked for."""
+    """Return usual periods: their titles and addresses, and whether each is selected."""
     today = datetime.now(UTC).date()
     before = today.replace(day=1) - _ONE_DAY
     this, last = f"{today:%Y-%m}", f"{before:%Y-%m}"

@@ -1,4 +1,4 @@
-"""What became of a document, a step at a time: features tell steps of their own."""
+"""The history of a document as a list of steps; features add steps of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TimelineEntry(NamedTuple):
-    """One step of an invoice's life: when, what, the state it brought, and the page that tells more."""
+    """A step in the history of an invoice: time, event, resulting state, and a page with details."""
 
     at: datetime
     what: str
@@ -19,7 +19,7 @@ class TimelineEntry(NamedTuple):
     href: str = ""
 
 
-# A feature's part of an invoice's life, by the invoice's id.
+# A feature's steps in the history of an invoice, by the invoice's id.
 InvoiceHistory = Callable[["ConsoleShell", int], Awaitable[Sequence[TimelineEntry]]]
 
 

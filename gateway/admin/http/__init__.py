@@ -1,1 +1,1 @@
-"""What holds for every request of the admin port: who asks, what is sent, how it is refused."""
+"""The rules for every request of the admin port: authentication, bodies, refusals."""

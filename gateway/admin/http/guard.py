@@ -1,4 +1,6 @@
-"""What holds for every answer of the admin port: errors as problems, time bounds, headers, request ids."""
+"""The rules for every answer of the admin port: errors as problems, timeouts, headers, request ids; and
+files.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +81,9 @@ def _task(
 
 
 async def in_thread(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-    """Run a step of work in a thread, and count it; a cancelled caller waits for its end.
+    """Run work in a thread, and count its CPU time for the caller; a cancelled caller waits for its end.
 
-    Its resources count as used until then. A step is bounded: nothing ends a thread early.
+    Its resources count as used until then. The work must be bounded, as nothing ends a thread early.
     """
     running = asyncio.ensure_future(asyncio.to_thread(_counted, METER.get(), partial(work, *given, **named)))
     try:
@@ -109,16 +111,16 @@ def _count(meter: WorkMeter, began: float) -> None:
 
 # Which path of the Admin API was probably meant, where nothing is served at the one that was asked.
 
-# Longer ones are not compared: nobody typed them.
+# Longer paths are not compared, as nobody typed them.
 PATH_CHARS_MAX = 128
-# How much of a path has to be right behind how all begin, of 1.
+# The least similarity of a path, without the common beginning, from 0 to 1.
 ALIKE_MIN = 0.75
 BEGINNING = "/admin/v1/"
 _NUMBER = re.compile(r"(?<=/)\d+(?=/|$)")
 
 
 def nearest(app: web.Application, path: str) -> str:
-    """Return the template of a path that is near, as the API's description has it; empty where none is."""
+    """Return the most similar path template of the API; "" if none is similar."""
     if len(path) > PATH_CHARS_MAX:
         return ""
     asked = _NUMBER.sub("{id}", path.rstrip("/"))
@@ -134,12 +136,12 @@ def nearest(app: web.Application, path: str) -> str:
 
 
 REQUEST_ID = web.RequestKey("request_id", str)
-# How an error is told to a person with a browser, where pages are served; None: it stays as it is.
+# Renders an error as a page for browsers, where pages are served; None leaves it unchanged.
 AS_PAGE: web.AppKey[Callable[[web.Request, web.Response], web.Response | None]] = web.AppKey("as_page")
-# How errors of one request are told, made of the problem that stands for each; unset: as that problem.
+# Converts the problem of a request's error to another format; unset: the problem is sent.
 Shape = Callable[[Mapping[str, Any]], dict[str, Any]]
 SHAPE: web.RequestKey[Shape] = web.RequestKey("shape")
-# The bound on a request's time; a long answer moves it on with each piece.
+# The timeout of a request; a long answer extends it with each piece.
 DEADLINE = web.RequestKey("deadline", asyncio.Timeout)
 
 SECURITY_HEADERS = {
@@ -165,9 +167,9 @@ def guard(
     answers: Answers,
     larger: Mapping[str, int] = NONE_LARGER,
 ) -> Middleware:
-    """Make the outermost middleware; `failures` counts wrong credentials, `answers` all that is answered.
+    """Return the outermost middleware; `failures` counts wrong credentials, `answers` all answers.
 
-    Paths that are sent more than others have their bytes in `larger`, and read them themselves.
+    `larger` are the maximum body bytes of paths with large bodies, whose handlers read the body themselves.
     """
 
     @web.middleware
@@ -253,12 +255,12 @@ def _too_large(path: str) -> web.Response:
 # looks whole.
 
 CSV = "text/csv; charset=utf-8"
-# Of all kinds together. Each has a connection to PostgreSQL for as long as its reader takes.
+# Maxima for files of all kinds. Each uses a connection to PostgreSQL until its reader has all of it.
 ROOM = ConcurrencyLimits(staff_max=4, own_max=1, others_max=3, waiting_max=4)
 
 
 class Files:
-    """Answers the files of a port; `piece_s` bounds how long a reader may take for a piece."""
+    """Sends downloads; `piece_s` is the maximum of seconds between two pieces."""
 
     def __init__(self, piece_s: float, room: ConcurrencyLimits = ROOM) -> None:
         self._piece_s = piece_s
@@ -267,7 +269,7 @@ class Files:
     async def answer(
         self, request: web.Request, actor: Actor, name: str, media: str, pieces: AsyncGenerator[bytes, None]
     ) -> web.StreamResponse:
-        """Send the pieces as they come; what is wrong before the first one is a refusal as any other."""
+        """Send the pieces as they are made; an error before the first one is answered like any other."""
         async with self._places.of(actor.organization_id), aclosing(pieces):
             first = await anext(pieces)
             response = web.StreamResponse(headers=headers_of(name, media))
@@ -281,7 +283,7 @@ class Files:
                 await response.write_eof()
                 whole = True
             finally:
-                # A file that breaks off must not look whole.
+                # An interrupted file must not look complete.
                 if not whole and request.transport is not None:
                     request.transport.abort()
             return response
@@ -291,7 +293,7 @@ _FILES = web.AppKey("files", Files)
 
 
 def files_of(app: web.Application, piece_s: float) -> Files:
-    """Return the files of a port, which have one room together."""
+    """Return the `Files` of an application; all its downloads share one limit."""
     if _FILES not in app:
         app[_FILES] = Files(piece_s)
     return app[_FILES]

@@ -1,4 +1,8 @@
-"""Who is asking, and may they: bearer tokens, compared in constant time."""
+"""Reads requests of the admin port: authentication by bearer tokens, roles, bodies, queries, idempotency
+keys.
+
+Tokens are compared in constant time.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +63,10 @@ if TYPE_CHECKING:
 
 PLACES = web.AppKey("places", WorkSlots)
 HOURS = web.AppKey("hours", Hours)
-# The address that a request came from, where a gateway of ours has passed it on.
+# The client's address, if one of our gateways has forwarded the request.
 SENDER = web.RequestKey("sender", str)
-# What an address begins with that answers what may be of any size; and what one ends with that is a file.
-# Reports of vendors' own Admin APIs stand at /v1.
+# First path segments of answers of any size, and the endings of files. Reports of vendors' Admin APIs are at
+# /v1.
 COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration", "v1"})
 COSTLY_FILES = (".csv", ".parquet", ".pdf", ".xml")
 _NAMED = re.compile(
@@ -72,17 +76,17 @@ BEARER = re.compile(r"(?i:bearer) +([!-~]{1,512})", re.ASCII)
 
 
 async def admit(ports: AdminPorts, request: web.Request) -> AdminPorts:
-    """Return the ports as the caller may use them, known by its `Authorization` header."""
+    """Return the ports with the rights of the caller, identified by its `Authorization` header."""
     return ports.of(await identify(ports, request))
 
 
 async def identify(ports: AdminPorts, request: web.Request) -> Actor:
-    """Name the caller by its `Authorization` header; `Unauthorized` if it is nobody."""
+    """Return the actor of the request's `Authorization` header; raise `Unauthorized` if it is invalid."""
     return await identify_by(ports, request, request.headers.getall("Authorization", []))
 
 
 async def identify_by(ports: AdminPorts, request: web.Request, sent: Sequence[str]) -> Actor:
-    """Name the caller by what was sent, which must be one `Bearer` token."""
+    """Return the actor of the `sent` credentials, which must be one `Bearer` token."""
     match = BEARER.fullmatch(sent[0]) if len(sent) == 1 else None
     if match is None:
         nobody = Unauthorized()
@@ -94,10 +98,10 @@ async def identify_by(ports: AdminPorts, request: web.Request, sent: Sequence[st
 
 
 async def take_place(request: web.Request, organization_id: int | None) -> None:
-    """Note that a request is somebody's, and have it one of their places until it is answered.
+    """Mark a request as identified, and acquire a work slot of its organization until it is answered.
 
-    There are some for each organization, and apart from all of these for staff: whatever some ask, nobody
-    else waits behind it. What costs much counts for the organization's hour, too.
+    Each organization has slots, and staff have separate ones, so nobody waits for another's requests.
+    Expensive requests also count for the organization's hour.
     """
     request[IDENTIFIED] = True
     counts = organization_id is not None and costs_much(request)
@@ -108,7 +112,9 @@ async def take_place(request: web.Request, organization_id: int | None) -> None:
 
 
 def costs_much(request: web.Request) -> bool:
-    """Return whether a caller decides the amount of work: of reports, files, documents, configurations."""
+    """Return whether the caller decides how much work a request is: reports, files, documents,
+    configurations.
+    """
     route = request.match_info.route.resource
     path = "" if route is None else route.canonical.removeprefix("/admin/v1")
     return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES)
@@ -126,7 +132,7 @@ def _counted(hour: HourlyUse) -> Iterator[None]:
 
 
 async def slow_down(failures: Failures, request: web.Request, reason: str) -> None:
-    """Count a wrong credential; a sender of many waits for each answer."""
+    """Count a wrong credential; after many, delay the answer to this sender."""
     delay_s = failures.count(sent_from(request), reason)
     if delay_s:
         failures.delayed += 1
@@ -137,12 +143,12 @@ async def slow_down(failures: Failures, request: web.Request, reason: str) -> No
 
 
 def sent_from(request: web.Request) -> str:
-    """Return the address of the sender; empty where nobody knows it."""
+    """Return the address of the sender; "" if it is unknown."""
     return request.get(SENDER) or request.remote or ""
 
 
 async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
-    """Name who holds a token, and by which of its digests; `Unauthorized` if nobody does."""
+    """Return the actor of a token, and the digest under which it is stored; raise `Unauthorized` if none."""
     first, *earlier = ports.peppers.digests(token)
     actor = _built_in(ports, first)
     if actor is not None:
@@ -155,7 +161,7 @@ async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
 
 
 async def known_key(ports: AdminPorts, key: str) -> tuple[Actor, str]:
-    """Name who holds an API key, and by which of its digests; `Unauthorized` if nobody does."""
+    """Return the actor of an API key, and the digest under which it is stored, or raise `Unauthorized`."""
     for digest in ports.peppers.digests(key):
         actor = await ports.store.key_holder(digest)
         if actor is not None:
@@ -164,9 +170,10 @@ async def known_key(ports: AdminPorts, key: str) -> tuple[Actor, str]:
 
 
 async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
-    """Name whose role a person has, and by which digest; None where no admin token stands for them.
+    """Return the actor of a signed-in person, and the digest of the admin token for them; None if there is
+    none.
 
-    Where that of their first subject has ended, the next one's does not stand for them.
+    If the token of an earlier subject has ended, tokens of later subjects are not used.
     """
     for known_as in person.known_as:
         digests = ports.peppers.digests(known_as)
@@ -181,7 +188,7 @@ async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] |
 
 
 async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
-    """Name who holds the token or key of this digest; `Unauthorized` once nobody does any more."""
+    """Return the actor of the token or key with this digest; raise `Unauthorized` if it is invalid."""
     actor = _built_in(ports, digest) or await ports.store.staff_token(digest)
     actor = actor or await ports.store.key_holder(digest)
     if actor is None:
@@ -190,14 +197,14 @@ async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
 
 
 def require_read(actor: Actor, answered: Endpoint) -> None:
-    """Refuse a caller whose role may not read something, or not of all organizations."""
+    """Raise `Forbidden` if the actor's role or organization may not read an endpoint."""
     refused = refused_read(actor, answered.name, answered.access)
     if refused is not None:
         raise Forbidden(refused)
 
 
 def require_write(actor: Actor, answered: Endpoint, verb: str, sent: Collection[str] = ()) -> None:
-    """Refuse a caller whose role may not do something, or not with these fields."""
+    """Raise `Forbidden` or `ReadOnly` if the actor may not use a verb of an endpoint with these fields."""
     refused = refused_write(actor, answered.name, answered.access, verb, sent)
     if refused is not None:
         raise ReadOnly(refused) if actor.role == READONLY else Forbidden(refused)
@@ -220,9 +227,9 @@ def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
 # Reading a request's JSON body without guessing, and checking it against a resource's fields.
 
 ERRORS_MAX = 50
-# What a body may hold, however deep: each takes many times the memory that it takes as JSON.
+# Maximum of values in a body, at any depth: each takes many times the memory of its JSON.
 VALUES_MAX = 50_000
-# What pydantic adds where a name itself is wrong, not what it names, and where a value has one of two shapes.
+# Parts that pydantic adds to the path of an error: for an invalid key, and for a value with several forms.
 _OF_A_NAME = "[key]"
 _NO_FIELDS = {_OF_A_NAME, *FORMS, ADDRESS_LINES, ADDRESS_PARTS}
 
@@ -231,7 +238,7 @@ NONE_KNOWN: Mapping[str, str] = {}
 
 
 async def read_body(request: web.Request, *, needed: bool = False) -> Body:
-    """Read the JSON object that was sent plain; nothing at all is `{}`, or refused where one is `needed`."""
+    """Read the uncompressed JSON object of a request; an empty body is `{}`, or refused if `needed`."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     raw = await request.read()
@@ -241,9 +248,9 @@ async def read_body(request: web.Request, *, needed: bool = False) -> Body:
 
 
 def parse_body(raw: bytes, values_max: int = VALUES_MAX) -> Body:
-    """Read a JSON object; `AdminRefusal` for anything that is not exactly one.
+    """Parse a JSON object; raise `AdminRefusal` for anything else.
 
-    Nothing at all counts as `{}`: an action without arguments needs no body.
+    An empty body counts as `{}`, as actions without arguments need none.
     """
     if not raw.strip():
         return {}
@@ -254,9 +261,9 @@ def parse_body(raw: bytes, values_max: int = VALUES_MAX) -> Body:
 
 
 def parse_any_body(raw: bytes, values_max: int = VALUES_MAX) -> object:
-    """Read a JSON value; `AdminRefusal` where it is ambiguous, or none.
+    """Parse a JSON value; raise `AdminRefusal` if it is ambiguous or invalid.
 
-    A body with more than `values_max` values is not read at all. Commas of texts count as well.
+    A body with more than `values_max` values is not parsed. The count includes commas within texts.
     """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > values_max:
         raise Unprocessable(errors=(("", f"holds more than {values_max} values: send less at once"),))
@@ -273,20 +280,20 @@ def parse_any_body(raw: bytes, values_max: int = VALUES_MAX) -> object:
 
 
 def canonical(value: object) -> bytes:
-    """Write a JSON value so that equal values give equal bytes."""
+    """Serialize a JSON value so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
 def body_digest(body: Mapping[str, object]) -> str:
-    """Name a body by its content: hex SHA-256."""
+    """Return the hex SHA-256 of a body in canonical form."""
     return sha256(canonical(body)).hexdigest()
 
 
 def check_body(model: type[BaseModel], body: Body, *, known: Mapping[str, str] = NONE_KNOWN) -> Body:
-    """Check a body against a model and return the fields that were sent.
+    """Validate a body by a model and return the fields that were sent.
 
-    `known` are the resource's fields, and the words on one that the model lacks. Raises
-    `Unprocessable`, field by field.
+    `known` are the resource's fields with a message for those that the model lacks. Raise `Unprocessable`
+    with each error's field.
     """
     try:
         checked = model.model_validate(body)
@@ -334,7 +341,7 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str]) -> Query:
-    """Turn a query string into a query; `Unprocessable` names what is wrong with it."""
+    """Parse the query string of a list; raise `Unprocessable` with each error."""
     errors: list[tuple[str, str]] = []
     values: dict[str, object] = {}
     for name in dict.fromkeys(sent):
@@ -363,7 +370,7 @@ def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[
 
 
 def read_numbers(numbers: Mapping[str, IntegerParameter], sent: MultiMapping[str]) -> dict[str, int]:
-    """Return the numbers a report is asked with; `Unprocessable` names one that is wrong."""
+    """Return the number parameters of a report; raise `Unprocessable` if one is invalid."""
     errors = _twice(sent) + [(name, "unknown parameter") for name in sent.keys() - numbers.keys()]
     found = {}
     for name, wanted in numbers.items():
@@ -377,7 +384,7 @@ def read_numbers(numbers: Mapping[str, IntegerParameter], sent: MultiMapping[str
 
 
 def read_once(sent: MultiMapping[str]) -> dict[str, str]:
-    """Return a query string whose values a model checks; `Unprocessable` where a name is given twice."""
+    """Return the parameters of a query string; raise `Unprocessable` if one is given twice."""
     twice = _twice(sent)
     if twice:
         raise Unprocessable("Some query parameters are wrong.", tuple(twice))
@@ -389,23 +396,23 @@ def _twice(sent: MultiMapping[str]) -> list[tuple[str, str]]:
 
 
 def with_plus(text: str) -> str:
-    """Return a time as it was meant: a plus sign that was not escaped arrives as a space."""
+    """Return a time with its plus sign, which arrives as a space if it was not escaped."""
     return text.replace(" ", "+")
 
 
 def number_or_text(text: str) -> object:
-    """Return a whole number; what is none stays as it is, for its field to refuse."""
+    """Return a text as a whole number if it is one; else unchanged, for the field's check to refuse."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= WHOLE_CHARS_MAX else text
 
 
 def id_of(text: str) -> int | None:
-    """Return the id that a text is, None where it is none."""
+    """Return the id in a text; None if it is none."""
     number = number_or_text(text)
     return number if isinstance(number, int) else None
 
 
 def fingerprint(resource: str, filters: Mapping[str, object], *, descending: bool) -> str:
-    """Name a list, so that a cursor of another one is not taken for its own."""
+    """Return a short hash of a list and its filters, so that cursors of other lists are refused."""
     return sha256(repr((resource, sorted(filters.items()), descending)).encode()).hexdigest()[:12]
 
 
@@ -414,7 +421,7 @@ def encode_cursor(after: Place, mark: str) -> str:
 
 
 def decode_cursor(text: str, mark: str) -> Place:
-    """Read a cursor of this list back; `Unprocessable` if it is not one."""
+    """Decode a cursor of the list with this fingerprint; raise `Unprocessable` for another one."""
     with suppress(binascii.Error, ValueError, RecursionError):
         padded = text + "=" * (-len(text) % 4)
         read = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -488,7 +495,9 @@ _KEY = re.compile(rf"[ -~]{{1,{KEY_CHARS_MAX}}}", re.ASCII)
 
 
 def claim_of(request: web.Request, actor: Actor, sent: Body) -> Claim | None:
-    """Return a request's claim; None without an idempotency key, `AdminRefusal` if not exactly one."""
+    """Return the claim of an idempotency key; None without a key, `AdminRefusal` if it is invalid or
+    repeated.
+    """
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:
         return None
@@ -508,7 +517,9 @@ async def checked(
     *,
     known: Mapping[str, str] = NONE_KNOWN,
 ) -> Body:
-    """Check a body as `body.check` does; under a key that stands for another request it is a `Conflict`."""
+    """Validate a body; raise `Conflict` if it is invalid and its idempotency key was used for another
+    request.
+    """
     try:
         return check_body(model, sent, known=known)
     except Unprocessable:
@@ -531,7 +542,7 @@ def problem(
     errors: tuple[tuple[str, str], ...] = (),
     headers: dict[str, str] | None = None,
 ) -> web.Response:
-    """Make an error answer; `errors` are (field, message) pairs."""
+    """Return an error answer in the format of RFC 9457; `errors` are (field, message) pairs."""
     body: dict[str, object] = {
         "type": f"urn:tollkeeper:problem:{reason}",
         "title": HTTPStatus(status).phrase,

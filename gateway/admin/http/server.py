@@ -1,10 +1,10 @@
-"""Listening on the admin port: a bound on connections, deadlines for slow senders and readers.
+"""Listens on the admin port: a maximum of connections, deadlines for slow senders and readers, work slots.
 
-Who is identified is never closed out: where all connections are taken, one gives way that is owed
-something by its client.
+Connections of identified callers are never closed to make room: if all connections are used, an unidentified
+one is closed.
 
-Work has places by organization, and staff has its own. Where none is free a caller waits in the queue of its
-organization. A free place goes to staff first, then to organizations in turn.
+Each organization has work slots, and staff have their own. Without a free slot, a caller waits in the queue
+of its organization. A free slot goes to staff first, then to the organizations in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Whose = int | None
 
 
 def port_logger(clock: Callable[[], float]) -> logging.Logger:
-    # Not by name: each port has its own, and what it passes goes to the handlers of all.
+    # Not by name: each port has its own logger, and passes its records to the common handlers.
     made = logging.Logger("tollkeeper.admin.http")  # noqa: LOG001  # one of a name would be all ports' at once
     made.parent = logging.getLogger()
     made.addFilter(Unreadable(clock))
@@ -43,7 +43,7 @@ def port_logger(clock: Callable[[], float]) -> logging.Logger:
 
 
 class Unreadable(logging.Filter):
-    """Lets one line pass in a while that says how many there were; what else is told passes as it is."""
+    """Reduces log records of malformed requests to one line with their number at intervals."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -75,18 +75,18 @@ SHUTDOWN_S = 10.0
 BACKLOG = 128
 LINE_BYTES_MAX = 8 * 1024
 FIELD_BYTES_MAX = 16 * 1024
-# Set once a request was found to be somebody's.
+# Set once the caller of a request is identified.
 IDENTIFIED = web.RequestKey("identified", bool)
-# What a request has until it is answered: its place among those of its organization, or of staff.
+# The resources of a request until it is answered, such as its work slot.
 HELD = web.RequestKey("held", AsyncExitStack)
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What the port keeps: how many connections, and how long one may stay without a whole head.
+    """The maximum of connections, and the seconds a connection may stay open without a complete head.
 
-    `head_s` counts from the connection on, `next_s` from an answer on: until it is read, the rest of
-    a refused body has come and the next head is here.
+    `head_s` counts from the connection, `next_s` from an answer: within it the client must have read the
+    answer, sent the rest of a refused body, and sent the next head.
     """
 
     connections_max: int = 512
@@ -96,7 +96,7 @@ class ConnectionLimits:
 
 @dataclass(frozen=True, slots=True)
 class AdminListener:
-    """A listening server; `port` is the one it really got."""
+    """A listening server; `port` is the actual port."""
 
     port: int
     runner: web.AppRunner
@@ -117,10 +117,9 @@ async def listen(
     sockets: Sequence[socket.socket] = (),
     wrapped: Wrapped | None = None,
 ) -> AdminListener:
-    """Serve the application; port 0 is any free one. `OSError` if the port is taken.
+    """Serve the application; port 0 takes any free port. Raise `OSError` if the port is in use.
 
-    Where there are `sockets`, which are bound already, it is served on those. `wrapped` puts TLS in front of
-    connections.
+    With `sockets`, which are bound already, it is served on those. `wrapped` adds TLS to connections.
     """
     connections = Connections(bounds or ConnectionLimits())
     app.middlewares.insert(0, connections.middleware())
@@ -152,15 +151,15 @@ async def listen(
 
 
 class Connections:
-    """The open connections of the port; `len()` is how many.
+    """The open connections of the port; `len()` is their number.
 
-    First to give way is who has no whole head here, the longest without first; then who sent one and
-    is not identified. Where everybody is, the newcomer is closed.
+    If the maximum is reached, the connection that has waited longest without a complete head is closed; else
+    one with an unidentified request. If all are identified, the new one is closed.
     """
 
     def __init__(self, bounds: ConnectionLimits) -> None:
         self._bounds = bounds
-        # Without a whole head, in the order since when, each with its deadline.
+        # Connections without a complete head, oldest first, each with its deadline.
         self.waiting: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._asking: dict[asyncio.Transport, web.Request] = {}
 
@@ -168,7 +167,7 @@ class Connections:
         return len(self.waiting) + len(self._asking)
 
     def opened(self, transport: asyncio.Transport) -> None:
-        """Register a connection, in place of another where all places are taken."""
+        """Register a connection; at the maximum, close another one or the new one."""
         if len(self) >= self._bounds.connections_max:
             out = self._first_to_go() or transport
             self.closed(out)
@@ -184,7 +183,7 @@ class Connections:
         self._asking.pop(transport, None)
 
     def middleware(self) -> Middleware:
-        """Note who asks, around everything else a request goes through."""
+        """Return the outermost middleware, which records the request of each connection."""
 
         @web.middleware
         async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -211,7 +210,7 @@ class Connections:
 
 
 class _Connection:
-    """A connection, known to all of them; what it says is for `inner`."""
+    """A protocol that registers its connection and passes everything on to `inner`."""
 
     def __init__(self, connections: Connections, inner: asyncio.Protocol) -> None:
         self._connections = connections
@@ -252,10 +251,10 @@ def part_of(path: str) -> str:
 
 
 class Answers:
-    """Counts by part and status, seconds by part."""
+    """Counts of answers by part and status, and their seconds by part."""
 
     def __init__(self) -> None:
-        # From the start, so that a count shows its first failure too.
+        # Zero from the start, so that the rate includes the first failure.
         self.counts: dict[tuple[str, int], int] = {(part, 500): 0 for part in (API, CONSOLE, OPERATIONS)}
         self._seconds = {part: Histogram() for part in (API, CONSOLE, OPERATIONS)}
 
@@ -273,10 +272,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyLimits:
-    """How many work at once: staff, people of one organization, of all organizations, and all together.
+    """Maxima of concurrent work: of staff, of one organization, of all organizations, and of all together.
 
-    Of one organization, and of staff, `waiting_max` wait for a place, each for `wait_s` at most,
-    or as long as it takes.
+    In each organization's queue, and in staff's, up to `waiting_max` wait for a slot, each up to `wait_s`
+    seconds (None: without limit).
     """
 
     staff_max: int
@@ -288,12 +287,12 @@ class ConcurrencyLimits:
 
 
 class WorkSlots:
-    """The places of a room; `taken` is how many each organization has."""
+    """Work slots under these limits; `taken` counts the slots in use by organization (None: staff)."""
 
     def __init__(self, room: ConcurrencyLimits) -> None:
         self._room = room
         self.taken: Counter[Whose] = Counter()
-        # Those that wait; the organization that was given a place last comes last.
+        # Waiting callers; the organization that got a slot last is last.
         self._queues: dict[Whose, deque[asyncio.Future[None]]] = {}
 
     @property
@@ -302,9 +301,9 @@ class WorkSlots:
 
     @asynccontextmanager
     async def of(self, whose: Whose) -> AsyncIterator[None]:
-        """Acquire a place for `whose` within the block.
+        """Acquire a slot for an organization, or for staff (None), within the context.
 
-        Where none is free soon enough: `TooManyRequests` if their own organization uses its share, else
+        If none becomes free in time, raise `TooManyRequests` if the organization itself uses its share, else
         `Overloaded`.
         """
         await self._take(whose)
@@ -326,7 +325,7 @@ class WorkSlots:
         raise full
 
     def _full(self, whose: Whose) -> TollkeeperError | None:
-        """Return why there is no place; None where there is one."""
+        """Return the error for a caller without a free slot; None if there is one."""
         room, mine, total = self._room, self.taken[whose], self.taken.total()
         others = total - self.taken[None]
         if whose is not None and mine >= room.own_max:
@@ -362,7 +361,7 @@ class WorkSlots:
                 turn.set_result(None)
 
     def _next(self) -> asyncio.Future[None] | None:
-        """Return the first waiter that may work now, and count its place as taken; None if nobody may."""
+        """Return the first waiter that may work now, and count its slot as taken; None if there is none."""
         for whose in sorted(self._queues, key=lambda each: each is not None):
             if self._full(whose) is None:
                 queue = self._queues.pop(whose)

@@ -1,1 +1,1 @@
-"""What the Admin API has: nouns with their fields, filters and verbs; `registry` has them all."""
+"""The resources of the Admin API: their fields, filters and verbs; `registry` lists all of them."""

@@ -1,4 +1,4 @@
-"""Credits and subscriptions of organizations: what was bought."""
+"""Resources of billing: credit additions, subscriptions, charges, amendments and organizations' tax rates."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Quantity = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 
 
 class CreditAdditionCreate(In):
-    """Credits to give, or to take back where the number is negative."""
+    """Credits to add, or to take back if the number is negative."""
 
     organization_id: Id
     credits_added: SignedAmount = Field(description="Not 0; negative takes back.")
@@ -133,13 +133,13 @@ class OrganizationSubscriptionCreate(In):
 
 
 class OrganizationSubscriptionExtend(In):
-    """The end to move."""
+    """The new end of a subscription."""
 
     end_date: Day | None = Field(description="Null: it renews until cancelled.")
 
 
 class ChangePlan(In):
-    """The plan to move to, and when."""
+    """The plan to switch a subscription to, and when."""
 
     plan_id: Id
     when: Literal["now", "period_end"] = "now"
@@ -163,13 +163,13 @@ NewTerms = dated(
 
 
 class Cancel(In):
-    """When it is to end."""
+    """When a subscription is to end."""
 
     when: Literal["now", "period_end"] = "period_end"
 
 
 class SubscriptionSegment(Out):
-    """A plan that was, is or will be in force, and what a whole period of it costs."""
+    """A past, current or future plan of a subscription, and the price of a whole period."""
 
     plan_id: Id
     billing_interval: str
@@ -214,7 +214,7 @@ OrganizationSubscription = answer_of(
     ],
 )
 
-# Terms besides the plan, which may be agreed on again.
+# Terms besides the plan that can be agreed on again.
 _AGREED = ("discount_rate", "minimum_commitment", "negotiated_cost", "quantity")
 
 RESOURCES = (
@@ -254,9 +254,9 @@ RESOURCES = (
 )
 
 
-# Charges: money that is owed, a row for each fact, billed or not.
+# Charges: amounts owed, one row for each fact, billed or not.
 class Charge(Out):
-    """Money that is owed for something supplied, exact; below zero where it takes something back."""
+    """An exact amount owed for something supplied; negative for a correction."""
 
     id: Id
     organization_id: Id
@@ -288,7 +288,7 @@ class Charge(Out):
 
 
 class UnbilledItem(Out):
-    """The amount owed of a kind, which no invoice has."""
+    """The unbilled charges of a kind."""
 
     kind: str
     amount: Exactly = Field(description="Not rounded.")
@@ -341,7 +341,7 @@ Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
 
 
 class AmendmentCreate(In):
-    """An amendment: part of a call's charge is taken back, or charged besides."""
+    """An amendment: a refund of a part of a call's charge, or a further charge."""
 
     request_id: RequestId
     reason: Text
@@ -362,7 +362,7 @@ class AmendmentCreate(In):
 
 
 class Amendment(Out):
-    """The part of a call's charge that was taken back, or charged besides, why, and by whom."""
+    """A refund of a part of a call's charge, or a further charge, with its reason and actor."""
 
     id: Id
     request_id: UUID
@@ -383,7 +383,7 @@ class Amendment(Out):
 
 
 class Rerating(Out):
-    """A call that was rated again: its cost before, and by which price now."""
+    """A call that was rated again: its cost before and after, and the new price."""
 
     id: Id
     price_id: Id
@@ -430,7 +430,7 @@ TaxCategory = Literal["standard", "zero", "exempt", "reverse_charge", "outside_s
 
 
 class TaxRateCreate(In):
-    """A rate from a day on. It is never changed: a later row takes its place."""
+    """A tax rate from a day on. It never changes: a later row replaces it."""
 
     organization_id: Id
     rate: Fraction = Field(description='A fraction, such as "0.20".')
@@ -458,12 +458,12 @@ TAX_RATE_RESOURCES = (
 )
 
 
-# Credits that are bought automatically: the terms an organization has for it.
+# The terms of an organization for buying credits automatically.
 UnitCost = Annotated[Money, must(bool, "be above 0")]
 
 
 class AutoTopUp(In):
-    """When credits are bought automatically, how many, at which price, and how often a month at most."""
+    """Terms for buying credits automatically: threshold, number, price, and maximum of purchases a month."""
 
     threshold: Amount = Field(description="At this balance, or below it.")
     credits: PositiveAmount = Field(description="How many.")

@@ -1,4 +1,4 @@
-"""Services, business models, negotiated prices and subscription plans: what is sold."""
+"""Resources of the catalogue: services, models, shares, negotiated terms, subscription plans, prices."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Tier(In):
 
 
 class TokenPrice(In):
-    """Credits a million tokens of each kind cost; null is what the kind falls back to."""
+    """Credits that a million tokens of each kind cost; null takes the price of another kind."""
 
     input: Amount = 0
     output: Amount = 0
@@ -110,7 +110,7 @@ def _models(prices: dict[str, TokenPrice]) -> dict[str, TokenPrice]:
 
 
 class AtCost(In):
-    """What the price book says the call costs, times a markup."""
+    """The cost of the call by the price book, times a markup."""
 
     markup: Markup = Field(default=Decimal(1), description='Such as "1.2".')
     credits_per_unit: CreditsPerUnit | None = optional(
@@ -246,7 +246,7 @@ Model = answer_of(ModelCreate, "A model that callers ask for, and the upstreams 
 
 
 class GuaranteedPart(In):
-    """What calls of a share have whatever others do; what is left out or null is not guaranteed."""
+    """The part of a capacity that is guaranteed to calls of a share; null or left out: not guaranteed."""
 
     requests_per_minute: PositiveAmount | None = None
     tokens_per_minute: PositiveAmount | None = None
@@ -277,7 +277,7 @@ Share = answer_of(ShareCreate, "A share of an upstream's capacity.")
 
 
 class OrganizationServiceCreate(In):
-    """What an organization negotiated for a service."""
+    """The terms that an organization negotiated for a service."""
 
     organization_id: Id
     service_id: Id
@@ -444,19 +444,19 @@ def _by_name(prices: dict[str, Decimal]) -> dict[str, str]:
     return {name: _exact(price) for name, price in prices.items()}
 
 
-# With the decimals it was said with: at most nine.
+# With the decimals as sent: at most nine.
 Rate = Annotated[
     Money,
     BeforeValidator(_rate),
     PlainSerializer(_exact, when_used="json"),
     WithJsonSchema(_PRICE),
 ]
-# Of a model, or of who sells it.
+# The name of a model or of a provider.
 ModelName = Annotated[
     ModelText,
     must(str.isascii, "be of ASCII characters: capitals of others are no two systems' same letters"),
 ]
-# Of a provider's tool, or of a tier of service: what answers say is compared in lower case.
+# The name of a provider's tool or of a service tier, compared with answers in lower case.
 LowerName = Annotated[
     Text,
     must(lambda name: name == name.lower(), "be in lower case, as names of tools and tiers are compared"),
@@ -480,7 +480,7 @@ Pictures = Annotated[
 
 
 class UnitRates(In):
-    """Prices of units beside tokens: a decimal string a unit."""
+    """Prices of units other than tokens, each a decimal string."""
 
     images: Pictures | None = optional('A picture by size and quality, such as {"1024x1024/high": "0.167"}.')
     audio_second: Rate | None = optional("A second of sound.")
@@ -491,12 +491,12 @@ class UnitRates(In):
     container: Rate | None = optional("A container; also of a tool that runs code and has no price in tools.")
 
 
-# Another name of the longer of two lifetimes of a cache: no provider has three.
+# Another name of the longer of two cache lifetimes: no provider has three.
 LONGEST = "cache_write_12h"
 
 
 class TokenRates(In):
-    """What a million tokens of each kind cost. A kind without a price costs what it falls back to."""
+    """Prices of a million tokens by kind. A kind without a price costs the same as another kind."""
 
     input: Rate | None = optional("A million tokens read, but for cached ones.")
     output: Rate | None = optional("A million tokens written.")
@@ -524,7 +524,7 @@ class TokenRates(In):
 
 
 class ContextTier(TokenRates):
-    """Prices of the whole call where it has read more tokens than `above`; others stay as they are."""
+    """Prices of a whole call that read more tokens than `above`; kinds that are left out keep their price."""
 
     above: Amount
 
@@ -579,7 +579,7 @@ ServiceTiers = Annotated[
 
 
 class _Priced(In):
-    """What a price is of."""
+    """The model, currency and time of a price."""
 
     model: Annotated[
         ModelName,
@@ -595,7 +595,7 @@ class _Priced(In):
 
 
 class PriceCreate(UnitRates, TokenRates, _Priced):
-    """A new price. It is never changed; a later one of the same takes its place."""
+    """A new price. It never changes; a later price for the same replaces it."""
 
     request: Rate | None = optional("A call, whatever it uses.")
     tools: Annotated[Rates, Field(max_length=TOOLS_MAX)] | None = optional(
@@ -624,7 +624,7 @@ Price = answer_of(
 
 
 class QuoteQuery(In):
-    """What a call used, and when."""
+    """The use of a call to be quoted, and its time."""
 
     model: Text
     at: Instant | None = optional("By default now.")
@@ -666,7 +666,7 @@ class QuoteLine(Out):
 
 
 class Quote(Out):
-    """What a call would cost, and by which price."""
+    """The cost of a call, and the price used."""
 
     cost: Exactly
     currency: str
@@ -685,7 +685,7 @@ class Quote(Out):
 
 
 class ExchangeRateCreate(In):
-    """A new exchange rate. It is never changed; a later one of the same takes its place."""
+    """A new exchange rate. It never changes; a later rate for the same replaces it."""
 
     currency: Currency = Field(description="What organizations pay in.")
     base: Currency = Field(default=BASE_CURRENCY, description="What prices are in.")

@@ -1,4 +1,6 @@
-"""Use that did not pass the gateway, told as CloudEvents: each once by its source and id."""
+"""Use events: use outside of the gateway, reported as CloudEvents, each stored once by source and id; and
+webhooks.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ from gateway.core.network import URL_CHARS_MAX
 
 ONE, MANY, PLAIN = "application/cloudevents+json", "application/cloudevents-batch+json", "application/json"
 EXTENSION_CHARS_MAX = 20
-# Of header fields that are attributes, where an event is sent in binary mode.
+# The prefix of header fields that are attributes of an event in binary mode.
 ATTRIBUTE = "ce-"
 
 
@@ -66,7 +68,7 @@ UsageIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
 
 
 class EventData(In):
-    """The use: units, or tokens by kind, or both."""
+    """The use: units, tokens by kind, or both."""
 
     service: ServiceKey
     units: Some | None = optional("By default one, where `usage` is told.")
@@ -85,7 +87,7 @@ class EventData(In):
 
 
 class CloudEvent(In):
-    """CloudEvents 1.0, JSON. Attributes of extensions are taken, and not looked at."""
+    """A CloudEvents 1.0 event in JSON. Extension attributes are accepted and ignored."""
 
     model_config = ConfigDict(extra="allow", defer_build=True)
 
@@ -113,7 +115,7 @@ class CloudEvent(In):
 
 
 class RejectedEvent(Out):
-    """An event that was not taken: its place in the batch, and its fault."""
+    """A rejected event: its position in the batch, and its error."""
 
     index: int
     source: str | None
@@ -123,7 +125,7 @@ class RejectedEvent(Out):
 
 
 class EventBatchResult(Out):
-    """The outcome of the batch."""
+    """The result of a batch of events."""
 
     accepted: int
     duplicates: int = Field(description="Taken before, by source and id: nothing moved again.")
@@ -131,7 +133,7 @@ class EventBatchResult(Out):
 
 
 class UseEvent(Out):
-    """One event as it was taken in."""
+    """An accepted event."""
 
     id: Id
     source: str
@@ -158,7 +160,7 @@ BATCH = BatchEndpoint(
     (ONE, MANY, PLAIN),
 )
 TO = access(BILLING, ours=("create",))
-# What an answer to a batch is made of.
+# The answer to a batch.
 TAKEN = Resource(name="events", access=TO, description="What became of events.", out=EventBatchResult)
 RESOURCES = (
     Resource(
@@ -188,7 +190,7 @@ Url = Annotated[
 
 
 class WebhookCreate(In):
-    """An address to be told."""
+    """A new webhook: an address that gets messages."""
 
     organization_id: Id | None = optional("Only of this organization; null: of all.")
     url: Url = Field(description="`https:`, or `mailto:` and addresses with commas between.")
@@ -199,7 +201,7 @@ class WebhookCreate(In):
 
 
 class LastDelivery(Out):
-    """The last message something came of."""
+    """The last message that was delivered or failed."""
 
     event: str
     state: str
@@ -219,7 +221,7 @@ Webhook = answer_of(
 
 
 class WebhookDelivery(Out):
-    """One message to one address."""
+    """A message to an address."""
 
     id: Id
     webhook_id: Id

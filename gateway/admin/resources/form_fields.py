@@ -1,6 +1,6 @@
-"""What people are asked for a row, and what they type, as the Admin API takes it.
+"""The fields of forms and commands, and the conversion of typed texts to values of the Admin API.
 
-Light: the command line knows it without the models of the resources.
+It loads quickly: the command line uses it without the models of the resources.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 MONEY = "money"  # a unit of budgets
 
-# What an id refers to; a resource says so where its own refers to something else.
+# The resource that an id refers to, by field; a resource may override it.
 REFERS = {
     "organization_id": "organizations",
     "tenant_id": "tenants",
@@ -36,7 +36,7 @@ REFERS = {
 
 @dataclass(frozen=True, slots=True)
 class IntegerParameter:
-    """A whole number that a report is asked with."""
+    """A whole number as query parameter of a report."""
 
     hint: str
     default: int
@@ -46,10 +46,10 @@ class IntegerParameter:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A credential made on create, answered once in `field`, kept as its digest.
+    """A credential created with a row: answered once in `field`, stored as a digest.
 
-    `kept` keeps it as it is: what signs cannot be a digest. Where the fields of `instead` are set they stand
-    in its place, and none is made.
+    `kept` stores the secret itself, since a digest cannot sign. If the fields of `instead` are set, no
+    credential is created.
     """
 
     field: str
@@ -65,7 +65,7 @@ class Secret:
         return not self.instead or any(values.get(name) is None for name in self.instead)
 
 
-# Names that are not said as they are spelled.
+# Names with a special spelling.
 PROPER = {
     "postgresql": "PostgreSQL", "iban": "IBAN", "request_id": "Request id", "url": "URL",
     "api_key_id": "API key", "external_id": "User id", "source_id": "Row of the source", "ours": "Staff",
@@ -75,12 +75,11 @@ PROPER = {
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One thing that is asked; `name` may be `outer.inner`.
+    """A field of a form or command; `name` may be `outer.inner`.
 
-    `kind` is text, long, whole, money, amount (of money or a whole number, as the unit of its row says), day,
-    instant, flag, choice, many, lines, numbers or json.
-    `nullable` says that leaving it empty may be sent as null; `refers` names the resource an id is of;
-    `of_texts` says that all a document's values are texts.
+    `kind` is text, long, whole, money, amount (of money or a whole number, by the unit of its row), day,
+    instant, flag, choice, many, lines, numbers or json. `nullable` sends an emptied field as null; `refers`
+    is the resource that an id refers to; `of_texts` marks a nested value whose values are all texts.
     """
 
     name: str
@@ -99,13 +98,13 @@ class FormField:
 
     @property
     def group(self) -> str:
-        """The heading of the fields it stands together with; empty if it stands alone."""
+        """The heading over the field and its neighbours; "" for a field without one."""
         outer, _, _ = self.name.rpartition(".")
         return f"{words(outer)} (empty: not limited)" if outer else ""
 
     @property
     def control(self) -> str:
-        """An identifier that a label or an option can point to."""
+        """The HTML id of the field, for its label and options."""
         name = self.name.replace(".", "_")
         return f"{name}_" if iskeyword(name) else name
 
@@ -120,37 +119,37 @@ def words(name: str) -> str:
 # What people type, as the Admin API takes it. Text that cannot be read stays as typed: its field refuses it.
 
 CHARS_MAX = 30
-# The separator of groups of three digits, and nowhere else: 12,50 is no number, for some mean 12.5 by it.
+# Separators, only between groups of three digits: 12,50 is refused, as some people mean 12.5.
 _APART = "[,_ \u00a0\u2009\u202f]"
 _WHOLE = rf"([+-]?(?:\d{{1,3}}(?:{_APART}\d{{3}})+|\d+)"
 _NUMBER = re.compile(rf"{_WHOLE}(?:\.\d+)?)([kKmMgG]?)", re.ASCII)
 _WHOLE_NUMBER = re.compile(rf"{_WHOLE})([kKmMgG]?)", re.ASCII)
-# What a letter behind a number stands for.
+# The factor for a letter after a number.
 _POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 def exact(text: str) -> Decimal | None:
-    """Return a number as people write it, such as 12.50, 1,250 or 1.5M; None where it is none."""
+    """Parse a decimal number as people type it, such as 12.50, 1,250 or 1.5M; None if it is invalid."""
     digits, power = _parts(_NUMBER, text)
     return Decimal(digits) * power if digits else None
 
 
 def whole(text: str) -> int | None:
-    """Return a whole number as people write it: 5000000, 5,000,000, 5 000 000, 5M; None where it is none.
+    """Parse a whole number as people type it: 5000000, 5,000,000, 5 000 000, 5M; None if it is invalid.
 
-    1.000 is none: some mean a thousand by it.
+    1.000 is invalid, as some people mean a thousand.
     """
     digits, power = _parts(_WHOLE_NUMBER, text)
     return int(digits) * power if digits else None
 
 
 def numbers(text: str) -> list[object]:
-    """Return numbers with commas or blanks between them: 0.5, 0.8, 1."""
+    """Parse numbers separated by commas or blanks: 0.5, 0.8, 1."""
     return [_number(part) for part in re.split(r"[\s,]+", text.strip()) if part]
 
 
 def amount(unit: str, text: str) -> str | int:
-    """Return an amount as sent: a decimal string for money, else an integer; 5M and 5,000,000 are equal."""
+    """Return a typed amount for the API: a decimal string for money, else an integer; 5M equals 5,000,000."""
     if unit == MONEY:
         number = exact(text)
         return text if number is None else f"{number:f}"
@@ -159,13 +158,13 @@ def amount(unit: str, text: str) -> str | int:
 
 
 def amounts(fields: Sequence[FormField], body: Mapping[str, Any]) -> list[str]:
-    """Return the fields of a body that are amounts of its unit, as they were typed."""
+    """Return the names of a body's fields that are typed amounts in the row's unit."""
     kinds = {each.name: each.kind for each in fields}
     return [name for name, said in body.items() if kinds.get(name) == "amount" and isinstance(said, str)]
 
 
 def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:
-    """Return the digits of a number, and what its letter multiplies them by; no digits where it is none."""
+    """Return the digits of a typed number, and the factor of its letter; no digits if it is invalid."""
     text = text.strip()
     found = form.fullmatch(text) if len(text) <= CHARS_MAX else None
     return (re.sub(_APART, "", found[1]), _POWERS[found[2].lower()]) if found else ("", 1)

@@ -1,4 +1,4 @@
-"""Rows that could not be stored, and rows that contradict each other: for a person to decide."""
+"""Resources for decisions by people: dead letters, quarantined accounts, running programs, configuration."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ SOURCE_CHARS_MAX = 36
 USER_CHARS_MAX = 128
 ATTRIBUTION_CHARS_MAX = 250
 UNREADABLE = "unreadable"
-# Not numbers and texts: shown as what they say.
+# Fields with packed bytes, which are shown decoded.
 _READ = frozenset({"metadata", "facts", "priced"})
 BY = "Who did it, as the audit log has its `actor`: such as token:7, or builtin:admin."
 PERSON = "Which person that was, where a provider of identities has said so."
 
 
 class DeadLetter(Out):
-    """An entry that could not become a row, and its place in the accounts it moves."""
+    """An entry that could not be stored as a row, and its places in the accounts it moves."""
 
     id: Id
     partition: int
@@ -74,13 +74,13 @@ class DeadLetter(Out):
     @model_validator(mode="before")
     @classmethod
     def with_what_it_says(cls, row: Any) -> Any:
-        """Show the bytes, and what they say."""
+        """Add the entry's bytes in base64, and its decoded fields."""
         raw = bytes(row["raw"])
         return {**row, "raw": base64.b64encode(raw).decode(), "event": _said(raw)}
 
 
 class EventChanges(In):
-    """The facts of an entry to replace. Whose it is and its place in the account stay."""
+    """Corrections of an entry's facts. Its owner and its place in the account cannot change."""
 
     at_ms: Amount | None = None
     epoch: Amount | None = None
@@ -111,7 +111,7 @@ class EventChanges(In):
 
 
 class DeadLetterRedrive(In):
-    """How to put it back: as it is, with some facts corrected, or as a whole new entry."""
+    """How to store a dead letter: unchanged, with some facts corrected, or as a whole new entry."""
 
     changes: EventChanges | None = None
     raw: Annotated[str, Field(strict=True, min_length=1, max_length=RAW_CHARS_MAX)] | None = optional(
@@ -121,13 +121,13 @@ class DeadLetterRedrive(In):
 
 
 class DeadLetterResolve(In):
-    """Why it stays as it is."""
+    """Why a dead letter is resolved without storing it."""
 
     reason: Text
 
 
 class Stood(Out):
-    """Where an account stood just before the movement that stopped it."""
+    """The state of an account just before the movement that stopped it."""
 
     balance: int | None
     cycle: int
@@ -135,7 +135,7 @@ class Stood(Out):
 
 
 class Quarantined(Out):
-    """An account that is stopped: its movements wait in the outbox."""
+    """A stopped account: its movements wait in the outbox."""
 
     id: Id
     account: str = Field(description="tenant:<id>, credits:<organization id> or spend:<organization id>.")
@@ -161,7 +161,7 @@ class Quarantined(Out):
 
 
 class QuarantineRelease(In):
-    """How an account goes on."""
+    """How a quarantined account is released."""
 
     reason: Text
     accept: Flag = Field(
@@ -172,7 +172,9 @@ class QuarantineRelease(In):
 
 
 def _said(raw: bytes) -> dict[str, Any] | None:
-    """Return an entry's fields; unreadable parts are named, part by part. None for a malformed event."""
+    """Return an entry's decoded fields, `unreadable` for those that cannot be decoded; None for a malformed
+    entry.
+    """
     try:
         event = decode(raw)
     except MalformedEvent:
@@ -203,7 +205,7 @@ def _read(read: Callable[[], object]) -> object:
 
 
 def _shown(value: object) -> object:
-    """Return a value if JSON can hold it; otherwise `UNREADABLE` (NaN, half a character, too deep)."""
+    """Return a value if JSON can represent it; otherwise `UNREADABLE` (NaN, half a character, too deep)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         to_json(value)
@@ -245,19 +247,19 @@ RESOURCES = (
 
 DECIDED_MAX, DECIDED_USUALLY = 500, 100
 DEAD_LETTERS = "dead_letters"
-# What filters, or says how, for one of the two alone.
+# Fields that apply to only one of the two.
 _OF_ONE = {"partition": DEAD_LETTERS, "kind": "quarantine", "account": "quarantine", "accept": "quarantine"}
 
 
 class Letters(Out):
-    """How much waits for a person; null where counting takes too long."""
+    """The number of undecided letters and accounts; null if counting takes too long."""
 
     dead_letters: int | None = Field(description="Letters that are neither stored nor resolved.")
     quarantine: int | None = Field(description="Accounts that are not released.")
 
 
 class LettersDecide(In):
-    """Which of them are decided now, and how. A call takes some of them, by id; the next goes on behind."""
+    """Which letters or accounts to decide, and how. A call decides some, by id; the next one continues."""
 
     what: Literal["dead_letters", "quarantine"] = Field(
         description="Redrive letters as they are, or release accounts."
@@ -281,14 +283,14 @@ class LettersDecide(In):
 
 
 class LetterRefused(Out):
-    """One that was left as it is."""
+    """A letter or account that was not decided."""
 
     id: Id
     why: str
 
 
 class DeadLetterDecisions(Out):
-    """What became of them."""
+    """The results of deciding letters or accounts."""
 
     done: list[int] = Field(description="Ids of those that were redriven or released.")
     refused: list[LetterRefused]
@@ -308,9 +310,9 @@ LETTERS_REPORT = ReportEndpoint(
 )
 
 
-# Which programs run.
+# Running programs.
 class RunningProgram(Out):
-    """One gateway worker or keeper, as it says of itself."""
+    """A gateway worker or keeper, as reported by itself."""
 
     id: str
     role: Literal["gateway", "keeper"]
@@ -326,7 +328,7 @@ class RunningProgram(Out):
 
 
 class Programs(Out):
-    """The running versions, and the stored one. Who is silent for 90 seconds is not there any more."""
+    """The running programs and the stored versions. A program silent for 90 seconds is left out."""
 
     layout: int = Field(description="The newest in Redis; 0 where there is nothing yet.")
     schema_version: str | None
@@ -352,7 +354,7 @@ DIGEST = "^[0-9a-f]{64}$"
 
 
 class ConfigurationApply(In):
-    """The wish; with the digest of its plan it is done, without it is planned."""
+    """The wanted configuration; with the digest of its plan it is applied, without one planned."""
 
     objects: dict[str, Any] = Field(
         description="Objects by their kind, such as tenants. Others are named: plan, not plan_id."
@@ -370,7 +372,7 @@ class ConfigurationApply(In):
 
 
 class FieldChange(Out):
-    """What a field is, and what it will be."""
+    """A field's value before and after."""
 
     before: Any
     after: Any
@@ -389,7 +391,7 @@ class PlannedChange(Out):
 
 
 class NewSecret(Out):
-    """A credential that was made, shown once."""
+    """A new credential, shown once."""
 
     resource: str
     name: str
@@ -399,7 +401,7 @@ class NewSecret(Out):
 
 
 class RowAdoption(Out):
-    """A row that was made by hand, and that an object is about by its name."""
+    """A row created by hand that an object now describes by its name."""
 
     resource: str
     name: str
@@ -427,7 +429,7 @@ class ConfigurationPlan(Out):
 
 
 class Configuration(Out):
-    """All that is configuration, as files say it."""
+    """The whole configuration in the form of files."""
 
     objects: dict[str, list[dict[str, Any]]]
     left_out: list[str] = Field(description="Settings that files cannot hold, and why.")

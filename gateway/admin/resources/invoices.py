@@ -1,4 +1,4 @@
-"""Invoices and credit notes: what is to be paid."""
+"""Resources of invoices and credit notes, with their payments and applied credit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ UnitPrice = Annotated[Paid, PlainSerializer(show_decimal, when_used="json")]
 
 
 class InvoiceCreate(In):
-    """A draft over whole UTC days that no other invoice of the organization has, or a one-off invoice."""
+    """A draft for whole UTC days that no other invoice of the organization covers, or a one-off invoice."""
 
     organization_id: Id
     period_start: Day | None = optional("The first day; required without `source`.")
@@ -47,14 +47,14 @@ class InvoiceCreate(In):
 
 
 class CreditLine(In):
-    """A line of the invoice, and how much of it is given back."""
+    """A line of an invoice, and the amount to refund."""
 
     position: Annotated[int, Field(strict=True, ge=1, le=INTEGER_MAX)]
     amount: Money | None = optional("Before tax; left out, what is left of the line.")
 
 
 class CreditNote(In):
-    """What to give back of an invoice."""
+    """The lines of an invoice to refund."""
 
     lines: Annotated[list[CreditLine], Field(min_length=1, max_length=LINES_MAX)] | None = optional(
         "Some lines, or parts of them; left out, all that is left."
@@ -69,7 +69,7 @@ class CreditNote(In):
 
 
 class PaymentMade(In):
-    """Money that came in, and what names it."""
+    """A payment received, and its reference."""
 
     amount: Money = Field(description="In the invoice's currency; at most what is left to pay.")
     reference: Text = Field(
@@ -78,34 +78,34 @@ class PaymentMade(In):
 
 
 class CreditApplied(In):
-    """How much of a note's credit an invoice gets."""
+    """The amount of a credit note to apply to an invoice."""
 
     invoice_id: Id = Field(description="A final one of the same organization and currency.")
     amount: Money = Field(description="At most the note's open credit, and the rest to pay.")
 
 
 class Refund(In):
-    """Money that went out for a note's credit, and what names it."""
+    """A payment made for a credit note's credit, and its reference."""
 
     amount: Money = Field(description="In the note's currency; at most its open credit.")
     reference: Text = Field(description="Your bank's reference; the same one is recorded once.")
 
 
 class PaymentReversed(In):
-    """Money that goes back, and what names that."""
+    """The reversal of a payment, and its reference."""
 
     reference: Text = Field(description="The refund's own reference; the same one is recorded once.")
     amount: Money | None = optional("Default: the rest of the payment.")
 
 
 class WriteOff(In):
-    """Why nobody hopes for the money any more."""
+    """Why a payment is no longer expected."""
 
     reason: Text | None = optional("For the audit log.")
 
 
 class Payment(Out):
-    """Money that came in for an invoice, or (below zero) went out for a credit note; or went back."""
+    """Money received for an invoice, or (negative) paid for a credit note; or its reversal."""
 
     id: Id
     organization_id: Id
@@ -119,7 +119,7 @@ class Payment(Out):
 
 
 class NoteApplication(Out):
-    """Credit of a note that is applied to an invoice, or (below zero) taken back."""
+    """Credit of a note applied to an invoice, or (negative) the reversal."""
 
     id: Id
     organization_id: Id
@@ -136,7 +136,7 @@ class NoteApplication(Out):
 
 
 class InvoiceLine(Out):
-    """One line; `quantity` counts days or periods, tokens, credits or units."""
+    """A line of an invoice; `quantity` counts days or periods, tokens, credits or units."""
 
     position: int
     kind: str = Field(
@@ -164,7 +164,7 @@ class InvoiceLine(Out):
 
 
 class Party(Out):
-    """Who sells or buys, as it was when the document became final."""
+    """The seller or buyer, as of the time at which the document became final."""
 
     name: str
     address: list[str] = Field(description="As it is set on paper.")
@@ -177,14 +177,14 @@ class Party(Out):
 
 
 class InvoiceCorrection(Out):
-    """An invoice with something given back by a credit note."""
+    """An invoice that a credit note corrects."""
 
     number: str
     date: Day
 
 
 class Invoice(Out):
-    """What an organization owes for a period, or (a credit note) gets back of an invoice."""
+    """The amount that an organization owes for a period, or (a credit note) gets back."""
 
     id: Id
     organization_id: Id

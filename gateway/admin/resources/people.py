@@ -1,4 +1,4 @@
-"""Organizations, tenants and users: who exists."""
+"""Resources of organizations, tenants, users, API keys, admin tokens and the audit log."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ MODELS = "The models its calls may ask for, besides other lists; null is any."
 
 
 class RunPolicyIn(In):
-    """What runs may be that its calls open; what is left out or null has no limit."""
+    """The limits of runs that its calls open; what is left out or null has no limit."""
 
     max: RunAmount | None = optional("Most that one costs, in its currency.")
     max_calls: Annotated[int, Field(strict=True, ge=1, lt=ENDLESS_CALLS)] | None = None
@@ -140,7 +140,7 @@ class OrganizationCreate(In):
     time_zone: Zone = Field(default="UTC", description="An IANA name: where its months end, for invoices.")
 
 
-# What an organization says of itself. Files and staff know it by its name.
+# Fields that an organization may change itself. Its name is not among them, as files and staff use it.
 THEIR_FIELDS = {
     "limits", "models", "runs", "spent_status", "retry_after_max_s", "address", "country", "tax_number",
     "contact", "buyer_reference", "endpoint_id",
@@ -184,7 +184,7 @@ Tenant = answer_of(
 
 
 class Recharge(In):
-    """Tokens to add to what remains."""
+    """Tokens to add to the remaining ones."""
 
     amount: PositiveAmount
 
@@ -198,7 +198,7 @@ class Adjust(In):
 
 
 class UserCreate(In):
-    """A new user; `organization_id` null is a member of staff."""
+    """A new user; without `organization_id` a member of staff."""
 
     external_id: ExternalId = Field(description="The caller's own name for this user.")
     organization_id: Id | None = None
@@ -281,7 +281,7 @@ RESOURCES = (
 
 # API keys and admin tokens: who may come in.
 
-# The text in the place of a secret, where signed tokens are shown.
+# The fields that replace a secret for signed tokens.
 TOKENS = ("issuer", "subject")
 Issuer = Annotated[str, Field(strict=True, pattern=r"^[\x21-\x7e]{1,512}$")]
 Subject = Annotated[
@@ -293,11 +293,11 @@ Overlap = Annotated[int, Field(strict=True, ge=0, le=OVERLAP_S_MAX)]
 
 
 class _TokenCredential(In):
-    """A credential that may be had by signed tokens instead of a secret."""
+    """A credential that may accept signed tokens instead of a secret."""
 
     @model_validator(mode="after")
     def both_say_whose_tokens(self) -> Self:
-        """Require issuer and subject together: an issuer alone admits all its people, a subject nobody."""
+        """Require issuer and subject together: an issuer alone would admit all its people."""
         said = [getattr(self, name) is None for name in TOKENS]
         if any(said) and not all(said):
             raise ValueError("issuer and subject belong together: say both, or none")
@@ -334,7 +334,7 @@ class ApiKeyCreate(_TokenCredential):
 
 
 class Rotate(In):
-    """A key in the place of another, with the same user, limits, models and policy of runs."""
+    """A new key that replaces another, with the same user, limits, models and policy of runs."""
 
     overlap_s: Overlap = Field(
         default=OVERLAP_S, description="Seconds for which both are good; 0 revokes the earlier one at once."
@@ -450,7 +450,7 @@ IDENTITY = "Who that is at this provider for good: the claim `sub`."
 
 
 class AuditEntry(Out):
-    """One change, written in its own transaction."""
+    """A change, stored in the same transaction as the change itself."""
 
     id: Id
     actor: str

@@ -1,4 +1,4 @@
-"""Token plans, tenants' quotas and the token ledger: how much may be used, and how much was."""
+"""Resources of quotas and use: token plans, tenants' quotas, ledgers, budgets, runs, jobs and calls."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ _KINDS = {"time_zone": Text, "anchor_day": AnchorDay}
 
 
 def _asked(term: Term) -> tuple[object, object]:
-    """Return a term as a caller states it: a choice, a count of tokens, or a value with a kind of its own."""
+    """Return a plan's term as a field of the request: a choice, a number of tokens, or another type."""
     kind: Any = Literal[term.choices] if term.choices else _KINDS.get(term.name, Amount)
     kind = kind | None if term.nullable else kind
     return kind, Field(default=term.default, description=term.description or None)
 
 
-# With the decimals it was said with.
+# With the decimals as sent.
 Weight = Annotated[
     Money,
     must(
@@ -135,7 +135,7 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
     ),
 )
 
-# What billing alone says.
+# Fields that only billing may set.
 OF_MONEY = {"overage_policy", "overage_unit_price", "currency"}
 
 TokenPlan = answer_of(
@@ -149,13 +149,13 @@ TokenPlan = answer_of(
 
 
 class TenantQuotaPatch(In):
-    """The plan to move the tenant to, now; the difference is written as an `adjust`."""
+    """The plan that the tenant gets now; the difference is stored as an `adjust`."""
 
     plan_id: Id | None = Field(default_factory=lambda: None)
 
 
 class TenantQuota(Out):
-    """A tenant's token account as it is now; its id is the tenant's."""
+    """The current token account of a tenant; its id is the tenant's."""
 
     id: Id
     tenant_id: Id
@@ -171,7 +171,7 @@ class TenantQuota(Out):
 
 
 class TokenLedgerRow(Out):
-    """One movement of a tenant's token account; `seq` counts them without a gap."""
+    """A movement of a tenant's token account; `seq` numbers them without a gap."""
 
     id: int
     tenant_id: Id
@@ -237,9 +237,9 @@ RESOURCES = (
 # Budgets: limits on money, tokens or calls per interval, and their use now.
 
 ANY_NAME = "*"
-# What a budget's windows are; another one is another budget.
+# Fields that define a budget's windows; they never change.
 WINDOW = ("organization_id", *SELECTING, "each", "unit", "interval", "time_zone", "anchor_day")
-# The choices of each are the domain's own.
+# The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
 Interval: Any = Literal[INTERVALS]
 Each: Any = Literal[EACH]
@@ -260,7 +260,7 @@ def _show(amount: Decimal | int) -> str | int:
     return show_decimal(amount) if isinstance(amount, Decimal) else amount
 
 
-# Of money a decimal in a string, of tokens and requests a whole number.
+# For money a decimal string, for tokens and requests a whole number.
 BudgetAmount = Annotated[
     Decimal | int,
     BeforeValidator(_amount),
@@ -294,7 +294,7 @@ Thresholds = Annotated[
 
 
 class BudgetCreate(In):
-    """A new budget. A selector that is left out, such as a tenant, takes every call."""
+    """A new budget. A selector that is left out, such as a tenant, matches every call."""
 
     organization_id: Id
     name: Text
@@ -328,7 +328,7 @@ class BudgetCreate(In):
 
 
 class Raise(In):
-    """What the amount is until a time, and why."""
+    """The raised amount of a budget, until when, and why."""
 
     amount: BudgetAmount = Field(description="The raised amount.")
     until: Instant = Field(description="Then it ends by itself.")
@@ -336,7 +336,7 @@ class Raise(In):
 
 
 class Amounts(Out):
-    """Amounts of a budget: of money decimals, else whole numbers."""
+    """Amounts of a budget: decimals for money, else whole numbers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -346,7 +346,7 @@ class Amounts(Out):
         return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
 
 
-# The windows' counts, of a budget and of an account of one.
+# The counts of a window, for a budget and for one of its accounts.
 COUNTED: dict[str, Any] = {
     "used": (BudgetAmount | None, optional("In this window, settled.")),
     "held": (BudgetAmount | None, optional("By calls in flight.")),
@@ -424,14 +424,14 @@ BUDGET_RESOURCES = (
 )
 
 
-# Rows that callers or upstreams name: read by that name, or by a number.
+# Rows named by callers or upstreams: read by that name, or by a number.
 def _by_name(row: Any) -> Any:
     return {**row, "id": row["name"], "number": row["id"]} if "name" in row else row
 
 
-# Runs: budgets that callers make, read only.
+# Runs: budgets that callers create, read-only.
 class RunRow(Amounts):
-    """A budget that a call opened, which travels with the calls that name it."""
+    """A run: a budget that a call opened, for all calls that name it."""
 
     id: str = Field(description="As its callers name it, within its tenant.")
     number: int = Field(description="By which `GET runs/{id}` has it as well.")
@@ -458,7 +458,7 @@ class RunRow(Amounts):
 
 
 class JobRow(Out):
-    """Many calls that an upstream works off later, under one hold."""
+    """A job: many calls that an upstream processes later, under one hold."""
 
     id: str = Field(description="As its upstream names it.")
     number: int = Field(description="By which `GET jobs/{id}` has it as well.")
@@ -512,7 +512,7 @@ FILTERS = filters(
 
 
 class Use(Out):
-    """One use, whatever pays for it."""
+    """A use of a service, paid for by credits or the next invoice."""
 
     id: int
     organization_id: Id
@@ -528,7 +528,7 @@ class Use(Out):
 
 
 class CreditTransaction(Use):
-    """One use paid with an organization's credits."""
+    """A use paid with an organization's credits."""
 
     credits_used: int
     credits_exact: Exactly = Field(
@@ -538,7 +538,7 @@ class CreditTransaction(Use):
 
 
 class FeatureUsage(Use):
-    """One use that the next invoice bills."""
+    """A use that the next invoice bills."""
 
     usage_amount: int = Field(description="Units; of use at cost, billionths of the currency.")
     cost: Exactly | None = Field(description="Of use at cost: what it is charged, in the currency.")
@@ -564,9 +564,9 @@ USE_RESOURCES = (
 )
 
 
-# Calls: one row a request, with what it used and what it cost, read only.
+# Calls: one row for each request, with its use and cost, read-only.
 class RefusedBy(Out):
-    """What refused a call."""
+    """The budget, run or plan that refused a call."""
 
     kind: Literal["budget", "run", "plan"]
     id: int
@@ -574,7 +574,7 @@ class RefusedBy(Out):
 
 
 class Call(Out):
-    """One request."""
+    """A call: one request, with its use and cost."""
 
     id: int
     request_id: UUID
@@ -621,7 +621,7 @@ class Call(Out):
 
 
 class CallStep(Out):
-    """One step of a call's way."""
+    """A step in the explanation of a call."""
 
     step: str = Field(description="request, caller, service, limits, tokens, balance, budgets, and so on.")
     outcome: Literal["passed", "refused", "stated"] = Field(
@@ -632,13 +632,13 @@ class CallStep(Out):
 
 
 class CallExplanation(Out):
-    """Why a call was refused, or cost what it cost."""
+    """Why a call was refused, or what it cost."""
 
     steps: list[CallStep] = Field(description="In the order of the call's way.")
 
 
 class CallExplanationQuery(In):
-    """It asks for nothing more."""
+    """The query has no parameters."""
 
 
 EXPLANATION = Question(

@@ -1,4 +1,4 @@
-"""Every resource of the Admin API, and every report, by name; those of features stand behind the core's."""
+"""All resources and reports of the Admin API by name; those of features follow the core's."""
 
 from dataclasses import replace
 

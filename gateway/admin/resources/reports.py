@@ -1,4 +1,4 @@
-"""Reports: what was used, who is busy now, and whether the counters and the ledger say the same."""
+"""Reports: finance, usage, current activity, and the comparison of counters with the ledger."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _CODE = re.compile(rf"[A-Za-z0-9 ._/-]{{1,{ACCOUNT_CHARS_MAX}}}", re.ASCII)
 
 
 def _month(text: str, before: timedelta = timedelta()) -> str:
-    """Return a month as it is said, or of a moment so long before the one that is said."""
+    """Return the month of a text such as "2026-04", a day or a time; `before` is subtracted from a time."""
     if _MONTH.fullmatch(text) is None:
         try:
             moment = read_moment(text)
@@ -69,25 +69,25 @@ def _codes(text: str) -> str:
 
 _MONTH_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{_MONTH.pattern}$", "examples": ["2026-04"]})
 FirstMonth = Annotated[Text, AfterValidator(_month), _MONTH_SCHEMA]
-# A moment is not included: the midnight after a month is its end.
+# The time itself is excluded: the midnight after a month is its end.
 LastMonth = Annotated[Text, AfterValidator(partial(_month, before=timedelta(microseconds=1))), _MONTH_SCHEMA]
 
 
 class FinanceQuery(In):
-    """Whose figures."""
+    """The organization and currency of a finance report."""
 
     organization_id: Id | None = None
     currency: Currency | None = None
 
 
 class DayQuery(FinanceQuery):
-    """At the end of a day."""
+    """The query of a report at the end of a day."""
 
     at: Day | None = optional("As it was at the end of this day in UTC; else today.")
 
 
 class MonthsQuery(FinanceQuery):
-    """Of whole months of UTC."""
+    """The query of a report on whole UTC months."""
 
     since: FirstMonth | None = Field(
         default=None, alias="from", description="The first month, or a day or time in it; else that of `to`."
@@ -100,7 +100,7 @@ class MonthsQuery(FinanceQuery):
 
 
 class TaxQuery(MonthsQuery):
-    """Of whole months, of documents or of billed supplies."""
+    """The query of the tax report: whole months, by documents or by billed supplies."""
 
     by: Literal["document", "supply"] = Field(
         default="document", description=f"The month a document became final in, or ({SUPPLY}) of the supply."
@@ -108,7 +108,7 @@ class TaxQuery(MonthsQuery):
 
 
 class LedgerQuery(MonthsQuery):
-    """Of whole months, with the accounts' codes."""
+    """The query of the journal: whole months, with codes for accounts."""
 
     accounts: Annotated[Text, AfterValidator(_codes)] | None = optional(
         "Codes of accounts, such as `receivables:1200,bank:1800`."
@@ -122,7 +122,7 @@ class _OrganizationItem(Out):
 
 
 class Receivable(_OrganizationItem):
-    """What an organization has to pay of its invoices in one currency."""
+    """The amounts an organization must pay of its invoices in one currency."""
 
     invoices: int = Field(description="Of which something is left to pay.")
     open: Exactly = Field(description="Not due yet, or without a day.")
@@ -136,7 +136,7 @@ class Receivable(_OrganizationItem):
 
 
 class Unbilled(_OrganizationItem):
-    """Charges that no final invoice had."""
+    """Charges that are on no final invoice."""
 
     month: Day = Field(description="The first day of the month it is supplied in.")
     kind: str
@@ -145,7 +145,7 @@ class Unbilled(_OrganizationItem):
 
 
 class Balance(_OrganizationItem):
-    """What an organization owes altogether in one currency."""
+    """The total amount an organization owes in one currency."""
 
     invoiced: Exactly = Field(description="Invoices in force.")
     credited: Exactly = Field(description="Credit notes in force.")
@@ -159,7 +159,7 @@ class Balance(_OrganizationItem):
 
 
 class Deferred(_OrganizationItem):
-    """Charges ahead of their supply."""
+    """Charges in advance of their supply."""
 
     month: Day | None = Field(
         description="The first day of the month it is supplied in; null of credits that are not used yet."
@@ -169,7 +169,7 @@ class Deferred(_OrganizationItem):
 
 
 class Revenue(_OrganizationItem):
-    """Earnings of a month."""
+    """The revenue of a month."""
 
     month: Day
     kind: str
@@ -177,7 +177,7 @@ class Revenue(_OrganizationItem):
 
 
 class TaxItem(_OrganizationItem):
-    """What documents of a month say of a tax rate."""
+    """The sums of a month's documents for a tax rate."""
 
     month: Day
     rate: Exactly = Field(description="A fraction, such as 0.2.")
@@ -187,7 +187,7 @@ class TaxItem(_OrganizationItem):
 
 
 class Leg(_OrganizationItem):
-    """One side of an entry: a debit or a credit."""
+    """One side of a journal entry: a debit or a credit."""
 
     entry_id: str = Field(description="Names the entry for ever; its debits are its credits.")
     date: Instant
@@ -271,7 +271,7 @@ FINANCE_REPORTS = tuple(
 
 
 class BusyTenant(Out):
-    """What calls of one tenant did."""
+    """The recent calls of one tenant."""
 
     tenant_id: int
     tenant: str | None = Field(description="Its name; null once it is deleted.")
@@ -281,7 +281,7 @@ class BusyTenant(Out):
 
 
 class ActivityReport(Out):
-    """What all tenants did within a window that ends now. Numbers to look at: bills come from the ledger."""
+    """The calls of all tenants within a window that ends now. Not for billing: bills come from the ledger."""
 
     window_s: float = Field(description="Seconds the numbers are of.")
     requests: int
@@ -291,7 +291,7 @@ class ActivityReport(Out):
 
 
 class ReconciliationRun(In):
-    """What a run is to do."""
+    """The options of a reconciliation."""
 
     repair: Flag = Field(
         default=False, description="Make each drift good by an appended adjust or correction."
@@ -303,7 +303,7 @@ class ReconciliationRun(In):
 
 
 class ReconciliationItem(Out):
-    """One account that differs or whose rows do not agree, or a budget's window that is full."""
+    """An account with a difference or contradictory rows, or a full window of a budget."""
 
     account: str = Field(
         description="tenant:<id>, credits:<organization id>, spend:<organization id>, or of a budget"
@@ -319,7 +319,7 @@ class ReconciliationItem(Out):
 
 
 class Reconciliation(Out):
-    """What comparing found."""
+    """The result of comparing the counters with the ledger."""
 
     checked: int = Field(description="Accounts compared.")
     drift_tokens: int = Field(description="Sum of absolute differences.")
@@ -339,7 +339,7 @@ def _groups(text: str) -> str:
 
 
 def _hour(value: object, up: timedelta = timedelta()) -> datetime:
-    """Return the whole hour that a day or a time is in, or the one behind it."""
+    """Return the start of the hour of a day or time; with `up`, rounded up."""
     if not isinstance(value, str):
         raise ValueError("must be an RFC 3339 time in a string")  # noqa: TRY004  # pydantic reports ValueError
     moment = read_moment(value)
@@ -352,7 +352,7 @@ LastHour = Annotated[Instant, BeforeValidator(partial(_hour, up=timedelta(hours=
 
 
 class UsageReportQuery(In):
-    """Which calls are added up, and how they are grouped."""
+    """The calls to sum, and how to group them."""
 
     since: FirstHour | None = Field(
         default=None,
@@ -379,11 +379,11 @@ class UsageReportQuery(In):
 
 
 class UsagePage(UsageReportQuery, PageQuery):
-    """The same by pages."""
+    """The usage query by pages."""
 
 
 class UsageItem(Out):
-    """What the calls of one group came to. Fields of groups that were not asked for are left out."""
+    """The sums of the calls of one group. Fields of groups that were not requested are left out."""
 
     start: Instant
     organization_id: int | None = None
@@ -419,7 +419,7 @@ class UsageItem(Out):
 
 
 class Usage(Out):
-    """Calls added up: of whole hours, by group."""
+    """Sums of calls in whole hours, by group."""
 
     items: list[UsageItem]
     next_cursor: str | None = Field(description=_NEXT)

@@ -1,7 +1,7 @@
-"""A resource: its fields, its filters and its actions.
+"""The definition of a resource: its fields, filters and actions.
 
-One row of this table makes its routes, its checks, its answers and its part of the OpenAPI
-document. Models under `create`, `patch` and `body` say what may be sent; `out` what is answered.
+Each resource defines its routes, checks, answers and part of the OpenAPI document. The models `create`,
+`patch` and `body` describe requests, `out` answers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from gateway.core.model import INTEGER_MAX
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What a filter's value must be: `kind` is id, count, text, uuid or flag.
+    """The type of a filter's value: `kind` is id, count, text, uuid or flag.
 
-    `choices` narrow a text, `most` a number.
+    `choices` restrict a text, `most` is the maximum of a number.
     """
 
     kind: str = "id"
@@ -37,7 +37,7 @@ class Filter:
 
 
 def filters(names: str, **choices: tuple[str, ...]) -> dict[str, Filter]:
-    """Make filters of words: `tenant_id` is of an id, `model:text` of that kind; a text may have choices."""
+    """Parse filters from words: `tenant_id` is an id, `model:text` a text; `choices` restrict some texts."""
     kinds = (word.partition(":") for word in names.split())
     return {
         name: Filter("text", choices[name]) if name in choices else Filter(kind or "id")
@@ -47,11 +47,11 @@ def filters(names: str, **choices: tuple[str, ...]) -> dict[str, Filter]:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """`POST …/{id}/<name>`: answers with the resource, or with the tenant's quota where `quota`.
+    """`POST …/{id}/<name>`: returns the resource, or with `quota` the tenant's quota.
 
-    Where `settles`, the organization's accounts are closed first: all that happened is stored. One that
-    `mints` makes a row with the resource's secret, and answers with it. The console offers it where it can do
-    anything with a row, has `confirmed` ticked before what nothing takes back, and says `done` behind it.
+    With `settles`, the organization's accounts are closed first, so that all pending use is stored. With
+    `mints` it creates a row with the resource's secret and returns it. The console shows it on rows that it
+    is `offered` for, requires a tick of `confirmed` first, and shows `done` afterwards.
     """
 
     name: str
@@ -67,10 +67,10 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`GET /<resource>/<name>`: an answer of its own to what the query asks.
+    """`GET /<resource>/<name>`: a computed answer to a query.
 
-    One that is `of` a field is about one row, which is named by that field or by its id:
-    `GET /<resource>/{id}/<name>`. Its command is written by hand.
+    With `of` it is about one row, identified by that field or by its id: `GET /<resource>/{id}/<name>`. Its
+    command is written by hand.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class SubResource:
-    """`GET …/{id}/<name>`: a list of a row's sub-rows of a kind; a table shows `columns` of it."""
+    """`GET …/{id}/<name>`: a list of a row's parts; a table shows its `columns`."""
 
     name: str
     summary: str
@@ -93,7 +93,7 @@ class SubResource:
 
 @dataclass(frozen=True, slots=True)
 class BatchEndpoint:
-    """`POST /<resource>`: one of `body` or a list of them; some may be refused. `name` is its command."""
+    """`POST /<resource>`: one `body` or a list of them; some may be refused. `name` is its command."""
 
     name: str
     summary: str
@@ -104,9 +104,10 @@ class BatchEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEndpoint:
-    """`GET …/{id}<suffix>`: a file made of a row; `asked` are parameters, their values, the default first.
+    """`GET …/{id}<suffix>`: a file made from a row; `asked` are its parameters and their values, default
+    first.
 
-    One that is `public` needs no token.
+    A `public` document needs no token.
     """
 
     suffix: str
@@ -118,23 +119,23 @@ class DocumentEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class ConfigDeclaration:
-    """How files of configuration say a row; a resource without it is not configuration.
+    """How configuration files describe a resource; resources without one are not in files.
 
-    `by` are the fields that name a row, the one that people know it by last; they are compared without
-    regard to case where `folded`. `needs` must be said although the Admin API takes a row without. `after`
-    are resources that have to be there first, besides those whose ids it holds. Rows that `is_gone` says it
-    of are not there; those that `is_kept` denies are not exported.
+    `by` are the fields that identify a row, the name for people last; with `folded` they are compared
+    regardless of case. `needs` are fields required in files only. `after` are resources that must be created
+    first, besides those whose ids it holds. Rows that are `is_gone` count as missing; rows that are not
+    `is_kept` are not exported.
 
-    A row that is never changed has `since`: of those with one name the one with the latest counts, and a
-    new one takes its place. Of two of one moment the later row does where `repeats`, else there is one.
-    `begins` are fields of a new row alone. A field in `actions` is changed by that action, which may know it
-    by another of `words`, and takes the day in the field that `dated` names; where another field says what it
-    will be, `becomes` names it.
+    Rows that never change have the field `since`: of those with one name the latest applies, and a new one
+    replaces it. With `repeats`, a later row with the same time replaces an earlier one, else there is only
+    one. `begins` are fields of new rows only. A field in `actions` is changed by that action, which may call
+    it by another name in `words`, and takes the day from the field in `dated`; `becomes` names the field with
+    its future value.
 
-    Where `known_by_id` several may have one name, which an organization's own people give: what files made is
-    known by its id, and what others named so is left to them. `followed_by` names the row that stands in its
-    place. Where names are `unique` nonetheless, what others gave one to keeps it until they rename it. Rows
-    of others with the fields that a row `claims`, which no two rows share, keep them until they are gone.
+    With `known_by_id`, several rows may have one name, which an organization's own people give: rows created
+    by files are identified by id, and others are left alone. `followed_by` is the field with the id of a
+    row's replacement. If names are `unique` nonetheless, another row keeps its name until it is renamed.
+    `claims` are fields whose values no two rows share: another row keeps them until it is gone.
     """
 
     by: tuple[str, ...] = ("name",)
@@ -158,9 +159,9 @@ class ConfigDeclaration:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Endpoint:
-    """An answer under a name, and its readers.
+    """A named answer, and who may read it.
 
-    `refers` says what its ids refer to where `REFERS` does not say it.
+    `refers` are the resources of its ids, where they differ from `REFERS`.
     """
 
     name: str
@@ -171,11 +172,11 @@ class Endpoint:
 
     @property
     def title(self) -> str:
-        """What one of its answers is called in the OpenAPI document."""
+        """The name of one of its answers in the OpenAPI document."""
         return self.out.__name__
 
     def target(self, name: str) -> str:
-        """Return the resource whose id a field of this one holds; empty if it holds none."""
+        """Return the resource that a field's id refers to; "" if it holds no id."""
         return self.refers.get(name) or REFERS.get(name, "")
 
     def render(self, row: Row) -> Row:
@@ -184,10 +185,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ReportEndpoint(Endpoint):
-    """One answer about everything: `GET /<name>`, with `numbers` or `asked` as its query; `POST` does `run`.
+    """An answer about everything: `GET /<name>`, with `numbers` or `asked` as its query; `POST` runs `run`.
 
-    `documents` are files of the same answer. Where it is `by_hand` its command is written by hand. What
-    `run` answers is `ran`, if it is not the report.
+    `documents` are files of the same answer. With `by_hand` its command is written by hand. `ran` is the
+    answer of `run`, if it is not the report.
     """
 
     summary: str
@@ -201,11 +202,12 @@ class ReportEndpoint(Endpoint):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Resource(Endpoint):
-    """One collection of the Admin API; None for a model means it cannot be done.
+    """A collection of the Admin API; None for a model means that the operation does not exist.
 
-    `named_by` is the field people know a row by. `live` names what the counters know better (`quota` of a
-    tenant, `credits` of an organization, `budgets`). `fixed` says why a field stays as it is. `patch_verb` is
-    what `PATCH` does. `settle_first` names the action that must be in force before a row may be deleted.
+    `named_by` is the field with the name for people. `live` is the kind of live values from the counters
+    (`quota` of a tenant, `credits` of an organization, `budgets`). `fixed` are messages on fields that cannot
+    change. `patch_verb` is the verb of `PATCH`. `settle_first` is the action that must be applied before a
+    row may be deleted.
     """
 
     named_by: str = "name"
@@ -228,7 +230,7 @@ class Resource(Endpoint):
 
     @property
     def known(self) -> Mapping[str, str]:
-        """Every field of the resource, sent or answered, with a note where it cannot be set."""
+        """Every field of the resource, with the message for setting a field that cannot be set."""
         return {name: self.fixed.get(name, "cannot be set here") for name in self.out.model_fields}
 
 
@@ -240,13 +242,13 @@ Json = Mapping[str, Any]  # JSON schema: any shape
 
 LONG_TEXT_CHARS = 200
 _PLAIN = {"integer": "whole", "boolean": "flag", "amount": "amount"}
-# What a program sends as null, a person leaves empty.
+# Null in the API is an empty field for people.
 _NULL = re.compile(r"\bnull\b")
 
 
 @cache
 def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ...]:
-    """Return the fields of one of the resource's models: of a new row, a change or an action."""
+    """Return the form fields of a resource's model: for a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
     found: list[FormField] = []
@@ -274,7 +276,7 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
 
 
 def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
-    """Return the schema behind references and `or null`."""
+    """Return the schema of a field with references resolved, and whether it may be null."""
     if "$ref" in part:
         return schema["$defs"][part["$ref"].rpartition("/")[2]], False
     options: Sequence[Json] = part.get("anyOf", part.get("oneOf", ()))
@@ -333,7 +335,7 @@ def _text(value: object) -> str:
 # Models that follow from the one a row is made by: of a change, and of an answer.
 
 AS_CREATED: Mapping[str, object] = {}
-# Words on figures that the counters know better.
+# The description of the field that marks current values.
 IS_CURRENT = "False: as last stored. The counters are away, or have what cannot be read."
 
 
@@ -344,10 +346,10 @@ def patch_of(
     name: str = "",
     kinds: Mapping[str, object] = AS_CREATED,
 ) -> type[In]:
-    """Make a model in which every field of `model` may be left out but keeps its own rule.
+    """Return a model for changes, in which every field of `model` may be left out.
 
-    `kinds` are of fields that a change takes in another one: what a new row is given where nothing is said,
-    such as a name, cannot be taken away again.
+    `kinds` override the types of fields: a name that new rows get by default, for example, cannot become
+    null.
     """
     fields = {
         field: (
@@ -364,16 +366,19 @@ def patch_of(
 
 
 def dated(model: type[In], name: str, doc: str, description: str) -> type[In]:
-    """Make a model that says `from` which day on it counts besides: no class has a field of that name."""
+    """Return a model with the additional field `from`, the first day on which it applies.
+
+    No class can have a field of that name.
+    """
     day = {"from": (Day, ModelField(description=description))}
     made: type[In] = create_model(name, __base__=model, __doc__=doc, **day)  # type: ignore[call-overload]  # built
     return made
 
 
 def answer_of(model: type[In], doc: str, /, *, base: type[Out] = Out, **more: object) -> type[Out]:
-    """Make what is answered of a row that `model` makes: its fields, its id and when it was made.
+    """Return the model of answers for rows that `model` creates: its fields, the id and the time of creation.
 
-    `more` are fields that are answered besides, or in another kind than is asked.
+    `more` are further fields, or fields with another type.
     """
     fields: dict[str, Any] = {"id": (Id, ...)}
     for name, info in model.model_fields.items():
@@ -393,7 +398,7 @@ def _kind_of_field(info: FieldInfo) -> Any:
 
 
 def _told(kind: Any) -> Any:
-    """Return the type of an answer's field: texts, choices and documents lose the limits of input."""
+    """Return the type of an answer's field: texts, choices and documents lose the limits of requests."""
     origin, inner = get_origin(kind), get_args(kind)
     if LimitsIn in inner:
         return LimitsOut
@@ -423,7 +428,7 @@ Cursor = Annotated[
 
 
 class PageQuery(In):
-    """The query of a page."""
+    """The query parameters of a page."""
 
     limit: int = ModelField(default=1_000, ge=1, le=10_000, description="Most items to tell.")
     cursor: Cursor | None = ModelField(

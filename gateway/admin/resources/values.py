@@ -1,7 +1,7 @@
-"""The kinds of value a resource's fields hold: how each is checked coming in and written going out.
+"""The types of resources' fields: how each is validated in requests and written in answers.
 
-Everything is strict: a number in quotes, a float where an integer belongs or an instant
-without a time zone is wrong, never repaired.
+Everything is strict: a number in quotes, a float instead of an integer, or a time without a time zone is
+refused, never converted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ YEAR_MIN, YEAR_MAX = 1970, 2999
 
 DECIMAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?", re.ASCII)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,30})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-# Digits of a second behind those that are kept: Go writes nine, .NET seven.
+# Digits beyond microseconds: Go writes nine digits, .NET seven.
 _FINER = re.compile(r"(\.\d{6})\d+")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _BREAK = re.compile(r"[\t\n\r]")
@@ -58,19 +58,19 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class In(BaseModel):
-    """What a caller sends: a field that is not known is an error."""
+    """A request body; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class Out(BaseModel):
-    """What a caller gets."""
+    """An answer."""
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
 
 
 def must(holds: Callable[[Any], bool], be: str) -> AfterValidator:
-    """Return a rule of a value, and in words what the value must be."""
+    """Return a validator of the condition `holds`; the error is "must" and `be`."""
 
     def check(value: Any) -> Any:
         if not holds(value):
@@ -81,7 +81,7 @@ def must(holds: Callable[[Any], bool], be: str) -> AfterValidator:
 
 
 def optional(description: str, **more: Any) -> Any:
-    """Return a field that is null where nothing is said."""
+    """Return a field whose default is null."""
     return Field(default=None, description=description, **more)
 
 
@@ -91,14 +91,14 @@ def _dumped(value: BaseModel | Sequence[BaseModel] | None) -> Any:
     return None if value is None else [_dumped(one) for one in value]
 
 
-# The two forms of a service tier's price, where an error names its place.
+# The two forms of a service tier's price, in the path of a validation error.
 FACTOR, TABLE = FORMS = ("[factor]", "[table]")
-# Of a document, or a list of some: the JSON that is stored, without what is null.
+# Serializes a model, or a list of models, to the JSON that is stored, without nulls.
 AS_STORED = PlainSerializer(_dumped)
 
 
 def read_instant(text: str) -> datetime:
-    """Read an RFC 3339 instant, to the microsecond; `ValueError` unless it names its offset from UTC."""
+    """Parse an RFC 3339 time, to the microsecond; raise `ValueError` if it has no offset from UTC."""
     if _INSTANT.fullmatch(text) is None:
         example = f"{text if _DATE.fullmatch(text) else '2026-01-31'}T00:00:00Z"
         raise ValueError(f"must be an RFC 3339 time with a time zone, such as {example}")
@@ -109,7 +109,7 @@ def read_instant(text: str) -> datetime:
 
 
 def read_moment(text: str) -> datetime:
-    """Read an instant, or a day: it stands for its beginning in UTC."""
+    """Parse an RFC 3339 time, or a day, which means its start in UTC; raise `ValueError` for others."""
     if _DATE.fullmatch(text) is not None:
         return datetime.combine(date.fromisoformat(text), time(), UTC)
     if _INSTANT.fullmatch(text) is None:
@@ -119,12 +119,12 @@ def read_moment(text: str) -> datetime:
 
 
 def show_instant(moment: datetime) -> str:
-    """Write an instant as RFC 3339 UTC, with microseconds only where it has them."""
+    """Format a time as RFC 3339 in UTC, with microseconds only if there are any."""
     return rfc3339(moment)
 
 
 def show_decimal(number: Decimal) -> str:
-    """Write a decimal without exponent and without zeros that say nothing beyond cents."""
+    """Format a decimal with two decimals or more, without exponent and further trailing zeros."""
     text = f"{number:f}"
     if "." not in text:
         return text
@@ -155,14 +155,14 @@ def _day(value: object) -> object:
 
 
 def plausible(day: date) -> date:
-    """Raise `ValueError` where a day is in a year that time cannot be counted around."""
+    """Return the day; raise `ValueError` outside of the years with which times can be computed."""
     if not YEAR_MIN <= day.year <= YEAR_MAX:
         raise ValueError(f"must be in the years {YEAR_MIN} to {YEAR_MAX}")
     return day
 
 
 def read_decimal(value: object) -> object:
-    """Read a decimal in a string; `ValueError` for anything else."""
+    """Parse a decimal in a string; raise `ValueError` for anything else."""
     if isinstance(value, Decimal):
         return value
     if not isinstance(value, str) or DECIMAL.fullmatch(value) is None:
@@ -199,7 +199,7 @@ def _pattern(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _PatternText:
-    """Text that has a pattern; `right` says it in words."""
+    """A validator of texts by a pattern; `right` describes a valid text."""
 
     pattern: str
     right: str
@@ -236,7 +236,7 @@ AnchorDay = Annotated[int, Field(strict=True, ge=1, le=31)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_one_line)]
 LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
-# A row's metadata. A keeper older than its gateways stored the facts of a call as they came.
+# A row's metadata. A keeper older than its gateways stored the packed facts of a call.
 Metadata = Annotated[dict[str, Any], BeforeValidator(_told)]
 ServiceKey = Annotated[str, Field(strict=True), _word("a-z0-9", "a-z, 0-9")]
 UpstreamName = Annotated[str, Field(strict=True), _word("A-Za-z0-9", "A-Z, a-z, 0-9")]
@@ -260,7 +260,7 @@ Paid = Annotated[
     PlainSerializer("{:f}".format, when_used="json"),
     WithJsonSchema({"type": "string", "description": "In the decimals of its currency."}),
 ]
-# Computed, and written as short as it is exact.
+# A computed number, written exactly without trailing zeros.
 Exactly = Annotated[
     Decimal,
     PlainSerializer(lambda number: f"{EXACT.normalize(number):f}", when_used="json"),
@@ -275,9 +275,9 @@ Cap = Annotated[
 ]
 RunAmount = Annotated[Money, _factor(INTEGER_MAX // NANO, 9)]
 Markup = Annotated[Money, _factor(MARKUP_MAX, 6)]
-# Credits to a unit of a currency.
+# Credits for a unit of a currency.
 Rate = Annotated[Money, _factor(RATE_MAX, 9)]
-# The same, also as the whole number that amounts of credits are.
+# The same, or as a whole number, as amounts of credits are.
 CreditsPerUnit = Annotated[
     Rate,
     BeforeValidator(lambda value: Decimal(value) if type(value) is int else value),
@@ -353,7 +353,7 @@ def _model(pattern: str) -> str:
     return pattern
 
 
-# What callers call their users.
+# The callers' own ids of their users.
 ExternalId = Annotated[
     str,
     Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX),
@@ -362,9 +362,9 @@ ExternalId = Annotated[
         "be printable and not blank: no call can name such a user",
     ),
 ]
-# A model as calls name it, or with a * behind it what such names begin with.
+# A model's name in calls, or with a * at the end the beginning of names.
 ModelText = Annotated[Text, AfterValidator(_model)]
-# A model that is configured: as callers or an upstream name it, with a * at its end where it is a prefix.
+# The name of a configured model for callers or at an upstream, with a * at the end for a prefix.
 AskedModel = Annotated[
     str,
     Field(strict=True),
@@ -381,7 +381,7 @@ Country = Annotated[
 
 
 class PostalAddressIn(In):
-    """An address by its parts, as electronic invoices have it."""
+    """An address in parts, as in electronic invoices."""
 
     street: Text | None = None
     city: Text | None = None
@@ -391,19 +391,19 @@ class PostalAddressIn(In):
 
 
 class ContactIn(In):
-    """Whom to ask about an invoice."""
+    """The contact for questions about invoices."""
 
     name: Text | None = None
     phone: Annotated[Text, must(lambda text: _PHONE.search(text) is not None, "have 3 digits")] | None = None
     email: Annotated[Text, must(is_mail_address, "be a mail address")] | None = None
 
 
-# What lines and parts are called where an address is wrong: no field has such a name.
+# Names of lines and parts in the path of a validation error: no field has such a name.
 ADDRESS_LINES, ADDRESS_PARTS = "[lines]", "[parts]"
 
 
 def _address(value: object) -> object:
-    """Return the parts that one line of JSON has, or is: forms and commands take lines."""
+    """Parse an address given as one line of JSON, as forms and commands send it; return others unchanged."""
     if not isinstance(value, list) or len(value) != 1:
         return value
     [line] = value
@@ -413,7 +413,7 @@ def _address(value: object) -> object:
     return line if isinstance(line, dict) else value
 
 
-# Addresses of customers: lines as they are set, or parts.
+# Addresses of customers: lines as printed, or parts.
 Address = Annotated[
     Annotated[list[Text], Field(min_length=1, max_length=ADDRESS_LINES_MAX), Tag(ADDRESS_LINES)]
     | Annotated[PostalAddressIn, Tag(ADDRESS_PARTS)],
@@ -429,11 +429,11 @@ EndpointId = Annotated[
 ]
 
 
-# What one unit, or one token, may cost at most: its multiples are counted, and billed.
+# Maximum prices of a unit and of a token, since multiples of them are counted and billed.
 def _at_most(most: int) -> AfterValidator:
     return must(lambda price: price <= most, f"be at most {most}")
 
 
-# The counters add units up in millionths.
+# The counters sum the cost of units in millionths.
 UnitPrice = Annotated[Money, _at_most(INTEGER_MAX // MICRO)]
 TokenUnitPrice = Annotated[Money, _at_most(TOKEN_PRICE_MAX)]

@@ -12,6 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the index for lists of an organization's, tenant's or key's calls; older programs do not read it.
-    """
+    """Add the index for lists of an organization's, tenant's or key's calls; older programs ignore it."""
     op.execute("CREATE INDEX call_owner_idx ON call (organization_id, tenant_id, created_at, id)")

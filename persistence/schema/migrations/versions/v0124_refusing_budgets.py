@@ -12,6 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns, which older programs leave empty, without constraints: checking would read every call.
-    """
+    """Add the columns, which older programs leave empty, without constraints that would read every call."""
     op.execute("ALTER TABLE call ADD run_id bigint, ADD refused_kind text, ADD refused_by bigint")
