@@ -2,8 +2,8 @@
 marks.
 
 A mark stores which fields of a row the files set, and whether applying created the row. Marks belong to the
-name under which somebody applies, and to the caller's organization. Control writes are stored last, each
-definition of an account once.
+name given to the apply, and to the caller's organization. Control writes are stored last, each definition of
+an account once.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class RefusedJournal:
 
 
 class RefusalNames:
-    """The names under which refused calls are counted: the first of each organization and day."""
+    """Names that refused calls are counted by: the first ones of each organization and day."""
 
     def __init__(self, a_day_max: int) -> None:
         self._a_day_max = a_day_max

@@ -332,7 +332,7 @@ _refused = exists().where(
     control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
 )
 
-# An expired or removed addition has nothing left, and neither has a prepaid one that waits for its payment.
+# Nothing is left of an expired or removed addition, or of a prepaid one that waits for its payment.
 _waits = (credit_addition.c.invoicing == PREPAID) & credit_addition.c.control_write_id.is_(None)
 _remaining = case(
     (credit_addition.c.expiry_write_id.is_not(None) | _waits, 0),

@@ -97,7 +97,7 @@ def _unconfirmed(row: Row) -> list[str]:
 
 
 def _ask(change: EntityWrite, row: Row) -> bool:
-    """Ask addresses without consent for it, unless they were asked within a day; return whether any were.
+    """Request consent from addresses without it, unless requested within a day; return whether any were.
 
     Raise `Conflict` beyond the maximum for a mailbox or for the organization.
     """

@@ -59,8 +59,8 @@ SELECT place, known FROM (
 ) AS there WHERE known < :since ORDER BY place"""
 PLACES_TOLD_MAX = 5
 LOOKS_AGAIN_S = 0.2
-# Sessions queue up behind a waiting lock. So there is a maximum wait in seconds for one lock, after which
-# they proceed, and one for all attempts together.
+# Sessions queue up behind a waiting lock. So there is a maximum wait in seconds for one lock, then others
+# proceed, and one for all attempts together.
 LOCK_S_MAX, LOCKS_S_MAX = 2.0, 120.0
 PAUSES_S = 0.5, 1.0, 2.0, 4.0
 _NAMED = {"fallback_application_name": "tollkeeper-migrate"}

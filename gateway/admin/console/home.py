@@ -324,10 +324,10 @@ class Sessions:
     async def _ask_again(
         self, request: web.Request, session: ConsoleSession, actor: Actor, name: str
     ) -> None:
-        """Ask the provider whether the person may still sign in; if not, end the session and raise
-        `Unauthorized`.
+        """Check with the provider whether the person may still sign in; if not, end the session.
 
-        One request asks, others proceed. If the provider does not answer, the session just expires in time.
+        Raise `Unauthorized` then. One request checks, others proceed. If the provider does not answer, the
+        session just expires in time.
         """
         if not await self._ports.store.ask_of_session(session.id):
             return
@@ -608,5 +608,5 @@ async def read_form(request: web.Request) -> Posted:
 
 
 def see(address: str) -> web.Response:
-    """Redirect the browser after a submitted form (303)."""
+    """Return a redirect (303) for the browser after a submitted form."""
     return web.Response(status=303, headers={"Location": address})

@@ -445,7 +445,7 @@ def _has_credit(row: Row) -> bool:
 
 
 def _said(where: str, what: str, done: WriteResult) -> web.Response:
-    """Redirect to a page that shows what was done, and whether it is applied later."""
+    """Return a redirect to a page that shows what was done, and whether it is applied later."""
     return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")
 
 

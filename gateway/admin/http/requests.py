@@ -148,7 +148,7 @@ def sent_from(request: web.Request) -> str:
 
 
 async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
-    """Return the actor of a token, and the digest under which it is stored; raise `Unauthorized` if none."""
+    """Return the actor of a token, and the token's stored digest; raise `Unauthorized` if there is none."""
     first, *earlier = ports.peppers.digests(token)
     actor = _built_in(ports, first)
     if actor is not None:
@@ -161,7 +161,7 @@ async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
 
 
 async def known_key(ports: AdminPorts, key: str) -> tuple[Actor, str]:
-    """Return the actor of an API key, and the digest under which it is stored, or raise `Unauthorized`."""
+    """Return the actor of an API key, and the key's stored digest; raise `Unauthorized` if there is none."""
     for digest in ports.peppers.digests(key):
         actor = await ports.store.key_holder(digest)
         if actor is not None:
@@ -280,7 +280,7 @@ def parse_any_body(raw: bytes, values_max: int = VALUES_MAX) -> object:
 
 
 def canonical(value: object) -> bytes:
-    """Serialize a JSON value so that equal values give equal bytes."""
+    """Encode a JSON value so that equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
