@@ -1,5 +1,4 @@
-"""One transaction that compares and applies a configuration: reads rows by name, runs many writes, stores
-marks.
+"""One transaction that compares and applies a configuration: reads rows by name, runs writes, stores marks.
 
 A mark stores which fields of a row the files set, and whether applying created the row. Marks belong to the
 name given to the apply, and to the caller's organization. Control writes are stored last, each definition of
@@ -83,7 +82,7 @@ Touched = tuple[str, int | None, Row]
 
 
 def of(organization_id: int | None) -> int:
-    """Return the number that locks an organization (None: staff); two organizations may share one."""
+    """Return the number of an organization's lock (None: staff's); two organizations may share one."""
     return STAFF if organization_id is None else 1 + (organization_id - 1) % _KEYS_MAX
 
 
@@ -209,7 +208,7 @@ def enter(change: EntityWrite) -> None:
 
 
 def leave(change: EntityWrite, row: Row) -> None:
-    """Raise `NotFound`, which undoes the write, if the written row belongs to another realm."""
+    """Raise `NotFound`, so that the write is rolled back, if the written row belongs to another realm."""
     if (realm := change.realm) is None:
         return
     for name, within in ((OWNER, realm.organization_id), (TENANT, realm.tenant_id)):
@@ -359,7 +358,7 @@ class ApplyTransaction:
         return ran
 
     def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
-        """Run one step; return the message of a tolerated conflict, else raise `StepRefused`."""
+        """Run one step; return the message if it fails and may be skipped, else raise `StepRefused`."""
         try:
             return self._step(connection, step, batch)
         except Conflict as refused:

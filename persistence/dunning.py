@@ -186,7 +186,7 @@ def _block(
 
 
 def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list[int]:
-    """Move blocks of settled invoices to another unpaid invoice; return the ids of the new steps."""
+    """Move the blocks of invoices that no longer block to another unpaid invoice; return the steps' ids."""
     steps = []
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
         end = {"invoice_id": block.invoice_id, "action": UNBLOCK, "corrects_id": block.id}

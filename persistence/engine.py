@@ -207,7 +207,7 @@ def _check_open(connection: Any, *_: object) -> None:
 
 @asynccontextmanager
 async def looking(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Yield a connection in autocommit: each statement is its own transaction, without BEGIN and COMMIT."""
+    """Yield a connection in autocommit mode: each statement is its own transaction."""
     async with engine.connect() as connection:
         yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -459,9 +459,7 @@ class Replica:
         return here.cluster == self._cluster and self._noted == self._writes and here.place >= self._place
 
     async def read(self, work: Callable[[Connection], T], otherwise: Callable[[], Awaitable[T]]) -> T:
-        """Return the work's result, read from the replica; from `otherwise` if the replica cannot serve or
-        fails.
-        """
+        """Return the work's result from the replica, or from `otherwise` if the replica fails."""
         if await self.serves():
             try:
                 return await answered(self._tried(work), partial(alive, self.engine))

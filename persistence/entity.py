@@ -104,7 +104,7 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
 
 
 def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
-    """Return the condition for rows of this API key; among the keys, the key and its replacement."""
+    """Return the condition for rows of an API key; in the table of keys, for the key and its replacement."""
     if table is api_key:
         successor = api_key.alias()
         place = select(successor.c.replaced_by_id).where(successor.c.id == key_id).scalar_subquery()
@@ -200,7 +200,7 @@ class EntityWrite:
         return self.command.actor.tenant_id is not None
 
     def fetch(self, row_id: int | None = None) -> Row:
-        """Read the current row of an id, by default of the command's."""
+        """Return a row of the entity by its id, by default the command's row."""
         which = self.row_id if row_id is None else row_id
         return fetch(self.connection, self.subject.within(self.realm), which)
 
@@ -230,9 +230,9 @@ class EntityWrite:
         self.intents += [Intent(str(row["id"]), str(row["account"])) for row in told]
 
     def count(self, what: object, read: Callable[[], int]) -> int:
-        """Return the number of rows under the key `what` before one more is created, under a lock.
+        """Return the number of rows before one more is created; `what` identifies the rows counted.
 
-        A batch calls `read` once per key and adds its own rows.
+        A batch calls `read` once for each `what`, and then counts its own rows.
         """
         if self.batch is None:
             return read()
@@ -256,7 +256,7 @@ THIS: BindParameter[int] = bindparam("this")
 
 
 def keeper_command(resource: str, verb: str, row_id: int | None = None, **values: object) -> Command:
-    """Return a command of the keeper, with the same effect as a person's."""
+    """Return a command with the keeper as actor, with the same effect as a person's."""
     return Command(resource, verb, KEEPER, str(uuid4()), lambda row: row, row_id, values)
 
 
@@ -378,9 +378,7 @@ def lock(change: EntityWrite) -> Row:
 
 
 def require(change: EntityWrite) -> None:
-    """Lock the rows that the command's values refer to; raise `Unprocessable` with the fields of missing
-    ones.
-    """
+    """Lock the rows that the command's values refer to; raise `Unprocessable` if some are missing."""
     missing = []
     held = change.batch.held if change.batch is not None else set()
     for name, table in change.subject.refers.items():

@@ -174,7 +174,7 @@ async def translating(
 
 
 def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
-    """Return why the counters refused one of these control writes; None if they refused none."""
+    """Return a message on a refused control write among these; None if the counters refused none."""
     row = connection.execute(
         select(control_write.c.verb, control_write.c.result)
         .where(control_write.c.id.in_([UUID(text) for text in intents]), control_write.c.state == "refused")

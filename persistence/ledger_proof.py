@@ -178,8 +178,9 @@ class LedgerSigner:
         return after if rows else None
 
     async def _late(self, kind: str) -> int | None:
-        """Store a segment for one sequence number that was signed as empty and has a row now; None if there
-        is none.
+        """Store a segment for one sequence number that was signed as empty and has a row now.
+
+        Return None if there is none.
         """
         async with self._engine.begin() as connection:
             if not await connection.scalar(_LOCK):
@@ -197,8 +198,9 @@ class LedgerSigner:
         head: int,
         spans: Sequence[tuple[LedgerSegment, int, int]],
     ) -> int:
-        """Store the segments of these spans (last segment, first and last sequence number); return their
-        number.
+        """Store segments for these spans of sequence numbers; return their number.
+
+        A span is the account's last segment, the first and the last sequence number.
         """
         here = {
             "ids": [before.owner_id for before, _, _ in spans], "firsts": [first for _, first, _ in spans],
@@ -332,8 +334,9 @@ def _segments(
 
 
 def leaves(connection: Connection, kind: str) -> Iterator[tuple[int, int, bytes, bool]]:
-    """Yield all rows of a kind of account: owner, sequence number, hash, and whether the account's stored
-    last sequence number is lower.
+    """Yield all rows of a kind of account: owner, sequence number, hash, whether the account lacks it.
+
+    An account lacks rows beyond its stored last sequence number.
     """
     statement = _STREAM.format(rows=_rows(kind, "true"))
     statement += f" LEFT JOIN ({_STANDS[kind]}) AS s ON s.id = r.owner_id ORDER BY 1, 2"

@@ -95,7 +95,7 @@ class Schedule:
         """Make the due monthly and advance invoices of these organizations in one transaction.
 
         Return the skipped organizations with reasons, and the organizations that another transaction has
-        locked. With `wait`, locks of a single organization are waited for.
+        locked. With `wait`, wait until a locked organization is free.
         """
         request_id, store, now = str(uuid4()), self.store, self.clock()
 

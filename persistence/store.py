@@ -141,8 +141,7 @@ def _in_transaction(
 
 
 class Store:
-    """The Admin API's access to PostgreSQL; `partition_of` returns an organization's partition in the
-    counters.
+    """The Admin API's access to PostgreSQL; `partition_of` returns an organization's partition.
 
     Work restricted to an organization uses the pool `organizations`, if there is one.
     """
@@ -250,9 +249,7 @@ class Store:
         return await self.run(lambda connection: charges.read_unbilled(connection, organization_id, today))
 
     async def waiting(self, organization_id: int, until: date | None = None) -> Sequence[Row]:
-        """Return the charges that an invoice up to the day `until` (default: today) would leave to a later
-        one.
-        """
+        """Return the charges that an invoice up to `until` (default: today) would leave to a later one."""
         if self._within not in {None, Realm(organization_id)}:
             raise NotFound
         today = self._today()
@@ -262,7 +259,7 @@ class Store:
         )
 
     async def document(self, invoice_id: int, kind: str, status: str, made: bytes = b"") -> bytes | None:
-        """Return the stored document of an invoice; store `made` first if none is stored."""
+        """Return the stored document of an invoice; if `made` is given and none is stored, store `made`."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
@@ -329,9 +326,7 @@ class Store:
         )  # fmt: skip
 
     def _owner(self, named: object) -> Any:
-        """Return the organization whose figures may be read: the named one if it is the caller's, else
-        nobody.
-        """
+        """Return the organization whose figures may be read: `named` if it is the caller's, else nobody's."""
         if self._within is None:
             return named
         # What an organization owes is no tenant's.

@@ -1,5 +1,4 @@
-"""Explains step by step why a call was refused or what it cost, for the Admin API, the console and the
-command.
+"""Explains step by step why a call was refused or what it cost, for Admin API, console and command line.
 
 It reads the journal and the rows that the call used, with the reader's rights: other rows are left out.
 Budgets that a call takes from are shown to everybody who may read the call, as the gateway shows them to its

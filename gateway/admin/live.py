@@ -38,7 +38,7 @@ LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
 
 async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    """Return budgets with their current use; those with `each` only with the time of their next reset."""
+    """Return budgets with their current use, or with an account for each caller only the next reset."""
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
@@ -50,7 +50,7 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
-    """Return a budget's accounts in the current window; without `each`, the account of all calls."""
+    """Return a budget's accounts in the current window: one for each caller, or the single one."""
     at_ms = _now_ms()
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
@@ -62,14 +62,14 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
 
 
 async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list[Row]:
-    """Return the accounts of a budget with `each` with the highest use in the current window."""
+    """Return a budget's accounts with the highest use in the current window."""
     at_ms = _now_ms()
     stored = await ports.figures.budget_accounts(int(str(row["id"])), _started(row, at_ms), rows_max)
     return await _everybody(ports, row, stored, at_ms)
 
 
 async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> list[Row]:
-    """Return budgets with `each`, with the use of one account: that of `whose`."""
+    """Return budgets that have an account for each user or key, with the use of the account `whose`."""
     at_ms = _now_ms()
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]
     live = await _peeked_budgets(ports, list(zip(rows, names, strict=True)))
@@ -151,7 +151,7 @@ async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]
 
 
 def _account(row: Row) -> str:
-    """Return the name of a budget's account; with `each`, the common prefix of its accounts."""
+    """Return the name of a budget's account, or the common prefix if it has one for each caller."""
     budget = read_budget(row)
     return account_of(int(str(row["organization_id"])), budget).partition(":")[0]
 
@@ -224,8 +224,7 @@ async def _peeked(
     over: Callable[[Row, Live], Row],
     mark: str,
 ) -> list[Row]:
-    """Return rows with the counters' values of their owners; the field `mark` states whether they are
-    current.
+    """Return rows with the counters' values of their owners; the field `mark` is true if they are current.
 
     Rows have a `partition`, and the owner's id in the field `owner`.
     """

@@ -58,7 +58,7 @@ class WriteResult:
 
 
 def mint(ports: AdminPorts, secret: Secret, values: Row) -> tuple[Row, Row]:
-    """Create a secret; return the row's values for it, and the fields that are answered once."""
+    """Create a secret; return the values to store in its row, and the fields that only the answer has."""
     if not secret.is_made(values):
         named = known_as(*(str(values[name]) for name in secret.instead))
         return {**_digested(ports, named), "prefix": ""}, {}
@@ -164,7 +164,7 @@ class Operations:
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
     async def change(self, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
-        """Change the fields that were sent."""
+        """Change the fields of a row that were sent, and keep the others."""
         resource = self.resource
         require_write(self._actor, resource, resource.patch_verb, sent)
         assert resource.patch is not None

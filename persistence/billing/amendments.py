@@ -74,9 +74,7 @@ _KEY = text("SELECT key FROM service WHERE id = :service")
 
 @dataclass(frozen=True, slots=True)
 class CallEffects:
-    """A charged call, its movements in the ledgers, and its service if known; `sign` is 1 for a refund, else
-    -1.
-    """
+    """A charged call, its movements in the ledgers, and its service; `sign` is 1 for a refund, else -1."""
 
     call: Any
     tokens: Any
@@ -177,7 +175,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def _checked(values: Row, amended: CallEffects) -> dict[str, int]:
-    """Validate an amendment: it refunds no more than was charged, and adds no unit foreign to the service."""
+    """Return the amounts to move; raise `Unprocessable` if they exceed the charge or are of other kinds."""
     nano = Decimal(str(values.get("amount") or 0)) * NANO
     asked = {name: int(str(values.get(name) or 0)) for name in KINDS}
     if nano != int(nano):
@@ -208,9 +206,7 @@ def _too_much(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tu
 
 
 def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tuple[str, str]]:
-    """Return an error for each amount to be added that the call's service does not charge, or that is too
-    large.
-    """
+    """Return an error for each amount to add that the call's service does not charge or is too large."""
     call, service, units = amended.call, amended.service, amended.units
     meter = "" if service is None else service.meter
     counts = amended.tokens.moved > 0 or amended.tokens.late > 0 or (service and service.counts_tokens)
@@ -333,7 +329,7 @@ def _give(change: EntityWrite, organization_id: int, amount: int) -> None:
 
 
 def _tell(connection: Connection, request_id: str, back: dict[str, int], amended: CallEffects) -> None:
-    """Subtract a refund from the call's row and its roll-ups; a call at cost counts as one unit."""
+    """Subtract a refund from the call's row and its roll-ups, and report the change to features."""
     values = {
         **back, "units": 0 if amended.in_money else back["units"], "request_id": request_id,
         **times_of([request_id]),

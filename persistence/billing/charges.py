@@ -213,7 +213,7 @@ SELECT d.organization_id, 'credits_postpaid' AS kind, d.day::timestamp AT TIME Z
 
 
 def insert_of(select: str) -> str:
-    """Return the SQL that stores the rows of this SELECT as charges, in the order of supply."""
+    """Return the SQL that stores the rows of a SELECT as charges, in the order of supply."""
     return (
         f"INSERT INTO charge ({_COLUMNS}) {select}"
         " ORDER BY organization_id, period_start, tenant_id, service_id, place, fact"
@@ -222,7 +222,7 @@ def insert_of(select: str) -> str:
 
 
 def driver_level(statement: str, which: str) -> str:
-    """Return the SQL for the driver without SQLAlchemy, with the condition `which`."""
+    """Return the SQL for use without SQLAlchemy, restricted by the condition `which`."""
     return statement.replace("%", "%%").format(which=which)
 
 
@@ -426,9 +426,7 @@ def _not_over(segments: Iterable[Any]) -> list[Any]:
 def _missing(
     connection: Connection, segments: Iterable[Any], until: date, more: Mapping[int, Sequence[SupplyCharge]]
 ) -> list[NamedCharge]:
-    """Return charges for organizations that stay below their agreed minimum; `more` are charges not yet
-    stored.
-    """
+    """Return charges for organizations below their agreed minimum; `more` are charges not yet stored."""
     agreed = {row.organization_id for row in segments if row.minimum_commitment is not None}
     return [
         NamedCharge(organization_id, fact, charge)

@@ -276,7 +276,10 @@ class Allocations:
 
 
 def catch_up_allocations(connection: Connection, organization_ids: Sequence[int]) -> None:
-    """Allocate all stored movements of organizations that pay for debt; others wait until the commit."""
+    """Allocate all stored movements of organizations whose debt has a price.
+
+    Other transactions cannot allocate them until the commit.
+    """
     for organization_id in list(
         connection.execute(_PRICED, {"organizations": list(organization_ids)}).scalars()
     ):
@@ -307,7 +310,7 @@ def _allocate(connection: Connection, organization_id: int, count: int) -> bool:
 
 
 def _bring_together(connection: Connection, page: dict[str, Any], given: dict[str, Any]) -> None:
-    """Allocate the movements of a page to the additions made up to a sequence number."""
+    """Allocate the movements of a page to the credit additions made up to a sequence number."""
     movements = connection.execute(_MOVEMENTS, page).all()
     own = {row.addition for row in movements if row.amount > 0}
     grants = [

@@ -1,5 +1,4 @@
-"""Use outside of the gateway, reported by events: each is stored once, by source and id, with a control
-write.
+"""Use outside of the gateway, reported by events: each is stored once, by source and id.
 
 The transaction that stores an event stores its control write. The counters then move as by a call, and
 ledgers, journal and charges follow. Tokens of an ended cycle move no quota: the excess over its plan is
@@ -111,9 +110,7 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _SentEvent:
-    """An event as received: its body, its time, and its ids as reported by the sender, staff and its
-    organization.
-    """
+    """An event as received: body, time, and its ids as reported by the sender, staff and its organization."""
 
     said: Mapping[str, Any]
     at: datetime
@@ -122,7 +119,7 @@ class _SentEvent:
 
 @dataclass(frozen=True, slots=True)
 class _AcceptedEvent:
-    """A valid event: its row and its control write. `owes`: an earlier plan may charge it."""
+    """A valid event: its row and its control write; `owes` if an earlier plan may charge it."""
 
     request_id: UUID
     tenant: _Tenant
@@ -293,9 +290,7 @@ def _look_up(
 
 
 def _meant(subject: str) -> tuple[tuple[str, ...], int | str]:
-    """Parse a subject such as `tenant:7`, `organization:3`, `7` or a name: its possible kinds, and the id or
-    name.
-    """
+    """Parse a subject such as `tenant:7`, `7` or a name; return its possible kinds, and the id or name."""
     kind, _, name = subject.partition(":")
     kinds: tuple[str, ...] = (kind,)
     if kind not in _KINDS or not name:

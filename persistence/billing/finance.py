@@ -85,11 +85,11 @@ def _day_of(moment: str) -> str:
 
 
 def moves_of(additions: str) -> str:
-    """Return SQL for the movements of the additions `a` until a moment, and for the resulting changes of the
-    deferred, unpaid and earned parts of their price.
+    """Return SQL for the movements of credit additions `a` until a moment.
 
-    Prepaid credits need not be paid before they are in force: until then the paid part of their price is
-    deferred, and the rest is unpaid. The deferred part shrinks in proportion to the remaining credits.
+    It includes the changes of the deferred, unpaid and earned parts of each addition's price. Prepaid credits
+    need not be paid before they are in force: until then the paid part of their price is deferred, and the
+    rest is unpaid. The deferred part shrinks in proportion to the remaining credits.
     """
     return f"""
     WITH event AS (

@@ -1,5 +1,4 @@
-"""Invoices from charges: the lines of drafts, and finalizing. One organization or many use the same
-statements.
+"""Invoices from charges: the lines of drafts, and finalizing, for one organization or many.
 
 The caller has locked the organizations and, to finalize, the flushes of their partitions. Invoice numbers
 block other transactions, so they are assigned last.
@@ -184,7 +183,7 @@ INVOICE_HEADS = Entity(invoice, source=_HEAD.add_columns(literal_column("'[]'::j
 
 
 def rest_of(connection: Connection, invoice_id: int) -> Decimal:
-    """Return the amount still to pay of an invoice; of a credit note its open credit, as a negative one."""
+    """Return the amount due of an invoice; of a credit note the open credit, as a negative amount."""
     rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
     return rest
 
@@ -267,9 +266,7 @@ UPDATE invoice AS i SET status = 'finalized', number = n.number, finalized_at = 
 
 
 class Draft(NamedTuple):
-    """An invoice without a number: its organization, its days (`until` excluded), and its source if it has
-    only one.
-    """
+    """An invoice without a number: organization, days (`until` excluded), and source if it has only one."""
 
     invoice_id: int
     organization_id: int
@@ -336,8 +333,9 @@ def take_charges(
 
 
 def require_final(letterhead: Letterhead, drawn: DraftWithLines) -> None:
-    """Raise `Unprocessable` if a draft must not become final as drawn; `UnseenLetters` if its letters are
-    not checked yet.
+    """Raise `Unprocessable` if a draft must not become final as drawn.
+
+    Raise `UnseenLetters` if it is unknown whether the fonts have all its letters.
     """
     if drawn.left and not drawn.bill.lines:
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
@@ -506,9 +504,7 @@ def read_document(
 # When an invoice becomes final, it takes the movements of its days, up to a seq, that no final invoice has.
 # A voided invoice releases them. So each movement belongs to at most one final invoice. Pure.
 class Cover(NamedTuple):
-    """The movements of an account that an invoice covers: days from `since` to `until` (excluded), up to the
-    seq `upto`.
-    """
+    """The movements that an invoice covers: days from `since` to `until` (excluded), up to the seq `upto`."""
 
     invoice_id: int
     since: datetime
@@ -519,7 +515,7 @@ class Cover(NamedTuple):
 
 
 class Box(NamedTuple):
-    """Movements from `since` to `until` (excluded) with a seq above `after`, up to `upto`."""
+    """Movements from `since` to `until` (excluded) with sequence numbers above `after`, up to `upto`."""
 
     since: datetime
     until: datetime
@@ -532,9 +528,7 @@ Part = tuple[int, int, int]
 
 
 def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
-    """Return the boxes of movements that an invoice bills, given the `covers` of earlier final invoices in
-    order.
-    """
+    """Return the boxes of movements that an invoice bills, given `covers` of earlier final invoices."""
     bounds = {wanted.since, wanted.until}
     for each in covers:
         bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}

@@ -88,7 +88,7 @@ def forget_credits(connection: Connection, invoice_id: int) -> None:
 
 
 def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Row]:
-    """Return the movements that an invoice of today would cover, from a day on, by organization."""
+    """Return, by organization, the movements since a day that an invoice finalized now would cover."""
     here = {"organizations": list(since), "since": list(since.values())}
     return {row.id: row.covers for row in connection.execute(_COVERS, here)}
 

@@ -55,9 +55,7 @@ _NUMBER = r"^[+-]?[0-9]+(\.[0-9]+)?$"
 
 
 def _safe(text: str) -> str:
-    """Return SQL for a text that no spreadsheet takes for a formula; most begin with a letter or digit and
-    are kept.
-    """
+    """Return SQL for a text that no spreadsheet takes for a formula; most texts are left unchanged."""
     first = f'({text} COLLATE "C")'
     plain = f"({first} >= 'a' AND {first} < '{{') OR ({first} >= 'A' AND {first} < '[') OR"
     plain += f" ({first} >= '0' AND {first} < ':')"
@@ -226,15 +224,13 @@ _LEDGERS = {
 
 
 def rows_of(account: str) -> str:
-    """Return SQL for the CSV rows of a slice of an account: `tokens` (of a tenant), `credits` or `units`."""
+    """Return SQL for the CSV rows of an account's slice; `account` is tokens, credits or units."""
     source = _LEDGERS[account][0]
     return COPY.format(select=f"{_SELECT} FROM ({source}) AS l {_CALL} {_NAMES} ORDER BY l.seq, l.place")
 
 
 def slice_of(account: str) -> str:
-    """Return SQL for the last sequence number of a box's next rows, and the first and last time of their
-    uses.
-    """
+    """Return SQL for the last sequence number of a box's next rows, and their first and last time of use."""
     _, ledger, owner, at, of_box = _LEDGERS[account]
     return f"""
 SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.used_at))
@@ -499,7 +495,7 @@ def _values(invoice: Any, found: NumberedLines) -> Values:
 
 
 def _spans(found: NumberedLines) -> list[Span]:
-    """Return, for each service, price and month, the days whose units are on one line.
+    """Return spans of days whose units, of one service at one price, are on one invoice line.
 
     A month has several lines if the tax rate changed within it.
     """

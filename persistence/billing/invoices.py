@@ -37,7 +37,7 @@ PERIOD_DAYS_MAX = 1_100
 
 
 def create(change: EntityWrite) -> Row:
-    """Create a draft for a period that overlaps no other draft, and no invoice, of the organization."""
+    """Create a draft for a period that no other draft overlaps and no invoice of the organization covers."""
     require(change)
     values = change.command.values
     missing = invoice_lines.one_off_misfits(values)

@@ -185,8 +185,7 @@ SELECT min(g.debt + (SELECT coalesce(sum(t.sign * (t.late_tokens + CASE
 
 
 class _Lot(NamedTuple):
-    """The debt of an ended plan, carried from the sequence number `first` to `end`; `last` closes the
-    carrying plan.
+    """The debt of an ended plan, carried from the seq `first` to `end`; `last` closes the carrying plan.
 
     Its tokens were used from `since` to `until`. `is_had`: the next plan includes all of this debt.
     """
@@ -212,7 +211,7 @@ class PlanTurns(NamedTuple):
 
 
 class Lots:
-    """A cache of the debt of ended plans, by tenant and by the end of the carrying plan.
+    """A cache of the debt of ended plans ("lots"), by tenant and by the end of the carrying plan.
 
     It is valid while nothing is written.
     """
@@ -241,7 +240,7 @@ def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurn
 
 
 def _debt_of(connection: Connection, row: Any, lots: Sequence[_Lot]) -> int:
-    """Return the part of the remaining debt that belongs to this ended plan: latest use is repaid first."""
+    """Return the ended plan's part of the remaining debt: the latest use is repaid first."""
     if not lots or lots[-1].id != row.id:
         return 0
     together = [lot for lot in lots if lot.end == lots[-1].end]
@@ -265,9 +264,9 @@ def _lot(connection: Connection, row: Any) -> _Lot | None:
 
 
 def _end_of(connection: Connection, row: Any) -> tuple[int | None, int | None, bool]:
-    """Return the sequence number of the carrying plan's end, that of its closing row, and whether the next
-    plan
-    includes all of the debt.
+    """Return the seq at which the carrying plan ended, that of its closing row, and a flag.
+
+    The flag is true if the next plan includes all of the debt.
     """
     if row.debt_counted is None:
         return None, None, False
@@ -301,9 +300,7 @@ def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], s
 
 
 def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[list[PlanStart], list[int]]:
-    """Read a tenant's resets and plan changes up to a control write, or to the last one (None), with their
-    sequence numbers.
-    """
+    """Read a tenant's resets and plan changes with their seqs, up to a control write (None: up to now)."""
     wanted = {"tenant": row.tenant_id, "write": write_id, "count": TURNS_MAX}
     last = None
     if write_id is None:
@@ -382,12 +379,12 @@ def in_cycle(connection: Connection, now: datetime, uses: Collection[Use]) -> se
 
 
 def carried(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return the uses whose debt is carried on until now; the plan of that time owes the debt of others."""
+    """Return the uses whose debt has been carried on until now; others are owed by the plan of their time."""
     return _select_uses(connection, _CARRIED, uses, carry=CARRY)
 
 
 def is_borne(connection: Connection, uses: Collection[Use]) -> set[Use]:
-    """Return the uses while a plan was in force: that plan is charged for their tokens, not today's quota."""
+    """Return the uses that happened while a plan was in force: today's quota does not bear them."""
     return _select_uses(connection, _BORNE, uses)
 
 

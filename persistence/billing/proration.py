@@ -115,7 +115,7 @@ class SegmentDue(NamedTuple):
 
 
 def fee_rows_of(connection: Connection, organization_ids: Sequence[int]) -> Sequence[Any]:
-    """Return all subscription segments of these organizations, each organization's in the order of days."""
+    """Return all subscription segments of these organizations, by organization and day."""
     return connection.execute(_SEGMENTS, {"organizations": list(organization_ids)}).all()
 
 
@@ -314,9 +314,7 @@ def end_debt(
     had: TokenPlan,
     then: TokenPlan | None,
 ) -> None:
-    """End the carried debt of earlier plans with the plan that carried it, unless the next plan carries it
-    on.
-    """
+    """End the debt that an ending plan carried from earlier plans, unless the next plan carries it on."""
     found = debt_end(
         ended, terms_of(had, taken.anchor), None if then is None else terms_of(then, taken.anchor)
     )

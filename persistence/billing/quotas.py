@@ -60,7 +60,7 @@ def inherit(
     began: date | None,
     ended: SegmentEnd | None = None,
 ) -> None:
-    """Set a tenant's inherited plan; without an own plan, its cycles are aligned to the day the plan `began`.
+    """Set a tenant's inherited plan. Without an own plan, its cycles begin on the day the plan `began`.
 
     `ended` is the segment that gave the previous plan, if that segment is over.
     """
@@ -81,8 +81,7 @@ def _move(
     *,
     began: date | None = None,
 ) -> None:
-    """Store new plan ids of a tenant; if another plan comes into force, store the `adjust` that moves its
-    quota.
+    """Store new plan ids of a tenant, and the `adjust` of its quota if another plan comes into force.
 
     `began` is the first day of the subscription whose plan it is.
     """

@@ -89,9 +89,9 @@ DUE_OF_ONE_MAX = 2
 def due(
     connection: Connection, now: datetime, after: int, count: int, grace_hours: int, *, finalize: bool
 ) -> Sequence[Any]:
-    """Return up to `count` due rows beyond the organization `after`: invoices to draft, and with `finalize`
-    drafts
-    whose grace period is over.
+    """Return up to `count` due rows beyond the organization `after`: months and fees to invoice.
+
+    With `finalize`, drafts whose grace period is over are included.
     """
     here = {"after": after, "count": count, "finalize": finalize}
     rows = connection.execute(_NEXT, _at(now, grace_hours) | here).all()
@@ -115,9 +115,7 @@ def due_of(
 
 
 def claim(connection: Connection, partition: int) -> bool:
-    """Claim a partition's scheduled invoices until the end of the transaction; return False if another has
-    it.
-    """
+    """Claim a partition's scheduled invoices until the transaction ends; return False if another has it."""
     return bool(connection.execute(_CLAIM, {"partition": partition}).scalar_one())
 
 

@@ -298,9 +298,7 @@ def _kept(change: EntityWrite, row: Row, subscription: Subscription, *, now: boo
 def _keep(
     change: EntityWrite, row_id: int, organization_id: int, subscription: Subscription, *, now: bool = False
 ) -> Row:
-    """Store a subscription and its segments, and put them into force; `now` ends a plan now instead of at
-    midnight.
-    """
+    """Store a subscription and its segments, and put them into force; `now` ends a plan before midnight."""
     current, plan = subscription.current, subscription_plan
     start = min(segment.start for segment in subscription.segments)
     values = {
@@ -330,7 +328,7 @@ def _keep(
 
 
 def _ended(change: EntityWrite, row_id: int, subscription: Subscription, *, now: bool) -> SegmentEnd | None:
-    """Return the segment that ended last, if one has: at midnight, or with `now` at this moment."""
+    """Return the segment that ended last, if any; it ended at midnight, or with `now` at this moment."""
     over = subscription.end <= change.today
     past = subscription.segments if over else subscription.segments[:-1]
     if not past or past[-1].end > change.today:

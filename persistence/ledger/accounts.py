@@ -57,9 +57,7 @@ Stored = dict[tuple[int, int], Content]
 
 
 def stand(connection: Connection[Any], batch: Batch) -> Heads:
-    """Return the last stored movement of every account of the batch; quarantined and unknown accounts are
-    stopped.
-    """
+    """Return the last stored movement of every account of the batch; unusable accounts are marked stopped."""
     tenants, organizations = set(), set()
     for entries in batch.values():
         for _, _, event in entries:

@@ -1,5 +1,4 @@
-"""Checkpoints: the sum of an account's movements up to the end of a month, so that comparisons read only
-later ones.
+"""Checkpoints: the sums of accounts' movements up to the end of a month, so that comparisons read less.
 
 A checkpoint covers a range of sequence numbers (seqs), not of times: a movement stored late has a later seq.
 Only a redriven movement takes an earlier seq; its checkpoint is then computed again.
@@ -199,7 +198,7 @@ class Checkpoints:
 
 
 def count_again(connection: Connection, places: Iterable[tuple[str, int]]) -> None:
-    """Compute the checkpoints again that cover these movements (account and seq), which were redriven."""
+    """Compute the checkpoints again that contain these redriven movements, given as account and seq."""
     connection.execute(_LOCK)
     for account, seq in places:
         connection.execute(_AGAINS[account.partition(":")[0]], _here(account, seq))

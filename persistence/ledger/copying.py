@@ -68,9 +68,7 @@ class Users:
         self._refused_from = clock()
 
     def resolve(self, connection: Connection[Any], fresh: Iterable[Placed]) -> dict[Name, int]:
-        """Return the ids of all users named by these entries; users over an organization's daily limit have
-        none.
-        """
+        """Return the ids of all users named by these entries; users over the daily limit have none."""
         if self._clock() - self._refused_from > REFUSED_S:
             self._refused.clear()
         if self._clock() - self._known_from > KNOWN_S:
@@ -132,7 +130,7 @@ ON CONFLICT (day) DO UPDATE SET since = excluded.since WHERE c.since > excluded.
 
 
 def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry]) -> None:
-    """Store the days of requests whose rows have an earlier time than the request's id."""
+    """Store the days on which rows are earlier than the time in their request's id."""
     some, told = list[OutboxEntry](), list[OutboxEntry]()
     for event in events:
         (some if says_when(event.source) else told).append(event)
@@ -187,9 +185,7 @@ class Unstorable(Exception):
 
 
 class Copies:
-    """The rows of one transaction by ledger, in copied order, so that a refused row can be traced to its
-    entry.
-    """
+    """The rows of one transaction by ledger, in copied order, to trace a refused row to its entry."""
 
     def __init__(self, fresh: Sequence[Placed], noted: Sequence[Placed] = ()) -> None:
         self._fresh, self._noted = fresh, noted
@@ -285,9 +281,7 @@ class Copies:
                 event.facts = reclaimed_facts(event, currencies.get(event.organization_id, ""))
 
     def refused(self, error: psycopg.Error) -> tuple[Placed, int] | None:
-        """Return the entry that a PostgreSQL error refers to, and the part it moves; None if the error names
-        no row.
-        """
+        """Return the entry that a PostgreSQL error refers to, and the part it moves; None if unknown."""
         at = _LINE.search(error.diag.context or "")
         if at is None:
             return None

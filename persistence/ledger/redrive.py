@@ -128,7 +128,7 @@ class RefusedJournal:
         return sum(count.refused for count in counts)
 
     def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
-        """Return the roll-up bucket of a count; names over the daily limit share a bucket."""
+        """Return the roll-up bucket of a count; names over the daily limit share one bucket."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model)):
@@ -144,7 +144,7 @@ class RefusalNames:
         self._known: dict[tuple[int, int], set[tuple[int, int, str]]] = {}
 
     def known(self, organization_id: int, day: int, name: tuple[int, int, str]) -> bool:
-        """Return whether this user, project and model are counted by name; new ones are up to the limit."""
+        """Return whether this user, project and model are counted by name; new ones are, up to a limit."""
         if len(self._known) > ORGANIZATIONS_MAX:
             self._known.clear()
         names = self._known.setdefault((organization_id, day), set())
@@ -403,7 +403,7 @@ def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[st
 
 
 def _heads(moves: RollupDelta, event: OutboxEntry, seqs: Mapping[str, int]) -> RollupDelta:
-    """Drop the new states of accounts that moved on meanwhile."""
+    """Remove from `moves` the new states of accounts that have moved on meanwhile; return `moves`."""
     if event.seq < seqs.get(f"tenant:{event.tenant_id}", 0):
         moves.quotas.clear()
         moves.resets.clear()

@@ -234,7 +234,7 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
 
 
 def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
-    """Yield batches of movements of budget windows in turns: use by calls, then a reset, then later use.
+    """Yield movements of budget windows in an order that counts all: use, then a reset, then later use.
 
     Calls add up, also in a full window. A later call must follow the reset, or the full window could not
     count it.
@@ -299,7 +299,7 @@ def _row(window: WindowKey, money: int, tokens: int, requests: int, event: Outbo
 
 
 def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]:
-    """Return the entries without an account's seq that were not stored before."""
+    """Return the entries that move no account and were not stored before."""
     if not noted:
         return []
     partitions = sorted({partition for partition, _ in noted})
@@ -344,9 +344,7 @@ def supplied_day(event: OutboxEntry) -> int:
 
 
 def report_day(event: OutboxEntry) -> int:
-    """Return the UTC day, in days since 1970, on which a use was counted; for a refund that of the refunded
-    use.
-    """
+    """Return the UTC day, in days since 1970, on which a use, or the use that is refunded, was counted."""
     day = event.at_ms // DAY_MS
     return _day_in(event, "told_on", day) if event.units < 0 and event.facts is None else day
 

@@ -48,8 +48,9 @@ PRICES_MAX = 1_024
 
 
 def portions(event: OutboxEntry) -> Iterator[tuple[int, int, Decimal]]:
-    """Yield, for each price tier of an event's units, the first unit's number in the month, the units and the
-    price.
+    """Yield, for each price tier of an event's units: the first unit's number, the units and the price.
+
+    Units are numbered from the start of the month.
     """
     if not event.priced:
         # An older entry without prices: its cost divided by its units.
@@ -378,9 +379,7 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def _run(event: OutboxEntry) -> int | None:
-    """Return the id of the run that a call belongs to: the first of its budgets that is a run; None if none
-    is.
-    """
+    """Return the id of the run that a call belongs to, the first run among its budgets; None without one."""
     return next((run_of(one.budget_id) for one in event.budgets if is_run(one.budget_id)), None)
 
 
@@ -412,9 +411,7 @@ def stored_text(value: str) -> str:
 
 
 def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
-    """Return the tokens that a call used, and the credits and units charged; a call at cost counts as one
-    unit.
-    """
+    """Return the tokens that a call used, and the credits and units charged (at cost: one unit)."""
     flags = event.flags
     tokens, units = facts.total, facts.units
     if event.facts is None:
@@ -442,9 +439,7 @@ _TEXTS = (
 
 
 def correction(event: OutboxEntry) -> dict[str, object]:
-    """Return the parameters of `statements.CORRECT_CALL`: the real use of a call that was stored by
-    estimates.
-    """
+    """Return the parameters of `statements.CORRECT_CALL`: the real use of a call stored by estimates."""
     facts, flags = facts_of(event), event.flags
     settled = event.kind == EventKind.CONSUME
     content, project, version = attributed(event.attribution)

@@ -30,9 +30,7 @@ def bounded(number: int, most: int = SUM_MAX) -> int:
 
 
 def added(column: str) -> str:
-    """Return SQL for the sum of a column of the row `u` and the conflicting row `excluded`, limited to a
-    bigint.
-    """
+    """Return SQL that adds a column of the conflicting row `excluded` to the row `u`, limited to a bigint."""
     mine, more = f"u.{column}", f"excluded.{column}"
     return (
         f"CASE WHEN abs({mine}) = {SUM_MAX} THEN {mine} WHEN abs({more}) = {SUM_MAX} THEN {more}"

@@ -61,7 +61,7 @@ SET_ASIDE = b'{"unreadable":true}'
 class BatchFailures:
     """The failures found by the attempts to store one batch: reasons by place, and accounts to stop.
 
-    `aside` are entries of `poison` that contradict stored rows, which a person accepted.
+    `aside` are poison entries that contradict stored rows, which a person accepted.
     """
 
     poison: dict[Place, str] = field(default_factory=dict)
@@ -310,7 +310,7 @@ def _report(sorted_: SortedBatch, faults: list[QuarantineReason]) -> FlushReport
 
 
 def _outdated(connection: Connection[Any], locked: list[int], history: History | None) -> frozenset[int]:
-    """Return the locked partitions whose run or epoch differs from the batch's: a verifier has run since."""
+    """Return the locked partitions that were verified since the batch was read: run or epoch differ."""
     if history is None:
         return frozenset()
     here, epochs = history.run_id.decode(), history.epochs

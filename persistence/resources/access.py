@@ -680,7 +680,7 @@ def check_user(change: EntityWrite, row: Row) -> None:
 
 
 def create_admin_token(change: EntityWrite) -> Row:
-    """Store a new admin token; for a signed token's subject, claim the subject."""
+    """Store a new admin token, and claim its subject if signed tokens are used instead of a secret."""
     _narrow(change)
     values = change.command.values
     if values["role"] == MEMBER and values.get(OWNER) is None:
@@ -726,9 +726,9 @@ def delete_admin_token(change: EntityWrite) -> Row:
 
 
 def _by_equals(verb: Verb) -> Verb:
-    """Restrict a verb on tokens marked `ours`: an organization's callers never change its end, and the rest
-    only
-    with an `ours` token.
+    """Restrict a verb on tokens marked `ours`, for callers of an organization.
+
+    They cannot change the end of such a token, and the rest only with an `ours` token themselves.
     """
 
     def do(change: EntityWrite) -> Row:

@@ -1,6 +1,4 @@
-"""The catalogue: services, business models, models, shares, prices, exchange rates; a change reloads
-gateways.
-"""
+"""The catalogue: services, models, shares, plans, prices and exchange rates; a change reloads gateways."""
 
 from __future__ import annotations
 
@@ -166,9 +164,7 @@ def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tup
 
 
 def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str, str] | None:
-    """Return the field and error of a unit price in another currency than the organization's; None if it
-    fits.
-    """
+    """Return the field and error of a unit price in another currency than the organization's, if it is."""
     costs = read_pricing(pricing or inherited).currency
     if meter != PAY_PER_USE or costs in {"", pays}:
         return None
@@ -484,7 +480,7 @@ def _kind(values: Row) -> tuple[object, ...]:
 
 
 def in_force(now: datetime) -> Select[Any]:
-    """Return a query for prices that are in force, were within `KEPT`, or will be."""
+    """Return a query for prices that are in force, were a day ago, or will be."""
     return _superseded_later_than(now - KEPT)[1]
 
 

@@ -80,7 +80,7 @@ def source(table: Table, word: str) -> Select[Any]:
 
 
 def told(word: str) -> Callable[[Row, int], Row]:
-    """Return a function that shows a row to an organization's callers: deciders outside of it are staff."""
+    """Return a function that shows a row to an organization's callers, with other deciders shown as staff."""
 
     def told_of(row: Row, within: int) -> Row:
         if row[f"{word}_by"] is None or row["decider_organization_id"] == within:
@@ -330,7 +330,7 @@ def _late(letter: Row) -> tuple[str, bytes] | None:
 
 
 def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: bytes) -> None:
-    """Store the control write for a late settlement's charge, once by the request's id."""
+    """Store the control write that charges a late settlement; the request's id makes it unique."""
     given = [name for name in ("changes", "raw") if change.command.values.get(name) is not None]
     if given:
         raise Unprocessable(errors=tuple((one, "must be left out: it is a settlement") for one in given))

@@ -129,9 +129,7 @@ def keep_currency(change: EntityWrite, row: Row) -> None:
 
 
 def check_row(change: EntityWrite, row: Row) -> None:
-    """Check the organization's currency, debt and top-ups, and store a new price of credits beyond the
-    balance.
-    """
+    """Check the organization's currency, debt and top-ups, and store a new price of its debt."""
     keep_currency(change, row)
     _check_debt(change, row)
     credit_balances.keep_debt_price(change, row)

@@ -189,8 +189,7 @@ def _name(group: str, id_: ColumnElement[int]) -> Label[str]:
 
 
 def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
-    """Return the roll-ups that cover the requested time, each hour once: every piece from its span's
-    partition.
+    """Return the roll-ups that cover the requested time, each hour once, from their spans' partitions.
 
     An "or" between the pieces, a join, or an unused column makes PostgreSQL take half as long again.
     """

@@ -173,9 +173,9 @@ def schema_status(url: str) -> SchemaStatus:
 
 
 def runs_from(scripts: ScriptDirectory) -> str:
-    """Return the oldest program version that runs on the newest schema: the latest that migrations state.
+    """Return the lowest schema version that a program must know to run on the newest schema.
 
-    A migration that states none supports only programs of its own version and later ones.
+    It is the latest `runs_from` of all migrations; for one without it, its own version.
     """
     return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
 
@@ -285,9 +285,7 @@ def _connected(url: str) -> Iterator[Connection]:
 
 
 def _ended(said: str, url: str) -> str:
-    """Return the date on which an untrusted certificate expired, which libpq does not report; "" if it has
-    not.
-    """
+    """Return " (it ended on …)" for an expired certificate, which libpq does not report; else ""."""
     if "certificate verify failed" in said:
         with suppress(OSError, UnreadableCertificate):
             end = certificate_end(url)

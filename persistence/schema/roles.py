@@ -163,8 +163,7 @@ OUTSIDE = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server
 
 @dataclass(frozen=True, slots=True)
 class Privileges:
-    """The rights of a user in a database: `beyond` are rights that no keeper needs, `lacking` are missing
-    ones.
+    """The rights of a user in a database: `beyond` no keeper needs, `lacking` are missing.
 
     `writer` is the role that it should have, `has_writer` whether that role exists, `is_writer` whether the
     user has it.
@@ -254,9 +253,7 @@ SELECT pepper, count(*) FILTER (WHERE is_key), count(*) FILTER (WHERE NOT is_key
 
 @dataclass(frozen=True, slots=True)
 class PepperUse:
-    """The number of credentials hashed with a pepper, by the pepper's id; None for credentials older than
-    ids.
-    """
+    """The number of credentials hashed with a pepper, by the pepper's id (None: older than ids)."""
 
     pepper: str | None
     keys: int

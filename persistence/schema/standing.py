@@ -28,7 +28,7 @@ _VERSION = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
 _BASELINES = {"0097": "1.0.0rc1"}
 _RUNS_FROM = re.compile(r'^runs_from = "([0-9]{4})"$', re.MULTILINE)
 
-# A comment has the oldest program version that runs on the schema: backups keep it, and every user can read
+# A comment has the lowest schema version that a program must know: backups keep it, and every user can read
 # it.
 THERE = "SELECT to_regclass('alembic_version') IS NOT NULL"
 STATUS = """
@@ -55,11 +55,11 @@ SCHEMA_LOCK = (7801, 1)
 
 
 class SchemaStatus(NamedTuple):
-    """The version of a database's schema (None: not migrated), and the oldest program version that runs on
-    it.
+    """The version of a database's schema (None: not migrated), and the programs that may run on it.
 
-    `runs_from` is "" if the schema does not state it. `clock` is the server's Unix time. `unusable` is why
-    the database cannot be used at any version, or "".
+    `runs_from` is the lowest schema version that such a program must know, or "" if the schema does not state
+    it. `clock` is the server's Unix time. `unusable` is why the database cannot be used at any version, or
+    "".
     """
 
     version: str | None
@@ -174,9 +174,7 @@ def version_of(schema: str) -> str:
 
 
 def versions_between(schema: str) -> list[str]:
-    """Return the program versions whose `migrate`, one after the other, brings an older schema to the
-    baseline.
-    """
+    """Return the program versions whose `migrate`, in order, brings an older schema to the baseline."""
     baselines = _BASELINES | {KNOWN[0]: version_of(KNOWN[0])}
     return [version for baseline, version in baselines.items() if schema < baseline]
 

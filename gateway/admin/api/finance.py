@@ -141,7 +141,7 @@ async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
 
 
 def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of a query string, checked by `model`; `Unprocessable` names the wrong ones."""
+    """Validate the fields of a query string by `model`; raise `Unprocessable` with each error's field."""
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
     return requests.check_body(model, values)
 
@@ -165,8 +165,9 @@ async def _rows(
 async def _legs(
     store: Store, asked: ReportPeriod, place: Place | None, limit: int
 ) -> tuple[Sequence[Row], Place | None]:
-    """Return up to `limit` + 1 ledger legs after `place`, and the position of the next page (None on the last
-    one).
+    """Return up to `limit` + 1 ledger legs after `place`, and the position of the next page.
+
+    The position is None on the last page.
     """
     rows = await store.ledger(asked, _leg(asked, place), limit + 1)
     if len(rows) <= limit:

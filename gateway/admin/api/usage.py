@@ -71,13 +71,14 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def read(query: MultiMapping[str]) -> UsageQuery:
-    """Return the usage query of a query string; `Unprocessable` names the wrong fields."""
+    """Return the usage query of a query string; raise `Unprocessable` with each error's field."""
     return _query(_checked(UsageReportQuery, read_once(query)), ITEMS_MAX + 1)
 
 
 def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
-    """Return the query of a page and the report's fingerprint; the query reads one more row to detect another
-    page.
+    """Return the query of a page, and the fingerprint of the report for its cursors.
+
+    The query reads one row more than the page has, to detect another page.
     """
     sent = read_once(query)
     asked = _checked(UsagePage, sent)
@@ -252,10 +253,10 @@ class File(Protocol):
         """Return the bytes before the first row."""
 
     def some(self, rows: Sequence[Row]) -> bytes:
-        """Return the next rows."""
+        """Return the bytes of the next rows."""
 
     def tail(self) -> bytes:
-        """Return the bytes behind the last row."""
+        """Return the bytes after the last row."""
 
 
 Begin = Callable[[AdminPorts, MultiMapping[str]], Awaitable[tuple[UsageQuery, File]]]

@@ -108,7 +108,7 @@ class ResourceHandlers:
         self._resource = resource
 
     async def list(self, request: web.Request) -> web.Response:
-        """`GET /<resource>`: one page."""
+        """`GET /<resource>`: one page of the rows."""
         operations = await self._reading(request)
         query = read_query(self._resource.name, self._resource.filters, request.query)
         rows, cursor = await operations.list(query)
@@ -126,7 +126,7 @@ class ResourceHandlers:
         return answer(200, await operations.show(row_id(request)))
 
     async def part(self, request: web.Request, part: SubResource) -> web.Response:
-        """`GET /<resource>/{id}/<part>`: one page."""
+        """`GET /<resource>/{id}/<part>`: one page of a row's parts."""
         operations = await self._reading(request)
         owner = row_id(request)
         name = f"{self._resource.name}/{owner}/{part.name}"
@@ -245,7 +245,10 @@ async def _count(ports: AdminPorts, many: _BulkAction) -> int | None:
 
 
 async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, values: Row) -> tuple[Row, bool]:
-    """Decide many letters; return the result, and whether it is the stored answer of an earlier request."""
+    """Store dead letters or release accounts, as requested; return the result.
+
+    The flag is true if the result is the stored answer of an earlier request with the same idempotency key.
+    """
     first = await ports.store.write(
         Command("letters", DECIDE, ports.actor, request_id, dict, None, values, claim)
     )
@@ -259,7 +262,7 @@ async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, valu
 
 
 async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
-    """Decide row after row, by id, up to the limit or until the time is over; return the result."""
+    """Store dead letters or release accounts one by one, by id, until the limit or the time is reached."""
     many = _DECIDED[str(values["what"])]
     operations = Operations(ports, RESOURCES[many.resource])
     [action] = [one for one in operations.resource.actions if one.name == many.action]
@@ -321,9 +324,7 @@ async def _read(request: web.Request) -> list[object]:
 
 
 def _binary(request: web.Request, data: object) -> dict[str, object]:
-    """Return an event sent in binary mode: header fields (percent-encoded) are attributes, the body is its
-    data.
-    """
+    """Return an event sent in binary mode: percent-encoded header fields are attributes, the body is data."""
     attributes = {}
     for name, value in request.headers.items():
         if name.lower().startswith(ATTRIBUTE):
@@ -369,9 +370,7 @@ def _refused(place: int, event: requests.Body, name: str, reason: str) -> Row:
 
 
 def _said(name: object) -> str | None:
-    """Return a refused event's source or id, cut to a column's length and without NUL; None if it is no
-    string.
-    """
+    """Return a refused event's source or id for a row: cut, and without NUL; None if it is no string."""
     if not isinstance(name, str):
         return None
     return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -725,9 +724,10 @@ async def last_reconciliation(ports: AdminPorts) -> Row | None:
 async def run_reconciliation(
     ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool = False
 ) -> tuple[Row, bool]:
-    """Compare all accounts now; return the result, and whether it is the stored answer of an earlier request.
+    """Compare all accounts now and return the result. Raise `Overloaded` while another run is active.
 
-    The request is in the audit log. Raise `Overloaded` while another run is active.
+    The flag is true if the result is the stored answer of an earlier request with the same idempotency key.
+    The request is in the audit log.
     """
     async with ports.reconciler.alone():
         return await _run(ports, request, claim, repair=repair, whole=whole)

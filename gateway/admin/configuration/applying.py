@@ -148,7 +148,7 @@ class Configurator:
         return work
 
     async def _held(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
-        """Plan under locks against other applies to the same organizations; a trial ends them at once."""
+        """Plan while other applies to the same organizations are locked out, until the transaction ends."""
         await session.hold()
         plan = await self._plan(session, wish, objects)
         if await session.hold_touched(await in_thread(_touched, plan)):
@@ -182,7 +182,7 @@ class Configurator:
             self._require(planned)
 
     def _require(self, planned: PlannedRow) -> None:
-        """Raise `Forbidden` if the caller's role may not make a planned write; name the object."""
+        """Raise `Forbidden`, naming the object, if the caller's role may not make a planned write."""
         for verb, values in planned.writes:
             try:
                 require_write(self._ports.actor, planned.resource, verb, values)
@@ -224,7 +224,7 @@ def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
 
 
 def _told(work: _ApplyResult) -> dict[str, object]:
-    """Return the answer, without secrets that are shown once."""
+    """Return the answer to a plan or apply, without the secrets that are shown once."""
     plan = work.plan
     changes = [
         {**each.told(), "stays": each.stays or work.stayed.get(each.number, "")} for each in plan.changes

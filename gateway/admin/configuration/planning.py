@@ -70,7 +70,7 @@ class Plan:
 
 
 class Planner:
-    """Makes a plan in one transaction; `marks` are those of the name that is applied under."""
+    """Makes a plan in one transaction; `marks` are those stored under the apply's name."""
 
     def __init__(
         self, session: ApplyTransaction, objects: ConfigObjects, actor: Actor, marks: Sequence[Mark],
@@ -147,7 +147,7 @@ class Planner:
             self._note(pair, row_id)
 
     def _note(self, pair: Pair, row_id: int | NewRowId) -> None:
-        """Mark the row of an object as described under its name; forget earlier marks of that object."""
+        """Mark the row of an object as described under its name, and forget the object's earlier mark."""
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
         self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
         said = None
@@ -254,9 +254,7 @@ class Planner:
         return None
 
     async def _prune(self) -> None:
-        """Plan the deletion of rows that applying created and that no object describes any more; referrers
-        first.
-        """
+        """Plan the deletion of rows that applying created and no object describes now; referrers first."""
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
         for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
             mine = {

@@ -74,9 +74,7 @@ class NameIndex:
         self._known: dict[tuple[str, object], Sequence[object]] = {}
 
     def know(self, resource: Resource, by: Row, row_id: object, *, called: bool = False) -> None:
-        """Register a row under its name; with `called`, files use this name even if the row has another one
-        now.
-        """
+        """Register a row under its name; with `called`, it is the name in files, not the row's own."""
         kind, how = resource.name, declared(resource)
         last, whole = by[how.by[-1]], tuple(by[name] for name in how.by)
         if called:
@@ -119,9 +117,7 @@ class NameIndex:
         return True
 
     def _miss(self, wanted: WantedObject, field: str, reference: Reference, error: LookupError) -> None:
-        """Defer an object if the row it refers to was lost, as well as objects that refer to it; else add an
-        error.
-        """
+        """Defer an object, and those that refer to it, if its referred row was lost; else add an error."""
         kind, said = reference.target.name, word(wanted.resource, field)
         if reference.name in self.lost[kind]:
             self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
@@ -132,9 +128,7 @@ class NameIndex:
         self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
 
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
-        """Return the id of the row that a reference means; `scope` narrows parts of the name that it leaves
-        out.
-        """
+        """Return the id of the row that a reference means; `scope` supplies parts of names left out."""
         how, target = declared(reference.target), reference.target
         said = {
             name: self._find(each, scope) if isinstance(each, Reference) else each
@@ -307,9 +301,7 @@ async def remember(
     session: ApplyTransaction, resource: Resource, marks: Sequence[Mark], names: Collection[Identity],
     last: Collection[object],
 ) -> NamedRows:  # fmt: skip
-    """Find the rows that earlier applies had for these names; `names` are full names, `last` their last
-    parts.
-    """
+    """Find the rows that earlier applies had for these names: `names` are full, `last` the last parts."""
     mine = [mark for mark in marks if mark.said is None or mark.said in names or mark.said[-1] in last]
     there = await _read(session, resource, [_id(mark) for mark in mine])
     follows, known, wanted = declared(resource).followed_by, dict(there), list(there.values())
@@ -544,9 +536,7 @@ class RowMatcher:
         return {tuple(row[name] for name in claims): row for row in rows}
 
     async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
-        """Return the existing rows that any of the searches finds; raise `Unprocessable` if there are too
-        many.
-        """
+        """Return the existing rows that any of the searches finds; raise `Unprocessable` for too many."""
         how, found = declared(resource), list[Row]()
         for wanted in searches:
             if all(wanted.values()):

@@ -137,9 +137,7 @@ def same(wanted: object, stored: object) -> bool:
 
 
 def _document(value: object) -> object:
-    """Return a JSON value in a form for comparisons: texts that are decimals become numbers, nulls are
-    removed.
-    """
+    """Return a JSON value in a form for comparisons: decimal texts become numbers, nulls are removed."""
     if isinstance(value, dict):
         return {name: _document(each) for name, each in value.items() if each is not None}
     if isinstance(value, list):

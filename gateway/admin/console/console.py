@@ -178,7 +178,7 @@ class Exports:
         screen: Screen,
         **fixed: str,
     ) -> web.StreamResponse:
-        """`GET /<resource>.csv`: the columns are the fields of the Admin API; filters in `fixed` are set."""
+        """`GET /<resource>.csv`: columns are the Admin API's fields; `fixed` overrides query filters."""
         named = await lists.ids_of_names(desk, request.query, lists.targets_of(screen))
         fixed |= {name: str(row_id) for name, row_id in named.items() if name not in fixed}
         query = lists.read(screen, request, LIMIT_MAX, fixed)

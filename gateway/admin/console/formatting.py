@@ -77,7 +77,7 @@ def money(value: object, currency: str = "") -> str:
 
 
 def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str, str, str]:
-    """Return an exact amount in three parts: the prominent digits, further decimals, and the currency's code.
+    """Return an exact amount in three parts: prominent digits, further decimals, and the currency's code.
 
     A text keeps its decimals, a computed amount has as many as it needs. Decimals are padded with zeros to
     `places`, so that amounts align in columns.
@@ -205,7 +205,7 @@ class BudgetUse:
 
 
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
-    """Return the use of a budget, or of one account; None for a budget with `each`, with many accounts."""
+    """Return the use of a budget, or of one account; None for a budget with an account for each caller."""
     row = budget if account is None else account
     if row["used"] is None:
         return None

@@ -265,9 +265,7 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def hint_of(description: str) -> str:
-    """Return a field's description for a form: with labels instead of field names, and “Empty” instead of
-    null.
-    """
+    """Return a field's description for a form, with labels for field names and “Empty” for null."""
     text = _NULL.sub("Empty", description)
     text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
     return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)

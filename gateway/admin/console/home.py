@@ -94,9 +94,7 @@ class Assets:
         return f"/static/{self.mark}/{name}"
 
     async def serve(self, request: web.Request) -> web.Response:
-        """`GET /static/<mark>/<name>`: browsers may cache it for ever, because the address changes with the
-        content.
-        """
+        """`GET /static/<mark>/<name>`: browsers cache it for ever; its address changes with its content."""
         name = request.match_info["name"]
         if name not in self._files:
             raise web.HTTPNotFound
@@ -237,9 +235,7 @@ class Sessions:
         self._asking: set[asyncio.Task[None]] = set()
 
     async def begin(self, request: web.Request, token: str) -> SessionCookie:
-        """Create a session for the holder of an admin token or API key; raise `Unauthorized` if it is
-        invalid.
-        """
+        """Create a session for the holder of an admin token or API key; raise `Unauthorized` otherwise."""
         known = requests.known_key if _KEY.fullmatch(token) else requests.known_token
         actor, digest = await known(self._ports, token)
         await requests.take_place(request, actor.organization_id)
@@ -247,8 +243,9 @@ class Sessions:
         return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
 
     async def begin_elsewhere(self, request: web.Request, arrival: Arrival) -> SessionCookie:
-        """Create a session for a person signed in by a provider; raise `SignInRefused` without an admin
-        token.
+        """Create a session for a person signed in by a provider.
+
+        Raise `SignInRefused` if no admin token stands for the person.
         """
         person, sign_ins = arrival.person, self._ports.sign_ins
         assert person is not None
@@ -352,9 +349,7 @@ class Sessions:
         await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
     async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
-        """Return the provider's answer on the signed-in person; raise `SignInRefused` if it names another
-        person.
-        """
+        """Return the provider's answer on the signed-in person; `SignInRefused` if it names another one."""
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.person is None or session.renewal is None:
             raise SignInRefused
@@ -365,9 +360,7 @@ class Sessions:
         return arrival
 
     async def of_cookie(self, request: web.Request) -> tuple[ConsoleSession | None, str]:
-        """Return the session of a request (None if there is none), and the cookie's value, which unseals its
-        tokens.
-        """
+        """Return a request's session, if there is one, and the cookie's value, which unseals its tokens."""
         name = request.cookies.get(cookie_of(request), "")
         return await self._ports.store.console_session(self._digest(name)), name
 
@@ -489,9 +482,7 @@ class ConsoleShell:
         return handle
 
     def writing(self, page: Writing, answered: Endpoint, verb: str) -> Handler:
-        """Return the handler of a form that changes something: from our own page, by an actor with the right
-        to.
-        """
+        """Return the handler of a form from our own page, for actors who may use this verb."""
 
         async def posted(
             desk: ConsoleShell, request: web.Request, signed: SignedInPerson, form: Posted

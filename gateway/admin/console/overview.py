@@ -122,7 +122,7 @@ _TARGETS = {"organization_id": "organizations", "tenant_id": "tenants"}
 
 @dataclass(frozen=True, slots=True)
 class TightBudget:
-    """A budget with little left; for one with `each`, the account with the highest use."""
+    """A budget with little left; if it has an account for each caller, the one with the highest use."""
 
     row: Row
     of: str
@@ -362,7 +362,7 @@ async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:
 
 
 async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, Any]]:
-    """Return the spend of today, of this month, and expected at its end, by currency, the largest first."""
+    """Return, by currency, the spend of today, of this month, and expected for the month; largest first."""
     now = datetime.now(UTC)
     whole = UsageQuery(
         looked_at_since(now), end_of("day", now), "day", (), asked.query().filters, SPEND_ROWS_MAX

@@ -68,7 +68,7 @@ class OwnScope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnBudget:
-    """A budget that a person's calls take from: its selector, and its use (None if it has many accounts)."""
+    """A budget that a person's calls take from: its selector, and the use (None if it has many accounts)."""
 
     row: Row
     of: str
@@ -224,7 +224,7 @@ def _key(row: Row) -> Row:
 
 
 async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
-    """Return the budgets that a person's calls take from, with their own account in those with `each`."""
+    """Return the budgets that a person's calls take from, with the person's own account if there is one."""
     found = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )

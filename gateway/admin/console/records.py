@@ -253,7 +253,7 @@ class Records:
         return []
 
     async def _filled(self, sent: Body) -> Body:
-        """Return the body with the fields that may be left empty filled in."""
+        """Return the body with the fields filled in that people may leave empty."""
         if self._screen.name != "budgets":
             return sent
         sent = {**await meaning.with_owner(self._desk, sent)}
@@ -533,7 +533,10 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
 async def of_account(
     desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
 ) -> dict[str, Any]:
-    """Return a table of budgets with `owner` as filter, and of those with `each` and the account `whose`."""
+    """Return a table of budgets: those whose selectors are `owner`, and those with an account `whose`.
+
+    `each` is the kind of that account: user or key.
+    """
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
     rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
     columns = [at for at, column in enumerate(SCREEN.columns) if column not in {"organization_id", "of"}]
@@ -548,7 +551,7 @@ async def of_account(
 
 
 async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
-    """Return budgets with `each` of a kind, with the use of the account `whose`."""
+    """Return the budgets with an account for each user or key (`each`), with the use of account `whose`."""
     wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
     page = await desk.ports.store.page("budgets", wanted)
     return [SCREEN.resource.render(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]

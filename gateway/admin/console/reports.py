@@ -346,7 +346,7 @@ def _places(rows: Sequence[Row]) -> int:
 async def _chips(
     desk: ConsoleShell, asked: ReportQuery, errors: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Return the active filters: names, values, and the address without each."""
+    """Return the active filters as name, value, and the page's address without the filter."""
     typed = {name: id_of(text) for name, text in asked.filters.items() if name in REFERS}
     ids = {name: id_ for name, id_ in typed.items() if id_ is not None}
     wanted = {REFERS[name]: {value} for name, value in ids.items() if name not in errors}
@@ -395,7 +395,7 @@ def _field(at: datetime) -> str:
 
 
 def _instant(text: str, days: int) -> str:
-    """Return a typed UTC time in RFC 3339; a date becomes its start, plus `days`."""
+    """Return a typed UTC time in RFC 3339; a date becomes the start of the day `days` later."""
     if _LOCAL.fullmatch(text) is None:
         return text
     try:

@@ -24,9 +24,7 @@ from gateway.feature import features
 
 
 class Slot(NamedTuple):
-    """A field in a form's sentence: the word before it, the texts of its choices and of none, the `usual`
-    value.
-    """
+    """A field in a form's sentence: the word before it, texts of choices and of none, the `usual` value."""
 
     word: str
     field: str

@@ -253,9 +253,7 @@ def cookie_of(request: web.Request) -> str:
 
 
 def _code(request: web.Request) -> str:
-    """Return the code in the provider's answer; raise `SignInRefused` with the provider's error if there is
-    none.
-    """
+    """Return the code in the provider's answer; else raise `SignInRefused` with the provider's error."""
     error, code = _one(request, "error"), _one(request, "code")
     if error is not None:
         why = f": {error}" if _ERROR.fullmatch(error) else ""

@@ -33,8 +33,7 @@ COUNTS = {"invoices": "/invoices", "charges": "/charges", "documents": ""}
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A finance report and its page: `facts` and `amounts` are columns with titles; the last amount orders
-    it.
+    """A finance report and its page: `facts` and `amounts` are titled columns, ordered by the last amount.
 
     `always` are amounts whose total is shown even if it is zero. `previews` are lists of the organization,
     shown if one is selected.

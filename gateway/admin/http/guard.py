@@ -1,6 +1,4 @@
-"""The rules for every answer of the admin port: errors as problems, timeouts, headers, request ids; and
-files.
-"""
+"""The rules for every answer of the admin port: errors as problems, timeouts, headers, request ids, files."""
 
 from __future__ import annotations
 

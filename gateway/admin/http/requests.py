@@ -1,5 +1,4 @@
-"""Reads requests of the admin port: authentication by bearer tokens, roles, bodies, queries, idempotency
-keys.
+"""Reads requests of the admin port: bearer tokens, roles, bodies, queries and idempotency keys.
 
 Tokens are compared in constant time.
 """
@@ -101,7 +100,7 @@ async def take_place(request: web.Request, organization_id: int | None) -> None:
     """Mark a request as identified, and acquire a work slot of its organization until it is answered.
 
     Each organization has slots, and staff have separate ones, so nobody waits for another's requests.
-    Expensive requests also count for the organization's hour.
+    Expensive requests also count against the organization's hourly budget.
     """
     request[IDENTIFIED] = True
     counts = organization_id is not None and costs_much(request)
@@ -112,9 +111,7 @@ async def take_place(request: web.Request, organization_id: int | None) -> None:
 
 
 def costs_much(request: web.Request) -> bool:
-    """Return whether the caller decides how much work a request is: reports, files, documents,
-    configurations.
-    """
+    """Return whether the caller decides how much work a request is: report, file or configuration."""
     route = request.match_info.route.resource
     path = "" if route is None else route.canonical.removeprefix("/admin/v1")
     return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES)
@@ -170,8 +167,7 @@ async def known_key(ports: AdminPorts, key: str) -> tuple[Actor, str]:
 
 
 async def known_person(ports: AdminPorts, person: Person) -> tuple[Actor, str] | None:
-    """Return the actor of a signed-in person, and the digest of the admin token for them; None if there is
-    none.
+    """Return the actor of a signed-in person, and the digest of the person's admin token; else None.
 
     If the token of an earlier subject has ended, tokens of later subjects are not used.
     """
@@ -495,9 +491,7 @@ _KEY = re.compile(rf"[ -~]{{1,{KEY_CHARS_MAX}}}", re.ASCII)
 
 
 def claim_of(request: web.Request, actor: Actor, sent: Body) -> Claim | None:
-    """Return the claim of an idempotency key; None without a key, `AdminRefusal` if it is invalid or
-    repeated.
-    """
+    """Return the claim of an idempotency key, if one is sent; raise `AdminRefusal` if it is invalid."""
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:
         return None
@@ -517,9 +511,7 @@ async def checked(
     *,
     known: Mapping[str, str] = NONE_KNOWN,
 ) -> Body:
-    """Validate a body; raise `Conflict` if it is invalid and its idempotency key was used for another
-    request.
-    """
+    """Validate a body; raise `Conflict` if it is invalid and its idempotency key is another request's."""
     try:
         return check_body(model, sent, known=known)
     except Unprocessable:

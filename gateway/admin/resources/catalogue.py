@@ -208,7 +208,7 @@ Service = answer_of(ServiceCreate, "Something that can be used and is metered.")
 
 
 class AnsweringUpstream(In):
-    """One upstream that answers for a model."""
+    """An upstream that answers for a model."""
 
     upstream: UpstreamName
     model: AskedModel | None = optional(
@@ -656,7 +656,7 @@ class QuoteQuery(In):
 
 
 class QuoteLine(Out):
-    """One part of a quote."""
+    """One part of a quote, such as the input tokens."""
 
     kind: str = Field(description="A kind of token, request, a unit, images.SIZE/QUALITY or tools.NAME.")
     quantity: int

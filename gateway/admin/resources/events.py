@@ -1,6 +1,4 @@
-"""Use events: use outside of the gateway, reported as CloudEvents, each stored once by source and id; and
-webhooks.
-"""
+"""Use events: use outside of the gateway, sent as CloudEvents, stored once by source and id. And webhooks."""
 
 from __future__ import annotations
 
@@ -68,7 +66,7 @@ UsageIn: type[In] = create_model(  # type: ignore[call-overload]  # built fields
 
 
 class EventData(In):
-    """The use: units, tokens by kind, or both."""
+    """The use that an event reports: units, tokens by kind, or both."""
 
     service: ServiceKey
     units: Some | None = optional("By default one, where `usage` is told.")
@@ -133,7 +131,7 @@ class EventBatchResult(Out):
 
 
 class UseEvent(Out):
-    """An accepted event."""
+    """An event that was accepted and stored."""
 
     id: Id
     source: str
@@ -221,7 +219,7 @@ Webhook = answer_of(
 
 
 class WebhookDelivery(Out):
-    """A message to an address."""
+    """A message to the address of a webhook, and its delivery."""
 
     id: Id
     webhook_id: Id

@@ -172,9 +172,7 @@ class QuarantineRelease(In):
 
 
 def _said(raw: bytes) -> dict[str, Any] | None:
-    """Return an entry's decoded fields, `unreadable` for those that cannot be decoded; None for a malformed
-    entry.
-    """
+    """Return an entry's decoded fields, "unreadable" for some if necessary; None for a malformed entry."""
     try:
         event = decode(raw)
     except MalformedEvent:
@@ -252,14 +250,14 @@ _OF_ONE = {"partition": DEAD_LETTERS, "kind": "quarantine", "account": "quaranti
 
 
 class Letters(Out):
-    """The number of undecided letters and accounts; null if counting takes too long."""
+    """The numbers of dead letters and quarantined accounts to decide; null if counting takes too long."""
 
     dead_letters: int | None = Field(description="Letters that are neither stored nor resolved.")
     quarantine: int | None = Field(description="Accounts that are not released.")
 
 
 class LettersDecide(In):
-    """Which letters or accounts to decide, and how. A call decides some, by id; the next one continues."""
+    """The dead letters or accounts to decide, and how. A call decides some, by id; the next continues."""
 
     what: Literal["dead_letters", "quarantine"] = Field(
         description="Redrive letters as they are, or release accounts."
@@ -283,14 +281,14 @@ class LettersDecide(In):
 
 
 class LetterRefused(Out):
-    """A letter or account that was not decided."""
+    """A dead letter or account that could not be decided, and why."""
 
     id: Id
     why: str
 
 
 class DeadLetterDecisions(Out):
-    """The results of deciding letters or accounts."""
+    """The results of deciding dead letters or accounts."""
 
     done: list[int] = Field(description="Ids of those that were redriven or released.")
     refused: list[LetterRefused]
@@ -379,7 +377,7 @@ class FieldChange(Out):
 
 
 class PlannedChange(Out):
-    """The change of one row."""
+    """The planned change of one row."""
 
     change: str = Field(description="create, change or delete; another word is the action that it takes.")
     resource: str

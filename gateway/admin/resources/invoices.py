@@ -69,7 +69,7 @@ class CreditNote(In):
 
 
 class PaymentMade(In):
-    """A payment received, and its reference."""
+    """A payment received for an invoice, and the payer's reference."""
 
     amount: Money = Field(description="In the invoice's currency; at most what is left to pay.")
     reference: Text = Field(

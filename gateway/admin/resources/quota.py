@@ -638,7 +638,7 @@ class CallExplanation(Out):
 
 
 class CallExplanationQuery(In):
-    """The query has no parameters."""
+    """The query of an explanation, without parameters."""
 
 
 EXPLANATION = Question(

@@ -379,7 +379,7 @@ class UsageReportQuery(In):
 
 
 class UsagePage(UsageReportQuery, PageQuery):
-    """The usage query by pages."""
+    """The query of one page of the usage report."""
 
 
 class UsageItem(Out):

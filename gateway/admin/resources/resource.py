@@ -104,8 +104,7 @@ class BatchEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEndpoint:
-    """`GET …/{id}<suffix>`: a file made from a row; `asked` are its parameters and their values, default
-    first.
+    """`GET …/{id}<suffix>`: a file made from a row; `asked` are parameters with values, default first.
 
     A `public` document needs no token.
     """

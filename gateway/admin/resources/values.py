@@ -58,13 +58,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class In(BaseModel):
-    """A request body; unknown fields are errors."""
+    """The base class of request bodies; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class Out(BaseModel):
-    """An answer."""
+    """The base class of answers."""
 
     model_config = ConfigDict(extra="ignore", defer_build=True)
 

@@ -1,6 +1,4 @@
-"""Alembic's environment: migrations run in the transaction that `persistence.schema.migrate` opened and
-locked.
-"""
+"""Alembic's environment: migrations run in the transaction that `schema.migrate` opened and locked."""
 
 from alembic import context
 

@@ -1,6 +1,4 @@
-"""Organizations have a contact, a buyer reference and an endpoint for electronic invoices; more formats are
-kept.
-"""
+"""Organizations have a contact, a buyer reference and an endpoint for electronic invoices; more formats."""
 
 from alembic import op
 
