@@ -139,7 +139,7 @@ async def drop_calls(
 ) -> list[str]:
     """Drop the months of the journal that ended `days` ago; return the names of the partitions.
 
-    An unbilled month and all later ones are kept. With `are_archived`, a month must be archived first.
+    An unbilled month and all later ones are kept. With `are_archived`, so is a month that is in no archive.
     `stays` is called with the first kept month and the reason.
     """
     async with engine.connect() as connection:
