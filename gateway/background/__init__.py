@@ -1,1 +1,1 @@
-"""The clock's door: work that runs because time passes."""
+"""Background work of a keeper, started by the clock instead of a request."""

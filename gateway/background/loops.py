@@ -1,11 +1,11 @@
-"""The one loop of the clock: a pass over what is due, a pause, and again until it is cancelled.
+"""The loop that all background work uses: one pass, a pause, and again until cancelled.
 
-A loop is a row: its name in the log and in metrics, its interval, and the steps of a pass. `gateway/run`
-composes rows of callables. An item that fails is counted by `Isolation`, and the others go on. Any other
-error ends the pass; `keep_going` counts that and runs the loop again.
+A loop is a row: its name in logs and metrics, its interval, and the steps of a pass. `gateway/run` composes
+these rows from callables. An item that fails is counted by `Isolation`, and the other items go on. Any other
+error ends the pass; `keep_going` counts the error and restarts the loop.
 
-Gauges are numbers that a scrape shows and no loop knows by itself. They are looked up now and then; a number
-that cannot be looked up is omitted, since an old one would look right.
+Gauges are numbers for metrics that no loop knows by itself. They are queried at intervals. A number that
+cannot be queried is omitted, since an outdated one would look right.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from gateway.errors import (
     TollkeeperError,
 )
 
-# One item that fails keeps no other from its turn: each is left, counted and told, and the loop goes on.
+# An item that fails is skipped, counted and logged, and the loop goes on with the others.
 #
-# What concerns everybody (a database that is away) is no item's fault: that ends the pass.
+# An unavailable database is no item's fault: that ends the pass.
 
 T = TypeVar("T")
 
 UNAVAILABLE = 503
 NAME_CHARS_MAX = 200
-# One line of each fault within so many seconds; it says how many failures it is about.
+# The interval between two log lines of the same fault; a line has the number of failures since the last.
 FAULT_EACH_S = 60.0
 REDIS, POSTGRESQL = "redis", "postgresql"
-# What failed: a whole pass of a loop, or one item of it.
+# The scope of a failure: a whole pass of a loop, or one item.
 PASS, ITEM = "pass", "item"
 LOOK_INTERVAL_S = 15.0
 LOOK_MAX_S = 10.0
@@ -58,14 +58,14 @@ _URLS = {REDIS: "TOLLKEEPER_REDIS_URL", POSTGRESQL: "TOLLKEEPER_DATABASE_URL"}
 
 
 def is_store_away(error: Exception) -> bool:
-    """Return whether PostgreSQL does not answer at all. A timeout of a statement is its item's fault."""
+    """Return whether PostgreSQL is unreachable. The timeout of one statement counts as the item's fault."""
     return isinstance(error, StoreUnavailable) and not isinstance(error, StoreTimeout)
 
 
 class Isolation:
-    """Counts by loop what failed, and says some of it. `is_away` knows more errors that are everybody's.
+    """Counts failures by loop, and logs some of them. `is_away` recognises further errors of a whole server.
 
-    `name` says how people find an item in the log. It has nothing that callers made up, and no secret.
+    The `name` parameters of its methods give an item's name in the log: no text from callers, and no secret.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Isolation:
         self._untold = UnreportedFailures()
 
     def watch(self, loops: Iterable[str]) -> None:
-        """Register loops with 0 failures at the start: a counter that begins at 1 raises no alarm."""
+        """Register loops with 0 failures, because a counter that first appears with 1 raises no alarm."""
         for loop in loops:
             self._failed[loop, PASS] += 0
             self._failed[loop, ITEM] += 0
@@ -90,7 +90,7 @@ class Isolation:
         self.say("loop failed", loop, error)
 
     def say(self, event: str, loop: str, error: Exception) -> None:
-        """Log a failure, once a minute per fault: a server that is away is one fault of all loops."""
+        """Log a failure, at most once a minute a fault; a server that is away is one fault of all loops."""
         server = self._server_away(error)
         cause = "" if server else f"{loop} {type(error).__name__}"
         count = self._untold.note(server or event, cause, self._seconds(), FAULT_EACH_S)
@@ -107,7 +107,7 @@ class Isolation:
         return POSTGRESQL if is_store_away(error) or self._is_away(error) else ""
 
     def item_failed(self, loop: str, name: str, error: Exception) -> None:
-        """Count an item that was left, and say so now and then: what lasts fills no disk."""
+        """Count a skipped item, and log it at growing intervals, so that a lasting fault fills no disk."""
         self._failed[loop, ITEM] += 1
         failures = self._failed[loop, ITEM]
         if is_worth_a_line(failures):
@@ -158,7 +158,7 @@ class Isolation:
     async def tried(
         self, loop: str, item: T, act: Callable[[T], Awaitable[object]], *, name: Callable[[T], str]
     ) -> bool:
-        """Run `act` on one item; return False if it failed. Faults of a server are raised."""
+        """Run `act` on one item; return False if the item failed. Raise the error if a server failed."""
         try:
             await act(item)
         except Exception as error:
@@ -169,7 +169,7 @@ class Isolation:
         return True
 
     def is_everybodys(self, error: Exception) -> bool:
-        """Return whether an error is of a server, and not of the item."""
+        """Return whether an error is a server's, and not caused by one item."""
         return _unavailable(error) or self._is_away(error)
 
     def figures(self) -> dict[str, object]:
@@ -178,22 +178,22 @@ class Isolation:
 
 ITEMS_A_PAGE = 200
 
-# A part of a pass, under the name of its loop; answers with how many items it was done.
+# A part of a pass, called with the name of its loop; returns the number of processed items.
 Step = Callable[[Isolation, str], Awaitable[int]]
-# Items behind a place, in their order, so many at most. Without a place there is one page.
+# Returns up to a number of items after a position, in order. A loop without positions gets one page.
 Due = Callable[[int, int], Awaitable[Sequence[T]]]
 
 
-# How long work waits until it is seen, and how soon after a look there is another one.
+# The longest wait until new work is seen, and the shortest pause between two looks.
 AGENDA_S = 1.0
 AGENDA_S_MIN = 0.25
 
 
 class Agenda:
-    """Which loops have something to do: `ask` is one question for all of them, while any waits.
+    """Knows which loops have work: one query, `ask`, serves all loops that wait.
 
-    An answer is good for those who waited when it was asked for. What `ask` raises, each of them raises.
-    `written` says how often there was anything new, for any loop.
+    A result counts for the loops that waited when its query began; each of them raises an error of `ask`.
+    `written` returns a number that grows with each write that may make work for any loop.
     """
 
     def __init__(
@@ -208,11 +208,11 @@ class Agenda:
         self._asked_at = -look_s
 
     def hurry(self) -> None:
-        """Wake the loops: a change may have made something due."""
+        """Wake the waiting loops, because a change may have made work due."""
         self._hurried.set()
 
     def has(self, name: str) -> bool:
-        """Return whether a loop found something due at the last look; also True before the first."""
+        """Return whether the last query found work for a loop; True before the first query."""
         return self._last is None or name in self._last
 
     async def until(self, name: str) -> None:
@@ -221,12 +221,12 @@ class Agenda:
             found = await self._next()
 
     async def until_written(self, seen: int) -> None:
-        """Wait until `written` is more: what a pass that began with so many found may be otherwise now."""
+        """Wait until `written()` exceeds `seen`, its value when the last pass began."""
         while self.written() <= seen:
             await self._next()
 
     async def _next(self) -> Collection[str]:
-        """Return the answer of the next look."""
+        """Return the names of loops with work, from the next query."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         return await asyncio.shield(self._looking)
@@ -239,7 +239,7 @@ class Agenda:
                 async with asyncio.timeout_at(self._asked_at + self._look_s):
                     await self._hurried.wait()
         finally:
-            self._looking = None  # who comes from now on waits for the next one
+            self._looking = None  # callers from now on wait for the next query
         self._hurried.clear()
         self._asked_at = clock()
         self._last = await self._ask()
@@ -248,11 +248,12 @@ class Agenda:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """`again`: at once, after a pass that did something. `quiet`: errors that end a pass and are no failure.
+    """A loop and its timing. After a pass that did something it starts `again` at once, if set.
 
-    A pause is `rest` times as long as the pass before it, and the interval at least. Behind a pass that did
-    nothing the loop waits until it is on the `agenda`, where there is one. Or until something is `written`:
-    of a loop that finds the same as before where nobody has written. What sets `woken` ends its pause.
+    Errors of `quiet` end a pass and are no failure. A pause is at least the interval, and `rest` times as
+    long as the pass before. After a pass that did nothing, the loop waits until the `agenda` has work for it,
+    if it has one, and until something was written, if it has `writes`. Setting the event `woken` ends a
+    pause.
     """
 
     name: str
@@ -266,7 +267,7 @@ class Loop:
     woken: asyncio.Event | None = None
 
     async def turn(self, isolation: Isolation | None = None) -> int:
-        """Make one pass; answers with how many items something was done."""
+        """Make one pass; return the number of items processed."""
         isolation = isolation or Isolation()
         return sum([await step(isolation, self.name) for step in self.steps])
 
@@ -307,7 +308,8 @@ def each(
 ) -> Step:
     """Return a step that runs `act` on each due item; `act` returns False if it had nothing to do.
 
-    An error of `leaves` means that an item waits: no failure of it.
+    `place` returns an item's position for the next page; `name` its name in the log. An error of the types
+    `leaves` means that an item has to wait, and is no failure.
     """
 
     async def step(isolation: Isolation, loop: str) -> int:
@@ -334,7 +336,7 @@ def batches(
     split: Callable[[Sequence[T]], Iterable[Sequence[T]]] = lambda page: [page],
     name: Callable[[T], str] = str,
 ) -> Step:
-    """Return a step that runs `act` on due items by batch, and on each item of a failed batch."""
+    """Return a step that runs `act` on batches of due items, and on each item of a batch that failed."""
 
     async def step(isolation: Isolation, loop: str) -> int:
         done = 0
@@ -367,16 +369,17 @@ async def pages(due: Due[T], count: int, place: Callable[[T], int] | None) -> As
         after = place(page[-1])
 
 
-# Reports wrong credentials: a line in the log a site and interval, and for people's port a stored row.
+# Reports wrong credentials: a log line for each site and interval, and a stored row for the port of people.
 #
-# Both are bounded by what `Failures` tells at a time, so that nobody fills a log or a table by guessing.
+# Both are bounded by the number of reports that `Failures` returns, so that guessing fills no log and no
+# table.
 
 INTERVAL_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
 class FailureTeller:
-    """Reports what failed at one port; `keep` stores it, where there is a store."""
+    """Logs failed authentications at one port; `keep`, if set, stores them too."""
 
     port: str
     failures: Failures
@@ -402,7 +405,7 @@ class FailureTeller:
 
 
 class Gauges:
-    """`latest` is what the last look at everything found, by the names of a metrics snapshot."""
+    """Queries metrics at intervals; `latest` has the last values, by the names of a metrics snapshot."""
 
     def __init__(self, looks: Sequence[Look]) -> None:
         self.latest: Mapping[str, Any] = {}
@@ -415,7 +418,7 @@ class Gauges:
         found: dict[str, Any] = {}
         for one in await asyncio.gather(*(_seen(look) for look in self._looks)):
             for name, value in one.items():
-                # Rows about different things come from different looks.
+                # Several looks may give rows of one metric.
                 found[name] = [*found[name], *value] if isinstance(value, list) and name in found else value
         self.latest = found
 
@@ -424,5 +427,5 @@ async def _seen(look: Look) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(LOOK_MAX_S):
             return await look()
-    except Exception:  # noqa: BLE001  # whatever it meets, there is nothing to show
+    except Exception:  # noqa: BLE001  # any error: then there is nothing to show
         return {}

@@ -1,1 +1,1 @@
-"""The Redis door: keys, scripts, the pipelined wire, the outbox."""
+"""The only package that talks to Redis: keys, scripts, pipelined connections, the outbox."""

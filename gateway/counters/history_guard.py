@@ -1,20 +1,20 @@
-"""The detector of exchanged data: that the process is the same proves nothing, its data may be another.
+"""Detects that the data in Redis was exchanged: the same server process may have other data than before.
 
-The data carries the name of its history (`tk:history:…`): a generation, and a nonce. A process that sees that
-the data does not continue its own begins the next generation; markers are of another history then, so nobody
-is served before a keeper has verified again. It is noticed by what the data itself says:
+The data has the name of its history (`tk:history:…`): a generation, and a nonce. A process that sees that the
+data does not continue what it knew begins the next generation. Markers then belong to another history, so
+that nothing is served before a keeper has verified the data. There are five signs:
 
-- the name is watched on the connection: whatever replaces keys wholesale, as a full synchronisation,
-  FLUSHALL, a reload or SWAPDB, breaks the watch, however alike old and new data are;
-- each process leaves a pulse, a number that only rises, and looks for it again: over a new connection, and
-  behind a sleep, older data has an older one. It goes by the server's time, so that no process with a wrong
-  clock has another's forgotten, nor its own;
-- the server's replication says when it last began a history of its own behind another's: data that it has
-  from another one since, and that still goes by what was verified here before, may be older, unless a keeper
-  says in it that it has looked since;
-- who knows better from elsewhere, from its settlement log or from PostgreSQL, says so (`announce`).
+- The name is watched on the connection (WATCH). Whatever replaces many keys, such as a full synchronisation,
+  FLUSHALL, a reload or SWAPDB, breaks the watch, even if old and new data are equal.
+- Each process writes a pulse, a number that only rises, and reads it again: over a new connection, or after a
+  pause, older data has a lower one. Pulses use the server's time, so that a process with a wrong clock cannot
+  make the server forget any pulse.
+- The server reports when it was last promoted from a replica to a primary. Data that it copied since, and
+  that is still marked as verified before, may be older, unless a keeper has stored that it checked the data
+  after this promotion.
+- A process that learns of a loss from its settlement log or from PostgreSQL calls `announce`.
 
-Of generation 0, as all data is until it is exchanged once, the history is named by the process alone.
+All data has generation 0 until its first exchange; its history is then named by the server process alone.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connection import RedisConnection, encode, script_parts
 from gateway.errors import CountersRefused, CountersUnavailable
 
-# The markers of a server's partitions: which history they name, and having none of them name another one.
+# The markers of a server's partitions: their history, and how to make all of another history invalid.
 
-# The text of a marker that nobody is served under.
+# The history in a marker under which nothing is served.
 NOBODY = b"." * 40
 
 
 async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
-    """Have nobody served under another history, also who has not heard of this one yet."""
+    """Invalidate the markers of other histories, so that processes unaware of `run_id` serve nothing."""
     closing = []
     for partition, raw in (await _markers(ask, partitions)).items():
         named, epoch, catalogue = packing.read_marker(raw)
@@ -54,14 +54,14 @@ async def close(ask: Ask, run_id: bytes, partitions: Sequence[int]) -> None:
 
 
 async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
-    """Write a key that is as it was read; False where it is not."""
+    """Write a key if its value is still `before`; return False if not."""
     arguments = packing.LOAD.pack(b"", packing.REBUILD, 0, 0, 0), after, before
     answer = await ask(*script_parts("load", (key.decode(),) * 3, arguments))
     return packing.code_of(cast("bytes", answer)) == 1
 
 
 async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
-    """Return those that this version can read, by their partitions."""
+    """Return the markers that this version can read, by partition."""
     found = await asyncio.gather(*(ask(b"GET", keys.marker(one).encode()) for one in partitions))
     there = {one: raw for one, raw in zip(partitions, found, strict=True) if isinstance(raw, bytes) and raw}
     return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
@@ -71,38 +71,38 @@ def _is_whole(raw: bytes) -> bool:
     return len(packing.MARKER.today(raw)) == packing.MARKER.size
 
 
-# The names of data: which history it is of, and how often it was exchanged before.
+# The names of data: their history, and the number of exchanges before.
 def history(run_id: bytes, name: bytes) -> bytes:
-    """Return what markers are compared with: the process, and from its second history on which one it is."""
+    """Return the run id that markers must have: the server's, or a hash with the name after an exchange."""
     if generation(name) == 0:
         return run_id
     return sha1(run_id + name, usedforsecurity=False).hexdigest().encode()
 
 
 def generation(name: bytes) -> int:
-    """Return how often the data was exchanged; 0 where it has no name yet."""
+    """Return how often the data was exchanged; 0 if it has no name."""
     number, _, nonce = name.partition(b":")
     return int(number) if nonce and number.isdigit() else 0
 
 
 def fresh(number: int) -> bytes:
-    """Return a name of this generation that no other data has."""
+    """Return a new, unique name of this generation."""
     return b"%d:%b" % (number, token_hex(16).encode())
 
 
 TRIES_MAX = 5
 LEFT_MAX = 64
-# Of a process that is silent for so long nothing is looked for any more.
+# Pulses of a process that was silent for this long are deleted.
 PULSE_S_MAX = 30 * 86_400
 OLDER, FOLLOWED = "it is older than what this process left in it", "its server was another's replica"
 
 
 class HistoryGuard:
-    """Guards one wire: its `run_id` is the history's from the first moment of each connection.
+    """Guards one connection: its `run_id` is the history's from the first moment of each reconnect.
 
-    `pulse` names this process among all; `clock` is monotonic. `noticed` counts the exchanges of data that
-    this process was the first to say. `promoted` is what servers said of their replication last, by run id:
-    it outlives the wire to one that is replaced, and is a primary again.
+    `pulse` is the unique name of this process; `clock` is monotonic. `noticed` counts the exchanges that this
+    process was the first to announce. `promoted` has the last promotion of each server by run id, and
+    outlives a connection whose server is replaced and later becomes a primary again.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class HistoryGuard:
         self._name = b""
         self._trouble = ""
         self._beat = self._floor = self._known = 0
-        # By how much the server's time of day is ahead of the clock, in seconds.
+        # The server's time of day minus the clock, in seconds.
         self._ahead_s = 0.0
         self._anchor = wire.part.anchor
         self._full = False
@@ -137,11 +137,12 @@ class HistoryGuard:
         return keys.pulses(self._anchor).encode()
 
     async def check_history(self, *commands: bytes) -> None:
-        """Make sure that all that was read on this connection until now is of the history `run_id` names.
+        """Verify that everything read on this connection so far belongs to the history named by `run_id`.
 
-        If it is, `commands` run all together. An EXEC ends the watch, so no other transaction may run here.
-        CountersUnavailable where that cannot be known, or the data is not the one that commands were given
-        for; CountersRefused where the server refuses one. Who has read before compares `run_id` afterwards.
+        If so, `commands` are executed in one transaction. EXEC ends the watch, so no other transaction may
+        use this connection. CountersUnavailable if it cannot be known, or if the data was exchanged before
+        the commands ran; CountersRefused if the server refuses one. A caller that has read before compares
+        `run_id` afterwards.
         """
         async with self._looking:
             if self._anchor != self._wire.part.anchor:
@@ -155,21 +156,21 @@ class HistoryGuard:
                 raise refused
 
     async def announce(self, trouble: str) -> None:
-        """Somebody knows that this data is older than it was, without having seen it exchanged."""
+        """Begin another history, because the caller knows that this data is older than before."""
         async with self._looking:
             self._trouble = self._trouble or trouble
             await self._another(self._ask, self._name)
 
     async def keep_promotion(self, run_id: bytes) -> None:
-        """Write the promotion of its server that the data is verified behind, for those who hear of it late.
+        """Store the server's last promotion, for processes that learn of it after the data was verified.
 
-        Nothing is said of another history: nobody looked at that one.
+        Only if `run_id`, the verified history, is still the current one.
         """
         if self._server.promoted and self._anchor >= 0 and self._wire.run_id == run_id:
             await self._ask(b"SET", keys.promotion(self._anchor).encode(), self._server.promoted)
 
     async def _follow_anchor(self) -> None:
-        """Have the data's name, which is the same for all who knew it, stand beside the anchor of now."""
+        """Store the data's name at the connection's present anchor partition, after slots were moved."""
         anchor = self._wire.part.anchor
         if anchor < 0:
             raise CountersUnavailable("this server of a cluster has no partition")
@@ -184,13 +185,13 @@ class HistoryGuard:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     async def _looked(self, commands: Sequence[bytes]) -> tuple[bytes, str, CountersUnavailable | None]:
-        """Return the name as it stands, what is wrong with the data (empty: nothing), and why commands did
-        not run.
+        """Return the data's name, what is wrong with it (empty: nothing), and the error of the commands, if
+        any.
 
-        Only data that was not exchanged since the last look takes the next pulse.
+        A new pulse is written only if the data was not exchanged since the last look.
         """
         beat = self._beat = max(self._beat + 1, self._now_ms())
-        # Commands are of a partition, whose slot may be another than that of the pulses: they go alone.
+        # Commands belong to a partition, whose slot may differ from that of the pulses: no pulse is written.
         beats = not self._full and not commands
         pulse = [encode(b"ZADD", self._pulses, b"GT", b"%d" % beat, self._pulse)] if beats else []
         waits = self._wire.send_together(
@@ -200,7 +201,7 @@ class HistoryGuard:
         )  # fmt: skip
         floor = self._floor
         if beats:
-            self._floor = beat  # what was sent on this connection comes before whatever is sent next
+            self._floor = beat  # earlier commands on this connection run before later ones
         score = _number(await in_task(waits[0]))
         refused: CountersUnavailable | None = None
         try:
@@ -210,7 +211,7 @@ class HistoryGuard:
             unbroken = done is not None
             failed = [str(one) for one in done or () if isinstance(one, Exception)]
             refused = CountersRefused(f"Redis refused: {failed[0][:200]}") if failed else None
-        except CountersRefused as error:  # a full server takes no pulse
+        except CountersRefused as error:  # a full server refuses the pulse
             self._floor, self._full, unbroken, refused = floor, True, True, error
         else:
             self._full = False
@@ -231,11 +232,11 @@ class HistoryGuard:
             return server.run_id
         moved, self._anchor = anchor != self._anchor, anchor
         forgotten = self._now_ms() - PULSE_S_MAX * 1000
-        if self._known <= forgotten:  # others had it forgotten: that says nothing of the data
+        if self._known <= forgotten:  # deleted by others because of its age, which proves nothing
             self._known = 0
         forgetting = ask(b"ZREMRANGEBYSCORE", self._pulses, b"-inf", b"%d" % forgotten)
         _, name = await asyncio.gather(forgetting, _watched(ask, self._named))
-        score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the data that is watched
+        score = _number(await ask(b"ZSCORE", self._pulses, self._pulse))  # of the watched data
         if server.run_id == before.run_id and not moved:
             followed = await self._followed(server, before.promoted, ask)
             self._trouble = self._trouble or _since(followed, name == self._name, score >= self._known)
@@ -245,11 +246,11 @@ class HistoryGuard:
         self._beat = max(self._beat, score)
         if self._trouble:
             await self._another(ask, name)
-        _keep(self._promoted, server.run_id, server.promoted)  # behind it: else nobody would notice again
+        _keep(self._promoted, server.run_id, server.promoted)  # last: otherwise it would go unnoticed
         return history(server.run_id, self._name)
 
     async def _arrive(self, server: Server, name: bytes, ask: Ask) -> bytes:
-        """Take up another server's history; one that was left went on without what others did since."""
+        """Adopt another server's history; a server that returns lacks what others were served since."""
         if self._server.run_id:
             _keep(self._left, self._server.run_id, self._name)
         self._known, returns = 0, server.run_id in self._left
@@ -267,16 +268,16 @@ class HistoryGuard:
         return name
 
     async def _followed(self, server: Server, before: bytes, ask: Ask) -> bool:
-        """Whether a server had another's data since it was known, and nobody began to verify it since."""
+        """Return whether a server was another's replica since it was known, and not verified since."""
         if server.promoted in (b"", before):
             return False
         kept = b""
-        with suppress(CountersRefused):  # whose user may not read it goes without
+        with suppress(CountersRefused):  # a user without the right to read it goes without
             kept = _text(await ask(b"GET", keys.promotion(self._anchor).encode()))
         return kept != server.promoted
 
     async def _another(self, ask: Ask, name: bytes) -> None:
-        """Go by another history: by the later one somebody began since, or by one that begins here."""
+        """Adopt the later history that another process began, or begin one."""
         for _ in range(TRIES_MAX):
             if generation(name) > generation(self._name):
                 break
@@ -299,7 +300,7 @@ class HistoryGuard:
             raise CountersUnavailable("the data in Redis was replaced once more")
 
     def _now_ms(self) -> int:
-        """Return the time of day at the server."""
+        """Return the time of day at the server, in ms."""
         return int((self._clock() + self._ahead_s) * 1000)
 
     async def _ask(self, *parts: bytes) -> Reply:
@@ -307,7 +308,7 @@ class HistoryGuard:
 
 
 def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
-    """Return the change of one process's data between two connections; empty: nothing."""
+    """Return what changed in one server's data between two connections; "" for nothing."""
     if followed:
         return FOLLOWED
     if not same_name:
@@ -316,9 +317,9 @@ def _since(followed: bool, same_name: bool, keeps_pulse: bool) -> str:
 
 
 async def _watched(ask: Ask, key: bytes) -> bytes:
-    """Return the name, watched from now on for any writer.
+    """Return the name in a key, and watch it (WATCH) from now on.
 
-    Who writes it between the watch and the look has broken the watch of a name that is well: watched again.
+    If another process writes the name between the first read and the watch, both are repeated.
     """
     for _ in range(TRIES_MAX):
         before, _, _, name = await asyncio.gather(
@@ -330,7 +331,7 @@ async def _watched(ask: Ask, key: bytes) -> bytes:
 
 
 def _keep(last: dict[bytes, bytes], run_id: bytes, what: bytes) -> None:
-    """Note what was last known of a server; of the `LEFT_MAX` newest."""
+    """Store the last value of a server, by run id; keep the `LEFT_MAX` newest."""
     last.pop(run_id, None)
     last[run_id] = what
     while len(last) > LEFT_MAX:
@@ -342,7 +343,7 @@ def _text(answer: Reply) -> bytes:
 
 
 def _seconds(time: Reply) -> float:
-    """Return what TIME answers (https://valkey.io/commands/time/)."""
+    """Return the answer of TIME in seconds (https://valkey.io/commands/time/)."""
     seconds, micros = (int(part) for part in cast("list[bytes]", time))
     return seconds + micros / 1e6
 
@@ -351,15 +352,15 @@ def _number(answer: Reply) -> int:
     return int(float(answer)) if isinstance(answer, bytes | float) else 0
 
 
-# The fence of each wire of a process: what becomes of one server's data is nothing to the others.
+# The guards of a process, one for each connection: an exchange on one server concerns no other.
 
 LOOK_S = 0.5
-# While nothing is asked that anybody is served by.
+# The interval of checks while no command serves a caller.
 IDLE_S = 30.0
 
 
 class HistoryGuards:
-    """`guard` makes the one of a wire before that connects; `pulse` names this process among all."""
+    """The history guards of one process. `pulse` is the unique name of this process."""
 
     def __init__(
         self, pulse: str, clock: Callable[[], float], say: Callable[..., None] = lambda *_, **__: None
@@ -371,25 +372,25 @@ class HistoryGuards:
 
     @property
     def noticed(self) -> int:
-        """The exchanges of data that this process was the first to say."""
+        """The number of exchanges that this process was the first to announce."""
         return self._noticed_before + sum(one.noticed for one in self._fences.values())
 
     def guard(self, wire: RedisConnection) -> None:
-        """Make the fence of a wire; those of wires that are closed are forgotten."""
+        """Make the guard of a connection, before that connects; forget those of closed connections."""
         for closed in [one for one in self._fences if one.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
         self._fences[wire] = HistoryGuard(wire, self._pulse, self._clock, self._say, self._promoted)
 
     def of(self, wire: RedisConnection) -> HistoryGuard:
-        """Return the fence of a wire."""
+        """Return the guard of a connection."""
         return self._fences[wire]
 
     async def announce(self, wire: RedisConnection, trouble: str) -> None:
-        """Somebody knows that the data behind a wire is older than it was."""
+        """Begin another history on a connection, because its data is known to be older than before."""
         await self._fences[wire].announce(trouble)
 
     async def keep_looking(self) -> None:
-        """Have each look twice a second, whatever holds up another, until cancelled."""
+        """Check each connection twice a second until cancelled; a slow one delays no other."""
         looking: dict[RedisConnection, asyncio.Task[None]] = {}
         try:
             while True:
@@ -407,16 +408,16 @@ class HistoryGuards:
 
 
 async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
-    """Look twice a second until cancelled; seldom while nobody is served by what is asked of this server.
+    """Check one connection twice a second until cancelled; rarely while no command is sent on it.
 
-    A look within half a second follows each question, and each word that anything may have changed.
-    Who asks nothing is misled by nothing.
+    After each command, and each report of a change, a check follows within half a second. A process that
+    reads nothing cannot be misled by older data.
     """
     seen, idle_s = (0, 0), IDLE_S
     while True:
         now = wire.used, wire.hearing.since
         if seen != now or idle_s >= IDLE_S:
-            seen, idle_s = now, IDLE_S  # it looks again soon where it is not answered
+            seen, idle_s = now, IDLE_S  # without an answer it tries again soon
             with suppress(CountersUnavailable):
                 await fence.check_history()
                 idle_s = 0.0
@@ -424,14 +425,14 @@ async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
         idle_s += LOOK_S
 
 
-# The word of a server that a keeper has verified all that it has: whatever is not there does not exist.
+# The key by which a server shows that a keeper verified all of its data: a missing key does not exist.
 def ask_word(wire: RedisConnection) -> Wait[Reply]:
-    """Ask for the history that all of it was verified under."""
+    """Query the history under which all data of a server was verified."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
 
 
 async def says_verified(wire: RedisConnection, word: Wait[Reply]) -> bool:
-    """Return whether its word names the history it has now; False where it does not answer."""
+    """Return whether the reply names the server's present history; False without an answer."""
     with suppress(CountersUnavailable):
         return await in_task(word) == wire.run_id
     return False

@@ -1,4 +1,4 @@
-"""Expired holds and the late queue, as reclaimer and poster use them."""
+"""Expired holds and the late queue, for the loops that reclaim holds and settle late."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ from gateway.counters.settlement_log.settlement_record import (
 )
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
-# One entry of the late queue: where it is, whose it is, what was used. Of the outbox, place and owner.
+# Entries of the late queue: id, owner and use. Of the outbox: ids and owners.
 
 START: StreamPlace = (0, 0)
-# Whose an outbox entry is; one that a newer version has written may be anybody's.
+# The owner in an outbox entry; an entry of a newer version may belong to any organization.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 ANYBODYS = -1
-# What every entry of the queue has; see `late` in lua/lib/settlement.lua.
+# The fields of every entry of the queue; see `late` in lua/lib/settlement.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
 
 @dataclass(frozen=True, slots=True)
 class LateEntry:
-    """One entry of the queue, read as far as it takes to know whose it is."""
+    """One entry of the late queue, decoded only as far as its owner and request id."""
 
     place: StreamPlace
     organization_id: int
@@ -70,23 +70,23 @@ class LateEntry:
 
 
 def place_of(entry: Reply) -> StreamPlace:
-    """Return the place of an entry as XRANGE answers it."""
+    """Return the id of an entry in the reply of XRANGE, as two numbers."""
     assert isinstance(entry, list)
     return stream_place(cast("bytes", entry[0]))
 
 
 def id_of(place: StreamPlace) -> bytes:
-    """Return a place as commands take it."""
+    """Return an entry's id in the form that commands take."""
     return b"%d-%d" % place
 
 
 def next_of(place: StreamPlace) -> StreamPlace:
-    """Return the first place after this one."""
+    """Return the id that follows an id directly."""
     return place[0], place[1] + 1
 
 
 def owner_of(entry: Reply) -> int:
-    """The organization of an outbox entry, or `ANYBODYS`; 0 of one that nobody can read, in nobody's way."""
+    """Return the organization id of an outbox entry; `ANYBODYS` if unknown, 0 if the entry is unreadable."""
     assert isinstance(entry, list)
     fields = entry[1]
     packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
@@ -99,7 +99,7 @@ def owner_of(entry: Reply) -> int:
 
 
 def read_entry(raw: Reply) -> LateEntry | None:
-    """Return one of the queue; None of one that no script of this version, or one before, has written."""
+    """Return an entry of the queue; None if no script up to this version can have written it."""
     assert isinstance(raw, list)
     flat = cast("list[bytes]", raw[1])
     fields = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -115,7 +115,7 @@ def read_entry(raw: Reply) -> LateEntry | None:
 
 
 def late_settlement(entry: LateEntry) -> LateSettlement:
-    """Return the use that an entry says, with its user and its service."""
+    """Return the use recorded in an entry, with its caller and service."""
     fields = entry.fields
     settlement = settlement_of(
         fields[b"a"], fields[b"u"], fields[b"c"], fields[b"m"], fields.get(b"t", b""),
@@ -126,28 +126,28 @@ def late_settlement(entry: LateEntry) -> LateSettlement:
     return LateSettlement(id_of(entry.place), settlement, charged, moved, record)
 
 
-# Which settlements of the late queue can be decided: nothing of their organization waits from before them.
+# Finds late settlements that can be decided: no earlier entry of their organization is in the outbox.
 #
-# Before and behind are places in streams, never times: within one stream ids only rise, whatever the
-# clock does, and of two streams only who was read first says which entry was there first. Reads alone.
+# Earlier and later are compared by entry ids, never by times: within one stream ids only rise, whatever the
+# clock does. Of two streams, the order of reading tells which entry existed first. This part only reads.
 
-# Entries one command brings.
+# Entries read by one command.
 LOOK_ENTRIES_MIN, LOOK_ENTRIES = 16, 1_000
-# Entries of one partition that a pass looks at; the next pass goes on from there.
+# Entries of one partition that a pass reads; the next pass continues after them.
 LANE_LOOK_MAX = 10_000
 OUTBOX_LOOK_MAX = 100_000
-# Remembered of one partition: what is forgotten is looked at again, or waits a little longer.
+# Results stored for one partition: a forgotten one is read again, or its entry waits a little longer.
 MARKS_MAX = 1_000
 ORGANIZATIONS_MAX = 10_000
 
 
 @dataclass(slots=True)
 class _PartitionState:
-    """The known state of one partition.
+    """What is known of one partition's queue and outbox.
 
-    `marks`: queue entries up to the first place came behind outbox entries up to the second, at most.
-    `clear`: by organization, the place that the outbox has nothing of it before. `left`: by
-    organization, its oldest queue entry that was there when it was last looked at.
+    `marks`: queue entries up to the first id were added after outbox entries up to the second, at most.
+    `clear`: by organization, the outbox id before which it has no entry. `left`: by organization, its oldest
+    queue entry at the last look.
     """
 
     under: tuple[bytes, bytes, int] | None = None
@@ -157,15 +157,15 @@ class _PartitionState:
     left: dict[int, StreamPlace] = field(default_factory=dict)
 
     def emptied(self) -> _PartitionState:
-        """Return the part still worth knowing once the queue is empty."""
+        """Return the part that is still useful once the queue is empty."""
         return _PartitionState(self.under, clear=self.clear)
 
     def behind(self, lane: StreamPlace) -> StreamPlace:
-        """Return the newest outbox entry that may have been there before this one of the queue."""
+        """Return the newest outbox entry that may be older than this queue entry."""
         return self.marks[bisect_left(self.marks, (lane, START))][1]
 
     def mark(self, lane: StreamPlace, outbox: StreamPlace) -> None:
-        """Note that queue entries up to a place are there, and the outbox's newest entry now."""
+        """Note that queue entries up to an id exist, and the newest outbox entry at that moment."""
         if not self.marks or self.marks[-1][0] < lane:
             self.marks.append((lane, outbox))
         oldest = min(self.left.values(), default=lane)
@@ -173,12 +173,12 @@ class _PartitionState:
             del self.marks[0]
 
     def ready(self, organization_id: int, lane: StreamPlace) -> bool:
-        """Return whether nothing of an organization is in the outbox that was there before this entry."""
+        """Return whether the outbox has no entry of an organization that is older than this queue entry."""
         return self.clear.get(organization_id, START) > self.behind(lane)
 
 
 class LateLane:
-    """The late queues of all partitions, looked through for what can be decided."""
+    """Finds, in the late queues of all partitions, the settlements that can be decided."""
 
     def __init__(
         self, client: Client, *, look_entries_min: int = LOOK_ENTRIES_MIN, lane_look_max: int = LANE_LOOK_MAX
@@ -188,10 +188,10 @@ class LateLane:
         self._known: dict[int, _PartitionState] = {}
 
     async def decidable(self, count: int) -> list[LateSettlement]:
-        """Up to `count` late settlements, shared between partitions, in the order of each queue.
+        """Return up to `count` late settlements to decide, shared between partitions, in order of each queue.
 
-        Of a request that was dealt with already, none before that is in PostgreSQL: then the ledger
-        knows what to do with another one. A partition whose streams are broken keeps no other waiting.
+        If a request was decided before, its next entry waits until that is in PostgreSQL, because the ledger
+        decides by it. A partition with an unreadable stream delays no other.
         """
         lanes = [one for one, first in await with_late(self._client) if isinstance(first, list)]
         for partition in self._known.keys() - set(lanes):
@@ -208,7 +208,7 @@ class LateLane:
         return decidable[:count]
 
     async def _look(self, partition: int, count: int) -> list[LateSettlement]:
-        """Return one pass over one queue, from the first entry that may have become decidable."""
+        """Return the decidable settlements of one pass over one queue, from the first that may be so."""
         known = self._known.setdefault(partition, _PartitionState())
         waiting = {one: known.behind(at) for one, at in known.left.items()}
         await self._advance(partition, known, waiting)
@@ -227,7 +227,7 @@ class LateLane:
                 left.setdefault(one.organization_id, one.place)
             free = await self._free(partition, known, mine)
             for one in free:
-                # Another entry of the same call waits for this one's row.
+                # Another entry of the same call waits for the row of this one.
                 if one.request_id not in taken and len(found) < count:
                     taken.add(one.request_id)
                     with self._client.left_alone.reading("settlement", name_of(partition, one.place)):
@@ -235,7 +235,7 @@ class LateLane:
             if last is None or not more:
                 break
             start, looked, size = next_of(last), looked + size, min(LOOK_ENTRIES, size * 4)
-        # Both or neither: what was seen and is not left is looked at by nobody any more.
+        # Both at once: an entry that is seen and not left is never read again.
         known.seen = seen
         known.left = {one: at for one, at in known.left.items() if one in blocked} | left
         if len(known.clear) > ORGANIZATIONS_MAX:
@@ -245,10 +245,10 @@ class LateLane:
     async def _page(
         self, partition: int, known: _PartitionState, start: StreamPlace, size: int
     ) -> tuple[list[LateEntry], StreamPlace | None, bool]:
-        """Return entries of a queue from a place on, the last one's place, and whether there may be more.
+        """Return entries of a queue from an id on, the last one's id, and whether there may be more.
 
-        The outbox is looked at behind them: what is not in it then was not there before them. CountersRefused
-        where that cannot be said: a stream is broken, or its Redis was rebuilt.
+        The outbox is read after them, so that entries it lacks then are not older. CountersRefused if that is
+        unknown: a stream is unreadable, or Redis was rebuilt.
         """
         page, newest, marker = await self._client.ask_each(
             (
@@ -272,7 +272,7 @@ class LateLane:
         return self._read(partition, page), last, len(page) == size
 
     def _read(self, partition: int, page: Sequence[Reply]) -> list[LateEntry]:
-        """Return those that can be read; the others stay in the queue."""
+        """Return the readable entries; count the others, which stay in the queue."""
         read = []
         for raw in page:
             entry = read_entry(raw)
@@ -286,7 +286,7 @@ class LateLane:
     async def _free(
         self, partition: int, known: _PartitionState, entries: Sequence[LateEntry]
     ) -> list[LateEntry]:
-        """Return those with nothing waiting any more, neither from before them nor of themselves."""
+        """Return entries without older ones in the outbox, and without an earlier decision not yet a row."""
         waiting = {one.organization_id: known.behind(one.place) for one in entries}
         await self._advance(partition, known, waiting)
         free = [one for one in entries if known.ready(one.organization_id, one.place)]
@@ -294,7 +294,7 @@ class LateLane:
         free = [one for one in free if one.organization_id not in parked]
         if not free:
             return []
-        # Requests that were posted or corrected, and are not in PostgreSQL yet.
+        # Ids of requests that were posted or corrected, and are not in PostgreSQL yet.
         names = [name.encode() for one in free for name in (one.request_id, correction_id(one.request_id))]
         known_ids, length = await self._client.ask_each(
             ((b"HMGET", keys.control(partition).encode(), *names), (b"XLEN", keys.outbox(partition).encode()))
@@ -307,7 +307,7 @@ class LateLane:
         return [one for one, *ids in pairs if not any(ids)]
 
     async def _parked(self, partition: int, organizations: Collection[int]) -> set[int]:
-        """Of organizations that have nothing in the outbox, those with entries moved aside."""
+        """Return those organizations, of some without outbox entries, that have parked entries."""
         asked = sorted(organizations)
         if not asked:
             return set()
@@ -320,7 +320,7 @@ class LateLane:
     async def _advance(
         self, partition: int, known: _PartitionState, until: Mapping[int, StreamPlace]
     ) -> None:
-        """Look in the outbox for each organization's oldest entry, as far as it matters."""
+        """Find each organization's oldest outbox entry, up to the id that matters."""
         clear = known.clear
         open_ = {one for one, at in until.items() if clear.get(one, START) <= at}
         open_ -= await self._still_there(partition, {one: clear[one] for one in open_ if one in clear})
@@ -337,14 +337,14 @@ class LateLane:
                 open_ = set() if owner == ANYBODYS else open_ - {owner}
             end = next_of(place_of(entries[-1])) if entries else start
             for one in open_:
-                # At the end of the stream, whatever comes yet comes after all that ever was in it.
+                # After the last entry, any new one will be newer than all of these.
                 ended = len(entries) < LOOK_ENTRIES
                 clear[one] = max(clear.get(one, START), end, next_of(until[one]) if ended else START)
             open_ = {one for one in open_ if clear[one] <= until[one]}
             looked += LOOK_ENTRIES
 
     async def _still_there(self, partition: int, oldest: Mapping[int, StreamPlace]) -> set[int]:
-        """Of organizations and where their oldest entry was: those that have it in the outbox still."""
+        """Return the organizations whose oldest entry, at this id, is still in the outbox."""
         name = keys.outbox(partition).encode()
         pages = await self._client.ask_each((b"XRANGE", name, id_of(at), id_of(at)) for at in oldest.values())
         return {
@@ -355,18 +355,17 @@ class LateLane:
 
 
 def name_of(partition: int, place: StreamPlace) -> str:
-    """Return how people are told of an entry."""
+    """Return the name of an entry for logs."""
     return f"{partition} {id_of(place).decode()}"
 
 
-# The windows of budgets as they are now, for settlements that come late: nobody has those of their time.
+# The present windows of budgets, for late settlements, since the windows of their time are gone.
 async def windows(
     client: Client, late: Collection[Settlement]
 ) -> tuple[Mapping[str, bytes], Collection[int]]:
-    """What the windows of the accounts of budgets and runs are now, by their names; and the organizations
-    that nobody can read that of.
+    """Return the present windows of budget and run accounts by name, and organizations with unreadable terms.
 
-    CountersUnavailable where one is not known, and may only not be there yet.
+    CountersUnavailable if an account is unknown, and may be loaded later.
     """
     owners = {one.caller.organization_id for one in late if one.budgets}
     if not owners:
@@ -405,19 +404,18 @@ async def windows(
 
 
 CORRECTED = "settled after its hold was reclaimed"
-# What a ledger's row does not tell of a call that is taken back: its units, and how many tokens there were
-# where its plan weighs them.
+# What the ledger's row of a reclaimed call lacks: its units, and its tokens if its plan weighs them.
 RECLAIMED = b'{"estimated":true,"reclaimed":true,"units":%d}'
 RECLAIMED_WEIGHED = b'{"estimated":true,"reclaimed":true,"units":%d,"tokens":%d}'
-# Holds of a partition that one look goes through, and less than a page more, for those that can be read.
+# Holds of a partition that one look reads, apart from the rest of the last page.
 LOOK_MAX = 2_000
 _FIRST = b"-inf"
-# No name of ours is of other bytes than UTF-8: it is asked for as it is, found to be none, and removed.
+# Our names are UTF-8: a name with other bytes is queried unchanged, found missing, and removed.
 STRANGE = "surrogateescape"
 
 
 class ReclaimClient:
-    """What reclaiming and late posting ask and write, over the keeper's connection."""
+    """The queries and writes of reclaiming and late settlement, over the keeper's connection."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -426,9 +424,9 @@ class ReclaimClient:
         self._begun: dict[int, tuple[bytes, bool]] = {}
 
     async def expired(self, count: int) -> Sequence[ExpiredHold]:
-        """Up to `count` holds past their deadline by Redis' own clock of each partition.
+        """Return up to `count` holds of each partition that are past their deadline by Redis' clock.
 
-        One that cannot be read is left where it is, and the others behind it are found all the same.
+        An unreadable hold is left unchanged, and the holds after it are found all the same.
         """
         until = b"%d" % await self._client.now_ms()
         asked = list(self._client.partitions)
@@ -446,9 +444,10 @@ class ReclaimClient:
     async def _look_through(
         self, partition: int, first: Reply, until: bytes, count: int
     ) -> list[ExpiredHold]:
-        """The readable part of one partition, by pages. Each begins with the deadline that ended the last
-        one,
-        without what that one had of it: what others remove meanwhile shifts nothing.
+        """Return the readable expired holds of one partition, read in pages.
+
+        Each page begins with the last deadline of the one before, without the holds read already, so that
+        concurrent removals shift nothing.
         """
         found, left, ties = list[ExpiredHold](), set[str](), frozenset[str]()
         page, asked, looked, behind = _deadlines(first), count, 0, _FIRST
@@ -470,21 +469,21 @@ class ReclaimClient:
         return found
 
     def _is_whole(self, partition: int, behind: bytes) -> bool:
-        """Return whether that look began at the first; notes where the next one begins, if more is `behind`.
+        """Return whether a look read all expired holds; store where the next look begins if there are more.
 
-        Two looks in a row go through the same, since a hold is taken back that two found.
+        Two looks in a row read the same holds, because a hold is reclaimed only after two looks found it.
         """
         since, again = self._begun.pop(partition, (_FIRST, False))
         if since == behind == _FIRST:
             return True
         if not again:
             self._begun[partition] = since, True
-        elif behind != _FIRST:  # more of one deadline than a look goes through is passed by
+        elif behind != _FIRST:  # more holds with one deadline than a look reads are skipped
             self._begun[partition] = behind if behind != since else b"(" + behind, False
         return False
 
     async def _read(self, partition: int, names: Sequence[str]) -> tuple[list[ExpiredHold], set[str]]:
-        """Holds that are there, and the names of those that cannot be read. Deadlines of none are removed."""
+        """Return existing holds, and the names of unreadable ones; remove deadlines without a hold."""
         found, unread, gone = list[ExpiredHold](), set[str](), list[bytes]()
         asked = (keys.hold(partition, one).encode(errors=STRANGE) for one in names)
         stored = await each([self._client.send(b"GET", one) for one in asked])
@@ -504,9 +503,9 @@ class ReclaimClient:
         return found, unread
 
     async def _tell_of_callers(self, partition: int, found: list[ExpiredHold]) -> None:
-        """Note of holds that callers took by the API what becomes of them.
+        """Set, for holds that callers took by the API, what happens to them when they expire.
 
-        One by money or units holds a token only so that a quota which is used up refuses it: none is charged.
+        A hold of money or units includes one token only so that a used-up quota refuses it: none is charged.
         """
         names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
         for at, raw in enumerate(await each([self._client.send(b"GET", name) for name in names])):
@@ -515,9 +514,9 @@ class ReclaimClient:
                 found[at] = replace(one, unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
-        """Charge so much for a call, give the rest of its hold back, leave a tombstone.
+        """Charge an expired hold, return the rest of it to the accounts, and leave a tombstone.
 
-        A lease is only given back, if nobody renewed it meanwhile.
+        A lease is only given back, if its worker has not renewed it meanwhile.
         """
         if hold.lease:
             call = lease(self._client.run_id, hold.release.caller, hold.release.request_id, IF_OVER)
@@ -540,24 +539,23 @@ class ReclaimClient:
             return False
         if code == UNVERIFIED:
             raise CountersUnavailable
-        if code == APPLIED and hold.unsettled:  # its caller may correct it for as long, and is forgotten then
+        if code == APPLIED and hold.unsettled:  # its caller may correct it until then
             caller = hold.release.caller
             record = keys.caller_hold(caller.partition, hold.release.request_id).encode()
             await self._client.ask(b"EXPIRE", record, b"%d" % (TOMBSTONE_MS // 1000))
-        return code == APPLIED  # known to nobody else: a loss of it is one
+        return code == APPLIED  # no other process knows of it, so its loss is counted
 
     async def late(self, count: int) -> Sequence[LateSettlement]:
-        """Late settlements that can be decided: what came before them is on its way no more."""
+        """Return late settlements that can be decided, because all earlier entries are rows."""
         self._looked_under = self._client.run_id
         return await self._lane.decidable(count)
 
     async def end(self, endings: Sequence[LateResolution]) -> list[bool]:
-        """Deal with late settlements in one write, each once by its entry; which were dealt with.
+        """Apply decisions about late settlements together, each once by its entry; return which succeeded.
 
-        False where an account is not known, the counters refuse this one alone, or nobody can read which
-        budgets its organization has. CountersUnavailable
-        where some could not be asked; the others are dealt with. So too behind a restart: entries that
-        are there again may have been dealt with by another keeper, since the ledger was asked.
+        False if an account is unknown, Redis refuses this one, or its organization's budgets are unreadable.
+        CountersUnavailable if some could not be sent, after the others are done; also after a restart of
+        Redis, since entries that came back may have been decided by another keeper.
         """
         if self._client.run_id != self._looked_under:
             raise CountersUnavailable("Redis was restarted since these settlements were looked at")
@@ -582,10 +580,7 @@ class ReclaimClient:
         return [charged.get(one, True) for one in endings]
 
     def _charge(self, ending: LateResolution, definitions: Mapping[str, bytes]) -> Wait[Reply]:
-        """Send a post, which needs no hold, or use beyond the charge of a reclaim.
-
-        Budgets that are no more are left out.
-        """
+        """Send a post, which needs no hold, or a correction of a reclaim's charge; skip deleted budgets."""
         late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
             said = corrected(late.metadata, late.request_id, CORRECTED)
@@ -602,7 +597,7 @@ class ReclaimClient:
         return self._client.send_script("settle", call)
 
     def _drop(self, late: Sequence[LateSettlement]) -> list[Wait[Reply]]:
-        """Send the removal of entries that are charged already: one command a queue."""
+        """Send the removal of entries that are charged already: one command for each queue."""
         by_lane: dict[int, list[bytes]] = {}
         for one in late:
             by_lane.setdefault(one.settlement.caller.partition, []).append(one.entry_id)
@@ -612,7 +607,7 @@ class ReclaimClient:
         ]
 
     def _applied(self, caller: Caller, answer: bytes) -> bool:
-        """Return whether a charge of a late call was applied; then it is evidence, should Redis forget it."""
+        """Return whether a late charge was applied; then note its movements as evidence."""
         code = packing.code_of(answer)
         if code == UNVERIFIED:
             raise CountersUnavailable
@@ -621,9 +616,9 @@ class ReclaimClient:
 
 
 def _expired(request_id: str, packed: bytes) -> ExpiredHold:
-    """Return a hold as it is stored."""
+    """Return a stored hold as an expired one."""
     state, _, tiers = states.unpack_hold(packed)
-    # What tokens set the price of costs what was seen; any other price is known beforehand.
+    # A price set by tokens is charged by the tokens seen; any other price is known beforehand.
     uses, held, units = state.flags & states.HOLD_USES, state.credits, state.units
     if uses:
         held, credits_, units = 0, 0, units if state.seen < 0 else state.seen
@@ -640,19 +635,19 @@ def _expired(request_id: str, packed: bytes) -> ExpiredHold:
 
 
 def _due(partition: int, since: bytes, until: bytes, count: int) -> tuple[bytes, ...]:
-    """Return the command for so many deadlines that are over, in their order, from one on."""
+    """Return the command for up to `count` deadlines from `since` until `until`, in order."""
     limits = b"BYSCORE", b"LIMIT", b"0", b"%d" % count, b"WITHSCORES"
     return b"ZRANGE", keys.deadlines(partition).encode(), since, until, *limits
 
 
 def _waits(ending: LateResolution, unread: Collection[int]) -> bool:
-    """Return whether it counts in budgets that nobody can read."""
+    """Return whether a settlement counts in budgets that are unreadable."""
     late = ending.late.settlement
     return bool(late.budgets) and late.caller.organization_id in unread
 
 
 def _deadlines(answer: Reply) -> list[tuple[str, bytes]]:
-    """Return names with their deadlines, as they are answered."""
+    """Return the names and deadlines in a reply."""
     flat = cast("list[bytes]", answer) if isinstance(answer, list) else []
     return [
         (name.decode(errors=STRANGE), deadline) for name, deadline in zip(flat[::2], flat[1::2], strict=True)

@@ -1,1 +1,1 @@
-"""Entries of the outbox become rows."""
+"""Stores entries of the Redis outboxes as rows in PostgreSQL."""

@@ -1,11 +1,13 @@
-"""From the outbox to the ledger, for ever: read, fan out, write one transaction, acknowledge.
+"""Moves entries from the Redis outboxes into the PostgreSQL ledger: read, fan out, write, acknowledge.
 
-Entries are deleted only after the commit that stored them, so a flusher may die anywhere: what it
-stored is recognised when it is delivered again. Entries behind an account in quarantine are moved
-aside and read again only where they may go on. Knows neither Redis nor PostgreSQL.
+Entries are deleted only after the transaction that stored them has committed. So a flusher may die at any
+point: an entry that is read a second time is recognised. Entries of an account in quarantine are moved to a
+waiting list, and are read again only when the account may continue. This module imports no Redis or
+PostgreSQL client.
 
-Each of several keepers flushes its own partitions. It says again and again that it is there, and a silent one
-loses its partitions by the clock of the ledger. A partition's lock and the guard store nothing twice.
+Each of several keepers flushes its own partitions. It renews its share every few seconds, and a keeper that
+stops renewing loses its partitions after a time measured by PostgreSQL's clock. A partition's lock and the
+guard prevent that anything is stored twice.
 """
 
 from __future__ import annotations
@@ -35,24 +37,24 @@ if TYPE_CHECKING:
     from persistence.keeper.sweeps import KeeperShares
     from persistence.ledger.writer import LedgerWriter
 
-# How far one pass over the outbox has read, and what it leaves to the next one. Pure.
+# The reading position of one pass over the outbox, and the partitions that it leaves to the next. Pure.
 
 # Entries (id, packed) in stream order.
 Entries = Sequence[tuple[bytes, bytes]]
 Streams = Mapping[int, Entries]
-# For how long it is believed of a keeper that it is there, and how often it says so.
+# How long a keeper's share is valid without a renewal, and how often the keeper renews it.
 HELD_S = 5.0
 SAID_EACH_S = 2.0
-# The same while partitions are on their way from one keeper to another.
+# The renewal interval while partitions move from one keeper to another.
 CHANGING_EACH_S = 0.2
 
 
 class Pass:
-    """One pass over the streams: how far each was read, and which wait for the next pass.
+    """One pass over the streams: the position read in each, and the partitions left to the next pass.
 
-    A partition whose entries were read but not stored waits until the next pass reads them again: what
-    is written is always contiguous. `epochs` is what was known before, `left` what waits already, `batches`
-    how many were begun.
+    A partition whose entries were read but not stored is left to the next pass, which reads them again, so
+    that stored entries are always contiguous. `epochs` are the partitions' epochs in PostgreSQL, `left` the
+    partitions that this pass does not read, and `batches` the number of batches begun.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Pass:
         self.left = left
 
     def note_read(self, streams: Streams, count: int) -> None:
-        """Remember how far the streams were read; one that gave less than `count` is finished."""
+        """Advance the position of each stream; a stream that gave less than `count` entries is finished."""
         for partition in list(self.after):
             entries = streams.get(partition, ())
             if len(entries) < count:
@@ -72,7 +74,7 @@ class Pass:
                 self.after[partition] = entries[-1][0]
 
     def read_only(self, partitions: Collection[int]) -> None:
-        """Read on of these partitions alone: others are flushed elsewhere from now on."""
+        """Stop reading all partitions except these, because another keeper flushes the others now."""
         for partition in self.after.keys() - partitions:
             del self.after[partition]
 
@@ -82,16 +84,17 @@ class Pass:
             self.after.pop(partition, None)
 
 
-# Waiting entries behind accounts in quarantine, apart from the outbox: checked once, and bounded.
+# Entries that wait because an account is in quarantine: kept apart from the outbox, checked once, and
+# bounded.
 #
-# An organization's entries there come before any of it in the outbox, so a partition's outbox is read only
-# where all that waits of it was checked. It is checked again where it would be otherwise by now: an account
-# was released or stopped, or the partition was verified. That is told by what the writer checked under, so a
-# release between a read and its transaction is seen there. Nothing here outlives the process: what waits is
-# checked once by each.
+# An organization's waiting entries are older than its entries in the outbox. So a partition's outbox is read
+# only once all of its waiting entries were checked. They are checked again if the result may differ: an
+# account was released or quarantined, or the partition was verified. The writer returns the state it checked
+# under (`Judged`), so a release between a read and its transaction is noticed. All of this is in memory: each
+# process checks the waiting entries once.
 @dataclass(slots=True)
 class _WaitingRange:
-    """Of one partition: under what it was checked, and by organization up to which entry; None: all."""
+    """The state that a partition was checked under; by organization the last checked entry (None: all)."""
 
     judged: Judged
     after: dict[int, bytes | None] = field(default_factory=dict)
@@ -112,7 +115,7 @@ class WaitingEntries:
             one.after.setdefault(organization_id, b"")
 
     def unread(self) -> dict[Owner, bytes]:
-        """Return the owners with entries to check before newer ones, and the last entry checked."""
+        """Return the owners whose waiting entries must be checked first, and the last entry checked."""
         return {
             (partition, organization_id): after
             for partition, one in self._found.items()
@@ -132,7 +135,7 @@ class WaitingEntries:
         return {partition: one.judged for partition, one in self._found.items()}
 
     def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
-        """Note up to where what waits was checked again; None is to its end."""
+        """Store the id of the last waiting entry that was checked, by owner; None means that all were."""
         for (partition, organization_id), after in behind.items():
             if partition not in report.left_over:
                 one = self._found[partition]
@@ -140,14 +143,14 @@ class WaitingEntries:
                 one.judged = report.judged.get(partition, one.judged)
 
     def add(self, report: FlushReport) -> None:
-        """Note what was checked to wait from now on."""
+        """Note owners whose entries this flush moved to the waiting list, as checked."""
         for partition, organization_id in report.parked:
             judged = report.judged[partition]
             one = self._found.setdefault(partition, _WaitingRange(judged))
             one.judged, one.after[organization_id] = judged, None
 
     def forget(self) -> None:
-        """Judge everything again: whether it was, or is still there, is not known."""
+        """Discard all results, so that every waiting entry is checked again."""
         self._found.clear()
 
 
@@ -159,20 +162,20 @@ def too_many(waiting: Mapping[Owner, int], report: FlushReport, entries_max: int
     return full
 
 
-# The transaction's fixed cost is lost in a few thousand entries; memory and latency stay small.
+# A few thousand entries outweigh the fixed cost of a transaction; memory and latency stay small.
 BATCH_ENTRIES_MAX = 8_192
 ENTRIES_A_PARTITION_MIN = BATCH_ENTRIES_MAX // PARTITIONS
-# One pass has no more: then partitions that it left out, or that came meanwhile, have their turn.
+# The most batches of a pass; then partitions that it left out, or that got entries meanwhile, are read.
 PASS_BATCHES_MAX = 16
 FLUSH_INTERVAL_S = 0.1
 BACK_OFF_MIN_S = 0.1
 BACK_OFF_MAX_S = 5.0
-# While the counters are away asking costs nothing, and once they are back callers wait for what is flushed.
+# Asking costs nothing while Redis is away, and once it is back callers wait for the flush.
 AWAY_BACK_OFF_MAX_S = 0.4
 DRAIN_TIMEOUT_S = 10.0
-# Of one organization; calls of its tenants that would add to more are refused.
+# Waiting entries of one organization; calls of its tenants that would add more are refused.
 WAITING_ENTRIES_MAX = 50_000
-# Behind so many passes in a row that found nothing the pauses are longer, up to a bound.
+# After this many passes in a row without entries the pauses grow, up to a bound.
 CALM_PASSES = 20
 CALM_INTERVALS = 4
 CALM_S_MAX = 1.0
@@ -182,7 +185,7 @@ YOUNG_OBJECTS_MAX = 100_000
 
 @dataclass(frozen=True, slots=True)
 class FlushedBatch:
-    """One batch as the metrics see it: what the writer did and how long it took."""
+    """One stored batch, for metrics: the writer's report and the duration."""
 
     report: FlushReport
     seconds: float
@@ -190,26 +193,26 @@ class FlushedBatch:
 
 @dataclass(frozen=True, slots=True)
 class FailedBatch:
-    """One batch that could not be stored or deleted; it stays in the outbox."""
+    """One batch that could not be stored or deleted; its entries remain in the outbox."""
 
     error: Exception
     failures: int
 
 
 def back_off_s(failures: int, error: Exception) -> float:
-    """Return how long to wait after so many failures in a row: twice as long each time, up to a bound."""
+    """Return the seconds to wait after this many failures in a row: doubled each time, up to a maximum."""
     are_away = isinstance(error, CountersUnavailable) and not isinstance(error, CountersRefused)
     most_s = AWAY_BACK_OFF_MAX_S if are_away else BACK_OFF_MAX_S
     return min(most_s, BACK_OFF_MIN_S * 2.0 ** min(failures - 1, 16))
 
 
 class Flusher:
-    """Empties the outbox into the ledger. `observe` is told of every batch, stored or not.
+    """Moves outbox entries into the ledger; calls `observe` with every batch, stored or failed.
 
-    `before_storing` is awaited before the first pass and before the one behind a failure: a ledger that was
-    away may be older than it was, and rows stored from then on hide that. `refuse` is told, by partition,
-    of tenants whose organization has too much waiting behind an account in quarantine. It reads these
-    `partitions`, which may be others before each read.
+    `before_storing` is awaited before the first pass and after each failure: PostgreSQL may have been
+    restored from a backup while it was away, and newly stored rows would hide that. `refuse` gets, by
+    partition, the tenants whose organization has too many waiting entries. `partitions` returns the
+    partitions to read, before each read.
     """
 
     def __init__(
@@ -240,14 +243,14 @@ class Flusher:
 
     @property
     def in_hand(self) -> frozenset[int]:
-        """The partitions that are being read, or were read and are not stored yet."""
+        """The partitions whose entries are being read, or were read and are not stored yet."""
         return self._reading | self._storing
 
     async def run(self) -> None:
-        """Flush until stopped, then drain what is there within the drain timeout."""
-        # Have the cycle collector of this process look at a batch once, not hundreds of times. A batch is
-        # tens of thousands of objects without a cycle; at the default pace of one run every 700 objects,
-        # looking for some took 40 % of the flusher's time
+        """Flush until `stop` is called, then flush the remaining entries within the drain timeout."""
+        # Run the cycle collector once a batch, not hundreds of times. A batch is tens of thousands of objects
+        # without a cycle. At the default of one collection every 700 objects, collections took 40 % of the
+        # flusher's time.
         gc.freeze()
         gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
         failures = calm = 0
@@ -262,7 +265,7 @@ class Flusher:
                 failures = 0
                 if calm > CALM_PASSES:
                     delay_s = max(delay_s, min(CALM_INTERVALS * delay_s, CALM_S_MAX))
-            except Exception as error:  # noqa: BLE001  # whatever a batch meets, the next try may not
+            except Exception as error:  # noqa: BLE001  # any error: the next try may succeed
                 failures += 1
                 before_storing = self._before_storing
                 delay_s = back_off_s(failures, error)
@@ -272,14 +275,14 @@ class Flusher:
         await self._drain()
 
     def stop(self) -> None:
-        """Finish the batch in hand, drain, and let `run` return."""
+        """Ask `run` to finish the current batch, drain, and return."""
         self._stopping.set()
 
     async def flush(self) -> int:
-        """Pass once over the outbox; answers how many entries were stored and deleted.
+        """Pass once over the outbox; return the number of entries stored and deleted.
 
-        What the ledger knows as outdated is left alone and read again, in a second pass: a Redis that was
-        rolled back since has another history.
+        If PostgreSQL reports entries of an outdated epoch, because Redis was rolled back, a second pass reads
+        the epochs and the entries again.
         """
         stored = await self._pass()
         if self._epochs is None:
@@ -287,7 +290,10 @@ class Flusher:
         return stored
 
     async def _pass(self) -> int:
-        """Waiting entries that may go on come first; of a partition where it has not ended, nothing else."""
+        """Pass once over the outbox; return the number of entries stored.
+
+        A partition's waiting entries are checked first; its outbox is read only when all of them were.
+        """
         if self._epochs is None:
             self._epochs = await self._writer.epochs()
         try:
@@ -306,15 +312,13 @@ class Flusher:
             self._reading = self._storing = frozenset()
 
     async def _free(self, partitions: frozenset[int]) -> frozenset[int]:
-        """Return the partitions without those that another keeper has locked."""
+        """Return the partitions except those that another keeper has locked."""
         if self._locked:
             self._locked = await self._writer.locked(self._locked)
         return partitions - self._locked
 
     async def _judge_again(self, epochs: Mapping[int, int]) -> int:
-        """Read on, by a batch, waiting entries that may go on: an owner that waits for none of them waits no
-        longer.
-        """
+        """Store a batch of waiting entries whose accounts may continue; return how many were stored."""
         unread = self._waiting.unread()
         if not unread:
             return 0
@@ -337,7 +341,7 @@ class Flusher:
         return report.entries()
 
     async def _read_through(self, current: Pass) -> int:
-        """Store all batches of a pass, reading ahead while one is written; return the number of entries."""
+        """Store all batches of a pass, reading the next while one is written; return how many entries."""
         stored = 0
         ahead = asyncio.create_task(self._gather(current))
         try:
@@ -355,7 +359,7 @@ class Flusher:
         return stored
 
     async def _gather(self, current: Pass) -> Batch:
-        """Read and decode up to one batch, shared fairly between partitions; empty at the end."""
+        """Read and decode up to one batch, shared fairly between partitions; return {} at the end."""
         gathered: dict[int, list[tuple[bytes, bytes]]] = {}
         room = BATCH_ENTRIES_MAX if current.batches < PASS_BATCHES_MAX else 0
         current.batches += 1
@@ -367,7 +371,7 @@ class Flusher:
             count = max(ENTRIES_A_PARTITION_MIN, room // len(current.after))
             streams = await self._outbox.read(dict(current.after), count)
             current.note_read(streams, count)
-            if streams:  # another flusher may have moved aside what comes before these
+            if streams:  # another flusher may have moved earlier entries to the waiting list
                 current.leave(self._waiting.unknown(await self._outbox.parked(streams)))
             for partition, entries in streams.items():
                 if partition not in current.left:
@@ -377,11 +381,14 @@ class Flusher:
         return await asyncio.to_thread(fan_out, gathered) if gathered else {}
 
     async def _store(self, batch: Batch, epochs: Mapping[int, int]) -> FlushReport:
-        """Write a batch; delete what is stored, move what waits aside, refuse calls where it is too much."""
+        """Write a batch, delete its stored entries, and move entries that must wait to the waiting list.
+
+        Then have calls refused of tenants whose organization has too many waiting entries.
+        """
         report = await self._write(batch, epochs)
         await self._outbox.acknowledge(report.acknowledged, report.control_ids)
         if report.parked:
-            self._waiting.add(report)  # before it is there: else what is read ahead would take it for unknown
+            self._waiting.add(report)  # before it is stored: else entries read ahead count as unchecked
             waiting = await self._outbox.park(report.parked)
             full = too_many(waiting, report, self._waiting_entries_max)
             if full and self._refuse is not None:
@@ -401,12 +408,12 @@ class Flusher:
         return report
 
     async def _drain(self) -> None:
-        """Flush the outbox as far as the time allows; remaining entries wait there for the next start."""
+        """Flush until the outbox is empty or the drain timeout ends; the rest stays for the next start."""
         try:
             async with asyncio.timeout(self._drain_timeout_s):
                 while await self.flush():
                     pass
-        except Exception as error:  # noqa: BLE001  # stopping must not fail; the entries are safe where they are
+        except Exception as error:  # noqa: BLE001  # stopping must not fail; entries stay in the outbox
             self._observe(FailedBatch(error, 1))
 
 
@@ -424,9 +431,11 @@ class KeeperShare:
         self._begun = False
 
     def partitions(self) -> frozenset[int]:
-        """Return those to be read now; `LedgerUnavailable` where they may be somebody else's by now.
+        """Return the partitions to flush now; `LedgerUnavailable` if they may belong to another keeper by
+        now.
 
-        Raised, since a ledger that was away may be an older one: its flusher has to look before it stores.
+        An error, because a PostgreSQL that was away may be an older one: the flusher has to check before it
+        stores.
         """
         if self._begun and self._clock() >= self._until:
             raise LedgerUnavailable("PostgreSQL does not say which partitions are flushed here")
@@ -434,7 +443,7 @@ class KeeperShare:
 
     @property
     def size(self) -> int:
-        """How many partitions are flushed here, as far as is known."""
+        """The number of partitions flushed by this keeper; 0 if its share has run out."""
         return len(self._assigned.own) if self._clock() < self._until else 0
 
     @property
@@ -442,21 +451,24 @@ class KeeperShare:
         return bool(self._assigned.leaving or self._assigned.lacking)
 
     async def renew(self, reached: Collection[int], in_hand: Callable[[], Collection[int]]) -> None:
-        """Report that this keeper is alive, and the partitions whose counters it reaches.
+        """Report to PostgreSQL that this keeper is alive and `reached` the counters of these partitions.
 
-        Entries `in_hand` were read, or are being read; nothing that is leaving is read any more.
+        Partitions to be given up are released once none of their entries is `in_hand`, that is read and not
+        stored.
         """
         said = self._clock()
         left = self._assigned.leaving.difference(in_hand())
         self._assigned = await self._ledger.keep(reached, left, self._held_s)
-        # By the time it was said at the latest it is known there.
+        # The ledger counts from a later moment, so the share is valid there at least as long.
         self._until, self._begun = said + self._held_s, True
 
     async def run(
         self, reached: Callable[[], Collection[int]], in_hand: Callable[[], Collection[int]]
     ) -> None:
-        """Renew until cancelled, sooner where other partitions are reached: callers of a recovered server
-        wait for the flush. While the ledger is away, `partitions` shows that.
+        """Renew the share until cancelled: at intervals, and at once if the set of reached partitions
+        changes.
+
+        Callers of a recovered server wait for the flush. If PostgreSQL is away, `partitions` raises.
         """
         while True:
             said = frozenset(reached())

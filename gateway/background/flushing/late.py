@@ -1,10 +1,10 @@
-"""Posts settlements whose hold was unknown, each exactly once.
+"""Charges settlements whose hold was unknown to Redis, each exactly once.
 
-Such a settlement may have happened after all (its answer was lost), may have been reclaimed, or may
-never have reached Redis. Once everything that happened before it is in the ledger, the ledger knows:
-a request id found there is dropped or corrected, one not found is posted. A call that may have been
-charged in a month that is archived becomes a dead letter, for a person who looks there. The queue's
-entry is the token: posting and correcting delete it in the same step.
+Such a settlement may have been applied (only the answer was lost), its hold may have been reclaimed, or it
+may never have reached Redis. Once all earlier entries are in the ledger, the ledger decides: a request id
+found there is dropped or corrected, and one not found is posted. A call that may have been charged in an
+archived month becomes a dead letter, for a person to look up. Posting and correcting delete the queue's entry
+in the same step, so none is charged twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from persistence.resources.integrity import Quarantines
 
 INTERVAL_S = 0.5
-# What one pass reads, looks up and writes at once.
+# Settlements read, looked up and written in one pass.
 ENTRIES_MAX = 1_000
 
 
@@ -54,13 +54,13 @@ class LateSettlements:
         self._wanted = asyncio.Event()
 
     def hurry(self) -> None:
-        """Look at once: somebody is not served before what waits is dealt with."""
+        """Start the next pass at once, because an admission waits for the late queue to be empty."""
         self._wanted.set()
 
     async def drain(self) -> int:
-        """Deal with what can be dealt with now; answers how many were.
+        """Post, correct or drop the late settlements that can be decided now; return how many.
 
-        One that the counters refuse keeps no other from being dealt with.
+        If the counters refuse one settlement, the others are processed all the same.
         """
         late = await self._lane.late(ENTRIES_MAX)
         if not late:
@@ -77,7 +77,7 @@ class LateSettlements:
         return sum(await self._lane.end(left))
 
     async def _unsure(self, endings: Sequence[LateResolution]) -> set[LateResolution]:
-        """Return those that move something although their calls may be charged: dead letters from here on."""
+        """Store as dead letters, and return, endings whose call may be charged in an archived month."""
         if not endings:
             return set()
         gone = await self._ledger.maybe_gone([one.late for one in endings])
@@ -87,7 +87,7 @@ class LateSettlements:
         return set(unsure)
 
     async def run(self) -> None:
-        """Drain twice a second, at once where there was anything to do or one hurries, until cancelled."""
+        """Drain twice a second until cancelled; at once after `hurry` or a pass that did something."""
         while True:
             drained = 0
             self._wanted.clear()
@@ -98,10 +98,11 @@ class LateSettlements:
 
 
 def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateResolution, int]:
-    """Return how a late settlement ends by what the ledger has of it, and the credits to give back.
+    """Return whether a late settlement is posted, dropped or corrected, and the credits to give back.
 
-    What settled after all stays as it is; what a reclaim charged is made good, and told where nothing of it
-    differs: only its settlement knows what the call was.
+    `charged` is the ledger's charge of the call, or None. A call charged by its settlement is left unchanged.
+    A call charged by a reclaim is corrected by the difference, even if that is zero: only the settlement
+    describes the call.
     """
     if charged is None:
         used = late.settlement
@@ -118,10 +119,10 @@ def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateRes
 
 
 def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
-    """Return a call's use beyond the charged amounts. A One-Time price is paid by the first user."""
+    """Return the use of a call minus its charged amounts. A One-Time price is paid by the first user."""
     service = used.service
     weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
-    tokens = weighed  # by the ledger alone, unless its amounts are weighed
+    tokens = weighed  # of the ledger's tokens, unless the service's amounts are weighed
     if service.counts_tokens and used.weighed is not None:
         tokens = used.tokens - charged.tokens
     credits_, over = 0, 0
@@ -140,16 +141,16 @@ def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
     )
 
 
-# Refused calls, from what the workers tell to their rows and counts.
+# Refused calls, reported by workers, are stored as rows and counts.
 #
-# A batch is deleted only after the commit that stored it, and counts once by its number: dying between the
-# two, or sending it twice, changes nothing.
+# A batch is deleted only after the commit that stored it. Its number counts once, so a crash between the two,
+# or a batch that is sent twice, changes nothing.
 
 BATCHES_MAX = 16
 
 
 class RefusedDrain:
-    """Empties the stream into the journal. What nobody can read, or store, is dropped."""
+    """Moves batches of refused calls from a Redis stream to PostgreSQL; drops batches that are unreadable."""
 
     def __init__(
         self, stream: RefusedStream, journal: RefusedJournal, *, isolation: Isolation | None = None
@@ -157,7 +158,7 @@ class RefusedDrain:
         self._stream, self._journal, self._isolation = stream, journal, isolation or Isolation()
 
     async def drain(self) -> int:
-        """Store the oldest batches; answers how many there were."""
+        """Store and delete the oldest batches; return how many."""
         found = await self._stream.read(BATCHES_MAX)
         if found:
             batches = [batch for _, batch in found if batch is not None]
@@ -166,14 +167,14 @@ class RefusedDrain:
         return len(found)
 
     def loop(self) -> Loop:
-        """Return the loop that drains twice a second, and again at once where entries were found.
+        """Return the loop that drains twice a second, and again at once after a pass that found batches.
 
-        A ledger that cannot store ends a pass, and that is told.
+        An error of PostgreSQL ends a pass and counts as a failure; an unavailable Redis does not.
         """
         return Loop("refused", INTERVAL_S, (call(self.drain),), again=True, quiet=(CountersUnavailable,))
 
     async def finish(self) -> None:
-        """Store all there is, before this keeper ends."""
+        """Store all remaining batches before this keeper stops."""
         with suppress(CountersUnavailable, LedgerUnavailable):
             while await self.drain():
                 pass
@@ -183,21 +184,22 @@ def _name(batch: RefusedBatch) -> str:
     return f"batch {batch.number} of worker {batch.worker}"
 
 
-# Jobs of callers, from the counters to their rows.
+# Jobs of callers, from Redis to rows in PostgreSQL.
 #
-# A settled job is on its list until its row is stored: dying in between stores it again, as it is.
+# A settled job remains in its list until its row is stored. After a crash in between it is stored again,
+# unchanged.
 JOBS_S = 1.0
 
 
 class JobsDrain:
-    """Stores jobs that are other than they were. One that no upstream has heard of yet is none."""
+    """Stores jobs that changed since they were last stored; skips jobs that no upstream has received yet."""
 
     def __init__(self, listed: ListedJobs, rows: JobRows, isolation: Isolation) -> None:
         self._listed, self._rows, self._isolation = listed, rows, isolation
         self._stored: dict[str, Job] = {}
 
     async def drain(self) -> int:
-        """Store what changed; answers how many jobs that were."""
+        """Store the jobs that changed; return how many."""
         found = await self._listed.read()
         news = [one for one in found if one.status != OPENING and self._stored.get(one.hold_id) != one]
         if news:
@@ -209,35 +211,36 @@ class JobsDrain:
         return len(news)
 
     def loop(self) -> Loop:
-        """Drains once a second."""
+        """Return the loop that drains once a second."""
         return Loop("jobs", JOBS_S, (call(self.drain),), quiet=(CountersUnavailable,))
 
 
-# Notices a PostgreSQL that is older than it was: one restored from a backup while Redis went on.
+# Notices a PostgreSQL that was restored from a backup while Redis went on.
 #
-# Each flush notes, in its own transaction, the newest entry it stored of each partition. An entry
-# that was deleted from the outbox although PostgreSQL does not know of it was stored in rows that
-# are gone. That is stored, and every account of that partition is compared: one whose movements
-# are neither in the ledger nor in the outbox is quarantined, nothing of it is guessed, nothing
-# dropped. The flusher has it look before it stores again, since the next flush notes a newer entry;
-# what is stored outlives that, and the keeper that noticed.
+# Each flush stores, in its own transaction, the id of the newest entry of each partition. If an entry was
+# deleted from the outbox and PostgreSQL does not know it, its rows are lost. Then the partition is marked,
+# and each of its accounts is compared. An account whose movements are neither in the ledger nor in the outbox
+# is quarantined; nothing of it is guessed or dropped. The flusher waits for this check before it stores
+# again, since the next flush stores the id of a newer entry. The mark outlives that, and the keeper that set
+# it.
 
 OWNERS_A_BATCH = 500
-# Behind a look at which nothing was removed here there is none for so long, and none before others write.
+# The pause after a check without removals here; and there is no check before another keeper has written.
 QUIET_LOOK_S = 5.0
 
 
 class OlderDataCheck(Protocol):
     async def __call__(self, *, anew: bool) -> None:
-        """Look whether the counters are older than they were."""
+        """Check whether Redis has older data than before; with `anew`, trust no recent check."""
 
 
 class Rollbacks:
-    """Looks each second while entries are removed here, else each five where PostgreSQL was `written` to.
+    """Checks whether PostgreSQL was restored: after removals from the outbox here, or writes of other
+    keepers.
 
-    `quarantined` is how many accounts are in quarantine, None before the first look.
-
-    `first` is awaited before each look: counters that are older themselves say nothing of PostgreSQL.
+    `written` returns a number that grows with writes to PostgreSQL. `quarantined` is the number of accounts
+    in quarantine, None before the first check. `first` is awaited before each check: if Redis itself has
+    older data, a difference proves nothing about PostgreSQL.
     """
 
     def __init__(
@@ -268,7 +271,7 @@ class Rollbacks:
         self.quarantined: int | None = None
 
     async def look(self) -> list[str]:
-        """Look where entries were removed here since the last look, or others wrote and it is a while ago."""
+        """Check after removals here or writes of others since the last check; return stopped accounts."""
         removals, written, now = self._outbox.removals, self._written(), self._clock()
         before, seen, at = self._looked
         if removals == before and (written == seen or now - at < QUIET_LOOK_S):
@@ -278,9 +281,9 @@ class Rollbacks:
         return stopped
 
     async def stop_accounts(self, *, anew: bool = True) -> list[str]:
-        """Compare the partitions PostgreSQL went back in; answers the accounts it stopped.
+        """Compare the partitions for which PostgreSQL is older; return the names of accounts it quarantined.
 
-        Unless it looks `anew`, rows that other keepers stored in the last seconds may not be seen yet.
+        Without `anew`, rows that other keepers stored in the last seconds may be missed.
         """
         if self._first is not None:
             await self._first(anew=anew)
@@ -306,7 +309,7 @@ class Rollbacks:
         return stopped
 
     async def _owners(self, partitions: Collection[int]) -> Mapping[int, Sequence[Owner]]:
-        """Return the owners of these partitions, by partition; all owners are read once, in batches."""
+        """Return the owners of these partitions, by partition, from one pass over all owners in batches."""
         found: dict[int, list[Owner]] = {}
         after = 0
         while partitions and (owners := await self._ledger.owners(after, self._owners_a_batch)):
@@ -317,9 +320,10 @@ class Rollbacks:
         return found
 
     async def _compare(self, partition: int, epoch: int, owners: Sequence[Owner]) -> list[Rollback] | None:
-        """Return the accounts of a partition whose movements are gone; None where that cannot be told yet.
+        """Return the accounts of a partition whose movements are lost; None if too much waits in its outbox.
 
-        In this order: what was deleted before the outbox was looked at is stored when the ledger is.
+        The order matters: entries deleted before the outbox is read are in the ledger when the ledger is
+        read.
         """
         if not owners:
             return []

@@ -1,1 +1,1 @@
-"""Work that time alone makes due."""
+"""Work that becomes due at a time: webhooks, invoices, control writes, reclaimed holds."""

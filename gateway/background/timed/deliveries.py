@@ -1,8 +1,8 @@
-"""Tells webhooks what is written down for them, and tries again with longer and longer pauses.
+"""Delivers webhooks and mails, and retries with growing pauses.
 
-Everything that waits is in PostgreSQL, so nothing is forgotten by a restart. A receiver may get the same
-message twice and knows it by its id. One that answers late keeps no other waiting: each has a few messages
-under way.
+All pending deliveries are in PostgreSQL, so a restart forgets none. A receiver may get the same message
+twice, and recognises it by its id. A slow receiver delays no other, because each has only a few deliveries at
+once.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ DELIVERED, FAILED = "delivered", "failed"
 
 
 class MailerPort(Protocol):
-    """The way out for mails; `sender` is whom they are from."""
+    """Sends mails from the address `sender`."""
 
     sender: str
 
     async def send(self, mail: Mail) -> DeliveryOutcome:
-        """Hand over once; never raises for what the other side does."""
+        """Try once to send a mail; return the outcome. Errors of the mail server are never raised."""
 
 
 class WebhookDeliveries:
@@ -61,13 +61,13 @@ class WebhookDeliveries:
         self._sender = sender
         self._clock = clock
         self._mailer = mailer
-        # By webhook.
+        # Number of deliveries in progress, by webhook id.
         self._under_way: Counter[int] = Counter()
         self._came_to: Counter[str] = Counter()
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
-        """Deliver whatever is due, until cancelled."""
+        """Deliver all due messages until cancelled."""
         self._under_way.clear()
         async with asyncio.TaskGroup() as attempts:
             while True:
@@ -78,7 +78,7 @@ class WebhookDeliveries:
                 if self._agenda is not None and not claimed and not self._under_way.total():
                     await self._agenda.until(LOOP)
                     continue
-                # More may be due as soon as one is done.
+                # More may be due as soon as a delivery ends.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(INTERVAL_S):
                         await self._ended.wait()
@@ -92,7 +92,7 @@ class WebhookDeliveries:
         return due
 
     async def attempt(self, delivery: Delivery) -> None:
-        """Make one attempt, and keep what came of it; one whose outcome cannot be kept is due again later."""
+        """Try one delivery once, and store the outcome; without a stored outcome it is due again later."""
         try:
             await self._isolation.tried(LOOP, delivery, self._attempt, name=lambda one: f"delivery {one.id}")
         finally:

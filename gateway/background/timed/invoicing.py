@@ -1,7 +1,8 @@
-"""Drafts what is due on schedule, waits for what settles late, finalizes; says what it left and why.
+"""Drafts scheduled invoices, waits for late settlements, and finalizes; logs each invoice it skipped, and
+why.
 
-Keepers side by side share the work: who has claimed a partition makes the invoices of its organizations, and
-the others go on with another one. What one that died has not made is due again.
+Several keepers share the work: the keeper that has claimed a partition makes the invoices of its
+organizations. Invoices that a dead keeper has not made are due again.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ if TYPE_CHECKING:
     from persistence.schedule import Schedule
 
 ORGANIZATIONS_A_PAGE = 5_000
-# Their invoices are one transaction: so many of a partition wait for each other, and its flush for all.
+# Organizations whose invoices are one transaction: they wait for each other, and the partition's flush for
+# all.
 ORGANIZATIONS_A_BATCH = 25
-# One that takes too long is tried again behind two turns, four, and so on: an hour at most.
+# An organization whose invoice took too long is tried again after two turns, then four, up to an hour.
 PAUSE_TURNS_MAX = 60
 
-# Whether a partition is the caller's now.
+# Returns whether this keeper got the claim on a partition.
 Claim = Callable[[int], Awaitable[bool]]
 
 
 @dataclass(slots=True, eq=False)
 class Invoicing:
-    """The clock's side of invoices: so many batches of organizations at once."""
+    """Makes due invoices, in batches of organizations, for `at_once` partitions at a time."""
 
     invoices: Schedule
     closing: AccountCloser
@@ -60,11 +62,11 @@ class Invoicing:
     organizations_a_batch: int = ORGANIZATIONS_A_BATCH
     shuffle: Callable[[list[int]], None] = random.shuffle
     _turns: int = field(default=0, init=False)
-    # Whose statements took too long: in which turn they are tried again, and behind how many it was.
+    # By organization whose statements took too long: the turn of the next try, and the pause in turns.
     _later: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
 
     async def turn(self) -> tuple[int, int]:
-        """Make what is due; answers of how many organizations it was made, and how many were left."""
+        """Make all due invoices; return the numbers of organizations done and skipped."""
         after, made, left = 0, 0, 0
         self._turns += 1
         due = partial(self.invoices.invoices_due, finalize=self.finalize)
@@ -79,7 +81,7 @@ class Invoicing:
         return made, left
 
     async def _page(self, page: Sequence[DueInvoice], claim: Claim) -> Sequence[tuple[int, int]]:
-        """Make those of each partition that no other keeper makes, so many partitions at once."""
+        """Make the invoices of each partition that this keeper can claim; return (done, skipped) of each."""
         free = asyncio.Semaphore(self.at_once)
         shares = defaultdict[int, list[int]](list)
         for due in page:
@@ -90,14 +92,14 @@ class Invoicing:
                 return await self._share(shares[partition]) if await claim(partition) else (0, 0)
 
         order = list(shares)
-        self.shuffle(order)  # two keepers seldom ask for the same one
+        self.shuffle(order)  # so that two keepers seldom try the same partition
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(share(each)) for each in order]
         return [task.result() for task in tasks]
 
     async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
         made = left = 0
-        # Each try of one that takes too long keeps the flush of its partition waiting.
+        # Each try that takes too long delays the flush of its partition.
         now = [each for each in organization_ids if self._later.get(each, (0, 0))[0] <= self._turns]
         due = await self.invoices.still_due(now, finalize=self.finalize)
         final = {each.organization_id for each in due if each.finalize}
@@ -109,7 +111,7 @@ class Invoicing:
         return made, left
 
     async def _make(self, organization_ids: Sequence[int], final: Collection[int]) -> ScheduledResult:
-        """Make the invoices of a batch, and note what was left."""
+        """Make the invoices of a batch of organizations; store and log those that were skipped."""
         left = dict(await self._close(sorted(final))) if final else {}
         found = await self._tried([each for each in organization_ids if each not in left])
         left |= found.left
@@ -125,7 +127,7 @@ class Invoicing:
         return ScheduledResult(found.done, left)
 
     async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
-        """Close them together; where one of them fails all, each on its own."""
+        """Close the accounts of organizations together, or singly if that fails; return the skipped ones."""
         try:
             return await self.closing.close_all(organization_ids)
         except TollkeeperError as refusal:
@@ -139,7 +141,7 @@ class Invoicing:
         return found
 
     async def _tried(self, organization_ids: Sequence[int]) -> ScheduledResult:
-        """Make them together; where one of them makes PostgreSQL refuse all, each on its own."""
+        """Make the invoices of organizations together, or one by one if PostgreSQL refuses all of them."""
         if not organization_ids:
             return ScheduledResult((), {})
         try:
@@ -154,10 +156,10 @@ class Invoicing:
         return ScheduledResult(done, {each: why for one in alone for each, why in one.left.items()})
 
 
-# Brings accounts of organizations to a close, so that invoices can be final.
+# Closes the accounts of organizations, so that their invoices can be final.
 #
-# Swept: no reset is due. Drained: everything the counters had done when asked is stored.
-# Reconciled: counters and ledger say the same, and every movement is there.
+# Three steps: sweep (no reset is due), drain (all movements up to now are stored), reconcile (counters and
+# ledger agree, and no movement is missing).
 
 DRAIN_LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.1
@@ -165,7 +167,7 @@ FAULTS_SAID_MAX = 3
 
 
 class AccountCloser:
-    """Closes accounts; says what keeps them open."""
+    """Closes accounts of organizations; reports the reasons of those it cannot close."""
 
     def __init__(self, counters: KeeperCounters, ledger: Accounts, check: Reconciler) -> None:
         self._counters = counters
@@ -173,12 +175,12 @@ class AccountCloser:
         self._check = check
 
     async def close(self, organization_id: int) -> None:
-        """Wait until everything that has happened is stored and agrees; `Conflict` says what does not."""
+        """Wait until an organization's movements are stored and agree; `Conflict` names the obstacle."""
         for open_ in (await self.close_all([organization_id])).values():
             raise Conflict(open_.why)
 
     async def close_all(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
-        """Close those of some organizations together; answers why others are open, by organization."""
+        """Close the accounts of organizations together; return the reason for each that stays open."""
         for tenant_id, organization_id in await self._ledger.due(organization_ids):
             await self._counters.sweep(tenant_id, organization_id)
         owners = await self._ledger.owners_of(organization_ids)
@@ -197,7 +199,7 @@ class AccountCloser:
         return found
 
     async def _drain(self, owners: Sequence[Owner]) -> dict[int, SkipReason]:
-        """Wait until the movements of these owners' accounts up to now are stored."""
+        """Wait until the owners' movements up to now are stored; return the reasons of those that are not."""
         account_heads = await self._counters.account_heads(owners)
         others = SkipReason(
             COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it."
@@ -223,12 +225,11 @@ def _said(faults: Sequence[Item]) -> str:
     return f"The accounts do not agree: {said}. See reconciliation."
 
 
-# Puts the bundled price list into a database that has none: once, by the first keeper that starts on it.
+# Loads the bundled price list into a database without one: once, by the first keeper that starts on it.
 #
-# Later versions of the list are for a person to take over (`tollkeeper prices diff`): no upgrade changes
-# what anything costs.
+# A person takes over later versions of the list (`tollkeeper prices diff`): no upgrade changes a price.
 class PriceList:
-    """The list, as `read` reads it; `observe` is told how many rows were put in."""
+    """Loads the price list that `read` returns; calls `observe` with the number of rows it added."""
 
     def __init__(
         self, table: PriceTable, read: Callable[[], Sequence[Row]], observe: Callable[[int], None]
@@ -239,7 +240,7 @@ class PriceList:
         self.there = asyncio.Event()
 
     async def run(self) -> None:
-        """Put the list in if it is missing, then wait until cancelled."""
+        """Store the list if the database has none, then wait until cancelled."""
         if not await self._table.has_bundled():
             rows = await asyncio.to_thread(self._read)
             added = await self._table.put_in_bundled(rows)

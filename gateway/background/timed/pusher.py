@@ -1,9 +1,9 @@
-"""Brings control writes into the counters, some accounts at a time, those of each first come first.
+"""Applies control writes (changes by administrators) to the counters in Redis, some accounts at a time.
 
-An intent is committed before anything is tried. A write is `applied` once the counters have it,
-and `done` only by its row in the ledger: an acknowledged write can still vanish with the last
-second of Redis, and then it is pushed again. Accounts of one organization have their turns in order, an
-organization before its keys; others go on beside them, and no account waits for one that fails.
+The intent is committed in PostgreSQL before it is tried. A write is `applied` once Redis has it, and `done`
+only when its row is in the ledger: Redis may lose an acknowledged write of its last second, and then it is
+pushed again. Accounts of one organization are processed in order, the organization before its keys.
+Organizations run concurrently, and an account that fails delays no other.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from persistence.keeper.definitions import Pushes
 
 ACCOUNTS_MAX = 1_000
-# So many are taken and noted together.
+# Accounts whose writes are read and noted in one transaction.
 ACCOUNTS_AT_ONCE_MAX = 100
 LOOP = "pusher"
 
 
 class Pusher:
-    """The clock's side of the Admin API, for accounts of some partitions, or of all."""
+    """Pushes control writes of accounts in some partitions, or in all."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class Pusher:
         self._target = target
 
     async def push(self, accounts: Sequence[str]) -> Sequence[str]:
-        """Apply what waits for accounts, each one's in order; answers with those that are left."""
+        """Apply the pending writes of accounts, each account's in order; return accounts with some left."""
         left: list[str] = []
         queue = list(dict.fromkeys(accounts))
         while queue:
             some = queue[:ACCOUNTS_AT_ONCE_MAX]
             try:
                 over, stuck = await self._push_some(some)
-            except Exception as error:  # something of one of them cannot be read, or noted
+            except Exception as error:  # a write of one of the accounts cannot be read, or noted
                 if self._isolation.is_everybodys(error):
                     raise
                 if len(some) > 1:
@@ -68,7 +68,7 @@ class Pusher:
         return left
 
     async def _push_some(self, accounts: Sequence[str]) -> tuple[Collection[str], Sequence[str]]:
-        """Return those of these accounts whose turn is over, and of them those that are left with writes."""
+        """Push writes of these accounts; return those finished for now, and of them those with some left."""
         async with self._source.waiting(accounts) as waiting:
             turn = _PushResults(waiting.by_account)
             pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
@@ -76,7 +76,7 @@ class Pusher:
                 if fault is not None:
                     raise fault
             await waiting.note(turn.applied, turn.refused)
-            again = {*waiting.cut}.difference(turn.left)  # there is more of them
+            again = {*waiting.cut}.difference(turn.left)  # accounts with more writes than were read
             return waiting.by_account.keys() - again, turn.left
 
     async def _push_each(self, turn: _PushResults, accounts: Sequence[str]) -> None:
@@ -87,7 +87,7 @@ class Pusher:
             try:
                 if not await self._isolation.tried(LOOP, account, push, name=_name):
                     turn.left.append(account)
-            except CountersUnavailable:  # or a newer version looks after it
+            except CountersUnavailable:  # or only a newer version may write this account
                 turn.left.append(account)
 
     async def _push_one(self, turn: _PushResults, account: str) -> None:
@@ -102,7 +102,7 @@ class Pusher:
                 turn.applied.append(write)
 
     async def push_more(self) -> bool:
-        """Push what the Admin API could not; whether there may be more that can be pushed at once."""
+        """Push writes that the Admin API could not; return whether more may be pushable at once."""
         partitions = self._partitions() if self._partitions is not None else None
         accounts = await self._source.accounts(ACCOUNTS_MAX, partitions)
         left = await self.push(accounts)
@@ -110,14 +110,14 @@ class Pusher:
 
 
 class _PushResults:
-    """What became of writes that are pushed together."""
+    """The results of writes that are pushed together."""
 
     def __init__(self, by_account: Mapping[str, Sequence[ControlWrite]]) -> None:
         self.by_account = by_account
         self.applied: list[ControlWrite] = []
         self.refused: list[tuple[ControlWrite, str]] = []
         self.left: list[str] = []
-        # Accounts of one organization follow each other as their first writes did.
+        # Accounts by organization, in the order of their first writes.
         self.by_owner: dict[int, list[str]] = defaultdict(list)
         waiting = [(writes[0], account) for account, writes in by_account.items() if writes]
         for first, account in sorted(waiting, key=lambda one: one[0].position):
@@ -125,25 +125,24 @@ class _PushResults:
 
 
 def _name(account: str) -> str:
-    """Return the account's kind and number, without the name that callers gave."""
+    """Return the account's kind and number, without a name that callers chose."""
     return ":".join(account.split(":")[:2])
 
 
-# Gives back what dead calls hold: a hold nobody renewed ends under the stated policy.
+# Reclaims the holds of dead calls: a hold that was not renewed ends under the configured policy.
 #
-# `charge_observed`: what was seen of the call is charged, a call nothing was seen of costs nothing;
-# `release`: it costs nothing; `charge_hold`: it costs what it held. A hold is taken back only when
-# two sweeps in a row found it past its deadline, and leaves a tombstone, so that a settlement which
-# comes after all becomes a correction.
+# `charge_observed` charges the use seen so far, and nothing if none was seen; `release` charges nothing;
+# `charge_hold` charges the held amounts. A hold is reclaimed only if two sweeps in a row found it past its
+# deadline. It leaves a tombstone, so that a later settlement becomes a correction.
 
 HOLDS_MAX = 1_000
 RECLAIMED_OF = ("call", "hold")
 
 
 class Reclaimer:
-    """Sweeps deadlines. `reclaimed` counts holds taken back since the start, by whose they were.
+    """Reclaims holds past their deadline. `reclaimed` counts them since the start, by kind.
 
-    A `call` is one whose gateway died; a `hold` is one of the API that its caller left to its deadline.
+    A `call` is a hold whose gateway died; a `hold` is one of the API that its caller did not end in time.
     """
 
     def __init__(self, holds: ReclaimClient, policy: ReclaimPolicy = ReclaimPolicy.CHARGE_OBSERVED) -> None:
@@ -153,11 +152,11 @@ class Reclaimer:
         self.reclaimed = Counter[str](dict.fromkeys(RECLAIMED_OF, 0))
 
     async def sweep(self) -> int:
-        """Reclaim holds that were past their deadline in the last sweep too; return how many.
+        """Reclaim holds that the last sweep also found past their deadline; return how many.
 
-        A hold that the counters refuse does not stop the others.
+        If the counters refuse one hold, the others are still tried, and then the error is raised.
         """
-        seen, self._seen = self._seen, frozenset()  # a sweep that fails sees none
+        seen, self._seen = self._seen, frozenset()  # after a failed sweep none counts as seen
         expired = await self._holds.expired(HOLDS_MAX)
         again = [hold for hold in expired if hold.release.request_id in seen]
         self._seen = frozenset(hold.release.request_id for hold in expired)

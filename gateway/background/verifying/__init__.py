@@ -1,1 +1,1 @@
-"""Partitions are verified, opened and reconciled."""
+"""Verifies partitions after a loss, opens them to admission, and reconciles counters with the ledger."""

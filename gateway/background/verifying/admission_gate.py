@@ -1,10 +1,10 @@
-"""Opens partitions that were verified after a loss: once everybody has sent again what was forgotten.
+"""Opens verified partitions to admission after Redis lost data, once workers have sent their logs again.
 
-A closed partition runs everything but admission. It is opened as soon as each worker known to be
-alive reports that all of its log was sent again, and the late queue has charged it: nobody is let
-in twice on what was used up before. A worker that died holds the door no longer than a bound, and what
-the late queue cannot end no longer than another: that one is the keepers' own work. Any
-keeper may open what another one closed, since all of them look at the same reports.
+A closed partition runs every script except admission. It opens when each worker known to be alive has
+reported that it sent all of its settlement log again, and the late queue has charged it, so that no used-up
+budget is spent twice. A dead worker delays the opening no longer than one bound, and a late queue that cannot
+be emptied no longer than another, larger one, since the keepers drain it themselves. Any keeper may open a
+partition that another one closed, because all keepers read the same reports.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ if TYPE_CHECKING:
 
 OPEN_INTERVAL_S = 0.1
 AWAY_S = 5.0
-# Serving again is promised within ten seconds: noticing and comparing take some of them.
+# Recovery is promised within ten seconds; noticing and comparing take some of them.
 RECOVERY_S_MAX = 7.0
-# What workers brought is charged by keepers: as long as they may take for it nobody is let in on it.
+# The longest time that admission waits for keepers to charge the late settlements.
 LATE_S_MAX = 30.0
-# Workers that are waited for so long are named, as many of them as this.
+# After this many seconds the log names the workers that are awaited, up to this number.
 NAMED_S, NAMED_MAX = 1.0, 8
-# How long workers nobody knows of have to show up: each reports as soon as it sees other data.
+# Time for unknown workers to appear: each reports as soon as it notices other data.
 STRANGERS_S = 2.0
 
 
 @dataclass(slots=True)
 class DefinedPartitions:
-    """Partitions whose definitions this keeper has written since they were verified; whether that is all."""
+    """The partitions whose definitions this keeper wrote since their verification; whether that is all."""
 
     partitions: set[int] = field(default_factory=set)
     is_all: bool = False
 
 
 class AdmissionGate:
-    """Knows who is there while all is well, and waits for them when it is not. `clock` is monotonic.
+    """Tracks live workers, and opens a closed partition when they have sent their logs again.
 
-    `hurry` has the late queue looked at: admitted calls wait for it.
+    `clock` is monotonic, in seconds. `hurry` starts a pass over the late queue, because admissions wait for
+    it.
     """
 
     def __init__(
@@ -73,13 +74,13 @@ class AdmissionGate:
         self._named: frozenset[str] = frozenset()
 
     async def watch(self, reports: Mapping[str, WorkerReport]) -> None:
-        """Learn who is there, from reports that were read before all was seen to be verified."""
+        """Update the set of live workers from reports read before everything was seen to be verified."""
         if self._kept is None:
             self._kept = frozenset(await self._source.workers())
             self._roster.expect(self._kept - self._roster.worker_slots, self._clock())
         now, since = self._clock(), self._watched_at
         self._watched_at = now
-        if now - since > AWAY_S:  # it was this keeper that was not there
+        if now - since > AWAY_S:  # this keeper itself was away
             self._roster.expect(self._roster.worker_slots, now)
         if silent := self._roster.hear(reports, now):
             await self._target.dismiss(silent)
@@ -97,13 +98,12 @@ class AdmissionGate:
         *,
         strangers: bool,
     ) -> None:
-        """Open what is closed and `defined`, as long as this run id is the present one, until that is all;
-        `reports` are those of before.
+        """Open closed partitions that are `defined`, until all are open or Redis has another run id.
 
-        A keeper that did not watch goes by what was kept and by the reports it found; where both may be
-        lost (`strangers`), it also waits for newcomers. Each partition waits by itself, since nobody
-        reports before it is verified. While more is being defined, a Redis that does not answer is asked
-        again: who defines notices by itself whether it is gone.
+        `reports` are those read before verification began. A keeper that did not watch uses the workers
+        stored in PostgreSQL and in `reports`. If both may be lost (`strangers`), it also waits a moment for
+        unknown workers. Each partition is opened by itself, since no worker reports before it is verified.
+        CountersUnavailable is raised only once all are defined; before that the query is retried.
         """
         if self._kept is None:
             self._roster.expect([*await self._source.workers(), *reports], self._clock())
@@ -129,14 +129,17 @@ class AdmissionGate:
         *,
         strangers: bool,
     ) -> bool:
-        """Open what may be opened now; False where no more follows. `since` is when each was seen closed."""
+        """Open the partitions that may be opened now; return False if none is left to open.
+
+        `since` stores, by partition, when it was first seen closed.
+        """
         markers = await self._target.markers()
         if markers.run_id != run_id:
             return False
         ours = {one: epoch for one, epoch in markers.closed.items() if one in defined.partitions}
         if not ours:
             return not defined.is_all
-        # In this order: what a worker sent again before it reported is in the lanes, or charged.
+        # In this order: a settlement sent again before a report is in the late queue, or charged.
         reports = await self._target.reports()
         late = await self._target.late_waiting()
         if not late.isdisjoint(ours):
@@ -167,15 +170,16 @@ class AdmissionGate:
         return True
 
     async def at_rest(self) -> frozenset[int]:
-        """Return the partitions whose stored logs were all sent again and checked: whatever else Redis
-        has forgotten of them is unknown. None before this keeper has watched.
+        """Return the partitions whose workers have all sent their logs again, with nothing of them in the
+        late queue.
 
-        Absent workers that may return are waited for too.
+        A movement that Redis lost there is lost for good. Empty before this keeper has watched, and while a
+        known worker is absent that may return.
         """
         if self._kept is None:
             return frozenset()
         markers = await self._target.markers()
-        # In this order, as where it is opened.
+        # In the same order as in `_open_some`.
         reports = await self._target.reports()
         late = await self._target.late_waiting()
         if self._roster.absent(self._clock()) - reports.keys():
@@ -188,26 +192,26 @@ class AdmissionGate:
 
     @property
     def watched(self) -> bool:
-        """Whether this keeper has seen who was there."""
+        """Whether this keeper has tracked the live workers since its start."""
         return self._kept is not None
 
 
-# Notices counters that are older than PostgreSQL's rows of them, even after a pause of its own.
+# Notices a Redis whose data is older than PostgreSQL's rows, even if this keeper itself was paused.
 #
-# Every stored entry of a partition was in its stream once: a stream that never had the newest of them is of
-# older data, however good its markers look. What went on in such data, over movements that are stored, is
-# dropped when it is verified: who was charged by it is charged again, by the workers' settlement logs and by
-# the control writes that wait again.
+# Every stored entry of a partition was once in its stream. So a stream that never had the newest stored entry
+# belongs to older data, even if its markers look valid. Verification drops the entries that this older data
+# added after the stored ones. Their charges are made again from the workers' settlement logs, and control
+# writes are pushed again.
 
-# A look at this history is good for so long, where that is good enough.
+# How long a check of one history stays valid for callers that accept a recent one.
 LOOKED_S_MAX = 5.0
 TROUBLE = "PostgreSQL has rows that this data never had"
 
 
 class Rewinds:
-    """Looks when it is asked to: before anything is stored, and with each look at the markers.
+    """Checks whether Redis was set back to older data: before each flush, and before markers are read.
 
-    `first` is awaited before each.
+    `first` is awaited before each check.
     """
 
     def __init__(
@@ -226,9 +230,9 @@ class Rewinds:
         self._said: dict[int, bytes] = {}
 
     async def notice(self, *, anew: bool = True) -> None:
-        """Find out whether the data is what it was; the wire goes by another history where it is not.
+        """Check whether Redis was set back to older data; if so, announce another history to all processes.
 
-        Unless it is `anew`, a look at this history some seconds ago is good enough: the fence watches.
+        Without `anew`, a check of this history up to `LOOKED_S_MAX` seconds ago is enough.
         """
         if self._first is not None:
             await self._first()
@@ -256,27 +260,27 @@ class Rewinds:
         return {one: strays for one, strays in found.items() if strays is not None}
 
     async def keep_promotion(self, run_id: bytes) -> None:
-        """Store the server's promotion, so that no process that learns of it late takes data verified
-        under this history for older data.
+        """Store the promotion of a replica, so that a process that learns of it later does not take the data
+        verified under this run id for older data.
         """
         await self._fence.keep_promotion(run_id)
 
     async def drop(self, partition: int, strays: OrphanEntries) -> None:
-        """Remove what went on; its accounts must stand as PostgreSQL has them by now."""
+        """Delete the entries added by older data; the accounts must already be restored from PostgreSQL."""
         await self._marks.catch_up(partition, await self._streams.drop(strays))
 
     async def _stored(self) -> dict[int, bytes]:
         return {one: mark for one, (mark, _, _) in (await self._marks.marks()).items() if mark}
 
 
-# Sees that the lists of everybody stand: the catalogue of services, and the prices.
+# Watches the global keys: the catalogue of services, and the prices.
 #
-# They are of no partition. So their slots may be lost alone, and be given out empty, and somebody may delete
-# them: no marker tells. A worker that starts without a catalogue refuses every call. A catalogue that is
-# missing, older than it was, or no such list, is written again as PostgreSQL has it.
+# They belong to no partition. So their slots may be lost alone, or be reassigned empty, or a person may
+# delete them, and no marker shows it. A worker that starts without a catalogue refuses every call. A
+# catalogue that is missing, outdated or unreadable is written again from PostgreSQL.
 
 LOOK_S = 1.0
-# Which of the looks reads the whole catalogue, to see that it is not an older one.
+# One in this many looks reads the whole catalogue, to see whether it is an older one.
 WHOLE_EACH = 10
 
 
@@ -287,14 +291,18 @@ async def publish(target: KeeperCounters, everybodys: GlobalDefinitions) -> None
 
 @dataclass(slots=True, eq=False)
 class PublishedLists:
-    """Looks while `may_write` says so: before Redis is verified, and beside a newer version, others write."""
+    """Rewrites the catalogue and the prices in Redis if they are missing, outdated or unreadable.
+
+    Only while `may_write()` is true: before Redis is verified, and beside a newer version, another process
+    writes them.
+    """
 
     source: LedgerReader
     target: KeeperCounters
     may_write: Callable[[], bool]
     log: Callable[..., None] = lambda *_, **__: None
     _looks: int = field(default=0, init=False)
-    # The newest version of each that was seen since they were written here.
+    # By list, the newest version seen since this process wrote it.
     _seen: dict[str, int] = field(default_factory=dict, init=False)
 
     async def run(self) -> None:
@@ -308,7 +316,7 @@ class PublishedLists:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> list[str]:
-        """Write all of them again where one is missing or older; answers which."""
+        """Write all lists again if one is missing or outdated; return the names of those."""
         stand = await self.target.published(whole=self._looks % WHOLE_EACH == 0)
         self._looks += 1
         lacking = sorted(name for name, version in stand.items() if version < self._seen.get(name, 1))
@@ -320,5 +328,5 @@ class PublishedLists:
             odd = [name for name in lacking if stand[name] < 0]
             facts = {"stood_there": "something else"} if odd else {}
             self.log("written again", keys=lacking, version=everybodys.version, level="warning", **facts)
-            self._seen, self._looks = {}, 0  # PostgreSQL may be older than it was
+            self._seen, self._looks = {}, 0  # PostgreSQL may have been restored to an older state
         return lacking

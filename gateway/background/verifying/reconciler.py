@@ -1,7 +1,7 @@
-"""Compares counters and ledger, at the same seq, with traffic running: a sample always, all each night and on
-demand. With all of them it asks whether rows contradict each other.
+"""Compares counters and ledger, at the same seq, with traffic running: a sample always, and every account
+each night and on demand. A full run also checks whether rows contradict each other.
 
-Finds and says; repairs only when asked, by appending.
+Reports differences; repairs them only on request, by appending rows.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ if TYPE_CHECKING:
     from persistence.keeper.verification import Accounts, BudgetUses
     from persistence.resources.integrity import ReconciliationResults
 
-# Accounts of budgets against what is stored of them and what waits to be.
+# Compares accounts of budgets with their stored use plus the entries that wait to be stored.
 #
-# While a partition is verified nothing moves there: no flush stores what was read under another history, and
-# no script serves. So both together are exact, whatever the counters lost or went on with. With traffic
-# running they are compared where nothing moved between two looks at the same things.
+# While a partition is being verified, nothing moves: the flusher stores no entries that it read under another
+# history, and scripts refuse. So the sum is exact, whatever the counters lost or added. With traffic running,
+# accounts are compared only if nothing moved between two looks.
 
-# A difference caught in flight is looked at again before it is called one.
+# A difference may be a movement in flight: it counts only if several looks find it.
 LOOKS_MAX = 5
 LOOK_AGAIN_S = 0.3
-# Accounts that are compared and written before others get a turn.
+# Accounts that are compared and written before other work gets a turn.
 REBUILT_AT_ONCE = 5_000
 
 
 class BudgetRebuild:
-    """Compares and writes, a partition at a time."""
+    """Compares and rewrites the budget accounts of one partition at a time."""
 
     def __init__(self, source: BudgetUses, target: KeeperCounters) -> None:
         self._source, self._target = source, target
@@ -71,14 +71,15 @@ class BudgetRebuild:
     async def rebuild(
         self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool
     ) -> int | None:
-        """Return how many accounts were written, of budgets and of runs; None where the marker moved on.
+        """Return how many accounts of budgets and runs were rewritten; None if the marker changed meanwhile.
 
-        Only data that `went_on` beside what is stored has more than it should. Elsewhere an account that has
-        more is left alone, since PostgreSQL may be older than it was. So it is where too much waits.
+        Counters above the stored use are lowered only if older data in Redis `went_on` beside PostgreSQL.
+        Otherwise, or if too many entries wait, they are left unchanged, since PostgreSQL may be the older
+        one.
         """
         here = [one.definition for one in organizations]
         defined = [one for one in here if one.terms.budgets]
-        # Most partitions have nobody to read: a question for each of them would be most of a verification.
+        # Most partitions have no organizations: a query for each would be most of a verification.
         runs = await self._source.runs([one.organization_id for one in here]) if here else []
         if not defined and not runs:
             return 0
@@ -121,14 +122,14 @@ class BudgetRebuild:
     async def _wrong(
         self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool
     ) -> list[BudgetAccountUse]:
-        """Return accounts that the counters have otherwise; those of another version are left alone."""
+        """Return the accounts that differ in the counters, except those written by another version."""
         live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
         return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
 
 
 @dataclass(slots=True, eq=False)
 class BudgetComparison:
-    """Compares budgets with traffic running; `partition_of` places organizations."""
+    """Compares budgets with traffic running; `partition_of` returns the partition of an organization id."""
 
     source: Accounts
     target: KeeperCounters
@@ -136,7 +137,7 @@ class BudgetComparison:
     look_again_s: float = LOOK_AGAIN_S
 
     async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
-        """Return differences in every look. What never stood still is pending: nothing can be said of it."""
+        """Return the differences found in every look; a budget that moved during each counts as pending."""
         found: list[Item] = []
         checked = pending = 0
         defined = await self.source.budgets(organizations)
@@ -148,7 +149,7 @@ class BudgetComparison:
         return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
-        """Return differences in every look; None where something moved during each of them."""
+        """Return the differences found in every look; None if something moved during each look."""
         items: list[Item] | None = None
         for look in range(LOOKS_MAX):
             if look:
@@ -168,9 +169,9 @@ class BudgetComparison:
     async def _look(
         self, organization_id: int, budgets: Sequence[Budget]
     ) -> tuple[list[Item], list[BudgetAccountUse]] | None:
-        """Return differences, and the accounts that should be kept and are gone; None where anything moved.
+        """Return the differences, and the accounts missing in Redis; None if anything moved meanwhile.
 
-        Those that are gone are compared before others.
+        Missing accounts are compared before others.
         """
         partition, now_ms = self.partition_of(organization_id), await self.target.now_ms()
         windows = windows_at(budgets, now_ms)
@@ -198,13 +199,13 @@ class BudgetComparison:
 
 SAMPLE_OWNERS_MAX = 50
 OWNERS_A_BATCH = 100
-# Closed months that are added up again with so many owners: each is a million movements at most.
+# Closed months added up again for each batch of owners: each is a million movements at most.
 PROOFS_A_BATCH = 1
-# Of a run, for keeping what it found.
+# Time reserved at the end of a run for storing its result.
 KEEP_S = 15.0
-# How long rows are asked where nobody wants to wait for all of them.
+# The longest time that rows are checked in a run that does not ask for all of them.
 ROWS_S_MAX = 60.0
-# Each night after this time, UTC, everything is compared; so long at most. Failures are tried again later.
+# Everything is compared each night after this time (UTC), within this time. A failed run is repeated later.
 NIGHT = time(3)
 NIGHT_S_MAX = 7_200.0
 AGAIN = timedelta(hours=1)
@@ -212,7 +213,7 @@ UNDER_WAY = "A comparison is under way already: try again in a while."
 
 
 class Reconciler:
-    """Looks, keeps what it found, repairs when asked. `latest` is the last sample or run."""
+    """Compares, stores results, and repairs on request. `latest` is the result of the last sample or run."""
 
     def __init__(
         self,
@@ -233,13 +234,13 @@ class Reconciler:
         self.latest = ReconciliationSummary(0, 0, ())
         self._looked: datetime | None = None
         self._running = False
-        # The last night everything was compared in, as far as is known; and when to look next.
+        # The last night in which everything was compared, as far as is known; and the time of the next check.
         self._began = self._again = clock()
         self._compared = self._began - timedelta(days=2)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Acquire the only run of all keepers; `Overloaded` while another one runs.
+        """Acquire the only run of all keepers; raise `Overloaded` while another one runs.
 
         Two repairs at once would both correct the same drift.
         """
@@ -261,7 +262,7 @@ class Reconciler:
         return {**drift, **when}
 
     async def check(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
-        """Compare the accounts of these organizations; what differs is looked at again before it counts."""
+        """Compare the accounts of these organizations; a difference counts if repeated looks find it."""
         found = await self._compare(owners, deep=deep)
         for _ in range(LOOKS_MAX - 1):
             if not found.items:
@@ -276,10 +277,10 @@ class Reconciler:
         return found
 
     async def run_now(self, *, repair: bool = False, whole: bool = False, within_s: float = RUN_S_MAX) -> Row:
-        """Compare everything there is, and keep the result; drifts are made good only if asked.
+        """Compare all accounts and store the result; correct drifts only with `repair`.
 
-        Then rows are asked whether they contradict each other: for a minute, or, where the `whole` of them is
-        wanted, in all the time that is left. Comparisons are repaired and kept in any case.
+        Then check, in the rest of `within_s` seconds, whether rows contradict each other: up to a minute, or
+        for all of that time if `whole`. The comparison is stored, and repaired, before that.
         """
         until = asyncio.get_running_loop().time() + within_s - KEEP_S
         started, after = self._clock(), 0
@@ -310,15 +311,15 @@ class Reconciler:
         return await self._results.last()
 
     async def sample(self) -> None:
-        """Compare some accounts, others each time."""
+        """Compare a random sample of accounts, a different one each time."""
         owners = await self._ledger.some_owners(SAMPLE_OWNERS_MAX)
         found = await self.check(owners, deep=False)
         self.latest, self._looked = found.joined(await self._look(owners)), self._clock()
 
     async def look_at_night(self) -> None:
-        """Compare everything unless a keeper did since it was last night.
+        """Compare everything, unless a keeper has done so since the last night began.
 
-        A night without a keeper is made up for, once anything was ever compared.
+        A night without a running keeper is made up for, once there has ever been a comparison.
         """
         now = self._clock()
         night = datetime.combine(now.date(), NIGHT, now.tzinfo)
@@ -336,22 +337,20 @@ class Reconciler:
                 self._compared = night
 
     async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
-        """Return findings that no row corrects, so they are only reported: budgets, and sums of past
-        months.
-        """
+        """Return differences that are only reported, as no row corrects them: of budgets and past months."""
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
         budgets = await self._budgets.compare([one.organization_id for one in owners])
         return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))
 
     async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         before = await self._counters.account_heads(owners)
-        # An account that is not told of here is another version's, or nobody's.
+        # An account without an entry here belongs to another version, or does not exist.
         untold = [one for one in owners if not before.keys() >= set(one.accounts)]
         unread = await self._counters.unreadable(untold) if untold else ()
         seqs = {name: head.seq if head else 0 for name, head in before.items()} | dict.fromkeys(unread, 0)
         ledger = await self._ledger.accounts(seqs, deep=deep)
         after = await self._counters.account_heads(owners)
-        # An account that another version stored meanwhile is not told of: nothing is said of it here.
+        # An account that another version stored meanwhile has no entry: it is not compared.
         items = [
             unreadable(account) if name in unread else compare(before[name], account, after[name])
             for name, account in ledger.items()
@@ -369,9 +368,10 @@ def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
 
 
 class LossCounter:
-    """`evidence` is what this keeper had acknowledged of late; `lost` is what it counted since it started.
+    """Counts movements that Redis acknowledged and then lost; `lost` is their number since the start.
 
-    `at_rest` answers the partitions whose logs everybody has sent again.
+    `evidence` are the movements acknowledged lately, and `at_rest` returns the partitions whose workers have
+    sent their logs again.
     """
 
     def __init__(
@@ -388,10 +388,10 @@ class LossCounter:
         self.lost = 0
 
     async def count(self) -> Mapping[str, object]:
-        """Count once. What evidence that comes late takes back stays counted here; its row is right."""
+        """Count new losses. Late evidence lowers a loss in its row, but not the number counted here."""
         if not await self._losses.any_open():
             return {}
-        # Who is at rest has brought all its evidence: asked before any of that is looked at.
+        # Asked first: workers of partitions at rest have by now brought all their evidence.
         at_rest = await self._at_rest()
         for loss in await self._losses.count([one for known in self._evidence for one in known], at_rest):
             level = "error" if loss.lost else "info"

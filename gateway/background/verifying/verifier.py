@@ -1,14 +1,18 @@
-"""Vouches for the counters: after a Redis restart nothing is served until this has looked.
+"""Verifies the counters: after a Redis restart nothing is served until a keeper has compared them.
 
-A partition is served under the history the keeper verified it under: a server's run id, or what the fence
-made of it since its data was exchanged; PostgreSQL is told which, and stores nothing read under another.
-Under another one, each account's seq is compared with PostgreSQL; what is missing or behind is rebuilt; what
-older data went on with is dropped; holds of calls that are in the ledger already are let go; control writes
-that vanished wait again; then the marker is set, under the next epoch, by which gateways see that something
-may have been forgotten; it stays closed to admission until they have sent that again (`admission_gate.py`).
-Each partition is read, compared, defined and opened by itself, some at a time: none waits for the last one.
-Of one whose data goes on where it was compared last, only what was changed since is read.
-Once all are done it is said that whatever is not there does not exist.
+A partition is served under the history that it was verified under: the server's run id, or another name that
+the history guard chose because the data was exchanged. PostgreSQL knows this name, and stores nothing read
+under another.
+
+To verify a partition under a new history, the seq of each account is compared with PostgreSQL. Missing and
+older accounts are rebuilt. Entries added by older data are dropped. Holds of calls that are already in the
+ledger are released. Control writes that were lost wait to be pushed again. Then the marker is set under the
+next epoch, which shows gateways that something may have been lost. The partition stays closed to admission
+until they have sent that again (`admission_gate.py`).
+
+Each partition is read, compared, defined and opened by itself, several at a time, so that none waits for the
+last. If a partition's data continues from the last comparison, only changes since then are read. Once all are
+verified, a key in Redis states that data which is missing does not exist.
 """
 
 from __future__ import annotations
@@ -64,23 +68,25 @@ if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import LedgerReader
 
-# Which partitions are read at once, and which before others: calls for the first are served soon.
+# The groups of partitions that are read at once, and their order: calls of the first are served soon.
 #
-# Some are packed while PostgreSQL is asked for others and Redis writes a third.
+# Some are packed while PostgreSQL reads others and Redis writes a third.
 
-# How many organizations are read at once: so many partitions as have no more, or one that has.
+# Organizations read at once: as many partitions as have no more than this, or a single larger one.
 ORGANIZATIONS_MAX = 2_000
-# Of these as many are read and written at once.
+# The number of groups that are read and written concurrently.
 TOGETHER_MAX = 3
-# But the first are few, and for a moment by themselves.
+# The first group is smaller, and has a head start of this many seconds.
 FIRST_ORGANIZATIONS_MAX, HEAD_START_S = 200, 0.5
 
 
 def together(
     wanted: Iterable[int], organizations: Mapping[int, Sequence[int]], most: int = ORGANIZATIONS_MAX
 ) -> Iterator[list[int]]:
-    """Yield groups of partitions to read at once: up to `most` organizations, or a single partition;
-    the first group is smaller.
+    """Yield groups of partitions to read at once, each with up to `most` organizations, or a single
+    partition.
+
+    The first group is smaller. `organizations` has the organization ids by partition.
     """
     some, count, bound = list[int](), 0, min(FIRST_ORGANIZATIONS_MAX, most)
     for partition in wanted:
@@ -100,7 +106,7 @@ async def in_turns(
     *,
     head_start_s: float = HEAD_START_S,
 ) -> None:
-    """Read group after group, some at a time. Where one fails no more are begun, and it is raised."""
+    """Call `read` for each group, a few concurrently. After a failure start no more, and raise it."""
     left, begun = deque(groups), asyncio.Event()
 
     async def work() -> None:
@@ -129,35 +135,35 @@ async def all_of(doing: Iterable[Coroutine[None, None, None]]) -> None:
             raise failed
 
 
-# Partitions that PostgreSQL knows as verified since, under another history than the counters here have.
+# Partitions that PostgreSQL knows as verified later, under another history than these counters have.
 #
-# Two keepers see two servers then. A primary that was cut off answers as ever until its cluster tells it, and
-# a replica has taken over meanwhile. The one behind says nothing and stores nothing: the other one's
-# comparison with PostgreSQL would be wrong from then on. Where that stays so, the other one is gone, and this
-# data is verified again, under a later epoch.
+# Then two keepers see two servers. A primary that was cut off answers until its cluster tells it, while a
+# replica has already taken over. The keeper that is behind reports and stores nothing, because otherwise the
+# other one's comparison with PostgreSQL would be wrong. If that lasts, the other server is gone, and this
+# data is verified again under a later epoch.
 
-# Longer than a primary that was cut off answers: a cluster's node timeout, 15 s where nobody chose another.
+# Longer than a primary that was cut off answers: a cluster's node timeout, by default 15 s.
 OVERTAKEN_S: Final = 20.0
 
 
 class SupersededPartitions:
-    """Since when each partition is. Moments are seconds of a monotonic clock."""
+    """Since when each partition is verified elsewhere, in seconds of a monotonic clock."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        # Of this run id alone: another server's partitions may be what PostgreSQL knows.
+        # The run id that `_since` is about: another server's partitions may be those PostgreSQL knows.
         self._run_id = b""
         self._since: dict[int, float] = {}
 
     def due(self, run_id: bytes) -> frozenset[int]:
-        """Return those that are to be verified again, under the run id that counts now."""
+        """Return the partitions to verify again, if this is the run id that they were noted under."""
         until = self._clock() - OVERTAKEN_S
         return frozenset(
             one for one, since in self._since.items() if since <= until and run_id == self._run_id
         )
 
     def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
-        """Note which verified ones PostgreSQL knows otherwise, by the run id and epoch it has of each."""
+        """Note which verified partitions differ from `noted`, the run id and epoch of each in PostgreSQL."""
         now = self._clock()
         if markers.run_id != self._run_id:
             self._run_id, self._since = markers.run_id, {}
@@ -168,16 +174,16 @@ class SupersededPartitions:
         }
 
 
-# One partition compared with PostgreSQL, and missing or older states written: accounts, then definitions.
+# Compares one partition with PostgreSQL, and writes missing or older states: accounts, then definitions.
 #
-# The marker is compared before each write of a state, so of several keepers one does it. A state that was
-# written whole is as it is defined, and not defined again.
+# Each write of a state compares the marker first, so only one of several keepers does it. A state that was
+# written whole includes its definition, which is not written a second time.
 @dataclass(frozen=True, slots=True)
 class UnverifiedPartition:
-    """An unverified partition as it stands, and the epoch to verify it under.
+    """An unverified partition, its present marker, and the epoch to verify it under.
 
-    Where it `closes`, nobody is admitted yet; `strays` are what went on in older data. With `since`, only
-    changes behind that position may be missing.
+    If it `closes`, calls are not admitted until workers have sent their logs again. `strays` are the entries
+    that older data added. With `since`, only changes after that position may be missing.
     """
 
     partition: int
@@ -201,7 +207,7 @@ class Partitions:
     async def verify(
         self, run_id: bytes, found: UnverifiedPartition, truth: LedgerState, catalogue: int
     ) -> VerificationResult | None:
-        """Compare and rebuild, vouch for it, then define; None where another keeper was faster."""
+        """Compare and rebuild a partition, mark it verified, and define it; None if another keeper did."""
         partition, marker, strays = found.partition, found.marker, found.strays
         lost = await self._lost(partition, truth, strays)
         rebuilt = len(lost.organizations) + len(lost.tenants)
@@ -209,7 +215,7 @@ class Partitions:
             return None
         if strays is not None and self._rewinds:
             await self._rewinds.drop(partition, strays)
-        # A Redis that was rolled back holds again what was settled since: charged once is enough.
+        # A Redis that was rolled back has holds that were settled since: they must not be charged twice.
         if ghosts := await self._source.settled(await self._target.held(partition)):
             moved = await self._target.let_go(partition, marker, found.epoch, ghosts)
             if moved is None:
@@ -230,7 +236,7 @@ class Partitions:
         )
 
     async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
-        """Return the part of `truth` to write whole: missing, behind, or continued in older data."""
+        """Return the part of `truth` to write whole: states missing, behind, or continued in older data."""
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
             wrong = {one.definition.organization_id for one in organizations} | strays.organizations
@@ -241,10 +247,10 @@ class Partitions:
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
     async def _define(self, truth: LedgerState, written: LedgerState) -> int:
-        """Write a partition's definitions, except into states just written from them. A refused one does
-        not stop the others; return how many are refused.
+        """Write a partition's definitions, except into states just `written`; return how many were refused.
 
-        Terms come before the accounts that they serve, and credentials last.
+        A refused definition does not stop the others. Terms are written before the accounts that use them,
+        and credentials last.
         """
         version = truth.version
         await self._target.write_terms([one.definition for one in truth.organizations], version)
@@ -269,7 +275,7 @@ class Partitions:
 
 
 def _name(definition: AccountDefinition) -> str:
-    """Return the name of a definition for logs, without a user's own name."""
+    """Return the name of a definition for logs, without a user's name."""
     match definition:
         case OrganizationDefinition():
             return f"organization {definition.organization_id}"
@@ -282,25 +288,24 @@ def _name(definition: AccountDefinition) -> str:
 
 
 INTERVAL_S = 0.2
-# Partitions that are compared at once: each may have a connection to PostgreSQL, and others wait for theirs.
+# Partitions compared at once: each may need a connection to PostgreSQL, and others wait for theirs.
 PARTITIONS_AT_ONCE_MAX = 16
 CREDENTIALS_MAX = 1_000
 WATCH_S = 1.0
-# While nothing changes, PostgreSQL is asked that often what it knows of epochs.
+# While nothing changes, the epochs in PostgreSQL are queried at this interval.
 CAUGHT_UP_S_MAX = 5.0
-# How soon it is tried again where a partition was left: all that is known of it is read for that.
+# The pause after a partition was skipped: a new attempt reads all that is stored of it.
 LEFT_S = 5.0
 assert WATCH_S < AWAY_S, "who watches is there"
 
 
 class Verifier:
-    """Compares, rebuilds and confirms. `observe` is told what was done, where anything was.
+    """Compares, rebuilds and marks the partitions of one Redis server. `observe` gets the results, if any.
 
-    `partitions` are those that the counters' server has. Without an `admission_gate` a verified partition is
-    served at once; with one, not before the workers have sent again what may be forgotten. A partition that
-    was never verified has nothing to forget. One that cannot be verified keeps no other from it, and the same
-    holds for one that another version looks after. It says how far a recovery is, with the seconds since it
-    began.
+    `partitions` returns the partitions of that server. Without an `admission_gate` a verified partition is
+    served at once; with one, only after workers have sent again what may be lost. A partition that was never
+    verified has lost nothing. A partition that cannot be verified, or belongs to another version, delays no
+    other. `say` logs the progress of a recovery, with the seconds since it began.
     """
 
     def __init__(
@@ -323,7 +328,7 @@ class Verifier:
         self._source = source
         self._target = target
         self._observe = observe
-        # Run ids with everything verified, and nothing left to do.
+        # The run ids under which everything was verified, and under which nothing is left to do.
         self._vouched, self._watched = b"", b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds
@@ -337,26 +342,28 @@ class Verifier:
 
     @property
     def ready(self) -> bool:
-        """Whether everything is verified under the run id of the present connection."""
+        """Whether everything is verified under the run id of the current connection."""
         return bool(self._vouched) and self._vouched == self._target.run_id
 
     @property
     def pause_s(self) -> float:
-        """How long until the next look. Where all but another version's is verified it only watches, and does
-        so as often as ever: the admission gate goes by it. Another run id is looked at soon.
+        """The seconds until the next look.
+
+        With all partitions verified, except those of another version, it is the regular interval, because the
+        admission gate relies on it. A new run id is looked at sooner.
         """
         if (run_id := self._target.run_id) and run_id in (self._vouched, self._watched):
             return self._watch_s
         return LEFT_S if self._left else INTERVAL_S
 
     async def verify(self) -> list[VerificationResult]:
-        """Verify what is not; CountersUnavailable where Redis goes away meanwhile."""
+        """Verify the unverified partitions; raise CountersUnavailable if Redis goes away meanwhile."""
         self._watched = b""
         await self._notice_rewind(anew=not self.ready)
         reports = await self._target.reports() if self._admission_gate else {}
         await self._close_overtaken()
         markers = await self._target.markers()
-        run_id = markers.run_id  # another name meanwhile has all of this done again
+        run_id = markers.run_id  # if the history is renamed meanwhile, all of this is repeated
         if not run_id:
             raise CountersUnavailable
         self._left = len(markers.others)
@@ -380,10 +387,10 @@ class Verifier:
         known, everybodys = await asyncio.gather(self._catch_up(markers), self._source.everybodys())
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         noted = await self._source.note(run_id, epochs)
-        epochs = {one: epochs[one] for one in noted}  # of others another keeper has said more since
-        if not markers.others:  # else a newer version says them, and more
+        epochs = {one: epochs[one] for one in noted}  # others have a later epoch by now
+        if not markers.others:  # otherwise a newer version writes them
             await publish(self._target, everybodys)
-            if self._rewinds and epochs and not markers.verified:  # else some may be older still
+            if self._rewinds and epochs and not markers.verified:  # otherwise some may be older still
                 await self._rewinds.keep_promotion(run_id)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
         since = await self._compared(markers, strays)
@@ -395,7 +402,7 @@ class Verifier:
             )
             for one, marker, _ in markers.unverified if one in epochs
         }  # fmt: skip
-        # Nobody said so yet: a keeper may have died between a marker and the keys written after it.
+        # Not marked complete: a keeper may have died between setting a marker and the keys written after it.
         left = {one for one, _, _ in markers.unverified} - epochs.keys()
         ours = set(self._partitions()) - left.union(markers.others)
         wanted = [*epochs, *markers.closed] if said else sorted(ours)
@@ -406,18 +413,18 @@ class Verifier:
         self._stage("open")
         if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
             await self._source.note_compared(run_id, whole_of, everybodys.position)
-        await self._notice_rewind(anew=True)  # what was exchanged meanwhile is verified again
+        await self._notice_rewind(anew=True)  # data that was exchanged meanwhile is verified again
         whole = len(done) == len(markers.unverified) and not self._left
         if whole and self._target.run_id == run_id:
             if not said or markers.unverified:
                 await self._target.all_verified(run_id)
             self._vouched = run_id
-            if serves_all and self._admission_gate:  # a loss may come before the next look
+            if serves_all and self._admission_gate:  # data may be lost before the next look
                 await self._admission_gate.watch(reports)
         return done
 
     async def run(self) -> None:
-        """Look for a new run id, and whether what was confirmed is still there, until cancelled."""
+        """Look at intervals, until cancelled, for a new run id and for partitions that lost their markers."""
         await self._target.wire.connected_within(self._watch_s)
         while True:
             try:
@@ -426,7 +433,7 @@ class Verifier:
             except CountersUnavailable:
                 self._vouched = b""
             slept_s = 0.0
-            while slept_s < self.pause_s:  # which is less as soon as the connection is another one
+            while slept_s < self.pause_s:  # it shrinks as soon as the connection has another run id
                 await asyncio.sleep(INTERVAL_S)
                 slept_s += INTERVAL_S
 
@@ -435,23 +442,21 @@ class Verifier:
             self._say(f"recovery: {what}", **facts, seconds=round(self._clock() - self._begun_at, 2))
 
     async def _notice_rewind(self, *, anew: bool) -> None:
-        """Check whether the data was rewound, by the fence and by the positions stored in PostgreSQL."""
+        """Check whether Redis was set back to older data, by its history and PostgreSQL's entries."""
         if self._rewinds:
             await self._rewinds.notice(anew=anew)
 
     async def _close_overtaken(self) -> None:
-        """Close partitions that are to be verified again: nothing that waits there may be read as of the next
-        epoch.
-        """
+        """Close partitions to be verified again, so that no entry of them is read as of the next epoch."""
         run_id = self._target.run_id
         if due := self._overtaken.due(run_id):
             await self._target.close_again(run_id, due)
 
     async def _catch_up(self, markers: Markers) -> dict[int, int]:
-        """Store the current epoch where PostgreSQL knows an earlier one or none; return its epochs.
+        """Store the current epoch where PostgreSQL has an earlier one or none; return PostgreSQL's epochs.
 
-        PostgreSQL was restored: nothing would be stored from then on. A later epoch, or another history
-        under the same one, stays.
+        Otherwise a PostgreSQL that was restored would store nothing from then on. A later epoch, or another
+        history with the same epoch, is left unchanged.
         """
         noted = await self._source.noted()
         wrong = {
@@ -463,8 +468,9 @@ class Verifier:
         return {one: epoch for one, (_, epoch) in noted.items()}
 
     async def _compared(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
-        """Return the position up to which definitions are complete, by partition whose data continues
-        from the last comparison: all that is stored of such a partition was confirmed whole.
+        """Return, by partition, the position up to which its definitions are complete.
+
+        Only for partitions whose data continues from the last comparison, which confirmed all of it.
         """
         if self._rewinds is None:
             return {}
@@ -477,7 +483,7 @@ class Verifier:
         }  # fmt: skip
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
-        """Return whether unknown workers may exist: no keeper watched, and Redis is empty."""
+        """Return whether unknown workers may exist: this keeper has not watched, and Redis lost data."""
         assert self._admission_gate is not None
         emptied = any(not marker and known.get(one, 0) for one, marker, _ in markers.unverified)
         return not self._admission_gate.watched and (emptied or bool(markers.closed))
@@ -486,7 +492,7 @@ class Verifier:
     async def _opened(
         self, run_id: bytes, reports: Mapping[str, WorkerReport], catalogue: int, *, strangers: bool
     ) -> AsyncIterator[DefinedPartitions]:
-        """Open partitions as soon as they are defined in the block; all of them at its end."""
+        """Open partitions as soon as the block has defined them; at its end, wait until all are open."""
         defined = DefinedPartitions()
         if self._admission_gate is None:
             yield defined
@@ -510,8 +516,9 @@ class Verifier:
         catalogue: int,
         defined: DefinedPartitions,
     ) -> list[VerificationResult]:
-        """Verify those that are unverified, and define all; what another keeper did is left out, and what
-        fails by itself, which is said.
+        """Verify the unverified partitions in `found`, and define all `wanted`; return the results.
+
+        Partitions that another keeper verified are omitted, and so are those that failed, which are logged.
         """
         if not wanted:
             return []

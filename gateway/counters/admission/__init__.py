@@ -1,1 +1,1 @@
-"""Who calls, what it may take, and taking it."""
+"""Identifies callers, knows their limits, and reserves and settles calls."""

@@ -1,10 +1,11 @@
-"""Which values that one worker read from Redis are still true, because Redis tells it of changes.
+"""Decides which values that a worker read from Redis are still valid, by Redis' messages about changed keys.
 
-A read value holds until a change of its key is told. One that is told between question and use counts as
-well, whichever of the two came first. Without a connection that tells changes, nothing holds.
+A value is valid until Redis reports a change of its key. A change that is reported between the query and the
+use of the answer counts too, whichever arrives first. Without a connection that reports changes, no value is
+valid.
 
-The catalogue, the prices, and which servers are verified are of everybody: they are read again as soon as
-others are told of.
+The catalogue, the prices and the list of verified servers are global: they are read again as soon as a change
+is reported.
 """
 
 from __future__ import annotations
@@ -26,41 +27,41 @@ from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import Overloaded
 
 NEVER = 0
-# Of a key that was asked for by itself: its place among others.
+# The index of an answer that is not part of an MGET.
 ALONE: Final = -1
-# Values of everybody.
+# Keys of global values.
 LISTS = keys.CATALOGUE.encode(), keys.PRICES.encode(), keys.VERIFIED
-# How the names begin of all that a wire should hear of: identities, terms, the catalogue, cooling upstreams
-# and lessons of calls, prices, verified servers, histories. Redis goes through these with each key that it
+# The prefixes of all keys whose changes Redis reports: identities, terms, the catalogue, upstreams in backoff
+# and lessons of calls, prices, verified servers, histories. Redis compares these with each key that it
 # writes.
 HEARD = b"tk:i", b"tk:o", b"tk:c", b"tk:pri", b"tk:v", b"tk:h"
 
 
 class Changes:
-    """Changes of the keys whose prefixes the wires hear; `changed` is told their names.
+    """Tracks changes of keys that Redis reports; calls `changed` with the name of each changed key.
 
-    Since when something holds goes by the numbers of `InvalidationListener.since`; NEVER where it does not.
+    How long a value has been valid is a number of `InvalidationListener.since`; NEVER if it is not.
     """
 
     __slots__ = ("_changed", "_heard", "_others", "_reading", "_turn", "_wires")
 
     def __init__(self, wires: RedisConnections, changed: Callable[[bytes], None]) -> None:
         self._wires, self._changed = wires, changed
-        # Who hears since then, of those that were asked lately.
+        # By its number `since`, each connection that was queried lately.
         self._heard: dict[int, RedisConnection] = {}
-        # Of each key that is being read.
+        # Reads in progress, by key.
         self._reading: dict[bytes, _KeyReads] = {}
         self._turn = 0
         self._others = asyncio.Event()
         wires.hear(self._told)
 
     def read(self, name: bytes) -> KeyLookup:
-        """Ask for a key; its answer is to be waited for."""
+        """Query a key; the caller must await the answer, or call `leave`."""
         wire = self._wires.of_key(name)
         return self._asked(name, wire, wire.send(encode(b"GET", name)))
 
     def read_together(self, names: Sequence[bytes]) -> list[KeyLookup]:
-        """Ask for many: in one command, where one server has them all."""
+        """Query several keys, in one command if one server has them all."""
         if not names:
             return []
         wire = self._wires.of_key(names[0])
@@ -82,7 +83,7 @@ class Changes:
         return KeyLookup(self, name, self._turn, since, wait, at)
 
     def ends(self, name: bytes, turn: int) -> bool:
-        """End a reading; return whether no change was reported since it began."""
+        """End a read; return whether no change of the key was reported since it began."""
         under_way = self._reading[name]
         under_way.readers -= 1
         if not under_way.readers:
@@ -90,9 +91,9 @@ class Changes:
         return under_way.told_at < turn
 
     def hold_until(self, since: int, within_s: float) -> float:
-        """Return when what holds since then has to be looked at again, monotonic; 0 where it does not hold.
+        """Return the monotonic time until which values read under `since` are valid; 0 if they are not.
 
-        Redis has answered what was asked within these seconds before, and with it came all that had changed.
+        That is `within_s` seconds after the last answer of Redis, which brought all changes up to then.
         """
         wire = self._heard.get(since)
         if wire is None or not since or since != wire.hearing.since or not wire.available:
@@ -101,11 +102,11 @@ class Changes:
 
     @property
     def hears(self) -> bool:
-        """Whether every server tells what changes."""
+        """Whether every server reports changes."""
         return all(wire.hearing.since for wire in self._wires.wires)
 
     async def others(self, within_s: float) -> None:
-        """Wait until another catalogue or other prices are told of, so many seconds at most."""
+        """Wait until a change of the catalogue or the prices is reported, `within_s` seconds at most."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._others.wait(), within_s)
         self._others.clear()
@@ -123,7 +124,7 @@ class Changes:
 
 
 class _KeyReads:
-    """Of one key: how many read it, and the last of their turns when a change of it was told."""
+    """Counts the reads in progress of one key; `told_at` is the last read begun before a reported change."""
 
     __slots__ = ("readers", "told_at")
 
@@ -133,13 +134,11 @@ class _KeyReads:
 
 
 class KeyLookup:
-    """One question for a key. `told` says, once it is answered, that a change was told meanwhile: the answer
-    is good for that question, and not to be cached.
-    """
+    """One query of a key. `told` is set if a change was reported before the answer: then do not cache it."""
 
     __slots__ = ("_at", "_changes", "_ended", "_name", "_since", "_turn", "_wait", "told")
 
-    def __init__(  # noqa: PLR0917  # what it is, and where its answer comes
+    def __init__(  # noqa: PLR0917  # what is queried, and where its answer arrives
         self, changes: Changes, name: bytes, turn: int, since: int, wait: Wait[Reply], at: int
     ) -> None:
         self._changes, self._name, self._turn, self._since = changes, name, turn, since
@@ -147,7 +146,7 @@ class KeyLookup:
         self.told = self._ended = False
 
     async def answer(self) -> tuple[Reply, int]:
-        """What the key holds, and since when that holds; CountersUnavailable where Redis does not answer."""
+        """Return the key's value and the number it is valid since; CountersUnavailable without an answer."""
         try:
             reply = await self._wait
         finally:
@@ -158,23 +157,23 @@ class KeyLookup:
         return reply, NEVER if self.told else self._since
 
     def leave(self) -> None:
-        """It is answered, or nobody waits for its answer any more."""
+        """End this query, because it was answered or nobody waits for the answer any more."""
         if not self._ended:
             self._ended, self.told = True, not self._changes.ends(self._name, self._turn)
 
 
-# Callers that were looked up, as many as there is room for, and whose turn it is to be looked up.
+# Cached callers, bounded in bytes, and the queue of unknown credentials to look up.
 
-# The cache entry of a caller takes so many bytes, and so many more for each byte it was read from (measured).
+# Measured bytes of a caller's cache entry: a fixed part, and this many for each byte of its stored value.
 KNOWN_BYTES: Final = 512
 KNOWN_COPIES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """What one worker keeps of callers, where its `CachePool` has room, and of credentials nobody has.
+    """The bounds of one worker's cache of callers, and of its memory of unknown credentials.
 
-    Of those that are not known so many are looked up at once, and so many wait for that.
+    `look_ups_max` unknown credentials are looked up at once, and `look_ups_waiting_max` wait for that.
     """
 
     known_bytes_max: int = 32 * 1024 * 1024
@@ -188,9 +187,10 @@ BOUNDS: Final = CacheLimits()
 
 
 class CachedValue(LruEntry):
-    """A value read as `raw`, empty where there was nothing, and asked for at `read_at`, monotonic.
+    """A value read as `raw`, empty if the key did not exist, by a query sent at `read_at` (monotonic
+    seconds).
 
-    `since` is when the wire has told of no change of it, `size` are the bytes that it takes.
+    `since` is the number it is valid since, see `Changes`; `size` is its size in the cache, in bytes.
     """
 
     __slots__ = ("raw", "read_at", "since", "size")
@@ -202,7 +202,7 @@ class CachedValue(LruEntry):
 
 
 class CachedCaller(CachedValue):
-    """A caller who is `fresh` until then, monotonic. Its key expires at `expires_ms` (0: never)."""
+    """A caller, valid until `fresh` (monotonic seconds). Its key expires at `expires_ms` (0: never)."""
 
     __slots__ = ("caller", "expires_ms", "fresh")
 
@@ -214,17 +214,17 @@ class CachedCaller(CachedValue):
         self.caller, self.fresh, self.expires_ms = caller, fresh, expires_ms
 
     def expired(self, now_ms: float) -> bool:
-        """Return whether its key's time is over."""
+        """Return whether the caller's key has expired."""
         return 0 < self.expires_ms <= now_ms
 
 
 def known_bytes(raw: bytes) -> int:
-    """Return what a caller that was read from this takes."""
+    """Return the size in bytes of a cached caller whose stored value is `raw`."""
     return KNOWN_BYTES + KNOWN_COPIES * len(raw)
 
 
 class LookupTicket:
-    """One who wants to look up. `granted`: it is his turn, or he never had to wait."""
+    """One request to look up a credential. `granted` is set once it may run; `wait` ends then."""
 
     __slots__ = ("granted", "wait")
 
@@ -234,8 +234,10 @@ class LookupTicket:
 
 
 class LookupQueue:
-    """So many look up at once, `under_way`, and others wait in order: a flood of guesses fills no queue of
-    those who are known. Overloaded where `waiting_max` wait.
+    """Bounds concurrent lookups of unknown credentials, so that guesses never delay known callers.
+
+    `most` run at once, counted by `under_way`, and others wait in order. Overloaded if `waiting_max` wait
+    already.
     """
 
     __slots__ = ("_most", "_waiting", "_waiting_max", "under_way")
@@ -246,7 +248,7 @@ class LookupQueue:
         self._waiting: OrderedDict[LookupTicket, None] = OrderedDict()
 
     def take(self) -> LookupTicket:
-        """Ask for a turn, whose `wait` ends with it; it is to be given back whatever happens."""
+        """Return a ticket whose `wait` ends when the lookup may run; it must be given back in any case."""
         turn = LookupTicket()
         if self.under_way < self._most:
             self.under_way += 1
@@ -259,7 +261,7 @@ class LookupQueue:
         return turn
 
     def give_back(self, turn: LookupTicket) -> None:
-        """It is over, or not wanted any more. The next one goes on in a moment, not here."""
+        """End a lookup, or stop waiting for one. The next lookup starts in a later step of the event loop."""
         if not turn.granted:
             del self._waiting[turn]
         elif self._waiting:

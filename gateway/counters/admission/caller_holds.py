@@ -1,9 +1,10 @@
-"""Holds that callers settle themselves, as Redis has them: any worker settles what another one gave.
+"""Holds that callers settle by the API, stored in Redis, so that any worker settles a hold that another one
+made.
 
-Beside the hold itself stand a record of it, its end as its caller wants it, and the answers to requests
-with an `Idempotency-Key`. A worker writes the end of a hold first, once (`SET NX`), and then settles. If
-another one finds an end that is not applied yet, it settles the same way, and settling twice is settling
-once.
+Besides the hold itself, Redis stores a record of it, the end that its caller chose, and the answers to
+requests with an `Idempotency-Key`. A worker first writes the end of a hold, once (`SET NX`), and then
+settles. If another worker finds an end that was not applied yet, it settles in the same way, and settling
+twice charges once.
 """
 
 from __future__ import annotations
@@ -36,32 +37,33 @@ from gateway.errors import (
     TooManyHolds,
 )
 
-# How long an open hold is remembered behind its time, for keepers that were away.
+# How long an open hold is stored beyond its time, for keepers that were away.
 OPEN_MS: Final = 7 * 86_400_000
-# An ended one, so that its settlement is answered again; a released one, for requests that are on their way.
+# How long an ended hold is stored, to answer its settlement again; and a released one, for requests in
+# progress.
 ENDED_MS: Final = 3_600_000
 RELEASED_MS: Final = 60_000
-# Of one organization: open holds, of some 1 KiB and 16 KiB at most; ended ones, and requests with an
-# `Idempotency-Key`, of some 1 KiB. One more open hold is refused; of the others the first to go makes room.
+# Per organization: open holds (some 1 KiB each, 16 KiB at most), ended ones, and requests with an
+# `Idempotency-Key` (some 1 KiB). A further open hold is refused; of the others the oldest is dropped.
 OPEN_MAX: Final = 20_000
 ENDED_MAX: Final = 50_000
 IDEMPOTENT_MAX: Final = 50_000
-# A place is taken before its hold: so long it counts where that never comes, as its worker has died.
+# A place is taken before its hold is made: it is free again after this time if its worker dies in between.
 PLACE_MS: Final = 60_000
-# So many make room at once, at most.
+# The most entries that one write drops to make room.
 MADE_ROOM_MAX: Final = 100
-# What a request with an `Idempotency-Key` came to.
+# How long the answer to a request with an `Idempotency-Key` is stored.
 IDEMPOTENT_MS: Final = 86_400_000
-# Whose worker is silent for so long is dead: the same request takes its place.
+# After this time without an answer its worker counts as dead: a repeated request takes over.
 RUNNING_MS: Final = 10_000
 ID_CHARACTERS: Final = 36
-# The indexes of open holds, behind the last one.
+# How long the indexes of open holds outlive the last one.
 _INDEX_S: Final = b"%d" % (LIFE_S_MAX + ENDED_MS // 1000)
 _GONE: Final = -1
 
 
 class _Request(msgspec.Struct):
-    """A request with an `Idempotency-Key`: the digest of its body, its hold, when it began, its answer."""
+    """A request with an `Idempotency-Key`: the digest of its body, the hold's id, its start, its answer."""
 
     body: str
     id: str
@@ -75,7 +77,7 @@ _decode_end = msgspec.json.Decoder(HoldEnd).decode
 
 
 def read_hold(raw: object) -> CallerHold | None:
-    """Return a record as it was stored; None where there is none, or a newer version has written it."""
+    """Return a stored record; None if there is none, or a newer version has written it."""
     try:
         return _decode_hold(raw) if isinstance(raw, bytes) else None
     except UNREADABLE:
@@ -83,7 +85,10 @@ def read_hold(raw: object) -> CallerHold | None:
 
 
 class CallerHolds:
-    """Of one worker; `today` is the time of day in seconds. The `log` keeps deletions while Redis is away."""
+    """The holds of callers, for one worker. `today` returns the time of day in seconds.
+
+    The settlement log `log` keeps deletions while Redis is away.
+    """
 
     def __init__(
         self, wires: RedisConnections, today: Callable[[], float], log: SettlementLog,
@@ -91,15 +96,15 @@ class CallerHolds:
     ) -> None:  # fmt: skip
         self._wires, self._today, self._log = wires, today, log
         self._ended_max, self._idempotent_max = ended_max, idempotent_max
-        self._entered: set[str] = set()  # places that are taken, for holds that are not there yet
+        self._entered: set[str] = set()  # ids whose place is taken, and whose hold is not stored yet
 
     def now_ms(self) -> int:
         return int(self._today() * 1000)
 
     async def begin(self, caller: Caller, key: str, body: bytes, id_: str) -> tuple[str, bytes]:
-        """Return the id of the hold of a request with this key, and the answer it had before, if any.
+        """Return the hold's id of a request with this key, and the stored answer to it, or b"".
 
-        A request whose worker has died is taken over with its id, so that it holds once.
+        A request whose worker has died is taken over with its id, so that it makes one hold.
         """
         name, now_ms = _idempotent(caller, key), self.now_ms()
         mine = _Request(_digest(body), id_, now_ms)
@@ -127,9 +132,10 @@ class CallerHolds:
         await self._pipeline(caller.partition, (b"DEL", name), (b"ZREM", _requests(caller), name))
 
     async def enter(self, caller: Caller, id_: str) -> None:
-        """Take a place for a hold; `TooManyHolds` where its organization or its key has none.
+        """Take a place for a hold; raise `TooManyHolds` if the organization or the API key has too many.
 
-        It is taken before they are counted: of all that ask at once the last one sees every other.
+        The place is taken before they are counted: of all concurrent requests the last one counts every
+        other.
         """
         now_ms, names = self.now_ms(), _open_indexes(caller)
         until = b"%d" % (now_ms + PLACE_MS)
@@ -141,7 +147,7 @@ class CallerHolds:
         counted = cast("list[int]", await self._pipeline(caller.partition, *commands))
         _, _, is_new, _, _, _, of_all, own = counted
         if not is_new:
-            return  # the request is sent again whose hold is open
+            return  # a repeated request, whose hold is open
         self._entered.add(id_)
         left = OPEN_MAX - of_all
         if not leaves_others(own - 1, 1, left):
@@ -176,7 +182,7 @@ class CallerHolds:
             raise CountersRefused("Redis has a hold that cannot be read.")
         wire = self._wires.of(caller.partition)
         if raw is None and await ask_word(wire) != wire.run_id:
-            raise CountersUnavailable  # whether there is one may be said by a verified Redis alone
+            raise CountersUnavailable  # only a verified Redis may say that a hold does not exist
         if (
             hold is None
             or hold.tenant_id != caller.tenant_id
@@ -201,7 +207,7 @@ class CallerHolds:
     async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
         end.applied = True
         life_ms = RELEASED_MS if end.released else ENDED_MS
-        # Nothing is settled again: what was said of the call is in its row alone.
+        # Nothing is settled again: the call's facts are in its row alone.
         await self._set(hold.partition, _end(hold), replace(end, facts=""), life_ms)
         await self._set(hold.partition, _record(hold), replace(hold, metadata="", columns=""), life_ms)
         names = _open_indexes(hold.caller)
@@ -243,7 +249,7 @@ class CallerHolds:
         return await self._ask(partition, b"SET", name, written, b"PX", b"%d" % life_ms, *more) is not None
 
     async def _index(self, partition: int, index: bytes, name: bytes, life_ms: int, most: int) -> list[bytes]:
-        """Add a name to an index by when it is forgotten; take out and return the first beyond `most`."""
+        """Add a name to an index, with the time it expires; remove and return the oldest beyond `most`."""
         now_ms = self.now_ms()
         counted = await self._pipeline(
             partition,
@@ -274,7 +280,7 @@ def _record(hold: CallerHold) -> bytes:
 
 
 def _open_indexes(caller: Caller) -> tuple[bytes, bytes]:
-    """Return the keys of the indexes of open holds: of the organization, and of the API key."""
+    """Return the keys of the indexes of open holds: the organization's, and the API key's."""
     p = caller.partition
     return keys.open_holds(p, caller.organization_id).encode(), keys.key_holds(p, caller.key_id).encode()
 

@@ -1,12 +1,12 @@
-"""Who calls, and at which terms, as Redis has it, cached.
+"""Identifies callers, and knows the terms of their organizations, from Redis, cached.
 
-An identity and its organization's terms live here for less than a second, and as long again and again while
-Redis tells what changes, without being read. So a revoked or new credential counts within a second, a new
-price or subscription too, and many callers in turn cost little more than one. They are read again in the
-background after half a minute all the same, and hold for a minute at most. The cache is bounded in bytes: the
-caller that called longest ago makes room for a newcomer. No guess makes anybody go, and guesses are looked up
-a few at a time. That a credential is unknown may be said only by a verified Redis: otherwise nobody knows.
-While it cannot say anything, callers it knew before are still known where their tenant has a lease.
+A cached identity and its organization's terms are valid for less than a second. While Redis reports changes,
+this is prolonged without reading. So a revoked or new credential, a new price or subscription counts within a
+second, and many callers cost little more than one. After half a minute they are read again in the background,
+and none is valid for more than a minute. The cache is bounded in bytes: a new caller displaces the one that
+called longest ago. Guessed credentials displace nobody, and only a few are looked up at once. Only a verified
+Redis may say that a credential is unknown. Until then, callers known before are served if their tenant has a
+lease.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.errors import CountersRefused, CountersUnavailable, EndedApiKey, InvalidApiKey
 
-# Cached callers are read again after a while, though no change was told: many at once, behind calls.
+# Cached callers are read again after a while, even without a reported change: in batches, behind calls.
 #
-# An unchanged one holds on. Another one counts as changed, so the next call looks it up.
+# An unchanged one stays valid. A difference counts as a change, so the next call looks the caller up.
 
-# From when on what was read is read again.
+# The age at which a value is read again.
 AGAIN_S: Final = 30.0
-# So many callers at once, so often; and while so many wait, another one is noted later.
+# Callers read in one batch, the pause before each, and the most that wait; beyond it a caller is noted later.
 AT_ONCE_MAX: Final = 128
 EACH_S: Final = 0.05
 WAITING_MAX: Final = 16_384
 
 
 class CallerRefresh:
-    """Of one worker: callers who are `due`, by their digests, and the one `task` that reads them.
+    """Reads cached callers of one worker again. `due` has their digests; `task` reads them.
 
-    `changed` is told the name of each key that holds something else than is known.
+    `changed` is called with the name of each key whose value differs from the cached one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CallerRefresh:
         self._known, self._terms = known, terms
 
     def note(self, digest: str) -> None:
-        """A caller is to be read again, with others who come to be due within a moment."""
+        """Read a caller again soon, in one batch with others that become due within a moment."""
         if digest in self.due or len(self.due) >= WAITING_MAX:
             return
         self.due[digest] = None
@@ -99,7 +99,7 @@ class CallerRefresh:
             await in_task(self._compare(some))
 
     async def _compare(self, digests: list[str]) -> None:
-        """Ask for what is known of these, and for their terms, where that was read long ago."""
+        """Query the identities of these digests, and their terms, if they were read long ago."""
         asked_at = self._clock()
         asked: dict[bytes, CachedValue] = {}
         for digest in digests:
@@ -117,23 +117,23 @@ class CallerRefresh:
             try:
                 reply, since = await reading.answer()
             except CountersUnavailable:
-                continue  # it holds for no longer than it did
+                continue  # it stays valid no longer than it was
             if kept.raw == (reply or b""):
                 kept.read_at, kept.since = asked_at, since
             else:
                 self._changed(name)
 
 
-IDENTITY_S = 0.8  # with the way to Redis, a change counts within a second
-END_S = 0.001  # ends of keys are whole milliseconds
-KNOWN_S_MAX = 60.0  # nothing holds for longer, whatever is told
+IDENTITY_S = 0.8  # together with the round trip to Redis, a change counts within a second
+END_S = 0.001  # keys expire in whole milliseconds
+KNOWN_S_MAX = 60.0  # no value is valid for longer, even without a reported change
 
 
 class CallerCache(Catalogue):
-    """Identities and terms of one worker.
+    """The cached identities and terms of one worker.
 
-    `clock` is monotonic; `today` tells the time of day in seconds since the epoch. `allowances` are
-    told who is there, and say who is served without Redis: who was looked up in the last `stale_s`.
+    `clock` is monotonic; `today` returns seconds since the epoch. `allowances` learn of each caller, and
+    decide who is served without Redis: callers looked up in the last `stale_s` seconds.
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class CallerCache(Catalogue):
         self._stale_s = stale_s
         self._known: LruCache[str, CachedCaller] = LruCache(bounds.known_bytes_max)
         self._terms: LruCache[int, CachedTerms] = LruCache(bounds.terms_bytes_max)
-        # Credentials nobody has: until when, monotonic, and why. They are apart: guesses displace no caller.
+        # Unknown credentials: the error, and its monotonic end. Kept apart, so that guesses displace no
+        # caller.
         self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
         self._unknown_max = bounds.unknown_max
         self._turns = LookupQueue(bounds.look_ups_max, bounds.look_ups_waiting_max)
@@ -164,16 +165,17 @@ class CallerCache(Catalogue):
             pool.join("terms", self._terms)
 
     def cached(self, digest: str) -> Caller | None:
-        """Return the caller of a digest looked up a moment ago, or not changed since, or None."""
+        """Return the caller of a digest if its cache entry is valid; otherwise None."""
         known = self._known.find(digest)
         if known is None or (known.fresh < self._clock() and not self._renewed(digest, known)):
             return None
         return known.caller
 
     async def identify(self, digest: str) -> Caller:
-        """Return the caller of a digest; InvalidApiKey if there is none, CountersUnavailable if nobody knows.
+        """Return the caller of a digest; InvalidApiKey if there is none.
 
-        Overloaded where too many are asked for that are not known here.
+        CountersUnavailable if that cannot be decided, and Overloaded if too many unknown digests are being
+        looked up.
         """
         cached = self.cached(digest)
         if cached is not None:
@@ -186,7 +188,7 @@ class CallerCache(Catalogue):
             else:
                 caller = await self._look_up(digest, known.caller)
         except CountersUnavailable:
-            if self._wires.of_key(keys.identity(digest).encode()).available:  # it answers, and will not
+            if self._wires.of_key(keys.identity(digest).encode()).available:  # Redis answers, and refuses
                 raise
         caller = caller or await self._known_elsewhere(digest) or self._known_before(digest)
         if caller is None:
@@ -194,7 +196,7 @@ class CallerCache(Catalogue):
         return caller
 
     async def know(self, organization_id: int) -> None:
-        """Have an organization's terms, for work that no call of it has begun here."""
+        """Cache the terms of an organization, for work that no call of it has started here."""
         if self._holds(organization_id):
             return
         asked_at, terms = self._clock(), self._ask_terms(organization_id)
@@ -204,13 +206,13 @@ class CallerCache(Catalogue):
             terms.leave()
 
     def _renewed(self, digest: str, known: CachedCaller) -> bool:
-        """Whether who was known is known for as long again, since nothing that was read of it changed."""
+        """Return whether a cached caller is valid again, because nothing it was read from has changed."""
         organization_id = known.caller.organization_id
         terms = self._terms.find(organization_id)
         if terms is None:
             return False
         fresh = self._changes.hold_until(known.since, IDENTITY_S)
-        if terms.since != known.since:  # its organization is another server's
+        if terms.since != known.since:  # its organization is on another server
             fresh = min(fresh, self._changes.hold_until(terms.since, IDENTITY_S))
         read_at, now = min(known.read_at, terms.read_at), self._clock()
         fresh = min(fresh, read_at + KNOWN_S_MAX)
@@ -223,12 +225,12 @@ class CallerCache(Catalogue):
         return True
 
     async def _look_up_in_turn(self, digest: str) -> Caller | None:
-        """Return the same of who is not known here, when there is room: guesses wait for each other alone."""
+        """Return the caller of an uncached digest, in turn with others; None if Redis cannot decide."""
         self._refuse_unknown(digest)
         turn = self._turns.take()
         try:
             await turn.wait
-            cached = self.cached(digest)  # others may have asked for it meanwhile
+            cached = self.cached(digest)  # another request may have looked it up meanwhile
             if cached is not None:
                 return cached
             self._refuse_unknown(digest)
@@ -237,7 +239,7 @@ class CallerCache(Catalogue):
             self._turns.give_back(turn)
 
     def _changed(self, name: bytes) -> None:
-        """A key of an identity or of terms changed: the next question reads it."""
+        """Invalidate the cache entry of a changed identity or terms, so that the next call reads it."""
         if name.startswith(keys.IDENTITIES):
             digest = keys.own_name(name)
             self._unknown.pop(digest, None)
@@ -250,13 +252,14 @@ class CallerCache(Catalogue):
                 terms.since = NEVER
 
     async def _look_up(self, digest: str, known: Caller | None) -> Caller | None:
-        """Return the caller of a digest as Redis has it, None where it cannot say; InvalidApiKey for none.
+        """Return the caller of a digest from Redis; None if Redis cannot decide, InvalidApiKey if there is
+        none.
 
-        EndedApiKey for one whose end is kept, since what it stood for must stand for nobody else.
-        its end is kept, since its stand-in must stand for nobody else. An answer is as old as its
-        question. An answer that is told to change meanwhile is not cached.
+        EndedApiKey for a key that ended and whose record is kept, because its stand-in must not pass to
+        anybody else. An answer is as old as its query. An answer with a change reported meanwhile is not
+        cached.
         """
-        # Who it was is looked up together with terms that may be others: one round trip, but for the first.
+        # A known caller is queried together with its terms: one round trip. The first time takes two.
         name, asked_at = keys.identity(digest).encode(), self._clock()
         asked, terms = self._changes.read(name), None
         if known is not None and not self._holds(known.organization_id):
@@ -294,7 +297,7 @@ class CallerCache(Catalogue):
         fresh, held = asked_at + IDENTITY_S, self._terms.find(caller.organization_id)
         if asked.told or held is None or (terms is not None and terms.told):
             fresh = asked_at - IDENTITY_S
-        elif terms is None:  # of those that were known since the last message counts
+        elif terms is None:  # valid as long as its terms, counted from the last message of Redis
             fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
         fresh = self._before_end(fresh, found.x)
         entry = CachedCaller(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
@@ -303,19 +306,19 @@ class CallerCache(Catalogue):
         return caller
 
     def _before_end(self, fresh: float, expires_ms: int) -> float:
-        """Return the same moment, but none after the end of the key."""
+        """Return `fresh`, a monotonic time in seconds, or the end of the key if that is earlier."""
         if not expires_ms:
             return fresh
         return min(fresh, self._clock() + expires_ms / 1000 - self._today() - END_S)
 
     def _refuse_unknown(self, digest: str) -> None:
-        """Raise what was found of a credential a moment ago that nobody has."""
+        """Raise the stored error of a credential that was found unknown a moment ago."""
         until, wrong = self._unknown.get(digest, (0.0, InvalidApiKey))
         if until >= self._clock():
             raise wrong
 
     def _forget(self, digest: str, wrong: type[InvalidApiKey], asked_at: float | None) -> None:
-        """Nobody has this credential, as was asked then; None where something was told since."""
+        """Drop a caller, and remember its credential as unknown unless a change was reported (None)."""
         self._known.drop(digest)
         if asked_at is None:
             return
@@ -325,9 +328,11 @@ class CallerCache(Catalogue):
             self._unknown.popitem(last=False)
 
     async def _known_elsewhere(self, digest: str) -> Caller | None:
-        """Return who a digest stood for when its server could last be asked, where the account's own answers.
+        """Return the cached caller if only the identity's server is away, and the account's own server
+        answers.
 
-        That one's scripts know whether the key was revoked, so this is good for as long as it is remembered.
+        The account's scripts know whether the key was revoked, so the cached identity is good without a time
+        limit.
         """
         known = self._known.find(digest)
         if known is None or known.expired(self._today() * 1000):
@@ -346,17 +351,17 @@ class CallerCache(Catalogue):
         return caller
 
     def _known_before(self, digest: str) -> Caller | None:
-        """Return who a digest stood for when Redis could last be asked, where that is good enough."""
+        """Return the cached caller while Redis is away, if it was valid lately and its tenant has a lease."""
         known = self._known.find(digest)
         if known is None or known.fresh + self._stale_s < self._clock():
             return None
         if known.expired(self._today() * 1000) or not self._allowances.covers(known.caller):
             return None
-        self._allowances.seen(known.caller)  # its lease stays, whatever Redis answers when it is back
+        self._allowances.seen(known.caller)  # the lease remains, whatever Redis answers when it is back
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:
-        """Return whether terms that were read, up to 160 KB, are still the same."""
+        """Return whether cached terms (up to 160 KB) are still valid."""
         terms, now = self._terms.find(organization_id), self._clock()
         if terms is None or terms.read_at + AGAIN_S < now:
             return False
@@ -366,7 +371,7 @@ class CallerCache(Catalogue):
         return self._changes.read(keys.organization_terms(organization_id).encode())
 
     def _learn(self, organization_id: int, reply: Reply, since: int, read_at: float) -> None:
-        """Keep an organization's terms; the same terms stay the same object. Without any, none differ."""
+        """Cache an organization's terms; unchanged ones keep their object. No reply means default terms."""
         raw = reply if isinstance(reply, bytes) else b""
         terms = self._terms.find(organization_id)
         if terms is None or terms.raw != raw:
@@ -379,7 +384,7 @@ class CallerCache(Catalogue):
 
 
 def _read_identity(raw: bytes) -> Identity:
-    """Return an identity as it was written; CountersRefused for what nobody here can read."""
+    """Return a decoded identity; raise CountersRefused if it cannot be read."""
     try:
         return decode_identity(raw)
     except UNREADABLE as error:
@@ -390,12 +395,12 @@ def _unread(what: str, error: Exception) -> CountersRefused:
     return CountersRefused(f"Redis has {what} that cannot be read: {error}")
 
 
-# The terms of a caller: services, budgets and prices, of the callers in `callers.py`.
+# The terms of a caller: services, budgets and prices, for the callers above.
 class Directory(CallerCache):
-    """Identities, terms, services, prices and weights of one worker.
+    """Identities, terms, services, prices and weights, as one worker has them cached.
 
-    `stand_ins` says which models have another's price, `spent` how callers are told that an amount is spent
-    where neither key nor organization says.
+    `stand_ins` names models that are charged at another model's price. `spent` is the answer to a spent limit
+    where neither the API key nor the organization sets one.
     """
 
     def __init__(
@@ -421,11 +426,11 @@ class Directory(CallerCache):
             pool.join("budgets", self._budgets.known)
 
     def resolve(self, caller: Caller, key: str) -> Service | None:
-        """Return the service of a key as the caller's organization has it, for this call; None if there is
-        none.
+        """Return the service of a key at the terms of the caller's organization; None if there is no such
+        service.
 
-        ServiceNotIncluded where the organization may not use it, CountersUnavailable where its terms
-        are not known: a caller just identified has them.
+        ServiceNotIncluded if the organization may not use it; CountersUnavailable if its terms are not
+        cached, which they are for a caller just identified.
         """
         service = self._services.get(key)
         terms = self._terms.find(caller.organization_id)
@@ -433,7 +438,7 @@ class Directory(CallerCache):
             raise CountersUnavailable
         return terms.resolve(service, self._today() * 1000) if service is not None else None
 
-    def budgets(  # noqa: PLR0917  # whose call it is, and what it says
+    def budgets(  # noqa: PLR0917  # whose call it is, and what it asks for
         self,
         caller: Caller,
         service_id: int,
@@ -442,9 +447,10 @@ class Directory(CallerCache):
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
-        """Return the budgets that a call takes from, with its run; None where that is none.
+        """Return the budgets that a call takes from, including its run; None if there are none.
 
-        CountersUnavailable where they are unknown. Without `remember` no other call's are forgotten for it.
+        CountersUnavailable if the terms are not cached. Without `remember` the result displaces no cached
+        one.
         """
         terms = self._terms.find(caller.organization_id)
         if terms is None:
@@ -463,7 +469,7 @@ class Directory(CallerCache):
         return found if found.accounts else None
 
     def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
-        """The budgets that this caller's calls may take from, whatever they ask for, with their accounts."""
+        """Return the accounts and budgets that any call of this caller may take from."""
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.budgets is None:
             return []
@@ -494,17 +500,17 @@ class Directory(CallerCache):
         return caller.spent.else_of(of_organization).else_of(self.spent)
 
     def sell(self, sellers: Mapping[str, Seller]) -> None:
-        """Go by these sellers of the upstreams."""
+        """Use these sellers, by upstream, for the choice of prices."""
         self._sellers = sellers
         self.prices.read_for(frozenset({one.name for one in sellers.values()}))
 
     def price(
         self, caller: Caller, model: str, ago_s: float, own: bool = False, upstream: str = ""
     ) -> Vector | None:
-        """Return what a model cost so many seconds ago, in the organization's currency, else in that of the
-        base.
+        """Return the price of a model `ago_s` seconds ago, in the organization's currency, or else in the
+        base currency.
 
-        None where there is no such price; with `own` in no other currency than the organization's.
+        None if there is no price; with `own`, only the organization's currency counts.
         """
         currency = self.pays_in(caller)
         at_ms, seller = (self._today() - ago_s) * 1000, self._sellers.get(upstream)
@@ -514,7 +520,7 @@ class Directory(CallerCache):
         return found
 
     def base_rate(self, caller: Caller, ago_s: float) -> str | None:
-        """Return how much of the organization's currency a unit of the base was so many seconds ago."""
+        """Return the organization's currency per unit of the base currency, `ago_s` seconds ago."""
         return self.prices.base_rate(self.pays_in(caller), (self._today() - ago_s) * 1000)
 
     def price_as(

@@ -1,6 +1,6 @@
-"""The accounts of upstreams' capacity in Redis: where they stand, and how they are asked.
+"""The accounts of upstreams' shared capacity in Redis, and the script call that asks them.
 
-Those of one upstream stand in the slot of one partition, by the upstream's name.
+All accounts of one upstream are in the slot of one partition, chosen by the upstream's name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class CapacityAccounts:
-    """Asks the accounts; see `CapacityPort`."""
+    """Asks the accounts for capacity; implements `CapacityPort`."""
 
     def __init__(self, wires: RedisConnections) -> None:
         self._wires = wires
 
-    async def ask(  # noqa: PLR0917  # as the port has it
+    async def ask(  # noqa: PLR0917  # the signature of the port
         self,
         account: tuple[str, str],
         limits: CapacityLimits,
@@ -41,7 +41,7 @@ class CapacityAccounts:
         told = tuple(map(_encode, (most, asks, ended, over, going)))
         wait = self._wires.of(partition).send(encode_script("share", names, told))
         if wait.done:
-            raise CountersRefused  # it never left
+            raise CountersRefused  # it was never sent
         answer = await wait
         if not isinstance(answer, list) or len(answer) != len(asks) + 1:
             raise CountersUnavailable

@@ -1,9 +1,9 @@
-"""Services and prices, as the keeper wrote them for everybody: catalogue, weights and prices.
+"""Services, weights and prices, which the keeper writes for all workers: the catalogue and the price list.
 
-All are read whenever others are told of, and seldom besides; twice a second where nothing is told, or while
-not all is verified. One older than the known one counts only once it stands in a Redis that was verified: a
-server that was replaced may lack the latest for a while. One that cannot be read, or was written by a newer
-keeper, is logged once, and the one before stays.
+A worker reads them whenever a change is reported, and rarely otherwise; twice a second if Redis reports no
+changes or is not verified. A version older than the known one counts only if the Redis was verified, because
+a replaced server may lack the latest for a while. A version that cannot be read, or that a newer keeper
+wrote, is logged once, and the one before stays in force.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersRefused, CountersUnavailable, ServiceNotIncluded
 
-# What models cost, as Redis has it: the price book of one worker.
+# The price book of one worker: the prices of models, read from Redis.
 #
-# Prices that begin later come long before, so each is in force at its time by the worker's own clock, and a
-# new one as soon as Redis tells of it, within half a second otherwise. One that cannot be read, or was
-# written by a newer keeper, is logged once, and the one before stays in force.
+# Future prices are stored long before, so each is in force at its time by the worker's own clock. A new one
+# is read when Redis reports it, or else within half a second. A price list that cannot be read, or that a
+# newer keeper wrote, is logged once, and the one before stays in force.
 
 _PRICES, _HEAD = keys.PRICES.encode(), keys.PRICES_HEAD.encode()
 
 
 def unheard(what: str, **facts: object) -> None:
-    """Where nobody listens."""
+    """Discard a log message."""
 
 
 class PriceCache:
-    """The book and its `version`, 0 before the first one was read; `log` is told of those that cannot be."""
+    """The price book and its `version`, 0 before the first read; `log` gets errors of reading."""
 
     __slots__ = ("_book", "_log", "_looked_at", "_sellers", "_told", "_wires", "version")
 
@@ -67,30 +67,30 @@ class PriceCache:
         self._sellers: frozenset[str] = frozenset()
         self._wires = wires
         self._log = log
-        # The head of the last read one, good or not; and the last logged one.
+        # The head of the last list that was read, valid or not; and the last logged error.
         self._looked_at = b""
         self._told = ""
 
     @property
     def unread(self) -> bool:
-        """Whether those that are there could not be read when they were looked at last."""
+        """Whether the stored price list could not be read at the last look."""
         return self._told != ""
 
     def read_for(self, sellers: frozenset[str]) -> None:
-        """Keep the lists of these sellers too, from the next refresh on."""
+        """Read the price lists of these sellers too, from the next refresh on."""
         if sellers != self._sellers:
             self._sellers, self._looked_at = sellers, b""
 
     def vector(self, model: str, currency: str, at_ms: float, seller: Seller | None = None) -> Vector | None:
-        """Return the price in force of a model at a time (ms since the epoch), None where there is none."""
+        """Return a model's price in force at a time (ms since the epoch); None if there is none."""
         return self._book.vector(model, currency, at_ms, seller)
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
-        """Return how much of a currency a unit of the base was at a time; None where nobody says."""
+        """Return the exchange rate at a time: units of a currency per base unit; None if unknown."""
         return self._book.base_rate(currency, at_ms)
 
     async def refresh(self) -> None:
-        """Read the book again if there is another; CountersUnavailable where Redis cannot be asked."""
+        """Read the price book again if it changed; CountersUnavailable if Redis does not answer."""
         try:
             stored = await self._newer()
         except (CountersRefused, *UNREADABLE) as error:
@@ -115,29 +115,28 @@ class PriceCache:
             raise ValueError("there are none")
         stored = decode_prices(raw if isinstance(raw, bytes) else b"", self._sellers)
         if stored[0].version < self.version and not await says_verified(wire, ask_word(wire)):
-            self._looked_at = before  # of a server that may lack the latest
+            self._looked_at = before  # from a server that may lack the latest
             return None
         return stored
 
 
-# An organization's terms, as they resolve services for its callers.
+# An organization's terms, which decide the services and prices of its callers.
 #
-# Subscription services are those its subscription includes. Of services with another meter it may use all.
-# Where its terms say `listed`, it may use those services alone that it has a price for, whatever their meter.
+# Services of a subscription need a subscription that includes them. Any organization may use the others. If
+# its terms are `listed`, it may use only services with a price of its own, whatever their meter.
 #
-# A service is resolved once a version of the catalogue and of the terms, and stays the same object
-# while neither changes: what is made for a service elsewhere is found again.
+# A service is resolved once for a version of the catalogue and of the terms, and remains the same object
+# until one changes, so that other caches can use it as a key.
 
-# The cache entry of an organization takes so many bytes, and so many more for each it was read from
-# (measured).
+# Measured bytes of an organization's cache entry: a fixed part, and this many for each stored byte.
 TERMS_BYTES: Final = 1024
 TERMS_COPIES: Final = 5
-# How many ways to have a service organizations share that have negotiated nothing of it.
+# The most resolved services that organizations without negotiated terms share.
 USUAL_MAX: Final = 4_096
 
 
 class CachedTerms(CachedValue):
-    """One organization's terms; `budgets` are those of its calls, None where it has none."""
+    """One organization's cached terms; `budgets` are the budgets of its calls, None if it has none."""
 
     def __init__(self, raw: bytes, organization_id: int = 0) -> None:
         self.raw, self.since, self.read_at = raw, NEVER, 0.0
@@ -156,18 +155,18 @@ class CachedTerms(CachedValue):
         self._organization_id = organization_id
         self._no_budgets: OrganizationBudgets | None = None
         self._resolved: dict[str, _ResolvedService] = {}
-        # The one that was asked for last: most organizations call one.
+        # The last resolved one: most organizations call one service.
         self._last: _ResolvedService | None = None
 
     @property
     def no_budgets(self) -> OrganizationBudgets:
-        """What calls of runs take from besides, where there are no budgets: the same object each time."""
+        """The empty budgets of an organization, for its calls with a run: the same object each time."""
         if self._no_budgets is None:
             self._no_budgets = OrganizationBudgets(self._organization_id, (), self.currency)
         return self._no_budgets
 
     def resolve(self, service: Service, now_ms: float) -> Service:
-        """The catalogue's service as this organization has it; ServiceNotIncluded where it may not use it."""
+        """Return a service at this organization's terms; ServiceNotIncluded if it may not use it."""
         known = self._last
         if known is None or known.base is not service:
             known = self._last = self._known_as(service)
@@ -203,10 +202,10 @@ class CachedTerms(CachedValue):
 
 
 class _ResolvedService:
-    """A service of the catalogue as one organization has it; `included` is the one its subscription pays.
+    """A service at one organization's terms; `included` is its form while a subscription pays for it.
 
-    That is so from `since_ms` on and before `until_ms`. `given` says that it may use it, as far as that does
-    not depend on a subscription.
+    That is from `since_ms` until before `until_ms`. `given` is whether the organization may use the service,
+    apart from subscriptions; otherwise `why` is the message.
     """
 
     __slots__ = ("base", "given", "included", "service", "since_ms", "until_ms", "why")
@@ -221,18 +220,18 @@ class _ResolvedService:
 
 
 def _shared(known: _ResolvedService) -> _ResolvedService:
-    """Return the one of all organizations that have a service so: what all calls read stays near at hand."""
+    """Return the object that all organizations with this same service share, for the processor's cache."""
     name = id(known.base), known.why if not known.given else "", known.since_ms, known.until_ms
-    return the_one(_usual, name, known, USUAL_MAX)  # what is kept has its base, so no other has that id
+    return the_one(_usual, name, known, USUAL_MAX)  # the value has its base, so no other has that id
 
 
 _usual: Final[dict[tuple[int, str, float, float], _ResolvedService]] = {}
 
 
-# Which weights a tenant's calls go by: those of its plan, as the catalogue has them.
+# The weights of a tenant's calls: those of its plan in the catalogue.
 #
-# Which plan a tenant follows is known from what Redis answered last: `reserve` names the plan whose weights
-# it went by, and is told of another. Where no plan has weights, nothing is asked.
+# A worker learns a tenant's plan from Redis' answers: `reserve` sends the plan that its weights belong to,
+# and gets the right one if it differs. If no plan has weights, nothing is sent.
 
 TENANTS_MAX = 50_000
 NO_PLAN = 0
@@ -240,28 +239,28 @@ _NONE: Mapping[int, Weights] = {}
 
 
 class WeightCache:
-    """The weights of one worker. `by_plan` has those of every plan that weighs anything."""
+    """The weights of one worker. `by_plan` has the weights of each plan that defines any."""
 
     __slots__ = ("_plans", "_tenants_max", "by_plan")
 
     def __init__(self, tenants_max: int = TENANTS_MAX) -> None:
         self.by_plan = _NONE
         self._tenants_max = tenants_max
-        # Plans by tenant.
+        # Plan ids by tenant id.
         self._plans: dict[int, int] = {}
 
     def load(self, millionths: Mapping[int, Mapping[str, int]]) -> None:
-        """Go by what another catalogue says."""
+        """Replace all weights by those of a new catalogue, in millionths by plan id and kind."""
         self.by_plan = {plan_id: Weights.of(weights) for plan_id, weights in millionths.items() if weights}
 
     def plan_of(self, request: HoldRequest) -> int:
-        """Return the plan a call is taken to be of; any, where weights change nothing about it."""
+        """Return the plan id last learned for a call's tenant; ANY_PLAN if weights do not matter to it."""
         if not self.by_plan or not request.service.counts_tokens:
             return ANY_PLAN
         return self._plans.get(request.caller.tenant_id, NO_PLAN)
 
     def learn(self, tenant_id: int, plan_id: int) -> None:
-        """A tenant follows this plan."""
+        """Remember the plan of a tenant."""
         if len(self._plans) >= self._tenants_max and tenant_id not in self._plans:
             del self._plans[next(iter(self._plans))]
         self._plans[tenant_id] = plan_id
@@ -281,11 +280,11 @@ class Catalogue:
         self.version = 0
         self.prices = PriceCache(wires, log)
         self.weighing = WeightCache()
-        # The partitions whose very Redis no keeper has compared with PostgreSQL, as of the last look.
+        # The partitions that, at the last look, no keeper had verified on this Redis.
         self.unverified = frozenset(range(PARTITIONS))
         self._wires, self._changes, self._clock, self._log = wires, changes, clock, log
         self._raw = b""
-        # Why the last one that was looked at cannot be read, empty where it can.
+        # Why the last catalogue read is invalid; empty if it is valid.
         self._told = ""
         self._services: dict[str, Service] = {}
         self._models: tuple[ModelRule, ...] = ()
@@ -293,20 +292,20 @@ class Catalogue:
 
     @property
     def verified(self) -> bool:
-        """Whether a keeper has compared all there is of this very Redis."""
+        """Whether a keeper has verified all partitions on this Redis."""
         return not self.unverified
 
     @property
     def unread(self) -> list[tuple[str, int]]:
-        """Of the catalogue and of prices, whether those that are there cannot be read: 1 or 0."""
+        """The catalogue and the prices by name: 1 if the stored one cannot be read, otherwise 0."""
         return [("catalogue", int(self._told != "")), ("prices", int(self.prices.unread))]
 
     def service(self, key: str) -> Service | None:
-        """The service of a key, None if there is none; CountersUnavailable before the first catalogue."""
+        """Return the service of a key, or None; CountersUnavailable before the first catalogue."""
         return self.catalogue().get(key)
 
     def catalogue(self) -> Mapping[str, Service]:
-        """Return every service by its key; CountersUnavailable before the first catalogue."""
+        """Return all services by key; CountersUnavailable before the first catalogue."""
         if not self.version:
             raise CountersUnavailable
         return self._services
@@ -318,10 +317,7 @@ class Catalogue:
         return self._shares
 
     async def refresh(self) -> None:
-        """Read the catalogue again; one older than the known one waits for the next look.
-
-        One that cannot be read leaves what was read before.
-        """
+        """Read the catalogue again. An older or unreadable one leaves the known one in force."""
         raw = await self._wires.of_key(_NAME).send(encode(b"GET", _NAME))
         if not isinstance(raw, bytes):
             raise CountersUnavailable
@@ -332,7 +328,7 @@ class Catalogue:
             self._tell(str(error))
 
     async def first_catalogue(self, within_s: float) -> bool:
-        """Wait, bounded, until there is a catalogue; called before anything is served."""
+        """Wait up to `within_s` seconds for the first catalogue, before serving; return if there is one."""
         give_up = self._clock() + within_s
         while not self.version and self._clock() < give_up:
             await self._read_catalogue()
@@ -340,14 +336,14 @@ class Catalogue:
         return self.version > 0
 
     async def keep_fresh(self) -> None:
-        """Read catalogue and prices whenever others are told of, and now and then; else they stay."""
+        """Read catalogue and prices when a change is reported, and at intervals, until cancelled."""
         while True:
             is_read = await self._read_catalogue()
             told = is_read and self.verified and self._changes.hears
             await self._changes.others(TOLD_CATALOGUE_S if told else CATALOGUE_S)
 
     async def _read_catalogue(self) -> bool:
-        """Return whether there was one, and prices could be asked for."""
+        """Read catalogue, verified servers and prices; return False if the catalogue or Redis is missing."""
         words, is_read = [(wire, ask_word(wire)) for wire in self._wires.wires], False
         with suppress(CountersUnavailable):
             try:

@@ -1,9 +1,9 @@
-"""Jobs as they are stored in Redis: any worker finds them, looks at them and charges them.
+"""Jobs stored in Redis, so that any worker can find, poll and charge them.
 
-Each has one key, and a second one that leads there from its upstream's id. Beside them each partition has a
-list of those that are not settled, by when they are looked at next, or whose row is not stored since: a
-keeper takes these off. A look moves a job behind, so that no number of others keeps it from being looked at.
-Each organization has a list of its open jobs, which bounds them. All stand in the partition's slot.
+A job has one key, and a second one that leads from its upstream's id to it. Each partition has a list of jobs
+that are unsettled, by the time of the next look, or whose row is not stored yet; a keeper removes those. A
+look moves the job to a later time, so that other jobs never keep it waiting. Each organization has a list of
+its open jobs, which bounds their number. All of these are in the partition's slot.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from gateway.counters.redis.connection import encode
 from gateway.counters.settlement_log.log import JOB, SettlementLog
 from gateway.errors import CountersUnavailable, TooManyJobs
 
-# So long a settled job is remembered: a look at it charges nothing. Of responses there are many.
+# How long a settled job is stored: a later look charges nothing. Shorter for responses, which are many.
 SETTLED_S: Final = 7 * 86_400
 CALL_SETTLED_S: Final = 3_600
-# Before all places of a queue.
+# The stream id before all entries of a queue.
 NO_PLACE: Final = "0-0"
-# So long it is known whose a batch is: as long as it runs, and is remembered.
+# How long the owner of a batch is stored: while it can run, and while it is remembered.
 OWNED_S: Final = HOLD_S_MAX + SETTLED_S
-# Open jobs of one organization, and of one of its API keys.
+# The most open jobs of one organization, and of one of its API keys.
 OPEN_MAX, OPEN_KEY_MAX = 10_000, 5_000
-# When one who has as many may ask again: jobs are looked at each minute, by default.
+# Retry after this many seconds with too many open jobs: by default jobs are polled each minute.
 AGAIN_S: Final = 60
-# Jobs of one partition that one look takes, and that are due and may have a turn in it.
+# Jobs that one look takes from one partition, and due jobs that it chooses them from.
 LOOK_MAX: Final = 1_000
 LISTED_MAX: Final = 2 * OPEN_MAX
-# When a settled job is looked at.
+# The score of a settled job in its list: never due.
 _NEVER: Final = b"+inf"
 
 # Open jobs that one worker remembers, of about one kilobyte each.
@@ -46,10 +46,10 @@ REMEMBERED_MAX: Final = 10_000
 
 
 class StoredJobs:
-    """Jobs in Redis. What an upstream made, or what it never heard of, waits in the `log` until Redis has it.
+    """Stores jobs in Redis. While Redis is away, jobs that an upstream made or never received go to `log`.
 
-    A job's id is its organization's object from then on, by `objects`. Open jobs that this worker stored are
-    remembered, for a Redis that loses them.
+    A job's id becomes its organization's object, by `objects`. Open jobs that this worker stored are
+    remembered, in case Redis loses them.
     """
 
     def __init__(self, wires: RedisConnections, objects: ObjectOwners, log: SettlementLog) -> None:
@@ -60,22 +60,22 @@ class StoredJobs:
         return begin(self._keep(job))
 
     def open(self, job: Job) -> Wait[None]:
-        """Store a job that its upstream has not heard of; `TooManyJobs` where there are as many as may be."""
+        """Store a job before its upstream receives it; raise `TooManyJobs` at the maximum of open jobs."""
         return begin(self._open(job))
 
     def drop(self, job: Job) -> Wait[bool]:
-        """Forget a job that was never made, at the latest once Redis is back."""
+        """Delete a job that its upstream never made, at the latest when Redis is back."""
         return begin(self._sure(self._drop(job), job))
 
     def begun(self, job: Job) -> Wait[bool]:
-        """Store a job with the id that its upstream gave it. False where that is another job's id.
+        """Store a job with its upstream's id. False if that is the id of another job.
 
-        True too where the worker's log has it in place of Redis; `CountersUnavailable` where neither does.
+        Also True if Redis is away and the worker's log has stored it; `CountersUnavailable` if neither does.
         """
         return begin(self._sure(self._begun(job), job))
 
     def own(self, job: Job, id_: str) -> Wait[bool]:
-        """Whether a batch of an upstream is this job's: it is the first one's that asks, of all there are."""
+        """Claim an upstream's batch id for this job; return False if another job claimed it before."""
         return begin(self._own(job, id_))
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
@@ -96,13 +96,13 @@ class StoredJobs:
         return True
 
     async def resend(self, raw: bytes) -> None:
-        """Store a job of the log, unless it is known or decided by now; from an asyncio task."""
+        """Store a job from the log, unless Redis has it already; from an asyncio task."""
         job = read_job(raw)
         if job is not None:
             await in_task(begin(self._resend(job)))
 
     async def restore(self, partitions: Collection[int]) -> None:
-        """Store the remembered jobs of partitions whose Redis lost them; from an asyncio task."""
+        """Store the remembered jobs of partitions that lost theirs; from an asyncio task."""
         for raw in list(self._remembered.values()):
             job = read_job(raw)
             if job is not None and job.partition in partitions:
@@ -118,7 +118,7 @@ class StoredJobs:
             if there is None or there.status == OPENING:
                 await self._drop(job)
         elif there is not None and (there.settled_ms or there.id not in {"", job.id}):
-            await self._objects.keep(job.caller, [job.id])  # it is charged, and shown all the same
+            await self._objects.keep(job.caller, [job.id])  # charged already, and shown all the same
         elif there is not None and there.id:
             await self._begun(there)
         elif not await self._begun(job):
@@ -177,13 +177,13 @@ class StoredJobs:
         return await wire.send(encode(b"GET", name)) == owner
 
     async def owner(self, job: Job, id_: str) -> str:
-        """The job whose id of an upstream this is, empty where it is nobody's; from an asyncio task."""
+        """Return the id of the job that claimed an upstream's batch id, or ""; from an asyncio task."""
         partition, name = _owner(job.upstream, id_)
         owner = await in_task(self._wires.of(partition).send(encode(b"GET", name)))
         return owner.decode() if isinstance(owner, bytes) else ""
 
     async def now_ms(self, job: Job) -> int:
-        """Return the time of the Redis that has a job; from an asyncio task."""
+        """Return the time, in ms, of the Redis that stores a job; from an asyncio task."""
         return _read_ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
 
     async def _drop(self, job: Job) -> bool:
@@ -209,9 +209,9 @@ class StoredJobs:
         return read_job(raw) if isinstance(raw, bytes) else None
 
     async def due(self, within_s: int) -> list[Job]:
-        """Take the jobs that are due, by turns of organizations; from an asyncio task.
+        """Return the jobs that are due, taken in turn from organizations; from an asyncio task.
 
-        Each is due again so much later, whatever becomes of this look.
+        Each becomes due again `within_s` seconds later, whatever this look does.
         """
         found: list[Job] = []
         for partition in range(PARTITIONS):
@@ -219,7 +219,7 @@ class StoredJobs:
         return found
 
     async def claim(self, job: Job, within_s: int) -> Job | None:
-        """Return a job as it is now; None where it is settled, or was taken within half that time."""
+        """Claim a job for one look, for half of `within_s`; None if it is settled, or was claimed."""
         name, half_ms = keys.job_look(job.partition, job.hold_id).encode(), b"%d" % (500 * within_s)
         asked = self._wires.of(job.partition).send(encode(b"SET", name, b"1", b"NX", b"PX", half_ms))
         if await in_task(asked) is None:
@@ -228,7 +228,7 @@ class StoredJobs:
         return None if there is None or there.settled_ms else there
 
     async def place(self, partition: int) -> str:
-        """Behind which place of the late queue stands what is written from now on; from an asyncio task."""
+        """Return the id of the last entry of a partition's late queue, a position; from an asyncio task."""
         wire, name = self._wires.of(partition), keys.late(partition).encode()
         length = await in_task(wire.send(encode(b"XLEN", name)))
         if not length:
@@ -237,7 +237,7 @@ class StoredJobs:
         return cast("dict[bytes, bytes]", said)[b"last-generated-id"].decode()
 
     async def waits(self, job: Job) -> bool:
-        """Return whether charges of its lines wait in the late queue still; from an asyncio task."""
+        """Return whether charges of a job's lines still wait in the late queue; from an asyncio task."""
         name, after = keys.late(job.partition).encode(), b"(" + job.lines_after.encode()
         asked = encode(b"XRANGE", name, after, job.lines_until.encode(), b"COUNT", b"1")
         found = await in_task(self._wires.of(job.partition).send(asked))
@@ -281,7 +281,7 @@ def _open_jobs(job: Job) -> bytes:
 
 
 def _owner(upstream: str, id_: str) -> tuple[int, bytes]:
-    """Return the partition and the key that say whose a batch is."""
+    """Return the partition and the key that store the owner of an upstream's batch."""
     digest = sha256(f"{upstream}\n{id_}".encode()).hexdigest()
     partition = keys.partition_of_digest(digest)
     return partition, keys.job(partition, digest).encode()

@@ -1,8 +1,8 @@
-"""What workers learned of calls' use, told among the workers of all gateways: one small key, read by each.
+"""Shares what workers learned about the use of calls, among all gateways, in one small key.
 
-A worker that meets calls like those of another begins with the lessons of that worker, and so does one that
-starts. Each goes on by its own calls. Nothing is decided here: of two workers that write at once one may lose
-its lessons, which are learned again.
+A worker uses another worker's lessons for calls that it has not met, and so does a worker that starts.
+Otherwise its own calls count. Nothing is decided by these lessons: if two workers write at once, one may lose
+some, and learns them again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
-# Between two looks, and how long a worker waits for news where Redis tells them, and where it does not.
+# The pause between two exchanges, and the wait for news if Redis reports changes, and if it does not.
 PAUSE_S, NEWS_S, SILENCE_S = 0.5, 20.0, 5.0
 KEPT_MS: Final = 3_600_000
-STORED_BYTES_MAX: Final = 256 * 1024  # what is longer was written by no worker
-NAMES_BYTES_MAX: Final = 160  # of service and model together, each up to six bytes in JSON
+STORED_BYTES_MAX: Final = 256 * 1024  # no worker writes a longer value
+NAMES_BYTES_MAX: Final = 160  # of service and model together, each character up to six bytes in JSON
 SHARE_MAX: Final = LESSONS_MAX // 4  # lessons of one organization
-# Of a model or a service; calls name shorter ones (`MODEL_CHARACTERS_MAX`).
+# Characters of a model or a service; calls have shorter names (`MODEL_CHARACTERS_MAX`).
 NAME_CHARACTERS_MAX: Final = 512
 NAME: Final = keys.LESSONS.encode()
 
@@ -45,7 +45,7 @@ _decode: Callable[[bytes], list[Lesson]] = msgspec.json.Decoder(
 
 
 class SharedLessons:
-    """What one worker's estimator learned, and the key that all workers share."""
+    """Exchanges the lessons of one worker's estimator with the key that all workers share."""
 
     def __init__(self, wires: RedisConnections, estimator: Estimator) -> None:
         self._wires, self._estimator = wires, estimator
@@ -55,7 +55,7 @@ class SharedLessons:
         wires.hear(self._hear)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S) -> None:
-        """Share lessons, again and again, until cancelled."""
+        """Exchange lessons until cancelled: on news, and at intervals."""
         while True:
             self._news.clear()
             with suppress(CountersUnavailable):
@@ -71,7 +71,7 @@ class SharedLessons:
             self._news.set()
 
     async def share(self) -> None:
-        """Take over the lessons of others and add those of this worker; CountersUnavailable without Redis."""
+        """Adopt lessons of other workers and store those of this one; CountersUnavailable without Redis."""
         wire = self._wires.of_key(NAME)
         raw = await in_task(wire.send(encode(b"GET", NAME)))
         stored = _read(raw)
@@ -91,7 +91,7 @@ class SharedLessons:
 
 
 def _fitting(lessons: list[Lesson]) -> list[Lesson]:
-    """Return the newest lessons of short names within the share of each organization and of the key."""
+    """Return the newest lessons, within the bounds of each organization and of the key; skip long names."""
     kept, by_organization = list[Lesson](), Counter[int]()
     for lesson in reversed(lessons):
         organization_id, _, service, model, *_ = lesson
@@ -104,7 +104,7 @@ def _fitting(lessons: list[Lesson]) -> list[Lesson]:
 
 
 def _read(raw: object) -> list[Lesson]:
-    """Return the lessons of the key; none where no worker of this version wrote it."""
+    """Return the lessons stored in the key; [] if no worker of this version wrote it."""
     if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
         return []
     try:

@@ -1,11 +1,11 @@
-"""Whose the objects are that upstreams keep: an owner for each id, in Redis, for a while.
+"""The owners of objects that upstreams store, by object id, in Redis, for a limited time.
 
-Each id has one key, in a slot of its own, that names its organization: the first whose answer told of it. Who
-asks is told the same of another's id and of nobody's. Beside it each organization has two lists of its ids
-by the time they are forgotten, which bound how many it has: what calls made to be kept, and what answers of
-models told on the way, so that a day of answers pushes out no file. Ids are random, so a digest of 128 bits
-is as good as the id. Older versions wrote one list alone, and in a cluster an owner's server may be away
-while an answer tells of an id: such an id is claimed when its organization names it.
+Each id has one key, in a slot of its own, which names the organization whose call first returned this id. A
+request for another organization's id gets the same answer as one for an unknown id. Each organization also
+has two lists of its ids by expiry, which bound their number: objects that calls created to be kept, and ids
+that models' answers mentioned, so that a day of answers displaces no file. Ids are random, so a digest of 128
+bits is as good as the id. Older versions wrote only one list. In a cluster the server of an owner's key may
+be away when an answer has an id. An id that is only listed is claimed when its organization uses it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from gateway.errors import CountersUnavailable
 
 DIGEST_BYTES = 16
 PARTS = 100
-BRIEF_S = 6 * 3600  # for which ids are kept that an upstream stores nothing of
-NOTES_MAX = 100  # ids an organization is given before its list is cut again
-CUT_MAX = 2_000  # ids that are forgotten at once: more than one answer tells of
-TRIMS_MAX = 10_000  # lists that were cut lately
+BRIEF_S = 6 * 3600  # how long ids are kept of which the upstream stores nothing
+NOTES_MAX = 100  # ids added for an organization before its list is trimmed again
+CUT_MAX = 2_000  # ids deleted by one trim: more than one answer contains
+TRIMS_MAX = 10_000  # lists whose last trim is remembered
 TELL_INTERVAL_S = 60.0
 
 
 class ObjectOwners:
-    """The owners of objects; `unix_seconds` is the time of day.
+    """Stores and checks the owners of objects; `unix_seconds` returns the time of day.
 
-    An id is kept for `ttl_s` after an answer told of it last, the newest `objects_max` of an organization at
-    most in each of its lists.
+    An id is stored for `ttl_s` seconds after the last answer that contained it. Each list of an organization
+    has the newest `objects_max` ids.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class ObjectOwners:
     ) -> None:
         self._wires, self._unix_seconds, self._log = wires, unix_seconds, log
         self._ttl_s, self._objects_max, self._trims_max = int(ttl_s), objects_max, trims_max
-        # By list: how many more until it is cut, when at the latest, and in which Redis it was.
+        # By list: additions left before a trim, the latest time of that, and the run id of its Redis.
         self._trims: dict[bytes, tuple[int, float, bytes]] = {}
         self._refused, self._said_at = 0, 0.0
 
     async def owned(self, caller: Caller, ids: Sequence[str]) -> bool:
-        """Whether all of these are the caller's organization's. CountersUnavailable where nobody knows."""
+        """Return whether all ids belong to the caller's organization; CountersUnavailable if unknown."""
         mine, groups = _organization(caller), dict[int, list[bytes]]()
         for digest in map(_digest, ids):
             groups.setdefault(keys.partition_of_digest(digest.hex()), []).append(digest)
@@ -70,9 +70,10 @@ class ObjectOwners:
         return is_mine and (not nobodys or await self._claim_listed(caller, nobodys))
 
     def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[None]:
-        """Give these to the caller's organization, but for those of another; the oldest of too many go.
+        """Store the caller's organization as owner of ids, except of those owned by another organization.
 
-        `kept` says how: what was made to be kept, or what an answer of a model told.
+        `kept` names the list: objects created to be kept, ids in a model's answer, or brief ones. Beyond the
+        maximum the oldest are deleted.
         """
         return begin(self._keep(caller, [_digest(one) for one in ids], kept))
 
@@ -84,7 +85,7 @@ class ObjectOwners:
             try:
                 owner = await claim
             except CountersUnavailable:
-                owner = None  # it is in the list, so it is claimed when it is named
+                owner = None  # it is in the list, so it is claimed when it is used
             if owner == mine:
                 self._send(digest, b"EXPIRE", b"%d" % ttl_s, b"GT")
             elif owner is not None:
@@ -95,7 +96,7 @@ class ObjectOwners:
             await self._note(caller, kept, kept_as, ttl_s)
 
     async def _note(self, caller: Caller, digests: Sequence[bytes], kept_as: int, ttl_s: int) -> None:
-        """Add these to one of the organization's lists."""
+        """Add digests to one of the organization's lists; trim the list if that is due."""
         now, wire, (objects, answers) = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
         name, other = (objects, answers) if kept_as == KEPT_OBJECTS else (answers, objects)
         end = b"%d" % (now + ttl_s)
@@ -106,7 +107,7 @@ class ObjectOwners:
         await noted
 
     async def _cut(self, caller: Caller, name: bytes, other: bytes) -> None:
-        """Forget all but the newest of a list, but for those of the other list or of another owner."""
+        """Delete all but the newest of a list, except ids in the `other` list or of another owner."""
         wire = self._wires.of(caller.partition)
         most = self._objects_max
         found = await wire.send(encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV"))
@@ -124,7 +125,7 @@ class ObjectOwners:
         wire.send(encode(b"ZREM", name, *digests))
 
     async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> bool:
-        """Claim what nobody owns and a list of the organization's has; whether that is all of these."""
+        """Claim ids without an owner that are in the organization's lists; return whether all could be."""
         wire = self._wires.of(caller.partition)
         asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
         now, mine = self._unix_seconds(), _organization(caller)
@@ -142,22 +143,22 @@ class ObjectOwners:
         return all([await one in (None, mine) for one in claims])
 
     def _claim(self, digest: bytes, mine: bytes, ttl_s: int) -> Wait[Reply]:
-        """Own an id that nobody does; who owned it before."""
+        """Set the owner of an id unless it has one; the reply is the previous owner."""
         return self._send(digest, b"SET", mine, b"NX", b"GET", b"EX", b"%d" % ttl_s)
 
     def _owners(self, partition: int, digests: Sequence[bytes]) -> Wait[Reply]:
-        """Ask for the owners of objects whose keys stand in one slot, all at once."""
+        """Query the owners of ids whose keys are in one slot, in one command."""
         names = [keys.object_owner(one.hex()).encode() for one in digests]
         return self._wires.of(partition).send(encode(b"MGET", *names))
 
     def _send(self, digest: bytes, verb: bytes, *more: bytes) -> Wait[Reply]:
-        """Ask something of an owner's key, where it stands."""
+        """Send a command for the key of an id's owner, to the server that has it."""
         name = digest.hex()
         wire = self._wires.of(keys.partition_of_digest(name))
         return wire.send(encode(verb, keys.object_owner(name).encode(), *more))
 
     def _is_due(self, name: bytes, more: int, now: float, run_id: bytes) -> bool:
-        """Return whether a list to which so many are added is to be cut now, and its end to be put off."""
+        """Return whether to trim a list now, to which `more` ids are added, and to extend its expiry."""
         trims = self._trims
         left, latest, where = trims.get(name, (0, 0.0, b""))
         left -= more
@@ -170,7 +171,7 @@ class ObjectOwners:
         return is_due
 
     def _tell(self, caller: Caller) -> None:
-        """An answer told of another organization's object: people are told once a minute at most."""
+        """Count an answer with another organization's id, and log such answers once a minute at most."""
         self._refused += 1
         now = self._unix_seconds()
         if now - self._said_at >= TELL_INTERVAL_S:
@@ -186,7 +187,7 @@ def _organization(caller: Caller) -> bytes:
 
 
 def _lists(caller: Caller) -> tuple[bytes, bytes]:
-    """Return the organization's list of objects, and that of the ids in answers."""
+    """Return the keys of the organization's two lists: objects, and ids in answers."""
     place = caller.partition, caller.organization_id
     return keys.objects(*place).encode(), keys.answers(*place).encode()
 

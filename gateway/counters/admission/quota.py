@@ -1,8 +1,8 @@
-"""The counters as a gateway worker uses them: reserve, settle, extend, one method a script.
+"""The counters as a gateway worker uses them: reserve, settle, extend, one method for each script.
 
-A call's keys are the same for every request of a caller, so the wire bytes around what changes
-are made once a caller and kept (`Frame`, bounded). A settlement that is not acknowledged is
-spooled in the worker's log and sent again from there: settling twice is settling once.
+The bytes of a script call are the same for all calls of a caller, except for a few fields. So they are
+encoded once for each caller and cached (`Frame`, bounded). A settlement that Redis did not acknowledge is
+stored in the worker's log and sent again from there: settling twice charges once.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from gateway.counters.redis.connection import RedisConnection, encode_script
 from gateway.counters.settlement_log.log import RELEASE, SettlementLog
 from gateway.errors import CountersRefused, CountersUnavailable
 
-# The holds of calls under way: renewed while they live, raised where a stream has used one up.
+# The holds of running calls: renewed while a call runs, and raised if a stream has used up its hold.
 #
-# Many are asked for in one call of `extend`, by partition. What one of them holds is noted on it.
+# One call of `extend` renews many, by partition. Each granted amount is stored in its `HoldExtension`.
 
 EXTEND_BATCH_MAX = 64
 EXTEND_MARGIN_TOKENS = 256
@@ -63,7 +63,7 @@ CUT = 2
 
 
 class LiveHolds:
-    """Those of one worker. `took` is told the seconds that `extend` took."""
+    """The holds of one worker's running calls. `took` gets the seconds that each `extend` took."""
 
     def __init__(
         self,
@@ -82,20 +82,20 @@ class LiveHolds:
 
     @property
     def live(self) -> int:
-        """How many calls are watched."""
+        """The number of watched calls."""
         return len(self._live)
 
     def watch(self, observed: HoldExtension) -> None:
-        """Keep this live call's hold from its deadline until `unwatch`."""
+        """Renew the hold of this running call until `unwatch`."""
         self._live[observed.request_id] = observed
 
     def unwatch(self, observed: HoldExtension) -> None:
-        """The call is over; it settles itself."""
+        """Stop renewing the hold of a call that ended and settles now."""
         self._live.pop(observed.request_id, None)
         self._outgrown.pop(observed.request_id, None)
 
     def outgrown(self, observed: HoldExtension) -> None:
-        """This watched call has used up its hold: extend it shortly, together with others."""
+        """Raise the hold of a watched call that has used it up: shortly, in one batch with others."""
         if self._allowances.outgrown(observed, EXTEND_MARGIN_TOKENS):
             observed.end_request()
             return
@@ -104,7 +104,7 @@ class LiveHolds:
             self._extending = asyncio.get_running_loop().create_task(self._extend_outgrown())
 
     async def keep_extending(self) -> None:
-        """Renew every live hold three times a lifetime, until cancelled; what was missed, soon."""
+        """Renew all live holds three times a lifetime, sooner after a failure, until cancelled."""
         while True:
             await asyncio.sleep(MISSED_S if self._missed else self._ttl_ms / 3000)
             self._missed = False
@@ -148,22 +148,22 @@ class LiveHolds:
             one.end_request()
 
 
-# Holds that nobody waits for any more: they are given back as soon as Redis can be told.
+# Holds that no caller waits for any more: they are released as soon as Redis answers.
 #
-# A `reserve` that was given up after its wait may be admitted all the same, and a release may stay
-# unanswered. Releases still to come are remembered here until their holds end, up to a maximum; beyond it,
-# and where this worker dies, a call's hold ends by its deadline. That of a longer hold is in the log, too.
+# A `reserve` may be admitted after its caller gave up, and a release may get no answer. Pending releases are
+# remembered here until their holds expire, up to a maximum. Beyond it, or if this worker dies, a call's hold
+# ends at its deadline. The release of a hold with a longer life is also in the log.
 
 RELEASES_MAX = 10_000
 BATCH_MAX = 500
 AGAIN_S, AGAIN_S_MAX = 0.1, 1.0
-# A broken connection's last commands may run after the first release of the next one.
+# A broken connection's last commands may run after the first release on the next one.
 ASKED_MAX = 5
 
 
 @dataclass(slots=True)
 class _PendingRelease:
-    """A hold to be released until its deadline is past; `asked` counts the answers that knew no such hold."""
+    """A hold to release before its deadline; `asked` counts answers that the hold is unknown."""
 
     settlement: Settlement
     until: float
@@ -172,7 +172,7 @@ class _PendingRelease:
 
 
 class Releases:
-    """Releases this worker has yet to send. `send` sends one at once, under the run id of now."""
+    """The releases that this worker has yet to send. `send` sends one, under the current run id."""
 
     def __init__(
         self,
@@ -187,19 +187,19 @@ class Releases:
         self._releasing: asyncio.Task[None] | None = None
 
     def owes(self, settlement: Settlement) -> bool:
-        """Return whether this hold is to be released."""
+        """Return whether the release of this hold is pending."""
         return settlement.request_id in self._owed
 
     def forget(self, request: HoldRequest) -> None:
-        """Release a hold no more whose caller asks for it again."""
+        """Cancel the release of a hold that its caller requests again."""
         if request.raises:
             self._owed.pop(request.request_id, None)
 
     def owe(self, settlement: Settlement, *, at_once: bool = False) -> None:
-        """Release this hold when Redis answers; `at_once`, before whatever is sent next."""
+        """Release this hold when Redis is reachable; with `at_once`, before any other command."""
         before = self._owed.get(settlement.request_id)
         if before is not None and not settlement.service.id:
-            return  # whatever the hold was topped up to, its release ends it; that of its head does not
+            return  # a pending release ends the hold whatever it was raised to; that of its head does not
         one = _PendingRelease(settlement, self._clock() + max(self._ttl_s, settlement.hold_ttl_ms / 1000))
         if at_once:
             one.sent = self._send(settlement)
@@ -221,7 +221,7 @@ class Releases:
                 pause = AGAIN_S if len(self._owed) < before else min(2 * pause, AGAIN_S_MAX)
 
     def _is_there(self, one: _PendingRelease) -> bool:
-        """Return whether the present owner of its partition can be reached."""
+        """Return whether the current server of the hold's partition is connected."""
         return self._wires.of(one.settlement.caller.partition).connected
 
     async def _release_some(self, some: dict[str, _PendingRelease]) -> None:
@@ -237,16 +237,16 @@ class Releases:
                 self._owed.pop(request_id, None)
 
 
-# Budgets with an account for each whose places are all taken, as calls meet them: counted, and told people.
+# Budgets with an account for each user, whose maximum of accounts is reached: counted and logged.
 #
-# Callers say who they are, so one who makes up users fills the places. It is told once a minute at most:
-# which budget, and whose.
+# Callers name their users, so a caller that makes up names uses up the accounts. The log names the budget and
+# its organization, once a minute at most.
 
 TELL_INTERVAL_S: Final = 60.0
 
 
 class AccountLimit:
-    """Of one worker; `calls` took from the account that all share beyond the maximum."""
+    """Counts, as `calls`, this worker's calls that share an account because a budget has its maximum."""
 
     __slots__ = ("_clock", "_log", "_told", "calls")
 
@@ -256,7 +256,7 @@ class AccountLimit:
         self._told = -TELL_INTERVAL_S
 
     def met(self, organization_id: int, accounts: Iterable[BudgetAccount]) -> None:
-        """A call takes from these; some are those that all others share."""
+        """Count a call that takes from shared accounts, and log their budgets once a minute at most."""
         self.calls += 1
         now = self._clock()
         if now - self._told < TELL_INTERVAL_S:
@@ -273,7 +273,7 @@ class AccountLimit:
         )  # fmt: skip
 
 
-# Told of once: a newer catalogue, another plan that the tenant follows, accounts that cannot be made.
+# Each is reported once: a newer catalogue, another plan of the tenant, accounts that cannot be made.
 RESERVE_TRIES = 4
 _AGAIN = frozenset({Verdict.STALE, Verdict.OTHER_PLAN, Verdict.OTHER_ACCOUNT})
 _ADMITTED, _DONE, _UNVERIFIED = Verdict.ADMITTED, SettleResult.DONE, SettleResult.UNVERIFIED
@@ -281,11 +281,11 @@ _SETTLED = {struct.pack("<d", settled): settled for settled in SettleResult}
 
 
 class Counters(LiveHolds):
-    """Limits and accounts in Redis, for one worker. `took` is told each script's seconds by verb.
+    """The limits and accounts in Redis, for one worker. `took` gets each script's seconds, by verb.
 
-    `log` keeps what was settled, acknowledged or not; `say` tells people. In a cluster these are those of one
-    primary; `elsewhere` says whose a partition is by now, `handed_over` waits while it is on its way, and
-    `releases` are those of all.
+    `log` stores settlements, acknowledged or not; `say` logs for people. In a cluster there is one object for
+    each primary: `elsewhere` returns the present one of a partition, `handed_over` waits while a partition
+    moves, and all share `releases`.
     """
 
     def __init__(
@@ -314,9 +314,9 @@ class Counters(LiveHolds):
         self._reserve_took, self._settle_took = took["reserve"], took["settle"]
 
     async def reserve(self, request: HoldRequest) -> Decision:
-        """Take a hold on every limit or on none; CountersUnavailable where that cannot be known.
+        """Reserve on all limits or on none; CountersUnavailable if the outcome cannot be known.
 
-        While Redis is away, not verified or not open yet, what was leased before decides.
+        While Redis is away, unverified or closed to admission, this worker's lease decides.
         """
         service, wire = request.service, self._wire
         request_id = request.request_id.encode()
@@ -335,7 +335,7 @@ class Counters(LiveHolds):
                         needed, ceiling, least = request.weighed(weights)
                 if request.whole:
                     least = -1
-                arguments = packed(  # as `RESERVE` has its fields
+                arguments = packed(  # the fields of `RESERVE`
                     RESERVE_HEAD, wire.batch, pack_run_id(wire.run_id), self._directory.version, request.need,
                     needed, ceiling, least, request.credits_least, request.credits, request.units,
                     request.ttl_ms or self._ttl_ms, service.id, plan_id, BYTES[flags], request_id,
@@ -362,7 +362,7 @@ class Counters(LiveHolds):
         except CountersUnavailable as error:
             if sent is not None and not isinstance(error, CountersRefused):
                 self._give_up(sent, request)
-            if wire.available or request.ttl_ms:  # it answers, and will not: that it is full is no outage
+            if wire.available or request.ttl_ms:  # Redis answers, and refuses: that it is full is no outage
                 raise
             return self._allowances.admit(request, weighing.by_plan)
         if verdict is Verdict.UNVERIFIED or verdict in _AGAIN:
@@ -371,12 +371,12 @@ class Counters(LiveHolds):
         return decision
 
     async def settle(self, settlement: Settlement) -> SettleResult:
-        """Replace the hold by what was used; answered only when that is certain to happen, once.
+        """Replace the hold by the actual use; return only when that is sure to happen, once.
 
-        SPOOLED: the counters did not acknowledge it, and it waits for them on this worker's disk.
-        CountersUnavailable where it is kept nowhere, or for a release, which is sent again. Credits are set
-        to what was charged: of a One-Time service nothing, but for the first; of a price in parts of one
-        less, where money paid ahead covers it.
+        SPOOLED means that Redis did not acknowledge it, and the worker's disk has it. CountersUnavailable
+        means that it is stored nowhere, or is a release, which is sent again. Sets `credits` to the charge:
+        for a One-Time service 0 except the first time, and less if prepaid money covers a price below one
+        credit.
         """
         service, frame = settlement.service, settlement.frame
         if not isinstance(frame, Frame):
@@ -401,7 +401,7 @@ class Counters(LiveHolds):
         if settled is not _UNVERIFIED:
             if settlement.charge:
                 self._log.note(arguments[KEPT_AT:], answer)
-            if service.one_time or settlement.over:  # what it is charged is known only there
+            if service.one_time or settlement.over:  # only Redis knows the charge
                 settlement.credits = SETTLED.read(answer)["credits"] if settled is _DONE else 0
             if local:
                 self._allowances.over(settlement, settled)
@@ -415,7 +415,7 @@ class Counters(LiveHolds):
     # --- one method a script ------------------------------------------------------------
 
     def _learn(self, request: HoldRequest, decision: Decision) -> None:
-        """Ask for what is there: by the plan the tenant follows, from accounts that may be made."""
+        """Adapt to the answer: learn the tenant's plan, or use the accounts that exist instead."""
         if decision.verdict is Verdict.OTHER_PLAN:
             self._directory.weighing.learn(request.caller.tenant_id, decision.limit)
         else:
@@ -424,8 +424,8 @@ class Counters(LiveHolds):
             self.crowded.met(request.caller.organization_id, request.budgets)
 
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
-        """The caller was told that nobody knows: should it be admitted all the same, it is released."""
-        if not request.raises:  # else its caller may ask again under the same id
+        """Release the hold of a request without an answer, in case Redis admits it after all."""
+        if not request.raises:  # otherwise its caller may repeat it under the same id
             self._keep_release(_release_of(request))
         if self._wire.connected:
             wait.give_up(partial(self._came_late, request))
@@ -433,7 +433,7 @@ class Counters(LiveHolds):
             self._came_late(request, None)
 
     def _came_late(self, request: HoldRequest, answer: Reply) -> None:
-        """The answer to a call given up is here, or none will be (None). On a lease it may have gone on."""
+        """Release the hold after a late answer, or None for no answer, unless the call runs on a lease."""
         if request.request_id in self._allowances.calls:
             return
         known = isinstance(answer, bytes)
@@ -442,18 +442,18 @@ class Counters(LiveHolds):
         self.releases.owe(_release_of(request), at_once=known)
 
     def _keep_release(self, release: Settlement) -> None:
-        """Have a release outlive this worker where its hold does: a call's ends by itself before long."""
+        """Store the release of a long hold in the log, to outlive this worker; short ones expire soon."""
         if release.hold_ttl_ms > self._ttl_ms and not self.releases.owes(release):
             frame = self._frames.frame_of(release.caller, release.user, release.service, release.budgets)
             self._log.spool(self._settle_arguments(frame, release)[KEPT_AT:], RELEASE)
 
     def _elsewhere(self, partition: int) -> Counters | None:
-        """Return whose a partition is, where it is not these counters' any more."""
+        """Return the counters of a partition's present primary; None if that is this one."""
         other = self.elsewhere(partition) if self.elsewhere is not None else self
         return None if other is self else other
 
     async def _unserved(self, request: HoldRequest, by_plan: Mapping[int, Weights]) -> Decision:
-        """Redis answers, and may not decide yet: by who has the partition by now, else by what was leased."""
+        """Decide a request that Redis may not decide yet: by the partition's new primary, or by the lease."""
         partition = request.caller.partition
         if self.handed_over is not None:
             await self.handed_over(partition)
@@ -465,7 +465,7 @@ class Counters(LiveHolds):
         return self._allowances.admit(request, by_plan)
 
     def send_release(self, release: Settlement) -> Wait[Reply]:
-        """Send the end of a hold without a charge."""
+        """Send a release: the end of a hold without a charge."""
         other = self._elsewhere(release.caller.partition)
         if other is not None:
             return other.send_release(release)
@@ -474,12 +474,12 @@ class Counters(LiveHolds):
         return self._wire.send_call(frame.settle, release.request_id.encode(), arguments, at_once=True)
 
     def _settle_arguments(self, frame: Frame, settlement: Settlement) -> bytes:
-        """Return what `settle` is told, as it goes over the wire."""
+        """Return the encoded arguments of `settle`."""
         attribution, metadata = settlement.attribution.encode(), settlement.metadata
         wire, counted, names = self._wire, b"", frame.names
         if names:
             counted = packed(settlement.money, settlement.raw_tokens, 1 if settlement.charge else 0)
-        return packed(  # as `SETTLEMENT` and `PAID` have their fields
+        return packed(  # the fields of `SETTLEMENT` and `PAID`
             SETTLE_HEAD, wire.batch, BYTES[LAYOUT], pack_run_id(wire.run_id),
             BYTES[packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE],
             settlement.tokens, settlement.of_quota, settlement.credits, settlement.units, settlement.over,
@@ -488,7 +488,7 @@ class Counters(LiveHolds):
         )  # fmt: skip
 
     async def _spool(self, settlement: Settlement, arguments: bytes) -> SettleResult:
-        """Keep a settlement the counters did not acknowledge; one kept nowhere is charged if they ran it."""
+        """Store a settlement in the log. If that fails, it is charged only if Redis has run it."""
         try:
             await self._log.spool(arguments)
         except CountersUnavailable:
@@ -506,27 +506,27 @@ def _release_of(request: HoldRequest) -> Settlement:
 
 
 def _names(request: HoldRequest) -> tuple[str, ...]:
-    """Return the budget accounts of a call."""
+    """Return the names of a call's budget accounts."""
     return request.names or (tuple([one.name for one in request.budgets]) if request.budgets else NO_BUDGETS)
 
 
-# The counters of a worker whose Redis is a cluster: those of each primary, by the partition of a call.
+# The counters of a worker whose Redis is a cluster: one `Counters` for each primary, chosen by partition.
 #
-# What a call meets is what it meets where there is one server: its primary's breaker, history and queue, and
-# no other's. A worker without a cluster has `Counters` alone.
+# A call depends only on the circuit breaker, history and queue of its own primary. Without a cluster a worker
+# has one `Counters`.
 
 T = TypeVar("T")
 
 
 class _PerConnection(Generic[T]):
-    """What there is one of for each wire, made by `make` when it is first asked for."""
+    """One object for each connection to a primary, made by `make` when it is first needed."""
 
     def __init__(self, shards: Shards, make: Callable[[RedisConnection], T]) -> None:
         self._shards, self._make = shards, make
         self._made: dict[RedisConnection, T] = {}
 
     def of(self, partition: int) -> T:
-        """That of the primary of a partition."""
+        """Return the object of the primary that has a partition."""
         wire = self._shards.of(partition)
         found = self._made.get(wire)
         if found is None:
@@ -537,9 +537,9 @@ class _PerConnection(Generic[T]):
 
 
 class ShardedCounters:
-    """`make` makes the counters of a wire; `live` are the holds of calls under way, wherever they are.
+    """The counters of all primaries. `make` makes those of one; `live` are the holds of all running calls.
 
-    Releases owed to a primary that was replaced are owed to the partition's new one.
+    Releases pending for a primary that was replaced are sent to the partition's new one.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
-"""Which upstreams are left alone, told among the workers of all gateways: one small key, read by each.
+"""Shares, among all workers, which upstreams are in backoff, in one small key.
 
-A worker reads the key as soon as Redis tells that it changed, ten times a second where nothing is told, and
-takes over what it did not know. What it knows itself and the
-key does not have, it adds, at once where it just heard it. Of two that write at once one may lose an entry:
-who misses its own adds it again. While Redis is away each worker has what it heard itself. The times in the
-key are Redis' own, so workers need no common clock.
+A worker reads the key as soon as Redis reports a change, or ten times a second without reports, and adopts
+unknown entries. It adds its own missing entries, at once if they are new. If two workers write at once, an
+entry may be lost, and its worker adds it again. While Redis is away, each worker uses its own entries. The
+times in the key are Redis' time, so workers need no common clock.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode, encode_script
 from gateway.errors import CountersUnavailable, RateLimited
 
-# Between two looks: a pause, however much is heard, and then a wait for news of its own.
+# The pause after each exchange, and then the longest wait for news.
 PAUSE_S, NEWS_S = 0.05, 0.05
-# How long it waits for news where Redis tells them.
+# The longest wait for news if Redis reports changes.
 TOLD_S = 20.0
-# Entries that end within this of each other are one.
+# Entries whose ends differ by less than this count as the same.
 SAME_S = 0.5
 STORED_BYTES_MAX = 512 * 1024
 _NAME = keys.COOLING.encode()
@@ -46,13 +45,13 @@ _Line = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]+:[\x20-\x7e]*$", max
 
 
 class _Stored(msgspec.Struct, array_like=True):
-    """One entry as it is kept."""
+    """One entry as stored in the key."""
 
     name: Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
     until_ms: _Number
     told_until_ms: _Number
     fields: list[_Line]
-    organization_id: _Number = EVERYBODY  # an older worker takes it for everybody's
+    organization_id: _Number = EVERYBODY  # an older worker applies it to all organizations
 
 
 _encode = msgspec.json.Encoder().encode
@@ -62,7 +61,7 @@ _decode: Callable[[bytes], list[_Stored]] = msgspec.json.Decoder(
 
 
 class SharedCircuitBreaker:
-    """One worker's `table`, and the key that all workers share; `clock` is that of both."""
+    """Exchanges one worker's circuit breaker `table` with the shared key; `clock` is the table's clock."""
 
     def __init__(self, wires: RedisConnections, clock: Callable[[], float]) -> None:
         self._wires, self._clock = wires, clock
@@ -73,7 +72,7 @@ class SharedCircuitBreaker:
         wires.hear(self._told)
 
     async def keep_sharing(self, pause_s: float = PAUSE_S, news_s: float = NEWS_S) -> None:
-        """Share what is known, again and again, until cancelled."""
+        """Exchange entries until cancelled: on news, and at intervals."""
         while True:
             self._news.clear()
             shared = False
@@ -91,7 +90,7 @@ class SharedCircuitBreaker:
             self._news.set()
 
     async def share(self) -> None:
-        """Take over what others know and add what they do not; CountersUnavailable without Redis."""
+        """Adopt the entries of other workers and add missing ones; CountersUnavailable without Redis."""
         asked = self._wires.of_key(_NAME).send_together(encode(b"TIME"), encode(b"GET", _NAME))
         time, raw = await in_task(asked[0]), await in_task(asked[1])
         assert isinstance(time, list)
@@ -121,7 +120,7 @@ class SharedCircuitBreaker:
 
 
 def _read(raw: object) -> list[_Stored]:
-    """Return the entries of the key; None of them if no worker of this version wrote it."""
+    """Return the entries stored in the key; [] if no worker of this version wrote it."""
     if not isinstance(raw, bytes) or len(raw) > STORED_BYTES_MAX:
         return []
     try:
@@ -146,17 +145,17 @@ def _kept(name: str, one: BackoffEntry, ahead_s: float) -> _Stored:
     )
 
 
-# A bucket of its own for what is free to ask: so many a minute a key, over all workers.
+# A rate limit for queries that cost nothing: a number a minute for each API key, over all workers.
 #
-# Who is refused is remembered here until there is one left, so that a flood asks Redis about once
-# a second, whatever its rate.
+# A refused key is remembered here until its next query is allowed, so that a flood queries Redis only about
+# once a second.
 
 USAGES_A_MINUTE = 60
 WAITING_MAX = 4096
 
 
 class Throttle:
-    """Buckets of `a_minute` for each API key. `clock` is monotonic seconds."""
+    """Limits queries to `a_minute` for each API key. `clock` returns monotonic seconds."""
 
     def __init__(
         self,
@@ -171,7 +170,7 @@ class Throttle:
         self._waiting: dict[int, float] = {}
 
     async def admit(self, caller: Caller) -> None:
-        """Take one. RateLimited where none is left, CountersUnavailable where that cannot be known."""
+        """Count one query; RateLimited if none is left, CountersUnavailable if that is unknown."""
         waiting, key_id = self._waiting, caller.key_id
         until = waiting.get(key_id)
         if until is not None:
@@ -199,10 +198,10 @@ class Throttle:
         return refusal
 
 
-# Refused calls as a worker tells of them: batches in one stream, each sent until Redis has it.
+# Refused calls, as a worker reports them: batches in one stream, each sent until Redis has it.
 #
-# Nothing waits for it. While Redis is away, or nobody reads the stream, a batch is kept and sent again under
-# its number, and later refusals are counted for the next one, within the bounds of `Refusals`.
+# No call waits for this. While Redis is away, or no keeper reads the stream, a batch is kept and sent again
+# with the same number. Later refusals are counted for the next one, within the bounds of `Refusals`.
 
 SEND_S = 0.5
 # Batches of all workers that may wait for a keeper.
@@ -211,7 +210,7 @@ FIELD = b"b"
 
 
 class RefusedCalls:
-    """The stream, and what this worker adds to it; `worker` is the name of this process alone."""
+    """Sends this worker's batches of refused calls to the stream; `worker` is unique to this process."""
 
     def __init__(
         self, wires: RedisConnections, refusals: Refusals, worker: str, *, batches_max: int = BATCHES_MAX
@@ -220,22 +219,22 @@ class RefusedCalls:
         self._number, self._waiting = 0, b""
 
     async def keep_sending(self) -> None:
-        """Send what there is, again and again, until cancelled."""
+        """Send pending batches at intervals until cancelled."""
         while True:
             await asyncio.sleep(SEND_S)
             with suppress(CountersUnavailable):
                 await self.send()
 
     async def leave(self) -> None:
-        """Send all there is, before this worker ends."""
+        """Send all pending batches before this worker stops."""
         with suppress(CountersUnavailable):
             while await self.send():
                 pass
 
     async def send(self) -> bool:
-        """Add the next batch; False where there is none, or the stream is full.
+        """Send the next batch; False if there is none, or the stream is full.
 
-        CountersUnavailable where Redis does not answer: the same batch is sent again.
+        CountersUnavailable if Redis does not answer: then the same batch is sent again.
         """
         if not self._waiting:
             self._waiting = self._refusals.take(self._worker, self._number + 1)

@@ -1,8 +1,8 @@
-"""Runs of callers: opened by the first call that names one, remembered by each worker, ended once.
+"""Runs of callers: opened by the first call that names one, cached by each worker, ended once.
 
-A run never changes until it ends, and then its account refuses its calls: so a remembered run is as good as
-the stored one. What a worker remembers and a Redis has lost, the worker restores. A run without an admitted
-call waits: Redis forgets it in a minute, and a worker before that, so refused calls leave none.
+A run never changes until it ends, and then its account refuses calls. So a cached run is as good as the
+stored one, and a worker restores a run that Redis lost. A run without an admitted call is provisional: Redis
+deletes it after a minute, and workers before that, so that refused calls leave no runs.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ from gateway.errors import (
     TooManyRuns,
 )
 
-# What one answer tells of the runs below another, at most.
+# The most runs below a run that one answer contains.
 TREE_MAX: Final = 100
-# Runs that are restored in one turn.
+# Runs that are restored in one batch.
 RESTORED_AT_ONCE: Final = 64
-# A worker forgets a run that waits before Redis does (`RUN_WAITS_MS`), by the time that a call may take.
+# A worker forgets a provisional run before Redis does (`RUN_WAITS_MS`), by the longest time of a call.
 WAITS_S: Final = packing.RUN_WAITS_MS / 2000
-# Of one worker; half a kilobyte each.
+# Runs cached by one worker; half a kilobyte each.
 REMEMBERED_MAX: Final = 20_000
 RUN_BYTES: Final = 8
 
 
 class Runs:
-    """The runs of callers. `today` is the time of day in seconds, `random` gives so many random bytes."""
+    """The runs of callers. `today` returns the time of day in seconds, `random` a number of random bytes."""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ class Runs:
         self._wires, self._today, self._random = wires, today, random
         self._throttle = Throttle(wires, clock)
         self._known: OrderedDict[tuple[int, str], Run] = OrderedDict()
-        # Those that wait, until when; for ever once a call of them was admitted here.
+        # The end of each provisional run, in seconds; infinite once a call of it was admitted here.
         self._waits: dict[tuple[int, str], float] = {}
         self._remembered_max = remembered_max
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
-        """Return the run of a call, where it is remembered; `RunEnded` or `RunConflict` as `find`."""
+        """Return the cached run of a call, or None; raise `RunEnded` or `RunConflict` like `find`."""
         key = caller.tenant_id, asked.id
         found = self._known.get(key)
         if found is None:
@@ -95,17 +95,17 @@ class Runs:
         return self._checked(found, asked)
 
     async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies = ()) -> Run:
-        """Return the run of a call, opened within these policies where there is none yet.
+        """Return the run of a call; open it, within these policies, if it does not exist.
 
-        `RunConflict` where it is another than this call asks for, `RunEnded` once it is over,
-        `InvalidRequest` for a parent that is not open, and for more than a policy gives; `TooManyRuns`,
-        `CountersUnavailable`.
+        `RunConflict` if the call names other amounts than the run has, `RunEnded` after its end,
+        `InvalidRequest` for a parent that is not open or for more than a policy allows. Also `TooManyRuns`
+        and `CountersUnavailable`.
         """
         known = self.cached(caller, asked)
         if known is not None:
             return known
         opened, wrong = within(asked, policies)
-        if wrong:  # one that is there was opened under other policies
+        if wrong:  # an existing run may have been opened under other policies
             there = await self._look(caller, asked.id)
             if there is None:
                 raise InvalidRequest(f"{FIELD} {wrong}.", param=FIELD)
@@ -138,7 +138,7 @@ class Runs:
         return self._checked(self._remembered(caller, packed, parents, code), asked)
 
     def admitted(self, caller: Caller, run: Run) -> None:
-        """Keep the run of a call that was admitted, and all that it draws from."""
+        """Make the run of an admitted call permanent, and its parents."""
         for one in reversed((run, *run.parents)) if self._waits else ():
             if (one.tenant_id, one.id) in self._waits:
                 self._waits[one.tenant_id, one.id] = math.inf
@@ -152,7 +152,7 @@ class Runs:
         self._waits.pop((run.tenant_id, run.id), None)
 
     async def end(self, caller: Caller, id_: str) -> None:
-        """End a run of this caller's tenant: its calls are refused, and those of its children."""
+        """End a run of this caller's tenant: its calls, and those of its children, are refused then."""
         await self._throttle.admit(caller)
         run = await self._look(caller, id_)
         if run is None:
@@ -162,9 +162,9 @@ class Runs:
             self._remembered(caller, packed, run.parents, packing.RUN_THERE)
 
     async def tell(self, caller: Caller, id_: str) -> bytes:
-        """Return a run of this caller's tenant as JSON; `RunNotFound`, `RateLimited`.
+        """Return a run of this caller's tenant as JSON; raise `RunNotFound` or `RateLimited`.
 
-        It has those it draws from, and the tree of those that draw from it: `TREE_MAX` of them.
+        Includes its parents, and the tree of its children up to `TREE_MAX` runs.
         """
         await self._throttle.admit(caller)
         run = await self._look(caller, id_)
@@ -185,7 +185,7 @@ class Runs:
         return msgspec.json.encode(shown)
 
     async def _below(self, caller: Caller, run: Run) -> tuple[list[Run], bool]:
-        """The runs that draw from a run, the nearest levels first, and whether there are more of them."""
+        """Return the runs below a run, the nearest levels first, and whether there are more."""
         p, level, found = caller.partition, [run], list[Run]()
         while level:
             ids = list[str]()
@@ -216,16 +216,16 @@ class Runs:
         return cast("list[bytes | None]", found)
 
     async def restore(self, partitions: Collection[int]) -> None:
-        """Restore the runs that are remembered and that these partitions have lost, with the same windows.
+        """Restore cached runs that these partitions have lost, with the same windows, in Redis.
 
-        So settlements that are sent again count in them. `CountersUnavailable` where one is not sure.
+        So settlements that are sent again count in them. `CountersUnavailable` if one may not be restored.
         """
         now_ms, lost = self._today() * 1000, list[Run]()
         for key, run in self._known.items():
             is_kept = self._waits.get(key, math.inf) == math.inf
             if is_kept and keys.partition_of(run.organization_id) in partitions and run.expires_ms > now_ms:
                 lost.append(run)
-        lost.sort(key=lambda one: len(one.parents))  # children come behind those they draw from
+        lost.sort(key=lambda one: len(one.parents))  # children after their parents
         for start in range(0, len(lost), RESTORED_AT_ONCE):
             asked = [(run, self._send_again(run)) for run in lost[start : start + RESTORED_AT_ONCE]]
             for run, wait in asked:
@@ -245,18 +245,18 @@ class Runs:
         )  # fmt: skip
 
     def _today_parents(self, run: Run) -> tuple[Run, ...]:
-        """Return those a run draws from, as they are remembered by now."""
+        """Return the parents of a run, as they are cached now."""
         return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
-        """Return a run that is there; None where there is none."""
+        """Return an existing run; None if there is none."""
         code, packed = await self._ask(packing.RUN_LOOK, caller, id_)
         if code == packing.RUN_UNKNOWN:
             return None
         return self._remembered(caller, packed, await self._parents(caller, packed), code)
 
     async def _parents(self, caller: Caller, packed: bytes) -> tuple[Run, ...]:
-        """Those that a stored run draws from, the nearest first; each is remembered as long as its child."""
+        """Return the parents of a stored run, the nearest first; each stays cached as long as its child."""
         parent_id = parent_of(packed)
         if not parent_id:
             return ()
@@ -280,7 +280,7 @@ class Runs:
             ends = [self._waits.get((one.tenant_id, one.id), math.inf) for one in parents]
             self._waits[key] = min([self._today() + WAITS_S, *ends])
         known = self._known.get(key)
-        if known == run:  # all its children have the same object
+        if known == run:  # all its children share one object
             return known
         self._known[key] = run
         if len(self._known) > self._remembered_max:
@@ -307,7 +307,7 @@ def _check_level(parents: Sequence[Run]) -> None:
 
 
 def _answered(answer: Reply) -> tuple[int, bytes]:
-    """Return the code of an answer of the script, and the run."""
+    """Return the code and the packed run in an answer of the script."""
     if not isinstance(answer, bytes):
         raise CountersUnavailable
     code = packing.code_of(answer)
@@ -317,7 +317,7 @@ def _answered(answer: Reply) -> tuple[int, bytes]:
 
 
 def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:
-    """Return a run as its callers are told of it."""
+    """Return a run as JSON values for its callers."""
     calls, amount = live.get(run.budget_id), live.get(run.budget_id + 1)
     used, held = (amount.used, amount.held) if amount is not None else (0, 0)
     counted = run.calls if run.ended_ms else calls.used if calls is not None else 0

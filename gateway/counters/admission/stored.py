@@ -1,4 +1,4 @@
-"""What the keeper writes into Redis for workers to read: catalogue, prices, identities, terms, as JSON."""
+"""The values that the keeper stores in Redis for workers, as JSON: catalogue, prices, identities, terms."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from gateway.core.model import INTERACTIVE, UNSETTLED_CHARGED, USER_ACCEPTED, Ca
 
 _NO_DEFAULT = object()
 _BUDGET_DEFAULTS = {one.name: one.default for one in fields(Budget)}
-# What reading fails with where nobody wrote it so, or another version did.
+# Errors of decoding a value that another version, or another program, has stored.
 UNREADABLE = (ValueError, RecursionError)
-# Of prices: what a newer one has written, this program does not read.
+# The layout of prices: a list with a newer layout is not read.
 PRICES_LAYOUT = 1
-# Fields of a price that every program of this layout reads.
+# Fields of a price that every version with this layout reads.
 VECTOR_FIELDS = Vector._fields.index("rate")
 _Version = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class Identity(msgspec.Struct):
-    """Who a credential stands for: organization, tenant, key, partition and user, the models it may call
-    (None: all), until when, in ms since the epoch (0: without end), what its requests may say of
-    their user (`user_header`), what becomes of its holds (`unsettled`), the highest priority that its
-    calls may claim, its policy of runs, and how it is told that an amount is spent. Of a subject of tokens,
-    `e` says that its key was revoked.
+    """The identity of a credential: organization, tenant, key, partition, user, and allowed models (None:
+    all).
+
+    Then its expiry in ms since the epoch (0: never), which user its requests may name (`user_header`), what
+    happens to unsettled holds (`unsettled`), the highest priority of its calls, its policy of runs, and the
+    answer to a spent limit. `e` is set for a subject of tokens whose key was revoked.
     """
 
     o: int
@@ -55,13 +56,14 @@ class Identity(msgspec.Struct):
     e: bool = False
 
     def has_ended(self, now_ms: float) -> bool:
-        """Return whether the key is there, and nobody's any more."""
+        """Return whether the key was revoked or has expired."""
         return self.e or 0 < self.x <= now_ms
 
 
 class StoredCatalogue(msgspec.Struct):
-    """All services by key; of plans that weigh kinds of tokens the weights, in millionths, by their ids; the
-    models that people configured, and the shares of upstreams' capacity.
+    """All services by key, the plans' weights, the configured models, and the shares of upstreams' capacity.
+
+    Weights are in millionths, by plan id and kind of token.
     """
 
     version: _Version
@@ -84,11 +86,11 @@ class _PricesHead(_Versioned):
 
 
 class StoredPrices(_PricesHead):
-    """All prices and exchange rates that are in force, were a day ago or will be.
+    """All prices and exchange rates that are in force, were a day ago, or will be.
 
-    Units beside tokens have their prices apart, by the price's id: a program that does not know them
-    reads the rest. The `tables` of service tiers stand apart as well, and so do the kinds of `NAMED_ALONE`
-    that a price has `named`.
+    Prices of units other than tokens are stored apart, by price id, so that a version that does not know them
+    reads the rest. So are the `tables` of service tiers, and the kinds of `NAMED_ALONE` that a price has
+    (`named`).
     """
 
     prices: list[msgspec.Raw]
@@ -98,11 +100,11 @@ class StoredPrices(_PricesHead):
     named: dict[int, msgspec.Raw] | None = None
 
 
-# By service tier, the prices and the context tiers of a table.
+# By service tier: the prices, and the context tiers with their prices.
 _Tables = dict[str, tuple[tuple[int, ...], tuple[tuple[int, tuple[int, ...]], ...]]]
 
 
-# What each of them was written as.
+# Decoders of the encoded values.
 decode_identity = msgspec.json.Decoder(Identity).decode
 decode_catalogue = msgspec.json.Decoder(StoredCatalogue).decode
 _decode_terms, _decode_version = (
@@ -125,7 +127,7 @@ def encode_catalogue(
     models: Sequence[ModelRule] = (),
     shares: Sequence[Share] = (),
 ) -> bytes:
-    """Return the catalogue as the keeper writes it."""
+    """Return the catalogue, encoded for Redis."""
     by_key = {one.key: one for one in services}
     more: dict[str, object] = {"weights": weights} if weights else {}
     if models:
@@ -136,7 +138,7 @@ def encode_catalogue(
 
 
 def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = False) -> bytes:
-    """Return an identity as the keeper writes it; `expires_ms` 0 is never."""
+    """Return an identity, encoded for Redis; `expires_ms` is in ms since the epoch, 0 for never."""
     more: dict[str, object] = {"x": expires_ms} if expires_ms else {}
     if revoked:
         more["e"] = True
@@ -164,7 +166,7 @@ def encode_identity(caller: Caller, expires_ms: int = 0, *, revoked: bool = Fals
 
 
 def key_of(raw: object) -> int:
-    """Return which key an identity is of, as it was written; 0 where there is none that can be read."""
+    """Return the key id of an encoded identity; 0 if it is missing or unreadable."""
     try:
         return decode_identity(raw).k if isinstance(raw, bytes) else 0
     except UNREADABLE:
@@ -172,7 +174,7 @@ def key_of(raw: object) -> int:
 
 
 def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
-    """Return the terms as the keeper writes them. Of budgets, which may be many, only what they say."""
+    """Return an organization's terms, encoded for Redis; defaults of budgets are omitted, to save space."""
     written = msgspec.to_builtins(terms)
     written["budgets"] = [
         {name: value for name, value in one.items() if value != _BUDGET_DEFAULTS.get(name, _NO_DEFAULT)}
@@ -188,12 +190,12 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
 
 
 def decode_terms(raw: bytes) -> OrganizationTerms:
-    """Return an organization's terms as they were written."""
+    """Return an organization's decoded terms."""
     return _decode_terms(raw).terms
 
 
 def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[ExchangeRate] = ()) -> bytes:
-    """Return the prices as the keeper writes them: gateways convert them, so none is sent that was."""
+    """Return the prices, encoded for Redis, in their own currencies: gateways convert them."""
     listed = [(*price[:-1], price.vector[:VECTOR_FIELDS]) for price in prices]
     vectors = [price.vector for price in prices]
     units = {one.price_id: one.units for one in vectors if one.units}
@@ -214,9 +216,9 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
 
 
 def decode_prices(raw: bytes, sellers: Collection[str] = ()) -> tuple[StoredPrices, list[ModelPrice]]:
-    """Return the prices as they were written, and of these the ones that count by name or at these sellers.
+    """Return the stored prices, and the decoded ones that count by name or at these sellers.
 
-    The others, three of four, are never all in memory at once. ValueError where they cannot be read.
+    The others, three of four, are decoded one by one, to save memory. ValueError if the list is unreadable.
     """
     layout = _decode_prices_head(raw).layout
     if layout != PRICES_LAYOUT:
@@ -235,7 +237,7 @@ def _named(vector: Vector) -> list[str]:
 
 
 def _whole(stored: StoredPrices, vector: Vector) -> Vector:
-    """Return a price with its parts that stand apart, since older programs of this layout skip them."""
+    """Return a price with its parts that are stored apart because older versions of this layout skip them."""
     number, lacks = vector.price_id, NOTHING_LACKS
     if stored.named is not None:
         named = _decode_kinds(stored.named.get(number, b"[]"))
@@ -254,7 +256,7 @@ def _whole(stored: StoredPrices, vector: Vector) -> Vector:
 
 
 def services_of(raw: object) -> Mapping[str, Service]:
-    """The services of a catalogue as Redis answers it; none where it is not there, or cannot be read."""
+    """Return the services of an encoded catalogue by key; {} if it is missing or unreadable."""
     try:
         return decode_catalogue(raw).services if isinstance(raw, bytes) else {}
     except UNREADABLE:
@@ -262,17 +264,17 @@ def services_of(raw: object) -> Mapping[str, Service]:
 
 
 def encode_head(version: int, raw: bytes) -> bytes:
-    """What tells prices from others without them: asked often, to know whether there is more to read."""
+    """Return the version and checksum of the price list: read often, to see whether the list changed."""
     return msgspec.json.encode({"version": version, "crc32": crc32(raw)})
 
 
 def version_of(raw: bytes) -> int:
-    """Return the version that terms, prices or a catalogue were written under."""
+    """Return the version in encoded terms, prices or catalogue."""
     return _decode_version(raw).version
 
 
 def version_standing(raw: object) -> int:
-    """Return the same of Redis' answer: 0 where nothing stands, -1 where it was not written so."""
+    """Return the version of a value in Redis: 0 if it is missing, -1 if it is unreadable."""
     try:
         return version_of(raw) if isinstance(raw, bytes) else 0
     except UNREADABLE:

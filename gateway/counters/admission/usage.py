@@ -1,4 +1,4 @@
-"""What a key holder may still use, limit by limit: `GET /.tollkeeper/usage`."""
+"""The rest of each limit of an API key, for `GET /.tollkeeper/usage`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable
 
-# The budgets that a key holder sees: how much of each is used, and when it resets.
+# The budgets of an API key: their use, and when they reset.
 
-# Told at once: of those whose calls a caller's may be, the oldest first.
+# Budgets in one answer: of all that a caller's calls may take from, the oldest first.
 BUDGETS_TOLD_MAX: Final = 100
 
 
 async def budget_limits(
     wire: RedisConnection, partition: int, found: Sequence[tuple[str, Budget]], now_ms: int
 ) -> list[dict[str, object]]:
-    """Return the limits of budgets, each with the name of its account, as the caller is told them."""
+    """Return the limits of budgets as JSON values; `found` has each budget with its account's name."""
     found = found[:BUDGETS_TOLD_MAX]
     names = list(dict.fromkeys(name for name, _ in found))
     if not names:
@@ -44,7 +44,7 @@ async def budget_limits(
 
 
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
-    """Return one budget as it stands, what calls in flight hold taken off what remains."""
+    """Return one budget as JSON values; the amounts held by running calls are taken off the rest."""
     return {
         "scope": "budget",
         "name": budget.name,
@@ -58,7 +58,7 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
 
 
 def moment(ms: int) -> str | None:
-    """Return a time in ms since the epoch as it is told; 0 is never."""
+    """Return a time in ms since the epoch as RFC 3339 text; None for 0 (never)."""
     return rfc3339(moment_of(ms), "milliseconds") if ms else None
 
 
@@ -70,9 +70,9 @@ Bucket = states.KeyState | states.UserState | states.TenantState | states.Organi
 
 
 class Usages:
-    """What callers are told of their accounts, so many times a minute a key. `clock` is monotonic seconds.
+    """Answers callers' queries about their accounts, up to a rate for each key. `clock` is monotonic seconds.
 
-    `budgets_of` says which budgets a caller's calls may take from, each with the name of its account.
+    `budgets_of` returns the budgets that a caller's calls may take from, each with its account's name.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Usages:
         self._budgets_of = budgets_of
 
     async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
-        """Return the caller's accounts as `usage` tells them; RateLimited where it asks too often."""
+        """Return the caller's accounts as JSON; RateLimited if the key queries too often."""
         await self._throttle.admit(caller)
         budgets = self._budgets_of(caller, said)
         wire = self._wires.of(caller.partition)
@@ -96,7 +96,7 @@ class Usages:
 async def usage(
     wire: RedisConnection, caller: Caller, user: str = "", budgets: Sequence[tuple[str, Budget]] = ()
 ) -> bytes:
-    """Return the caller's accounts as one JSON object; CountersUnavailable where they cannot be read."""
+    """Return the caller's accounts as one JSON object; CountersUnavailable if they cannot be read."""
     p = caller.partition
     asked: tuple[tuple[Scope, type[Bucket], str], ...] = (
         (Scope.KEY, states.KeyState, keys.key_state(p, caller.key_id)),
@@ -141,14 +141,14 @@ async def usage(
 
 
 def _spend(organization: states.OrganizationState, now: datetime) -> list[dict[str, object]]:
-    """Return what Pay-Per-Use costs this month, as decimals; without a cap only what it came to."""
+    """Return this month's Pay-Per-Use spend as decimals, with its cap if there is one."""
     month = now.year * 12 + now.month
     held = organization.spend_held
     spent = (organization.spent if organization.month >= month else 0) + held
     capped = organization.cap >= 0
     if not capped and not spent:
         return []
-    # Month by month from January of the year 0.
+    # `month` counts months from January of the year 0.
     begins = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
     return [
         {

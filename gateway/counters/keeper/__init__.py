@@ -1,1 +1,1 @@
-"""What the keeper asks of Redis."""
+"""The keeper's access to Redis: control writes, outboxes, definitions, status."""

@@ -1,8 +1,8 @@
-"""The keeper's way to Redis: how anything is asked and read, whatever it is about.
+"""The base of the keeper's access to Redis: sending commands and scripts, and reading states.
 
-What verifies, flushes and looks after a server's partitions speaks over its one `RedisConnection`, so that
-the run id it confirms is the run id of the connection it writes on. Questions about any organization go to
-its server. Every method may raise CountersUnavailable.
+The loops that verify and flush a server's partitions use its one `RedisConnection`, so that the run id they
+confirm is the run id of the connection that they write on. Queries about an organization go to the server of
+its partition. Every method may raise CountersUnavailable.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersRefused, CountersUnavailable
 
-# What nobody here can read, since another version has stored it: left where it is, counted, and told.
+# Values that this version cannot read because another version stored them: left unchanged, counted, and
+# logged.
 #
-# It is never made a dead letter, never dropped, never written over: programs that know its layout deal with
-# it. This only counts, up to a bound: what may be written goes by what was read, never by what is counted
-# here.
+# They are never made dead letters, dropped or overwritten, because a version that knows their layout handles
+# them. The counts are bounded, and only for people: no write depends on them.
 
 Kind = Literal["partition", "entry", "hold", "settlement", "account"]
 KINDS: tuple[Kind, ...] = ("partition", "entry", "hold", "settlement", "account")
-# Names of each kind that are remembered; more of them are not counted.
+# Names of each kind that are remembered; further ones are not counted.
 NAMES_MAX = 10_000
 
 
-# What reading fails with where nobody, or another version, stored it.
+# Errors of reading a value that another version, or another program, has stored.
 UNREADABLE = (ValueError, struct.error, OverflowError, IndexError, RecursionError)
 
 
 class UnsupportedVersions:
-    """By kind, what the last look at it could not read. `say` is told of the first of a kind."""
+    """Counts, by kind, the values that the last look could not read. `say` logs the first of a kind."""
 
     def __init__(self, say: Callable[..., None] = lambda *_, **__: None) -> None:
         self._say = say
@@ -50,7 +50,7 @@ class UnsupportedVersions:
 
     @contextmanager
     def reading(self, kind: Kind, name: str) -> Iterator[None]:
-        """A value read within may be another version's: then the rest of the block is left out."""
+        """Run a block that reads a value; if that is unreadable, count it and skip the rest of the block."""
         try:
             yield
         except UNREADABLE as error:
@@ -59,7 +59,7 @@ class UnsupportedVersions:
             self.forget(kind, [name])
 
     def note(self, kind: Kind, name: str, why: str) -> None:
-        """Count it, once by its name."""
+        """Count an unreadable value, once for its name."""
         names = self._found[kind]
         if not names:
             self._say("left alone, another version's", what=kind, name=name, why=why, level="error")
@@ -67,33 +67,33 @@ class UnsupportedVersions:
             names.add(name)
 
     def forget(self, kind: Kind, names: Iterable[str]) -> None:
-        """These can be read, or are gone."""
+        """Stop counting these names: they are readable, or gone."""
         if self._found[kind]:
             self._found[kind].difference_update(names)
 
     def keep(self, kind: Kind, names: Iterable[str], of: str = "") -> None:
-        """Whatever begins so and is not among these can be read by now, or is gone."""
+        """Of the names that begin with `of`, count only these: the others are readable, or gone."""
         kept = set(names)
         self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
 
     def count(self, kind: Kind) -> int:
-        """Return how much of a kind there is."""
+        """Return the number of unreadable values of a kind."""
         return len(self._found[kind])
 
     def figures(self) -> dict[str, object]:
-        """Return how much of each kind there is, for metrics."""
+        """Return the number of unreadable values of each kind, for metrics."""
         return {"left_alone": [[kind, len(names)] for kind, names in self._found.items()]}
 
 
 BATCH_MAX = 256
-# Commands that are sent before the first of them is answered.
+# Commands sent before the first answer is awaited.
 TOGETHER_MAX = 1_000
-# Where a command's key is, of those where it is not the first that is said.
+# The index of the key in commands whose first argument is not the key.
 KEY_AT = {b"XINFO": 2}
 MOVED_MAX = 40_000
-# Commands, and markers, that are kept as they were written or read last: some of each loop.
+# Encoded commands, and decoded markers, that are cached: a few for each loop.
 ASKED_MAX, MARKERS_MAX = 32, 256
-# Codes of the scripts' answers.
+# Codes in the scripts' answers.
 APPLIED, APPLIED_BEFORE, UNVERIFIED, UNKNOWN_ACCOUNT, OUT_OF_RANGE = 1, 2, 0, -2, -3
 
 S = TypeVar("S", bound=states.State)
@@ -104,12 +104,11 @@ _KINDS: dict[type[object], tuple[int, Callable[[int, int], str]]] = {
 
 
 class Client:
-    """One server, or all. `moved` is what it had acknowledged of late: evidence, should Redis forget it.
+    """Commands to one server, or all. `moved` has the movements acknowledged lately: evidence if Redis loses
+    them.
 
-    Keys that are of no partition are asked for over `everybodys`.
-
-    `batch_max` states are asked for at once. What another version has stored is `left_alone`, and is not in
-    what is answered.
+    Keys that belong to no partition are queried over `everybodys`. Up to `batch_max` states are read at once.
+    Values of another version are counted in `left_alone`, and are missing in results.
     """
 
     def __init__(
@@ -126,26 +125,26 @@ class Client:
         self.moved: deque[MovementRange] = deque(maxlen=MOVED_MAX) if moved is None else moved
         self._wires, self._everybodys = wires, wires if everybodys is None else everybodys
         self._batch_max = batch_max
-        # The partitions that a newer version has, as of the last look at all markers.
+        # The partitions that a newer version owns, as of the last look at all markers.
         self.newer = frozenset[int]()
-        # Whether every program that runs reads today's layout, which partitions have from then on.
+        # Whether every running process reads today's layout, so that partitions may adopt it.
         self.takes_up = takes_up
 
     @property
     def wire(self) -> RedisConnection:
-        """The only server."""
+        """The connection to the only server."""
         (wire,) = self._wires.wires
         return wire
 
     @property
     def whole(self) -> RedisConnection | None:
-        """The only server, where one command may name keys of any partitions; None of a cluster."""
+        """The only server, if one command may name keys of any partitions; None for a cluster."""
         wires = self._wires.wires
         return wires[0] if len(wires) == 1 and wires[0].is_one else None
 
     @property
     def run_id(self) -> bytes:
-        """The only server's run id on this connection; empty while there is none."""
+        """The run id of the only server on this connection; b"" while not connected."""
         return self.wire.run_id if self.wire.connected else b""
 
     @property
@@ -153,49 +152,49 @@ class Client:
         return self._wires.partitions
 
     def run_id_of(self, partition: int) -> bytes:
-        """Return the run id of who has a partition, on this connection; empty while there is none."""
+        """Return the run id of the server that has a partition; b"" while not connected."""
         wire = self._wires.of(partition)
         return wire.run_id if wire.connected else b""
 
     def send(self, *parts: bytes) -> Wait[Reply]:
-        """Send one plain command on a key of a partition; its answer may be waited for."""
+        """Send one plain command on a key of a partition; return its pending reply."""
         return self._wires.of_key(parts[KEY_AT.get(parts[0], 1)]).send(encode(*parts))
 
     def send_script(self, verb: str, call: packing.Call) -> Wait[Reply]:
-        """Return the same of a script."""
+        """Send one script call to the server of its first key; return its pending reply."""
         return self._wires.of_key(call[0][0].encode()).send(encode_script(verb, *call))
 
     async def ask_everybodys(self, *parts: bytes) -> Reply:
-        """Send one plain command on a key that any server may have."""
+        """Send one plain command on a key that belongs to no partition; return the reply."""
         return await in_task(self._everybodys.of_key(parts[1]).send(encode(*parts)))
 
     async def ask(self, *parts: bytes) -> Reply:
-        """Send one plain command."""
+        """Send one plain command; return the reply."""
         return await in_task(self.send(*parts))
 
     async def members(self, name: str) -> list[str]:
-        """Return the members of a sorted set by their scores, but for what none of ours wrote."""
+        """Return the members of a sorted set by score, except names that no version of ours wrote."""
         found = await self.ask(b"ZRANGE", name.encode(), b"0", b"-1")
         there = found if isinstance(found, list) else []
         return [one.decode() for one in there if isinstance(one, bytes) and one.isascii()]
 
     async def run(self, verb: str, call: packing.Call) -> bytes:
-        """Run one script whose answer is packed."""
+        """Run one script; return its packed answer."""
         return cast("bytes", await in_task(self.send_script(verb, call)))
 
     async def ask_all(self, verb: bytes, key: Callable[[int], str], *rest: bytes) -> dict[int, Reply]:
-        """Ask of each partition's key; None of one that is refused."""
+        """Send a command for each partition's key; return replies by partition, None for a refused one."""
         asked = list(self.partitions)
         answers = await self.ask_each((verb, key(one).encode(), *rest) for one in asked)
         return dict(zip(asked, answers, strict=True))
 
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
-        """Send plain commands together; their answers in order, None of one that is refused."""
+        """Send plain commands together; return replies in order, None for a refused one."""
         answers = await each([self.send(*command) for command in commands])
         return [None if isinstance(one, CountersRefused) else one for one in answers]
 
     async def run_all(self, verb: str, calls: Iterable[packing.Call], together: int) -> list[bytes]:
-        """Run one script again and again, some `together`; its packed answers in order."""
+        """Run one script for each call, `together` at a time; return packed answers in order."""
         found: list[bytes] = []
         for some in batched(calls, together):
             waits = [self.send_script(verb, call) for call in some]
@@ -203,7 +202,7 @@ class Client:
         return found
 
     async def run_each(self, verb: str, calls: Iterable[packing.Call]) -> list[bytes | CountersRefused]:
-        """Return the same, with why one is refused in its place."""
+        """Run one script for each call; return packed answers in order, or the error of a refused one."""
         found: list[bytes | CountersRefused] = []
         for some in batched(calls, TOGETHER_MAX):
             found += cast(
@@ -214,7 +213,7 @@ class Client:
     async def ask_together(
         self, commands: Iterable[Sequence[bytes]], *, everybodys: bool = False
     ) -> list[Reply]:
-        """Send plain commands, some at once; their answers in order. Of keys of `everybodys`, or of ours."""
+        """Send plain commands in batches, for keys of partitions or `everybodys`; return replies in order."""
         wires, found = self._everybodys if everybodys else self._wires, list[Reply]()
         for some in batched(commands, TOGETHER_MAX):
             waits = [wires.of_key(command[1]).send(encode(*command)) for command in some]
@@ -222,12 +221,12 @@ class Client:
         return found
 
     async def marker(self, partition: int) -> bytes:
-        """Return the partition's marker as it stands; empty where there is none."""
+        """Return the partition's stored marker; b"" if it has none."""
         raw = await self.ask(b"GET", keys.marker(partition).encode())
         return raw if isinstance(raw, bytes) else b""
 
     async def states(self, names: Sequence[str]) -> list[bytes | None]:
-        """Raw states of one partition as they are stored, in order."""
+        """Return the raw states of one partition's keys, in order; None for a missing one."""
         found: list[bytes | None] = []
         for start in range(0, len(names), self._batch_max):
             batch = names[start : start + self._batch_max]
@@ -237,7 +236,7 @@ class Client:
         return found
 
     async def stored(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
-        """Accounts of (partition, id) pairs as they are stored, by id; None of one that is not there."""
+        """Return stored accounts of (partition, id) pairs, by id; None for a missing one."""
         found: dict[int, S | None] = {}
         for partition, ids in _by_partition(pairs).items():
             names = [_KINDS[kind][1](partition, one) for one in ids]
@@ -245,7 +244,7 @@ class Client:
         return found
 
     async def peek(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
-        """Return the same as they stand now, a due reset included."""
+        """Return accounts of (partition, id) pairs as of now, with due resets applied, by id."""
         found: dict[int, S | None] = {}
         key = _KINDS[kind][1]
         for partition, ids in _by_partition(pairs).items():
@@ -256,7 +255,7 @@ class Client:
         return found
 
     async def _peek(self, partition: int, kind: type[S], names: Sequence[str]) -> list[bytes | None]:
-        """Raw states of one partition as they stand; as they are stored where nobody here can read them."""
+        """Return raw states of one partition as of now; as stored, if this version cannot read them."""
         call = (keys.marker(partition), *names), (self.run_id_of(partition), b"%d" % _KINDS[kind][0])
         try:
             answer = await in_task(self.send_script("peek", call))
@@ -275,7 +274,7 @@ class Client:
     def _unpacked(
         self, kind: type[S], ids: Sequence[int], names: Sequence[str], raw: Iterable[bytes | None]
     ) -> dict[int, S | None]:
-        """States by id, but for those that another version has stored."""
+        """Return states by id, without those that another version has stored."""
         found: dict[int, S | None] = {}
         for id_, name, one in zip(ids, names, raw, strict=True):
             with self.left_alone.reading("account", name):
@@ -283,7 +282,7 @@ class Client:
         return found
 
     async def now_ms(self) -> int:
-        """Redis' own clock, by the first server that answers."""
+        """Return Redis' time of day in ms, from the first server that is available."""
         wires = self._wires.wires
         wire = next((one for one in wires if one.available), wires[0] if wires else None)
         if wire is None:
@@ -304,7 +303,7 @@ def is_readable(kind: type[S], raw: bytes) -> bool:
 
 
 async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
-    """Answers in order, or why one is refused: a key of the wrong type troubles its own partition alone."""
+    """Return replies in order, or the error of a refused one: a key of the wrong type affects only itself."""
     answers: list[Reply | CountersRefused] = []
     for wait in waits:
         try:
@@ -316,13 +315,13 @@ async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
 
 
 def fields_of(answer: Reply) -> dict[bytes, Reply]:
-    """Return what HGETALL or XINFO answers, by name; nothing where there is nothing."""
+    """Return the reply of HGETALL or XINFO by field name; {} if the key is missing."""
     flat = answer if isinstance(answer, list) else []
     return dict(zip(cast("list[bytes]", flat[::2]), flat[1::2], strict=True))
 
 
 def entry_of(raw: Reply) -> tuple[bytes, bytes]:
-    """An XRANGE entry (id, packed event); one without the field is an empty event, which nobody can read."""
+    """Return a stream entry (id, packed event); b"", which is unreadable, if it has no such field."""
     assert isinstance(raw, list)
     entry_id, fields = raw
     assert isinstance(entry_id, bytes)
@@ -332,12 +331,12 @@ def entry_of(raw: Reply) -> tuple[bytes, bytes]:
 
 
 def entries_in(answer: Reply) -> list[tuple[bytes, bytes]]:
-    """Return those of a stream, as it answers them; none where there is no stream."""
+    """Return the entries in a stream's reply; [] if there is no stream."""
     return list(map(entry_of, answer)) if isinstance(answer, list) else []
 
 
 def entries_behind(stream: str, after: bytes, count: int) -> tuple[bytes, ...]:
-    """Return the command for up to `count` entries of a stream after an id; b"" is its start."""
+    """Return the command for up to `count` entries of a stream after an id; b"" is the start."""
     start = b"(" + after if after else b"-"
     return b"XRANGE", stream.encode(), start, b"+", b"COUNT", b"%d" % count
 
@@ -349,21 +348,22 @@ def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
     return found
 
 
-# The contents of a marker, by its bytes: most partitions have the same. A newer version's raises each time.
+# Decodes a marker, cached by its bytes: most partitions have the same. A newer version's raises each time.
 read_marker = lru_cache(MARKERS_MAX)(packing.read_marker)
 
 
-# What loops ask of all partitions, again and again: in one question, where one may have keys of all slots.
+# Frequent queries about all partitions: one command, if one server has all slots.
 #
-# A cluster is asked of each, and so is a server that refuses the question: a key of another type troubles its
-# own partition alone, and a user of an older `deploy/users.acl` may not ask for many streams.
+# A cluster gets one command for each partition, and so does a server that refuses the single command: a key
+# of another type must affect only its own partition, and a user of an older `deploy/users.acl` may not read
+# many streams.
 
-# Entries (id, packed) of one stream, or why there are none.
+# The entries (id, packed) of one stream, or the error of reading it.
 Read = list[tuple[bytes, bytes]] | CountersRefused
 
 
 async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Reply]:
-    """Return the markers of partitions as they stand; None of one that is not there or is of another type."""
+    """Return the stored markers by partition; None for a missing one or a key of another type."""
     asked = list(partitions)
     if (whole := client.whole) is None or not asked:
         return dict(zip(asked, await client.ask_each(_each_marker(asked)), strict=True))
@@ -373,7 +373,7 @@ async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Rep
 
 
 async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> list[Read]:
-    """Up to `count` entries of each stream behind an id, b"" being its start, in the order asked."""
+    """Return up to `count` entries of each stream after an id (b"": the start), in the order given."""
     if (whole := client.whole) is not None and after:
         behind = (one or b"0" for one in after.values())
         with suppress(CountersRefused):
@@ -386,7 +386,7 @@ async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> 
 
 
 async def are_any_there(client: Client, names: Sequence[str]) -> bool:
-    """Return whether there is any of these keys; also where that is not known."""
+    """Return whether any of these keys exists; also True if that is unknown."""
     if (whole := client.whole) is not None and names:
         with suppress(CountersRefused):
             return await in_task(whole.send(_asking(b"EXISTS", *names))) != 0
@@ -394,7 +394,7 @@ async def are_any_there(client: Client, names: Sequence[str]) -> bool:
 
 
 async def with_late(client: Client) -> list[tuple[int, Read]]:
-    """Return partitions with settlements in their late queue, the first of each, or why it does not say."""
+    """Return partitions whose late queue is not empty, with its first entry or the error of reading it."""
     asked = list(client.partitions)
     found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
     return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]
@@ -402,7 +402,7 @@ async def with_late(client: Client) -> list[tuple[int, Read]]:
 
 @lru_cache(ASKED_MAX)
 def _asking(*words: bytes | str) -> bytes:
-    """Return a command that is given again and again while nothing happens, with the names of many keys."""
+    """Return an encoded command, cached because idle loops repeat it with the names of many keys."""
     return encode(*(word.encode() if isinstance(word, str) else word for word in words))
 
 
@@ -410,15 +410,15 @@ def _each_marker(partitions: Collection[int]) -> Iterable[tuple[bytes, bytes]]:
     return ((b"GET", keys.marker(one).encode()) for one in partitions)
 
 
-# What a user of Redis must be able to do, and what only a keeper's may: asked without doing any of it.
+# The rights that a user of Redis needs, and those of a keeper: checked without running any command.
 #
-# Commands are queued behind MULTI on a connection that is then closed; Redis refuses, as it queues it, what a
-# user may not do. deploy/users.acl gives what is asked for here, and a test compares the two.
+# Commands are queued after MULTI on a connection that is then closed; Redis refuses a command without the
+# right to it when it is queued. deploy/users.acl gives these rights, and a test compares the two.
 
-# What servers and services say of a command they do not have, or that nobody may give there.
+# Errors of servers and services about a command that they lack or forbid.
 _LACKED = ("unknown command", "unknown subcommand", "is not allowed", "not supported", "unsupported")
 
-# A key nothing is ever kept in, of each kind that rights are given by.
+# Keys that are never written, one of each kind that rights are given by.
 OF_A_PARTITION, IDENTITY = "tk:{p0}:doctor", "tk:id:{p0}:doctor"
 
 BOTH = (
@@ -453,7 +453,7 @@ KEEPER = (
     f"ZREM {IDENTITY} m", "ZREM tk:org:{p0}:doctor m", "ZREM tk:catalogue m", "ZREM tk:prices m",
     "ZREM tk:verified:{p0} m", "ZREM tk:promotion:{p0} m", "ZREM tk:keepers m",
 )  # fmt: skip
-# What doctor alone asks: whether the user `default` may give a command.
+# Sent by doctor alone: whether the user `default` may run a command.
 ASKS_OF_DEFAULT = b"ACL", b"DRYRUN", b"default"
 # Commands that a server may lack, and the consequences.
 WITHOUT = {
@@ -461,12 +461,12 @@ WITHOUT = {
     "CLIENT TRACKING OFF": "so nothing is told that changes: who calls is looked up again after 0.8 s",
     "ASKING": "so calls of a slot are refused while it moves key by key",
 }
-# What tells a keeper's user, and one who may do anything, from a gateway's. No service refuses the last.
+# A command that only a keeper's user may run, and one that no user needs. No service refuses the latter.
 KEEPERS_ALONE, NOBODYS = f"ZREM {IDENTITY} m", "DBSIZE"
 
 
 def needed_rights(role: str, *, clustered: bool, database: int) -> tuple[str, ...]:
-    """Return what a process of this role asks of one server."""
+    """Return the commands that a process of this role (`serve` or a keeper) sends to one server."""
     of_it = OF_A_CLUSTER if clustered else ()
     return (
         *BOTH, *of_it, *(OF_A_DATABASE if database else ()), *(() if role == "serve" else KEEPER),
@@ -475,7 +475,7 @@ def needed_rights(role: str, *, clustered: bool, database: int) -> tuple[str, ..
 
 @dataclass(frozen=True, slots=True)
 class RefusedCommands:
-    """Those of some commands that a user may not give, and those that its server does not have."""
+    """Commands refused for lack of rights, and commands that the server does not have."""
 
     by_rights: list[str]
     by_server: list[str]
@@ -485,7 +485,7 @@ class RefusedCommands:
 
 
 async def refused_rights(wire: RedisConnection, *commands: str) -> RefusedCommands:
-    """Which of the commands are refused on this connection, and by whom; it must be closed afterwards."""
+    """Return which commands are refused on this connection, and why; it must be closed afterwards."""
     asked = wire.send_together(encode(b"MULTI"), *(encode(*line.encode().split()) for line in commands))
     found = RefusedCommands([], [])
     for line, answer in zip(("MULTI", *commands), asked, strict=True):

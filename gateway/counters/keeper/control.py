@@ -1,4 +1,4 @@
-"""What the keeper brings into the counters: control writes, definitions, identities, catalogue, prices."""
+"""Applies control writes, definitions, identities, the catalogue and prices to the counters in Redis."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ from gateway.counters.redis.calls import NO_ID, AnotherType, Reply
 from gateway.counters.settlement_log.settlement_record import acknowledged
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
-# Accounts that are reset in one step.
+# Accounts reset by one script call.
 RESET_ACCOUNTS = 250
-# Under which a partition is verified that nobody has served ever.
+# The epoch of a partition that was never served before.
 FIRST_EPOCH = 1
 CHARGES = {"use": charge_use, "amend": amend, "late": charge_late}
 
 
 class ControlClient(Client):
     async def apply(self, write: ControlWrite) -> bool:
-        """Bring one control write into the counters; False where its account is not known yet.
+        """Apply one control write to the counters; False if its account does not exist yet.
 
-        OutOfRange where the account would pass what is counted exactly. CountersRefused where a newer version
-        looks after it: what that writes says more than is known here.
+        OutOfRange if an amount would exceed the exact integers. CountersRefused if a newer version owns the
+        partition, because its writes have fields that this version does not know.
         """
         await self._refuse_newer(write.organization_id)
         if write.verb == "define":
@@ -95,21 +95,21 @@ class ControlClient(Client):
         return code in {APPLIED, APPLIED_BEFORE}
 
     async def _refuse_newer(self, organization_id: int) -> None:
-        """Look at the marker of an organization's partition, or of one of each server."""
+        """Raise CountersRefused if a newer version owns an organization's partition, or any server (id 0)."""
         anchors = [one.part.anchor for one in self._wires.wires if one.part.anchor >= 0]
         for partition in [keys.partition_of(organization_id)] if organization_id else anchors:
             try:
                 packing.read_marker(await self.marker(partition))
             except CountersRefused:
                 raise
-            except CountersUnavailable:  # others of its servers are there
+            except CountersUnavailable:  # other servers may be available
                 continue
 
     async def reset_budget(self, write: ControlWrite) -> bool:
         """Reset a budget's window in all its accounts, some at a time.
 
-        Only the last ones are remembered: a keeper that dies before them starts over, and resets later use
-        too.
+        Only the last batch stores the id of the write: a keeper that dies before that starts over, and also
+        resets use that came meanwhile.
         """
         organization_id, budget_id = write.organization_id, write.payload["budget_id"]
         assert isinstance(budget_id, int)
@@ -132,7 +132,7 @@ class ControlClient(Client):
         return code in {APPLIED, APPLIED_BEFORE}
 
     async def sweep(self, tenant_id: int, organization_id: int) -> bool:
-        """Run a tenant's reset if it is due; True where it was."""
+        """Run a tenant's reset if it is due; return whether it was."""
         return await self.grant("sweep", tenant_id, organization_id) == APPLIED
 
     async def grant(
@@ -140,7 +140,7 @@ class ControlClient(Client):
         amount: int = 0, write_id: str = NO_ID, metadata: bytes = b"", terms: PlanTerms | None = None,
         accounts: Sequence[str] = (),
     ) -> int:  # fmt: skip
-        """Run `grant` and remember what it moved; its code."""
+        """Run the script `grant`, note its movements as evidence, and return its code."""
         partition = keys.partition_of(organization_id)
         call = packing.grant(
             self.run_id_of(partition), verb, amount, write_id,
@@ -152,7 +152,7 @@ class ControlClient(Client):
         return packing.code_of(answer)
 
     async def define(self, definition: Definition, version: int) -> bool:
-        """Bring one definition into the counters; False where its account must be rebuilt first."""
+        """Write one definition to the counters; False if its account must be rebuilt first."""
         if isinstance(definition, CatalogueDefinition):
             await self._catalogue(definition, version)
             return True
@@ -168,8 +168,8 @@ class ControlClient(Client):
         return known
 
     async def define_account(self, definition: AccountDefinition, version: int) -> bool:
-        """Return the same of the definitions in its organization's partition: all but credentials' owners."""
-        if isinstance(definition, OrganizationDefinition):  # before anything of it can be served
+        """Write an account's definition in its organization's partition; False if it must be rebuilt."""
+        if isinstance(definition, OrganizationDefinition):  # before anything of it is served
             await self._refuse_newer(definition.organization_id)
             name = keys.organization_terms(definition.organization_id)
             await self.newest(name, encode_terms(version, definition.terms), version)
@@ -182,17 +182,17 @@ class ControlClient(Client):
         return code != UNKNOWN_ACCOUNT
 
     async def identity(self, definition: KeyDefinition) -> None:
-        """Write whom a credential stands for."""
+        """Store the identity of a credential."""
         if definition.of_tokens:
             await self.of_subjects([definition])
         else:
             await self.ask_everybodys(*self.identity_written(definition))
 
     def identity_written(self, definition: KeyDefinition) -> tuple[bytes, ...]:
-        """Return the command that writes whom a credential stands for; a revoked one stands for nobody.
+        """Return the command that stores a credential's identity; it deletes a revoked one.
 
-        Of tokens' subjects it is kept who that was: a token of several is nobody's then, instead of the next
-        one's.
+        The identity of a revoked tokens' subject is kept: otherwise a token with several subjects would count
+        as the next one's.
         """
         name = keys.identity(definition.digest).encode()
         if definition.revoked and not definition.of_tokens:
@@ -219,9 +219,9 @@ class ControlClient(Client):
         return b"SET", name, raw, *until
 
     async def of_subjects(self, definitions: Iterable[KeyDefinition]) -> None:
-        """Write whom subjects' tokens stand for, as the newest key of each says; an older one is ignored.
+        """Store the identities of tokens' subjects, of the newest key for each; an older one is ignored.
 
-        Who displaces a newer one, written since it looked, puts it back: as with `newest`.
+        If a write displaces a newer identity, written meanwhile, that one is written again, as in `newest`.
         """
         in_turn = sorted(definitions, key=lambda one: one.key_id)
         newest = {keys.identity(one.digest).encode(): one for one in in_turn}
@@ -241,9 +241,9 @@ class ControlClient(Client):
             ]
 
     async def publish(self, everybodys: CatalogueDefinition | PricesDefinition, version: int) -> None:
-        """Write the catalogue, or the prices.
+        """Store the catalogue, or the prices.
 
-        Partitions marked with a catalogue's version make gateways read it; for prices they look often.
+        Gateways read the catalogue when a partition's marker has a newer version; for prices they look often.
         """
         if isinstance(everybodys, PricesDefinition):
             raw = encode_prices(version, everybodys.prices, everybodys.rates)
@@ -256,15 +256,15 @@ class ControlClient(Client):
             await self.newest(keys.CATALOGUE, raw, version)
 
     async def newest(self, key: str, raw: bytes, version: int) -> None:
-        """Write what carries its version; an older one is ignored.
+        """Store a value that contains its version, unless the stored one is newer.
 
-        A writer that displaces a newer one puts it back: an older catalogue than markers ask for refuses all
-        calls.
+        If a write displaces a newer value, that one is written again: with a catalogue older than markers
+        require, all calls would be refused.
         """
         name = key.encode()
         try:
             before = await self.ask_everybodys(b"GET", name)
-        except AnotherType:  # nobody can read that; SET that tells what it displaced would be refused too
+        except AnotherType:  # an unreadable key, for which SET with GET would be refused too
             await self.ask_everybodys(b"SET", name, raw)
             before = await self.ask_everybodys(b"GET", name)
         while before != raw and version_standing(before) <= version:
@@ -274,7 +274,7 @@ class ControlClient(Client):
             raw, version = displaced, newer
 
     async def _catalogue(self, definition: CatalogueDefinition, version: int) -> None:
-        """Publish it, and have each partition ask for it; those of a server that is away, later."""
+        """Publish a catalogue, and raise the version in all markers; raise if a server is away."""
         await self.publish(definition, version)
         fault: CountersUnavailable | None = None
         for partition in range(PARTITIONS):
@@ -297,10 +297,10 @@ class ControlClient(Client):
         self, run_id: bytes, partition: int, before: bytes, epoch: int, catalogue: int | None,
         *, layout: int | None = None,
     ) -> bool:  # fmt: skip
-        """Vouch for a partition under the run id it was compared under; False where the marker moved on.
+        """Mark a partition as verified under this run id and epoch; False if its marker changed meanwhile.
 
-        Without a catalogue nobody is admitted yet. Without a `layout` what is written there is of the same as
-        before; where nobody has served it ever, nothing is older than this program.
+        Without a `catalogue` version it is closed to admission. Without a `layout` it keeps its own; a
+        partition that was never served gets this version's.
         """
         is_first = not before and epoch == FIRST_EPOCH
         layout = layout or (LAYOUT if is_first else packing.layout_of(before))
@@ -308,13 +308,13 @@ class ControlClient(Client):
         return await self.rebuild(partition, keys.marker(partition), new, before)
 
     async def rebuild(self, partition: int, state: str, packed: bytes, before: bytes) -> bool:
-        """Write one account's whole state, or the marker, while the marker is as it was read."""
+        """Write an account's whole state, or the marker, if the marker is still `before`; return if done."""
         call = packing.rebuild(self.run_id_of(partition), partition, state, packed, before)
         return packing.code_of(await self.run("load", call)) == APPLIED
 
 
 def _amount(write: ControlWrite) -> int:
-    """Return how much is granted; of a plan, since when it is in force."""
+    """Return the granted amount; for a plan, the time in ms since which it is in force."""
     amount = write.payload.get(SINCE_MS if write.verb == "plan" else "amount", 0)
     assert isinstance(amount, int)
     return -amount if write.payload.get("direction") == "OUT" else amount
@@ -325,17 +325,17 @@ def _metadata(write: ControlWrite) -> bytes:
     return msgspec.json.encode({"reason": reason}) if reason else b""
 
 
-# All definitions of a partition brought into the counters: together, and none of them twice.
+# Writes all definitions of a partition: in bulk, and only those that differ.
 #
-# A batch is bounded, so that a keeper that fills the counters does not hold up its other loops.
+# A batch is bounded, so that a keeper that fills the counters does not delay its other loops.
 class BulkLoader(ControlClient):
     async def define_all(
         self, definitions: Sequence[AccountDefinition], version: int
     ) -> list[tuple[AccountDefinition, Exception]]:
-        """Bring definitions of one partition into accounts that are not as they say; newer ones stay. Which
-        are refused, and why.
+        """Write those definitions of one partition that differ from the stored ones; return refused ones with
+        errors.
 
-        CountersUnavailable where the partition is not verified, and there is something to write.
+        A newer stored definition is left unchanged. CountersUnavailable if the partition is not verified.
         """
         refused: list[tuple[AccountDefinition, Exception]] = []
         for some in batched(definitions, TOGETHER_MAX):
@@ -350,7 +350,7 @@ class BulkLoader(ControlClient):
     async def _not_as_defined(
         self, definitions: Sequence[AccountDefinition], version: int
     ) -> list[tuple[AccountDefinition, packing.Call]]:
-        """Return those whose state is not there, or is another one, with the call that writes it."""
+        """Return definitions whose stored state is missing or differs, with the call that writes it."""
         calls = [
             packing.define(
                 self.run_id_of(keys.partition_of(one.organization_id)), version, one,
@@ -366,7 +366,7 @@ class BulkLoader(ControlClient):
         ]
 
     async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
-        """Write the terms of organizations of one partition where others stand there; newer ones stay."""
+        """Store organizations' terms, all of one partition, where they differ; newer ones stay."""
         names = [keys.organization_terms(one.organization_id) for one in organizations]
         written = [encode_terms(version, one.terms) for one in organizations]
         before = await self.states(names)
@@ -382,7 +382,7 @@ class BulkLoader(ControlClient):
                 await self.newest(name, displaced, newer)
 
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
-        """Write whom credentials stand for, as far as those stand in our partitions and are not there."""
+        """Store the identities of credentials in this server's partitions, where they differ."""
         ours = set(self.partitions)
         here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
         for some in batched(here, TOGETHER_MAX):
@@ -391,7 +391,7 @@ class BulkLoader(ControlClient):
             await self.of_subjects([one for one in some if one.of_tokens])
 
     async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
-        """Those of commands that change anything: gateways are told of each credential that is written."""
+        """Return commands that would change a key, because gateways get a message for each key written."""
         by_slot = defaultdict[bytes, list[tuple[bytes, ...]]](list)
         for command in commands:
             by_slot[_slot(command[1])].append(command)
@@ -407,7 +407,7 @@ def _answered(several: Reply) -> list[Reply]:
 
 
 def _differs(command: tuple[bytes, ...], stored: Reply) -> bool:
-    """Whether a command that writes a credential changes what is stored; when one ends is said within it."""
+    """Return whether a command that stores an identity changes it; its expiry is part of the value."""
     if command[0] == b"DEL":
         return stored is not None
     return stored != command[2] or b"PX" in command[3:]
@@ -418,7 +418,7 @@ def _slot(name: bytes) -> bytes:
 
 
 def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...]]:
-    """The same commands; those that write what stays, one for each slot."""
+    """Yield the commands, with plain SETs of one slot joined into one MSET."""
     staying = defaultdict[bytes, list[bytes]](list)
     for command in commands:
         verb, name, *rest = command
@@ -430,20 +430,20 @@ def _by_slot(commands: Iterable[tuple[bytes, ...]]) -> Iterator[tuple[bytes, ...
         yield b"MSET", *written
 
 
-# States as they are written again from what PostgreSQL has, and the holds that are still there. Pure.
+# States of accounts, built from PostgreSQL's data and the holds still in Redis. Pure.
 
-# A service, and whether its units are money: those are counted apart.
+# A service id, and whether its units are money: those are counted apart.
 Counted = tuple[int, bool]
-# A hold, the caller's own user, the tiers.
+# A hold, the caller's own user, the price tiers of its service.
 Found = tuple[states.HoldState, str, bytes]
-# What many accounts share, limits and plans, is put in numbers once: so many of each are remembered.
+# Cached conversions of limits and plans, which many accounts share.
 SHARED_MAX = 4_096
 _KEY_ID = states.KEY.part("key_id", "key_id")
 assert states.KEY.end("key_id") == states.KEY.size, "whose it is comes last: all before it is shared"
 
 
 def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iterator[tuple[str, bytes]]:
-    """The names and states of all accounts and keys of these, one after another."""
+    """Yield the key and packed state of each account and API key in `lost`, with its holds in `found`."""
     of_tenants: dict[int, list[states.HoldState]] = defaultdict(list)
     of_organizations: dict[int, list[tuple[states.HoldState, bool]]] = defaultdict(list)
     for hold, _, packed in found:
@@ -470,7 +470,7 @@ def states_of(partition: int, lost: LedgerState, found: Sequence[Found]) -> Iter
 def call_of(
     run_id: bytes, partition: int, written: Sequence[tuple[str, bytes]], marker: bytes
 ) -> packing.Call:
-    """Return keys and arguments of `load` for several states at once."""
+    """Return keys and arguments of a `load` call that writes several states."""
     (state, packed), *more = written
     names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
     as_written = (packing.as_written(*one, marker) for one in more)
@@ -478,7 +478,7 @@ def call_of(
 
 
 def packed_key(key: KeyDefinition, version: int) -> bytes:
-    """Return a key's whole state; nothing in flight, full buckets."""
+    """Return an API key's packed state: no calls in flight, full buckets."""
     return _key_but_id(key.limits, key.expires_ms, version, revoked=key.revoked) + _KEY_ID.pack(key.key_id)
 
 
@@ -499,7 +499,7 @@ def _plan(terms: PlanTerms, *, followed: bool) -> Mapping[str, int]:
 
 
 def tenant_state(account: TenantAccount, version: int = 0) -> states.TenantState:
-    """Return a tenant's whole state from its account, defined as of a version; nothing held, full buckets."""
+    """Return a tenant's state from its stored account: nothing held, full buckets."""
     definition, terms = account.definition, account.definition.terms
     started = account.seq > 0
     total = -1 if account.total is None else account.total
@@ -538,9 +538,9 @@ def _with_holds_of_services(
     money: Sequence[bool],
     tiers: Mapping[Counted, bytes],
 ) -> dict[Counted, states.ActivationState]:
-    """Return the stored use of each service, its units in flight included, and their cost together.
+    """Return the use of each service, with the units held by calls in flight and their price.
 
-    `money` says of each hold whether its units are.
+    `money` is, for each hold, whether its units are money.
     """
     uses = {(use.service_id, use.in_money): activation_state(use) for use in account.uses}
     for hold, in_money in zip(holds, money, strict=True):
@@ -575,7 +575,7 @@ def _slots(holds: Sequence[states.HoldState], taken: Callable[[states.HoldState]
 
 
 def activation_state(use: ServiceUse) -> states.ActivationState:
-    """Return the stored use of a service: nothing is paid twice, no tier starts over."""
+    """Return the stored use of a service, so that nothing is paid twice and no price tier restarts."""
     quantity = folded(use.quantity) if use.in_money else min(use.quantity, INTEGER_MAX)
     return states.ActivationState(
         flags=states.ACTIVE if use.activated else 0, month=use.month, quantity=quantity
@@ -583,7 +583,7 @@ def activation_state(use: ServiceUse) -> states.ActivationState:
 
 
 def organization_state(account: OrganizationAccount, version: int = 0) -> states.OrganizationState:
-    """Return an organization's whole state from its accounts, defined as of a version."""
+    """Return an organization's state from its stored accounts: nothing held."""
     definition = account.definition
     return states.OrganizationState(
         **_limits(definition.limits),
@@ -600,40 +600,40 @@ def organization_state(account: OrganizationAccount, version: int = 0) -> states
     )
 
 
-# Accounts of budgets as the keeper compares them and writes them again.
+# Compares and rewrites accounts of budgets for the keeper.
 
 READ_ENTRIES = 1_000
-# Waiting entries of one partition that are looked at.
+# The most waiting entries of one partition that are read.
 WAITING_MAX = 100_000
-# Accounts that one call writes: some milliseconds in which Redis serves nobody else.
+# Accounts written by one script call, which blocks Redis for some milliseconds.
 RESTORED_MAX = 500
-# An account of somebody is kept so long behind its last window.
+# How long the account of one owner is stored after its last window.
 KEPT_MS = DAY_MS
 
-# By account and budget: money, tokens and requests that calls in flight hold.
+# By account and budget: the money, tokens and requests held by calls in flight.
 Held = Mapping[tuple[str, int], Sequence[int]]
 BudgetHolds = tuple[Held, Counter[str]]
 
 
 class BudgetAccounts(ControlClient):
-    """Looks at accounts of budgets and what waits for them, and writes them."""
+    """Reads accounts of budgets and their waiting entries, and rewrites accounts."""
 
     async def live_budgets(self, partition: int, names: Sequence[str]) -> tuple[Live, frozenset[str]]:
-        """Accounts as they are stored, by name and budget; and the names of those of another version."""
+        """Return stored accounts, by name and budget; and the names of those of another version."""
         keys_of = [keys.budget_account(partition, name) for name in names]
         return self._live(partition, names, await self.states(keys_of))
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
-        """Return the accounts for each that are like one."""
+        """Return the names of the single owners' accounts of the same budgets as the account `name`."""
         prefix = name.partition(":")[0]
         return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
 
     async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
-        """Entries of a partition behind the newest stored one; None where more are than are looked at."""
+        """Return a partition's outbox entries after `mark`; None if they are more than `most`."""
         return await self._entries([(keys.outbox(partition), mark)], most)
 
     async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
-        """Return entries of these that are set aside, likewise."""
+        """Return the parked entries of these organizations; None if they are more than `WAITING_MAX`."""
         streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
         return await self._entries(streams, WAITING_MAX)
 
@@ -651,7 +651,7 @@ class BudgetAccounts(ControlClient):
     async def look(
         self, partition: int, mark: bytes, names: Sequence[str]
     ) -> tuple[Live, list[bytes]] | None:
-        """Accounts, and the entries behind `mark`, at one moment; None where it was not one, or has more."""
+        """Return accounts, and the entries after `mark`, as of one moment; None if anything moved."""
         stream = keys.outbox(partition)
         behind = entries_behind(stream, mark, READ_ENTRIES)
         wanted = [keys.budget_account(partition, name).encode() for name in names]
@@ -670,9 +670,7 @@ class BudgetAccounts(ControlClient):
         now_ms: int,
         holds: BudgetHolds,
     ) -> bool:
-        """Write accounts as they have to be, with what the holds that are there hold; False where the marker
-        moved on.
-        """
+        """Write accounts with their use and the amounts of existing holds; False if the marker changed."""
         held, calls = holds
         for some in batched(accounts, RESTORED_MAX):
             written, members = list[tuple[str, bytes]](), defaultdict[str, list[bytes]](list)
@@ -684,7 +682,8 @@ class BudgetAccounts(ControlClient):
                 if somebody:
                     index = keys.each_accounts(partition, account.name)
                     members[index] += b"%d" % abs(expires), somebody.encode()
-            # The index first: a keeper that dies behind it writes the account again, and it is in there.
+            # The index first: a keeper that dies after it writes the account again, which is then in the
+            # index.
             await self.ask_together((b"ZADD", index.encode(), *its) for index, its in members.items())
             call = call_of(self.run_id_of(partition), partition, written, marker)
             if packing.code_of(await self.run("load", call)) != APPLIED:
@@ -692,7 +691,7 @@ class BudgetAccounts(ControlClient):
         return True
 
     async def keep_budgets(self, partition: int, names: Sequence[str]) -> list[str]:
-        """Have accounts stay that an older version would forget; answers which of them are gone."""
+        """Remove the expiry that an older version gave to accounts; return the names of missing ones."""
         named = [keys.budget_account(partition, name) for name in names]
         gone, ending = list[str](), list[tuple[bytes, bytes]]()
         for name, key, packed in zip(names, named, await self.states(named), strict=True):
@@ -707,7 +706,7 @@ class BudgetAccounts(ControlClient):
         return gone
 
     async def take_up_budgets(self, partition: int, accounts: Iterable[BudgetAccountUse]) -> None:
-        """Write accounts that are gone as they have to be, unless a call makes them meanwhile."""
+        """Write missing accounts with their stored use, unless a call creates them meanwhile."""
         commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
         for one in accounts:
             expires, value = _expiry(one.defined, one.moved_ms), one.name.partition(":")[2]
@@ -720,7 +719,7 @@ class BudgetAccounts(ControlClient):
         await self.ask_together(commands)
 
     async def restore_runs(self, partition: int, runs: Sequence[Run]) -> None:
-        """Have the runs again that are gone, and know of those that have ended."""
+        """Restore missing runs, and overwrite those that have ended."""
         for run in runs:
             name, until = run.account.name, b"%d" % (run.expires_ms + RUN_KEPT_MS)
             again = () if run.ended_ms else (b"NX",)
@@ -745,7 +744,7 @@ class BudgetAccounts(ControlClient):
         return found, frozenset(others)
 
     async def held_of_budgets(self, partition: int) -> BudgetHolds:
-        """Return what the holds that are there hold of accounts, and how many calls take from each."""
+        """Return the amounts that holds have reserved on each account, and the number of calls of each."""
         ids = await self.members(keys.deadlines(partition))
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
@@ -769,7 +768,7 @@ class BudgetAccounts(ControlClient):
 
 
 def _held(held: Held, name: str, fields: Sequence[float]) -> int:
-    """Return what calls in flight hold of a window, in its unit."""
+    """Return the amount held on a window by calls in flight, in the window's unit."""
     money, tokens, requests = held.get((name, int(fields[0])), (0, 0, 0))
     flags = int(fields[-1])
     amount = money if flags & FLAG_MONEY else tokens if flags & FLAG_TOKENS else requests
@@ -777,7 +776,7 @@ def _held(held: Held, name: str, fields: Sequence[float]) -> int:
 
 
 def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
-    """Return the account's whole state."""
+    """Return the account's packed state."""
     amounts = (0,) * len(account.used)
     if held:
         defined = DEFINED_WINDOW.struct.iter_unpack(account.defined)
@@ -787,7 +786,10 @@ def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> 
 
 
 def _expiry(defined: bytes, moved_ms: int) -> int:
-    """When somebody's account is forgotten, as `lua/lib/kept.lua` has it: below 0 it loses its place then."""
+    """Return when an owner's account expires, in ms; negative if it only loses its place then.
+
+    The rule is that of `lua/lib/kept.lua`.
+    """
     forever, ended, unused = ends_of(defined)
     unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS
     return -unused_at if forever else max(ended + KEPT_MS, unused_at if unused else 0)

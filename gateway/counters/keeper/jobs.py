@@ -1,4 +1,4 @@
-"""Jobs as a keeper reads them: those that are not settled, or whose row is not stored since."""
+"""Reads the jobs listed in Redis: those that are unsettled, or whose row is not stored yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.core.text import batched
 from gateway.counters.keeper.client import Client, are_any_there
 from gateway.counters.redis import keys
 
-# Jobs that are asked for at once.
+# Jobs read by one command.
 _AT_ONCE = 200
 
 
@@ -19,7 +19,7 @@ class ListedJobs:
         self._client = client
 
     async def read(self) -> list[Job]:
-        """Return the jobs that are listed; one that nobody can read is left there."""
+        """Return the listed jobs, without those that this version cannot read."""
         partitions = list(self._client.partitions)
         if not await are_any_there(self._client, [keys.jobs(one) for one in partitions]):
             return []
@@ -39,6 +39,6 @@ class ListedJobs:
 
 
 def _removal(job: Job) -> tuple[bytes, ...]:
-    """Return the command that takes a job off its list, by its name of this version and of earlier ones."""
+    """Return the command that removes a job from its list, by its present and its former name."""
     member = keys.listed_job(job.organization_id, job.hold_id)
     return b"ZREM", keys.jobs(job.partition).encode(), member, job.hold_id.encode()

@@ -1,8 +1,8 @@
-"""Takes up partitions whose slot was moved from one primary to another: their data came with their markers.
+"""Adopts partitions whose slot was moved between two primaries of a cluster, together with their markers.
 
-A marker that came so names the history of the primary that gave it away. Where that primary lives, and the
-partition's new owner was there before, nothing was lost on the way: the marker is written again, and nobody
-is kept out. In any other case a partition is verified as after a restart.
+A moved marker names the history of its former primary. If that primary is still alive, and the new one was
+known before the move, nothing was lost: the marker is rewritten with the new history, and no call is refused.
+In any other case the partition is verified as after a restart.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.errors import CountersUnavailable
 
-# In which all partitions of one server are rewritten: one that hangs holds nobody else up for longer.
+# The time to rewrite all partitions of one server: one that hangs delays others no longer.
 REWRITE_S_MAX = 1.0
 
 
 class SlotMoves:
-    """Of one cluster, looked at again and again; one server alone is given nothing."""
+    """Watches one cluster for moved slots; does nothing for a single server."""
 
     def __init__(self, wires: RedisConnections) -> None:
         self._wires = wires
-        # Under which history each primary was seen last, and by whom a partition was had then.
+        # The history of each primary at the last look, and the primary of each partition then.
         self._seen: dict[RedisConnection, bytes] = {}
         self._had: dict[int, RedisConnection] = {}
         self._looking = asyncio.Lock()
 
     async def take_up(self) -> list[int]:
-        """Write the markers of partitions that were moved since the last look; answers which.
+        """Rewrite the markers of partitions moved since the last look; return those partitions.
 
-        Other questions wait until it is done.
+        A concurrent call waits until it is done.
         """
         async with self._looking:
             return await self._take_up()
@@ -57,20 +57,20 @@ class SlotMoves:
         return [partition for one in taken for partition in one]
 
     def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
-        """Return whether this is a primary still, and was all the time."""
+        """Return whether a connection is still to the same primary, and was all the time."""
         return wire.connected and wire.run_id == known.get(wire) == self._seen.get(wire)
 
 
 async def has_current_history(wire: RedisConnection, partition: int) -> bool:
-    """Return whether a partition's marker names the history of the primary that has it."""
+    """Return whether a partition's marker names the history of its present primary."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     return packing.read_marker(marker)[0] == wire.run_id
 
 
 async def _rewrite_all(wire: RedisConnection, run_id: bytes, givers: Mapping[int, bytes]) -> list[int]:
-    """Write the markers of partitions that a server was given; answers which."""
+    """Rewrite the markers of partitions that a server received; return those partitions."""
     taken = []
-    with suppress(CountersUnavailable, TimeoutError):  # those that are left are verified, then
+    with suppress(CountersUnavailable, TimeoutError):  # the others are verified then
         async with AwakeTimeout(REWRITE_S_MAX):
             for partition, before in givers.items():
                 if await _rewrite(wire, run_id, partition, before):
@@ -79,7 +79,7 @@ async def _rewrite_all(wire: RedisConnection, run_id: bytes, givers: Mapping[int
 
 
 async def _rewrite(wire: RedisConnection, run_id: bytes, partition: int, before: bytes) -> bool:
-    """Put one history in another's place, where the marker names that one."""
+    """Replace the history in a marker by `run_id`, if the marker still names `before`; return if done."""
     marker = await in_task(wire.send(encode(b"GET", keys.marker(partition).encode())))
     named, epoch, catalogue = packing.read_marker(marker)
     if not isinstance(marker, bytes) or named != before:

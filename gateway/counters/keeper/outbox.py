@@ -1,6 +1,7 @@
-"""The outbox as the flusher reads it: entries in order, removed only once they are rows, or moved aside.
+"""The outbox for the flusher: entries in order, deleted only once they are rows, or parked.
 
-Entries behind accounts in quarantine are set aside, and are read and acknowledged likewise.
+Entries of accounts in quarantine are parked, that is moved to streams of their own, and read and deleted
+there.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 
-# Entries that wait behind accounts in quarantine, apart from the outbox: a stream for each organization.
+# Parked entries: they wait because an account is in quarantine, in one stream for each organization.
 #
-# An organization's entries there are older than any of it in the outbox. Only `park` writes here.
+# An organization's parked entries are older than its entries in the outbox. Only the script `park` moves
+# entries there.
 
-# Entries one script moves: half a millisecond of Redis.
+# Entries moved by one script call: half a millisecond of Redis.
 MOVED_MAX = 250
 
 
 def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iterable[bytes] = ()) -> Call:
-    """Return keys and arguments of `park`; `gone` are deleted there, `moved` come from the outbox."""
+    """Return keys and arguments of `park`: parked entries to delete (`gone`), entries to park (`moved`)."""
     partition, organization_id = owner
     return (
         keys.marker(partition),
@@ -65,32 +67,35 @@ def park(run_id: bytes, owner: Owner, *, gone: Iterable[bytes] = (), moved: Iter
 
 
 class ParkedEntries:
-    """Looks and moves, over the keeper's connection."""
+    """Counts, parks and deletes entries, over the keeper's connection."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def counts(self, partitions: Iterable[int]) -> dict[Owner, int]:
-        """Return how many entries wait, by partition and organization."""
+        """Return the number of parked entries, by partition and organization."""
         asked = list(partitions)
         if not await are_any_there(self._client, [keys.parked(one) for one in asked]):
             return {}
         answers = await self._client.ask_each((b"HGETALL", keys.parked(p).encode()) for p in asked)
-        return {  # nothing of one that is of another type: `park` says so
+        return {  # a key of another type has no fields: `park` raises its error
             (partition, int(owner)): int(cast("bytes", count))
             for partition, answer in zip(asked, answers, strict=True)
             for owner, count in fields_of(answer).items()
         }
 
     async def move(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
-        """Move entries here from the outbox, in their order; answers how many wait by then."""
+        """Park entries of the outbox, in order; return the number of parked entries by owner."""
         return await self._run(entries, "moved")
 
     async def delete(self, entries: Mapping[Owner, Sequence[bytes]]) -> None:
         await self._run(entries, "gone")
 
     async def _run(self, entries: Mapping[Owner, Sequence[bytes]], which: str) -> dict[Owner, int]:
-        """CountersUnavailable where a partition is of another history; what is refused comes last."""
+        """Run `park` in batches; CountersUnavailable if a partition has another history.
+
+        An error of one owner is raised after all the others are done.
+        """
         run_id = self._client.wire.run_id
         sent = [
             (owner, park(run_id, owner, **{which: ids[start : start + MOVED_MAX]}))
@@ -118,14 +123,14 @@ def _packed(ids: Iterable[bytes]) -> bytes:
     return b"".join(packing.STREAM_ID.pack(*stream_place(one)) for one in ids)
 
 
-# The newest entry ever deleted of each partition's outbox, asked again where that may be another by now.
+# The newest entry ever deleted of each partition's outbox, cached.
 
-# What others deleted is seen that late.
+# Deletions of other keepers are noticed after this time at the latest.
 KEPT_S = 5.0
 
 
 class DeletedEntries:
-    """Keeps what was answered of a partition, under one history, until entries of it are removed here."""
+    """Caches the newest deleted id by partition, under one history, until entries are deleted here."""
 
     def __init__(self, client: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client, self._clock = client, clock
@@ -134,18 +139,21 @@ class DeletedEntries:
         self._removals = Counter[int]()
 
     def forget(self, partitions: Iterable[int]) -> None:
-        """Entries of these may have been removed: ask again."""
+        """Drop the cached ids of partitions whose entries may have been deleted here."""
         for partition in partitions:
             self._removals[partition] += 1
             self._kept.pop(partition, None)
 
     @property
     def removals(self) -> int:
-        """How often this was told."""
+        """The number of times that entries were deleted here, or may have been."""
         return self._removals.total()
 
     async def newest(self, partitions: Sequence[int], *, anew: bool = True) -> dict[int, bytes]:
-        """By partition, the id; unless `anew`, as of up to `KEPT_S` ago. None where there is no stream."""
+        """Return the newest deleted id by partition, without those that have no stream.
+
+        Unless `anew`, an id may be up to `KEPT_S` seconds old.
+        """
         now, run_id = self._clock(), self._client.run_id
         if run_id != self._kept_under:
             self._kept, self._kept_under = {}, run_id
@@ -157,7 +165,7 @@ class DeletedEntries:
         return {one: found[one] for one in partitions if found[one]}
 
     async def _ask(self, partitions: Sequence[int]) -> dict[int, bytes]:
-        """Of each of these; b"" of one whose key is no stream."""
+        """Query the newest deleted id of each partition; b"" if its key is no stream."""
         names = [keys.outbox(one).encode() for one in partitions]
         kinds = await self._client.ask_each((b"TYPE", name) for name in names)
         streams = [at for at, kind in enumerate(kinds) if kind == b"stream"]
@@ -172,16 +180,16 @@ class DeletedEntries:
 LOOK_ENTRIES = 1_000
 LOOK_ENTRIES_MAX = 100_000
 
-# A partition, and the key of a stream of it.
+# A partition, and the key of one of its streams.
 _Stream = tuple[int, str]
 
 
 class Outbox:
-    """Streams of all partitions, read and acknowledged on one connection.
+    """The streams of all partitions, read and deleted on one connection.
 
-    `broken` says of partitions whose stream cannot be read why: they wait, the others go on. The same holds
-    for those of a newer version, and those where an entry of one comes next: it stays where it is.
-    `check_history` makes sure that entries read until then are of the history the wire speaks to.
+    `broken` has the error of each partition whose stream cannot be read: it waits, and the others go on. The
+    same holds for partitions of a newer version, and from a newer version's entry on. `check_history`
+    verifies that the entries read so far belong to the history of the connection.
     """
 
     def __init__(
@@ -204,10 +212,10 @@ class Outbox:
         self._others: set[_Stream] = set()
 
     async def read(self, after: Mapping[int, bytes], count: int) -> dict[int, list[tuple[bytes, bytes]]]:
-        """Up to `count` entries (id, packed event) of each partition after an id; b"" is the start.
+        """Return up to `count` entries (id, packed event) of each partition after an id; b"" is the start.
 
-        A partition whose stream is broken has nothing; one that was verified under another history
-        has nothing either: its entries may not continue the stored ones.
+        A partition is omitted if its stream is broken, or if it was verified under another history: then its
+        entries may not continue the stored ones.
         """
         found = await self._read({(p, keys.outbox(p)): entry_id for p, entry_id in after.items()}, count)
         for (partition, _), entries in found.items():
@@ -217,13 +225,13 @@ class Outbox:
     async def read_parked(
         self, after: Mapping[Owner, bytes], count: int
     ) -> dict[Owner, list[tuple[bytes, bytes]]]:
-        """Up to `count` entries that are set aside, by owner; nothing of one that cannot be read now."""
+        """Return up to `count` parked entries after an id, by owner, without streams that cannot be read."""
         owners = {(p, keys.parked_entries(p, one)): (p, one) for p, one in after}
         found = await self._read({stream: after[owner] for stream, owner in owners.items()}, count)
         return {owners[stream]: entries for stream, entries in found.items() if isinstance(entries, list)}
 
     async def parked(self, partitions: Iterable[int]) -> dict[Owner, int]:
-        """How many entries are set aside, by owner. Asked after a `read` it counts all moved before that."""
+        """Return the number of parked entries by owner; after a `read` it includes all parked before that."""
         asked = frozenset(partitions)
         counts = await self._parked.counts(asked)
         there = {keys.parked_entries(*owner) for owner in counts} | {keys.outbox(one) for one in asked}
@@ -231,13 +239,13 @@ class Outbox:
         return counts
 
     def keep_to(self, partitions: Collection[int]) -> None:
-        """These alone are read from now on: the streams of others have other readers."""
+        """Forget problems of streams of other partitions, which another keeper reads from now on."""
         self._forget_others({(p, stream) for p, stream in self._others if p not in partitions})
 
     async def _read(
         self, after: Mapping[_Stream, bytes], count: int
     ) -> dict[_Stream, list[tuple[bytes, bytes]] | CountersRefused]:
-        """Entries of streams after an id, or why one is broken; of another history there is nothing."""
+        """Return entries of streams after an id, or the error of a broken one; none of another history."""
         self._begin_read()
         markers = await markers_of(self._client, {partition for partition, _ in after})
         ours = {one for one, marker in markers.items() if self._is_ours(one, marker)}
@@ -253,7 +261,7 @@ class Outbox:
         return found
 
     def _is_ours(self, partition: int, marker: Reply) -> bool:
-        """Return whether a partition is of this history, and no newer version's."""
+        """Return whether a partition has the history being read, and belongs to no newer version."""
         if not isinstance(marker, bytes):
             return True
         try:
@@ -265,10 +273,11 @@ class Outbox:
     def _known(
         self, partition: int, stream: str, entries: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
-        """Return entries up to the first that a newer version has written: what comes behind it may follow
+        """Return the entries before the first that a newer version wrote, since later ones may follow from
         it.
 
-        Entries set aside are read whole or not at all. One of each stream is counted: the first.
+        A parked stream with such an entry is refused as a whole. The first such entry of each stream is
+        counted.
         """
         if not entries and not self._others:
             return entries
@@ -285,13 +294,13 @@ class Outbox:
         return entries[:at] if stream == keys.outbox(partition) else CountersRefused(why)
 
     def _forget_others(self, streams: Collection[_Stream]) -> None:
-        """Nothing of a newer version comes next there, or it is not read here."""
+        """Forget newer versions' entries in these streams: none comes next, or another keeper reads them."""
         for _, stream in streams:
             self._client.left_alone.keep("entry", (), f"{stream} ")
         self._others.difference_update(streams)
 
     def _tell(self, partition: int, read: list[tuple[bytes, bytes]] | CountersRefused) -> None:
-        """Say whose stream is broken, as where its key is of another type, and whose is whole again."""
+        """Log when a partition's stream becomes unreadable, such as by its type, and when it recovers."""
         if isinstance(read, list):
             if self.broken.pop(partition, None) is not None:
                 self._say("outbox stream is whole again", partition=partition)
@@ -301,7 +310,7 @@ class Outbox:
         self.broken[partition] = read.message
 
     def _begin_read(self) -> None:
-        """Note the server that is read from; a new one first ends the pass over the old one's entries."""
+        """Store the history to read under; if it changed, raise once, to end the pass over older entries."""
         if self._client.wire.run_id != self.read_under and self.read_under and not self._replaced:
             self._replaced = True
             raise CountersUnavailable("Redis was restarted in the middle of a pass")
@@ -311,9 +320,9 @@ class Outbox:
     async def acknowledge(
         self, entries: Mapping[int, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
     ) -> None:
-        """Remove entries that are rows now, and the ids of control writes and late posts among them.
+        """Delete entries that are rows now, and the ids of control writes and late posts among them.
 
-        The ids go first: one that outlived its entry would say for ever that its row is still to come.
+        The ids first: one that outlived its entry would mean that its row is still to come.
         """
         self._refuse_replaced()
         waits = self._forget(control_ids)
@@ -328,13 +337,13 @@ class Outbox:
     async def acknowledge_parked(
         self, entries: Mapping[Owner, Sequence[bytes]], control_ids: Mapping[int, Sequence[str]]
     ) -> None:
-        """The same of entries that waited apart."""
+        """Delete parked entries that are rows now, and the ids of control writes among them."""
         self._refuse_replaced()
         await self._all(self._forget(control_ids))
         await self._parked.delete(entries)
 
     async def park(self, entries: Mapping[Owner, Sequence[bytes]]) -> dict[Owner, int]:
-        """Move entries aside that wait, in their order; answers how many wait of each owner by then."""
+        """Park entries that must wait, in order; return the number of parked entries by owner."""
         self._refuse_replaced()
         try:
             return await self._parked.move(entries)
@@ -355,28 +364,29 @@ class Outbox:
     async def _all(self, waits: Sequence[Wait[Reply]]) -> None:
         refused = [one for one in await each(waits) if isinstance(one, CountersRefused)]
         if refused:
-            raise refused[-1]  # of one partition: what the others had is acknowledged
+            raise refused[-1]  # of one partition: the others' entries are deleted
 
     @property
     def removals(self) -> int:
-        """How often entries were removed here, or may have been."""
+        """The number of times that entries were deleted here, or may have been."""
         return self._deleted.removals
 
     async def deleted(self, *, anew: bool = True) -> dict[int, bytes]:
-        """Return the newest entry that was ever deleted of each partition's stream, by its id.
+        """Return the id of the newest entry ever deleted of each partition's stream.
 
-        Deleted entries are rows: https://redis.io/docs/latest/commands/xinfo-stream/,
-        `max-deleted-entry-id`. A partition that has no stream is left out. Unless it is asked `anew`,
-        recent deletions of others may be missing.
+        Deleted entries are rows: `max-deleted-entry-id` of
+        https://redis.io/docs/latest/commands/xinfo-stream/. Partitions without a stream are omitted. Unless
+        `anew`, recent deletions of other keepers may be missing.
         """
         return await self._deleted.newest(self._client.partitions, anew=anew)
 
     async def waiting(self, partition: int) -> dict[str, AccountPosition] | None:
-        """Return where each account stood before its first entry that still waits in a partition.
+        """Return, by account, its position before its first entry that is in the outbox or parked.
 
-        None where more waits than is looked at: who comes later cannot be told from who does not.
+        None if there are more entries than are read: then it is unknown which accounts have one.
         """
-        # In this order: what is moved aside meanwhile is seen here or there, and is older there.
+        # In this order: an entry parked meanwhile is seen in one place or both, and is older where it is
+        # parked.
         waiting = await self._places(keys.outbox(partition))
         for _, owner in await self.parked([partition]):
             apart = await self._places(keys.parked_entries(partition, owner))
@@ -384,14 +394,14 @@ class Outbox:
         return waiting
 
     async def _places(self, stream: str) -> dict[str, AccountPosition] | None:
-        """Where each account stood before its first entry of a stream; None where there are too many."""
+        """Return each account's position before its first entry of a stream; None if there are too many."""
         found: dict[str, AccountPosition] = {}
         after = b""
         page = min(LOOK_ENTRIES, self._look_entries_max)
         for _ in range(self._look_entries_max // page):
             entries = entries_in(await self._client.ask(*entries_behind(stream, after, page)))
             for _, packed in entries:
-                if is_newer(packed):  # whose account it moves, and how, is not known
+                if is_newer(packed):  # its accounts and movements are unknown
                     return None
                 with suppress(MalformedEvent):
                     for place in places_before(decode(packed)):
@@ -402,7 +412,7 @@ class Outbox:
         return None
 
     async def depth(self) -> tuple[int, int]:
-        """Return entries waiting in all partitions, and the oldest one's time in ms (0: none)."""
+        """Return the number of entries in all outboxes, and the oldest one's time in ms (0: none)."""
         names = [keys.outbox(one) for one in self._client.partitions]
         firsts = await entries_of(self._client, dict.fromkeys(names, b""), 1)
         read = zip(names, firsts, strict=True)
@@ -412,13 +422,14 @@ class Outbox:
         return sum(one for one in lengths if isinstance(one, int)), min(times, default=0)
 
 
-# Finds and drops what waits in older data's outbox: PostgreSQL's rows do not lead to it.
+# Finds and deletes the entries that older data added to an outbox, which do not follow from PostgreSQL's
+# rows.
 
 READ_ENTRIES = 1_000
 
 
 class OrphanReader:
-    """Reads and drops them over the keeper's connection; the fence's `check_history` runs a transaction."""
+    """Reads and deletes entries of older data; the history guard's `check_history` runs a transaction."""
 
     def __init__(
         self,
@@ -430,9 +441,10 @@ class OrphanReader:
         self._deleted = deleted or DeletedEntries(client)
 
     async def behind(self, marks: Mapping[int, bytes], *, anew: bool = True) -> list[int]:
-        """Return the partitions whose stream never had this entry: the data is older than their rows.
+        """Return the partitions whose stream never had the entry `marks` names: their data is older than the
+        rows.
 
-        Unless it is asked `anew`, a stream that had it under this history has had it.
+        Unless `anew`, a stream that had it before, under this history, is not checked again.
         """
         newest = await self._deleted.newest(list(marks), anew=anew)
         had = {one for one, entry_id in newest.items() if stream_place(entry_id) >= stream_place(marks[one])}
@@ -450,7 +462,7 @@ class OrphanReader:
     async def read_strays(
         self, partition: int, mark: bytes, stopped: Collection[str] = ()
     ) -> OrphanEntries | None:
-        """Return all that waits in a stream that never had `mark`; None where it had."""
+        """Return all entries of a stream that never had `mark`; None if it had."""
         if not await self.behind({partition: mark}):
             return None
         found, after = OrphanEntries(partition, mark, stopped), b""
@@ -464,9 +476,9 @@ class OrphanReader:
                 return found
 
     async def drop(self, strays: OrphanEntries) -> bytes:
-        """Remove them, ids first, and have the stream begin after what is stored; answers from where on.
+        """Delete entries of older data, their ids first; return the id after which the stream continues.
 
-        CountersUnavailable where the data was exchanged meanwhile, or the stream went on.
+        CountersUnavailable if the data was exchanged meanwhile, or new entries came.
         """
         partition, control = strays.partition, keys.control(strays.partition).encode()
         for start in range(0, len(strays.ids), READ_ENTRIES):
@@ -486,20 +498,20 @@ def _name(partition: int) -> bytes:
 
 
 def _fact(said: Reply, name: bytes) -> StreamPlace:
-    """Return the place that XINFO names; that before all where there is no stream."""
+    """Return the id that XINFO gives under `name`; the lowest id if there is no stream."""
     found = fields_of(said).get(name)
     return stream_place(found if isinstance(found, bytes) else b"")
 
 
-# Refused calls as the keeper reads them: batches in the order they came, removed once they are rows.
+# Refused calls for the keeper: batches in order, deleted once they are rows.
 class RefusedStream:
-    """The stream that all workers add to."""
+    """The stream of refused calls, to which all workers add."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def read(self, count: int) -> list[tuple[bytes, RefusedBatch | None]]:
-        """Return the oldest batches with their ids; None for what cannot be read."""
+        """Return up to `count` of the oldest batches with their ids; None for an unreadable batch."""
         found = await self._client.ask_everybodys(
             b"XRANGE", keys.REFUSED.encode(), b"-", b"+", b"COUNT", b"%d" % count
         )
@@ -507,5 +519,5 @@ class RefusedStream:
         return [(entry_id, read_batch(packed)) for entry_id, packed in entries]
 
     async def forget(self, ids: Sequence[bytes]) -> None:
-        """Remove batches that are stored."""
+        """Delete batches that are stored."""
         await self._client.ask_everybodys(b"XDEL", keys.REFUSED.encode(), *ids)

@@ -1,4 +1,4 @@
-"""Where accounts stand in the counters, looked at only: quotas, balances, budgets, seqs, holds."""
+"""Read-only queries of the counters: quotas, balances, budgets, seqs, holds, and running processes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 class AccountHeads(Client):
     async def peek_tenants(self, tenants: Sequence[tuple[int, int]]) -> Mapping[int, LiveQuota | None]:
-        """Read the quotas of (partition, tenant id) pairs as they stand; None for one that is not loaded.
+        """Return the quotas of (partition, tenant id) pairs as of now; None for one that is not loaded.
 
-        Nothing of one that nobody here can read, here and below.
+        An unreadable one is omitted, as in the methods below.
         """
         found = await self.peek(states.TenantState, tenants)
         return {id_: _quota(state) if state else None for id_, state in found.items()}
@@ -46,9 +46,9 @@ class AccountHeads(Client):
     async def peek_budgets(
         self, accounts: Sequence[tuple[int, str]]
     ) -> dict[str, dict[int, LiveWindow] | None]:
-        """Read windows, by budget, of (partition, account name) pairs as they are stored.
+        """Return stored windows, by account name and budget, of (partition, account name) pairs.
 
-        None where there is no such account. CountersUnavailable where a partition is not verified.
+        None for a missing account. CountersUnavailable if a partition is not verified.
         """
         named: dict[int, list[str]] = {}
         for partition, name in accounts:
@@ -63,10 +63,10 @@ class AccountHeads(Client):
         return found
 
     async def account_heads(self, owners: Sequence[Owner]) -> dict[str, AccountHead | None]:
-        """Read where accounts stand as they are stored, no due reset included, by account name.
+        """Return seq and balance of stored accounts by name, without applying due resets.
 
-        None where the counters have no such account; nothing of one that another version has stored.
-        CountersUnavailable where a partition is not verified: what is not there may only not be there yet.
+        None for a missing account; one of another version is omitted. CountersUnavailable if a partition is
+        not verified, since a missing account may be loaded later.
         """
         organizations = [(keys.partition_of(one.organization_id), one.organization_id) for one in owners]
         tenants = [
@@ -84,7 +84,7 @@ class AccountHeads(Client):
         return found
 
     async def unreadable(self, owners: Sequence[Owner]) -> set[str]:
-        """Return which of their accounts are stored as no version up to ours stores them, by account name."""
+        """Return the names of accounts whose stored layout no version up to this one can read."""
         found = set[str]()
         for one in owners:
             id_, partition = one.organization_id, keys.partition_of(one.organization_id)
@@ -98,14 +98,14 @@ class AccountHeads(Client):
         return found
 
     async def _require_verified(self, partitions: Iterable[int]) -> None:
-        """CountersUnavailable where one is not verified: what is not there may only not be there yet."""
+        """Raise CountersUnavailable if a partition is not verified: missing keys may be loaded later."""
         for partition in partitions:
             run_id = self.run_id_of(partition)
             if not run_id or packing.read_marker(await self.marker(partition))[0] != run_id:
                 raise CountersUnavailable
 
     async def holds(self) -> int:
-        """Return holds of calls in flight, over all partitions."""
+        """Return the number of holds of calls in flight, over all partitions."""
         if not await are_any_there(self, [keys.deadlines(one) for one in self.partitions]):
             return 0
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
@@ -113,7 +113,7 @@ class AccountHeads(Client):
 
 
 def _is_nobodys(kind: type[states.State], raw: bytes | None) -> bool:
-    """Return whether a state cannot be read, though no newer version may have stored it."""
+    """Return whether a state is unreadable, although no newer version can have stored it."""
     return False if not raw or raw[0] > LAYOUT else not is_readable(kind, raw)
 
 
@@ -135,10 +135,10 @@ def _quota(state: states.TenantState) -> LiveQuota:
     )
 
 
-# What tenants' calls used and were refused in the last minute, of all gateways together, kept in Redis.
+# The use and refusals of tenants' calls in the last minute, summed over all gateways, in Redis.
 #
-# Each worker adds what it counted every other second to a hash of five seconds, which Redis forgets
-# by itself. Nothing depends on it: while Redis is away nothing is kept, and nothing waits.
+# Every other second each worker adds its counts to a hash that covers five seconds and expires. Nothing
+# depends on these counts: while Redis is away they are dropped, and no call waits for them.
 
 PUBLISH_S = 2.0
 BUCKET_S = 5
@@ -148,20 +148,20 @@ TENANTS_TOLD_MAX = 100  # by one worker, each time
 
 
 class Activity:
-    """The hashes of the last minute; `unix_seconds` is the time of day."""
+    """The hashes of the last minute; `unix_seconds` returns the time of day."""
 
     def __init__(self, wires: RedisConnections, unix_seconds: Callable[[], float]) -> None:
         self._wires, self._unix_seconds = wires, unix_seconds
 
     async def keep_publishing(self, taken: Callable[[], Counts]) -> None:
-        """Add what is taken, again and again, until cancelled."""
+        """Publish the counts that `taken` returns, at intervals until cancelled."""
         while True:
             await asyncio.sleep(PUBLISH_S)
             with suppress(CountersUnavailable):
                 await self.publish(taken())
 
     async def publish(self, counts: Counts) -> None:
-        """Add counts to the present hash; CountersUnavailable where Redis does not answer."""
+        """Add counts to the present hash; CountersUnavailable if Redis does not answer."""
         if not counts:
             return
         name = keys.activity(int(self._unix_seconds()) // BUCKET_S).encode()
@@ -175,9 +175,9 @@ class Activity:
             await in_task(wait)
 
     async def read(self, window_s: int) -> tuple[list[tuple[tuple[int, str], int]], float]:
-        """Return counts of the last seconds, and how many they really were.
+        """Return the counts of about the last `window_s` seconds, and the exact number of seconds.
 
-        CountersUnavailable where Redis does not answer.
+        CountersUnavailable if Redis does not answer.
         """
         now = self._unix_seconds()
         last = int(now) // BUCKET_S
@@ -193,9 +193,9 @@ class Activity:
         return found, now - first * BUCKET_S
 
 
-# Whether a keeper runs, and its peppers for credentials: one key, which each keeper renews.
+# One key in which each running keeper stores its version and the ids of its peppers for credentials.
 #
-# Nothing depends on it. People read it, and the search for a wrong pepper does too.
+# No other process depends on it: it is for people, and for the search for a wrong pepper.
 
 SAID_EACH_S = 10.0
 PRESENCE_KEPT_S = 60
@@ -204,9 +204,7 @@ _KEEPERS = keys.KEEPERS.encode()
 
 @dataclass(frozen=True, slots=True)
 class KeeperInfo:
-    """What the keeper that spoke last is: its version, and the ids of its peppers, the current one first; and
-    how many accounts it found that it cannot read.
-    """
+    """The last report of a keeper: version, ids of its peppers (current one first), unreadable accounts."""
 
     version: str
     peppers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -214,7 +212,7 @@ class KeeperInfo:
 
 
 class Presence:
-    """Says that this keeper is there, and how many accounts it cannot read."""
+    """Reports that this keeper runs, and how many accounts it cannot read."""
 
     def __init__(
         self,
@@ -227,9 +225,9 @@ class Presence:
         self._unreadable = unreadable
 
     async def keep_saying(self) -> None:
-        """Say it again and again, until cancelled."""
+        """Renew the report at intervals until cancelled."""
         while True:
-            with suppress(CountersUnavailable, CountersRefused):  # a full server takes nothing
+            with suppress(CountersUnavailable, CountersRefused):  # a full server refuses writes
                 wire = self._wires.of_key(_KEEPERS)
                 raw = msgspec.json.encode(KeeperInfo(self._version, self._peppers, self._unreadable()))
                 await in_task(wire.send(encode(b"SET", _KEEPERS, raw, b"EX", b"%d" % PRESENCE_KEPT_S)))
@@ -237,9 +235,9 @@ class Presence:
 
 
 async def heard(wires: RedisConnections) -> KeeperInfo | None:
-    """Return what the keeper that spoke last has said, if one did lately; `CountersRefused` for no right.
+    """Return the last keeper's report, or None if it has expired or no keeper of this version wrote it.
 
-    None too for what no keeper of this version says.
+    `CountersRefused` without the right to read it.
     """
     raw = await in_task(wires.of_key(_KEEPERS).send(encode(b"GET", _KEEPERS)))
     try:
@@ -248,20 +246,20 @@ async def heard(wires: RedisConnections) -> KeeperInfo | None:
         return None
 
 
-# Which programs run: each gateway worker and keeper says so in one sorted set, by when it did last.
+# The running processes: each gateway worker and keeper is in one sorted set, by the time of its last report.
 #
-# Nothing depends on it: it is for people. Who is silent goes by itself, by Redis' own clock.
+# It is only for people. A silent process is removed, by Redis' clock.
 
 PROGRAM_SAID_EACH_S = 30.0
 SILENT_S_MAX = 90
-# Those that spoke last; a process that has just begun is one of them.
+# The most processes listed: the last to report, which includes one that has just started.
 PROGRAMS_MAX = 4_096
 HOST_CHARS_MAX = 253
 _NAME = keys.PROGRAMS.encode()
 
 
 class ProgramRegistry:
-    """All programs; this process is one of them."""
+    """The registry of running processes; `said` describes this one."""
 
     def __init__(
         self,
@@ -277,30 +275,30 @@ class ProgramRegistry:
         self._each_s, self._silent_s, self._programs_max = each_s, silent_s, programs_max
 
     async def keep_saying(self) -> None:
-        """Say again and again that this one is there, until cancelled."""
+        """Renew this process' entry at intervals until cancelled."""
         while True:
-            with suppress(CountersUnavailable):  # or full: nobody depends on it
+            with suppress(CountersUnavailable):  # or full: no other process depends on it
                 await self.say()
             await asyncio.sleep(self._each_s)
 
     async def say(self) -> None:
-        """Say it once; CountersUnavailable where Redis does not answer, or takes nothing."""
+        """Renew this process' entry once; CountersUnavailable if Redis does not answer or is full."""
         now = b"%.3f" % await self._now()
         told = self._send(b"ZADD", now, self._member)
-        # Beyond so many, the longest silent go first.
+        # Beyond the maximum, those silent for longest are removed.
         bounded = self._send(b"ZREMRANGEBYRANK", b"0", b"%d" % -(self._programs_max + 1))
         for wait in (told, bounded):
             await in_task(wait)
 
     async def leave(self) -> None:
-        """Be there no more."""
+        """Remove this process' entry."""
         with suppress(CountersUnavailable):
             await in_task(self._send(b"ZREM", self._member))
 
     async def read(self) -> list[ProgramReport]:
-        """Return who is there, those that began last first; CountersUnavailable where nobody knows.
+        """Return the running processes, the last started first, and remove silent ones.
 
-        Who is silent is removed.
+        CountersUnavailable if Redis does not answer.
         """
         since = b"(%.3f" % (await self._now() - self._silent_s)
         gone = self._send(b"ZREMRANGEBYSCORE", b"-inf", since[1:])
@@ -315,7 +313,7 @@ class ProgramRegistry:
         return sorted(found, key=lambda one: (-one.program.started_at, one.program.id))
 
     async def _now(self) -> float:
-        """Return the time of who has the list."""
+        """Return the time of the server that stores the registry, in seconds."""
         answer = await in_task(self._wires.of_key(_NAME).send(encode(b"TIME"), upkeep=True))
         seconds, micros = (int(one) for one in cast("list[bytes]", answer))
         return seconds + micros / 1e6
@@ -325,35 +323,37 @@ class ProgramRegistry:
 
 
 def _read(member: bytes) -> Program | None:
-    """Return what a member says; None for what no program of ours says."""
+    """Return the process of an entry; None if this version cannot read it."""
     try:
         return msgspec.json.decode(member, type=Program)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
-# What workers report of themselves in Redis, each in a field of its own named by its worker number.
+# Reports of workers in Redis, each in a field named by its worker number.
 
-# Between two reports that say the same: a keeper waits longer before it takes a worker for gone.
+# The interval of unchanged reports: a keeper waits longer before a worker counts as gone.
 SAY_AGAIN_S = 5.0
 
 _REPORT = struct.Struct(f"<40sQ{PARTITIONS}Q")
 
 
 class WorkerReports:
-    """One worker's report, left with each server. CountersUnavailable is raised where none answers."""
+    """Writes one worker's report to each server. CountersUnavailable is raised if no server answers."""
 
     def __init__(
         self, wires: RedisConnections, worker_slot: str, beat: int, clock: Callable[[], float]
     ) -> None:
         self._wires, self._worker_slot, self._beat, self._clock = wires, worker_slot.encode(), beat, clock
-        # Of each server: the last epochs, their history, since when it tells; and when.
+        # By server, the last report: epochs, history, number of its invalidation connection, and time.
         self._said: dict[RedisConnection, tuple[Sequence[int], bytes, int, float]] = {}
 
     async def report(self, epochs: Sequence[int]) -> None:
-        """Say that it lives, and the epoch of each partition that all earlier entries were sent again for.
+        """Report that this worker lives, and for each partition the epoch that all its entries were sent
+        again for.
 
-        Who tells what changes would tell that its data is another: to say the same again has time there.
+        An unchanged report is repeated rarely if the server reports changes, because it would report lost
+        data too.
         """
         self._beat += 1
         epochs, now = tuple(epochs), self._clock()
@@ -372,7 +372,7 @@ class WorkerReports:
         self._said = answered
 
     async def leave(self) -> None:
-        """Nothing is left of this worker that anybody has to wait for."""
+        """Delete this worker's report, because nothing of it has to be awaited."""
         self._said = {}
         left = {
             wire: wire.send(encode(b"HDEL", _name(wire), self._worker_slot)) for wire in self._wires.wires
@@ -380,7 +380,7 @@ class WorkerReports:
         await _answered(left)
 
     def _has_heard(self, wire: RedisConnection, epochs: Sequence[int], now: float) -> bool:
-        """Return whether this very data has this report, as of a moment ago."""
+        """Return whether a server has this same report, under the same history, as of a moment ago."""
         if wire not in self._said or not wire.hearing.since:
             return False
         *said, at = self._said[wire]
@@ -397,7 +397,10 @@ def _name(wire: RedisConnection) -> bytes:
 async def _answered(
     waits: Mapping[RedisConnection, Wait[Reply]], *, one_at_least: bool = True
 ) -> list[RedisConnection]:
-    """Wait for all of them; who answered, CountersUnavailable where that is nobody and must not be."""
+    """Wait for all replies; return the connections that answered.
+
+    If none did and `one_at_least` is set, raise CountersUnavailable.
+    """
     answered, fault = [], CountersUnavailable()
     for wire, wait in waits.items():
         try:
@@ -411,12 +414,12 @@ async def _answered(
 
 
 def pack(report: WorkerReport) -> bytes:
-    """Return a report as its field holds it: run id, beat, an epoch each partition."""
+    """Return a packed report: run id, beat, and the epoch of each partition."""
     return _REPORT.pack(report.run_id, report.beat, *report.epochs)
 
 
 def unpack(raw: bytes) -> WorkerReport | None:
-    """Return the report of a field; None where another version wrote it."""
+    """Return the report in a field; None if another version wrote it."""
     if len(raw) != _REPORT.size:
         return None
     run_id, beat, *epochs = _REPORT.unpack(raw)

@@ -1,7 +1,7 @@
-"""Use that did not pass the gateway, what calls are amended by, and settlements that no archive has.
+"""Charges that come without a hold: use outside the gateway, amendments of calls, and late settlements.
 
-All of them settle without a hold, once by id. Quota, credits and spend move now, as they do for a call that
-settles late. Of budgets only windows count a use that had begun when it was used; an amendment moves none.
+Each settles once by its id. Quota, credits and spend move now, as for a call that settles late. Of budgets
+only windows that had begun when the use happened count it; an amendment moves no budget.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from gateway.counters.redis.calls import TOMBSTONE_MS
 from gateway.counters.settlement_log.settlement_record import acknowledged, unpack
 from gateway.errors import CountersRefused, CountersUnavailable
 
-# What of a write its rows say, and those of units besides: writes of before told no days.
+# Fields of a write that its rows repeat, and more for units: older writes have no days.
 _SAID, _SAID_OF_UNITS = ("corrects", "reason"), ("supplied_on", "told_on")
 
 
 async def charge_use(client: Client, write: ControlWrite) -> bool:
-    """Charge the use of a control write; False where its account is not known yet."""
+    """Charge the use of a control write; False if its account does not exist yet."""
     use = events.read(write.payload)
     organization_id = write.organization_id
     caller = Caller(organization_id, use.tenant_id, 0, keys.partition_of(organization_id))
@@ -50,7 +50,7 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
 
 
 async def charge_late(client: Client, write: ControlWrite) -> bool:
-    """Charge a settlement that came late, as if it came now; False where its account is not known yet."""
+    """Charge a late settlement as of now; False if its account does not exist yet."""
     late = unpack(base64.b64decode(str(write.payload["record"])))
     known, unread = await windows(client, [late])
     if unread:
@@ -65,7 +65,7 @@ async def charge_late(client: Client, write: ControlWrite) -> bool:
 
 
 async def amend(client: Client, write: ControlWrite) -> bool:
-    """Move what a control write says of a call, below zero is charged; its id is that of a correction."""
+    """Amend a call's charge by a control write's amounts (below zero: a charge), under the write's id."""
     amended: dict[str, Any] = dict(write.payload)
     organization_id = write.organization_id
     caller = Caller(organization_id, amended["tenant_id"], 0, keys.partition_of(organization_id))
@@ -87,7 +87,7 @@ async def amend(client: Client, write: ControlWrite) -> bool:
 
 
 async def _settle(client: Client, caller: Caller, call: packing.Call) -> bool:
-    """Settle; False where an account is not known yet."""
+    """Run `settle` without a hold; False if an account does not exist yet."""
     answer = await client.run("settle", call)
     code = packing.code_of(answer)
     if code == UNVERIFIED:
@@ -112,7 +112,7 @@ def _settlement(
 
 
 async def _budgets(client: Client, organization_id: int, use: EventSettlement) -> tuple[BudgetAccount, ...]:
-    """The accounts of budgets it is about, as they are now; none where they are more than a call may have."""
+    """Return the present accounts of budgets that count this use; none if there are too many for a call."""
     raw = await client.ask(b"GET", keys.organization_terms(organization_id).encode())
     budgets = decode_terms(raw).budgets if isinstance(raw, bytes) else ()
     if not budgets:
@@ -122,5 +122,5 @@ async def _budgets(client: Client, organization_id: int, use: EventSettlement) -
     now_ms = await client.now_ms()
     try:
         return OrganizationBudgets(organization_id, budgets, "").find(asked, now_ms).accounts
-    except CountersUnavailable:  # nobody could make it fewer: a use that was cannot wait for that
+    except CountersUnavailable:  # no caller can ask for fewer, and a use that happened cannot wait for that
         return ()

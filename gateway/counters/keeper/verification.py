@@ -1,4 +1,4 @@
-"""The counters as the verifier sees them: what lags, what must be written whole."""
+"""The queries and writes of the verifier: which accounts lag, and which are written whole."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from gateway.counters.redis.calls import AnotherType
 from gateway.counters.settlement_log.settlement_record import release_of
 from gateway.errors import NewerLayout
 
-# States that one call writes: some tenths of a millisecond in which Redis serves nobody else.
+# States written by one script call, which blocks Redis for some tenths of a millisecond.
 REBUILT_MAX = 50
 
 
 class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
-    """The counters as the keeper's loops and people see them, whole; what verification asks is here."""
+    """All access of the keeper's loops and people to the counters; verification is in this class."""
 
     async def markers(self) -> Markers:
-        """Return the partitions as their markers stand under the present run id."""
+        """Return the state of all partitions by their markers, compared with the current run id."""
         markers = await markers_of(self, self.partitions)
         found = Markers(self.run_id, [], {}, {})
         for partition, raw in markers.items():
@@ -55,7 +55,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
                 found.before[partition] = run_id
                 continue
             layout = LAYOUT if self.takes_up() else EARLIER
-            if marker[0] < layout:  # who reads less than that has ended, or writes here no more
+            if marker[0] < layout:  # no process reads only the older layout here
                 await self.mark(run_id, partition, marker, epoch, catalogue, layout=layout)
             found.verified[partition] = epoch
             if catalogue == packing.CLOSED:
@@ -64,8 +64,10 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return found
 
     async def close_again(self, run_id: bytes, partitions: Collection[int]) -> None:
-        """Have nobody go by these as they were verified under this run id: nobody is served by them, and
-        nothing is read. Those that name another one stay.
+        """Invalidate the markers of partitions verified under this run id, so that they are neither served
+        nor read.
+
+        Markers with another run id are left unchanged.
         """
         for partition, raw in (await markers_of(self, partitions)).items():
             with suppress(NewerLayout):
@@ -75,14 +77,14 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
                     await self.rebuild(partition, keys.marker(partition), closed, raw)
 
     async def reports(self) -> dict[str, WorkerReport]:
-        """Return what workers reported last, by worker number."""
+        """Return the last reports of workers, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
         ours = ((slot.decode(), raw) for slot, raw in fields.items() if slot.isascii())
         read = ((slot, status.unpack(cast("bytes", raw))) for slot, raw in ours)
         return {worker_slot: report for worker_slot, report in read if report is not None}
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:
-        """Forget the reports of workers that are gone."""
+        """Delete the reports of workers that are gone."""
         await self.ask(
             b"HDEL",
             keys.workers(self.wire.part.anchor).encode(),
@@ -90,19 +92,19 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         )
 
     async def admit(self, run_id: bytes, partition: int, epoch: int, catalogue: int) -> bool:
-        """Open a partition that was closed under this epoch; False where the marker moved on."""
+        """Open a partition to admission that was closed under this epoch; False if its marker changed."""
         closed = await self.marker(partition)
         is_it = packing.read_marker(closed) == (run_id, epoch, packing.CLOSED)
         return is_it and await self.mark(run_id, partition, closed, epoch, catalogue)
 
     async def late_waiting(self) -> frozenset[int]:
-        """Return partitions with settlements in their late queue, or whose queue does not say."""
+        """Return partitions whose late queue is not empty, or cannot be read."""
         return frozenset(partition for partition, _ in await with_late(self))
 
     async def behind(
         self, partition: int, organizations: Sequence[OrganizationAccount], tenants: Sequence[TenantAccount]
     ) -> tuple[list[OrganizationAccount], list[TenantAccount]]:
-        """Return accounts whose state is missing or whose seq lags; none that another version has stored."""
+        """Return accounts whose stored state is missing or has a lower seq, except another version's."""
         ids = [(partition, one.definition.organization_id) for one in organizations]
         stored = await self.stored(states.OrganizationState, ids)
         known = await self.stored(
@@ -120,14 +122,14 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         ]
 
     async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
-        """Return keys that have no state."""
+        """Return API keys that have no stored state."""
         raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
         return [one for one, packed in zip(known, raw, strict=True) if packed is None]
 
     async def restore(self, partition: int, marker: bytes, lost: LedgerState) -> bool:
-        """Write these accounts and keys as PostgreSQL has them, with what the holds that are there hold.
+        """Write accounts and keys as PostgreSQL has them, plus the amounts of existing holds.
 
-        False where the marker moved on.
+        False if the marker changed meanwhile.
         """
         found = await self._holds(partition, list(await self.held(partition)))
         parts = control.states_of(partition, lost, list(found.values()))
@@ -149,9 +151,9 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         }
 
     async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
-        """End these holds without a charge, under a marker only this keeper knows; answers that marker.
+        """Release holds without a charge, under a temporary marker of this keeper; return that marker.
 
-        None where the marker moved on.
+        None if the marker changed meanwhile.
         """
         run_id = (b"let-go:%b" % uuid.uuid4().hex.encode()).ljust(len(self.run_id), b".")
         marker = packing.marker(run_id, epoch, packing.read_marker(before)[2], packing.layout_of(before))
@@ -170,7 +172,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
     async def _holds(
         self, partition: int, ids: Sequence[str]
     ) -> dict[str, tuple[states.HoldState, str, bytes]]:
-        """Holds by request id: what is held, the caller's own user, the tiers; none that cannot be read."""
+        """Return readable holds by request id, each with its caller's own user id and its price tiers."""
         raw = await self.states([keys.hold(partition, one) for one in ids])
         found = {}
         for one, packed in zip(ids, raw, strict=True):
@@ -180,7 +182,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return found
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
-        """Control writes among these that the counters do not remember."""
+        """Return the ids of control writes that the counters do not have."""
         if not ids:
             return []
         fields = [one.encode() for one in ids]
@@ -189,13 +191,13 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return [one for one, known in zip(ids, answer, strict=True) if known is None]
 
     async def all_verified(self, run_id: bytes) -> None:
-        """Say that whatever is not here does not exist."""
+        """Store that all data of this server is verified, so that a missing key does not exist."""
         await self.ask(b"SET", keys.verified(self.wire.part.anchor).encode(), run_id)
 
     async def published(self, *, whole: bool) -> dict[str, int]:
-        """Return the versions of everybody's lists, 0 of a missing one, -1 of a broken one.
+        """Return the versions of the global lists by key: 0 for a missing one, -1 for an unreadable one.
 
-        The answer has no lists that are only known to be there: the prices, and unless `whole` the catalogue.
+        Lists that are only checked to exist are omitted: the prices, and unless `whole` the catalogue.
         """
         found: dict[str, int] = {}
         for name in (keys.PRICES_HEAD, *((keys.CATALOGUE,) if whole else ())):
@@ -210,15 +212,15 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return found
 
     async def last_verified(self) -> bytes:
-        """Under which run id that was said last; empty where it was not."""
+        """Return the run id under which all data of this server was last verified; b"" if never."""
         said = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
         return said if isinstance(said, bytes) else b""
 
     async def is_marked_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
-        """Return whether a keeper has said so under this run id.
+        """Return whether all data of this server is stored as verified under this run id.
 
-        Partitions that are not verified came with slots that were moved here. Entries missing there may
-        exist, so it is not said any more.
+        Unverified partitions came with slots that were moved here. Their missing keys may exist, so the mark
+        is deleted.
         """
         name = keys.verified(self.wire.part.anchor).encode()
         said = await self.ask(b"GET", name) == run_id

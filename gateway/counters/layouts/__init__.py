@@ -1,1 +1,1 @@
-"""How states, holds and entries are packed."""
+"""The packed layouts of states, holds and entries in Redis."""

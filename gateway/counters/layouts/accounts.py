@@ -1,6 +1,4 @@
-"""The keys that a call moves, and the tiers that price it: both follow from its caller and its service.
-Pure.
-"""
+"""The keys that a call moves, and the price tiers of its service, from its caller and its service. Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +10,17 @@ from gateway.core.calls.tariff import CONSUMPTION, is_by_token
 from gateway.core.model import HoldRequest, Settlement
 from gateway.counters.redis import keys
 
-# The flags of a call: one byte that says to `reserve` and `settle` which accounts it moves and how.
+# The flags of a call: one byte that tells `reserve` and `settle` which accounts to move, and how.
 
 FLAG_USER, FLAG_ONE_TIME, FLAG_COUNTS, FLAG_SUBSCRIPTION, FLAG_USES, FLAG_PAYS = 1, 2, 4, 8, 16, 32
 FLAG_BY_TOKEN, FLAG_RAISES = 64, 128
-# Of a window of a budget, besides its unit. One that is gone is in no definition any more: it refuses nobody.
+# Flags of a budget's window, besides its unit. A window that is gone is in no definition, and refuses no
+# call.
 WINDOW_ENFORCES, WINDOW_CUTS, WINDOW_GONE = FLAG_ENFORCE, FLAG_CUT, 32
 
 
 def service_flags(request: HoldRequest | Settlement) -> int:
-    """Return the flag byte both `reserve` and `settle` take, from the service and the caller."""
+    """Return the flag byte of a call for `reserve` and `settle`, from its service and user."""
     service = request.service
     flags = FLAG_USER if request.user else 0
     if service.counts_tokens:
@@ -37,7 +36,7 @@ def service_flags(request: HoldRequest | Settlement) -> int:
 
 
 def accounts_of(call: HoldRequest | Settlement) -> Iterator[str]:
-    """The keys that a call moves: tenant, organization and API key, its user, its service's month."""
+    """Yield the keys a call moves: tenant, organization, API key, its user, its service's month."""
     caller, p, flags = call.caller, call.caller.partition, service_flags(call)
     yield keys.tenant_state(p, caller.tenant_id)
     yield keys.organization_state(p, caller.organization_id)
@@ -50,5 +49,5 @@ def accounts_of(call: HoldRequest | Settlement) -> Iterator[str]:
 
 
 def tiers_of(call: HoldRequest | Settlement) -> tuple[bytes, ...]:
-    """Return the tiers of a service that is priced by them."""
+    """Return the packed price tiers of a call's service; () if it has none."""
     return (pack_tiers(call.service.pricing.ladder),) if service_flags(call) & FLAG_USES else ()

@@ -1,34 +1,34 @@
-"""What the scripts say of layouts, put in terms of bytes when their library is assembled.
+"""Expands the scripts' operations on layouts into offsets and formats, when their library is assembled.
 
-A script names a layout in capitals, then what it does with one, by the names of its fields:
+A script names a layout in capitals and an operation, with names of fields:
 
-    local mode, tokens = SETTLEMENT.read(raw)       these fields, each into what has its name
-    local hold_flags = HOLD.read(raw)               or its layout's name before it
+    local mode, tokens = SETTLEMENT.read(raw)       read fields into variables of their names,
+    local hold_flags = HOLD.read(raw)               or of their names after the layout's name
     HOLD.field(raw, 'created')                      one field
-    HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  from one field to another, packed as they are
-    SETTLEMENT.since(raw, 'layout')                 from one field to the end of the string
-    HOLD.behind(raw)                                what follows all of it
+    HOLD.bytes(raw, 'key_tpm', 'organization_tpm')  the packed bytes from one field to another
+    SETTLEMENT.since(raw, 'layout')                 the bytes from one field to the end of the string
+    HOLD.behind(raw)                                the bytes after the whole layout
     HOLD.opened(raw, 'credits')                     the fields up to this one as a table; or all
     hold.tokens, raised_hold.tokens                 a field of such a table, whose name ends in its layout's
-    HOLD.fresh('credits')                           the same of defaults
-    HOLD.written(hold)                              packed as they stand in a table
-    HOLD.pack{tokens = 5, created = now}            a whole one; what is not named is its default
-    HOLD.span('', 'credits', {tokens = 5})          the same of the fields before this one
-    HOLD.span('credits', 'seen', {})                from one up to another, or to the last number ('')
-    ENTRY.texts{user = user}                        the same of its texts
-    HOLD.replaced(raw, {charged = 5})               as it is packed, but for these fields
-    HOLD.today(raw, number)                         as it is packed today, what has an older number
-    HOLD.earlier(raw)                               as the version before reads it, what is packed as today
-    PLAN.into(tenant, raw)                          into the fields of these names of an opened state
-    TENANT.account(raw, 'cycle')                    opened, up to this field or all; with 0 for what all begin
-                                                    with, but for the flags
-    TENANT.renewed(raw, head, 'held', tenant)       another beginning, the account's fields up to this one
-                                                    as they stand in `tenant`, the rest as it is packed
-    TENANT.unmoved(raw)                             what stands before all that calls move, as it is packed
-    TENANT.moved(tenant, 'held')                    what they move of an opened one, up to this field
-    TENANT.past(raw, 'held')                        what stands behind this field
+    HOLD.fresh('credits')                           a table of defaults up to this field; or of all
+    HOLD.written(hold)                              a table, packed
+    HOLD.pack{tokens = 5, created = now}            a packed layout; fields without a value have their default
+    HOLD.span('', 'credits', {tokens = 5})          only the fields before this one, packed
+    HOLD.span('credits', 'seen', {})                from one field up to another, or to the last number ('')
+    ENTRY.texts{user = user}                        only the texts, packed
+    HOLD.replaced(raw, {charged = 5})               the packed value with other values of these fields
+    HOLD.today(raw, number)                         a value with an older layout number, in today's layout
+    HOLD.earlier(raw)                               a value of today's layout, in the one before
+    PLAN.into(tenant, raw)                          read into the fields of these names of an opened state
+    TENANT.account(raw, 'cycle')                    opened up to this field or all; the fields common to all
+                                                    accounts are 0, except the flags
+    TENANT.renewed(raw, head, 'held', tenant)       other common fields, then the account's fields up to this
+                                                    one from `tenant`, and the rest as packed
+    TENANT.unmoved(raw)                             the packed fields before all that calls move
+    TENANT.moved(tenant, 'held')                    the fields that calls move, up to this one, packed
+    TENANT.past(raw, 'held')                        the packed fields after this one
 
-None of this is there when a script runs: what is, are `struct.unpack`, `string.sub` and numbers.
+A script that runs has none of these names, but `struct.unpack`, `string.sub` and numbers in their place.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from gateway.counters.layouts import accounts, packing, states
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
 _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
-# Tables with fields that are no opened layouts: libraries, and what `share` reads of JSON.
+# Tables with fields that are no opened layouts: libraries, and the JSON values of `share`.
 _TABLES = frozenset({
     "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "one", "limits",
     "share", "asked", "other", "left",
 })  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
-# Of an account what comes before is as it was defined.
+# The fields of an account before this one are its definition.
 FIRST_MOVED = "requests_used"
-_NAMES_MAX = 1_000  # characters before a `read` in which the names begin that it reads into
-# So many fields of 0 in a row are one string of zeros.
+_NAMES_MAX = 1_000  # characters before a `read` in which its variables are searched
+# At least this many fields of 0 in a row are written as one string of zeros.
 _ZEROS_MIN = 4
 _WHOLE = re.compile(r"-?\d+")
-# Names of the scripts that stand in what is written out here.
+# Names of functions in expanded text.
 EMITTED_NAMES = frozenset({"lengths_8", "lengths_16", "packed_length"})
 _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
     "VERDICT": Verdict, "SETTLED": SettleResult, "KIND": LimitKind, "SCOPE": Scope,
@@ -68,7 +68,7 @@ _NUMBERS: dict[str, type[IntEnum | IntFlag]] = {
 
 
 def constants(layouts: Sequence[Layout]) -> dict[str, str]:
-    """What the scripts name in capitals: flags, modes, codes, the sizes of layouts, the forms of states."""
+    """Return the constants of the scripts: flags, modes, codes, sizes of layouts, formats of states."""
     found = {"TODAY": LAYOUT, "EARLIER": EARLIER} | {
         name: number
         for module in (accounts, packing, states)
@@ -88,15 +88,15 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
 
 
 def expanded(text: str, layouts: Sequence[Layout]) -> str:
-    """A script with what it does with layouts written out; KeyError or ValueError where that is not there."""
+    """Return a script with its layout operations written out; KeyError or ValueError for an unknown one."""
     by_name = {one.name: one for one in layouts}
-    # The last first: what stands inside another's arguments is written out before it.
+    # The last first: an operation inside another's arguments is written out before it.
     for match in reversed(list(_CALL.finditer(text))):
         layout, write = by_name.get(match["layout"]), _WRITERS.get(match["verb"])
         if layout is None or write is None:
             raise ValueError(f"no layout does {match[0]}")
         arguments, end = _arguments(text, match.end())
-        arguments = [one[1:-1] if one[0] == "'" else one for one in arguments]  # the names of fields
+        arguments = [one[1:-1] if one[0] == "'" else one for one in arguments]  # names of fields
         begin = match.start()
         if match["verb"] == "read":
             names = _LOCALS.search(text, max(0, begin - _NAMES_MAX), begin)
@@ -113,7 +113,7 @@ def expanded(text: str, layouts: Sequence[Layout]) -> str:
     return _FIELD.sub(place, text)
 
 
-# --- one function a verb: what is written in its place ----------------------------------------
+# --- one function for each operation: its text -----------------------------------------------
 def _read(layout: Layout, made: str, names: str, packed: str, at: str = "") -> str:
     of, prefix = {one.name for one in layout.fields}, f"{layout.name.lower()}_"
     given = re.split(r",\s*", names)
@@ -122,7 +122,7 @@ def _read(layout: Layout, made: str, names: str, packed: str, at: str = "") -> s
     fields = layout.fields[places[0] : places[-1] + 1]
     read = ", ".join(wanted.get(one.name, "_") for one in fields)
     if not made and len(wanted) < len(fields):
-        made = "local _ "  # what lies between goes nowhere
+        made = "local _ "  # fields in between go to `_`
     return f"{made}{read} = {_parse(layout, fields, packed, at)}"
 
 
@@ -174,7 +174,10 @@ def _texts(layout: Layout, values: str) -> str:
 
 
 def _packed(layout: Layout, fields: Sequence[LayoutField], values: str) -> str:
-    """Numbers are packed by one call, and by none where all are known; a text is put behind its length."""
+    """Return the text that packs fields: one call for the numbers, or a literal if all are known.
+
+    A text follows its length.
+    """
     given = _values(layout, values)
     if missing := given.keys() - {one.name for one in fields}:
         raise ValueError(f"{layout.name} has no {missing} there")
@@ -210,7 +213,7 @@ def _numbers(fields: Sequence[LayoutField], given: dict[str, str]) -> str:
 def _replaced(layout: Layout, packed: str, values: str) -> str:
     given = _values(layout, values)
     runs = [(kept, list(run)) for kept, run in groupby(layout.fields, lambda one: one.name not in given)]
-    if [kept for kept, _ in runs] == [True, False]:  # one beginning, then a new part: one call packs both
+    if [kept for kept, _ in runs] == [True, False]:  # one call packs a beginning and a new part
         size = sum(one.kind.size for one in runs[0][1])
         new = ", ".join(given[one.name] for one in runs[1][1])
         return f"pack('<c{size}{_form(runs[1][1])[1:]}', {packed}, {new})"
@@ -313,7 +316,7 @@ def _named(layout: Layout, name: str) -> LayoutField:
 
 
 def _values(layout: Layout, braced: str) -> dict[str, str]:
-    """Return the fields of `{name = value, …}`; ValueError where the layout has none of that name."""
+    """Return the fields of `{name = value, …}`; ValueError for a name that the layout lacks."""
     found = {}
     for one in _arguments(braced, 0)[0]:
         name, _, value = one.partition("=")
@@ -322,7 +325,10 @@ def _values(layout: Layout, braced: str) -> dict[str, str]:
 
 
 def _arguments(text: str, at: int) -> tuple[list[str], int]:
-    """The text between the bracket at a place and the one that closes it; a braced one is one argument."""
+    """Return the arguments between the bracket at `at` and its closing one, and the index after that.
+
+    Text in braces is one argument.
+    """
     if text[at] == "{" and at:
         inner, end = _arguments(text[at:], 0)
         return ["{" + ", ".join(inner) + "}"], at + end
@@ -341,7 +347,7 @@ def _arguments(text: str, at: int) -> tuple[list[str], int]:
 
 
 def _code(text: str, at: int) -> Iterator[tuple[int, str]]:
-    """Characters that are not inside a string."""
+    """Yield the characters outside of strings, each with its index."""
     quote = ""
     for place in range(at, len(text)):
         one = text[place]

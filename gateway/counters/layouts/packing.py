@@ -1,7 +1,7 @@
-"""How calls and answers of the scripts are packed: the Python half of `lua/`.
+"""Packs calls of the scripts and unpacks their answers: the Python half of `lua/`. Pure functions.
 
-Pure functions. A call is (keys, arguments); an answer is bytes of little-endian doubles.
-`None` for "no limit" travels as 0 in limits and as -1 in totals and caps.
+A call is (keys, arguments); an answer is bytes of little-endian doubles. `None` for "no limit" is 0 in
+limits, and -1 in totals and caps.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from gateway.counters.layouts.states import unpack_windows
 from gateway.counters.redis import keys
 from gateway.errors import NewerLayout
 
-# The table of values packed for the scripts and by them: arguments, answers, definitions, markers.
+# The layouts of all values that scripts take or give: arguments, answers, definitions, markers.
 #
 # States and holds are in `states.py`, an outbox entry in `gateway/core/accounts/outbox.py`, a tier in
-# `gateway/core/billing/money.py`; `LAYOUTS` has all of them. Both sides go by the names here: Python by the
-# structs of a layout, the scripts by what `lua.py` makes of it.
+# `gateway/core/billing/money.py`; `LAYOUTS` has all of them. Both sides use the names here: Python the
+# structs of a layout, the scripts the text that `lua.py` makes of it.
 
 CODE = Layout("CODE", "f64 code")
-# By its number scripts of another layout know that a partition is none of theirs.
+# By `number`, scripts of another layout know that a partition belongs to another version.
 MARKER = Layout("MARKER", "number, s40 run_id, f64 epoch catalogue")
 
 RESERVE = Layout(
@@ -70,22 +70,23 @@ ADMITTED = Layout(
     " tokens_scope tokens_limit tokens_used tokens_reset",
 )
 REFUSED = Layout("REFUSED", "i64 verdict now scope kind used limit till budget=0 unit=0 held=0 need=0")
-# What a call wants held of its budgets; behind an admission what it got, and the tightest one that enforces.
+# The amounts that a call wants held on its budgets; after ADMITTED the held ones, and the tightest enforced
+# one.
 NEED = Layout("NEED", "f64 money money_most money_least raw_tokens raw_most raw_least")
 BUDGETS = Layout("BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0")
 
-# A settlement is kept, on disk and in the late queue, without the batch.
+# The log and the late queue store a settlement without the batch.
 _KEPT = (
     "number, s40 run_id, u8 mode, f64 tokens weighed=-1@130 credits units over=0@130"
     " service_id tenant_id organization_id key_id, u8 flags, f64 tombstone, s36 request_id"
 )
 KEPT = Layout("KEPT", _KEPT)
-# What budgets count of a call; the names of its accounts follow.
+# The amounts of a call that budgets count; the names of its accounts follow.
 PAID = Layout("PAID", "f64 money raw_tokens requests")
 SETTLEMENT = Layout("SETTLEMENT", f"f64 batch, {_KEPT}")
 SETTLED = Layout("SETTLED", "f64 code now seq=0 remaining=0 credits=0 epoch moved=0 credit_seq=0 spend_seq=0")
 GONE = Layout("GONE", "f64 code now epoch")
-# What `settle` answered once, as `settle` takes it to recover it.
+# The answer of `settle`, in the form in which `settle` takes it to recover it.
 ACKNOWLEDGED = Layout("ACKNOWLEDGED", "f64 epoch seq moved credit_seq spend_seq")
 
 EXTEND = Layout(
@@ -119,20 +120,18 @@ DEFINE_ORGANIZATION = Layout("DEFINE_ORGANIZATION", f"{_LIMITS} credit_limit cap
 RUN_CALL = Layout("RUN_CALL", "s40 run_id, f64 verb organization_id tenant_id ttl budget_id")
 RAN = Layout("RAN", "f64 code now")
 RUN_LOOK, RUN_OPEN, RUN_END, RUN_RESTORE, RUN_KEEP = 1, 2, 3, 4, 5
-# Answers of `run`: it was there and is kept; it was opened; it is there, and no call of it was admitted yet.
+# Answers of `run`: it exists and is kept; it was opened; it exists, and no call of it was admitted yet.
 RUN_THERE, RUN_OPENED, RUN_WAITS = 1, 2, 3
-# Codes of `run`: there is none, or no new one can be opened, and why.
+# Codes of `run`: it does not exist, or no new one can be opened, and why.
 RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY, RUN_KEY_FULL = -1, -2, -3, -4
-# A run is remembered so long behind its end, and for so long before a call of it is admitted. A tenant has so
-# many at most.
+# How long a run is stored after its end, and without an admitted call; and the most runs of a tenant.
 RUN_KEPT_MS, RUN_WAITS_MS, RUNS_MAX = DAY_MS, 60_000, runs.RUNS_MAX
 
 PARK = Layout("PARK", "s40 run_id, f64 organization_id")
 PARKED = Layout("PARKED", "f64 code waiting")
 STREAM_ID = Layout("STREAM_ID", "f64 ms number")
 
-# Where the windows of an account's own begin: the used amount, then the held one. And what a hold took by
-# scope.
+# Where an account's windows begin: the used amount, then the held one. And a hold's amounts by scope.
 RECORDS = {
     "QUOTA": ("TENANT", "used"), "CREDITS": ("ORGANIZATION", "credits_used"),
     "SPEND": ("ORGANIZATION", "spent"), "TAKEN": ("HOLD", "key_tpm"),
@@ -147,15 +146,15 @@ LAYOUTS = (
 )  # fmt: skip
 
 
-# What calls say of budgets, and are answered: keys behind the others, arguments behind the others. Pure.
+# What calls need of budgets, and their answers: keys after the other keys, arguments after the others. Pure.
 #
-# An account for each has the index of these behind it wherever it may be made or forgotten.
+# An account of one owner is followed by its index wherever the account may be created or deleted.
 
 _ADMITTED_SIZE = ADMITTED.size
 
 
 def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iterator[str]:
-    """The keys of accounts; behind those for each their index, where one may be made or forgotten."""
+    """Yield the keys of accounts; with `indexed`, each account of one owner is followed by its index."""
     for name in names:
         yield keys.budget_account(partition, name)
         if indexed and ":" in name:
@@ -163,7 +162,7 @@ def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iter
 
 
 def live_windows(packed: bytes) -> dict[int, LiveWindow]:
-    """Return the windows of an account as they are stored, by budget."""
+    """Return the stored windows of an account, by budget id."""
     return {
         one.budget_id: LiveWindow(one.budget_id, one.used, one.held, one.start)
         for one in unpack_windows(packed)
@@ -171,7 +170,7 @@ def live_windows(packed: bytes) -> dict[int, LiveWindow]:
 
 
 def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
-    """What windows shall hold of a call, and the definition of each account; nothing where there is none."""
+    """Return the packed amounts to hold on a call's budgets, and their definitions; () without budgets."""
     if not request.budgets:
         return ()
     packed = NEED.pack(
@@ -182,7 +181,7 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
 
 
 def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]:
-    """Return what windows count of a call, and the names of its accounts; nothing where there is none."""
+    """Return the packed amounts of a call that budgets count, with its account names; () without budgets."""
     if not settlement.budgets:
         return ()
     packed = PAID.pack(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
@@ -190,7 +189,7 @@ def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]
 
 
 def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
-    """Return the names of accounts, money and tokens; nothing where there is none."""
+    """Return the names of accounts, money and tokens; (), 0, 0 for an empty value."""
     if not packed:
         return (), 0, 0
     money, raw_tokens, _ = PAID.struct.unpack_from(packed)
@@ -198,32 +197,33 @@ def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
 
 
 def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAccount, ...]:
-    """The accounts with those of all others in place of somebody's that cannot be made (a bit each)."""
+    """Return accounts with the shared one in place of those that cannot be created (the bits of `full`)."""
     return tuple(
         replace(one, name=f"{one.name.partition(':')[0]}:{OTHERS}") if full >> place & 1 else one
         for place, one in enumerate(accounts)
     )
 
 
-# A catalogue version no gateway has: `reserve` refuses, everything else runs.
+# A catalogue version that no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
-# Of a call that shares its time with no other: see lua/lib/batch.lua.
+# For a call that shares no batch: see lua/lib/batch.lua.
 NO_BATCH = 0
-# Of a call whose weights are those of no plan: whichever the tenant follows.
+# For a call that is weighed the same under any plan: whichever the tenant follows.
 ANY_PLAN = -1
 MODE_CHARGE, MODE_RELEASE, MODE_RECLAIM, MODE_POST, MODE_RECOVER, MODE_CORRECT = 1, 2, 3, 4, 5, 6
 settle_used = SETTLEMENT.part("batch", "over").pack
 _settle_who = SETTLEMENT.part("service_id", "tombstone").pack
-# The bytes before the part that log and late queue keep.
+# The size of the part before the one that log and late queue store.
 BATCH_BYTES = SETTLEMENT.offset("layout")
-# Each number of one byte (u8 of a layout), packed.
+# Each number that fits one byte (u8 of a layout), packed.
 BYTES = [bytes([number]) for number in range(256)]
 _TODAY = BYTES[LAYOUT]
 _RUN_ID_BYTES = KINDS["s40"].size
 _REFUSED, _CODE = REFUSED.struct, CODE.struct
 BOUNDED, LEASES, STORE_ALLOW = 2, 2, 1  # LEASES more: the plan allows calls without Redis
 
-# How many keys all calls of a partition share, which come first; the bytes of one call's first argument.
+# The number of keys, which come first, shared by all calls of a partition; the size of a single call's first
+# argument.
 SHARED = {"reserve": 3, "settle": 5}
 ALONE = {"reserve": RESERVE.size, "settle": SETTLEMENT.size}
 Call = tuple[tuple[str, ...], tuple[bytes, ...]]
@@ -233,7 +233,7 @@ def reserve(
     run_id: bytes, catalogue: int, ttl_ms: int, request: HoldRequest, batch: int = NO_BATCH, *,
     quota: tuple[int, int, int] | None = None, plan_id: int = ANY_PLAN,
 ) -> Call:  # fmt: skip
-    """Return keys and arguments of `reserve`; `quota` is need, ceiling and least as a plan weighs them."""
+    """Return keys and arguments of `reserve`; `quota` has need, ceiling and least as weighed by a plan."""
     p = request.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.marker(p)
     packed = RESERVE.pack(
@@ -259,9 +259,9 @@ def settle(
     requests: int = 1,
     definitions: tuple[bytes, ...] = (),
 ) -> Call:
-    """Return keys and arguments of `settle`; `late` is the late queue's entry that is dealt with.
+    """Return keys and arguments of `settle`; `late` is the id of the late queue's entry that this settles.
 
-    Budgets count so many `requests`; who deals with a late one brings the definitions of its accounts.
+    Budgets count `requests`; a late settlement includes the `definitions` of its accounts.
     """
     p = settlement.caller.partition
     names = keys.deadlines(p), keys.outbox(p), keys.late(p), keys.control(p), keys.marker(p)
@@ -290,14 +290,14 @@ def settle_who(settlement: Settlement, tombstone_ms: int) -> bytes:
 
 
 def pack_run_id(run_id: bytes) -> bytes:
-    """Return a server's run id as layouts have it (s40): cut, or filled up with NUL, as a struct does."""
+    """Return a run id as layouts have it (s40): cut, or padded with NUL, as `struct` does."""
     return run_id if len(run_id) == _RUN_ID_BYTES else run_id[:_RUN_ID_BYTES].ljust(_RUN_ID_BYTES, b"\0")
 
 
 def decision(answer: bytes, service: Service) -> Decision:
-    """Return the answer of `reserve` as a fact; what the service does not move is left out."""
+    """Return the decision in an answer of `reserve`, without values that the service does not move."""
     if len(answer) >= _ADMITTED_SIZE:
-        # By their places: 0 to 15 are the fields of ADMITTED, 16 to 22 those of BUDGETS behind them.
+        # By index: 0 to 15 are the fields of ADMITTED, 16 to 22 those of BUDGETS after them.
         field = numbers(answer)
         verdict, total, free = field[0], field[3], field[4]
         counts, pays = service.counts_tokens, service.meter == "consumption"
@@ -327,17 +327,17 @@ def decision(answer: bytes, service: Service) -> Decision:
 
 
 def is_admitted(answer: bytes) -> bool:
-    """Return whether an answer of `reserve` says that a hold was taken."""
+    """Return whether an answer of `reserve` admits the call."""
     return len(answer) >= _ADMITTED_SIZE
 
 
 def code_of(answer: bytes) -> int:
-    """Return the first number of any packed answer."""
+    """Return the first number of a packed answer, its code."""
     return int(_CODE.unpack_from(answer)[0])
 
 
 def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExtension, int]]) -> Call:
-    """Keys and arguments of `extend`; `live` is each call and the tokens it may need besides those seen."""
+    """Return keys and arguments of `extend`; `live` has each call, and the tokens it may need soon."""
     names = [keys.marker(partition), keys.deadlines(partition), keys.outbox(partition)]
     arguments = [run_id, str(ttl_ms).encode()]
     for one, margin in live:
@@ -360,14 +360,15 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExte
 
 
 def extended(answer: bytes) -> list[tuple[int, int, int, int, int]]:
-    """The answer of `extend`: (hold in tokens or -1, in credits, exhausted, of budgets in money and tokens)
-    a call; none if unverified.
+    """Return `extend`'s answer of each call: held tokens (-1: none), credits, exhausted, money, raw tokens.
+
+    Empty if the partition is not verified.
     """
     found = EXTENDED.struct.iter_unpack(answer[CODE.size :])
     return [(int(one[0]), int(one[1]), int(one[2]), int(one[3]), int(one[4])) for one in found]
 
 
-# --- control: what the keeper sends -----------------------------------------------------
+# --- control: calls of the keeper --------------------------------------------------------
 
 VERBS = {
     "recharge": 1, "reset": 2, "adjust": 3, "block": 4, "unblock": 5, "plan": 6, "credits": 7, "sweep": 8,
@@ -378,7 +379,7 @@ KIND_KEY, KIND_USER, KIND_TENANT, KIND_ORGANIZATION = 1, 2, 3, 4
 
 
 def plan(terms: PlanTerms) -> dict[str, int]:
-    """A plan as scripts and states hold it, by the names of its fields: null is -1, a choice its place."""
+    """Return a plan's numbers by field name: -1 for None, the index for a choice."""
     numbers = {"plan_id": terms.plan_id, "anchor": terms.anchor, **terms.clock._asdict()}
     return numbers | {term.name: _number(term, getattr(terms, term.name)) for term in TERMS if term.counts}
 
@@ -394,8 +395,10 @@ def grant(
     tenant_id: int, organization_id: int, metadata: bytes = b"", terms: PlanTerms | None = None,
     accounts: Sequence[str] = (),
 ) -> Call:  # fmt: skip
-    """Keys and arguments of `grant`. `amount` is signed for adjust and credits, of a plan since when it is in
-    force (ms), and a budget's id where its window resets in `accounts`.
+    """Return keys and arguments of `grant`.
+
+    `amount` is signed for adjust and credits. For a plan it is the time (ms) since which it is in force, and
+    for a reset of budget `accounts` the budget's id.
     """
     assert abs(amount) <= INTEGER_MAX
     p = keys.partition_of(organization_id)
@@ -446,9 +449,9 @@ def run(
     run_id: bytes, verb: int, caller: Caller, id_: str, *, parent_id: str = "", ttl_ms: int = 0,
     budget_id: int = 0, packed: bytes = b"", entry: bytes = b"",
 ) -> Call:  # fmt: skip
-    """Return keys and arguments of `run`, for a caller's run of this id.
+    """Return keys and arguments of `run`, for a caller's run with this id.
 
-    `packed` is the run that is wanted or was stored, or the definition of its account where it ends.
+    `packed` is the wanted or stored run, or the definition of its account when it ends.
     """
     p = caller.partition
     name = runs.account_of(caller.organization_id, caller.tenant_id, id_)
@@ -464,7 +467,7 @@ def run(
 
 
 def rebuild(run_id: bytes, partition: int, state: str, packed: bytes, marker: bytes) -> Call:
-    """Return keys and arguments of `load` for a rebuilt state, or for the marker itself, which is told."""
+    """Return keys and arguments of `load` that write a state, or the marker, if the marker is unchanged."""
     name = keys.marker(partition)
     verb, third = (VERIFY, keys.marked(partition)) if state == name else (REBUILD, keys.outbox(partition))
     written = packed if state == name else as_written(state, packed, marker)
@@ -478,36 +481,34 @@ _BY_KIND = {
 
 
 def as_written(state: str, packed: bytes, marker: bytes) -> bytes:
-    """Return a state as all of its partition is written, by the marker; its name tells its kind."""
+    """Return a state in the layout that its partition's marker names; its key tells its kind."""
     return packed if layout_of(marker) == LAYOUT else _BY_KIND[state.split(":")[2]].earlier(packed)
 
 
 def layout_of(marker: bytes) -> int:
-    """Of which layout all is that is written in a partition: today's where its marker has that."""
+    """Return the layout of all writes in a partition: today's if its marker has that."""
     return LAYOUT if marker[:1] == _TODAY else EARLIER
 
 
 def limits(of: Limits, prefix: str = "") -> dict[str, int]:
-    """Limits as states hold them, by the names of their fields: 0 is none."""
+    """Return limits by the names of a state's fields; 0 for none."""
     numbers = {"rpm": of.requests_per_minute, "tpm": of.tokens_per_minute, "concurrency": of.concurrency}
     return {prefix + name: number or 0 for name, number in numbers.items()}
 
 
 def marker(run_id: bytes, epoch: int, catalogue: int, layout: int = LAYOUT) -> bytes:
-    """Return the marker of a verified partition; with `CLOSED` for a catalogue nobody has, nobody is
-    admitted.
+    """Return the packed marker of a verified partition; `CLOSED` as catalogue closes it to admission.
 
-    Later writes there are of the `layout`.
+    Later writes in the partition have this `layout`.
     """
     packed = MARKER.pack(LAYOUT, run_id, epoch, catalogue)
     return packed if layout == LAYOUT else MARKER.earlier(packed)
 
 
 def read_marker(raw: object) -> tuple[bytes, int, int]:
-    """Run id, epoch and catalogue version of a marker as it is answered; nothing and zeros where there is
-    none.
+    """Return run id, epoch and catalogue version of a stored marker; b"", 0, 0 if there is none.
 
-    NewerLayout where a newer version has written it: the partition is that one's.
+    NewerLayout if a newer version has written it: the partition belongs to that version.
     """
     try:
         today = MARKER.today(raw) if isinstance(raw, bytes) else b""
@@ -519,7 +520,7 @@ def read_marker(raw: object) -> tuple[bytes, int, int]:
     return run_id, int(epoch), int(catalogue)
 
 
-# Whether a state is already as a definition would have it: then nothing has to be written. Pure.
+# Compares a stored state with a definition, to write only those that differ. Pure.
 
 _KINDS: dict[type[AccountDefinition], tuple[type[states.Account], Layout]] = {
     KeyDefinition: (states.KeyState, DEFINE_KEY),
@@ -531,9 +532,9 @@ _PLAN_FIELDS = frozenset(one.name for one in PLAN.fields)
 
 
 def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | None) -> bool:
-    """Return whether `load` would change nothing but the version of the stored value, by a packed definition.
+    """Return whether a stored state already has a packed definition, so that only its version would change.
 
-    An older layout is rewritten in today's. The script names a value that cannot be read.
+    False for an older layout, to rewrite it in today's. `load` reports a value that cannot be read.
     """
     if not stored or stored[0] != LAYOUT:
         return False
@@ -548,6 +549,6 @@ def is_as_defined(kind: type[AccountDefinition], packed: bytes, stored: bytes | 
     if isinstance(state, states.TenantState):
         if not (state.flags & states.HAS_PLAN and state.plan_id == wanted["plan_id"]):
             wanted = {name: value for name, value in wanted.items() if name not in _PLAN_FIELDS}
-        elif state.reset_interval and not state.next_reset:  # when it ends is found out as well
+        elif state.reset_interval and not state.next_reset:  # `load` also computes the end of its cycle
             return False
     return all(getattr(state, name) == value for name, value in wanted.items())
