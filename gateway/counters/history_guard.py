@@ -37,7 +37,7 @@ from gateway.errors import CountersRefused, CountersUnavailable
 
 # The markers of a server's partitions: their history, and how to make all of another history invalid.
 
-# The history in a marker under which nothing is served.
+# The history in the marker of a partition that is not served.
 NOBODY = b"." * 40
 
 
@@ -427,7 +427,7 @@ async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
 
 # The key by which a server shows that a keeper verified all of its data: a missing key does not exist.
 def ask_word(wire: RedisConnection) -> Wait[Reply]:
-    """Query the history under which all data of a server was verified."""
+    """Query the history that all data of a server was verified in."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
 
 

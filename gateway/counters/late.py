@@ -143,10 +143,10 @@ ORGANIZATIONS_MAX = 10_000
 
 @dataclass(slots=True)
 class _PartitionState:
-    """What is known of one partition's queue and outbox.
+    """The results of earlier looks at one partition's queue and outbox.
 
     `marks`: queue entries up to the first id were added after outbox entries up to the second, at most.
-    `clear`: by organization, the outbox id before which it has no entry. `left`: by organization, its oldest
+    `clear`: by organization, an outbox id that all of its entries follow. `left`: by organization, its oldest
     queue entry at the last look.
     """
 

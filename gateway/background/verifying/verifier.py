@@ -328,7 +328,7 @@ class Verifier:
         self._source = source
         self._target = target
         self._observe = observe
-        # The run ids under which everything was verified, and under which nothing is left to do.
+        # The run ids with everything verified, and with nothing left to do.
         self._vouched, self._watched = b"", b""
         self._admission_gate = admission_gate
         self._rewinds = rewinds

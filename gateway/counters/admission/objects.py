@@ -24,7 +24,7 @@ from gateway.errors import CountersUnavailable
 
 DIGEST_BYTES = 16
 PARTS = 100
-BRIEF_S = 6 * 3600  # how long ids are kept of which the upstream stores nothing
+BRIEF_S = 6 * 3600  # how long ids are kept if the upstream stores nothing
 NOTES_MAX = 100  # ids added for an organization before its list is trimmed again
 CUT_MAX = 2_000  # ids deleted by one trim: more than one answer contains
 TRIMS_MAX = 10_000  # lists whose last trim is remembered

@@ -89,8 +89,8 @@ class StoredPrices(_PricesHead):
     """All prices and exchange rates that are in force, were a day ago, or will be.
 
     Prices of units other than tokens are stored apart, by price id, so that a version that does not know them
-    reads the rest. So are the `tables` of service tiers, and the kinds of `NAMED_ALONE` that a price has
-    (`named`).
+    reads the rest. The `tables` of service tiers and the kinds of `NAMED_ALONE` that a price has (`named`)
+    are stored apart, too.
     """
 
     prices: list[msgspec.Raw]

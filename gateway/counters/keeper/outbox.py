@@ -476,7 +476,7 @@ class OrphanReader:
                 return found
 
     async def drop(self, strays: OrphanEntries) -> bytes:
-        """Delete entries of older data, their ids first; return the id after which the stream continues.
+        """Delete entries of older data, their ids first; return the last id before the stream continues.
 
         CountersUnavailable if the data was exchanged meanwhile, or new entries came.
         """

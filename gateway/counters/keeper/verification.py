@@ -212,7 +212,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         return found
 
     async def last_verified(self) -> bytes:
-        """Return the run id under which all data of this server was last verified; b"" if never."""
+        """Return the run id that all data of this server was last verified for; b"" if never."""
         said = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
         return said if isinstance(said, bytes) else b""
 
