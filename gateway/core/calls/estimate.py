@@ -279,7 +279,7 @@ class Estimator:
             self._learn_share(learned, organization_id, name, _bounded(input_share))
 
     def speed(self, call: CallRequest) -> float:
-        """Return the likely output tokens a second of one answer, at least the first value."""
+        """Return the likely output tokens a second of one answer, at least `OUTPUT_PER_SECOND_FIRST`."""
         learned = call.learned
         return learned.speed if isinstance(learned, _Learned) else OUTPUT_PER_SECOND_FIRST
 

@@ -27,7 +27,7 @@ def conflict(rules: Sequence[ModelRule]) -> tuple[ModelRule, ModelRule] | None:
 
 
 class ModelTable:
-    """The configured models of one worker, in any case of letters.
+    """The configured models of one worker. Their names ignore case.
 
     An exact name goes before prefixes, a longer prefix before a shorter one, and an organization's own rule
     before everybody's.

@@ -274,10 +274,11 @@ def of_template(template: str) -> Pattern:
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
-    """Return a pattern for plain paths (in the form of `shown`) of a route behind a prefix, or below them.
+    """Return an expression for the plain paths of a route behind a prefix, and for all paths below these.
 
     A template with more than one segment after its version (`chat/completions`, `models/{model}:…`) matches
-    behind any prefix, because compatible APIs and deployments have other prefixes.
+    behind any prefix, because compatible APIs and deployments have other prefixes. Paths are in the form of
+    `shown`.
     """
     names = [each for each in template.replace("...", "…").split("/") if each]
     parts: list[str] = []

@@ -358,7 +358,8 @@ class JobList:
     """The list of an account's jobs at an upstream, newest first, each with its time of creation.
 
     The parameter `after` names the job before a page, and `headers` are sent with the request. With
-    `operations` the entries are operations. With `guesses` a lost job is identified if only one entry fits.
+    `operations` an entry is a long-running operation. With `guesses` a lost job is identified if only one
+    entry fits.
     """
 
     path: str
@@ -582,11 +583,11 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
 def narrowed(
     document: bytes, listing: Listing, shows: Callable[[str], bool], checks: NameCheck | None = None
 ) -> Iterator[bytes]:
-    """Yield the list of models with only the entries that `shows` accepts: empty parts, then the document.
+    """Filter a list of models to entries that `shows` accepts; yield empty bytes between steps, then the
+    list.
 
-    Each empty part is a pause for other work. During the first one the caller looks up the owners of the
-    names in `checks`. Nested values besides the models are left out. Raise `UpstreamUnreachable` if the
-    document is no list of models.
+    After the first step the caller looks up the owners of the names in `checks`. Nested values besides the
+    models are left out. Raise `UpstreamUnreachable` if the document is no list of models.
     """
     try:
         said = decoded(msgspec.json.decode, document)

@@ -151,7 +151,7 @@ class LooseContent:
             self._add("", document[begins:])
 
     def _begin(self, name: str, names: list[str], first: int, place: int) -> int:
-        """Return where a value that counts as a whole begins: -1 if it is left out, 0 for other values."""
+        """Return where a value begins that counts with all its names; -1 if it is left out, 0 for others."""
         if self._is_left_out(name, names, first):
             return -1
         return place if first == _OPENING[0] and name in _ARGUMENTS else 0

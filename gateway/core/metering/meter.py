@@ -435,7 +435,7 @@ class Meter:
             self._reported_at = self.content_events
 
     def report_units(self) -> None:
-        """Record a report about units, which `detail` has, and not about tokens."""
+        """Record a report of units instead of tokens. The units themselves are in `detail`."""
         self.by_units = True
         self.report(0, 0, 0, 0, 0, final=True)
 

@@ -557,7 +557,7 @@ class EncodedMeter(Meter):
             self._unread(chunk)
 
     def _unread(self, chunk: bytes) -> None:
-        """Count undecodable bytes, and from now on hold back the last bytes of the answer by number."""
+        """Count undecodable bytes, and from now on hold back a fixed number of bytes at the end."""
         if self._members and not self._gzip:
             return  # bytes after a deflate stream do not belong to it
         self._decoder = None

@@ -652,7 +652,8 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Store the fixed parts of an event as known, after a trial with other values in variable parts."""
+        """Store the fixed parts of an event as known, if its dialect reads other values rightly in a trial.
+        """
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return
@@ -675,7 +676,7 @@ class StreamMeter(Meter):
             self._first, self._differs = first, differs
 
     def _is_read(self, event: bytes, numbered: bool) -> bool:
-        """Return whether the dialect reads from a trial event its variable values, and nothing else."""
+        """Return whether the dialect reads from a trial event the trial's values, and nothing else."""
         tried = Meter(self.call, self.status, self.bounds)
         texts = None if tried.texts is None else [_TRIED]
         tried.told, tried.position = list(self.told), self.position

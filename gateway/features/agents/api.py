@@ -198,7 +198,7 @@ async def _form(request: web.Request) -> Mapping[str, str]:
 
 
 class Agents:
-    """Sign-ins of agents, over the store of all organizations."""
+    """Sign-ins of coding agents, for all organizations."""
 
     def __init__(self, ports: AdminPorts, calls: str, console: str, limits: AgentLimits) -> None:
         self._ports, self._calls, self._console, self._limits = ports, calls, console, limits
@@ -454,7 +454,9 @@ class Agents:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
     def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
-        """Return a sign-in's secret under each pepper. No request can contain the NUL in the hashed text."""
+        """Return a sign-in's secret for `use`, under each pepper. The hashed text has NULs, as no request
+        can.
+        """
         return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
 
     def _key(self, row: Any, generation: int) -> str:
@@ -551,7 +553,7 @@ class Agents:
             _log.warning("a provider is not asked about an agent", extra={"why": error.message})
 
     async def _vouched(self, row: Any) -> str:
-        """Renew with the provider; return the sealed next renewal secret, or raise `SignInRefused`."""
+        """Renew the sign-in at the provider; return the next renewal secret, or raise `SignInRefused`."""
         sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
         key = next((one for one in keys if _opens(row["renewal"], one)), "")
         if sign_ins is None or person is None or not key:

@@ -402,7 +402,7 @@ def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> lis
 
 
 def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
-    """Return the open months with ledgers of equal reasons together, the oldest month first."""
+    """Return the open months, the oldest first, with ledgers of the same month and reasons as one."""
     alike: dict[tuple[date, tuple[str, ...]], list[str]] = {}
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)

@@ -250,7 +250,7 @@ def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> T
 
 
 def _notes(document: Document, profile: Profile) -> list[str]:
-    """Return the notes, joined to one in a network's document (PEPPOL-EN16931-R002)."""
+    """Return the notes of a document, joined to one if a network allows only one (PEPPOL-EN16931-R002)."""
     notes = [legible(each) for each in document.notes]
     return notes if profile.process is None or not notes else ["\n".join(notes)]
 

@@ -235,10 +235,10 @@ class RateLimitJudge:
         self, asked: RateLimitQuestion, ask: Callable[[_Place, Descriptor, int], Awaitable[_DescriptorHold]],
         *, apart: bool = False, calls: bool = False,
     ) -> tuple[list[_DescriptorHold], bool]:  # fmt: skip
-        """Run `ask` for each descriptor, then settle or release the holds that are not to stay open.
+        """Run `ask` for each descriptor, then settle or release holds that have no later request.
 
-        If one descriptor is over its limit, all holds are released, unless `apart`. Rules with `call` apply
-        to `calls` alone.
+        Return the holds, and whether the request is over its limit. Then all holds are released, unless
+        `apart`. Rules with `call` apply to `calls` alone.
         """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
             said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
@@ -313,7 +313,7 @@ class RateLimitJudge:
         return found
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
-        """Return the hold of a call's end, which charges the use even beyond the held amount."""
+        """Return the hold of a call that ends, with its usage to charge, even beyond the held amount."""
         rule = place.rule
         found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:

@@ -627,7 +627,7 @@ class StripeCheckout:
         return from_stripe(LEAST, currency)
 
     async def page(self, bought: Mapping[str, Any], customer: str | None) -> str:
-        """Return the URL of the page where a purchase is paid, the same for each call."""
+        """Return the URL of the page where a purchase is paid, the same URL for repeated calls."""
         currency, key = str(bought["currency"]), str(bought["key"])
         try:
             amount = to_stripe(Decimal(str(bought["amount"])), currency)

@@ -156,7 +156,7 @@ class LiveSocket(WebSocket):
             self._link = None
 
     async def _admit(self, exchange: Exchange) -> AdmittedCall:
-        """Admit the call of a turn. Output that the upstream makes already is charged beyond the limits."""
+        """Admit the call of a turn. Output that the upstream makes already is charged whatever the limits."""
         before, session = self._admitted, self._session
         try:
             caller = self._caller = known(exchange) or await identify(exchange)
@@ -536,7 +536,7 @@ class LiveSocket(WebSocket):
     # the upstream's side
 
     def hear(self, event: bytes) -> None:
-        """Process an event of the upstream, and stop draining at the limits if the client is gone."""
+        """Process an event of the upstream. If the client is gone, stop reading at the drain limits."""
         self._seen_at = asyncio.get_running_loop().time()
         self._heard.append(self._session.hear(event))
         if self._gone and not self._spent:

@@ -288,7 +288,7 @@ class WebSocket(asyncio.Protocol):
         return [refused]
 
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
-        """Process sent events of an answer; the answer is over with the last ones."""
+        """Process the events of an answer that were just sent. If `answer.over`, they are the last ones."""
 
     def _let_go(self) -> None:
         """Release the buffered message."""

@@ -276,7 +276,8 @@ def _counts(each: _Iteration) -> Counts:
 def _add(usage: _MessageUsage, more: _Iteration, for_an_hour: int) -> None:
     """Add the tokens of an iteration to a report.
 
-    `for_an_hour` are tokens of cache writes for one hour that the report itself does not repeat.
+    `for_an_hour` are tokens of one-hour cache writes in an earlier report of the stream, which the last one
+    omits.
     """
     usage.input_tokens = summed(usage.input_tokens, more.input_tokens)
     usage.output_tokens = summed(usage.output_tokens, more.output_tokens)

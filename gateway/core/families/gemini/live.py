@@ -97,7 +97,7 @@ class GeminiLiveSession:
         }  # fmt: skip
 
     def ask(self, message: Document, size: int) -> bool:
-        """Check a message and count its tokens; `InvalidRequest` unless one setup comes, and comes first."""
+        """Check a message and count its tokens; `InvalidRequest` unless the first alone is a setup."""
         name = next(iter(message), "")
         kind, said = _KINDS.get(name, ""), object_in(message, name)
         if len(message) != 1 or not kind or name not in message or not isinstance(message[name], dict):

@@ -250,7 +250,7 @@ def ids_in_item(item: Document) -> Iterator[str]:
 
 
 def keeps_chat(chat: Document) -> int:
-    """Return how long a chat's answer is stored: with `store` as an answer, with sound briefly, else never.
+    """Return the `KEPT_…` constant for a chat: an answer with `store`, briefly with sound, else nothing.
 
     An answer that is not stored has an id too, which names nothing.
     """

@@ -202,7 +202,7 @@ def _searches(model: str) -> bool:
 
 
 def _searches_under_another_name(meter: Meter) -> bool:
-    """Return whether the model that answered searches, or all targets of the configured model search."""
+    """Return whether the model that answered searches by itself, or all targets of its name do."""
     targets = meter.call.targets
     return _searches(meter.detail.model) or all(_searches(target.model) for target in targets)
 

@@ -47,7 +47,7 @@ def read_agent(call: CallRequest, document: Document, params: PathParams, bounds
 def read_conversation(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Read the first turn of a conversation with a model, or with an agent.
 
-    Hand-overs to other agents must be the client's: `handoff_execution: client`.
+    The client must execute hand-overs to other agents (`handoff_execution: client`).
     """
     _CONVERSATION.check(document)
     call.model = _answering(document, agents_alone=False)

@@ -156,7 +156,7 @@ class RealtimeSession:
         return bool(self._responses) or any(one.kind == _CREATE for one in self._asked.values())
 
     def waits(self, message: Document) -> bool:
-        """Return whether a message asks for a response while another one runs. A hold covers one."""
+        """Return whether a message asks for a response while another one runs: a hold covers one."""
         return message.get("type") == _CREATE and self._busy
 
     def document(self) -> Document:

@@ -85,7 +85,7 @@ def note_tools(detail: Detail, uses: dict[str, int] | None, raw: bytes) -> None:
 
 
 def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
-    """Note the kinds of tokens in a report; return cached tokens, reasoning, and all cache traffic."""
+    """Note a report's kinds of tokens; return cached ones, reasoning, and all of cache reads and writes."""
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
     cached, written, reasoning = _told(usage, _CACHED) or 0, usage.cache_creation_input_tokens or 0, 0
@@ -132,10 +132,10 @@ class _Sum:
 
 
 class ChoiceReports:
-    """The usage reports in a stream of several choices, `each` of them per prompt.
+    """The usage reports in a stream of several choices. `each` choices share a prompt.
 
-    A report in an event with a choice is about that choice. One without choices is about all of them, unless
-    another follows at the end of a later choice (llama.cpp): then each is about the choice that ended before.
+    A report in an event with a choice is about that choice. Other reports are about all choices. But
+    llama.cpp sends one after the end of each choice: then each is about the choice that ended before.
     """
 
     __slots__ = (
@@ -197,8 +197,8 @@ class ChoiceReports:
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:
     """Return the counts of all choices of a whole answer, whose report may be about the first choice alone.
 
-    llama.cpp reports so, and upstreams with that fact configured. For other servers the text decides: it may
-    be longer than the report allows.
+    llama.cpp reports so, and upstreams with that fact configured. For other servers, texts that are too long
+    for the reported tokens show it.
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
@@ -220,10 +220,10 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
 
 
 def _count_tokens(texts: list[int], known: dict[int, int], stated: int) -> int:
-    """Return the tokens of texts of these sizes, by `known` tokens of some of them.
+    """Return the tokens of texts of these sizes. `known` are the tokens of some of them, by index.
 
-    Others count at the highest known density. A text that ended by itself adds one token for its end, and the
-    square root of its tokens for shorter words.
+    Others count at the highest known density, plus one token for their end, plus the square root of their
+    tokens, because their words may be shorter. `stated` is the maximum of each.
     """
     tokens, size = known[0], texts[0]
     for place, one in known.items():

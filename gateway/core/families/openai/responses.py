@@ -149,7 +149,7 @@ def _see_whole(meter: Meter, event: _ResponseEvent, data: bytes) -> None:
 
 
 def _place(meter: Meter, event: _ResponseEvent, kind: str) -> tuple[int, str]:
-    """Return the key of summed sizes: the index of the item in the output, and the kind of event."""
+    """Return the key for a sum of content sizes: the item's index and the kind of event."""
     index = event.output_index
     place = index if isinstance(index, int) else -1, kind
     return place if place in meter.said or len(meter.said) < _PLACES_MAX else (-1, "")
