@@ -652,8 +652,7 @@ class StreamMeter(Meter):
         return at
 
     def _try(self, event: bytes) -> None:
-        """Store the fixed parts of an event as known, if its dialect reads other values in a trial rightly.
-        """
+        """Store an event's fixed parts as known, if its dialect reads other values in a trial rightly."""
         self._first, texts = b"", self._dialect.texts
         if texts is None or not event.endswith(_EVENT_ENDS):
             return

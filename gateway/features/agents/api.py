@@ -454,8 +454,7 @@ class Agents:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
     def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
-        """Return a sign-in's secret for `use`, under each pepper. The NUL in its text occurs in no request.
-        """
+        """Return a sign-in's secret for `use`, under each pepper. No request has the NUL in its text."""
         return self._ports.peppers.digests(f"\0agents {use} {row['id']} {generation} {row['seed']}")
 
     def _key(self, row: Any, generation: int) -> str:
