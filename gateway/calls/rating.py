@@ -56,9 +56,9 @@ def price_of(  # noqa: PLR0917  # the caller, the prices at admission, and the o
 
 
 def served_tier(vector: Vector, asked: Sequence[str], counts: Sequence[int], tools: Mapping[str, int]) -> str:
-    """Return the requested tier for a use whose answer reports none, if it costs more or has no price.
+    """Return the requested tier of a use whose answer reports none, if that tier costs more or has no price.
 
-    Else return an empty text, so that a request alone lowers no price.
+    Otherwise return an empty text, so that a request alone lowers no price.
     """
     found, most = "", cost_nano(vector, counts, tools)
     places = [tier for tier in asked if tier in PLACES]
@@ -110,7 +110,7 @@ def cost_of(
 
 
 def cost_of_part(vector: Vector, counts: Counts, tier: str) -> int:
-    """Return the cost in nano-units of another model's tokens within a call, without a price of requests."""
+    """Return the cost in nano-units of another model's tokens in a call, without any price per request."""
     return cost_nano(without_request(vector), counts, tier=tier)
 
 

@@ -150,12 +150,12 @@ def _in_parts(parts: object, depth: int) -> bool:
 
 
 def _is_inside_heard(held: object, depth: int) -> bool:
-    """Return whether the parts in a list, a message or a part may be sound; a text is none."""
+    """Return whether the parts in a list, a message or a part may be sound. A text is not."""
     return isinstance(held, dict | list) and (depth == 0 or _in_parts(held, depth - 1))
 
 
 def _is_plain(part: Document) -> bool:
-    """Return whether two members are a role and a text, as nearly all messages are, or a type and a text."""
+    """Return whether a message is only a role and a text, as nearly all are, or a part a type and a text."""
     content = part.get("content")
     if content is None:
         return part.get("type") in _PLAIN and isinstance(part.get("text"), str)
@@ -163,7 +163,7 @@ def _is_plain(part: Document) -> bool:
 
 
 def _is_typed_heard(kind: str, part: Document, depth: int) -> bool:
-    """Return whether a part or an item may be sound by its type; by its members, where no table has that."""
+    """Return whether a part or an item may be sound by its type, or by its members if no table has that."""
     if kind in _TEXTS:
         return False
     if kind in _HEARD:
@@ -186,7 +186,7 @@ def _is_typed_heard(kind: str, part: Document, depth: int) -> bool:
 
 
 def _is_member_heard(part: Document, depth: int) -> bool:
-    """Return whether a server that goes by the names of members, whatever the type, may find sound."""
+    """Return whether a part may be sound to a server that reads members by name, whatever the type."""
     for name, held in part.items():
         if not isinstance(held, dict | list):
             continue

@@ -332,7 +332,7 @@ class Meter:
         self.phase, self.last_word = CLOSED, True
 
     def ends_by(self, ending: Ending) -> bool:
-        """Return whether the stream came to this ending. An unreadable answer ends with its connection."""
+        """Return whether the stream came to this ending. An unreadable answer need only end unbroken."""
         if self.last_word or (ending.choices and self.begun and False not in self.begun.values()):
             return True
         return self.ended and not self.broke and (self.unread or ending is BY_CONNECTION)
