@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Write the bundled price list again: everything `genai-prices` knows, as rows of prices in US dollars.
+"""Write the bundled price list: all prices that `genai-prices` knows, in US dollars.
 
-What it does not know, a second table says (`second_prices.py`): service tiers, prices of sound, whole names.
-Where both know a price that neither dates and they differ, the dearer counts.
+A second table (`second_prices.py`) adds what this library lacks: service tiers, prices of audio, full names
+of models. Where both have a price without a date and the two differ, the higher one counts.
 
     make prices
 
-A test holds the list to the version that is locked. What the library says and prices here cannot is left out
-and told, never guessed:
+A test compares the list with the locked version of the library. Prices that cannot be expressed here are
+left out and listed in `left_out`, never guessed:
 
-- of a name's patterns an exact one stays exact and a beginning a prefix. One that is found anywhere
-  counts where it begins a name, one that ends a name where it is all of it, a date of digits as the
-  prefix of its century; of any other pattern the names that the library lists stay;
-- a variant of a service tier is one factor for every kind of token, or a table of its own;
-- of prices of certain hours of the day the dearest count always;
-- prices of hours, characters and pages become those of seconds, characters and pages; others are left out.
+- an exact pattern of a name stays exact, and a beginning becomes a prefix. A pattern found anywhere in a name
+  becomes a prefix, a pattern at the end becomes an exact name, and a date of digits becomes the prefix of its
+  century. For other patterns only the names that the library lists are kept;
+- a variant for a service tier becomes one factor for all kinds of tokens, or a table of prices;
+- of prices by hour of the day the highest always counts;
+- prices per hours, characters and pages become prices per second, character and page. Others are left out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from gateway.run.bundled_prices import EPOCH, LIST, Bundle, Row
 
 Moment = tuple[datetime, types.ModelPrice, Mapping[str, types.ModelPrice]]
 
-# The library's keys of prices, by our kinds; of a tool by its name, a thousand uses each.
+# Kinds of tokens by the library's keys of prices; tools by theirs, priced per thousand uses.
 KIND_OF = {
     "input_mtok": "input", "output_mtok": "output", "cache_read_mtok": "cache_read",
     "cache_write_mtok": "cache_write", "cache_write_1h_mtok": "cache_write_1h",
@@ -69,24 +69,24 @@ TOOL_OF = {
     "social_searches_kcount": "social_search", "code_executions_kcount": "code_execution",
 }  # fmt: skip
 A_CALL = "requests_kcount"
-# Units beside tokens, and how many of ours one of theirs is.
+# Units other than tokens by the library's keys, and how many of our units one of its units is.
 UNIT_OF = {
     "audio_hours": ("audio_second", 3600), "input_audio_hours": ("audio_second", 3600),
     "input_mchars": ("character", 1_000_000), "input_document_kpages": ("page", 1_000),
 }  # fmt: skip
-# What the library's variants are selected by, where that is what we call a service tier.
+# Fields by which the library selects a variant that we call a service tier.
 SELECTORS = ("processing", "service_tier", "speed")
-# What models of a provider cost more since a version, and the library does not know: for Anthropic's
+# Factors by region that the library lacks, and the first version of models they apply to: Anthropic's
 # `inference_geo`.
 REGIONAL = {"anthropic": ((4, 6), {"us": "1.1"})}
-# Models of Google up to this version search for so much a prompt, later ones for so much a query.
+# Google bills searches per prompt for models up to this version, and per query for later ones.
 BY_PROMPT = (2, 99)
 GOOGLES = ("google", "google-vertex")
-# Places of inference, as Bedrock names them in front of a model.
+# Regions of inference, as Bedrock writes them in front of a model's name.
 BEDROCK = "aws"
 PLACES = ("us.", "eu.", "apac.", "global.", "jp.", "au.", "ca.", "us-gov.", "sa.", "me.", "af.", "il.", "in.")
 _VERSION = re.compile(r"(\d)(?:[-.](\d{1,2})(?!\d))?")
-# How names end that are the same model: a date, a version.
+# Endings that do not make it another model: a date, a version.
 _ENDS = re.compile(r"(?:[-@]20\d[\d-]+)?(?:-v\d+)?(?::\d+)?")
 _DIGITS = r"(?:\\d(?:\{\d\})?-?)+"
 _DATED = re.compile(rf"\^(?P<name>[^\[\](){{}}*+?|^$]+?)(?P<between>\[-@\])?(?:{_DIGITS})\$")
@@ -104,7 +104,7 @@ def main() -> None:
 
 @cache
 def made(*, alone: bool = False) -> Bundle:
-    """Return the list, or what the library says `alone`."""
+    """Build the price list. With `alone`, use `genai-prices` without the second table."""
     bundle = Bundle(f"genai-prices {version('genai-prices')}", [], [])
     for provider in providers:
         taken: set[tuple[str, str]] = set()
@@ -115,12 +115,12 @@ def made(*, alone: bool = False) -> Bundle:
     return bundle
 
 
-# Fields of a row that say whose price it is, and since when.
+# Fields that identify a price, and not its amounts.
 _WHOSE = ("provider", "model", "match", "currency", "effective_from", "source")
 
 
 def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
-    """Yield rows of the second table's names that the list of their seller says nothing of, or less."""
+    """Yield rows for names in the second table that the seller's own list lacks or prices incompletely."""
     tables = read_table()[1]
     empty = {"request": None, "tools": None, "context_tiers": None, "service_tiers": None}
     prices = [read_price({**empty, **row, "id": number}) for number, row in enumerate(known)]
@@ -131,7 +131,7 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
             row = {} if vector is None else known[vector.price_id]
             added = _rename_kinds(more)
             if row.get("provider") == provider:
-                # Of a pattern's row that is more, or other than, this name's alone.
+                # The fields by which this name differs from the row of a pattern.
                 own = {kind: price for kind, price in row.items() if kind not in _WHOSE}
                 added = (
                     {} if row["match"] == EXACT_NAME or _complete(provider, name, own, True) == own else own
@@ -147,13 +147,13 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
 
 
 def _has_prices(row: Row, more: Row) -> bool:
-    """Return whether a maker's row says all that the second table says of its name at a seller."""
+    """Return whether `row`, of the model's maker, has all prices that the second table states in `more`."""
     same = all(row.get(kind) == price for kind, price in _rename_kinds(more).items() if kind in KINDS)
     return same and more.get("service_tiers", {}).keys() <= row.get("service_tiers", {}).keys()
 
 
 def written(bundle: Bundle) -> str:
-    """A list as its file has it: a row a line, without what is the same in nearly all."""
+    """Return the JSON text of the file: one row a line, without fields that have the usual value."""
     usual = {"currency": BASE_CURRENCY, "source": BUNDLED, "effective_from": EPOCH}
     rows = ({key: value for key, value in row.items() if usual.get(key) != value} for row in bundle.rows)
     as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat).encode
@@ -170,7 +170,7 @@ def _add(
     *,
     alone: bool,
 ) -> None:
-    """Add a model under each of its names that the library finds it by."""
+    """Add a model's rows to `bundle`, one for each name by which the library finds it, and each period."""
 
     def told(what: str) -> None:
         bundle.left_out.append(f"{provider.id} {model.id}: {what}")
@@ -178,7 +178,7 @@ def _add(
     periods = list(_periods(model, told))
     names = list(dict.fromkeys(_names(provider.id, model, told))) if periods else ()
     for match, name in names:
-        # Names that a pattern has: a date's prefix is none yet.
+        # Check with a full name: a prefix that ends before the date is not yet one.
         dated = match == PREFIX and name[-3:] in {"-20", "@20"}
         samples = (f"{name}260101", f"{name}26-01-01") if dated else (name,)
         found = [next((each for each in provider.models if each.is_match(one)), None) for one in samples]
@@ -200,7 +200,7 @@ def _add(
 
 
 def _complete(provider: str, name: str, prices: Row, is_undated: bool) -> Row:
-    """Return a row with what the library does not know of a model of this name."""
+    """Return a row of prices, completed from the second table for a model of this name."""
     row: dict[str, Any] = deepcopy(dict(prices))
     tiers = dict(row.get("service_tiers", {}))
     more = _find_second(provider, name)
@@ -234,7 +234,7 @@ def _is_same(more: Row, row: Row) -> bool:
 
 
 def _dearer(row: Row, more: Row) -> Row:
-    """Return the prices that the second table has above those of a row."""
+    """Return the prices of `more`, from the second table, that are higher than those of `row`."""
     found: dict[str, Any] = {
         kind: more[kind] for kind in KINDS
         if kind in row and kind in more and Decimal(more[kind]) > Decimal(row[kind])
@@ -249,7 +249,7 @@ def _dearer(row: Row, more: Row) -> Row:
 
 
 def _shared_tiers(more: Row) -> dict[str, str | Row]:
-    """Return service tiers as factors where all kinds have the same, and as tables else."""
+    """Return prices by service tier: a factor if it is the same for all kinds of tokens, else a table."""
     usual = {kind: price for kind, price in more.items() if kind != "service_tiers"}
     found: dict[str, str | Row] = {}
     for tier, table in more.get("service_tiers", {}).items():
@@ -267,7 +267,7 @@ def _shared_tiers(more: Row) -> dict[str, str | Row]:
 
 
 def _rename_kinds(said: Row) -> dict[str, Any]:
-    """Return prices by our kinds: the longer of two lifetimes of a cache is that of an hour."""
+    """Return prices under our names of kinds. The longer of two cache lifetimes becomes one hour."""
     row = {kind: price for kind, price in said.items() if kind not in {"cache_write_12h", "service_tiers"}}
     if "cache_write_12h" in said:
         row["cache_write_1h"] = said["cache_write_12h"]
@@ -277,7 +277,7 @@ def _rename_kinds(said: Row) -> dict[str, Any]:
 
 
 def _find_second(provider: str, name: str) -> Row:
-    """Return the second table's row of a name; of one without a date or a version, that of the last."""
+    """Return the second table's row for a name; for a name without date or version, the newest one's."""
     rows = read_table()[1].get(provider, {})
     if name in rows:
         return rows[name]
@@ -287,7 +287,7 @@ def _find_second(provider: str, name: str) -> Row:
 
 
 def _complete_google(name: str, row: dict[str, Any]) -> Row:
-    """Add what Google says: sound costs what text does where no price names it, and the unit of a search."""
+    """Add Google's rules to a row: audio costs as much as text unless priced; how searches count."""
     tables = [one for one in row.get("service_tiers", {}).values() if isinstance(one, dict)]
     if "audio_input" not in row:
         for one in (row, *tables):
@@ -302,7 +302,7 @@ def _complete_google(name: str, row: dict[str, Any]) -> Row:
 
 
 def _regional(provider: str, name: str) -> Row:
-    """The factors for places of inference that a model of this name has."""
+    """Return price factors by region of inference for a model of this name."""
     since, factors = REGIONAL.get(provider, ((0, 0), {}))
     return factors if _version_of(name) >= since else {}
 
@@ -316,7 +316,7 @@ def _version_of(name: str) -> tuple[int, int]:
 
 
 def _names(provider: str, model: types.ModelInfo, told: Any) -> Iterator[tuple[str, str]]:
-    """What a model is called, lowercase, as (match, name)."""
+    """Yield the names of a model as (match, name), in lower case."""
     for clause in _clauses(model.match):
         kind, wanted = next(iter(vars(clause).items()))
         if kind == "equals":
@@ -340,7 +340,7 @@ def _names(provider: str, model: types.ModelInfo, told: Any) -> Iterator[tuple[s
 
 
 def _of_bedrock(model: str, word: str) -> Iterator[str]:
-    """Yield a word behind the maker and each place of inference, as Bedrock names its models."""
+    """Yield `word` as Bedrock names models: with the maker in front, and with each region before that."""
     maker = model.lower().removeprefix("regional.").removeprefix("global.").partition(".")[0] + "."
     if word.startswith(PLACES):
         return
@@ -359,7 +359,7 @@ def _clauses(match: Any) -> Iterator[Any]:
 
 
 def _spelled(regex: str) -> Iterator[tuple[str, str]]:
-    """What a regular expression matches, where it is a name, or one with digits after it."""
+    """Yield (match, name) for a regular expression that is a plain name, or a name followed by digits."""
     if dated := _DATED.fullmatch(regex):
         for between in "-@" if dated["between"] else ("",):
             yield PREFIX, f"{_plain(dated['name'])}{between}20"
@@ -378,7 +378,7 @@ def _plain(escaped: str) -> str:
 
 
 def _periods(model: types.ModelInfo, told: Any) -> Iterator[tuple[datetime, Row]]:
-    """A model's prices since the time each is in force; those that say the same once."""
+    """Yield a model's prices with the time since which they are in force. Equal neighbours are merged."""
     before: Row | None = None
     for since, prices, variants in _moments(model, told):
         row = _fields(prices, variants, told)
@@ -390,7 +390,7 @@ def _periods(model: types.ModelInfo, told: Any) -> Iterator[tuple[datetime, Row]
 
 
 def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
-    """Each day on which anything changes, with what the library says of it."""
+    """Yield each day on which a price changes, with the library's prices of that day."""
     dated = model.prices if isinstance(model.prices, list) else []
     lasting = _dearest_of_day(dated)
     if len(lasting) < len(dated):
@@ -413,7 +413,7 @@ def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
 
 
 def _dearest_of_day(dated: list[Any]) -> list[Any]:
-    """Return the prices that count for a whole day: kind by kind the dearest of its hours."""
+    """Return prices that hold for whole days: for each kind the highest of all hours."""
     lasting: list[Any] = []
     for each in dated:
         if not hasattr(each.constraint, "start_time"):
@@ -431,7 +431,7 @@ def _dearest_of_day(dated: list[Any]) -> list[Any]:
 
 
 def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], told: Any) -> Row:
-    """A price's own fields, with decimals in strings; empty where none of it can be said."""
+    """Return the fields of a price row with decimals as strings. Empty if no price can be expressed."""
     row: dict[str, Any] = {}
     tools: dict[str, str] = {}
     steps: dict[int, dict[str, Any]] = {}
@@ -465,7 +465,7 @@ def _fields(prices: types.ModelPrice, variants: Mapping[str, types.ModelPrice], 
 
 
 def _tier(known: Row, variant: Row, tier: str, told: Any) -> str | Row | None:
-    """Return the factor of a tier, or a table of its own prices; None where it has the usual ones."""
+    """Return a service tier's factor, or a table of its prices; None if it costs the usual price."""
     found = {
         Fraction(dear) / Fraction(usual) if usual else None
         for key in known.keys() & {*KIND_OF, A_CALL}
@@ -504,7 +504,7 @@ def _base(price: Any) -> Decimal:
 
 
 def _at(price: Any, above: int) -> Decimal:
-    """What it is for calls that have read more than this."""
+    """Return the price for calls with more than `above` input tokens."""
     found = _base(price)
     for tier in getattr(price, "tiers", ()):
         if tier.start <= above:
@@ -513,7 +513,7 @@ def _at(price: Any, above: int) -> Decimal:
 
 
 def _text(price: Decimal) -> str:
-    """A decimal as the API has it, of nine decimals at most: the list has some that are shares of others."""
+    """Return a decimal as the Admin API writes it, rounded to nine decimals."""
     return f"{price.quantize(_NANO, ROUND_HALF_UP).normalize():f}"
 
 

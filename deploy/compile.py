@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Compile the hot path to C: `python deploy/compile.py TARGET`.
 
-Makes a copy of the packages in TARGET in which the modules every request passes through are
-extension modules, built by mypyc from the very same sources, and those there are in C. Nothing else
-changes: a module that is not there compiled is interpreted, what one in C says is found out without
-it, and without a C compiler Tollkeeper runs as it is.
-Run what was built with TARGET on PYTHONPATH.
+Copies the packages to TARGET and builds extension modules there: mypyc compiles the Python modules that every
+request passes through, and a C compiler those that are written in C. Behaviour does not change. All other
+modules are interpreted, and each module in C has a replacement in Python, so Tollkeeper also runs without a C
+compiler.
+
+Run the result with TARGET on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "persistence", "lua")
-# Modules whose annotations msgspec reads, and those that run once a client, stay interpreted.
+# Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
     "gateway/calls": ("charge", "rating"),
     "gateway/core": (
@@ -53,12 +54,12 @@ IN_C = (
     "gateway/core/_joined", "gateway/core/calls/_scan", "gateway/core/metering/_usage",
     "gateway/http/protocol/_heads",
 )  # fmt: skip
-# mypyc indents by hundreds of columns, and gcc would wonder for a minute whether that misleads anybody.
-# Nobody but Python loads what is built, by its modules' names: all else in it is called without a detour.
+# mypyc indents by hundreds of columns, and gcc would check that for a minute. Only Python loads the result,
+# by module name, so all other symbols are hidden and called directly.
 _FLAGS = (
     "-Wno-misleading-indentation", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt",
 )  # fmt: skip
-# Where only errors lead is laid out apart, so that what runs is close together: three quarters of all C.
+# Code that only errors reach, three quarters of all C, is placed apart, so that the rest is close together.
 _RARE = """\
 typedef struct _object PyObject;
 #define RARE __attribute__((cold)) void
@@ -74,7 +75,7 @@ _FUTURE = "from __future__ import annotations\n"
 
 
 def main() -> int:
-    """Build into the directory named; the exit status."""
+    """Build into the directory named by the first argument, and return the exit status."""
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python deploy/compile.py TARGET\n")
         return 2
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def lacking() -> str:
-    """What this machine lacks to compile; empty where nothing is."""
+    """Return a message that names what this machine needs to compile; empty if it has all."""
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     if shutil.which(compiler) is None:
         return f"there is no C compiler ({compiler})"
@@ -122,12 +123,12 @@ def build(target: Path) -> None:
 
 
 def extension(source: Path, folder: Path, flags: str = "") -> Path:
-    """Build a module that is written in C into `folder`."""
+    """Build the C source of one module into `folder`, and return the path of the shared library."""
     words = [
         *shlex.split(sysconfig.get_config_var("LDSHARED") or "cc -shared"),
         *shlex.split(sysconfig.get_config_var("CCSHARED") or "-fPIC"),
         *shlex.split(flags),
-        # Python's headers read any object by the kind it is asked for, which is checked before.
+        # Python's headers cast objects to the expected type after a check, which gcc would warn about.
         *("-O3", "-fvisibility=hidden", "-Wno-array-bounds", f"-I{sysconfig.get_path('include')}"),
     ]
     made = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -136,18 +137,21 @@ def extension(source: Path, folder: Path, flags: str = "") -> Path:
 
 
 def finalize(module: Path) -> None:
-    """Say what is true of a module where only a compiler gains by it.
+    """Rewrite the source of `module` in ways that only help a compiler.
 
-    Nothing sets its constants again: they are read from C, not from the module's names. Its
-    dataclasses that may change begin by plain assignments, which are compiled as well. A test
-    for several types is one for each: the union `int | str` would be made again each time.
+    Constants become `Final`, so C code reads them directly. Mutable dataclasses get a plain `__init__`, which
+    is compiled too. `isinstance` gets tuples of types: a union such as `int | str` would be created at each
+    call.
     """
     text = with_final_constants(module.read_text(encoding="utf-8"))
     module.write_text(with_types_apart(begun_plainly(text)), encoding="utf-8")
 
 
 def with_final_constants(text: str) -> str:
-    """The module with its constants `Final`: upper-case names assigned once at the top, alone or in a row."""
+    """Return the source with its constants marked `Final`.
+
+    Constants have upper-case names and are assigned once at the top level, alone or several in one statement.
+    """
     lines, tree = text.splitlines(), ast.parse(text).body
     later = {ast.unparse(one.target) for one in tree if isinstance(one, ast.AugAssign)}
     for node in reversed(tree):
@@ -161,7 +165,7 @@ def with_final_constants(text: str) -> str:
 
 
 def _assigned(node: ast.Assign) -> list[tuple[str, str]]:
-    """Each name an assignment gives a value, and that value; none where that is hard to say."""
+    """Return (name, value) for each name in an assignment; none if values are not clear from the source."""
     target, value = node.targets[-1], node.value
     if isinstance(target, ast.Name) and len(node.targets) == 1:
         return [] if _is_row_of_floats(value) else [(target.id, ast.unparse(value))]
@@ -174,18 +178,18 @@ def _assigned(node: ast.Assign) -> list[tuple[str, str]]:
 
 
 def _is_row_of_floats(value: ast.expr) -> bool:
-    """Whether mypyc would keep it in a C struct, where it cannot tell that it was set."""
+    """Return whether it is a tuple with a float, stored by mypyc in a C struct without unset state."""
     parts = value.elts if isinstance(value, ast.Tuple) else []
     return any(isinstance(one, ast.Constant) and isinstance(one.value, float) for one in parts)
 
 
 def _called(value: ast.AST) -> str:
-    """The name of the function a value is the answer of."""
+    """Return the name of the function that the expression calls; empty if it is no call."""
     return ast.unparse(value.func) if isinstance(value, ast.Call) else ""
 
 
 def begun_plainly(text: str) -> str:
-    """The module with the `__init__` of each `@dataclass(slots=True)` written out."""
+    """Return the source with an explicit `__init__` in each `@dataclass(slots=True)`."""
     lines = text.splitlines()
     for node in reversed(ast.parse(text).body):
         if not isinstance(node, ast.ClassDef) or [*map(ast.unparse, node.decorator_list)] != [_PLAIN]:
@@ -206,7 +210,7 @@ def begun_plainly(text: str) -> str:
 
 
 def with_types_apart(text: str) -> str:
-    """The module with `isinstance(one, A | B)` as `isinstance(one, (A, B))`, where that is in one line."""
+    """Return the source with `isinstance(x, A | B)` written as `isinstance(x, (A, B))`, if on one line."""
     lines = text.splitlines()
     calls = [one for one in ast.walk(ast.parse(text)) if isinstance(one, ast.Call)]
     for types in sorted([one.args[1] for one in calls if _called(one) == "isinstance"], key=_place)[::-1]:

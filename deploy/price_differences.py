@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Compare the bundled list with its two sources, kind by kind and tier by tier, and say why each is so.
+"""Compare the bundled price list with its two sources, by kind and tier, with a reason for each difference.
 
-`make prices` writes the file, and a test holds it to the list. Its head names the versions of both sources.
+`make prices` writes the file, and a test compares it with the list. Its head names the versions of both
+sources.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gateway.core.billing.sellers import MAKERS
 from gateway.run.bundled_prices import Bundle, Row
 
 FILE: Final = Path(__file__).with_name("price-differences.md")
-# When both were read: of a price that changes with time, the one in force then is compared.
+# When both sources were read: the prices in force at this time are compared.
 AS_OF: Final = datetime(2026, 11, 28, tzinfo=UTC)
 # A price of a cent a million tokens, rounded.
 _HALF_CENT: Final = Decimal("0.005")
@@ -26,12 +27,12 @@ _TENTH_MORE: Final = Decimal("1.1")
 
 
 class Reason(NamedTuple):
-    """Why a price is as it is, with its source: of some names, else of a class of differences."""
+    """Why a price was chosen, with its source. It applies to the listed names or a class of differences."""
 
     key: str
     text: str
     names: tuple[tuple[str, str], ...] = ()
-    # The source whose price counts, be it less or more; else the dearer of each kind does.
+    # The source whose price counts, even if lower; empty: the higher price of each kind.
     counts: Literal["first", "second", ""] = ""
 
 
@@ -100,7 +101,7 @@ REASONS: Final = (
 
 
 class Difference(NamedTuple):
-    """One price of a name: what the list and its two sources say, and the reason of the choice."""
+    """One price of a name that differs: in the list, in both sources, and the reason of the choice."""
 
     provider: str
     name: str
@@ -112,7 +113,7 @@ class Difference(NamedTuple):
 
 
 def written(bundle: Bundle, alone: Bundle) -> str:
-    """Return the file: a line a difference of a name that both know, and its reasons."""
+    """Return the text of the file: reasons, and one line for each price on which the sources differ."""
     library, _ = read_table()
     found = list(differences(bundle, alone))
     named = {one.reason for one in found}
@@ -173,7 +174,7 @@ def shared_prices(bundle: Bundle, alone: Bundle) -> Iterator[tuple[str, str, Row
 
 
 def differences(bundle: Bundle, alone: Bundle) -> Iterator[Difference]:
-    """Yield what differs of the names that both sources know."""
+    """Yield each price on which the two sources differ."""
     dated = {(row["provider"], row["model"]) for row in alone.rows if row["effective_from"].year > 1970}
     for provider, name, row, first, more in shared_prices(bundle, alone):
         ours, theirs, others = (dict(_prices(one)) for one in (row, first, more))
@@ -186,7 +187,7 @@ def differences(bundle: Bundle, alone: Bundle) -> Iterator[Difference]:
 
 
 def preferred_source(provider: str, name: str) -> str:
-    """Return the source whose prices count for a name, be they less or more; empty for the dearer."""
+    """Return the source whose prices count for a name: `first`, `second`, or empty for the higher price."""
     return next((one.counts for one in REASONS if (provider, name) in one.names), "")
 
 
@@ -207,7 +208,7 @@ def _in_force(bundle: Bundle) -> Mapping[tuple[str, str, str], Row]:
 
 
 def _row_of(rows: Mapping[tuple[str, str, str], Row], provider: str, name: str) -> Row:
-    """Return the row that a name has at a provider, by itself or by its longest beginning."""
+    """Return the row of a provider's name: the exact row, else that of the longest prefix, else {}."""
     found = rows.get((EXACT_NAME, provider, name))
     for end in range(len(name), 0, -1):
         found = found or rows.get((PREFIX, provider, name[:end]))
@@ -215,7 +216,7 @@ def _row_of(rows: Mapping[tuple[str, str, str], Row], provider: str, name: str) 
 
 
 def _prices(row: Row) -> Iterator[tuple[str, str]]:
-    """Yield all prices of a row by their places: a tier that is a factor as the prices that it makes."""
+    """Yield each price of a row with a label of tier, kind and context step. Factors become prices."""
     yield from _of_kinds("", row)
     for tier, said in row.get("service_tiers", {}).items():
         yield from _of_kinds(f"{tier}, ", said if isinstance(said, dict) else _times(row, Decimal(said)))

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write the reference pages that come from the code: `python deploy/reference.py`, or `make docs`.
+"""Write the generated reference pages: `python deploy/reference.py`, or `make docs`.
 
-Commands from the command line itself, refusals from the tree of errors, the schema of configuration from the
-resources. The pages are kept, so that they can be read in a checkout; a test says when they are stale.
+Commands come from the command line itself, refusals from the classes of errors, the schema of configuration
+from the resources. The pages are committed so that they can be read in a checkout. A test fails when one is
+outdated.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ As problem+json (RFC 9457); its `type` ends in the reason.
 
 
 def main() -> int:
-    """Write what differs; the exit status."""
+    """Write the pages whose text has changed, and return the exit status."""
     described.FILE.write_text(commands_file(), encoding="utf-8")  # commands are made of it
     for name, text in pages().items():
         path = REFERENCE / name
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def pages() -> dict[str, str]:
-    """Every page by its file name."""
+    """Return the text of each page by file name."""
     made = {"commands.md": commands(), "refusals.md": refusals()}
     written = {name: "\n".join([MADE, "", *lines]).rstrip() + "\n" for name, lines in made.items()}
     written["../../gateway/cli/admin/commands.json"] = commands_file()
@@ -96,12 +97,12 @@ def pages() -> dict[str, str]:
 
 
 def commands_file() -> str:
-    """What the command line knows of the Admin API, which it reads without loading the resources."""
+    """Return the JSON description of the Admin API that the command line reads instead of the resources."""
     return json.dumps(describe(), indent=1, ensure_ascii=False) + "\n"
 
 
 def help_text() -> str:
-    """What `tollkeeper --help` says, which is printed without loading all commands."""
+    """Return the output of `tollkeeper --help`, which is printed later without loading all commands."""
     asked = "from gateway.cli.main import run; run(['--help'])"
     said = subprocess.run(  # noqa: S603  # this program
         [sys.executable, "-c", asked], env=os.environ | {"COLUMNS": str(HELP_COLUMNS), "NO_COLOR": "1"},
@@ -114,7 +115,7 @@ def help_text() -> str:
 
 
 def commands() -> list[str]:
-    """Every command with its arguments and options, as the program itself knows them."""
+    """Return the lines of the page that lists every command with its arguments and options."""
     program = typer.Typer(add_completion=False)
     cli_admin.mount(program)
     cli.mount_features()
@@ -162,7 +163,7 @@ def _parameter(each: Any) -> str:
 
 # --- refusals ---------------------------------------------------------------------------
 
-# A reason that is not here stops the making of the page: its author adds the remedy.
+# A reason without an entry here fails the generation of the page: its author adds the remedy.
 HINTS = {
     "invalid_request": "Correct the field the message names; "
     "[how requests are read](../metering.md#what-a-request-must-be).",
@@ -219,7 +220,7 @@ HINTS = {
 
 
 def refusals() -> list[str]:
-    """Every reason a request or a command can be refused for."""
+    """Return the lines of the page that lists every reason for which a request or command is refused."""
     return [
         *REFUSALS.splitlines(),
         "",
@@ -248,12 +249,12 @@ def _below(root: type[errors.TollkeeperError]) -> Iterator[type[errors.Tollkeepe
 
 
 def _sentence(text: str | None) -> str:
-    """The first paragraph, on one line."""
+    """Return the first paragraph of a text on one line."""
     return " ".join((text or "").strip().split("\n\n")[0].split())
 
 
 def _cell(text: str) -> str:
-    """Text that stays inside a cell of a table; what looks like markup is shown as it is."""
+    """Return the text escaped for a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The packages installed beside this Python, as a CycloneDX document: `python deploy/sbom.py`."""
+"""Print the packages installed with this Python as a CycloneDX document: `python deploy/sbom.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import Distribution, distributions
 
 
 def component(package: Distribution) -> dict[str, object]:
-    """One package: name, version, package URL and licence as it states them."""
+    """Return the CycloneDX component of a package: name, version, package URL and its stated licence."""
     name = package.metadata["Name"].lower().replace("_", "-")
     found: dict[str, object] = {
         "type": "library",
@@ -25,7 +25,7 @@ def component(package: Distribution) -> dict[str, object]:
 
 
 def document() -> dict[str, object]:
-    """The whole, packages by name; the program itself is what the others are there for."""
+    """Return the whole document, packages sorted by name, with the program itself as the main component."""
     packages = sorted((component(each) for each in distributions()), key=lambda each: str(each["name"]))
     version = platform.python_version()
     purl = f"pkg:generic/python@{version}"

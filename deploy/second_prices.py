@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Read a second table of prices, litellm's: it knows tiers, kinds and names that `genai-prices` does not.
+"""Read litellm's table of prices, which has tiers, kinds and names that `genai-prices` lacks.
 
     python -m deploy.second_prices PATH/model_prices_and_context_window_backup.json VERSION
 
-writes what of it is of interest here, as fields of prices by provider and name, into a file of this folder.
-The table has no dates: a row of the first library takes from it where both say the same of plain tokens.
+writes the parts used here, as fields of prices by provider and name, into a file of this folder. The table
+has no dates: a row of `genai-prices` is completed from it if both agree on prices of plain tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 Row = dict[str, Any]
 
 TABLE: Final = Path(__file__).with_name("second_prices.json")
-# Its providers, by ours: makers of models, then who sells those of others.
+# Our providers by litellm's: makers of models first, then sellers of others' models.
 PROVIDERS: Final = {
     "openai": "openai", "text-completion-openai": "openai", "gemini": "google", "anthropic": "anthropic",
     "deepseek": "deepseek", "xai": "x-ai", "mistral": "mistral", "perplexity": "perplexity", "zai": "zai",
@@ -30,7 +30,7 @@ PROVIDERS: Final = {
     "azure_ai": "azure", "groq": "groq", "cerebras": "cerebras",
 }  # fmt: skip
 VERTEX: Final = "vertex_ai"
-# Whose names have a path of their own behind the seller's: that is how calls say them.
+# Providers whose model names keep a path after the seller's: calls write them so.
 PATHS: Final = ("google-vertex", "groq", "cerebras")
 KINDS: Final = {
     "input_cost_per_token": "input", "output_cost_per_token": "output",
@@ -40,7 +40,7 @@ KINDS: Final = {
     "output_cost_per_reasoning_token": "reasoning", "input_cost_per_audio_token": "audio_input",
     "output_cost_per_audio_token": "audio_output", "output_cost_per_image_token": "image_output",
 }  # fmt: skip
-# Units beside tokens, by the kind of call, and the fields of their prices.
+# Units other than tokens by the kind of call, with the fields that hold their prices.
 UNITS: Final = {
     "audio_transcription": ("audio_second", ("input_cost_per_second",)),
     "audio_speech": ("character", ("input_cost_per_character",)),
@@ -69,7 +69,8 @@ def main(path: str, version: str) -> None:
         if not row:
             without.add((provider, spelled))
             continue
-        # Of several under one name the dearest, with the tiers of all; a region's where there is no other.
+        # Of several entries with one name the most expensive counts, with the tiers of all. One of a region
+        # counts only without another.
         rank = not _region(name), Decimal(row.get("input", 0))
         before, known = ranks.get((provider, spelled), rank), rows.setdefault(provider, {})
         tiers = {**known.get(spelled, {}).get("service_tiers", {}), **row.get("service_tiers", {})}
@@ -86,13 +87,16 @@ def main(path: str, version: str) -> None:
 
 
 def _region(name: str) -> str:
-    """Return the place that a name of Bedrock has in front of the model, empty for none."""
+    """Return the region in a name `bedrock/REGION/MODEL`; empty if the name has another form."""
     parts = name.split("/")
     return parts[1] if parts[0] == "bedrock" and len(parts) == 3 else ""
 
 
 def spell(provider: str, name: str) -> str:
-    """Return a name as calls of a provider say it; empty for sizes of pictures, zones and commitments."""
+    """Return a model's name as calls to a provider write it, in lower case.
+
+    Empty for names of image sizes, zones and commitments, which no call uses.
+    """
     first, _, rest = name.lower().partition("/")
     if provider in PATHS:
         return rest if first in {VERTEX, *PATHS} else name.lower()
@@ -102,7 +106,7 @@ def spell(provider: str, name: str) -> str:
 
 
 def read_row(said: Mapping[str, Any]) -> Row:
-    """Return what a model costs, as fields of a price."""
+    """Return a model's prices, read from an entry of litellm's table, as fields of a price."""
     usual: Row = {}
     steps: dict[str, dict[int, Row]] = {}
     tiers: dict[str, Row] = {}
@@ -123,10 +127,10 @@ def read_row(said: Mapping[str, Any]) -> Row:
 
 
 def _units(said: Mapping[str, Any]) -> Row:
-    """Return the dearest price of a unit of its kind of call, and that of a thousand searches."""
+    """Return the highest unit price for the entry's kind of call, and the price of a thousand searches."""
     found: Row = {}
     unit, keys = UNITS.get(said.get("mode") or "", ("", ()))
-    # A price of one resolution has its name behind.
+    # The field of a price for one resolution ends in its name.
     prices = [Decimal(repr(price)) for key, price in said.items()
               if key.startswith(keys) and isinstance(price, int | float)] if keys else []  # fmt: skip
     if prices and max(prices):
@@ -141,13 +145,13 @@ def _units(said: Mapping[str, Any]) -> Row:
 
 @cache
 def read_table() -> tuple[str, Mapping[str, Mapping[str, Row]]]:
-    """Return the name of the library with its version, and rows by provider and name."""
+    """Return litellm's name with its version, and rows of prices by provider and name."""
     said = json.loads(TABLE.read_bytes())
     return said["library"], said["prices"]
 
 
 def read_unpriced() -> Sequence[str]:
-    """Return providers with names that the table knows, and prices in nothing that is counted here."""
+    """Return providers of models whose prices are all in units that are not counted here."""
     found: list[str] = json.loads(TABLE.read_bytes())["unpriced"]
     return found
 

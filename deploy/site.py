@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What MkDocs needs besides `docs/`: pages that are elsewhere in the repository, and links between all.
+"""Prepare pages for MkDocs: add those outside `docs/`, and convert links between files to links between
+pages.
 
-A link is written so that it works where the file stands, in a checkout; here it is turned to the
-page it became. A link to a file that is no page keeps its words and loses its address.
+Links are written so that they work in a checkout. A link to a file that is no page of the site becomes plain
+text.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-# Pages of the site that stand elsewhere in the repository.
+# Pages of the site whose sources are outside `docs/`.
 ELSEWHERE = {
     "inside/architecture.md": "ARCHITECTURE.md",
     "inside/contributing.md": "CONTRIBUTING.md",
@@ -28,7 +29,7 @@ _FENCE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`(?!\]))", re.MULTILINE | re.DOTA
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the pages that stand elsewhere."""
+    """Add the pages whose sources are outside `docs/` (a hook of MkDocs)."""
     for page, source in ELSEWHERE.items():
         if (ROOT / source).exists():
             text = (ROOT / source).read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Turn links between files of the repository to links between pages."""
+    """Convert links between files of the repository to links between pages (a hook of MkDocs)."""
     here = page.file.src_uri
     source = ELSEWHERE.get(here, f"docs/{here}")
     known = {f"docs/{file.src_uri}": file.src_uri for file in files if file.src_uri not in ELSEWHERE}

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Build the wheels of a release: `python deploy/wheels.py TARGET [--pure] [--tree COMPILED]`.
 
-The pure one runs on any Python from 3.11 on. The compiled one is the same with the hot path as extension
-modules, for the Python and the machine that build it; without a C compiler it is left out, and said so. A
-tree that deploy/compile.py has made already may be named.
-Both are what `pip install` needs: scripts, migrations, templates and the console's files are in them.
+The pure wheel runs on any Python from 3.11 on. The compiled wheel also has the hot path as extension modules,
+for the Python and machine that build it. Without a C compiler it is skipped with a message. `--tree` names a
+tree that deploy/compile.py has built already.
+
+Both contain all that `pip install` needs: scripts, migrations, templates and files of the console.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from pathlib import Path
 import compile as hot_path  # deploy/compile.py, which stands beside this
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a wheel is made of besides the packages.
+# Files that a wheel is built from besides the packages.
 BESIDE = ("pyproject.toml", "README.md", "LICENSE")
-# The time of each file: none, so that the same sources make the same wheel.
+# A constant time for each file, so that the same sources make the same wheel.
 FIRST_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def main() -> int:
-    """Build them into the directory named, and say where they are; the exit status."""
+    """Build the wheels into the target directory, print their paths, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python deploy/wheels.py")
     parser.add_argument("target", type=Path, help="where they are put")
     parser.add_argument("--pure", action="store_true", help="the pure one alone")
@@ -56,7 +57,7 @@ def main() -> int:
 
 
 def pure(target: Path) -> Path:
-    """Build the wheel of the sources as they are; what was built before is no part of it."""
+    """Build the wheel of the plain sources, without compiled files, and return its path."""
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder)
         for package in hot_path.PACKAGES:
@@ -106,7 +107,7 @@ def compiled(wheel: Path, tree: Path, target: Path) -> Path:
 
 
 def _record(files: dict[str, bytes], own: str) -> bytes:
-    """What installers compare each file with."""
+    """Return the RECORD file of a wheel: SHA-256 digest and size of each file, for installers to check."""
     said = io.StringIO()
     rows = csv.writer(said, lineterminator="\n")
     for name, content in files.items():

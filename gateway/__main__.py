@@ -1,7 +1,7 @@
-"""The door of the command line: workers start here without loading what only people need.
+"""Start the command line, and start workers without loading code that only people need.
 
-`tollkeeper serve --worker`, `keeper --worker` and `admin --worker` are for supervisors: settings come
-as one JSON line on standard input, which stays open as long as the parent lives. Everything else is
+`tollkeeper serve --worker`, `keeper --worker` and `admin --worker` are for supervisors: settings come as one
+JSON line on standard input, which stays open as long as the parent lives. All other commands are in
 `gateway/cli/main.py`.
 """
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from gateway.local.parent_pipe import ParentPipe
     from gateway.settings.settings import Settings
 
-# A gateway worker, a keeper, and that one's process for people.
+# A gateway worker, a keeper, and a keeper's process for people.
 WORKERS = frozenset({"serve", "keeper", "admin"})
 LIBRARY_MISSING = "cannot open shared object file"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status. A start that fails is one line on standard error."""
+    """Run one command and return its exit status. A failed start prints one line on standard error."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words == ["--version"]:
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
                 config = options.pop("config", None)
                 serving.serve(Path(config) if config else None, **options)
                 return 0
-        gc.disable()  # while commands are loaded: a seventh of that time
+        gc.disable()  # while commands are loaded: this saves a seventh of the time
         from gateway.cli.main import run  # noqa: PLC0415  # workers are spared the command line's libraries
 
         return run(words)
@@ -62,14 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _failed(f"a shared library is missing on this machine: {error}")
     except OSError as error:
-        # A full disk, an address that is in use, a file that is not ours: nothing a traceback would explain.
+        # A full disk, an address in use, a file of another user: a traceback would not explain more.
         return _failed(str(error))
     except KeyboardInterrupt:
         return 130
 
 
 def _worker(role: str) -> int:
-    """One gateway worker, the keeper of a supervisor, or a keeper's process for people."""
+    """Run one process for a supervisor: a gateway worker, a keeper, or a keeper's process for people."""
     import faulthandler  # noqa: PLC0415  # loaded where it is needed
     import signal  # noqa: PLC0415  # loaded where it is needed
 
@@ -80,23 +80,23 @@ def _worker(role: str) -> int:
     from gateway.local.processes import run_to_end  # noqa: PLC0415  # loaded where it is needed
     from gateway.run import coarse_loop  # noqa: PLC0415  # loaded where it is needed
 
-    faulthandler.register(signal.SIGUSR2)  # asked where it hangs, it says so: places alone, no values
+    faulthandler.register(signal.SIGUSR2)  # prints where each thread is, without values
     run_to_end(coarse_loop.run, _to_its_end(_read_settings_and_run(run)))
     return 0
 
 
 def _load_code(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, None, None]]:
-    """Load the code of a process, and return what runs it. Its settings come once their servers are there.
+    """Load the code of a process and return the function that runs it.
 
-    Each loads its own: a keeper nothing of the data plane, a gateway nothing of PostgreSQL. What a keeper and
-    its process for people both need is loaded once, then the keeper forks. So this returns twice: in the
-    keeper and in the fork.
+    Each role loads only its own code: a keeper nothing of the data plane, a gateway nothing of PostgreSQL.
+    Code that a keeper and its process for people share is loaded once, then the keeper forks. So this
+    function returns twice: in the keeper and in the fork.
     """
     from functools import partial  # noqa: PLC0415  # loaded where it is needed
 
     from gateway.counters.redis.scripts import library  # noqa: PLC0415  # loaded where it is needed
 
-    library()  # put together before anybody waits for it
+    library()  # build it before a request waits for it
     if role == "keeper":
         from gateway.run import keeper_doors, people_process  # noqa: F401, PLC0415  # what both need
 
@@ -116,7 +116,7 @@ def _load_code(role: str) -> Callable[[Settings, ParentPipe], Coroutine[None, No
 
 
 async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine[None, None, None]]) -> None:
-    """Read the settings, one line of standard input, and run by them."""
+    """Read the settings, one line of JSON from standard input, and call `run` with them."""
     import asyncio  # noqa: PLC0415  # loaded where it is needed
 
     from gateway.local import heartbeat  # noqa: PLC0415  # loaded where it is needed
@@ -138,7 +138,7 @@ async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine
 
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Run it; end the process at once if it fails."""
+    """Run `work`. If it fails, report the error and exit the process at once with status 1."""
     import traceback  # noqa: PLC0415  # loaded where it is needed
 
     try:

@@ -1,8 +1,8 @@
-"""The composition root: introduces every door to the others, starts them in order, stops them in order.
+"""Compose a gateway worker: create its doors, pass them to each other, start and stop them in order.
 
-Nothing is decided here. A gateway worker, composed here, holds http and counters; the loops of a keeper,
-composed in `run/keeper.py`, hold counters, background and persistence; its process for people, composed in
-`run/administration.py`, holds counters, persistence and admin.
+Nothing is decided here. A gateway worker uses http and counters. The loops of a keeper, composed in
+`run/keeper.py`, use counters, background and persistence. Its process for people, composed in
+`run/administration.py`, uses counters, persistence and admin.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ from gateway.telemetry import logs, metrics
 if TYPE_CHECKING:
     from gateway.telemetry.traces import Exporter
 
-# The thread that reads a large body gives way to the loop so soon.
+# A thread that reads a large body gives way to the event loop after so many seconds.
 SWITCH_S = 0.0005
-# A request makes no cycles: the collector need not look after every few hundred objects.
+# A request creates no reference cycles, so the garbage collector can run seldom.
 YOUNG_OBJECTS_MAX = 50_000
 FIRST_CATALOGUE_S_MAX = FIRST_CREDENTIALS_S_MAX = 5.0
-# It is there, and what it says will not change by itself.
+# Errors of a Redis that runs and will not accept this worker until it is configured differently.
 REFUSED_BY_REDIS = ("WRONGPASS", "NOAUTH", "NOPERM", "maxmemory-policy")
 SCRIPTS = ("reserve", "settle", "extend", "lease")
-# Once its calls are settled a worker tells what it alone knows, and gives back what it has, within this.
+# After the last settlement a worker reports what only it knows and returns its leases within this time.
 LEAVING_S_MAX = 1.5
 
 Log = Callable[..., None]
 
 
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
-    """Run one gateway worker until SIGTERM or SIGINT, then finish what is in flight."""
+    """Run one gateway worker until SIGTERM or SIGINT, then finish the calls in flight."""
     lifecycle.give_back_large_blocks()
     await serve_calls(settings, stop_signal(), parent_pipe, loaded=_collect_seldom)
 
@@ -166,7 +166,7 @@ async def serve_calls(
 
 
 def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
-    """Return connections to Redis, or to each primary of a cluster, each fenced; not connected yet."""
+    """Return unconnected connections to Redis or to each primary of a cluster, fenced by its history."""
     address, call_s = parse_url(settings.url_file("redis_url"), settings.redis_files), settings.redis_wait_s
     return wires_to(
         address, lambda where: RedisConnection(where, time.monotonic, call_s=call_s, hears=HEARD,
@@ -176,10 +176,10 @@ def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
 
 
 async def _begun(wires: RedisConnections, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
-    """Wait for Redis, and no longer than that: the next in line is to start all the same.
+    """Wait for Redis for at most `start_wait_s`, then start without it, so that a roll-out goes on.
 
-    False where it is to stop meanwhile. StartError where Redis refuses us, or would delete counters: that is
-    no outage, and a roll-out with a wrong password stops at its first gateway.
+    Return False if `stop` was set meanwhile. Raise StartError if Redis refuses this worker or would evict
+    counters: then a roll-out with a wrong password stops at its first gateway.
     """
     try:
         return await redis_reached(wires, settings.start_wait_s, stop, log)
@@ -191,7 +191,7 @@ async def _begun(wires: RedisConnections, settings: Settings, stop: asyncio.Even
 
 
 async def _know_services(directory: Directory, wires: RedisConnections, log: Log) -> None:
-    """Wait a while for the services; without them it serves all the same, and says so."""
+    """Wait a few seconds for the catalogue of services. Without it, log a warning and serve all the same."""
     if not await directory.first_catalogue(FIRST_CATALOGUE_S_MAX):
         unverified = not directory.verified and "no keeper has verified them yet"
         why = wires.trouble or unverified or "the catalogue of services is not there: a keeper writes it"
@@ -206,11 +206,11 @@ def _collect_seldom() -> None:
 
 
 async def _end(door: Door, settlements: SettlementLog, wires: RedisConnections, log: Log) -> None:
-    """Store what waits, and close; neither a disk nor a Redis that hangs holds anything up."""
+    """Store pending settlements and close connections. A disk or Redis that hangs does not delay the end."""
     waiting = settlements.waiting
     closed = await settlements.close()
     if closed and not settlements.left_behind:
-        # After a loss of Redis nobody waits for it.
+        # All is settled, so a rebuild after a loss of Redis need not wait for this worker.
         await all_within(LEAVING_S_MAX, [door.worker_reports.leave()], log)
     await wires.close()
     log("gateway stopped", settlements_waiting=waiting)
@@ -257,7 +257,7 @@ def _ports(
 
 
 def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
-    """Return the worker's log, its files begun: a worker that can store nothing does not start."""
+    """Open and return the worker's settlement log. A worker that cannot write it does not start."""
     return SettlementLog(
         settings.settlements_dir,
         keep_s=settings.settlement_log_s,
@@ -269,7 +269,7 @@ def _settlement_log(settings: Settings, log: Log) -> SettlementLog:
 
 
 def _plane(settings: Settings, ports: Ports) -> tuple[DataPlane, Exporter | None]:
-    """Return the wanted data plane; with traces, also the exporter that has begun to send them."""
+    """Return the data plane. If the settings ask for traces, start and return an exporter too."""
     plane_of, exporter = DataPlane, None
     if settings.tracing is not None:
         from gateway.http.server.traced import TracedPlane  # noqa: PLC0415  # a worker without traces loads none of it

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The rules for the chart, which makes a PrometheusRule of them: `python deploy/monitoring/to_kubernetes.py`.
+"""Write the alert and recording rules for the Helm chart: `python deploy/monitoring/to_kubernetes.py`.
 
-Writes deploy/helm/tollkeeper/files/rules*.yaml; a test tells when one is behind. Charts take those of
-the roles that they run.
+Writes deploy/helm/tollkeeper/files/rules*.yaml, and a test fails if one is outdated. A chart makes a
+PrometheusRule of the files for the roles that it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TARGETS = {
 
 
 def groups(target: str) -> str:
-    """The groups of a target's files, indented by what stands around them."""
+    """Return the rule groups of a target's source files, indented for the Helm template around them."""
     lines: list[str] = []
     for name in TARGETS[target]:
         written = (HERE / "rules" / name).read_text().partition("groups:\n")[2]

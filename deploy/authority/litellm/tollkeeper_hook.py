@@ -1,8 +1,8 @@
-# ruff: noqa: INP001  # LiteLLM loads it by its place
-"""Tollkeeper as the authority of LiteLLM's proxy: a call is held before it is made, and settled after it.
+# ruff: noqa: INP001  # LiteLLM loads it by its path
+"""Make Tollkeeper the authority of LiteLLM's proxy: hold an amount before each call, settle it afterwards.
 
-The key is that of the LiteLLM key (`tollkeeper_key` of its metadata), else `TOLLKEEPER_KEY`; the service is
-`TOLLKEEPER_SERVICE`. Both environment and metadata are the operator's: no caller writes them.
+The API key of Tollkeeper is in the metadata of the LiteLLM key (`tollkeeper_key`), else in `TOLLKEEPER_KEY`.
+The service is `TOLLKEEPER_SERVICE`. The operator writes both environment and metadata. Callers cannot.
 """
 
 from __future__ import annotations
@@ -18,25 +18,29 @@ from gateway.client.holds import AsyncHolds, HoldRefused
 
 URL = os.environ.get("TOLLKEEPER_URL", "http://127.0.0.1:8080")
 SERVICE = os.environ.get("TOLLKEEPER_SERVICE", "chat")
-# A hold that nobody settles ends after so long; output is held so far where a call states no maximum.
+# Seconds until an unsettled hold expires; output tokens held for a call that states no maximum.
 TTL_S, OUTPUT_TOKENS = 600, 4096
-# Clients, one a key; and calls in progress: of one more the oldest is charged as held.
+# Most clients, one per key, and most calls in progress. Beyond these the oldest call is charged as held.
 CLIENTS_MAX, CALLS_MAX = 1_000, 100_000
 NAME = "tollkeeper_hold"
 
 
 class TollkeeperHook(CustomLogger):
-    """Hold what a call may use, settle what it used."""
+    """Holds an estimated amount at Tollkeeper before each LiteLLM call, and settles the real use after it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._clients: dict[str, AsyncHolds] = {}
-        self._keys: dict[str, str] = {}  # of holds by their ids: no log of LiteLLM's has them
+        self._keys: dict[str, str] = {}  # API keys by hold id: LiteLLM's log events do not have them
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str
     ) -> dict[str, Any]:
-        """Take a hold; what refuses it refuses the call."""
+        """Acquire a hold for the call and note its id in `data`.
+
+        Raise HTTPException if Tollkeeper refuses the hold or does not answer (503): LiteLLM then refuses the
+        call.
+        """
         key = (user_api_key_dict.metadata or {}).get("tollkeeper_key") or os.environ.get("TOLLKEEPER_KEY", "")
         said = {"model": data.get("model", ""), "max_tokens": _most(data), "ttl_s": TTL_S}
         if user_api_key_dict.user_id:
@@ -51,7 +55,7 @@ class TollkeeperHook(CustomLogger):
         if len(self._keys) >= CALLS_MAX:
             del self._keys[next(iter(self._keys))]
         self._keys[hold.id] = key
-        for name in ("metadata", "litellm_metadata"):  # whatever a client wrote there goes
+        for name in ("metadata", "litellm_metadata"):  # replaces a value that a client wrote
             if name in data or name == "metadata":
                 data[name] = {**(data.get(name) or {}), NAME: hold.id}
         return data
@@ -59,7 +63,7 @@ class TollkeeperHook(CustomLogger):
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
-        """Charge what the answer says it used; nothing is known of one that does not say it."""
+        """Settle the hold by the answer's usage. Without a usage report the hold is left to expire."""
         usage = getattr(response_obj, "usage", None)
         id_ = _held(kwargs.get("litellm_params") or {})
         if usage is not None:
@@ -72,7 +76,7 @@ class TollkeeperHook(CustomLogger):
         user_api_key_dict: Any,
         traceback_str: str | None = None,
     ) -> None:
-        """A call that failed for good, after its retries and fallbacks, costs nothing."""
+        """Settle the hold at no cost. LiteLLM calls this after all retries and fallbacks have failed."""
         status = int(getattr(original_exception, "status_code", None) or 500)
         await self._settle(_held(request_data), status=max(400, min(599, status)))
 
@@ -90,7 +94,7 @@ class TollkeeperHook(CustomLogger):
 
 
 def _most(data: dict[str, Any]) -> int:
-    """The most tokens of a call: its input as LiteLLM counts it, and its maximum for each choice."""
+    """Return the most tokens a call may use: input as LiteLLM counts it, plus maximum output per choice."""
     text = data.get("messages") or data.get("input") or data.get("prompt") or ""
     if isinstance(text, list) and text and isinstance(text[0], dict):
         read = litellm.token_counter(model=data.get("model", ""), messages=text)
@@ -107,7 +111,7 @@ def _held(params: dict[str, Any]) -> str:
 
 
 def _kinds(usage: Any) -> dict[str, int]:
-    """LiteLLM's use of any provider, by Tollkeeper's kinds of tokens."""
+    """Return LiteLLM's usage report as token counts by Tollkeeper's kinds of tokens."""
 
     def count(of: Any, name: str) -> int:
         return int(getattr(of, name, None) or 0)

@@ -1,7 +1,7 @@
-"""The nouns of administration: what the Admin API asks of the store, and what it gets back.
+"""Types of administration: what the Admin API passes to the store and receives from it.
 
-Values are plain Python: integers, strings, booleans, `Decimal`, aware `datetime`, dicts and
-lists of those. Nothing here knows HTTP or SQL.
+Values are plain Python: integers, strings, booleans, `Decimal`, aware `datetime`, dicts and lists of those.
+Nothing here knows HTTP or SQL.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from gateway.errors import HourSpent
 
 Row = Mapping[str, object]
 
-# Where in a list a row stands: its order key.
+# The order key of a row in a list.
 Place = tuple[int | str, ...]
 
-# Longer than any request of the Admin API lives that does not say otherwise.
+# Longer than any request of the Admin API without another limit.
 REQUEST_S_MAX = 35.0
-# A request that decides on letters takes no new one after so long: the next request goes on.
+# A request about dead letters starts no new letter after this time: the next request continues.
 LETTERS_S_MAX = 60.0
-# The set of files that configuration is applied as, where none is named.
+# The name of the applied set of configuration files if none is given.
 DEFAULT_NAME = "default"
 
-# How long two keys are good where one was made in the place of the other: most deploys take less than a day,
-# what is changed by hand may take a month.
+# How long both keys are valid after one replaced the other: most deploys take less than a day, changes by
+# hand may take a month.
 OVERLAP_S = 86_400
 OVERLAP_S_MAX = 30 * 86_400
 
-# What a row names its organization by.
+# The field of a row with its organization.
 OWNER = "organization_id"
-# And what it names the tenant by.
+# The field of a row with its tenant.
 TENANT = "tenant_id"
 
 
 @dataclass(frozen=True, slots=True)
 class Realm:
-    """All that a caller sees: what is of one organization, of one tenant of it, or of one API key."""
+    """The rows that a caller may see: those of one organization, of one of its tenants, or of one API key."""
 
     organization_id: int
     tenant_id: int | None = None
@@ -51,12 +51,11 @@ class Realm:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks: `scope` is unique to the token ("builtin:admin", "token:7").
+    """The caller of the Admin API. `scope` is unique to its token ("builtin:admin", "token:7").
 
-    Of one organization alone it sees and changes nothing of any other; None is of all. `tenant_id` narrows
-    it to one tenant of that organization, and `api_key_id` to one key of that. One that `is_ours` was given
-    by staff to staff. A person of a provider of identities is a `person`, even if the same token stands for
-    others.
+    An `organization_id` limits it to one organization, `tenant_id` to one tenant of that, `api_key_id` to one
+    key of that. Without an organization it reaches all. `is_ours` marks a token that staff issued to staff.
+    `person` is set for a person whom an identity provider signed in; several people may share one token.
     """
 
     scope: str
@@ -71,28 +70,28 @@ class Actor:
 
     @property
     def realm(self) -> Realm | None:
-        """What it sees; None is everything."""
+        """The rows that this caller may see; None means all."""
         if self.organization_id is None:
             return None
         return Realm(self.organization_id, self.tenant_id, self.api_key_id)
 
     @property
     def claims_as(self) -> str:
-        """Whose an `Idempotency-Key` is: the token's, or that of one of the people it stands for."""
+        """The owner of an `Idempotency-Key`: the token, or the person if several people share the token."""
         if self.person is None:
             return self.scope
         return f"{self.scope}\t{self.person.issuer}\t{self.person.identity}"  # both without tabs
 
 
-# What the clock writes is the keeper's.
+# The actor of writes by timed jobs.
 KEEPER = Actor("keeper", "admin")
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An `Idempotency-Key` as one caller sent it, and its request (`body_digest` is hex SHA-256).
+    """An `Idempotency-Key` as one caller sent it, with its request (`body_digest` is hex SHA-256).
 
-    For `running_s_max` seconds a first request without an answer is taken to be running still.
+    For `running_s_max` seconds a first request without an answer counts as still running.
     """
 
     scope: str
@@ -105,9 +104,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One write: `verb` on a resource, or on the row `id` of it, with validated values.
+    """One write: a `verb` on a resource, or on its row `id`, with validated values.
 
-    `render` turns the row into the answer's body, which is kept with the claim.
+    `render` makes the body of the answer from the row. It is stored with the claim.
     """
 
     resource: str
@@ -122,7 +121,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A control write that now waits: its id (UUID text) and its account."""
+    """A pending control write: its id (UUID text) and its account."""
 
     id: str
     account: str
@@ -130,7 +129,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class CommittedWrite:
-    """A committed write: the row as it stands and the control writes it left behind."""
+    """A committed write: the new row, and the pending control writes that it created."""
 
     row: Row
     intents: tuple[Intent, ...] = ()
@@ -138,9 +137,9 @@ class CommittedWrite:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The answer first given under this idempotency key.
+    """The stored answer to the first request with an idempotency key.
 
-    `status` is None where the first request died between its commit and its answer.
+    `status` is None if the first request failed between its commit and its answer.
     """
 
     status: int | None
@@ -149,7 +148,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A page of a resource: `after` is the order key of the row before it."""
+    """A request for one page of a resource: `after` is the order key of the last row of the page before."""
 
     filters: Mapping[str, object]
     since: datetime | None
@@ -161,7 +160,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Rows in order and, if there are more, the order key of the last one."""
+    """Rows in order, and the order key of the last row if more follow."""
 
     rows: tuple[Row, ...]
     next_after: Place | None
@@ -169,12 +168,11 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleSession:
-    """A person signed in to the console: the digest of the token shown at the door, or of the sign-in that
-    stands
-    for the person whom a provider named.
+    """A console session of a person. `token_digest` is of the typed token, or of the one for a signed-in
+    `person`.
 
-    `renewal` is what the provider is asked with whether they still may come in, sealed; `is_due` whether it
-    is time to. `id_token` is what it is told when they sign out, sealed too.
+    `renewal` (sealed) is the credential for asking the identity provider whether the person still has access;
+    `is_due` means that it is time to ask. `id_token` (sealed) is sent to the provider at sign-out.
     """
 
     id: int
@@ -185,31 +183,31 @@ class ConsoleSession:
     is_due: bool = False
 
 
-# Roles of the Admin API: which may read and which may write, said once by each resource as its `Access`.
+# Roles of the Admin API. Each resource states once, as its `Access`, which may read and which may write.
 #
-# A token has a role, for all organizations or for one. Requests are judged here alone; nothing here
-# knows HTTP, rows or SQL.
+# A token has a role, for all organizations or for one. Only the functions below judge requests, and they
+# know neither HTTP, rows nor SQL.
 
 ADMIN = "admin"
 BILLING = "billing"
 OPERATOR = "operator"
-# Of an organization's own people, who look after its keys: of one organization always.
+# For an organization's own people, who manage its keys. Always limited to one organization.
 MEMBER = "member"
 READONLY = "readonly"
 ROLES = (ADMIN, BILLING, OPERATOR, MEMBER, READONLY)
-# Of who signed in to the console with an API key: no resource names it, so the page of the key is all it has.
+# For a person signed in to the console with an API key. No resource names it: only the key's page is shown.
 KEY_HOLDER = "key"
-# Those a token of one tenant may have: of its lead, of an engineer, of who looks on.
+# Roles for tokens of one tenant: for a lead, an engineer, a reader.
 TEAM_ROLES = (OPERATOR, MEMBER, READONLY)
 
 READ, CREATE, CHANGE, DELETE = "read", "create", "change", "delete"
 
-# The roles of one tenant's tokens that may do a verb, and which fields each may send with it; None is all.
+# Roles of a tenant's tokens that may do a verb, and the fields that each may send; None means all fields.
 Team = Collection[str] | Mapping[str, Collection[str] | None]
 
 
 class RowScope(Enum):
-    """Whose rows are: an organization's each; nobody's, which all use; or about all organizations at once."""
+    """Who owns the rows of a resource: one organization each, nobody (all use them), or all together."""
 
     OWNED = "owned"
     SHARED = "shared"
@@ -232,15 +230,16 @@ _TAKES = {
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may do what with a resource. What a role is not named for is refused.
+    """Rules about who may do what with a resource. A role that no field names is refused.
 
-    `verbs` are writes that other roles than `write` may do. Of `fields` a role with an entry sets those
-    alone. Every verb of `OWNED` rows is in one class. `theirs` are an organization's own. `ours` decide what
-    it owes or whether it is shut out: a token of one organization does them only where staff marked it.
-    `of_all` take a token of all organizations. Fields are named too where they are of another class than
-    the verbs that set them.
+    `read` and `write` are roles. `verbs` are writes that other roles than `write` may do. A role with an
+    entry in `fields` may set only those fields. Verbs and fields of `OWNED` rows have one of three classes:
+    `theirs` are decided by the organization's people. `ours` decide what it owes or whether it is blocked: a
+    token of one organization needs the mark of staff for these. `of_all` need a token of all organizations. A
+    field without a class has that of the verb.
 
-    `teams` says what tokens of one tenant may: to read, or a verb. All else is refused to them.
+    `teams` names the roles of one tenant's tokens by verb (`read` too). All other verbs are refused to these
+    tokens.
     """
 
     read: frozenset[str]
@@ -254,7 +253,7 @@ class Access:
     teams: Mapping[str, Mapping[str, frozenset[str] | None]] = field(default_factory=dict)
 
     def whose(self, verb: str) -> WriteAuthority:
-        """Return the authority that decides on `verb`; staff (`OURS`) decides on verbs of no class."""
+        """Return the authority that decides on `verb`: staff (`OURS`) if the verb has no class."""
         if self.reach is not RowScope.OWNED or verb in self.of_all:
             return WriteAuthority.OF_ALL
         return WriteAuthority.THEIRS if verb in self.theirs else WriteAuthority.OURS
@@ -275,7 +274,7 @@ def access(
     of_all: Collection[str] = (),
     teams: Mapping[str, Team] | None = None,
 ) -> Access:
-    """Build an `Access`: an admin may always write, and so may roles in `write`; by default all may read."""
+    """Build an `Access`. Admins may always read and write; by default all roles may read."""
     return Access(
         frozenset({ADMIN, *read}),
         frozenset({ADMIN, *write}),
@@ -295,7 +294,7 @@ def _of_team(roles: Team) -> Mapping[str, frozenset[str] | None]:
 
 
 def refused_read(actor: Actor, name: str, to: Access) -> str | None:
-    """Return why a caller may not read something; None where that is allowed."""
+    """Return the message that refuses a caller to read a resource, or None if it may."""
     if actor.role not in to.read:
         return f"The role of this token, {actor.role}, may not read {name}: that takes {_any_of(to.read)}."
     if actor.organization_id is not None and to.reach is RowScope.WHOLE:
@@ -304,7 +303,7 @@ def refused_read(actor: Actor, name: str, to: Access) -> str | None:
 
 
 def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Return why a caller may not do a verb with these fields; None where that is allowed."""
+    """Return the message that refuses a caller a verb with the fields `sent`, or None if allowed."""
     if actor.tenant_id is not None:
         return _refused_team(actor, name, to, verb, sent)
     writers = to.writers(verb)
@@ -318,7 +317,7 @@ def refused_write(actor: Actor, name: str, to: Access, verb: str, sent: Collecti
 
 
 def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> list[str]:
-    """Return which of these fields a caller may set."""
+    """Return the fields among `names` that a caller may set."""
     if verb not in {CREATE, CHANGE}:
         return list(names)
     if actor.tenant_id is not None:
@@ -330,7 +329,7 @@ def settable(actor: Actor, to: Access, verb: str, names: Collection[str]) -> lis
 
 
 def _refused_team(actor: Actor, name: str, to: Access, verb: str, sent: Collection[str] = ()) -> str | None:
-    """Return why a token of one tenant may not do something; None of any other token."""
+    """Return the message that refuses a verb to a token of one tenant; None for any other token."""
     if actor.tenant_id is None:
         return None
     roles = to.teams.get(verb, {})
@@ -390,17 +389,17 @@ def _any_of(roles: Collection[str]) -> str:
 
 # Work for the people of one organization within an hour: CPU, rows, and time. Pure.
 #
-# It is counted for what costs much by what is asked: reports, files, documents, plans of configuration. An
-# hour begins with the first of them. Staff are counted nowhere.
+# Expensive requests are counted: reports, files, documents, plans of configuration. An hour begins with the
+# first of them. Requests of staff are not counted.
 
 HOUR_S = 3600.0
-# Organizations whose hours are known; of more, those that began first are forgotten.
+# Most organizations whose hours are stored; beyond that the oldest hours are forgotten.
 KNOWN_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class HourlyBudget:
-    """How much of each one organization has."""
+    """The most work per hour for each organization: CPU seconds, rows, and seconds of work."""
 
     cpu_s: float = HOUR_CPU_S
     rows: int = HOUR_ROWS
@@ -412,7 +411,7 @@ HOURLY = HourlyBudget()
 
 @dataclass(slots=True)
 class HourlyUse:
-    """The use since it began, Unix time."""
+    """The work that an organization has used since `began` (Unix time)."""
 
     began: float
     cpu_s: float = 0.0
@@ -422,24 +421,27 @@ class HourlyUse:
 
 @dataclass(slots=True)
 class WorkMeter:
-    """The count of the work of one request: none, until its owner is known."""
+    """Counts the work of one request for its organization's `hour`; None until the organization is known."""
 
     hour: HourlyUse | None = field(default=None)
 
 
-# Of the request that is being answered. What runs for it, tasks and threads too, finds it.
+# The meter of the current request. Tasks and threads that run for the request see it too.
 METER: ContextVar[WorkMeter | None] = ContextVar("meter", default=None)
 
 
 class Hours:
-    """The hours of all organizations; `clock` is Unix time."""
+    """The hourly use of all organizations. `clock` returns Unix time."""
 
     def __init__(self, budget: HourlyBudget, clock: Callable[[], float], known_max: int = KNOWN_MAX) -> None:
         self._budget, self._clock, self._known_max = budget, clock, known_max
         self._known: dict[int, HourlyUse] = {}
 
     def of(self, organization_id: int) -> HourlyUse:
-        """Return an organization's hour; `HourSpent` names the share that it has used up, and the end."""
+        """Return an organization's use of this hour.
+
+        Raise `HourSpent`, with the exhausted limit and the end of the hour, if one is used up.
+        """
         now, hour = self._clock(), self._known.get(organization_id)
         if hour is None or not 0 <= now - hour.began < HOUR_S:
             self._known.pop(organization_id, None)
@@ -466,39 +468,39 @@ class Hours:
 
 
 def count_rows(number: int) -> None:
-    """Count rows that were read for the request that is being answered."""
+    """Count rows read for the current request."""
     if (meter := METER.get()) is not None and meter.hour is not None and number > 0:
         meter.hour.rows += number
 
 
-# The nouns of configuration that is applied: the rows to be written, in one transaction, and the outcome.
+# Types of applied configuration: the rows to be written, in one transaction, and the outcome.
 #
 # Values are plain Python, as in `administration`. Nothing here knows files, HTTP or SQL.
 @dataclass(frozen=True, slots=True)
 class NewRowId:
-    """The id of a row that is made by the step of this number."""
+    """The id of a row that the step with this number creates."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What applying noted of a row: the fields that files said of it, and whether it made the row itself."""
+    """A record of an applied row: the fields that files set, and whether applying created it (`made`)."""
 
     resource: str
     row_id: int | NewRowId
     fields: tuple[str, ...]
     made: bool
-    # What files called it, part by part, with the ids of others; None where that was not noted.
+    # The row's name in the files, by parts, with ids of other rows; None if it was not recorded.
     said: tuple[object, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One write; the command's values may hold ids that are `NewRowId`.
+    """One write of a configuration. Its command's values may contain `NewRowId` for rows of earlier steps.
 
-    `number` is what `NewRowId` names its row by. `before` are fields as they were read: where they are others
-    by now nothing is written. What `may_stay` is left where the store refuses it.
+    `number` is referred to by `NewRowId`. `before` are the fields as they were read: if they have changed
+    since, nothing is written. With `may_stay` the row stays if the store refuses to delete it.
     """
 
     number: int
@@ -509,12 +511,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The outcome of a step: the row's id, and why it was left where it was."""
+    """The outcome of a step: the row's id, and in `stays` the reason why the row was not changed."""
 
     row_id: int
     stays: str = ""
 
 
 def settled(values: Row, made: Mapping[int, int]) -> Row:
-    """Replace each `NewRowId` in `values` by the id that its step made."""
+    """Return `values` with each `NewRowId` replaced by the id of the created row."""
     return {name: made[each.number] if isinstance(each, NewRowId) else each for name, each in values.items()}

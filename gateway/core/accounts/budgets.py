@@ -1,6 +1,6 @@
 """Budgets: how much money, tokens or calls an interval may use, and which calls each is about. Pure.
 
-Callers must not get out of a budget by the fields they may change: case never distinguishes two models, and
+Callers must not escape a budget by fields that they can change: case never distinguishes two models, and
 calls without a user share one account.
 """
 
@@ -41,14 +41,14 @@ ENFORCE, AUDIT = MODES = ("enforce", "audit")
 FINISH, CUT = ON_EXHAUSTED = ("finish", "cut")
 LIKELY, MAXIMUM = HOLDS = ("likely", "maximum")
 OPEN, APPROVED, DENIED = RAISE_STATUSES = ("open", "approved", "denied")
-# What a call takes from at most, and what one account has.
+# Most accounts that a call uses, and most windows of one account.
 BUDGET_ACCOUNTS_MAX: Final = 16
 WINDOWS_MAX: Final = 16
-# Where nobody calls for so many whole days an account for each gives up its place; a session's is forgotten.
+# After so many whole days without calls an account of `each` is given up, and a session's is forgotten.
 EACH_UNUSED_DAYS: Final = 30
 
-# One window as it travels with a call; its flags are one unit, then what becomes of who has used it up. Of
-# one without end `after` is how long an account is kept that nobody uses: 0 is for ever.
+# One window as it is sent with a call. Its flags are the unit, and what happens once it is used up. In an
+# endless window `after` is how long (ms) an unused account is kept: 0 is for ever.
 DEFINED_WINDOW = Layout("DEFINED_WINDOW", "f64 budget_id limit start next after, u8 flags")
 FLAG_MONEY, FLAG_TOKENS, FLAG_REQUESTS, FLAG_ENFORCE, FLAG_CUT = 1, 2, 4, 8, 16
 UNIT_OF: Final = {FLAG_MONEY: MONEY, FLAG_TOKENS: TOKENS, FLAG_REQUESTS: REQUESTS}
@@ -59,15 +59,15 @@ _MONTHS: Final = {MONTH: 1, QUARTER: 3, YEAR: 12}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """So much of a `unit` in each interval, for all calls that its selector matches.
+    """A limit on a `unit` in each interval, for all calls that match its selector.
 
     The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
-    `service_id`, `tool` and the `server` it is of: 0, an empty text or None says nothing. With `each`
-    everybody of that kind has an amount of its own. `amount` and `raised_to` are nano-units of the
-    organization's currency where the unit is money;
-    `raised_to` stands for the amount until `raised_until_ms`, 0 where it is not raised. Without `enforce` it
-    is counted and told, and refuses nobody; with `cut` it ends the stream that uses it up. `hold` says how
-    much of a call is held, empty where its tenant's plan says so.
+    `service_id`, `tool` and the tool's `server`: 0, empty text or None match any call. With `each`, every
+    user, key, project or session has an amount for itself. `amount` and `raised_to` are nano-units of the
+    organization's currency if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0:
+    not raised). Without `enforce` the use is counted and reported, and nobody is refused. With `cut` the
+    budget ends the stream that uses it up. `hold` says how much is held for a call; empty means as the
+    tenant's plan says.
     """
 
     id: int
@@ -95,9 +95,10 @@ class Budget:
 
     @property
     def selector(self) -> tuple[object, ...]:
-        """The calls it matches, and the kind of each: budgets that are alike share their accounts.
+        """The fields that select calls, and `each`. Budgets with equal selectors share their accounts.
 
-        Accounts are named by it: what many do not say stands at its end, where they say it.
+        Names of accounts are hashes of this tuple, so the rarely used tool and server are appended only if
+        set.
         """
         of_tools = (self.tool.lower(), self.server.lower()) if self.tool or self.server else ()
         return (
@@ -106,11 +107,11 @@ class Budget:
         )  # fmt: skip
 
     def limit_at(self, at_ms: int) -> int:
-        """Return the amount that may be used at a moment: more while it is raised."""
+        """Return the limit at a time (Unix ms): `raised_to` while the budget is raised, else `amount`."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
     def matches(self, asked: CallAttributes) -> bool:
-        """Return whether this budget applies to a call. What the call lacks matches no set value."""
+        """Return whether this budget applies to a call. A missing attribute matches no set value."""
         return (
             self.tenant_id in {0, asked.tenant_id}
             and self.api_key_id in {0, asked.api_key_id}
@@ -133,15 +134,15 @@ class Budget:
         return asked.session if self.each == SESSION else ""
 
 
-# Whose an account is that all share beyond those there may be for each; see lua/lib/short.lua.
+# The owner of the account that is shared beyond the maximum of accounts of `each`; see lua/lib/short.lua.
 OTHERS = "other"
-ALL_OTHERS = "all others"  # what people read of it
+ALL_OTHERS = "all others"  # its name for people
 
 
 class CallAttributes(NamedTuple):
-    """What a call says of itself that decides which budgets it takes from; `models` may all answer it.
+    """Attributes of a call that select its budgets. `models` are all models that may answer the call.
 
-    One of a tool names it, and its server.
+    `tool` and its `server` are set for calls of a tool.
     """
 
     tenant_id: int
@@ -156,19 +157,19 @@ class CallAttributes(NamedTuple):
 
 
 def is_of(model: str, pattern: str) -> bool:
-    """Return whether a budget names this model: letter by letter, or by what it begins with where it ends
-    with `*`.
+    """Return whether a model matches a budget's pattern: the whole name, or a beginning if it ends in `*`.
 
-    Case says nothing: many upstreams take a name in any.
+    Case is ignored, because many upstreams ignore it.
     """
     model, pattern = model.lower(), pattern.lower()
     return model.startswith(pattern[:-1]) if pattern.endswith("*") else model == pattern
 
 
 def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
-    """Return the name of an account: organization, selector, and the value of each.
+    """Return the name of a budget's account: a hash of organization and selector, and one of `value` with
+    `each`.
 
-    A value is one of `value_of`; it is in no name, as it may be somebody's.
+    `value` is a result of `value_of`. It is hashed because it may name a person.
     """
     named = json.dumps([organization_id, *budget.selector], ensure_ascii=False)
     name = _digest(named)[:16]
@@ -176,11 +177,12 @@ def account_of(organization_id: int, budget: Budget, value: str = "") -> str:
 
 
 def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
-    """Return when the window at a moment began, when it ends, and when the one after it does; 0 is never.
+    """Return start and end of the window at a time, and the end of the next window (Unix ms; 0 is never).
 
-    Months, quarters and years begin on the anchor's day, or the last day of a month that is shorter; weeks on
-    its day, Monday being 1. A day is what the zone's clocks call one, of 23 or 25 hours where they change. An
-    hour is from a full hour of these clocks to the next. ZoneInfoNotFoundError: nobody knows the zone.
+    Months, quarters and years begin on the anchor day, or on the last day of a shorter month. Weeks begin on
+    weekday `anchor_day`, 1 being Monday. Days are those of the zone's clocks, with 23 or 25 hours when these
+    change. An hour lasts from one full hour of these clocks to the next. Raise ZoneInfoNotFoundError for an
+    unknown zone.
     """
     if interval == TOTAL:
         return 0, 0, 0
@@ -190,7 +192,7 @@ def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[
 
 
 def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
-    """Return the windows of one account at a moment, as the scripts take them."""
+    """Return the windows of one account at a time, packed as the Lua scripts read them."""
     return b"".join(
         DEFINED_WINDOW.pack(
             one.id,
@@ -208,8 +210,10 @@ def defined(budgets: Iterable[Budget], at_ms: int) -> bytes:
 
 @lru_cache(4096)
 def ends_of(windows: bytes) -> tuple[bool, int, bool]:
-    """Return whether an account has an endless window, when the last of the others ends, and whether a window
-    ends unused.
+    """Return three facts about an account's windows.
+
+    Whether one is endless, the latest end of the others (ms), and whether an endless one is forgotten when
+    unused.
     """
     fields = DEFINED_WINDOW.struct.iter_unpack(windows)
     ends = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
@@ -218,12 +222,12 @@ def ends_of(windows: bytes) -> tuple[bool, int, bool]:
 
 
 def is_forgotten_unused(budget: Budget) -> bool:
-    """Return whether an amount without end is forgotten once nobody calls: that of a session."""
+    """Return whether an endless amount is forgotten once it is unused: that of a session."""
     return budget.each == SESSION and budget.interval == TOTAL
 
 
 def defined_until(budgets: Iterable[Budget], at_ms: int) -> int:
-    """Return when the result of `defined` next changes, in ms: a window or a raise ends; 0 is never."""
+    """Return when the result of `defined` next changes: when a window or raise ends (Unix ms; 0 is never)."""
     ends = [0]
     for one in budgets:
         ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
@@ -244,12 +248,12 @@ def accounts_of(budgets: Sequence[Budget]) -> list[list[Budget]]:
 
 
 def shown(unit: str, amount: int, currency: str) -> str:
-    """Return an amount as people read it: `12.5 USD`, `3000 tokens`, `20 requests`."""
+    """Return an amount as text for people: `12.5 USD`, `3000 tokens`, `20 requests`."""
     return f"{shown_amount(unit, amount)} {currency if unit == MONEY else unit}"
 
 
 def shown_amount(unit: str, amount: int) -> str:
-    """Return an amount alone: money as a decimal of its currency, without zeros that say nothing."""
+    """Return an amount as text without unit: money as a decimal, without trailing zeros."""
     if unit != MONEY:
         return str(amount)
     text = f"{money(amount):f}"
@@ -257,23 +261,23 @@ def shown_amount(unit: str, amount: int) -> str:
 
 
 def _window(interval: str, zone: ZoneInfo, anchor_day: int, at_ms: int) -> tuple[int, int]:
-    """Return when the window at a moment begins, and the next one."""
+    """Return the start of the window at a time and the start of the next one (Unix ms)."""
     if interval == HOUR:
         start = _hour(zone, at_ms)
-        # Where clocks change by half an hour, an hour is longer or shorter by it.
+        # If clocks change by half an hour, one hour lasts 30 or 90 minutes.
         after = start + HOUR_MS // 2
         while (next_ := _hour(zone, after)) == start:
             after += HOUR_MS // 4
         return start, next_
     today = moment_of(at_ms).astimezone(zone).date()
     first, following = _days(interval, anchor_day, today)
-    if _begins(following, zone) <= at_ms:  # clocks set back have told the next day for a minute
+    if _begins(following, zone) <= at_ms:  # clocks were set back over midnight
         first, following = _days(interval, anchor_day, following)
     return _begins(first, zone), _begins(following, zone)
 
 
 def _hour(zone: ZoneInfo, at_ms: int) -> int:
-    """Return the last moment, up to this one, at which the zone's clocks showed a full hour."""
+    """Return the last moment (Unix ms) up to `at_ms` at which the zone's clocks showed a full hour."""
     found = 0
     for shift in {offset_at(zone, at_ms), offset_at(zone, at_ms - 2 * HOUR_MS)}:
         full = at_ms - (at_ms + shift) % HOUR_MS
@@ -284,7 +288,7 @@ def _hour(zone: ZoneInfo, at_ms: int) -> int:
 
 
 def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
-    """Return the day on which the window of a day begins, and that of the next one."""
+    """Return the first day of the window that contains a day, and the first day of the next window."""
     if interval == DAY:
         return today, today + timedelta(days=1)
     if interval == WEEK:
@@ -299,13 +303,13 @@ def _days(interval: str, anchor_day: int, today: date) -> tuple[date, date]:
 
 
 def _day(month: int, anchor_day: int) -> date:
-    """Return the anchor's day of a month, counted from January of the year 0."""
+    """Return the anchor day of a month. `month` counts from January of the year 0."""
     year, month = month // 12, month % 12 + 1
     return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
 
 
 def _begins(day: date, zone: ZoneInfo) -> int:
-    """Return the first moment of a day. Where clocks skip midnight, it is that at which they do."""
+    """Return the first moment of a day (Unix ms). If clocks skip midnight, it is the moment of the change."""
     return (datetime.combine(day, time(), zone).astimezone(UTC) - EPOCH) // MILLISECOND
 
 
@@ -314,24 +318,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-# How many budgets one call may meet at once, whatever it says of itself. Pure.
+# How many budgets one call may match at once, whatever its attributes. Pure.
 
-# So many budgets an organization may have: gateways hold them all.
+# Most budgets of one organization: gateways hold them all in memory.
 BUDGETS_MAX: Final = 1_000
-# So many looks at a selector find what a call may match, in a tenth of a second; else it is taken as too much
+# Most comparisons of selectors, a tenth of a second. A search that needs more is refused.
 LOOKS_MAX: Final = 20_000
-# Of budgets that meet so many are named.
+# Most budgets named in an error.
 NAMES_MAX: Final = 20
-# What a budget may say of the calls it is about.
+# Fields by which a budget selects calls.
 SELECTING: Final = (
     "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server",
 )  # fmt: skip
 _MODEL: Final = SELECTING.index("model")
-_FOLDED: Final = ("model", "tool", "server")  # case says nothing of them
+_FOLDED: Final = ("model", "tool", "server")  # compared without case
 
 
 class Selector(NamedTuple):
-    """What calls an account is of; None says nothing. `each` tells accounts of the same calls apart."""
+    """The fields by which a budget selects calls; None matches any call. `each` splits accounts further."""
 
     tenant_id: int | None
     user: str | None
@@ -350,7 +354,7 @@ def selector_of(values: Mapping[str, Any]) -> Selector:
 
 
 def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
-    """Yield field and reason where an organization with these budgets has no place for a new selector."""
+    """Yield field and reason if an organization with the budgets `others` cannot have one more like `new`."""
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
@@ -367,9 +371,9 @@ def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[st
 def may_meet_more(
     others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX
 ) -> frozenset[Selector]:
-    """Return selectors, `new` among them, of more than `most` accounts that one call may match; else nothing.
+    """Return `new` and other selectors if one call may match more than `most` accounts of them; else none.
 
-    A call has one tenant, one user and so on, and is taken to name one model.
+    A call has one tenant, one user and so on, and is assumed to name one model.
     """
     met = {new, *(one for one in others if _meet(one, new))}
     return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
@@ -378,7 +382,7 @@ def may_meet_more(
 def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
     """Return selectors of more than `most` accounts that one call may match; fields before `at` are decided.
 
-    `left` counts the remaining comparisons; once used up, all `selectors` are returned.
+    `left` counts the remaining comparisons. Once it is used up, all `selectors` are returned.
     """
     if at == len(SELECTING):
         return selectors if len(selectors) > most else ()
@@ -402,10 +406,10 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
 
 
 def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
-    """Return the shapes of selectors: a call matches at most one selector of a shape. Fields before `at` are
-    decided.
+    """Return the distinct shapes of selectors; a call matches at most one selector of each shape.
 
-    Of two models with a `*` behind as many letters, a call names one at most.
+    A shape is the value of fields before `at`, and which later fields are set. For a model with `*` it
+    includes the length of the prefix: a call matches at most one prefix of each length.
     """
     return {
         (
@@ -423,7 +427,7 @@ def _length(model: str | None) -> int:
 
 
 def _meet(one: Selector, other: Selector) -> bool:
-    """Return whether a call may match both."""
+    """Return whether one call may match both selectors."""
     return all(
         a is None or b is None or _takes(name, a, b) or _takes(name, b, a)
         for name, a, b in zip(SELECTING, one, other, strict=False)
@@ -431,27 +435,27 @@ def _meet(one: Selector, other: Selector) -> bool:
 
 
 def _takes(name: str, wanted: Any, value: Any) -> bool:
-    """Return whether a part of a selector takes calls of `value`; a model's may be a prefix with `*`."""
+    """Return whether the part `wanted` of a selector covers `value`. A model may be a prefix with `*`."""
     if wanted is None or wanted == value:
         return True
     return name == "model" and is_of(value.removesuffix("*"), wanted)
 
 
-# Budgets as administrators say them: what is wrong with one, and what it is for calls. Pure.
+# Budgets as administrators define them: faults of one, and conversion for calls. Pure.
 
 # In units of the currency: 2^53 billionths, whole millions.
 MONEY_MAX: Final = 9_000_000
 MONEY_DIGITS_MAX: Final = 9
 THRESHOLDS_MAX: Final = 10
 THRESHOLDS: Final = (0.5, 0.8, 1.0)
-# What fixes whose an account is cannot be asked for everybody of that kind as well.
+# Selector fields that exclude a value of `each`: one user cannot be split by user.
 _FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id"}
 
 Wrong = Iterator[tuple[str, str]]
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:
-    """Return faults of the window a new budget would have, field by field."""
+    """Yield field and fault for each fault of a new budget's unit, amount and interval."""
     yield from wrong_amount(values["unit"], values["amount"], "amount")
     each = values.get("each")
     if each in _FIXES and values.get(_FIXES[each]) is not None:
@@ -460,7 +464,7 @@ def wrong_window(values: Mapping[str, Any]) -> Wrong:
 
 
 def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
-    """Return faults of an amount of a unit."""
+    """Yield `field` and the fault of an amount that its unit does not allow."""
     if unit != MONEY:
         if not isinstance(amount, int) or not 0 < amount <= INTEGER_MAX:
             yield field, f"must be a whole number from 1 to {INTEGER_MAX} where the unit is {unit}"
@@ -471,7 +475,7 @@ def wrong_amount(unit: str, amount: object, field: str) -> Wrong:
 
 
 def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) -> Wrong:
-    """Return faults of a raise: to less than the amount, or until a time that is over."""
+    """Yield field and fault for a raise to less than the amount, or until a time in the past."""
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
     if not found and counted(budget.unit, amount) < budget.amount:
@@ -481,24 +485,24 @@ def wrong_raise(budget: Budget, amount: object, until: datetime, now: datetime) 
 
 
 def counted(unit: str, amount: Any) -> int:
-    """Return an amount as it is counted: nano-units of money, tokens or requests."""
+    """Return an amount as it is counted: nano-units of money, tokens, or requests."""
     exact = Decimal(amount) * (NANO if unit == MONEY else 1)
     assert exact == int(exact), amount
     return int(exact)
 
 
 def amount_of(unit: str, number: int) -> Decimal | int:
-    """Return a count as an amount: money in its currency, tokens or requests."""
+    """Return a counted number as an amount: money in its currency, tokens, or requests."""
     return money(number) if unit == MONEY else number
 
 
 def told_amount(unit: str, number: int) -> str | int:
-    """Return the same as callers are told it: money as a text."""
+    """Return a counted number as callers read it: money as decimal text, other units as a number."""
     return shown_amount(MONEY, number) if unit == MONEY else number
 
 
 def read_budget(row: Mapping[str, Any]) -> Budget:
-    """Return a budget as its row says it; what is null there is left out."""
+    """Return the budget of a database row. Fields that are null get the default."""
     unit = row["unit"]
     said: dict[str, Any] = {
         one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
@@ -510,10 +514,10 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
     )  # fmt: skip
 
 
-# The use of a budget now: the counters' word over PostgreSQL's, window by window. Pure.
+# The current use of a budget: per window, Redis's value if it has one, else PostgreSQL's. Pure.
 @dataclass(frozen=True, slots=True)
 class LiveWindow:
-    """A window of an account as the counters hold it, in what it counts; `start_ms` is when it began."""
+    """A window of an account as Redis has it, in its budget's unit; it began at `start_ms` (Unix ms)."""
 
     budget_id: int
     used: int
@@ -523,7 +527,7 @@ class LiveWindow:
 
 @dataclass(frozen=True, slots=True)
 class BudgetBalance:
-    """The used and held amounts of a budget in the window that runs, and until when; 0 is for ever."""
+    """The limit, used and held amounts of a budget in its current window, and its end; 0 is never."""
 
     limit: int
     used: int
@@ -532,7 +536,7 @@ class BudgetBalance:
 
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
-    """Return when the window that runs has begun, and when it ends; 0 is never."""
+    """Return the start and end of a budget's current window (Unix ms); 0 is never."""
     start, following, _ = bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
     return start, following
 
@@ -543,11 +547,10 @@ def figures(
     stored: tuple[int, int] | None,
     live: Mapping[int, LiveWindow] | None = None,
 ) -> BudgetBalance:
-    """Return the figures of one account.
+    """Return the balance of one account of a budget.
 
-    `stored` is PostgreSQL's last window: its start, and its use. `live` are the account's windows by
-    budget; None where the counters do not have it, or cannot be asked. Values of an earlier window are
-    over.
+    `stored` is PostgreSQL's last window: its start and its use. `live` are the account's windows by budget
+    id, or None if Redis lacks the account or is unreachable. Values of earlier windows count as zero.
     """
     start, following = window_of(budget, at_ms)
     limit = budget.limit_at(at_ms)

@@ -1,7 +1,7 @@
-"""Which budgets a call takes from: all of its organization's that match it, found once and kept. Pure.
+"""Which budgets a call uses: all of its organization's that match, found once and cached. Pure.
 
-An unnamed value is no way out of a budget, and many values are none: a call with more accounts than it
-may have is refused.
+A call cannot escape a budget by leaving out a value or sending many: a call that would use more accounts than
+the maximum is refused.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
-# Of one worker; each entry takes so many bytes, and so many more for each account (measured).
+# Bytes of one worker's cache; bytes of an entry, and of each account in it (measured).
 CALLS_BYTES_MAX: Final = 32 * 1024 * 1024
 ENTRY_BYTES: Final = 1_024
 ACCOUNT_BYTES: Final = 256
-# Places of a direct-mapped cache by caller, in front of the one by all that decides; a prime.
+# Slots of a direct-mapped cache by caller, consulted before the cache by all attributes; a prime.
 CALLERS_MAX: Final = 1_021
 
 
-# What decides which budgets a call takes from: the fields of `CallAttributes`.
+# The attributes that select the budgets of a call: the fields of `CallAttributes`.
 Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
 
 
 @dataclass(slots=True)
 class CallBudgets(LruEntry):
-    """What calls of one kind take from: `accounts` as they are defined from `since_ms` until `until_ms` (0:
-    for ever).
+    """The accounts that calls with the same attributes use, valid from `since_ms` until `until_ms` (0: for
+    ever).
 
-    `names` are theirs. Their windows count these `units`; those of the units `enforced` refuse too. `by_id`
-    has all budgets of the organization, `currency` is what their money is counted in. They are `of` these.
-    `hold` is how much of a call they hold: the maximum where one of them says so, else what is likely where
-    one says that, else empty: as its plan says.
+    `names` are the names of `accounts`. Their windows count `units`, and refuse calls by those in `enforced`.
+    `by_id` has all budgets of the organization, and `currency` is that of their money. `of` is the
+    organization's budgets from which this was built. `hold` is how much of a call is held: `maximum` if a
+    budget says so, else `likely` if one does, else empty: then the tenant's plan decides.
     """
 
     accounts: tuple[BudgetAccount, ...]
@@ -69,11 +69,11 @@ class CallBudgets(LruEntry):
     hold: str = ""
 
     def holds_at(self, now_ms: int) -> bool:
-        """Return whether the accounts are defined so at a time, also by a clock that was set back."""
+        """Return whether these accounts are valid at a time (Unix ms). Clocks may have been set back."""
         return _holds_at(now_ms, self.since_ms, self.until_ms)
 
     def refusing(self, unit: str) -> str:
-        """Return the name of one that refuses by this unit; empty where none does."""
+        """Return the name of a budget that refuses calls by this unit; empty if there is none."""
         for account in self.accounts:
             for window in DEFINED_WINDOW.struct.iter_unpack(account.defined):
                 budget = self.by_id.get(int(window[0]))
@@ -92,7 +92,7 @@ class CallBudgets(LruEntry):
 
 
 class _CallerEntry:
-    """An entry of the cache by caller: what the last call of one took from."""
+    """A cache entry: the budgets of a caller's last call, with its service and user."""
 
     __slots__ = ("budgets", "caller", "service_id", "user")
 
@@ -101,7 +101,7 @@ class _CallerEntry:
 
 
 class OrganizationBudgets:
-    """The budgets of one organization; those that share an account are in one group."""
+    """The budgets of one organization, in groups that share an account."""
 
     __slots__ = (
         "_by_id", "_defined", "_groups", "_says", "_some", "by_caller", "currency", "organization_id",
@@ -110,13 +110,13 @@ class OrganizationBudgets:
     def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
         self.organization_id, self.currency = organization_id, currency
         self._groups = accounts_of(budgets)
-        # What each group's windows are, since when and until when.
+        # The windows of each group: valid since, valid until, and packed.
         self._defined: list[tuple[int, int, bytes] | None] = [None] * len(self._groups)
         self._says = _says(budgets)
-        # What many calls have in common is there once.
+        # Sets that many calls share are stored once.
         self._by_id = {one.id: one for one in budgets}
         self._some: dict[frozenset[str], frozenset[str]] = {}
-        # Whether tenant, key, service and user decide alone: the first four fields of `Said`.
+        # Whether only tenant, key, service and user matter: the first four fields of `Said`.
         self.by_caller = not any(self._says[4:])
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
@@ -135,9 +135,10 @@ class OrganizationBudgets:
         )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
-        """Return the budgets of a call; `TooManyBudgets` if they have more accounts than a call may use.
+        """Return the budgets of a call.
 
-        A call of one model never meets that many (`budgets.py`).
+        Raise `TooManyBudgets` if their accounts are more than a call may use. The checks in `budgets.py`
+        prevent that for calls with one model.
         """
         accounts: list[BudgetAccount] = []
         units, enforced, holds = set[str](), set[str](), set[str]()
@@ -208,7 +209,10 @@ def _holds_at(now_ms: int, since_ms: int, until_ms: int) -> bool:
 
 
 def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
-    """Add a run and its parents to the budgets of a call; `TooManyBudgets` if they have too many accounts."""
+    """Return the budgets of a call with its run and the run's parents added.
+
+    Raise `TooManyBudgets` if their accounts are more than a call may use.
+    """
     chain = (run, *run.parents)
     accounts = (*found.accounts, *[one.account for one in chain])
     if len(accounts) > BUDGET_ACCOUNTS_MAX:
@@ -230,7 +234,7 @@ def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
 
 
 class BudgetCache:
-    """The budgets found for the calls that came last, of all organizations of one worker."""
+    """A worker's cache of the budgets found for recent calls, of all organizations."""
 
     __slots__ = ("_last", "known")
 
@@ -242,10 +246,11 @@ class BudgetCache:
         self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
-        """Return the budgets of a call, as `find` does.
+        """Return the budgets of a call at `now_ms` (Unix time), like `find`, which may raise
+        `TooManyBudgets`.
 
-        Where `by_caller` is true and this caller's last call was of the same service and user, return the
-        budgets of that call until they end. `now_ms` is Unix time. `TooManyBudgets` as `find`.
+        If `budgets.by_caller` is true, only caller, service and user decide. Then the budgets of this
+        caller's last call are reused while they are valid, if service and user are the same.
         """
         user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
@@ -269,10 +274,9 @@ class BudgetCache:
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets:
-        """Return the accounts of a call, found again where a window or raise has ended, or the budgets are
-        others.
+        """Return the budgets of a call, from the cache while its entry is valid at `now_ms` (Unix time).
 
-        Without `remember` nothing has to go for it.
+        Without `remember` the result is not stored, so no entry is evicted for it.
         """
         key = budgets.organization_id, asked, 0 if run is None else run.budget_id
         found = self.known.find(key)
@@ -289,7 +293,7 @@ class BudgetCache:
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Return which fields of `CallAttributes` decide anything, in their order."""
+    """Return for each field of `CallAttributes`, in order, whether any budget depends on it."""
     kinds = {one.each for one in budgets}
     return (
         any(one.tenant_id for one in budgets),

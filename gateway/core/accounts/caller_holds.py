@@ -1,7 +1,7 @@
-"""Holds that callers take by the API: what is asked, what is stored, what is charged. Pure.
+"""Holds that callers take by the API: the request bodies, the stored form, the charge. Pure.
 
-A hold is one call that goes to no upstream of ours. What its caller says it used is charged, whatever was
-held: it is the caller's own bill, and never below nothing.
+A hold is a call that passes through no upstream of ours. The use that its caller reports is charged, whatever
+amount was held: the caller reports for an own bill, and amounts are never negative.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gateway.core.model import GENERIC, INTEGER_MAX, Caller, Family, Service, Se
 from gateway.core.times import moment_of, rfc3339
 from gateway.errors import InvalidRequest
 
-# How long a hold lasts: until its next extension, where it does not say it, and in all.
+# Seconds that a hold lasts: at most until its next extension, by default, and at most in all.
 TTL_S_MAX: Final = 3_600
 TTL_S: Final = 60
 LIFE_S_MAX: Final = 86_400
@@ -41,11 +41,11 @@ UNITS_MAX: Final = 10**12
 TOKENS_MAX: Final = 100_000_000
 TOOLS_MAX: Final = 16
 TIER_CHARACTERS_MAX: Final = 64
-# Of ids that a call names, where its answer is to tell of objects; with more it tells of none.
+# Most characters of object ids in a call; beyond that objects of the answer are not recorded.
 IDS_CHARACTERS_MAX: Final = 8_192
 IDEMPOTENCY_CHARACTERS_MAX: Final = 255
 UNITS: Final = "units"
-# Why a call came to nothing whose hold was released.
+# The recorded reason of a call whose hold was released.
 RELEASED: Final = "hold_released"
 _CLIENT_CLOSED: Final = 499
 
@@ -60,7 +60,7 @@ _Ttl = Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)]
 
 
 class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
-    """What a hold is asked for. An `amount` is units where it is a number, money where it is a text."""
+    """The body of a request for a hold. An `amount` is units if it is a number, money if it is a text."""
 
     service: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     model: _Text = ""
@@ -73,20 +73,20 @@ class HoldBody(msgspec.Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.model:
-            model_name(self.model)  # as of any call
+            model_name(self.model)  # the check for any call
         if not self.user.isprintable():
             raise ValueError("user must be printable text")
 
 
 class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):
-    """More time from now, and more of the held unit."""
+    """The body that extends a hold: `ttl_s` from now, and `more` of the held unit."""
 
     ttl_s: _Ttl = TTL_S
     more: _Amount | None = None
 
 
 class SettleBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The use: tokens by kind, money, or units; and the status of the call."""
+    """The body that settles a hold: usage in tokens by kind, money, or units; and the call's HTTP status."""
 
     usage: dict[str, Any] | None = None
     cost: str | None = None
@@ -95,7 +95,7 @@ class SettleBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HeldAmounts(msgspec.Struct, array_like=True):
-    """What a hold holds: tokens of the quota, credits, units; of budgets money and tokens."""
+    """The amounts that a hold reserves: quota tokens, credits, units; of budgets `money` and `raw_tokens`."""
 
     tokens: int = 0
     credits: int = 0
@@ -105,7 +105,7 @@ class HeldAmounts(msgspec.Struct, array_like=True):
 
 
 class HeldCall(msgspec.Struct, array_like=True):
-    """The call that a hold was taken for: its route, and by what its answer is metered."""
+    """The call for which a hold was taken: its route, and all that its answer's meter needs."""
 
     route: str
     meter: str
@@ -138,7 +138,7 @@ class HeldCall(msgspec.Struct, array_like=True):
 
 
 def held_call(route: Route, call: CallRequest) -> HeldCall:
-    """Return the parts of a call that its meter needs. Nobody here can have a stream tell its use."""
+    """Return the parts of a call that its meter needs. Streams cannot be changed to report usage here."""
     named, brought = call.named, tuple(call.brought)
     keeps = call.keeps > 0 and route.objects == "told"
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
@@ -152,13 +152,13 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
 
 
 class CallerHold(msgspec.Struct):
-    """A hold as it is stored. It asked for `asked` of its `unit`, and holds `held`.
+    """A hold as it is stored. `asked` is the requested amount in `unit`, `held` what is reserved.
 
-    `weights` are those of its plan, `budgets` the names of its accounts, `own` says that no price in another
-    currency than the organization's counts. `columns`, `session` and `metadata` are what its request said.
-    `call` is the one it was taken for, None where it states an amount alone. Models `beside` its own may
-    answer it, and where that is configured, its `targets` do: its price is that of one of these. `run` is the
-    id of the run it draws from.
+    `weights` are those of its plan, `budgets` the names of its accounts. `own` excludes prices in currencies
+    other than the organization's. `columns`, `session` and `metadata` come from the request. `call` is the
+    call that the hold is for, None if the request states only an amount. The models in `beside`, or the
+    configured `targets`, may answer the call too, and one of them sets the price. `run` is the id of the run
+    that pays.
     """
 
     id: str
@@ -188,7 +188,7 @@ class CallerHold(msgspec.Struct):
     run: str = ""
 
     def names(self, output_max: int | None = None) -> CallRequest:
-        """Return a call of the same models."""
+        """Return a `CallRequest` with the hold's models, for looking up prices."""
         return CallRequest(
             "none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside,
             targets=tuple([ModelTarget("", one) for one in self.targets]),
@@ -199,7 +199,7 @@ class CallerHold(msgspec.Struct):
         return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition, self.user)
 
     def told(self, remaining: int | None) -> bytes:
-        """Encode the hold for its caller; `remaining` is in the hold's unit, None where nothing limits it."""
+        """Encode the hold as JSON for its caller. `remaining` is in the hold's unit; None means unlimited."""
         return msgspec.json.encode(
             {
                 "id": self.id,
@@ -212,9 +212,9 @@ class CallerHold(msgspec.Struct):
 
 
 class HoldEnd(msgspec.Struct):
-    """How a caller ended a hold: it is charged these, or `released`; `answer` is what its caller is told.
+    """How a caller ended a hold: by a charge of these amounts, or `released`. `answer` is sent to the caller.
 
-    One that is `applied` needs nothing more. It `lacks_price` and `says_more` as `Counted` has it.
+    An `applied` end is complete. `lacks_price` and `says_more` have the meaning they have in `Counted`.
     """
 
     released: bool
@@ -241,7 +241,7 @@ class HoldEnd(msgspec.Struct):
 
 
 class HoldDeletion(msgspec.Struct):
-    """A caller's wish to release a hold, by the label of its route."""
+    """A caller's request to release a hold; `route` is the label of its route."""
 
     partition: int
     organization_id: int
@@ -258,12 +258,12 @@ read_deletion = msgspec.json.Decoder(HoldDeletion).decode
 
 
 _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
-# The use, the rest that an answer says, whether the use is estimated, and the objects that the answer made.
+# The use, further details of the answer, whether the use is estimated, and ids of objects that it created.
 SaidUse = tuple[SettleBody, Detail | None, bool, Sequence[str]]
 
 
 def read_body(kind: type[_B], body: bytes) -> _B:
-    """Return a body of the holds API; `InvalidRequest` names the field that is wrong."""
+    """Return the decoded body of a holds request. `InvalidRequest` names the wrong field."""
     document = read_document(body)
     try:
         return msgspec.convert(document, kind)
@@ -278,14 +278,14 @@ def read_body(kind: type[_B], body: bytes) -> _B:
 
 
 def whole_in(said: str, least: int, most: int, param: str) -> int:
-    """Return a whole number of a path, within bounds."""
+    """Return a whole number from a path. `InvalidRequest` if it is not from `least` to `most`."""
     if not (said.isascii() and said.isdigit()) or len(said) > 9 or not least <= int(said) <= most:
         raise InvalidRequest(f"{param} must be a whole number from {least} to {most}.", param=param)
     return int(said)
 
 
 def money_of(said: str, param: str) -> int:
-    """Return an amount of money in nano-units."""
+    """Return a decimal text of money in nano-units. `InvalidRequest` names `param` if it is wrong."""
     if _MONEY.fullmatch(said) is None or (nano := int(Decimal(said).scaleb(NANO_DIGITS))) > INTEGER_MAX:
         raise InvalidRequest(
             f'{param} must be a decimal such as "5.00", with nine decimals, up to 9007199.254740991.',
@@ -295,7 +295,7 @@ def money_of(said: str, param: str) -> int:
 
 
 def idempotency_key(lines: bytes) -> str:
-    """Return the `Idempotency-Key` among a request's lines; empty where there is none."""
+    """Return the `Idempotency-Key` among header lines; empty if absent, `InvalidRequest` if invalid."""
     found = [
         value.strip()
         for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))
@@ -315,9 +315,9 @@ def idempotency_key(lines: bytes) -> str:
 def answered(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
 ) -> SaidUse:
-    """Read the use in the answer to a hold's call, as in an answer that passes through the gateway.
+    """Read the use from the upstream's answer that a caller passes to settle a hold, like a proxied answer.
 
-    An answer in a coding is not decoded: its size counts.
+    An answer with a content coding is not decoded: it is metered by size.
     """
     if hold.call is None:
         raise InvalidRequest("This hold was taken for no request: settle it by usage, cost or units.")
@@ -328,7 +328,7 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
     usage, detail, used = meter.usage(), meter.detail, None
     may_have_worked = 200 <= status < 300 or (call.gives_up and status in TIMED_OUT)
     if not usage.total and not usage.reported and call.has_input and may_have_worked:
-        tokens = call.input_estimate  # an upstream that took it has read it
+        tokens = call.input_estimate  # an upstream that accepted the call has read its input
         usage = TokenUsage(tokens, total=tokens, estimated=True)
     if usage.total or (status < 400 and call.has_input):
         used = dict[str, Any](zip(KINDS, detail.counts(usage), strict=True))
@@ -340,7 +340,10 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
 
 
 def usage_of(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
-    """Return tokens by kind, uses of tools, and the service tier, as the journal names them."""
+    """Return tokens by kind, uses of tools, and service tier from the `usage` of a settlement.
+
+    `InvalidRequest` names a field that is unknown, or out of its bounds.
+    """
     right = f"usage takes {', '.join(KINDS)}, tools and service_tier"
     for name in said:
         if name not in KINDS and name not in {"tools", "service_tier"}:

@@ -1,6 +1,6 @@
-"""What an administrator defines of accounts, as it travels from the tables to the counters.
+"""Definitions of accounts by administrators, as they are sent from PostgreSQL's tables to Redis.
 
-Times are milliseconds since the epoch (0 is never); `None` totals and caps are "unlimited".
+Times are milliseconds since the epoch (0 is never). Totals and caps of `None` are unlimited.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PRICES_ACCOUNT = "prices"
 
 @dataclass(frozen=True, slots=True)
 class NegotiatedTerms:
-    """What an organization pays for one service; what is None is as the service says."""
+    """The terms of an organization for one service. Fields that are None have the service's usual value."""
 
     service_id: int
     credits: int
@@ -36,9 +36,9 @@ class NegotiatedTerms:
 
 @dataclass(frozen=True, slots=True)
 class ModelLists:
-    """The models that an organization's calls may ask for, those of its tenants by id, and of its users.
+    """The models that calls may ask for: a list of the organization, of tenants by id, of users by name.
 
-    Where there is no list, any model may be asked for.
+    Without a list any model is allowed.
     """
 
     own: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class ModelLists:
     users: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, tenant_id: int, user: str) -> list[tuple[str, tuple[str, ...]]]:
-        """Return the lists that a call has to be on, each with whose it is."""
+        """Return (owner, models) for each list that must contain the model of a call."""
         found = [("organization", self.own), ("tenant", self.tenants.get(tenant_id))]
         if user:
             found.append(("user", self.users.get(user)))
@@ -60,11 +60,11 @@ NO_LISTS = ModelLists()
 class OrganizationTerms:
     """What services cost an organization, and which its subscription includes.
 
-    The subscription is in force from `since_ms` to `until_ms` (not included); both are 0 where there is
-    none. `subscribed` says that one was in force at some time before. `currency` is its own. `budgets` are
-    all of the organization's. `listed`: it may use only negotiated services. `models` are lists that its
-    calls are held to, and `runs` policies of their runs, besides those of keys. `spent` is how they are told
-    that an amount is spent.
+    The subscription is in force from `since_ms` to `until_ms` (exclusive); both are 0 without one.
+    `subscribed` says that one was in force earlier. `currency` is the organization's. `budgets` are all of
+    its budgets. With `listed` it may use only negotiated services. `models` are the lists of allowed models,
+    and `runs` the policies of runs, besides those of keys. `spent` is the answer sent when an amount is used
+    up.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -105,10 +105,10 @@ class TenantDefinition:
 
 @dataclass(frozen=True, slots=True)
 class KeyDefinition:
-    """An API key and whom it stands for; `digest` is its HMAC, the name of its identity.
+    """An API key and the caller that it identifies. `digest` is its HMAC, by which it is looked up.
 
-    One `of_tokens` is no secret: signed tokens of a subject stand for it, also once it has ended. One that is
-    `gone` was deleted: its subject is nobody's again.
+    With `of_tokens` it has no secret: it stands for signed tokens of a subject, also after it has expired.
+    `gone` means that it was deleted, and its subject is unassigned.
     """
 
     key_id: int
@@ -139,7 +139,7 @@ class UserDefinition:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueDefinition:
-    """Every service, resolved; models and shares; and by plan what kinds of tokens weigh, in millionths."""
+    """All services, model rules and shares; and weights of kinds of tokens by plan id, in millionths."""
 
     services: tuple[Service, ...]
     weights: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
@@ -149,23 +149,23 @@ class CatalogueDefinition:
 
 @dataclass(frozen=True, slots=True)
 class PricesDefinition:
-    """Prices of models known by their names that are in force, were a day ago, or will be; and rates."""
+    """Prices of models that are in force, were a day ago, or will be; and exchange rates."""
 
     prices: tuple[ModelPrice, ...]
     rates: tuple[ExchangeRate, ...] = ()
 
 
-# Definitions of one organization; and whatever is defined.
+# Definitions within one organization, and all definitions.
 AccountDefinition = OrganizationDefinition | TenantDefinition | KeyDefinition | UserDefinition
 Definition = AccountDefinition | CatalogueDefinition | PricesDefinition
 
 
 @dataclass(frozen=True, slots=True)
 class ControlWrite:
-    """One intent that waits: `position` orders them, `definitions` are read when it is pushed.
+    """One pending write to Redis, in order of `position`. `definitions` are read when it is pushed.
 
-    A grant (`verb` other than define) names its tenant and organization; `payload` is what the Admin API
-    committed: recharge {"amount"}, adjust {"amount", "direction", "reason"}, plan {its terms by name, and
+    A grant (any `verb` but define) names its tenant and organization. `payload` is what the Admin API
+    committed: recharge {"amount"}, adjust {"amount", "direction", "reason"}, plan {terms by name,
     "since_ms"}.
     """
 
@@ -182,10 +182,10 @@ class ControlWrite:
 
 @dataclass(frozen=True, slots=True)
 class TenantAccount:
-    """A tenant's token account as PostgreSQL has it: what a rebuild starts from.
+    """A tenant's token account as PostgreSQL has it: the start of a rebuild.
 
-    `granted` is what was granted beyond its plan, while that is unlimited: then `remaining` is None.
-    `forgives`: the next reset forgives debt, though its plan carries that.
+    `granted` are tokens granted beyond an unlimited plan; then `remaining` is None. `forgives`: the next
+    reset forgives debt, although the plan carries debt over.
     """
 
     definition: TenantDefinition
@@ -204,9 +204,9 @@ class TenantAccount:
 
 @dataclass(frozen=True, slots=True)
 class ServiceUse:
-    """What an organization's price of a service depends on: paid once, units of a month so far.
+    """The use of a service on which an organization's price depends: whether activated, and units this month.
 
-    Units that are money (`in_money`) are counted apart.
+    Units that are money (`in_money`) are counted separately.
     """
 
     service_id: int
@@ -220,7 +220,7 @@ class ServiceUse:
 class OrganizationAccount:
     """An organization's credit and spend accounts as PostgreSQL has them. `month` is year × 12 + month.
 
-    `ahead` is what it paid beyond what its calls cost, in nano-credits.
+    `ahead` is how much more it paid than its calls cost, in nano-credits.
     """
 
     definition: OrganizationDefinition

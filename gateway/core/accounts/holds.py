@@ -1,4 +1,4 @@
-"""Holds and settlements as the keeper meets them again: expired, or arriving late."""
+"""Holds that expired and settlements that arrive late, as a keeper handles them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Final
 from gateway.core.model import UNSETTLED_CHARGED, Settlement
 
 
-# Movements that were acknowledged, by their place in their account: what a loss is counted from.
+# Acknowledged movements by their seq in an account: losses are counted from them.
 @dataclass(frozen=True, slots=True)
 class MovementRange:
-    """Movements `first_seq` to `last_seq` of an account, acknowledged under an epoch.
+    """The movements `first_seq` to `last_seq` of an account, acknowledged under an epoch.
 
     `account` is `tenant:<id>`, `credits:<organization id>` or `spend:<organization id>`.
     """
@@ -26,9 +26,9 @@ class MovementRange:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What Redis forgot of an account's epoch: `recovered` by somebody's evidence, `lost` without any.
+    """Movements of an account's epoch that Redis lost: `recovered` have evidence elsewhere, `lost` have none.
 
-    `more` of these are lost than were counted before; below 0 where evidence came late.
+    `more` is how many more are lost than at the last count; negative if evidence came late.
     """
 
     account: str
@@ -51,7 +51,7 @@ def movements(
     credit_seq: int = 0,
     spend_seq: int = 0,
 ) -> tuple[MovementRange, ...]:
-    """Return the movements that a script's answer acknowledges; `moved` is the tenant's advance in seq."""
+    """Return the movements that a script's answer acknowledges. `moved` is the tenant's advance in seq."""
     found = []
     if moved:
         found.append(MovementRange(f"tenant:{tenant_id}", partition, epoch, seq - moved + 1, seq))
@@ -63,7 +63,7 @@ def movements(
 
 
 class ReclaimPolicy(StrEnum):
-    """What a call costs that nobody settled: what was seen of it, nothing, or all it held."""
+    """What an unsettled call is charged: its observed use, nothing, or all that it held."""
 
     CHARGE_OBSERVED = "charge_observed"
     RELEASE = "release"
@@ -72,11 +72,11 @@ class ReclaimPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChargedAmounts:
-    """What of a call is charged, corrections included; all zero is nothing. `reclaimed`: by what was seen.
+    """The charge of a call, corrections included; all zero is nothing. `reclaimed`: charged by observed use.
 
-    `over` is by how much its credits are more than it cost, in nano-credits. `weighed` is how many tokens of
-    the quota its `tokens` count; None: as many. Budgets are charged `money` in nano-units, `raw_tokens` and
-    `requests`.
+    `over` is how much its credits exceed its cost, in nano-credits. `weighed` is the number of quota tokens
+    that `tokens` count as; None means the same number. Budgets are charged `money` in nano-units,
+    `raw_tokens` and `requests`.
     """
 
     tokens: int = 0
@@ -91,20 +91,21 @@ class ChargedAmounts:
 
     @property
     def of_quota(self) -> int:
-        """Tokens by which the quota moves."""
+        """The tokens that the quota is charged."""
         return self.tokens if self.weighed is None else self.weighed
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredHold:
-    """A hold whose deadline passed, `held` in tokens and `held_credits`; `release` would end it for nothing.
+    """A hold whose deadline passed, with `held` tokens and `held_credits`. `release` would end it at no
+    charge.
 
-    `observed` tokens were seen of its call, worth `credits` or `units`. Where its plan weighs them, `held`
-    are tokens of the quota, and `weighed` of them were seen; `taken` is then the most that a limit a minute
-    gave for it. Windows of budgets hold `held_money` and `held_raw` tokens of it; what was seen costs
-    `money`. The call is of `said_units`: one where its units are money. A `lease` is no call's; a hold
-    without a service is of a free route, or of a call with only its head known: both are charged nothing.
-    `unsettled` is there where a caller took it by the API: then that decides, not the policy.
+    `observed` tokens were seen of its call, worth `credits` or `units`. If the plan weighs tokens, `held` and
+    `weighed` are quota tokens held and observed, and `taken` is the most that a limit per minute reserved.
+    Budgets hold `held_money` and `held_raw` tokens; the observed use costs `money`. The call counts
+    `said_units`: one if its units are money. A `lease` belongs to no call. A hold without a service is of a
+    free route, or of a call that broke off after its head. Both are charged nothing. `unsettled` is set if a
+    caller took the hold by the API, and then replaces the policy.
     """
 
     release: Settlement
@@ -148,10 +149,10 @@ class ExpiredHold:
 
 @dataclass(frozen=True, slots=True)
 class LateSettlement:
-    """A settlement whose hold was gone, by its entry of the late queue.
+    """A settlement whose hold no longer exists, by its entry of the late queue.
 
-    `charged` is not 0 where a reclaim has charged it already. `acknowledged` says what it moved when a Redis
-    that may have forgotten it acknowledged it. `raw` is all of it, as a settlement log keeps a record.
+    `charged` is not 0 if a reclaim has charged the call already. `acknowledged` are its movements if a Redis
+    that may have lost them acknowledged it. `raw` are its bytes as a record of a settlement log.
     """
 
     entry_id: bytes
@@ -161,13 +162,13 @@ class LateSettlement:
     raw: bytes = b""
 
 
-# What the id and the bytes of a dead letter begin with that is a late settlement; its request id follows.
+# Prefix of the id and the bytes of a dead letter that is a late settlement; the request id follows.
 LETTER: Final = b"late:"
 _REQUEST_END: Final = len(LETTER) + 36
 
 
 class Verb(StrEnum):
-    """How a late settlement ends: charged as it is, by what a reclaim did not, or not at all."""
+    """How a late settlement ends: charged in full, charged by the difference to a reclaim, or dropped."""
 
     POST = "post"
     CORRECT = "correct"
@@ -176,7 +177,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LateResolution:
-    """What becomes of a late settlement, and what moves by it: nothing where it is dropped."""
+    """The resolution of a late settlement, and the amounts to charge: zero if it is dropped."""
 
     late: LateSettlement
     verb: Verb
@@ -184,22 +185,22 @@ class LateResolution:
 
 
 def letter_of(late: LateSettlement) -> bytes:
-    """Return a late settlement as the bytes of a dead letter."""
+    """Return a late settlement encoded as the bytes of a dead letter."""
     return LETTER + late.settlement.request_id.encode() + late.raw
 
 
 def read_letter(raw: bytes) -> tuple[str, bytes] | None:
-    """Return the request id of such bytes, and the settlement as a log keeps it; None of an entry's bytes."""
+    """Return the request id and settlement record of a dead letter; None if it holds no late settlement."""
     if not raw.startswith(LETTER):
         return None
     return raw[len(LETTER) : _REQUEST_END].decode(), raw[_REQUEST_END:]
 
 
 def correction_id(request_id: str) -> str:
-    """Return the id of a request's one correction: its own with the version nibble set to 8."""
+    """Return the id of a request's one correction: the request id with the version nibble set to 8."""
     return f"{request_id[:14]}8{request_id[15:]}"
 
 
 def refund_id(request_id: str) -> str:
-    """Return the id of the one intent that gives a request's credits back: version nibble 9."""
+    """Return the id of the one intent that refunds a request's credits: version nibble 9."""
     return f"{request_id[:14]}9{request_id[15:]}"

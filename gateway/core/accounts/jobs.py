@@ -1,7 +1,7 @@
-"""Jobs: many calls that an upstream works off later, under one hold that lasts as long as they may.
+"""Jobs: many calls that an upstream completes later, under one hold that lasts as long as the job may.
 
-Pure. A line of a batch has an id of its own, made from that of its job. So it is one request, however
-often it is charged.
+Pure. The id of a batch's line is derived from the id of its job. So a line is one request, however often it
+is charged.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ RESPONSE: Final = "response"
 BATCH_PURPOSE: Final = "batch"
 SERVICE_TIER: Final = "batch"
 SECONDS: Final = "video_second"
-# What a batch may have.
+# Limits of a batch.
 LINES_MAX: Final = 50_000
 LINE_ID_CHARACTERS_MAX: Final = 512
-# A job ends so long after it was made at the latest: providers give one a day, and settle late.
+# Most seconds from the creation of a job to its end: providers allow a day, and report late.
 JOB_S_MAX: Final = 48 * 3600
-# Its hold lasts longer, so that the last look charges it, and no reclaim does.
+# The hold lasts longer, so that the last poll charges the job, and not a reclaim.
 HOLD_S_MAX: Final = JOB_S_MAX + 3600
-# An upstream that was asked for a job and never answered is looked for so long, before it is given up.
+# Seconds to search the upstream's list for a job that was sent and never confirmed, before giving up.
 UNANSWERED_S_MAX: Final = 900.0
-# A job that is not found is asked for again after so many seconds, then charged as held.
+# Seconds until a job that was not found is polled again; after the last it is charged as held.
 AGAIN_S: Final = (300, 3600)
-# So much may the clock of an upstream be behind.
+# Most seconds that an upstream's clock may be behind.
 EARLY_S_MAX: Final = 60
-# A batch says by this name of its metadata whose hold it is, where its API has metadata; and so much of that.
+# The key in a batch's metadata that names its hold, if its API has metadata; most keys of a caller.
 MARK: Final = "tollkeeper_hold"
 METADATA_MAX: Final = 15
-# Pages of an account's batches that are searched for one.
+# Most pages of an account's batches that are searched for one batch.
 PAGES_MAX: Final = 20
-# The most that is read of a result.
+# Most bytes that are read of a result.
 RESULT_BYTES_MAX: Final = 256 << 20
 
-# What a job is: `opening` until its upstream has given it an id. Behind the last three nothing comes.
+# States of a job: `opening` until its upstream has given it an id. Those in `ENDED` are final.
 OPENING, RUNNING = "opening", "in_progress"
 ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
 NO_COST: Final = -1
@@ -63,22 +63,22 @@ _BOUNDARY = re.compile(
 _NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name="?([A-Za-z_]+)"?', re.IGNORECASE)
 
 
-# How the name of a model ends that is told with its date.
+# A date at the end of a model's name.
 _DATED = re.compile(r"-\d{4}-\d{2}-\d{2}\Z")
 
 
 class Job(msgspec.Struct):
-    """One job as it is stored, from before its upstream hears of it until its row is written.
+    """One job as it is stored, from before it is sent to its upstream until its row is written.
 
     `hold_id` is the request id of its hold. `held` and `cost` are in nano-units of `currency`; the other
-    amounts are what its hold took of each account. `settled_ms` is 0 while it is not settled. The charges of
-    its lines stand in the late queue between two places, `lines_after` and `lines_until`: the first is there
-    once a line may be charged, the second once all are. Then it ends as `ended`. A single call has one line,
-    whose charge takes the place of the hold; `sent` is what its upstream was told its model's name is. One
-    that makes so many `videos` was held for their `seconds`, all together. A batch stands at `batches`.
-    `misses` counts looks that found nothing; the next one decides nothing before `next_look_ms`. Times are
-    those of Redis. A `cost` that may not be charged is `NO_COST`. A call stated `output_max` (0: none) as the
-    most tokens of an answer, and asked for these service `tiers`.
+    amounts are what its hold reserved of each account. `settled_ms` is 0 until it is settled. The charges of
+    its lines are in the late queue between the entries `lines_after` and `lines_until`: the first is set
+    before a line is charged, the second once all are. Then the job gets the status `ended`. A single call has
+    one line, whose charge replaces the hold; `sent` is the model's name as its upstream got it. A call that
+    makes several `videos` was held for their `seconds` in sum. `batches` is the path of a batch at its
+    upstream. `misses` counts polls that did not find the job; before `next_look_ms` another miss does not
+    count. Times are those of Redis. A `cost` that must not be charged is `NO_COST`. `output_max` (0: none) is
+    the call's limit of output tokens, and `tiers` are the service tiers that it requested.
     """
 
     hold_id: str
@@ -127,7 +127,7 @@ class Job(msgspec.Struct):
 
     @property
     def is_charged(self) -> bool:
-        """Whether what its lines used is charged, or will be without anybody's doing."""
+        """Whether the use of its lines is charged, or will be without further action."""
         return bool(self.lines_until or self.settled_ms)
 
     @property
@@ -136,7 +136,7 @@ class Job(msgspec.Struct):
 
     @property
     def weighing(self) -> Weights | None:
-        """What its plan counted a token of each kind when it was made."""
+        """The weight of each kind of token in its plan at the time of the job; None without weights."""
         return None if self.weights is None else Weights(*self.weights)
 
 
@@ -160,7 +160,7 @@ def write_job(job: Job) -> bytes:
 
 
 def read_job(raw: bytes) -> Job | None:
-    """Return a job as it was stored; None of one that nobody here has written."""
+    """Return the decoded job, or None if the bytes are no job."""
     try:
         return _decode(raw)
     except msgspec.MsgspecError:
@@ -168,7 +168,7 @@ def read_job(raw: bytes) -> Job | None:
 
 
 def id_of(name: str, created_ms: int, *, of: str) -> str:
-    """Return the request id of a part of something: a UUID of version 7 (RFC 9562), the same each time."""
+    """Return a request id for a part `name` of request `of`: a UUID version 7 (RFC 9562), always the same."""
     tail = sha256(f"{of}\n{name}".encode()).hexdigest()
     at = f"{created_ms & 0xFFFFFFFFFFFF:012x}"
     variant = f"{0x80 | int(tail[3:5], 16) & 0x3F:02x}"
@@ -177,7 +177,7 @@ def id_of(name: str, created_ms: int, *, of: str) -> str:
 
 # The input of a batch: a file with one call a line.
 class BatchLine(msgspec.Struct, forbid_unknown_fields=True):
-    """One call of a batch, as it is written, and all that a line may have."""
+    """One call of a batch as its input file has it. Other fields are refused."""
 
     custom_id: str
     method: str
@@ -186,14 +186,14 @@ class BatchLine(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _InlineCall(msgspec.Struct, forbid_unknown_fields=True):
-    """The same where it stands in the body that makes its batch."""
+    """One call of a batch in the body that creates the batch."""
 
     custom_id: str
     params: dict[str, Any]
 
 
 class _OperatedCall(msgspec.Struct, forbid_unknown_fields=True):
-    """A call of the model in the path that makes its batch; `metadata` comes back with its result."""
+    """One call of a batch whose model is in the path; `metadata` is returned with its result."""
 
     request: dict[str, Any]
     metadata: dict[str, Any] | None = None
@@ -208,9 +208,9 @@ _model = msgspec.json.Decoder(_NamedModel).decode
 
 
 def uploaded(content_type: bytes, body: bytes) -> bytes | None:
-    """Return the file of a form that uploads the input of a batch; None where it is for something else.
+    """Return the file of an upload form with purpose `batch`; None for another purpose.
 
-    `InvalidRequest` for a form that can be read in two ways.
+    Raise `InvalidRequest` for a form that is malformed or ambiguous.
     """
     found = _BOUNDARY.match(content_type.strip())
     if found is None:
@@ -236,9 +236,9 @@ def uploaded(content_type: bytes, body: bytes) -> bytes | None:
 
 
 def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
-    """Return the calls of a batch: of one model, for one endpoint, each with an id of its own.
+    """Return the calls of a batch file: of one model, for one of `endpoints`, each with a unique id.
 
-    The refusal names the line.
+    Raise `InvalidRequest` with the number of a wrong line.
     """
 
     def read(raw: bytes) -> BatchLine:
@@ -250,7 +250,7 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> list[BatchLine]:
 
 
 def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
-    """Return the same of calls that stand in a body."""
+    """Return the calls of a batch from a list in the body's `field`, checked like `batch_lines`."""
 
     def read(call: object) -> BatchLine:
         one = msgspec.convert(call, _InlineCall)
@@ -261,9 +261,11 @@ def inline_lines(calls: object, endpoint: str, field: str) -> list[BatchLine]:
 
 
 def calls_of(document: object, endpoint: str, field: str, model: str) -> list[BatchLine]:
-    """Return the same of calls of the model in a path, in a field of the body that is behind others.
+    """Return the calls of a batch from the nested `field` of a body (dotted path), checked like
+    `batch_lines`.
 
-    Names may be written in two ways (proto3 JSON), and each is there once.
+    The model is that of the path. JSON of proto3 allows two spellings of a name, and each field may appear
+    once.
     """
 
     def read(call: tuple[int, object]) -> BatchLine:
@@ -287,7 +289,7 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> list[Ba
 
 
 def _member(place: object, name: str) -> object:
-    """Return a member of an object, None where there is none."""
+    """Return a field of an object by either spelling (proto3 JSON); None if it is missing."""
     there = place if isinstance(place, dict) else {}
     found = [each for each in there if str(each).replace("_", "").lower() == name.lower()]
     if len(found) > 1:
@@ -345,7 +347,7 @@ def _wrong(field: str, number: int, why: str) -> InvalidRequest:
 
 # The result of a batch.
 class BatchResult(msgspec.Struct):
-    """One line of a result: whose, and the body of its answer. One that is `free` came to nothing."""
+    """One line of a batch's result: its id, status and answer's body. A `free` line failed, at no cost."""
 
     custom_id: str
     status: int
@@ -355,7 +357,7 @@ class BatchResult(msgspec.Struct):
 
 
 class BatchState(msgspec.Struct):
-    """A batch, or a video, as its upstream tells of it: by its status, or by its counts of calls."""
+    """The state of a batch or video as its upstream reports it: a status, or counts of calls."""
 
     id: str = ""
     status: str = ""
@@ -371,16 +373,16 @@ class BatchState(msgspec.Struct):
 
     @property
     def made_s(self) -> float:
-        """When its upstream made it."""
+        """The time at which its upstream created it, in Unix seconds."""
         return self.created_at if isinstance(self.created_at, int) else self.created_at.timestamp()
 
     def is_marked(self, job: Job) -> bool:
-        """Return whether it says itself that it came of a job."""
+        """Return whether its metadata names the hold of this job."""
         return (self.metadata or {}).get(MARK) == job.hold_id
 
     @property
     def ended_as(self) -> str:
-        """The status of a job whose batch is over; empty while it is not."""
+        """The final status for its job; empty while it is running."""
         if not self.processing_status:
             return self.status if self.status in ENDED else ""
         counts = self.request_counts or {}
@@ -396,7 +398,7 @@ class BatchState(msgspec.Struct):
         return counts.get("completed", 0) + counts.get("succeeded", 0)
 
     def may_be_of(self, job: Job) -> bool:
-        """Return whether this may be of a job that the upstream was asked for and never confirmed."""
+        """Return whether this may belong to a job that was never confirmed, by time, model and size."""
         if not -EARLY_S_MAX <= self.made_s - job.created_ms / 1000 <= UNANSWERED_S_MAX:
             return False
         if job.kind == VIDEO:
@@ -443,17 +445,17 @@ class _Operations(msgspec.Struct, rename="camel"):
     next_page_token: str = ""
 
 
-# Fields of a list of operations: without them it has all their calls and results.
+# Wanted fields of a list of operations: by default it includes all calls and results.
 OPERATIONS: Final = "fields=nextPageToken,operations(name,done,error,metadata)"
 
 
 def read_operation(said: bytes) -> BatchState:
-    """Return a batch that is an operation, with the lines of its results, or their file."""
+    """Return the state of a batch from a long-running operation, with its result lines or their file."""
     return _batch_of(_operation(said))
 
 
 def read_operations(said: bytes) -> BatchList:
-    """Return a page of such batches."""
+    """Return a page of batches from a list of long-running operations."""
     page = _operations(said)
     listed = [_batch_of(one) for one in page.operations]
     return BatchList(listed, bool(page.next_page_token), page.next_page_token)
@@ -474,7 +476,7 @@ def _batch_of(one: _Operation) -> BatchState:
 
 
 class CallState(msgspec.Struct):
-    """A call in the background, as its upstream tells of it: by its status, or whether it is done."""
+    """The state of a background call as its upstream reports it: a status, or whether it is done."""
 
     status: str = ""
     done: bool = False
@@ -484,14 +486,14 @@ class CallState(msgspec.Struct):
 
     @property
     def ended_as(self) -> str:
-        """The status of its job; empty while it is not over."""
+        """The final status for its job; empty while it is running."""
         if self.done:
             return "completed" if bytes(self.error) == b"null" else "failed"
         return "completed" if self.status == "incomplete" else self.status if self.status in ENDED else ""
 
 
 class BatchList(msgspec.Struct):
-    """A page of an account's batches, the newest first."""
+    """A page of an account's batches, newest first."""
 
     data: list[BatchState] = []
     has_more: bool = False
@@ -499,18 +501,18 @@ class BatchList(msgspec.Struct):
 
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-# What a line is that an upstream did not work off, where it says so by a type.
+# Types of result lines that the upstream did not complete.
 _UNDONE: Final = frozenset({"errored", "canceled", "expired"})
 read_state = msgspec.json.Decoder(BatchState).decode
 read_call_state = msgspec.json.Decoder(CallState).decode
 read_list = msgspec.json.Decoder(BatchList).decode
-# Counts are texts in JSON of proto3.
+# In JSON of proto3 counts are strings.
 _operation = msgspec.json.Decoder(_Operation, strict=False).decode
 _operations = msgspec.json.Decoder(_Operations, strict=False).decode
 
 
 def results(content: bytes | Sequence[bytes]) -> Iterator[BatchResult]:
-    """Yield the lines of a result, each with its readable parts."""
+    """Yield the parsed lines of a batch's result."""
     for _, raw in _numbered(content) if isinstance(content, bytes) else enumerate(content):
         line = _members_of(raw)
         response, result = _members_of(line.get("response", b"")), _members_of(line.get("result", b""))
@@ -526,7 +528,7 @@ def results(content: bytes | Sequence[bytes]) -> Iterator[BatchResult]:
 
 
 def _members_of(raw: bytes) -> dict[str, bytes]:
-    """Return the members of an object, none of anything else."""
+    """Return the members of a JSON object as raw JSON; none if it is no object."""
     try:
         return {name: bytes(value) for name, value in decoded(_members, raw).items()}
     except UNREADABLE:

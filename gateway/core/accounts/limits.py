@@ -1,9 +1,9 @@
-"""The rest of limits, as response fields.
+"""Limits and their remaining amounts as fields of responses.
 
-`RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured
-fields, RFC 9651); the `x-ratelimit-*` fields are written as OpenAI writes them. Values are
-those after this call's hold. Of budgets the tightest is told, money in millionths: a structured
-field has no larger numbers.
+`RateLimit-Policy` and `RateLimit` follow draft-ietf-httpapi-ratelimit-headers-10 (structured fields, RFC
+9651); the `x-ratelimit-*` fields are written as OpenAI writes them. Values are those after this call's hold.
+Of all budgets only the tightest is reported, money in millionths: a structured field cannot have larger
+numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gateway.core.joined import Part, said
 from gateway.core.model import BudgetWindow, Decision, LimitKind, Verdict, Window
 
 WINDOW_S = 60
-# Places of a direct-mapped cache. A prime: limits are round numbers, and would share places of a round one.
+# Slots of a direct-mapped cache. A prime, because limits are round numbers and would collide otherwise.
 CACHED_MAX = 4093
 NANO_A_MICRO = 1_000
-FIELD_INTEGER_MAX = 10**15 - 1  # of a structured field: RFC 9651, 3.3.1
+FIELD_INTEGER_MAX = 10**15 - 1  # most in a structured field: RFC 9651, 3.3.1
 
 _EMPTY: Final[Part] = b""
-# Milliseconds behind whole seconds.
+# Fractions of a second by milliseconds.
 _FRACTIONS: Final = [(b".%03d" % ms).rstrip(b"0").rstrip(b".") + b"s" for ms in range(1000)]
 _VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
@@ -31,13 +31,13 @@ Header = tuple[bytes, bytes]
 
 
 def limit_headers(decision: Decision) -> list[Header]:
-    """Return the fields for an admitted call; empty where nothing limits it."""
+    """Return the limit fields for an admitted call; none if nothing limits it."""
     fields = [line.partition(b": ") for line in limit_lines(decision).split(b"\r\n") if line]
     return [(name, value) for name, _, value in fields]
 
 
 def refusal_headers(decision: Decision) -> list[Header]:
-    """Return the fields for a call a limit refused: that limit alone, where its rest is known."""
+    """Return the fields of the limit that refused a call, if its remaining amount is known."""
     limit, used, kind = decision.limit, decision.used, decision.kind
     told = Decision(Verdict.ADMITTED)
     if decision.verdict is Verdict.RATE_LIMITED and limit:
@@ -55,9 +55,9 @@ def refusal_headers(decision: Decision) -> list[Header]:
 
 
 def budget_headers(decision: Decision) -> list[Header]:
-    """Return the fields of the budget which refused a call, its need, and its rest.
+    """Return fields with the budget that refused a call, the amount needed, and the amount left.
 
-    Empty where none did. Amounts are decimals in the budget's unit.
+    Empty if no budget refused it. Amounts are decimals in the budget's unit.
     """
     window = decision.budget
     if window is None:
@@ -76,13 +76,13 @@ def budget_headers(decision: Decision) -> list[Header]:
 
 
 def limit_lines(decision: Decision) -> bytes:
-    """Return the fields for an admitted call as lines joined by CRLF; empty where nothing limits it."""
+    """Return the limit fields for an admitted call as lines joined by CRLF; empty if nothing limits it."""
     requests, tokens, budget = decision.requests, decision.tokens, decision.budget
     quota, remaining, credits_left = decision.limit, decision.tokens_remaining, decision.credits_remaining
     texts = _texts(
         -1 if requests is None else requests.limit, -1 if tokens is None else tokens.limit, quota, budget
     )
-    # By limit: its item with its rest and seconds, then its lines with the time. A missing part is empty.
+    # By limit: its item with remaining amount and seconds, then its lines with the time. Else they are empty.
     item_r = item_t = item_q = of_budget = until_r = until_t = until_q = comma = rest = of_credits = b""
     text_r = text_t = reset_r = reset_t = unit_r = unit_t = b""
     left_r = left_t = left_q = second_r = second_t = second_q = time_r = time_t = left = balance = _EMPTY
@@ -103,7 +103,7 @@ def limit_lines(decision: Decision) -> bytes:
             item_q, comma = b', "quota";r=' if comma else b'"quota";r=', b", "
             if ms > 0:
                 until_q, second_q = b";t=", _seconds(ms)
-            if tokens is None:  # no tokens a minute: the cycle's quota is the limit on tokens that there is
+            if tokens is None:  # no limit of tokens a minute: report the cycle's quota
                 text_t, reset_t = texts.tokens, b"\r\nx-ratelimit-reset-tokens: "
                 time_t, unit_t = duration(ms)
         rest, left = b"\r\nx-tollkeeper-tokens-remaining: ", remaining
@@ -122,7 +122,10 @@ def limit_lines(decision: Decision) -> bytes:
 
 
 def duration(ms: int) -> tuple[int, bytes]:
-    """Write milliseconds as OpenAI does (`120ms`, `1s`, `1.5s`, `6m0s`, `1h0m0s`): a number, and the rest."""
+    """Format milliseconds as OpenAI does (`120ms`, `1.5s`, `6m0s`, `1h0m0s`).
+
+    Return the leading number and the rest of the text, for `said` to join.
+    """
     if ms <= 0:
         return 0, b"s"
     if ms < 1000:
@@ -141,13 +144,13 @@ def _left(limit: int, used: int) -> int:
 
 
 def _seconds(ms: int) -> int:
-    """Return whole seconds, rounded up."""
+    """Return milliseconds as whole seconds, rounded up."""
     return -(-ms // 1000)
 
 
 @lru_cache(CACHED_MAX)
 def _name(name: str) -> bytes:
-    """Return a budget's name as a field has it: what is no visible ASCII, and `%`, percent-encoded."""
+    """Return a budget's name for a response field: `%` and all but visible ASCII percent-encoded."""
     return quote(name, safe=_VISIBLE).encode()
 
 
@@ -168,11 +171,11 @@ def _budget_item(comma: bytes, window: BudgetWindow, now_ms: int) -> bytes:
 
 
 class _LimitTexts:
-    """The bytes of the fields that stay while limits do: `policy` up to the first item, `requests` and
-    `tokens` up to the remaining amount, and `name`, the line of the tightest budget.
+    """The constant parts of the fields for one set of limits.
 
-    A limit below 0 is none, and so is a quota of 0. An item of the policy is a quota, its unit unless it is
-    requests, and its window in seconds.
+    `policy` is the text up to the first item, `requests` and `tokens` the texts up to the remaining amount,
+    and `name` the line of the tightest budget. A limit below 0 or a quota of 0 means none. An item of the
+    policy is a quota, its unit unless that is requests, and its window in seconds.
     """
 
     __slots__ = (
@@ -203,7 +206,7 @@ class _LimitTexts:
         self._requests, self._tokens, self._quota = requests, tokens, quota
 
     def are_of(self, requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> bool:
-        """Return whether these are the texts of those limits."""
+        """Return whether these texts were made for the given limits."""
         if self._requests != requests or self._tokens != tokens or self._quota != quota:
             return False
         if budget is None:
@@ -215,7 +218,7 @@ class _LimitTexts:
 
 
 def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) -> _LimitTexts:
-    """Return the texts of these limits, from the cache; limits that share a place replace each other's."""
+    """Return the texts of these limits, from the cache if possible. Limits in the same slot evict others."""
     place = (requests + tokens + quota + (0 if budget is None else budget.limit)) % CACHED_MAX
     found = _known[place]
     if found is None or not found.are_of(requests, tokens, quota, budget):
@@ -223,5 +226,5 @@ def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) 
     return found
 
 
-# The cache, by place.
+# The cache, by slot.
 _known: Final[list[_LimitTexts | None]] = [None] * CACHED_MAX

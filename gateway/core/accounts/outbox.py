@@ -1,8 +1,8 @@
-"""The outbox entry: what a script says happened, decoded into facts the writer turns into rows.
+"""Outbox entries: movements of accounts, written by Lua scripts and decoded for the rows of the ledger.
 
-Every movement of an account is one entry of the partition's stream, packed by
-`lua/lib/event.lua` and unpacked here; the layout is fixed and versioned. One entry may carry
-a token movement, a credit movement and a unit of use at once: a settled call is one entry.
+Every movement of an account is one entry of the partition's stream, packed by `lua/lib/event.lua` and
+unpacked here; the layout is fixed and versioned. One entry may carry a token movement, a credit movement and
+a unit of use at once: a settled call is one entry.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import moment_of, rfc3339
 
-# What one call did, in one text: from the gateway, unread by the scripts, to the rows it becomes.
+# The facts of one call as one text: gateways write it, scripts pass it on, the flusher makes rows of it.
 #
-# An entry's metadata is either a JSON object, as control writes have it, or the facts of a call: a JSON array
-# by place. New facts come last, each with a default, so that older and newer readers take what they know.
+# An entry's metadata is either a JSON object (control writes) or the facts of a call: a JSON array. New facts
+# come last, each with a default, so that older and newer readers use those that they know.
 
-# Where in the counts.
+# Positions in `counts`.
 INPUT, CACHE_READ, CACHE_WRITE, CACHE_WRITE_1H, OUTPUT, REASONING = range(6)
 NONE = msgspec.Raw(b"null")
-# An entry says the length of its metadata in two bytes, and a correction says a little more.
+# An entry has two bytes for the length of its metadata, and a correction adds some bytes.
 FACTS_BYTES_MAX = 60_000
 TEXT_CHARACTERS_MAX = 256
 UNKNOWN_BYTES_MAX = 4096
 SEPARATOR = ", "
-# The name in a ledger's row of tokens of other models within a call, which have prices of their own.
+# The key in a ledger row's metadata for tokens of other models within a call, which have separate prices.
 OTHER_MODELS = "other_models"
-# The names in a ledger's row besides those of a caller. Each call has the first ones. Views and roll-ups go
-# by the markers, which no caller may write. The last ones are ours where their marker stands beside them.
+# Keys in a ledger row's metadata besides the caller's. Each call has `CALL_NAMES`. Views and roll-ups depend
+# on the markers, which callers cannot write. A key of `NAMES_BESIDE_MARKERS` is ours only with its marker.
 CALL_NAMES = (
     "model", "streamed", "status", "duration_ms", "input", "output", "cached", "reasoning", "estimated",
 )  # fmt: skip
@@ -51,17 +51,16 @@ NAMES_BESIDE_MARKERS = {"reason": "corrects", "used_at": "supplied_on"}
 
 
 class CallFacts(msgspec.Struct, array_like=True):
-    """One settled call. `counts` are tokens by `KINDS`, `total` is how many tokens are charged.
+    """The facts of one settled call. `counts` are tokens by `KINDS`, `total` is how many tokens are charged.
 
-    `tools` counts uses of the provider's tools by name. `cost` is in nano-units of `currency`, None where no
-    price says what the call costs. `first_token_ms` is None where nothing was produced. `metadata` is the
-    caller's, `unknown` what the provider reported and nobody here knows: JSON objects, as they came. What
-    `corrects` a request tells what it really used, where it was charged by what was seen of it. `reason`
-    says why a call failed, else why it is corrected. `used_ms` is when it was used, where that is told of use
-    that did not pass the gateway; 0 is when it is charged. `unpriced` names the tools that no price covers,
-    which are not in `cost`. `exchange_rate` is the one that its price was converted by, empty for none.
-    `beside` are tokens of other models within the call, which have prices of their own: the model, the id of
-    the price, and tokens by `KINDS`.
+    `tools` counts uses of the provider's tools by name. `cost` is in nano-units of `currency`, None if no
+    price applies. `first_token_ms` is None without output. `metadata` is the caller's, `unknown` are fields
+    of the provider's report that this program does not know: JSON objects, unchanged. `corrects` is the id of
+    a request that was charged by its observed use and is corrected here. `reason` is why a call failed or is
+    corrected. `used_ms` is the time of use that was reported afterwards; 0 is the time of the charge.
+    `unpriced` names tools without a price, which `cost` does not include. `exchange_rate` is the rate that
+    converted the price, empty for none. `beside` are tokens of other models within the call, with separate
+    prices: (model, price id, tokens by `KINDS`).
     """
 
     model: str = ""
@@ -93,7 +92,7 @@ class CallFacts(msgspec.Struct, array_like=True):
 
 
 def named_unpriced(names: Iterable[str]) -> str:
-    """Return names of tools as a call has them."""
+    """Return names of tools joined for `CallFacts.unpriced`."""
     return SEPARATOR.join(names)[:TEXT_CHARACTERS_MAX]
 
 
@@ -103,19 +102,16 @@ _objects = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
-    """Return the facts, or their values by place, as they travel.
+    """Return the encoded facts of a call; a tuple has their values in the order of fields.
 
-    Without what nothing is charged by where an entry has no room for all.
+    Facts above `FACTS_BYTES_MAX` lose the parts that no charge depends on (see `briefly`).
     """
     written = _encode(facts)
     return written if len(written) <= FACTS_BYTES_MAX else _encode(briefly(facts))
 
 
 def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
-    """Return the facts, or their values by place, without what is only kept as it came.
-
-    No text is longer than it is stored.
-    """
+    """Return the facts without tools, metadata and unknown fields, with texts cut to their stored length."""
     whole = facts if isinstance(facts, CallFacts) else CallFacts(*facts)
     said = asdict(whole).items()
     texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
@@ -123,20 +119,20 @@ def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
 
 
 def read_facts(metadata: bytes) -> CallFacts | None:
-    """Return the facts of a call; None where an entry's metadata is something else."""
+    """Return the facts of a call from an entry's metadata; None if it is something else."""
     if metadata[:1] != b"[":
         return None
     try:
         facts = _decode(metadata)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if len(facts.counts) != len(KINDS):  # more are a newer version's
+    if len(facts.counts) != len(KINDS):  # a newer version wrote more kinds
         facts.counts = (facts.counts + NO_COUNTS)[: len(KINDS)]
     return facts
 
 
 def facts_in(metadata: bytes) -> CallFacts:
-    """Read facts from metadata that is an object: entries had no facts when it was written."""
+    """Return facts from metadata that is an object, as versions before `CallFacts` wrote it."""
     said = _said(metadata)
     read, cached = _whole(said.get("input")), _whole(said.get("cached"))
     counts = [0] * len(KINDS)
@@ -156,9 +152,9 @@ def facts_in(metadata: bytes) -> CallFacts:
 
 
 def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
-    """Return the tokens of a reclaimed call, None where its plan counts them as they are; and its units.
+    """Return tokens and units of a reclaimed call. Tokens are None if the plan does not weigh them.
 
-    One unit where the metadata of an older keeper states none.
+    An older keeper's metadata states no units: then it is one.
     """
     said = _said(metadata)
     tokens, units = said.get("tokens"), said.get("units")
@@ -166,7 +162,7 @@ def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
 
 
 def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
-    """Return the metadata of a settlement with the request that it corrects, and the reason."""
+    """Return a settlement's metadata with the id of the request that it corrects, and the reason."""
     facts = read_facts(metadata)
     if facts is None:
         own = _objects(metadata) if metadata else {}
@@ -176,7 +172,7 @@ def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
 
 
 def told_of(facts: CallFacts) -> bytes:
-    """Return the metadata of a ledger's row: what the caller said, and what it may be told of its call."""
+    """Return the metadata of a ledger's row: the caller's metadata with the call's public facts."""
     counts = facts.counts
     read = counts[INPUT] + counts[CACHE_READ] + counts[CACHE_WRITE] + counts[CACHE_WRITE_1H]
     of_call = (
@@ -198,18 +194,21 @@ def told_of(facts: CallFacts) -> bytes:
     theirs = bytes(facts.metadata)
     if theirs == b"null":
         return _encode(ours)
-    # As the gateway reads and writes what callers say: what it took in is stored.
+    # Read and written with the same library as in the gateway, so all that it accepted is stored.
     try:
         said = json.loads(theirs)
         for marker in ROW_MARKERS:
             said.pop(marker, None)
         return json.dumps(said | ours, ensure_ascii=False, separators=(",", ":")).encode()
-    except (ValueError, TypeError, AttributeError, RecursionError):  # no gateway of ours wrote it
+    except (ValueError, TypeError, AttributeError, RecursionError):  # no gateway wrote it
         return _encode({**ours, "unreadable": True})
 
 
 def read_other_models(said: object) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Return the tokens of other models within a call, as `told_of` wrote them; none of anything else."""
+    """Return (model, price id, tokens by `KINDS`) for each other model in a row's metadata.
+
+    Empty if the value has another form than `told_of` writes.
+    """
     try:
         parts = msgspec.convert(said or [], list[dict[str, int | str]])
         return [
@@ -235,7 +234,7 @@ VERSION = 3
 
 
 class EventKind(IntEnum):
-    """Why the account moved."""
+    """The reason why an account moved."""
 
     CONSUME = 1
     RESET = 2
@@ -249,7 +248,7 @@ class EventKind(IntEnum):
 
 
 class EventFlag(IntFlag):
-    """Which parts an entry carries and how the account stands after it."""
+    """The parts that an entry carries, and the account's state after it."""
 
     TOKENS = 1
     CREDITS = 2
@@ -261,9 +260,8 @@ class EventFlag(IntFlag):
     ACTIVATES = 128
 
 
-# When and who, then the accounts of tokens, credits and spend, and by how much windows of budgets moved; each
-# text after its length, the last one says which windows (`BUDGETED`). What units were priced by, if any were,
-# ends the entry.
+# Time and owner, then the accounts of tokens, credits and spend, and movements of budget windows. Each text
+# follows its length; the last one lists the windows (`BUDGETED`). At the end is the pricing of units, if any.
 ENTRY = Layout(
     "ENTRY",
     f"u8 version={VERSION} kind flags note,"
@@ -272,26 +270,26 @@ ENTRY = Layout(
     " credit_seq=0 credits=0 balance=0 spend_seq=0 units=0 spend=0 spent=0 money=0 raw_tokens=0 requests=0,"
     " text8 source, text16 user attribution metadata budgets",
 )
-# One window of a budget: which, when it began (ms), and whose it is of an account for each.
+# One window of a budget: its budget, its start (ms), and the value of `each`.
 BUDGETED = Layout("BUDGETED", "f64 budget_id start, s24 value")
 PRICED = Layout("PRICED", "f64 before")
-# Ends an entry of credits where parts of one are carried: nano-credits paid ahead after it, and by how much
-# it moved them. Without it both are 0.
+# The end of an entry of credits if parts of a credit are carried over: nano-credits paid ahead afterwards,
+# and their change. Without it both are 0.
 CARRIED = Layout("CARRIED", "f64 ahead carried")
 HEAD = ENTRY.struct
-# How many numbers there are in front of those of budgets, behind the first four bytes.
+# How many numbers precede those of budgets, after the first four bytes.
 _SHARED = ENTRY.index("spent") + 1 - 4
-# Of one process; a kilobyte each with four windows, 60 with all 256 there can be. It is for accounts of many
-# calls: those of a hundred thousand callers are never there, which costs their entries 3 µs of 8 to read.
+# Cached lists of windows in one process: 1 KB each with four windows, 60 KB with the maximum of 256. It helps
+# accounts with many calls. With a hundred thousand callers nothing is found, which costs 3 µs of 8 an entry.
 WINDOWS_KNOWN_MAX = 1_024
-# How every layout begins, whichever version wrote it: up to whose it is.
+# The beginning that the layouts of all versions share: up to the organization.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 LENGTH_1 = struct.Struct("<B")
 LENGTH_2 = struct.Struct("<H")
 
 
 class WindowKey(NamedTuple):
-    """One window that an entry moves: of a budget, from when on, and whose; empty where it is everybody's."""
+    """A budget window that an entry moves: budget, start, value of `each`; empty if all calls share it."""
 
     budget_id: int
     start_ms: int
@@ -302,14 +300,14 @@ class WindowKey(NamedTuple):
 class OutboxEntry:
     """One decoded outbox entry. Amounts are integers; absent parts are zero.
 
-    `source` is the request id of a use or the control-write id of a grant (36 characters),
-    empty for a lazy reset. `remaining` has no meaning under `EventFlag.UNLIMITED`.
-    `attribution` is `content_id TAB project_id TAB feature_version` or empty; `metadata` is
-    a JSON object or empty, made of the call's `facts` where the entry has them. `priced`, with the usage
-    part, says what units were priced by: the month's units before them, then the tiers
-    (`gateway/core/billing/money.py`); empty where it does not. `ahead` are the nano-credits that are paid
-    ahead after it, `carried` how many of them by this one: it cost that much less than its `credits`.
-    Each window of `budgets` moves by `money` (nano-units), `raw_tokens` or `requests`, as its budget counts.
+    `source` is the request id of a use or the control-write id of a grant (36 characters), empty for a lazy
+    reset. `remaining` has no meaning under `EventFlag.UNLIMITED`. `attribution` is `content_id TAB project_id
+    TAB feature_version` or empty. `metadata` is a JSON object or empty; it is made from `facts` if the entry
+    has them. `priced`, in the usage part, says how units were priced: the month's units before these, then
+    the tiers (`gateway/core/billing/money.py`); empty if absent. `ahead` are the nano-credits paid ahead
+    after this entry. `carried` is how many of them it added or used: its cost differs from its `credits` by
+    that. Each window of `budgets` moves by `money` (nano-units), `raw_tokens` or `requests`, according to its
+    unit.
     """
 
     kind: int
@@ -349,12 +347,12 @@ class OutboxEntry:
 
 
 def sign_of(event: OutboxEntry) -> int:
-    """Return which way an entry moves windows of budgets: a reset says what it took."""
+    """Return the direction in which an entry moves budget windows: -1 for a reset of a budget, else 1."""
     return -1 if event.kind == EventKind.BUDGET else 1
 
 
 def in_money(event: OutboxEntry) -> bool:
-    """Return whether the units of a use are money: billionths of the currency that it costs."""
+    """Return whether the units of a use are money, in billionths of its currency."""
     return are_money(event.priced[PRICED.size :])
 
 
@@ -365,19 +363,20 @@ def attributed(attribution: str) -> tuple[str, str, str]:
 
 
 class EventNote(IntEnum):
-    """How a use came to be charged, where not by its own settlement."""
+    """Why a use was charged by something else than its own settlement in time."""
 
     LATE = 1
     RECLAIMED = 2
 
 
 class MalformedEvent(ValueError):
-    """The outbox entry does not follow the layout."""
+    """Raised if an outbox entry does not follow the layout."""
 
 
 def is_newer(packed: bytes) -> bool:
-    """Return whether a newer version has written this entry; False for bytes that do not begin as all entries
-    do.
+    """Return whether a newer version of this program wrote an entry.
+
+    False for bytes without the beginning that all versions share.
     """
     if len(packed) < _OWNER_AT + _OWNER.size or packed[0] <= VERSION:
         return False
@@ -386,7 +385,7 @@ def is_newer(packed: bytes) -> bool:
 
 
 def decode(packed: bytes) -> OutboxEntry:
-    """Unpack one outbox entry; `MalformedEvent` if it does not follow the layout."""
+    """Return an unpacked outbox entry. Raise `MalformedEvent` if it does not follow the layout."""
     try:
         version, kind, flags, note, *said = HEAD.unpack_from(packed)
         if version != VERSION:
@@ -417,7 +416,7 @@ def decode(packed: bytes) -> OutboxEntry:
 
 @dataclass(frozen=True, slots=True)
 class AccountPosition:
-    """Where an account stood before an entry moved it: `balance` is None where it was unlimited."""
+    """An account's state just before an entry moved it. `balance` is None if it was unlimited."""
 
     account: str
     seq: int
@@ -429,9 +428,9 @@ class AccountPosition:
 
 @dataclass(frozen=True, slots=True)
 class AccountMovement:
-    """How an entry moves one account: by `delta`, to `balance` (None where it is unlimited).
+    """An entry's movement of one account: by `delta`, to `balance` (None if unlimited).
 
-    `amount` is what the movement's row has.
+    `amount` is the value in the movement's ledger row.
     """
 
     account: str
@@ -443,7 +442,7 @@ class AccountMovement:
 
     @property
     def place(self) -> tuple[int, int]:
-        """Where its row is among those of its part."""
+        """The sort key of its row among rows of the same account type: owner and seq."""
         return self.owner_id, self.seq
 
 
@@ -467,10 +466,10 @@ def moved(event: OutboxEntry) -> dict[int, AccountMovement]:
 
 
 def places_before(event: OutboxEntry) -> list[AccountPosition]:
-    """Return the position of each account just before an entry moved it, as far as the entry says so.
+    """Return the state of each account just before an entry moved it, as far as the entry determines it.
 
-    An account whose month or plan began with the entry has no earlier balance in it: the balance is then the
-    entry's less its movement.
+    If a month or plan begins with the entry, its earlier balance is unknown. The result is then the entry's
+    balance minus its movement.
     """
     cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
     return [
@@ -484,7 +483,7 @@ def places_before(event: OutboxEntry) -> list[AccountPosition]:
 
 @lru_cache(WINDOWS_KNOWN_MAX)
 def _windows(packed: bytes) -> tuple[WindowKey, ...]:
-    """Unpack the budget windows that an entry moves; `MalformedEvent` if the size is wrong."""
+    """Unpack the budget windows that an entry moves. Raise `MalformedEvent` if the size is wrong."""
     if len(packed) % BUDGETED.size:
         raise MalformedEvent(f"{len(packed)} bytes of budgets, {BUDGETED.size} each expected")
     return tuple(
@@ -509,25 +508,25 @@ def _text(packed: bytes, at: int, of_length: struct.Struct) -> tuple[bytes, int]
 #
 # An entry is a tuple, not an object: tens of thousands a second pass through here.
 
-# Stream entry id, its packed value, and what that says; None where it does not follow the layout.
+# Stream entry id, packed value, and decoded entry; None if it does not follow the layout.
 Entry = tuple[bytes, bytes, OutboxEntry | None]
 # Entries by partition, in stream order.
 Batch = dict[int, list[Entry]]
-# Where an entry stands in its stream, comparable: the milliseconds and the number of its id.
+# An entry's position in its stream, comparable: the milliseconds and number of its id.
 StreamPlace = tuple[int, int]
-# What decides which entries of a partition wait: its epoch, how many accounts are in quarantine and went on.
+# The state that decides which entries of a partition wait: its epoch, accounts quarantined and released.
 Judged = tuple[int, int, int]
 # Partition, organization, tenant.
 Waiter = tuple[int, int, int]
-# Partition, organization: whose entries are set aside.
+# Partition and organization of parked entries.
 Owner = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Of which history a batch is: the run of the counters it was read from, and what the ledger
-    knew as the epoch of each partition before it was read. `judged` has the partitions with entries
-    that wait before these, and the epochs those were checked under.
+    """The state of the counters when a batch was read: the Redis run id, and each partition's known epoch.
+
+    `judged` has partitions with older waiting entries, and the state when those were checked.
     """
 
     run_id: bytes
@@ -537,8 +536,10 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class PartitionAssignment:
-    """The partitions of a keeper: its `own`, those `leaving` it once nothing of them is in hand, and those
-    that are to be its own and are still somebody else's.
+    """The partitions of a keeper: its `own`, those it is `leaving`, and those it is `lacking`.
+
+    It leaves a partition once none of its entries is in progress. Partitions that it lacks still belong to
+    other keepers.
     """
 
     own: frozenset[int] = frozenset()
@@ -548,15 +549,15 @@ class PartitionAssignment:
 
 @dataclass(slots=True)
 class FlushReport:
-    """What one transaction did: facts for the log and the metrics.
+    """The result of one transaction of the flusher, for the log and the metrics.
 
-    `rows` counts by table; `acknowledged` holds by partition the entries that may be deleted,
-    `control_ids` the control writes (and late posts) whose movement is now stored. `held` counts entries
-    that wait behind `quarantined` accounts (new ones named), `waiting` by whose they are, `parked` has
-    their ids, and `judged` says of their partitions under what; `left_over` are partitions another
-    flusher has at the moment, whose waiting entries are to be checked again first, or that are
-    `outdated`: verified again since they were read, so that the entries may be no history any more. Of
-    those that are `locked`, somebody else has the lock.
+    `rows` counts by table. `acknowledged` has the entries that may be deleted by partition, `control_ids` the
+    control writes (and late posts) whose movement is now stored. `held` counts entries that wait for
+    `quarantined` accounts (new ones are named), `waiting` counts them by owner, `parked` has their ids, and
+    `judged` the state of their partitions at the check. `left_over` are partitions that were not flushed:
+    another flusher has them, their waiting entries must be checked first, or they are `outdated`, that is
+    verified again since they were read, so that entries may be obsolete. The `locked` ones are locked by
+    another flusher.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
@@ -579,7 +580,7 @@ class FlushReport:
 
 
 def fan_out(streams: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> Batch:
-    """Decode what was read, partition by partition; order is kept."""
+    """Decode entries by partition, in the order of their streams."""
     return {
         partition: [(entry_id, packed, _event(packed)) for entry_id, packed in entries]
         for partition, entries in streams.items()
@@ -588,13 +589,13 @@ def fan_out(streams: Mapping[int, Sequence[tuple[bytes, bytes]]]) -> Batch:
 
 
 def stream_place(entry_id: bytes) -> StreamPlace:
-    """Return the place an entry's id names; that of b"" is before all."""
+    """Return an entry id as (milliseconds, number) for comparison; b"" is before all others."""
     ms, _, number = entry_id.partition(b"-")
     return int(ms or 0), int(number or 0)
 
 
 def control_id(event: OutboxEntry) -> str:
-    """Return the id this entry is remembered by in the counters until it is stored; empty if by none."""
+    """Return the id by which Redis remembers this movement until it is stored; empty for a normal use."""
     if event.kind == EventKind.CONSUME and event.note != EventNote.LATE:
         return ""
     return event.source

@@ -1,7 +1,7 @@
-"""A token plan's terms: each field of a plan that the counters go by, once.
+"""Terms of token plans: each field of a plan on which the counters depend, defined once.
 
-The Admin API's fields, the columns of the table, what a control write carries and what a tenant's state
-holds are made from these. What a term does is said in the scripts.
+The Admin API's fields, the table's columns, the payload of control writes and the stored state of tenants are
+made from these. The effect of each term is documented in the scripts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 
 
 def _term(default: object, description: str = "", *, of_new: object = None) -> Any:
-    """Make a field with its description in the Admin API, and another default for new plans if given."""
+    """Make a dataclass field with its description in the Admin API, and `of_new` as default of new plans."""
     of_new = default if of_new is None else of_new
     return field(default=default, metadata={"default": of_new, "description": description})
 
 
 @dataclass(frozen=True, slots=True)
 class PlanTerms:
-    """A token plan as a tenant follows it; `plan_id` 0 is "no plan".
+    """The terms of a token plan for one tenant. `plan_id` 0 means no plan.
 
-    `anchor` is the tenant's: the day on which its months begin where the plan says none. `clock` is what the
-    scripts are told of the zone. They know a choice by its place, from 0: a new one goes to the end.
+    `anchor` is the day on which the tenant's months begin if the plan names none. `clock` is the time zone's
+    offset for the scripts. Scripts know a choice by its index from 0, so new choices are added at the end.
     """
 
     plan_id: int = 0
@@ -65,7 +65,7 @@ class Term:
 
     @property
     def counts(self) -> bool:
-        """The scripts have it as a number."""
+        """Whether the scripts have it as a number."""
         return bool(self.choices) or not self.is_text
 
 
@@ -90,19 +90,18 @@ _STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
 
 
 def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:
-    """Read terms from a row or a control write with the same field names; without a plan, those of no plan.
+    """Read the terms from a row or control write with these field names; without a plan, the defaults.
 
-    A missing field was unknown to the version that committed the row. The clock is the time zone's at
-    `at_ms`.
+    A field is missing if an older version committed the row. The clock is the time zone's at `at_ms`.
     """
     terms = _stated(row)
     return replace(terms, clock=clock_of(terms.time_zone, at_ms))
 
 
 def plan_payload(plan: Mapping[str, object] | None, *, anchor: int, since_ms: int) -> dict[str, object]:
-    """Return the payload of a control write of verb `plan` for a row of a token plan; None is no plan.
+    """Return the payload of a `plan` control write for a row of a token plan; None means no plan.
 
-    `since_ms` is when that was decided: cycles that were over by then end by the plan before.
+    `since_ms` is the time of the change: cycles that ended before it are closed by the old plan.
     """
     terms = _stated({**(plan or {}), "plan_id": plan and plan["id"], "anchor": anchor})
     stated = {name: getattr(terms, name) for name in _STATED}
@@ -115,15 +114,14 @@ def _stated(row: Mapping[str, Any]) -> PlanTerms:
     return PlanTerms(**{name: row[name] for name in _STATED if name in row})
 
 
-# What tokens of a kind count toward a tenant's quota: a cached read a tenth of one, say. Pure.
+# Weights: how much tokens of a kind count toward a tenant's quota, for example a cached read a tenth. Pure.
 #
-# Quotas alone go by weights. Limits a minute, the journal of calls, reports and prices know the tokens that
-# providers report. Weights are whole millionths here, so a count is exact up to the one rounding of a call,
-# up.
+# Only quotas use weights. Limits per minute, the journal of calls, reports and prices use the tokens that
+# providers report. Weights are whole millionths, so a count is exact except for one rounding up per call.
 
 WEIGHT_MAX: Final = 1_000
 WEIGHT_DIGITS_MAX: Final = 6
-WEIGHTED_PLANS_MAX: Final = 1_000  # every gateway carries the weights of all plans
+WEIGHTED_PLANS_MAX: Final = 1_000  # every gateway holds the weights of all plans
 ONE: Final = 10**WEIGHT_DIGITS_MAX
 _INPUT, _OUTPUT = KINDS.index("input"), KINDS.index("output")
 _WRITTEN: Final = frozenset({"output", "reasoning", "audio_output", "image_output"})
@@ -131,9 +129,9 @@ _WRITTEN: Final = frozenset({"output", "reasoning", "audio_output", "image_outpu
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a token of each kind counts, in millionths by `KINDS`.
+    """How much a token of each kind counts toward a quota, in millionths by `KINDS`.
 
-    `read` and `written` are the largest of the kinds that a call reads and of those that it writes.
+    `read` and `written` are the largest weights of input kinds and of output kinds.
     """
 
     by_kind: tuple[int, ...]
@@ -142,16 +140,16 @@ class Weights:
 
     @classmethod
     def of(cls, millionths: Mapping[str, int]) -> Self:
-        """Make weights by kind; an unnamed kind weighs as the kind that its price falls back to, or 1."""
+        """Make weights from millionths by kind. An unnamed kind weighs as much as its fallback kind, or 1."""
         by_kind = dict(zip(KINDS, filled(millionths, ONE), strict=True))
         read = max(weight for kind, weight in by_kind.items() if kind not in _WRITTEN)
         return cls(tuple(by_kind.values()), read, max(by_kind[kind] for kind in _WRITTEN))
 
     def count(self, counts: Sequence[int], total: int) -> int:
-        """Return the tokens of a quota that a call of `total` tokens counts, rounded up once.
+        """Return the quota tokens that a call of `total` tokens counts as, rounded up once.
 
-        `counts` are by `KINDS`. What a provider reports beyond its kinds counts as input or output, whichever
-        is more; and never more is counted than all of it at the largest weight.
+        `counts` are by `KINDS`. Tokens that belong to no kind count as input or output, whichever weighs
+        more. The result is at most `total` times the largest weight.
         """
         by_kind = self.by_kind
         millionths: int = sum(map(mul, apart(counts), by_kind))
@@ -162,12 +160,12 @@ class Weights:
         return min(-(-min(millionths, most) // ONE), ENDLESS)
 
     def at_most(self, tokens: int, read: int) -> int:
-        """Return the most that so many tokens count; `read` at most of them are input, of any kind."""
+        """Return the most quota tokens that `tokens` can count as, if at most `read` of them are input."""
         read = min(tokens, read)
         return min(-(-(read * self.read + (tokens - read) * self.written) // ONE), ENDLESS)
 
     def covered(self, counted: int, read: int) -> int:
-        """Return the most tokens that count no more than this, `read` of them input."""
+        """Return the most tokens that count as at most `counted` quota tokens, with `read` of them input."""
         left = counted * ONE - read * self.read
         if left < 0:
             return counted * ONE // self.read
@@ -175,17 +173,17 @@ class Weights:
 
 
 def millionths(document: Mapping[str, str] | None) -> dict[str, int]:
-    """Return a plan's weights as they are stored, decimal strings by kind, in millionths."""
+    """Return a plan's stored weights, decimal strings by kind, in millionths."""
     return {kind: int(Decimal(weight).scaleb(WEIGHT_DIGITS_MAX)) for kind, weight in (document or {}).items()}
 
 
-# A tenant's quota as administration looks at it.
+# A tenant's quota as the Admin API shows it.
 @dataclass(frozen=True, slots=True)
 class LiveQuota:
-    """A tenant's token account as the counters hold it now.
+    """A tenant's token account as Redis holds it now.
 
-    `tokens_remaining` is settled (holds apart) and None where unlimited; `next_reset_ms` is 0
-    where the plan never resets. Tokens are counted as its plan weighs them.
+    `tokens_remaining` ignores holds, and is None if unlimited. `next_reset_ms` is 0 if the plan never resets.
+    Tokens are counted by the weights of the plan.
     """
 
     tokens_used: int

@@ -1,7 +1,7 @@
-"""Calls that were refused, on their way to the journal: each is counted, and so many of them are told.
+"""Refused calls on their way to the journal: all are counted, and a limited number get a row each.
 
-Pure, and bounded whatever callers make up. Counts are exact: where there are too many names, they are counted
-as others, without a user. A batch is numbered by its worker, so that it counts once.
+Pure, and bounded whatever values callers invent. Counts are exact: if there are too many names, further calls
+are counted as `other`, without a user. A batch is numbered by its worker, so that it counts once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import HOUR_MS
 
-# Told of one organization within a minute, by one worker.
+# Most rows for one organization within a minute, per worker.
 ROWS_A_MINUTE_MAX = 600
-# Kept to be told, by one worker.
+# Most rows that a worker stores until its next report.
 ROWS_MAX = 1_000
 ROWS_BYTES_MAX = 256 * 1024
 ROW_BYTES = 256
-# Those of one organization, by name; then all there are. Beyond both all are counted together.
+# Most counts of one organization, and of all. Calls beyond are counted together.
 NAMED_MAX = 200
 COUNTS_MAX = 4_000
 MINUTE_MS = 60_000
@@ -40,7 +40,7 @@ _Attribution = Annotated[str, msgspec.Meta(pattern=r"^([0-9]{0,16}\t[0-9]{0,16}\
 
 
 class RefusingLimit(StrEnum):
-    """What refuses a call and has a row."""
+    """Kinds of limits that refuse a call and have a row in PostgreSQL."""
 
     BUDGET = "budget"
     RUN = "run"
@@ -48,10 +48,11 @@ class RefusingLimit(StrEnum):
 
 
 class RefusedCall(msgspec.Struct, array_like=True):
-    """One call and why it was refused; `attribution` as in `OutboxEntry`, `user` is the caller's own id.
+    """One refused call with its reason. `attribution` as in `OutboxEntry`; `user` is the caller's id for its
+    user.
 
-    `run` is the id that the caller gave to its run. What refused it is of a `refused_kind` (`RefusingLimit`)
-    and has an id, 0 where its writer has to look that up.
+    `run` is the caller's id for its run. The limit that refused it has a `refused_kind` (`RefusingLimit`) and
+    an id, 0 if the writer has to look it up.
     """
 
     request_id: str
@@ -75,7 +76,7 @@ class RefusedCall(msgspec.Struct, array_like=True):
 
 
 class RefusedCount(msgspec.Struct, array_like=True):
-    """How many calls of an hour were refused that are alike; `project_id` as roll-ups have it."""
+    """The number of refused calls in an hour with the same attributes. `project_id` as in roll-ups."""
 
     organization_id: _Number
     hour_ms: _Time
@@ -89,7 +90,7 @@ class RefusedCount(msgspec.Struct, array_like=True):
 
 
 class RefusedBatch(msgspec.Struct, array_like=True):
-    """What one worker counted and tells, in the order of its numbers."""
+    """The refused calls that one worker reports at once. Its batches are numbered in order."""
 
     worker: str
     number: _Number
@@ -103,7 +104,7 @@ _decode = msgspec.json.Decoder(RefusedBatch).decode
 
 
 def read_batch(packed: bytes) -> RefusedBatch | None:
-    """Return a batch as it was written; None if no worker of ours has written it."""
+    """Return a decoded batch, or None if the bytes are no batch."""
     try:
         return _decode(packed)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -111,15 +112,15 @@ def read_batch(packed: bytes) -> RefusedBatch | None:
 
 
 def others(project_id: int, model: str) -> tuple[int, str]:
-    """Return the project and model that stand for the rest."""
+    """Return the project and model that stand for those beyond the limits of names."""
     return NO_PROJECT if project_id == NO_PROJECT else OTHER_PROJECTS, OTHER if model else ""
 
 
 class Refusals:
-    """What one worker has yet to tell. `unix_seconds` is the time of day.
+    """The refused calls that one worker has not yet reported. `unix_seconds` is the clock.
 
-    `untold` counts calls that were counted and have no row, `uncounted` those for whose organization there
-    was no room at all.
+    `untold` is the number of calls that were counted and get no row, `uncounted` those whose organization had
+    no room at all.
     """
 
     def __init__(
@@ -146,17 +147,17 @@ class Refusals:
         return int(self._unix_seconds() * 1000)
 
     def snapshot(self) -> dict[str, object]:
-        """Return counts of omitted calls so far, by the names of metrics."""
+        """Return the numbers of calls without row and without count, by the names of metrics."""
         return {"refused_calls_untold": self.untold, "refused_calls_uncounted": self.uncounted}
 
     def note(self, call: RefusedCall) -> None:
-        """Count a call, and keep it to be told as far as there is room."""
+        """Count a refused call, and store its row if there is room."""
         call.model, call.user = _clean(call.model), _clean(call.user)
         if self._count(call):
             self._keep(call)
 
     def take(self, worker: str, number: int) -> bytes:
-        """Return all calls by now as one batch, and start over; empty where there is nothing."""
+        """Return all noted calls as one encoded batch and start over; empty if there are none."""
         if not self._counts:
             return b""
         counts = [RefusedCount(*key, refused) for key, refused in self._counts.items()]
@@ -202,7 +203,7 @@ class Refusals:
 
 
 def _clean(text: str) -> str:
-    """Return a text that can be written, and no longer than it is stored."""
+    """Return the text cut to its stored length, with characters replaced that UTF-8 cannot encode."""
     return text[:TEXT_CHARACTERS_MAX].encode("utf-8", "replace").decode()
 
 
@@ -211,10 +212,10 @@ def _project(attribution: str) -> int:
     return int(project) if project else NO_PROJECT
 
 
-# Who is busy now: what calls of tenants used and were refused lately. To be looked at, never billed.
+# Recent use and refusals by tenant, for people to look at; never billed.
 #
-# A *kind* is `requests`, `tokens`, or the reason of a refusal. Tenant 0 stands for callers nobody
-# knows, and for tenants too many to be counted apart.
+# A *kind* is `requests`, `tokens`, or the reason of a refusal. Tenant 0 stands for unknown callers, and for
+# tenants beyond the number that is counted separately.
 
 REQUESTS, TOKENS = "requests", "tokens"
 NOBODY = 0
@@ -233,7 +234,7 @@ class Busy:
 
     @property
     def calls(self) -> int:
-        """Calls that were settled or refused."""
+        """The number of settled and refused calls."""
         return self.requests + sum(self.refused.values())
 
     def add(self, kind: str, count: int) -> None:
@@ -246,7 +247,7 @@ class Busy:
 
 
 def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[Busy, list[Busy]]:
-    """Return the sums of all tenants, and up to `most` tenants, those with most calls first."""
+    """Return the sums of all tenants, and the `most` tenants with most calls, in descending order."""
     everybody, tenants = Busy(NOBODY), dict[int, Busy]()
     for (tenant_id, kind), count in counts:
         everybody.add(kind, count)
@@ -256,7 +257,7 @@ def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[B
 
 
 def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
-    """Return the same counts with at most `most` tenants by name; those with fewest calls become nobody."""
+    """Return counts of at most `most` tenants. Counts of those with fewest calls are added to `NOBODY`."""
     calls: dict[int, int] = {}
     for (tenant_id, kind), count in counts.items():
         calls[tenant_id] = calls.get(tenant_id, 0) + (count if kind != TOKENS else 0)

@@ -1,4 +1,4 @@
-"""Policies of runs, as organizations, tenants and API keys have them. Pure."""
+"""Policies of runs for organizations, tenants and API keys. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class RunPolicy:
-    """What runs may be that some calls open, `amount` in nano-units; what is 0 has no limit.
+    """Limits of the runs that calls may open. `amount` is in nano-units; a limit of 0 means none.
 
-    `required`: each of these calls has a run.
+    `required` refuses calls without a run.
     """
 
     amount: int = 0
@@ -18,7 +18,7 @@ class RunPolicy:
     required: bool = False
 
 
-# Those that a call's run is held to, each with whose it is.
+# Policies that a call's run must meet, each with its owner.
 CallRunPolicies = tuple[tuple[str, RunPolicy], ...]
 
 

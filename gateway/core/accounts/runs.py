@@ -1,8 +1,8 @@
-"""Runs: budgets that callers make, and that travel with calls; a child draws from its parent as well. Pure.
+"""Runs: budgets that callers create, and that calls name. A child draws from its parent as well. Pure.
 
-A run is of one tenant. It is made by the first call that names it, and nothing of it changes until it ends:
-so everybody may remember it. Its account is one of budgets (`lua/lib/account.lua`): one window for its
-amount, and one that counts its calls, in which a run that was ended has no room.
+A run belongs to one tenant. It is created by the first call that names it, and does not change until it ends:
+so everybody may cache it. Its account is one of budgets (`lua/lib/account.lua`): one window for its amount,
+and one that counts its calls, in which an ended run has no room.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from gateway.core.times import HOUR_MS, ms_of
 
 FIELD: Final = "x-tollkeeper-run"
 OPEN, ENDED, EXHAUSTED = STATUSES = ("open", "ended", "exhausted")
-# As it is stored; then its id, a tab, and that of its parent, if it has one.
+# A stored run; its id follows, then a tab and its parent's id, if it has one.
 RUN = Layout("RUN", "u8 version=1 flags, f64 budget_id created expires amount calls_max ended=0 calls=0")
-# The ids of its windows: of its calls, and one more of its amount. No budget has one as high.
+# Ids of a run's windows: an even one that counts calls, the next for its amount. Ids of budgets are lower.
 BUDGET_ID_MIN: Final = 2**52
 BUDGET_IDS: Final = 2**51
-# Of one without a limit; a run that was ended has used one more.
+# The limit of a run without one; an ended run has used one more.
 ENDLESS_CALLS: Final = INTEGER_MAX - 1
 LEVELS_MAX: Final = 8
-# Of one tenant, those that are remembered; below what there may be of accounts of each (`lua/lib/short.lua`).
+# Most stored runs of one tenant; below the maximum of accounts of `each` (`lua/lib/short.lua`).
 RUNS_MAX: Final = 50_000
 ID_CHARACTERS_MAX: Final = 128
 FIELD_BYTES_MAX: Final = 1_024
 TTL_S, TTL_S_MAX = 86_400, 30 * 86_400
-# Gateways refuse a run that has expired; until so much later their clocks may say so, and Redis' may jump by
-# an hour: then its windows would begin with nothing again.
+# Windows outlive their run by this, because the clocks of gateways may be behind and that of Redis may jump
+# by an hour: otherwise windows could start again at zero.
 CLOCKS_DIFFER_MS: Final = 2 * HOUR_MS
 
 _encode = msgspec.json.Encoder().encode
@@ -65,7 +65,10 @@ _PARAMETERS: Final = ("max", "max_tokens", "max_calls", "parent", "ttl")
 
 
 def read_run(said: str) -> RunRequest:
-    """Return a field `ID; max=5.00; parent=ID2; ttl=3600`; ValueError says what would be right."""
+    """Return the run requested by a header field `ID; max=5.00; parent=ID2; ttl=3600`.
+
+    Raise ValueError, with what would be right, if it is malformed.
+    """
     pieces, at = list[tuple[str, str]](), 0
     while at < len(said):
         found = _PIECE.match(said, at)
@@ -74,7 +77,7 @@ def read_run(said: str) -> RunRequest:
         name, quoted, bare = found.groups()
         pieces.append((name or "", bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)))
         at = found.end()
-    # An id may have a = in it.
+    # An id may contain `=`.
     name, id_ = pieces[0] if pieces else ("", "")
     id_ = f"{name}={id_}" if name else id_
     values = dict(pieces[1:])
@@ -122,9 +125,9 @@ def _whole(values: Mapping[str, str], name: str, most: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as it was made. `amount` is -1 without a limit, `calls_max` and `ended_ms` 0 where there is none.
+    """A run as it was created. `amount` is -1 without a limit; `calls_max` and `ended_ms` are 0 if unset.
 
-    `parents` are those it draws from, the nearest first. `calls` are counted once it has ended.
+    `parents` are the runs it draws from, nearest first. `calls` is set once it has ended.
     """
 
     organization_id: int
@@ -143,13 +146,13 @@ class Run:
 
     @property
     def account(self) -> BudgetAccount:
-        """Its account as calls take from it."""
+        """The account that calls of this run draw from."""
         name = account_of(self.organization_id, self.tenant_id, self.id)
         return BudgetAccount(name, self.defined, enforced=True)
 
     @property
     def defined(self) -> bytes:
-        """The windows of its account, as the scripts take them: its calls come first (`lua/run.lua`)."""
+        """The windows of its account, packed for `lua/run.lua`: the one that counts calls is first."""
         begins, ends = self.created_ms, self.expires_ms + CLOCKS_DIFFER_MS
         return b"".join(
             DEFINED_WINDOW.pack(one.id, one.amount, begins, ends, 0, flags_of(one)) for one in self.budgets
@@ -164,11 +167,11 @@ class Run:
         )
 
     def is_over(self, now_ms: float) -> bool:
-        """Return whether it was ended, or has expired."""
+        """Return whether the run was ended, or has expired by `now_ms`."""
         return self.ended_ms > 0 or self.expires_ms <= now_ms
 
     def differs(self, asked: RunRequest) -> str:
-        """Return the parameter in which a request differs from this run; empty where none does."""
+        """Return the parameter in which a request differs from this run; empty if none does."""
         if asked.parent_id and asked.parent_id != self.parent_id:
             return "parent"
         if asked.amount >= 0 and (asked.unit, asked.amount) != (self.unit, self.amount):
@@ -177,10 +180,10 @@ class Run:
 
 
 def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, str]:
-    """Apply policies to a request for a run; return the run to open, and the reason of a refusal, empty if
+    """Apply policies to a requested run; return the run to open, and the message of a refusal, empty if
     allowed.
 
-    The narrowest policy sets what the call does not state.
+    Values that the request does not state are set by the strictest policy.
     """
     opened = list[int]()
     stated = ("max", asked.amount), ("max_calls", asked.calls_max), ("ttl", asked.ttl_s)
@@ -198,9 +201,9 @@ def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, st
 
 
 def make_provisional(caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
-    """Return the run as a call would open it, by which the call is judged before anything is opened.
+    """Return the run that a call would open, to judge the call before anything is opened.
 
-    Its budget id is below zero, as no run's is: a cache that knows it serves no other call.
+    Its budget id is negative, unlike that of real runs, so a cache entry for it serves no other call.
     """
     wanted, _ = within(asked, policies)
     return Run(
@@ -210,7 +213,7 @@ def make_provisional(caller: Caller, asked: RunRequest, policies: CallRunPolicie
 
 
 class RunNews(msgspec.Struct):
-    """What an entry of the outbox says of a run besides its times: that it is kept, or has `ended`."""
+    """A run as an outbox entry reports it, besides its times: that it exists, or has `ended`."""
 
     id: str
     unit: str
@@ -218,26 +221,26 @@ class RunNews(msgspec.Struct):
     amount: int = -1
     calls_max: int = 0
     ended: bool = False
-    created_ms: int = 0  # 0 where an earlier version told of one as it was opened
+    created_ms: int = 0  # 0 in entries of earlier versions about opened runs
 
 
 _decode = msgspec.json.Decoder(RunNews).decode
 
 
 def end_of(run: Run) -> bytes:
-    """Return the news of one that ends."""
+    """Return the encoded news that a run has ended."""
     return told_again(run, ended=True)
 
 
 def told_again(run: Run, *, ended: bool) -> bytes:
-    """Return the news of one that is kept, or was opened before."""
+    """Return the encoded news of a run that still exists, or has `ended`."""
     created_ms = run.created_ms
     news = RunNews(run.id, run.unit, run.parent_id, run.amount, run.calls_max, ended, created_ms)
     return _encode(news)
 
 
 def read_news(told: bytes) -> RunNews | None:
-    """Return the news of a run; None where no gateway wrote it."""
+    """Return the decoded news of a run, or None if the bytes are no news."""
     try:
         return _decode(told)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -245,27 +248,27 @@ def read_news(told: bytes) -> RunNews | None:
 
 
 def is_run(budget_id: int) -> bool:
-    """Return whether this is the id of a run's window."""
+    """Return whether this is the id of a run's window, and not of a budget."""
     return BUDGET_ID_MIN <= budget_id < BUDGET_ID_MIN + BUDGET_IDS
 
 
 def run_of(budget_id: int) -> int:
-    """Return the id of the run that a window is of: that of the window which counts its calls."""
+    """Return the id of the run to which a window belongs: the id of its window that counts calls."""
     return budget_id & ~1
 
 
 def budget_id_of(random: bytes) -> int:
-    """Return the id of a new run's window by 8 random bytes; of 50,000, two match once in 900,000 times."""
+    """Return a new run's window id from 8 random bytes. In 50,000 runs two collide once in 900,000 times."""
     return BUDGET_ID_MIN + int.from_bytes(random) % (BUDGET_IDS // 2) * 2
 
 
 def prefix_of(organization_id: int, tenant_id: int) -> str:
-    """Return the prefix of the account names of a tenant's runs, before the colon."""
+    """Return the prefix, before the colon, of account names of a tenant's runs."""
     return _digest(json.dumps([organization_id, "runs", tenant_id]))[:16]
 
 
 def value_of(id_: str) -> str:
-    """Return the digest that names a run in account names and entries."""
+    """Return the digest of a run's id that account names and entries contain."""
     return _digest(id_)[:24]
 
 
@@ -299,7 +302,7 @@ def stored_run(organization_id: int, tenant_id: int, packed: bytes, parents: Seq
 
 
 def read_stored(row: Mapping[str, Any]) -> Run:
-    """Return a run as PostgreSQL has it, with the number of its `calls`."""
+    """Return the run of a PostgreSQL row, with its number of `calls` once it has ended."""
     created_ms = ms_of(row["created_at"])
     ended_ms = 0 if row["ended_at"] is None else ms_of(row["ended_at"])
     return Run(
@@ -310,18 +313,18 @@ def read_stored(row: Mapping[str, Any]) -> Run:
 
 
 def parent_of(packed: bytes) -> str:
-    """Return the id of the run that a stored one draws from; empty of a root."""
+    """Return the parent id of a packed run; empty if it has no parent."""
     return packed[RUN.size :].decode().partition("\t")[2]
 
 
 def wanted_run(asked: RunRequest) -> bytes:
-    """Return a run that is asked for, packed but for what is decided where it is made."""
+    """Return a requested run, packed; Redis decides the missing fields when it creates the run."""
     nothing = Run(0, 0, asked.id, asked.parent_id, 0, asked.unit, asked.amount, asked.calls_max, 0, 0)
     return packed_run(nothing)
 
 
 def status_of(run: Run, used: int, calls: int, now_ms: int) -> str:
-    """Return whether calls of a run are admitted: it is open, has ended (or expired), or is used up."""
+    """Return a run's status: open, ended (or expired), or exhausted. Calls are admitted while it is open."""
     if run.is_over(now_ms):
         return ENDED
     is_used_up = 0 <= run.amount <= used or 0 < run.calls_max <= calls

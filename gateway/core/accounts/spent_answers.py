@@ -1,6 +1,6 @@
-"""How callers are told that an amount is spent: by API key, else organization, else the settings. Pure.
+"""Answers to callers whose amount is used up: by API key, else organization, else the settings. Pure.
 
-Agents read 429 as a rate limit that they wait for. With 402 most of them end and show the sentence.
+Agents read 429 as a rate limit that they wait for. After 402 most of them end and show the message.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from http import HTTPStatus
 from typing import Final
 
 STATUSES: Final = (429, 402)
-# Reasons of refusals that say so.
+# Reasons of refusals for a used up amount.
 SPENT: Final = frozenset({"quota_exceeded", "budget_exceeded", "run_exceeded"})
-# Numbers that agents read as the status of a failure that passes, wherever they stand in a final refusal.
+# Numbers that agents read as the status of a temporary failure, anywhere in the text of a final refusal.
 _READ_AS_STATUS: Final = re.compile("429|50[0234]|524")
-# Seconds that a client may be told to wait at most: a month, and a day for those that count on.
+# The longest `Retry-After` in seconds: a month, and a day more.
 RETRY_AFTER_S_MAX: Final = 32 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class SpentAnswer:
-    """The status of such a refusal, and the longest `Retry-After` in seconds; 0 where nobody says."""
+    """The status of a refusal for a used up amount, and the longest `Retry-After` in seconds; 0: unset."""
 
     status: int = 0
     retry_after_max_s: int = 0
@@ -37,13 +37,13 @@ UNSAID: Final = SpentAnswer()
 
 
 def is_read_as_status(status: int, text: str) -> bool:
-    """Return whether an agent reads a number of a final refusal's text as the status of another failure."""
+    """Return whether a 402 refusal's text contains a number that agents read as a temporary failure."""
     return status == HTTPStatus.PAYMENT_REQUIRED and _READ_AS_STATUS.search(text) is not None
 
 
 def show_id(status: int, request_id: str) -> dict[str, str]:
-    """Return the id of a refused request for its body, but where an agent would read a status in it.
+    """Return the request id for the body of a refusal; {} if agents would read a status in it.
 
-    The answer's fields have it in each case.
+    The response fields always have the id.
     """
     return {} if is_read_as_status(status, request_id) else {"request_id": request_id}

@@ -1,6 +1,6 @@
-"""A question about usage: its groups, its sums, and its roll-up.
+"""Queries of usage: their groups, sums, and the roll-ups that answer them.
 
-Pure. A report reads the largest roll-ups that lie within its time, so that it reads few rows.
+Pure. A report reads the largest roll-ups within its time, so that it reads few rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-# The groups of a report, each with the column it stands for.
+# The groups of a report by name, with their columns.
 GROUPS: Final = {
     "organization": "organization_id",
     "tenant": "tenant_id",
@@ -20,9 +20,9 @@ GROUPS: Final = {
     "service": "service_id",
     "model": "model",
 }
-# What a call has none of, where a null cannot be told from another: nobody's is 0, no project is -1.
+# The value for calls without a project, where null would mean something else. Other ids use 0.
 NO_PROJECT: Final = -1
-# Those beyond the number counted each by itself in a day.
+# Names beyond the number that is counted separately in a day.
 OTHER: Final = "other"
 OTHER_PROJECTS: Final = -2
 DIMENSIONS: Final = (
@@ -36,13 +36,13 @@ SUMS: Final = (
 
 
 class RollupLevel(NamedTuple):
-    """One level of the roll-ups: rows of a `unit` of time, which do not tell `whole` columns apart."""
+    """One level of the roll-ups: rows per `unit` of time, in which `whole` columns are summed up."""
 
     unit: str
     whole: tuple[str, ...] = ()
 
 
-# A team's rows are few, a key's and a model's are fewer still.
+# Roll-ups without people have fewer rows, those by key or model still fewer.
 PEOPLE: Final = ("api_key_id", "user_id")
 SPANS: Final = {
     "hour": RollupLevel("hour"),
@@ -55,11 +55,11 @@ SPANS: Final = {
     "key_day": RollupLevel("day", ("user_id", "project_id")),
     "model_hour": RollupLevel("hour", ("tenant_id", *PEOPLE, "project_id")),
 }
-# Those of a unit, the ones with fewest rows first.
+# Roll-ups of a unit, those with fewest rows first.
 _OF_UNIT: Final = {"hour": ("model_hour", "team_hour", "hour"), "day": ("team_day", "key_day", "day")}
 
 _LENGTHS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(days=7)}
-# As many rows of one group are a page of their own.
+# With this limit of rows a query without groups is read in one statement.
 ROWS_OF_ONE: Final = 10_000
 # A week's first half ends with its Wednesday.
 _HALF_DAYS = 3
@@ -67,10 +67,11 @@ _HALF_DAYS = 3
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Calls from `since` to `until` (not included), by `groups` and `interval`.
+    """A query of calls from `since` to `until` (exclusive), by `groups` and `interval`.
 
-    Both are whole hours, in UTC. `filters` are values by column; `only` are values of the groups, where not
-    all groups are told. At most `rows_max` rows are told, after the first `skip` ones of the first interval.
+    Both times are whole hours in UTC. `filters` are values by column. `only` limits the result to these
+    values of the groups. At most `rows_max` rows are returned, after the first `skip` ones of the first
+    interval.
     """
 
     since: datetime
@@ -84,17 +85,17 @@ class UsageQuery:
 
     @property
     def apart(self) -> frozenset[str]:
-        """The columns that rows are grouped or filtered by."""
+        """The columns by which rows are grouped or filtered."""
         return frozenset({*self.filters, *(GROUPS[group] for group in self.groups)})
 
     @property
     def people(self) -> bool:
-        """Whether it groups by users or keys."""
+        """Whether rows are grouped or filtered by users or API keys."""
         return not self.apart.isdisjoint(PEOPLE)
 
 
 def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
-    """Return the query for rows behind the `told` ones: from the last one's interval on, without these."""
+    """Return the query for rows after the page `told`: from its last interval on, without its rows of it."""
     last = told[-1]["start"]
     assert isinstance(last, datetime)
     since = max(asked.since, last)
@@ -103,7 +104,7 @@ def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQ
 
 
 class ReportPiece(NamedTuple):
-    """A part of a report's time: the rows of `span` that start from `since` to `until` (not included)."""
+    """A part of a report's time: rows of the roll-up `span` starting from `since` to `until` (exclusive)."""
 
     span: str
     since: datetime
@@ -111,7 +112,7 @@ class ReportPiece(NamedTuple):
 
 
 def pieces(asked: UsageQuery) -> list[ReportPiece]:
-    """Return the roll-ups that make up the time that is asked for, each hour of it once."""
+    """Return the roll-ups that cover the queried time, each hour once."""
     if asked.interval == "hour":
         return [ReportPiece(span_of(asked, "hour"), asked.since, asked.until)]
     found: list[ReportPiece] = []
@@ -125,12 +126,12 @@ def pieces(asked: UsageQuery) -> list[ReportPiece]:
 
 
 def span_of(asked: UsageQuery, unit: str) -> str:
-    """Return the span of a unit that has the fewest rows, and tells apart what is asked for."""
+    """Return the roll-up of a unit with the fewest rows that still has all columns of the query."""
     return next(span for span in _OF_UNIT.get(unit, (unit,)) if asked.apart.isdisjoint(SPANS[span].whole))
 
 
 def starts(asked: UsageQuery) -> Iterator[datetime]:
-    """Yield the start of each interval within the queried time, or reaching into it."""
+    """Yield the start of each interval that overlaps the queried time."""
     at = start_of(asked.interval, asked.since)
     while at < asked.until:
         yield at
@@ -138,12 +139,12 @@ def starts(asked: UsageQuery) -> Iterator[datetime]:
 
 
 def end_of(unit: str, now: datetime) -> datetime:
-    """Return when the hour, day, week or month ends that it is now, in UTC."""
+    """Return the end of the current hour, day, week or month in UTC."""
     return _after(start_of(unit, now.astimezone(UTC)), unit)
 
 
 def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
-    """Return parameters that ask for single hours, each with a time; the hours are of its day, or after."""
+    """Return the query's parameters that require hourly roll-ups, each with a time of the first such day."""
     if asked.interval == "hour":
         return {"interval": asked.since}
     ends = {"from": asked.since, "to": asked.until}
@@ -151,12 +152,12 @@ def hourly_parts(asked: UsageQuery) -> dict[str, datetime]:
 
 
 def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
-    """Yield the query by parts of its time, so that a page is filled with few more rows read than it has.
+    """Yield the query in parts of its time, so that a page is filled without reading many more rows.
 
-    Send the rows that a part had, and the next part has as many intervals as likely fill the page, twice as
-    many at most; send nothing, and it has twice as many.
+    The caller sends the number of rows that a part had. The next part has as many intervals as will probably
+    fill the page, but at most twice as many as before.
     """
-    # Few groups fill a page seldom: one statement costs less than several.
+    # A page is seldom filled by few groups: then one statement costs less than several.
     if asked.interval == "none" or asked.only or (not asked.groups and asked.rows_max >= ROWS_OF_ONE):
         yield asked
         return
@@ -172,9 +173,9 @@ def in_parts(asked: UsageQuery) -> Generator[UsageQuery, int, None]:
 def _units(
     since: datetime, until: datetime, interval: str, *, weeks: bool
 ) -> Iterator[tuple[str, datetime, datetime]]:
-    """Yield a span as the fewest whole units, in the order of time; none is longer than the interval.
+    """Yield a span of time as the fewest whole units in order; none is longer than the interval.
 
-    No week or half week reaches into a month that is whole, or beyond a month that is a group.
+    Weeks and half weeks do not cross the border of a month that is read whole, or is a group.
     """
     units = ("month", "week", "half_week", "day", "hour") if weeks and interval != "day" else ("day", "hour")
     at = since
@@ -182,7 +183,7 @@ def _units(
         if interval == "month":
             end = min(until, _after(start_of("month", at), "month"))
         else:
-            # A whole month is one row where a week over its first day would leave days of it.
+            # A whole month is one row, so no week may cross its first day.
             month = at if at == start_of("month", at) else _after(start_of("month", at), "month")
             end = month if at < month and _after(month, "month") <= until else until
         unit = next(
@@ -194,7 +195,7 @@ def _units(
 
 
 def start_of(unit: str, at: datetime) -> datetime:
-    """Return when the unit began in which a moment is, in UTC."""
+    """Return the start, in UTC, of the hour, day, half week, week or month that contains a time."""
     hour = at.replace(minute=0, second=0, microsecond=0)
     match unit:
         case "hour":
@@ -211,7 +212,7 @@ def start_of(unit: str, at: datetime) -> datetime:
 
 
 def _after(start: datetime, unit: str, count: int = 1) -> datetime:
-    """Return the end of so many units from the start of the first."""
+    """Return the end of `count` units that begin at `start`."""
     if unit == "month":
         months = start.month - 1 + count
         return start.replace(year=start.year + months // 12, month=1 + months % 12)

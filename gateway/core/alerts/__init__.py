@@ -1,1 +1,1 @@
-"""What people are told without asking: which events there are, when, in which words and to whom."""
+"""Notifications to people: which events exist, when they occur, their texts and their receivers."""
