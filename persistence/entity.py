@@ -244,7 +244,6 @@ class EntityWrite:
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
 
     def hold_flushes(self, partition: object) -> None:
-        """Block flushes of a partition until the end of the transaction."""
         hold_flushes(self.connection, partition)
 
 
@@ -345,7 +344,6 @@ def live(table: Table, *selected: Any) -> Select[Any]:
 
 
 def id_in(values: Row, name: str) -> int:
-    """Return the id that a row or a command's values have under this name."""
     return int(str(values[name]))
 
 

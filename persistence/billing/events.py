@@ -274,7 +274,6 @@ def _check_time(batch: _Batch, at: datetime) -> None:
 def _look_up(
     connection: Connection, subjects: Collection[str], within: int | None
 ) -> dict[str, _Tenant | Unacceptable]:
-    """Return the tenant of each subject, or why there is none."""
     meant = {subject: _meant(subject) for subject in subjects}
     rows: dict[tuple[str, int | str], list[Any]] = {}
     for (kind, of), statement in _BY.items():

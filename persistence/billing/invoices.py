@@ -225,7 +225,6 @@ def remove(change: EntityWrite) -> Row:
 
 
 def _settle_corrected(change: EntityWrite, row: Row) -> None:
-    """Update the payment status of the invoice that a note corrects."""
     if row["corrects_id"] is not None:
         payments.settle(change, id_in(row, "corrects_id"))
 

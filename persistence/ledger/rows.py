@@ -178,7 +178,6 @@ def token_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """Pack a use with credits as a `credit_transaction` row."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -193,7 +192,6 @@ def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
-    """Pack a use with units as a `feature_usage` row."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -304,7 +302,6 @@ def number_field(digits: str) -> bytes:
 
 
 def bytes_field(raw: bytes) -> bytes:
-    """Pack these bytes as a text field."""
     return _LENGTH(len(raw)) + raw
 
 
@@ -394,7 +391,7 @@ def used_at(event: OutboxEntry, facts: CallFacts) -> int:
 
 
 def reclaimed_facts(event: OutboxEntry, currency: str) -> CallFacts:
-    """Return facts for a reclaimed call that cost something, whose entry has none."""
+    """Return the facts of a reclaimed call that has a cost; its entry contains none."""
     facts = facts_in(event.metadata)
     facts.total = amounts_of(event, facts)[0] or event.raw_tokens
     facts.cost, facts.currency = event.money, currency

@@ -516,7 +516,7 @@ def read_book(connection: Connection, models: Collection[str], since: datetime) 
 def _prices_since(
     connection: Connection, models: Collection[str], since: datetime, currencies: Collection[str] = ()
 ) -> dict[object, Row]:
-    """Return price rows for these models by id, since a time; without currencies, of all of them."""
+    """Return the price rows of these models since a time, by id; without `currencies`, in any currency."""
     each, columns = _superseded_later_than(since)
     names = sorted(set(map(folded, models)))
     own, name = _folded(each.model), func.unnest(literal(names, ARRAY(Text))).column_valued("name")

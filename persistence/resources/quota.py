@@ -133,7 +133,6 @@ def _changed(row: Row, said: Row) -> Row:
 
 
 def raise_amount(change: EntityWrite) -> Row:
-    """Raise a budget's amount until a given time."""
     row, values = lock(change), change.command.values
     amount, until = values["amount"], values["until"]
     assert isinstance(until, datetime)

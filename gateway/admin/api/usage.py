@@ -198,7 +198,6 @@ class Parquet:
         return cls(name, columns, money, libraries, **others)
 
     def head(self) -> bytes:
-        """Return the bytes before the first row."""
         return self._written.take()
 
     def some(self, rows: Sequence[Row]) -> bytes:

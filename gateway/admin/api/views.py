@@ -115,7 +115,7 @@ class ResourceHandlers:
         return answer(200, {"items": rows, "next_cursor": cursor})
 
     async def show(self, request: web.Request) -> web.Response:
-        """`GET /<resource>/{id}`."""
+        """`GET /<resource>/{id}`: one row."""
         operations = await self._reading(request)
         name = request.match_info["id"]
         if "id" in self._resource.filters and not name.isdigit():  # named by callers or upstreams
@@ -149,7 +149,7 @@ class ResourceHandlers:
         return await self._write(request, DELETE, lambda on, asked, _: on.delete(asked, row_id(request)))
 
     async def act(self, request: web.Request, action: Action) -> web.Response:
-        """`POST /<resource>/{id}/<action>`."""
+        """`POST /<resource>/{id}/<action>`: run an action on a row."""
         return await self._write(
             request, action.name, lambda on, asked, sent: on.act(action, asked, row_id(request), sent)
         )

@@ -286,8 +286,8 @@ FOLLOWED_MAX = 100
 class NamedRows:
     """Rows of one kind: `rows` and `marks` by their names in files, and `lost`, names whose rows are gone.
 
-    `passed` are, by name, the ids of rows that the current row replaced, `gone` the ids of former rows of the
-    name.
+    `passed` are, by name, the ids of earlier rows that a row has replaced, `gone` the ids of rows that no
+    longer exist.
     """
 
     rows: dict[Identity, Row] = field(default_factory=dict)

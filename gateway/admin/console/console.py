@@ -62,7 +62,7 @@ class Consents:
         self._desk, self._failures = desk, failures
 
     async def show(self, request: web.Request) -> web.StreamResponse:
-        """`GET /mail/{token}`."""
+        """`GET /mail/{token}`: the page that asks for consent to mail."""
         return await self._answer(request, given=None)
 
     async def say(self, request: web.Request) -> web.StreamResponse:
@@ -144,7 +144,7 @@ async def show_reconciliation(
 async def run_reconciliation(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, _posted: Posted, *, repair: bool
 ) -> web.Response:
-    """`POST /reconciliation` and `/reconciliation/repair`."""
+    """`POST /reconciliation` and `/reconciliation/repair`: compare all accounts now."""
     await views.run_reconciliation(desk.ports, request, None, repair=repair)
     return see("/reconciliation?done=reconciled")
 

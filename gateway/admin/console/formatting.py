@@ -121,7 +121,6 @@ def moment(value: object) -> str:
 
 
 def minute(value: object) -> str:
-    """Format a time to the minute, in UTC."""
     return moment(value)[: len("2026-01-31 10:00")]
 
 
@@ -465,7 +464,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A time of a chart: the amount of each series, and the total."""
+    """An interval in a chart: the amount of each series, and the total."""
 
     at: date
     total: Amount
@@ -474,7 +473,7 @@ class Column:
 
     @property
     def seconds(self) -> int:
-        """The start of the time, in seconds since 1970."""
+        """The start of the column's interval, in seconds since 1970."""
         begins = self.at if isinstance(self.at, datetime) else datetime(*self.at.timetuple()[:3], tzinfo=UTC)
         return int(begins.timestamp())
 

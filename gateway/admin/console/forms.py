@@ -100,7 +100,7 @@ class PageForm:
 
     @property
     def more(self) -> list[tuple[str, list[FormField]]]:
-        """The folded fields, grouped in the same way."""
+        """The folded fields outside of the sentence, in order, by their heading."""
         return _grouped(each for each in self._besides if self.main and each.name not in self.main)
 
     @property

@@ -321,10 +321,10 @@ class Sessions:
     async def _ask_again(
         self, request: web.Request, session: ConsoleSession, actor: Actor, name: str
     ) -> None:
-        """Check with the provider whether the person may still sign in; if not, end the session.
+        """Check with the provider whether the person may still sign in.
 
-        Raise `Unauthorized` then. One request checks, others proceed. If the provider does not answer, the
-        session just expires in time.
+        If not, end the session and raise `Unauthorized`. One request checks, others proceed. If the provider
+        does not answer, the session just expires in time.
         """
         if not await self._ports.store.ask_of_session(session.id):
             return

@@ -164,7 +164,7 @@ class ListRow:
 async def show(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, *, screen: Screen
 ) -> web.Response:
-    """`GET /<resource>`."""
+    """`GET /<resource>`: the page of a list."""
     listed = await page_of(desk, screen, request)
     status = 422 if listed["errors"] else 200
     return desk.answer(request, signed, "list.html", status, list=listed)
@@ -328,7 +328,6 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
 
 
 def targets_of(screen: Screen) -> dict[str, str]:
-    """Return the resources that the filters of a list refer to."""
     return {name: screen.resource.target(name) for name in screen.filters}
 
 

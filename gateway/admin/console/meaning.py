@@ -21,7 +21,7 @@ from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 # Days to look back, and the interval of their sums.
 LOOKED_BACK = {HOUR: (7, "hour"), DAY: (7, "day"), WEEK: (7, "none"), MONTH: (30, "none")}
 ROWS_MAX = 5_000
-# The groups of usage reports for budgets with `each`.
+# The groups of usage reports for budgets with an account for each user, key or project.
 GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project"}
 _COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id"}
 _MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}

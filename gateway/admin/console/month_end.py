@@ -51,7 +51,7 @@ class InvoicedOrganization:
 
 
 async def show_month(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /invoices/month`."""
+    """`GET /invoices/month`: the form for invoicing a month."""
     if not may_write(signed.actor, INVOICES, CREATE):
         raise NotFound
     months = months_until(datetime.now(UTC).date())

@@ -64,7 +64,7 @@ SPEND_BY = {"model": "By model", "tenant": "By tenant", "user": "By user", "api_
 PARTS = 6
 # Maximum of cached answers for different viewers, ranges and filters.
 KEPT_MAX = 64
-# Maximum of budgets read to find those with the least left, and of those among them with `each`.
+# Maximum of budgets read to find those with the least left, and of those among them with many accounts.
 BUDGETS_READ_MAX = 200
 EACH_READ_MAX = 10
 BUDGETS_SHOWN = 6
@@ -122,7 +122,7 @@ _TARGETS = {"organization_id": "organizations", "tenant_id": "tenants"}
 
 @dataclass(frozen=True, slots=True)
 class TightBudget:
-    """A budget with little left; if it has an account for each caller, the one with the highest use."""
+    """A budget with little left, and its account with the highest use if it has one for each caller."""
 
     row: Row
     of: str
@@ -218,7 +218,7 @@ class Overview:
         self._kept: dict[object, CachedAnswer[dict[str, Any]]] = {}
 
     async def show(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-        """`GET /?range=7d&tenant_id=5`."""
+        """`GET /?range=7d&tenant_id=5`: the overview page."""
         asked = await OverviewQuery.read(desk, request)
         spend, trouble = await asyncio.gather(self._spent(desk, asked), self._trouble(desk))
         status = 422 if asked.errors else 200
@@ -246,7 +246,7 @@ class Overview:
     async def history(
         self, desk: ConsoleShell, _request: web.Request, _signed: SignedInPerson
     ) -> web.Response:
-        """`GET /live/history`: columns for the chart."""
+        """`GET /live/history`: the columns of the live chart as JSON."""
         _require_all(desk)
         columns = await self._live.history()
         return web.Response(text=json.dumps(columns), content_type="application/json")

@@ -218,7 +218,7 @@ class Records:
         return _said(where, "changed", done) if isinstance(done, WriteResult) else done
 
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
-        """`POST /<resource>/{id}/delete`."""
+        """`POST /<resource>/{id}/delete`: delete a row and show the list."""
         form = self._delete_form(self._address(row_id(request)))
         doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
         done = await self._done(request, signed, posted, form, doing)
@@ -227,7 +227,7 @@ class Records:
     async def act(
         self, request: web.Request, signed: SignedInPerson, posted: Posted, *, action: Action
     ) -> web.Response:
-        """`POST /<resource>/{id}/<action>`."""
+        """`POST /<resource>/{id}/<action>`: run an action and show the row."""
         acted = row_id(request)
         form = self._action_form(self._address(acted), action)
 

@@ -100,7 +100,6 @@ def added(rows: Iterable[Row], groups: Sequence[str]) -> list[Row]:
 
 
 def group_key(row: Row, groups: Sequence[str]) -> Key:
-    """Return the key of a row's group."""
     return tuple(row[GROUPS[group]] for group in groups)
 
 
@@ -262,7 +261,7 @@ class ReportQuery:
 
 
 async def show_explorer(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    """`GET /usage`."""
+    """`GET /usage`: the page of the usage explorer."""
     sent = {name: text.strip() for name, text in request.query.items()}
     ids, errors = await find_names(desk, sent, REFERS)
     sent |= ids

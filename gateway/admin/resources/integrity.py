@@ -74,7 +74,6 @@ class DeadLetter(Out):
     @model_validator(mode="before")
     @classmethod
     def with_what_it_says(cls, row: Any) -> Any:
-        """Add the entry's bytes in base64, and its decoded fields."""
         raw = bytes(row["raw"])
         return {**row, "raw": base64.b64encode(raw).decode(), "event": _said(raw)}
 
