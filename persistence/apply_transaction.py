@@ -57,11 +57,11 @@ from persistence.registry import SUBJECTS
 from persistence.resources import access
 from persistence.tables import applied_row, organization, tenant
 
-# Whose turn it is to apply configuration: one after the other of each organization, and of staff.
+# Locks for applying configuration: one apply at a time for each organization, and for staff.
 #
-# An organization's people never keep staff waiting who touch nothing of theirs, nor another organization's.
-# Who does touch something waits for one of their transactions: PostgreSQL gives a lock in the order in which
-# it is asked for, so that a busy client gets it between two others, not before all.
+# An organization's people never make staff wait who touch none of its rows, nor another organization. Staff
+# who do touch its rows wait for one of its transactions: PostgreSQL grants locks in the order of requests, so
+# a busy client cannot overtake.
 
 # Advisory lock class 7809: appliers of configuration, by organization; 0 is staff.
 _TAKE = text("SELECT pg_advisory_xact_lock(7809, whose) FROM unnest(CAST(:whose AS integer[])) AS whose")
@@ -127,9 +127,9 @@ def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
     return ((table, values[name]) for name, table in referred.items() if name in values)
 
 
-# How much of a kind an organization's own people make: what each of them costs is kept for everybody.
+# Maxima of rows that an organization's own people may create, since gateways and pages pay for each row.
 #
-# Staff may make more: what was paid, charged or granted is never refused for being one too many.
+# Staff may create more: a payment, charge or grant is never refused for being one too many.
 
 # Advisory lock class 7812: one transaction at a time creates rows of an organization, so counts are exact.
 _LOCK = text("SELECT pg_advisory_xact_lock(7812, hashint8(:organization))")

@@ -163,7 +163,7 @@ def _connected(url: str, *, autocommit: bool = False) -> Iterator[psycopg.Connec
         raise BackupFailed(f"PostgreSQL: {complaint(error)}") from error
 
 
-# Which backups of a database were taken and proven, noted in it; and a database to prove one in.
+# Backups of a database that were taken and proven, stored in the database itself; and a database for a proof.
 
 _NOTE = "INSERT INTO backup_run (file, taken_at, bytes, sha256) VALUES (%s, %s, %s, %s) RETURNING id"
 _PROOF = "UPDATE backup_run SET proved_at = now() WHERE id = %s"
@@ -273,7 +273,7 @@ def _in(url: str, name: str) -> str:
     return plain_url(address.render_as_string(hide_password=False))
 
 
-# What metrics say of backups.
+# Metrics of backups.
 
 _BACKED_UP = text("""
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved,

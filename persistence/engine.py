@@ -32,7 +32,7 @@ from gateway.files import UrlFile, is_readable
 from persistence.address import CONNECT, dialect_url, plain_url
 from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated
 
-# The connections to PostgreSQL, counted: how many are busy, who waits for one, and what fails.
+# Counted connections to PostgreSQL: busy ones, waiting requests, and failures.
 
 # A connection was lost or refused; PostgreSQL ended a statement; no connection was free in time.
 CONNECTION, STATEMENT, EXHAUSTED = "connection", "statement", "exhausted"
@@ -288,10 +288,10 @@ def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
         parameters.update({name: value for name, value in said.items() if value is not None})
 
 
-# Whether a pooler between here and PostgreSQL gives a session to several clients, a transaction at a time.
+# Detects a pooler that gives one server session to several clients, a transaction at a time.
 #
-# A keeper keeps nothing in a session, so it may. A backup and an archive cannot do without one: pg_dump sets
-# its snapshot for its whole session, and would leave that to the next user of the session.
+# A keeper keeps nothing in a session, so it may use one. A backup and an archive may not: pg_dump sets its
+# snapshot for its whole session, and would leave it to the next client of the session.
 
 # A pooler reuses the session that was returned last. Others may be quicker, so the check is repeated.
 TRIES = 20
@@ -332,10 +332,10 @@ def _pid(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
     return int(row[0])
 
 
-# Work on PostgreSQL that is never waited for longer than PostgreSQL answers.
+# Runs work on PostgreSQL without waiting longer than the server answers.
 #
-# A server that is frozen, or a network that swallows, answers nothing and refuses nothing; even a
-# cancelled query waits for its word. So the caller stops waiting and the work is left behind.
+# A frozen server, or a network that drops packets, neither answers nor refuses; even a cancelled query waits
+# for its reply. So the caller stops waiting and abandons the work.
 
 T = TypeVar("T")
 

@@ -70,11 +70,11 @@ from persistence.tables import (
     webhook,
 )
 
-# Whose a row is: the way from each table to the organization that owns it.
+# The owner of a row: the path from each table to its organization.
 #
-# A caller of one organization sees and changes its own rows, reads what is everybody's, and finds no
-# other: another's row is not there, whether it is asked for by its id, named in a body or in a filter. The
-# same holds of a caller of one tenant: of a table that leads to no tenant it sees no row.
+# A caller of one organization sees and changes its own rows and reads shared ones. Rows of others are not
+# found, whether by id, in a body or by a filter. The same holds for a caller of one tenant: it sees no row of
+# a table that leads to no tenant.
 
 # For rows without an organization: the column that names a row that has one.
 THROUGH = {"tenant_id": tenant, "webhook_id": webhook, "budget_id": budget, "invoice_id": invoice}
@@ -500,7 +500,7 @@ def _matching(connection: Connection, subject: Entity, query: Query) -> Select[A
     return found
 
 
-# Rows by the words of their names, as people look for them.
+# Search of rows by the words of their names.
 
 # Words of a search that are used; further words are ignored.
 WORDS_MAX = 12

@@ -33,11 +33,11 @@ from gateway.errors import (
 )
 from persistence.tables import control_write
 
-# What PostgreSQL complains of, without any row: its code, and the constraint, table and column it names.
+# Errors of PostgreSQL without stored values: the code, and the constraint, table and columns.
 #
-# The text of an error may quote what is stored or was to be: the DETAIL of a unique violation prints the
-# key, digests of credentials among them, and bad input is repeated whole. So neither a log, an answer nor
-# a dead letter has that text; every error that leaves this door is told by this module.
+# The text of an error may quote values: the DETAIL of a unique violation contains the key, even digests of
+# credentials, and invalid input is repeated. So no log, answer or dead letter has that text; every error that
+# leaves the persistence layer is rendered by this module.
 
 # The class of SQLSTATE whose message quotes invalid values. Messages on constraints name only the
 # constraint and its table.
@@ -187,7 +187,7 @@ def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:
     return f"The counters refused {row.verb}: {reason.rstrip('.') or 'no reason was given'}."
 
 
-# The subject of an error of PostgreSQL: the server, which is away or has no room, or the request to it.
+# The subject of an error of PostgreSQL: the server (away, or out of resources), or a single request.
 
 # Classes of SQLSTATE: no connection, no resources, an operator's intervention, a system error; and one code.
 EVERYBODYS = ("08", "53", "57", "58", READ_ONLY)

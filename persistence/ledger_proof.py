@@ -265,7 +265,7 @@ async def age_of_head(engine: AsyncEngine) -> dict[str, object]:
     return {} if age is None else {"ledger_head_age_seconds": age}
 
 
-# Rows, segments and heads as they are verified and proven, all of one moment.
+# Reads rows, segments and heads for verification and proofs, all as of one moment.
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 ROWS_AT_ONCE = 10_000

@@ -41,9 +41,9 @@ from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
 from persistence.resources import access, catalogue, usage, webhooks
 
-# Work that is undone, so it keeps nobody waiting: it ends as soon as somebody waits for what it holds.
+# Trial runs, which are rolled back: they end as soon as another session waits for their locks.
 #
-# One connection looks for all trials under way, and is there only while one takes longer than `look_s`.
+# One connection watches all running trials, and is open only while one takes longer than `look_s`.
 
 LOOK_S = 0.1
 _SESSION = text("SELECT pg_backend_pid()")
@@ -95,9 +95,9 @@ class Trials:
                 waited_for.set_result(None)
 
 
-# Letters of documents that no font shows: looked for in a thread, while no transaction waits for it.
+# Letters of documents that no font can show: looked up in a thread, outside of transactions.
 #
-# The found id is remembered, so the transaction that asked finds it when it is tried again.
+# The result is cached, so that the repeated transaction finds it.
 
 # Texts with unusual letters whose missing letters are cached.
 KNOWN_MAX = 16_384

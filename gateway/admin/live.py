@@ -30,9 +30,9 @@ from gateway.core.accounts.runs import account_of as run_account
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
-# Budgets as they are now: what the counters hold of their accounts, else what was stored last.
+# Current budgets: the counters' values of their accounts, else the values stored last.
 #
-# Each says whether it is current, and not what was stored because the counters are away or cannot be read.
+# Each row states whether it is current; it is not if the counters cannot be read.
 
 LiveBudgets = Mapping[str, Mapping[int, LiveWindow] | None]
 
@@ -250,7 +250,7 @@ def _over(row: Row, quota: LiveQuota) -> Row:
     }
 
 
-# Bringing what was written into the counters, as far as they answer at once.
+# Pushes stored control writes to the counters, as far as they answer at once.
 
 _log = logging.getLogger("tollkeeper.admin")
 # Running pushes; the event loop keeps only weak references to tasks.

@@ -42,7 +42,7 @@ from persistence.resources import catalogue
 from persistence.resources.app_users import acting
 from persistence.tables import amendment, credit_addition, money, price, rerating, rerating_left
 
-# A call that is amended: what was charged for it, and when that was used.
+# A call that is amended: its charges, and the time of its use.
 
 _CALL = f"""
 SELECT organization_id, tenant_id, service_id, created_at, tokens, credits, content_id, project_id,
@@ -353,11 +353,11 @@ SUBJECT = Entity(
 )
 
 
-# A price that comes into force before now: calls of that time at cost, that no invoice has, are rated again.
+# A price with a start in the past: calls since then at cost, which no invoice has, are rated again.
 #
-# Each is a row with its reason and who set the price; the counters and the charges move by the difference.
-# Billed charges stay. Budgets go on counting what calls cost when they were made. Those that are too many
-# for the price's own transaction are rated by the keeper, a piece each.
+# Each re-rated call gets a row with the reason and the actor; the counters and the charges move by the
+# difference. Billed charges are kept. Budgets keep the original cost. Calls beyond one transaction's maximum
+# are rated by the keeper, piece by piece.
 
 # Calls at cost that one transaction rates again.
 PIECE_CALLS_MAX = 10_000

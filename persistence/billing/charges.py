@@ -26,7 +26,7 @@ from persistence.error_mapping import statements_within
 from persistence.tables import charge as table
 from persistence.tables import organization
 
-# A correction is a row of its own: of an invoice made void, and of a credit note.
+# A correction is a row of its own: for a voided invoice, and for a credit note.
 
 _COUNTER = """
 INSERT INTO charge (organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency,
@@ -111,10 +111,10 @@ def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
     return back
 
 
-# What the ledgers say is owed and not charged yet, as rows of charges: one statement for each kind of fact.
+# Uncharged facts of the ledgers in the form of charges: one statement for each kind of fact.
 #
-# The same statement is read by a draft and written by an invoice, by the keeper, and by a flush in the
-# transaction that stores the fact. Each row names its fact, so repeated deliveries are charged once.
+# The same statement is read for a draft, and stored as charges by an invoice, by the keeper, and by a flush
+# in the transaction that stores the fact. Each row names its fact, so repeated deliveries are charged once.
 
 _COLUMNS = (
     "organization_id, kind, period_start, period_end, quantity, unit_price, amount, currency, source,"
@@ -437,7 +437,7 @@ def _missing(
     ]
 
 
-# Charges as lists show them, and who has something that is known and not charged.
+# Charges for lists, and the organizations with uncharged facts.
 
 # Days that are over; in advance also today, whose cycle has begun.
 _BEGUN = "cast(:today AS date) + CASE WHEN billing = 'advance' THEN 1 ELSE 0 END"

@@ -34,11 +34,11 @@ from persistence.entity import EntityWrite, id_in
 from persistence.resources.app_users import acting
 from persistence.tables import credit_addition, credit_price
 
-# Credits that are used beyond the balance: what a credit of it costs, what of it is owed for and given back.
+# Debt: credits used beyond the balance, their price, their billing and their refund.
 #
-# What no addition paid is debt, by the day it was used on and the price it then had. An addition that covers
-# some of it before an invoice has it takes its charge back, since the addition has a price of its own. What
-# an invoice has billed stays billed; the payer of the invoice gets as many credits, once.
+# Use that no addition paid is debt, by the day of use and the price on that day. An addition that covers debt
+# before an invoice bills it cancels its charge, since the addition has a price of its own. Debt that an
+# invoice has billed stays billed; the payer of the invoice gets as many credits, once.
 
 POSTPAID = "postpaid"
 
@@ -378,9 +378,9 @@ def _grant(addition_id: int, row: Any) -> CreditGrant:
     return CreditGrant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
 
 
-# Use beyond a plan or a balance costs, and one move may come to so much of it.
+# The maximum price of one movement beyond a plan or a balance.
 #
-# Such use is told, not asked for: nothing refuses it later, so it is looked at where it is taken in.
+# Such use is reported after the fact and cannot be refused later, so it is checked on arrival.
 
 _OVERAGE_PRICES = text("""
 SELECT t.id, CASE WHEN p.overage_policy = 'bill' THEN

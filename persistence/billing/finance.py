@@ -16,16 +16,17 @@ from gateway.core.billing.finance import SUPPLY, LegPlace, ReportPeriod, tax_by_
 from persistence import engine as engines
 from persistence.billing.payments import rest_before
 
-# The double-entry view of owed, billed and paid amounts: legs of entries, made again from rows that stay.
+# The double-entry view of owed, billed and paid amounts: legs of entries, computed from rows that never
+# change.
 #
-# Each entry adds up to nothing; an amount above zero is a debit. A charge is of the last instant of its
-# supply while the month of that is open (`entered_at` in the schema), else of the moment its row was made, as
-# all others are. Charges ahead are deferred until they are supplied. A charge that an invoice made void owes
-# again, and the one it takes back, are no entries: nothing was supplied or taken away.
+# The legs of an entry add up to zero; a positive amount is a debit. A charge is entered at the last instant
+# of its supply while that month is open (`entered_at` in the schema), else when its row is stored, as all
+# other entries. Charges in advance are deferred until they are supplied. A charge that a voided invoice
+# restores, and the one that it reverses, are no entries: nothing was supplied or withdrawn.
 #
-# Credits that were sold earn what they cost as they are drawn: used, expired, taken back. What an addition
-# has earned follows from all that is known of it, rounded to nano-units; an entry moves the difference. So
-# what it earned and what it has deferred come to what it was sold for, at each moment.
+# Sold credits earn their price as they are drawn: used, expired, or taken back. The earned amount of an
+# addition is computed from all its known movements, rounded to nano-units; an entry has the difference. So
+# the earned and the deferred amount always add up to the addition's price.
 
 
 # A payment at the same microsecond as the write-off of its invoice is still an entry of `receivables`.

@@ -188,7 +188,7 @@ def rest_of(connection: Connection, invoice_id: int) -> Decimal:
     return rest
 
 
-# Copies in an invoice besides its lines: seller, buyer, terms, and the invoices it corrects.
+# Data copied into an invoice besides its lines: seller, buyer, terms, and the invoices that it corrects.
 
 _CORRECTED = text("SELECT number, finalized_at FROM invoice WHERE id = :id")
 # The invoices that billed the supplies that this one refunds: the same supply, or the latest of the kind.
@@ -466,7 +466,7 @@ def _document(letterhead: Letterhead, known: InvoiceInputs, left: str) -> Docume
     return replace(made, notes=(*made.notes, left)) if left else made
 
 
-# PDF and XML of final invoices: made once, kept with their digest, and never another one.
+# PDF and XML of final invoices: created once, stored with their digest, and never replaced.
 
 DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
 

@@ -26,7 +26,7 @@ from persistence.billing.proration import segment_of
 from persistence.entity import Entity, EntityWrite, id_in, lock, require
 from persistence.tables import invoice, invoice_line, invoice_sequence, organization, tax_rate
 
-# Numbers of invoices: given out in the transaction that finalizes, so that a year's have no gap.
+# Invoice numbers: assigned in the transaction that finalizes, so that a year's numbers have no gap.
 
 NUMBER_DIGITS = 6
 
@@ -42,7 +42,7 @@ def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[
     return [f"{series}-{number:0{NUMBER_DIGITS}d}" for number in range(upto - count + 1, upto + 1)]
 
 
-# Which uses stand behind a final invoice: the credits it told of, and how far its accounts are covered.
+# The uses of a final invoice: the credits that it mentions, and the covered movements of its accounts.
 
 _TELL = text("""
 WITH told AS (
@@ -93,7 +93,7 @@ def covers_of(connection: Connection, since: Mapping[int, date]) -> dict[int, Ro
     return {row.id: row.covers for row in connection.execute(_COVERS, here)}
 
 
-# Which invoices are of one source alone, and what keeps one from being made.
+# One-off invoices of a single source, and the obstacles to creating one.
 
 NOTHING_OWED = "Nothing of this source is owed that no invoice has."
 
@@ -128,10 +128,10 @@ def only_of(row: Row) -> Wanted | None:
     return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
 
 
-# What organizations are taxed with, by the day of supply: rows that are only added to.
+# Tax rates of organizations by the day of supply: append-only rows.
 #
-# An organization without rows has the rate of its own column on all days. With its first row that rate
-# becomes one too, from the first day there is.
+# An organization without rows has the rate of its own column on all days. With its first row, that rate
+# becomes a row too, from the first possible day.
 
 # Maximum for one organization, as a finalized invoice reads them all.
 TAX_RATES_MAX = 1_000
@@ -298,10 +298,9 @@ def keep_lines(
     return {invoice_id: sum((line.amount for line in lines), Decimal(0)) for invoice_id, lines in of.items()}
 
 
-# What invoices say besides their charges: what they are called, what earlier ones billed of the same.
+# The data of invoices besides their charges: names, and the amounts that earlier invoices billed.
 #
-# Charges are gathered, never computed again from what they are for. Each statement reads of many
-# organizations.
+# Charges are collected, never computed again from their facts. Each statement reads for many organizations.
 
 _WANTED = """unnest(cast(:organizations AS bigint[]), cast(:starts AS date[]), cast(:ends AS date[]))
     AS w (organization_id, start, until)"""
@@ -434,7 +433,7 @@ def _units_before(
     return found
 
 
-# The charges of an invoice, each with its line: of a final one as stored, of a draft as they would be.
+# The charges of an invoice, each with its line: as stored for a final one, as of today for a draft.
 
 # Charges reversed because it was voided were on it all the same.
 _BILLED = text("""

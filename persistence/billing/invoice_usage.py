@@ -30,9 +30,9 @@ from persistence import engine as engines
 from persistence.billing.invoice_build import Box, Cover, boxes
 from persistence.billing.invoice_lines import NumberedLine, NumberedLines, placed
 
-# How PostgreSQL writes the uses behind an invoice as CSV: a slice of an account's movements at a time.
+# PostgreSQL writes the uses of an invoice as CSV: one slice of an account's movements at a time.
 #
-# The server joins, multiplies and writes; what comes is passed on as it is. No cell is a formula, as in
+# The server joins, multiplies and formats; its output is passed on unchanged. No cell is a formula, as in
 # `gateway/core/text.py`.
 
 NO_SERVICE = 0
@@ -242,10 +242,10 @@ SELECT max(l.seq), least(min(l.at), min(e.used_at)), greatest(max(l.at), max(e.u
 SUMS = f"SELECT line, sum(amount) FROM ({_UNITS}) AS l WHERE line IS NOT NULL GROUP BY 1"  # noqa: S608  # our own words
 
 
-# What lines of an invoice are charged for that is no request: fees, tokens beyond a plan, credits, tax.
+# CSV rows for charges that are no requests: fees, tokens beyond a plan, credits, tax.
 #
-# Requests of units have rows of their own. What rounding took or gave is a row, so that a line's rows add up
-# to the line.
+# Requests with units have rows of their own. Rounding differences are a row, so that a line's rows add up to
+# the line.
 
 ROUNDING = "rounding"
 

@@ -54,11 +54,11 @@ def rest_before(moment: str) -> str:
                         WHERE a.note_id = i.id AND a.created_at < {moment}), 0)"""  # noqa: S608  # our own words
 
 
-# Credit of notes, applied to invoices: rows that are only added, below zero where they are taken back.
+# Credit of notes, applied to invoices: append-only rows, negative for a reversal.
 #
-# A note gives back what is left to pay of the invoice that it corrects. The rest is open credit of its
-# organization. The caller holds the organization, and settles the invoices that are answered. A feature that
-# collects money somewhere else has a balance of its own there.
+# A note first refunds the amount due of the invoice that it corrects. The rest is open credit of the
+# organization. The caller has locked the organization, and settles the returned invoices. A feature that
+# collects payments elsewhere has a credit balance of its own there.
 
 _LEFT = rest_before("'infinity'")
 _HERE = " AND ".join(f"NOT ({each.elsewhere})" for each in invoice_listeners()) or "true"
@@ -430,7 +430,7 @@ APPLICATIONS = Entity(
 )
 
 
-# Credit notes: a draft has lines of the invoice turned round, and a final one gives back their charges.
+# Credit notes: a draft has the invoice's lines with the opposite sign, a final note refunds their charges.
 
 _GIVEN = text("""
 SELECT l.corrects_position AS position, -sum(l.amount) AS amount

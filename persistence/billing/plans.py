@@ -114,7 +114,7 @@ SUBJECT = Entity(
 )
 
 
-# A tenant's ledger of a plan that ended: resets and plans, and later reports behind them.
+# A tenant's ledger around an ended plan: resets, plan changes, and late reports of use.
 
 # Maximum of resets and plan changes that are read before a change; a cycle has few.
 TURNS_MAX = 400
@@ -317,8 +317,8 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
     return turns, seqs
 
 
-# Which cycle of a tenant's tokens a moment lies in, and by which plan's policy it was used. Moments of many
-# tenants are asked for by one statement.
+# The token cycle of a moment, and the plan under which tokens were used then. One statement answers for the
+# moments of many tenants.
 
 # A tenant's id, and a moment at which the tenant used tokens.
 Use = tuple[int, datetime]
@@ -398,7 +398,7 @@ def _select_uses(connection: Connection, statement: str, uses: Collection[Use], 
     return {use for use, fits in zip(uses, found, strict=True) if fits}
 
 
-# What the cycle of tokens that a tenant has was sold with, whatever its plan was changed to since.
+# The terms with which a tenant's current token cycle began, regardless of later changes of the plan.
 
 MONTHLY = "monthly"
 # The terms of a plan that are fixed when a cycle begins.

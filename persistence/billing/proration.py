@@ -61,7 +61,7 @@ def segment_of(row: Any) -> PlanSegment:
     )
 
 
-# Days of subscriptions as charges: those that are not charged yet, and those that a segment lost.
+# Days of subscriptions as charges: days not charged yet, and days that a segment lost.
 
 _SEGMENTS = text("""
 SELECT * FROM subscription_segment WHERE organization_id = ANY(cast(:organizations AS bigint[]))
@@ -449,9 +449,9 @@ def _charge(row: Any, rest: EarlyUse) -> SupplyCharge:
     )  # fmt: skip
 
 
-# The rest to the minimum of a cycle of a subscription, once the cycle is over.
+# The shortfall to the minimum of a subscription's cycle, once the cycle is over.
 #
-# Late reports count on the day of supply: then some of the charge is given back, by a row.
+# Late reports count on the day of supply: then a part of the charge is refunded by another row.
 
 _COMMITTED_SEGMENTS = text("""
 SELECT * FROM subscription_segment AS s

@@ -137,10 +137,10 @@ def _at(now: datetime, grace_hours: int) -> dict[str, Any]:
     return {"now": now, "today": now.astimezone(UTC).date(), "grace": grace_hours}
 
 
-# Months and fees in advance of many organizations, drafted or final in one transaction: each as alone.
+# Invoices of months and fees in advance for many organizations in one transaction, each as if alone.
 #
-# A question costs the same for one and for many, so a batch is asked for. Numbers come last: others wait
-# for them until the commit.
+# A query costs the same for one organization and for many, so each reads a batch. Numbers are assigned last,
+# as others wait for them until the commit.
 
 _NEW = text("""
 INSERT INTO invoice (organization_id, period_start, period_end, currency)

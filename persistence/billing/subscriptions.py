@@ -35,10 +35,11 @@ from persistence.tables import (
     subscription_term,
 )
 
-# What subscription plans cost since when for all who have them.
+# The dated prices of subscription plans.
 #
-# A price that is changed by hand is that of subscriptions to come. One that reaches all counts in `reprices`
-# of its plan when its day comes; a subscription says how many of them its fee follows.
+# A price changed in the plan applies to later subscriptions only. A price set by `/reprice` reaches all
+# subscribers: on its day it increases the plan's `reprices`, and a subscription stores how many of them its
+# fee includes.
 
 # The price of a cycle: the plan's column, and a factor. A quarter is three months.
 COSTS = {"monthly": ("monthly_cost", 1), "quarterly": ("monthly_cost", 3), "annual": ("annual_cost", 1)}

@@ -76,11 +76,12 @@ def refuse_while_waiting(change: EntityWrite) -> None:
         raise Conflict("Credits wait for this invoice; write a credit note, and they are not given.")
 
 
-# Credits that are bought by themselves: ordered while a balance is at its threshold.
+# Automatic top-ups: credits are ordered when a balance falls to its threshold.
 #
-# The transaction that stores a movement writes the order at once. The clock looks at the balance as well: a
-# month begins without a movement, and a refused call makes none. The keeper makes an addition of an order. An
-# organization has one open order at most: until its credits are in the account, or nobody will give them.
+# The transaction that stores a movement stores the order at once. The keeper's clock checks balances as well,
+# as a month begins without a movement and a refused call makes none. The keeper turns an order into a credit
+# addition. An organization has at most one open order: until the credits are in the account, or the order is
+# abandoned.
 
 # At most this many a month (UTC), including abandoned ones.
 ORDER = """

@@ -276,9 +276,9 @@ def _conflict(placed: Placed, one: AccountMovement, found: object, content: obje
     return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
 
 
-# Accounts that contradict what is stored, as the writer stops them and lets them go on.
+# Quarantine: accounts with contradictions are stopped by the writer, and released.
 #
-# What stopped an account stays in the outbox until a person has said what it is worth.
+# The entries of a stopped account wait in the outbox until a person decides.
 
 # By account: the time (Unix ms) up to which a person accepted contradictions, and the reason.
 Accepted = Mapping[str, tuple[float, str]]

@@ -224,7 +224,7 @@ def _here(account: str, seq: int) -> dict[str, Any]:
     return {"account": account, "id": int(account.partition(":")[2]), "seq": seq}
 
 
-# Proof that the rows agree with each other: views that must be empty. They read all rows that are there.
+# Invariants between rows: views that must be empty. They read all stored rows.
 
 INVARIANTS = (
     "chain",

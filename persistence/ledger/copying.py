@@ -29,10 +29,10 @@ from persistence.ledger.rows import (
     reclaimed_facts,
 )
 
-# The users that requests name: made on first sight, remembered by this process.
+# Users named by requests: created when first seen, cached by this process.
 #
-# A name costs one look-up, however many are made up: new users are counted once an organization and
-# batch, and a name over its organization's limit is not asked for again for a while.
+# Many invented names cost one query: new users are counted once for each organization and batch, and a name
+# beyond the organization's limit is not looked up again for a while.
 
 NEW_USERS_A_DAY_MAX = 10_000
 REMEMBERED_MAX = 200_000
@@ -118,11 +118,11 @@ def storable(names: Iterable[Name]) -> list[Name]:
     return sorted(name for name in names if 0 < len(name[1]) <= NAME_LENGTH_MAX and "\0" not in name[1])
 
 
-# Notes the days of request ids given by a clock that is ahead of Redis' by more than a day.
+# Stores the days on which request ids were given by a clock that is more than a day ahead of Redis'.
 #
-# An id says when its request began, and its rows are looked for from there on. So a writer of an earlier row
-# says so in the same transaction, a day of ids a row, however many there are. Of use that did not pass the
-# gateway its event says when that was, by a keeper's clock at the latest.
+# An id contains the time of its request, and a request's rows are searched from that time on. So the writer
+# of an earlier row stores the day of the id in the same transaction, one row for each day. For use outside of
+# the gateway the event has the time, at most a keeper's own.
 
 _NOTE = """
 INSERT INTO clock_ahead AS c (day, since) SELECT * FROM unnest(%s::date[], %s::timestamptz[])

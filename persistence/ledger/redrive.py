@@ -58,10 +58,10 @@ from persistence.ledger.rollup import RollupDelta, add_up
 from persistence.ledger.rows import stored_text
 from persistence.tables import call
 
-# Refused calls as they are stored: rows of the journal, and counts of the roll-ups, in one transaction.
+# Refused calls: rows of the journal, and counts of the roll-ups, stored in one transaction.
 #
-# A worker's batches are numbered: one whose number was stored is passed over, so that it counts once. Names
-# that callers make up are bounded by organization and day; no user is made for a refused call.
+# A worker numbers its batches: a number that is stored already is skipped, so that a batch counts once. Names
+# that callers invent are limited by organization and day; a refused call creates no user.
 
 # Maximum of one organization and day: combinations of user, project and model.
 NAMED_A_DAY_MAX = 1_000
@@ -219,10 +219,9 @@ def _row(
     }
 
 
-# A transaction of the Admin API's store, as the writer's code sees a connection of its own.
+# Adapts a transaction of the Admin API's store to the interface that the writer's code uses.
 #
-# What becomes a row is stored by the same code wherever it comes from; this is the little of
-# psycopg's blocking connection that it uses.
+# All rows are stored by the same code; this is the part of psycopg's blocking connection that it needs.
 
 Params = Sequence[Any] | Mapping[str, Any]
 

@@ -46,10 +46,10 @@ from persistence.ledger.rows import (
 )
 from persistence.ledger.statements import SUM_MAX, added, bounded, columns_of
 
-# What calls add up to by hour, and by everything that is asked by.
+# Sums of calls by hour and by every dimension of reports.
 #
-# Pure. Each call is in one row of its hour; a correction takes the call out as it was and puts it in as it
-# is. What hours add up to in other spans, PostgreSQL adds up (`usage_spans.ROLL_UP_CALLS`).
+# Pure. Each call is in one row of its hour; a correction subtracts the call's old row and adds the new one.
+# PostgreSQL sums hours into longer spans (`usage_spans.ROLL_UP_CALLS`).
 
 # Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency.
 UsageBucket = tuple[int, int, int, int, int, int, int, str, str]
@@ -103,7 +103,7 @@ def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple
 
 # The SQL that adds a batch of hours to the roll-ups of every span.
 #
-# One statement, so that every adder of calls bounds their names and reaches every span.
+# There is only one statement, so that all writers limit names and reach every span.
 
 # The maximum of models and of projects that are counted by name for an organization's day.
 MODELS_A_DAY_MAX = 500
@@ -185,12 +185,11 @@ SELECT {", ".join(f"{_SHOWN[each]} AS {each}" if each in _SHOWN else each for ea
 {ADD_HOURS}"""  # noqa: S608  # our own words
 
 
-# What entries use of budgets, added up by window.
+# Use of budgets by entries, summed by window.
 #
-# An entry says which windows it moved in the counters, and by how much: by the same it moves them here, once.
-# Rows stored by their place in an account move them at the same time. What moves no account has no place: it
-# counts where it is newer than all that was stored of its partition. A window counts as far as the counters
-# do.
+# An entry lists the windows that it moved in the counters, and by how much: the same amounts are added here,
+# once. Rows with a seq of their account are stored once, and their use with them. An entry without one counts
+# if it is newer than all stored entries of its partition. A window counts as far as the counters do.
 
 # The leading columns of a row that a run's use needs: the run's own row has its owner.
 _OF_RUNS = 7
@@ -310,9 +309,10 @@ def _newer(connection: Connection[Any], noted: Sequence[Placed]) -> list[Placed]
     return [placed for placed in noted if stream_place(placed[1][0]) > newest.get(placed[0], start)]
 
 
-# Units reported after they were supplied, and corrections of them: by days, in a roll-up.
+# Units reported after their day of supply, and corrections: by days, in a roll-up.
 #
-# They are charged by the day of their supply, so that they have its tax. Knows nothing of prices or taxes.
+# They are charged by the day of their supply, so that they have its tax. This knows nothing of prices or
+# taxes.
 
 _CORRECTS = int(EventKind.ADJUST)
 _FIRST_DAY = date(1970, 1, 1).toordinal()

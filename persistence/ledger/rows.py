@@ -42,7 +42,7 @@ from persistence.ledger import statements
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
 from persistence.ledger.statements import bounded
 
-# What the units of an entry cost, by tier: as roll-ups add them up, and as its row says it. Pure.
+# The price of an entry's units, by tier: as in roll-ups and ledger rows. Pure.
 
 PRICES_MAX = 1_024
 
@@ -316,9 +316,10 @@ def json_field(document: bytes) -> bytes:
     return _LENGTH(len(document) + 1) + b"\1" + document if document else NULL
 
 
-# The journal's row of a call, as COPY reads it: what it used, what it cost, whose it was.
+# The journal's row of a call, packed for COPY: its use, cost and owner.
 #
-# Pure. A text of an upstream or a caller never keeps a charge from being stored: it is cut and cleaned here.
+# Pure. Texts of an upstream or a caller never prevent a charge from being stored: they are cut and cleaned
+# here.
 
 # The failure of a call whose gateway died.
 RECLAIMED = "reclaimed"
@@ -477,11 +478,10 @@ def _tools_of(counts: dict[str, int]) -> bytes:
     )
 
 
-# Which entries are rows of the journal: one row a call, whatever it moved, and however often it comes.
+# Selects the entries that become rows of the journal: one row for each call, however often it is delivered.
 #
-# What moves an account is stored once by its place there. What moves none, as a call that failed or rode
-# free, is known again by its row. What settled late, or corrects what was charged, changes the row that is
-# there.
+# An entry that moves an account is recognized by its seq. One that moves none, such as a failed or free call,
+# is recognized by its stored row. A late settlement, or a correction, changes the stored row.
 
 _JOURNAL_CONSUMED, _ADJUSTED, _LATE = int(EventKind.CONSUME), int(EventKind.ADJUST), int(EventNote.LATE)
 

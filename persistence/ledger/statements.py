@@ -16,9 +16,10 @@ from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.billing.charges import OVERAGES, PURCHASES, driver_level, insert_of
 from persistence.keeper.retention import SINCE_BEGAN
 
-# Sums that stop no flush: what is beyond a column's largest number is stored as that number, and stays it.
+# Sums that never stop a flush: a sum beyond a column's range is stored as the largest number, and stays so.
 #
-# Pure. Such a row says "so much or more": nothing is taken out of it again, and no invariant speaks of it.
+# Pure. Such a row means "at least this much": nothing is subtracted from it again, and no invariant includes
+# it.
 
 # The largest bigint; sums are limited to this distance from 0.
 SUM_MAX = 2**63 - 1
@@ -344,7 +345,7 @@ def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-# The lock of a partition: who has it may store what its outbox has.
+# The lock of a partition: its holder may store the entries of the partition's outbox.
 
 # A session lock would outlive a frozen flusher; this one ends with the transaction.
 LOCK = """

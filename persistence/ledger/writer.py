@@ -48,11 +48,11 @@ from persistence.ledger.guard import (
 )
 from persistence.ledger.rollup import add_up
 
-# What to do with entries PostgreSQL refuses, so that the rest of their batch can be stored.
+# Handles entries that PostgreSQL refuses, so that the rest of their batch can be stored.
 #
-# A row that is there already stops its account. Unreadable metadata is set aside and the charge
-# stands: nobody escapes a bill by what he writes into a header. Anything else becomes a dead
-# letter, raw, and a listed gap of its own account.
+# A row that exists already stops its account. Unreadable metadata is set aside and the charge is stored:
+# nobody escapes a bill by the contents of a header. Any other entry becomes a dead letter with its raw bytes,
+# and a listed gap of its account.
 
 SET_ASIDE = b'{"unreadable":true}'
 

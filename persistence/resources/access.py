@@ -66,9 +66,9 @@ from persistence.tables import (
     used_sign_in,
 )
 
-# Sessions of the console: digests only, bounded, over by themselves.
+# Sessions of the console: stored as digests, limited in number, and expiring.
 #
-# Beginning and end of a session are writes like any other, so both are in the audit log.
+# The start and end of a session are writes like any other, so both are in the audit log.
 
 # Maxima of sessions: of all organizations together, of one organization, and of staff. Separate, so that
 # nobody ends the sessions of others by beginning many.
@@ -189,7 +189,7 @@ def end(change: EntityWrite) -> Row:
 SESSION_SUBJECT = Entity(console_session, verbs={"create": create_session, "end": end})
 
 
-# Who changed what, and when: written in the transaction of the change.
+# The audit log: who changed what, and when; stored in the transaction of the change.
 
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
@@ -316,11 +316,10 @@ AUDIT_SUBJECT = Entity(
 )
 
 
-# First answers by idempotency key: one write per key and caller, kept for 30 days.
+# Idempotency keys: one write for each key and caller; the first answer is kept for 30 days.
 #
-# The key is written in the transaction of the write itself: both are there or neither is. A
-# request that died between its commit and its answer is answered from what was committed, once
-# no request can still be running.
+# The key is stored in the transaction of the write: both are stored or neither. A request that failed between
+# its commit and its answer is answered from the committed data, once no request can still be running.
 
 KEPT = timedelta(days=30)
 EXPIRED_SWEPT_MAX = 20
@@ -402,7 +401,7 @@ def _running() -> Conflict:
     return Conflict("The first request with this Idempotency-Key is still running.")
 
 
-# Credentials that are no secret: an issuer's subject stands for them, and each is claimed once.
+# Credentials without a secret: the subject of an issuer's signed tokens, claimed by one credential only.
 
 DIGEST_CHARACTERS = 64
 # Prefix for the digest of a revoked credential whose subject was claimed again. No real digest begins so.

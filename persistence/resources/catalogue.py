@@ -85,10 +85,10 @@ from persistence.tables import (
     token_plan,
 )
 
-# No price is stored that the business model of its service cannot use: a call could not be charged by it.
+# A price must fit the business model of its service: otherwise a call could not be charged.
 #
-# What holds after a change is checked, in its own transaction: the service's price, and the prices of
-# organizations that follow the service or go another way.
+# The state after a change is checked, in the same transaction: the service's price, and the prices of
+# organizations with and without a business model of their own.
 
 # Changes of other fields do not affect the cost of calls.
 _DECIDING = frozenset({"pricing", "business_model_id", "service_type", "meter", "service_id"})
@@ -393,7 +393,7 @@ SUBSCRIPTION_PLANS = Entity(
 )
 
 
-# What models cost: added to and never changed; a new price is announced to every gateway.
+# Prices of models: append-only; a new price reloads every gateway.
 
 # Every gateway loads all of them; the bundled list has some 1,300.
 IN_FORCE_MAX = 20_000

@@ -62,9 +62,9 @@ from persistence.tables import (
     usage_daily,
 )
 
-# Who decided about a row, kept in it as the audit log keeps it, and what an organization is told of that.
+# The person who decided about a row, stored as in the audit log, and as shown to an organization.
 #
-# The columns are `…by`, `…issuer`, `…identity` and `…person`, behind a word of the table's own.
+# The columns are `…by`, `…issuer`, `…identity` and `…person`, after a word of the table's own.
 
 _token = admin_token.c
 
@@ -294,10 +294,10 @@ QUARANTINE_SUBJECT = Entity(
 )
 
 
-# Entries that could not become rows, and settlements that may be rows or not.
+# Dead letters: entries that could not become rows, and settlements that may be stored or not.
 #
 # They are listed, retried, or resolved with a reason. A dead letter keeps its raw bytes for ever. Resolving
-# one leaves its place a listed gap, which is on file with its reason; driving it again fills the place, once.
+# one leaves a listed gap in its account, with the reason; a redrive fills the gap, once.
 
 _OWNER = text("SELECT id FROM organization WHERE id = :organization AND deleted_at IS NULL")
 
@@ -384,7 +384,7 @@ def _asked(_: EntityWrite) -> Row:
 MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _asked})
 
 
-# What comparing found, kept; and repairs: a drift that is stored and an intent that makes it good.
+# Results of reconciliations, and repairs: a stored drift, and the control write that corrects it.
 
 ITEMS_KEPT_MAX = 1_000
 # Advisory lock class 7813: the keeper that compares all accounts.

@@ -207,8 +207,8 @@ ORGANIZATION_SUBJECT = Entity(
 
 # Tenants, and the actions that move their quota.
 #
-# Who is shut out makes no other to call by: staff alone delete a tenant that they blocked, and where all of
-# an organization are blocked, its own people make none.
+# Blocked people cannot evade a block: only staff delete a tenant that staff have blocked, and if all tenants
+# of an organization are blocked, its own people create none.
 
 # A block or unblock counts once it is stored, even before the counters apply it.
 _IS_BLOCKED = """coalesce((

@@ -220,9 +220,9 @@ def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:
     return func.date_trunc(interval, _here.start, "UTC")
 
 
-# Figures for people to look at: names by id, quotas by tenant, use by day and service.
+# Figures for pages: names by id, quotas by tenant, use by day and service.
 #
-# Every query is bounded: by the ids asked for, by days, or by rows.
+# Every query is bounded: by the given ids, by days, or by rows.
 
 # An owner's exact use by day and service, from roll-ups. Units that are money are left out.
 _ORGANIZATION_DAYS = text(f"""

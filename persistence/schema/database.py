@@ -45,7 +45,7 @@ FORGET_NAMES = text(
 )
 
 
-# Checks before a month of calls goes: until it is billed they may be rated again, or amended.
+# Checks before a month of calls is dropped: until it is billed, its calls may be rated again or amended.
 
 # The number of rows of each kind that a message names; the rest is counted.
 NAMED_MAX = 5

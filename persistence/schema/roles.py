@@ -239,7 +239,7 @@ async def refuse_unfit(
         raise StartError(f"PostgreSQL: {found.complaint()}")
 
 
-# Under which peppers the credentials are that somebody may still use.
+# The peppers of credentials that can still be used.
 
 _IN_USE = """
 SELECT pepper, count(*) FILTER (WHERE is_key), count(*) FILTER (WHERE NOT is_key) FROM (

@@ -71,7 +71,7 @@ class SchemaStatus(NamedTuple):
         return self.version is not None and self.version not in known and self.version > known[0]
 
 
-# Who may do what in PostgreSQL, as `grants.sql` says: each migrate grants and revokes what differs.
+# The grants in PostgreSQL, from `grants.sql`: each migrate grants and revokes only differences.
 #
 # Writer and reader are roles named after the database, since a server shares its roles among databases.
 

@@ -96,9 +96,9 @@ PAGING = (
 )
 
 
-# Examples: requests to the Admin API, written by hand; answers, made from its schema.
+# Examples: hand-written requests to the Admin API, and answers generated from its schema.
 #
-# An example of a body is one that works for rows that are there; a test checks each against its model.
+# An example body must work for existing rows; a test validates each one by its model.
 
 # Example bodies by model. A test fails for a model without one.
 BODIES: Mapping[str, Json] = {

@@ -141,10 +141,9 @@ def shown(row: Row, groups: tuple[str, ...]) -> Row:
     return {name: item[name] for name in columns_of(groups)}
 
 
-# Rows of usage as Parquet, in pieces: what is written is given away at once, so that no file is kept whole.
+# Usage rows as Parquet, in pieces: written bytes are sent at once, so that no file is kept in memory.
 #
-# Times are timestamps of UTC, money is decimals of nine digits (twelve of charges), counts are 64-bit
-# integers.
+# Times are UTC timestamps, money has nine decimals (twelve for charges), counts are 64-bit integers.
 
 # The digits of a 128-bit decimal, which suffice for the sum of an organization's costs.
 DIGITS, DECIMALS = 38, 9
@@ -239,7 +238,7 @@ class _ByteSink(io.RawIOBase):
         return taken
 
 
-# Files of usage: the report as CSV and Parquet; of any size, page by page.
+# Files of usage: the report as CSV and Parquet, of any size, page by page.
 
 PAGE_ROWS = 10_000
 

@@ -189,10 +189,10 @@ def row_id(request: web.Request) -> int:
     raise NotFound
 
 
-# `/letters`: what waits for a person to decide, and the same decision for many of it at once.
+# `/letters`: the numbers of undecided dead letters and accounts, and one decision for many of them.
 #
-# Each row is decided as by its own action: in a transaction of its own, with its own line in the audit log.
-# So a refused one stops no other. A repeated or interrupted request decides nothing twice.
+# Each row is decided as by its own action: in its own transaction, with its own entry in the audit log. So
+# one refused row does not stop the others. A repeated or interrupted request decides nothing twice.
 
 REPORT = REPORTS["letters"]
 DECIDE = "decide"
@@ -376,10 +376,10 @@ def _said(name: object) -> str | None:
     return name[:TEXT_CHARS_MAX].replace("\x00", "\N{REPLACEMENT CHARACTER}")
 
 
-# Who may work with a whole configuration at a time: everybody has a share of their own, and it is bounded.
+# The limits of configuration uploads: each organization, and staff, have slots of their own.
 #
-# The people of one organization never take the turns of others, least of all those of staff. Work ends when
-# its client hangs up.
+# Uploads of one organization never use the slots of others or of staff. Work is cancelled when its client
+# disconnects.
 
 T = TypeVar("T")
 
@@ -468,7 +468,7 @@ async def until_client_leaves(request: web.Request, work: Coroutine[Any, Any, T]
     return doing.result()
 
 
-# `/configuration`: what is written down of it, what a file would change, and that it is applied.
+# `/configuration`: export it, plan the changes by files, and apply them.
 
 CONFIGURATION_BYTES_MAX = STAFF.bytes_max
 CONFIGURATION_REPORT = REPORTS["configuration"]
@@ -547,7 +547,7 @@ async def _shown(mine: AdminPorts) -> web.Response:
     return await in_thread(answer, 200, await export(mine))
 
 
-# `/programs`: which gateway workers and keepers run.
+# `/programs`: the running gateway workers and keepers.
 
 PROGRAMS_REPORT = REPORTS["programs"]
 
@@ -566,7 +566,7 @@ async def running_programs(ports: AdminPorts) -> Row:
     return PROGRAMS_REPORT.render(await ports.programs())
 
 
-# `/activity`: which tenants are busy now, and what they are refused for, over all gateways.
+# `/activity`: the tenants that are busy now, and the reasons of their refused calls, over all gateways.
 
 ACTIVITY_REPORT = REPORTS["activity"]
 
@@ -589,7 +589,7 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
     app.router.add_get(f"{root}/activity", show)
 
 
-# `/prices/quote`: what a call would cost at a time, line by line, by the price it would have.
+# `/prices/quote`: the cost of a call at a time, line by line, by the price in force then.
 
 # Groups of counts with free names, and the form of these names.
 _NAMED = {"tools": "NAME", "images": "SIZE/QUALITY"}

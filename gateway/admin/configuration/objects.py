@@ -245,7 +245,7 @@ def _parts(target: Resource, value: Mapping[str, object], depth: int) -> Iterato
             raise ValueError(f"must have a text as its {said}")
 
 
-# What names a row, and what it has: of objects and of rows alike.
+# The identifying values and the other values, of objects and of rows alike.
 
 Identity = tuple[object, ...]
 # A row: its kind and id.

@@ -312,7 +312,7 @@ def _stays(resource: Resource, row: Row, name: str, value: object) -> str:
     return f"cannot be changed: it stays {resource.render(row)[name]}, not {value}"
 
 
-# The rows as configuration files say them. Applying such a file again changes nothing.
+# Export: the rows in the form of configuration files. Applying such a file again changes nothing.
 
 ROWS_MAX = 100_000
 LEFT_OUT_MAX = 100

@@ -274,9 +274,9 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
     return found
 
 
-# Rows that files were applied to before, by the files' names for them: renaming one changes nothing.
+# Rows that earlier applies had for the names in files: renaming a row elsewhere does not break the link.
 #
-# A key that another stands in the place of is that other one.
+# A rotated key is followed to its replacement.
 
 # Maximum of replacements that are followed since the last apply; beyond it, the row is created again.
 FOLLOWED_MAX = 100

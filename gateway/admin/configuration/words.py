@@ -147,7 +147,7 @@ def _document(value: object) -> object:
     return value
 
 
-# The likely spelling of a name that is not there. A few names are compared with some, so it is bounded.
+# Suggestions for unknown names. The number of comparisons is bounded.
 
 # Maxima of suggestions: of unknown names, of candidates, and of a name's length.
 SUGGESTED_MAX = 5

@@ -45,10 +45,10 @@ from gateway.core.credentials import Failures
 from gateway.core.text import csv
 from gateway.errors import NotFound, TollkeeperError, Unprocessable
 
-# The page of a link that somebody was mailed: may an organization have messages sent to them?
+# The page behind a link in a confirmation mail: may an organization have messages sent to this address?
 #
-# Who has the link needs no token. To open it changes nothing, since mail servers open links too: a button
-# does.
+# The link suffices, without a token. Opening it changes nothing, since mail servers open links too: only the
+# button does.
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
@@ -88,7 +88,7 @@ class Consents:
         return self._desk.answer(request, None, "consent.html", asked=asked)
 
 
-# Running programs: who runs which version, and who is too old for what is stored.
+# Running programs: their versions, and those too old for the stored data.
 
 
 PROGRAMS_SHOWN_MAX = 500
@@ -155,7 +155,7 @@ def _address(account: str) -> str:
     return f"/{page}/{number}" if page and number.isdigit() else ""
 
 
-# A list as a file: every row that its filters let through, streamed, and so many at most.
+# A list as a file: every row that matches the filters, streamed, up to a maximum.
 
 
 ROWS_MAX = 100_000

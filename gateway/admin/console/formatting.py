@@ -441,7 +441,7 @@ def _parts_of(value: Any) -> Iterator[str]:
     return (f"{100 * part:g} %" for part in value)
 
 
-# Use over time as stacked bars: heights for a drawing, exact amounts for the table beside it.
+# Use over time as stacked bars: heights for the drawing, exact amounts for the table next to it.
 
 SERIES_MAX = 6
 REST = "everything else"

@@ -61,10 +61,10 @@ from gateway.errors import (
     UnsupportedEncoding,
 )
 
-# Templates and static files: the only place that knows Jinja.
+# Templates and static files: the only place that uses Jinja.
 #
-# Everything a page shows passes through autoescaping, and characters nobody sees are escaped too; nothing
-# is ever marked as safe.
+# Everything on a page is autoescaped, and invisible characters are escaped too; nothing is ever marked as
+# safe.
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -153,9 +153,9 @@ def _seen(value: object) -> object:
     return visible(value) if type(value) is str else value
 
 
-# Values looked up every few seconds, for any number of viewers.
+# Values queried every few seconds, for any number of viewers.
 #
-# Who looks gets what was found last; only the first one waits, and not for long.
+# Viewers get the last result; only the first one waits, for a short time.
 
 T = TypeVar("T")
 
@@ -190,10 +190,10 @@ class CachedAnswer(Generic[T]):
             self._found = None
 
 
-# Who is signed in: a cookie that only names a session, and proof that a form came from a page of ours.
+# Sessions: a random cookie that identifies the session, and a token that proves that a form is our own.
 #
-# The cookie is random; the store keeps its digest and the digest of the token that was shown.
-# Each request looks the token up again, so a session ends with its token.
+# The store has only the digests of the cookie and of the token with which the person signed in. Each request
+# looks the token up again, so a session ends with its token.
 
 COOKIE = "tollkeeper_session"
 SESSION_S = int(LIFE_MAX.total_seconds())

@@ -37,7 +37,8 @@ from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row, refused_read, refused_write
 from gateway.errors import Forbidden, Unprocessable
 
-# The order of a list: as its rows came, either way round, or a bounded number of them by another column.
+# The order of a list: its rows' own, in both directions, or a bounded number of rows sorted by another
+# column.
 
 # Maximum of rows that can be sorted by a column: all of them are read for each page.
 SORTED_MAX = 1_000
@@ -420,10 +421,10 @@ def _midnight(name: str, text: str, days: int) -> str:
         raise Unprocessable(errors=((name, "must be a day such as 2026-01-31"),)) from error
 
 
-# The search of every page: a request id, the beginning of a key, a user's own id, a name.
+# The search on every page: by request id, the beginning of a key, a user's own id, or a name.
 #
-# It is sent as a form and answered in its own answer, so that a pasted text is in no address. Of a whole
-# key only the prefix that is shown everywhere is looked for or written on a page.
+# The form is posted and answered directly, so that a pasted text is in no address. Of a whole key only the
+# visible prefix is searched for or shown.
 
 _SECRET = re.compile(rf"({credentials.ADMIN_TOKEN}|{credentials.API_KEY})([0-9A-Za-z]+)", re.ASCII)
 # The search filter of each resource, and the fields shown next to a row's name.

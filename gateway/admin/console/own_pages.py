@@ -85,7 +85,7 @@ def or_home(page: Reading) -> Reading:
     return shown
 
 
-# My page: the keys, what is left of budgets, the last calls, and how to call.
+# The page `/me`: one's keys, the rest of one's budgets, the last calls, and example programs.
 
 
 async def show_me(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
@@ -282,7 +282,7 @@ async def _requests(wide: ConsoleShell, **filters: object) -> list[Row]:
     return [RESOURCES[REQUESTS].render(row) for row in page.rows]
 
 
-# Snippets: one for each SDK, with a model that somebody may use.
+# Example programs: one for each SDK, with a model that the person may use.
 
 _EXAMPLES = [family.example for family in reversed(ALL) if family.example is not None]
 # A name that needs no escaping in Python, JSON or a shell.
@@ -346,7 +346,7 @@ def _filled(text: str, base: str, model: str, path: str = "", body: str = "") ->
     return text.replace("{base}", base).replace("{model}", model)
 
 
-# The page of a team's lead: people and keys, who spends what, the budgets they set, and who asks for more.
+# The page of a team's lead: people and keys, spend by each, the team's budgets, and raise requests.
 
 MEMBERS_SHOWN = 50
 
@@ -385,7 +385,7 @@ async def show_team(desk: ConsoleShell, request: web.Request, signed: SignedInPe
     )  # fmt: skip
 
 
-# The page of a customer: the plan, the use, credits, and invoices.
+# The page of a customer: plan, use, credits and invoices.
 
 DOCUMENTS_SHOWN = 12
 

@@ -113,7 +113,7 @@ CONFIRMED = {
 
 # Reads the facts that a row's page shows beyond its fields.
 Extras = Callable[[ConsoleShell, web.Request, Row], Awaitable[Mapping[str, Any]]]
-# What a call's page shows beyond its fields: what it used by kind, and its cost line by line.
+# The facts of a call's page: its use by kind, and its cost line by line.
 
 
 # The quantity that a price is for.
@@ -495,7 +495,7 @@ async def _price(desk: ConsoleShell, price_id: object) -> Row | None:
         return None
 
 
-# Budgets on pages: what is used of one, by whom most, and those that are of a tenant, a key or a user.
+# Budgets on pages: their use, the accounts with the highest use, and the budgets of a tenant, key or user.
 
 ACCOUNTS_SHOWN = 50
 SCREEN = SCREENS["budgets"]

@@ -33,9 +33,9 @@ from gateway.errors import Unprocessable
 if TYPE_CHECKING:
     from persistence.store import Store
 
-# What calls came to, for pages: by group over a whole span, and over time for a chart.
+# Sums of calls for pages: by group over a whole period, and over time for a chart.
 #
-# Everything is read by the report of usage (`Store.used`), which the Admin API answers with.
+# Everything is read by `Store.used`, as for the Admin API's usage report.
 
 MEASURES = ("cost", "tokens", "requests")
 TIMES_MAX = 1_000
@@ -164,10 +164,10 @@ def _groups_of(rows: Iterable[Row], groups: Sequence[str], measure: str, currenc
     return found
 
 
-# The explorer: use and cost over any time, grouped and narrowed by anything.
+# The explorer: use and cost over any time, with any groups and filters.
 #
-# The address says everything that is shown, so it can be sent to others. The table is made of the report of
-# usage; the chart is drawn from the table of times below it.
+# The address contains all choices, so it can be shared. The table shows the usage report; the chart is drawn
+# from the table of times below it.
 
 ROWS_MAX = 100
 RANGES = {
@@ -404,9 +404,9 @@ def _instant(text: str, days: int) -> str:
         return text
 
 
-# The gateway's numbers as they move: samples of the last minutes, and rates between them.
+# Live numbers of the gateways: samples of the last minutes, and rates between them.
 #
-# Samples are taken while somebody looks, and sparsely otherwise, so that a chart has a past.
+# Samples are taken often while somebody watches, and rarely otherwise, so that a chart has a past.
 
 Snapshot = Mapping[str, Any]
 

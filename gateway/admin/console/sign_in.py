@@ -94,11 +94,12 @@ def wanted_of(request: web.Request) -> str:
     return wanted if _LOCAL.fullmatch(wanted) else "/"
 
 
-# A sign-in that was begun in a browser and goes on at a provider: what its cookie holds, and proves.
+# A sign-in in progress at a provider: the contents of its cookie.
 #
-# The cookie alone has what a sign-in is made of, so that any keeper ends it. It is signed under the pepper,
-# over in minutes, and made for each. Its `state` and `nonce` are shown to others, its `verifier` to who
-# asked. A sign-out that goes on there has one of its own, and shows its `farewell`.
+# Only the cookie has the sign-in's seed, so any keeper can complete it. The cookie is signed with the pepper,
+# valid for minutes, and new for each sign-in. Its `state` and `nonce` go to the browser and the provider, its
+# `verifier` only to the provider's token endpoint. A sign-out at the provider has a cookie of its own, and
+# sends its `farewell`.
 
 BEGUN_S = 600
 SEED_BYTES = 32
@@ -171,10 +172,10 @@ def _encoded(data: bytes) -> str:
     return urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-# Signing in at a provider of identities: there, and back.
+# Signing in at an identity provider: the redirect to it, and the return.
 #
-# Who comes back is sent by another site, so the browser keeps the session's cookie to itself for that one
-# request, and all it is sent on to: the way back ends on a page of ours, which goes on by itself.
+# The return is a request from another site, so the browser withholds the session's cookie from it and from
+# its redirects. So it ends on a page of ours, which then opens the wanted page.
 
 COOKIE = "tollkeeper_signing"
 _CODE = re.compile(r"[ -~]{1,4096}", re.ASCII)
@@ -271,9 +272,9 @@ def _one(request: web.Request, name: str) -> str | None:
     return said[0] if said else None
 
 
-# Signing out: here first, then at the provider of identities.
+# Signing out: here first, then at the identity provider.
 #
-# A form may not lead to another site, so the answer to it is a page that goes on by itself.
+# A form may not redirect to another site, so its answer is a page that continues to the provider.
 
 SIGNED_OUT_COOKIE = "tollkeeper_leaving"
 HERE, THERE = "/sign-in?done=signed-out", "/sign-in?done=signed-out-there"

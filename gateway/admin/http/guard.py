@@ -25,9 +25,9 @@ from gateway.core.credentials import Failures
 from gateway.core.text import read_json
 from gateway.errors import TollkeeperError, Unauthorized
 
-# Counts the CPU that is spent for a request, wherever that is: in its own steps, in tasks, and in threads.
+# Counts the CPU time of a request: in its own steps, in tasks, and in threads.
 #
-# A step of a coroutine is timed by the clock of its thread, so nobody is charged what others did meanwhile.
+# A step of a coroutine is timed by its thread's CPU clock, so it does not include the work of others.
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def _count(meter: WorkMeter, began: float) -> None:
         meter.hour.cpu_s += time.thread_time() - began
 
 
-# Which path of the Admin API was probably meant, where nothing is served at the one that was asked.
+# A suggestion of the probable path, for a path that does not exist.
 
 # Longer paths are not compared, as nobody typed them.
 PATH_CHARS_MAX = 128
@@ -249,8 +249,7 @@ def _too_large(path: str) -> web.Response:
     return problem(413, "request_too_large", "The body is larger than is accepted here.", instance=path)
 
 
-# Files that are answered piece by piece: so many at once, and none that breaks off
-# looks whole.
+# Downloads in pieces: a limited number at once, and an interrupted one never looks complete.
 
 CSV = "text/csv; charset=utf-8"
 # Maxima for files of all kinds. Each uses a connection to PostgreSQL until its reader has all of it.

@@ -220,7 +220,7 @@ def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
     return found
 
 
-# Reading a request's JSON body without guessing, and checking it against a resource's fields.
+# Parses JSON bodies strictly, and validates them by a resource's models.
 
 ERRORS_MAX = 50
 # Maximum of values in a body, at any depth: each takes many times the memory of its JSON.
@@ -323,10 +323,10 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-# Reading a list's query string: limit, cursor, order, filters and a span of time.
+# Parses the query string of a list: limit, cursor, order, filters and period.
 #
-# A cursor names the last row seen, for one resource under one set of filters; it is opaque to
-# the caller and refused anywhere else.
+# A cursor contains the last row seen, for one resource under one set of filters; it is opaque to the caller
+# and refused for any other list.
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 1_000
@@ -475,9 +475,9 @@ def _whole(text: str, least: int, most: int) -> int:
     return int(text)
 
 
-# `Idempotency-Key`: what a caller claims with it, and that nothing else is asked under one.
+# `Idempotency-Key`: a caller claims a key for one request; a different request under this key is refused.
 #
-# The first answer itself is the store's to keep, in the transaction of the write.
+# The store keeps the first answer, in the transaction of the write.
 
 KEY_CHARS_MAX = 255
 KEY_PARAMETER: dict[str, Any] = {
@@ -520,7 +520,7 @@ async def checked(
         raise
 
 
-# Every error answer of the Admin API: RFC 9457 problem+json, made in one place.
+# All error answers of the Admin API: RFC 9457 problem+json, created in one place.
 
 CONTENT_TYPE = "application/problem+json"
 

@@ -26,9 +26,9 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.core.histograms import Histogram
 from gateway.errors import Overloaded, TollkeeperError, TooManyRequests
 
-# Bytes on the admin port that are no HTTP: counted, and logged seldom, without their content.
+# Bytes on the admin port that are not HTTP: counted, and logged rarely, without their content.
 #
-# aiohttp tells of each such head, with what it says, at the length its sender chose.
+# By default aiohttp logs each malformed head with its content, at any length.
 
 TOLD_EACH_S = 60.0
 Whose = int | None
@@ -238,7 +238,7 @@ class _Connection:
         self._inner.connection_lost(exc)
 
 
-# How many answers the admin port gave, and how long they took: kept by part, so that there are few.
+# The number and duration of the admin port's answers, by part of the port, so that there are few metrics.
 
 API, CONSOLE, OPERATIONS = "api", "console", "operations"
 _OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})

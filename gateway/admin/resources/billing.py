@@ -323,7 +323,7 @@ CHARGE_RESOURCES = (
 )
 
 
-# Amendments: part of a call's charge is taken back, or it is charged more, with a reason.
+# Amendments: a refund of a part of a call's charge, or a further charge, with a reason.
 
 MOVED = ("tokens", "credits", "units", "amount")
 
@@ -424,7 +424,7 @@ AMENDMENT_RESOURCES = (
 )
 
 
-# What organizations are taxed with, since which day of supply.
+# Tax rates of organizations, by the day of supply.
 
 TaxCategory = Literal["standard", "zero", "exempt", "reverse_charge", "outside_scope", "export"]
 

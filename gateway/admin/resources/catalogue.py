@@ -420,7 +420,7 @@ RESOURCES = (
 )
 
 
-# What models cost, by provider, name, kind of token and time; and what a call would cost.
+# Prices of models, by provider, name, kind of token and time; and quotes for calls.
 
 TOOLS_MAX = 100
 CONTEXT_TIERS_MAX = 20

@@ -173,7 +173,7 @@ RESOURCES = (
 )
 
 
-# Webhooks: receivers, and outcomes.
+# Webhooks: receivers and deliveries.
 
 Event: Any = Literal[EVENTS]
 STATES = ("pending", "delivered", "failed")

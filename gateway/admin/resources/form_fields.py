@@ -116,7 +116,8 @@ def words(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-# What people type, as the Admin API takes it. Text that cannot be read stays as typed: its field refuses it.
+# Conversion of typed texts to values of the Admin API. A text that cannot be parsed is passed on to be
+# refused.
 
 CHARS_MAX = 30
 # Separators, only between groups of three digits: 12,50 is refused, as some people mean 12.5.

@@ -240,7 +240,7 @@ RESOURCES = (
 )
 
 
-# Waiting decisions, made many at once.
+# Decisions on many dead letters or accounts at once.
 
 DECIDED_MAX, DECIDED_USUALLY = 500, 100
 DEAD_LETTERS = "dead_letters"
@@ -344,7 +344,7 @@ PROGRAMS_REPORT = ReportEndpoint(
 )
 
 
-# Configuration as files say it: what of the resources is written down, planned and applied.
+# Configuration in files: exported, planned and applied.
 
 SCHEMA = "/schema.json"
 DIGEST = "^[0-9a-f]{64}$"

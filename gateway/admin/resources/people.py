@@ -279,7 +279,7 @@ RESOURCES = (
 )
 
 
-# API keys and admin tokens: who may come in.
+# API keys and admin tokens: the credentials.
 
 # The fields that replace a secret for signed tokens.
 TOKENS = ("issuer", "subject")
@@ -443,7 +443,7 @@ ACCESS_RESOURCES = (
 )
 
 
-# The audit log: who changed what, and when; read only.
+# The audit log: who changed what, and when; read-only.
 
 ISSUER = "Which provider: two of them may name two people alike."
 IDENTITY = "Who that is at this provider for good: the claim `sub`."

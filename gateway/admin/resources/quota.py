@@ -504,7 +504,7 @@ RUN_RESOURCES = (
 )
 
 
-# Credit transactions and feature usage: what was used, read only.
+# Credit transactions and feature usage: the ledgers of use, read-only.
 
 FILTERS = filters(
     "organization_id feature_id request_id:uuid tenant_id user_id project_id:count content_id:count"

@@ -36,7 +36,7 @@ from gateway.core.accounts.administration import OPERATOR, READ, TEAM_ROLES, Row
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
-# Reports for finance: what is owed, deferred, earned and taxed, and entries for an accounting system.
+# Finance reports: amounts due, deferred, earned and taxed, and journal entries for an accounting system.
 
 MONTHS_MAX = 120
 _MONTH = re.compile(r"(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])", re.ASCII)

@@ -233,9 +233,9 @@ class Resource(Endpoint):
         return {name: self.fixed.get(name, "cannot be set here") for name in self.out.model_fields}
 
 
-# What people are asked, made of a resource's own model: each field, how it is labelled, what may be chosen.
+# Fields of forms, derived from a resource's model: name, label and choices.
 #
-# The model's JSON schema is the only source: forms and commands ask for exactly what the Admin API takes.
+# The model's JSON schema is the only source: forms and commands have exactly the fields of the Admin API.
 
 Json = Mapping[str, Any]  # JSON schema: any shape
 
@@ -331,7 +331,7 @@ def _text(value: object) -> str:
     return str(value)
 
 
-# Models that follow from the one a row is made by: of a change, and of an answer.
+# Models derived from the one that creates a row: for changes, and for answers.
 
 AS_CREATED: Mapping[str, object] = {}
 # The description of the field that marks current values.
@@ -417,7 +417,7 @@ def _absent() -> None:
     return None
 
 
-# Pages of a report: how many items of it, and where the page before ended.
+# Pages of a report: the number of items, and the end of the previous page.
 
 CURSOR_CHARS_MAX = 400
 

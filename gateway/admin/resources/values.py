@@ -339,7 +339,8 @@ SignedAmount = Annotated[
 ]
 
 
-# Users and models as calls name them. What no call can say is 422, as nothing would ever be of it.
+# Names of users and models in calls. A name that no call can have is refused (422), as it would have no
+# effect.
 
 EXTERNAL_ID_CHARS_MAX = 128
 ANY_ENDING = "*"
