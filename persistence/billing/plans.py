@@ -317,8 +317,7 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
     return turns, seqs
 
 
-# The token cycle of a moment, and the plan under which tokens were used then. One statement answers for the
-# moments of many tenants.
+# The token cycle of a moment, and the plan that was in force then. One statement answers for many tenants.
 
 # A tenant's id, and a moment at which the tenant used tokens.
 Use = tuple[int, datetime]
