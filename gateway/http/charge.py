@@ -7,6 +7,7 @@ exactly one `settle`; neither that nor `reserve` is ever interrupted, both are b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -99,13 +100,14 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_worker",
-        "budgets", "call", "caller", "claim", "decision", "due", "first_token", "meter", "prices", "room",
-        "service", "upstream_id", "user",
+        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
+        "_worker", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "meter", "prices",
+        "room", "service", "upstream_id", "user",
     )  # fmt: skip
 
     claim: CallClaim
     decision: Decision
+    _request: HoldRequest
 
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,
@@ -146,13 +148,9 @@ class AdmittedCall:
             caller, exchange.request_id, user, service, call, estimate, self.prices, budgets, routed.units,
             self._raises is not None, 1000 * HOLD_S_MAX if call.background else 0,
         )  # fmt: skip
-        self.claim = claim
-        exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
-        try:
-            decision = await ports.counters.reserve(request)
-        finally:
-            exchange.shielded, exchange.deadline = False, NEVER
-        check_admitted(decision, budgets, ports, caller)
+        self.claim, self._request = claim, request
+        request.ttl_ms = 0  # that of a job begins once it is stored
+        decision = await reserve_hold(exchange, request, budgets)
         self.decision, self.due = decision, True
         exchange.charge = self
         if self._raises is not None:
@@ -168,6 +166,11 @@ class AdmittedCall:
                 bind_output(call, bound, fields_allowed(worker, call, exchange.upstream_name))
             if claim.budget is not None and exchange.head.attribution.run is not None:
                 lower_task(call, claim.budget, decision)
+
+    async def outlast(self) -> None:
+        """Extend the life of the hold to that of a job; raise the `Refusal` of a limit that changed since."""
+        request = replace(self._request, raises=True, ttl_ms=1000 * HOLD_S_MAX)
+        await reserve_hold(self._exchange, request, self.budgets)
 
     def answered_by(self, number: int) -> None:
         """Set the price of the answering target, of this number, as the only price of the call."""
@@ -552,6 +555,18 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
             request.raw_tokens, request.raw_most = asks.raw_tokens, asks.raw_most
             request.raw_least = min(estimate.least, asks.raw_tokens)
     return claim, request
+
+
+async def reserve_hold(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
+    """Reserve all of a hold, or raise the `Refusal`; nothing interrupts this."""
+    worker = exchange.worker
+    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
+    try:
+        decision = await worker.ports.counters.reserve(request)
+    finally:
+        exchange.shielded, exchange.deadline = False, NEVER
+    check_admitted(decision, budgets, worker.ports, request.caller)
+    return decision
 
 
 def check_admitted(decision: Decision, budgets: CallBudgets | None, ports: Ports, caller: Caller) -> None:

@@ -83,13 +83,12 @@ from gateway.http.admission import (
     prices_of,
     run_policies,
 )
-from gateway.http.charge import AdmittedCall, check_admitted, hold_request
+from gateway.http.charge import AdmittedCall, hold_request, reserve_hold
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports
 from gateway.http.protocol.answer import refuses
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
-from gateway.http.tally import NEVER
 
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read in one turn of their organization.
@@ -146,7 +145,9 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
     job = _job_of(exchange, admitted, paths)
     try:
-        await jobs.open(job)  # before its upstream hears of it: a worker may end at any time
+        # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
+        await jobs.open(job)
+        await admitted.outlast()
     except BaseException:
         begin(jobs.drop(job))  # which may have been stored all the same
         raise
@@ -426,12 +427,12 @@ async def _taken(
     least = replace(request)
     if service.counts_tokens:  # each line reads a token at least
         least.need = least.ceiling = least.read = least.read_likely = len(lines)
-    await _reserved(exchange, least, budgets)
+    await reserve_hold(exchange, least, budgets)
     request.budgets, request.names = least.budgets, least.names
     try:
         likely, prices = await _add_lines(exchange, request, route, lines, prices, budgets)
-        request.raises, request.ttl_ms = True, 1000 * HOLD_S_MAX
-        decision = await _reserved(exchange, request, budgets)
+        request.raises = True
+        decision = await reserve_hold(exchange, request, budgets)
         keep_run(ports, caller, run)
     except BaseException:
         terms = UseTerms(caller, hold_id, user, service, NO_PRICES, request.names)
@@ -442,23 +443,13 @@ async def _taken(
     job.batches = BATCH_AT[exchange.routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
-        await jobs.open(job)  # before its upstream hears of it: a worker may end at any time
+        # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
+        await jobs.open(job)
+        await reserve_hold(exchange, replace(request, ttl_ms=1000 * HOLD_S_MAX), budgets)
     except Exception:
         begin(_given_back(ports, job, jobs))
         raise
     return job
-
-
-async def _reserved(exchange: Exchange, request: HoldRequest, budgets: CallBudgets | None) -> Decision:
-    """Reserve all of a hold, or raise the refusal; nothing interrupts this."""
-    worker = exchange.worker
-    exchange.shielded, exchange.deadline = True, worker.clock.now + worker.limits.counters_s
-    try:
-        decision = await worker.ports.counters.reserve(request)
-    finally:
-        exchange.shielded, exchange.deadline = False, NEVER
-    check_admitted(decision, budgets, worker.ports, request.caller)
-    return decision
 
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for

@@ -74,6 +74,7 @@ class Maker(Upstream):
     def __init__(self, seed: int, register: Callable[[str], Thing]) -> None:
         super().__init__(seed)
         self.register, self.resets = register, False
+        self.mark = f"{uuid4().hex[:8]}-"  # no two upstreams have an id in common
         self.things: dict[str, list[Thing]] = {}
         self.due: dict[str, float] = {}
         self.said: dict[str, dict[str, Any]] = {}
@@ -127,12 +128,12 @@ class Maker(Upstream):
         return (200, self._now(id_)) if id_ in self.said else (404, {})
 
     def _file(self, content: bytes) -> dict[str, Any]:
-        id_ = f"file-{len(self.files)}"
+        id_ = f"file-{self.mark}{len(self.files)}"
         self.files[id_] = content
         return {"id": id_, "object": "file", "bytes": len(content), "purpose": "batch", "status": "processed"}
 
     def _make(self, kind: str, asked: dict[str, Any]) -> dict[str, Any]:
-        id_ = f"{kind[:-1] if kind != 'batches' else 'batch'}_{len(self.said)}"
+        id_ = f"{kind[:-1] if kind != 'batches' else 'batch'}_{self.mark}{len(self.said)}"
         if kind == "batches":
             made = [self.register(kind) for _ in self.files[asked["input_file_id"]].splitlines()]
         else:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.calls.charge import ChargedUse
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.jobs import OPENING, RUNNING, BatchResult, Job
+from gateway.core.accounts.jobs import HOLD_S_MAX, JOB_S_MAX, OPENING, RUNNING, BatchResult, Job
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS
@@ -26,6 +26,7 @@ from gateway.core.calls.routes import (
 )
 from gateway.core.families import gemini, openai
 from gateway.core.model import Caller, Service
+from gateway.errors import CountersUnavailable
 from gateway.http.jobs import call_charge, line_charges
 from gateway.http.ports import JobsPort
 from gateway.http.server.buffers import FILES_EACH_MAX
@@ -397,9 +398,24 @@ async def test_lines_of_a_batch_are_judged_in_turns_of_their_organization(stage:
     job = await asked(stage, b"/v1/batches", said, {"id": "batch_1", "status": "validating"})
     assert job.lines == 300
     assert stage.plane.bodies.turns - turns > 5
-    least, whole = stage.counters.holds[-2:]
+    least, whole, lasting = stage.counters.holds[-3:]
     assert (least.need, least.raises, whole.raises) == (300, False, True)
     assert whole.request_id == least.request_id
+    assert lasting == replace(whole, ttl_ms=1000 * HOLD_S_MAX)
+
+
+async def test_no_hold_outlives_its_call_before_its_job_is_stored(stage: Stage) -> None:
+    has_lines(stage, 1)
+
+    async def fail(job: Job) -> None:
+        raise CountersUnavailable
+
+    jobs(stage).open = fail  # type: ignore[method-assign]  # as where a worker ends there
+    batch = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+    for path, said in ((b"/v1/videos", {"model": "draw", "prompt": "a"}), (b"/v1/batches", batch)):
+        got = await stage.ask(post(json.dumps(said).encode(), path))
+        assert (got.status, got.reason) == (503, "counters_unavailable")
+    assert max(hold.ttl_ms for hold in stage.counters.holds) < 1000 * JOB_S_MAX
 
 
 def has_lines(stage: Stage, count: int, last: object = "hi") -> None:
