@@ -7,6 +7,7 @@ clock. Nothing here knows who collects traces, or how they travel there.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -14,9 +15,15 @@ from typing import NamedTuple
 FIELD = b"traceparent"
 STATE_FIELD = b"tracestate"
 IDS_BYTES = 16 + 4 * 8
+# Of what the members of a `tracestate` may say, and how many there may be: W3C Trace Context, 3.3.1.
+STATE_CHARACTERS_MAX, STATE_MEMBERS_MAX = 512, 32
 SAMPLED, RANDOM = 1, 2
 
 _FIELD = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+# A vendor's key and its value, as W3C Trace Context, 3.3.1.3, spells them.
+_MEMBER = re.compile(
+    r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
 _NO_TRACE, _NO_SPAN = b"0" * 32, b"0" * 16
 # The beginning of the field as nearly everybody writes it, and the rest: two ids and flags.
 _USUAL_OPENINGS = frozenset(
@@ -33,11 +40,12 @@ Value = str | int | float | bool
 
 
 class Parent(NamedTuple):
-    """The span of the caller's that a request belongs to."""
+    """The span of the caller's that a request belongs to; `state` is its `tracestate`, empty for none."""
 
     trace_id: bytes
     span_id: bytes
     flags: int
+    state: str = ""
 
     @property
     def is_sampled(self) -> bool:
@@ -71,7 +79,8 @@ class Span:
 class Trace:
     """One request as its trace knows it: the ids of its spans, and what its steps have said so far.
 
-    `line` is the header line its upstream gets. A trace that is not `recorded` has no spans.
+    `line` is the header line its upstream gets, `state` the caller's `tracestate`. A trace that is not
+    `recorded` has no spans.
     `children` are the steps that are over, `facts` what they learned of the request as a whole.
     """
 
@@ -83,13 +92,14 @@ class Trace:
     settle_id: bytes
     recorded: bool
     line: bytes
+    state: str = ""
     children: list[Span] = field(default_factory=list)
     facts: dict[str, Value] = field(default_factory=dict)
 
 
-def read_parent(values: list[bytes]) -> Parent | None:
+def read_parent(values: list[bytes], states: Sequence[bytes] = ()) -> Parent | None:
     """Return the caller's span from the `traceparent` fields of a request; None unless there is one valid
-    field.
+    field. `states` are the request's `tracestate` fields.
 
     Source: W3C Trace Context, 3.2. A version above 00 may say more behind what is known.
     """
@@ -97,7 +107,21 @@ def read_parent(values: list[bytes]) -> Parent | None:
     if match is None:
         return None
     trace_id, span_id = bytes.fromhex(match[2].decode()), bytes.fromhex(match[3].decode())
-    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM))
+    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM), read_state(states))
+
+
+def read_state(values: Sequence[bytes]) -> str:
+    """Return the members of all `tracestate` fields as one; empty where one of them is malformed.
+
+    Of more than `STATE_CHARACTERS_MAX` whole members are left out at the end (W3C Trace Context, 3.3.1.5).
+    """
+    members = [one.strip(" \t") for one in b",".join(values).decode("latin-1").split(",")]
+    members = [one for one in members if one]
+    if len(members) > STATE_MEMBERS_MAX or not all(map(_MEMBER.fullmatch, members)):
+        return ""
+    while len(state := ",".join(members)) > STATE_CHARACTERS_MAX:
+        members.pop()
+    return state
 
 
 def read_trace_id(values: list[bytes]) -> str:
@@ -156,4 +180,5 @@ def begin_trace(parent: Parent | None, recorded: bool, ids: bytes) -> Trace:
     if recorded:
         flags |= SAMPLED
     line = b"traceparent: 00-%b-%b-%02x\r\n" % (trace_id.hex().encode(), passed_id.hex().encode(), flags)
-    return Trace(trace_id, parent_id, ids[16:24], ids[24:32], ids[32:40], ids[40:48], recorded, line)
+    state = "" if parent is None else parent.state
+    return Trace(trace_id, parent_id, ids[16:24], ids[24:32], ids[32:40], ids[40:48], recorded, line, state)

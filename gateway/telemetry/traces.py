@@ -32,10 +32,17 @@ from gateway.files import require_regular
 _STATUS_ERROR = b"\x7a\x02\x18\x02"  # field 15: a Status whose field 3, the code, is ERROR
 _REMOTE_PARENT = 0x300  # of the flags: whether the parent is remote is known, and it is
 _LOCAL_PARENT = 0x100
+# Of the semantic conventions that have all names of attributes here.
+SCHEMA_URL = b"https://opentelemetry.io/schemas/1.44.0"
 
 
-def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: bool = False) -> bytes:
-    """Return one span as a field of `ScopeSpans`. `ahead_s` is Unix time less the clock of its times."""
+def encoded_span(
+    trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: bool = False, state: str = ""
+) -> bytes:
+    """Return one span as a field of `ScopeSpans`. `ahead_s` is Unix time less the clock of its times.
+
+    `state` is the `tracestate` of its trace.
+    """
     attributes = dict(span.attributes)
     if span.error:
         attributes["error.type"] = span.error
@@ -43,6 +50,7 @@ def encoded_span(trace_id: bytes, span: Span, ahead_s: float, *, remote_parent: 
     content = b"".join((
         b"\x0a\x10", trace_id,
         b"\x12\x08", span.span_id,
+        _block(b"\x1a", state.encode("ascii")) if state else b"",
         b"\x22\x08" + span.parent_id if span.parent_id else b"",
         b"\x2a", varint(len(name)), name,
         b"\x30", varint(span.kind),
@@ -62,7 +70,9 @@ def encoded_resource(attributes: Mapping[str, Value]) -> bytes:
 def encoded_request(resource: bytes, scope: str, version: str, spans: Iterable[bytes]) -> bytes:
     """Return an `ExportTraceServiceRequest` of encoded spans under one encoded resource."""
     named = _block(b"\x0a", scope.encode()) + _block(b"\x12", version.encode())
-    return _block(b"\x0a", resource + _block(b"\x12", _block(b"\x0a", named) + b"".join(spans)))
+    schema = _block(b"\x1a", SCHEMA_URL)
+    of_scope = _block(b"\x12", _block(b"\x0a", named) + b"".join(spans) + schema)
+    return _block(b"\x0a", resource + of_scope + schema)
 
 
 def _pair(key: str, value: Value) -> bytes:
@@ -331,6 +341,7 @@ class Recorder:
                 span,
                 ahead_s,
                 remote_parent=bool(trace.parent_id) and span.span_id == trace.span_id,
+                state=trace.state,
             )
             for span in spans
         ])  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.traces import IDS_BYTES, Parent, begin_trace, read_parent, read_usual_line
+from gateway.core.traces import IDS_BYTES, Parent, begin_trace, read_parent, read_state, read_usual_line
 
 TRACE, SPAN = b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7"
 VALID = b"00-" + TRACE + b"-" + SPAN + b"-01"
@@ -87,3 +87,26 @@ def test_without_a_parent_a_trace_begins_here(recorded: bool, flags: bytes) -> N
 def test_whether_ids_are_random_is_passed_on() -> None:
     random = Parent(bytes(15) + b"\1", b"parent_.", 2)
     assert begin_trace(random, True, IDS).line.endswith(b"-03\r\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "state"),
+    [
+        ([b" vendor=1, foo=bar "], "vendor=1,foo=bar"),
+        ([b"a=1", b"tenant@vendor=x y,,b/c=~"], "a=1,tenant@vendor=x y,b/c=~"),
+        ([], ""),
+        ([b"a"], ""),
+        ([b"A=1"], ""),
+        ([b"a=1=2"], ""),
+        ([b"a=\xc3"], ""),
+        ([b"a=" + b"x" * 257], ""),
+        ([b",".join([b"a=1"] * 33)], ""),
+        ([b"a=" + b"x" * 250, b"b=" + b"y" * 250, b"c=" + b"z" * 250], f"a={'x' * 250},b={'y' * 250}"),
+    ],
+)
+def test_a_state_is_kept_by_whole_members(values: list[bytes], state: str) -> None:
+    """W3C Trace Context, 3.3.1."""
+    assert read_state(values) == state
+    trace = begin_trace(read_parent([VALID], values), True, IDS)
+    assert trace.state == state
+    assert begin_trace(None, True, IDS).state == ""

@@ -114,6 +114,8 @@ async def test_the_upstream_is_told_of_our_span_and_no_other(stage: Stage, spans
     own = named["upstream"].span_id.hex()
     assert received.all(b"traceparent") == [f"00-{TRACE_ID}-{own}-01".encode()]
     assert received.all(b"tracestate") == [b"a=1"]
+    [(trace, _)] = spans.ended
+    assert trace.state == "a=1"
 
 
 @pytest.mark.parametrize("fields", [b"traceparent: nonsense\r\n", PARENT_LINE + PARENT_LINE])

@@ -26,9 +26,9 @@ def span(**changes: object) -> Span:
     return Span(**{**whole, **changes})  # type: ignore[arg-type]  # as the test names them
 
 
-def one(written: Span, *, remote_parent: bool = False) -> Message:
+def one(written: Span, *, remote_parent: bool = False, state: str = "") -> Message:
     [message] = (
-        read(encoded_span(TRACE_ID, written, 1.0, remote_parent=remote_parent))
+        read(encoded_span(TRACE_ID, written, 1.0, remote_parent=remote_parent, state=state))
         .resource_spans[0]
         .scope_spans[0]
         .spans
@@ -52,6 +52,14 @@ def test_a_span_is_read_back_whole() -> None:
     assert attributes(message.attributes) == facts
     assert message.status.code == Status.STATUS_CODE_UNSET
     assert message.flags == 0x101
+
+
+def test_a_span_has_the_state_of_its_trace_and_names_what_its_words_mean() -> None:
+    assert one(span(), state="vendor=1,foo=bar").trace_state == "vendor=1,foo=bar"
+    [of_resource] = read(encoded_span(TRACE_ID, span(), 1.0)).resource_spans
+    [of_scope] = of_resource.scope_spans
+    assert of_scope.spans[0].trace_state == ""
+    assert of_resource.schema_url == of_scope.schema_url == "https://opentelemetry.io/schemas/1.44.0"
 
 
 def test_an_error_has_its_status_and_type() -> None:
