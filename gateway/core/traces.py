@@ -97,9 +97,9 @@ class Trace:
     facts: dict[str, Value] = field(default_factory=dict)
 
 
-def read_parent(values: list[bytes], states: Sequence[bytes] = ()) -> Parent | None:
+def read_parent(values: list[bytes], lines: Sequence[bytes] = ()) -> Parent | None:
     """Return the caller's span from the `traceparent` fields of a request; None unless there is one valid
-    field. `states` are the request's `tracestate` fields.
+    field. `lines` are header lines, in which its `tracestate` is found.
 
     Source: W3C Trace Context, 3.2. A version above 00 may say more behind what is known.
     """
@@ -107,7 +107,9 @@ def read_parent(values: list[bytes], states: Sequence[bytes] = ()) -> Parent | N
     if match is None:
         return None
     trace_id, span_id = bytes.fromhex(match[2].decode()), bytes.fromhex(match[3].decode())
-    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM), read_state(states))
+    fields = [line.partition(b":") for line in lines]
+    state = read_state([value for name, _, value in fields if name.lower() == STATE_FIELD])
+    return Parent(trace_id, span_id, int(match[4], 16) & (SAMPLED | RANDOM), state)
 
 
 def read_state(values: Sequence[bytes]) -> str:

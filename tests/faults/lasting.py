@@ -465,19 +465,16 @@ class Lasting:
         for kind, tenant in self.tenants.items():
             rows = self._rows(kind, tenant)
             things = {one.amount: one for one in self.things if one.kind == kind}
-            exact = Counter(amount for amount, _ in rows if amount in things)
-            rest = [(amount, estimated) for amount, estimated in rows if amount not in things]
+            # An estimate may come to what another thing used.
+            sure = [row for row in rows if row[0] in things and (kind == "holds" or not row[1])]
+            exact = Counter(amount for amount, _ in sure)
+            rest = [row for row in rows if row not in sure]
             wrong = [f"{amount} is charged {count} times" for amount, count in exact.items() if count > 1]
             wrong += [
                 f"{amount} is charged and was used by nothing" for amount, estimated in rest if not estimated
             ]
             missing = [one for one in things.values() if one.made and one.amount not in exact]
             wrong += [f"{one.amount} was told of and is not charged" for one in missing if one.certain]
-            if kind != "holds":
-                told = {one.amount for one in things.values() if one.certain}
-                wrong += [
-                    f"{amount} was told of and is estimated" for amount, e in rows if e and amount in told
-                ]
             if kind in ASYNC_KINDS and len(missing) > len(rest):
                 figures.broken.append(f"{kind}: {len(missing)} made and not charged, {len(rest)} estimated")
             figures.broken += [f"{kind}: {one}" for one in wrong]

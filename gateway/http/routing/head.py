@@ -715,12 +715,7 @@ class HeadReader:
             reading.rest = b""
         values = [line.partition(b":")[2] for line in reading.traces]
         if self._traced:
-            states = [
-                value
-                for name, _, value in (line.partition(b":") for line in reading.passing)
-                if name.lower() == STATE_FIELD
-            ]
-            call.parent = read_parent(values, states)
+            call.parent = read_parent(values, reading.passing)
             # Without a valid span its state means nothing.
             taken = (FIELD,) if call.parent is not None else (FIELD, STATE_FIELD)
             reading.passing = [

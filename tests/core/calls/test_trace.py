@@ -107,6 +107,7 @@ def test_whether_ids_are_random_is_passed_on() -> None:
 def test_a_state_is_kept_by_whole_members(values: list[bytes], state: str) -> None:
     """W3C Trace Context, 3.3.1."""
     assert read_state(values) == state
-    trace = begin_trace(read_parent([VALID], values), True, IDS)
+    lines = [b"TraceState:" + value for value in values]
+    trace = begin_trace(read_parent([VALID], [b"accept: a=1", *lines]), True, IDS)
     assert trace.state == state
     assert begin_trace(None, True, IDS).state == ""
