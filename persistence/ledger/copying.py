@@ -130,7 +130,7 @@ ON CONFLICT (day) DO UPDATE SET since = excluded.since WHERE c.since > excluded.
 
 
 def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry]) -> None:
-    """Store the days on which rows are earlier than the time in their request's id."""
+    """Store the days of request ids that have rows earlier than the time in the id."""
     some, told = list[OutboxEntry](), list[OutboxEntry]()
     for event in events:
         (some if says_when(event.source) else told).append(event)

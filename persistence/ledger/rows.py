@@ -273,7 +273,7 @@ def _posting_kind(metadata: bytes) -> str:
 
 
 def metadata_in(metadata: bytes) -> dict[str, object]:
-    """Parse metadata as a JSON object; return an empty one if it is not one."""
+    """Parse metadata as a JSON object; return an empty object if the metadata is something else."""
     try:
         facts = json.loads(metadata)
     except (ValueError, RecursionError):

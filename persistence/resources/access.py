@@ -411,7 +411,7 @@ GIVEN_UP = "0" * 40
 def claim_subject(
     change: EntityWrite, table: Table, noun: str, in_use: ColumnElement[bool] | None = None
 ) -> None:
-    """Check and claim the subject of a signed token that a new credential stands for.
+    """Claim the subject of signed tokens for a new credential that is used by such tokens.
 
     Raise `Forbidden` for a caller of one organization, `Conflict` if another credential has the subject. A
     revoked credential releases the subject, an expired one does not, since its end may be moved. Rows that

@@ -184,7 +184,10 @@ class Quarantines:
 
 
 def release(change: EntityWrite) -> Row:
-    """Release a quarantined account and those waiting for it (`/release`); `accept` sets entries aside."""
+    """Release a quarantined account and those waiting for it (`/release`).
+
+    With `accept`, a gap is stored as lost movements, and a contradiction sets the entries aside.
+    """
     row = lock(change)
     if row["released_at"] is not None:
         raise Conflict(f"It was released at {row['released_at']}.")
