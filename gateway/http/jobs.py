@@ -93,8 +93,9 @@ from gateway.http.server.exchange import Exchange
 _JSON: Final = [(b"content-type", b"application/json")]
 # Bytes of lines that are read in one turn of their organization.
 _AT_ONCE: Final = 32 << 10
-# The life of the first, smallest hold of a batch, until all its lines are read.
-_READ_MS_MAX: Final = 900_000
+# The life of the first, smallest hold of a batch, and how often it is renewed while lines are read.
+_READ_MS: Final = 60_000
+_RENEWED_S: Final = 15.0
 # Members of a response that are told before it is charged, and the statuses of one that made something.
 _OF_RUNNING: Final = ("id", "object", "status", "created_at", "model", "background")
 _MADE: Final = frozenset({"completed", "incomplete", "failed"})
@@ -421,7 +422,7 @@ async def _taken(
     budgets = ports.directory.budgets(caller, service.id, attribution, first, run=run)
     prices = prices_of(ports, caller, service, first, budgets)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=exchange.request_id)
-    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=_READ_MS_MAX, whole=True)
+    request = HoldRequest(caller, hold_id, user, service, 0, 0, 0, 0, ttl_ms=_READ_MS, whole=True)
     if budgets is not None:
         request.budgets, request.names = budgets.accounts, budgets.names
     least = replace(request)
@@ -430,7 +431,8 @@ async def _taken(
     await reserve_hold(exchange, least, budgets)
     request.budgets, request.names = least.budgets, least.names
     try:
-        likely, prices = await _add_lines(exchange, request, route, lines, prices, budgets)
+        renewed = replace(least, raises=True)
+        likely, prices = await _add_lines(exchange, request, renewed, route, lines, prices, budgets)
         request.raises = True
         decision = await reserve_hold(exchange, request, budgets)
         keep_run(ports, caller, run)
@@ -453,17 +455,19 @@ async def _taken(
 
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
-    exchange: Exchange, request: HoldRequest, route: Route, lines: list[BatchLine], prices: CallPrices,
-    budgets: CallBudgets | None,
+    exchange: Exchange, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
+    prices: CallPrices, budgets: CallBudgets | None,
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Extend a hold by each line of a batch, in pieces that take turns within its organization.
 
-    Return the likely cost of the lines in nano-units, and the prices of the last one.
+    Meanwhile `renewed` keeps the smallest hold alive. Return the likely cost of the lines in nano-units, and
+    the prices of the last one.
     """
     worker, caller, service = exchange.worker, request.caller, request.service
     ports, attribution, params = worker.ports, exchange.head.attribution, exchange.routed.params
     upstream = exchange.routed.upstream
     likely, models, prices, number = 0, prices.named, at_batch_prices(prices), 0
+    due_s = ports.seconds() + _RENEWED_S
     for piece in _pieces(lines):
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, params)
         calls = await worker.bodies.read(caller.organization_id, read)
@@ -484,6 +488,9 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             know_upstreams(worker, one, None, upstream)
             likely += _add(ports, request, one, prices, budgets)
         await worker.bodies.rest(ports.seconds() - began_s)
+        if ports.seconds() > due_s:
+            due_s += _RENEWED_S
+            await reserve_hold(exchange, renewed, budgets)
     return likely, prices
 
 

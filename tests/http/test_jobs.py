@@ -391,6 +391,19 @@ async def test_files_that_are_read_slowly_cost_nobody_a_call(stage: Stage) -> No
     assert (files._bytes.used, files._count.used) == (0, 0)
 
 
+async def test_the_first_hold_of_a_batch_is_renewed_while_lines_are_read(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.http.jobs._RENEWED_S", 0.0)
+    has_lines(stage, 300)
+    said = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+    await asked(stage, b"/v1/batches", said, {"id": "batch_1", "status": "validating"})
+    least, *renewed, whole, _ = stage.counters.holds
+    assert renewed
+    assert all(hold == replace(least, raises=True) for hold in renewed)
+    assert (whole.raises, whole.need > least.need) == (True, True)
+
+
 async def test_lines_of_a_batch_are_judged_in_turns_of_their_organization(stage: Stage) -> None:
     has_lines(stage, 300)
     turns = stage.plane.bodies.turns
