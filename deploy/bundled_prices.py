@@ -147,9 +147,25 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
 
 
 def _has_prices(row: Row, more: Row) -> bool:
-    """Return whether `row`, of the model's maker, has all prices that the second table states in `more`."""
+    """Return whether `row`, of the model's maker, has all prices that the second table states in `more`.
+
+    A tier of the seller's may cost less than the maker's, or as much but for rounding. Its prices of long
+    calls are not compared: Azure answers those by the usual tier (learn.microsoft.com, priority processing).
+    """
+    tiers, theirs = row.get("service_tiers", {}), more.get("service_tiers", {})
     same = all(row.get(kind) == price for kind, price in _rename_kinds(more).items() if kind in KINDS)
-    return same and more.get("service_tiers", {}).keys() <= row.get("service_tiers", {}).keys()
+    return same and all(tier in tiers and _covers(row, tiers[tier], of) for tier, of in theirs.items())
+
+
+def _covers(row: Row, tier: str | Row, of: Row) -> bool:
+    """Return whether a tier of a row, a factor or a table, costs no less than the table `of` another list."""
+    usual = {kind: Decimal(row[kind]) for kind in KINDS if kind in row}
+    if isinstance(tier, str):
+        ours = {kind: price * Decimal(tier) for kind, price in usual.items()}
+    else:
+        ours = usual | {kind: Decimal(tier[kind]) for kind in usual if kind in tier}
+    theirs = {kind: Decimal(price) for kind, price in _rename_kinds(of).items() if kind in ours}
+    return all(price - ours[kind] <= price_differences.HALF_CENT for kind, price in theirs.items())
 
 
 def written(bundle: Bundle) -> str:
@@ -286,10 +302,13 @@ def _find_second(provider: str, name: str) -> Row:
     return rows[max(ends)] if ends else {}
 
 
+_OF_GOOGLE = ("gemini", "gemma")  # what else it sells reads no sound
+
+
 def _complete_google(name: str, row: dict[str, Any]) -> Row:
     """Add Google's rules to a row: audio costs as much as text unless priced; how searches count."""
     tables = [one for one in row.get("service_tiers", {}).values() if isinstance(one, dict)]
-    if "audio_input" not in row:
+    if "audio_input" not in row and any(own in name for own in _OF_GOOGLE):
         for one in (row, *tables):
             for level in (one, *one.get("context_tiers", ())):
                 if "input" in level:

@@ -22,7 +22,7 @@ FILE: Final = Path(__file__).with_name("price-differences.md")
 # When both sources were read: the prices in force at this time are compared.
 AS_OF: Final = datetime(2026, 11, 28, tzinfo=UTC)
 # A price of a cent a million tokens, rounded.
-_HALF_CENT: Final = Decimal("0.005")
+HALF_CENT: Final = Decimal("0.005")
 _TENTH_MORE: Final = Decimal("1.1")
 
 
@@ -199,7 +199,7 @@ def _reason(provider: str, name: str, first: Decimal, second: Decimal) -> str:
         return "place"
     if (provider, second) == ("azure", first * _TENTH_MORE):
         return "zone"
-    return "rounded" if abs(first - second) <= _HALF_CENT else "dearer"
+    return "rounded" if abs(first - second) <= HALF_CENT else "dearer"
 
 
 def _in_force(bundle: Bundle) -> Mapping[tuple[str, str, str], Row]:

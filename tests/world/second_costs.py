@@ -1,8 +1,11 @@
 """Cost reports of usage by litellm's own code and table, and write what they cost as facts for a test.
 
     PYTHON_WITH_LITELLM -m tests.world.second_costs SEED > tests/run/second_costs.txt
+    PYTHON_WITH_LITELLM -m tests.world.second_costs < tests/run/usage_reports.txt
 
-Reports are drawn over all names, tiers and kinds that its table prices. Nothing that charges calls is loaded.
+Reports are drawn over all names, tiers and kinds that its table prices. Without a seed it reads reports, and
+writes these with its own cost in the place of the last but one column: `-` of a name that it does not know.
+Nothing that charges calls is loaded.
 """
 
 from __future__ import annotations
@@ -59,6 +62,23 @@ def main(seed: str) -> None:
             sys.stdout.write(f"{' | '.join(line)} | {counts} | {cost}\n")
 
 
+def price_again() -> None:
+    """Write the reports of the input with what the library's code says that they cost."""
+    names = {
+        (_provider(said), spell(_provider(said), name)): name
+        for name, said in sorted(litellm.model_cost.items(), key=lambda one: -len(one[0]))
+    }
+    for line in sys.stdin.read().splitlines():
+        parts = line.split(" | ")
+        if not line.startswith("#"):
+            provider, spelled, tier, used, *_ = map(str.strip, parts)
+            name = names.get((provider, spelled))
+            counted = {kind: int(count) for kind, count in (one.split("=") for one in used.split())}
+            counted["input"] -= counted.get("audio_input", 0)
+            parts[-2] = "-" if name is None else str(_cost(name, litellm.model_cost[name], counted, tier, {}))
+        sys.stdout.write(" | ".join(parts) + "\n")
+
+
 def _is_priced(name: str, said: Mapping[str, Any]) -> bool:
     provider = _provider(said)
     tokens = said.get("mode") in {"chat", "responses", "embedding"} and said.get("input_cost_per_token")
@@ -89,7 +109,7 @@ def _used(draw: random.Random, said: Mapping[str, Any], tier: str) -> Iterator[t
 
 
 def _cost(name: str, said: Mapping[str, Any], used: dict[str, int], tier: str, place: dict[str, str]) -> int:
-    of = {kind: used.get(kind, 0) for kind in KINDS}
+    of = {kind: used.get(kind, 0) for kind in (*KINDS, "audio_output")}
     if of["audio_input"]:
         used["input"] = of["input"] = of["input"] + of["audio_input"]  # a part of it
     read = of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"]
@@ -108,7 +128,11 @@ def _cost(name: str, said: Mapping[str, Any], used: dict[str, int], tier: str, p
                 "ephemeral_1h_input_tokens": of["cache_write_1h"],
             },
         },
-        completion_tokens_details={"reasoning_tokens": of["reasoning"]},
+        completion_tokens_details={
+            "reasoning_tokens": of["reasoning"],
+            "audio_tokens": of["audio_output"],
+            "text_tokens": of["output"] - of["audio_output"],
+        },
         cache_read_input_tokens=of["cache_read"],
         cache_creation_input_tokens=written,
     )
@@ -122,4 +146,4 @@ def _cost(name: str, said: Mapping[str, Any], used: dict[str, int], tier: str, p
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if sys.argv[1:] else price_again()
